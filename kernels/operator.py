@@ -1,0 +1,173 @@
+"""The public operator: checks its input, then hands it to the backend that fits.
+
+Nothing here imports a framework, so that ``import kernels`` stays cheap; an array's own framework is
+necessarily loaded already, and ``sys.modules`` tells which one it is.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+Array = TypeVar("Array")  # torch.Tensor today; jax.Array takes the same path once it has a backend
+
+BACKENDS = ("auto", "reference")
+MAX_SPATIAL_AXES = 3
+
+
+def criss_cross_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    axes: Sequence[int] | None = None,
+    scale: float = 1.0,
+    channel_axis: int = 1,
+    backend: str = "auto",
+) -> Array:
+    """Attend from every position to the positions that share all but one of its coordinates.
+
+        out[u] = sum_j softmax_j(scale * query[u] . key[j]) value[j],
+        j in {u} and every position that differs from u along exactly one of ``axes``
+
+    One softmax runs over all these keys together, and u itself is one key, not one per axis: H + W - 1 keys
+    in 2D, T + H + W - 2 in 3D. Scores are not divided by sqrt(D), as in the paper. One call reaches a row and
+    a column; two calls in a row (R = 2) connect every pair of positions.
+
+    Args:
+        query: (N, D, *S), with one to three spatial axes S. float32, float64, float16 or bfloat16.
+        key: like ``query``.
+        value: (N, C, *S), same dtype and device.
+        axes: indices into S of the lines to attend along; all of them by default. ``axes=(1,)`` on (H, W) is
+            attention within rows, ``axes=(0,)`` within columns.
+        scale: factor on the scores.
+        channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three.
+        backend: "reference" is the formula in plain tensor code; "auto" takes the fastest one there is.
+
+    Returns:
+        like ``value``. Softmax and sums run in float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together, an unknown axis or backend.
+
+    Cost: 2 (D + C) multiply-adds per position and key; the reference keeps the (N, *S, number of keys)
+    attention for the backward pass, never an N x N map.
+
+    Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2 (without the residual), and
+    section 3.5 for three axes.
+
+    Example:
+        >>> query, key = torch.randn(2, 1, 8, 12, 9).unbind(0)
+        >>> criss_cross_attention(query, key, torch.randn(1, 64, 12, 9)).shape
+        torch.Size([1, 64, 12, 9])
+    """
+    spatial = _check_inputs({"query": query, "key": key, "value": value}, channel_axis)
+    axes = _check_axes(axes, spatial)
+    return _backend(backend, query).criss_cross_attention(query, key, value, axes, scale, channel_axis)
+
+
+def criss_cross_weights(
+    query: Array,
+    key: Array,
+    position: Sequence[int],
+    *,
+    recurrence: int = 1,
+    axes: Sequence[int] | None = None,
+    scale: float = 1.0,
+    channel_axis: int = 1,
+    backend: str = "auto",
+) -> Array:
+    """Say how much every position of the image contributes to one of them, after R loops.
+
+        weights = row ``position`` of A^R,   A the (positions x positions) attention of one loop
+
+    A itself is never built: the row is carried through the lines, R times. R = 1 is a cross, R = 2 covers
+    the image (the paper's Fig. 7).
+
+    Args:
+        query: (N, D, *S), as for :func:`criss_cross_attention`.
+        key: like ``query``.
+        position: one index per spatial axis.
+        recurrence: R, at least 1; every loop uses the same query and key.
+        axes, scale, channel_axis, backend: as for :func:`criss_cross_attention`.
+
+    Returns:
+        (N, *S) weights, non-negative, summing to 1 per image; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: as :func:`criss_cross_attention`, or a position outside the image, or R < 1.
+    """
+    spatial = _check_inputs({"query": query, "key": key}, channel_axis)
+    axes = _check_axes(axes, spatial)
+    position = tuple(position)
+    if len(position) != len(spatial) or not all(0 <= p < s for p, s in zip(position, spatial, strict=True)):
+        raise ValueError(f"position {position} is outside the image: give one index per axis of {spatial}")
+    if recurrence < 1:
+        raise ValueError(f"recurrence is {recurrence}: give the number of loops, 1 or more")
+    module = _backend(backend, query)
+    return module.criss_cross_weights(query, key, position, recurrence, axes, scale, channel_axis)
+
+
+def _backend(name: str, array: Any) -> Any:
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}")
+    if not _is_torch(array):
+        raise ValueError(f"got a {type(array).__module__}.{type(array).__name__}: give torch tensors")
+    from . import reference
+
+    return reference
+
+
+def _is_torch(array: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _check_inputs(arrays: dict[str, Any], channel_axis: int) -> tuple[int, ...]:
+    """Return the spatial sizes S; raise if the arrays do not fit together."""
+    if channel_axis not in (1, -1):
+        raise ValueError(f"channel_axis is {channel_axis}: give 1 for (N, C, *S) or -1 for (N, *S, C)")
+    layout = "(N, C, *S)" if channel_axis == 1 else "(N, *S, C)"
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+    query = shapes["query"]
+    if not 1 <= len(query) - 2 <= MAX_SPATIAL_AXES:
+        raise ValueError(f"expected {layout} with one to three spatial axes S, got {got}")
+    if shapes["key"] != query:
+        raise ValueError(f"query and key must have the same shape, got {got}")
+    batch_and_space = _without_channels(query, channel_axis)
+    if len(shapes.get("value", query)) != len(query) or any(
+        _without_channels(shape, channel_axis) != batch_and_space for shape in shapes.values()
+    ):
+        raise ValueError(f"query, key and value must agree in N and S of {layout}, got {got}")
+    if 0 in batch_and_space[1:] or query[channel_axis] == 0:
+        raise ValueError(f"channels and spatial sizes must be at least 1, got {got}")
+
+    dtypes = {name: str(array.dtype).removeprefix("torch.") for name, array in arrays.items()}
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise ValueError(f"query, key and value must have one dtype, got {listed}: cast them first")
+    if not {"float16", "bfloat16", "float32", "float64"} & set(dtypes.values()):
+        raise ValueError(f"expected a floating-point dtype, got {dtypes['query']}")
+    devices = {name: str(getattr(array, "device", "")) for name, array in arrays.items()}
+    if len(set(devices.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"query, key and value must be on one device, got {listed}: move them first")
+    return batch_and_space[1:]
+
+
+def _without_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[int, ...]:
+    return shape[:1] + shape[2:] if channel_axis == 1 else shape[:-1]
+
+
+def _check_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    if axes is None:
+        return tuple(range(len(spatial)))
+    known = range(len(spatial))
+    axes = tuple(axes)
+    if not axes or any(axis not in known for axis in axes) or len(set(axes)) < len(axes):
+        raise ValueError(
+            f"axes {axes} do not fit {len(spatial)} spatial axes {spatial}: "
+            f"give different ones out of {tuple(known)}, which count the spatial axes alone"
+        )
+    return tuple(sorted(axes))
