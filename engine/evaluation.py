@@ -1,0 +1,55 @@
+"""Scores of a network on a data set."""
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from engine.metrics import ConfusionMatrix, Scores
+
+
+class Evaluation(NamedTuple):
+    """Scores, how fast they came, and the first few samples for a picture: (image, labels, prediction)."""
+
+    scores: Scores
+    images_per_s: float
+    samples: list[tuple[Tensor, Tensor, Tensor]]
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor, *, bf16: bool = False) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] -> class indices (N, H, W), the whole image in one pass."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        return model(images)["out"].argmax(dim=1)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    bf16: bool = False,
+    num_workers: int = 0,
+    keep_samples: int = 0,
+) -> Evaluation:
+    """Evaluate ``model`` on every image of ``dataset`` at the image's own size, one image at a time.
+
+    One at a time, because pictures differ in size, and so that a figure never depends on a batch size.
+    """
+    was_training = model.training
+    model.eval()
+    confusion = ConfusionMatrix(len(dataset.classes), ignore_index=dataset.ignore_index, device=device)
+    loader = DataLoader(dataset, batch_size=1, num_workers=num_workers, pin_memory=device.type == "cuda")
+    samples = []
+    start = time.perf_counter()
+    for image, labels in tqdm(loader, desc="validate", leave=False, dynamic_ncols=True):
+        prediction = predict(model, image.to(device, non_blocking=True), bf16=bf16)
+        confusion.update(prediction, labels.to(device, non_blocking=True))
+        if len(samples) < keep_samples:
+            samples.append((image[0], labels[0], prediction[0].cpu()))
+    scores = confusion.scores()
+    model.train(was_training)
+    return Evaluation(scores, len(dataset) / (time.perf_counter() - start), samples)
