@@ -198,7 +198,7 @@ def _save(folder: Path, state: TrainingState, result: Evaluation, config: dict, 
 def _wandb(config: DictConfig, resolved: dict, folder: Path, run_id: str | None) -> functools.partial | None:
     if config.logger._target_ is None:
         return None
-    return instantiate(config.logger, name=folder.name, config=resolved, run_id=run_id)
+    return functools.partial(instantiate(config.logger), name=folder.name, config=resolved, run_id=run_id)
 
 
 def _check_crop(config: DictConfig) -> None:

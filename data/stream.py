@@ -70,6 +70,7 @@ def train_loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # else every new loader draws from the generator that dropout uses
     )
 
 

@@ -42,8 +42,8 @@ class Beacons(Dataset):
         split: str,
         transform,
         length: int,
-        size: int = 128,
-        shapes: int = 14,
+        size: int = 121,
+        shapes: int = 9,
         beacon: int = 17,
         seed: int = 0,
     ):
@@ -84,26 +84,27 @@ def _draw(rng, *, size: int, shapes: int, beacon: int, colours) -> tuple[np.ndar
     colour = int(rng.integers(len(colours)))
 
     for _ in range(shapes):
-        radius = rng.uniform(0.05, 0.09) * size
-        window, mask = _shape(rng, size, rng.uniform(0, size, 2), radius, kind=int(rng.integers(3)))
+        radius = rng.uniform(0.09, 0.15) * size
+        window, mask = _shape(rng, size, rng.uniform(0, size, 2), radius, square=rng.random() < 0.5)
         image[window][mask] = rng.uniform(185, 235) + rng.normal(0, 6, (mask.sum(), 1))
         label[window][mask] = 1 + colour
 
-    window, mask = _shape(rng, size, rng.uniform(beacon / 2, size - beacon / 2, 2), beacon / 2, kind=0)
+    window, mask = _shape(rng, size, rng.uniform(beacon / 2, size - beacon / 2, 2), beacon / 2, square=False)
     image[window][mask] = np.array(colours[colour]) + rng.normal(0, 6, (mask.sum(), 3))
     label[window][mask] = 0
     return image.clip(0, 255).astype(np.uint8), label
 
 
-def _shape(rng, size: int, centre: np.ndarray, radius: float, *, kind: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """A window of the image and the mask in it of a disc (0), a turned square (1) or a turned triangle (2)."""
+def _shape(
+    rng, size: int, centre: np.ndarray, radius: float, *, square: bool
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """A window of the image and the mask in it of a disc, or of a square turned at random."""
     low = np.maximum(np.floor(centre - radius), 0).astype(int)
     high = np.minimum(np.ceil(centre + radius), size).astype(int)
     window = tuple(slice(*ends) for ends in zip(low, high, strict=True))
     y, x = np.mgrid[window] + 0.5 - centre[:, None, None]
-    if kind == 0:
+    if not square:
         return window, x**2 + y**2 <= radius**2
-    corners = {1: 4, 2: 3}[kind]
-    normals = rng.uniform(0, 2 * math.pi) + 2 * math.pi * np.arange(corners) / corners
-    inner = radius * math.cos(math.pi / corners)
-    return window, np.all([x * np.cos(turn) + y * np.sin(turn) <= inner for turn in normals], axis=0)
+    turn, half = rng.uniform(0, math.pi / 2), radius / math.sqrt(2)
+    along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
+    return window, np.maximum(abs(along), abs(across)) <= half

@@ -42,7 +42,13 @@ def evaluate(
     was_training = model.training
     model.eval()
     confusion = ConfusionMatrix(len(dataset.classes), ignore_index=dataset.ignore_index, device=device)
-    loader = DataLoader(dataset, batch_size=1, num_workers=num_workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        dataset,
+        batch_size=1,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else a validation would move the generator that dropout uses
+    )
     samples = []
     start = time.perf_counter()
     for image, labels in tqdm(loader, desc="validate", leave=False, dynamic_ncols=True):
