@@ -63,12 +63,13 @@ def main(config: DictConfig) -> float:
 
 
 def _dataset_config(config: DictConfig, saved: Checkpoint) -> DictConfig:
-    """The data set named on the command line, or else the checkpoint's with the settings given there."""
-    given = HydraConfig.get().overrides.task
-    if any(part.startswith("dataset=") for part in given):
+    """The data set named on the command line, or else the checkpoint's own."""
+    if any(part.startswith("dataset=") for part in HydraConfig.get().overrides.task):
         return config.dataset
-    settings = [part.removeprefix("dataset.") for part in given if part.startswith("dataset.")]
-    return OmegaConf.merge(saved.config["dataset"], OmegaConf.from_dotlist(settings))
+    own = OmegaConf.create(saved.config["dataset"])
+    if config.root is not None:
+        own.root = config.root
+    return own
 
 
 def _few(names: list[str]) -> str:

@@ -231,6 +231,7 @@ def _report(folder: Path, state: TrainingState, seconds: float) -> None:
     write_result(
         folder,
         {
+            "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
             "mIoU": 100 * scores.miou,
             "pixel_acc": 100 * scores.pixel_accuracy,
             "mean_acc": 100 * scores.mean_accuracy,

@@ -8,6 +8,7 @@ while writing keeps the file it had.
 
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,10 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except OSError:
         raise
+    except pickle.UnpicklingError as error:  # torch's own text suggests to load it all the same
+        raise ValueError(
+            f"{path} is not a checkpoint of this project: it holds more than tensors and values"
+        ) from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, EOFError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
 

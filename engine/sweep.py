@@ -27,9 +27,16 @@ class SweepReport(Callback):
         results = sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime)
         if not results:
             return
-        runs = [(str(path.parent.relative_to(folder)), json.loads(path.read_text())) for path in results]
-        rows = [[name, *(run[column] for column in _COLUMNS)] for name, run in runs]
+        runs = [json.loads(path.read_text()) for path in results]
+        names = _what_differs([run["overrides"] for run in runs])
+        rows = [[name, *(run[column] for column in _COLUMNS)] for name, run in zip(names, runs, strict=True)]
         write_csv(folder / "sweep.csv", ("run", *_COLUMNS), rows)
-        figures.save_comparison(folder / "sweep.png", [name for name, _ in runs], [run["mIoU"] for _, run in runs])
+        figures.save_comparison(folder / "sweep.png", names, [run["mIoU"] for run in runs])
         print(f"\n{text_table(('run', *_COLUMNS), rows)}\n\ntable    {folder / 'sweep.csv'}")
         print(f"picture  {folder / 'sweep.png'}")
+
+
+def _what_differs(overrides: list[list[str]]) -> list[str]:
+    """Name each run by the overrides that not all runs share."""
+    shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
+    return [" ".join(part for part in own if part not in shared) for own in overrides]

@@ -61,7 +61,11 @@ class ScalarFile:
         self.rows: list[dict[str, float]] = []
         if path.exists() and keep_until:
             with open(path, newline="") as file:
-                read = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+                number = {"iteration": int}
+                read = [
+                    {key: number.get(key, float)(value) for key, value in row.items() if value}
+                    for row in csv.DictReader(file)
+                ]
             self.rows = [row for row in read if row["iteration"] <= keep_until]
         if self.rows:
             self._write_all()
