@@ -25,10 +25,11 @@ def main(config: DictConfig) -> None:
     """Write masks and overlays of every picture of ``input`` into ``output``."""
     saved = checkpoint.load(checkpoint.find(config.checkpoint))
     paths = _pictures(Path(config.input).expanduser())
+    output = Path(config.output).expanduser()
+    if output.resolve() == paths[0].parent.resolve():
+        raise ValueError(f"output={output} is the folder of the input, whose pictures a mask could overwrite")
     device = choose_device(config.device)
     model = checkpoint.network(saved).to(device)
-
-    output = Path(config.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="predict", dynamic_ncols=True):
         picture = read_image(path)

@@ -54,6 +54,8 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     """Train as ``config`` says, from the start or from ``saved``; everything is written into ``folder``."""
     seed_everything(config.seed)
     device = choose_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
     train_set = build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = build_dataset(config.dataset, "val", eval_transform())
     config.num_classes = len(train_set.classes)

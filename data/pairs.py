@@ -78,17 +78,17 @@ def read_label(path: Path, lookup: np.ndarray) -> Tensor:
         raise ValueError(
             f"{path} is a colour picture (mode {picture.mode}): a label image holds one class number per pixel"
         )
-    raw = np.array(picture)
-    values = np.unique(raw)
-    bad = [value for value in values.tolist() if not (0 <= value < len(lookup) and lookup[value] >= 0)]
-    if bad:
-        valid = np.flatnonzero(lookup >= 0)
-        listed = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise ValueError(
-            f"{path} holds the label value {listed}, outside the {len(valid)} values of this dataset "
-            f"({_ranges(valid)}): correct the file, or the dataset's class list"
-        )
-    return torch.from_numpy(lookup[raw.astype(np.int64)])
+    raw = np.array(picture).astype(np.int64)
+    known = raw.min() >= 0 and raw.max() < len(lookup)
+    if known and (labels := lookup[raw]).min() >= 0:
+        return torch.from_numpy(labels)
+    valid = np.flatnonzero(lookup >= 0)
+    bad = sorted(set(np.unique(raw).tolist()) - set(valid.tolist()))
+    listed = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+    raise ValueError(
+        f"{path} holds the label value {listed}, outside the {len(valid)} values of this dataset "
+        f"({_ranges(valid)}): correct the file, or the dataset's class list"
+    )
 
 
 def _open(path: Path) -> Image.Image:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from engine.metrics import Scores
+from engine.trusted import check_config
 from models.factory import build
 
 SUFFIXES = (".safetensors", ".pt")
@@ -86,8 +87,11 @@ def load(path: Path) -> Checkpoint:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})[_HEADER])
-                return Checkpoint(weights={key: file.get_tensor(key) for key in file.keys()}, **header)  # noqa: SIM118
-        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+                found = Checkpoint(weights={key: file.get_tensor(key) for key in file.keys()}, **header)  # noqa: SIM118
+        else:
+            found = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        check_config(found.config)
+        return found
     except OSError:
         raise
     except pickle.UnpicklingError as error:  # torch's own text suggests to load it all the same

@@ -34,12 +34,20 @@ def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
                 raise
             while isinstance(error, InstantiationException) and error.__cause__ is not None:
                 error = error.__cause__  # what the class that Hydra called had to say
-            print(f"error: {error}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+            print(f"error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
             raise SystemExit(1) from error
         finally:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
     return guarded
+
+
+def _message(error: BaseException) -> str:
+    """What the error says; out of a data worker, without the traceback that torch puts before it."""
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        return text.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+    return text
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -127,13 +127,14 @@ def save_curves(path: Path, train: Sequence[dict[str, float]], validation: Seque
 
 def save_comparison(path: Path, names: Sequence[str], miou: Sequence[float]) -> None:
     """Write a bar per run with its mIoU in percent."""
-    figure = Figure(figsize=(max(4.5, 1.1 * len(names) + 2), 3.8), layout="constrained")
+    figure = Figure(figsize=(7, 1.1 + 0.42 * len(names)), layout="constrained")
     axis = figure.subplots()
-    bars = axis.bar(range(len(names)), miou, width=0.6, color="#4464ad")
-    axis.bar_label(bars, fmt="%.1f", padding=2)
-    axis.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 26 else 20, fontsize=8)
-    axis.set(ylabel="validation mIoU, percent", ylim=(0, 105))
-    axis.grid(axis="y", alpha=0.3)
+    bars = axis.barh(range(len(names)), miou, height=0.6, color="#4464ad")
+    axis.bar_label(bars, fmt="%.1f", padding=3)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.invert_yaxis()  # the first run on top
+    axis.set(xlabel="validation mIoU, percent", xlim=(0, 108))
+    axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
     figure.savefig(path, dpi=120)
 

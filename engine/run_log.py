@@ -3,13 +3,16 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from engine import figures
 from engine.metrics import Scores
 from engine.tables import ScalarFile, score_rows, write_csv
-from engine.wandb_run import WandbRun
+
+if TYPE_CHECKING:  # W&B takes a second to import, which a run without it saves
+    from engine.wandb_run import WandbRun
 
 
 class RunLog:
@@ -30,7 +33,7 @@ class RunLog:
         classes: Sequence[str],
         palette: Sequence[Sequence[int]],
         start: int = 0,
-        wandb: Callable[[Path], WandbRun] | None = None,
+        wandb: "Callable[[Path], WandbRun] | None" = None,
     ):
         self.folder, self.classes, self.palette = folder, classes, palette
         self._train = ScalarFile(folder / "train.csv", keep_until=start)

@@ -50,7 +50,7 @@ class WandbRun:
             mode=mode,
             id=run_id,
             resume="allow" if run_id else None,
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=mode != "online", console="off"),
         )
 
     @property

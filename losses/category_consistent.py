@@ -6,6 +6,7 @@ Shapes: N images, E embedding channels, P = N * h * w pixels, K = 256 label valu
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from .sampling import nearest_labels
@@ -75,7 +76,7 @@ def category_consistent_loss(
     if distance not in ("piecewise", "quadratic"):
         raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
 
-    pixels = embedding.movedim(1, -1).flatten(0, -2)  # (P, E)
+    pixels = rearrange(embedding, "n e ... -> (n ...) e")
     pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
     labels = labels.flatten()
     valid = labels != ignore_index

@@ -61,15 +61,8 @@ def create_model(
 
 
 def build(config: DictConfig) -> nn.Module:
-    """Instantiate a resolved ``model`` node, whose every ``_target_`` must lie in ``models.``.
-
-    A config may come with a checkpoint from a stranger, and Hydra calls whatever a ``_target_`` names.
-    """
-    plain = OmegaConf.to_container(config, resolve=True)
-    for target in _targets(plain):
-        if not str(target).startswith("models."):
-            raise ValueError(f"the network's config names {target!r}: only targets in 'models.' are built")
-    return instantiate(plain)
+    """Instantiate a composed ``model`` node."""
+    return instantiate(OmegaConf.to_container(config, resolve=True))
 
 
 _MISSING = object()
@@ -77,11 +70,3 @@ _MISSING = object()
 
 def _choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def _targets(node: object) -> list[object]:
-    if isinstance(node, list):
-        return [target for item in node for target in _targets(item)]
-    if isinstance(node, dict):
-        return [node[key] for key in ("_target_",) if key in node] + _targets(list(node.values()))
-    return []

@@ -107,6 +107,13 @@ def test_a_colour_mask_is_refused(folder_data):
         folder(images, masks)[0]
 
 
+def test_a_mask_of_single_bits_is_read(folder_data):
+    images, masks = folder_data
+    Image.fromarray(np.array(Image.open(masks / "0.png")) > 0).save(masks / "0.png")
+    assert Image.open(masks / "0.png").mode == "1"
+    assert folder(images, masks)[0][1].unique().tolist() == [0, 1]
+
+
 def test_a_palette_mask_is_read_by_index(folder_data):
     images, masks = folder_data
     picture = Image.fromarray(np.array(Image.open(masks / "0.png")), mode="P")

@@ -52,6 +52,7 @@ def test_a_bad_label_found_while_training_names_file_and_value(run_entry, tmp_pa
         ok=False,
     )  # fmt: skip
     assert ".png holds the label value 3, outside the 4 values of this dataset (0 to 2, 255)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_checkpoint_that_is_not_one(run_entry, tmp_path):
@@ -74,6 +75,25 @@ def test_a_pickled_object_is_not_run(tmp_path):
     with pytest.raises(ValueError, match="not a checkpoint"):
         checkpoint.load(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model": {"_target_": "os.system", "command": "true"}}, r"names 'os\.system' in model"),
+        ({"model": {"head": [{"_target_": "models.backbone.torch.load"}]}}, r"names 'models\.backbone\.torch\.load'"),
+        ({"dataset": {"val": {"_target_": "models.factory.build"}}}, r"'models\.factory\.build' in dataset"),
+        ({"extra": {"_target_": "models.factory.build"}}, "in extra"),
+        ({"model": {"_target_": "models.nothing.There"}}, "in model"),
+        ({"logger": {"name": "${oc.env:HOME}"}}, r"logger holds '\$\{oc\.env:HOME\}'"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_strangers_config_cannot_name_other_code(tmp_path, config, message, suffix):
+    path = tmp_path / f"last{suffix}"
+    checkpoint.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}), path)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(path)
 
 
 def test_a_write_that_fails_keeps_the_old_checkpoint(tmp_path, monkeypatch):
@@ -107,5 +127,8 @@ def test_an_input_that_is_not_there(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "predict.py", best, "input=nothing.jpg", "device=cpu")
     assert "input=nothing.jpg is neither a picture nor a folder" in message
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    here = f"output={tmp_path}"
+    message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", here, "device=cpu")
+    assert "is the folder of the input, whose pictures a mask could overwrite" in message
     message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", "device=cpu")
     assert "broken.jpg cannot be read as a picture" in message

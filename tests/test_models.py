@@ -7,7 +7,6 @@ from torch import nn
 from kernels import criss_cross_attention
 from models import CrissCrossAttention, RecurrentCrissCrossAttention, create_model, list_models
 from models.backbone import TimmBackbone
-from models.factory import build
 from models.heads.ccnet import CrissCrossHead
 
 
@@ -183,11 +182,3 @@ def test_state_dict_round_trip():
 def test_images_that_do_not_fit_are_named(shape):
     with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) of at least 8x8"):
         small()(torch.rand(shape))
-
-
-def test_a_config_can_only_name_this_projects_models():
-    config = {"_target_": "models.segmentor.Segmentor", "backbone": {"_target_": "os.system", "command": "true"}}
-    from omegaconf import OmegaConf
-
-    with pytest.raises(ValueError, match=r"names 'os\.system'"):
-        build(OmegaConf.create(config))
