@@ -12,7 +12,6 @@ import functools
 import resource
 import time
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
@@ -29,8 +28,9 @@ from data.transforms import eval_transform
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point, seed_everything
-from engine.evaluation import Evaluation, evaluate
+from engine.evaluation import evaluate
 from engine.run_log import RunLog
+from engine.state import TrainingState
 from engine.sweep import write_result
 from engine.tables import score_table
 from models.factory import build
@@ -62,7 +62,8 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     _check_crop(config)
 
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = build(config.model).to(device, memory_format=memory_format)
+    model = checkpoint.network(saved).train() if saved else build(config.model)
+    model = model.to(device, memory_format=memory_format)
     criterion = instantiate(config.loss).to(device)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
     schedule = instantiate(config.optimizer.schedule, optimizer)
@@ -118,8 +119,8 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 )
                 log.validation(state.iteration, result.scores, result.images_per_s, result.samples)
                 bar.write(f"iteration {state.iteration}: mIoU {100 * result.scores.miou:.2f}")
-                _save(folder, state, result, resolved, train_set)
-                window_start = time.perf_counter()
+                state.save(folder, result.scores, resolved, train_set)
+                window_start, window_images = time.perf_counter(), 0
 
     _report(folder, state, time.perf_counter() - started)
     return state.best_miou
@@ -145,56 +146,6 @@ def train_step(
     loss.backward()
     optimizer.step()
     return loss.detach(), terms
-
-
-class TrainingState:
-    """What a run is made of besides its configuration, to and from a checkpoint."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any):
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.iteration = 0
-        self.best_miou = -1.0
-        self.wandb_id: str | None = None
-
-    def training(self) -> dict[str, Any]:
-        """Everything but the weights."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "best_miou": self.best_miou,
-            "wandb_id": self.wandb_id,
-        }
-
-    def restore(self, saved: Checkpoint) -> None:
-        """Go back to where ``saved`` was made."""
-        checkpoint.load_weights(self.model, saved.weights)
-        self.optimizer.load_state_dict(saved.training["optimizer"])
-        self.schedule.load_state_dict(saved.training["schedule"])
-        torch.set_rng_state(saved.training["random"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(saved.training["random_cuda"])
-        self.iteration = saved.iteration
-        self.best_miou, self.wandb_id = saved.training["best_miou"], saved.training["wandb_id"]
-
-
-def _save(folder: Path, state: TrainingState, result: Evaluation, config: dict, dataset: Dataset) -> None:
-    """``last.pt`` always, ``best.safetensors`` if no validation was better."""
-    is_best = result.scores.miou >= state.best_miou
-    state.best_miou = max(state.best_miou, result.scores.miou)
-    made = Checkpoint(
-        weights=state.model.state_dict(),
-        config=config,
-        classes=list(dataset.classes),
-        palette=[list(colour) for colour in dataset.palette],
-        iteration=state.iteration,
-        scores=result.scores._asdict(),
-        training=state.training(),
-    )
-    if is_best:
-        checkpoint.save(made, folder / "best.safetensors")
-    checkpoint.save(made, folder / "last.pt")
 
 
 def _wandb(config: DictConfig, resolved: dict, folder: Path, run_id: str | None) -> functools.partial | None:

@@ -9,7 +9,6 @@ while writing keeps the file it had.
 import json
 import os
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,16 +107,11 @@ def network(checkpoint: Checkpoint) -> nn.Module:
     # Its own weights replace whatever the backbone started from: nothing to download, no file to look for.
     config.model.backbone = OmegaConf.merge(config.model.backbone, {"pretrained": False, "weights": None})
     model = build(config.model)
-    load_weights(model, checkpoint.weights)
-    return model.eval()
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Strictly load ``weights``; the message names the keys that differ."""
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit the network of its config: {error}") from error
+    return model.eval()
 
 
 def scores(checkpoint: Checkpoint) -> Scores:
