@@ -4,10 +4,12 @@ Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, sections 3.2 (criss-cross att
 Shapes: N images, C channels, D = query channels, S one to three spatial sizes.
 """
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from kernels import criss_cross_attention
+from models.layers import residual_weight
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -20,9 +22,8 @@ class CrissCrossAttention(nn.Module):
     Args:
         channels: C of the input and of the output.
         query_channels: D; C // 8 as in the paper if not given.
-        gamma: "learned" is the authors' code: one parameter that starts at 0, so that the module starts as
-            the identity and its projections get no gradient in the very first step. "fixed" is the paper's
-            equation 2: gamma = 1.
+        axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
+        gamma: "learned" as in the authors' code or "fixed" at 1, see :func:`models.layers.residual_weight`.
         spatial_dims: 1, 2 or 3 spatial axes.
         backend: of :func:`kernels.criss_cross_attention`.
     """
@@ -32,13 +33,12 @@ class CrissCrossAttention(nn.Module):
         channels: int,
         *,
         query_channels: int | None = None,
+        axes: Sequence[int] | None = None,
         gamma: str = "learned",
         spatial_dims: int = 2,
         backend: str = "auto",
     ):
         super().__init__()
-        if gamma not in ("learned", "fixed"):
-            raise ValueError(f"gamma is {gamma!r}: choose 'learned' (starts at 0) or 'fixed' (1)")
         if spatial_dims not in _CONVOLUTIONS:
             raise ValueError(f"spatial_dims is {spatial_dims}: choose 1, 2 or 3")
         query_channels = query_channels or max(channels // 8, 1)
@@ -46,12 +46,15 @@ class CrissCrossAttention(nn.Module):
         self.query_conv = convolution(channels, query_channels, kernel_size=1)
         self.key_conv = convolution(channels, query_channels, kernel_size=1)
         self.value_conv = convolution(channels, channels, kernel_size=1)
-        self.gamma = nn.Parameter(torch.zeros(1)) if gamma == "learned" else None
+        self.gamma = residual_weight(gamma)
+        self.axes = None if axes is None else tuple(axes)
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, *S)."""
-        context = criss_cross_attention(self.query_conv(x), self.key_conv(x), self.value_conv(x), backend=self.backend)
+        context = criss_cross_attention(
+            self.query_conv(x), self.key_conv(x), self.value_conv(x), axes=self.axes, backend=self.backend
+        )
         if self.gamma is not None:
             context = self.gamma * context
         return context + x

@@ -7,7 +7,9 @@ from torch import nn
 from kernels import criss_cross_attention
 from models import CrissCrossAttention, RecurrentCrissCrossAttention, create_model, list_models
 from models.backbone import TimmBackbone
-from models.heads.ccnet import CrissCrossHead
+from models.context.global_convolution import GlobalConvolution
+from models.context.lines import HorizontalVertical, ParallelHorizontalVertical
+from models.context.non_local import NonLocal
 
 
 def small(**overrides):
@@ -16,13 +18,16 @@ def small(**overrides):
     )
 
 
-@pytest.mark.parametrize("name", list_models())
-@pytest.mark.parametrize("size", [(65, 97), (64, 40), (17, 33)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "size"), [(name, (65, 97)) for name in list_models()] + [("ccnet", (64, 40)), ("ccnet", (17, 33))], ids=str
+)
 def test_output_has_the_inputs_size_and_every_parameter_learns(name, size):
-    model = create_model(name, num_classes=5, backbone="resnet10t", embedding_channels=16)
-    for module in model.modules():
-        if isinstance(module, CrissCrossAttention):
-            nn.init.ones_(module.gamma)  # at 0, its start, query and key get no gradient
+    model = create_model(
+        name, num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, embedding_channels=16
+    )
+    for key, parameter in model.named_parameters():
+        if key.endswith("gamma"):
+            nn.init.ones_(parameter)  # at 0, its start, query and key get no gradient
     output = model.train()(torch.rand(2, 3, *size))
     assert output["out"].shape == output["aux"].shape == (2, 5, *size)
     assert output["embedding"].shape[:2] == (2, 16)
@@ -41,19 +46,60 @@ def test_loops_share_their_parameters(recurrence):
 
 def test_head_is_the_papers():
     """Widths and order of the layers at the paper's size: 512 channels, 64 for query and key."""
-    head = CrissCrossHead(2048, 19)
+    head = create_model("ccnet", num_classes=19, backbone="resnet50").head
     shapes = {key: tuple(p.shape) for key, p in head.named_parameters() if p.ndim == 4}
     assert shapes == {
         "reduce.0.weight": (512, 2048, 3, 3),
-        "attend.attention.query_conv.weight": (64, 512, 1, 1),
-        "attend.attention.key_conv.weight": (64, 512, 1, 1),
-        "attend.attention.value_conv.weight": (512, 512, 1, 1),
+        "context.query_conv.weight": (64, 512, 1, 1),
+        "context.key_conv.weight": (64, 512, 1, 1),
+        "context.value_conv.weight": (512, 512, 1, 1),
         "project.0.weight": (512, 512, 3, 3),
         "bottleneck.0.weight": (512, 2048 + 512, 3, 3),
         "classify.weight": (19, 512, 1, 1),
     }
-    assert head.attend.attention.gamma.item() == 0
+    assert head.recurrence == 2
+    assert head.context.gamma.item() == 0
     assert head.dropout.p == 0.1
+
+
+def test_ccnet_without_a_loop_is_fcn():
+    def keys(name, **options):
+        return list(create_model(name, num_classes=5, backbone="resnet10t", **options).state_dict())
+
+    assert keys("ccnet", head__recurrence=0) == keys("fcn")
+
+
+def test_non_local_is_the_dense_formula():
+    module = NonLocal(16, gamma="fixed").double()
+    x = torch.randn(2, 16, 5, 7, dtype=torch.float64)
+    query, key, value = (conv(x).flatten(2) for conv in (module.query_conv, module.key_conv, module.value_conv))
+    attention = torch.einsum("ndp,ndq->npq", query, key).softmax(dim=-1)
+    want = torch.einsum("npq,ncq->ncp", attention, value).view_as(x) + x
+    assert (module(x) - want).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("module", [HorizontalVertical, ParallelHorizontalVertical])
+def test_rows_then_columns_see_everything(module):
+    x = torch.randn(1, 16, 6, 7, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(16, gamma="fixed")(x)[0, :, 2, 3].sum(), x)
+    assert (gradient.abs().sum(dim=1) > 0).all()
+
+
+def test_horizontal_vertical_attends_within_rows_first():
+    rows, columns = HorizontalVertical(16, gamma="fixed")
+    x = torch.randn(1, 16, 6, 7, requires_grad=True)
+    for module, seen in ((rows, 7), (columns, 6)):
+        (gradient,) = torch.autograd.grad(module(x)[0, :, 2, 3].sum(), x)
+        assert (gradient.abs().sum(dim=1) > 0).sum() == seen
+    assert not gradient[0, :, 2, :3].any()
+
+
+def test_global_convolution_sees_a_rectangle_of_its_kernel():
+    x = torch.randn(1, 8, 21, 21, requires_grad=True)
+    (gradient,) = torch.autograd.grad(GlobalConvolution(8, kernel_size=7)(x)[0, :, 10, 10].sum(), x)
+    seen = gradient.abs().sum(dim=1)[0] > 0
+    assert seen[7:14, 7:14].all()
+    assert seen.sum() == 7 * 7
 
 
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
