@@ -11,20 +11,19 @@ from torch import Tensor, nn
 from kernels import criss_cross_attention
 from models.layers import residual_weight
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
 
 class CrissCrossAttention(nn.Module):
     """Every position gathers context from its own row and column (and time line in 3D), once.
 
         y = gamma * attention(query(x), key(x), value(x)) + x
 
+    The same weights serve signals, images and clips: only the attention sees how many spatial axes there are.
+
     Args:
         channels: C of the input and of the output.
         query_channels: D; C // 8 as in the paper if not given.
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code or "fixed" at 1, see :func:`models.layers.residual_weight`.
-        spatial_dims: 1, 2 or 3 spatial axes.
         backend: of :func:`kernels.criss_cross_attention`.
     """
 
@@ -35,29 +34,32 @@ class CrissCrossAttention(nn.Module):
         query_channels: int | None = None,
         axes: Sequence[int] | None = None,
         gamma: str = "learned",
-        spatial_dims: int = 2,
         backend: str = "auto",
     ):
         super().__init__()
-        if spatial_dims not in _CONVOLUTIONS:
-            raise ValueError(f"spatial_dims is {spatial_dims}: choose 1, 2 or 3")
         query_channels = query_channels or max(channels // 8, 1)
-        convolution = _CONVOLUTIONS[spatial_dims]
-        self.query_conv = convolution(channels, query_channels, kernel_size=1)
-        self.key_conv = convolution(channels, query_channels, kernel_size=1)
-        self.value_conv = convolution(channels, channels, kernel_size=1)
+        self.query_conv = nn.Conv2d(channels, query_channels, kernel_size=1)
+        self.key_conv = nn.Conv2d(channels, query_channels, kernel_size=1)
+        self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = residual_weight(gamma)
         self.axes = None if axes is None else tuple(axes)
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, *S)."""
-        context = criss_cross_attention(
-            self.query_conv(x), self.key_conv(x), self.value_conv(x), axes=self.axes, backend=self.backend
-        )
+        """(N, C, *S) -> (N, C, *S), one to three spatial sizes S."""
+        query, key, value = (self._project(conv, x) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        context = criss_cross_attention(query, key, value, axes=self.axes, backend=self.backend)
         if self.gamma is not None:
-            context = self.gamma * context
+            context = self.gamma.to(context.dtype) * context
         return context + x
+
+    @staticmethod
+    def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """A 1x1 convolution over any number of spatial axes, seen as two: a view in both memory formats."""
+        if x.ndim == 4:
+            return conv(x)
+        flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)  # (N, C, all but the last axis, last axis)
+        return conv(flat).view(x.shape[0], conv.out_channels, *x.shape[2:])
 
 
 class RecurrentCrissCrossAttention(nn.Module):

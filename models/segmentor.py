@@ -3,17 +3,18 @@
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 
 class Segmentor(nn.Module):
-    """Semantic segmentation of RGB images in [0, 1].
+    """Semantic segmentation of RGB images in [0, 1], or of clips of them.
 
     Args:
         backbone: image -> list of feature maps, with ``channels``, ``output_stride``, ``mean`` and ``std``.
         head: called with ``in_channels`` of the last feature map; gives (logits, context).
-        aux_head: likewise for the first feature map; None for no deep supervision.
+        aux_head: called likewise for the first feature map; gives logits. None for no deep supervision.
         embedding_channels: width of the 1x1 embedding of the head's context that the category consistent
             loss reads (16 in the paper, section 3.4); None for none.
         align_corners: of the bilinear upsampling of the logits; the authors use True.
@@ -43,22 +44,28 @@ class Segmentor(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux" and "embedding", if built.
 
-        "aux" is like "out"; "embedding" is (N, embedding_channels, h, w), at the features' size.
+        "aux" is like "out"; "embedding" is (N, embedding_channels, h, w), at the features' size. Clips
+        (N, 3, T, H, W) give a T in the same place everywhere; their frames meet in the context module alone.
         """
         size = image.shape[-2:]
         stride = self.backbone.output_stride
-        if image.ndim != 4 or image.shape[1] != 3 or min(size) < stride:
+        if image.ndim not in (4, 5) or image.shape[1] != 3 or min(size) < stride:
             raise ValueError(
-                f"expected RGB images (N, 3, H, W) of at least {stride}x{stride} pixels, the output stride, "
-                f"got {tuple(image.shape)}"
+                f"expected RGB images (N, 3, H, W) or clips (N, 3, T, H, W) of at least {stride}x{stride} pixels, the "
+                f"output stride, got {tuple(image.shape)}"
             )
+        frames = image.shape[2] if image.ndim == 5 else None
+        if frames:
+            image = rearrange(image, "n c t h w -> (n t) c h w")
         features = self.backbone((image - self.mean) / self.std)
-        logits, context = self.head(features[-1])
+        logits, context = self.head(features[-1], frames)
         output = {"out": self._upsample(logits, size)}
         if self.training and self.aux_head is not None:
-            output["aux"] = self._upsample(self.aux_head(features[0])[0], size)
+            output["aux"] = self._upsample(self.aux_head(features[0]), size)
         if self.training and self.embed is not None:
             output["embedding"] = self.embed(context)
+        if frames:
+            output = {key: rearrange(x, "(n t) c h w -> n c t h w", t=frames) for key, x in output.items()}
         return output
 
     def _upsample(self, logits: Tensor, size: torch.Size) -> Tensor:

@@ -47,6 +47,7 @@ def test_loops_share_their_parameters(recurrence):
 def test_head_is_the_papers():
     """Widths and order of the layers at the paper's size: 512 channels, 64 for query and key."""
     head = create_model("ccnet", num_classes=19, backbone="resnet50").head
+    # 33x41 pixels are 5x6 features
     shapes = {key: tuple(p.shape) for key, p in head.named_parameters() if p.ndim == 4}
     assert shapes == {
         "reduce.0.weight": (512, 2048, 3, 3),
@@ -102,15 +103,49 @@ def test_global_convolution_sees_a_rectangle_of_its_kernel():
     assert seen.sum() == 7 * 7
 
 
-@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
-def test_module_is_the_operator_between_its_convolutions(spatial_dims):
-    module = CrissCrossAttention(16, spatial_dims=spatial_dims, gamma="fixed")
-    x = torch.randn(2, 16, *(5, 4, 3)[:spatial_dims])
-    want = criss_cross_attention(module.query_conv(x), module.key_conv(x), module.value_conv(x)) + x
-    assert torch.allclose(module(x), want)
-    twice = RecurrentCrissCrossAttention(16, recurrence=2, gamma="fixed", spatial_dims=spatial_dims)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("spatial", [(5,), (5, 4), (3, 5, 4)], ids=str)
+def test_module_is_the_operator_between_its_convolutions(spatial, channels_last):
+    module = CrissCrossAttention(16, gamma="fixed")
+    x = torch.randn(2, 16, *spatial)
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    projected = [
+        torch.einsum("oc,nc...->no...", conv.weight[:, :, 0, 0], x) + conv.bias.view(-1, *[1] * len(spatial))
+        for conv in (module.query_conv, module.key_conv, module.value_conv)
+    ]
+    assert torch.allclose(module(x), criss_cross_attention(*projected) + x, atol=1e-5)
+    twice = RecurrentCrissCrossAttention(16, recurrence=2, gamma="fixed")
     twice.attention = module
     assert torch.allclose(twice(x), module(module(x)))
+
+
+def test_clips_meet_in_the_attention_alone():
+    """A clip of one frame is an image; frames that see each other differ from frames on their own."""
+    model = create_model(
+        "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16
+    ).eval()
+    nn.init.ones_(model.head.context.gamma)
+    assert list(model.state_dict()) == list(small().state_dict())
+    clip = torch.rand(2, 3, 4, 33, 41)
+    images = [model(frame)["out"] for frame in clip.unbind(dim=2)]
+    assert torch.allclose(model(clip[:, :, :1])["out"][:, :, 0], images[0], atol=1e-5)
+    assert model(clip)["out"].shape == (2, 5, 4, 33, 41)
+    assert not torch.allclose(model(clip)["out"][:, :, 0], images[0], atol=1e-3)
+    without = create_model("fcn", num_classes=5, backbone="resnet10t", head__channels=16).eval()
+    assert torch.allclose(without(clip)["out"][:, :, 1], without(clip[:, :, 1])["out"], atol=1e-5)
+
+
+def test_clips_train():
+    model = create_model(
+        "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, embedding_channels=4
+    ).train()
+    output = model(torch.rand(2, 3, 3, 33, 41))
+    # 33x41 pixels are 5x6 features
+    shapes = {key: tuple(tensor.shape) for key, tensor in output.items()}
+    assert shapes == {"out": (2, 5, 3, 33, 41), "aux": (2, 5, 3, 33, 41), "embedding": (2, 4, 3, 5, 6)}
+    sum(tensor.square().sum() for tensor in output.values()).backward()
+    assert model.head.context.gamma.grad.abs() > 0
 
 
 def test_learned_gamma_starts_as_the_identity_and_leaves_it_after_one_step():
@@ -226,5 +261,5 @@ def test_state_dict_round_trip():
 
 @pytest.mark.parametrize("shape", [(1, 3, 7, 64), (1, 1, 64, 64), (3, 64, 64)])
 def test_images_that_do_not_fit_are_named(shape):
-    with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) of at least 8x8"):
+    with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) or clips .* of at least 8x8"):
         small()(torch.rand(shape))

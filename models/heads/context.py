@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.layers import conv_bn_relu
@@ -46,10 +47,18 @@ class ContextHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> logits (N, K, h, w) and the context features (N, channels, h, w)."""
+    def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
+        """(N, in_channels, h, w) -> logits (N, K, h, w) and the context features (N, channels, h, w).
+
+        With ``frames`` T, N counts the frames of clips one after the other, and the context module sees whole clips,
+        (N / T, channels, T, h, w).
+        """
         context = self.reduce(features)
+        if frames:
+            context = rearrange(context, "(n t) c h w -> n c t h w", t=frames)
         for _ in range(self.recurrence):
             context = self.context(context)
+        if frames:
+            context = rearrange(context, "n c t h w -> (n t) c h w")
         fused = self.bottleneck(torch.cat([features, self.project(context)], dim=1))
         return self.classify(self.dropout(fused)), context

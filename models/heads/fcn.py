@@ -17,12 +17,10 @@ class FCNHead(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, *, channels: int = 512, dropout: float = 0.1):
         super().__init__()
-        self.context_channels = channels
         self.hidden = conv_bn_relu(in_channels, channels)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> logits (N, K, h, w) and hidden features (N, channels, h, w)."""
-        hidden = self.hidden(features)
-        return self.classify(self.dropout(hidden)), hidden
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> logits (N, K, h, w)."""
+        return self.classify(self.dropout(self.hidden(features)))
