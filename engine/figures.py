@@ -16,6 +16,7 @@ from data import IGNORE_INDEX
 
 _VOID = (0, 0, 0)
 _OPACITY = 0.55  # of a class's colour over the picture
+_LEGEND_COLUMNS = 6
 _RIGHT, _WRONG = (225, 228, 232), (214, 39, 40)
 
 
@@ -77,26 +78,31 @@ def save_panel(
         classes, palette: of the data set.
     """
     titles = ("image", "truth", "prediction", "errors (red)")
+    rows = [(image, labels.numpy(), prediction.numpy()) for image, labels, prediction in samples]
+    seen = {index for _, *maps in rows for part in maps for index in np.unique(part).tolist()} - {IGNORE_INDEX}
+    shown = sorted(seen)
+
     height, width = samples[0][0].shape[1:]
-    figure = Figure(figsize=(10, 0.6 + len(samples) * 2.5 * height / width + 0.5), layout="constrained")
-    axes = figure.subplots(len(samples), len(titles), squeeze=False)
-    seen = set()
-    for row, (image, labels, prediction) in zip(axes, samples, strict=True):
-        labels, prediction = labels.numpy(), prediction.numpy()
-        valid = labels != IGNORE_INDEX
+    legend_height = 0.3 + 0.18 * -(-len(shown) // _LEGEND_COLUMNS)
+    figure = Figure(figsize=(10, 0.3 + len(rows) * 2.5 * height / width + legend_height), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for line, (image, labels, prediction) in zip(axes, rows, strict=True):
         errors = np.where((labels == prediction)[..., None], np.uint8(_RIGHT), np.uint8(_WRONG))
-        errors[~valid] = _VOID
+        errors[labels == IGNORE_INDEX] = _VOID
         pictures = (image.permute(1, 2, 0).numpy(), colourise(labels, palette), colourise(prediction, palette), errors)
-        for axis, picture in zip(row, pictures, strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
-        seen |= set(np.unique(labels[valid]).tolist()) | set(np.unique(prediction).tolist())
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
-    shown = sorted(seen)
-    handles = [_patch(palette[index]) for index in shown]
-    names = [classes[index] for index in shown]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), fontsize=8, frameon=False)
+    figure.legend(
+        [_patch(palette[index]) for index in shown],
+        [classes[index] for index in shown],
+        loc="outside lower center",
+        ncols=min(len(shown), _LEGEND_COLUMNS),
+        fontsize=8,
+        frameon=False,
+    )
     figure.savefig(path, dpi=120)
 
 

@@ -180,6 +180,10 @@ def test_a_sweep_ends_in_one_table_and_one_picture(tmp_path, run_entry):
     assert all(0 <= float(row["mIoU"]) <= 100 for row in table)
     assert str(folder.relative_to(tmp_path) / "sweep.png") in done.stdout
     assert np.array(Image.open(folder / "sweep.png")).std() > 10
+    # The second run of the process is the run that one gets alone: nothing of the first is left.
+    run(tmp_path / "alone", "model.head.recurrence=1", "recipe.max_iters=1")
+    in_sweep, alone = (checkpoint.load(path / "last.pt").weights for path in (folder / "1", tmp_path / "alone"))
+    assert_same(in_sweep, alone)
     # W&B without an account: offline, one run each, nothing asked.
     assert len(list(folder.glob("*/wandb/offline-run-*"))) == 2
 
