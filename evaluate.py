@@ -1,7 +1,8 @@
 """Evaluate a checkpoint on a data set.
 
 python evaluate.py checkpoint=RUN/best                                    the one it was trained on
-python evaluate.py checkpoint=RUN/best dataset.root=DIR                   the same, elsewhere
+python evaluate.py checkpoint=RUN/best protocol=slide                     whole | slide | ms_flip | slide_ms_flip
+python evaluate.py checkpoint=RUN/best root=DIR                           the data set is elsewhere now
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    another one with the same classes
 """
 
@@ -11,6 +12,7 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data.build import build_dataset
@@ -28,6 +30,7 @@ def main(config: DictConfig) -> float:
     """Print the scores and save them beside the checkpoint; returns the mIoU."""
     path = checkpoint.find(config.checkpoint)
     saved = checkpoint.load(path)
+    config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
     device = choose_device(config.device)
     dataset = build_dataset(_dataset_config(config, saved), config.split, eval_transform())
     if len(dataset.classes) != len(saved.classes):
@@ -41,6 +44,7 @@ def main(config: DictConfig) -> float:
     result = evaluate(
         model,
         dataset,
+        instantiate(config.protocol),
         device=device,
         bf16=saved.config["bf16"],
         num_workers=config.num_workers,
@@ -49,13 +53,14 @@ def main(config: DictConfig) -> float:
 
     folder = Path(config.output or path.parent).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{path.stem}_{config.split}"
+    protocol = HydraConfig.get().runtime.choices.protocol
+    stem = f"{path.stem}_{config.split}_{protocol}"
     write_csv(folder / f"{stem}.csv", ("class", "IoU", "accuracy"), score_rows(result.scores, dataset.classes))
-    about = {"checkpoint": str(path), "iteration": saved.iteration, "images": len(dataset)}
+    about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol, "images": len(dataset)}
     text = json.dumps(about | {"images_per_s": result.images_per_s} | result.scores._asdict(), indent=1)
     (folder / f"{stem}.json").write_text(text + "\n")
     figures.save_panel(folder / f"{stem}.png", result.samples, dataset.classes, dataset.palette)
-    print(f"\n{path}, iteration {saved.iteration}, on {len(dataset)} images\n")
+    print(f"\n{path}, iteration {saved.iteration}, on {len(dataset)} images, {protocol}\n")
     print(score_table(result.scores, dataset.classes))
     print(f"\n{result.images_per_s:.1f} images/s\n")
     print(f"table        {folder / stem}.csv, .json\npredictions  {folder / stem}.png")

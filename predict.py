@@ -10,6 +10,7 @@ and NAME_overlay.png, the classes over the picture with a legend.
 from pathlib import Path
 
 import hydra
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -28,12 +29,14 @@ def main(config: DictConfig) -> None:
     output = Path(config.output).expanduser()
     if output.resolve() == paths[0].parent.resolve():
         raise ValueError(f"output={output} is the folder of the input, whose pictures a mask could overwrite")
+    config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
     device = choose_device(config.device)
     model = checkpoint.network(saved).to(device)
+    protocol = instantiate(config.protocol)
     output.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="predict", dynamic_ncols=True):
         picture = read_image(path)
-        labels = predict(model, picture.unsqueeze(0).to(device) / 255, bf16=config.bf16)[0].cpu().numpy()
+        labels = predict(model, picture.unsqueeze(0).to(device) / 255, protocol, bf16=config.bf16)[0].cpu().numpy()
         figures.save_mask(output / f"{path.stem}.png", labels, saved.palette)
         pixels = picture.permute(1, 2, 0).numpy()
         figures.save_overlay(output / f"{path.stem}_overlay.png", pixels, labels, saved.classes, saved.palette)

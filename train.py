@@ -29,6 +29,7 @@ from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point, seed_everything
 from engine.evaluation import evaluate
+from engine.protocols import Whole
 from engine.run_log import RunLog
 from engine.state import TrainingState
 from engine.sweep import write_result
@@ -115,7 +116,13 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
 
             if state.iteration % config.recipe.val_every == 0 or state.iteration == config.recipe.max_iters:
                 result = evaluate(
-                    model, val_set, device=device, bf16=config.bf16, num_workers=config.num_workers, keep_samples=4
+                    model,
+                    val_set,
+                    Whole(),
+                    device=device,
+                    bf16=config.bf16,
+                    num_workers=config.num_workers,
+                    keep_samples=4,
                 )
                 log.validation(state.iteration, result.scores, result.images_per_s, result.samples)
                 bar.write(f"iteration {state.iteration}: mIoU {100 * result.scores.miou:.2f}")

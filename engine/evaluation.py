@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from engine.metrics import ConfusionMatrix, Scores
+from engine.protocols import Protocol
 
 
 class Evaluation(NamedTuple):
@@ -20,15 +21,16 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, *, bf16: bool = False) -> Tensor:
-    """Images (N, 3, H, W) in [0, 1] -> class indices (N, H, W), the whole image in one pass."""
+def predict(model: nn.Module, images: Tensor, protocol: Protocol, *, bf16: bool = False) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] -> class indices (N, H, W)."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        return model(images)["out"].argmax(dim=1)
+        return protocol(model, images).argmax(dim=1)
 
 
 def evaluate(
     model: nn.Module,
     dataset: Dataset,
+    protocol: Protocol,
     *,
     device: torch.device,
     bf16: bool = False,
@@ -52,7 +54,7 @@ def evaluate(
     samples = []
     start = time.perf_counter()
     for image, labels in tqdm(loader, desc="validate", leave=False, dynamic_ncols=True):
-        prediction = predict(model, image.to(device, non_blocking=True), bf16=bf16)
+        prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16)
         confusion.update(prediction, labels.to(device, non_blocking=True))
         if len(samples) < keep_samples:
             samples.append((image[0], labels[0], prediction[0].cpu()))

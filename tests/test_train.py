@@ -137,7 +137,7 @@ def test_resume_takes_the_runs_own_configuration(finished, tmp_path, run_entry):
 @pytest.mark.parametrize("name", ["best", "last.pt"])
 def test_evaluate_meets_the_last_validation_to_the_last_digit(finished, tmp_path, run_entry, name):
     done = run_entry("evaluate.py", f"checkpoint={finished / name}", f"output={tmp_path / 'scores'}", "device=cpu")
-    stem = f"{name.removesuffix('.pt')}_val"
+    stem = f"{name.removesuffix('.pt')}_val_whole"
     scores = json.loads((tmp_path / "scores" / f"{stem}.json").read_text())
     saved = checkpoint.load(checkpoint.find(finished / name))
     assert {key: scores[key] for key in saved.scores} == json.loads(json.dumps(saved.scores))
@@ -145,6 +145,19 @@ def test_evaluate_meets_the_last_validation_to_the_last_digit(finished, tmp_path
         assert float(rows(finished / "val.csv")[-1]["mIoU"]) == 100 * scores["miou"]
     assert f"mIoU {100 * scores['miou']:.2f}" in done.stdout
     assert len(rows(tmp_path / "scores" / f"{stem}.csv")) == 4 + 1
+
+
+def test_evaluate_by_other_protocols(finished, tmp_path, run_entry):
+    few = ("protocol.scales=[0.5,1.0]",)
+    for protocol, options in (("slide", ()), ("ms_flip", few), ("slide_ms_flip", few)):
+        run_entry(
+            "evaluate.py", f"checkpoint={finished / 'best'}", f"protocol={protocol}", *options,
+            f"output={tmp_path}", "device=cpu",
+        )  # fmt: skip
+    scores = {p: json.loads((tmp_path / f"best_val_{p}.json").read_text()) for p in ("slide", "slide_ms_flip")}
+    # The window is the training crop, here the whole image.
+    assert scores["slide"]["miou"] == checkpoint.load(finished / "best.safetensors").scores["miou"]
+    assert scores["slide_ms_flip"]["images"] == 3
 
 
 def test_predict_writes_masks_in_the_palette_and_overlays(finished, tmp_path, run_entry):
@@ -199,7 +212,7 @@ def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
     moved = shutil.move(camvid_root, tmp_path / "moved")
     best = f"checkpoint={run_folder / 'best'}"
     run_entry("evaluate.py", best, f"root={moved}", "device=cpu", f"output={tmp_path / 'scores'}")
-    scores = json.loads((tmp_path / "scores" / "best_val.json").read_text())
+    scores = json.loads((tmp_path / "scores" / "best_val_whole.json").read_text())
     assert scores["miou"] == checkpoint.load(run_folder / "best.safetensors").scores["miou"]
     missing = run_entry("evaluate.py", best, "device=cpu", ok=False)
     assert f"error: dataset.root={camvid_root} is not a folder: CamVid was expected there" in missing.stderr
