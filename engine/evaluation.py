@@ -13,7 +13,7 @@ from engine.protocols import Protocol
 
 
 class Evaluation(NamedTuple):
-    """Scores, how fast they came, and the first few samples for a picture: (image, labels, prediction)."""
+    """Scores, how fast they came, and a few samples for a picture: (image, labels, prediction)."""
 
     scores: Scores
     images_per_s: float
@@ -39,7 +39,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate ``model`` on every image of ``dataset`` at the image's own size, one image at a time.
 
-    One at a time, because pictures differ in size, and so that a figure never depends on a batch size.
+    One at a time, because pictures differ in size, and so that a figure never depends on a batch size. The
+    ``keep_samples`` samples are evenly spread: the neighbours in a video look alike.
     """
     was_training = model.training
     model.eval()
@@ -51,12 +52,12 @@ def evaluate(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else a validation would move the generator that dropout uses
     )
-    samples = []
+    samples, apart = [], max(len(dataset) // max(keep_samples, 1), 1)
     start = time.perf_counter()
-    for image, labels in tqdm(loader, desc="validate", leave=False, dynamic_ncols=True):
+    for index, (image, labels) in enumerate(tqdm(loader, desc="validate", leave=False, dynamic_ncols=True)):
         prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16)
         confusion.update(prediction, labels.to(device, non_blocking=True))
-        if len(samples) < keep_samples:
+        if index % apart == 0 and len(samples) < keep_samples:
             samples.append((image[0], labels[0], prediction[0].cpu()))
     scores = confusion.scores()
     model.train(was_training)
