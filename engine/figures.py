@@ -29,7 +29,7 @@ def colourise(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarra
 
 def save_mask(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
     """Write class indices (H, W) as a PNG whose pixel values are the indices, shown in the palette."""
-    picture = Image.fromarray(labels.astype(np.uint8), mode="P")
+    picture = Image.fromarray(labels.astype(np.uint8))
     flat = [channel for colour in palette for channel in colour]
     picture.putpalette(flat + [0] * (768 - len(flat)))
     picture.save(path)

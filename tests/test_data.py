@@ -116,7 +116,7 @@ def test_a_mask_of_single_bits_is_read(folder_data):
 
 def test_a_palette_mask_is_read_by_index(folder_data):
     images, masks = folder_data
-    picture = Image.fromarray(np.array(Image.open(masks / "0.png")), mode="P")
+    picture = Image.fromarray(np.array(Image.open(masks / "0.png")))
     picture.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 200] + [0] * 759)
     picture.save(masks / "0.png")
     assert folder(images, masks)[0][1].unique().tolist() == [0, 1, 2]
