@@ -42,7 +42,7 @@ def criss_cross_attention(
         scale: factor on the scores.
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three.
         backend: "triton" is the fused kernels (NVIDIA GPU of compute capability 8.0 or newer; float32,
-            float16, bfloat16; D up to 256), "reference" the formula in plain tensor code. "auto" takes the
+            float16, bfloat16; D up to 128), "reference" the formula in plain tensor code. "auto" takes the
             kernels on a GPU that can run them, else the reference, and says so once.
 
     Returns:

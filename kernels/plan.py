@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 CONFIGS = Path(__file__).parent / "configs"
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 MIN_CAPABILITY = (8, 0)
-MAX_QUERY_CHANNELS = 256  # the query tile holds all of them at once; value channels go in slabs
+MAX_QUERY_CHANNELS = 128  # a tile holds all of them at once, within registers; value channels go in slabs
 
 
 class Device(NamedTuple):
@@ -191,30 +191,42 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
 
     A line of up to 128 is one tile in half precision. Beyond, and in float32, whose three TF32 products
     need three times the registers, the kernels loop, in tiles small enough that a line just above a power of
-    two (129 and 257 come from crops of 1025 and 2049 at stride 8) is not padded to the next one.
+    two (129 and 257 come from crops of 1025 and 2049 at stride 8) is not padded to the next one. A warp owns
+    16 queries: more warps than that would repeat each other's products.
     """
-    hopper = device.capability >= (9, 0)
+    # Consumer GPUs, newer ones too, have Ampere's matrix instructions and small shared memory.
+    hopper, blackwell = (device.capability[0] == major for major in (9, 10))
+    datacenter = hopper or blackwell
+    wide = problem.query_channels > 64
     if problem.dtype == "float32":
-        if kernel == "forward":
-            return Tile(64, 32, 64, 4, 2) if hopper else Tile(64, 32, 128, 8, 2)
-        return Tile(32, 32, 16, 4, 2) if hopper else Tile(32, 16, 16, 2, 2)
+        if kernel == "backward":
+            if wide:
+                return Tile(16, 16, 16, 4, 2)
+            return Tile(32, 32, 16, 4, 2) if datacenter else Tile(32, 16, 16, 2, 2)
+        if wide:
+            return Tile(64, 16, 64, 8, 2) if blackwell else Tile(64, 16, 32, 4, 2)
+        if hopper:
+            return Tile(64, 32, 64, 4, 2)
+        return Tile(64, 32, 32, 4, 2) if blackwell else Tile(64, 16, 64, 4, 2)
+
+    tall = _less_padding(length, 128, 64) == 128
     if kernel == "forward":
         if length <= 64:
             return Tile(64, 64, 64, 4, 3)
         if length <= 128:
-            return Tile(128, 128, 64, 8, 3)
-        block_n = _less_padding(length, 64, 32)
-        if _less_padding(length, 128, 64) == 128:
-            return Tile(128, block_n, 128, 8, 3)
-        return Tile(64, block_n, 128, 4, 3)
+            # With slabs of 32 two programs share a multiprocessor, and one loads while the other multiplies.
+            return Tile(128, 128, 32, 8, 3) if datacenter else Tile(128, 128, 64, 8, 2)
+        if tall and not wide:
+            return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
+        return Tile(64, 32, 128, 4, 3)
+    if wide:
+        return Tile(128, 64, 32, 8, 2) if datacenter else Tile(64, 16, 32, 4, 2)
     if length <= 64:
         return Tile(64, 64, 32, 4, 2)
     if length <= 128:
-        return Tile(128, 128, 32, 8, 2) if hopper else Tile(128, 64, 32, 8, 2)
-    block_n = 64 if hopper else 32
-    if _less_padding(length, 128, 64) == 128:
-        return Tile(128, block_n, 32, 8, 2)
-    return Tile(64, block_n, 32, 4, 2)
+        return Tile(128, 128 if datacenter else 64, 32, 8, 2)
+    block_n = 64 if datacenter else 32
+    return Tile(128, block_n, 32, 8, 2) if tall else Tile(64, block_n, 32, 4, 2)
 
 
 def _less_padding(length: int, large: int, small: int) -> int:
