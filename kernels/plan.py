@@ -229,6 +229,30 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     return Tile(128, block_n, 32, 8, 2) if tall else Tile(64, block_n, 32, 4, 2)
 
 
+class Cost(NamedTuple):
+    """What no implementation can do without: products, and each array once through memory."""
+
+    flops: int
+    bytes: int
+
+
+def least_cost(problem: Problem, direction: str) -> Cost:
+    """Of ``forward``, ``backward`` or ``both``: multiply and add count as two.
+
+    The backward recomputes the scores, and makes the gradients of the scores, query, key and value. Bytes:
+    query, key, value in and out (forward); those, out and its gradient in, three gradients out (backward).
+    """
+    if direction == "both":
+        parts = [least_cost(problem, part) for part in ("forward", "backward")]
+        return Cost(sum(part.flops for part in parts), sum(part.bytes for part in parts))
+    pixels = problem.batch * math.prod(problem.spatial)
+    d, c = problem.query_channels, problem.value_channels
+    scores = pixels * sum(problem.spatial[axis] for axis in problem.axes)
+    products, numbers = (d + c, 2 * d + 2 * c) if direction == "forward" else (3 * d + 2 * c, 4 * d + 4 * c)
+    statistics = 8 * pixels
+    return Cost(2 * products * scores, pixels * numbers * ITEM_SIZE[problem.dtype] + statistics)
+
+
 def _less_padding(length: int, large: int, small: int) -> int:
     """The larger block, which reads less and keeps more on chip, unless it pads the line by a tenth more."""
     return large if -(-length // large) * large <= 1.1 * (-(-length // small) * small) else small

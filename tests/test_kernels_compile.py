@@ -103,7 +103,7 @@ def test_pinned_rows_win_over_the_rule(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 @pytest.mark.parametrize("length", [129, 257, 513])
 def test_no_cliff_above_a_power_of_two(kernel, length):
-    """A pixel more than 2^k doubles the products, about; padding to 2^(k + 1) would take four times as many."""
+    """A pixel more than 2^k about doubles the products; padding to 2^(k + 1) would quadruple them."""
     problem = plan.Problem(8, (length, length), (0, 1), 64, 512, "bfloat16")
 
     def padded(length):
