@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> None:
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if cfg.mode == "compare":
-        from engine.benchmark_compare import as_table, compare
+        from engine.benchmark_compare import compare
 
         on_gpu = device.type == "cuda"
         dtype = getattr(torch, cfg.dtype or ("bfloat16" if on_gpu else "float32"))
         shape = list(cfg.shape or ([8, 97, 97] if on_gpu else [1, 17, 33]))
-        print(as_table(compare(cfg, device, dtype, shape)))
+        print(compare(cfg, device, dtype, shape))
     elif cfg.mode == "tune":
         from engine.benchmark_tune import tune
 

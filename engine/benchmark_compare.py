@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import itertools
 import statistics
 import subprocess
 import time
@@ -42,7 +41,8 @@ def machine_of(device: torch.device) -> str:
 
 def provenance(device: torch.device) -> dict[str, str]:
     """What a published row says of where it comes from."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    describe = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True)
     try:
         import triton
 
@@ -69,11 +69,10 @@ def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: to
 
 def largest_error(peer: peers.Peer, inputs: list[Tensor]) -> float:
     """Of the output and, where there is one, every gradient, against float64."""
-    images = None if peer.attends == "cross" else 1  # full maps of a whole batch would not fit
+    images = 1 if peer.attends == "all" else None  # full maps of a whole batch would not fit
     *arrays, upstream = (array[:images] for array in inputs)
-    oracle = peers.reference if peer.attends == "cross" else peers.non_local_oracle
     results = []
-    for function, dtype in ((peer.function, upstream.dtype), (oracle, torch.float64)):
+    for function, dtype in ((peer.function, upstream.dtype), (peers.ORACLES[peer.attends], torch.float64)):
         leaves = [array.detach().to(dtype).requires_grad_() for array in arrays]
         with torch.set_grad_enabled(peer.has_gradient):
             out = function(*leaves)
@@ -163,8 +162,8 @@ def peak_mib(call: Callable[[int], Any], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def compare(cfg: DictConfig, device: torch.device, dtype: torch.dtype, shape: list[int]) -> list[dict]:
-    """Check and time every peer on one shape; returns and appends rows, and draws them."""
+def compare(cfg: DictConfig, device: torch.device, dtype: torch.dtype, shape: list[int]) -> str:
+    """Check and time every peer on one shape; append the rows, draw them, return the table."""
     torch.manual_seed(cfg.seed)
     problem = plan.Problem(
         shape[0],
@@ -206,10 +205,11 @@ def compare(cfg: DictConfig, device: torch.device, dtype: torch.dtype, shape: li
             row["peak_mib"] = round(peak_mib(call, device), 1)
             row["error"] = f"{error:.1e}"
             rows.append(row | {"d": cfg.query_channels, "c": cfg.value_channels, "seed": cfg.seed})
+    shown = table(rows)
     rows = [row | provenance(device) for row in rows]
     append_csv(Path(f"{cfg.output}.csv"), rows)
     draw(rows, Path(f"{cfg.output}_{'x'.join(map(str, shape))}_{problem.dtype}.png"))
-    return rows
+    return shown
 
 
 def _percent_of_floor(cost: plan.Cost, timing: Timing, machine: DictConfig | None) -> float | str:
@@ -257,15 +257,13 @@ def draw(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def as_table(rows: list[dict]) -> str:
-    """Rows for the terminal, without what is the same in all of them."""
+def table(rows: list[dict]) -> str:
+    """Rows as text, a column per field."""
     if not rows:
         return "nothing was measured"
-    names = ["peer", "pass", "median_us", "p20_us", "p80_us", "host_us", "gb_per_s", "tflops"]
-    names += ["percent_of_floor", "peak_mib", "error"]
-    cells = [names, *([str(row[name]) for name in names] for row in rows)]
+    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in itertools.chain(cells)
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
     )

@@ -5,6 +5,7 @@ they are given, as a user's own lines would. Legend: L the line attended along, 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,19 +20,16 @@ torch._functorch.config.donated_buffer = False
 
 
 class Peer(NamedTuple):
-    """``attends`` to the "cross" or to "all" positions; some have no gradient."""
+    """``attends`` to "cross", "rows" or "all" positions; some have no gradient."""
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
     attends: str = "cross"
     has_gradient: bool = True
 
 
-def triton(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return criss_cross_attention(query, key, value, backend="triton")
-
-
-def reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return criss_cross_attention(query, key, value, backend="reference")
+triton = partial(criss_cross_attention, backend="triton")
+reference = partial(criss_cross_attention, backend="reference")
+triton_rows = partial(triton, axes=(1,))
 
 
 def _masked_diagonal(energy: Tensor) -> Tensor:
@@ -129,6 +127,7 @@ def non_local_oracle(query: Tensor, key: Tensor, value: Tensor, rows: int = 2048
     return torch.cat(parts, dim=1).mT.unflatten(-1, value.shape[2:])
 
 
+ORACLES = {"cross": reference, "rows": partial(reference, axes=(1,)), "all": non_local_oracle}
 PEERS = {
     "triton": Peer(triton),
     "reference": Peer(reference),

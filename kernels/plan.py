@@ -10,7 +10,7 @@ can be repeated bit by bit.
 
 import json
 import math
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,11 +175,22 @@ def _pinned_tile(kernel: str, problem: Problem, length: int, device_name: str) -
     return None
 
 
-@cache
-def load_table(device_name: str) -> tuple[dict[str, Any], ...]:
+_tables: dict[str, list[dict[str, Any]]] = {}
+
+
+def load_table(device_name: str) -> list[dict[str, Any]]:
     """Rows of ``configs/<device>.json``; none for a device without one."""
-    path = table_path(device_name)
-    return tuple(json.loads(path.read_text())["rows"]) if path.exists() else ()
+    if device_name not in _tables:
+        path = table_path(device_name)
+        _tables[device_name] = json.loads(path.read_text())["rows"] if path.exists() else []
+    return _tables[device_name]
+
+
+def use_table(device_name: str, rows: list[dict[str, Any]]) -> None:
+    """Take these rows instead, in this process: for tuning and for tests."""
+    _tables[device_name] = rows
+    forward_launches.cache_clear()
+    backward_launches.cache_clear()
 
 
 def table_path(device_name: str) -> Path:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 @contextmanager
 def recomputed_projection(project: Callable[[Tensor], Tensor], image: Tensor) -> Iterator[Tensor]:
-    """Inside, views of ``project(image)`` that an operation saves for its backward are dropped and made again.
+    """Inside, views of ``project(image)`` that operations save for their backward are dropped and made again.
 
-    With query, key and value as slices of one projection, a criss-cross loop then keeps (C) + (C) numbers per
-    pixel, its input and its output, rather than (D + D + C) more, for one more projection in the backward.
+    With query, key and value as slices of one projection, a criss-cross loop then keeps 2 C numbers per pixel
+    (its input and its attention's output) instead of 3 C + 2 D, for one more projection in the backward.
 
     Args:
         project: (N, C, *S) to any tensor; called again in the backward pass, under the same autocast.
@@ -29,13 +29,13 @@ def recomputed_projection(project: Callable[[Tensor], Tensor], image: Tensor) ->
     device = image.device.type
     autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
     projected = project(image)
-    address = projected.untyped_storage().data_ptr()
+    storage = projected.untyped_storage()._cdata
     views = 0
     again: list[Tensor] = []  # the projection made again, until the last of its views is handed out
 
     def pack(tensor: Tensor):
         nonlocal views
-        if tensor.untyped_storage().data_ptr() != address:
+        if tensor.untyped_storage()._cdata != storage:
             return tensor
         views += 1
         return tensor.size(), tensor.stride(), tensor.storage_offset()

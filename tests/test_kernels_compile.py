@@ -3,6 +3,7 @@
 The compiler runs in processes of its own: here, Triton may be the interpreter.
 """
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -12,7 +13,9 @@ import pytest
 
 from kernels import plan
 
-pytest.importorskip("triton", reason="triton is not installed")
+# Without importing it: this process may be about to import Triton as the interpreter.
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
 
 GPUS = {
     "sm_80": plan.Device("A100", (8, 0), 108, 166912),
@@ -83,6 +86,7 @@ def test_no_spills_within_shared_memory_on_tensor_cores(gpu, compilers):
 
 
 def test_pinned_rows_win_over_the_rule(tmp_path, monkeypatch):
+    """And are read from the device's own file."""
     monkeypatch.setattr(plan, "CONFIGS", tmp_path)
     tile = {"block_m": 32, "block_n": 16, "block_c": 32, "num_warps": 2, "num_stages": 1}
     row = {
