@@ -1,7 +1,6 @@
 """Searches tile sizes on this GPU and pins the best in ``kernels/configs/<gpu>.json`` for every later run."""
 
 import itertools
-import json
 from typing import Any
 
 import torch
@@ -74,7 +73,6 @@ def tune(cfg: DictConfig, device: torch.device) -> str:
             if best is None or median < best[0]:
                 best = median, tile
         if best:
-            rows.append(row | {"tile": best[1]._asdict(), "median_us": round(best[0], 1), "length": length})
-    path = plan.table_path(gpu.name)
-    path.write_text(json.dumps({**provenance(device), "rows": rows}, indent=1) + "\n")
+            rows.append(row | {"tile": best[1]._asdict(), "median_us": round(best[0], 1)})
+    path = plan.write_table(gpu, rows, {"origin": "tuned", **provenance(device)})
     return f"{len(rows)} rows in {path}"

@@ -193,6 +193,16 @@ def use_table(device_name: str, rows: list[dict[str, Any]]) -> None:
     backward_launches.cache_clear()
 
 
+def write_table(device: Device, rows: list[dict[str, Any]], origin: dict[str, Any]) -> Path:
+    """Write ``configs/<device>.json``, a row per line; ``origin`` says where the rows come from."""
+    head = {"device": device.name, "capability": list(device.capability), **origin}
+    fields = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    path = table_path(device.name)
+    path.write_text("{\n" + ",\n".join([*fields, f' "rows": [\n{lines}\n ]']) + "\n}\n")
+    return path
+
+
 def table_path(device_name: str) -> Path:
     return CONFIGS / f"{device_name.lower().replace(' ', '_')}.json"
 

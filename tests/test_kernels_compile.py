@@ -4,6 +4,7 @@ The compiler runs in processes of its own: here, Triton may be the interpreter.
 """
 
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ if importlib.util.find_spec("triton") is None:
 
 GPUS = {
     "sm_80": plan.Device("A100", (8, 0), 108, 166912),
-    "sm_90": plan.Device("H200", (9, 0), 132, 232448),
+    "sm_90": plan.Device("H100", (9, 0), 132, 232448),
     "sm_100": plan.Device("B200", (10, 0), 148, 232448),
 }
 # (dtype, D, lengths) at the paper's C = 512. The lengths reach every branch of the rule: crops of 769, 1025
@@ -32,15 +33,22 @@ SHAPES = [
 ]
 
 
+def with_tables(gpu: str) -> list[plan.Device]:
+    """The GPU that follows the rule, and those of its kind that have a table."""
+    headers = [json.loads(path.read_text()) for path in plan.CONFIGS.glob("*.json")]
+    names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
+    return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
+
+
 def launches(gpu: str) -> dict[tuple, tuple]:
     """The launches to compile, each once: the last passes, which do the most, and the first of a backward."""
     shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else SHAPES
     found = {}
-    for dtype, query_channels, lengths in shapes:
+    for device, (dtype, query_channels, lengths) in itertools.product(with_tables(gpu), shapes):
         for length in lengths:
             problem = plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
-            forward = plan.forward_launches(problem, GPUS[gpu], has_residual=True)
-            backward = plan.backward_launches(problem, GPUS[gpu], has_gamma=True)
+            forward = plan.forward_launches(problem, device, has_residual=True)
+            backward = plan.backward_launches(problem, device, has_gamma=True)
             first = backward[:1] if dtype != "float32" and length in (97, 256) else ()
             for kernel, launch in [
                 ("forward", forward[-1]),
@@ -96,8 +104,8 @@ def test_pinned_rows_win_over_the_rule(tmp_path, monkeypatch):
         "max_length": 100,
         "max_query_channels": 64,
     }
-    plan.table_path("NVIDIA Test").write_text(json.dumps({"rows": [row | {"tile": tile}]}))
     device = plan.Device("NVIDIA Test", (9, 0), 132, 232448)
+    assert plan.write_table(device, [row | {"tile": tile}], {"origin": "a test"}).name == "nvidia_test.json"
     problem = plan.Problem(1, (97, 101), (0, 1), 64, 512, "bfloat16")
     assert plan.choose_tile("forward", problem, 97, device) == plan.Tile(**tile)
     assert plan.choose_tile("forward", problem, 101, device) != plan.Tile(**tile)
