@@ -39,6 +39,7 @@ class Problem(NamedTuple):
     value_channels: int
     dtype: str
     precision: str = "tf32x3"
+    widest_stride: int = 0  # from pixel to pixel, in elements, where it is more than the channels
 
 
 class Tile(NamedTuple):
@@ -137,9 +138,9 @@ def _lines(problem: Problem, axis: int) -> tuple[int, int, int]:
 
 def _is_wide(problem: Problem) -> bool:
     """Whether offsets inside one image leave 32 bits; the batch is always counted in 64."""
-    # Slices of a projection buffer lie further apart than their own width: leave room for a factor of four.
-    channels = 4 * max(problem.query_channels, problem.value_channels)
-    return math.prod(problem.spatial) * channels >= 2**31
+    stride = max(problem.query_channels, problem.value_channels, problem.widest_stride)
+    # An image more: a tile's positions beyond the end of a line are computed, if not read.
+    return 2 * math.prod(problem.spatial) * stride >= 2**31
 
 
 def _launch(

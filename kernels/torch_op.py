@@ -83,10 +83,14 @@ def device_of(index: int | None) -> plan.Device:
     )
 
 
-def _problem(query: Tensor, value: Tensor, axes: Sequence[int], precision: str) -> plan.Problem:
+def _problem(
+    query: Tensor, value: Tensor, axes: Sequence[int], precision: str, *strides: int
+) -> plan.Problem:
     batch, *spatial, query_channels = query.shape
     dtype = str(query.dtype).removeprefix("torch.")
-    return plan.Problem(batch, tuple(spatial), tuple(axes), query_channels, value.shape[-1], dtype, precision)
+    return plan.Problem(
+        batch, tuple(spatial), tuple(axes), query_channels, value.shape[-1], dtype, precision, max(strides)
+    )
 
 
 def _by_pixel(array: Tensor) -> tuple[Tensor, int]:
@@ -113,8 +117,9 @@ def _forward(
     residual: Tensor | None,
     gamma: Tensor | None,
     result: Tensor | None,
-    problem: plan.Problem,
+    axes: Sequence[int],
     scale: float,
+    precision: str,
     save_out: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the passes; fills ``result`` if it is there. Returns ``out`` and the softmax's maximum and sum."""
@@ -126,12 +131,14 @@ def _forward(
     (query, query_stride), (key, key_stride), (value, value_stride) = map(_by_pixel, (query, key, value))
     residual, residual_stride = (None, 0) if residual is None else _by_pixel(residual)
 
+    strides = query_stride, key_stride, value_stride, residual_stride
+    problem = _problem(query, value, axes, precision, *strides)
     launches = plan.forward_launches(problem, device_of(query.device.index), residual is not None, save_out)
     other = torch.empty_like(stats) if len(launches) > 1 else None
     for launch in launches:
         line_forward_kernel[(launch.grid,)](
             query, key, value, out, stats, other, residual, gamma, result,
-            query_stride, key_stride, value_stride, residual_stride, launch.length, launch.inner, scale,
+            *strides, launch.length, launch.inner, scale,
             **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
         stats, other = other, stats
@@ -152,21 +159,18 @@ def _on_device(launch):
 
 @_on_device
 def _launch_attention(query, key, value, axes, scale, precision):
-    problem = _problem(query, value, axes, precision)
-    return _forward(query, key, value, None, None, None, problem, scale, True)
+    return _forward(query, key, value, None, None, None, axes, scale, precision, True)
 
 
 @_on_device
 def _launch_residual(query, key, value, residual, gamma, axes, scale, precision, save_out):
-    problem = _problem(query, value, axes, precision)
     result = _like(residual)
-    out, stats = _forward(query, key, value, residual, gamma, result, problem, scale, save_out)
+    out, stats = _forward(query, key, value, residual, gamma, result, axes, scale, precision, save_out)
     return result, out if save_out else value.new_empty(0), stats
 
 
 @_on_device
 def _launch_backward(query, key, value, out, stats, grad, gamma, axes, scale, precision):
-    problem = _problem(query, value, axes, precision)
     dquery, dkey, dvalue = _like(query), _like(key), _like(value)
     delta = _per_pixel(query)
     if dvalue.numel() == 0:
@@ -174,17 +178,19 @@ def _launch_backward(query, key, value, out, stats, grad, gamma, axes, scale, pr
     (query, query_stride), (key, key_stride), (value, value_stride) = map(_by_pixel, (query, key, value))
     grad, grad_stride = _by_pixel(grad)
 
+    strides = query_stride, key_stride, value_stride, grad_stride
+    problem = _problem(query, value, axes, precision, *strides)
     launches = plan.backward_launches(problem, device_of(query.device.index), gamma is not None)
     partials = plan.backward_partials(launches)
     partial_dquery, partial_dkey, partial_dvalue = (
-        torch.empty_like(array, dtype=torch.float32) if wide else array
+        torch.empty_like(array, dtype=torch.float32) if wide and array.dtype != torch.float32 else array
         for array, wide in zip((dquery, dkey, dvalue), partials, strict=True)
     )
     for launch in launches:
         line_backward_kernel[(launch.grid,)](
             query, key, value, out, stats, grad, gamma, delta,
             partial_dquery, partial_dkey, partial_dvalue, dquery, dkey, dvalue,
-            query_stride, key_stride, value_stride, grad_stride, launch.length, launch.inner, scale,
+            *strides, launch.length, launch.inner, scale,
             **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
     return dquery, dkey, dvalue, delta
@@ -235,6 +241,7 @@ def _save_attention(ctx, inputs, output):
     query, key, value, *ctx.options = inputs
     out, stats = output
     ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)  # or zeros as large as these would be written for every backward
     ctx.save_for_backward(query, key, value, out, stats)
 
 
@@ -249,6 +256,7 @@ def _save_residual(ctx, inputs, output):
     query, key, value, _, gamma, *ctx.options, _ = inputs
     _, out, stats = output
     ctx.mark_non_differentiable(out, stats)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(query, key, value, out, stats, gamma)
 
 
