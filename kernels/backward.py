@@ -57,7 +57,7 @@ def line_backward_kernel(
     D: tl.constexpr, C: tl.constexpr,
     MASK_SELF: tl.constexpr, HAS_GAMMA: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     REVERSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    ONE_QUERY_TILE: tl.constexpr, ONE_KEY_TILE: tl.constexpr,
+    ONE_QUERY_TILE: tl.constexpr, ONE_KEY_TILE: tl.constexpr, STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """All gradients of one line: see the top of this file. The grid is the number of lines."""
@@ -109,7 +109,7 @@ def line_backward_kernel(
             known = rows_valid & (key_tile > 0) if FIRST else rows_valid
             delta = tl.load(delta_ptr + rows, mask=known, other=0.0)
             dattention = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for channel in tl.range(0, C, BLOCK_C, disable_licm=True):
+            for channel in tl.range(0, C, BLOCK_C, num_stages=STAGES, disable_licm=True):
                 offs_c = channel + tl.arange(0, BLOCK_C)
                 grad = load_rows(grad_ptr, rows, grad_stride, offs_c, rows_valid, C)
                 value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)

@@ -72,7 +72,7 @@ def line_forward_kernel(
     D: tl.constexpr, C: tl.constexpr,
     MASK_SELF: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_OUT: tl.constexpr,
     REVERSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    ONE_KEY_TILE: tl.constexpr, SPLITS: tl.constexpr,
+    ONE_KEY_TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one line, one group of channel slabs: see the top of this file.
@@ -124,7 +124,8 @@ def line_forward_kernel(
         )
         attention = (attention * factor[:, None]).to(value_ptr.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
 
-        for slab in range(SLABS):
+        # Naming the stages has the compiler fetch ahead what is added, too, not only what is multiplied.
+        for slab in tl.range(SLABS, num_stages=STAGES):
             offs_c = first_channel + slab * BLOCK_C + tl.arange(0, BLOCK_C)
             value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)
             acc = tl.dot(attention, value, input_precision=PRECISION)

@@ -151,6 +151,7 @@ def _launch(
         "C": problem.value_channels,
         **constants,
         "PRECISION": problem.precision,
+        "STAGES": tile.num_stages,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_C": tile.block_c,

@@ -49,7 +49,7 @@ def launches(gpu: str) -> dict[tuple, tuple]:
             problem = plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
             forward = plan.forward_launches(problem, device, has_residual=True)
             backward = plan.backward_launches(problem, device, has_gamma=True)
-            first = backward[:1] if dtype != "float32" and length in (97, 256) else ()
+            first = backward[:1] if dtype != "float32" and length == 97 else ()
             for kernel, launch in [
                 ("forward", forward[-1]),
                 *(("backward", x) for x in (*first, backward[-1])),
