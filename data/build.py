@@ -1,0 +1,20 @@
+"""Data sets from a composed configuration."""
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch.utils.data import Dataset
+
+
+def build_dataset(config: DictConfig, split: str, transform) -> Dataset:
+    """Instantiate ``config[split]``, with ``config.root`` where the data set has one.
+
+    Args:
+        config: the ``dataset`` node.
+        split: "train", "val" or another node of it.
+        transform: of (image, labels).
+    """
+    if not isinstance(config.get(split), DictConfig):
+        nodes = [name for name, node in config.items() if isinstance(node, DictConfig) and "_target_" in node]
+        raise ValueError(f"this data set has no split {split!r}: choose one of {', '.join(nodes)}")
+    root = {"root": config.root} if "root" in config else {}
+    return instantiate(config[split], transform=transform, **root)

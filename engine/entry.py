@@ -1,0 +1,73 @@
+"""How an entry point starts and how it fails."""
+
+import functools
+import os
+import random
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+_USER_ERRORS = (ValueError, OSError, InstantiationException, OmegaConfBaseException)
+
+
+def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Turn a user's mistake into one message and a non-zero exit, and leave no empty folder behind.
+
+    ``HYDRA_FULL_ERROR=1`` shows the whole traceback, as it does for Hydra's own messages.
+    """
+
+    @functools.wraps(main)
+    def guarded(config: DictConfig) -> Any:
+        try:
+            return main(config)
+        except _USER_ERRORS as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            while isinstance(error, InstantiationException) and error.__cause__ is not None:
+                error = error.__cause__  # what the class that Hydra called had to say
+            print(f"error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+            raise SystemExit(1) from error
+        finally:
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+
+    return guarded
+
+
+def _message(error: BaseException) -> str:
+    """What the error says; out of a data worker, without the traceback that torch puts before it."""
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        return text.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+    return text
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # rmdir refuses a folder that holds anything
+        folder.rmdir()
+        folder.parent.rmdir()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no GPU: give device=cpu, or check the driver")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a network's initial weights and dropout may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

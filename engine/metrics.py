@@ -1,0 +1,51 @@
+"""Segmentation metrics, all from one confusion matrix."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Scores(NamedTuple):
+    """Shares in [0, 1]; a class that occurs in neither labels nor predictions has NaN and counts in no mean."""
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    class_iou: list[float]
+    class_accuracy: list[float]
+
+
+class ConfusionMatrix:
+    """Counts of (true class, predicted class) over valid pixels, exact in int64.
+
+    Args:
+        num_classes: K.
+        ignore_index: label that does not count.
+        device: where to count; nothing is moved to the host before :meth:`scores`.
+    """
+
+    def __init__(self, num_classes: int, *, ignore_index: int = 255, device: torch.device | str = "cpu"):
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, labels: Tensor) -> None:
+        """Add a prediction and its labels, int64 of the same shape."""
+        valid = labels != self.ignore_index
+        pairs = labels[valid] * self.num_classes + prediction[valid]
+        self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.counts)
+
+    def scores(self) -> Scores:
+        """Intersection over union and accuracies of everything added so far."""
+        counts = self.counts.double().cpu()
+        hits, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
+        iou = hits / (true + predicted - hits)  # 0 / 0 is NaN: the class does not occur
+        accuracy = hits / true
+        return Scores(
+            miou=iou.nanmean().item(),
+            pixel_accuracy=(hits.sum() / counts.sum()).item(),
+            mean_accuracy=accuracy.nanmean().item(),
+            class_iou=iou.tolist(),
+            class_accuracy=accuracy.tolist(),
+        )

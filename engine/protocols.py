@@ -1,0 +1,97 @@
+"""How an image becomes logits in testing: whole, in sliding windows, at several scales and mirrored.
+
+Each protocol is called with a network and images (N, 3, H, W) in [0, 1] and gives logits or probabilities
+(N, K, H, W). Sums are accumulated in place: one more map of the image's size, whatever the number of passes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+
+Protocol = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Whole:
+    """The whole image in one pass."""
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, K, H, W)."""
+        return model(images)["out"]
+
+
+class Slide:
+    """Windows of the training crop's size that overlap by a third; where they do, logits are averaged.
+
+    As in the CCNet authors' evaluation: the stride is two thirds of the window, rounded up, and the last window of
+    a row or column is moved back inside. An image smaller than the window is padded with the mean colour.
+
+    Args:
+        crop_size: (H, W) of the window, pixels.
+        stride: share of the window.
+    """
+
+    def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
+        if min(crop_size) < 1 or not 0 < stride <= 1:
+            raise ValueError(f"crop_size is {list(crop_size)} and stride {stride}: give pixels, and a share in (0, 1]")
+        self.crop_size = tuple(crop_size)
+        self.stride = stride
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, K, H, W)."""
+        size = images.shape[-2:]
+        grown = [max(side, crop) - side for side, crop in zip(size, self.crop_size, strict=True)]
+        mean = model.mean.to(images.dtype)
+        images = pad(images - mean, (0, grown[1], 0, grown[0])) + mean
+        total, count = None, images.new_zeros(1, 1, *images.shape[-2:])
+        for rows in self._windows(images.shape[-2], self.crop_size[0]):
+            for columns in self._windows(images.shape[-1], self.crop_size[1]):
+                logits = model(images[..., rows, columns])["out"].float()
+                if total is None:
+                    total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
+                total[..., rows, columns] += logits
+                count[..., rows, columns] += 1
+        return (total / count)[..., : size[0], : size[1]]
+
+    def _windows(self, side: int, crop: int) -> Iterator[slice]:
+        step = math.ceil(crop * self.stride)
+        for index in range(math.ceil((side - crop) / step) + 1):
+            end = min(index * step + crop, side)
+            yield slice(end - crop, end)
+
+
+class MultiScale:
+    """The average over several sizes of the image, each also mirrored if ``flip`` is set.
+
+    Args:
+        protocol: what is done at each size.
+        scales: factors on height and width.
+        flip: also the mirrored image.
+        average: "logits", or "probabilities" after the softmax.
+    """
+
+    def __init__(self, protocol: Protocol, *, scales: Sequence[float], flip: bool = True, average: str = "logits"):
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales is {list(scales)}: give one or more positive factors")
+        if average not in ("logits", "probabilities"):
+            raise ValueError(f"average is {average!r}: choose 'logits' or 'probabilities'")
+        self.protocol, self.scales, self.flip, self.average = protocol, tuple(scales), flip, average
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> mean logits or probabilities (N, K, H, W)."""
+        total = 0
+        for scale in self.scales:
+            scaled = self._resized(images, [max(round(side * scale), 1) for side in images.shape[-2:]])
+            for mirrored in (False, True) if self.flip else (False,):
+                logits = self.protocol(model, scaled.flip(-1) if mirrored else scaled).float()
+                logits = self._resized(logits.flip(-1) if mirrored else logits, images.shape[-2:])
+                total = total + (logits if self.average == "logits" else logits.softmax(dim=1))
+        return total / (len(self.scales) * (1 + self.flip))
+
+    @staticmethod
+    def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+        if list(x.shape[-2:]) == list(size):
+            return x
+        return interpolate(x, torch.Size(size), mode="bilinear", align_corners=True)

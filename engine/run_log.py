@@ -1,0 +1,79 @@
+"""Where the numbers of a run go: CSV files and a picture in its folder, and W&B."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from engine import figures
+from engine.metrics import Scores
+from engine.tables import ScalarFile, score_rows, write_csv
+
+if TYPE_CHECKING:  # W&B takes a second to import, which a run without it saves
+    from engine.wandb_run import WandbRun
+
+
+class RunLog:
+    """The log of one training run; use it in a ``with``, which also closes W&B.
+
+    Args:
+        folder: of the run. ``train.csv`` and ``val.csv`` have the scalars, ``val_classes.csv`` the scores by
+            class of the newest validation, ``curves.png`` and ``predictions.png`` the pictures.
+        classes, palette: of the data set.
+        start: iteration that the run continues from; 0 for a new run.
+        wandb: starts the W&B run in the folder; None for none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        classes: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        start: int = 0,
+        wandb: "Callable[[Path], WandbRun] | None" = None,
+    ):
+        self.folder, self.classes, self.palette = folder, classes, palette
+        self._train = ScalarFile(folder / "train.csv", keep_until=start)
+        self._validation = ScalarFile(folder / "val.csv", keep_until=start)
+        self._wandb = wandb(folder) if wandb else None
+
+    @property
+    def wandb_id(self) -> str | None:
+        """Id of the W&B run, if there is one."""
+        return self._wandb.run_id if self._wandb else None
+
+    def train(self, iteration: int, values: dict[str, float]) -> None:
+        """Add the scalars of a training iteration."""
+        self._train.add({"iteration": iteration} | values)
+        if self._wandb:
+            self._wandb.scalars(iteration, {f"train/{name}": value for name, value in values.items()})
+
+    def validation(
+        self, iteration: int, scores: Scores, images_per_s: float, samples: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> None:
+        """Add a validation: scores in percent, the table by class, curves and predictions."""
+        values = {
+            "mIoU": 100 * scores.miou,
+            "pixel_acc": 100 * scores.pixel_accuracy,
+            "mean_acc": 100 * scores.mean_accuracy,
+        }
+        by_class = {f"IoU/{name}": 100 * iou for name, iou in zip(self.classes, scores.class_iou, strict=True)}
+        self._validation.add({"iteration": iteration} | values | {"images_per_s": images_per_s} | by_class)
+        write_csv(self.folder / "val_classes.csv", ("class", "IoU", "accuracy"), score_rows(scores, self.classes))
+        figures.save_curves(self.folder / "curves.png", self._train.rows, self._validation.rows)
+        figures.save_panel(self.folder / "predictions.png", samples, self.classes, self.palette)
+        if self._wandb:
+            self._wandb.scalars(iteration, {f"val/{name}": value for name, value in values.items()})
+            self._wandb.validation(iteration, scores, self.classes, samples)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._wandb:
+            self._wandb.close(failed=kind is not None)

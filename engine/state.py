@@ -1,0 +1,60 @@
+"""What a training run is made of besides its configuration, to and from its checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
+
+from engine import checkpoint
+from engine.checkpoint import Checkpoint
+from engine.metrics import Scores
+
+
+class TrainingState:
+    """Network, optimiser, schedule and random generators at an iteration.
+
+    The data need none: a sample is a function of its number (see ``data/stream.py``).
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler):
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.iteration = 0
+        self.best_miou = -1.0
+        self.wandb_id: str | None = None
+
+    def save(self, folder: Path, scores: Scores, config: dict[str, Any], dataset: Dataset) -> None:
+        """Write ``last.pt``, and ``best.safetensors`` if no validation before was better."""
+        is_best = scores.miou >= self.best_miou
+        self.best_miou = max(self.best_miou, scores.miou)
+        made = Checkpoint(
+            weights=self.model.state_dict(),
+            config=config,
+            classes=list(dataset.classes),
+            palette=[list(colour) for colour in dataset.palette],
+            iteration=self.iteration,
+            scores=scores._asdict(),
+            training={
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "best_miou": self.best_miou,
+                "wandb_id": self.wandb_id,
+            },
+        )
+        if is_best:
+            checkpoint.save(made, folder / "best.safetensors")
+        checkpoint.save(made, folder / "last.pt")
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go back to where ``saved`` was made; the network has its weights already."""
+        self.optimizer.load_state_dict(saved.training["optimizer"])
+        self.schedule.load_state_dict(saved.training["schedule"])
+        torch.set_rng_state(saved.training["random"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved.training["random_cuda"])
+        self.iteration = saved.iteration
+        self.best_miou, self.wandb_id = saved.training["best_miou"], saved.training["wandb_id"]

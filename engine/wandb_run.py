@@ -1,0 +1,103 @@
+"""Weights & Biases: online for who is logged in, offline for everybody else, and never a question."""
+
+import netrc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import wandb
+from torch import Tensor
+
+from data import IGNORE_INDEX
+from engine.metrics import Scores
+from engine.tables import score_rows
+
+
+class WandbRun:
+    """One W&B run.
+
+    Args:
+        folder: of the run; W&B keeps its files in a folder in it.
+        name: shown in the run list.
+        config: of the run, plain.
+        project, entity: where the run goes.
+        mode: "auto", or one of W&B's own: "online", "offline", "disabled".
+        run_id: of the run to continue, if any.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        config: dict[str, Any],
+        project: str,
+        entity: str | None = None,
+        mode: str = "auto",
+        run_id: str | None = None,
+    ):
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+        self.run = wandb.init(
+            dir=folder,
+            name=name,
+            config=config,
+            project=project,
+            entity=entity,
+            mode=mode,
+            id=run_id,
+            resume="allow" if run_id else None,
+            settings=wandb.Settings(silent=mode != "online", console="off"),
+        )
+
+    @property
+    def run_id(self) -> str:
+        """What :class:`WandbRun` needs to continue this run."""
+        return self.run.id
+
+    def scalars(self, iteration: int, values: dict[str, float]) -> None:
+        """Log numbers by name."""
+        self.run.log(values, step=iteration)
+
+    def validation(
+        self,
+        iteration: int,
+        scores: Scores,
+        classes: Sequence[str],
+        samples: Sequence[tuple[Tensor, Tensor, Tensor]],
+    ) -> None:
+        """Log the per-class table and the panels, which W&B draws with the class names."""
+        names = dict(enumerate(classes)) | {IGNORE_INDEX: "ignored"}
+        panels = [
+            wandb.Image(
+                (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8),
+                masks={
+                    "truth": {"mask_data": labels.numpy(), "class_labels": names},
+                    "prediction": {"mask_data": prediction.numpy(), "class_labels": names},
+                },
+            )
+            for image, labels, prediction in samples
+        ]
+        table = wandb.Table(columns=["class", "IoU", "accuracy"], data=score_rows(scores, classes))
+        self.run.log({"val/classes": table, "val/predictions": panels}, step=iteration)
+
+    def close(self, failed: bool) -> None:
+        """End the run; a sweep starts the next one in the same process."""
+        self.run.finish(exit_code=int(failed))
+
+
+def _logged_in() -> bool:
+    """Whether W&B would find a key without asking: in the environment or in a netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        if path and Path(path).expanduser().is_file():
+            try:
+                return netrc.netrc(Path(path).expanduser()).authenticators(host) is not None
+            except (netrc.NetrcParseError, OSError):
+                return False
+    return False

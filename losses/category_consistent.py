@@ -1,0 +1,131 @@
+"""The category consistent loss: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, section 3.4.
+
+Shapes: N images, E embedding channels, P = N * h * w pixels, K = 256 label values.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .sampling import nearest_labels
+
+# One bin for each value of an 8-bit label: a fixed size needs no look at the labels, so nothing waits for the
+# device and compilers see static shapes. Bins without a pixel count nowhere.
+_BINS = 256
+
+
+class CategoryConsistentLoss(NamedTuple):
+    """``total = alpha * variance + beta * distance + gamma * regularization``, four scalars."""
+
+    total: Tensor
+    variance: Tensor
+    distance: Tensor
+    regularization: Tensor
+
+
+def category_consistent_loss(
+    embedding: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    delta_v: float = 0.5,
+    delta_d: float = 1.5,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 0.001,
+    distance: str = "piecewise",
+) -> CategoryConsistentLoss:
+    """Pull pixels of one class together and push the classes apart.
+
+        variance       = mean over classes of mean over their pixels of phi(|h - mu|)
+        distance       = mean over pairs of classes of max(2 delta_d - |mu_a - mu_b|, 0)^2
+        regularization = mean over classes of |mu|
+
+        phi(d) = 0                                       d <= delta_v
+                 (d - delta_v)^2               delta_v < d <= delta_d
+                 d - delta_d + (delta_d - delta_v)^2     delta_d < d
+
+    mu is a class's mean over the whole mini-batch (equations 3 to 8). "Quadratic" keeps the middle branch for
+    every d > delta_v: the loss of De Brabandere et al. (2017) that the paper starts from, and which its
+    Table 3 shows to diverge more often. Gradients also flow through mu, and are finite everywhere: a norm's
+    gradient at zero distance, where a class with a single pixel sits, is taken as zero.
+
+    Args:
+        embedding: (N, E, h, w).
+        labels: (N, h, w) integers in [0, 255] at the embedding's size, or ``ignore_index``.
+        ignore_index: label that does not count.
+        delta_v, delta_d: distances at which phi starts and at which it turns linear; classes further apart
+            than 2 delta_d are left alone.
+        alpha, beta, gamma: weights of the three terms in the total.
+        distance: "piecewise" (the paper's) or "quadratic".
+
+    Returns:
+        The total and its terms, unweighted, in float32 (float64 for float64 input). Nothing valid gives zeros
+        that still back-propagate.
+
+    Raises:
+        ValueError: sizes that differ, an unknown ``distance``; on the CPU also labels outside [0, 255].
+    """
+    if labels.shape != embedding.shape[:1] + embedding.shape[2:]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} must have the size of the embedding {tuple(embedding.shape)}: "
+            "bring them there with losses.sampling.nearest_labels"
+        )
+    if distance not in ("piecewise", "quadratic"):
+        raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
+
+    pixels = rearrange(embedding, "n e ... -> (n ...) e")
+    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+    labels = labels.flatten()
+    valid = labels != ignore_index
+    index = torch.where(valid, labels, 0).long()
+    if index.device.type == "cpu" and index.numel() and not 0 <= index.min() <= index.max() < _BINS:
+        raise ValueError(f"labels reach from {index.min()} to {index.max()}: give values in [0, {_BINS - 1}]")
+    weight = valid.to(pixels.dtype)
+
+    counts = pixels.new_zeros(_BINS).index_add(0, index, weight)
+    present = (counts > 0).to(pixels.dtype)
+    number = present.sum()
+    per_pixel = weight / counts.clamp(min=1)[index]  # sums to 1 over each class
+    means = pixels.new_zeros(_BINS, pixels.shape[1]).index_add(0, index, pixels * per_pixel.unsqueeze(1))
+
+    to_mean = _norm(pixels - means[index])
+    spread = (to_mean - delta_v).clamp(min=0) ** 2
+    if distance == "piecewise":
+        linear = to_mean - delta_d + (delta_d - delta_v) ** 2
+        spread = torch.where(to_mean > delta_d, linear, spread)
+    variance = (spread * per_pixel).sum() / number.clamp(min=1)
+
+    apart = _norm(means.unsqueeze(1) - means.unsqueeze(0))  # (K, K)
+    pairs = present.unsqueeze(1) * present.unsqueeze(0) * (1 - torch.eye(_BINS, device=means.device))
+    push = (2 * delta_d - apart).clamp(min=0) ** 2
+    between = (push * pairs).sum() / (number * (number - 1)).clamp(min=1)
+
+    size = (_norm(means) * present).sum() / number.clamp(min=1)
+    return CategoryConsistentLoss(alpha * variance + beta * between + gamma * size, variance, between, size)
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    """Length along the last dimension, with gradient zero where the length is zero."""
+    squared = (vectors * vectors).sum(dim=-1)
+    nonzero = squared > 0
+    return torch.where(nonzero, torch.where(nonzero, squared, 1).sqrt(), 0)
+
+
+class CategoryConsistent(nn.Module):
+    """:func:`category_consistent_loss` of the network's embedding, labels sampled at its size.
+
+    Args:
+        **options: of :func:`category_consistent_loss`.
+    """
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, output: dict[str, Tensor], labels: Tensor) -> CategoryConsistentLoss:
+        """Output of the network, labels (N, H, W) -> the total and its terms."""
+        embedding = output["embedding"]
+        return category_consistent_loss(embedding, nearest_labels(labels, embedding.shape[-2:]), **self.options)

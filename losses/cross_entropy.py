@@ -1,0 +1,57 @@
+"""Cross entropy per valid pixel."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, class_weights: Tensor | None = None
+) -> Tensor:
+    """Mean over the valid pixels of -class_weights[y] log softmax(logits)[y].
+
+    The divisor is the number of pixels that are not ignored, also with class weights, so that a batch's loss
+    does not depend on how its ignored pixels fall. Nothing valid gives a zero that still back-propagates.
+
+    Args:
+        logits: (N, K, *S).
+        labels: (N, *S) int64 in [0, K) or ``ignore_index``.
+        ignore_index: label that does not count.
+        class_weights: (K,) factors.
+
+    Returns:
+        A scalar in float32 (float64 for float64 logits).
+    """
+    losses = functional.cross_entropy(
+        _widened(logits), labels, weight=class_weights, ignore_index=ignore_index, reduction="none"
+    )
+    return losses.sum() / (labels != ignore_index).sum().clamp(min=1)
+
+
+class CrossEntropy(nn.Module):
+    """:func:`cross_entropy` of one of the network's outputs.
+
+    Args:
+        output: which one.
+        ignore_index: label that does not count.
+        class_weights: one factor per class, or None.
+    """
+
+    def __init__(self, *, output: str = "out", ignore_index: int = 255, class_weights: Sequence[float] | None = None):
+        super().__init__()
+        self.output = output
+        self.ignore_index = ignore_index
+        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, output: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """Output of the network, labels (N, H, W) -> scalar."""
+        return cross_entropy(
+            output[self.output], labels, ignore_index=self.ignore_index, class_weights=self.class_weights
+        )
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,99 @@
+"""Online hard example mining, by the rule of the CCNet authors' code."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .cross_entropy import CrossEntropy, cross_entropy
+from .sampling import nearest_labels
+
+# The threshold is found on maps an eighth of the size in each direction, as the authors do.
+_REDUCTION = 8
+
+
+def ohem_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """:func:`losses.cross_entropy` over the pixels whose true class has a low probability.
+
+    Kept are pixels with p(true class) <= max(threshold, p_k), p_k the k-th smallest such probability in the
+    batch and k = ``min_kept``: at least about that many pixels stay, and all of them where there are fewer.
+    p_k is looked up on probabilities and labels reduced 8 times, with k / 64. Without a host synchronisation.
+
+    Args:
+        logits: (N, K, H, W).
+        labels: (N, H, W) int64 in [0, K) or ``ignore_index``.
+        ignore_index: label that does not count.
+        threshold: probability above which a pixel counts as easy.
+        min_kept: pixels of the batch to keep at least.
+        class_weights: (K,) factors.
+
+    Returns:
+        A scalar in float32 (float64 for float64 logits).
+    """
+    with torch.no_grad():
+        probabilities = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
+        limit = _threshold(probabilities, labels, ignore_index, threshold, min_kept)
+        easy = _true_class(probabilities, labels, ignore_index) > limit
+        kept = labels.masked_fill(easy, ignore_index)
+    return cross_entropy(logits, kept, ignore_index=ignore_index, class_weights=class_weights)
+
+
+def _threshold(probabilities: Tensor, labels: Tensor, ignore_index: int, threshold: float, min_kept: int) -> Tensor:
+    size = [max(round(length / _REDUCTION), 1) for length in labels.shape[-2:]]
+    small = functional.interpolate(probabilities, size, mode="bilinear", align_corners=True)
+    small_labels = nearest_labels(labels, size)
+    valid = small_labels != ignore_index
+    # Ignored pixels sort behind every probability; past them nothing is left to mine and all is kept.
+    true = _true_class(small, small_labels, ignore_index).masked_fill(~valid, 2.0).flatten()
+    k = min_kept // _REDUCTION**2
+    if k >= true.numel():
+        return true.new_tensor(1.0)
+    kth = true.kthvalue(max(k, 1)).values if k else true.new_tensor(0.0)
+    return torch.where(valid.sum() > k, kth.clamp(min=threshold), 1.0)
+
+
+def _true_class(probabilities: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    index = labels.masked_fill(labels == ignore_index, 0).unsqueeze(1)
+    return probabilities.gather(1, index).squeeze(1)
+
+
+class OhemCrossEntropy(CrossEntropy):
+    """:func:`ohem_cross_entropy` of one of the network's outputs.
+
+    Args:
+        threshold, min_kept: of :func:`ohem_cross_entropy`.
+        **cross_entropy: arguments of :class:`losses.CrossEntropy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.7,
+        min_kept: int = 100_000,
+        output: str = "out",
+        ignore_index: int = 255,
+        class_weights: Sequence[float] | None = None,
+    ):
+        super().__init__(output=output, ignore_index=ignore_index, class_weights=class_weights)
+        self.threshold = threshold
+        self.min_kept = min_kept
+
+    def forward(self, output: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """Output of the network, labels (N, H, W) -> scalar."""
+        return ohem_cross_entropy(
+            output[self.output],
+            labels,
+            ignore_index=self.ignore_index,
+            threshold=self.threshold,
+            min_kept=self.min_kept,
+            class_weights=self.class_weights,
+        )

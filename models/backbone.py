@@ -1,0 +1,107 @@
+"""Backbones from timm at output stride 8, which report their own widths."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+# Families that timm dilates; shown to a user whose choice it does not dilate.
+STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
+
+
+class TimmBackbone(nn.Module):
+    """A timm network without its classifier, dilated to a fixed output stride.
+
+    Args:
+        name: any timm model whose family takes ``output_stride``.
+        output_stride: input size divided by feature size.
+        out_indices: which of timm's feature levels to return; the auxiliary head reads the first, the head
+            the last. (-2, -1) are the third and the fourth stage. Later levels are not built.
+        pretrained: weights that timm downloads.
+        weights: a local state dict of the same timm model (.safetensors, or .pth of tensors alone) instead.
+
+    Attributes:
+        channels: width of each returned level.
+        mean, std: of the RGB input in [0, 1] that the weights were trained with, three numbers each.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        output_stride: int = 8,
+        out_indices: Sequence[int] = (-2, -1),
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+    ):
+        super().__init__()
+        if not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=4)
+            raise ValueError(
+                f"timm has no backbone {name!r}" + (f": did you mean {', '.join(close)}?" if close else "")
+            )
+        self.output_stride = output_stride
+        self.net = _build(name, output_stride, tuple(out_indices), pretrained and weights is None)
+        if weights is not None:
+            _load_weights(self.net, name, Path(weights))
+        self.channels = list(self.net.feature_info.channels())
+        self.mean = tuple(self.net.pretrained_cfg["mean"])
+        self.std = tuple(self.net.pretrained_cfg["std"])
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(N, 3, H, W), normalised -> the chosen levels, (N, channels[i], h, w) each."""
+        return self.net(image)
+
+
+def _build(name: str, output_stride: int, out_indices: tuple[int, ...], pretrained: bool) -> nn.Module:
+    options = {"features_only": True, "output_stride": output_stride, "out_indices": out_indices}
+    try:
+        net = timm.create_model(name, pretrained=False, **options)
+    except (TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(_no_stride(name, output_stride)) from error
+    if net.feature_info.reduction()[-1] != output_stride:
+        raise ValueError(_no_stride(name, output_stride))
+    if not pretrained:
+        return net
+    try:
+        return timm.create_model(name, pretrained=True, **options)
+    except Exception as error:  # a hub has no error type of its own for "no network"
+        raise OSError(
+            f"the pretrained weights of {name!r} could not be downloaded ({error}): give a local file with "
+            "backbone.weights=FILE, or start from random weights with backbone.pretrained=false"
+        ) from error
+
+
+def _no_stride(name: str, output_stride: int) -> str:
+    return (
+        f"timm does not build {name!r} with output stride {output_stride} at its last level: "
+        f"choose one that it does, such as {STRIDE_8_EXAMPLES}"
+    )
+
+
+def _load_weights(net: nn.Module, name: str, path: Path) -> None:
+    """Fill every tensor of ``net`` from the file, or raise without having changed any."""
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone.weights={path} is not a file: give a state dict of timm's {name}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        # timm's feature networks write stages.0 as stages_0: both spellings meet in one.
+        state = {key.replace(".", "_"): tensor for key, tensor in state.get("state_dict", state).items()}
+    except Exception as error:  # each format fails in its own way on a file that is not one
+        raise ValueError(f"{path} is not a state dict that can be read safely: {error}") from error
+    own = net.state_dict()
+    wrong = [
+        f"{key} {tuple(tensor.shape)}"
+        for key, tensor in own.items()
+        if (found := state.get(key.replace(".", "_"))) is None or found.shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} does not hold the weights of timm's {name}: {len(wrong)} of {len(own)} tensors are "
+            f"missing or of another shape, the first {', '.join(wrong[:3])}"
+        )
+    net.load_state_dict({key: state[key.replace(".", "_")] for key in own})

@@ -1,0 +1,24 @@
+"""Global convolution: Peng et al., Large Kernel Matters, CVPR 2017, arXiv:1703.02719."""
+
+from torch import Tensor, nn
+
+
+class GlobalConvolution(nn.Module):
+    """A k x k convolution as the sum of two separable ones: k x 1 then 1 x k, and 1 x k then k x 1.
+
+    Args:
+        channels: C of input and output.
+        kernel_size: k, odd; 15 is the best of the authors' Table 1.
+    """
+
+    def __init__(self, channels: int, *, kernel_size: int = 15):
+        super().__init__()
+        tall, wide = (kernel_size, 1), (1, kernel_size)
+        self.left, self.right = (
+            nn.Sequential(*(nn.Conv2d(channels, channels, kernel_size=size, padding="same") for size in order))
+            for order in ((tall, wide), (wide, tall))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return self.left(x) + self.right(x)

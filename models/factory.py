@@ -1,0 +1,72 @@
+"""Networks by name, from the same YAML files that ``train.py model=<name>`` composes."""
+
+import difflib
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def list_models() -> list[str]:
+    """The names that :func:`create_model` and ``train.py model=<name>`` take."""
+    return _choices("model")
+
+
+def create_model(
+    name: str, *, num_classes: int, backbone: str = "resnet101", pretrained: bool = False, **overrides
+) -> nn.Module:
+    """Build a network of the zoo.
+
+    Args:
+        name: one of :func:`list_models`.
+        num_classes: K of the logits.
+        backbone: a file in ``conf/backbone`` or any timm model that takes output stride 8.
+        pretrained: let timm download ImageNet weights.
+        **overrides: further settings of the model's YAML, dots written as two underscores:
+            ``head__recurrence=3``.
+
+    Returns:
+        (N, 3, H, W) in [0, 1] -> {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor`.
+
+    Raises:
+        ValueError: an unknown name, with the nearest ones.
+
+    Example:
+        >>> net = create_model("ccnet", num_classes=19, backbone="resnet18", head__recurrence=2)
+    """
+    if name not in list_models():
+        close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4) or list_models()
+        raise ValueError(f"there is no model {name!r}: did you mean {', '.join(close)}?")
+    named = backbone in _choices("backbone")
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose(
+            overrides=[
+                f"+model={name}",
+                f"+backbone={backbone if named else 'timm'}",
+                *([] if named else [f"backbone.name={backbone}"]),
+                f"backbone.pretrained={pretrained}",
+                f"+num_classes={num_classes}",
+            ]
+        )
+    for setting, value in overrides.items():
+        key = "model." + setting.replace("__", ".")
+        if OmegaConf.select(config, key, default=_MISSING) is _MISSING:
+            raise ValueError(f"model {name!r} has no setting {setting!r}: its settings stand in conf/model/{name}.yaml")
+        OmegaConf.update(config, key, value)
+    return build(config.model)
+
+
+def build(config: DictConfig) -> nn.Module:
+    """Instantiate a composed ``model`` node."""
+    return instantiate(OmegaConf.to_container(config, resolve=True))
+
+
+_MISSING = object()
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))

@@ -1,0 +1,26 @@
+"""The FCN head that supervises an inner stage: deep supervision as in PSPNet and the CCNet authors' code."""
+
+from torch import Tensor, nn
+
+from models.layers import conv_bn_relu
+
+
+class FCNHead(nn.Module):
+    """3x3 convolution and classifier.
+
+    Args:
+        in_channels: of the features it reads.
+        num_classes: K.
+        channels: width of the hidden layer; 512 in the authors' code.
+        dropout: share of channels dropped before the classifier.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, channels: int = 512, dropout: float = 0.1):
+        super().__init__()
+        self.hidden = conv_bn_relu(in_channels, channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> logits (N, K, h, w)."""
+        return self.classify(self.dropout(self.hidden(features)))

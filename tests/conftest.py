@@ -1,0 +1,92 @@
+"""What several tests share: made data in real layouts, and the entry points as a user runs them."""
+
+import io
+import runpy
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+# A run of seconds: few, small images of the embedded data set and a narrow network.
+TINY = [
+    "recipe.max_iters=4",
+    "recipe.val_every=2",
+    "recipe.batch_size=2",
+    "recipe.head.channels=16",
+    "dataset.train.length=8",
+    "dataset.val.length=3",
+    "dataset.size=65",
+    "log_every=1",
+    "num_workers=0",
+    "logger=none",
+    "device=cpu",
+]
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def run_entry(tmp_path, monkeypatch):
+    """Run an entry point as a user does, in an empty folder; in this process, which has torch loaded already."""
+
+    def run(script: str, *arguments: object, ok: bool = True) -> subprocess.CompletedProcess:
+        command = [str(ROOT / script), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                runpy.run_path(command[0], run_name="__main__")
+            except SystemExit as exit_:
+                code = exit_.code
+        assert (not code) == ok, out.getvalue() + err.getvalue()
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+def write_pair(image: Path, label: Path, *, classes: int, size=(48, 64), seed: int = 0) -> np.ndarray:
+    """Write a picture in two colours and a label image in vertical stripes; returns the labels."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(size[1])[None] * classes // size[1], size[0], axis=0).astype(np.uint8)
+    pixels = (labels[..., None] * 20 + generator.integers(0, 20, (*size, 3))).astype(np.uint8)
+    for path in (image, label):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(image)
+    Image.fromarray(labels).save(label)
+    return labels
+
+
+@pytest.fixture
+def camvid_root(tmp_path) -> Path:
+    """CamVid's layout with six small frames; the last column of stripes is class 11, unlabelled."""
+    root = tmp_path / "CamVid"
+    for split, count in (("train", 4), ("val", 2)):
+        lines = []
+        for index in range(count):
+            name = f"0001TP_{index:06d}"
+            write_pair(root / split / f"{name}.png", root / f"{split}annot" / f"{name}.png", classes=12, seed=index)
+            lines.append(f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png")
+        (root / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def folder_data(tmp_path) -> tuple[Path, Path]:
+    """A person's own pictures and label images of three classes."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for index in range(6):
+        write_pair(images / f"{index}.jpg", masks / f"{index}.png", classes=3, seed=index)
+    return images, masks

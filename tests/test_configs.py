@@ -1,0 +1,73 @@
+"""What the command line composes: every choice is valid, and each data set brings its own recipe."""
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from models.factory import build
+
+
+def composed(*overrides, name="config"):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, overrides=["num_classes=5", *overrides])
+
+
+def choices(group):
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("dataset", choices("dataset"))
+@pytest.mark.parametrize("loss", choices("loss"))
+def test_every_dataset_and_loss_composes_and_instantiates(dataset, loss):
+    config = composed(f"dataset={dataset}", f"loss={loss}", "backbone=beacons", "recipe.max_iters=7")
+    OmegaConf.to_container(config.optimizer, resolve=True)
+    instantiate(config.recipe.train_transform)
+    model = build(config.model)
+    criterion = instantiate(config.loss)
+    assert (model.embed is not None) == ("ccl" in criterion.terms)
+    optimizer = instantiate(config.optimizer.algorithm, model.parameters())
+    instantiate(config.optimizer.schedule, optimizer)
+
+
+@pytest.mark.parametrize("backbone", set(choices("backbone")) - {"timm"})
+def test_every_backbone_builds(backbone):
+    config = composed(f"backbone={backbone}", "backbone.pretrained=false")
+    assert build(config.model).backbone.output_stride == 8
+
+
+def test_ade20k_brings_the_papers_recipe():
+    config = composed("model=ccnet", "dataset=ade20k")
+    assert config.backbone.name == "resnet101"
+    assert config.backbone.pretrained
+    assert config.model.head.channels == 512
+    assert config.model.head.recurrence == 2
+    assert config.model.embedding_channels == 16
+    assert config.optimizer.algorithm._target_ == "torch.optim.SGD"
+    assert config.optimizer.algorithm.lr == 0.01
+    assert config.optimizer.schedule.power == 0.9
+    assert config.recipe.train_transform.short_sides == [300, 375, 450, 525, 600]
+    assert config.loss.weights == {"main": 1.0, "aux": 0.4, "ccl": 1.0}
+
+
+def test_the_command_line_wins_over_a_recipe():
+    config = composed(
+        "dataset=ade20k", "backbone=mobilenetv2_100", "loss=ce", "recipe.lr=0.02", "model.head.recurrence=0"
+    )
+    assert config.backbone.name == "mobilenetv2_100"
+    assert config.model.embedding_channels is None
+    assert config.optimizer.algorithm.lr == 0.02
+
+
+def test_poly_schedule_is_the_papers():
+    """lr * (1 - iteration / max_iters) ** 0.9"""
+    config = composed("dataset=camvid", "recipe.max_iters=10", "backbone=beacons")
+    optimizer = instantiate(config.optimizer.algorithm, build(config.model).parameters())
+    schedule = instantiate(config.optimizer.schedule, optimizer)
+    rates = []
+    for _ in range(10):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.01 * (1 - i / 10) ** 0.9 for i in range(10)])

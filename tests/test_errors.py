@@ -1,0 +1,134 @@
+"""A user's mistakes on the command line: one message, a non-zero exit, nothing half-written."""
+
+import pytest
+import torch
+from conftest import TINY, write_pair
+from safetensors.torch import save_file
+
+from engine import checkpoint
+from engine.checkpoint import Checkpoint
+
+SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
+
+
+def refused(run_entry, tmp_path, *command):
+    """Run, expect failure; returns the message after checking that nothing was left behind."""
+    before = set(tmp_path.rglob("*"))
+    done = run_entry(*command, ok=False)
+    left = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    assert left == set()
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_ade20k_says_which_folder_layout_and_source(run_entry, tmp_path):
+    message = refused(run_entry, tmp_path, "train.py", "model=ccnet", "dataset=ade20k", f"dataset.root={tmp_path}/ade")
+    assert f"error: dataset.root={tmp_path}/ade is not a folder: ADE20K was expected there" in message
+    assert "ROOT/ADEChallengeData2016/images/training" in message
+    assert "http://sceneparsing.csail.mit.edu" in message
+    assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").iterdir())
+
+
+def test_an_unknown_option_gets_hydras_suggestion(run_entry, tmp_path):
+    assert "Could not find 'model/ccnett'" in refused(run_entry, tmp_path, "train.py", "model=ccnett")
+    message = refused(run_entry, tmp_path, "train.py", "recipe.max_iter=3")
+    assert "Key 'max_iter' is not in struct" in message
+    assert "Could not override 'recipe.max_iter'" in message
+
+
+def test_a_crop_smaller_than_the_stride(run_entry, tmp_path):
+    message = refused(run_entry, tmp_path, "train.py", *TINY, "recipe.train_transform.crop_size=[4,64]")
+    assert "crop_size=[4, 64] is smaller than the network's output stride 8" in message
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_label_found_while_training_names_file_and_value(run_entry, tmp_path, folder_data, num_workers):
+    images, masks = folder_data
+    for index in range(6):
+        write_pair(images / f"{index}.jpg", masks / f"{index}.png", classes=4)
+    done = run_entry(
+        "train.py", "dataset=folder", f"dataset.images={images}", f"dataset.masks={masks}", "dataset.classes=3",
+        "recipe.train_transform.crop_size=[32,32]", "recipe.batch_size=2", *SMALL_NET, f"num_workers={num_workers}",
+        ok=False,
+    )  # fmt: skip
+    assert ".png holds the label value 3, outside the 4 values of this dataset (0 to 2, 255)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_that_is_not_one(run_entry, tmp_path):
+    assert "there is no checkpoint" in refused(run_entry, tmp_path, "evaluate.py", "checkpoint=RUN/best")
+    for name, content in (("cut.safetensors", b"\x10\0\0\0"), ("text.pt", b"hello"), ("empty.pt", b"")):
+        (tmp_path / name).write_bytes(content)
+        message = refused(run_entry, tmp_path, "evaluate.py", f"checkpoint={tmp_path / name}")
+        assert f"{name} is not a checkpoint of this project, or it is damaged" in message
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    message = refused(run_entry, tmp_path, "predict.py", f"checkpoint={tmp_path / 'other.safetensors'}", "input=x.png")
+    assert "other.safetensors is not a checkpoint of this project" in message
+
+
+def test_a_pickled_object_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"weights": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model": {"_target_": "os.system", "command": "true"}}, r"names 'os\.system' in model"),
+        ({"model": {"head": [{"_target_": "models.backbone.torch.load"}]}}, r"names 'models\.backbone\.torch\.load'"),
+        ({"dataset": {"val": {"_target_": "models.factory.build"}}}, r"'models\.factory\.build' in dataset"),
+        ({"extra": {"_target_": "models.factory.build"}}, "in extra"),
+        ({"model": {"_target_": "models.nothing.There"}}, "in model"),
+        ({"logger": {"name": "${oc.env:HOME}"}}, r"logger holds '\$\{oc\.env:HOME\}'"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_strangers_config_cannot_name_other_code(tmp_path, config, message, suffix):
+    path = tmp_path / f"last{suffix}"
+    checkpoint.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}), path)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(path)
+
+
+def test_a_write_that_fails_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    made = Checkpoint({"w": torch.ones(2)}, {}, ["a"], [[0, 0, 0]], 1, {})
+    checkpoint.save(made, path)
+
+    def full_disk(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
+    made.iteration = 2
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(made, path)
+    assert checkpoint.load(path).iteration == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_class_count_that_disagrees(run_entry, tmp_path, camvid_root):
+    run_entry("train.py", *TINY, "recipe.max_iters=1", f"hydra.run.dir={tmp_path / 'run'}")
+    message = refused(
+        run_entry, tmp_path, "evaluate.py", f"checkpoint={tmp_path / 'run' / 'best'}", "dataset=camvid",
+        f"dataset.root={camvid_root}", "device=cpu", f"output={tmp_path / 'scores'}",
+    )  # fmt: skip
+    assert "knows 4 classes (background, red beacon, green beacon, ...) and the data set has 11 (Sky," in message
+
+
+def test_an_input_that_is_not_there(run_entry, tmp_path):
+    run_entry("train.py", *TINY, "recipe.max_iters=1", f"hydra.run.dir={tmp_path / 'run'}")
+    best = f"checkpoint={tmp_path / 'run' / 'best'}"
+    message = refused(run_entry, tmp_path, "predict.py", best, "input=nothing.jpg", "device=cpu")
+    assert "input=nothing.jpg is neither a picture nor a folder" in message
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    here = f"output={tmp_path}"
+    message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", here, "device=cpu")
+    assert "is the folder of the input, whose pictures a mask could overwrite" in message
+    message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", "device=cpu")
+    assert "broken.jpg cannot be read as a picture" in message

@@ -1,0 +1,39 @@
+"""What the README shows runs: its Python as it stands, its commands up to the training itself."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+
+README = (ROOT / "README.md").read_text()
+ENTRY_POINTS = {"train.py": "config", "evaluate.py": "evaluate", "predict.py": "predict", "benchmark.py": "benchmark"}
+
+
+def commands():
+    lines = re.findall(r"^(?: {4})?(python \w+\.py.*?)(?:\s{2,}#.*)?$", README.replace("\\\n", " "), flags=re.MULTILINE)
+    return sorted({line for line in lines if "--help" not in line})
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_python_runs(block):
+    exec(block, {})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_compose(command):
+    _, script, *overrides = shlex.split(command)
+    assert (ROOT / script).is_file()
+    # Of a sweep's values, the first; the sweep itself is tested in test_train.py.
+    sweep = "-m" in overrides
+    overrides = [part.split(",")[0] if sweep else part for part in overrides if part != "-m"]
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        compose(ENTRY_POINTS[script], overrides=overrides)
+
+
+def test_tree_names_what_is_there():
+    tree = re.search(r"```text\n(.*?)```", README, flags=re.DOTALL).group(1)
+    names = [word for line in tree.splitlines() for word in line.split("  ")[0].split()]
+    assert len(names) > 8
+    assert [name for name in names if not (ROOT / name).exists()] == []

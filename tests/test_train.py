@@ -1,0 +1,237 @@
+"""Training, resuming, evaluating and predicting, as a user does them."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SHARED, TINY
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import train as training
+from engine import checkpoint
+
+
+def composed(*overrides):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*TINY, *overrides])
+
+
+def run(folder, *overrides, saved=None):
+    folder.mkdir(exist_ok=True)
+    return training.train(composed(*overrides), folder, saved)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run of four iterations."""
+    folder = tmp_path_factory.mktemp("run")
+    run(folder)
+    return folder
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
+    train = rows(finished / "train.csv")
+    assert [row["iteration"] for row in train] == ["1", "2", "3", "4"]
+    assert {"loss", "loss/main", "loss/aux", "lr", "images_per_s", "memory_mib"} <= set(train[0])
+    assert float(train[0]["loss"]) == pytest.approx(
+        float(train[0]["loss/main"]) + 0.4 * float(train[0]["loss/aux"]), rel=1e-5
+    )
+    assert [row["iteration"] for row in rows(finished / "val.csv")] == ["2", "4"]
+    assert "IoU/red beacon" in rows(finished / "val.csv")[0]
+    assert [row["class"] for row in rows(finished / "val_classes.csv")][-1] == "mean"
+    for picture in ("curves.png", "predictions.png"):
+        assert np.array(Image.open(finished / picture)).std() > 10
+    assert {path.name for path in finished.iterdir()} == {
+        "train.csv", "val.csv", "val_classes.csv", "curves.png", "predictions.png",
+        "config.yaml", "best.safetensors", "last.pt", "result.json",
+    }  # fmt: skip
+
+
+def test_loss_falls_on_one_batch():
+    config = composed("recipe.lr=0.003")
+    from hydra.utils import instantiate
+
+    config.num_classes = 4
+    model = training.build(config.model).train()
+    criterion = instantiate(config.loss)
+    optimizer = instantiate(config.optimizer.algorithm, model.parameters())
+    from data.transforms import eval_transform
+
+    dataset = training.build_dataset(config.dataset, "train", eval_transform())
+    images, labels = (torch.stack(part) for part in zip(*(dataset[index] for index in range(2)), strict=True))
+    losses = [training.train_step(model, criterion, optimizer, images, labels)[0].item() for _ in range(40)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process between two iterations."""
+
+
+@pytest.mark.parametrize("options", [(), ("optimizer=sgd", "loss=ce_ccl")], ids=["adamw", "sgd_ccl"])
+def test_a_stopped_and_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path, monkeypatch, options):
+    run(tmp_path / "whole", *options)
+
+    steps = []
+    step = training.train_step
+
+    def killed_at_fourth(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 4:
+            raise Killed
+        return step(*arguments, **named)
+
+    monkeypatch.setattr(training, "train_step", killed_at_fourth)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", *options)
+    monkeypatch.setattr(training, "train_step", step)
+    torch.rand(7)  # whatever the process did in between
+    saved = checkpoint.load(tmp_path / "broken" / "last.pt")
+    assert saved.iteration == 2
+    run(tmp_path / "broken", *options, saved=saved)
+
+    whole, resumed = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "broken"))
+    assert_same(vars(whole), vars(resumed))
+    for name in ("train.csv", "val.csv"):
+        one, two = rows(tmp_path / "whole" / name), rows(tmp_path / "broken" / name)
+        timed = ("images_per_s", "memory_mib")
+        assert [{k: v for k, v in row.items() if k not in timed} for row in one] == [
+            {k: v for k, v in row.items() if k not in timed} for row in two
+        ]
+
+
+def assert_same(one, two, where="checkpoint"):
+    """Equal to the last bit, tensors and everything else."""
+    assert type(one) is type(two), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_same(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for index, pair in enumerate(zip(one, two, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert one == two or (one != one and two != two), where
+
+
+def test_resume_takes_the_runs_own_configuration(finished, tmp_path, run_entry):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "result.json").unlink()
+    run_entry("train.py", f"resume={folder}")
+    assert json.loads((folder / "result.json").read_text())["iterations"] == 4
+    refused = run_entry("train.py", f"resume={folder}", "recipe.lr=1", ok=False)
+    assert "error: a resumed run keeps its own configuration: leave out recipe.lr=1" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["best", "last.pt"])
+def test_evaluate_meets_the_last_validation_to_the_last_digit(finished, tmp_path, run_entry, name):
+    done = run_entry("evaluate.py", f"checkpoint={finished / name}", f"output={tmp_path / 'scores'}", "device=cpu")
+    stem = f"{name.removesuffix('.pt')}_val_whole"
+    scores = json.loads((tmp_path / "scores" / f"{stem}.json").read_text())
+    saved = checkpoint.load(checkpoint.find(finished / name))
+    assert {key: scores[key] for key in saved.scores} == json.loads(json.dumps(saved.scores))
+    if name == "last.pt":
+        assert float(rows(finished / "val.csv")[-1]["mIoU"]) == 100 * scores["miou"]
+    assert f"mIoU {100 * scores['miou']:.2f}" in done.stdout
+    assert len(rows(tmp_path / "scores" / f"{stem}.csv")) == 4 + 1
+
+
+def test_evaluate_by_other_protocols(finished, tmp_path, run_entry):
+    few = ("protocol.scales=[0.5,1.0]",)
+    for protocol, options in (("slide", ()), ("ms_flip", few), ("slide_ms_flip", few)):
+        run_entry(
+            "evaluate.py", f"checkpoint={finished / 'best'}", f"protocol={protocol}", *options,
+            f"output={tmp_path}", "device=cpu",
+        )  # fmt: skip
+    scores = {p: json.loads((tmp_path / f"best_val_{p}.json").read_text()) for p in ("slide", "slide_ms_flip")}
+    # The window is the training crop, here the whole image.
+    assert scores["slide"]["miou"] == checkpoint.load(finished / "best.safetensors").scores["miou"]
+    assert scores["slide_ms_flip"]["images"] == 3
+
+
+def test_predict_writes_masks_in_the_palette_and_overlays(finished, tmp_path, run_entry):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(2):
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(
+            frames / f"frame_{index}.png"
+        )
+    output = tmp_path / "out"
+    run_entry("predict.py", f"checkpoint={finished / 'best'}", f"input={frames}", f"output={output}", "device=cpu")
+    assert sorted(path.name for path in output.iterdir()) == [
+        "frame_0.png", "frame_0_overlay.png", "frame_1.png", "frame_1_overlay.png",
+    ]  # fmt: skip
+    mask = Image.open(output / "frame_0.png")
+    saved = checkpoint.load(checkpoint.find(finished / "best"))
+    picture = torch.from_numpy(np.array(Image.open(frames / "frame_0.png"))).permute(2, 0, 1)[None] / 255
+    want = checkpoint.network(saved)(picture)["out"].argmax(dim=1)[0]
+    assert (mask.mode, mask.size) == ("P", (70, 50))
+    assert np.array_equal(np.array(mask), want.numpy())
+    assert mask.getpalette()[:12] == [channel for colour in saved.palette for channel in colour]
+    overlay = Image.open(output / "frame_0_overlay.png")
+    assert overlay.size[0] > 70  # the legend stands beside the picture
+    run_entry("predict.py", f"checkpoint={finished / 'best'}", f"input={frames / 'frame_1.png'}", "device=cpu")
+    assert (tmp_path / "predictions" / "frame_1.png").exists()
+
+
+def test_a_sweep_ends_in_one_table_and_one_picture(tmp_path, run_entry):
+    done = run_entry("train.py", "-m", "model.head.recurrence=0,1", *TINY, "recipe.max_iters=1", "logger=wandb")
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    table = rows(folder / "sweep.csv")
+    assert [row["run"] for row in table] == ["model.head.recurrence=0", "model.head.recurrence=1"]
+    assert all(0 <= float(row["mIoU"]) <= 100 for row in table)
+    assert str(folder.relative_to(tmp_path) / "sweep.png") in done.stdout
+    assert np.array(Image.open(folder / "sweep.png")).std() > 10
+    # The second run of the process is the run that one gets alone: nothing of the first is left.
+    run(tmp_path / "alone", "model.head.recurrence=1", "recipe.max_iters=1")
+    in_sweep, alone = (checkpoint.load(path / "last.pt").weights for path in (folder / "1", tmp_path / "alone"))
+    assert_same(in_sweep, alone)
+    # W&B without an account: offline, one run each, nothing asked.
+    assert len(list(folder.glob("*/wandb/offline-run-*"))) == 2
+
+
+def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
+    overrides = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
+    run_entry(
+        "train.py", "dataset=camvid", f"dataset.root={camvid_root}", "backbone=resnet10t", "backbone.pretrained=false",
+        "model.head.channels=16", "model.aux_head.channels=16", *overrides, "recipe.max_iters=2",
+    )  # fmt: skip
+    (run_folder,) = (tmp_path / "outputs" / "ccnet_camvid").iterdir()
+    # Elsewhere on another machine: only the root is given anew.
+    moved = shutil.move(camvid_root, tmp_path / "moved")
+    best = f"checkpoint={run_folder / 'best'}"
+    run_entry("evaluate.py", best, f"root={moved}", "device=cpu", f"output={tmp_path / 'scores'}")
+    scores = json.loads((tmp_path / "scores" / "best_val_whole.json").read_text())
+    assert scores["miou"] == checkpoint.load(run_folder / "best.safetensors").scores["miou"]
+    missing = run_entry("evaluate.py", best, "device=cpu", ok=False)
+    assert f"error: dataset.root={camvid_root} is not a folder: CamVid was expected there" in missing.stderr
+
+
+def test_ones_own_folder_from_the_command_line(folder_data, tmp_path, run_entry):
+    images, masks = folder_data
+    overrides = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
+    run_entry(
+        "train.py", "dataset=folder", f"dataset.images={images}", f"dataset.masks={masks}",
+        "dataset.classes=[road,car,sky]", "backbone=resnet10t", "backbone.pretrained=false",
+        "model.head.channels=16", "model.aux_head.channels=16", *overrides, "recipe.max_iters=2",
+    )  # fmt: skip
+    (run_folder,) = (tmp_path / "outputs" / "ccnet_folder").iterdir()
+    assert checkpoint.load(run_folder / "best.safetensors").classes == ["road", "car", "sky"]
+
+
+@pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="no ../shared/weights on this machine")
+def test_real_imagenet_weights_fit_the_backbone():
+    from models.backbone import TimmBackbone
+
+    TimmBackbone("mobilenetv2_100", weights=SHARED / "weights" / "mobilenetv2_100_onnxzoo7.pth")

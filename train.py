@@ -1,0 +1,214 @@
+"""Train a segmentation network.
+
+    python train.py                                                   the embedded data set, about two minutes
+    python train.py model=ccnet dataset=camvid dataset.root=DIR       a real one, with its recipe
+    python train.py -m model.head.recurrence=0,1,2                    a sweep, which ends in a table and a picture
+    python train.py resume=RUN                                        continue a run, exactly
+
+Everything that can be set stands in ``conf/``; ``python train.py --help`` lists it.
+"""
+
+import functools
+import resource
+import time
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data.build import build_dataset
+from data.stream import train_loader
+from data.transforms import eval_transform
+from engine import checkpoint
+from engine.checkpoint import Checkpoint
+from engine.entry import choose_device, entry_point, seed_everything
+from engine.evaluation import evaluate
+from engine.protocols import Whole
+from engine.run_log import RunLog
+from engine.state import TrainingState
+from engine.sweep import write_result
+from engine.tables import score_table
+from models.factory import build
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@entry_point
+def main(config: DictConfig) -> float:
+    """Run one training; returns the best validation mIoU, for whoever searches over configurations."""
+    if config.resume is None:
+        return train(config, Path(HydraConfig.get().runtime.output_dir))
+    given = [part for part in HydraConfig.get().overrides.task if not part.startswith("resume=")]
+    if given:
+        raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
+    folder = Path(config.resume).expanduser()
+    saved = checkpoint.load(checkpoint.find(folder / "last.pt"))
+    return train(OmegaConf.create(saved.config), folder, saved)
+
+
+def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> float:
+    """Train as ``config`` says, from the start or from ``saved``; everything is written into ``folder``."""
+    seed_everything(config.seed)
+    device = choose_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
+    train_set = build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
+    val_set = build_dataset(config.dataset, "val", eval_transform())
+    config.num_classes = len(train_set.classes)
+    _check_crop(config)
+
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = checkpoint.network(saved).train() if saved else build(config.model)
+    model = model.to(device, memory_format=memory_format)
+    criterion = instantiate(config.loss).to(device)
+    optimizer = instantiate(config.optimizer.algorithm, model.parameters())
+    schedule = instantiate(config.optimizer.schedule, optimizer)
+    state = TrainingState(model, optimizer, schedule)
+    if saved:
+        state.restore(saved)
+    forward = torch.compile(model) if config.compile else model
+    loader = train_loader(
+        train_set,
+        batch_size=config.recipe.batch_size,
+        iterations=config.recipe.max_iters,
+        start=state.iteration,
+        seed=config.seed,
+        num_workers=config.num_workers,
+    )
+
+    resolved = OmegaConf.to_container(config, resolve=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    print(_summary(model, train_set, val_set, device, folder))
+    started, window_start, window_images = time.perf_counter(), time.perf_counter(), 0
+    with (
+        RunLog(
+            folder,
+            classes=train_set.classes,
+            palette=train_set.palette,
+            start=state.iteration,
+            wandb=_wandb(config, resolved, folder, state.wandb_id),
+        ) as log,
+        tqdm(total=config.recipe.max_iters, initial=state.iteration, dynamic_ncols=True, desc="train") as bar,
+    ):
+        state.wandb_id = log.wandb_id
+        for images, labels in loader:
+            images = images.to(device, memory_format=memory_format, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            loss, terms = train_step(forward, criterion, optimizer, images, labels, bf16=config.bf16)
+            learning_rate = schedule.get_last_lr()[0]
+            schedule.step()
+            state.iteration += 1
+            window_images += len(images)
+            bar.update()
+
+            if state.iteration % config.log_every == 0:
+                speed = window_images / (time.perf_counter() - window_start)
+                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate:.1e}", img_s=f"{speed:.1f}")
+                values = {"loss": loss.item()} | {f"loss/{name}": term.item() for name, term in terms.items()}
+                values |= {"lr": learning_rate, "images_per_s": speed, "memory_mib": _peak_memory_mib(device)}
+                log.train(state.iteration, values)
+                window_start, window_images = time.perf_counter(), 0
+
+            if state.iteration % config.recipe.val_every == 0 or state.iteration == config.recipe.max_iters:
+                result = evaluate(
+                    model,
+                    val_set,
+                    Whole(),
+                    device=device,
+                    bf16=config.bf16,
+                    num_workers=config.num_workers,
+                    keep_samples=4,
+                )
+                log.validation(state.iteration, result.scores, result.images_per_s, result.samples)
+                bar.write(f"iteration {state.iteration}: mIoU {100 * result.scores.miou:.2f}")
+                state.save(folder, result.scores, resolved, train_set)
+                window_start, window_images = time.perf_counter(), 0
+
+    _report(folder, state, time.perf_counter() - started)
+    return state.best_miou
+
+
+def train_step(
+    model: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    bf16: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One optimiser step; returns the loss and its terms. A loss that is not finite stops before the step."""
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        output = model(images)
+    loss, terms = criterion(output, labels)
+    if not torch.isfinite(loss):
+        listed = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
+        raise ValueError(f"the loss is {loss.item()} ({listed}): lower recipe.lr, or look at the data")
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), terms
+
+
+def _wandb(config: DictConfig, resolved: dict, folder: Path, run_id: str | None) -> functools.partial | None:
+    if config.logger._target_ is None:
+        return None
+    return functools.partial(instantiate(config.logger), name=folder.name, config=resolved, run_id=run_id)
+
+
+def _check_crop(config: DictConfig) -> None:
+    crop, stride = config.recipe.train_transform.crop_size, config.model.backbone.output_stride
+    if min(crop) < stride:
+        raise ValueError(
+            f"recipe.train_transform.crop_size={list(crop)} is smaller than the network's output stride {stride}: "
+            "give a crop of several times the stride"
+        )
+
+
+def _summary(model: nn.Module, train_set: Dataset, val_set: Dataset, device: torch.device, folder: Path) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return (
+        f"{parameters:.1f} M parameters on {device}, {len(train_set)} training and {len(val_set)} validation images "
+        f"of {len(train_set.classes)} classes\n{folder}"
+    )
+
+
+def _peak_memory_mib(device: torch.device) -> float:
+    """Of the GPU's allocator, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _report(folder: Path, state: TrainingState, seconds: float) -> None:
+    last = checkpoint.load(folder / "last.pt")
+    scores = checkpoint.scores(last)
+    write_result(
+        folder,
+        {
+            "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
+            "mIoU": 100 * scores.miou,
+            "pixel_acc": 100 * scores.pixel_accuracy,
+            "mean_acc": 100 * scores.mean_accuracy,
+            "best_mIoU": 100 * state.best_miou,
+            "iterations": state.iteration,
+            "seconds": seconds,
+        },
+    )
+    print(f"\n{score_table(scores, last.classes)}\n")
+    for what, name in (
+        ("scores", "val.csv"),
+        ("curves", "curves.png"),
+        ("predictions", "predictions.png"),
+        ("best weights", "best.safetensors"),
+    ):
+        print(f"{what:13}{folder / name}")
+
+
+if __name__ == "__main__":
+    main()
