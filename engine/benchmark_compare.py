@@ -78,9 +78,7 @@ def largest_error(peer: peers.Peer, inputs: list[Tensor]) -> float:
             out = function(*leaves)
         gradients = torch.autograd.grad(out, leaves, upstream.to(dtype)) if peer.has_gradient else ()
         results.append([out.detach(), *gradients])
-    errors = [
-        ((ours - want).abs().max() / want.abs().max()).item() for ours, want in zip(*results, strict=True)
-    ]
+    errors = [((ours - want).abs().max() / want.abs().max()).item() for ours, want in zip(*results, strict=True)]
     return max(errors)
 
 
@@ -241,9 +239,7 @@ def draw(rows: list[dict], path: Path) -> None:
     axes = figure.subplots()
     labels, widths, colours = [], [], []
     for index, direction in enumerate(directions):
-        for row in sorted(
-            (row for row in rows if row["pass"] == direction), key=lambda row: row["median_us"]
-        ):
+        for row in sorted((row for row in rows if row["pass"] == direction), key=lambda row: row["median_us"]):
             labels.append(f"{row['peer']}, {direction}")
             widths.append(row["median_us"])
             colours.append(f"C{index}")
@@ -264,6 +260,5 @@ def table(rows: list[dict]) -> str:
     cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
     )

@@ -111,9 +111,7 @@ def peak_bytes(
 ) -> int:
     """What a forward and a backward add to the allocator's peak, gradients of the weights included."""
     block = make_block(device=device, dtype=dtype)
-    image = (
-        torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
-    )
+    image = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
     for _ in range(2):  # the first also allocates what libraries keep
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -157,7 +155,5 @@ def complexity(cfg: DictConfig, device: torch.device) -> str:
             rows.append(row | {"paper_mb_float32": megabytes})
     shown = table(rows)
     crop = "x".join(map(str, cfg.complexity.crop))
-    append_csv(
-        Path(f"{cfg.output}_complexity.csv"), [row | {"crop": crop} | provenance(device) for row in rows]
-    )
+    append_csv(Path(f"{cfg.output}_complexity.csv"), [row | {"crop": crop} | provenance(device) for row in rows])
     return f"added by attention at 1x3x{crop}, C={c}, D={d}\n{shown}"

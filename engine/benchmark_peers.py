@@ -73,9 +73,7 @@ def _heads(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
     width = query.shape[-1]
     heads = value.shape[-1] // width
     if heads * width != value.shape[-1]:
-        raise ValueError(
-            f"library attention needs C to be a multiple of D, got {value.shape[-1]} and {width}"
-        )
+        raise ValueError(f"library attention needs C to be a multiple of D, got {value.shape[-1]} and {width}")
     query, key = (array[:, None].expand(-1, heads, -1, -1) for array in (query, key))
     return [query, key, value.unflatten(-1, (heads, width)).transpose(1, 2)]
 
@@ -86,9 +84,7 @@ def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
     if not query.is_cuda:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=1.0)
     elif query.dtype == torch.float32:
-        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, None, True, scale=1.0
-        )
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True, scale=1.0)
     else:
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=1.0)
     return out.transpose(1, 2).flatten(2), lse[:, 0, : query.shape[2]].float()

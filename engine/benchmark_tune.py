@@ -48,26 +48,20 @@ def tune(cfg: DictConfig, device: torch.device) -> str:
     torch.manual_seed(cfg.seed)
     gpu = device_of(torch.cuda.current_device())
     rows: list[dict[str, Any]] = []
-    grid = itertools.product(
-        cfg.tune.dtypes, OmegaConf.to_container(cfg.tune.ranges), ("forward", "backward")
-    )
+    grid = itertools.product(cfg.tune.dtypes, OmegaConf.to_container(cfg.tune.ranges), ("forward", "backward"))
     for dtype, (shortest, longest, length), kernel in grid:
         row = {"kernel": kernel, "dtype": dtype, "min_length": shortest, "max_length": longest}
         row |= {"max_query_channels": cfg.query_channels}
         shape = [8, 128, length]
         sets = [
-            make_inputs(shape, cfg.query_channels, cfg.value_channels, getattr(torch, dtype), device)
-            for _ in range(2)
+            make_inputs(shape, cfg.query_channels, cfg.value_channels, getattr(torch, dtype), device) for _ in range(2)
         ]
         problem = plan.Problem(8, (128, length), (1,), cfg.query_channels, cfg.value_channels, dtype)
         peer = peers.Peer(peers.triton_rows, attends="rows")
         best = None
         for tile in tqdm(candidates(problem, length), desc=f"{kernel} {dtype} {length}", disable=None):
             plan.use_table(gpu.name, [*rows, row | {"tile": tile._asdict()}])
-            if (
-                not fits(kernel, problem, gpu)
-                or not largest_error(peer, sets[0]) < TOLERANCE[getattr(torch, dtype)]
-            ):
+            if not fits(kernel, problem, gpu) or not largest_error(peer, sets[0]) < TOLERANCE[getattr(torch, dtype)]:
                 continue
             median = measure(calls_of(peer, sets)[kernel], cfg.repeats, device).median_us
             if best is None or median < best[0]:

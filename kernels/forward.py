@@ -155,9 +155,7 @@ def line_forward_kernel(
             acc = acc * shrink[:, None]
             acc = tl.dot(attention.to(value.dtype), value, acc, input_precision=PRECISION)
             maximum = larger
-        maximum, total, keep, factor = _join(
-            maximum, total, previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS
-        )
+        maximum, total, keep, factor = _join(maximum, total, previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS)
         _store_slab(
             acc * factor[:, None], keep, gamma, out_ptr, residual_ptr, result_ptr, rows, residual_stride,
             offs_c, rows_valid, C, HAS_PREVIOUS, HAS_RESIDUAL, SAVE_OUT,

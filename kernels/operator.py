@@ -106,9 +106,7 @@ def criss_cross_residual(
     """
     spatial = _check_inputs({"query": query, "key": key, "value": value}, channel_axis)
     if residual.shape != value.shape:
-        raise ValueError(
-            f"residual must be shaped like value, got {tuple(residual.shape)} and {tuple(value.shape)}"
-        )
+        raise ValueError(f"residual must be shaped like value, got {tuple(residual.shape)} and {tuple(value.shape)}")
     if any(size != 1 for size in gamma.shape):
         raise ValueError(f"gamma must hold one number, got shape {tuple(gamma.shape)}")
     if not str(value.device) == str(residual.device) == str(gamma.device):
@@ -213,8 +211,7 @@ def _check_inputs(arrays: dict[str, Any], channel_axis: int) -> tuple[int, ...]:
         # A traced jax.Array has no device.
         if getattr(array, "device", None) != getattr(query, "device", None):
             raise ValueError(
-                f"query, key and value must be on one device, got {_listed(arrays, 'device', ' on')}: "
-                "move them first"
+                f"query, key and value must be on one device, got {_listed(arrays, 'device', ' on')}: move them first"
             )
     dtype = str(query.dtype).removeprefix("torch.")
     if dtype not in ("float16", "bfloat16", "float32", "float64"):

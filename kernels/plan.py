@@ -143,9 +143,7 @@ def _is_wide(problem: Problem) -> bool:
     return 2 * math.prod(problem.spatial) * stride >= 2**31
 
 
-def _launch(
-    problem: Problem, tile: Tile, grid: int, length: int, inner: int, constants: dict[str, Any]
-) -> Launch:
+def _launch(problem: Problem, tile: Tile, grid: int, length: int, inner: int, constants: dict[str, Any]) -> Launch:
     constants = {
         "D": problem.query_channels,
         "C": problem.value_channels,
@@ -170,8 +168,7 @@ def choose_tile(kernel: str, problem: Problem, length: int, device: Device) -> T
 def _pinned_tile(kernel: str, problem: Problem, length: int, device_name: str) -> Tile | None:
     for row in load_table(device_name):
         if (row["kernel"], row["dtype"]) == (kernel, problem.dtype) and (
-            row["min_length"] <= length <= row["max_length"]
-            and problem.query_channels <= row["max_query_channels"]
+            row["min_length"] <= length <= row["max_length"] and problem.query_channels <= row["max_query_channels"]
         ):
             return Tile(**row["tile"])
     return None

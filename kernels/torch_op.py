@@ -48,9 +48,7 @@ def criss_cross_residual(
     save_out = torch.is_grad_enabled() and any(array.requires_grad for array in (*inputs, gamma))
     if channel_axis == 1:
         inputs = tuple(array.movedim(1, -1) for array in inputs)
-    result, _, _ = torch.ops.ccnet.criss_cross_residual(
-        *inputs, gamma, axes, scale, float32_precision(), save_out
-    )
+    result, _, _ = torch.ops.ccnet.criss_cross_residual(*inputs, gamma, axes, scale, float32_precision(), save_out)
     return result.movedim(-1, 1) if channel_axis == 1 else result
 
 
@@ -83,9 +81,7 @@ def device_of(index: int | None) -> plan.Device:
     )
 
 
-def _problem(
-    query: Tensor, value: Tensor, axes: Sequence[int], precision: str, *strides: int
-) -> plan.Problem:
+def _problem(query: Tensor, value: Tensor, axes: Sequence[int], precision: str, *strides: int) -> plan.Problem:
     batch, *spatial, query_channels = query.shape
     dtype = str(query.dtype).removeprefix("torch.")
     return plan.Problem(
@@ -246,9 +242,7 @@ def _save_attention(ctx, inputs, output):
 
 
 def _attention_backward(ctx, grad, _):
-    dquery, dkey, dvalue, _ = torch.ops.ccnet.criss_cross_backward(
-        *ctx.saved_tensors, grad, None, *ctx.options
-    )
+    dquery, dkey, dvalue, _ = torch.ops.ccnet.criss_cross_backward(*ctx.saved_tensors, grad, None, *ctx.options)
     return dquery, dkey, dvalue, None, None, None
 
 
@@ -275,13 +269,10 @@ def _save_nothing(ctx, inputs, output):
 
 def _twice(ctx, *grads):
     raise RuntimeError(
-        "the Triton criss-cross attention can be differentiated once: "
-        "for second derivatives use backend='reference'"
+        "the Triton criss-cross attention can be differentiated once: for second derivatives use backend='reference'"
     )
 
 
 torch.library.register_autograd("ccnet::criss_cross", _attention_backward, setup_context=_save_attention)
-torch.library.register_autograd(
-    "ccnet::criss_cross_residual", _residual_backward, setup_context=_save_residual
-)
+torch.library.register_autograd("ccnet::criss_cross_residual", _residual_backward, setup_context=_save_residual)
 torch.library.register_autograd("ccnet::criss_cross_backward", _twice, setup_context=_save_nothing)

@@ -97,9 +97,7 @@ def test_cuda_graph():
 
 
 def test_compiles_for_every_size():
-    compiled = torch.compile(
-        lambda *arrays: criss_cross_residual(*arrays).relu(), fullgraph=True, dynamic=True
-    )
+    compiled = torch.compile(lambda *arrays: criss_cross_residual(*arrays).relu(), fullgraph=True, dynamic=True)
     for shape in [(1, 33, 20), (2, 40, 65)]:
         inputs = make(shape)
         got, want = compiled(*inputs), criss_cross_residual(*inputs, backend="triton").relu()
@@ -129,9 +127,7 @@ def test_offsets_beyond_32_bits():
 @pytest.mark.parametrize("shape", [(1, 17, 33), (1, 130, 5)], ids=str)
 def test_small_for_sanitizer(shape):
     inputs = make(shape, d=24, c=40)
-    gradients = results(
-        lambda *arrays: criss_cross_residual(*arrays, backend="triton"), inputs, torch.bfloat16
-    )
+    gradients = results(lambda *arrays: criss_cross_residual(*arrays, backend="triton"), inputs, torch.bfloat16)
     assert all(array.isfinite().all() for array in gradients)
 
 

@@ -3,13 +3,8 @@
 Float32 and float16 only: the interpreter computes bfloat16 wrongly without saying so.
 """
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
 from kernels import criss_cross_attention, criss_cross_residual, plan, set_float32_precision, torch_dispatch
 
