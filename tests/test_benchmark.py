@@ -1,18 +1,19 @@
 """The benchmark's peers compute what they say, and its counts are the paper's."""
 
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
 
 from engine import benchmark_compare, benchmark_peers
 from kernels import plan
 
-ROOT = Path(__file__).resolve().parent.parent
+
+@pytest.fixture
+def cfg():
+    return OmegaConf.load(ROOT / "conf" / "benchmark.yaml")
 
 
 @pytest.mark.parametrize("name", [name for name in benchmark_peers.PEERS if name != "compiled_einsum"])
@@ -55,16 +56,12 @@ def test_recomputed_projection_changes_nothing():
         assert torch.allclose(ours, want, rtol=1e-4, atol=1e-5)
 
 
-def test_complexity_table(tmp_path):
+def test_complexity_table(tmp_path, cfg):
     """GFLOPs are the paper's; two loops keep at most 64 MB in bfloat16 and, recomputed, 100 in float32."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmark.py", "mode=complexity", f"output={tmp_path}/table", "device=cpu"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    from engine.benchmark_complexity import complexity
+
+    cfg.output = str(tmp_path / "table")
+    complexity(cfg, torch.device("cpu"))
     with open(tmp_path / "table_complexity.csv") as file:
         rows = {(row["implementation"], row["R"], row["attention"]): row for row in csv.DictReader(file)}
     assert rows["einsum", "1", "non-local"]["gflops"] == "108.16"
@@ -73,8 +70,23 @@ def test_complexity_table(tmp_path):
     assert float(rows["fused, projections recomputed", "2", "criss-cross"]["saved_mb_float32"]) < 100
 
 
-def test_tuning_needs_a_gpu():
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmark.py", "mode=tune", "device=cpu"], capture_output=True, text=True
-    )
-    assert done.returncode != 0 and "on an NVIDIA GPU" in done.stderr
+def test_comparison_writes_rows_and_a_picture(tmp_path, cfg):
+    cfg.output, cfg.repeats, cfg.value_channels, cfg.query_channels = str(tmp_path / "b"), 5, 16, 8
+    cfg.peers = ["reference", "bmm"]
+    benchmark_compare.compare(cfg, torch.device("cpu"), torch.float32, [1, 5, 6])
+    with open(tmp_path / "b.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["peer"], row["pass"]) for row in rows[:3]] == [
+        ("reference", "forward"),
+        ("reference", "backward"),
+        ("reference", "both"),
+    ]
+    assert all(float(row["median_us"]) > 0 and row["commit"] and row["machine"] for row in rows)
+    assert (tmp_path / "b_1x5x6_float32.png").stat().st_size > 0
+
+
+def test_tuning_needs_a_gpu(cfg):
+    from engine.benchmark_tune import tune
+
+    with pytest.raises(ValueError, match="on an NVIDIA GPU, and this is cpu"):
+        tune(cfg, torch.device("cpu"))

@@ -31,7 +31,7 @@ SHORT = [
 LONG = [
     ((128,), 16, 20, torch.float16),
     ((2, 65), 16, 20, torch.float16),
-    ((97, 1), 16, 33, torch.float16),
+    ((97,), 16, 33, torch.float16),
     ((129, 2), 8, 20, torch.float32),
     ((1, 130), 8, 20, torch.float16),
 ]
