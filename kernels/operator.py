@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 Array = TypeVar("Array")  # torch.Tensor today; jax.Array takes the same path once it has a backend
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "triton", "reference")
 MAX_SPATIAL_AXES = 3
 
 
@@ -41,16 +41,21 @@ def criss_cross_attention(
             attention within rows, ``axes=(0,)`` within columns.
         scale: factor on the scores.
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three.
-        backend: "reference" is the formula in plain tensor code; "auto" takes the fastest one there is.
+        backend: "triton" is the fused kernels (NVIDIA GPU of compute capability 8.0 or newer; float32,
+            float16, bfloat16; D up to 128), "reference" the formula in plain tensor code. "auto" takes the
+            kernels on a GPU that can run them, else the reference, and says so once.
 
     Returns:
         like ``value``. Softmax and sums run in float32 (float64 for float64 input).
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together, an unknown axis or backend.
+        ValueError: shapes, dtypes or devices that do not fit together, an unknown axis or backend, backend
+            "triton" where it cannot run.
 
-    Cost: 2 (D + C) multiply-adds per position and key; the reference keeps the (N, *S, number of keys)
-    attention for the backward pass, never an N x N map.
+    Cost: 2 (D + C) flops per position and key. For the backward pass the kernels keep the output and two
+    float32 numbers per position; the reference keeps the (N, *S, number of keys) attention. Neither builds an
+    N x N map. The kernels read channels-last memory (also slices of a projection buffer), copy anything else
+    into it once, and return it; they can be differentiated once.
 
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2 (without the residual), and
     section 3.5 for three axes.
@@ -62,7 +67,57 @@ def criss_cross_attention(
     """
     spatial = _check_inputs({"query": query, "key": key, "value": value}, channel_axis)
     axes = _check_axes(axes, spatial)
-    return _backend(backend, query).criss_cross_attention(query, key, value, axes, scale, channel_axis)
+    module = _dispatch(backend, query).choose(backend, query, channel_axis)
+    return module.criss_cross_attention(query, key, value, axes, scale, channel_axis)
+
+
+def criss_cross_residual(
+    query: Array,
+    key: Array,
+    value: Array,
+    residual: Array,
+    gamma: Array,
+    *,
+    axes: Sequence[int] | None = None,
+    scale: float = 1.0,
+    channel_axis: int = 1,
+    backend: str = "auto",
+) -> Array:
+    """Attend, scale and add: what a criss-cross module does after its projections.
+
+        result = gamma * criss_cross_attention(query, key, value) + residual
+
+    On the kernels this costs one read of ``residual`` more than the attention, where separate operations
+    would read and write everything again.
+
+    Args:
+        query, key, value, axes, scale, channel_axis, backend: as for :func:`criss_cross_attention`.
+        residual: shaped like ``value``, on the same device; its dtype may be another one.
+        gamma: one number, in an array of any shape and floating-point dtype, on the same device.
+
+    Returns:
+        like ``residual``.
+
+    Raises:
+        ValueError: as :func:`criss_cross_attention`, or ``residual`` or ``gamma`` of another shape or device.
+
+    Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equation 2; gamma starts at 0 in the authors'
+    code.
+    """
+    spatial = _check_inputs({"query": query, "key": key, "value": value}, channel_axis)
+    if residual.shape != value.shape:
+        raise ValueError(f"residual must be shaped like value, got {tuple(residual.shape)} and {tuple(value.shape)}")
+    if any(size != 1 for size in gamma.shape):
+        raise ValueError(f"gamma must hold one number, got shape {tuple(gamma.shape)}")
+    if not str(value.device) == str(residual.device) == str(gamma.device):
+        raise ValueError(
+            f"value, residual and gamma must be on one device, got {value.device}, {residual.device} and "
+            f"{gamma.device}: move them first"
+        )
+    axes = _check_axes(axes, spatial)
+    return _dispatch(backend, query).criss_cross_residual(
+        query, key, value, residual, gamma, axes, scale, channel_axis, backend
+    )
 
 
 def criss_cross_weights(
@@ -103,18 +158,21 @@ def criss_cross_weights(
         raise ValueError(f"position {position} is outside the image: give one index per axis of {spatial}")
     if recurrence < 1:
         raise ValueError(f"recurrence is {recurrence}: give the number of loops, 1 or more")
-    module = _backend(backend, query)
-    return module.criss_cross_weights(query, key, position, recurrence, axes, scale, channel_axis)
+    _dispatch(backend, query)
+    from . import reference  # one row of the map is no work for a kernel
+
+    return reference.criss_cross_weights(query, key, position, recurrence, axes, scale, channel_axis)
 
 
-def _backend(name: str, array: Any) -> Any:
+def _dispatch(name: str, array: Any) -> Any:
+    """The framework's own choice between backends."""
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}")
     if not _is_torch(array):
         raise ValueError(f"got a {type(array).__module__}.{type(array).__name__}: give torch tensors")
-    from . import reference
+    from . import torch_dispatch
 
-    return reference
+    return torch_dispatch
 
 
 def _is_torch(array: Any) -> bool:
@@ -123,37 +181,51 @@ def _is_torch(array: Any) -> bool:
 
 
 def _check_inputs(arrays: dict[str, Any], channel_axis: int) -> tuple[int, ...]:
-    """Return the spatial sizes S; raise if the arrays do not fit together."""
+    """Return the spatial sizes S; raise if the arrays do not fit together.
+
+    Texts are made on failure only: this runs on every call, and under torch.compile.
+    """
     if channel_axis not in (1, -1):
         raise ValueError(f"channel_axis is {channel_axis}: give 1 for (N, C, *S) or -1 for (N, *S, C)")
     layout = "(N, C, *S)" if channel_axis == 1 else "(N, *S, C)"
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
 
-    query = shapes["query"]
-    if not 1 <= len(query) - 2 <= MAX_SPATIAL_AXES:
-        raise ValueError(f"expected {layout} with one to three spatial axes S, got {got}")
-    if shapes["key"] != query:
-        raise ValueError(f"query and key must have the same shape, got {got}")
-    batch_and_space = _without_channels(query, channel_axis)
-    if len(shapes.get("value", query)) != len(query) or any(
-        _without_channels(shape, channel_axis) != batch_and_space for shape in shapes.values()
-    ):
-        raise ValueError(f"query, key and value must agree in N and S of {layout}, got {got}")
-    if 0 in batch_and_space[1:] or query[channel_axis] == 0:
-        raise ValueError(f"channels and spatial sizes must be at least 1, got {got}")
+    query = arrays["query"]
+    shape = tuple(query.shape)
+    if not 1 <= len(shape) - 2 <= MAX_SPATIAL_AXES:
+        raise ValueError(f"expected {layout} with one to three spatial axes S, got {_shapes(arrays)}")
+    if tuple(arrays["key"].shape) != shape:
+        raise ValueError(f"query and key must have the same shape, got {_shapes(arrays)}")
+    batch_and_space = _without_channels(shape, channel_axis)
+    for array in arrays.values():
+        other = tuple(array.shape)
+        if len(other) != len(shape) or _without_channels(other, channel_axis) != batch_and_space:
+            raise ValueError(f"query, key and value must agree in N and S of {layout}, got {_shapes(arrays)}")
+    if shape[channel_axis] == 0 or any(size == 0 for size in batch_and_space[1:]):
+        raise ValueError(f"channels and spatial sizes must be at least 1, got {_shapes(arrays)}")
 
-    dtypes = {name: str(array.dtype).removeprefix("torch.") for name, array in arrays.items()}
-    if len(set(dtypes.values())) > 1:
-        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise ValueError(f"query, key and value must have one dtype, got {listed}: cast them first")
-    if not {"float16", "bfloat16", "float32", "float64"} & set(dtypes.values()):
-        raise ValueError(f"expected a floating-point dtype, got {dtypes['query']}")
-    devices = {name: str(getattr(array, "device", "")) for name, array in arrays.items()}
-    if len(set(devices.values())) > 1:
-        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(f"query, key and value must be on one device, got {listed}: move them first")
+    for array in arrays.values():
+        if array.dtype != query.dtype:
+            raise ValueError(
+                f"query, key and value must have one dtype, got {_listed(arrays, 'dtype')}: cast them first"
+            )
+        # A traced jax.Array has no device.
+        if getattr(array, "device", None) != getattr(query, "device", None):
+            raise ValueError(
+                f"query, key and value must be on one device, got {_listed(arrays, 'device', ' on')}: move them first"
+            )
+    dtype = str(query.dtype).removeprefix("torch.")
+    if dtype not in ("float16", "bfloat16", "float32", "float64"):
+        raise ValueError(f"expected a floating-point dtype, got {dtype}")
     return batch_and_space[1:]
+
+
+def _shapes(arrays: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
+
+
+def _listed(arrays: dict[str, Any], attribute: str, link: str = "") -> str:
+    values = {name: str(getattr(array, attribute)).removeprefix("torch.") for name, array in arrays.items()}
+    return ", ".join(f"{name}{link} {value}" for name, value in values.items())
 
 
 def _without_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What several tests share: made data in real layouts, and the entry points as a user runs them."""
 
 import io
+import os
 import runpy
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: kernels run on the CPU, for tests
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -173,7 +173,7 @@ def bad(**changes):
         (bad(axes=(1, 1)), "give different ones"),
         (bad(axes=(-1,)), "do not fit"),
         (bad(channel_axis=2), "channel_axis is 2"),
-        (bad(backend="cuda"), "'cuda' is unknown: choose one of auto, reference"),
+        (bad(backend="cuda"), "'cuda' is unknown: choose one of auto, triton, reference"),
     ],
 )
 def test_bad_input_is_named(arguments, message):

@@ -1,0 +1,81 @@
+"""What the compiler makes of a launch, read without a GPU: registers, spills, shared memory, tensor cores.
+
+Triton compiles for any target on any machine; the numbers come from ``cuobjdump``, which its wheel brings
+along. The tests hold every shipped configuration to them, and tuning drops candidates by them.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import plan
+from .backward import line_backward_kernel
+from .forward import line_forward_kernel
+
+KERNELS = {"forward": line_forward_kernel, "backward": line_backward_kernel}
+TRITON_DTYPE = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+# Matrix instructions of Ampere, Hopper and datacenter Blackwell, as PTX writes them.
+TENSOR_CORE = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
+
+_CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class Report(NamedTuple):
+    """``stack`` and ``shared`` in bytes; a stack means that registers were spilled."""
+
+    registers: int
+    stack: int
+    shared: int
+    tensor_core: bool
+
+
+def compile_launch(
+    kernel: str, launch: plan.Launch, dtype: str, capability: tuple[int, int], has_residual: bool = False
+) -> Report:
+    """Compile one launch of ``forward`` or ``backward`` for a compute capability."""
+    function = KERNELS[kernel]
+    constants = dict(launch.constants)
+    if kernel == "forward" and not has_residual:
+        constants |= {"residual_ptr": None, "gamma_ptr": None, "result_ptr": None}
+    signature, attributes = {}, {}
+    for index, name in enumerate(function.arg_names):
+        signature[name] = "constexpr" if name in constants else _argument_type(name, dtype, launch)
+        # What the launcher finds on real arrays: 16-byte pointers, strides in multiples of 16.
+        if name not in constants and name.endswith(("_ptr", "_stride")):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(function, signature, constants, attributes),
+        target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32),
+        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    tensor_core = any(name in compiled.asm["ptx"] for name in TENSOR_CORE)
+    return Report(registers, stack, compiled.metadata.shared, tensor_core)
+
+
+def _argument_type(name: str, dtype: str, launch: plan.Launch) -> str:
+    if name == "scale":
+        return "fp32"
+    if not name.endswith("_ptr"):
+        return "i32"
+    if name == "partial_dvalue_ptr":
+        wide = plan.backward_partials((launch,))[2]
+        return "*fp32" if wide else f"*{TRITON_DTYPE[dtype]}"
+    if name.startswith("partial_") or name in (
+        "stats_ptr",
+        "previous_stats_ptr",
+        "gamma_ptr",
+        "delta_ptr",
+    ):
+        return "*fp32"
+    return f"*{TRITON_DTYPE[dtype]}"

@@ -1,0 +1,166 @@
+"""Forward pass along one axis, in Triton.
+
+    out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j],    j on the line of i
+
+Passes run one axis after the other over the same ``out``. Each leaves for every pixel the maximum m of the
+scores so far and the sum l of their exp(score - m), and joins what the passes before left (m', l', out') with
+its own line:
+
+    M = max(m, m'),   L = l e^(m - M) + l' e^(m' - M)
+    out <- out' l' e^(m' - M) / L  +  sum_j value[j] e^(score[j] - M) / L
+
+so the softmax over all axes is exact, no score leaves the chip, and between passes ``out`` stays in the
+input's own precision. (m, l) rather than m + log l: scores are unscaled and large, and a logarithm of 20 in
+float32 is only exact to 1e-6, which every weight would inherit. The last pass may add
+``gamma * out + residual`` on its way to memory.
+
+Two tilings, by the length of the line. If one tile of keys holds the line, its softmax weights stay on chip
+and multiply one slab of channels after the other. If not, the program owns one slab and loops over the keys
+with a running maximum and sum.
+
+Legend: BLOCK_M queries, BLOCK_N keys, BLOCK_C channels of a slab, BLOCK_D >= D.
+"""
+
+import triton
+import triton.language as tl
+
+from .tiles import finite, is_key, line_rows, line_start, load_rows
+
+
+@triton.jit
+def _join(maximum, total, previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS: tl.constexpr):
+    """Joint maximum and sum, and what the earlier output and this line's weights are multiplied by."""
+    joint = maximum
+    before = total
+    if HAS_PREVIOUS:
+        previous = tl.load(previous_stats_ptr + 2 * rows, mask=rows_valid, other=0.0)
+        before = tl.load(previous_stats_ptr + 2 * rows + 1, mask=rows_valid, other=1.0)
+        joint = tl.maximum(maximum, previous)
+        before *= tl.exp(previous - finite(joint))
+    factor = tl.exp(maximum - finite(joint))
+    total *= factor
+    if HAS_PREVIOUS:
+        total += before
+    divisor = tl.where(total == 0.0, 1.0, total)  # no key at all: a line of one pixel that masks itself
+    return joint, total, before / divisor, factor / divisor
+
+
+@triton.jit
+def _store_slab(
+    acc, keep, gamma, out_ptr, residual_ptr, result_ptr, rows, residual_stride, offs_c, rows_valid,
+    C: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_OUT: tl.constexpr,
+):  # fmt: skip
+    """Join one slab with the passes before, and write it."""
+    mask = rows_valid[:, None] & (offs_c < C)[None, :]
+    offs = rows[:, None] * C + offs_c[None, :]
+    if HAS_PREVIOUS:
+        # In place: this program alone reads and writes these elements.
+        acc += keep[:, None] * tl.load(out_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    if SAVE_OUT:
+        tl.store(out_ptr + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
+    if HAS_RESIDUAL:
+        residual = load_rows(residual_ptr, rows, residual_stride, offs_c, rows_valid, C)
+        result = gamma * acc + residual.to(tl.float32)
+        tl.store(result_ptr + offs, result.to(result_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["length", "inner"])
+def line_forward_kernel(
+    query_ptr, key_ptr, value_ptr, out_ptr, stats_ptr, previous_stats_ptr,
+    residual_ptr, gamma_ptr, result_ptr,
+    query_stride, key_stride, value_stride, residual_stride, length, inner, scale,
+    D: tl.constexpr, C: tl.constexpr,
+    MASK_SELF: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_OUT: tl.constexpr,
+    REVERSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    ONE_KEY_TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One block of queries of one line, one group of channel slabs: see the top of this file.
+
+    The grid is lines * blocks of queries * SPLITS, the groups of a line side by side so that they share its
+    query and key in the L2 cache. ``stats_ptr`` differs from ``previous_stats_ptr``: groups that start late
+    still read what groups that ended early would have overwritten.
+    """
+    blocks = tl.cdiv(length, BLOCK_M)
+    pid = tl.program_id(0)
+    if REVERSED:  # start with what the pass before wrote last: it is still in the L2 cache
+        pid = tl.num_programs(0) - 1 - pid
+    split = pid % SPLITS
+    line = pid // SPLITS // blocks
+    offs_m = (pid // SPLITS % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
+    rows_valid = offs_m < length
+    start = line_start(line, length, inner)
+    query_ptr += start * query_stride
+    key_ptr += start * key_stride
+    value_ptr += start * value_stride
+    out_ptr += start * C
+    stats_ptr += 2 * start
+    if HAS_PREVIOUS:
+        previous_stats_ptr += 2 * start
+    if HAS_RESIDUAL:
+        residual_ptr += start * residual_stride
+        result_ptr += start * C
+    rows = line_rows(offs_m, inner, WIDE)
+
+    query = load_rows(query_ptr, rows, query_stride, offs_d, rows_valid, D)  # [BLOCK_M, BLOCK_D]
+    SLABS: tl.constexpr = ((C + BLOCK_C - 1) // BLOCK_C + SPLITS - 1) // SPLITS
+    first_channel = split * SLABS * BLOCK_C
+    gamma = 1.0
+    if HAS_RESIDUAL:
+        gamma = tl.load(gamma_ptr).to(tl.float32)
+
+    if ONE_KEY_TILE:
+        offs_n = tl.arange(0, BLOCK_N)
+        keys_valid = offs_n < length
+        key_rows = line_rows(offs_n, inner, WIDE)
+        key = load_rows(key_ptr, key_rows, key_stride, offs_d, keys_valid, D)
+        energy = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        energy = tl.where(is_key(offs_m, offs_n, length, MASK_SELF), energy, float("-inf"))
+        maximum = tl.max(energy, 1)
+        attention = tl.exp(energy - finite(maximum)[:, None])
+        maximum, total, keep, factor = _join(
+            maximum, tl.sum(attention, 1), previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS
+        )
+        attention = (attention * factor[:, None]).to(value_ptr.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
+
+        # Naming the stages has the compiler fetch ahead what is added, too, not only what is multiplied.
+        for slab in tl.range(SLABS, num_stages=STAGES):
+            offs_c = first_channel + slab * BLOCK_C + tl.arange(0, BLOCK_C)
+            value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)
+            acc = tl.dot(attention, value, input_precision=PRECISION)
+            _store_slab(
+                acc, keep, gamma, out_ptr, residual_ptr, result_ptr, rows, residual_stride, offs_c,
+                rows_valid, C, HAS_PREVIOUS, HAS_RESIDUAL, SAVE_OUT,
+            )  # fmt: skip
+    else:
+        tl.static_assert(SLABS == 1)
+        offs_c = first_channel + tl.arange(0, BLOCK_C)
+        maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+        for first_key in range(0, length, BLOCK_N):
+            offs_n = first_key + tl.arange(0, BLOCK_N)
+            keys_valid = offs_n < length
+            key_rows = line_rows(offs_n, inner, WIDE)
+            key = load_rows(key_ptr, key_rows, key_stride, offs_d, keys_valid, D)
+            value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)
+            energy = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+            energy = tl.where(is_key(offs_m, offs_n, length, MASK_SELF), energy, float("-inf"))
+
+            larger = tl.maximum(maximum, tl.max(energy, 1))
+            attention = tl.exp(energy - finite(larger)[:, None])
+            shrink = tl.exp(maximum - finite(larger))
+            total = total * shrink + tl.sum(attention, 1)
+            acc = acc * shrink[:, None]
+            acc = tl.dot(attention.to(value.dtype), value, acc, input_precision=PRECISION)
+            maximum = larger
+        maximum, total, keep, factor = _join(maximum, total, previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS)
+        _store_slab(
+            acc * factor[:, None], keep, gamma, out_ptr, residual_ptr, result_ptr, rows, residual_stride,
+            offs_c, rows_valid, C, HAS_PREVIOUS, HAS_RESIDUAL, SAVE_OUT,
+        )  # fmt: skip
+
+    if split == 0:
+        tl.store(stats_ptr + 2 * rows, maximum, mask=rows_valid)
+        tl.store(stats_ptr + 2 * rows + 1, total, mask=rows_valid)

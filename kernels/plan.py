@@ -1,0 +1,282 @@
+"""How a call becomes kernel launches: passes over the axes, tile sizes, and what the work costs at least.
+
+Pure arithmetic without torch, jax or triton: the torch wrapper, the compile tests and the benchmark all
+launch what this file says.
+
+Tile sizes come from ``configs/<device>.json`` where a measurement has pinned them, else from a rule. Nothing
+is timed while a network trains: the choice depends on the call's shape and the device alone, so that a run
+can be repeated bit by bit.
+"""
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CONFIGS = Path(__file__).parent / "configs"
+ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+MIN_CAPABILITY = (8, 0)
+MAX_QUERY_CHANNELS = 128  # a tile holds all of them at once, within registers; value channels go in slabs
+
+
+class Device(NamedTuple):
+    """The GPU as far as tile sizes depend on it; ``shared_memory`` in bytes per block of threads."""
+
+    name: str
+    capability: tuple[int, int]
+    processors: int
+    shared_memory: int
+
+
+class Problem(NamedTuple):
+    """One call: (batch, *spatial, channels) arrays, softmax over ``axes``, the last of which counts self."""
+
+    batch: int
+    spatial: tuple[int, ...]
+    axes: tuple[int, ...]
+    query_channels: int
+    value_channels: int
+    dtype: str
+    precision: str = "tf32x3"
+    widest_stride: int = 0  # from pixel to pixel, in elements, where it is more than the channels
+
+
+class Tile(NamedTuple):
+    """BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab; a row of a configuration table."""
+
+    block_m: int
+    block_n: int
+    block_c: int
+    num_warps: int
+    num_stages: int
+
+
+class Launch(NamedTuple):
+    """One kernel launch: how many programs, over which lines, with which compile-time constants."""
+
+    grid: int
+    length: int
+    inner: int
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+@lru_cache(maxsize=4096)
+def forward_launches(
+    problem: Problem, device: Device, has_residual: bool = False, save_out: bool = True
+) -> tuple[Launch, ...]:
+    """The passes of ``line_forward_kernel``, one per axis, in order."""
+    launches = []
+    for index, axis in enumerate(problem.axes):
+        length, inner, lines = _lines(problem, axis)
+        last = index == len(problem.axes) - 1
+        tile = choose_tile("forward", problem, length, device)
+        one_key_tile = length <= tile.block_n
+        slabs = -(-problem.value_channels // tile.block_c)
+        blocks = lines * -(-length // tile.block_m)
+        # Repeating the scores for another group of slabs costs D of D + C; idle processors cost more.
+        splits = slabs
+        if one_key_tile:
+            splits = 1
+            while splits < slabs and blocks * splits < 2 * device.processors:
+                splits *= 2
+        constants = {
+            "MASK_SELF": not last,
+            "HAS_PREVIOUS": index > 0,
+            "HAS_RESIDUAL": has_residual and last,
+            "SAVE_OUT": save_out or not last,
+            "REVERSED": index % 2 == 1,
+            "WIDE": _is_wide(problem),
+            "ONE_KEY_TILE": one_key_tile,
+            "SPLITS": min(splits, slabs),
+        }
+        grid = blocks * min(splits, slabs)
+        launches.append(_launch(problem, tile, grid, length, inner, constants))
+    return tuple(launches)
+
+
+@lru_cache(maxsize=4096)
+def backward_launches(problem: Problem, device: Device, has_gamma: bool = False) -> tuple[Launch, ...]:
+    """The passes of ``line_backward_kernel``, one per axis, in order."""
+    launches = []
+    for index, axis in enumerate(problem.axes):
+        length, inner, lines = _lines(problem, axis)
+        last = index == len(problem.axes) - 1
+        tile = choose_tile("backward", problem, length, device)
+        constants = {
+            "MASK_SELF": not last,
+            "HAS_GAMMA": has_gamma,
+            "FIRST": index == 0,
+            "LAST": last,
+            "REVERSED": index % 2 == 1,
+            "WIDE": _is_wide(problem),
+            "ONE_QUERY_TILE": length <= tile.block_m,
+            "ONE_KEY_TILE": length <= tile.block_n,
+        }
+        launches.append(_launch(problem, tile, lines, length, inner, constants))
+    return tuple(launches)
+
+
+def backward_partials(launches: tuple[Launch, ...]) -> tuple[bool, bool, bool]:
+    """Which of dquery, dkey, dvalue need a float32 array for partial sums, rather than their own.
+
+    dvalue's is as large as the value, so it is float32 only where a line adds up many tiles; over the two or
+    three passes of short lines the input's own precision serves, as in the forward pass.
+    """
+    tiles = not all(c["ONE_QUERY_TILE"] and c["ONE_KEY_TILE"] for c in (x.constants for x in launches))
+    return (several := tiles or len(launches) > 1), several, tiles
+
+
+def _lines(problem: Problem, axis: int) -> tuple[int, int, int]:
+    """Length, pixels per step, and number of the lines along an axis: see ``tiles.py``."""
+    length = problem.spatial[axis]
+    pixels = problem.batch * math.prod(problem.spatial)
+    return length, math.prod(problem.spatial[axis + 1 :]), pixels // length
+
+
+def _is_wide(problem: Problem) -> bool:
+    """Whether offsets inside one image leave 32 bits; the batch is always counted in 64."""
+    stride = max(problem.query_channels, problem.value_channels, problem.widest_stride)
+    # An image more: a tile's positions beyond the end of a line are computed, if not read.
+    return 2 * math.prod(problem.spatial) * stride >= 2**31
+
+
+def _launch(problem: Problem, tile: Tile, grid: int, length: int, inner: int, constants: dict[str, Any]) -> Launch:
+    constants = {
+        "D": problem.query_channels,
+        "C": problem.value_channels,
+        **constants,
+        "PRECISION": problem.precision,
+        "STAGES": tile.num_stages,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_C": tile.block_c,
+        "BLOCK_D": max(16, _power_of_two(problem.query_channels)),
+    }
+    return Launch(grid, length, inner, constants, tile.num_warps, tile.num_stages)
+
+
+def choose_tile(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
+    """The pinned tile where there is one, else the rule's; never wider than the value channels."""
+    tile = _pinned_tile(kernel, problem, length, device.name) or _rule(kernel, problem, length, device)
+    widest = max(16, _power_of_two(problem.value_channels))
+    return tile._replace(block_c=min(tile.block_c, widest))
+
+
+def _pinned_tile(kernel: str, problem: Problem, length: int, device_name: str) -> Tile | None:
+    for row in load_table(device_name):
+        if (row["kernel"], row["dtype"]) == (kernel, problem.dtype) and (
+            row["min_length"] <= length <= row["max_length"] and problem.query_channels <= row["max_query_channels"]
+        ):
+            return Tile(**row["tile"])
+    return None
+
+
+_tables: dict[str, list[dict[str, Any]]] = {}
+
+
+def load_table(device_name: str) -> list[dict[str, Any]]:
+    """Rows of ``configs/<device>.json``; none for a device without one."""
+    if device_name not in _tables:
+        path = table_path(device_name)
+        _tables[device_name] = json.loads(path.read_text())["rows"] if path.exists() else []
+    return _tables[device_name]
+
+
+def use_table(device_name: str, rows: list[dict[str, Any]]) -> None:
+    """Take these rows instead, in this process: for tuning and for tests."""
+    _tables[device_name] = rows
+    forward_launches.cache_clear()
+    backward_launches.cache_clear()
+
+
+def write_table(device: Device, rows: list[dict[str, Any]], origin: dict[str, Any]) -> Path:
+    """Write ``configs/<device>.json``, a row per line; ``origin`` says where the rows come from."""
+    head = {"device": device.name, "capability": list(device.capability), **origin}
+    fields = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    path = table_path(device.name)
+    path.write_text("{\n" + ",\n".join([*fields, f' "rows": [\n{lines}\n ]']) + "\n}\n")
+    return path
+
+
+def table_path(device_name: str) -> Path:
+    return CONFIGS / f"{device_name.lower().replace(' ', '_')}.json"
+
+
+def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
+    """Tiles that compile without spills for sm_80, sm_90 and sm_100: see tests/test_kernels_compile.py.
+
+    A line of up to 128 is one tile in half precision. Beyond, and in float32, whose three TF32 products
+    need three times the registers, the kernels loop, in tiles small enough that a line just above a power of
+    two (129 and 257 come from crops of 1025 and 2049 at stride 8) is not padded to the next one. A warp owns
+    16 queries: more warps than that would repeat each other's products.
+    """
+    # Consumer GPUs, newer ones too, have Ampere's matrix instructions and small shared memory.
+    hopper, blackwell = (device.capability[0] == major for major in (9, 10))
+    datacenter = hopper or blackwell
+    wide = problem.query_channels > 64
+    if problem.dtype == "float32":
+        if kernel == "backward":
+            if wide:
+                return Tile(16, 16, 16, 4, 2)
+            return Tile(32, 32, 16, 4, 2) if datacenter else Tile(32, 16, 16, 2, 2)
+        if wide:
+            return Tile(64, 16, 64, 8, 2) if blackwell else Tile(64, 16, 32, 4, 2)
+        if hopper:
+            return Tile(64, 32, 64, 4, 2)
+        return Tile(64, 32, 32, 4, 2) if blackwell else Tile(64, 16, 64, 4, 2)
+
+    tall = _less_padding(length, 128, 64) == 128
+    if kernel == "forward":
+        if length <= 64:
+            return Tile(64, 64, 64, 4, 3)
+        if length <= 128:
+            # With slabs of 32 two programs share a multiprocessor, and one loads while the other multiplies.
+            return Tile(128, 128, 32, 8, 3) if datacenter else Tile(128, 128, 64, 8, 2)
+        if tall and not wide:
+            return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
+        return Tile(64, 32, 128, 4, 3)
+    if wide:
+        return Tile(128, 64, 32, 8, 2) if datacenter else Tile(64, 16, 32, 4, 2)
+    if length <= 64:
+        return Tile(64, 64, 32, 4, 2)
+    if length <= 128:
+        return Tile(128, 128 if datacenter else 64, 32, 8, 2)
+    block_n = 64 if datacenter else 32
+    return Tile(128, block_n, 32, 8, 2) if tall else Tile(64, block_n, 32, 4, 2)
+
+
+class Cost(NamedTuple):
+    """What no implementation can do without: products, and each array once through memory."""
+
+    flops: int
+    bytes: int
+
+
+def least_cost(problem: Problem, direction: str) -> Cost:
+    """Of ``forward``, ``backward`` or ``both``: multiply and add count as two.
+
+    The backward recomputes the scores, and makes the gradients of the scores, query, key and value. Bytes:
+    query, key, value in and out (forward); those, out and its gradient in, three gradients out (backward).
+    """
+    if direction == "both":
+        parts = [least_cost(problem, part) for part in ("forward", "backward")]
+        return Cost(sum(part.flops for part in parts), sum(part.bytes for part in parts))
+    pixels = problem.batch * math.prod(problem.spatial)
+    d, c = problem.query_channels, problem.value_channels
+    scores = pixels * sum(problem.spatial[axis] for axis in problem.axes)
+    products, numbers = (d + c, 2 * d + 2 * c) if direction == "forward" else (3 * d + 2 * c, 4 * d + 4 * c)
+    statistics = 8 * pixels
+    return Cost(2 * products * scores, pixels * numbers * ITEM_SIZE[problem.dtype] + statistics)
+
+
+def _less_padding(length: int, large: int, small: int) -> int:
+    """The larger block, which reads less and keeps more on chip, unless it pads the line by a tenth more."""
+    return large if -(-length // large) * large <= 1.1 * (-(-length // small) * small) else small
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()

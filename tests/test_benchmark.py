@@ -1,0 +1,92 @@
+"""The benchmark's peers compute what they say, and its counts are the paper's."""
+
+import csv
+
+import pytest
+import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+from engine import benchmark_compare, benchmark_peers
+from kernels import plan
+
+
+@pytest.fixture
+def cfg():
+    return OmegaConf.load(ROOT / "conf" / "benchmark.yaml")
+
+
+@pytest.mark.parametrize("name", [name for name in benchmark_peers.PEERS if name != "compiled_einsum"])
+def test_peer_is_the_operator(name):
+    torch.manual_seed(0)
+    inputs = benchmark_compare.make_inputs([2, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
+    assert benchmark_compare.largest_error(benchmark_peers.PEERS[name], inputs) < 5e-6
+
+
+def test_a_wrong_peer_is_found():
+    torch.manual_seed(0)
+    inputs = benchmark_compare.make_inputs([1, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
+    twice = benchmark_peers.Peer(lambda *arrays: 2 * benchmark_peers.reference(*arrays))
+    assert benchmark_compare.largest_error(twice, inputs) > 0.5
+
+
+def test_least_cost_is_the_papers_arithmetic():
+    """8x97x97 in bfloat16, D = 64, C = 512: 16.8 and 35.5 GFLOP, 2304 and 4608 bytes and 8 per pixel."""
+    problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16")
+    forward, backward = (plan.least_cost(problem, direction) for direction in ("forward", "backward"))
+    assert [round(cost.flops / 1e9, 1) for cost in (forward, backward)] == [16.8, 35.5]
+    assert [cost.bytes // (8 * 97 * 97) for cost in (forward, backward)] == [2304 + 8, 4608 + 8]
+
+
+def test_recomputed_projection_changes_nothing():
+    from engine.benchmark_complexity import Block, einsum
+
+    torch.manual_seed(0)
+    results = []
+    plain = Block(einsum, 12, 4, 2, False)
+    again = Block(einsum, 12, 4, 2, True)
+    again.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 12, 5, 6)
+    for block in (plain, again):
+        torch.nn.init.constant_(block.gamma, 0.5)
+        leaf = image.clone().requires_grad_()
+        out = block(leaf)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *block.parameters()])])
+    for ours, want in zip(*results, strict=True):
+        assert torch.allclose(ours, want, rtol=1e-4, atol=1e-5)
+
+
+def test_complexity_table(tmp_path, cfg):
+    """GFLOPs are the paper's; two loops keep at most 64 MB in bfloat16 and, recomputed, 100 in float32."""
+    from engine.benchmark_complexity import complexity
+
+    cfg.output = str(tmp_path / "table")
+    complexity(cfg, torch.device("cpu"))
+    with open(tmp_path / "table_complexity.csv") as file:
+        rows = {(row["implementation"], row["R"], row["attention"]): row for row in csv.DictReader(file)}
+    assert rows["einsum", "1", "non-local"]["gflops"] == "108.16"
+    assert [rows["fused", r, "criss-cross"]["gflops"] for r in "123"] == ["8.29", "16.58", "24.88"]
+    assert float(rows["fused", "2", "criss-cross"]["saved_mb_bfloat16"]) < 64
+    assert float(rows["fused, projections recomputed", "2", "criss-cross"]["saved_mb_float32"]) < 100
+
+
+def test_comparison_writes_rows_and_a_picture(tmp_path, cfg):
+    cfg.output, cfg.repeats, cfg.value_channels, cfg.query_channels = str(tmp_path / "b"), 5, 16, 8
+    cfg.peers = ["reference", "bmm"]
+    benchmark_compare.compare(cfg, torch.device("cpu"), torch.float32, [1, 5, 6])
+    with open(tmp_path / "b.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["peer"], row["pass"]) for row in rows[:3]] == [
+        ("reference", "forward"),
+        ("reference", "backward"),
+        ("reference", "both"),
+    ]
+    assert all(float(row["median_us"]) > 0 and row["commit"] and row["machine"] for row in rows)
+    assert (tmp_path / "b_1x5x6_float32.png").stat().st_size > 0
+
+
+def test_tuning_needs_a_gpu(cfg):
+    from engine.benchmark_tune import tune
+
+    with pytest.raises(ValueError, match="on an NVIDIA GPU, and this is cpu"):
+        tune(cfg, torch.device("cpu"))
