@@ -5,10 +5,14 @@ Shapes: N images, C channels, D = query channels, S one to three spatial sizes.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
-from kernels import criss_cross_attention
+from kernels import criss_cross_residual
+from kernels.recompute import recomputed_projection
 from models.layers import residual_weight
 
 
@@ -24,6 +28,7 @@ class CrissCrossAttention(nn.Module):
         query_channels: D; C // 8 as in the paper if not given.
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code or "fixed" at 1, see :func:`models.layers.residual_weight`.
+        recompute: project once more in the backward pass instead of keeping query, key and value for it.
         backend: of :func:`kernels.criss_cross_attention`.
     """
 
@@ -34,6 +39,7 @@ class CrissCrossAttention(nn.Module):
         query_channels: int | None = None,
         axes: Sequence[int] | None = None,
         gamma: str = "learned",
+        recompute: bool = False,
         backend: str = "auto",
     ):
         super().__init__()
@@ -42,24 +48,30 @@ class CrissCrossAttention(nn.Module):
         self.key_conv = nn.Conv2d(channels, query_channels, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = residual_weight(gamma)
+        if self.gamma is None:
+            self.register_buffer("one", torch.ones(1), persistent=False)
         self.axes = None if axes is None else tuple(axes)
+        self.recompute = recompute
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *S) -> (N, C, *S), one to three spatial sizes S."""
-        query, key, value = (self._project(conv, x) for conv in (self.query_conv, self.key_conv, self.value_conv))
-        context = criss_cross_attention(query, key, value, axes=self.axes, backend=self.backend)
-        if self.gamma is not None:
-            context = self.gamma.to(context.dtype) * context
-        return context + x
+        sizes = [conv.out_channels for conv in (self.query_conv, self.key_conv, self.value_conv)]
+        gamma = self.one if self.gamma is None else self.gamma
+        with recomputed_projection(self._project, x) if self.recompute else nullcontext(self._project(x)) as projected:
+            query, key, value = projected.split(sizes, dim=1)
+            return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
 
-    @staticmethod
-    def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """A 1x1 convolution over any number of spatial axes, seen as two: a view in both memory formats."""
+    def _project(self, x: Tensor) -> Tensor:
+        """The three 1x1 convolutions as one, (N, C, *S) -> (N, 2 D + C, *S): the operator reads slices in place."""
+        convolutions = (self.query_conv, self.key_conv, self.value_conv)
+        weight = torch.cat([conv.weight for conv in convolutions])
+        bias = torch.cat([conv.bias for conv in convolutions])
         if x.ndim == 4:
-            return conv(x)
-        flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)  # (N, C, all but the last axis, last axis)
-        return conv(flat).view(x.shape[0], conv.out_channels, *x.shape[2:])
+            return conv2d(x, weight, bias)
+        # Any number of spatial axes, seen as two: a view in both memory formats.
+        flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
+        return conv2d(flat, weight, bias).view(x.shape[0], -1, *x.shape[2:])
 
 
 class RecurrentCrissCrossAttention(nn.Module):

@@ -11,6 +11,10 @@ from models.context.global_convolution import GlobalConvolution
 from models.context.lines import HorizontalVertical, ParallelHorizontalVertical
 from models.context.non_local import NonLocal
 
+needs_interpreter = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="CPU tensors meet the Triton kernels in its interpreter only"
+)
+
 
 def small(**overrides):
     return create_model(
@@ -146,6 +150,20 @@ def test_clips_train():
     assert shapes == {"out": (2, 5, 3, 33, 41), "aux": (2, 5, 3, 33, 41), "embedding": (2, 4, 3, 5, 6)}
     sum(tensor.square().sum() for tensor in output.values()).backward()
     assert model.head.context.gamma.grad.abs() > 0
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_interpreter)])
+def test_recomputed_projections_change_nothing_but_memory(backend):
+    """Same result and gradients to rounding; query, key and value are no longer kept for the backward pass."""
+    module = CrissCrossAttention(16, gamma="fixed", backend=backend)
+    x = torch.randn(2, 16, 9, 7)
+    upstream = torch.randn_like(x)
+    results = []
+    for module.recompute in (False, True):
+        out = module(x)
+        results.append([out, *torch.autograd.grad(out, list(module.parameters()), upstream)])
+    for one, two in zip(*results, strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
 
 
 def test_learned_gamma_starts_as_the_identity_and_leaves_it_after_one_step():
