@@ -9,27 +9,35 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
+from engine.entry import choose_device, entry_point
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if cfg.mode == "compare":
+@entry_point
+def main(config: DictConfig) -> None:
+    """Run one mode and print its table."""
+    device = choose_device(config.device)
+    on_gpu = device.type == "cuda"
+    if config.mode == "compare":
         from engine.benchmark_compare import compare
 
-        on_gpu = device.type == "cuda"
-        dtype = getattr(torch, cfg.dtype or ("bfloat16" if on_gpu else "float32"))
-        shape = list(cfg.shape or ([8, 97, 97] if on_gpu else [1, 17, 33]))
-        print(compare(cfg, device, dtype, shape))
-    elif cfg.mode == "tune":
+        name = config.dtype or ("bfloat16" if on_gpu else "float32")
+        if name not in _DTYPES:
+            raise ValueError(f"dtype is {name!r}: choose one of {', '.join(_DTYPES)}")
+        shape = list(config.shape or ([8, 97, 97] if on_gpu else [1, 17, 33]))
+        print(compare(config, device, _DTYPES[name], shape))
+    elif config.mode == "tune":
         from engine.benchmark_tune import tune
 
-        print(tune(cfg, device))
-    elif cfg.mode == "complexity":
+        print(tune(config, device))
+    elif config.mode == "complexity":
         from engine.benchmark_complexity import complexity
 
-        print(complexity(cfg, device))
+        print(complexity(config, device))
     else:
-        raise ValueError(f"mode {cfg.mode!r} is unknown: choose one of compare, tune, complexity")
+        raise ValueError(f"mode is {config.mode!r}: choose one of compare, tune, complexity")
 
 
 if __name__ == "__main__":

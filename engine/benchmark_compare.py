@@ -160,24 +160,24 @@ def peak_mib(call: Callable[[int], Any], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def compare(cfg: DictConfig, device: torch.device, dtype: torch.dtype, shape: list[int]) -> str:
+def compare(config: DictConfig, device: torch.device, dtype: torch.dtype, shape: list[int]) -> str:
     """Check and time every peer on one shape; append the rows, draw them, return the table."""
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(config.seed)
     problem = plan.Problem(
         shape[0],
         tuple(shape[1:]),
         tuple(range(len(shape) - 1)),
-        cfg.query_channels,
-        cfg.value_channels,
+        config.query_channels,
+        config.value_channels,
         str(dtype)[6:],
     )
     size = plan.least_cost(problem, "forward").bytes
-    copies = 1 if device.type == "cpu" else max(2, -(-cfg.cache_mib * 2**20 // size))
-    sets = [make_inputs(shape, cfg.query_channels, cfg.value_channels, dtype, device) for _ in range(copies)]
-    machine = cfg.machines.get(machine_of(device))
+    copies = 1 if device.type == "cpu" else max(2, -(-config.cache_mib * 2**20 // size))
+    sets = [make_inputs(shape, config.query_channels, config.value_channels, dtype, device) for _ in range(copies)]
+    machine = config.machines.get(machine_of(device))
 
     rows = []
-    for name in tqdm(cfg.peers, desc=f"{shape} {problem.dtype}", disable=None):
+    for name in tqdm(config.peers, desc=f"{shape} {problem.dtype}", disable=None):
         peer = peers.PEERS[name]
         try:
             error = largest_error(peer, sets[0])
@@ -188,7 +188,7 @@ def compare(cfg: DictConfig, device: torch.device, dtype: torch.dtype, shape: li
             tqdm.write(f"{name}: not measured. {str(reason).splitlines()[0]}")
             continue
         for direction, call in calls.items():
-            timing = measure(call, cfg.repeats, device)
+            timing = measure(call, config.repeats, device)
             cost = plan.least_cost(problem, direction.split(",")[0])
             row = {
                 "peer": name,
@@ -202,11 +202,11 @@ def compare(cfg: DictConfig, device: torch.device, dtype: torch.dtype, shape: li
             row["percent_of_floor"] = _percent_of_floor(cost, timing, machine)
             row["peak_mib"] = round(peak_mib(call, device), 1)
             row["error"] = f"{error:.1e}"
-            rows.append(row | {"d": cfg.query_channels, "c": cfg.value_channels, "seed": cfg.seed})
+            rows.append(row | {"d": config.query_channels, "c": config.value_channels, "seed": config.seed})
     shown = table(rows)
     rows = [row | provenance(device) for row in rows]
-    append_csv(Path(f"{cfg.output}.csv"), rows)
-    draw(rows, Path(f"{cfg.output}_{'x'.join(map(str, shape))}_{problem.dtype}.png"))
+    append_csv(Path(f"{config.output}.csv"), rows)
+    draw(rows, Path(f"{config.output}_{'x'.join(map(str, shape))}_{problem.dtype}.png"))
     return shown
 
 

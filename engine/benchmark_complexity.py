@@ -122,10 +122,10 @@ def peak_bytes(
     return peak
 
 
-def complexity(cfg: DictConfig, device: torch.device) -> str:
+def complexity(config: DictConfig, device: torch.device) -> str:
     """Count, append to ``<output>_complexity.csv``, and return the table."""
-    height, width = (-(-size // cfg.complexity.output_stride) for size in cfg.complexity.crop)
-    c, d = cfg.value_channels, cfg.query_channels
+    height, width = (-(-size // config.complexity.output_stride) for size in config.complexity.crop)
+    c, d = config.value_channels, config.query_channels
     shape = (1, c, height, width)
     variants = [
         ("non-local", "einsum", non_local, False, (1,)),
@@ -154,6 +154,6 @@ def complexity(cfg: DictConfig, device: torch.device) -> str:
                     row[f"peak_mb_{name}"] = round(peak_bytes(make_block, shape, dtype, device) / 1e6, 1)
             rows.append(row | {"paper_mb_float32": megabytes})
     shown = table(rows)
-    crop = "x".join(map(str, cfg.complexity.crop))
-    append_csv(Path(f"{cfg.output}_complexity.csv"), [row | {"crop": crop} | provenance(device) for row in rows])
+    crop = "x".join(map(str, config.complexity.crop))
+    append_csv(Path(f"{config.output}_complexity.csv"), [row | {"crop": crop} | provenance(device) for row in rows])
     return f"added by attention at 1x3x{crop}, C={c}, D={d}\n{shown}"

@@ -35,7 +35,7 @@ def fits(kernel: str, problem: plan.Problem, device: plan.Device) -> bool:
     return True
 
 
-def tune(cfg: DictConfig, device: torch.device) -> str:
+def tune(config: DictConfig, device: torch.device) -> str:
     """Time every candidate for every dtype and range of lengths; write the table and say where.
 
     Raises:
@@ -45,25 +45,26 @@ def tune(cfg: DictConfig, device: torch.device) -> str:
         raise ValueError(f"mode=tune times kernels on an NVIDIA GPU, and this is {device}")
     from kernels.torch_op import device_of
 
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(config.seed)
     gpu = device_of(torch.cuda.current_device())
     rows: list[dict[str, Any]] = []
-    grid = itertools.product(cfg.tune.dtypes, OmegaConf.to_container(cfg.tune.ranges), ("forward", "backward"))
+    grid = itertools.product(config.tune.dtypes, OmegaConf.to_container(config.tune.ranges), ("forward", "backward"))
     for dtype, (shortest, longest, length), kernel in grid:
         row = {"kernel": kernel, "dtype": dtype, "min_length": shortest, "max_length": longest}
-        row |= {"max_query_channels": cfg.query_channels}
+        row |= {"max_query_channels": config.query_channels}
         shape = [8, 128, length]
         sets = [
-            make_inputs(shape, cfg.query_channels, cfg.value_channels, getattr(torch, dtype), device) for _ in range(2)
+            make_inputs(shape, config.query_channels, config.value_channels, getattr(torch, dtype), device)
+            for _ in range(2)
         ]
-        problem = plan.Problem(8, (128, length), (1,), cfg.query_channels, cfg.value_channels, dtype)
+        problem = plan.Problem(8, (128, length), (1,), config.query_channels, config.value_channels, dtype)
         peer = peers.Peer(peers.triton_rows, attends="rows")
         best = None
         for tile in tqdm(candidates(problem, length), desc=f"{kernel} {dtype} {length}", disable=None):
             plan.use_table(gpu.name, [*rows, row | {"tile": tile._asdict()}])
             if not fits(kernel, problem, gpu) or not largest_error(peer, sets[0]) < TOLERANCE[getattr(torch, dtype)]:
                 continue
-            median = measure(calls_of(peer, sets)[kernel], cfg.repeats, device).median_us
+            median = measure(calls_of(peer, sets)[kernel], config.repeats, device).median_us
             if best is None or median < best[0]:
                 best = median, tile
         if best:

@@ -18,7 +18,9 @@ def criss_cross_attention(
         attention = _attention(query, key, axes, scale, channel_axis)
         value_last = _channels_last(value, channel_axis).to(attention[0].dtype)
         out = None
-        for axis, weights in zip(axes, attention, strict=True):
+        # The last axis comes first: its result lies in memory as the output should, and a sum takes after its
+        # first operand.
+        for axis, weights in reversed(list(zip(axes, attention, strict=True))):
             part = _lines_back(weights @ _lines(value_last, axis), axis)
             out = part if out is None else out + part
         if channel_axis == 1:

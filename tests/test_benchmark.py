@@ -12,7 +12,7 @@ from kernels import plan
 
 
 @pytest.fixture
-def cfg():
+def config():
     return OmegaConf.load(ROOT / "conf" / "benchmark.yaml")
 
 
@@ -56,12 +56,12 @@ def test_recomputed_projection_changes_nothing():
         assert torch.allclose(ours, want, rtol=1e-4, atol=1e-5)
 
 
-def test_complexity_table(tmp_path, cfg):
+def test_complexity_table(tmp_path, config):
     """GFLOPs are the paper's; two loops keep at most 64 MB in bfloat16 and, recomputed, 100 in float32."""
     from engine.benchmark_complexity import complexity
 
-    cfg.output = str(tmp_path / "table")
-    complexity(cfg, torch.device("cpu"))
+    config.output = str(tmp_path / "table")
+    complexity(config, torch.device("cpu"))
     with open(tmp_path / "table_complexity.csv") as file:
         rows = {(row["implementation"], row["R"], row["attention"]): row for row in csv.DictReader(file)}
     assert rows["einsum", "1", "non-local"]["gflops"] == "108.16"
@@ -70,10 +70,10 @@ def test_complexity_table(tmp_path, cfg):
     assert float(rows["fused, projections recomputed", "2", "criss-cross"]["saved_mb_float32"]) < 100
 
 
-def test_comparison_writes_rows_and_a_picture(tmp_path, cfg):
-    cfg.output, cfg.repeats, cfg.value_channels, cfg.query_channels = str(tmp_path / "b"), 5, 16, 8
-    cfg.peers = ["reference", "bmm"]
-    benchmark_compare.compare(cfg, torch.device("cpu"), torch.float32, [1, 5, 6])
+def test_comparison_writes_rows_and_a_picture(tmp_path, config):
+    config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
+    config.peers = ["reference", "bmm"]
+    benchmark_compare.compare(config, torch.device("cpu"), torch.float32, [1, 5, 6])
     with open(tmp_path / "b.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(row["peer"], row["pass"]) for row in rows[:3]] == [
@@ -85,8 +85,8 @@ def test_comparison_writes_rows_and_a_picture(tmp_path, cfg):
     assert (tmp_path / "b_1x5x6_float32.png").stat().st_size > 0
 
 
-def test_tuning_needs_a_gpu(cfg):
+def test_tuning_needs_a_gpu(config):
     from engine.benchmark_tune import tune
 
     with pytest.raises(ValueError, match="on an NVIDIA GPU, and this is cpu"):
-        tune(cfg, torch.device("cpu"))
+        tune(config, torch.device("cpu"))
