@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from engine.metrics import Scores
@@ -86,7 +86,7 @@ def load(path: Path) -> Checkpoint:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})[_HEADER])
-                found = Checkpoint(weights={key: file.get_tensor(key) for key in file.keys()}, **header)  # noqa: SIM118
+            found = Checkpoint(weights=load_file(path), **header)
         else:
             found = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
         check_config(found.config)

@@ -234,4 +234,7 @@ def test_ones_own_folder_from_the_command_line(folder_data, tmp_path, run_entry)
 def test_real_imagenet_weights_fit_the_backbone():
     from models.backbone import TimmBackbone
 
-    TimmBackbone("mobilenetv2_100", weights=SHARED / "weights" / "mobilenetv2_100_onnxzoo7.pth")
+    path = SHARED / "weights" / "mobilenetv2_100_onnxzoo7.pth"
+    loaded = TimmBackbone("mobilenetv2_100", weights=path).net.state_dict()
+    stored = torch.load(path, weights_only=True)
+    assert all(torch.equal(tensor, stored[key]) for key, tensor in loaded.items())
