@@ -93,7 +93,8 @@ def test_residual_matches_float64(spatial, dtype):
     inputs = make(spatial, 8, 20, dtype, batch=2)
     # A little of the upstream gradient is like the output, or gamma's gradient is a sum that cancels.
     upstream = 0.25 * criss_cross_attention(*inputs[:3], channel_axis=-1, backend="reference").detach()
-    check(last(criss_cross_residual), inputs, upstream + torch.randn_like(upstream), TOLERANCE[dtype])
+    # Drawn in float32, of which every torch gives the same numbers.
+    check(last(criss_cross_residual), inputs, upstream + torch.randn(upstream.shape).to(dtype), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 2), (1, 2)])
