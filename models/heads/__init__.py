@@ -1,1 +1,1 @@
-"""Heads: backbone features in, class scores and context features out, at the features' size."""
+"""Heads: backbone features in, class scores out, at the features' size; the main head also gives its context."""
