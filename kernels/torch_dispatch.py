@@ -82,9 +82,9 @@ def _device_obstacle(device: str, index: int | None) -> str | None:
             least = ".".join(map(str, plan.MIN_CAPABILITY))
             return f"the GPU has compute capability {'.'.join(map(str, capability))}, below {least}"
         return None
-    import triton
+    from .launch import is_interpreted
 
-    if device == "cpu" and triton.knobs.runtime.interpret:
+    if device == "cpu" and is_interpreted():
         return None
     return f"the arrays are on {device}, and Triton needs an NVIDIA GPU (or TRITON_INTERPRET=1)"
 
