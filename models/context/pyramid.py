@@ -26,7 +26,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        pooled = [branch(adaptive_avg_pool2d(x, bins)) for branch, bins in zip(self.branches, self.bins, strict=True)]
+        pooled = [branch(_average_cells(x, bins)) for branch, bins in zip(self.branches, self.bins, strict=True)]
         return self.fuse(torch.cat([x, *(_resize(level, x) for level in pooled)], dim=1))
 
 
@@ -51,6 +51,24 @@ class AtrousPyramid(nn.Module):
         """(N, C, H, W) -> (N, C, H, W)."""
         image = _resize(self.image(adaptive_avg_pool2d(x, 1)), x)
         return self.fuse(torch.cat([self.local(x), *(branch(x) for branch in self.dilated), image], dim=1))
+
+
+def _average_cells(x: Tensor, bins: int) -> Tensor:
+    """Adaptive average pooling to bins x bins cells."""
+    if bins == 1 or not torch.compiler.is_exporting():
+        return adaptive_avg_pool2d(x, bins)
+    # torch.export writes the cells of the size it sees into the graph: products with the cells' weights take any.
+    rows, columns = (_cell_weights(size, bins, like=x) for size in x.shape[-2:])
+    return rows @ x @ columns.mT
+
+
+def _cell_weights(size: int, bins: int, *, like: Tensor) -> Tensor:
+    """(bins, size): 1 / n at the n positions that a cell averages. Cells overlap where bins do not divide size."""
+    cell = torch.arange(bins, device=like.device).unsqueeze(1)
+    start, stop = cell * size // bins, ((cell + 1) * size + bins - 1) // bins
+    position = torch.arange(size, device=like.device)
+    inside = (position >= start) & (position < stop)
+    return inside.to(like.dtype) / (stop - start).to(like.dtype)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
