@@ -27,6 +27,7 @@ from data.stream import train_loader
 from data.transforms import eval_transform
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
+from engine.cost import Cost, network_cost
 from engine.entry import choose_device, entry_point, seed_everything
 from engine.evaluation import evaluate
 from engine.protocols import Whole
@@ -84,6 +85,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     resolved = OmegaConf.to_container(config, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     print(_summary(model, train_set, val_set, device, folder))
+    cost, images_per_s = network_cost(model, (3, *config.recipe.train_transform.crop_size)), float("nan")
     started, window_start, window_images = time.perf_counter(), time.perf_counter(), 0
     with (
         RunLog(
@@ -126,10 +128,11 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 )
                 log.validation(state.iteration, result.scores, result.images_per_s, result.samples)
                 bar.write(f"iteration {state.iteration}: mIoU {100 * result.scores.miou:.2f}")
+                images_per_s = result.images_per_s
                 state.save(folder, result.scores, resolved, train_set)
                 window_start, window_images = time.perf_counter(), 0
 
-    _report(folder, state, time.perf_counter() - started)
+    _report(folder, state, time.perf_counter() - started, cost, images_per_s)
     return state.best_miou
 
 
@@ -185,7 +188,7 @@ def _peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _report(folder: Path, state: TrainingState, seconds: float) -> None:
+def _report(folder: Path, state: TrainingState, seconds: float, cost: Cost, images_per_s: float) -> None:
     last = checkpoint.load(folder / "last.pt")
     scores = checkpoint.scores(last)
     write_result(
@@ -196,6 +199,8 @@ def _report(folder: Path, state: TrainingState, seconds: float) -> None:
             "pixel_acc": 100 * scores.pixel_accuracy,
             "mean_acc": 100 * scores.mean_accuracy,
             "best_mIoU": 100 * state.best_miou,
+            **cost._asdict(),
+            "val_images_per_s": images_per_s,
             "iterations": state.iteration,
             "seconds": seconds,
         },

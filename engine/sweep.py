@@ -10,7 +10,11 @@ from omegaconf import DictConfig
 from engine import figures
 from engine.tables import text_table, write_csv
 
-_COLUMNS = ("mIoU", "pixel_acc", "mean_acc", "best_mIoU", "iterations", "seconds")
+# Cost is of one training crop, see engine/cost.py.
+_COLUMNS = (
+    *("mIoU", "pixel_acc", "mean_acc", "best_mIoU"),
+    *("parameters", "gflops", "saved_mb", "val_images_per_s", "iterations", "seconds"),
+)
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

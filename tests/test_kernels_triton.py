@@ -288,9 +288,9 @@ def test_what_the_kernels_cannot_take_is_named():
 def test_auto_falls_back_once_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(torch_dispatch, "_logged", set())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    torch_dispatch._device_obstacle.cache_clear()
+    torch_dispatch._gpu_obstacle.cache_clear()
     obstacle = torch_dispatch._obstacle("cuda", 0, "torch.float32")
-    torch_dispatch._device_obstacle.cache_clear()
+    torch_dispatch._gpu_obstacle.cache_clear()
     assert obstacle == "the GPU has compute capability 7.5, below 8.0"
     for _ in range(2):
         torch_dispatch._log_once(obstacle)
