@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from data.pairs import IMAGE_SUFFIXES, read_image
+from data.pictures import IMAGE_SUFFIXES, read_image
 from engine import checkpoint, figures
 from engine.entry import choose_device, entry_point
 from engine.evaluation import predict

@@ -145,5 +145,31 @@ def save_comparison(path: Path, names: Sequence[str], miou: Sequence[float]) -> 
     figure.savefig(path, dpi=120)
 
 
+def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Write where the pixels of each true class went, in percent of that class.
+
+    Args:
+        counts: (K, K), true class by predicted class.
+        classes: K names.
+    """
+    number = len(classes)
+    with np.errstate(invalid="ignore"):
+        shares = 100 * counts / counts.sum(axis=1, keepdims=True)  # NaN, drawn white: the class does not occur
+    side = min(3 + 0.34 * number, 24)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    size = 8 if number <= 40 else 4
+    axis.set_xticks(range(number), classes, rotation=90, fontsize=size)
+    axis.set_yticks(range(number), classes, fontsize=size)
+    axis.set(xlabel="predicted", ylabel="true")
+    if number <= 40:
+        for row, column in np.argwhere(shares >= 0.5):
+            colour = "white" if shares[row, column] > 55 else "black"
+            axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    figure.colorbar(image, ax=axis, shrink=0.6, label="percent of the true class")
+    figure.savefig(path, dpi=120)
+
+
 def _patch(colour: Sequence[int]):
     return Patch(facecolor=[channel / 255 for channel in colour], edgecolor="black", linewidth=0.5)

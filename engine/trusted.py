@@ -15,6 +15,7 @@ _PACKAGES = {
     "backbone": "models",
     "dataset": "data",
     "recipe": "data",
+    "protocol": "engine.protocols",
     "loss": "losses",
     "optimizer": "torch.optim",
     "logger": "engine",
