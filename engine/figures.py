@@ -27,6 +27,11 @@ def colourise(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarra
     return table[labels]
 
 
+def blend(image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """RGB uint8 (H, W, 3) with its classes (H, W) drawn over it; ignored pixels are darkened."""
+    return ((1 - _OPACITY) * image + _OPACITY * colourise(labels, palette)).round().astype(np.uint8)
+
+
 def save_mask(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
     """Write class indices (H, W) as a PNG whose pixel values are the indices, shown in the palette."""
     picture = Image.fromarray(labels.astype(np.uint8))
@@ -45,7 +50,6 @@ def save_overlay(
         labels: class indices (H, W).
         classes, palette: of the data set.
     """
-    blended = (1 - _OPACITY) * image + _OPACITY * colourise(labels, palette)
     counts = np.bincount(labels.ravel(), minlength=len(classes))
     present = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
     lines = [f"{classes[index]}  {100 * counts[index] / labels.size:.1f}%" for index in present]
@@ -55,7 +59,7 @@ def save_overlay(
     width = round(max(font.getlength(text) for text in lines)) + 3 * line
     height = max(image.shape[0], (len(lines) + 1) * line)
     canvas = Image.new("RGB", (image.shape[1] + width, height), "white")
-    canvas.paste(Image.fromarray(blended.round().astype(np.uint8)))
+    canvas.paste(Image.fromarray(blend(image, labels, palette)))
     draw = ImageDraw.Draw(canvas)
     for row, (index, text) in enumerate(zip(present, lines, strict=True)):
         left, top = image.shape[1] + line // 2, line // 2 + row * line
@@ -77,33 +81,77 @@ def save_panel(
         samples: (image (3, H, W) in [0, 1], labels (H, W), prediction (H, W)).
         classes, palette: of the data set.
     """
-    titles = ("image", "truth", "prediction", "errors (red)")
     rows = [(image, labels.numpy(), prediction.numpy()) for image, labels, prediction in samples]
     seen = {index for _, *maps in rows for part in maps for index in np.unique(part).tolist()} - {IGNORE_INDEX}
-    shown = sorted(seen)
+    pictures = [
+        (
+            image.permute(1, 2, 0).numpy(),
+            colourise(labels, palette),
+            colourise(prediction, palette),
+            mark_errors(prediction, labels),
+        )
+        for image, labels, prediction in rows
+    ]
+    _save_grid(path, pictures, ("image", "truth", "prediction", "errors (red)"), sorted(seen), classes, palette)
 
-    height, width = samples[0][0].shape[1:]
+
+def mark_errors(prediction: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Class indices (H, W) twice -> RGB uint8 (H, W, 3): wrong pixels red, right ones grey, ignored ones black."""
+    errors = np.where((labels == prediction)[..., None], np.uint8(_RIGHT), np.uint8(_WRONG))
+    errors[labels == IGNORE_INDEX] = _VOID
+    return errors
+
+
+def _save_grid(
+    path: Path,
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    shown: Sequence[int],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> None:
+    """Rows of pictures under column titles, over a legend of the classes ``shown``."""
+    ratios = [max(picture.shape[0] / picture.shape[1] for picture in row) for row in rows]
     legend_height = 0.3 + 0.18 * -(-len(shown) // _LEGEND_COLUMNS)
-    figure = Figure(figsize=(10, 0.3 + len(rows) * 2.5 * height / width + legend_height), layout="constrained")
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
-    for line, (image, labels, prediction) in zip(axes, rows, strict=True):
-        errors = np.where((labels == prediction)[..., None], np.uint8(_RIGHT), np.uint8(_WRONG))
-        errors[labels == IGNORE_INDEX] = _VOID
-        pictures = (image.permute(1, 2, 0).numpy(), colourise(labels, palette), colourise(prediction, palette), errors)
-        for axis, picture in zip(line, pictures, strict=True):
+    size = (10, 0.3 + 10 / len(titles) * sum(ratios) + legend_height)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw={"height_ratios": ratios})
+    for line, row in zip(axes, rows, strict=True):
+        for axis, picture in zip(line, row, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
-    figure.legend(
-        [_patch(palette[index]) for index in shown],
-        [classes[index] for index in shown],
-        loc="outside lower center",
-        ncols=min(len(shown), _LEGEND_COLUMNS),
-        fontsize=8,
-        frameon=False,
-    )
+    if shown:
+        figure.legend(
+            [_patch(palette[index]) for index in shown],
+            [classes[index] for index in shown],
+            loc="outside lower center",
+            ncols=min(len(shown), _LEGEND_COLUMNS),
+            fontsize=8,
+            frameon=False,
+        )
     figure.savefig(path, dpi=120)
+
+
+def save_samples(
+    path: Path,
+    rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray | None]]],
+    titles: Sequence[str],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> None:
+    """Write rows of pictures, some with labels drawn over them.
+
+    Args:
+        rows: (RGB uint8 (H, W, 3), labels (H, W) or None) for each column.
+        titles: of the columns.
+        classes, palette: of the data set.
+    """
+    seen = {index for row in rows for _, labels in row if labels is not None for index in np.unique(labels).tolist()}
+    shown = sorted(seen - {IGNORE_INDEX})
+    pictures = [[image if labels is None else blend(image, labels, palette) for image, labels in row] for row in rows]
+    _save_grid(path, pictures, titles, shown, classes, palette)
 
 
 def save_curves(path: Path, train: Sequence[dict[str, float]], validation: Sequence[dict[str, float]]) -> None:
