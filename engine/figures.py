@@ -154,6 +154,76 @@ def save_samples(
     _save_grid(path, pictures, titles, shown, classes, palette)
 
 
+def save_side_by_side(
+    path: Path,
+    rows: Sequence[tuple[np.ndarray, np.ndarray | None, Sequence[np.ndarray]]],
+    names: Sequence[str],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> None:
+    """Write rows of a picture, its truth, and the predictions of several networks, each above its errors.
+
+    Args:
+        rows: (RGB uint8 (H, W, 3), labels (H, W) or None, a prediction (H, W) per network).
+        names: of the networks.
+        classes, palette: of the data set.
+    """
+    with_truth = rows[0][1] is not None
+    lines, seen = [], set()
+    for image, truth, predictions in rows:
+        maps = [*([truth] if with_truth else []), *predictions]
+        seen |= {index for labels in maps for index in np.unique(labels).tolist()}
+        lines.append([image, *(colourise(labels, palette) for labels in maps)])
+        if with_truth:
+            nothing = np.full_like(image, 255)
+            lines.append([nothing, nothing, *(mark_errors(prediction, truth) for prediction in predictions)])
+    titles = ["image", *(["truth"] if with_truth else []), *_shortened(names)]
+    _save_grid(path, lines, titles, sorted(seen - {IGNORE_INDEX}), classes, palette)
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Names without the folders that all of them start or end with."""
+    parts = [Path(name).parts for name in names]
+    if len(parts) > 1:
+        while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
+            parts = [part[1:] for part in parts]
+        while min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
+            parts = [part[:-1] for part in parts]
+    return ["/".join(part) for part in parts]
+
+
+def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], point: Sequence[int]) -> None:
+    """Write where a point attends after each loop, over the picture (the paper's Fig. 7).
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        maps: weights (h, w) for R = 1, 2, ...
+        point: (y, x), pixels.
+    """
+    height, width = image.shape[:2]
+    columns = len(maps) + 1
+    figure = Figure(figsize=(3.4 * columns, 0.7 + 3.4 * height / width), layout="constrained")
+    axes = figure.subplots(1, columns)
+    grey = image.mean(axis=2)
+    for loop, (axis, weights) in enumerate(zip(axes[1:], maps, strict=True), 1):
+        axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        # Logarithmic, over three decades: one strong position would hide all the others.
+        levels = np.log10(np.maximum(weights / weights.max(), 1e-3)) / 3 + 1
+        heat = Image.fromarray((255 * levels).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        shares = np.asarray(heat) / 255
+        shown = axis.imshow(shares, cmap="inferno", alpha=0.85 * np.sqrt(shares), vmin=0, vmax=1)
+        axis.set_title(f"R = {loop}: {100 * (weights > 0).mean():.0f}% of the positions", fontsize=10)
+    axes[0].imshow(image)
+    axes[0].set_title("image and point", fontsize=10)
+    for axis in axes:
+        axis.plot(point[1], point[0], "+", color="#00e676", markersize=11, markeredgewidth=2)
+        axis.set_axis_off()
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[0, 1 / 3, 2 / 3, 1])
+    bar.ax.set_yticklabels(["0.001 or less", "0.01", "0.1", "1"], fontsize=8)
+    bar.set_label("attention, share of the largest", fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def save_curves(path: Path, train: Sequence[dict[str, float]], validation: Sequence[dict[str, float]]) -> None:
     """Write the loss by term and the validation scores over iterations.
 
