@@ -100,7 +100,8 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         state.wandb_id = log.wandb_id
         for (images, labels), seconds in timed(loader):
             waited += seconds
-            images = images.to(device, memory_format=memory_format, non_blocking=True)
+            layout = memory_format if images.ndim == 4 else torch.preserve_format  # clips have five axes
+            images = images.to(device, memory_format=layout, non_blocking=True)
             labels = labels.to(device, non_blocking=True)
             loss, terms = train_step(forward, criterion, optimizer, images, labels, bf16=config.bf16)
             learning_rate = schedule.get_last_lr()[0]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import decode_png
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _RGB, _GREY = bytes([8, 2]), bytes([8, 0])  # bit depth and colour type in a PNG's header
@@ -43,7 +42,9 @@ class LabelReader:
         """The label file as uint8 (H, W)."""
         raw = self._read(path)
         codes = _code(raw) if self.colour else raw
-        if codes.dtype in (np.uint8, bool):  # a table of bytes is several times faster than an index array
+        if codes.dtype == bool:
+            codes = codes.astype(np.uint8)  # Pillow's true is a byte of 255
+        if codes.dtype == np.uint8:  # a table of bytes is several times faster than an index array
             table = self._index[:256].tobytes()
             labels = np.frombuffer(bytearray(codes.tobytes().translate(table)), dtype=np.uint8).reshape(codes.shape)
         else:
@@ -97,24 +98,20 @@ def _open(path: Path) -> Image.Image:
 
 
 def png_decoder() -> str:
-    """What decodes RGB and grey PNGs of 8 bits here: "pywuffs" if it is installed, else "torchvision.io"."""
-    return "pywuffs" if _wuffs_decoder(_RGB) else "torchvision.io"
+    """What decodes RGB and grey PNGs of 8 bits here: "pywuffs" if it is installed, else "Pillow"."""
+    return "pywuffs" if _wuffs_decoder(_RGB) else "Pillow"
 
 
 def _fast_png(path: Path, kind: bytes) -> np.ndarray | None:
-    """A PNG of that kind as uint8 (H, W, channels), or None for whatever is better left to Pillow."""
-    if path.suffix.lower() != ".png" or not path.is_file():
+    """A PNG of that kind as uint8 (H, W, channels), or None for whatever is left to Pillow."""
+    decoder = _wuffs_decoder(kind) if path.suffix.lower() == ".png" else None
+    if decoder is None or not path.is_file():
         return None
-    content = bytearray(path.read_bytes())
+    content = path.read_bytes()
     if content[24:26] != kind or b"eXIf" in content:
         return None
-    if decoder := _wuffs_decoder(kind):
-        decoded = decoder.decode(bytes(content))
-        return None if decoded.error_message else np.asarray(decoded.pixbuf)
-    try:
-        return decode_png(torch.frombuffer(content, dtype=torch.uint8)).permute(1, 2, 0).numpy()
-    except RuntimeError:  # Pillow says what is wrong
-        return None
+    decoded = decoder.decode(content)
+    return None if decoded.error_message else np.asarray(decoded.pixbuf)
 
 
 @functools.cache

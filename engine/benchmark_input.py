@@ -55,7 +55,8 @@ def plain_loader(decode: Callable[[Path], Tensor]) -> Loader:
     dtype = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
     chain = v2.Compose(
         [
-            v2.ScaleJitter(SIZE, SCALE, antialias=True),  # for pictures of that size, a factor of U(0.75, 2)
+            # A factor of U(0.75, 2): torchvision compares the first side it is given with the width.
+            v2.ScaleJitter(SIZE[::-1], SCALE, antialias=True),
             v2.RandomHorizontalFlip(),
             v2.RandomCrop(CROP, pad_if_needed=True, fill=fill),
             v2.ToDtype(dtype, scale=True),

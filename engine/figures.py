@@ -161,29 +161,33 @@ def save_side_by_side(
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> None:
-    """Write rows of a picture, its truth, and the predictions of several networks, each above its errors.
+    """Write rows of a picture, its truth, and the predictions of several networks, each beside its errors.
 
     Args:
         rows: (RGB uint8 (H, W, 3), labels (H, W) or None, a prediction (H, W) per network).
         names: of the networks.
         classes, palette: of the data set.
     """
-    with_truth = rows[0][1] is not None
+    titles = ["image", *([] if rows[0][1] is None else ["truth"])]
+    for name in _shortened(names):
+        titles += [name] if rows[0][1] is None else [name, "errors (red)"]
     lines, seen = [], set()
     for image, truth, predictions in rows:
-        maps = [*([truth] if with_truth else []), *predictions]
-        seen |= {index for labels in maps for index in np.unique(labels).tolist()}
-        lines.append([image, *(colourise(labels, palette) for labels in maps)])
-        if with_truth:
-            nothing = np.full_like(image, 255)
-            lines.append([nothing, nothing, *(mark_errors(prediction, truth) for prediction in predictions)])
-    titles = ["image", *(["truth"] if with_truth else []), *_shortened(names)]
+        line = [image] if truth is None else [image, colourise(truth, palette)]
+        for prediction in predictions:
+            line.append(colourise(prediction, palette))
+            if truth is not None:
+                line.append(mark_errors(prediction, truth))
+        lines.append(line)
+        seen |= {
+            index for labels in (truth, *predictions) if labels is not None for index in np.unique(labels).tolist()
+        }
     _save_grid(path, lines, titles, sorted(seen - {IGNORE_INDEX}), classes, palette)
 
 
 def _shortened(names: Sequence[str]) -> list[str]:
     """Names without the folders that all of them start or end with."""
-    parts = [Path(name).parts for name in names]
+    parts = [Path(name.removesuffix(".safetensors")).parts for name in names]
     if len(parts) > 1:
         while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
             parts = [part[1:] for part in parts]
@@ -273,15 +277,16 @@ def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
     number = len(classes)
     with np.errstate(invalid="ignore"):
         shares = 100 * counts / counts.sum(axis=1, keepdims=True)  # NaN, drawn white: the class does not occur
-    side = min(3 + 0.34 * number, 24)
+    named = number <= 40  # more names cannot be read; the CSV file has them
+    side = 3 + 0.34 * number if named else 12
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    size = 8 if number <= 40 else 4
-    axis.set_xticks(range(number), classes, rotation=90, fontsize=size)
-    axis.set_yticks(range(number), classes, fontsize=size)
+    if named:
+        axis.set_xticks(range(number), classes, rotation=90, fontsize=8)
+        axis.set_yticks(range(number), classes, fontsize=8)
     axis.set(xlabel="predicted", ylabel="true")
-    if number <= 40:
+    if named:
         for row, column in np.argwhere(shares >= 0.5):
             colour = "white" if shares[row, column] > 55 else "black"
             axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
