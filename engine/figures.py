@@ -225,7 +225,7 @@ def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], po
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[0, 1 / 3, 2 / 3, 1])
     bar.ax.set_yticklabels(["0.001 or less", "0.01", "0.1", "1"], fontsize=8)
     bar.set_label("attention, share of the largest", fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def save_curves(path: Path, train: Sequence[dict[str, float]], validation: Sequence[dict[str, float]]) -> None:
