@@ -23,6 +23,7 @@ class ContextHead(nn.Module):
         channels: width of the head; the paper's is 512.
         recurrence: R, the number of times that the one context module is applied.
         dropout: share of channels dropped before the classifier.
+        negative_slope: of the activations; the authors' published weights need 0.01, 0 is the ReLU.
     """
 
     def __init__(
@@ -34,16 +35,17 @@ class ContextHead(nn.Module):
         channels: int = 512,
         recurrence: int = 1,
         dropout: float = 0.1,
+        negative_slope: float = 0.0,
     ):
         super().__init__()
         if recurrence < 0:
             raise ValueError(f"recurrence is {recurrence}: give the number of loops, 0 or more")
         self.context_channels = channels
         self.recurrence = recurrence
-        self.reduce = conv_bn_relu(in_channels, channels)
+        self.reduce = conv_bn_relu(in_channels, channels, negative_slope=negative_slope)
         self.context = context(channels) if recurrence else None
-        self.project = conv_bn_relu(channels, channels)
-        self.bottleneck = conv_bn_relu(in_channels + channels, channels)
+        self.project = conv_bn_relu(channels, channels, negative_slope=negative_slope)
+        self.bottleneck = conv_bn_relu(in_channels + channels, channels, negative_slope=negative_slope)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
 
