@@ -4,6 +4,7 @@
     python train.py model=ccnet dataset=camvid dataset.root=DIR       a real one, with its recipe
     python train.py -m model.head.recurrence=0,1,2                    a sweep, which ends in a table and a picture
     python train.py resume=RUN                                        continue a run, exactly
+    python train.py init=FILE dataset=camvid dataset.root=DIR         from the network of a run, or a published one
 
 Everything that can be set stands in ``conf/``; ``python train.py --help`` lists it.
 """
@@ -64,7 +65,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     _check_crop(config)
 
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = checkpoint.network(saved).train() if saved else build(config.model)
+    model = _network(config, saved)
     model = model.to(device, memory_format=memory_format)
     criterion = instantiate(config.loss).to(device)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
@@ -134,6 +135,19 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
 
     _report(folder, state, time.perf_counter() - started, cost, images_per_s)
     return state.best_miou
+
+
+def _network(config: DictConfig, saved: Checkpoint | None) -> nn.Module:
+    """The network to train; with ``init`` it comes from there, and its configuration too."""
+    if saved:
+        return checkpoint.network(saved).train()
+    if config.init is None:
+        return build(config.model)
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given = [part for part in overrides if part.startswith(("model=", "model.", "backbone=", "backbone."))]
+    if given:
+        raise ValueError(f"init={config.init} brings its own network: leave out {' '.join(given)}")
+    return checkpoint.start_from(checkpoint.find(config.init), config)
 
 
 def train_step(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from models.factory import build
@@ -133,7 +134,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 def _filled(layout: Layout, found: Mapping[str, Tensor]) -> nn.Module:
     """The network, with each of the file's tensors in it."""
-    network = build(layout.model)
+    network = build(OmegaConf.create(layout.model))
     own = network.state_dict()
     sources = {key: layout.source(key) for key in own if key not in ("mean", "std")}
     _check(sources, own, found, layout.folded)

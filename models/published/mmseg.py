@@ -37,7 +37,7 @@ def trained_as(config: str, name: str) -> tuple[bool, tuple[int, int] | None]:
         ValueError: networks of output stride 16 or 32, whose tensors look the same.
     """
     said = set(re.findall(r"align_corners=(True|False)", config))
-    crop = re.search(r"crop_size *= *\((\d+), (\d+)\)", config) or re.search(r"_(\d+)x(\d+)_", name)
+    crop = re.search(r"crop_size *= *\((\d+), (\d+)\)", config) or re.search(r"(?<!\d)(\d{3,4})x(\d{3,4})(?!\d)", name)
     size = (int(crop[1]), int(crop[2])) if crop else None
     strides = re.search(r"\bstrides=\((\d+(?:, \d+)*)\)", config)
     coarse = strides[1] != "1, 2, 1, 1" if strides else re.search(r"-d(16|32)\b", name.replace("_", " "))
