@@ -126,7 +126,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not (isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values())):
         raise ValueError("it holds no state dict")
     wrapped = all(key.startswith("module.") for key in content)
     return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in content.items()}

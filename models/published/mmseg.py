@@ -34,16 +34,21 @@ def trained_as(config: str, name: str) -> tuple[bool, tuple[int, int] | None]:
     with align_corners for crops of 769x769 and nothing else.
 
     Raises:
-        ValueError: networks of output stride 16 or 32, whose tensors look the same.
+        ValueError: a network of output stride 16 or 32, whose tensors look the same.
     """
-    said = set(re.findall(r"align_corners=(True|False)", config))
-    crop = re.search(r"crop_size *= *\((\d+), (\d+)\)", config) or re.search(r"(?<!\d)(\d{3,4})x(\d{3,4})(?!\d)", name)
-    size = (int(crop[1]), int(crop[2])) if crop else None
-    strides = re.search(r"\bstrides=\((\d+(?:, \d+)*)\)", config)
-    coarse = strides[1] != "1, 2, 1, 1" if strides else re.search(r"-d(16|32)\b", name.replace("_", " "))
-    if coarse:
+    named = re.search(r"(?<!\d)(\d{3,4})x(\d{3,4})(?!\d)", name)
+    size = _numbers(config, "crop_size") or (named and (int(named[1]), int(named[2])))
+    strides = _numbers(config, "strides")
+    if strides != (1, 2, 1, 1) if strides else re.search(r"-d(16|32)[_-]", name):
         raise ValueError("it was trained with an output stride of 16 or 32: only networks of stride 8 can be imported")
+    said = set(re.findall(r"align_corners=(True|False)", config))
     return (said == {"True"} if said else size == (769, 769)), size
+
+
+def _numbers(config: str, key: str) -> tuple[int, ...] | None:
+    """The first tuple of numbers that ``key`` is set to in the text of a configuration."""
+    found = re.search(rf"\b{key}\s*=\s*\(([\d,\s]+)\)", config)
+    return tuple(int(number) for number in re.findall(r"\d+", found[1])) if found else None
 
 
 def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool) -> Layout:
