@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from data.folder import distinct_colours
@@ -95,26 +95,23 @@ def load(path: Path, **published: Any) -> Checkpoint:
         path: a checkpoint of this project, or a published one.
         **published: arguments of :func:`models.import_checkpoint`; they touch published ones alone.
     """
-    content = _safetensors(path) if path.suffix == ".safetensors" else importing.read(path)
-    if not (isinstance(content, dict) and {"weights", "config"} <= content.keys()):
+    content, header = importing.read(path), _header(path)
+    if header is None and not (isinstance(content, dict) and {"weights", "config"} <= content.keys()):
         return _from_published(importing.convert(content, path, **published))
     try:
-        found = Checkpoint(**content)
+        found = Checkpoint(**content) if header is None else Checkpoint(content, **json.loads(header))
         check_config(found.config)
         return found
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
 
 
-def _safetensors(path: Path) -> dict[str, Any]:
-    """Header and weights of one of this project's files, or the tensors of another."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-        weights = load_file(path)
-        return weights if header is None else {"weights": weights} | json.loads(header)
-    except (SafetensorError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
+def _header(path: Path) -> str | None:
+    """What a safetensors file of this project says besides its tensors."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(_HEADER)
 
 
 def _from_published(found: importing.Published) -> Checkpoint:

@@ -361,7 +361,7 @@ def test_missing_unused_and_misshapen_tensors_are_listed_in_one_error(states):
     with pytest.raises(ValueError) as caught:
         importing.convert({"state_dict": state}, PUBLISHED)
     assert str(caught.value) == (
-        "published.pth is not a checkpoint of this project, nor can it be imported: its tensors do not make the "
+        "published.pth cannot be imported as a published checkpoint: its tensors do not make the "
         "network that it seems to hold, 2 missing (backbone.layer2.0.bn1.running_var, "
         "decode_head.cca.query_conv.weight); 2 unused (auxiliary_head.extra, backbone.layer5.weight); 1 of another "
         "shape (decode_head.convs.1.conv.weight (16, 16, 1, 1) instead of (16, 16, 3, 3))"
@@ -498,7 +498,7 @@ def test_evaluate_and_predict_take_a_published_file(states, run_entry, written, 
 
 def test_training_starts_from_a_published_file(states, run_entry, written, tmp_path):
     """Its own classes keep their classifier, others get a new one; the run's checkpoint is the project's own."""
-    path = written(states["ccnet"])
+    path = written(states["authors"])
     images, masks = tmp_path / "images", tmp_path / "masks"
     for index in range(3):
         write_pair(images / f"{index}.jpg", masks / f"{index}.png", classes=4, seed=index)
@@ -513,7 +513,7 @@ def test_training_starts_from_a_published_file(states, run_entry, written, tmp_p
     run_entry(*command)
     saved = checkpoint.load(tmp_path / "run" / "best.safetensors")
     assert saved.weights["head.classify.weight"].shape == (4, HEAD, 1, 1)
-    published = importing.convert(states["ccnet"], PUBLISHED).network.state_dict()
+    published = importing.convert(states["authors"], PUBLISHED).network.state_dict()
     for key in ("backbone.net.layer4.2.conv3.weight", "head.context.value_conv.weight", "mean"):
         assert torch.allclose(saved.weights[key], published[key], atol=1e-4)
     assert not torch.equal(saved.weights["head.reduce.0.weight"], published["head.reduce.0.weight"])  # it learns

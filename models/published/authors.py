@@ -52,7 +52,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
             ("aux_head.hidden", "dsn"),
             ("aux_head.classify", "dsn.3"),
         ],
-        folded=["dsn.0.bias"],
+        folded={"aux_head.hidden.1.running_mean": "dsn.0.bias"},
         fold=_fold,
     )
 

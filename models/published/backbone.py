@@ -9,9 +9,9 @@ _MEAN = (122.67891434, 116.66876762, 104.00698793)
 class CaffeResNet(TimmBackbone):
     """timm's deep-stem ResNet (64, 64 and 128 channels), where the authors' differs from it changed to theirs.
 
-    The maximum pooling rounds its size up, which shows at sizes that 4 does not divide with rest 1; stages three and
-    four are dilated by 2 and 4 in their first blocks too, not only from the second on; colours are on the scale of
-    0 to 255.
+    The maximum pooling rounds sizes up, which gives one more row or column for images of 4n or 4n - 1 pixels; stages
+    three and four are dilated by 2 and 4 in their first blocks too, not only from the second on; and colours are on
+    the scale of 0 to 255.
 
     Args:
         name: resnet50s or resnet101s.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.factory import build
@@ -48,7 +49,7 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
     become part of the network.
 
     Args:
-        path: the file; it is read with ``weights_only=True``.
+        path: the file, .pth or .safetensors; it is read with ``weights_only=True``.
         recurrence: R of a criss-cross head, which no tensor tells.
         align_corners: of the bilinear upsampling. If not given: True for the authors'; for mmsegmentation's as the
             configuration in the file says, or else True if the file's name says 769x769.
@@ -68,10 +69,12 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
 
 
 def read(path: Path) -> Any:
-    """What torch saved in ``path``, provided that it is tensors and plain values alone."""
+    """What torch or safetensors saved in ``path``, provided that it is tensors and plain values alone."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own text suggests to load it all the same
         raise ValueError(
@@ -111,7 +114,7 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
             )
         network = _filled(layout, found)
     except ValueError as error:
-        raise ValueError(f"{path} is not a checkpoint of this project, nor can it be imported: {error}") from error
+        raise ValueError(f"{path} cannot be imported as a published checkpoint: {error}") from error
     num_classes = layout.model["head"]["num_classes"]
     named = meta.get("dataset_meta") or {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
     classes, palette = (
@@ -137,7 +140,7 @@ def _filled(layout: Layout, found: Mapping[str, Tensor]) -> nn.Module:
     network = build(OmegaConf.create(layout.model))
     own = network.state_dict()
     sources = {key: layout.source(key) for key in own if key not in ("mean", "std")}
-    _check(sources, own, found, layout.folded)
+    _check([*sources.items(), *layout.folded.items()], own, found)
     weights = {
         key: found[source].reshape(own[key].shape).to(own[key].dtype)  # theirs may be a scalar or of half precision
         for key, source in sources.items()
@@ -149,15 +152,15 @@ def _filled(layout: Layout, found: Mapping[str, Tensor]) -> nn.Module:
     return network.eval()
 
 
-def _check(sources: dict[str, str], own: dict[str, Tensor], found: Mapping[str, Tensor], folded: list[str]) -> None:
+def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """Raise ValueError, with every name, unless the file has the network's tensors and no others."""
-    known = {*sources.values(), *folded}
+    known = {source for _, source in sources}
     listed = {
         "missing": [key for key in known if key not in found and not key.endswith(_COUNTER)],
         "unused": [key for key in found if key not in known],
         "of another shape": [
             f"{source} {tuple(found[source].shape)} instead of {tuple(own[key].shape)}"
-            for key, source in sources.items()
+            for key, source in sources
             if source in found and _shape(found[source]) != _shape(own[key])
         ],
     }

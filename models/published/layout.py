@@ -17,13 +17,13 @@ class Layout:
     Attributes:
         model: the ``model`` node that builds it.
         names: modules here -> modules in the file; the first entry that a key begins with counts.
-        folded: further tensors of the file, which ``fold`` works into others.
+        folded: tensors here -> further tensors of the file that ``fold`` works into them, of the same shape.
         fold: called with the renamed tensors, whose dict it changes, and the file's.
     """
 
     model: dict[str, Any]
     names: Names
-    folded: list[str] = field(default_factory=list)
+    folded: dict[str, str] = field(default_factory=dict)
     fold: Callable[[dict[str, Tensor], Mapping[str, Tensor]], None] | None = None
 
     def source(self, key: str) -> str:
@@ -59,6 +59,15 @@ def context_head(channels: int, context: dict | None, *, recurrence: int = 1) ->
         "channels": channels,
         "recurrence": recurrence if context else 0,
         "context": {"_partial_": True} | context if context else None,
+    }
+
+
+def direct_head(channels: int, context: dict) -> dict[str, Any]:
+    """The node of a :class:`models.heads.direct.DirectHead`, over a pyramid of branches as wide as its output."""
+    return {
+        "_target_": "models.heads.direct.DirectHead",
+        "channels": channels,
+        "context": {"_partial_": True, "width": channels, "out_channels": channels} | context,
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.published.layout import Layout, Names, context_head, depth, network, width
+from models.published.layout import Layout, Names, context_head, depth, direct_head, network, width
 
 _SCAFFOLD = {"convs", "conv_cat", "conv_seg"}
 _HEADS = {  # family -> modules of its head
@@ -54,10 +54,18 @@ def _numbers(config: str, key: str) -> tuple[int, ...] | None:
 def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool) -> Layout:
     """The layout of a file, from its keys and shapes."""
     family = _family(found)
-    classes = width(found, "decode_head.conv_seg.weight", 19)
-    head, names = _HEAD_LAYOUTS[family](found, recurrence, align_corners)
+    context, names = _context(family, align_corners)
+    if family in ("pspnet", "deeplabv3"):
+        head = direct_head(width(found, "decode_head.bottleneck.conv.weight", 512), context)
+    else:
+        channels = width(found, "decode_head.convs.0.conv.weight", 512)
+        head = context_head(channels, context, recurrence=recurrence if family == "ccnet" else 1)
+        names += _conv_module("head.reduce", "decode_head.convs.0")
+        names += _conv_module("head.project", "decode_head.convs.1")
+        names += _conv_module("head.bottleneck", "decode_head.conv_cat")
     deep_stem = any(key.startswith("backbone.stem.") for key in found)  # ResNetV1c
-    stem = [("backbone.net.conv1", "backbone.stem"), ("backbone.net.bn1", "backbone.stem.7")]
+    if deep_stem:
+        names += [("backbone.net.conv1", "backbone.stem"), ("backbone.net.bn1", "backbone.stem.7")]
     return Layout(
         model=network(
             {
@@ -66,13 +74,12 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
             },
             head,
             {"channels": width(found, "auxiliary_head.convs.0.conv.weight", 256)},
-            num_classes=classes,
+            num_classes=width(found, "decode_head.conv_seg.weight", 19),
             align_corners=align_corners,
         ),
         names=[
-            *(stem if deep_stem else []),
-            ("backbone.net", "backbone"),
             *names,
+            ("backbone.net", "backbone"),
             ("head.classify", "decode_head.conv_seg"),
             *_conv_module("aux_head.hidden", "auxiliary_head.convs.0"),
             ("aux_head.classify", "auxiliary_head.conv_seg"),
@@ -96,66 +103,41 @@ def _conv_module(ours: str, theirs: str) -> Names:
     return [(f"{ours}.0", f"{theirs}.conv"), (f"{ours}.1", f"{theirs}.bn")]
 
 
-def _scaffold(found: Mapping[str, Tensor], context: dict | None, *, recurrence: int = 1) -> tuple[dict, Names]:
-    names = [
-        *_conv_module("head.reduce", "decode_head.convs.0"),
-        *_conv_module("head.project", "decode_head.convs.1"),
-        *_conv_module("head.bottleneck", "decode_head.conv_cat"),
-    ]
-    return context_head(width(found, "decode_head.convs.0.conv.weight", 512), context, recurrence=recurrence), names
-
-
-def _fcn(found: Mapping[str, Tensor], recurrence: int, align_corners: bool) -> tuple[dict, Names]:
-    return _scaffold(found, None)
-
-
-def _ccnet(found: Mapping[str, Tensor], recurrence: int, align_corners: bool) -> tuple[dict, Names]:
-    cca = {"_target_": "models.criss_cross.CrissCrossAttention"}
-    head, names = _scaffold(found, cca, recurrence=recurrence)
-    attention = [("head.context.gamma", "decode_head.cca.gamma.scale"), ("head.context", "decode_head.cca")]
-    return head, names + attention
-
-
-def _nonlocal(found: Mapping[str, Tensor], recurrence: int, align_corners: bool) -> tuple[dict, Names]:
-    head, names = _scaffold(found, {"_target_": "models.context.non_local.BottleneckNonLocal"})
-    block = [
-        ("head.context.query_conv", "decode_head.nl_block.theta.conv"),
-        ("head.context.key_conv", "decode_head.nl_block.phi.conv"),
-        ("head.context.value_conv", "decode_head.nl_block.g.conv"),
-        *_conv_module("head.context.project", "decode_head.nl_block.conv_out"),
-    ]
-    return head, names + block
-
-
-def _pspnet(found: Mapping[str, Tensor], recurrence: int, align_corners: bool) -> tuple[dict, Names]:
-    bins = [1, 2, 3, 6]
-    pooling = {"_target_": "models.context.pyramid.PyramidPooling", "bins": bins, "align_corners": align_corners}
-    names = _conv_module("head.context.fuse", "decode_head.bottleneck")
-    for index in range(len(bins)):
-        names += _conv_module(f"head.context.branches.{index}", f"decode_head.psp_modules.{index}.1")
-    return _direct(found, pooling), names
-
-
-def _deeplabv3(found: Mapping[str, Tensor], recurrence: int, align_corners: bool) -> tuple[dict, Names]:
-    dilations = [12, 24, 36]
-    pyramid = {"_target_": "models.context.pyramid.AtrousPyramid", "dilations": dilations, "fuse_kernel_size": 3}
-    names = [
-        *_conv_module("head.context.local", "decode_head.aspp_modules.0"),
-        *_conv_module("head.context.image", "decode_head.image_pool.1"),
-        *_conv_module("head.context.fuse", "decode_head.bottleneck"),
-    ]
-    for index in range(len(dilations)):
-        names += _conv_module(f"head.context.dilated.{index}", f"decode_head.aspp_modules.{index + 1}")
-    return _direct(found, pyramid), names
-
-
-def _direct(found: Mapping[str, Tensor], context: dict) -> dict:
-    channels = width(found, "decode_head.bottleneck.conv.weight", 512)
-    return {
-        "_target_": "models.heads.direct.DirectHead",
-        "channels": channels,
-        "context": {"_partial_": True, "width": channels, "out_channels": channels} | context,
-    }
+def _context(family: str, align_corners: bool) -> tuple[dict | None, Names]:
+    """The node of the context module, and its names."""
+    match family:
+        case "fcn":
+            return None, []
+        case "ccnet":
+            return {"_target_": "models.criss_cross.CrissCrossAttention"}, [
+                ("head.context.gamma", "decode_head.cca.gamma.scale"),
+                ("head.context", "decode_head.cca"),
+            ]
+        case "nonlocal":
+            return {"_target_": "models.context.non_local.BottleneckNonLocal"}, [
+                ("head.context.query_conv", "decode_head.nl_block.theta.conv"),
+                ("head.context.key_conv", "decode_head.nl_block.phi.conv"),
+                ("head.context.value_conv", "decode_head.nl_block.g.conv"),
+                *_conv_module("head.context.project", "decode_head.nl_block.conv_out"),
+            ]
+        case "pspnet":
+            bins = [1, 2, 3, 6]
+            node = {"_target_": "models.context.pyramid.PyramidPooling", "bins": bins, "align_corners": align_corners}
+            names = _conv_module("head.context.fuse", "decode_head.bottleneck")
+            for index in range(len(bins)):
+                names += _conv_module(f"head.context.branches.{index}", f"decode_head.psp_modules.{index}.1")
+            return node, names
+        case "deeplabv3":
+            dilations = [12, 24, 36]
+            node = {"_target_": "models.context.pyramid.AtrousPyramid", "dilations": dilations, "fuse_kernel_size": 3}
+            names = [
+                *_conv_module("head.context.local", "decode_head.aspp_modules.0"),
+                *_conv_module("head.context.image", "decode_head.image_pool.1"),
+                *_conv_module("head.context.fuse", "decode_head.bottleneck"),
+            ]
+            for index in range(len(dilations)):
+                names += _conv_module(f"head.context.dilated.{index}", f"decode_head.aspp_modules.{index + 1}")
+            return node, names
 
 
 def _image_branch_last(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -163,6 +145,3 @@ def _image_branch_last(weights: dict[str, Tensor], found: Mapping[str, Tensor]) 
     fuse = weights["head.context.fuse.0.weight"]
     width = weights["head.context.image.0.weight"].shape[0]
     weights["head.context.fuse.0.weight"] = torch.roll(fuse, -width, dims=1)
-
-
-_HEAD_LAYOUTS = {"fcn": _fcn, "ccnet": _ccnet, "nonlocal": _nonlocal, "pspnet": _pspnet, "deeplabv3": _deeplabv3}
