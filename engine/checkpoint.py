@@ -138,8 +138,9 @@ def start_from(path: Path, config: DictConfig) -> nn.Module:
     """
     given = load(path, **config.published)
     model = _without_start(given.config["model"])
-    model.embedding_channels = config.model.embedding_channels
-    for head in (model.head, model.aux_head):
+    if "embedding_channels" in model:
+        model.embedding_channels = OmegaConf.select(config, "model.embedding_channels")
+    for head in (model.get("head"), model.get("aux_head")):
         if head is not None:
             head.num_classes = config.num_classes
     config.model = model
