@@ -13,19 +13,28 @@ class PyramidPooling(nn.Module):
     """Averages over grids of several sizes, put beside the input: Zhao et al., CVPR 2017, arXiv:1612.01105.
 
     Args:
-        channels: C of input and output.
+        channels: C of the input, and of the output unless ``out_channels`` is given.
         bins: cells of each grid, per side.
+        out_channels: of the output.
+        width: of each branch; C divided among the branches if not given.
     """
 
-    def __init__(self, channels: int, *, bins: Sequence[int] = (1, 2, 3, 6)):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        bins: Sequence[int] = (1, 2, 3, 6),
+        out_channels: int | None = None,
+        width: int | None = None,
+    ):
         super().__init__()
         self.bins = tuple(bins)
-        width = channels // len(self.bins)
+        width = width or channels // len(self.bins)
         self.branches = nn.ModuleList(conv_bn_relu(channels, width, kernel_size=1) for _ in self.bins)
-        self.fuse = conv_bn_relu(channels + width * len(self.bins), channels)
+        self.fuse = conv_bn_relu(channels + width * len(self.bins), out_channels or channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """(N, C, H, W) -> (N, out_channels, H, W)."""
         pooled = [branch(adaptive_avg_pool2d(x, bins)) for branch, bins in zip(self.branches, self.bins, strict=True)]
         return self.fuse(torch.cat([x, *(_resize(level, x) for level in pooled)], dim=1))
 
