@@ -16,23 +16,22 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data.build import build_dataset
-from data.transforms import eval_transform
-from engine import checkpoint, figures
+from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point
-from engine.evaluation import evaluate
-from engine.tables import score_rows, score_table, write_csv
+from engine.tables import score_table, write_csv
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 @entry_point
 def main(config: DictConfig) -> float:
-    """Print the scores and save them beside the checkpoint; returns the mIoU."""
+    """Print the scores and save them beside the checkpoint; returns the mIoU, or the mask AP."""
     path = checkpoint.find(config.checkpoint)
     saved = checkpoint.load(path)
-    config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
+    task = instantiate(saved.config["task"])
+    protocol = task.protocol(config, saved)
     device = choose_device(config.device)
-    dataset = build_dataset(_dataset_config(config, saved), config.split, eval_transform())
+    dataset = build_dataset(_dataset_config(config, saved), config.split, task.eval_transform())
     if len(dataset.classes) != len(saved.classes):
         raise ValueError(
             f"{path} knows {len(saved.classes)} classes ({_few(saved.classes)}) and the data set has "
@@ -41,10 +40,10 @@ def main(config: DictConfig) -> float:
     # The precision and the memory format of the run, so that its last validation is met to the last digit.
     memory_format = torch.channels_last if saved.config["channels_last"] else torch.contiguous_format
     model = checkpoint.network(saved).to(device, memory_format=memory_format)
-    result = evaluate(
+    result = task.evaluate(
         model,
         dataset,
-        instantiate(config.protocol),
+        protocol,
         device=device,
         bf16=saved.config["bf16"],
         num_workers=config.num_workers,
@@ -53,18 +52,21 @@ def main(config: DictConfig) -> float:
 
     folder = Path(config.output or path.parent).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    protocol = HydraConfig.get().runtime.choices.protocol
-    stem = f"{path.stem}_{config.split}_{protocol}"
-    write_csv(folder / f"{stem}.csv", ("class", "IoU", "accuracy"), score_rows(result.scores, dataset.classes))
-    about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol, "images": len(dataset)}
+    protocol_name = HydraConfig.get().runtime.choices.protocol
+    stem = f"{path.stem}_{config.split}_{protocol_name}"
+    write_csv(folder / f"{stem}.csv", *result.scores.table(dataset.classes))
+    about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol_name, "images": len(dataset)}
     text = json.dumps(about | {"images_per_s": result.images_per_s} | result.scores._asdict(), indent=1)
     (folder / f"{stem}.json").write_text(text + "\n")
-    figures.save_panel(folder / f"{stem}.png", result.samples, dataset.classes, dataset.palette)
-    print(f"\n{path}, iteration {saved.iteration}, on {len(dataset)} images, {protocol}\n")
+    task.save_panel(folder / f"{stem}.png", result.samples, dataset.classes, dataset.palette)
+    if result.results is not None:  # in the data set's own format, as its server takes them
+        (folder / f"{stem}_results.json").write_text(json.dumps(result.results))
+        print(f"results      {folder / stem}_results.json")
+    print(f"\n{path}, iteration {saved.iteration}, on {len(dataset)} images, {protocol_name}\n")
     print(score_table(result.scores, dataset.classes))
     print(f"\n{result.images_per_s:.1f} images/s\n")
     print(f"table        {folder / stem}.csv, .json\npredictions  {folder / stem}.png")
-    return result.scores.miou
+    return result.scores.headline
 
 
 def _dataset_config(config: DictConfig, saved: Checkpoint) -> DictConfig:

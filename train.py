@@ -1,4 +1,4 @@
-"""Train a segmentation network.
+"""Train a network for segmentation or for detection.
 
     python train.py                                                   the embedded data set, about two minutes
     python train.py model=ccnet dataset=camvid dataset.root=DIR       a real one, with its recipe
@@ -12,6 +12,7 @@ import functools
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -24,23 +25,22 @@ from tqdm import tqdm
 
 from data.build import build_dataset
 from data.stream import train_loader
-from data.transforms import eval_transform
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point, seed_everything
-from engine.evaluation import evaluate
 from engine.protocols import Whole
 from engine.run_log import RunLog
 from engine.state import TrainingState
 from engine.sweep import write_result
 from engine.tables import score_table
+from engine.tasks import Task
 from models.factory import build
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 @entry_point
 def main(config: DictConfig) -> float:
-    """Run one training; returns the best validation mIoU, for whoever searches over configurations."""
+    """Run one training; returns the best validation score (mIoU, mask AP), for whoever searches over configurations."""
     if config.resume is None:
         return train(config, Path(HydraConfig.get().runtime.output_dir))
     given = [part for part in HydraConfig.get().overrides.task if not part.startswith("resume=")]
@@ -57,13 +57,14 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     device = choose_device(config.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
+    task = instantiate(config.task)
     train_set = build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
-    val_set = build_dataset(config.dataset, "val", eval_transform())
+    val_set = build_dataset(config.dataset, "val", task.eval_transform())
     config.num_classes = len(train_set.classes)
-    _check_crop(config)
 
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = checkpoint.network(saved).train() if saved else build(config.model)
+    task.check(config, model)
     model = model.to(device, memory_format=memory_format)
     criterion = instantiate(config.loss).to(device)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
@@ -79,6 +80,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         start=state.iteration,
         seed=config.seed,
         num_workers=config.num_workers,
+        collate=task.collate,
     )
 
     resolved = OmegaConf.to_container(config, resolve=True)
@@ -87,6 +89,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     started, window_start, window_images = time.perf_counter(), time.perf_counter(), 0
     with (
         RunLog(
+            task,
             folder,
             classes=train_set.classes,
             palette=train_set.palette,
@@ -97,9 +100,8 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     ):
         state.wandb_id = log.wandb_id
         for images, labels in loader:
-            images = images.to(device, memory_format=memory_format, non_blocking=True)
-            labels = labels.to(device, non_blocking=True)
-            loss, terms = train_step(forward, criterion, optimizer, images, labels, bf16=config.bf16)
+            images, labels = task.to_device(images, labels, device, memory_format)
+            loss, terms = train_step(task, forward, criterion, optimizer, images, labels, bf16=config.bf16)
             learning_rate = schedule.get_last_lr()[0]
             schedule.step()
             state.iteration += 1
@@ -115,7 +117,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 window_start, window_images = time.perf_counter(), 0
 
             if state.iteration % config.recipe.val_every == 0 or state.iteration == config.recipe.max_iters:
-                result = evaluate(
+                result = task.evaluate(
                     model,
                     val_set,
                     Whole(),
@@ -124,28 +126,30 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                     num_workers=config.num_workers,
                     keep_samples=4,
                 )
-                log.validation(state.iteration, result.scores, result.images_per_s, result.samples)
-                bar.write(f"iteration {state.iteration}: mIoU {100 * result.scores.miou:.2f}")
+                log.validation(state.iteration, result)
+                name, score = next(iter(result.scores.summary().items()))
+                bar.write(f"iteration {state.iteration}: {name} {score:.2f}")
                 state.save(folder, result.scores, resolved, train_set)
                 window_start, window_images = time.perf_counter(), 0
 
-    _report(folder, state, time.perf_counter() - started)
-    return state.best_miou
+    _report(task, folder, state, time.perf_counter() - started)
+    return state.best_score
 
 
 def train_step(
+    task: Task,
     model: nn.Module,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
+    images: Any,
+    labels: Any,
     *,
     bf16: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One optimiser step; returns the loss and its terms. A loss that is not finite stops before the step."""
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        output = model(images)
+    with torch.autocast(images[0].device.type, torch.bfloat16, enabled=bf16):
+        output = task.forward(model, images, labels)
     loss, terms = criterion(output, labels)
     if not torch.isfinite(loss):
         listed = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
@@ -159,15 +163,6 @@ def _wandb(config: DictConfig, resolved: dict, folder: Path, run_id: str | None)
     if config.logger._target_ is None:
         return None
     return functools.partial(instantiate(config.logger), name=folder.name, config=resolved, run_id=run_id)
-
-
-def _check_crop(config: DictConfig) -> None:
-    crop, stride = config.recipe.train_transform.crop_size, config.model.backbone.output_stride
-    if min(crop) < stride:
-        raise ValueError(
-            f"recipe.train_transform.crop_size={list(crop)} is smaller than the network's output stride {stride}: "
-            "give a crop of several times the stride"
-        )
 
 
 def _summary(model: nn.Module, train_set: Dataset, val_set: Dataset, device: torch.device, folder: Path) -> str:
@@ -185,17 +180,16 @@ def _peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _report(folder: Path, state: TrainingState, seconds: float) -> None:
+def _report(task: Task, folder: Path, state: TrainingState, seconds: float) -> None:
     last = checkpoint.load(folder / "last.pt")
-    scores = checkpoint.scores(last)
+    scores = task.scores(**last.scores)
+    summary = scores.summary()
     write_result(
         folder,
         {
             "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
-            "mIoU": 100 * scores.miou,
-            "pixel_acc": 100 * scores.pixel_accuracy,
-            "mean_acc": 100 * scores.mean_accuracy,
-            "best_mIoU": 100 * state.best_miou,
+            **summary,
+            f"best_{next(iter(summary))}": 100 * state.best_score,
             "iterations": state.iteration,
             "seconds": seconds,
         },

@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine.metrics import Scores
 from engine.trusted import check_config
 from models.factory import build
 
@@ -112,8 +111,3 @@ def network(checkpoint: Checkpoint) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit the network of its config: {error}") from error
     return model.eval()
-
-
-def scores(checkpoint: Checkpoint) -> Scores:
-    """The scores of a checkpoint's last validation."""
-    return Scores(**checkpoint.scores)

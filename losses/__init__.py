@@ -3,6 +3,7 @@
 from .category_consistent import CategoryConsistent, CategoryConsistentLoss, category_consistent_loss
 from .cross_entropy import CrossEntropy, cross_entropy
 from .edge import EdgeCrossEntropy, balanced_edge_loss, edge_targets
+from .given import GivenLosses
 from .ohem import OhemCrossEntropy, ohem_cross_entropy
 from .weighted_sum import WeightedSum
 
@@ -11,6 +12,7 @@ __all__ = [
     "CategoryConsistentLoss",
     "CrossEntropy",
     "EdgeCrossEntropy",
+    "GivenLosses",
     "OhemCrossEntropy",
     "WeightedSum",
     "balanced_edge_loss",

@@ -12,8 +12,9 @@ def edge_targets(labels: Tensor, *, ignore_index: int = 255) -> Tensor:
 
     As in the authors' code: neighbours in a column, in a row and along both diagonals are compared, the lower of
     two in a column, the left of two in a row and the upper of two on a diagonal is marked, and each mark grows to
-    3x3 pixels: a straight edge is four pixels wide. A change between a class and void is no edge. Void pixels themselves do not count here, whereas that
-    code takes them for "no edge": whether an edge runs through them is unknown.
+    3x3 pixels: a straight edge is four pixels wide. A change between a class and void is no edge. Void pixels
+    themselves do not count here, whereas that code takes them for "no edge": whether an edge runs through them is
+    unknown.
 
     Args:
         labels: (N, H, W) integers, or ``ignore_index``.

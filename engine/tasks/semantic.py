@@ -1,0 +1,95 @@
+"""A class for every pixel."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from data import IGNORE_INDEX
+from data.transforms import eval_transform
+from engine import evaluation, figures
+from engine.checkpoint import Checkpoint
+from engine.metrics import Scores
+from engine.protocols import Protocol
+from models.mask_rcnn import MaskRCNN
+
+
+class Semantic:
+    """Images (N, 3, H, W) and labels (N, H, W); scored by mIoU. See :class:`engine.tasks.Task`."""
+
+    scores = Scores
+    collate = None
+
+    def check(self, config: DictConfig, model: nn.Module) -> None:
+        """A network that classifies pixels, and crops that it can take."""
+        if isinstance(model, MaskRCNN):
+            raise ValueError(
+                "model=mask_rcnn finds objects and this data set labels pixels: give dataset=coco, or another model"
+            )
+        crop, stride = config.recipe.train_transform.crop_size, config.model.backbone.output_stride
+        if min(crop) < stride:
+            raise ValueError(
+                f"recipe.train_transform.crop_size={list(crop)} is smaller than the network's output stride {stride}: "
+                "give a crop of several times the stride"
+            )
+
+    def eval_transform(self) -> Callable:
+        """The whole picture at its own size."""
+        return eval_transform()
+
+    def to_device(
+        self, images: Tensor, labels: Tensor, device: torch.device, memory_format: torch.memory_format
+    ) -> tuple[Tensor, Tensor]:
+        """Both where the network is."""
+        images = images.to(device, memory_format=memory_format, non_blocking=True)
+        return images, labels.to(device, non_blocking=True)
+
+    def forward(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The network's outputs."""
+        return model(images)
+
+    def protocol(self, config: DictConfig, saved: Checkpoint) -> Protocol:
+        """The protocol of an entry point; sliding windows have the size of the run's training crop."""
+        config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
+        return instantiate(config.protocol)
+
+    def evaluate(self, model: nn.Module, dataset: Dataset, protocol: Protocol, **options: Any) -> evaluation.Evaluation:
+        """Scores over all pixels."""
+        return evaluation.evaluate(model, dataset, protocol, **options)
+
+    def save_panel(self, path: Path, samples: Sequence, classes: Sequence[str], palette: Sequence) -> None:
+        """Rows of picture, truth, prediction and errors."""
+        figures.save_panel(path, samples, classes, palette)
+
+    def wandb_panels(self, samples: Sequence, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
+        """Label maps, which W&B shows with the class names."""
+        names = dict(enumerate(classes)) | {IGNORE_INDEX: "ignored"}
+        return [
+            (
+                (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8),
+                {
+                    "masks": {
+                        "truth": {"mask_data": labels.numpy(), "class_labels": names},
+                        "prediction": {"mask_data": prediction.numpy(), "class_labels": names},
+                    }
+                },
+            )
+            for image, labels, prediction in samples
+        ]
+
+    def predict(
+        self, model: nn.Module, picture: Tensor, protocol: Protocol, stem: Path, saved: Checkpoint, *, bf16: bool
+    ) -> None:
+        """Write STEM.png, class indices in the palette, and STEM_overlay.png, the classes over the picture."""
+        device = next(model.parameters()).device
+        images = picture.unsqueeze(0).to(device) / 255
+        labels = evaluation.predict(model, images, protocol, bf16=bf16)[0].cpu().numpy()
+        figures.save_mask(stem.with_name(f"{stem.name}.png"), labels, saved.palette)
+        overlay = stem.with_name(f"{stem.name}_overlay.png")
+        figures.save_overlay(overlay, picture.permute(1, 2, 0).numpy(), labels, saved.classes, saved.palette)
