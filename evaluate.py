@@ -4,6 +4,8 @@ python evaluate.py checkpoint=RUN/best                                    the on
 python evaluate.py checkpoint=RUN/best protocol=slide                     whole | slide | ms_flip | slide_ms_flip
 python evaluate.py checkpoint=RUN/best root=DIR                           the data set is elsewhere now
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    another one with the same classes
+
+A network that finds objects is scored by COCO's AP, and its detections are saved in COCO's result format.
 """
 
 import json
@@ -16,9 +18,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from data.build import build_dataset
-from engine import checkpoint
+from data.transforms import eval_transform
+from engine import checkpoint, detection, figures
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point
+from engine.evaluation import evaluate
 from engine.tables import score_table, write_csv
 
 
@@ -28,10 +32,12 @@ def main(config: DictConfig) -> float:
     """Print the scores and save them beside the checkpoint; returns the mIoU, or the mask AP."""
     path = checkpoint.find(config.checkpoint)
     saved = checkpoint.load(path)
-    task = instantiate(saved.config["task"])
-    protocol = task.protocol(config, saved)
+    config.dataset = _dataset_config(config, saved)
+    if detection.finds_objects(saved):
+        return detection.evaluate(config, path, saved)
+    config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
     device = choose_device(config.device)
-    dataset = build_dataset(_dataset_config(config, saved), config.split, task.eval_transform())
+    dataset = build_dataset(config.dataset, config.split, eval_transform())
     if len(dataset.classes) != len(saved.classes):
         raise ValueError(
             f"{path} knows {len(saved.classes)} classes ({_few(saved.classes)}) and the data set has "
@@ -40,10 +46,10 @@ def main(config: DictConfig) -> float:
     # The precision and the memory format of the run, so that its last validation is met to the last digit.
     memory_format = torch.channels_last if saved.config["channels_last"] else torch.contiguous_format
     model = checkpoint.network(saved).to(device, memory_format=memory_format)
-    result = task.evaluate(
+    result = evaluate(
         model,
         dataset,
-        protocol,
+        instantiate(config.protocol),
         device=device,
         bf16=saved.config["bf16"],
         num_workers=config.num_workers,
@@ -52,21 +58,18 @@ def main(config: DictConfig) -> float:
 
     folder = Path(config.output or path.parent).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    protocol_name = HydraConfig.get().runtime.choices.protocol
-    stem = f"{path.stem}_{config.split}_{protocol_name}"
+    protocol = HydraConfig.get().runtime.choices.protocol
+    stem = f"{path.stem}_{config.split}_{protocol}"
     write_csv(folder / f"{stem}.csv", *result.scores.table(dataset.classes))
-    about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol_name, "images": len(dataset)}
+    about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol, "images": len(dataset)}
     text = json.dumps(about | {"images_per_s": result.images_per_s} | result.scores._asdict(), indent=1)
     (folder / f"{stem}.json").write_text(text + "\n")
-    task.save_panel(folder / f"{stem}.png", result.samples, dataset.classes, dataset.palette)
-    if result.results is not None:  # in the data set's own format, as its server takes them
-        (folder / f"{stem}_results.json").write_text(json.dumps(result.results))
-        print(f"results      {folder / stem}_results.json")
-    print(f"\n{path}, iteration {saved.iteration}, on {len(dataset)} images, {protocol_name}\n")
+    figures.save_panel(folder / f"{stem}.png", result.samples, dataset.classes, dataset.palette)
+    print(f"\n{path}, iteration {saved.iteration}, on {len(dataset)} images, {protocol}\n")
     print(score_table(result.scores, dataset.classes))
     print(f"\n{result.images_per_s:.1f} images/s\n")
     print(f"table        {folder / stem}.csv, .json\npredictions  {folder / stem}.png")
-    return result.scores.headline
+    return result.scores.miou
 
 
 def _dataset_config(config: DictConfig, saved: Checkpoint) -> DictConfig:

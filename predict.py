@@ -16,27 +16,34 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from data.pairs import IMAGE_SUFFIXES, read_image
-from engine import checkpoint
+from engine import checkpoint, detection, figures
 from engine.entry import choose_device, entry_point
+from engine.evaluation import predict
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 @entry_point
 def main(config: DictConfig) -> None:
-    """Write what the network finds in every picture of ``input`` into ``output``."""
+    """Write masks and overlays of every picture of ``input`` into ``output``."""
     saved = checkpoint.load(checkpoint.find(config.checkpoint))
     paths = _pictures(Path(config.input).expanduser())
     output = Path(config.output).expanduser()
     if output.resolve() == paths[0].parent.resolve():
         raise ValueError(f"output={output} is the folder of the input, whose pictures a mask could overwrite")
-    task = instantiate(saved.config["task"])
-    protocol = task.protocol(config, saved)
+    if detection.finds_objects(saved):
+        return detection.predict(config, saved, paths, output)
+    config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
     device = choose_device(config.device)
     model = checkpoint.network(saved).to(device)
+    protocol = instantiate(config.protocol)
     output.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="predict", dynamic_ncols=True):
-        task.predict(model, read_image(path), protocol, output / path.stem, saved, bf16=config.bf16)
-    print(f"{len(paths)} pictures, drawn over and as numbers, in {output}")
+        picture = read_image(path)
+        labels = predict(model, picture.unsqueeze(0).to(device) / 255, protocol, bf16=config.bf16)[0].cpu().numpy()
+        figures.save_mask(output / f"{path.stem}.png", labels, saved.palette)
+        pixels = picture.permute(1, 2, 0).numpy()
+        figures.save_overlay(output / f"{path.stem}_overlay.png", pixels, labels, saved.classes, saved.palette)
+    print(f"{len(paths)} masks and overlays in {output}")
 
 
 def _pictures(source: Path) -> list[Path]:

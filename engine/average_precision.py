@@ -10,7 +10,7 @@ from faster_coco_eval import mask as rle
 from torch import Tensor
 
 COLUMNS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-_MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to an object
+MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to an object
 
 
 class DetectionScores(NamedTuple):
@@ -62,7 +62,7 @@ def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequenc
     """
     boxes = output["boxes"].float().cpu()
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
-    masks = (output["masks"][:, 0] > _MASK_THRESHOLD).byte().cpu().numpy()
+    masks = (output["masks"][:, 0] > MASK_THRESHOLD).byte().cpu().numpy()
     return [
         {
             "image_id": image_id,

@@ -13,15 +13,11 @@ from engine.protocols import Protocol
 
 
 class Evaluation(NamedTuple):
-    """Scores, how fast they came, a few samples for a picture, and results to be saved, where a task has any.
-
-    A sample is (image, labels, prediction).
-    """
+    """Scores, how fast they came, and a few samples for a picture: (image, labels, prediction)."""
 
     scores: Scores
     images_per_s: float
     samples: list[tuple[Tensor, Tensor, Tensor]]
-    results: list[dict] | None = None
 
 
 @torch.inference_mode()

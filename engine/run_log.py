@@ -6,11 +6,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from engine import figures
-from engine.evaluation import Evaluation
 from engine.tables import ScalarFile, write_csv
 
 if TYPE_CHECKING:  # W&B takes a second to import, which a run without it saves
-    from engine.tasks import Task
+    from engine.tasks import Task, TaskEvaluation
     from engine.wandb_run import WandbRun
 
 
@@ -52,7 +51,7 @@ class RunLog:
         if self._wandb:
             self._wandb.scalars(iteration, {f"train/{name}": value for name, value in values.items()})
 
-    def validation(self, iteration: int, result: Evaluation) -> None:
+    def validation(self, iteration: int, result: "TaskEvaluation") -> None:
         """Add a validation: scores in percent, the table by class, curves and predictions."""
         summary = result.scores.summary()
         header, rows = result.scores.table(self.classes)

@@ -1,4 +1,4 @@
-"""What differs between the kinds of segmentation, behind one interface that the entry points share.
+"""What differs between the kinds of segmentation, behind one interface that ``train.py`` works with.
 
 A data set brings its task (``conf/task``).
 """
@@ -13,9 +13,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from engine.checkpoint import Checkpoint
-from engine.evaluation import Evaluation
-
 
 class TaskScores(Protocol):
     """Scores of a validation: a NamedTuple of plain numbers, as it stands in checkpoints."""
@@ -27,6 +24,14 @@ class TaskScores(Protocol):
 
     def table(self, classes: list[str]) -> tuple[tuple[str, ...], list[tuple]]:
         """Header and rows in percent: each class, then the means."""
+
+
+class TaskEvaluation(Protocol):
+    """What a validation gives."""
+
+    scores: TaskScores
+    images_per_s: float
+    samples: list[tuple[Any, Any, Any]]  # (image, labels, prediction), a few for a picture
 
 
 class Task(Protocol):
@@ -47,10 +52,7 @@ class Task(Protocol):
     def forward(self, model: nn.Module, images: Any, labels: Any) -> dict[str, Tensor]:
         """What the criterion reads, in training."""
 
-    def protocol(self, config: DictConfig, saved: Checkpoint) -> Any:
-        """How images are evaluated, from an entry point's configuration and the checkpoint."""
-
-    def evaluate(self, model: nn.Module, dataset: Dataset, protocol: Any, **options: Any) -> Evaluation:
+    def evaluate(self, model: nn.Module, dataset: Dataset, protocol: Any, **options: Any) -> TaskEvaluation:
         """Score ``model`` on ``dataset``; options as in :func:`engine.evaluation.evaluate`."""
 
     def save_panel(self, path: Path, samples: list, classes: list[str], palette: list) -> None:
@@ -58,6 +60,3 @@ class Task(Protocol):
 
     def wandb_panels(self, samples: list, classes: list[str]) -> list[tuple[np.ndarray, dict]]:
         """RGB uint8 images and the arguments of ``wandb.Image`` that draw truth and prediction over them."""
-
-    def predict(self, model: nn.Module, picture: Tensor, protocol: Any, stem: Path, saved: Checkpoint, **options):
-        """Write what the network finds in ``picture``, RGB uint8 (3, H, W), into files that start with ``stem``."""

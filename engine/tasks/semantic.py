@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -14,7 +13,6 @@ from torch.utils.data import Dataset
 from data import IGNORE_INDEX
 from data.transforms import eval_transform
 from engine import evaluation, figures
-from engine.checkpoint import Checkpoint
 from engine.metrics import Scores
 from engine.protocols import Protocol
 from models.mask_rcnn import MaskRCNN
@@ -54,11 +52,6 @@ class Semantic:
         """The network's outputs."""
         return model(images)
 
-    def protocol(self, config: DictConfig, saved: Checkpoint) -> Protocol:
-        """The protocol of an entry point; sliding windows have the size of the run's training crop."""
-        config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
-        return instantiate(config.protocol)
-
     def evaluate(self, model: nn.Module, dataset: Dataset, protocol: Protocol, **options: Any) -> evaluation.Evaluation:
         """Scores over all pixels."""
         return evaluation.evaluate(model, dataset, protocol, **options)
@@ -82,14 +75,3 @@ class Semantic:
             )
             for image, labels, prediction in samples
         ]
-
-    def predict(
-        self, model: nn.Module, picture: Tensor, protocol: Protocol, stem: Path, saved: Checkpoint, *, bf16: bool
-    ) -> None:
-        """Write STEM.png, class indices in the palette, and STEM_overlay.png, the classes over the picture."""
-        device = next(model.parameters()).device
-        images = picture.unsqueeze(0).to(device) / 255
-        labels = evaluation.predict(model, images, protocol, bf16=bf16)[0].cpu().numpy()
-        figures.save_mask(stem.with_name(f"{stem.name}.png"), labels, saved.palette)
-        overlay = stem.with_name(f"{stem.name}_overlay.png")
-        figures.save_overlay(overlay, picture.permute(1, 2, 0).numpy(), labels, saved.classes, saved.palette)
