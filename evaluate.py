@@ -5,6 +5,8 @@ python evaluate.py checkpoint=RUN/best protocol=slide                     whole 
 python evaluate.py checkpoint=RUN/best root=DIR                           the data set is elsewhere now
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    another one with the same classes
 python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: models/published
+
+A network that finds objects is scored by COCO's AP, and its detections are saved in COCO's result format.
 """
 
 import json
@@ -18,22 +20,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.build import build_dataset
 from data.transforms import eval_transform
-from engine import checkpoint, figures
+from engine import checkpoint, detection, figures
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point
 from engine.evaluation import evaluate
-from engine.tables import score_rows, score_table, write_csv
+from engine.tables import score_table, write_csv
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 @entry_point
 def main(config: DictConfig) -> float:
-    """Print the scores and save them beside the checkpoint; returns the mIoU."""
+    """Print the scores and save them beside the checkpoint; returns the mIoU, or the mask AP."""
     path = checkpoint.find(config.checkpoint)
     saved = checkpoint.load(path, **config.published)
+    config.dataset = _dataset_config(config, saved)
+    if detection.finds_objects(saved):
+        return detection.evaluate(config, path, saved)
     config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
     device = choose_device(config.device)
-    dataset = build_dataset(_dataset_config(config, saved), config.split, eval_transform())
+    dataset = build_dataset(config.dataset, config.split, eval_transform())
     if len(dataset.classes) != len(saved.classes):
         raise ValueError(
             f"{path} knows {len(saved.classes)} classes ({_few(saved.classes)}) and the data set has "
@@ -56,7 +61,7 @@ def main(config: DictConfig) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     protocol = HydraConfig.get().runtime.choices.protocol
     stem = f"{path.stem}_{config.split}_{protocol}"
-    write_csv(folder / f"{stem}.csv", ("class", "IoU", "accuracy"), score_rows(result.scores, dataset.classes))
+    write_csv(folder / f"{stem}.csv", *result.scores.table(dataset.classes))
     about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol, "images": len(dataset)}
     text = json.dumps(about | {"images_per_s": result.images_per_s} | result.scores._asdict(), indent=1)
     (folder / f"{stem}.json").write_text(text + "\n")

@@ -5,7 +5,8 @@
     python predict.py checkpoint=FILE.pth input=photo.jpg                 published weights: models/published
 
 For each picture NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours,
-and NAME_overlay.png, the classes over the picture with a legend.
+and NAME_overlay.png, the classes over the picture with a legend. A network that finds objects writes NAME.json, the
+objects as in COCO's results, and NAME_overlay.png, the likely ones drawn over the picture.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from data.pairs import IMAGE_SUFFIXES, read_image
-from engine import checkpoint, figures
+from engine import checkpoint, detection, figures
 from engine.entry import choose_device, entry_point
 from engine.evaluation import predict
 
@@ -30,6 +31,8 @@ def main(config: DictConfig) -> None:
     output = Path(config.output).expanduser()
     if output.resolve() == paths[0].parent.resolve():
         raise ValueError(f"output={output} is the folder of the input, whose pictures a mask could overwrite")
+    if detection.finds_objects(saved):
+        return detection.predict(config, saved, paths, output)
     config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
     device = choose_device(config.device)
     model = checkpoint.network(saved).to(device)

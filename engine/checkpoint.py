@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.folder import distinct_colours
-from engine.metrics import Scores
 from engine.trusted import check_config
 from models.factory import build
 from models.published import importing
@@ -165,8 +164,3 @@ def _filled(network: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit the network of its config: {error}") from error
     return network
-
-
-def scores(checkpoint: Checkpoint) -> Scores:
-    """The scores of a checkpoint's last validation."""
-    return Scores(**checkpoint.scores)

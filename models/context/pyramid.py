@@ -37,7 +37,7 @@ class PyramidPooling(nn.Module):
         self.fuse = conv_bn_relu(channels + width * len(self.bins), out_channels or channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """(N, C, H, W) -> (N, out_channels, H, W)."""
         pooled = [branch(_average_cells(x, bins)) for branch, bins in zip(self.branches, self.bins, strict=True)]
         return self.fuse(torch.cat([x, *(_resize(level, x, self.align_corners) for level in pooled)], dim=1))
 
