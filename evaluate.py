@@ -6,6 +6,9 @@ python evaluate.py checkpoint=RUN/best root=DIR                           the da
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    another one with the same classes
 python evaluate.py checkpoint=RUN/best split=test submission=true         a zip for the benchmark's server
 torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               shared out; the figures are the same
+python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: models/published
+
+A network that finds objects is scored by COCO's AP, and its detections are saved in COCO's result format.
 """
 
 import json
@@ -21,24 +24,26 @@ from torch.utils.data import Dataset
 
 from data.build import build_dataset
 from data.transforms import eval_transform
-from engine import checkpoint, figures
+from engine import checkpoint, detection, figures
 from engine.checkpoint import Checkpoint
 from engine.distributed import processes, rank, wait_for_all
 from engine.entry import choose_device, entry_point
 from engine.evaluation import Evaluation, evaluate
 from engine.protocols import Protocol
 from engine.results import PredictionFiles
-from engine.tables import score_rows, score_table, write_csv
+from engine.tables import score_table, write_csv
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 @entry_point
 def main(config: DictConfig) -> float:
-    """Print the scores and save them beside the checkpoint; returns the mIoU."""
+    """Print the scores and save them beside the checkpoint; returns the mIoU, or the mask AP."""
     path = checkpoint.find(config.checkpoint)
-    saved = checkpoint.load(path)
-    config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
+    saved = checkpoint.load(path, **config.published)
     config.dataset = _dataset_config(config, saved)
+    if detection.finds_objects(saved):
+        return detection.evaluate(config, path, saved)
+    config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
     protocol, protocol_name = _protocol(config, saved)
     dataset = build_dataset(config.dataset, config.split, eval_transform())
     if len(dataset.classes) != len(saved.classes):
@@ -85,14 +90,14 @@ def main(config: DictConfig) -> float:
 
 def _report(stem: Path, result: Evaluation, dataset: Dataset, about: dict[str, Any]) -> None:
     """Print the scores and write ``stem`` with .csv, .json, .png and those of the confusion matrix."""
-    print(f"\n{about['checkpoint']}, iteration {about['iteration']}, on {about['images']} images, {about['protocol']}")
+    trained = "" if about["iteration"] is None else f", iteration {about['iteration']}"
+    print(f"\n{about['checkpoint']}{trained}, on {about['images']} images, {about['protocol']}")
     print(f"{result.images_per_s:.1f} images/s\n")
     measured = {"images_per_s": result.images_per_s} | (result.scores._asdict() if dataset.has_labels else {})
     stem.with_name(f"{stem.name}.json").write_text(json.dumps(about | measured, indent=1) + "\n")
     if not dataset.has_labels:
         return
-    rows = score_rows(result.scores, dataset.classes)
-    write_csv(stem.with_name(f"{stem.name}.csv"), ("class", "IoU", "accuracy"), rows)
+    write_csv(stem.with_name(f"{stem.name}.csv"), *result.scores.table(dataset.classes))
     counts = [[name, *line] for name, line in zip(dataset.classes, result.confusion.tolist(), strict=True)]
     write_csv(stem.with_name(f"{stem.name}_confusion.csv"), ("true / predicted", *dataset.classes), counts)
     figures.save_confusion(stem.with_name(f"{stem.name}_confusion.png"), result.confusion.numpy(), dataset.classes)
@@ -114,6 +119,8 @@ def _dataset_config(config: DictConfig, saved: Checkpoint) -> DictConfig:
     """The data set named on the command line, or else the checkpoint's own."""
     if any(part.startswith("dataset=") for part in HydraConfig.get().overrides.task):
         return config.dataset
+    if "dataset" not in saved.config:
+        raise ValueError(f"{config.checkpoint} does not tell its data set: give dataset=NAME dataset.root=DIR")
     own = OmegaConf.create(saved.config["dataset"])
     if config.root is not None:
         own.root = config.root

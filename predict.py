@@ -5,11 +5,13 @@
     python predict.py checkpoint=RUN/best input=FRAMES video=out.mp4      and the overlays as a video (.mp4 or .gif)
     python predict.py checkpoint=RUN/best input=photo.jpg attention=[y,x] and where a point attends (paper, Fig. 7)
     python predict.py checkpoint=[RUN1/best,RUN2/best] input=FOLDER       networks side by side (paper, Fig. 6)
+    python predict.py checkpoint=FILE.pth input=photo.jpg                 published weights: models/published
 
 For each picture NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours,
 and NAME_overlay.png, the classes over the picture with a legend; NAME_attention.png; comparison.png. Of several
 networks the first one writes the masks. With ``labels=FOLDER``, label images as predict.py writes them, the
-comparison also shows the truth and marks errors.
+comparison also shows the truth and marks errors. A network that finds objects writes NAME.json, the objects as in
+COCO's results, and NAME_overlay.png, the likely ones drawn over the picture.
 """
 
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from data import IGNORE_INDEX
 from data.pictures import IMAGE_SUFFIXES, LabelReader, read_image
-from engine import checkpoint, figures
+from engine import checkpoint, detection, figures
 from engine.attention import attention_maps
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point
@@ -40,18 +42,23 @@ from engine.video import check_video, save_video
 def main(config: DictConfig) -> None:
     """Write masks, overlays and whatever else is asked for of every picture of ``input`` into ``output``."""
     given = config.checkpoint if isinstance(config.checkpoint, ListConfig) else [config.checkpoint]
-    device = choose_device(config.device)
-    networks = [Network(path, config, device) for path in given]
-    first = networks[0]
-    if any(other.saved.classes != first.saved.classes for other in networks):
-        raise ValueError("the checkpoints do not know the same classes: compare networks of one data set")
+    loaded = [checkpoint.load(checkpoint.find(path), **config.published) for path in given]
     paths = _pictures(Path(config.input).expanduser())
     output = Path(config.output).expanduser()
     if output.resolve() == paths[0].parent.resolve():
         raise ValueError(f"output={output} is the folder of the input, whose pictures a mask could overwrite")
+    if any(detection.finds_objects(saved) for saved in loaded):
+        if len(loaded) > 1:
+            raise ValueError("networks that find objects are not drawn side by side: give one checkpoint")
+        return detection.predict(config, loaded[0], paths, output)
+    if any(saved.classes != loaded[0].classes for saved in loaded):
+        raise ValueError("the checkpoints do not know the same classes: compare networks of one data set")
     if config.video:
         check_video(Path(config.video))
-    truths = _truths(paths, config.labels, len(first.saved.classes))
+    truths = _truths(paths, config.labels, len(loaded[0].classes))
+    device = choose_device(config.device)
+    networks = [Network(saved, config, device) for saved in loaded]
+    first = networks[0]
     output.mkdir(parents=True, exist_ok=True)
 
     compared = len(networks) > 1 or truths is not None
@@ -98,12 +105,12 @@ class Network:
         frames: T of the clips that the network was trained on, 1 for pictures.
     """
 
-    def __init__(self, path: str, config: DictConfig, device: torch.device):
-        self.saved = checkpoint.load(checkpoint.find(path))
+    def __init__(self, saved: Checkpoint, config: DictConfig, device: torch.device):
+        self.saved = saved
         self.device, self.bf16 = device, config.bf16
-        self.model: nn.Module = checkpoint.network(self.saved).to(device)
-        self.protocol = _protocol(config, self.saved)
-        self.frames = self.saved.config["dataset"].get("frames", 1)
+        self.model: nn.Module = checkpoint.network(saved).to(device)
+        self.protocol = _protocol(config, saved)
+        self.frames = saved.config.get("dataset", {}).get("frames", 1)
 
     def __call__(self, picture: Tensor, before: list[Path]) -> np.ndarray:
         """Class indices (H, W) of RGB uint8 (3, H, W), the last frame of a clip whose others lie ``before`` it."""
@@ -123,7 +130,7 @@ class Network:
 def _protocol(config: DictConfig, saved: Checkpoint) -> Protocol:
     """The protocol named on the command line, or else the run's own."""
     config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
-    config.dataset = saved.config["dataset"]
+    config.dataset = saved.config.get("dataset")
     given = any(part.startswith("protocol") for part in HydraConfig.get().overrides.task)
     return instantiate(config.protocol if given else saved.config.get("protocol", config.protocol))
 

@@ -1,9 +1,10 @@
-"""Train a segmentation network.
+"""Train a network for segmentation or for detection.
 
     python train.py                                                   the embedded data set, about two minutes
     python train.py model=ccnet dataset=camvid dataset.root=DIR       a real one, with its recipe
     python train.py -m model.head.recurrence=0,1,2                    a sweep, which ends in a table and a picture
     python train.py resume=RUN                                        continue a run, exactly
+    python train.py init=FILE dataset=camvid dataset.root=DIR         from the network of a run, or a published one
 
 Everything that can be set stands in ``conf/``; ``python train.py --help`` lists it.
 """
@@ -12,6 +13,7 @@ import functools
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -24,23 +26,21 @@ from tqdm import tqdm
 
 from data.build import build_dataset
 from data.stream import timed, train_loader
-from data.transforms import eval_transform
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
-from engine.cost import Cost, network_cost
 from engine.entry import choose_device, entry_point, seed_everything
-from engine.evaluation import evaluate
 from engine.run_log import RunLog
 from engine.state import TrainingState
 from engine.sweep import write_result
 from engine.tables import score_table
+from engine.tasks import Task
 from models.factory import build
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 @entry_point
 def main(config: DictConfig) -> float:
-    """Run one training; returns the best validation mIoU, for whoever searches over configurations."""
+    """Run one training; returns the best validation score (mIoU, mask AP), for whoever searches over configurations."""
     if config.resume is None:
         return train(config, Path(HydraConfig.get().runtime.output_dir))
     given = [part for part in HydraConfig.get().overrides.task if not part.startswith("resume=")]
@@ -57,13 +57,14 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     device = choose_device(config.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
+    task = instantiate(config.task)
     train_set = build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
-    val_set = build_dataset(config.dataset, "val", eval_transform())
+    val_set = build_dataset(config.dataset, "val", task.eval_transform())
     config.num_classes = len(train_set.classes)
-    _check_crop(config)
 
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = checkpoint.network(saved).train() if saved else build(config.model)
+    model = _network(config, saved)
+    task.check(config, model)
     model = model.to(device, memory_format=memory_format)
     criterion = instantiate(config.loss).to(device)
     protocol = instantiate(config.protocol)
@@ -80,15 +81,17 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         start=state.iteration,
         seed=config.seed,
         num_workers=config.num_workers,
+        collate=task.collate,
     )
 
     resolved = OmegaConf.to_container(config, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     print(_summary(model, train_set, val_set, device, folder))
-    cost, images_per_s = network_cost(model, (3, *config.recipe.train_transform.crop_size)), float("nan")
+    cost = task.cost(model, config)
     started, window_start, window_images, waited = time.perf_counter(), time.perf_counter(), 0, 0.0
     with (
         RunLog(
+            task,
             folder,
             classes=train_set.classes,
             palette=train_set.palette,
@@ -100,10 +103,8 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         state.wandb_id = log.wandb_id
         for (images, labels), seconds in timed(loader):
             waited += seconds
-            layout = memory_format if images.ndim == 4 else torch.preserve_format  # clips have five axes
-            images = images.to(device, memory_format=layout, non_blocking=True)
-            labels = labels.to(device, non_blocking=True)
-            loss, terms = train_step(forward, criterion, optimizer, images, labels, bf16=config.bf16)
+            images, labels = task.to_device(images, labels, device, memory_format)
+            loss, terms = train_step(task, forward, criterion, optimizer, images, labels, bf16=config.bf16)
             learning_rate = schedule.get_last_lr()[0]
             schedule.step()
             state.iteration += 1
@@ -123,7 +124,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 window_start, window_images, waited = time.perf_counter(), 0, 0.0
 
             if state.iteration % config.recipe.val_every == 0 or state.iteration == config.recipe.max_iters:
-                result = evaluate(
+                result = task.evaluate(
                     model,
                     val_set,
                     protocol,
@@ -132,29 +133,44 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                     num_workers=config.num_workers,
                     keep_samples=4,
                 )
-                log.validation(state.iteration, result.scores, result.images_per_s, result.samples)
-                bar.write(f"iteration {state.iteration}: mIoU {100 * result.scores.miou:.2f}")
-                images_per_s = result.images_per_s
+                log.validation(state.iteration, result)
+                name, score = next(iter(result.scores.summary().items()))
+                bar.write(f"iteration {state.iteration}: {name} {score:.2f}")
+                cost["val_images_per_s"] = result.images_per_s
                 state.save(folder, result.scores, resolved, train_set)
                 window_start, window_images, waited = time.perf_counter(), 0, 0.0
 
-    _report(folder, state, time.perf_counter() - started, cost, images_per_s)
-    return state.best_miou
+    _report(task, folder, state, cost, time.perf_counter() - started)
+    return state.best_score
+
+
+def _network(config: DictConfig, saved: Checkpoint | None) -> nn.Module:
+    """The network to train; with ``init`` it comes from there, and its configuration too."""
+    if saved:
+        return checkpoint.network(saved).train()
+    if config.init is None:
+        return build(config.model)
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given = [part for part in overrides if part.startswith(("model=", "model.", "backbone=", "backbone."))]
+    if given:
+        raise ValueError(f"init={config.init} brings its own network: leave out {' '.join(given)}")
+    return checkpoint.start_from(checkpoint.find(config.init), config)
 
 
 def train_step(
+    task: Task,
     model: nn.Module,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
+    images: Any,
+    labels: Any,
     *,
     bf16: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One optimiser step; returns the loss and its terms. A loss that is not finite stops before the step."""
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        output = model(images)
+    with torch.autocast(images[0].device.type, torch.bfloat16, enabled=bf16):
+        output = task.forward(model, images, labels)
     loss, terms = criterion(output, labels)
     if not torch.isfinite(loss):
         listed = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
@@ -168,15 +184,6 @@ def _wandb(config: DictConfig, resolved: dict, folder: Path, run_id: str | None)
     if config.logger._target_ is None:
         return None
     return functools.partial(instantiate(config.logger), name=folder.name, config=resolved, run_id=run_id)
-
-
-def _check_crop(config: DictConfig) -> None:
-    crop, stride = config.recipe.train_transform.crop_size, config.model.backbone.output_stride
-    if min(crop) < stride:
-        raise ValueError(
-            f"recipe.train_transform.crop_size={list(crop)} is smaller than the network's output stride {stride}: "
-            "give a crop of several times the stride"
-        )
 
 
 def _summary(model: nn.Module, train_set: Dataset, val_set: Dataset, device: torch.device, folder: Path) -> str:
@@ -194,19 +201,17 @@ def _peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _report(folder: Path, state: TrainingState, seconds: float, cost: Cost, images_per_s: float) -> None:
+def _report(task: Task, folder: Path, state: TrainingState, cost: dict[str, float], seconds: float) -> None:
     last = checkpoint.load(folder / "last.pt")
-    scores = checkpoint.scores(last)
+    scores = task.scores(**last.scores)
+    summary = scores.summary()
     write_result(
         folder,
         {
             "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
-            "mIoU": 100 * scores.miou,
-            "pixel_acc": 100 * scores.pixel_accuracy,
-            "mean_acc": 100 * scores.mean_accuracy,
-            "best_mIoU": 100 * state.best_miou,
-            **cost._asdict(),
-            "val_images_per_s": images_per_s,
+            **summary,
+            f"best_{next(iter(summary))}": 100 * state.best_score,
+            **cost,
             "iterations": state.iteration,
             "seconds": seconds,
         },

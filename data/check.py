@@ -101,6 +101,8 @@ def main(config: DictConfig) -> None:
     wrong = []
     for split in config.splits:
         dataset = build_dataset(config.dataset, split, None)
+        if not hasattr(dataset, "read"):
+            raise ValueError("data.check reads data sets that label pixels, and this one has objects")
         report = inspect(dataset, num_workers=config.num_workers, title=split)
         print(f"\n{_summary(split, dataset, report)}")
         wrong += report.problems

@@ -5,7 +5,7 @@ resumes at sample p continues exactly, whatever the number of workers, and no ra
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -52,17 +52,25 @@ class Seeded(Dataset):
 
 
 def train_loader(
-    dataset: Dataset, *, batch_size: int, iterations: int, start: int = 0, seed: int, num_workers: int
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    iterations: int,
+    start: int = 0,
+    seed: int,
+    num_workers: int,
+    collate: Callable | None = None,
 ) -> DataLoader:
     """Batches number ``start`` to ``iterations`` - 1 of a run.
 
     Args:
-        dataset: of (image, label) pairs of one size.
+        dataset: of (image, label) pairs, of one size unless ``collate`` takes others.
         batch_size: samples per iteration.
         iterations: of the whole run.
         start: iterations already done.
         seed: of order and augmentation.
         num_workers: processes that load; 0 loads in this one.
+        collate: samples to batch; torch's own stacks them.
     """
     if len(dataset) == 0:
         raise ValueError("the training set is empty")
@@ -71,6 +79,7 @@ def train_loader(
         Seeded(dataset, seed),
         batch_size=batch_size,
         sampler=positions,
+        collate_fn=collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,

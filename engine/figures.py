@@ -228,12 +228,18 @@ def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], po
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
-def save_curves(path: Path, train: Sequence[dict[str, float]], validation: Sequence[dict[str, float]]) -> None:
+def save_curves(
+    path: Path,
+    train: Sequence[dict[str, float]],
+    validation: Sequence[dict[str, float]],
+    scores: Sequence[str],
+) -> None:
     """Write the loss by term and the validation scores over iterations.
 
     Args:
         train: rows of the training log: "iteration", "loss", "loss/<term>".
-        validation: rows of the validation log: "iteration", "mIoU", "pixel_acc", in percent.
+        validation: rows of the validation log: "iteration" and scores in percent.
+        scores: which of them.
     """
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -242,7 +248,7 @@ def save_curves(path: Path, train: Sequence[dict[str, float]], validation: Seque
         left.plot(*zip(*points, strict=True), label=name, linewidth=1.6 if name == "loss" else 0.9)
     left.set(xlabel="iteration", ylabel="loss", title="training")
     left.set_ylim(bottom=0)
-    for name in ("mIoU", "pixel_acc"):
+    for name in scores:
         points = [(row["iteration"], row[name]) for row in validation]
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
     right.set(xlabel="iteration", ylabel="percent", title="validation", ylim=(0, 100))
@@ -253,15 +259,15 @@ def save_curves(path: Path, train: Sequence[dict[str, float]], validation: Seque
     figure.savefig(path, dpi=120)
 
 
-def save_comparison(path: Path, names: Sequence[str], miou: Sequence[float]) -> None:
-    """Write a bar per run with its mIoU in percent."""
+def save_comparison(path: Path, names: Sequence[str], values: Sequence[float], score: str) -> None:
+    """Write a bar per run with its score in percent."""
     figure = Figure(figsize=(7, 1.1 + 0.42 * len(names)), layout="constrained")
     axis = figure.subplots()
-    bars = axis.barh(range(len(names)), miou, height=0.6, color="#4464ad")
+    bars = axis.barh(range(len(names)), values, height=0.6, color="#4464ad")
     axis.bar_label(bars, fmt="%.1f", padding=3)
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.invert_yaxis()  # the first run on top
-    axis.set(xlabel="validation mIoU, percent", xlim=(0, 108))
+    axis.set(xlabel=f"validation {score}, percent", xlim=(0, 108))
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
     figure.savefig(path, dpi=120)

@@ -1,5 +1,6 @@
 """Segmentation metrics, all from one confusion matrix."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,25 @@ class Scores(NamedTuple):
     mean_accuracy: float
     class_iou: list[float]
     class_accuracy: list[float]
+
+    @property
+    def headline(self) -> float:
+        """The share that decides which checkpoint is best."""
+        return self.miou
+
+    def summary(self) -> dict[str, float]:
+        """Percent by name, the headline first."""
+        return {
+            "mIoU": 100 * self.miou,
+            "pixel_acc": 100 * self.pixel_accuracy,
+            "mean_acc": 100 * self.mean_accuracy,
+        }
+
+    def table(self, classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple]]:
+        """Header and rows in percent: each class, then the means; NaN where a class does not occur."""
+        per_class = zip(classes, self.class_iou, self.class_accuracy, strict=True)
+        rows = [(name, 100 * iou, 100 * accuracy) for name, iou, accuracy in per_class]
+        return ("class", "IoU", "accuracy"), [*rows, ("mean", 100 * self.miou, 100 * self.mean_accuracy)]
 
 
 class ConfusionMatrix:

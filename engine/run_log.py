@@ -5,13 +5,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from engine import figures
-from engine.metrics import Scores
-from engine.tables import ScalarFile, score_rows, write_csv
+from engine.tables import ScalarFile, write_csv
 
 if TYPE_CHECKING:  # W&B takes a second to import, which a run without it saves
+    from engine.tasks import Task, TaskEvaluation
     from engine.wandb_run import WandbRun
 
 
@@ -19,6 +17,7 @@ class RunLog:
     """The log of one training run; use it in a ``with``, which also closes W&B.
 
     Args:
+        task: scores and draws.
         folder: of the run. ``train.csv`` and ``val.csv`` have the scalars, ``val_classes.csv`` the scores by
             class of the newest validation, ``curves.png`` and ``predictions.png`` the pictures.
         classes, palette: of the data set.
@@ -28,6 +27,7 @@ class RunLog:
 
     def __init__(
         self,
+        task: "Task",
         folder: Path,
         *,
         classes: Sequence[str],
@@ -35,7 +35,7 @@ class RunLog:
         start: int = 0,
         wandb: "Callable[[Path], WandbRun] | None" = None,
     ):
-        self.folder, self.classes, self.palette = folder, classes, palette
+        self.task, self.folder, self.classes, self.palette = task, folder, classes, palette
         self._train = ScalarFile(folder / "train.csv", keep_until=start)
         self._validation = ScalarFile(folder / "val.csv", keep_until=start)
         self._wandb = wandb(folder) if wandb else None
@@ -51,23 +51,19 @@ class RunLog:
         if self._wandb:
             self._wandb.scalars(iteration, {f"train/{name}": value for name, value in values.items()})
 
-    def validation(
-        self, iteration: int, scores: Scores, images_per_s: float, samples: Sequence[tuple[Tensor, Tensor, Tensor]]
-    ) -> None:
+    def validation(self, iteration: int, result: "TaskEvaluation") -> None:
         """Add a validation: scores in percent, the table by class, curves and predictions."""
-        values = {
-            "mIoU": 100 * scores.miou,
-            "pixel_acc": 100 * scores.pixel_accuracy,
-            "mean_acc": 100 * scores.mean_accuracy,
-        }
-        by_class = {f"IoU/{name}": 100 * iou for name, iou in zip(self.classes, scores.class_iou, strict=True)}
-        self._validation.add({"iteration": iteration} | values | {"images_per_s": images_per_s} | by_class)
-        write_csv(self.folder / "val_classes.csv", ("class", "IoU", "accuracy"), score_rows(scores, self.classes))
-        figures.save_curves(self.folder / "curves.png", self._train.rows, self._validation.rows)
-        figures.save_panel(self.folder / "predictions.png", samples, self.classes, self.palette)
+        summary = result.scores.summary()
+        header, rows = result.scores.table(self.classes)
+        by_class = {f"{header[1]}/{name}": share for name, share, *_ in rows[:-1]}
+        self._validation.add({"iteration": iteration} | summary | {"images_per_s": result.images_per_s} | by_class)
+        write_csv(self.folder / "val_classes.csv", header, rows)
+        figures.save_curves(self.folder / "curves.png", self._train.rows, self._validation.rows, list(summary)[:2])
+        self.task.save_panel(self.folder / "predictions.png", result.samples, self.classes, self.palette)
         if self._wandb:
-            self._wandb.scalars(iteration, {f"val/{name}": value for name, value in values.items()})
-            self._wandb.validation(iteration, scores, self.classes, samples)
+            self._wandb.scalars(iteration, {f"val/{name}": value for name, value in summary.items()})
+            panels = self.task.wandb_panels(result.samples, self.classes)
+            self._wandb.validation(iteration, header, rows, panels)
 
     def __enter__(self) -> "RunLog":
         return self

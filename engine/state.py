@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
-from engine.metrics import Scores
+from engine.tasks import TaskScores
 
 
 class TrainingState:
@@ -22,13 +22,13 @@ class TrainingState:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler):
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.iteration = 0
-        self.best_miou = -1.0
+        self.best_score = -1.0
         self.wandb_id: str | None = None
 
-    def save(self, folder: Path, scores: Scores, config: dict[str, Any], dataset: Dataset) -> None:
+    def save(self, folder: Path, scores: TaskScores, config: dict[str, Any], dataset: Dataset) -> None:
         """Write ``last.pt``, and ``best.safetensors`` if no validation before was better."""
-        is_best = scores.miou >= self.best_miou
-        self.best_miou = max(self.best_miou, scores.miou)
+        is_best = scores.headline >= self.best_score
+        self.best_score = max(self.best_score, scores.headline)
         made = Checkpoint(
             weights=self.model.state_dict(),
             config=config,
@@ -41,7 +41,7 @@ class TrainingState:
                 "schedule": self.schedule.state_dict(),
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                "best_miou": self.best_miou,
+                "best_score": self.best_score,
                 "wandb_id": self.wandb_id,
             },
         )
@@ -57,4 +57,4 @@ class TrainingState:
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(saved.training["random_cuda"])
         self.iteration = saved.iteration
-        self.best_miou, self.wandb_id = saved.training["best_miou"], saved.training["wandb_id"]
+        self.best_score, self.wandb_id = saved.training["best_score"], saved.training["wandb_id"]

@@ -10,15 +10,9 @@ from omegaconf import DictConfig
 from engine import figures
 from engine.tables import text_table, write_csv
 
-# Cost is of one training crop, see engine/cost.py.
-_COLUMNS = (
-    *("mIoU", "pixel_acc", "mean_acc", "best_mIoU"),
-    *("parameters", "gflops", "saved_mb", "val_images_per_s", "iterations", "seconds"),
-)
-
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Leave what the sweep's table needs in a run's folder."""
+    """Leave what the sweep's table needs in a run's folder: "overrides", the scores, the first of them to compare."""
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -32,11 +26,12 @@ class SweepReport(Callback):
         if not results:
             return
         runs = [json.loads(path.read_text()) for path in results]
+        columns = [key for key in runs[0] if key != "overrides" and all(key in run for run in runs)]
         names = _what_differs([run["overrides"] for run in runs])
-        rows = [[name, *(run[column] for column in _COLUMNS)] for name, run in zip(names, runs, strict=True)]
-        write_csv(folder / "sweep.csv", ("run", *_COLUMNS), rows)
-        figures.save_comparison(folder / "sweep.png", names, [run["mIoU"] for run in runs])
-        print(f"\n{text_table(('run', *_COLUMNS), rows)}\n\ntable    {folder / 'sweep.csv'}")
+        rows = [[name, *(run[column] for column in columns)] for name, run in zip(names, runs, strict=True)]
+        write_csv(folder / "sweep.csv", ("run", *columns), rows)
+        figures.save_comparison(folder / "sweep.png", names, [run[columns[0]] for run in runs], columns[0])
+        print(f"\n{text_table(('run', *columns), rows)}\n\ntable    {folder / 'sweep.csv'}")
         print(f"picture  {folder / 'sweep.png'}")
 
 

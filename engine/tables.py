@@ -4,9 +4,10 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.metrics import Scores
+if TYPE_CHECKING:
+    from engine.tasks import TaskScores
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -24,17 +25,10 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
 
 
-def score_rows(scores: Scores, classes: Sequence[str]) -> list[tuple[str, float, float]]:
-    """(class, IoU, accuracy) in percent for each class, then their means; NaN where a class does not occur."""
-    per_class = zip(classes, scores.class_iou, scores.class_accuracy, strict=True)
-    rows = [(name, 100 * iou, 100 * accuracy) for name, iou, accuracy in per_class]
-    return [*rows, ("mean", 100 * scores.miou, 100 * scores.mean_accuracy)]
-
-
-def score_table(scores: Scores, classes: Sequence[str]) -> str:
-    """The table of a validation, in percent."""
-    table = text_table(("class", "IoU", "accuracy"), score_rows(scores, classes))
-    return f"{table}\nmIoU {100 * scores.miou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}"
+def score_table(scores: "TaskScores", classes: Sequence[str]) -> str:
+    """The table of a validation by class, and its summary, in percent."""
+    summary = "  ".join(f"{name} {value:.2f}" for name, value in scores.summary().items())
+    return f"{text_table(*scores.table(classes))}\n{summary}"
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -9,16 +9,17 @@ from typing import Any
 
 from hydra.utils import get_object
 
-# Part of the configuration -> package that must define what it names.
+# Part of the configuration -> packages that may define what it names.
 _PACKAGES = {
-    "model": "models",
-    "backbone": "models",
-    "dataset": "data",
-    "recipe": "data",
-    "protocol": "engine.protocols",
-    "loss": "losses",
-    "optimizer": "torch.optim",
-    "logger": "engine",
+    "model": ("models",),
+    "backbone": ("models",),
+    "task": ("engine.tasks",),
+    "dataset": ("data",),
+    "recipe": ("data",),
+    "protocol": ("engine.protocols",),
+    "loss": ("losses",),
+    "optimizer": ("torch.optim", "engine.schedule"),
+    "logger": ("engine",),
 }
 
 
@@ -28,10 +29,12 @@ def check_config(config: dict[str, Any]) -> None:
         for key, value in _leaves(node):
             if isinstance(value, str) and "${" in value:  # could read the environment
                 raise ValueError(f"its config is not resolved: {part} holds {value!r}")
-            if key == "_target_" and value is not None:
-                package = _PACKAGES.get(part)
-                if package is None or not _defined_in(package, value):
-                    raise ValueError(f"its config names {value!r} in {part}, which this project does not define there")
+            if key == "_target_" and value is not None and not _trusted(part, value):
+                raise ValueError(f"its config names {value!r} in {part}, which this project does not define there")
+
+
+def _trusted(part: str, target: Any) -> bool:
+    return any(_defined_in(package, target) for package in _PACKAGES.get(part, ()))
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

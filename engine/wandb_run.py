@@ -9,11 +9,6 @@ from urllib.parse import urlparse
 
 import numpy as np
 import wandb
-from torch import Tensor
-
-from data import IGNORE_INDEX
-from engine.metrics import Scores
-from engine.tables import score_rows
 
 
 class WandbRun:
@@ -65,24 +60,14 @@ class WandbRun:
     def validation(
         self,
         iteration: int,
-        scores: Scores,
-        classes: Sequence[str],
-        samples: Sequence[tuple[Tensor, Tensor, Tensor]],
+        header: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        panels: Sequence[tuple[np.ndarray, dict[str, Any]]],
     ) -> None:
-        """Log the per-class table and the panels, which W&B draws with the class names."""
-        names = dict(enumerate(classes)) | {IGNORE_INDEX: "ignored"}
-        panels = [
-            wandb.Image(
-                (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8),
-                masks={
-                    "truth": {"mask_data": labels.numpy(), "class_labels": names},
-                    "prediction": {"mask_data": prediction.numpy(), "class_labels": names},
-                },
-            )
-            for image, labels, prediction in samples
-        ]
-        table = wandb.Table(columns=["class", "IoU", "accuracy"], data=score_rows(scores, classes))
-        self.run.log({"val/classes": table, "val/predictions": panels}, step=iteration)
+        """Log the table by class and the panels, which W&B draws: RGB uint8 and arguments of ``wandb.Image``."""
+        images = [wandb.Image(pixels, **drawn) for pixels, drawn in panels]
+        table = wandb.Table(columns=list(header), data=[list(row) for row in rows])
+        self.run.log({"val/classes": table, "val/predictions": images}, step=iteration)
 
     def close(self, failed: bool) -> None:
         """End the run; a sweep starts the next one in the same process."""

@@ -2,6 +2,8 @@
 
 from .category_consistent import CategoryConsistent, CategoryConsistentLoss, category_consistent_loss
 from .cross_entropy import CrossEntropy, cross_entropy
+from .edge import EdgeCrossEntropy, balanced_edge_loss, edge_targets
+from .given import GivenLosses
 from .ohem import OhemCrossEntropy, ohem_cross_entropy
 from .weighted_sum import WeightedSum
 
@@ -9,9 +11,13 @@ __all__ = [
     "CategoryConsistent",
     "CategoryConsistentLoss",
     "CrossEntropy",
+    "EdgeCrossEntropy",
+    "GivenLosses",
     "OhemCrossEntropy",
     "WeightedSum",
+    "balanced_edge_loss",
     "category_consistent_loss",
     "cross_entropy",
+    "edge_targets",
     "ohem_cross_entropy",
 ]

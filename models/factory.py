@@ -23,14 +23,16 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: K of the logits.
+        num_classes: K of the logits; for Mask R-CNN the kinds of objects, without the background.
         backbone: a file in ``conf/backbone`` or any timm model that takes output stride 8.
         pretrained: let timm download ImageNet weights.
         **overrides: further settings of the model's YAML, dots written as two underscores:
-            ``head__recurrence=3``.
+            ``head__recurrence=3``; or a file of ``conf/model/<setting>``: ``context="nonlocal"``.
 
     Returns:
-        (N, 3, H, W) in [0, 1] -> {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor`.
+        (N, 3, H, W) in [0, 1] -> {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor` and
+        :class:`models.parser.Parser`. ``mask_rcnn`` follows torchvision's detection API; see
+        :class:`models.mask_rcnn.MaskRCNN`.
 
     Raises:
         ValueError: an unknown name, with the nearest ones.
@@ -42,6 +44,11 @@ def create_model(
         close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4) or list_models()
         raise ValueError(f"there is no model {name!r}: did you mean {', '.join(close)}?")
     named = backbone in _choices("backbone")
+    groups = [
+        f"model/{setting}={_choice(setting, overrides.pop(setting))}"
+        for setting in list(overrides)
+        if isinstance(overrides[setting], str) and _choices(f"model/{setting}")
+    ]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = compose(
             overrides=[
@@ -50,6 +57,7 @@ def create_model(
                 *([] if named else [f"backbone.name={backbone}"]),
                 f"backbone.pretrained={pretrained}",
                 f"+num_classes={num_classes}",
+                *groups,
             ]
         )
     for setting, value in overrides.items():
@@ -66,6 +74,14 @@ def build(config: DictConfig) -> nn.Module:
 
 
 _MISSING = object()
+
+
+def _choice(setting: str, value: str) -> str:
+    choices = _choices(f"model/{setting}")
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1, cutoff=0.4) or choices
+        raise ValueError(f"there is no {setting} {value!r}: did you mean {', '.join(close)}? There are {choices}")
+    return value
 
 
 def _choices(group: str) -> list[str]:

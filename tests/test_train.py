@@ -61,6 +61,7 @@ def test_loss_falls_on_one_batch():
     from hydra.utils import instantiate
 
     config.num_classes = 4
+    task = instantiate(config.task)
     model = training.build(config.model).train()
     criterion = instantiate(config.loss)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
@@ -68,7 +69,7 @@ def test_loss_falls_on_one_batch():
 
     dataset = training.build_dataset(config.dataset, "train", eval_transform())
     images, labels = (torch.stack(part) for part in zip(*(dataset[index] for index in range(2)), strict=True))
-    losses = [training.train_step(model, criterion, optimizer, images, labels)[0].item() for _ in range(40)]
+    losses = [training.train_step(task, model, criterion, optimizer, images, labels)[0].item() for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
 
 

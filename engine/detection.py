@@ -1,0 +1,146 @@
+"""Evaluating and predicting with networks that find objects."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.build import build_dataset
+from data.coco import instances_transform
+from data.pictures import read_image
+from engine import checkpoint, instances
+from engine.average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
+from engine.checkpoint import Checkpoint
+from engine.entry import choose_device
+from engine.tables import score_table, write_csv
+
+_SHOWN = 0.5  # score from which an object is drawn
+
+
+class DetectionEvaluation(NamedTuple):
+    """Scores, how fast they came, samples for a picture (image, target, found objects), and COCO's result format."""
+
+    scores: DetectionScores
+    images_per_s: float
+    samples: list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
+    results: list[dict]
+
+
+def finds_objects(saved: Checkpoint) -> bool:
+    """Whether the network of a checkpoint finds objects, where others label pixels."""
+    return saved.config.get("task", {}).get("_target_") == "engine.tasks.detection.Detection"
+
+
+def collate(samples: Sequence[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
+    """Images differ in size: lists, not stacks."""
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)
+
+
+@torch.inference_mode()
+def detect(model: nn.Module, image: Tensor, *, bf16: bool = False) -> dict[str, Tensor]:
+    """RGB (3, H, W) in [0, 1] -> "boxes", "labels", "scores" and "masks" of torchvision's detection API."""
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
+        return model([image])[0]
+
+
+def evaluate_objects(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    bf16: bool = False,
+    num_workers: int = 0,
+    keep_samples: int = 0,
+) -> DetectionEvaluation:
+    """Average precision over every image of ``dataset``, one image at a time."""
+    was_training = model.training
+    model.eval()
+    loader = DataLoader(
+        dataset,
+        batch_size=1,
+        num_workers=num_workers,
+        collate_fn=collate,
+        generator=torch.Generator(),  # else a validation would move the generator that training uses
+    )
+    results, samples, apart = [], [], max(len(dataset) // max(keep_samples, 1), 1)
+    start = time.perf_counter()
+    for index, ((image,), (target,)) in enumerate(tqdm(loader, desc="validate", leave=False, dynamic_ncols=True)):
+        output = detect(model, image.to(device, non_blocking=True), bf16=bf16)
+        results += coco_results(output, target["image_id"].item(), dataset.category_ids)
+        if index % apart == 0 and len(samples) < keep_samples:
+            samples.append((image, target, _likely(output)))
+    seconds = time.perf_counter() - start
+    model.train(was_training)
+    scores = average_precision(dataset.ground_truth(), results)
+    return DetectionEvaluation(scores, len(dataset) / seconds, samples, results)
+
+
+def evaluate(config: DictConfig, path: Path, saved: Checkpoint) -> float:
+    """``evaluate.py`` for a checkpoint that finds objects: tables, results and a picture; returns the mask AP."""
+    choice = HydraConfig.get().runtime.choices.protocol
+    if choice != "whole":
+        raise ValueError(f"protocol={choice}: Mask R-CNN sees whole images, resized as in training; leave it out")
+    device = choose_device(config.device)
+    dataset = build_dataset(config.dataset, config.split, instances_transform())
+    if list(dataset.classes) != list(saved.classes):
+        raise ValueError(
+            f"{path} finds other objects than the data set has ({len(saved.classes)} kinds and {len(dataset.classes)}):"
+            " evaluate it on a data set with its own kinds"
+        )
+    model = checkpoint.network(saved).to(device)
+    result = evaluate_objects(
+        model,
+        dataset,
+        device=device,
+        bf16=saved.config["bf16"],
+        num_workers=config.num_workers,
+        keep_samples=4,
+    )
+    folder = Path(config.output or path.parent).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{path.stem}_{config.split}"
+    write_csv(Path(f"{stem}.csv"), *result.scores.table(dataset.classes))
+    about = {"checkpoint": str(path), "iteration": saved.iteration, "images": len(dataset)}
+    measured = {"images_per_s": result.images_per_s} | result.scores.summary() | result.scores._asdict()
+    Path(f"{stem}.json").write_text(json.dumps(about | measured, indent=1) + "\n")
+    Path(f"{stem}_results.json").write_text(json.dumps(result.results))
+    instances.save_panel(Path(f"{stem}.png"), result.samples, dataset.classes)
+    print(f"\n{path}, iteration {saved.iteration}, on {len(dataset)} images\n")
+    print(score_table(result.scores, dataset.classes))
+    print(f"\n{result.images_per_s:.1f} images/s\n")
+    print(f"table        {stem}.csv, .json\nresults      {stem}_results.json\npredictions  {stem}.png")
+    return result.scores.headline
+
+
+def predict(config: DictConfig, saved: Checkpoint, paths: Sequence[Path], output: Path) -> None:
+    """``predict.py`` for a checkpoint that finds objects: NAME.json and NAME_overlay.png of each picture."""
+    device = choose_device(config.device)
+    model = checkpoint.network(saved).to(device)
+    output.mkdir(parents=True, exist_ok=True)
+    for path in tqdm(paths, desc="predict", dynamic_ncols=True):
+        picture = read_image(path)
+        objects = detect(model, picture.to(device) / 255, bf16=config.bf16)
+        found = [
+            {"category": entry.pop("category_id")} | {key: value for key, value in entry.items() if key != "image_id"}
+            for entry in coco_results(objects, 0, saved.classes)
+        ]
+        (output / f"{path.stem}.json").write_text(json.dumps(found, indent=1) + "\n")
+        drawn = instances.draw(picture.permute(1, 2, 0).numpy(), _likely(objects), saved.classes)
+        instances.save(output / f"{path.stem}_overlay.png", drawn)
+    print(f"objects of {len(paths)} pictures in {output}, those with a score of at least {_SHOWN} drawn")
+
+
+def _likely(output: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The objects with a score that is worth a picture, on the host, their masks in {0, 1}."""
+    likely = output["scores"] >= _SHOWN
+    found = {key: value[likely].cpu() for key, value in output.items()}
+    return found | {"masks": (found["masks"][:, 0] > MASK_THRESHOLD).byte()}
