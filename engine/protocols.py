@@ -38,8 +38,7 @@ class Slide:
     """
 
     def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
-        if crop_size is None:
-            raise ValueError("the checkpoint does not tell its training's crop: give protocol.crop_size=[H,W]")
+        _check_known(crop_size)
         if min(crop_size) < 1 or not 0 < stride <= 1:
             raise ValueError(f"crop_size is {list(crop_size)} and stride {stride}: give pixels, and a share in (0, 1]")
         self.crop_size = tuple(crop_size)
@@ -81,6 +80,7 @@ class Letterbox:
     """
 
     def __init__(self, crop_size: Sequence[int], *, protocol: Protocol | None = None):
+        _check_known(crop_size)
         self.crop_size = tuple(crop_size)
         self.protocol = protocol or Whole()
 
@@ -138,6 +138,11 @@ class MultiScale:
         if self.flip_pairs:
             logits = logits[:, swapped_classes(logits.shape[1], self.flip_pairs).to(logits.device)]
         return logits
+
+
+def _check_known(crop_size: Sequence[int] | None) -> None:
+    if crop_size is None:
+        raise ValueError("the checkpoint does not tell its training's crop: give protocol.crop_size=[H,W]")
 
 
 def _mean(model: nn.Module, images: Tensor) -> Tensor:
