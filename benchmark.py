@@ -3,6 +3,7 @@
 python benchmark.py                          every implementation, side by side, checked before it is timed
 python benchmark.py mode=tune                search tile sizes on this GPU, write kernels/configs/<gpu>.json
 python benchmark.py mode=complexity          added GFLOPs and memory, as the paper's Tables 2 and 5
+python benchmark.py mode=zoo                 every network: parameters, GFLOPs, memory, images/s
 """
 
 import hydra
@@ -36,8 +37,12 @@ def main(config: DictConfig) -> None:
         from engine.benchmark_complexity import complexity
 
         print(complexity(config, device))
+    elif config.mode == "zoo":
+        from engine.benchmark_zoo import zoo
+
+        print(zoo(config, device))
     else:
-        raise ValueError(f"mode is {config.mode!r}: choose one of compare, tune, complexity")
+        raise ValueError(f"mode is {config.mode!r}: choose one of compare, tune, complexity, zoo")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python evaluate.py checkpoint=RUN/best                                    the on
 python evaluate.py checkpoint=RUN/best protocol=slide                     whole | slide | ms_flip | slide_ms_flip
 python evaluate.py checkpoint=RUN/best root=DIR                           the data set is elsewhere now
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    another one with the same classes
+python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: models/published
 
 A network that finds objects is scored by COCO's AP, and its detections are saved in COCO's result format.
 """
@@ -31,7 +32,7 @@ from engine.tables import score_table, write_csv
 def main(config: DictConfig) -> float:
     """Print the scores and save them beside the checkpoint; returns the mIoU, or the mask AP."""
     path = checkpoint.find(config.checkpoint)
-    saved = checkpoint.load(path)
+    saved = checkpoint.load(path, **config.published)
     config.dataset = _dataset_config(config, saved)
     if detection.finds_objects(saved):
         return detection.evaluate(config, path, saved)
@@ -65,7 +66,8 @@ def main(config: DictConfig) -> float:
     text = json.dumps(about | {"images_per_s": result.images_per_s} | result.scores._asdict(), indent=1)
     (folder / f"{stem}.json").write_text(text + "\n")
     figures.save_panel(folder / f"{stem}.png", result.samples, dataset.classes, dataset.palette)
-    print(f"\n{path}, iteration {saved.iteration}, on {len(dataset)} images, {protocol}\n")
+    trained = "" if saved.iteration is None else f", iteration {saved.iteration}"
+    print(f"\n{path}{trained}, on {len(dataset)} images, {protocol}\n")
     print(score_table(result.scores, dataset.classes))
     print(f"\n{result.images_per_s:.1f} images/s\n")
     print(f"table        {folder / stem}.csv, .json\npredictions  {folder / stem}.png")
@@ -76,6 +78,8 @@ def _dataset_config(config: DictConfig, saved: Checkpoint) -> DictConfig:
     """The data set named on the command line, or else the checkpoint's own."""
     if any(part.startswith("dataset=") for part in HydraConfig.get().overrides.task):
         return config.dataset
+    if "dataset" not in saved.config:
+        raise ValueError(f"{config.checkpoint} does not tell its data set: give dataset=NAME dataset.root=DIR")
     own = OmegaConf.create(saved.config["dataset"])
     if config.root is not None:
         own.root = config.root

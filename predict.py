@@ -2,6 +2,7 @@
 
     python predict.py checkpoint=RUN/best input=photo.jpg
     python predict.py checkpoint=RUN/best input=FOLDER output=FOLDER      pictures, or the frames of a video
+    python predict.py checkpoint=FILE.pth input=photo.jpg                 published weights: models/published
 
 For each picture NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours,
 and NAME_overlay.png, the classes over the picture with a legend. A network that finds objects writes NAME.json, the
@@ -25,7 +26,7 @@ from engine.evaluation import predict
 @entry_point
 def main(config: DictConfig) -> None:
     """Write masks and overlays of every picture of ``input`` into ``output``."""
-    saved = checkpoint.load(checkpoint.find(config.checkpoint))
+    saved = checkpoint.load(checkpoint.find(config.checkpoint), **config.published)
     paths = _pictures(Path(config.input).expanduser())
     output = Path(config.output).expanduser()
     if output.resolve() == paths[0].parent.resolve():

@@ -4,6 +4,7 @@
     python train.py model=ccnet dataset=camvid dataset.root=DIR       a real one, with its recipe
     python train.py -m model.head.recurrence=0,1,2                    a sweep, which ends in a table and a picture
     python train.py resume=RUN                                        continue a run, exactly
+    python train.py init=FILE dataset=camvid dataset.root=DIR         from the network of a run, or a published one
 
 Everything that can be set stands in ``conf/``; ``python train.py --help`` lists it.
 """
@@ -63,7 +64,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     config.num_classes = len(train_set.classes)
 
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = checkpoint.network(saved).train() if saved else build(config.model)
+    model = _network(config, saved)
     task.check(config, model)
     model = model.to(device, memory_format=memory_format)
     criterion = instantiate(config.loss).to(device)
@@ -86,6 +87,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     resolved = OmegaConf.to_container(config, resolve=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     print(_summary(model, train_set, val_set, device, folder))
+    cost, images_per_s = task.cost(config, model), float("nan")
     started, window_start, window_images = time.perf_counter(), time.perf_counter(), 0
     with (
         RunLog(
@@ -129,11 +131,25 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 log.validation(state.iteration, result)
                 name, score = next(iter(result.scores.summary().items()))
                 bar.write(f"iteration {state.iteration}: {name} {score:.2f}")
+                images_per_s = result.images_per_s
                 state.save(folder, result.scores, resolved, train_set)
                 window_start, window_images = time.perf_counter(), 0
 
-    _report(task, folder, state, time.perf_counter() - started)
+    _report(task, folder, state, time.perf_counter() - started, cost, images_per_s)
     return state.best_score
+
+
+def _network(config: DictConfig, saved: Checkpoint | None) -> nn.Module:
+    """The network to train; with ``init`` it comes from there, and its configuration too."""
+    if saved:
+        return checkpoint.network(saved).train()
+    if config.init is None:
+        return build(config.model)
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given = [part for part in overrides if part.startswith(("model=", "model.", "backbone=", "backbone."))]
+    if given:
+        raise ValueError(f"init={config.init} brings its own network: leave out {' '.join(given)}")
+    return checkpoint.start_from(checkpoint.find(config.init), config)
 
 
 def train_step(
@@ -180,7 +196,14 @@ def _peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _report(task: Task, folder: Path, state: TrainingState, seconds: float) -> None:
+def _report(
+    task: Task,
+    folder: Path,
+    state: TrainingState,
+    seconds: float,
+    cost: dict[str, float],
+    images_per_s: float,
+) -> None:
     last = checkpoint.load(folder / "last.pt")
     scores = task.scores(**last.scores)
     summary = scores.summary()
@@ -190,6 +213,8 @@ def _report(task: Task, folder: Path, state: TrainingState, seconds: float) -> N
             "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
             **summary,
             f"best_{next(iter(summary))}": 100 * state.best_score,
+            **cost,
+            "val_images_per_s": images_per_s,
             "iterations": state.iteration,
             "seconds": seconds,
         },

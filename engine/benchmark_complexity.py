@@ -13,22 +13,21 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kernels import torch_op
 from kernels.recompute import recomputed_projection
 
 from . import benchmark_peers as peers
 from .benchmark_compare import append_csv, provenance, table
+from .cost import Storages
 
 # (GFLOPs, MB) as the paper prints them for 1x3x769x769; its memory is float32.
 PAPER = {
-    ("criss-cross", 1): (8.3, ""),
+    ("criss-cross", 1): (8.3, 53),
     ("criss-cross", 2): (16.5, 127),
-    ("criss-cross", 3): (24.7, ""),
+    ("criss-cross", 3): (24.7, 208),
     ("non-local", 1): (108, 1411),
+    ("non-local", 2): (216, 2820),
 }
 
 
@@ -72,25 +71,6 @@ class Block(nn.Module):
         return image
 
 
-class Storages(TorchDispatchMode):
-    """Remembers every storage that an operation returns, without keeping it alive."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.seen[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        return result
-
-    def alive(self) -> dict[int, int]:
-        return {key: size for key, (reference, size) in self.seen.items() if not reference.expired()}
-
-
 def saved_bytes(make_block: Callable[..., nn.Module], shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes alive after a forward pass, but for its input, its result and the weights.
 
@@ -128,7 +108,7 @@ def complexity(config: DictConfig, device: torch.device) -> str:
     c, d = config.value_channels, config.query_channels
     shape = (1, c, height, width)
     variants = [
-        ("non-local", "einsum", non_local, False, (1,)),
+        ("non-local", "einsum", non_local, False, (1, 2)),
         ("criss-cross", "einsum", einsum, False, (1, 2, 3)),
     ]
     variants += [("criss-cross", "fused", fused, False, (1, 2, 3))]

@@ -4,25 +4,29 @@
 and the scores. ``last.pt`` holds the same and what continuing the run needs besides; it is read with
 ``weights_only=True``. Both are written beside their place and then moved there, so that a run which is killed
 while writing keeps the file it had.
+
+Published files (``models.import_checkpoint``) are read into the same form.
 """
 
 import json
 import os
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from data.folder import distinct_colours
 from engine.trusted import check_config
 from models.factory import build
+from models.published import importing
 
-SUFFIXES = (".safetensors", ".pt")
+SUFFIXES = (".safetensors", ".pt")  # of a run's own
+_PUBLISHED = ".pth"
 _HEADER = "ccnet"
 
 
@@ -35,7 +39,7 @@ class Checkpoint:
         config: of the run, resolved.
         classes: K names.
         palette: K RGB triples.
-        iteration: iterations done.
+        iteration: iterations done; None where a published file does not say.
         scores: of the last validation.
         training: state of optimiser, schedule, random generators and the best score; only in ``last.pt``.
     """
@@ -44,7 +48,7 @@ class Checkpoint:
     config: dict[str, Any]
     classes: list[str]
     palette: list[list[int]]
-    iteration: int
+    iteration: int | None
     scores: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -67,11 +71,15 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def find(path: str | Path | None) -> Path:
-    """The file that ``RUN/best``, ``RUN/last`` or a full file name means."""
+    """The file that ``RUN/best``, ``RUN/last`` or a full file name, such as a published one's, means."""
     if path is None:
         raise ValueError("checkpoint is not set: give checkpoint=RUN/best, RUN the folder of a training run")
     path = Path(path).expanduser()
-    candidates = [path] if path.suffix in SUFFIXES else [path.with_name(path.name + suffix) for suffix in SUFFIXES]
+    candidates = (
+        [path]
+        if path.suffix in (*SUFFIXES, _PUBLISHED)
+        else [path.with_name(path.name + suffix) for suffix in SUFFIXES]
+    )
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -79,35 +87,80 @@ def find(path: str | Path | None) -> Path:
     raise FileNotFoundError(f"there is no checkpoint {listed}: a run writes best.safetensors and last.pt")
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint without running anything that it may contain."""
+def load(path: Path, **published: Any) -> Checkpoint:
+    """Read a checkpoint without running anything that it may contain.
+
+    Args:
+        path: a checkpoint of this project, or a published one.
+        **published: arguments of :func:`models.import_checkpoint`; they touch published ones alone.
+    """
+    content, header = importing.read(path), _header(path)
+    if header is None and not (isinstance(content, dict) and {"weights", "config"} <= content.keys()):
+        return _from_published(importing.convert(content, path, **published))
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[_HEADER])
-            found = Checkpoint(weights=load_file(path), **header)
-        else:
-            found = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        found = Checkpoint(**content) if header is None else Checkpoint(content, **json.loads(header))
         check_config(found.config)
         return found
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:  # torch's own text suggests to load it all the same
-        raise ValueError(
-            f"{path} is not a checkpoint of this project: it holds more than tensors and values"
-        ) from error
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, EOFError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
+
+
+def _header(path: Path) -> str | None:
+    """What a safetensors file of this project says besides its tensors."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(_HEADER)
+
+
+def _from_published(found: importing.Published) -> Checkpoint:
+    config = {
+        "model": found.model,
+        "recipe": {"train_transform": {"crop_size": found.crop_size and list(found.crop_size)}},
+        "channels_last": True,
+        "bf16": False,
+    }
+    classes = found.classes or [f"class {index}" for index in range(found.num_classes)]
+    palette = [list(colour) for colour in found.palette or distinct_colours(found.num_classes)]
+    return Checkpoint(found.network.state_dict(), config, classes, palette, found.iteration, scores={})
 
 
 def network(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint, rebuilt from its config, with its weights, in eval mode."""
-    config = OmegaConf.create(checkpoint.config)
-    # Its own weights replace whatever the backbone started from: nothing to download, no file to look for.
-    config.model.backbone = OmegaConf.merge(config.model.backbone, {"pretrained": False, "weights": None})
-    model = build(config.model)
+    return _filled(build(_without_start(checkpoint.config["model"])), checkpoint.weights).eval()
+
+
+def start_from(path: Path, config: DictConfig) -> nn.Module:
+    """The network of a checkpoint with its weights, for a new run; ``config.model`` becomes that network's.
+
+    Classifiers start anew where the run has another number of classes, and so does the loss's embedding.
+    """
+    given = load(path, **config.published)
+    model = _without_start(given.config["model"])
+    if "embedding_channels" in model:
+        model.embedding_channels = OmegaConf.select(config, "model.embedding_channels")
+    for head in (model.get("head"), model.get("aux_head")):
+        if head is not None:
+            head.num_classes = config.num_classes
+    config.model = model
+    network = build(model)
+    weights = {key: tensor for key, tensor in given.weights.items() if not key.startswith("embed.")}
+    for key, tensor in network.state_dict().items():
+        if key.startswith("embed.") or ("classify." in key and key in weights and weights[key].shape != tensor.shape):
+            weights[key] = tensor
+    return _filled(network, weights)
+
+
+def _without_start(model: dict[str, Any]) -> DictConfig:
+    """A checkpoint's own weights replace whatever its backbone started from: nothing to download or to look for."""
+    model = OmegaConf.create(model)
+    model.backbone = OmegaConf.merge(model.backbone, {"pretrained": False, "weights": None})
+    return model
+
+
+def _filled(network: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
     try:
-        model.load_state_dict(checkpoint.weights)
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit the network of its config: {error}") from error
-    return model.eval()
+    return network

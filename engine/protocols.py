@@ -34,6 +34,8 @@ class Slide:
     """
 
     def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
+        if crop_size is None:
+            raise ValueError("the checkpoint does not tell its training's crop: give protocol.crop_size=[H,W]")
         if min(crop_size) < 1 or not 0 < stride <= 1:
             raise ValueError(f"crop_size is {list(crop_size)} and stride {stride}: give pixels, and a share in (0, 1]")
         self.crop_size = tuple(crop_size)

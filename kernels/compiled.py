@@ -78,4 +78,6 @@ def _argument_type(name: str, dtype: str, launch: plan.Launch) -> str:
         "delta_ptr",
     ):
         return "*fp32"
+    if name == "out_ptr":
+        dtype = plan.kept_dtype(dtype)
     return f"*{TRITON_DTYPE[dtype]}"

@@ -53,7 +53,10 @@ class Tile(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One kernel launch: how many programs, over which lines, with which compile-time constants."""
+    """One kernel launch: how many programs, over which lines, with which compile-time constants.
+
+    ``compiled`` is where whoever launches keeps the compiled kernels.
+    """
 
     grid: int
     length: int
@@ -61,6 +64,16 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    compiled: dict[Any, Any]
+
+
+def kept_dtype(dtype: str) -> str:
+    """Of the output that the backward pass reads: wide for float16, like the value otherwise.
+
+    delta = sum(out * grad) of a rounded output costs the gradients of query and key most of float16's eleven
+    bits where scores are large. For bfloat16 the same would double the kept memory for eight bits' sake.
+    """
+    return "float32" if dtype == "float16" else dtype
 
 
 @lru_cache(maxsize=4096)
@@ -155,7 +168,7 @@ def _launch(problem: Problem, tile: Tile, grid: int, length: int, inner: int, co
         "BLOCK_C": tile.block_c,
         "BLOCK_D": max(16, _power_of_two(problem.query_channels)),
     }
-    return Launch(grid, length, inner, constants, tile.num_warps, tile.num_stages)
+    return Launch(grid, length, inner, constants, tile.num_warps, tile.num_stages, compiled={})
 
 
 def choose_tile(kernel: str, problem: Problem, length: int, device: Device) -> Tile:

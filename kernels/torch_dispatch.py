@@ -69,24 +69,24 @@ def _obstacle(device: str, index: int | None, dtype: str) -> str | None:
         return f"the kernels take {', '.join(plan.ITEM_SIZE)}, not {dtype.removeprefix('torch.')}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    return _device_obstacle(device, index)
+    if device == "cuda":
+        return _gpu_obstacle(index)
+    from .launch import is_interpreted
+
+    if device == "cpu" and is_interpreted():
+        return None
+    return f"the arrays are on {device}, and Triton needs an NVIDIA GPU (or TRITON_INTERPRET=1)"
 
 
 @cache
-def _device_obstacle(device: str, index: int | None) -> str | None:
-    if device == "cuda":
-        capability = torch.cuda.get_device_capability(index)
-        if torch.version.cuda is None:
-            return "the kernels are written for NVIDIA GPUs"
-        if capability < plan.MIN_CAPABILITY:
-            least = ".".join(map(str, plan.MIN_CAPABILITY))
-            return f"the GPU has compute capability {'.'.join(map(str, capability))}, below {least}"
-        return None
-    import triton
-
-    if device == "cpu" and triton.knobs.runtime.interpret:
-        return None
-    return f"the arrays are on {device}, and Triton needs an NVIDIA GPU (or TRITON_INTERPRET=1)"
+def _gpu_obstacle(index: int) -> str | None:
+    if torch.version.cuda is None:
+        return "the kernels are written for NVIDIA GPUs"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < plan.MIN_CAPABILITY:
+        least = ".".join(map(str, plan.MIN_CAPABILITY))
+        return f"the GPU has compute capability {'.'.join(map(str, capability))}, below {least}"
+    return None
 
 
 @torch.compiler.assume_constant_result

@@ -1,9 +1,9 @@
 """The Triton kernels as torch operators, ``ccnet::``: launches, fake kernels, autograd.
 
-All operators take channels-last arrays, (N, *S, channels), which views of NCHW tensors are as well; the
-public functions move the axis. Every array must have its channels side by side and one stride from pixel to
-pixel: true of channels_last tensors and of channel slices of a projection buffer, so those are read where
-they are. Anything else is copied into that layout once.
+The operators move the channels to the end of (N, C, *S) arrays themselves: outside, each move would be a node of
+the graph, and cost the CPU more than the launches do. Every array must have its channels side by side and one
+stride from pixel to pixel: true of channels_last tensors and of channel slices of a projection buffer, so those
+are read where they are. Anything else is copied into that layout once.
 
 Results are channels-last in memory, whatever the input was, so that a second call finds what it needs.
 Autocast does not reach in here: like the plain path, the operator computes in the dtype it is given.
@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-import triton
 from torch import Tensor
 
-from . import plan
+from . import launch, plan
 from .backward import line_backward_kernel
 from .forward import line_forward_kernel
 from .precision import float32_precision
@@ -26,10 +25,8 @@ def criss_cross_attention(
     query: Tensor, key: Tensor, value: Tensor, axes: Sequence[int], scale: float, channel_axis: int
 ) -> Tensor:
     """See :func:`kernels.criss_cross_attention`; ``axes`` are sorted and the input is checked."""
-    if channel_axis == 1:
-        query, key, value = (array.movedim(1, -1) for array in (query, key, value))
-    out, _ = torch.ops.ccnet.criss_cross(query, key, value, axes, scale, float32_precision())
-    return out.movedim(-1, 1) if channel_axis == 1 else out
+    out, _ = torch.ops.ccnet.criss_cross(query, key, value, axes, scale, float32_precision(), channel_axis)
+    return out.to(value.dtype)
 
 
 def criss_cross_residual(
@@ -43,28 +40,37 @@ def criss_cross_residual(
     channel_axis: int,
 ) -> Tensor:
     """See :func:`kernels.criss_cross_residual`; ``axes`` are sorted and the input is checked."""
-    inputs = (query, key, value, residual)
+    inputs = (query, key, value, residual, gamma)
     # The attention's output is kept for the backward pass alone; without one it is never written.
-    save_out = torch.is_grad_enabled() and any(array.requires_grad for array in (*inputs, gamma))
-    if channel_axis == 1:
-        inputs = tuple(array.movedim(1, -1) for array in inputs)
-    result, _, _ = torch.ops.ccnet.criss_cross_residual(*inputs, gamma, axes, scale, float32_precision(), save_out)
-    return result.movedim(-1, 1) if channel_axis == 1 else result
+    save_out = torch.is_grad_enabled() and any(array.requires_grad for array in inputs)
+    options = axes, scale, float32_precision(), channel_axis
+    result, _, _ = torch.ops.ccnet.criss_cross_residual(*inputs, *options, save_out)
+    return result
 
 
 # ---- launches
+
+
+def _to_last(array: Tensor, channel_axis: int) -> Tensor:
+    return array.movedim(1, -1) if channel_axis == 1 else array
+
+
+def _from_last(array: Tensor, channel_axis: int) -> Tensor:
+    return array.movedim(-1, 1) if channel_axis == 1 else array
 
 
 def _like(array: Tensor) -> Tensor:
     return torch.empty_like(array, memory_format=torch.contiguous_format)
 
 
+def _kept_out(value: Tensor) -> Tensor:
+    """The output as it is kept for the backward pass."""
+    dtype = getattr(torch, plan.kept_dtype(str(value.dtype).removeprefix("torch.")))
+    return torch.empty_like(value, dtype=dtype, memory_format=torch.contiguous_format)
+
+
 def _per_pixel(query: Tensor, *numbers: int) -> Tensor:
     return query.new_empty((*query.shape[:-1], *numbers), dtype=torch.float32)
-
-
-def is_interpreted() -> bool:
-    return triton.knobs.runtime.interpret
 
 
 @cache
@@ -120,7 +126,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Run the passes; fills ``result`` if it is there. Returns ``out`` and the softmax's maximum and sum."""
     in_place = not save_out and result.dtype == value.dtype
-    out = result if in_place else _like(value)
+    out = result if in_place else (_kept_out(value) if save_out else _like(value))
     stats = _per_pixel(query, 2)
     if out.numel() == 0:
         return out, stats
@@ -131,42 +137,60 @@ def _forward(
     problem = _problem(query, value, axes, precision, *strides)
     launches = plan.forward_launches(problem, device_of(query.device.index), residual is not None, save_out)
     other = torch.empty_like(stats) if len(launches) > 1 else None
-    for launch in launches:
-        line_forward_kernel[(launch.grid,)](
-            query, key, value, out, stats, other, residual, gamma, result,
-            *strides, launch.length, launch.inner, scale,
-            **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages,
-        )  # fmt: skip
+    for planned in launches:
+        arrays = query, key, value, out, stats, other, residual, gamma, result
+        launch.run(line_forward_kernel, planned, arrays, strides, scale)
         stats, other = other, stats
     return out, other
 
 
-def _on_device(launch):
+def _on_device(function):
     """Triton launches on the current device, which need not be the arrays'."""
 
     def run(query: Tensor, *args):
         if query.is_cuda and query.device.index != torch.cuda.current_device():
             with torch.cuda.device(query.device):
-                return launch(query, *args)
-        return launch(query, *args)
+                return function(query, *args)
+        return function(query, *args)
 
     return run
 
 
 @_on_device
-def _launch_attention(query, key, value, axes, scale, precision):
-    return _forward(query, key, value, None, None, None, axes, scale, precision, True)
+def _launch_attention(query, key, value, axes, scale, precision, channel_axis):
+    query, key, value = (_to_last(array, channel_axis) for array in (query, key, value))
+    out, stats = _forward(query, key, value, None, None, None, axes, scale, precision, True)
+    return _from_last(out, channel_axis), stats
 
 
 @_on_device
-def _launch_residual(query, key, value, residual, gamma, axes, scale, precision, save_out):
+def _launch_residual(query, key, value, residual, gamma, axes, scale, precision, channel_axis, save_out):
+    query, key, value, residual = (_to_last(array, channel_axis) for array in (query, key, value, residual))
     result = _like(residual)
     out, stats = _forward(query, key, value, residual, gamma, result, axes, scale, precision, save_out)
-    return result, out if save_out else value.new_empty(0), stats
+    return _from_last(result, channel_axis), _from_last(out, channel_axis) if save_out else value.new_empty(0), stats
 
 
 @_on_device
-def _launch_backward(query, key, value, out, stats, grad, gamma, axes, scale, precision):
+def _launch_backward(query, key, value, out, stats, grad, gamma, axes, scale, precision, channel_axis):
+    arrays = (_to_last(array, channel_axis) for array in (query, key, value, out, grad))
+    *gradients, delta = _backward(*arrays, stats, gamma, axes, scale, precision)
+    return *(_from_last(gradient, channel_axis) for gradient in gradients), delta
+
+
+def _backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    grad: Tensor,
+    stats: Tensor,
+    gamma: Tensor | None,
+    axes: Sequence[int],
+    scale: float,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the passes; returns the gradients of query, key and value, and delta per pixel."""
     dquery, dkey, dvalue = _like(query), _like(key), _like(value)
     delta = _per_pixel(query)
     if dvalue.numel() == 0:
@@ -182,20 +206,17 @@ def _launch_backward(query, key, value, out, stats, grad, gamma, axes, scale, pr
         torch.empty_like(array, dtype=torch.float32) if wide and array.dtype != torch.float32 else array
         for array, wide in zip((dquery, dkey, dvalue), partials, strict=True)
     )
-    for launch in launches:
-        line_backward_kernel[(launch.grid,)](
-            query, key, value, out, stats, grad, gamma, delta,
-            partial_dquery, partial_dkey, partial_dvalue, dquery, dkey, dvalue,
-            *strides, launch.length, launch.inner, scale,
-            **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages,
-        )  # fmt: skip
+    arrays = query, key, value, out, stats, grad, gamma, delta
+    arrays += partial_dquery, partial_dkey, partial_dvalue, dquery, dkey, dvalue
+    for planned in launches:
+        launch.run(line_backward_kernel, planned, arrays, strides, scale)
     return dquery, dkey, dvalue, delta
 
 
 # ---- operators
 
 _INPUTS = "Tensor query, Tensor key, Tensor value"
-_OPTIONS = "int[] axes, float scale, str precision"
+_OPTIONS = "int[] axes, float scale, str precision, int channel_axis"
 _SCHEMAS = {
     "criss_cross": f"({_INPUTS}, {_OPTIONS}) -> (Tensor out, Tensor stats)",
     "criss_cross_residual": (
@@ -219,18 +240,23 @@ for _name, _schema in _SCHEMAS.items():
 
 
 @torch.library.register_fake("ccnet::criss_cross")
-def _(query, key, value, axes, scale, precision):
-    return _like(value), _per_pixel(query, 2)
+def _(query, key, value, axes, scale, precision, channel_axis):
+    query, value = _to_last(query, channel_axis), _to_last(value, channel_axis)
+    return _from_last(_kept_out(value), channel_axis), _per_pixel(query, 2)
 
 
 @torch.library.register_fake("ccnet::criss_cross_residual")
-def _(query, key, value, residual, gamma, axes, scale, precision, save_out):
-    return _like(residual), _like(value) if save_out else value.new_empty(0), _per_pixel(query, 2)
+def _(query, key, value, residual, gamma, axes, scale, precision, channel_axis, save_out):
+    query, value, residual = (_to_last(array, channel_axis) for array in (query, value, residual))
+    out = _from_last(_kept_out(value), channel_axis) if save_out else value.new_empty(0)
+    return _from_last(_like(residual), channel_axis), out, _per_pixel(query, 2)
 
 
 @torch.library.register_fake("ccnet::criss_cross_backward")
-def _(query, key, value, out, stats, grad, gamma, axes, scale, precision):
-    return _like(query), _like(key), _like(value), _per_pixel(query)
+def _(query, key, value, out, stats, grad, gamma, axes, scale, precision, channel_axis):
+    query, key, value = (_to_last(array, channel_axis) for array in (query, key, value))
+    gradients = (_from_last(_like(array), channel_axis) for array in (query, key, value))
+    return *gradients, _per_pixel(query)
 
 
 def _save_attention(ctx, inputs, output):
@@ -242,8 +268,9 @@ def _save_attention(ctx, inputs, output):
 
 
 def _attention_backward(ctx, grad, _):
+    grad = grad.to(ctx.saved_tensors[2].dtype)
     dquery, dkey, dvalue, _ = torch.ops.ccnet.criss_cross_backward(*ctx.saved_tensors, grad, None, *ctx.options)
-    return dquery, dkey, dvalue, None, None, None
+    return dquery, dkey, dvalue, None, None, None, None
 
 
 def _save_residual(ctx, inputs, output):
@@ -260,7 +287,7 @@ def _residual_backward(ctx, grad, *_):
         *saved, grad.to(saved[2].dtype), gamma, *ctx.options
     )
     dgamma = delta.sum().to(gamma.dtype).reshape(gamma.shape)
-    return dquery, dkey, dvalue, grad, dgamma, None, None, None, None
+    return dquery, dkey, dvalue, grad, dgamma, None, None, None, None, None
 
 
 def _save_nothing(ctx, inputs, output):

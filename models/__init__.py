@@ -2,5 +2,6 @@
 
 from models.criss_cross import CrissCrossAttention, RecurrentCrissCrossAttention
 from models.factory import create_model, list_models
+from models.published.importing import import_checkpoint
 
-__all__ = ["CrissCrossAttention", "RecurrentCrissCrossAttention", "create_model", "list_models"]
+__all__ = ["CrissCrossAttention", "RecurrentCrissCrossAttention", "create_model", "import_checkpoint", "list_models"]

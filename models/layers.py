@@ -4,12 +4,14 @@ import torch
 from torch import nn
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1) -> nn.Sequential:
-    """Convolution, batch norm, ReLU; the size stays the same."""
+def conv_bn_relu(
+    in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1, negative_slope: float = 0.0
+) -> nn.Sequential:
+    """Convolution, batch norm, ReLU (leaky with a ``negative_slope``); the size stays the same."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", dilation=dilation, bias=False),
         nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
+        nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else nn.ReLU(inplace=True),
     )
 
 

@@ -63,7 +63,7 @@ def test_a_checkpoint_that_is_not_one(run_entry, tmp_path):
         assert f"{name} is not a checkpoint of this project, or it is damaged" in message
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     message = refused(run_entry, tmp_path, "predict.py", f"checkpoint={tmp_path / 'other.safetensors'}", "input=x.png")
-    assert "other.safetensors is not a checkpoint of this project" in message
+    assert "other.safetensors cannot be imported as a published checkpoint: its tensors (weight, ...)" in message
 
 
 def test_a_pickled_object_is_not_run(tmp_path):

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,64 @@ def test_no_spills_within_shared_memory_on_tensor_cores(gpu, compilers):
         assert report.stack <= (0 if launch.constants["D"] <= 64 else SPILLS_AT_128), (report, launch)
         assert report.shared <= device.shared_memory, (report, launch)
         assert report.tensor_core, (report, launch)
+
+
+def launched_arguments():
+    """What reaches the driver, which here only takes notes: two calls alike, other strides, as at first, float32."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from kernels import torch_op
+
+    notes = []
+
+    class Launcher:
+        def __init__(self, source, metadata):
+            self.kernel = metadata.hash
+
+        def __call__(self, *arguments):
+            # Grid and stream; then, behind handles and hooks, what the kernel takes.
+            arguments = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (*arguments[:4], *arguments[9:])]
+            notes.append((self.kernel, arguments))
+
+    class Driver:
+        launcher_cls = Launcher
+        utils = SimpleNamespace(
+            load_binary=lambda *_: (1, 1, 128, 0, 1024),
+            get_device_properties=lambda _: {"max_shared_mem": 232448},
+            unload_module=lambda *_: None,
+        )
+        get_current_device = get_current_stream = lambda *_: 0
+        get_current_target = lambda _: GPUTarget("cuda", 90, 32)  # noqa: E731
+
+    triton.runtime.driver.set_active(Driver())
+    array = torch.randn(1, 4, 5, 200).bfloat16()
+    query, key, value = array[..., :16], array[..., 16:32], array[..., 32:72]
+    out, stats = torch.empty(1, 4, 5, 40).bfloat16(), torch.empty(1, 4, 5, 2)
+    device = torch_op.device_of(None)
+    plans = {
+        dtype: plan.forward_launches(plan.Problem(1, (4, 5), (1,), 16, 40, dtype), device)
+        for dtype in ("bfloat16", "float32")
+    }
+    calls = [("bfloat16", query), ("bfloat16", query), ("bfloat16", query.contiguous()), ("bfloat16", query)]
+    for dtype, query_now in [*calls, ("float32", query)]:
+        arrays = [query_now, key, value, out, stats, None, None, None, None]
+        if dtype == "float32":
+            arrays = [array.to(torch.float32) if array is not None else None for array in arrays]
+        strides = [array.stride(2) for array in arrays[:3]]
+        torch_op.launch.run(torch_op.line_forward_kernel, plans[dtype][0], arrays, (*strides, 0), 1.0)
+    return notes
+
+
+def test_a_remembered_kernel_gets_what_triton_gives(compilers):
+    """The second call goes past Triton's own search: the same kernel with the same arguments must be launched."""
+    first, second, packed, third, wide = compilers.submit(launched_arguments).result()
+    assert first == second == third
+    assert packed[1] != first[1]
+    assert len({first[0], packed[0], wide[0]}) >= 2
+    assert wide[0] != first[0]
 
 
 def test_pinned_rows_win_over_the_rule(tmp_path, monkeypatch):

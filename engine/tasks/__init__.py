@@ -43,6 +43,9 @@ class Task(Protocol):
     def check(self, config: DictConfig, model: nn.Module) -> None:
         """Raise ValueError if ``model`` and ``config`` do not fit this task."""
 
+    def cost(self, config: DictConfig, model: nn.Module) -> dict[str, float]:
+        """What the network costs, by name."""
+
     def eval_transform(self) -> Callable:
         """Of validation samples."""
 

@@ -35,6 +35,10 @@ class Detection:
                 "at random: give pretrained weights with backbone.weights=FILE, or model.frozen=false"
             )
 
+    def cost(self, config: DictConfig, model: nn.Module) -> dict[str, float]:
+        """Parameters in millions; the products depend on what there is to find."""
+        return {"parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6}
+
     def eval_transform(self) -> Callable:
         """The picture and its objects as they are."""
         return instances_transform()

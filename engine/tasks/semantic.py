@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from data import IGNORE_INDEX
 from data.transforms import eval_transform
 from engine import evaluation, figures
+from engine.cost import network_cost
 from engine.metrics import Scores
 from engine.protocols import Protocol
 from models.mask_rcnn import MaskRCNN
@@ -36,6 +37,10 @@ class Semantic:
                 f"recipe.train_transform.crop_size={list(crop)} is smaller than the network's output stride {stride}: "
                 "give a crop of several times the stride"
             )
+
+    def cost(self, config: DictConfig, model: nn.Module) -> dict[str, float]:
+        """Of one training crop."""
+        return network_cost(model, (3, *config.recipe.train_transform.crop_size))._asdict()
 
     def eval_transform(self) -> Callable:
         """The whole picture at its own size."""

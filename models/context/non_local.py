@@ -1,4 +1,4 @@
-"""The non-local block that the paper measures itself against: Wang et al., CVPR 2018, arXiv:1711.07971."""
+"""Non-local attention, as the paper measures it and as its authors built it: Wang et al., 2018, arXiv:1711.07971."""
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -43,3 +43,32 @@ class NonLocal(nn.Module):
         if self.gamma is not None:
             context = self.gamma * context
         return context + x
+
+
+class BottleneckNonLocal(nn.Module):
+    """The block as Wang et al. build it (embedded Gaussian), with half the channels inside and softmax scaled.
+
+        y = BN(project(softmax(query(x)^T key(x) / sqrt(D)) value(x))) + x,  D = C / 2
+
+    The batch norm starts at 0, so that the block starts as the identity.
+
+    Args:
+        channels: C of input and output.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        width = max(channels // 2, 1)
+        self.query_conv = nn.Conv2d(channels, width, kernel_size=1)
+        self.key_conv = nn.Conv2d(channels, width, kernel_size=1)
+        self.value_conv = nn.Conv2d(channels, width, kernel_size=1)
+        self.project = nn.Sequential(nn.Conv2d(width, channels, kernel_size=1, bias=False), nn.BatchNorm2d(channels))
+        nn.init.zeros_(self.project[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        query, key, value = (
+            rearrange(conv(x), "n d h w -> n 1 (h w) d") for conv in (self.query_conv, self.key_conv, self.value_conv)
+        )
+        context = scaled_dot_product_attention(query, key, value)
+        return self.project(rearrange(context, "n 1 (h w) d -> n d h w", h=x.shape[-2])) + x

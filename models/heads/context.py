@@ -21,20 +21,27 @@ class ContextFeatures(nn.Module):
         context: called with ``channels``; gives a module (N, channels, h, w) -> (N, channels, h, w).
         channels: width of the head; the paper's is 512.
         recurrence: R, the number of times that the one context module is applied.
+        negative_slope: of the activations; the authors' published weights need 0.01, 0 is the ReLU.
     """
 
     def __init__(
-        self, in_channels: int, *, context: Callable[[int], nn.Module], channels: int = 512, recurrence: int = 1
+        self,
+        in_channels: int,
+        *,
+        context: Callable[[int], nn.Module],
+        channels: int = 512,
+        recurrence: int = 1,
+        negative_slope: float = 0.0,
     ):
         super().__init__()
         if recurrence < 0:
             raise ValueError(f"recurrence is {recurrence}: give the number of loops, 0 or more")
         self.context_channels = channels
         self.recurrence = recurrence
-        self.reduce = conv_bn_relu(in_channels, channels)
+        self.reduce = conv_bn_relu(in_channels, channels, negative_slope=negative_slope)
         self.context = context(channels) if recurrence else None
-        self.project = conv_bn_relu(channels, channels)
-        self.bottleneck = conv_bn_relu(in_channels + channels, channels)
+        self.project = conv_bn_relu(channels, channels, negative_slope=negative_slope)
+        self.bottleneck = conv_bn_relu(in_channels + channels, channels, negative_slope=negative_slope)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
         """(N, in_channels, h, w) -> fused features and the context module's own, (N, channels, h, w) both.
@@ -56,7 +63,7 @@ class ContextHead(ContextFeatures):
     """:class:`ContextFeatures` and a classifier.
 
     Args:
-        in_channels, context, channels, recurrence: of :class:`ContextFeatures`.
+        in_channels, context, channels, recurrence, negative_slope: of :class:`ContextFeatures`.
         num_classes: K.
         dropout: share of channels dropped before the classifier.
     """
@@ -70,8 +77,11 @@ class ContextHead(ContextFeatures):
         channels: int = 512,
         recurrence: int = 1,
         dropout: float = 0.1,
+        negative_slope: float = 0.0,
     ):
-        super().__init__(in_channels, context=context, channels=channels, recurrence=recurrence)
+        super().__init__(
+            in_channels, context=context, channels=channels, recurrence=recurrence, negative_slope=negative_slope
+        )
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
 

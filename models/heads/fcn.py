@@ -13,11 +13,20 @@ class FCNHead(nn.Module):
         num_classes: K.
         channels: width of the hidden layer; 512 in the authors' code.
         dropout: share of channels dropped before the classifier.
+        negative_slope: of the activation; the authors' published weights need 0.01, 0 is the ReLU.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, *, channels: int = 512, dropout: float = 0.1):
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int = 512,
+        dropout: float = 0.1,
+        negative_slope: float = 0.0,
+    ):
         super().__init__()
-        self.hidden = conv_bn_relu(in_channels, channels)
+        self.hidden = conv_bn_relu(in_channels, channels, negative_slope=negative_slope)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
 

@@ -1,0 +1,99 @@
+"""Export a trained network to ONNX.
+
+    python -m engine.export checkpoint=RUN/best output=network.onnx                     any picture size
+    python -m engine.export checkpoint=RUN/best output=network.onnx size=[769,769]      one picture size
+
+The network's input "image" is RGB in [0, 1], (N, 3, H, W) float32, its output "logits" (N, K, H, W). The file holds
+standard operators alone: attention is exported on its plain path.
+"""
+
+import os
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.export import Dim
+
+from engine import checkpoint
+from engine.entry import entry_point
+
+TOLERANCE = 1e-4  # of the largest logit
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="export")
+@entry_point
+def main(config: DictConfig) -> None:
+    """Write the file, and only after ONNX Runtime has given the network's own logits with it."""
+    model = checkpoint.network(checkpoint.load(checkpoint.find(config.checkpoint)))
+    output = Path(config.output).expanduser()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    error = export_onnx(model, output, size=config.size and tuple(config.size))
+    size = "x".join(map(str, config.size)) if config.size else "any size"
+    print(f"{output}: images of {size}, logits within {error:.1e} of the network's in ONNX Runtime")
+
+
+def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = None) -> float:
+    """Write a semantic network as ONNX.
+
+    Args:
+        model: (N, 3, H, W) -> {"out": (N, K, H, W)}, in eval mode.
+        path: of the file; written whole or not at all.
+        size: (H, W) of every input; None for any size.
+
+    Returns:
+        The largest difference of ONNX Runtime's logits from the network's, of the largest logit, over the size or
+        over three sizes.
+
+    Raises:
+        ValueError: they differ by more than 1e-4, or the ONNX packages are not installed.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401, what torch.onnx writes with
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed: pip install 'ccnet[export]'") from error
+    batch, height, width = (2, *size) if size else (2, 65, 97)
+    dynamic = {0: Dim.DYNAMIC} | ({} if size else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
+    program = torch.onnx.export(
+        _Logits(model).eval(),
+        (torch.rand(batch, 3, height, width),),
+        dynamo=True,
+        dynamic_shapes=(dynamic,),
+        input_names=["image"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    temporary = path.with_name(f".{os.getpid()}_{path.name}")
+    try:
+        program.save(temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        sizes = [(batch, *size)] if size else [(batch, height, width), (1, 33, 81), (1, 128, 66)]
+        error = max(_difference(model, session, torch.rand(n, 3, h, w)) for n, h, w in sizes)
+        if not error < TOLERANCE:
+            raise ValueError(f"ONNX Runtime's logits differ from the network's by {error:.1e}: nothing was written")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return error
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image)["out"]
+
+
+@torch.inference_mode()
+def _difference(model: nn.Module, session, image: Tensor) -> float:
+    want = model(image)["out"]
+    got = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+if __name__ == "__main__":
+    main()

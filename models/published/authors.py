@@ -1,0 +1,67 @@
+"""The CCNet authors' layout: github.com/speedinghzl/CCNet, networks/ccnet.py; the same in all their branches.
+
+Their batch norms are in-place activated ones (Rota Bulò et al., CVPR 2018), which scale by |weight| + eps; in the
+head and the auxiliary head a leaky ReLU of slope 0.01 follows, in the backbone a ReLU. Images are BGR from 0 to 255.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from models.published.layout import Layout, context_head, depth, network, width
+
+CROP = (769, 769)  # of training, pixels
+_EPS = 1e-5  # of batch norms, which theirs add to the weight too
+_HEAD = {"conva", "cca", "convb", "bottleneck"}
+_STEM = [("conv1.0", "conv1"), ("conv1.1", "bn1"), ("conv1.3", "conv2"), ("conv1.4", "bn2"), ("conv1.6", "conv3")]
+
+
+def recognises(found: Mapping[str, Tensor]) -> bool:
+    """Whether the keys are of this layout, of whatever network in it."""
+    return any(key.startswith("head.") for key in found) and any(key.startswith("dsn.") for key in found)
+
+
+def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool) -> Layout:
+    """The layout of a file, from its keys and shapes."""
+    head = {key.split(".")[1] for key in found if key.startswith("head.")}
+    if foreign := sorted(head - _HEAD):
+        raise ValueError(
+            f"of the authors' networks, ccnet can be imported; this one's head has {', '.join(foreign)} and not only "
+            f"{', '.join(sorted(_HEAD))}"
+        )
+    channels = width(found, "head.conva.0.weight", 512)
+    cca = {"_target_": "models.criss_cross.CrissCrossAttention"}
+    leaky = {"negative_slope": 0.01}
+    return Layout(
+        model=network(
+            {"_target_": "models.published.backbone.CaffeResNet", "name": f"resnet{depth(found, '')}s"},
+            context_head(channels, cca, recurrence=recurrence) | leaky,
+            {"channels": width(found, "dsn.0.weight", 512)} | leaky,
+            num_classes=width(found, "head.bottleneck.3.weight", 19),
+            align_corners=align_corners,
+        ),
+        names=[
+            *((f"backbone.net.{ours}", theirs) for ours, theirs in _STEM),
+            ("backbone.net.bn1", "bn3"),
+            *((f"backbone.net.layer{stage}", f"layer{stage}") for stage in (1, 2, 3, 4)),
+            ("head.reduce", "head.conva"),
+            ("head.context", "head.cca"),
+            ("head.project", "head.convb"),
+            ("head.bottleneck", "head.bottleneck"),
+            ("head.classify", "head.bottleneck.3"),
+            ("aux_head.hidden", "dsn"),
+            ("aux_head.classify", "dsn.3"),
+        ],
+        folded={"aux_head.hidden.1.running_mean": "dsn.0.bias"},
+        fold=_fold,
+    )
+
+
+def _fold(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    for key in weights:
+        if key.endswith(".running_mean"):
+            scale = key.replace("running_mean", "weight")
+            weights[scale] = weights[scale].abs() + _EPS
+    # A bias before a batch norm only moves the mean that the norm takes away.
+    weights["aux_head.hidden.1.running_mean"] = weights["aux_head.hidden.1.running_mean"] - found["dsn.0.bias"].float()
+    weights["backbone.net.conv1.0.weight"] = weights["backbone.net.conv1.0.weight"].flip(1)  # BGR -> RGB

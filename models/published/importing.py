@@ -1,0 +1,174 @@
+"""Published checkpoints into networks of this project."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.factory import build
+from models.published import authors, mmseg
+from models.published.layout import Layout
+
+_COUNTER = "num_batches_tracked"  # of batch norms; older files lack it, and nothing here reads it
+
+
+@dataclass
+class Published:
+    """A published checkpoint as a network of this project.
+
+    Attributes:
+        network: with the file's weights, in eval mode.
+        model: the ``model`` node of a configuration that builds it.
+        num_classes: K.
+        classes, palette: K names and RGB triples, if the file has them.
+        crop_size: (H, W) of the training, pixels, if known.
+        iteration: iterations of the training, if the file has them.
+    """
+
+    network: nn.Module
+    model: dict[str, Any]
+    num_classes: int
+    classes: list[str] | None
+    palette: list[list[int]] | None
+    crop_size: tuple[int, int] | None
+    iteration: int | None
+
+
+def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: bool | None = None) -> nn.Module:
+    """The network of a published checkpoint, with its weights, in eval mode; it can be trained further.
+
+    Two layouts are taken: the CCNet authors' own, and mmsegmentation's of the heads ccnet, nonlocal, fcn, pspnet and
+    deeplabv3 over a ResNet-50 or -101 at output stride 8. Which one it is, the depth, the widths and the number of
+    classes come from the file. Channel order, scale and statistics of the images that the weights were trained on
+    become part of the network.
+
+    Args:
+        path: the file, .pth or .safetensors; it is read with ``weights_only=True``.
+        recurrence: R of a criss-cross head, which no tensor tells.
+        align_corners: of the bilinear upsampling. If not given: True for the authors'; for mmsegmentation's as the
+            configuration in the file says, or else True if the file's name says 769x769.
+
+    Returns:
+        (N, 3, H, W) RGB in [0, 1] -> {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, or tensors that are missing, unused or of another shape, all listed.
+
+    Example:
+        >>> net = import_checkpoint("ccnet_r50-d8_769x769_40k_cityscapes_20200616_145125-76d11884.pth")
+    """
+    path = Path(path).expanduser()
+    return convert(read(path), path, recurrence=recurrence, align_corners=align_corners).network
+
+
+def read(path: Path) -> Any:
+    """What torch or safetensors saved in ``path``, provided that it is tensors and plain values alone."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own text suggests to load it all the same
+        raise ValueError(
+            f"{path} is not a checkpoint of this project: it holds more than tensors and plain values, which could run "
+            "code. If it is a published one whose source you trust, save its tensors alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # each kind of damage fails in its own way
+        raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
+
+
+def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: bool | None = None) -> Published:
+    """What :func:`read` gave, as a network.
+
+    See :func:`import_checkpoint` for the arguments and errors; of ``path`` it takes the name alone.
+    """
+    if recurrence < 1:
+        raise ValueError(f"recurrence is {recurrence}: give the loops that the network was trained with, 1 or more")
+    try:
+        found = _tensors(content)
+        meta = content.get("meta")
+        meta = meta if isinstance(meta, dict) else {}
+        if authors.recognises(found):
+            crop = authors.CROP
+            aligned = True if align_corners is None else align_corners
+            layout = authors.layout(found, recurrence=recurrence, align_corners=aligned)
+        elif mmseg.recognises(found):
+            said, crop = mmseg.trained_as(str(meta.get("config") or meta.get("cfg") or ""), path.name)
+            aligned = said if align_corners is None else align_corners
+            layout = mmseg.layout(found, recurrence=recurrence, align_corners=aligned)
+        else:
+            raise ValueError(
+                f"its tensors ({', '.join(list(found)[:3])}, ...) are named neither as the CCNet authors' (layer1, "
+                "head.conva, dsn) nor as mmsegmentation's (backbone, decode_head, auxiliary_head)"
+            )
+        network = _filled(layout, found)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be imported as a published checkpoint: {error}") from error
+    num_classes = layout.model["head"]["num_classes"]
+    named = meta.get("dataset_meta") or {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
+    classes, palette = (
+        list(named[key]) if named.get(key) and len(named[key]) == num_classes else None
+        for key in ("classes", "palette")
+    )
+    return Published(network, layout.model, num_classes, classes, palette, crop, meta.get("iter"))
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """The state dict, without the "module." that torch's data-parallel wrappers put before every key."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not (isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values())):
+        raise ValueError("it holds no state dict")
+    wrapped = all(key.startswith("module.") for key in content)
+    return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in content.items()}
+
+
+def _filled(layout: Layout, found: Mapping[str, Tensor]) -> nn.Module:
+    """The network, with each of the file's tensors in it."""
+    network = build(OmegaConf.create(layout.model))
+    own = network.state_dict()
+    sources = {key: layout.source(key) for key in own if key not in ("mean", "std")}
+    _check([*sources.items(), *layout.folded.items()], own, found)
+    weights = {
+        key: found[source].reshape(own[key].shape).to(own[key].dtype)  # theirs may be a scalar or of half precision
+        for key, source in sources.items()
+        if source in found
+    }
+    if layout.fold is not None:
+        layout.fold(weights, found)
+    network.load_state_dict(own | weights)
+    return network.eval()
+
+
+def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, with every name, unless the file has the network's tensors and no others."""
+    known = {source for _, source in sources}
+    listed = {
+        "missing": [key for key in known if key not in found and not key.endswith(_COUNTER)],
+        "unused": [key for key in found if key not in known],
+        "of another shape": [
+            f"{source} {tuple(found[source].shape)} instead of {tuple(own[key].shape)}"
+            for key, source in sources
+            if source in found and _shape(found[source]) != _shape(own[key])
+        ],
+    }
+    if any(listed.values()):
+        texts = [f"{len(keys)} {what} ({', '.join(sorted(keys))})" for what, keys in listed.items() if keys]
+        raise ValueError(f"its tensors do not make the network that it seems to hold, {'; '.join(texts)}")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """With a single number counting as a vector: gamma is either."""
+    return tuple(tensor.shape) or (1,)

@@ -1,0 +1,147 @@
+"""mmsegmentation's layout: a ResNet of output stride 8 under one of five heads, and an auxiliary FCN head.
+
+Their criss-cross and non-local heads extend their FCN head, which is this project's context head without context;
+their PSPNet and DeepLabv3 heads read the backbone's features directly.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from models.published.layout import Layout, Names, context_head, depth, direct_head, network, width
+
+_SCAFFOLD = {"convs", "conv_cat", "conv_seg"}
+_HEADS = {  # family -> modules of its head
+    "ccnet": _SCAFFOLD | {"cca"},
+    "nonlocal": _SCAFFOLD | {"nl_block"},
+    "fcn": _SCAFFOLD,
+    "pspnet": {"psp_modules", "bottleneck", "conv_seg"},
+    "deeplabv3": {"image_pool", "aspp_modules", "bottleneck", "conv_seg"},
+}
+
+
+def recognises(found: Mapping[str, Tensor]) -> bool:
+    """Whether the keys are of this layout, of whatever network in it."""
+    return any(key.startswith("decode_head.") for key in found)
+
+
+def trained_as(config: str, name: str) -> tuple[bool, tuple[int, int] | None]:
+    """How the network was trained: align_corners, and the crop (H, W) in pixels if that is known.
+
+    Published files carry the text of their configuration; without it, the file's name tells as they name files,
+    with align_corners for crops of 769x769 and nothing else.
+
+    Raises:
+        ValueError: a network of output stride 16 or 32, whose tensors look the same.
+    """
+    named = re.search(r"(?<!\d)(\d{3,4})x(\d{3,4})(?!\d)", name)
+    size = _numbers(config, "crop_size") or (named and (int(named[1]), int(named[2])))
+    strides = _numbers(config, "strides")
+    if strides != (1, 2, 1, 1) if strides else re.search(r"-d(16|32)[_-]", name):
+        raise ValueError("it was trained with an output stride of 16 or 32: only networks of stride 8 can be imported")
+    said = set(re.findall(r"align_corners=(True|False)", config))
+    return (said == {"True"} if said else size == (769, 769)), size
+
+
+def _numbers(config: str, key: str) -> tuple[int, ...] | None:
+    """The first tuple of numbers that ``key`` is set to in the text of a configuration."""
+    found = re.search(rf"\b{key}\s*=\s*\(([\d,\s]+)\)", config)
+    return tuple(int(number) for number in re.findall(r"\d+", found[1])) if found else None
+
+
+def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool) -> Layout:
+    """The layout of a file, from its keys and shapes."""
+    family = _family(found)
+    context, names = _context(family, align_corners)
+    if family in ("pspnet", "deeplabv3"):
+        head = direct_head(width(found, "decode_head.bottleneck.conv.weight", 512), context)
+    else:
+        channels = width(found, "decode_head.convs.0.conv.weight", 512)
+        head = context_head(channels, context, recurrence=recurrence if family == "ccnet" else 1)
+        names += _conv_module("head.reduce", "decode_head.convs.0")
+        names += _conv_module("head.project", "decode_head.convs.1")
+        names += _conv_module("head.bottleneck", "decode_head.conv_cat")
+    deep_stem = any(key.startswith("backbone.stem.") for key in found)  # ResNetV1c
+    if deep_stem:
+        names += [("backbone.net.conv1", "backbone.stem"), ("backbone.net.bn1", "backbone.stem.7")]
+    return Layout(
+        model=network(
+            {
+                "_target_": "models.backbone.TimmBackbone",
+                "name": f"resnet{depth(found, 'backbone.')}{'c' if deep_stem else ''}",
+            },
+            head,
+            {"channels": width(found, "auxiliary_head.convs.0.conv.weight", 256)},
+            num_classes=width(found, "decode_head.conv_seg.weight", 19),
+            align_corners=align_corners,
+        ),
+        names=[
+            *names,
+            ("backbone.net", "backbone"),
+            ("head.classify", "decode_head.conv_seg"),
+            *_conv_module("aux_head.hidden", "auxiliary_head.convs.0"),
+            ("aux_head.classify", "auxiliary_head.conv_seg"),
+        ],
+        fold=_image_branch_last if family == "deeplabv3" else None,
+    )
+
+
+def _family(found: Mapping[str, Tensor]) -> str:
+    head = {key.split(".")[1] for key in found if key.startswith("decode_head.")}
+    nearest = max(_HEADS, key=lambda family: len(_HEADS[family] & head) / len(_HEADS[family] | head))
+    if foreign := sorted(head - _HEADS[nearest]):
+        raise ValueError(
+            f"of mmsegmentation's heads, {', '.join(_HEADS)} can be imported, of which {nearest} is the nearest; this "
+            f"one also has decode_head.{', decode_head.'.join(foreign)}"
+        )
+    return nearest
+
+
+def _conv_module(ours: str, theirs: str) -> Names:
+    return [(f"{ours}.0", f"{theirs}.conv"), (f"{ours}.1", f"{theirs}.bn")]
+
+
+def _context(family: str, align_corners: bool) -> tuple[dict | None, Names]:
+    """The node of the context module, and its names."""
+    match family:
+        case "fcn":
+            return None, []
+        case "ccnet":
+            return {"_target_": "models.criss_cross.CrissCrossAttention"}, [
+                ("head.context.gamma", "decode_head.cca.gamma.scale"),
+                ("head.context", "decode_head.cca"),
+            ]
+        case "nonlocal":
+            return {"_target_": "models.context.non_local.BottleneckNonLocal"}, [
+                ("head.context.query_conv", "decode_head.nl_block.theta.conv"),
+                ("head.context.key_conv", "decode_head.nl_block.phi.conv"),
+                ("head.context.value_conv", "decode_head.nl_block.g.conv"),
+                *_conv_module("head.context.project", "decode_head.nl_block.conv_out"),
+            ]
+        case "pspnet":
+            bins = [1, 2, 3, 6]
+            node = {"_target_": "models.context.pyramid.PyramidPooling", "bins": bins, "align_corners": align_corners}
+            names = _conv_module("head.context.fuse", "decode_head.bottleneck")
+            for index in range(len(bins)):
+                names += _conv_module(f"head.context.branches.{index}", f"decode_head.psp_modules.{index}.1")
+            return node, names
+        case "deeplabv3":
+            dilations = [12, 24, 36]
+            node = {"_target_": "models.context.pyramid.AtrousPyramid", "dilations": dilations, "fuse_kernel_size": 3}
+            names = [
+                *_conv_module("head.context.local", "decode_head.aspp_modules.0"),
+                *_conv_module("head.context.image", "decode_head.image_pool.1"),
+                *_conv_module("head.context.fuse", "decode_head.bottleneck"),
+            ]
+            for index in range(len(dilations)):
+                names += _conv_module(f"head.context.dilated.{index}", f"decode_head.aspp_modules.{index + 1}")
+            return node, names
+
+
+def _image_branch_last(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Their pyramid begins with the image's average, this project's ends with it."""
+    fuse = weights["head.context.fuse.0.weight"]
+    width = weights["head.context.image.0.weight"].shape[0]
+    weights["head.context.fuse.0.weight"] = torch.roll(fuse, -width, dims=1)
