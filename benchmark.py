@@ -4,6 +4,7 @@ python benchmark.py                          every implementation, side by side,
 python benchmark.py mode=tune                search tile sizes on this GPU, write kernels/configs/<gpu>.json
 python benchmark.py mode=complexity          added GFLOPs and memory, as the paper's Tables 2 and 5
 python benchmark.py mode=zoo                 every network: parameters, GFLOPs, memory, images/s
+python benchmark.py mode=input               images/s per core of the input pipeline at the Cityscapes recipe
 """
 
 import hydra
@@ -41,8 +42,12 @@ def main(config: DictConfig) -> None:
         from engine.benchmark_zoo import zoo
 
         print(zoo(config, device))
+    elif config.mode == "input":
+        from engine.benchmark_input import input_speed
+
+        print(input_speed(config))
     else:
-        raise ValueError(f"mode is {config.mode!r}: choose one of compare, tune, complexity, zoo")
+        raise ValueError(f"mode is {config.mode!r}: choose one of compare, tune, complexity, zoo, input")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ python evaluate.py checkpoint=RUN/best                                    the on
 python evaluate.py checkpoint=RUN/best protocol=slide                     whole | slide | ms_flip | slide_ms_flip
 python evaluate.py checkpoint=RUN/best root=DIR                           the data set is elsewhere now
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    another one with the same classes
+python evaluate.py checkpoint=RUN/best split=test submission=true         a zip for the benchmark's server
+torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               shared out; the figures are the same
 python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: models/published
 
 A network that finds objects is scored by COCO's AP, and its detections are saved in COCO's result format.
@@ -11,19 +13,24 @@ A network that finds objects is scored by COCO's AP, and its detections are save
 
 import json
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import Dataset
 
 from data.build import build_dataset
 from data.transforms import eval_transform
 from engine import checkpoint, detection, figures
 from engine.checkpoint import Checkpoint
+from engine.distributed import processes, rank, wait_for_all
 from engine.entry import choose_device, entry_point
-from engine.evaluation import evaluate
+from engine.evaluation import Evaluation, evaluate
+from engine.protocols import Protocol
+from engine.results import PredictionFiles
 from engine.tables import score_table, write_csv
 
 
@@ -37,41 +44,75 @@ def main(config: DictConfig) -> float:
     if detection.finds_objects(saved):
         return detection.evaluate(config, path, saved)
     config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
-    device = choose_device(config.device)
+    protocol, protocol_name = _protocol(config, saved)
     dataset = build_dataset(config.dataset, config.split, eval_transform())
     if len(dataset.classes) != len(saved.classes):
         raise ValueError(
             f"{path} knows {len(saved.classes)} classes ({_few(saved.classes)}) and the data set has "
             f"{len(dataset.classes)} ({_few(dataset.classes)}): evaluate it on a data set with its own classes"
         )
-    # The precision and the memory format of the run, so that its last validation is met to the last digit.
-    memory_format = torch.channels_last if saved.config["channels_last"] else torch.contiguous_format
-    model = checkpoint.network(saved).to(device, memory_format=memory_format)
-    result = evaluate(
-        model,
-        dataset,
-        instantiate(config.protocol),
-        device=device,
-        bf16=saved.config["bf16"],
-        num_workers=config.num_workers,
-        keep_samples=4,
-    )
-
+    if not (dataset.has_labels or config.save_predictions or config.submission):
+        raise ValueError(
+            f"split={config.split} has no labels to compare with: write its predictions with submission=true or "
+            "save_predictions=true, or choose a split that has them"
+        )
     folder = Path(config.output or path.parent).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    protocol = HydraConfig.get().runtime.choices.protocol
-    stem = f"{path.stem}_{config.split}_{protocol}"
-    write_csv(folder / f"{stem}.csv", *result.scores.table(dataset.classes))
-    about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol, "images": len(dataset)}
-    text = json.dumps(about | {"images_per_s": result.images_per_s} | result.scores._asdict(), indent=1)
-    (folder / f"{stem}.json").write_text(text + "\n")
-    figures.save_panel(folder / f"{stem}.png", result.samples, dataset.classes, dataset.palette)
-    trained = "" if saved.iteration is None else f", iteration {saved.iteration}"
-    print(f"\n{path}{trained}, on {len(dataset)} images, {protocol}\n")
-    print(score_table(result.scores, dataset.classes))
-    print(f"\n{result.images_per_s:.1f} images/s\n")
-    print(f"table        {folder / stem}.csv, .json\npredictions  {folder / stem}.png")
+    stem = f"{path.stem}_{config.split}_{protocol_name}"
+    files = [
+        PredictionFiles(folder / f"{stem}_{kind}", dataset, submission=kind == "submission")
+        for kind, wanted in (("predictions", config.save_predictions), ("submission", config.submission))
+        if wanted
+    ]
+    with processes(choose_device(config.device)) as device:
+        # The precision and the memory format of the run, so that its last validation is met to the last digit.
+        memory_format = torch.channels_last if saved.config["channels_last"] else torch.contiguous_format
+        model = checkpoint.network(saved).to(device, memory_format=memory_format)
+        result = evaluate(
+            model,
+            dataset,
+            protocol,
+            device=device,
+            bf16=saved.config["bf16"],
+            num_workers=config.num_workers,
+            keep_samples=4,
+            on_prediction=(lambda *found: [write(*found) for write in files]) if files else None,
+        )
+        wait_for_all()
+        if rank() == 0:
+            about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol_name}
+            _report(folder / stem, result, dataset, about | {"images": len(dataset)})
+            for written in files:
+                print(f"{'submission' if written.values is not None else 'masks':13}", end="")
+                print(written.pack() if written.values is not None else written.folder)
     return result.scores.miou
+
+
+def _report(stem: Path, result: Evaluation, dataset: Dataset, about: dict[str, Any]) -> None:
+    """Print the scores and write ``stem`` with .csv, .json, .png and those of the confusion matrix."""
+    trained = "" if about["iteration"] is None else f", iteration {about['iteration']}"
+    print(f"\n{about['checkpoint']}{trained}, on {about['images']} images, {about['protocol']}")
+    print(f"{result.images_per_s:.1f} images/s\n")
+    measured = {"images_per_s": result.images_per_s} | (result.scores._asdict() if dataset.has_labels else {})
+    stem.with_name(f"{stem.name}.json").write_text(json.dumps(about | measured, indent=1) + "\n")
+    if not dataset.has_labels:
+        return
+    write_csv(stem.with_name(f"{stem.name}.csv"), *result.scores.table(dataset.classes))
+    counts = [[name, *line] for name, line in zip(dataset.classes, result.confusion.tolist(), strict=True)]
+    write_csv(stem.with_name(f"{stem.name}_confusion.csv"), ("true / predicted", *dataset.classes), counts)
+    figures.save_confusion(stem.with_name(f"{stem.name}_confusion.png"), result.confusion.numpy(), dataset.classes)
+    figures.save_panel(stem.with_name(f"{stem.name}.png"), result.samples, dataset.classes, dataset.palette)
+    print(score_table(result.scores, dataset.classes))
+    print(f"\ntable        {stem}.csv, .json\npredictions  {stem}.png\nconfusion    {stem}_confusion.csv, .png")
+
+
+def _protocol(config: DictConfig, saved: Checkpoint) -> tuple[Protocol, str]:
+    """The protocol named on the command line, or that of a data set named there, or else the run's own; its name."""
+    given = any(part.startswith(("protocol", "dataset=")) for part in HydraConfig.get().overrides.task)
+    if given or "protocol" not in saved.config:
+        return instantiate(config.protocol), HydraConfig.get().runtime.choices.protocol
+    own = instantiate(saved.config["protocol"])
+    return own, type(own).__name__.lower()
 
 
 def _dataset_config(config: DictConfig, saved: Checkpoint) -> DictConfig:

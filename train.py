@@ -25,11 +25,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.build import build_dataset
-from data.stream import train_loader
+from data.stream import timed, train_loader
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point, seed_everything
-from engine.protocols import Whole
 from engine.run_log import RunLog
 from engine.state import TrainingState
 from engine.sweep import write_result
@@ -68,6 +67,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     task.check(config, model)
     model = model.to(device, memory_format=memory_format)
     criterion = instantiate(config.loss).to(device)
+    protocol = instantiate(config.protocol)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
     schedule = instantiate(config.optimizer.schedule, optimizer)
     state = TrainingState(model, optimizer, schedule)
@@ -88,7 +88,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     print(_summary(model, train_set, val_set, device, folder))
     cost = task.cost(model, config)
-    started, window_start, window_images = time.perf_counter(), time.perf_counter(), 0
+    started, window_start, window_images, waited = time.perf_counter(), time.perf_counter(), 0, 0.0
     with (
         RunLog(
             task,
@@ -101,7 +101,8 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         tqdm(total=config.recipe.max_iters, initial=state.iteration, dynamic_ncols=True, desc="train") as bar,
     ):
         state.wandb_id = log.wandb_id
-        for images, labels in loader:
+        for (images, labels), seconds in timed(loader):
+            waited += seconds
             images, labels = task.to_device(images, labels, device, memory_format)
             loss, terms = train_step(task, forward, criterion, optimizer, images, labels, bf16=config.bf16)
             learning_rate = schedule.get_last_lr()[0]
@@ -111,18 +112,22 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
             bar.update()
 
             if state.iteration % config.log_every == 0:
-                speed = window_images / (time.perf_counter() - window_start)
-                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate:.1e}", img_s=f"{speed:.1f}")
+                window = time.perf_counter() - window_start
+                speed, share = window_images / window, waited / window
+                bar.set_postfix(
+                    loss=f"{loss:.3f}", lr=f"{learning_rate:.1e}", img_s=f"{speed:.1f}", wait=f"{share:.0%}"
+                )
                 values = {"loss": loss.item()} | {f"loss/{name}": term.item() for name, term in terms.items()}
-                values |= {"lr": learning_rate, "images_per_s": speed, "memory_mib": _peak_memory_mib(device)}
+                values |= {"lr": learning_rate, "images_per_s": speed, "data_wait": share}
+                values["memory_mib"] = _peak_memory_mib(device)
                 log.train(state.iteration, values)
-                window_start, window_images = time.perf_counter(), 0
+                window_start, window_images, waited = time.perf_counter(), 0, 0.0
 
             if state.iteration % config.recipe.val_every == 0 or state.iteration == config.recipe.max_iters:
                 result = task.evaluate(
                     model,
                     val_set,
-                    Whole(),
+                    protocol,
                     device=device,
                     bf16=config.bf16,
                     num_workers=config.num_workers,
@@ -133,7 +138,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 bar.write(f"iteration {state.iteration}: {name} {score:.2f}")
                 cost["val_images_per_s"] = result.images_per_s
                 state.save(folder, result.scores, resolved, train_set)
-                window_start, window_images = time.perf_counter(), 0
+                window_start, window_images, waited = time.perf_counter(), 0, 0.0
 
     _report(task, folder, state, cost, time.perf_counter() - started)
     return state.best_score

@@ -1,10 +1,9 @@
 """ADE20K scene parsing, 150 classes: Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017."""
 
-import json
 from pathlib import Path
 
 from data import IGNORE_INDEX
-from data.pairs import ImagePairs, find_root, match_by_stem
+from data.pairs import ImagePairs, find_root, match_by_stem, read_classes
 
 LAYOUT = """    ROOT/ADEChallengeData2016/images/training/ADE_train_00000001.jpg          20210 pictures
     ROOT/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg           2000 pictures
@@ -28,11 +27,12 @@ class ADE20K(ImagePairs):
             root = Path(root).parent
         needed = [f"{FOLDER}/{kind}/{split}" for kind in ("images", "annotations")]
         root = find_root(root, "ADE20K", LAYOUT, SOURCE, needed)
-        classes = json.loads((Path(__file__).parent / "ade20k.json").read_text())
+        classes = read_classes("ade20k")
         super().__init__(
             match_by_stem(root / needed[0], root / needed[1]),
             classes=[entry["name"] for entry in classes],
             palette=[entry["colour"] for entry in classes],
+            result_values=range(1, len(classes) + 1),
             label_ids={0: IGNORE_INDEX} | {index + 1: index for index in range(len(classes))},
             transform=transform,
         )

@@ -46,8 +46,8 @@ class Folder(ImagePairs):
         if classes is None:
             raise ValueError("dataset.classes is not set: give dataset.classes=[NAME,NAME,...] or their number")
         names = [f"class {index}" for index in range(classes)] if isinstance(classes, int) else list(classes)
-        if len(names) < 2 or len(names) > IGNORE_INDEX:
-            raise ValueError(f"dataset.classes gives {len(names)} classes: give 2 to 255, as names or as a count")
+        if not 2 <= len(names) <= 254:
+            raise ValueError(f"dataset.classes gives {len(names)} classes: give 2 to 254, as names or as a count")
         if palette is not None and len(palette) != len(names):
             raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")
         label_ids = {index: index for index in range(len(names))} | {IGNORE_INDEX: IGNORE_INDEX}

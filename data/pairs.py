@@ -1,42 +1,42 @@
 """Pairs of picture files and label files: what every dataset on disk shares."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from data import IGNORE_INDEX
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+from data.pictures import IMAGE_SUFFIXES, LabelReader, read_image
 
 
 class ImagePairs(Dataset):
     """Pictures and their label images.
 
     Args:
-        pairs: (picture, label image) paths.
+        pairs: (picture, label image) paths; None instead of a label image where there is none, as in a test split.
         classes: K names, in label order.
         palette: K RGB triples.
-        label_ids: value in the label file -> class index or ``IGNORE_INDEX``; every other value is an error.
-            None if the file's values are class indices already (with 255 ignored).
-        transform: of (tv_tensors.Image uint8 (3, H, W), tv_tensors.Mask int64 (H, W)) to the pair returned.
+        label_ids: of :class:`data.pictures.LabelReader`. None if the file's values are class indices already
+            (with 255 ignored).
+        result_values: the K values that a benchmark's result files hold; the class indices if not given.
+        transform: of (tv_tensors.Image uint8 (3, H, W), tv_tensors.Mask uint8 (H, W)) to the pair returned.
     """
 
     ignore_index = IGNORE_INDEX
 
     def __init__(
         self,
-        pairs: Sequence[tuple[Path, Path]],
+        pairs: Sequence[tuple[Path, Path | None]],
         *,
         classes: Sequence[str],
         palette: Sequence[Sequence[int]],
         transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        label_ids: Mapping[int, int] | None = None,
+        label_ids: Mapping | None = None,
+        result_values: Sequence[int] | None = None,
     ):
         self.pairs = list(pairs)
         self.classes = tuple(classes)
@@ -44,67 +44,38 @@ class ImagePairs(Dataset):
         self.transform = transform
         if label_ids is None:
             label_ids = {index: index for index in range(len(self.classes))} | {IGNORE_INDEX: IGNORE_INDEX}
-        self._lookup = np.full(2**16, -1, dtype=np.int64)  # label files have 8 or 16 bits
-        self._lookup[list(label_ids)] = list(label_ids.values())
+        self.result_values = tuple(result_values or range(len(self.classes)))
+        self._read_label = LabelReader(label_ids)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(*self.read(index))
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every picture has a label image."""
+        return all(label is not None for _, label in self.pairs)
+
+    def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        """Picture and labels as they lie on the disk, before the transform; no labels read as ignored everywhere."""
         image_path, label_path = self.pairs[index]
         image = read_image(image_path)
-        label = read_label(label_path, self._lookup)
+        if label_path is None:
+            label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
+        else:
+            label = self._read_label(label_path)
         if image.shape[1:] != label.shape:
             raise ValueError(
                 f"{label_path} has {label.shape[1]}x{label.shape[0]} pixels and {image_path} "
                 f"{image.shape[2]}x{image.shape[1]}: a label image must have the size of its picture"
             )
-        return self.transform(tv_tensors.Image(image), tv_tensors.Mask(label))
+        return tv_tensors.Image(image), tv_tensors.Mask(label)
 
     def name(self, index: int) -> str:
         """File name of the picture, without suffix."""
         return self.pairs[index][0].stem
-
-
-def read_image(path: Path) -> Tensor:
-    """A picture file as RGB uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(_open(path).convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
-def read_label(path: Path, lookup: np.ndarray) -> Tensor:
-    """A label file as int64 (H, W): ``lookup[value]`` for each pixel, which must not be negative."""
-    picture = _open(path)
-    if picture.mode not in ("L", "P", "1", "I", "I;16"):
-        raise ValueError(
-            f"{path} is a colour picture (mode {picture.mode}): a label image holds one class number per pixel"
-        )
-    raw = np.array(picture).astype(np.int64)
-    known = raw.min() >= 0 and raw.max() < len(lookup)
-    if known and (labels := lookup[raw]).min() >= 0:
-        return torch.from_numpy(labels)
-    valid = np.flatnonzero(lookup >= 0)
-    bad = sorted(set(np.unique(raw).tolist()) - set(valid.tolist()))
-    listed = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-    raise ValueError(
-        f"{path} holds the label value {listed}, outside the {len(valid)} values of this dataset "
-        f"({_ranges(valid)}): correct the file, or the dataset's class list"
-    )
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
-    except Exception as error:  # Pillow's decoders each fail in their own way
-        raise ValueError(f"{path} cannot be read as a picture, it may be cut off: {error}") from error
-    return picture
-
-
-def _ranges(values: np.ndarray) -> str:
-    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def find_root(root: str | Path | None, name: str, layout: str, source: str, required: Sequence[str]) -> Path:
@@ -139,7 +110,32 @@ def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     without = [path for path, label in pairs if label is None]
     if without:
         raise FileNotFoundError(
-            f"{len(without)} of {len(pairs)} pictures have no label image of the same name (.png) in {labels}, "
-            f"the first is {without[0]}"
+            f"{len(without)} of {len(pairs)} pictures have no label image of the same name (.png) in {labels}: "
+            f"{_first(without)}"
         )
     return pairs
+
+
+def read_classes(name: str) -> list[dict]:
+    """The entries of ``data/<name>.json``, one per class: "name", "colour" and what the data set adds."""
+    return json.loads((Path(__file__).parent / f"{name}.json").read_text())
+
+
+def read_list(path: Path) -> list[str]:
+    """The words of a text file, such as a list of picture names, first word of each line."""
+    names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{path} lists no pictures")
+    return names
+
+
+def check_files(pairs: Sequence[tuple[Path, Path | None]], source: str) -> list[tuple[Path, Path | None]]:
+    """``pairs``, or FileNotFoundError with the names of those that are not there."""
+    missing = [path for pair in pairs for path in pair if path is not None and not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{source} names {len(missing)} files that are missing: {_first(missing)}")
+    return list(pairs)
+
+
+def _first(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths[:5])) + (", ..." if len(paths) > 5 else "")

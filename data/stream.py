@@ -4,11 +4,15 @@ Sample number p of a run, its order and its augmentation, is a function of the s
 resumes at sample p continues exactly, whatever the number of workers, and no random state has to be saved.
 """
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+T = TypeVar("T")
 
 
 class Positions(Sampler[tuple[int, int]]):
@@ -81,6 +85,18 @@ def train_loader(
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # else every new loader draws from the generator that dropout uses
     )
+
+
+def timed(batches: Iterable[T]) -> Iterator[tuple[T, float]]:
+    """Each batch, and the seconds that were spent waiting for it."""
+    iterator = iter(batches)
+    while True:
+        start = time.perf_counter()
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        yield batch, time.perf_counter() - start
 
 
 def _mix(seed: int, number: int, *, stream: int) -> int:

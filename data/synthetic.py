@@ -35,6 +35,8 @@ class Beacons(Dataset):
     classes = ("background", "red beacon", "green beacon", "blue beacon")
     palette = ((40, 40, 48), (228, 64, 58), (64, 178, 84), (66, 110, 228))
     ignore_index = IGNORE_INDEX
+    has_labels = True
+    result_values = tuple(range(len(classes)))
 
     def __init__(
         self,
@@ -61,6 +63,10 @@ class Beacons(Dataset):
         return f"beacons_{self.split}_{index:05d}"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(*self.read(index))
+
+    def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        """Picture uint8 (3, H, W) and labels uint8 (H, W), before the transform."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         image, label = _draw(
@@ -70,17 +76,17 @@ class Beacons(Dataset):
             beacon=self.beacon,
             colours=self.palette[1:],
         )
-        return self.transform(
+        return (
             tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
             tv_tensors.Mask(torch.from_numpy(label)),
         )
 
 
 def _draw(rng, *, size: int, shapes: int, beacon: int, colours) -> tuple[np.ndarray, np.ndarray]:
-    """One image uint8 (size, size, 3) and its label int64 (size, size)."""
+    """One image uint8 (size, size, 3) and its label uint8 (size, size)."""
     coarse = np.kron(rng.uniform(70, 150, (8, 8)), np.ones((math.ceil(size / 8),) * 2))[:size, :size]
     image = coarse[..., None] + rng.normal(0, 12, (size, size, 3))
-    label = np.zeros((size, size), dtype=np.int64)
+    label = np.zeros((size, size), dtype=np.uint8)
     colour = int(rng.integers(len(colours)))
 
     for _ in range(shapes):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.build import build_dataset
 from data.coco import instances_transform
-from data.pairs import read_image
+from data.pictures import read_image
 from engine import checkpoint, instances
 from engine.average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
 from engine.checkpoint import Checkpoint

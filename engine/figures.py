@@ -27,6 +27,11 @@ def colourise(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarra
     return table[labels]
 
 
+def blend(image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """RGB uint8 (H, W, 3) with its classes (H, W) drawn over it; ignored pixels are darkened."""
+    return ((1 - _OPACITY) * image + _OPACITY * colourise(labels, palette)).round().astype(np.uint8)
+
+
 def save_mask(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
     """Write class indices (H, W) as a PNG whose pixel values are the indices, shown in the palette."""
     picture = Image.fromarray(labels.astype(np.uint8))
@@ -45,7 +50,6 @@ def save_overlay(
         labels: class indices (H, W).
         classes, palette: of the data set.
     """
-    blended = (1 - _OPACITY) * image + _OPACITY * colourise(labels, palette)
     counts = np.bincount(labels.ravel(), minlength=len(classes))
     present = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
     lines = [f"{classes[index]}  {100 * counts[index] / labels.size:.1f}%" for index in present]
@@ -55,7 +59,7 @@ def save_overlay(
     width = round(max(font.getlength(text) for text in lines)) + 3 * line
     height = max(image.shape[0], (len(lines) + 1) * line)
     canvas = Image.new("RGB", (image.shape[1] + width, height), "white")
-    canvas.paste(Image.fromarray(blended.round().astype(np.uint8)))
+    canvas.paste(Image.fromarray(blend(image, labels, palette)))
     draw = ImageDraw.Draw(canvas)
     for row, (index, text) in enumerate(zip(present, lines, strict=True)):
         left, top = image.shape[1] + line // 2, line // 2 + row * line
@@ -77,33 +81,151 @@ def save_panel(
         samples: (image (3, H, W) in [0, 1], labels (H, W), prediction (H, W)).
         classes, palette: of the data set.
     """
-    titles = ("image", "truth", "prediction", "errors (red)")
     rows = [(image, labels.numpy(), prediction.numpy()) for image, labels, prediction in samples]
     seen = {index for _, *maps in rows for part in maps for index in np.unique(part).tolist()} - {IGNORE_INDEX}
-    shown = sorted(seen)
+    pictures = [
+        (
+            image.permute(1, 2, 0).numpy(),
+            colourise(labels, palette),
+            colourise(prediction, palette),
+            mark_errors(prediction, labels),
+        )
+        for image, labels, prediction in rows
+    ]
+    _save_grid(path, pictures, ("image", "truth", "prediction", "errors (red)"), sorted(seen), classes, palette)
 
-    height, width = samples[0][0].shape[1:]
+
+def mark_errors(prediction: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Class indices (H, W) twice -> RGB uint8 (H, W, 3): wrong pixels red, right ones grey, ignored ones black."""
+    errors = np.where((labels == prediction)[..., None], np.uint8(_RIGHT), np.uint8(_WRONG))
+    errors[labels == IGNORE_INDEX] = _VOID
+    return errors
+
+
+def _save_grid(
+    path: Path,
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    shown: Sequence[int],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> None:
+    """Rows of pictures under column titles, over a legend of the classes ``shown``."""
+    ratios = [max(picture.shape[0] / picture.shape[1] for picture in row) for row in rows]
     legend_height = 0.3 + 0.18 * -(-len(shown) // _LEGEND_COLUMNS)
-    figure = Figure(figsize=(10, 0.3 + len(rows) * 2.5 * height / width + legend_height), layout="constrained")
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
-    for line, (image, labels, prediction) in zip(axes, rows, strict=True):
-        errors = np.where((labels == prediction)[..., None], np.uint8(_RIGHT), np.uint8(_WRONG))
-        errors[labels == IGNORE_INDEX] = _VOID
-        pictures = (image.permute(1, 2, 0).numpy(), colourise(labels, palette), colourise(prediction, palette), errors)
-        for axis, picture in zip(line, pictures, strict=True):
+    size = (10, 0.3 + 10 / len(titles) * sum(ratios) + legend_height)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw={"height_ratios": ratios})
+    for line, row in zip(axes, rows, strict=True):
+        for axis, picture in zip(line, row, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
-    figure.legend(
-        [_patch(palette[index]) for index in shown],
-        [classes[index] for index in shown],
-        loc="outside lower center",
-        ncols=min(len(shown), _LEGEND_COLUMNS),
-        fontsize=8,
-        frameon=False,
-    )
+    if shown:
+        figure.legend(
+            [_patch(palette[index]) for index in shown],
+            [classes[index] for index in shown],
+            loc="outside lower center",
+            ncols=min(len(shown), _LEGEND_COLUMNS),
+            fontsize=8,
+            frameon=False,
+        )
     figure.savefig(path, dpi=120)
+
+
+def save_samples(
+    path: Path,
+    rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray | None]]],
+    titles: Sequence[str],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> None:
+    """Write rows of pictures, some with labels drawn over them.
+
+    Args:
+        rows: (RGB uint8 (H, W, 3), labels (H, W) or None) for each column.
+        titles: of the columns.
+        classes, palette: of the data set.
+    """
+    seen = {index for row in rows for _, labels in row if labels is not None for index in np.unique(labels).tolist()}
+    shown = sorted(seen - {IGNORE_INDEX})
+    pictures = [[image if labels is None else blend(image, labels, palette) for image, labels in row] for row in rows]
+    _save_grid(path, pictures, titles, shown, classes, palette)
+
+
+def save_side_by_side(
+    path: Path,
+    rows: Sequence[tuple[np.ndarray, np.ndarray | None, Sequence[np.ndarray]]],
+    names: Sequence[str],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> None:
+    """Write rows of a picture, its truth, and the predictions of several networks, each beside its errors.
+
+    Args:
+        rows: (RGB uint8 (H, W, 3), labels (H, W) or None, a prediction (H, W) per network).
+        names: of the networks.
+        classes, palette: of the data set.
+    """
+    titles = ["image", *([] if rows[0][1] is None else ["truth"])]
+    for name in _shortened(names):
+        titles += [name] if rows[0][1] is None else [name, "errors (red)"]
+    lines, seen = [], set()
+    for image, truth, predictions in rows:
+        line = [image] if truth is None else [image, colourise(truth, palette)]
+        for prediction in predictions:
+            line.append(colourise(prediction, palette))
+            if truth is not None:
+                line.append(mark_errors(prediction, truth))
+        lines.append(line)
+        seen |= {
+            index for labels in (truth, *predictions) if labels is not None for index in np.unique(labels).tolist()
+        }
+    _save_grid(path, lines, titles, sorted(seen - {IGNORE_INDEX}), classes, palette)
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Names without the folders that all of them start or end with."""
+    parts = [Path(name.removesuffix(".safetensors")).parts for name in names]
+    if len(parts) > 1:
+        while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
+            parts = [part[1:] for part in parts]
+        while min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
+            parts = [part[:-1] for part in parts]
+    return ["/".join(part) for part in parts]
+
+
+def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], point: Sequence[int]) -> None:
+    """Write where a point attends after each loop, over the picture (the paper's Fig. 7).
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        maps: weights (h, w) for R = 1, 2, ...
+        point: (y, x), pixels.
+    """
+    height, width = image.shape[:2]
+    columns = len(maps) + 1
+    figure = Figure(figsize=(3.4 * columns, 0.7 + 3.4 * height / width), layout="constrained")
+    axes = figure.subplots(1, columns)
+    grey = image.mean(axis=2)
+    for loop, (axis, weights) in enumerate(zip(axes[1:], maps, strict=True), 1):
+        axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        # Logarithmic, over three decades: one strong position would hide all the others.
+        levels = np.log10(np.maximum(weights / weights.max(), 1e-3)) / 3 + 1
+        heat = Image.fromarray((255 * levels).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        shares = np.asarray(heat) / 255
+        shown = axis.imshow(shares, cmap="inferno", alpha=0.85 * np.sqrt(shares), vmin=0, vmax=1)
+        axis.set_title(f"R = {loop}: {100 * (weights > 0).mean():.0f}% of the positions", fontsize=10)
+    axes[0].imshow(image)
+    axes[0].set_title("image and point", fontsize=10)
+    for axis in axes:
+        axis.plot(point[1], point[0], "+", color="#00e676", markersize=11, markeredgewidth=2)
+        axis.set_axis_off()
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[0, 1 / 3, 2 / 3, 1])
+    bar.ax.set_yticklabels(["0.001 or less", "0.01", "0.1", "1"], fontsize=8)
+    bar.set_label("attention, share of the largest", fontsize=8)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def save_curves(
@@ -148,6 +270,33 @@ def save_comparison(path: Path, names: Sequence[str], values: Sequence[float], s
     axis.set(xlabel=f"validation {score}, percent", xlim=(0, 108))
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
+    figure.savefig(path, dpi=120)
+
+
+def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Write where the pixels of each true class went, in percent of that class.
+
+    Args:
+        counts: (K, K), true class by predicted class.
+        classes: K names.
+    """
+    number = len(classes)
+    with np.errstate(invalid="ignore"):
+        shares = 100 * counts / counts.sum(axis=1, keepdims=True)  # NaN, drawn white: the class does not occur
+    named = number <= 40  # more names cannot be read; the CSV file has them
+    side = 3 + 0.34 * number if named else 12
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    if named:
+        axis.set_xticks(range(number), classes, rotation=90, fontsize=8)
+        axis.set_yticks(range(number), classes, fontsize=8)
+    axis.set(xlabel="predicted", ylabel="true")
+    if named:
+        for row, column in np.argwhere(shares >= 0.5):
+            colour = "white" if shares[row, column] > 55 else "black"
+            axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    figure.colorbar(image, ax=axis, shrink=0.6, label="percent of the true class")
     figure.savefig(path, dpi=120)
 
 

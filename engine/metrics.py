@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -55,6 +56,11 @@ class ConfusionMatrix:
         valid = labels != self.ignore_index
         pairs = labels[valid] * self.num_classes + prediction[valid]
         self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.counts)
+
+    def reduce(self) -> None:
+        """Add up the counts of all processes, exactly; a single process keeps its own."""
+        if dist.is_initialized():
+            dist.all_reduce(self.counts)
 
     def scores(self) -> Scores:
         """Intersection over union and accuracies of everything added so far."""

@@ -16,6 +16,7 @@ _PACKAGES = {
     "task": ("engine.tasks",),
     "dataset": ("data",),
     "recipe": ("data",),
+    "protocol": ("engine.protocols",),
     "loss": ("losses",),
     "optimizer": ("torch.optim", "engine.schedule"),
     "logger": ("engine",),

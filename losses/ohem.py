@@ -29,8 +29,8 @@ def ohem_cross_entropy(
     p_k is looked up on probabilities and labels reduced 8 times, with k / 64. Without a host synchronisation.
 
     Args:
-        logits: (N, K, H, W).
-        labels: (N, H, W) int64 in [0, K) or ``ignore_index``.
+        logits: (N, K, H, W); of clips (N, K, T, H, W), whose frames count as so many images.
+        labels: (N, H, W) or (N, T, H, W), int64 in [0, K) or ``ignore_index``.
         ignore_index: label that does not count.
         threshold: probability above which a pixel counts as easy.
         min_kept: pixels of the batch to keep at least.
@@ -39,6 +39,8 @@ def ohem_cross_entropy(
     Returns:
         A scalar in float32 (float64 for float64 logits).
     """
+    if logits.ndim == 5:
+        logits, labels = logits.transpose(1, 2).flatten(0, 1), labels.flatten(0, 1)
     with torch.no_grad():
         probabilities = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
         limit = _threshold(probabilities, labels, ignore_index, threshold, min_kept)

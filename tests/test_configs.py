@@ -52,6 +52,29 @@ def test_ade20k_brings_the_papers_recipe():
     assert config.loss.weights == {"main": 1.0, "aux": 0.4, "ccl": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("dataset", "crop", "batch", "iterations", "lr", "weight_decay"),
+    [
+        ("cityscapes", [769, 769], 8, 60_000, 1e-2, 1e-4),
+        ("lip", [473, 473], 40, 114_000, 7e-3, 5e-4),
+        ("voc", [512, 512], 16, 40_000, 1e-2, 5e-4),
+        ("camvid_full", [504, 504], 8, 20_000, 1e-2, 1e-4),
+        ("camvid_video", [504, 504], 8, 20_000, 1e-2, 1e-4),
+    ],
+)
+def test_each_data_set_brings_its_recipe(dataset, crop, batch, iterations, lr, weight_decay):
+    config = composed(f"dataset={dataset}")
+    assert config.recipe.train_transform.crop_size == config.training_crop == crop
+    assert (config.recipe.batch_size, config.recipe.max_iters) == (batch, iterations)
+    assert (config.optimizer.algorithm.lr, config.optimizer.algorithm.weight_decay) == (lr, weight_decay)
+    assert config.protocol._target_ == f"engine.protocols.{'Letterbox' if dataset == 'lip' else 'Whole'}"
+    if dataset == "camvid_video":
+        assert (config.dataset.train.frames, config.model.head.recurrence) == (5, 3)
+    if dataset == "lip":
+        assert config.recipe.train_transform.flip_pairs == [[14, 15], [16, 17], [18, 19]]
+        assert composed("dataset=lip", "protocol=letterbox_flip").protocol.flip_pairs == [[14, 15], [16, 17], [18, 19]]
+
+
 def test_the_command_line_wins_over_a_recipe():
     config = composed(
         "dataset=ade20k", "backbone=mobilenetv2_100", "loss=ce", "recipe.lr=0.02", "model.head.recurrence=0"

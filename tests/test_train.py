@@ -41,7 +41,7 @@ def rows(path):
 def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
     train = rows(finished / "train.csv")
     assert [row["iteration"] for row in train] == ["1", "2", "3", "4"]
-    assert {"loss", "loss/main", "loss/aux", "lr", "images_per_s", "memory_mib"} <= set(train[0])
+    assert {"loss", "loss/main", "loss/aux", "lr", "images_per_s", "data_wait", "memory_mib"} <= set(train[0])
     assert float(train[0]["loss"]) == pytest.approx(
         float(train[0]["loss/main"]) + 0.4 * float(train[0]["loss/aux"]), rel=1e-5
     )
@@ -103,7 +103,7 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path,
     assert_same(vars(whole), vars(resumed))
     for name in ("train.csv", "val.csv"):
         one, two = rows(tmp_path / "whole" / name), rows(tmp_path / "broken" / name)
-        timed = ("images_per_s", "memory_mib")
+        timed = ("images_per_s", "data_wait", "memory_mib")
         assert [{k: v for k, v in row.items() if k not in timed} for row in one] == [
             {k: v for k, v in row.items() if k not in timed} for row in two
         ]

@@ -46,7 +46,8 @@ class Semantic:
         self, images: Tensor, labels: Tensor, device: torch.device, memory_format: torch.memory_format
     ) -> tuple[Tensor, Tensor]:
         """Both where the network is."""
-        images = images.to(device, memory_format=memory_format, non_blocking=True)
+        layout = memory_format if images.ndim == 4 else torch.preserve_format  # clips have five axes
+        images = images.to(device, memory_format=layout, non_blocking=True)
         return images, labels.to(device, non_blocking=True)
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
