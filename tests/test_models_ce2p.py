@@ -153,27 +153,27 @@ def test_edge_loss_of_one_kind_alone_is_a_zero_that_back_propagates(kind, dtype)
 def test_it_learns_a_few_made_images(name):
     """Stripes of three classes in random places, told apart by their grey value alone."""
     torch.manual_seed(1)
-    borders = torch.randint(8, 40, (3, 2)).sort(dim=1).values
-    columns = torch.arange(48)
+    borders = torch.randint(8, 24, (2, 2)).sort(dim=1).values
+    columns = torch.arange(33)
     rows = (columns >= borders[:, :1]).long() + (columns >= borders[:, 1:]).long()
-    labels = rows[:, None, :].expand(-1, 48, -1).contiguous()
+    labels = rows[:, None, :].expand(-1, 33, -1).contiguous()
     labels[:, :4] = 255
-    images = (labels[:, None].clamp(max=2) / 3 + 0.1 * torch.rand(3, 3, 48, 48)).clamp(0, 1)
+    images = (labels[:, None].clamp(max=2) / 3 + 0.1 * torch.rand(2, 3, 33, 33)).clamp(0, 1)
 
     from test_configs import composed
 
     criterion = instantiate(composed("loss=parsing").loss)
     model = small(name, num_classes=3, head__dropout=0.0).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(45):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(12):
         optimizer.zero_grad()
         loss, terms = criterion(model(images), labels)
         loss.backward()
         optimizer.step()
     assert set(terms) == {"main", "aux", "edge"}
-    assert terms["main"] < 0.3 and terms["edge"] < 0.5
+    assert terms["main"] < 0.6 and terms["edge"] < 0.35
     right = model(images)["out"].argmax(dim=1) == labels
-    assert right[labels != 255].float().mean() > 0.95
+    assert right[labels != 255].float().mean() > 0.9
 
 
 def test_training_and_evaluation_from_the_command_line(tmp_path, run_entry):
