@@ -113,9 +113,12 @@ def _save_grid(
     """Rows of pictures under column titles, over a legend of the classes ``shown``."""
     ratios = [max(picture.shape[0] / picture.shape[1] for picture in row) for row in rows]
     legend_height = 0.3 + 0.18 * -(-len(shown) // _LEGEND_COLUMNS)
-    size = (10, 0.3 + 10 / len(titles) * sum(ratios) + legend_height)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw={"height_ratios": ratios})
+    width, height = 10, 0.3 + 10 / len(titles) * sum(ratios) + legend_height
+    figure = Figure(figsize=(width, height))
+    # Margins by hand: a constrained layout draws everything twice.
+    margins = {"left": 0.005, "right": 0.995, "top": 1 - 0.3 / height, "bottom": legend_height / height}
+    grid = {"height_ratios": ratios, "wspace": 0.03, "hspace": 0.06} | margins
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw=grid)
     for line, row in zip(axes, rows, strict=True):
         for axis, picture in zip(line, row, strict=True):
             axis.imshow(picture, interpolation="nearest")
@@ -126,7 +129,7 @@ def _save_grid(
         figure.legend(
             [_patch(palette[index]) for index in shown],
             [classes[index] for index in shown],
-            loc="outside lower center",
+            loc="lower center",
             ncols=min(len(shown), _LEGEND_COLUMNS),
             fontsize=8,
             frameon=False,
