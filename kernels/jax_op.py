@@ -79,13 +79,12 @@ def _alike(arrays: Sequence[Array]) -> list[Array]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _attention(query, key, value, options):
-    out, _ = _forward_p.bind(query, key, value, options=options, save_out=True)
-    return out
+    return _attention_forward(query, key, value, options)[0]
 
 
 def _attention_forward(query, key, value, options):
     out, stats = _forward_p.bind(query, key, value, options=options, save_out=True)
-    return out, (query, key, value, out, stats)
+    return out.astype(value.dtype), (query, key, value, out, stats)
 
 
 def _attention_backward(options, saved, grad):
@@ -126,9 +125,14 @@ def _forward_shapes(query, key, value, residual=None, gamma=None, *, options, sa
     """Query, key, value -> out, stats; with residual and gamma -> result, and with ``save_out`` out, stats."""
     # Made from the input's types, whose other properties, such as a shard_map's axes, they share.
     stats = query.update(shape=(*query.shape[:-1], 2), dtype=jnp.dtype(jnp.float32))
+    out = value.update(dtype=_kept_dtype(value))
     if residual is None:
-        return [value, stats]
-    return [residual, value, stats] if save_out else [residual]
+        return [out, stats]
+    return [residual, out, stats] if save_out else [residual]
+
+
+def _kept_dtype(value) -> Any:
+    return jnp.dtype(plan.kept_dtype(str(value.dtype)))
 
 
 def _backward_shapes(query, key, value, out, stats, grad, gamma=None, *, options):
@@ -140,10 +144,11 @@ def _forward_plain(query, key, value, residual=None, gamma=None, *, options, sav
     _refuse_triton(options)
     out = reference.criss_cross_attention(query, key, value, options.axes, options.scale, -1)
     stats = jnp.zeros((*query.shape[:-1], 2), jnp.float32)  # the plain backward does not ask for them
+    kept = out.astype(_kept_dtype(value))
     if residual is None:
-        return [out, stats]
+        return [kept, stats]
     result = (gamma * out + residual).astype(residual.dtype)
-    return [result, out, stats] if save_out else [result]
+    return [result, kept, stats] if save_out else [result]
 
 
 def _backward_plain(query, key, value, out, stats, grad, gamma=None, *, options):
@@ -173,13 +178,14 @@ def _forward_kernels(query, key, value, residual=None, gamma=None, *, options, s
     strides["residual_stride"] = value.shape[-1]
     launches = plan.forward_launches(_problem(query, value, options), device(), residual is not None, save_out)
     stats_shape = (*query.shape[:-1], 2)
+    out_dtype = _kept_dtype(value) if save_out else value.dtype
     out = stats = None
     for index, step in enumerate(launches):
         fused, saves = step.constants["HAS_RESIDUAL"], step.constants["SAVE_OUT"]
         if not saves:
             out_here = _unused(value) if out is None else out
         else:
-            out_here = Written(value.shape, value.dtype) if out is None else Updated(out)
+            out_here = Written(value.shape, out_dtype) if out is None else Updated(out)
         in_place = not saves and out is not None and fused and residual.dtype == value.dtype
         made = launch(
             line_forward_kernel,
