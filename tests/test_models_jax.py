@@ -57,7 +57,8 @@ def relative(ours, theirs):
 @pytest.mark.parametrize(("name", "backbone", "size"), NETWORKS, ids=str)
 @torch.no_grad()
 def test_one_checkpoint_gives_the_same_logits(name, backbone, size):
-    network = trained(name, backbone)
+    deep = {"backbone__out_indices": [1, 2]} if "resnet50" in backbone else {}  # the stem is what differs
+    network = trained(name, backbone, **deep)
     images = torch.rand(1, 3, *size)
     got = jax.jit(twin(network))(to_jax(images))
     assert set(got) == {"out"}
@@ -93,7 +94,7 @@ def loss_and_gradients(twin, images, **options):
     graph, parameters, rest = nnx.split(twin, nnx.Param, ...)
 
     def loss(parameters, images):
-        network = nnx.merge(graph, parameters, rest)
+        network = nnx.merge(graph, parameters, rest, copy=True)
         output = network(images, train=True, **options)
         return sum((array**2).mean() for array in output.values()), (output, nnx.state(network, nnx.BatchStat))
 
@@ -124,7 +125,7 @@ def test_a_batch_spread_over_devices_is_one_batch():
     """Statistics, loss and gradients are of the whole batch, as on one device."""
     network, images = train_network()
     small = twin(network)
-    value, output, found = loss_and_gradients(small, to_jax(images))
+    value, _, found = loss_and_gradients(small, to_jax(images))
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     assert mesh.size == 2
     spread = jax.device_put(to_jax(images), NamedSharding(mesh, PartitionSpec("batch")))
@@ -139,9 +140,15 @@ def test_a_batch_spread_over_devices_is_one_batch():
 def test_dropout_drops_channels_in_training_alone():
     network = twin(trained("fcn", head__dropout=0.5))
     images = jnp.ones((1, 33, 33, 3))
-    first, second = (network(images, train=True, key=jax.random.key(seed))["out"] for seed in (0, 1))
+    graph, state = nnx.split(network)
+
+    @jax.jit
+    def train(state, seed):
+        return nnx.merge(graph, state, copy=True)(images, train=True, key=jax.random.key(seed))["out"]
+
+    first, second, again = (train(state, seed) for seed in (0, 1, 0))
     assert not jnp.allclose(first, second)
-    assert jnp.array_equal(network(images)["out"], network(images)["out"])
+    assert jnp.array_equal(first, again)
     with pytest.raises(ValueError, match=r"needs a random key for its dropout: give key=jax\.random\.key"):
         network(images, train=True)
 
@@ -149,7 +156,7 @@ def test_dropout_drops_channels_in_training_alone():
 def test_bfloat16_stays_near():
     network = twin(trained("ccnet"))
     images = jnp.asarray(np.random.default_rng(0).random((1, 33, 41, 3), np.float32))
-    wide, half = network(images)["out"], jax.jit(partial(network, dtype=jnp.bfloat16))(images)["out"]
+    wide, half = (jax.jit(partial(network, dtype=dtype))(images)["out"] for dtype in (jnp.float32, jnp.bfloat16))
     assert half.dtype == jnp.float32
     assert jnp.abs(half - wide).max() < 0.1 * jnp.abs(wide).max()
 
@@ -162,10 +169,10 @@ def test_create_model_builds_in_jax():
     torch.manual_seed(1)
     same = create_model("ccnet", backbone="resnet10t", **SMALL).eval()
     with torch.no_grad():
-        assert relative(to_torch(network(to_jax(images))["out"]), same(images)["out"]) < 1e-4
+        assert relative(to_torch(jax.jit(network)(to_jax(images))["out"]), same(images)["out"]) < 1e-4
     with pytest.raises(ValueError, match="'tensorflow': choose 'torch' or 'jax'"):
         create_model("ccnet", num_classes=2, framework="tensorflow")
-    with pytest.raises(ValueError, match=r"no JAX twin of timm.*ConvNe.*ResNets .* and MobileNetV2s"):
+    with pytest.raises(ValueError, match=r"no JAX twin of timm.*ResNets .* and MobileNetV2s"):
         create_model("ccnet", num_classes=2, backbone="convnext_atto", framework="jax")
     with pytest.raises(ValueError, match=r"RGB images \(N, H, W, 3\) or clips .* at least 8x8"):
         network(jnp.zeros((1, 3, 64, 64)))

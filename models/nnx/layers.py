@@ -5,17 +5,27 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from flax import nnx
 from jax import Array, lax
 from torch import nn
 
 
-def parameter(tensor) -> nnx.Param | None:
-    """A torch parameter as a trainable variable, for convolutions (O, I, H, W) -> (H, W, I, O)."""
-    if tensor is None:
-        return None
+def from_torch(tensor) -> Array:
+    """A torch parameter, or its gradient or average, in the layout of its twin: convolutions (H, W, I, O)."""
     array = tensor.detach().cpu().numpy()
-    return nnx.Param(jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array))
+    return jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
+
+
+def to_torch(array: Array):
+    """The way back."""
+    array = np.asarray(array)
+    return torch.from_numpy(np.array(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array, order="C"))
+
+
+def parameter(tensor) -> nnx.Param | None:
+    """A torch parameter as a trainable variable."""
+    return None if tensor is None else nnx.Param(from_torch(tensor))
 
 
 def statistic(tensor) -> nnx.BatchStat:
@@ -115,12 +125,10 @@ class Pool(nnx.Module):
         # same-size average counts zeros.
         over = [-(-side // self.stride) * self.stride - side + self.kernel - self.stride for side in x.shape[1:3]]
         padding = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
-        total = lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, window, steps, padding)
+        total = lax.reduce_window(x, 0.0, lax.add, window, steps, padding)
         if self.kind == "same":
             return total / self.kernel**2
-        count = lax.reduce_window(
-            jnp.ones_like(x[:1, :, :, :1]), jnp.zeros((), x.dtype), lax.add, window, steps, padding
-        )
+        count = lax.reduce_window(jnp.ones_like(x[:1, :, :, :1]), 0.0, lax.add, window, steps, padding)
         return total / count
 
 

@@ -21,7 +21,7 @@ from models.context.pyramid import AtrousPyramid, PyramidPooling
 from models.criss_cross import CrissCrossAttention
 from models.heads.context import ContextHead
 from models.heads.fcn import FCNHead
-from models.nnx.layers import Activation, BatchNorm, Conv, Layers, Pool
+from models.nnx.layers import Activation, BatchNorm, Conv, Layers, Pool, to_torch
 from models.segmentor import Segmentor
 
 
@@ -44,12 +44,11 @@ def state_dict(network: nnx.Module) -> dict[str, Tensor]:
     """The weights under torch's names and in torch's layout: ``load_state_dict`` of the torch network takes them."""
     weights = {}
     for path, variable in nnx.to_flat_state(nnx.state(network)):
-        array = np.asarray(variable[...])
-        if path[-1] == "num_batches_tracked":
-            array = array.astype(np.int64)
-        elif isinstance(variable, nnx.Param) and array.ndim == 4:  # (H, W, I, O) -> (O, I, H, W)
-            array = array.transpose(3, 2, 0, 1)
-        weights[".".join(map(str, path))] = torch.from_numpy(np.array(array))
+        if isinstance(variable, nnx.Param):
+            tensor = to_torch(variable[...])
+        else:
+            tensor = torch.from_numpy(np.array(variable[...]))
+        weights[".".join(path)] = tensor.long() if path[-1] == "num_batches_tracked" else tensor
     return weights
 
 
