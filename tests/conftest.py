@@ -52,6 +52,8 @@ def run_entry(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("WANDB_MODE", "offline")
+        if "absl.logging" in sys.modules:  # JAX's: when Hydra resets logging, it closes a stream that is not its own
+            sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
         out, err, code = io.StringIO(), io.StringIO(), 0
         with redirect_stdout(out), redirect_stderr(err):
             try:
