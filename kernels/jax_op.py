@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -19,6 +20,9 @@ from . import jax_reference as reference
 from . import plan
 from .jax_dispatch import log_once
 from .precision import float32_precision
+
+# Of the attention's output and statistics, for a policy of jax.checkpoint that recomputes all else.
+KEPT = "criss_cross_kept"
 
 
 class Options(NamedTuple):
@@ -103,6 +107,7 @@ def _residual(query, key, value, residual, gamma, options):
 
 def _residual_forward(query, key, value, residual, gamma, options):
     result, out, stats = _forward_p.bind(query, key, value, residual, gamma, options=options, save_out=True)
+    out, stats = (checkpoint_name(array, KEPT) for array in (out, stats))
     return result, (query, key, value, out, stats, gamma)
 
 

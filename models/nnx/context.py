@@ -7,6 +7,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from kernels import criss_cross_residual
+from kernels.jax_op import KEPT
 from models.nnx.layers import adaptive_average, parameter, resize
 
 
@@ -30,8 +31,8 @@ class CrissCrossAttention(nnx.Module):
                 query, key, value, x, gamma, axes=self.axes, channel_axis=-1, backend=self.backend
             )
 
-        if self.recompute:
-            attend = jax.checkpoint(attend)
+        if self.recompute:  # the projections alone: what the attention itself keeps has a name
+            attend = jax.checkpoint(attend, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.size > 1:  # XLA cannot split a kernel's call, and would gather the batch
             split, whole = PartitionSpec("batch"), PartitionSpec()
@@ -71,12 +72,14 @@ class PyramidPooling(nnx.Module):
     """``models.context.pyramid.PyramidPooling``."""
 
     def __init__(self, module, twin):
-        self.bins = module.bins
+        self.bins, self.align_corners = module.bins, module.align_corners
         self.branches, self.fuse = twin(module.branches), twin(module.fuse)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         levels = [
-            resize(branch(adaptive_average(x, bins).astype(x.dtype), train), x.shape[1:3]).astype(x.dtype)
+            resize(branch(adaptive_average(x, bins).astype(x.dtype), train), x.shape[1:3], self.align_corners).astype(
+                x.dtype
+            )
             for branch, bins in zip(self.branches, self.bins, strict=True)
         ]
         return self.fuse(jnp.concatenate([x, *levels], axis=-1), train)

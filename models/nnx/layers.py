@@ -133,13 +133,13 @@ class Pool(nnx.Module):
 
 
 class Activation(nnx.Module):
-    """ReLU, or ReLU6 with a limit."""
+    """ReLU, ReLU6 with a limit, or leaky ReLU with a slope."""
 
-    def __init__(self, limit: float | None = None):
-        self.limit = limit
+    def __init__(self, limit: float | None = None, slope: float = 0.0):
+        self.limit, self.slope = limit, slope
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        return jnp.clip(x, 0, self.limit)
+        return jnp.where(x > 0, x, self.slope * x) if self.slope else jnp.clip(x, 0, self.limit)
 
 
 def dropout2d(x: Array, rate: float, key: Array | None) -> Array:

@@ -70,6 +70,7 @@ _TWINS = {
     BatchNormAct2d: BatchNorm,
     torch.nn.ReLU: _activation,
     torch.nn.ReLU6: _activation,
+    torch.nn.LeakyReLU: lambda module: Activation(slope=module.negative_slope),
     torch.nn.Identity: lambda module: Layers([]),
     torch.nn.MaxPool2d: _max_pool,
     torch.nn.AvgPool2d: lambda module: Pool("average", module.kernel_size, module.stride),
