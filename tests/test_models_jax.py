@@ -101,20 +101,24 @@ def loss_and_gradients(twin, images, **options):
 
 
 def test_training_gives_the_same_outputs_gradients_and_statistics():
+    """In float64, where no rounding moves a value over the kink of a ReLU."""
     network, images = train_network()
-    value, output, found = loss_and_gradients(twin(network), to_jax(images))
+    network, images = network.double(), images.double()
+    with jax.enable_x64(True):
+        value, output, found = loss_and_gradients(twin(network), to_jax(images), dtype=jnp.float64)
     expected = network(images)
     total = sum(tensor.square().mean() for tensor in expected.values())
     total.backward()
-    assert float(value) == pytest.approx(total.item(), rel=1e-4)
+    assert float(value) == pytest.approx(total.item(), rel=1e-9)
     assert set(output) == set(expected) == {"out", "aux", "embedding"}
     for name, tensor in expected.items():
-        assert relative(to_torch(output[name]), tensor.detach()) < 1e-4, name
+        assert relative(to_torch(output[name]), tensor.detach()) < 1e-6, name
     for key, parameter in network.named_parameters():
-        assert relative(found[key], parameter.grad) < 2e-3, key
+        # A key's bias moves all scores of a softmax alike: its gradient is zero, but for rounding.
+        assert (found[key] - parameter.grad).abs().max() < 1e-6 * parameter.grad.abs().max() + 1e-14, key
     for key, tensor in network.named_buffers():
-        if key in found and "running" in key:
-            assert relative(found[key], tensor) < 1e-4, key
+        if "running" in key:
+            assert relative(found[key], tensor) < 1e-9, key
         if key.endswith("num_batches_tracked"):
             assert found[key] == tensor == 1
 

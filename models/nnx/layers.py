@@ -64,7 +64,7 @@ class Conv(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """``nn.BatchNorm2d``, or timm's with its ReLU6: float32 statistics, the running variance unbiased as torch's."""
+    """``nn.BatchNorm2d``, or timm's with its ReLU6; statistics in float32 at least, the running variance unbiased."""
 
     def __init__(self, norm: nn.BatchNorm2d):
         self.weight, self.bias = parameter(norm.weight), parameter(norm.bias)
@@ -77,7 +77,7 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(N, H, W, C) -> the same; with ``train`` by the batch's own statistics, which it notes."""
         if train:
-            wide = x.astype(jnp.float32)
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             mean, var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
             count = x.size // x.shape[-1]
             if count < 2:
