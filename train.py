@@ -30,7 +30,7 @@ from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point, seed_everything
 from engine.run_log import RunLog
-from engine.state import TrainingState
+from engine.state import TrainingState, check_finite
 from engine.sweep import write_result
 from engine.tables import score_table
 from engine.tasks import Task
@@ -54,7 +54,8 @@ def main(config: DictConfig) -> float:
 def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> float:
     """Train as ``config`` says, from the start or from ``saved``; everything is written into ``folder``."""
     seed_everything(config.seed)
-    device = choose_device(config.device)
+    in_jax = _is_jax(config)
+    device = torch.device("cpu") if in_jax else choose_device(config.device)  # of what torch does
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
     task = instantiate(config.task)
@@ -74,6 +75,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     if saved:
         state.restore(saved)
     forward = torch.compile(model) if config.compile else model
+    jax_step = _jax_step(config, model, criterion, optimizer) if in_jax else None
     loader = train_loader(
         train_set,
         batch_size=config.recipe.batch_size,
@@ -103,8 +105,11 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         state.wandb_id = log.wandb_id
         for (images, labels), seconds in timed(loader):
             waited += seconds
-            images, labels = task.to_device(images, labels, device, memory_format)
-            loss, terms = train_step(task, forward, criterion, optimizer, images, labels, bf16=config.bf16)
+            if in_jax:
+                loss, terms = jax_step(images, labels, state.iteration)
+            else:
+                images, labels = task.to_device(images, labels, device, memory_format)
+                loss, terms = train_step(task, forward, criterion, optimizer, images, labels, bf16=config.bf16)
             learning_rate = schedule.get_last_lr()[0]
             schedule.step()
             state.iteration += 1
@@ -119,13 +124,13 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 )
                 values = {"loss": loss.item()} | {f"loss/{name}": term.item() for name, term in terms.items()}
                 values |= {"lr": learning_rate, "images_per_s": speed, "data_wait": share}
-                values["memory_mib"] = _peak_memory_mib(device)
+                values["memory_mib"] = _peak_memory_mib(device, jax_step)
                 log.train(state.iteration, values)
                 window_start, window_images, waited = time.perf_counter(), 0, 0.0
 
             if state.iteration % config.recipe.val_every == 0 or state.iteration == config.recipe.max_iters:
                 result = task.evaluate(
-                    model,
+                    jax_step.evaluated() if in_jax else model,
                     val_set,
                     protocol,
                     device=device,
@@ -137,6 +142,8 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 name, score = next(iter(result.scores.summary().items()))
                 bar.write(f"iteration {state.iteration}: {name} {score:.2f}")
                 cost["val_images_per_s"] = result.images_per_s
+                if in_jax:
+                    jax_step.write_back()
                 state.save(folder, result.scores, resolved, train_set)
                 window_start, window_images, waited = time.perf_counter(), 0, 0.0
 
@@ -172,9 +179,7 @@ def train_step(
     with torch.autocast(images[0].device.type, torch.bfloat16, enabled=bf16):
         output = task.forward(model, images, labels)
     loss, terms = criterion(output, labels)
-    if not torch.isfinite(loss):
-        listed = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
-        raise ValueError(f"the loss is {loss.item()} ({listed}): lower recipe.lr, or look at the data")
+    check_finite(loss, terms)
     loss.backward()
     optimizer.step()
     return loss.detach(), terms
@@ -194,8 +199,25 @@ def _summary(model: nn.Module, train_set: Dataset, val_set: Dataset, device: tor
     )
 
 
-def _peak_memory_mib(device: torch.device) -> float:
+def _is_jax(config: DictConfig) -> bool:
+    framework = config.get("framework", "torch")
+    if framework not in ("torch", "jax"):
+        raise ValueError(f"framework is {framework!r}: choose 'torch' or 'jax'")
+    return framework == "jax"
+
+
+def _jax_step(config: DictConfig, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    from engine.jax_network import local_devices
+    from engine.jax_step import JaxStep
+
+    devices = local_devices(config.device, config.recipe.batch_size)
+    return JaxStep(model, criterion, optimizer, devices=devices, seed=config.seed, bf16=config.bf16)
+
+
+def _peak_memory_mib(device: torch.device, jax_step: Any = None) -> float:
     """Of the GPU's allocator, or of the process."""
+    if jax_step is not None and (peak := jax_step.peak_memory_mib()) is not None:
+        return peak
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

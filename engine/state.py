@@ -4,13 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.tasks import TaskScores
+
+
+def check_finite(loss: Tensor, terms: dict[str, Tensor]) -> None:
+    """Raise ValueError for a loss that no step should follow."""
+    if not torch.isfinite(loss):
+        listed = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
+        raise ValueError(f"the loss is {loss.item()} ({listed}): lower recipe.lr, or look at the data")
 
 
 class TrainingState:

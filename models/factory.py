@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -17,8 +18,14 @@ def list_models() -> list[str]:
 
 
 def create_model(
-    name: str, *, num_classes: int, backbone: str = "resnet101", pretrained: bool = False, **overrides
-) -> nn.Module:
+    name: str,
+    *,
+    num_classes: int,
+    backbone: str = "resnet101",
+    pretrained: bool = False,
+    framework: str = "torch",
+    **overrides,
+) -> Any:
     """Build a network of the zoo.
 
     Args:
@@ -26,13 +33,16 @@ def create_model(
         num_classes: K of the logits; for Mask R-CNN the kinds of objects, without the background.
         backbone: a file in ``conf/backbone`` or any timm model that takes output stride 8.
         pretrained: let timm download ImageNet weights.
+        framework: "torch" for an ``nn.Module``, "jax" for its twin in Flax NNX, which takes (N, H, W, 3) and gives
+            (N, H, W, K).
         **overrides: further settings of the model's YAML, dots written as two underscores:
             ``head__recurrence=3``; or a file of ``conf/model/<setting>``: ``context="nonlocal"``.
 
     Returns:
         (N, 3, H, W) in [0, 1] -> {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor` and
         :class:`models.parser.Parser`. ``mask_rcnn`` follows torchvision's detection API; see
-        :class:`models.mask_rcnn.MaskRCNN`.
+        :class:`models.mask_rcnn.MaskRCNN`. In JAX see
+        :class:`models.nnx.segmentor.Segmentor`.
 
     Raises:
         ValueError: an unknown name, with the nearest ones.
@@ -40,6 +50,8 @@ def create_model(
     Example:
         >>> net = create_model("ccnet", num_classes=19, backbone="resnet18", head__recurrence=2)
     """
+    if framework not in ("torch", "jax"):
+        raise ValueError(f"framework is {framework!r}: choose 'torch' or 'jax'")
     if name not in list_models():
         close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4) or list_models()
         raise ValueError(f"there is no model {name!r}: did you mean {', '.join(close)}?")
@@ -65,7 +77,12 @@ def create_model(
         if OmegaConf.select(config, key, default=_MISSING) is _MISSING:
             raise ValueError(f"model {name!r} has no setting {setting!r}: its settings stand in conf/model/{name}.yaml")
         OmegaConf.update(config, key, value)
-    return build(config.model)
+    network = build(config.model)
+    if framework == "torch":
+        return network
+    from models.nnx import twin
+
+    return twin(network)
 
 
 def build(config: DictConfig) -> nn.Module:
