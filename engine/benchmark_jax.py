@@ -32,7 +32,7 @@ def reference(query: Array, key: Array, value: Array) -> Array:
 
 def einsum(query: Array, key: Array, value: Array) -> Array:
     """What one would write: scores of both axes side by side, one softmax, two weighted sums."""
-    height, width = query.shape[1:3]
+    height = query.shape[1]
     columns = jnp.einsum("nywd,nxwd->nywx", query, key)
     columns = jnp.where(jnp.eye(height, dtype=bool)[:, None, :], -jnp.inf, columns)
     rows = jnp.einsum("nhyd,nhxd->nhyx", query, key)
