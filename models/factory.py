@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -61,17 +63,16 @@ def create_model(
         for setting in list(overrides)
         if isinstance(overrides[setting], str) and _choices(f"model/{setting}")
     ]
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        config = compose(
-            overrides=[
-                f"+model={name}",
-                f"+backbone={backbone if named else 'timm'}",
-                *([] if named else [f"backbone.name={backbone}"]),
-                f"backbone.pretrained={pretrained}",
-                f"+num_classes={num_classes}",
-                *groups,
-            ]
-        )
+    config = _compose(
+        [
+            f"+model={name}",
+            f"+backbone={backbone if named else 'timm'}",
+            *([] if named else [f"backbone.name={backbone}"]),
+            f"backbone.pretrained={pretrained}",
+            f"+num_classes={num_classes}",
+            *groups,
+        ]
+    )
     for setting, value in overrides.items():
         key = "model." + setting.replace("__", ".")
         if OmegaConf.select(config, key, default=_MISSING) is _MISSING:
@@ -91,6 +92,17 @@ def build(config: DictConfig) -> nn.Module:
 
 
 _MISSING = object()
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    """Compose out of ``conf/``, also inside a program that Hydra has started from a configuration of its own."""
+    outer = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            return compose(overrides=overrides)
+    finally:
+        Singleton.set_state(outer)
 
 
 def _choice(setting: str, value: str) -> str:

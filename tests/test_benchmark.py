@@ -100,20 +100,18 @@ def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, 
     assert (tmp_path / "b_jax_1x4x5_float32.png").is_file()
 
 
-def test_zoo_table(tmp_path, config):
-    from engine.benchmark_zoo import zoo
-
-    config.output = str(tmp_path / "networks")
-    config.zoo.models, config.zoo.backbone = ["ccnet", "fcn"], "resnet10t"
-    config.zoo.size, config.zoo.timed_size = [65, 97], [33, 33]
-    shown = zoo(config, torch.device("cpu"))
+def test_zoo_table(tmp_path, run_entry):
+    done = run_entry(
+        *("benchmark.py", "mode=zoo", "device=cpu", "zoo.models=[ccnet,fcn]", "zoo.backbone=resnet10t"),
+        *("zoo.size=[65,97]", "zoo.timed_size=[33,33]", f"output={tmp_path / 'networks'}"),
+    )
     with open(tmp_path / "networks_zoo.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["network"] for row in rows] == ["fcn", "ccnet, R = 1", "ccnet, R = 2", "ccnet, R = 3"]
     added = [float(row["added_gflops"]) for row in rows]
     assert added[0] == 0 and added == sorted(added)
     assert all(float(row["images_per_s"]) > 0 for row in rows)
-    assert shown.count("\n") == 1 + len(rows)
+    assert all(f"| {row['network']} |" in done.stdout for row in rows)
 
 
 def test_tuning_needs_a_gpu(config):
