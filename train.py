@@ -4,6 +4,7 @@
     python train.py model=ccnet dataset=camvid dataset.root=DIR       a real one, with its recipe
     python train.py -m model.head.recurrence=0,1,2                    a sweep, which ends in a table and a picture
     python train.py resume=RUN                                        continue a run, exactly
+    torchrun --nproc-per-node=8 train.py dataset=cityscapes           on eight GPUs, which share each batch
     python train.py init=FILE dataset=camvid dataset.root=DIR         from the network of a run, or a published one
 
 Everything that can be set stands in ``conf/``; ``python train.py --help`` lists it.
@@ -12,25 +13,29 @@ Everything that can be set stands in ``conf/``; ``python train.py --help`` lists
 import functools
 import resource
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.build import build_dataset
-from data.stream import timed, train_loader
+from data.stream import Seeded, timed, train_loader
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
+from engine.distributed import any_of_all, from_first, parallel, processes, rank, world_size
 from engine.entry import choose_device, entry_point, seed_everything
-from engine.run_log import RunLog
+from engine.resume import find_start, fingerprint
+from engine.run_log import NoLog, RunLog
 from engine.state import TrainingState
+from engine.step import NonFiniteLoss, train_step
+from engine.stopping import StopRequest, leave_signals_to_parent
 from engine.sweep import write_result
 from engine.tables import score_table
 from engine.tasks import Task
@@ -41,14 +46,11 @@ from models.factory import build
 @entry_point
 def main(config: DictConfig) -> float:
     """Run one training; returns the best validation score (mIoU, mask AP), for whoever searches over configurations."""
-    if config.resume is None:
-        return train(config, Path(HydraConfig.get().runtime.output_dir))
-    given = [part for part in HydraConfig.get().overrides.task if not part.startswith("resume=")]
-    if given:
-        raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
-    folder = Path(config.resume).expanduser()
-    saved = checkpoint.load(checkpoint.find(folder / "last.pt"))
-    return train(OmegaConf.create(saved.config), folder, saved)
+    folder, saved = find_start(config, Path(HydraConfig.get().runtime.output_dir))
+    if saved:
+        config = OmegaConf.create(saved.config)
+    with processes(choose_device(config.device)):
+        return train(config, from_first(folder), saved)
 
 
 def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> float:
@@ -57,6 +59,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     device = choose_device(config.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
+    identity = saved.training["identity"] if saved else fingerprint(config)
     task = instantiate(config.task)
     train_set = build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = build_dataset(config.dataset, "val", task.eval_transform())
@@ -70,45 +73,88 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     protocol = instantiate(config.protocol)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
     schedule = instantiate(config.optimizer.schedule, optimizer)
-    state = TrainingState(model, optimizer, schedule)
+    cost = task.cost(model, config)
+    forward = parallel(model, device)
+    state = TrainingState(model, optimizer, schedule, identity)
     if saved:
         state.restore(saved)
-    forward = torch.compile(model) if config.compile else model
+    if config.compile:
+        forward = torch.compile(forward)
+    samples = Seeded(train_set, config.seed, skip_broken=config.skip_broken)
     loader = train_loader(
-        train_set,
+        samples,
         batch_size=config.recipe.batch_size,
+        pieces=config.accumulate,
         iterations=config.recipe.max_iters,
         start=state.iteration,
-        seed=config.seed,
         num_workers=config.num_workers,
         collate=task.collate,
+        worker_init=leave_signals_to_parent,
+        process=rank(),
+        processes=world_size(),
     )
 
     resolved = OmegaConf.to_container(config, resolve=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-    print(_summary(model, train_set, val_set, device, folder))
-    cost = task.cost(model, config)
     started, window_start, window_images, waited = time.perf_counter(), time.perf_counter(), 0, 0.0
     with (
-        RunLog(
-            task,
-            folder,
-            classes=train_set.classes,
-            palette=train_set.palette,
-            start=state.iteration,
-            wandb=_wandb(config, resolved, folder, state.wandb_id),
-        ) as log,
-        tqdm(total=config.recipe.max_iters, initial=state.iteration, dynamic_ncols=True, desc="train") as bar,
+        StopRequest() as request,
+        _log(task, config, resolved, folder, state, train_set) as log,
+        tqdm(
+            total=config.recipe.max_iters, initial=state.iteration, dynamic_ncols=True, desc="train", disable=rank() > 0
+        ) as bar,
+        closing(timed(loader)) as batches,
     ):
+        if not rank():
+            print(_summary(model, train_set, val_set, device, folder))
         state.wandb_id = log.wandb_id
-        for (images, labels), seconds in timed(loader):
+
+        def validate() -> None:
+            state.save(folder, resolved, train_set)  # a validation may be dropped: resuming starts with it
+            with request.at_once():
+                result = task.evaluate(
+                    model,
+                    val_set,
+                    protocol,
+                    device=device,
+                    bf16=config.bf16,
+                    num_workers=config.num_workers,
+                    keep_samples=4,
+                )
+            log.validation(state.iteration, result)
+            name, score = next(iter(result.scores.summary().items()))
+            bar.write(f"iteration {state.iteration}: {name} {score:.2f}")
+            cost["val_images_per_s"] = result.images_per_s
+            state.save(folder, resolved, train_set, best=state.take(result.scores))
+
+        if state.validation_due(config.recipe.val_every, config.recipe.max_iters):
+            validate()
+        for (images, labels), seconds in batches:
             waited += seconds
             images, labels = task.to_device(images, labels, device, memory_format)
-            loss, terms = train_step(task, forward, criterion, optimizer, images, labels, bf16=config.bf16)
+            try:
+                loss, terms = train_step(
+                    task,
+                    forward,
+                    criterion,
+                    optimizer,
+                    images,
+                    labels,
+                    bf16=config.bf16,
+                    accumulate=config.accumulate,
+                    clip_norm=config.clip_norm,
+                )
+            except NonFiniteLoss as error:
+                names = ", ".join(samples.names(state.iteration, config.recipe.batch_size))
+                message = f"iteration {state.iteration + 1}: {error}. The batch: {names}"
+                if state.skipped == config.skip_nonfinite:
+                    raise NonFiniteLoss(message) from error
+                state.skipped += 1
+                bar.write(f"step {state.skipped} of at most {config.skip_nonfinite} left out: {message}")
+                loss, terms = torch.tensor(float("nan")), {}
             learning_rate = schedule.get_last_lr()[0]
             schedule.step()
             state.iteration += 1
-            window_images += len(images)
+            window_images += len(images) * world_size()
             bar.update()
 
             if state.iteration % config.log_every == 0:
@@ -123,24 +169,18 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 log.train(state.iteration, values)
                 window_start, window_images, waited = time.perf_counter(), 0, 0.0
 
-            if state.iteration % config.recipe.val_every == 0 or state.iteration == config.recipe.max_iters:
-                result = task.evaluate(
-                    model,
-                    val_set,
-                    protocol,
-                    device=device,
-                    bf16=config.bf16,
-                    num_workers=config.num_workers,
-                    keep_samples=4,
-                )
-                log.validation(state.iteration, result)
-                name, score = next(iter(result.scores.summary().items()))
-                bar.write(f"iteration {state.iteration}: {name} {score:.2f}")
-                cost["val_images_per_s"] = result.images_per_s
-                state.save(folder, result.scores, resolved, train_set)
+            if state.validation_due(config.recipe.val_every, config.recipe.max_iters):
+                validate()
                 window_start, window_images, waited = time.perf_counter(), 0, 0.0
+            elif config.save_every and state.iteration % config.save_every == 0:
+                state.save(folder, resolved, train_set)
+            if any_of_all(request.received is not None, device) and state.iteration < config.recipe.max_iters:
+                state.save(folder, resolved, train_set)
+                bar.write(f"stopped after iteration {state.iteration}, continue with resume={folder}")
+                request.stop()
 
-    _report(task, folder, state, cost, time.perf_counter() - started)
+    if not rank():
+        _report(task, folder, state, cost, time.perf_counter() - started)
     return state.best_score
 
 
@@ -157,27 +197,21 @@ def _network(config: DictConfig, saved: Checkpoint | None) -> nn.Module:
     return checkpoint.start_from(checkpoint.find(config.init), config)
 
 
-def train_step(
-    task: Task,
-    model: nn.Module,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Any,
-    labels: Any,
-    *,
-    bf16: bool = False,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One optimiser step; returns the loss and its terms. A loss that is not finite stops before the step."""
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(images[0].device.type, torch.bfloat16, enabled=bf16):
-        output = task.forward(model, images, labels)
-    loss, terms = criterion(output, labels)
-    if not torch.isfinite(loss):
-        listed = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
-        raise ValueError(f"the loss is {loss.item()} ({listed}): lower recipe.lr, or look at the data")
-    loss.backward()
-    optimizer.step()
-    return loss.detach(), terms
+def _log(
+    task: Task, config: DictConfig, resolved: dict, folder: Path, state: TrainingState, train_set: Dataset
+) -> RunLog | NoLog:
+    if rank():
+        return NoLog()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    return RunLog(
+        task,
+        folder,
+        classes=train_set.classes,
+        palette=train_set.palette,
+        start=state.iteration,
+        wandb=_wandb(config, resolved, folder, state.wandb_id),
+    )
 
 
 def _wandb(config: DictConfig, resolved: dict, folder: Path, run_id: str | None) -> functools.partial | None:

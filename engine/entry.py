@@ -3,6 +3,7 @@
 import functools
 import os
 import random
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,7 +35,7 @@ def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
                 raise
             while isinstance(error, InstantiationException) and error.__cause__ is not None:
                 error = error.__cause__  # what the class that Hydra called had to say
-            print(f"error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+            print(f"{_process()}error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
             raise SystemExit(1) from error
         finally:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
@@ -42,11 +43,16 @@ def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
     return guarded
 
 
+def _process() -> str:
+    """Which one of several processes is speaking."""
+    return f"process {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+
+
 def _message(error: BaseException) -> str:
     """What the error says; out of a data worker, without the traceback that torch puts before it."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
-        return text.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+        return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
     return text
 
 

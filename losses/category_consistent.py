@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .processes import mean_over_processes, sum_over_processes
 from .sampling import nearest_labels
 
 # One bin for each value of an 8-bit label: a fixed size needs no look at the labels, so nothing waits for the
@@ -36,6 +37,7 @@ def category_consistent_loss(
     beta: float = 1.0,
     gamma: float = 0.001,
     distance: str = "piecewise",
+    sync: bool = True,
 ) -> CategoryConsistentLoss:
     """Pull pixels of one class together and push the classes apart.
 
@@ -60,6 +62,8 @@ def category_consistent_loss(
             than 2 delta_d are left alone.
         alpha, beta, gamma: weights of the three terms in the total.
         distance: "piecewise" (the paper's) or "quadratic".
+        sync: the mini-batch is that of all processes together; else each has its own means, and the mean of their
+            losses counts.
 
     Returns:
         The total and its terms, unweighted, in float32 (float64 for float64 input). Nothing valid gives zeros
@@ -85,18 +89,19 @@ def category_consistent_loss(
         raise ValueError(f"labels reach from {index.min()} to {index.max()}: give values in [0, {_BINS - 1}]")
     weight = valid.to(pixels.dtype)
 
-    counts = pixels.new_zeros(_BINS).index_add(0, index, weight)
+    total = sum_over_processes if sync else (lambda own: own)
+    counts = total(pixels.new_zeros(_BINS).index_add(0, index, weight))
     present = (counts > 0).to(pixels.dtype)
     number = present.sum()
     per_pixel = weight / counts.clamp(min=1)[index]  # sums to 1 over each class
-    means = pixels.new_zeros(_BINS, pixels.shape[1]).index_add(0, index, pixels * per_pixel.unsqueeze(1))
+    means = total(pixels.new_zeros(_BINS, pixels.shape[1]).index_add(0, index, pixels * per_pixel.unsqueeze(1)))
 
     to_mean = _norm(pixels - means[index])
     spread = (to_mean - delta_v).clamp(min=0) ** 2
     if distance == "piecewise":
         linear = to_mean - delta_d + (delta_d - delta_v) ** 2
         spread = torch.where(to_mean > delta_d, linear, spread)
-    variance = (spread * per_pixel).sum() / number.clamp(min=1)
+    variance = total((spread * per_pixel).sum()) / number.clamp(min=1)
 
     apart = _norm(means.unsqueeze(1) - means.unsqueeze(0))  # (K, K)
     pairs = present.unsqueeze(1) * present.unsqueeze(0) * (1 - torch.eye(_BINS, device=means.device))
@@ -104,7 +109,8 @@ def category_consistent_loss(
     between = (push * pairs).sum() / (number * (number - 1)).clamp(min=1)
 
     size = (_norm(means) * present).sum() / number.clamp(min=1)
-    return CategoryConsistentLoss(alpha * variance + beta * between + gamma * size, variance, between, size)
+    terms = torch.stack([alpha * variance + beta * between + gamma * size, variance, between, size])
+    return CategoryConsistentLoss(*(terms if sync else mean_over_processes(terms)))
 
 
 def _norm(vectors: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .processes import sum_over_processes
+
 
 def cross_entropy(
     logits: Tensor, labels: Tensor, *, ignore_index: int = 255, class_weights: Tensor | None = None
@@ -13,7 +15,8 @@ def cross_entropy(
     """Mean over the valid pixels of -class_weights[y] log softmax(logits)[y].
 
     The divisor is the number of pixels that are not ignored, also with class weights, so that a batch's loss
-    does not depend on how its ignored pixels fall. Nothing valid gives a zero that still back-propagates.
+    does not depend on how its ignored pixels fall. Nothing valid gives a zero that still back-propagates. Several
+    processes share one batch: pixels are summed and counted over all of them.
 
     Args:
         logits: (N, K, *S).
@@ -27,7 +30,8 @@ def cross_entropy(
     losses = functional.cross_entropy(
         _widened(logits), labels, weight=class_weights, ignore_index=ignore_index, reduction="none"
     )
-    return losses.sum() / (labels != ignore_index).sum().clamp(min=1)
+    valid = sum_over_processes((labels != ignore_index).sum())
+    return sum_over_processes(losses.sum()) / valid.clamp(min=1)
 
 
 class CrossEntropy(nn.Module):

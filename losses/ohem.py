@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from .cross_entropy import CrossEntropy, cross_entropy
+from .processes import gather_from_processes
 from .sampling import nearest_labels
 
 # The threshold is found on maps an eighth of the size in each direction, as the authors do.
 _REDUCTION = 8
+_IGNORED = 2.0  # above every probability
 
 
 def ohem_cross_entropy(
@@ -21,6 +23,7 @@ def ohem_cross_entropy(
     threshold: float = 0.7,
     min_kept: int = 100_000,
     class_weights: Tensor | None = None,
+    sync: bool = True,
 ) -> Tensor:
     """:func:`losses.cross_entropy` over the pixels whose true class has a low probability.
 
@@ -35,6 +38,7 @@ def ohem_cross_entropy(
         threshold: probability above which a pixel counts as easy.
         min_kept: pixels of the batch to keep at least.
         class_weights: (K,) factors.
+        sync: "the batch" is that of all processes together; else each finds its own p_k, and keeps ``min_kept``.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
@@ -43,24 +47,28 @@ def ohem_cross_entropy(
         logits, labels = logits.transpose(1, 2).flatten(0, 1), labels.flatten(0, 1)
     with torch.no_grad():
         probabilities = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
-        limit = _threshold(probabilities, labels, ignore_index, threshold, min_kept)
+        limit = _threshold(probabilities, labels, ignore_index, threshold, min_kept, sync)
         easy = _true_class(probabilities, labels, ignore_index) > limit
         kept = labels.masked_fill(easy, ignore_index)
     return cross_entropy(logits, kept, ignore_index=ignore_index, class_weights=class_weights)
 
 
-def _threshold(probabilities: Tensor, labels: Tensor, ignore_index: int, threshold: float, min_kept: int) -> Tensor:
+def _threshold(
+    probabilities: Tensor, labels: Tensor, ignore_index: int, threshold: float, min_kept: int, sync: bool
+) -> Tensor:
     size = [max(round(length / _REDUCTION), 1) for length in labels.shape[-2:]]
     small = functional.interpolate(probabilities, size, mode="bilinear", align_corners=True)
     small_labels = nearest_labels(labels, size)
     valid = small_labels != ignore_index
     # Ignored pixels sort behind every probability; past them nothing is left to mine and all is kept.
-    true = _true_class(small, small_labels, ignore_index).masked_fill(~valid, 2.0).flatten()
+    true = _true_class(small, small_labels, ignore_index).masked_fill(~valid, _IGNORED).flatten()
+    if sync:
+        true = gather_from_processes(true)
     k = min_kept // _REDUCTION**2
     if k >= true.numel():
         return true.new_tensor(1.0)
     kth = true.kthvalue(max(k, 1)).values if k else true.new_tensor(0.0)
-    return torch.where(valid.sum() > k, kth.clamp(min=threshold), 1.0)
+    return torch.where((true < _IGNORED).sum() > k, kth.clamp(min=threshold), 1.0)
 
 
 def _true_class(probabilities: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -72,7 +80,7 @@ class OhemCrossEntropy(CrossEntropy):
     """:func:`ohem_cross_entropy` of one of the network's outputs.
 
     Args:
-        threshold, min_kept: of :func:`ohem_cross_entropy`.
+        threshold, min_kept, sync: of :func:`ohem_cross_entropy`.
         **cross_entropy: arguments of :class:`losses.CrossEntropy`.
     """
 
@@ -84,10 +92,12 @@ class OhemCrossEntropy(CrossEntropy):
         output: str = "out",
         ignore_index: int = 255,
         class_weights: Sequence[float] | None = None,
+        sync: bool = True,
     ):
         super().__init__(output=output, ignore_index=ignore_index, class_weights=class_weights)
         self.threshold = threshold
         self.min_kept = min_kept
+        self.sync = sync
 
     def forward(self, output: dict[str, Tensor], labels: Tensor) -> Tensor:
         """Output of the network, labels (N, H, W) -> scalar."""
@@ -98,4 +108,5 @@ class OhemCrossEntropy(CrossEntropy):
             threshold=self.threshold,
             min_kept=self.min_kept,
             class_weights=self.class_weights,
+            sync=self.sync,
         )
