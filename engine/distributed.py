@@ -97,6 +97,5 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # shared batch norm keeps them equal
-        find_unused_parameters=True,
+        find_unused_parameters=True,  # a loss need not read every output
     )
