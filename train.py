@@ -104,8 +104,8 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         ) as bar,
         closing(timed(loader)) as batches,
     ):
-        if not rank():
-            print(_summary(model, train_set, val_set, device, folder))
+        say = bar.write if not rank() else lambda text: None
+        say(_summary(model, train_set, val_set, device, folder))
         state.wandb_id = log.wandb_id
 
         def validate() -> None:
@@ -122,7 +122,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 )
             log.validation(state.iteration, result)
             name, score = next(iter(result.scores.summary().items()))
-            bar.write(f"iteration {state.iteration}: {name} {score:.2f}")
+            say(f"iteration {state.iteration}: {name} {score:.2f}")
             cost["val_images_per_s"] = result.images_per_s
             state.save(folder, resolved, train_set, best=state.take(result.scores))
 
@@ -131,6 +131,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         for (images, labels), seconds in batches:
             waited += seconds
             images, labels = task.to_device(images, labels, device, memory_format)
+            buffers = [buffer.clone() for buffer in model.buffers()] if config.skip_nonfinite else []
             try:
                 loss, terms = train_step(
                     task,
@@ -149,7 +150,9 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 if state.skipped == config.skip_nonfinite:
                     raise NonFiniteLoss(message) from error
                 state.skipped += 1
-                bar.write(f"step {state.skipped} of at most {config.skip_nonfinite} left out: {message}")
+                say(f"step {state.skipped} of at most {config.skip_nonfinite} left out: {message}")
+                for buffer, before in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)  # batch norm has seen the batch
                 loss, terms = torch.tensor(float("nan")), {}
             learning_rate = schedule.get_last_lr()[0]
             schedule.step()
@@ -176,7 +179,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 state.save(folder, resolved, train_set)
             if any_of_all(request.received is not None, device) and state.iteration < config.recipe.max_iters:
                 state.save(folder, resolved, train_set)
-                bar.write(f"stopped after iteration {state.iteration}, continue with resume={folder}")
+                say(f"stopped after iteration {state.iteration}, continue with resume={folder}")
                 request.stop()
 
     if not rank():

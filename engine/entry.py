@@ -17,7 +17,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-_USER_ERRORS = (ValueError, OSError, InstantiationException, OmegaConfBaseException)
+_USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 
 
 def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -37,7 +38,8 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
         return folder, None
     if config.resume == "auto":
         return _newest(fingerprint(config), folder)
-    given = [part for part in HydraConfig.get().overrides.task if not part.startswith("resume=")]
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given = [part for part in overrides if not part.startswith("resume=")]
     if given:
         raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
     folder = Path(config.resume).expanduser()
@@ -54,11 +56,11 @@ def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         saved = _intact(path)
         if saved and saved.training.get("identity") == identity:
-            print(f"resume=auto: {path}, iteration {saved.iteration}")
+            _say(f"resume=auto: {path}, iteration {saved.iteration}")
             return path.parent, saved
         others += saved is not None
     skipped = f", passed over {others} of other configurations" if others else ""
-    print(f"resume=auto: no checkpoint of this configuration in {folder.parent}{skipped}: a new run")
+    _say(f"resume=auto: no checkpoint of this configuration in {folder.parent}{skipped}: a new run")
     return folder, None
 
 
@@ -71,5 +73,10 @@ def _intact(path: Path) -> Checkpoint | None:
     try:
         return checkpoint.load(path)
     except (ValueError, OSError) as error:
-        print(f"passed over {path}: {error}")
+        _say(f"passed over {path}: {error}")
         return None
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # the processes of a run have not joined yet
+        print(text)

@@ -1,7 +1,7 @@
 """One step of the optimiser."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,20 @@ class NonFiniteLoss(ValueError):
     """The loss or one of its terms is infinite or no number."""
 
 
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise MemoryError(
+            "a training step needs more memory than there is: turn down recipe.batch_size or recipe.train_transform."
+            f"crop_size, take the batch in pieces with accumulate=2, or give bf16=true. {str(error).splitlines()[0]}"
+        ) from error
+
+
+@_enough_memory()
 def train_step(
     task: Task,
     model: nn.Module,
@@ -40,6 +54,7 @@ def train_step(
 
     Raises:
         NonFiniteLoss: before the step, in every process alike.
+        MemoryError: out of memory, with what to turn down.
     """
     optimizer.zero_grad(set_to_none=True)
     total, report = 0, {}
