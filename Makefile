@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed  ## train CCNet on the embedded data set, about two minutes on a laptop
 	$(BIN)/python train.py
 
+# Two processes of one thread each: small networks do not get faster with more threads.
 test: .venv/installed lint  ## everything that must hold, without a GPU or a data set
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

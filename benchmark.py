@@ -1,6 +1,7 @@
 """The attention operator beside its alternatives, its tuning, and the paper's complexity tables.
 
 python benchmark.py                          every implementation, side by side, checked before it is timed
+python benchmark.py framework=jax            the same in JAX, under jit
 python benchmark.py mode=tune                search tile sizes on this GPU, write kernels/configs/<gpu>.json
 python benchmark.py mode=complexity          added GFLOPs and memory, as the paper's Tables 2 and 5
 python benchmark.py mode=zoo                 every network: parameters, GFLOPs, memory, images/s
@@ -29,7 +30,12 @@ def main(config: DictConfig) -> None:
         if name not in _DTYPES:
             raise ValueError(f"dtype is {name!r}: choose one of {', '.join(_DTYPES)}")
         shape = list(config.shape or ([8, 97, 97] if on_gpu else [1, 17, 33]))
-        print(compare(config, device, _DTYPES[name], shape))
+        if config.framework == "jax":
+            from engine.benchmark_jax import compare as compare_in_jax
+
+            print(compare_in_jax(config, _DTYPES[name], shape))
+        else:
+            print(compare(config, device, _DTYPES[name], shape))
     elif config.mode == "tune":
         from engine.benchmark_tune import tune
 

@@ -64,10 +64,15 @@ def main(config: DictConfig) -> float:
         for kind, wanted in (("predictions", config.save_predictions), ("submission", config.submission))
         if wanted
     ]
-    with processes(choose_device(config.device)) as device:
+    in_jax = config.framework == "jax"
+    with processes(torch.device("cpu") if in_jax else choose_device(config.device)) as device:
         # The precision and the memory format of the run, so that its last validation is met to the last digit.
         memory_format = torch.channels_last if saved.config["channels_last"] else torch.contiguous_format
         model = checkpoint.network(saved).to(device, memory_format=memory_format)
+        if in_jax:
+            from engine.jax_network import JaxNetwork
+
+            model = JaxNetwork.of(model, bf16=saved.config["bf16"], device=config.device)
         result = evaluate(
             model,
             dataset,

@@ -56,7 +56,12 @@ def main(config: DictConfig) -> None:
     if config.video:
         check_video(Path(config.video))
     truths = _truths(paths, config.labels, len(loaded[0].classes))
-    device = choose_device(config.device)
+    in_jax = config.framework == "jax"
+    if in_jax and config.attention is not None:
+        raise ValueError(
+            "attention=... is drawn from torch networks: leave out framework=jax, which has the same weights"
+        )
+    device = torch.device("cpu") if in_jax else choose_device(config.device)
     networks = [Network(saved, config, device) for saved in loaded]
     first = networks[0]
     output.mkdir(parents=True, exist_ok=True)
@@ -109,6 +114,10 @@ class Network:
         self.saved = saved
         self.device, self.bf16 = device, config.bf16
         self.model: nn.Module = checkpoint.network(saved).to(device)
+        if config.framework == "jax":
+            from engine.jax_network import JaxNetwork
+
+            self.model = JaxNetwork.of(self.model, bf16=config.bf16, device=config.device)
         self.protocol = _protocol(config, saved)
         self.frames = saved.config.get("dataset", {}).get("frames", 1)
 

@@ -15,13 +15,14 @@ import resource
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -33,8 +34,8 @@ from engine.distributed import any_of_all, from_first, parallel, processes, rank
 from engine.entry import choose_device, entry_point, seed_everything
 from engine.resume import find_start, fingerprint
 from engine.run_log import NoLog, RunLog
-from engine.state import TrainingState
-from engine.step import NonFiniteLoss, train_step
+from engine.state import NonFiniteLoss, TrainingState
+from engine.step import train_step
 from engine.stopping import StopRequest, leave_signals_to_parent
 from engine.sweep import write_result
 from engine.tables import score_table
@@ -49,14 +50,15 @@ def main(config: DictConfig) -> float:
     folder, saved = find_start(config, Path(HydraConfig.get().runtime.output_dir))
     if saved:
         config = OmegaConf.create(saved.config)
-    with processes(choose_device(config.device)):
+    with processes(_device(config)):
         return train(config, from_first(folder), saved)
 
 
 def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> float:
     """Train as ``config`` says, from the start or from ``saved``; everything is written into ``folder``."""
     seed_everything(config.seed)
-    device = choose_device(config.device)
+    in_jax = _is_jax(config)
+    device = _device(config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
     identity = saved.training["identity"] if saved else fingerprint(config)
@@ -78,6 +80,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     state = TrainingState(model, optimizer, schedule, identity)
     if saved:
         state.restore(saved)
+    jax_step = _jax_step(config, model, criterion, optimizer) if in_jax else None
     if config.compile:
         forward = torch.compile(forward)
     samples = Seeded(train_set, config.seed, skip_broken=config.skip_broken)
@@ -108,11 +111,23 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         say(_summary(model, train_set, val_set, device, folder))
         state.wandb_id = log.wandb_id
 
+        def step(images: Any, labels: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            if in_jax:
+                return jax_step(images, labels, state.iteration)
+            images, labels = task.to_device(images, labels, device, memory_format)
+            options = {"bf16": config.bf16, "accumulate": config.accumulate, "clip_norm": config.clip_norm}
+            return train_step(task, forward, criterion, optimizer, images, labels, **options)
+
+        def save(*, best: bool = False) -> None:
+            if in_jax:
+                jax_step.write_back()
+            state.save(folder, resolved, train_set, best=best)
+
         def validate() -> None:
-            state.save(folder, resolved, train_set)  # a validation may be dropped: resuming starts with it
+            save()  # a validation may be dropped: resuming starts with it
             with request.at_once():
                 result = task.evaluate(
-                    model,
+                    jax_step.evaluated() if in_jax else model,
                     val_set,
                     protocol,
                     device=device,
@@ -124,26 +139,15 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
             name, score = next(iter(result.scores.summary().items()))
             say(f"iteration {state.iteration}: {name} {score:.2f}")
             cost["val_images_per_s"] = result.images_per_s
-            state.save(folder, resolved, train_set, best=state.take(result.scores))
+            save(best=state.take(result.scores))
 
         if state.validation_due(config.recipe.val_every, config.recipe.max_iters):
             validate()
         for (images, labels), seconds in batches:
             waited += seconds
-            images, labels = task.to_device(images, labels, device, memory_format)
             buffers = [buffer.clone() for buffer in model.buffers()] if config.skip_nonfinite else []
             try:
-                loss, terms = train_step(
-                    task,
-                    forward,
-                    criterion,
-                    optimizer,
-                    images,
-                    labels,
-                    bf16=config.bf16,
-                    accumulate=config.accumulate,
-                    clip_norm=config.clip_norm,
-                )
+                loss, terms = step(images, labels)
             except NonFiniteLoss as error:
                 names = ", ".join(samples.names(state.iteration, config.recipe.batch_size))
                 message = f"iteration {state.iteration + 1}: {error}. The batch: {names}"
@@ -168,7 +172,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 )
                 values = {"loss": loss.item()} | {f"loss/{name}": term.item() for name, term in terms.items()}
                 values |= {"lr": learning_rate, "images_per_s": speed, "data_wait": share}
-                values["memory_mib"] = _peak_memory_mib(device)
+                values["memory_mib"] = _peak_memory_mib(device, jax_step)
                 log.train(state.iteration, values)
                 window_start, window_images, waited = time.perf_counter(), 0, 0.0
 
@@ -176,9 +180,9 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
                 validate()
                 window_start, window_images, waited = time.perf_counter(), 0, 0.0
             elif config.save_every and state.iteration % config.save_every == 0:
-                state.save(folder, resolved, train_set)
+                save()
             if any_of_all(request.received is not None, device) and state.iteration < config.recipe.max_iters:
-                state.save(folder, resolved, train_set)
+                save()
                 say(f"stopped after iteration {state.iteration}, continue with resume={folder}")
                 request.stop()
 
@@ -231,8 +235,34 @@ def _summary(model: nn.Module, train_set: Dataset, val_set: Dataset, device: tor
     )
 
 
-def _peak_memory_mib(device: torch.device) -> float:
+def _device(config: DictConfig) -> torch.device:
+    """Of what torch does."""
+    return torch.device("cpu") if _is_jax(config) else choose_device(config.device)
+
+
+def _is_jax(config: DictConfig) -> bool:
+    framework = config.get("framework", "torch")
+    if framework not in ("torch", "jax"):
+        raise ValueError(f"framework is {framework!r}: choose 'torch' or 'jax'")
+    return framework == "jax"
+
+
+def _jax_step(config: DictConfig, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    from engine.jax_network import local_devices
+    from engine.jax_step import JaxStep
+
+    if world_size() > 1 or config.accumulate > 1 or config.clip_norm is not None:
+        raise ValueError(
+            "framework=jax runs in one process, without accumulate and clip_norm: leave out torchrun and these"
+        )
+    devices = local_devices(config.device, config.recipe.batch_size)
+    return JaxStep(model, criterion, optimizer, devices=devices, seed=config.seed, bf16=config.bf16)
+
+
+def _peak_memory_mib(device: torch.device, jax_step: Any = None) -> float:
     """Of the GPU's allocator, or of the process."""
+    if jax_step is not None and (peak := jax_step.peak_memory_mib()) is not None:
+        return peak
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

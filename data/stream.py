@@ -4,6 +4,7 @@ Sample number p of a run, its order and its augmentation, is a function of the s
 resumes at sample p continues exactly, whatever the number of workers, and no random state has to be saved.
 """
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -136,8 +137,14 @@ def train_loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=worker_init,
+        multiprocessing_context=start_method(num_workers),
         generator=torch.Generator(),  # else every new loader draws from the generator that dropout uses
     )
+
+
+def start_method(num_workers: int) -> str | None:
+    """How a loader's processes start: None for the system's way; a fork of a process in which JAX runs may hang."""
+    return "spawn" if num_workers and "jax" in sys.modules else None
 
 
 def timed(batches: Iterable[T]) -> Iterator[tuple[T, float]]:

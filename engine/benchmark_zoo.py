@@ -6,8 +6,9 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from engine.benchmark_compare import append_csv, measure, provenance
+from engine.benchmark_compare import measure, provenance
 from engine.cost import network_cost
+from engine.tables import write_csv
 from models import create_model, list_models
 
 # Further settings of a network that the paper has rows of their own for.
@@ -39,13 +40,14 @@ def zoo(config: DictConfig, device: torch.device) -> str:
                 "added_gflops": round(cost.gflops - baseline.gflops, 1),
                 "saved_mb": round(cost.saved_mb),
                 "added_mb": round(cost.saved_mb - baseline.saved_mb, 1),
-                "images_per_s": round(_images_per_s(model, size, device, options.repeats), 2),
+                "images_per_s": round(_images_per_s(model, tuple(options.timed_size), device, options.repeats), 2),
             }
         )
+    about = {"backbone": options.backbone, "size": "x".join(map(str, size))}
+    about |= {"timed_size": "x".join(map(str, options.timed_size)), "dtype": "float32"} | provenance(device)
     path = Path(f"{config.output}_zoo.csv")
-    path.unlink(missing_ok=True)
-    about = {"backbone": options.backbone, "size": "x".join(map(str, size)), "dtype": "float32"} | provenance(device)
-    append_csv(path, [row | about for row in rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(path, [*rows[0], *about], [[*row.values(), *about.values()] for row in rows])
     return markdown(rows)
 
 

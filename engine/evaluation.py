@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from data.stream import start_method
 from engine.distributed import rank, world_size
 from engine.metrics import ConfusionMatrix, Scores
 from engine.protocols import Protocol
@@ -66,6 +67,7 @@ def evaluate(
         batch_size=1,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
+        multiprocessing_context=start_method(num_workers),
         generator=torch.Generator(),  # else a validation would move the generator that dropout uses
     )
     samples, apart = [], max(len(own) // max(keep_samples, 1), 1)

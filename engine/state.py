@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
@@ -12,6 +12,17 @@ from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.distributed import from_all, rank
 from engine.tasks import TaskScores
+
+
+class NonFiniteLoss(ValueError):
+    """The loss or one of its terms is infinite or no number."""
+
+
+def check_finite(loss: Tensor, terms: dict[str, Tensor]) -> None:
+    """Raise NonFiniteLoss for a loss that no step should follow."""
+    if not torch.isfinite(loss):
+        listed = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
+        raise NonFiniteLoss(f"the loss is {loss.item()} ({listed}): lower recipe.lr, or look at the data")
 
 
 class TrainingState:

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from data import IGNORE_INDEX
+from engine.state import check_finite
 from engine.tasks import Task
 from losses.processes import sum_over_processes
-
-
-class NonFiniteLoss(ValueError):
-    """The loss or one of its terms is infinite or no number."""
 
 
 @contextmanager
@@ -64,9 +61,7 @@ def train_step(
             with torch.autocast(images[0].device.type, torch.bfloat16, enabled=bf16):
                 output = task.forward(model, images_part, labels_part)
             loss, terms = criterion(output, labels_part)
-            if not torch.isfinite(loss):
-                listed = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
-                raise NonFiniteLoss(f"the loss is {loss.item()} ({listed}): lower recipe.lr, or look at the data")
+            check_finite(loss, terms)
             (share * loss).backward()
         total = total + share * loss.detach()
         report = {name: report.get(name, 0) + share * term for name, term in terms.items()}

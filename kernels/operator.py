@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-Array = TypeVar("Array")  # torch.Tensor today; jax.Array takes the same path once it has a backend
+Array = TypeVar("Array")  # torch.Tensor or jax.Array
 
 BACKENDS = ("auto", "triton", "reference")
 MAX_SPATIAL_AXES = 3
@@ -55,7 +55,9 @@ def criss_cross_attention(
     Cost: 2 (D + C) flops per position and key. For the backward pass the kernels keep the output and two
     float32 numbers per position; the reference keeps the (N, *S, number of keys) attention. Neither builds an
     N x N map. The kernels read channels-last memory (also slices of a projection buffer), copy anything else
-    into it once, and return it; they can be differentiated once.
+    into it once, and return it; they can be differentiated once. JAX arrays are dense: there (N, *S, C),
+    ``channel_axis=-1``, is read where it is, and other arrays are copied. What becomes of a JAX call is decided
+    where it is lowered, so one jitted function runs on CPU and GPU.
 
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2 (without the residual), and
     section 3.5 for three axes.
@@ -65,10 +67,10 @@ def criss_cross_attention(
         >>> criss_cross_attention(query, key, torch.randn(1, 64, 12, 9)).shape
         torch.Size([1, 64, 12, 9])
     """
+    dispatch = _dispatch(backend, query, key, value)
     spatial = _check_inputs({"query": query, "key": key, "value": value}, channel_axis)
     axes = _check_axes(axes, spatial)
-    module = _dispatch(backend, query).choose(backend, query, channel_axis)
-    return module.criss_cross_attention(query, key, value, axes, scale, channel_axis)
+    return dispatch.criss_cross_attention(query, key, value, axes, scale, channel_axis, backend)
 
 
 def criss_cross_residual(
@@ -104,20 +106,19 @@ def criss_cross_residual(
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equation 2; gamma starts at 0 in the authors'
     code.
     """
+    dispatch = _dispatch(backend, query, key, value, residual, gamma)
     spatial = _check_inputs({"query": query, "key": key, "value": value}, channel_axis)
     if residual.shape != value.shape:
         raise ValueError(f"residual must be shaped like value, got {tuple(residual.shape)} and {tuple(value.shape)}")
     if any(size != 1 for size in gamma.shape):
         raise ValueError(f"gamma must hold one number, got shape {tuple(gamma.shape)}")
-    if not str(value.device) == str(residual.device) == str(gamma.device):
+    if _is_torch(value) and not str(value.device) == str(residual.device) == str(gamma.device):
         raise ValueError(
             f"value, residual and gamma must be on one device, got {value.device}, {residual.device} and "
             f"{gamma.device}: move them first"
         )
     axes = _check_axes(axes, spatial)
-    return _dispatch(backend, query).criss_cross_residual(
-        query, key, value, residual, gamma, axes, scale, channel_axis, backend
-    )
+    return dispatch.criss_cross_residual(query, key, value, residual, gamma, axes, scale, channel_axis, backend)
 
 
 def criss_cross_weights(
@@ -151,6 +152,7 @@ def criss_cross_weights(
     Raises:
         ValueError: as :func:`criss_cross_attention`, or a position outside the image, or R < 1.
     """
+    dispatch = _dispatch(backend, query, key)
     spatial = _check_inputs({"query": query, "key": key}, channel_axis)
     axes = _check_axes(axes, spatial)
     position = tuple(position)
@@ -158,26 +160,34 @@ def criss_cross_weights(
         raise ValueError(f"position {position} is outside the image: give one index per axis of {spatial}")
     if recurrence < 1:
         raise ValueError(f"recurrence is {recurrence}: give the number of loops, 1 or more")
-    _dispatch(backend, query)
-    from . import reference  # one row of the map is no work for a kernel
-
-    return reference.criss_cross_weights(query, key, position, recurrence, axes, scale, channel_axis)
+    # One row of the map is no work for a kernel.
+    return dispatch.reference.criss_cross_weights(query, key, position, recurrence, axes, scale, channel_axis)
 
 
-def _dispatch(name: str, array: Any) -> Any:
+def _dispatch(name: str, *arrays: Any) -> Any:
     """The framework's own choice between backends."""
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}")
-    if not _is_torch(array):
-        raise ValueError(f"got a {type(array).__module__}.{type(array).__name__}: give torch tensors")
-    from . import torch_dispatch
+    if all(map(_is_torch, arrays)):
+        from . import torch_dispatch
 
-    return torch_dispatch
+        return torch_dispatch
+    if all(map(_is_jax, arrays)):
+        from . import jax_dispatch
+
+        return jax_dispatch
+    types = dict.fromkeys(f"{type(array).__module__}.{type(array).__name__}" for array in arrays)
+    raise ValueError(f"got {' and '.join(types)}: give torch tensors, or jax arrays")
 
 
 def _is_torch(array: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _is_jax(array: Any) -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(array, jax.Array)
 
 
 def _check_inputs(arrays: dict[str, Any], channel_axis: int) -> tuple[int, ...]:
@@ -208,8 +218,8 @@ def _check_inputs(arrays: dict[str, Any], channel_axis: int) -> tuple[int, ...]:
             raise ValueError(
                 f"query, key and value must have one dtype, got {_listed(arrays, 'dtype')}: cast them first"
             )
-        # A traced jax.Array has no device.
-        if getattr(array, "device", None) != getattr(query, "device", None):
+        # JAX checks this itself, and a traced array has no device.
+        if _is_torch(array) and array.device != query.device:
             raise ValueError(
                 f"query, key and value must be on one device, got {_listed(arrays, 'device', ' on')}: move them first"
             )

@@ -38,6 +38,14 @@ def choose(backend: str, query: Tensor, channel_axis: int) -> ModuleType:
     return reference
 
 
+def criss_cross_attention(
+    query: Tensor, key: Tensor, value: Tensor, axes: Sequence[int], scale: float, channel_axis: int, backend: str
+) -> Tensor:
+    """See :func:`kernels.criss_cross_attention`; ``axes`` are sorted and the input is checked."""
+    module = choose(backend, query, channel_axis)
+    return module.criss_cross_attention(query, key, value, axes, scale, channel_axis)
+
+
 def criss_cross_residual(
     query: Tensor,
     key: Tensor,

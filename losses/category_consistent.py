@@ -5,10 +5,9 @@ Shapes: N images, E embedding channels, P = N * h * w pixels, K = 256 label valu
 
 from typing import NamedTuple
 
-import torch
 from einops import rearrange
-from torch import Tensor, nn
 
+from .arrays import Array, Module, arange, as_index, cast, is_readable, namespace, sum_by_index, widened
 from .processes import mean_over_processes, sum_over_processes
 from .sampling import nearest_labels
 
@@ -20,15 +19,15 @@ _BINS = 256
 class CategoryConsistentLoss(NamedTuple):
     """``total = alpha * variance + beta * distance + gamma * regularization``, four scalars."""
 
-    total: Tensor
-    variance: Tensor
-    distance: Tensor
-    regularization: Tensor
+    total: Array
+    variance: Array
+    distance: Array
+    regularization: Array
 
 
 def category_consistent_loss(
-    embedding: Tensor,
-    labels: Tensor,
+    embedding: Array,
+    labels: Array,
     *,
     ignore_index: int = 255,
     delta_v: float = 0.5,
@@ -80,47 +79,49 @@ def category_consistent_loss(
     if distance not in ("piecewise", "quadratic"):
         raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
 
-    pixels = rearrange(embedding, "n e ... -> (n ...) e")
-    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-    labels = labels.flatten()
+    xp = namespace(embedding)
+    pixels = widened(rearrange(embedding, "n e ... -> (n ...) e"))
+    labels = labels.reshape(-1)
     valid = labels != ignore_index
-    index = torch.where(valid, labels, 0).long()
-    if index.device.type == "cpu" and index.numel() and not 0 <= index.min() <= index.max() < _BINS:
+    index = as_index(xp.where(valid, labels, 0))
+    if is_readable(index) and len(index) and not 0 <= index.min() <= index.max() < _BINS:
         raise ValueError(f"labels reach from {index.min()} to {index.max()}: give values in [0, {_BINS - 1}]")
-    weight = valid.to(pixels.dtype)
+    weight = cast(valid, pixels.dtype)
 
     total = sum_over_processes if sync else (lambda own: own)
-    counts = total(pixels.new_zeros(_BINS).index_add(0, index, weight))
-    present = (counts > 0).to(pixels.dtype)
+    counts = total(sum_by_index(weight, index, _BINS))
+    present = cast(counts > 0, pixels.dtype)
     number = present.sum()
-    per_pixel = weight / counts.clamp(min=1)[index]  # sums to 1 over each class
-    means = total(pixels.new_zeros(_BINS, pixels.shape[1]).index_add(0, index, pixels * per_pixel.unsqueeze(1)))
+    per_pixel = weight / counts.clip(min=1)[index]  # sums to 1 over each class
+    means = total(sum_by_index(pixels * per_pixel[:, None], index, _BINS))
 
     to_mean = _norm(pixels - means[index])
-    spread = (to_mean - delta_v).clamp(min=0) ** 2
+    spread = (to_mean - delta_v).clip(min=0) ** 2
     if distance == "piecewise":
         linear = to_mean - delta_d + (delta_d - delta_v) ** 2
-        spread = torch.where(to_mean > delta_d, linear, spread)
-    variance = total((spread * per_pixel).sum()) / number.clamp(min=1)
+        spread = xp.where(to_mean > delta_d, linear, spread)
+    variance = total((spread * per_pixel).sum()) / number.clip(min=1)
 
-    apart = _norm(means.unsqueeze(1) - means.unsqueeze(0))  # (K, K)
-    pairs = present.unsqueeze(1) * present.unsqueeze(0) * (1 - torch.eye(_BINS, device=means.device))
-    push = (2 * delta_d - apart).clamp(min=0) ** 2
-    between = (push * pairs).sum() / (number * (number - 1)).clamp(min=1)
+    apart = _norm(means[:, None] - means[None])  # (K, K)
+    classes = arange(_BINS, like=pixels)
+    pairs = present[:, None] * present[None] * (classes[:, None] != classes[None])
+    push = (2 * delta_d - apart).clip(min=0) ** 2
+    between = (push * pairs).sum() / (number * (number - 1)).clip(min=1)
 
-    size = (_norm(means) * present).sum() / number.clamp(min=1)
-    terms = torch.stack([alpha * variance + beta * between + gamma * size, variance, between, size])
-    return CategoryConsistentLoss(*(terms if sync else mean_over_processes(terms)))
+    size = (_norm(means) * present).sum() / number.clip(min=1)
+    terms = alpha * variance + beta * between + gamma * size, variance, between, size
+    return CategoryConsistentLoss(*(terms if sync else map(mean_over_processes, terms)))
 
 
-def _norm(vectors: Tensor) -> Tensor:
+def _norm(vectors: Array) -> Array:
     """Length along the last dimension, with gradient zero where the length is zero."""
-    squared = (vectors * vectors).sum(dim=-1)
+    xp = namespace(vectors)
+    squared = (vectors * vectors).sum(-1)
     nonzero = squared > 0
-    return torch.where(nonzero, torch.where(nonzero, squared, 1).sqrt(), 0)
+    return xp.where(nonzero, xp.sqrt(xp.where(nonzero, squared, 1)), 0)
 
 
-class CategoryConsistent(nn.Module):
+class CategoryConsistent(Module):
     """:func:`category_consistent_loss` of the network's embedding, labels sampled at its size.
 
     Args:
@@ -131,7 +132,7 @@ class CategoryConsistent(nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, output: dict[str, Tensor], labels: Tensor) -> CategoryConsistentLoss:
+    def forward(self, output: dict[str, Array], labels: Array) -> CategoryConsistentLoss:
         """Output of the network, labels (N, H, W) -> the total and its terms."""
         embedding = output["embedding"]
         return category_consistent_loss(embedding, nearest_labels(labels, embedding.shape[-2:]), **self.options)

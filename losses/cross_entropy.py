@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
+from .arrays import Array, Module, numbers, pixel_cross_entropy, widened
 from .processes import sum_over_processes
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, class_weights: Tensor | None = None
-) -> Tensor:
+    logits: Array, labels: Array, *, ignore_index: int = 255, class_weights: Array | None = None
+) -> Array:
     """Mean over the valid pixels of -class_weights[y] log softmax(logits)[y].
 
     The divisor is the number of pixels that are not ignored, also with class weights, so that a batch's loss
@@ -20,21 +17,19 @@ def cross_entropy(
 
     Args:
         logits: (N, K, *S).
-        labels: (N, *S) int64 in [0, K) or ``ignore_index``.
+        labels: (N, *S) integers, int64 in torch, in [0, K) or ``ignore_index``.
         ignore_index: label that does not count.
         class_weights: (K,) factors.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
     """
-    losses = functional.cross_entropy(
-        _widened(logits), labels, weight=class_weights, ignore_index=ignore_index, reduction="none"
-    )
+    losses = pixel_cross_entropy(widened(logits), labels, class_weights, ignore_index)
     valid = sum_over_processes((labels != ignore_index).sum())
-    return sum_over_processes(losses.sum()) / valid.clamp(min=1)
+    return sum_over_processes(losses.sum()) / valid.clip(min=1)
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Module):
     """:func:`cross_entropy` of one of the network's outputs.
 
     Args:
@@ -47,15 +42,10 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.output = output
         self.ignore_index = ignore_index
-        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("class_weights", numbers(class_weights), persistent=False)
 
-    def forward(self, output: dict[str, Tensor], labels: Tensor) -> Tensor:
+    def forward(self, output: dict[str, Array], labels: Array) -> Array:
         """Output of the network, labels (N, H, W) -> scalar."""
         return cross_entropy(
             output[self.output], labels, ignore_index=self.ignore_index, class_weights=self.class_weights
         )
-
-
-def _widened(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from einops import rearrange
 
+from .arrays import Array, constant, kth_smallest, namespace, of_class, resized, softmax, widened
 from .cross_entropy import CrossEntropy, cross_entropy
 from .processes import gather_from_processes
 from .sampling import nearest_labels
@@ -16,15 +15,15 @@ _IGNORED = 2.0  # above every probability
 
 
 def ohem_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
+    logits: Array,
+    labels: Array,
     *,
     ignore_index: int = 255,
     threshold: float = 0.7,
     min_kept: int = 100_000,
-    class_weights: Tensor | None = None,
+    class_weights: Array | None = None,
     sync: bool = True,
-) -> Tensor:
+) -> Array:
     """:func:`losses.cross_entropy` over the pixels whose true class has a low probability.
 
     Kept are pixels with p(true class) <= max(threshold, p_k), p_k the k-th smallest such probability in the
@@ -33,7 +32,7 @@ def ohem_cross_entropy(
 
     Args:
         logits: (N, K, H, W); of clips (N, K, T, H, W), whose frames count as so many images.
-        labels: (N, H, W) or (N, T, H, W), int64 in [0, K) or ``ignore_index``.
+        labels: (N, H, W) or (N, T, H, W) integers, int64 in torch, in [0, K) or ``ignore_index``.
         ignore_index: label that does not count.
         threshold: probability above which a pixel counts as easy.
         min_kept: pixels of the batch to keep at least.
@@ -44,36 +43,36 @@ def ohem_cross_entropy(
         A scalar in float32 (float64 for float64 logits).
     """
     if logits.ndim == 5:
-        logits, labels = logits.transpose(1, 2).flatten(0, 1), labels.flatten(0, 1)
-    with torch.no_grad():
-        probabilities = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
-        limit = _threshold(probabilities, labels, ignore_index, threshold, min_kept, sync)
-        easy = _true_class(probabilities, labels, ignore_index) > limit
-        kept = labels.masked_fill(easy, ignore_index)
+        logits, labels = rearrange(logits, "n k t h w -> (n t) k h w"), rearrange(labels, "n t h w -> (n t) h w")
+    xp = namespace(logits)
+    probabilities = softmax(widened(constant(logits)), axis=1)
+    limit = _threshold(probabilities, labels, ignore_index, threshold, min_kept, sync)
+    easy = _true_class(probabilities, labels, ignore_index) > limit
+    kept = xp.where(easy, ignore_index, labels)
     return cross_entropy(logits, kept, ignore_index=ignore_index, class_weights=class_weights)
 
 
 def _threshold(
-    probabilities: Tensor, labels: Tensor, ignore_index: int, threshold: float, min_kept: int, sync: bool
-) -> Tensor:
+    probabilities: Array, labels: Array, ignore_index: int, threshold: float, min_kept: int, sync: bool
+) -> Array:
+    xp = namespace(probabilities)
     size = [max(round(length / _REDUCTION), 1) for length in labels.shape[-2:]]
-    small = functional.interpolate(probabilities, size, mode="bilinear", align_corners=True)
     small_labels = nearest_labels(labels, size)
     valid = small_labels != ignore_index
+    true = _true_class(resized(probabilities, size), small_labels, ignore_index)
     # Ignored pixels sort behind every probability; past them nothing is left to mine and all is kept.
-    true = _true_class(small, small_labels, ignore_index).masked_fill(~valid, _IGNORED).flatten()
+    true = xp.where(valid, true, _IGNORED).reshape(-1)
     if sync:
         true = gather_from_processes(true)
     k = min_kept // _REDUCTION**2
-    if k >= true.numel():
-        return true.new_tensor(1.0)
-    kth = true.kthvalue(max(k, 1)).values if k else true.new_tensor(0.0)
-    return torch.where((true < _IGNORED).sum() > k, kth.clamp(min=threshold), 1.0)
+    if k >= len(true):
+        return xp.ones_like(probabilities.sum())
+    limit = kth_smallest(true, k).clip(min=threshold) if k else xp.full_like(true[0], threshold)
+    return xp.where((true < _IGNORED).sum() > k, limit, 1.0)
 
 
-def _true_class(probabilities: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    index = labels.masked_fill(labels == ignore_index, 0).unsqueeze(1)
-    return probabilities.gather(1, index).squeeze(1)
+def _true_class(probabilities: Array, labels: Array, ignore_index: int) -> Array:
+    return of_class(probabilities, namespace(labels).where(labels == ignore_index, 0, labels))
 
 
 class OhemCrossEntropy(CrossEntropy):
@@ -99,7 +98,7 @@ class OhemCrossEntropy(CrossEntropy):
         self.min_kept = min_kept
         self.sync = sync
 
-    def forward(self, output: dict[str, Tensor], labels: Tensor) -> Tensor:
+    def forward(self, output: dict[str, Array], labels: Array) -> Array:
         """Output of the network, labels (N, H, W) -> scalar."""
         return ohem_cross_entropy(
             output[self.output],

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from .arrays import Array, Module, ModuleDict, constant
 
 
-class WeightedSum(nn.Module):
+class WeightedSum(Module):
     """Sum of weighted terms that reports every term.
 
     Args:
@@ -17,16 +17,16 @@ class WeightedSum(nn.Module):
         ValueError: terms and weights that do not name the same things.
     """
 
-    def __init__(self, terms: Mapping[str, nn.Module], weights: Mapping[str, float]):
+    def __init__(self, terms: Mapping[str, Module], weights: Mapping[str, float]):
         super().__init__()
         if set(terms) != set(weights):
             raise ValueError(f"loss terms {sorted(terms)} need one weight each, got {sorted(weights)}")
         if not any(weights.values()):
             raise ValueError("every loss weight is 0: give at least one term a weight")
-        self.terms = nn.ModuleDict({name: term for name, term in terms.items() if weights[name]})
+        self.terms = ModuleDict({name: term for name, term in terms.items() if weights[name]})
         self.weights = {name: float(weights[name]) for name in self.terms}
 
-    def forward(self, output: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, output: dict[str, Array], labels: Array) -> tuple[Array, dict[str, Array]]:
         """Network output, labels (N, H, W) -> the sum, and each term by name, unweighted and detached."""
         total = 0
         report = {}
@@ -38,12 +38,9 @@ class WeightedSum(nn.Module):
                     f"the loss term {name!r} reads the output {error}, which this network does not give: it "
                     f"gives {', '.join(output)}. Set loss.weights.{name}=0, or choose a network that has it"
                 ) from error
-            if isinstance(value, Tensor):
-                report[name] = value.detach()
-            else:
-                parts = value._asdict()
-                value = parts.pop("total")
-                report[name] = value.detach()
-                report |= {f"{name}/{part}": tensor.detach() for part, tensor in parts.items()}
+            parts = value._asdict() if hasattr(value, "_asdict") else {"total": value}
+            value = parts.pop("total")
+            report[name] = constant(value)
+            report |= {f"{name}/{part}": constant(array) for part, array in parts.items()}
             total = total + self.weights[name] * value
         return total, report

@@ -2,8 +2,11 @@
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -17,8 +20,14 @@ def list_models() -> list[str]:
 
 
 def create_model(
-    name: str, *, num_classes: int, backbone: str = "resnet101", pretrained: bool = False, **overrides
-) -> nn.Module:
+    name: str,
+    *,
+    num_classes: int,
+    backbone: str = "resnet101",
+    pretrained: bool = False,
+    framework: str = "torch",
+    **overrides,
+) -> Any:
     """Build a network of the zoo.
 
     Args:
@@ -26,13 +35,16 @@ def create_model(
         num_classes: K of the logits; for Mask R-CNN the kinds of objects, without the background.
         backbone: a file in ``conf/backbone`` or any timm model that takes output stride 8.
         pretrained: let timm download ImageNet weights.
+        framework: "torch" for an ``nn.Module``, "jax" for its twin in Flax NNX, which takes (N, H, W, 3) and gives
+            (N, H, W, K).
         **overrides: further settings of the model's YAML, dots written as two underscores:
             ``head__recurrence=3``; or a file of ``conf/model/<setting>``: ``context="nonlocal"``.
 
     Returns:
         (N, 3, H, W) in [0, 1] -> {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor` and
         :class:`models.parser.Parser`. ``mask_rcnn`` follows torchvision's detection API; see
-        :class:`models.mask_rcnn.MaskRCNN`.
+        :class:`models.mask_rcnn.MaskRCNN`. In JAX see
+        :class:`models.nnx.segmentor.Segmentor`.
 
     Raises:
         ValueError: an unknown name, with the nearest ones.
@@ -40,6 +52,8 @@ def create_model(
     Example:
         >>> net = create_model("ccnet", num_classes=19, backbone="resnet18", head__recurrence=2)
     """
+    if framework not in ("torch", "jax"):
+        raise ValueError(f"framework is {framework!r}: choose 'torch' or 'jax'")
     if name not in list_models():
         close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4) or list_models()
         raise ValueError(f"there is no model {name!r}: did you mean {', '.join(close)}?")
@@ -49,23 +63,27 @@ def create_model(
         for setting in list(overrides)
         if isinstance(overrides[setting], str) and _choices(f"model/{setting}")
     ]
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        config = compose(
-            overrides=[
-                f"+model={name}",
-                f"+backbone={backbone if named else 'timm'}",
-                *([] if named else [f"backbone.name={backbone}"]),
-                f"backbone.pretrained={pretrained}",
-                f"+num_classes={num_classes}",
-                *groups,
-            ]
-        )
+    config = _compose(
+        [
+            f"+model={name}",
+            f"+backbone={backbone if named else 'timm'}",
+            *([] if named else [f"backbone.name={backbone}"]),
+            f"backbone.pretrained={pretrained}",
+            f"+num_classes={num_classes}",
+            *groups,
+        ]
+    )
     for setting, value in overrides.items():
         key = "model." + setting.replace("__", ".")
         if OmegaConf.select(config, key, default=_MISSING) is _MISSING:
             raise ValueError(f"model {name!r} has no setting {setting!r}: its settings stand in conf/model/{name}.yaml")
         OmegaConf.update(config, key, value)
-    return build(config.model)
+    network = build(config.model)
+    if framework == "torch":
+        return network
+    from models.nnx import twin
+
+    return twin(network)
 
 
 def build(config: DictConfig) -> nn.Module:
@@ -74,6 +92,17 @@ def build(config: DictConfig) -> nn.Module:
 
 
 _MISSING = object()
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    """Compose out of ``conf/``, also inside a program that Hydra has started from a configuration of its own."""
+    outer = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            return compose(overrides=overrides)
+    finally:
+        Singleton.set_state(outer)
 
 
 def _choice(setting: str, value: str) -> str:

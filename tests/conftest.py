@@ -15,6 +15,9 @@ from PIL import Image
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: kernels run on the CPU, for tests
+    os.environ["JAX_PLATFORMS"] = "cpu"  # JAX's CUDA plugin fails where there is no GPU
+    os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # or a batch would have nothing to be spread over
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # XLA compiles for seconds what a test runs once
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -49,6 +52,8 @@ def run_entry(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("WANDB_MODE", "offline")
+        if "absl.logging" in sys.modules:  # JAX's: when Hydra resets logging, it closes a stream that is not its own
+            sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
         out, err, code = io.StringIO(), io.StringIO(), 0
         with redirect_stdout(out), redirect_stderr(err):
             try:

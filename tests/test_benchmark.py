@@ -85,6 +85,35 @@ def test_comparison_writes_rows_and_a_picture(tmp_path, config):
     assert (tmp_path / "b_1x5x6_float32.png").stat().st_size > 0
 
 
+def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, monkeypatch):
+    pytest.importorskip("jax", reason="pip install '.[jax]'")
+    from engine import benchmark_jax
+
+    config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
+    monkeypatch.setitem(benchmark_jax.PEERS, "wrong", (lambda query, key, value: value, "cross"))
+    benchmark_jax.compare(config, torch.float32, [1, 4, 5])
+    with open(tmp_path / "b_jax.csv") as file:
+        rows = {(row["peer"], row["pass"]): row for row in csv.DictReader(file)}
+    timed = [(peer, direction) for peer in ("reference", "einsum", "non_local") for direction in ("forward", "both")]
+    assert list(rows) == timed
+    assert all(float(row["error"]) < 1e-5 for row in rows.values())
+    assert (tmp_path / "b_jax_1x4x5_float32.png").is_file()
+
+
+def test_zoo_table(tmp_path, run_entry):
+    done = run_entry(
+        *("benchmark.py", "mode=zoo", "device=cpu", "zoo.models=[ccnet,fcn]", "zoo.backbone=resnet10t"),
+        *("zoo.size=[65,97]", "zoo.timed_size=[33,33]", f"output={tmp_path / 'networks'}"),
+    )
+    with open(tmp_path / "networks_zoo.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows] == ["fcn", "ccnet, R = 1", "ccnet, R = 2", "ccnet, R = 3"]
+    added = [float(row["added_gflops"]) for row in rows]
+    assert added[0] == 0 and added == sorted(added)
+    assert all(float(row["images_per_s"]) > 0 for row in rows)
+    assert all(f"| {row['network']} |" in done.stdout for row in rows)
+
+
 def test_tuning_needs_a_gpu(config):
     from engine.benchmark_tune import tune
 

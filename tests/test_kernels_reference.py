@@ -182,7 +182,7 @@ def test_bad_input_is_named(arguments, message):
 
 
 def test_numpy_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"numpy\.ndarray: give torch tensors"):
+    with pytest.raises(ValueError, match=r"numpy\.ndarray: give torch tensors, or jax arrays"):
         criss_cross_attention(*[torch.zeros(1, 1, 2, 2).numpy()] * 3)
 
 

@@ -156,6 +156,28 @@ def test_clips_train():
     assert model.head.context.gamma.grad.abs() > 0
 
 
+@pytest.mark.parametrize(("recurrence", "solved"), [(3, True), (0, False)])
+def test_clips_are_learned_from_their_other_frames(recurrence, solved):
+    """The last frames of four clips are the same picture; what they show was to be seen in the first frame alone."""
+    torch.manual_seed(0)
+    clips = torch.full((4, 3, 3, 33, 33), 0.5)
+    kinds = torch.tensor([0, 1, 0, 1])
+    clips[kinds == 1, :, 0, 4:20, 4:20] = 1.0
+    labels = kinds.view(4, 1, 1).expand(4, 33, 33)
+    model = create_model(
+        "ccnet3d", num_classes=2, backbone="resnet10t", head__channels=16, aux_head__channels=16,
+        head__recurrence=recurrence, head__context__gamma="fixed", head__dropout=0.0,
+    ).train()  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(12):
+        optimizer.zero_grad()
+        logits = model(clips)["out"][:, :, -1]
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.35 if solved else loss > 0.65, loss  # guessing costs log 2 = 0.69
+
+
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_interpreter)])
 def test_recomputed_projections_change_nothing_but_memory(backend):
     """Same result and gradients to rounding; query, key and value are no longer kept for the backward pass."""

@@ -1,0 +1,87 @@
+"""Twins of the heads and of the whole network."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from models.nnx.layers import dropout2d, resize, statistic
+
+
+class ContextHead(nnx.Module):
+    """``models.heads.context.ContextHead``."""
+
+    def __init__(self, head, twin):
+        for name in ("reduce", "context", "project", "bottleneck", "classify"):
+            part = getattr(head, name)
+            setattr(self, name, None if part is None else twin(part))
+        self.recurrence, self.dropout = head.recurrence, head.dropout.p
+
+    def __call__(
+        self, features: Array, frames: int | None = None, train: bool = False, key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """(N, h, w, in_channels) -> logits (N, h, w, K) and the context features; frames of clips as in torch."""
+        context = self.reduce(features, train)
+        shape = context.shape
+        if frames:
+            context = context.reshape(-1, frames, *shape[1:])
+        for _ in range(self.recurrence):
+            context = self.context(context, train)
+        context = context.reshape(shape)
+        fused = self.bottleneck(jnp.concatenate([features, self.project(context, train)], axis=-1), train)
+        return self.classify(dropout2d(fused, self.dropout, key) if train else fused), context
+
+
+class FCNHead(nnx.Module):
+    """``models.heads.fcn.FCNHead``."""
+
+    def __init__(self, head, twin):
+        self.hidden, self.classify = twin(head.hidden), twin(head.classify)
+        self.dropout = head.dropout.p
+
+    def __call__(self, features: Array, train: bool = False, key: Array | None = None) -> Array:
+        """(N, h, w, in_channels) -> logits (N, h, w, K)."""
+        hidden = self.hidden(features, train)
+        return self.classify(dropout2d(hidden, self.dropout, key) if train else hidden)
+
+
+class Segmentor(nnx.Module):
+    """``models.segmentor.Segmentor``, channels-last."""
+
+    def __init__(self, network, twin):
+        self.mean, self.std = statistic(network.mean), statistic(network.std)
+        self.backbone, self.head = twin(network.backbone), twin(network.head)
+        self.aux_head = None if network.aux_head is None else twin(network.aux_head)
+        self.embed = None if network.embed is None else twin(network.embed)
+        self.align_corners = network.align_corners
+
+    def __call__(
+        self, image: Array, *, train: bool = False, key: Array | None = None, dtype: jnp.dtype = jnp.float32
+    ) -> dict[str, Array]:
+        """RGB images in [0, 1], (N, H, W, 3) -> {"out": logits (N, H, W, K)}.
+
+        Args:
+            image: or clips (N, T, H, W, 3), which give a T in the same place everywhere.
+            train: batch norms use and note the batch's statistics, dropout drops, and "aux" (like "out") and
+                "embedding" (N, h, w, E) are given, if built.
+            key: random key of the dropout, in training.
+            dtype: of the convolutions, such as bfloat16; logits are float32.
+        """
+        size, stride = image.shape[-3:-1], self.backbone.output_stride
+        if image.ndim not in (4, 5) or image.shape[-1] != 3 or min(size) < stride:
+            raise ValueError(
+                f"expected RGB images (N, H, W, 3) or clips (N, T, H, W, 3) of at least {stride}x{stride} pixels, "
+                f"the output stride, got {tuple(image.shape)}"
+            )
+        frames = image.shape[1] if image.ndim == 5 else None
+        batch = image.shape[:-3]
+        image = image.reshape(-1, *image.shape[-3:])
+        keys = (None, None) if key is None else jax.random.split(key)
+        features = self.backbone(((image - self.mean[0, :, 0, 0]) / self.std[0, :, 0, 0]).astype(dtype), train)
+        logits, context = self.head(features[-1], frames, train, keys[0])
+        output = {"out": resize(logits, size, self.align_corners)}
+        if train and self.aux_head is not None:
+            output["aux"] = resize(self.aux_head(features[0], train, keys[1]), size, self.align_corners)
+        if train and self.embed is not None:
+            output["embedding"] = self.embed(context)
+        return {name: array.reshape(*batch, *array.shape[1:]) for name, array in output.items()}

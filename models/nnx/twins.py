@@ -1,0 +1,97 @@
+"""Which twin each torch module has, and the weights back and forth."""
+
+import numpy as np
+import torch
+from flax import nnx
+from timm.layers import AvgPool2dSame, BatchNormAct2d
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+from timm.models._features import FeatureListNet
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor
+
+import models.nnx.backbone as backbone_twins
+import models.nnx.context as context_twins
+import models.nnx.segmentor as segmentor_twins
+from models.backbone import TimmBackbone
+from models.context.global_convolution import GlobalConvolution
+from models.context.lines import HorizontalVertical, ParallelHorizontalVertical
+from models.context.non_local import NonLocal
+from models.context.pyramid import AtrousPyramid, PyramidPooling
+from models.criss_cross import CrissCrossAttention
+from models.heads.context import ContextHead
+from models.heads.fcn import FCNHead
+from models.nnx.layers import Activation, BatchNorm, Conv, Layers, Pool, to_torch
+from models.segmentor import Segmentor
+
+
+def twin(module: torch.nn.Module) -> nnx.Module:
+    """The module in Flax NNX, channels-last, with its settings and a copy of its weights.
+
+    Raises:
+        ValueError: a module without a twin, with the ones that have one.
+    """
+    make = _TWINS.get(type(module))
+    if make is not None:
+        return make(module)
+    raise ValueError(
+        f"there is no JAX twin of {type(module).__module__}.{type(module).__name__}: in JAX there are timm's ResNets "
+        "(of plain, c, d, s and t stem) and MobileNetV2s, and this project's semantic networks"
+    )
+
+
+def state_dict(network: nnx.Module) -> dict[str, Tensor]:
+    """The weights under torch's names and in torch's layout: ``load_state_dict`` of the torch network takes them."""
+    weights = {}
+    for path, variable in nnx.to_flat_state(nnx.state(network)):
+        if isinstance(variable, nnx.Param):
+            tensor = to_torch(variable[...])
+        else:
+            tensor = torch.from_numpy(np.array(variable[...]))
+        weights[".".join(path)] = tensor.long() if path[-1] == "num_batches_tracked" else tensor
+    return weights
+
+
+def _with_parts(make):
+    return lambda module: make(module, twin)
+
+
+def _activation(module: torch.nn.Module) -> Activation:
+    return Activation(6.0 if isinstance(module, torch.nn.ReLU6) else None)
+
+
+def _max_pool(module: torch.nn.MaxPool2d) -> Pool:
+    return Pool("max", module.kernel_size, module.stride, module.padding)
+
+
+_TWINS = {
+    torch.nn.Conv2d: Conv,
+    torch.nn.BatchNorm2d: BatchNorm,
+    BatchNormAct2d: BatchNorm,
+    torch.nn.ReLU: _activation,
+    torch.nn.ReLU6: _activation,
+    torch.nn.LeakyReLU: lambda module: Activation(slope=module.negative_slope),
+    torch.nn.Identity: lambda module: Layers([]),
+    torch.nn.MaxPool2d: _max_pool,
+    torch.nn.AvgPool2d: lambda module: Pool("average", module.kernel_size, module.stride),
+    AvgPool2dSame: lambda module: Pool("same", module.kernel_size[0], module.stride[0]),
+    torch.nn.Sequential: lambda module: Layers([twin(part) for part in module]),
+    torch.nn.ModuleList: lambda module: Layers([twin(part) for part in module]),
+    HorizontalVertical: lambda module: Layers([twin(part) for part in module]),
+    BasicBlock: _with_parts(backbone_twins.Residual),
+    Bottleneck: _with_parts(backbone_twins.Residual),
+    InvertedResidual: _with_parts(backbone_twins.Inverted),
+    DepthwiseSeparableConv: _with_parts(backbone_twins.Inverted),
+    FeatureListNet: _with_parts(backbone_twins.FeatureNet),
+    EfficientNetFeatures: _with_parts(backbone_twins.FeatureNet),
+    TimmBackbone: _with_parts(backbone_twins.Backbone),
+    CrissCrossAttention: _with_parts(context_twins.CrissCrossAttention),
+    ParallelHorizontalVertical: _with_parts(context_twins.ParallelHorizontalVertical),
+    NonLocal: _with_parts(context_twins.NonLocal),
+    PyramidPooling: _with_parts(context_twins.PyramidPooling),
+    AtrousPyramid: _with_parts(context_twins.AtrousPyramid),
+    GlobalConvolution: _with_parts(context_twins.GlobalConvolution),
+    ContextHead: _with_parts(segmentor_twins.ContextHead),
+    FCNHead: _with_parts(segmentor_twins.FCNHead),
+    Segmentor: _with_parts(segmentor_twins.Segmentor),
+}

@@ -1,0 +1,103 @@
+"""Training, evaluating and predicting with framework=jax, beside the same with torch."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from test_train import composed, rows, run
+
+from engine import checkpoint
+
+jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
+pytest.importorskip("flax", reason="Flax is not installed: pip install -e '.[jax]'")
+pytest.importorskip("optax", reason="optax is not installed: pip install -e '.[jax]'")
+
+NO_DROPOUT = ("model.head.dropout=0", "model.aux_head.dropout=0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The runs share their compiled step."""
+    for name, value in (
+        ("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax"))),
+        ("jax_persistent_cache_min_compile_time_secs", 0),
+    ):
+        jax.config.update(name, value)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run(folder, "framework=jax", *NO_DROPOUT)
+    return folder
+
+
+def test_a_run_gives_what_a_torch_run_gives(finished, tmp_path):
+    run(tmp_path / "torch", *NO_DROPOUT)
+    for name in ("train.csv", "val.csv"):
+        ours, theirs = rows(finished / name), rows(tmp_path / "torch" / name)
+        assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    assert {path.name for path in finished.iterdir()} == {path.name for path in (tmp_path / "torch").iterdir()}
+    for ours, theirs in zip(rows(finished / "train.csv"), rows(tmp_path / "torch" / "train.csv"), strict=True):
+        assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
+        assert float(ours["lr"]) == float(theirs["lr"])
+    saved, expected = (checkpoint.load(folder / "last.pt") for folder in (finished, tmp_path / "torch"))
+    assert {key: tensor.shape for key, tensor in saved.weights.items()} == {
+        key: tensor.shape for key, tensor in expected.weights.items()
+    }
+    states = [saved.training["optimizer"]["state"], expected.training["optimizer"]["state"]]
+    assert states[0].keys() == states[1].keys()
+    for ours, theirs in zip(states[0].values(), states[1].values(), strict=True):
+        assert ours["step"] == theirs["step"] == 4
+        assert ours["exp_avg"].shape == theirs["exp_avg"].shape
+
+
+def test_a_stopped_run_continues_exactly(finished, tmp_path, monkeypatch):
+    import train
+
+    class Killed(Exception):
+        pass
+
+    def killed(self, *arguments, original=train.TrainingState.save, **named):
+        original(self, *arguments, **named)
+        if self.iteration == 2:
+            raise Killed
+
+    monkeypatch.setattr(train.TrainingState, "save", killed)
+    with pytest.raises(Killed):
+        run(tmp_path / "run", "framework=jax", *NO_DROPOUT)
+    monkeypatch.undo()
+    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    train.train(composed("framework=jax", *NO_DROPOUT), tmp_path / "run", saved)
+    broken, unbroken = (checkpoint.load(folder / "last.pt") for folder in (tmp_path / "run", finished))
+    for key, tensor in unbroken.weights.items():
+        assert torch.equal(broken.weights[key], tensor), key
+
+
+def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):
+    scores, masks = [], []
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (65, 65, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    for framework in ("torch", "jax"):
+        output = tmp_path / framework
+        common = (f"checkpoint={finished}/last", f"framework={framework}", "device=cpu", f"output={output}")
+        run_entry("evaluate.py", *common, "num_workers=0", "protocol=ms_flip")
+        scores.append(json.loads((output / "last_val_ms_flip.json").read_text())["pixel_accuracy"])
+        run_entry("predict.py", *common, f"input={tmp_path}/photo.png")
+        masks.append(np.array(Image.open(output / "photo.png")))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+    assert (masks[0] == masks[1]).mean() > 0.999
+
+
+def test_what_jax_cannot_do_is_named(run_entry):
+    for options, message in (
+        (["framework=tensorflow"], "framework is 'tensorflow': choose 'torch' or 'jax'"),
+        (["framework=jax", "optimizer.algorithm._target_=torch.optim.RMSprop"], "has no RMSprop with these settings"),
+        (["framework=jax", "device=cuda"], "device=cuda, but JAX finds none"),
+    ):
+        done = run_entry("train.py", *TINY, *options, ok=False)
+        assert message in done.stderr
