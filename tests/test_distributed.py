@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -25,9 +26,10 @@ def composed(*overrides):
 
 
 def together(work, folder, number=2):
-    """What ``work(rank)`` returns in each of ``number`` processes, which are copies of this one."""
+    """What ``work(rank)`` returns in each of ``number`` processes."""
     store = folder / f"store{len(list(folder.iterdir()))}"
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
+    context.set_forkserver_preload(["torch", "train"])
     started = [
         context.Process(target=_one, args=(work, folder, store, rank, number), daemon=True) for rank in range(number)
     ]
@@ -92,7 +94,7 @@ def assert_close(one, two):
 
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     one = iterations()
-    first, second = together(lambda rank: iterations(rank, 2), tmp_path)
+    first, second = together(partial(iterations, number=2), tmp_path)
     assert_close(one, first)
     assert_close(first, second)
     assert any("running_var" in name for name in one["state"])
@@ -101,35 +103,39 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
 def test_a_term_of_weight_zero_leaves_parameters_without_gradient(tmp_path):
     overrides = ["loss.weights.aux=0"]
     whole = iterations(count=2, overrides=overrides)["terms"][1]["loss"]
-    shared, _ = together(lambda rank: iterations(rank, 2, overrides, 2)["terms"][1]["loss"], tmp_path)
-    assert abs(whole - shared) < 1e-6
+    shared, _ = together(partial(iterations, number=2, overrides=overrides, count=2), tmp_path)
+    assert abs(whole - shared["terms"][1]["loss"]) < 1e-6
 
 
-def test_a_run_of_two_processes_killed_and_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path, monkeypatch):
-    step = training.train_step
+def unbroken(rank, folder):
+    training.train(composed(), folder)
+
+
+def broken(rank, folder):
+    step, steps = training.train_step, []
 
     def killed_at_fourth(*arguments, **named):
-        killed_at_fourth.steps += 1
-        if killed_at_fourth.steps == 4:
+        steps.append(1)
+        if len(steps) == 4:
             raise InterruptedError
         return step(*arguments, **named)
 
-    killed_at_fourth.steps = 0
+    training.train_step = killed_at_fourth
+    with pytest.raises(InterruptedError):
+        training.train(composed(), folder)
 
-    def broken(rank):
-        monkeypatch.setattr(training, "train_step", killed_at_fourth)
-        with pytest.raises(InterruptedError):
-            training.train(composed(), tmp_path / "broken")
 
-    def resumed(rank):
-        saved = checkpoint.load(tmp_path / "broken" / "last.pt")
-        assert saved.iteration == 2
-        training.train(composed(), tmp_path / "broken", saved)
+def resumed(rank, folder):
+    saved = checkpoint.load(folder / "last.pt")
+    assert saved.iteration == 2
+    training.train(composed(), folder, saved)
 
+
+def test_a_run_of_two_processes_killed_and_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "broken"
-    together(lambda rank: training.train(composed(), whole), tmp_path)
-    together(broken, tmp_path)
-    together(resumed, tmp_path)
+    together(partial(unbroken, folder=whole), tmp_path)
+    together(partial(broken, folder=cut), tmp_path)
+    together(partial(resumed, folder=cut), tmp_path)
     one, two = (checkpoint.load(folder / "last.pt") for folder in (whole, cut))
     assert one.iteration == two.iteration == 4
     assert len(one.training["random"]) == 2
@@ -169,11 +175,9 @@ def test_pieces_of_a_batch_add_up_to_its_cross_entropy_whatever_is_ignored():
 
 @pytest.mark.parametrize("term", ["main", "ccl"])
 def test_without_sync_each_process_stands_alone(tmp_path, term):
-    def first_terms(rank):
-        return iterations(rank, 2, [f"+loss.terms.{term}.sync=false"], 1)["terms"][0]
-
     whole = iterations(count=1)["terms"][0]
-    apart, other = together(first_terms, tmp_path)
+    work = partial(iterations, number=2, overrides=[f"+loss.terms.{term}.sync=false"], count=1)
+    apart, other = (result["terms"][0] for result in together(work, tmp_path))
     assert abs(apart[term] - whole[term]) > 1e-3
     assert apart == other
 
