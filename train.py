@@ -37,7 +37,7 @@ from engine.run_log import NoLog, RunLog
 from engine.state import NonFiniteLoss, TrainingState
 from engine.step import train_step
 from engine.stopping import StopRequest, leave_signals_to_parent
-from engine.sweep import write_result
+from engine.sweep import finished_score, write_result
 from engine.tables import score_table
 from engine.tasks import Task
 from models.factory import build
@@ -49,6 +49,10 @@ def main(config: DictConfig) -> float:
     """Run one training; returns the best validation score (mIoU, mask AP), for whoever searches over configurations."""
     folder, saved = find_start(config, Path(HydraConfig.get().runtime.output_dir))
     if saved:
+        done = finished_score(folder, saved.config["recipe"]["max_iters"]) if config.resume == "auto" else None
+        if done is not None:
+            print(f"{folder} is finished")
+            return done
         config = OmegaConf.create(saved.config)
     with processes(_device(config)):
         return train(config, from_first(folder), saved)

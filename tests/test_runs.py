@@ -213,3 +213,42 @@ def test_out_of_memory_says_what_to_turn_down():
         MemoryError, match=r"turn down recipe\.batch_size or .*crop_size, .* accumulate=2, .* bf16=true"
     ):
         train_step(Semantic(), Greedy(), torch.nn.Identity(), optimizer, images, labels)
+
+
+def test_a_sweep_with_a_failing_run_goes_on_and_then_runs_only_what_is_missing(tmp_path, run_entry, monkeypatch):
+    """Two settings with two seeds each; data that cannot be drawn make one of them fail."""
+    build, seeds = training.build_dataset, []
+
+    def flaky(config, split, transform):
+        seeds.append(torch.initial_seed())
+        if failing and seeds[-1] == 1 and len(seeds) > 4:
+            raise RuntimeError("the disk has gone")
+        return build(config, split, transform)
+
+    monkeypatch.setattr("data.build.build_dataset", flaky)  # the entry point imports it anew
+    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    command = (
+        "train.py",
+        "-m",
+        "model.head.recurrence=0,1",
+        "seed=0,1",
+        *TINY,
+        "recipe.max_iters=1",
+        "resume=auto",
+        sweep,
+    )
+    failing = True
+    done = run_entry(*command, ok=False)
+    assert "failed   model.head.recurrence=1 seed=1: RuntimeError: the disk has gone" in done.stdout
+    lines = (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        f"model.head.recurrence={r} seed={seed}" for r in (0, 1) for seed in (0, 1)
+    ]
+    assert lines[4].split(",")[1] == "failed"
+    assert "| model.head.recurrence=1 | 1/2 |" in (tmp_path / "sweep" / "sweep.md").read_text()
+    failing = False
+    seeds.clear()
+    done = run_entry(*command)
+    assert seeds == [1, 1]  # training and validation data of the one run
+    assert "failed" not in done.stdout + (tmp_path / "sweep" / "sweep.csv").read_text()
+    assert "| model.head.recurrence=1 | 2/2 |" in (tmp_path / "sweep" / "sweep.md").read_text()
