@@ -234,10 +234,10 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     if problem.dtype == "float32":
         if kernel == "backward":
             if wide:
-                return Tile(16, 16, 16, 4, 2)
+                return Tile(16, 16, 16, 2, 2)
             return Tile(32, 32, 16, 4, 2) if datacenter else Tile(32, 16, 16, 2, 2)
         if wide:
-            return Tile(64, 16, 64, 8, 2) if blackwell else Tile(64, 16, 32, 4, 2)
+            return Tile(64, 16, 32, 8 if blackwell else 4, 2)
         if hopper:
             return Tile(64, 32, 64, 4, 2)
         return Tile(64, 32, 32, 4, 2) if blackwell else Tile(64, 16, 64, 4, 2)
@@ -253,7 +253,7 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
             return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
         return Tile(64, 32, 128, 4, 3)
     if wide:
-        return Tile(128, 64, 32, 8, 2) if datacenter else Tile(64, 16, 32, 4, 2)
+        return Tile(64, 64, 32, 8, 2) if datacenter else Tile(32, 32, 32, 4, 2)
     if length <= 64:
         return Tile(64, 64, 32, 4, 2)
     if length <= 128:
