@@ -18,7 +18,10 @@ _SEED = re.compile(r"\+*seed=")
 
 
 def report(folder: Path) -> list[str]:
-    """Print the table of a sweep, write ``sweep.csv``, ``sweep.md`` and ``sweep.png`` into it; the runs that failed.
+    """Print the table of a sweep, write ``sweep.csv``, ``sweep.md`` and pictures into it; returns the runs that failed.
+
+    The pictures: a bar per run (``sweep.png``), the score against the cost (``sweep_cost.png``) and over each option
+    that was given several numbers (``sweep_OPTION.png``), with the seeds as its spread.
 
     Settings that were run with several seeds also get their mean, standard deviation and share of runs that succeeded
     (``sweep_seeds.csv``).
@@ -50,6 +53,13 @@ def report(folder: Path) -> list[str]:
             folder / "sweep.png", [n for n, _ in done], [r[columns[0]] for _, r in done], columns[0]
         )
         written["picture"] = [folder / "sweep.png"]
+        if "gflops" in columns:
+            names_done, gflops, values = zip(*((n, r["gflops"], r[columns[0]]) for n, r in done), strict=True)
+            figures.save_cost(folder / "sweep_cost.png", names_done, gflops, values, columns[0])
+            written["picture"].append(folder / "sweep_cost.png")
+        for option, settings in _trends([run for _, run in done], columns[0]).items():
+            written["picture"].append(folder / f"sweep_{option}.png")
+            figures.save_trend(written["picture"][-1], option, settings, columns[0])
         if seeds := _over_seeds(runs, columns[0]):
             tables.append(seeds)
             write_csv(folder / "sweep_seeds.csv", *seeds)
@@ -79,6 +89,30 @@ def _over_seeds(runs: list[dict[str, Any]], score: str) -> tuple[tuple[str, ...]
         spread = statistics.stdev(values) if len(values) > 1 else ""
         rows.append([name or "all", f"{len(values)}/{len(group)}", statistics.mean(values) if values else "", spread])
     return ("setting", "succeeded", f"{score} mean", f"{score} std"), rows
+
+
+def _trends(runs: list[dict[str, Any]], score: str) -> dict[str, dict[str, dict[float, list[float]]]]:
+    """Option -> setting of the others -> its value -> score by seed; of options with several values, all numbers."""
+    given = [dict(part.lstrip("+").split("=", 1) for part in run["overrides"] if "=" in part) for run in runs]
+    options = {option for own in given for option in own} - {"seed"}
+    trends = {}
+    for option in sorted(options):
+        values = [_number(own.get(option)) for own in given]
+        if None in values or len(set(values)) < 2:
+            continue
+        others = [[f"{key}={value}" for key, value in own.items() if key not in (option, "seed")] for own in given]
+        settings = defaultdict(lambda: defaultdict(list))
+        for name, value, run in zip(_what_differs(others), values, runs, strict=True):
+            settings[name][value].append(run[score])
+        trends[option] = settings
+    return trends
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
 
 
 def _what_differs(overrides: list[list[str]]) -> list[str]:

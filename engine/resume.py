@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -57,6 +58,8 @@ def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
         saved = _intact(path)
         if saved and saved.training.get("identity") == identity:
             _say(f"resume=auto: {path}, iteration {saved.iteration}")
+            with suppress(OSError):  # a kill would leave it; one that holds anything stays
+                folder.rmdir()
             return path.parent, saved
         others += saved is not None
     skipped = f", passed over {others} of other configurations" if others else ""

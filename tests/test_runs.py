@@ -7,10 +7,12 @@ import shutil
 import signal
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 import train as training
 from data.folder import Folder
@@ -248,6 +250,8 @@ def test_a_sweep_with_a_failing_run_goes_on_and_then_runs_only_what_is_missing(t
     assert "| model.head.recurrence=1 | 1/2 |" in (tmp_path / "sweep" / "sweep.md").read_text()
     failing = False
     seeds.clear()
+    for picture in ("sweep.png", "sweep_cost.png", "sweep_model.head.recurrence.png"):
+        assert np.array(Image.open(tmp_path / "sweep" / picture)).std() > 10
     done = run_entry(*command)
     assert seeds == [1, 1]  # training and validation data of the one run
     assert "failed" not in done.stdout + (tmp_path / "sweep" / "sweep.csv").read_text()
