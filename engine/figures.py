@@ -283,7 +283,9 @@ def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Se
     for name, by_value in settings.items():
         values = sorted(by_value)
         means = [np.mean(by_value[value]) for value in values]
-        spread = [np.std(by_value[value]) for value in values]
+        spread = [
+            np.std(by_value[value], ddof=min(len(by_value[value]) - 1, 1)) for value in values
+        ]  # 0 of a single run
         axis.errorbar(values, means, yerr=spread, marker="o", capsize=3, label=name or None)
     axis.set(xlabel=option, ylabel=f"validation {score}, percent")
     axis.grid(alpha=0.3)
