@@ -23,6 +23,10 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+class UnreadablePicture(ValueError):
+    """A file that is no picture, or no longer a whole one."""
+
+
 class LabelReader:
     """Label files -> class indices.
 
@@ -94,7 +98,7 @@ def _open(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except Exception as error:  # Pillow's decoders each fail in their own way
-        raise ValueError(f"{path} cannot be read as a picture, it may be cut off: {error}") from error
+        raise UnreadablePicture(f"{path} cannot be read as a picture, it may be cut off: {error}") from error
 
 
 def png_decoder() -> str:

@@ -6,6 +6,7 @@ resumes at sample p continues exactly, whatever the number of workers, and no ra
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -13,17 +14,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.pictures import UnreadablePicture
+
 T = TypeVar("T")
 
 
 class Positions(Sampler[tuple[int, int]]):
-    """(sample number, index into the data set) from ``start`` to ``stop``; each epoch is shuffled anew."""
+    """(sample number, index into the data set) from ``start`` to ``stop``; each epoch is shuffled anew.
 
-    def __init__(self, length: int, *, seed: int, start: int, stop: int):
+    With ``share`` = (r, n, batch), r's part of each batch among n processes: all together have the batches of one.
+    """
+
+    def __init__(self, length: int, *, seed: int, start: int, stop: int, share: tuple[int, int, int] = (0, 1, 1)):
         self.length, self.seed, self.start, self.stop = length, seed, start, stop
+        self.process, self.processes, self.batch = share
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) // self.processes
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order, shuffled_epoch = [], None
@@ -33,14 +40,22 @@ class Positions(Sampler[tuple[int, int]]):
                 generator = torch.Generator().manual_seed(_mix(self.seed, epoch, stream=0))
                 order = torch.randperm(self.length, generator=generator).tolist()
                 shuffled_epoch = epoch
-            yield position, order[offset]
+            if position % self.batch * self.processes // self.batch == self.process:
+                yield position, order[offset]
 
 
 class Seeded(Dataset):
-    """A data set whose random transforms are seeded by the sample number."""
+    """A data set whose random transforms are seeded by the sample number.
 
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
+    Args:
+        dataset: of (image, label) pairs.
+        seed: of order and augmentation.
+        skip_broken: samples that may turn out to be unreadable; the next one that can be read stands in for each.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int, *, skip_broken: int = 0):
+        self.dataset, self.seed, self.skip_broken = dataset, seed, skip_broken
+        self.broken = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()  # in all the processes that load
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -48,42 +63,80 @@ class Seeded(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, index = key
         with torch.random.fork_rng(devices=[]):  # without workers, this is the process that also trains
-            torch.manual_seed(_mix(self.seed, position, stream=1))
-            return self.dataset[index]
+            while True:
+                torch.manual_seed(_mix(self.seed, position, stream=1))
+                try:
+                    return self.dataset[index]
+                except (OSError, UnreadablePicture) as error:
+                    self._skip(index, error)
+                    index = (index + 1) % len(self.dataset)
+
+    def names(self, iteration: int, batch_size: int) -> list[str]:
+        """Names of the samples of batch number ``iteration``, counted from 0."""
+        start = iteration * batch_size
+        positions = Positions(len(self.dataset), seed=self.seed, start=start, stop=start + batch_size)
+        return [self.dataset.name(index) for _, index in positions]
+
+    def _skip(self, index: int, error: Exception) -> None:
+        if not self.broken[index]:
+            if self.broken.sum() >= min(self.skip_broken, len(self) - 1):
+                raise error
+            self.broken[index] = True
+            warnings.warn(
+                f"{self.dataset.name(index)} is left out, number {self.broken.sum()} of at most {self.skip_broken}: "
+                f"{error}",
+                stacklevel=2,
+            )
 
 
 def train_loader(
-    dataset: Dataset,
+    samples: Seeded,
     *,
     batch_size: int,
+    pieces: int = 1,
     iterations: int,
     start: int = 0,
-    seed: int,
     num_workers: int,
     collate: Callable | None = None,
+    worker_init: Callable[[int], None] | None = None,
+    process: int = 0,
+    processes: int = 1,
 ) -> DataLoader:
     """Batches number ``start`` to ``iterations`` - 1 of a run.
 
     Args:
-        dataset: of (image, label) pairs, of one size unless ``collate`` takes others.
-        batch_size: samples per iteration.
+        samples: (image, label) pairs, of one size unless ``collate`` takes others.
+        batch_size: samples per iteration, of all processes together.
+        pieces: in which each process takes its part of a batch.
         iterations: of the whole run.
         start: iterations already done.
-        seed: of order and augmentation.
         num_workers: processes that load; 0 loads in this one.
         collate: samples to batch; torch's own stacks them.
+        worker_init: called with its number in each of the processes that load.
+        process, processes: which of how many this is; each loads its part of every batch.
     """
-    if len(dataset) == 0:
+    if len(samples) == 0:
         raise ValueError("the training set is empty")
-    positions = Positions(len(dataset), seed=seed, start=start * batch_size, stop=iterations * batch_size)
+    if batch_size % (processes * pieces):
+        raise ValueError(
+            f"recipe.batch_size={batch_size} is shared by {processes} processes, each of which takes its part in "
+            f"accumulate={pieces} pieces: give a multiple of {processes * pieces}"
+        )
+    positions = Positions(
+        len(samples),
+        seed=samples.seed,
+        start=start * batch_size,
+        stop=iterations * batch_size,
+        share=(process, processes, batch_size),
+    )
     return DataLoader(
-        Seeded(dataset, seed),
-        batch_size=batch_size,
+        samples,
+        batch_size=batch_size // processes,
         sampler=positions,
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
+        worker_init_fn=worker_init,
         multiprocessing_context=start_method(num_workers),
         generator=torch.Generator(),  # else every new loader draws from the generator that dropout uses
     )
@@ -95,15 +148,18 @@ def start_method(num_workers: int) -> str | None:
 
 
 def timed(batches: Iterable[T]) -> Iterator[tuple[T, float]]:
-    """Each batch, and the seconds that were spent waiting for it."""
+    """Each batch, and the seconds that were spent waiting for it; closing it ends the processes that load."""
     iterator = iter(batches)
-    while True:
-        start = time.perf_counter()
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        yield batch, time.perf_counter() - start
+    try:
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            yield batch, time.perf_counter() - start
+    finally:
+        del iterator  # an error's traceback keeps this frame
 
 
 def _mix(seed: int, number: int, *, stream: int) -> int:

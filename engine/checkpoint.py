@@ -3,20 +3,24 @@
 ``best.safetensors`` holds the weights and, in its header, the resolved config, the classes with their colours
 and the scores. ``last.pt`` holds the same and what continuing the run needs besides; it is read with
 ``weights_only=True``. Both are written beside their place and then moved there, so that a run which is killed
-while writing keeps the file it had.
+while writing keeps the file it had; the ``last.pt`` before becomes ``previous.pt``. Both carry checksums (CRC-32, which
+torch writes for every tensor of a .pt file), and a file that has changed since is refused.
 
 Published files (``models.import_checkpoint``) are read into the same form.
 """
 
 import json
 import os
+import zipfile
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,7 +31,8 @@ from models.published import importing
 
 SUFFIXES = (".safetensors", ".pt")  # of a run's own
 _PUBLISHED = ".pth"
-_HEADER = "ccnet"
+_HEADER, _CHECKSUM = "ccnet", "crc32"
+LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
 @dataclass
@@ -54,20 +59,32 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write ``path`` (.safetensors or .pt) whole or not at all."""
+    """Write ``path`` (.safetensors or .pt) whole or not at all; a ``last.pt`` that is there becomes ``previous.pt``.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.suffix == ".safetensors":
             header = {key: value for key, value in vars(checkpoint).items() if key not in ("weights", "training")}
             weights = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.weights.items()}
-            save_file(weights, temporary, metadata={_HEADER: json.dumps(header)})
+            text = json.dumps(header)
+            save_file(weights, temporary, metadata={_HEADER: text, _CHECKSUM: _checksum(text, weights)})
         else:
             torch.save(dict(vars(checkpoint)), temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if path.name == LAST and path.exists():
+            os.replace(path, path.with_name(PREVIOUS))
         os.replace(temporary, path)
+    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors raise when a write fails
+        raise OSError(
+            f"{path} could not be written, is the disk full? The checkpoint before is as it was. {error}"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def find(path: str | Path | None) -> Path:
@@ -94,23 +111,45 @@ def load(path: Path, **published: Any) -> Checkpoint:
         path: a checkpoint of this project, or a published one.
         **published: arguments of :func:`models.import_checkpoint`; they touch published ones alone.
     """
-    content, header = importing.read(path), _header(path)
+    content, metadata = importing.read(path), _metadata(path)
+    header = metadata.get(_HEADER)
     if header is None and not (isinstance(content, dict) and {"weights", "config"} <= content.keys()):
         return _from_published(importing.convert(content, path, **published))
     try:
         found = Checkpoint(**content) if header is None else Checkpoint(content, **json.loads(header))
         check_config(found.config)
+        _check_sums(path, metadata, found.weights)
         return found
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
 
 
-def _header(path: Path) -> str | None:
-    """What a safetensors file of this project says besides its tensors."""
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says besides its tensors."""
     if path.suffix != ".safetensors":
-        return None
+        return {}
     with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get(_HEADER)
+        return file.metadata() or {}
+
+
+def _check_sums(path: Path, metadata: dict[str, str], weights: dict[str, torch.Tensor]) -> None:
+    if path.suffix == ".safetensors":
+        damaged = metadata.get(_CHECKSUM, "") not in ("", _checksum(metadata[_HEADER], weights))
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip() is not None
+        except (zipfile.BadZipFile, NotImplementedError, EOFError):
+            damaged = True
+    if damaged:
+        raise ValueError("its content does not meet its checksum")
+
+
+def _checksum(text: str, weights: dict[str, torch.Tensor]) -> str:
+    total = zlib.crc32(text.encode())
+    for key in sorted(weights):
+        total = zlib.crc32(weights[key].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(key.encode(), total))
+    return f"{total:08x}"
 
 
 def _from_published(found: importing.Published) -> Checkpoint:

@@ -3,9 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -14,6 +19,9 @@ def processes(device: torch.device) -> Iterator[torch.device]:
 
     Yields:
         The device of this process: with several GPUs, its own.
+
+    Raises:
+        ConnectionError: another process has gone; its own error says why.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
@@ -24,6 +32,10 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            raise ConnectionError("another process of this run has gone: its own error says why") from error
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -42,3 +54,48 @@ def wait_for_all() -> None:
     """Return when every process has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_first(value: T) -> T:
+    """The first process's ``value``, such as a folder named by the time, for all."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def from_all(value: T) -> list[T]:
+    """Every process's ``value``, in order."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def any_of_all(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is set in any process."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """What to call for a training step: ``model`` itself, or with several processes one that shares its gradients.
+
+    ``model`` keeps its parameters; its batch norm then runs over all processes. Dropout draws differently in each.
+    """
+    if world_size() == 1:
+        return model
+    from engine.batch_norm import share_batch_norm  # timm takes seconds to import, which an evaluation has spent anyway
+
+    share_batch_norm(model, device)
+    if rank():
+        torch.manual_seed(torch.initial_seed() + rank())
+    return DistributedDataParallel(
+        model,
+        device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
+        find_unused_parameters=True,  # a loss need not read every output
+    )

@@ -3,7 +3,9 @@
 import functools
 import os
 import random
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,16 +15,19 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-_USER_ERRORS = (ValueError, OSError, InstantiationException, OmegaConfBaseException)
+from engine.sweep import write_result
+
+_USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 
 
 def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Turn a user's mistake into one message and a non-zero exit, and leave no empty folder behind.
 
-    ``HYDRA_FULL_ERROR=1`` shows the whole traceback, as it does for Hydra's own messages.
+    ``HYDRA_FULL_ERROR=1`` shows the whole traceback, as it does for Hydra's own messages. A run of a sweep that fails,
+    by whatever error, is noted down and the sweep goes on; its score is no number.
     """
 
     @functools.wraps(main)
@@ -34,19 +39,41 @@ def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
                 raise
             while isinstance(error, InstantiationException) and error.__cause__ is not None:
                 error = error.__cause__  # what the class that Hydra called had to say
-            print(f"error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+            print(f"{_process()}error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+            if _in_sweep():
+                return _note(_message(error))
             raise SystemExit(1) from error
+        except Exception as error:
+            if not _in_sweep():
+                raise
+            traceback.print_exc()
+            return _note(f"{type(error).__name__}: {error}")
         finally:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
     return guarded
 
 
+def _in_sweep() -> bool:
+    return not OmegaConf.is_missing(HydraConfig.get().job, "num")
+
+
+def _note(message: str) -> float:
+    hydra = HydraConfig.get()
+    write_result(Path(hydra.runtime.output_dir), {"overrides": list(hydra.overrides.task), "error": message})
+    return float("nan")
+
+
+def _process() -> str:
+    """Which one of several processes is speaking."""
+    return f"process {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+
+
 def _message(error: BaseException) -> str:
     """What the error says; out of a data worker, without the traceback that torch puts before it."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
-        return text.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+        return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
     return text
 
 

@@ -3,7 +3,7 @@
 Figures are built without pyplot: nothing global is left behind in the process of a sweep.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +273,36 @@ def save_comparison(path: Path, names: Sequence[str], values: Sequence[float], s
     axis.set(xlabel=f"validation {score}, percent", xlim=(0, 108))
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
+    figure.savefig(path, dpi=120)
+
+
+def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Sequence[float]]], score: str) -> None:
+    """Write the score over a numeric option, a line per setting of the others: {setting: {value: score by seed}}."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, by_value in settings.items():
+        values = sorted(by_value)
+        means = [np.mean(by_value[value]) for value in values]
+        spread = [
+            np.std(by_value[value], ddof=min(len(by_value[value]) - 1, 1)) for value in values
+        ]  # 0 of a single run
+        axis.errorbar(values, means, yerr=spread, marker="o", capsize=3, label=name or None)
+    axis.set(xlabel=option, ylabel=f"validation {score}, percent")
+    axis.grid(alpha=0.3)
+    if any(settings):
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def save_cost(path: Path, names: Sequence[str], gflops: Sequence[float], values: Sequence[float], score: str) -> None:
+    """Write quality against cost, a point per run."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(gflops, values, "o", color="#4464ad")
+    for name, *point in zip(names, gflops, values, strict=True):
+        axis.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axis.set(xlabel="GFLOPs of one training crop", ylabel=f"validation {score}, percent")
+    axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 

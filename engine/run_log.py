@@ -13,6 +13,23 @@ if TYPE_CHECKING:  # W&B takes a second to import, which a run without it saves
     from engine.wandb_run import WandbRun
 
 
+class NoLog:
+    """In the place of a :class:`RunLog` in processes that write nothing."""
+
+    wandb_id = None
+
+    def train(self, iteration: int, values: dict[str, float]) -> None:
+        """Leave it to the first process."""
+
+    validation = train
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 class RunLog:
     """The log of one training run; use it in a ``with``, which also closes W&B.
 

@@ -1,4 +1,4 @@
-"""The end of a sweep: one table and one picture over its runs."""
+"""The runs of a sweep: what each leaves behind, and what happens when the last has ended."""
 
 import json
 from pathlib import Path
@@ -7,35 +7,36 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from engine import figures
-from engine.tables import text_table, write_csv
+_RESULT = "result.json"
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Leave what the sweep's table needs in a run's folder: "overrides", the scores, the first of them to compare."""
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    """Leave what the sweep's table needs in a run's folder: "overrides", the scores, the first of them to compare.
+
+    A run that failed leaves "overrides" and "error".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _RESULT).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def finished_score(folder: Path, iterations: int) -> float | None:
+    """The best score, a share, of the run in ``folder`` if all its ``iterations`` are done."""
+    try:
+        result = json.loads((folder / _RESULT).read_text())
+    except (OSError, ValueError):  # cut off while it was written
+        return None
+    if result.get("iterations") != iterations:
+        return None
+    return next(value for name, value in result.items() if name.startswith("best_")) / 100
 
 
 class SweepReport(Callback):
-    """Hydra callback: after a multirun, gather each run's ``result.json``."""
+    """Hydra callback: after a multirun, gather each run's ``result.json``; see :mod:`engine.report`."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table; write ``sweep.csv`` and ``sweep.png`` into the sweep's folder."""
+        """Print the table, write it and its picture into the sweep's folder; exit 1 if a run failed."""
+        from engine.report import report
+
         folder = Path(config.hydra.sweep.dir)
-        results = sorted(folder.rglob("result.json"), key=lambda path: path.stat().st_mtime)
-        if not results:
-            return
-        runs = [json.loads(path.read_text()) for path in results]
-        columns = [key for key in runs[0] if key != "overrides" and all(key in run for run in runs)]
-        names = _what_differs([run["overrides"] for run in runs])
-        rows = [[name, *(run[column] for column in columns)] for name, run in zip(names, runs, strict=True)]
-        write_csv(folder / "sweep.csv", ("run", *columns), rows)
-        figures.save_comparison(folder / "sweep.png", names, [run[columns[0]] for run in runs], columns[0])
-        print(f"\n{text_table(('run', *columns), rows)}\n\ntable    {folder / 'sweep.csv'}")
-        print(f"picture  {folder / 'sweep.png'}")
-
-
-def _what_differs(overrides: list[list[str]]) -> list[str]:
-    """Name each run by the overrides that not all runs share."""
-    shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
-    return [" ".join(part for part in own if part not in shared) for own in overrides]
+        if next(folder.rglob(_RESULT), None) and report(folder):
+            raise SystemExit(1)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from einops import rearrange
 
 from .arrays import Array, Module, arange, as_index, cast, is_readable, namespace, sum_by_index, widened
+from .processes import mean_over_processes, sum_over_processes
 from .sampling import nearest_labels
 
 # One bin for each value of an 8-bit label: a fixed size needs no look at the labels, so nothing waits for the
@@ -35,6 +36,7 @@ def category_consistent_loss(
     beta: float = 1.0,
     gamma: float = 0.001,
     distance: str = "piecewise",
+    sync: bool = True,
 ) -> CategoryConsistentLoss:
     """Pull pixels of one class together and push the classes apart.
 
@@ -59,6 +61,8 @@ def category_consistent_loss(
             than 2 delta_d are left alone.
         alpha, beta, gamma: weights of the three terms in the total.
         distance: "piecewise" (the paper's) or "quadratic".
+        sync: the mini-batch is that of all processes together; else each has its own means, and the mean of their
+            losses counts.
 
     Returns:
         The total and its terms, unweighted, in float32 (float64 for float64 input). Nothing valid gives zeros
@@ -84,18 +88,19 @@ def category_consistent_loss(
         raise ValueError(f"labels reach from {index.min()} to {index.max()}: give values in [0, {_BINS - 1}]")
     weight = cast(valid, pixels.dtype)
 
-    counts = sum_by_index(weight, index, _BINS)
+    total = sum_over_processes if sync else (lambda own: own)
+    counts = total(sum_by_index(weight, index, _BINS))
     present = cast(counts > 0, pixels.dtype)
     number = present.sum()
     per_pixel = weight / counts.clip(min=1)[index]  # sums to 1 over each class
-    means = sum_by_index(pixels * per_pixel[:, None], index, _BINS)
+    means = total(sum_by_index(pixels * per_pixel[:, None], index, _BINS))
 
     to_mean = _norm(pixels - means[index])
     spread = (to_mean - delta_v).clip(min=0) ** 2
     if distance == "piecewise":
         linear = to_mean - delta_d + (delta_d - delta_v) ** 2
         spread = xp.where(to_mean > delta_d, linear, spread)
-    variance = (spread * per_pixel).sum() / number.clip(min=1)
+    variance = total((spread * per_pixel).sum()) / number.clip(min=1)
 
     apart = _norm(means[:, None] - means[None])  # (K, K)
     classes = arange(_BINS, like=pixels)
@@ -104,7 +109,8 @@ def category_consistent_loss(
     between = (push * pairs).sum() / (number * (number - 1)).clip(min=1)
 
     size = (_norm(means) * present).sum() / number.clip(min=1)
-    return CategoryConsistentLoss(alpha * variance + beta * between + gamma * size, variance, between, size)
+    terms = alpha * variance + beta * between + gamma * size, variance, between, size
+    return CategoryConsistentLoss(*(terms if sync else map(mean_over_processes, terms)))
 
 
 def _norm(vectors: Array) -> Array:

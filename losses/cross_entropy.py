@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from .arrays import Array, Module, numbers, pixel_cross_entropy, widened
+from .processes import sum_over_processes
 
 
 def cross_entropy(
@@ -11,7 +12,8 @@ def cross_entropy(
     """Mean over the valid pixels of -class_weights[y] log softmax(logits)[y].
 
     The divisor is the number of pixels that are not ignored, also with class weights, so that a batch's loss
-    does not depend on how its ignored pixels fall. Nothing valid gives a zero that still back-propagates.
+    does not depend on how its ignored pixels fall. Nothing valid gives a zero that still back-propagates. Several
+    processes share one batch: pixels are summed and counted over all of them.
 
     Args:
         logits: (N, K, *S).
@@ -23,7 +25,8 @@ def cross_entropy(
         A scalar in float32 (float64 for float64 logits).
     """
     losses = pixel_cross_entropy(widened(logits), labels, class_weights, ignore_index)
-    return losses.sum() / (labels != ignore_index).sum().clip(min=1)
+    valid = sum_over_processes((labels != ignore_index).sum())
+    return sum_over_processes(losses.sum()) / valid.clip(min=1)
 
 
 class CrossEntropy(Module):

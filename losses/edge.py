@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d
 
+from .processes import sum_over_processes
+
 _GROWN = 3  # side of the square that a marked pixel grows to
 
 
@@ -47,7 +49,7 @@ def balanced_edge_loss(logits: Tensor, edges: Tensor, *, ignore_index: int = 255
 
     With N+ edge pixels and N- others in the batch, an edge pixel weighs N- / (N+ + N-) and another N+ / (N+ + N-);
     the sum is divided by the sum of the weights. A batch with pixels of one kind only, or none, has no balance:
-    its weights sum to zero, and the loss is a zero that still back-propagates.
+    its weights sum to zero, and the loss is a zero that still back-propagates. Several processes share one batch.
 
     Args:
         logits: (N, 2, H, W), no edge and edge.
@@ -58,11 +60,11 @@ def balanced_edge_loss(logits: Tensor, edges: Tensor, *, ignore_index: int = 255
         A scalar in float32 (float64 for float64 logits).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    counts = torch.stack([(edges == kind).sum() for kind in (0, 1)]).to(logits.dtype)
+    counts = sum_over_processes(torch.stack([(edges == kind).sum() for kind in (0, 1)])).to(logits.dtype)
     weights = counts.flip(0) / counts.sum().clamp(min=1)
     losses = cross_entropy(logits, edges, weight=weights, ignore_index=ignore_index, reduction="none")
     # 2 N+ N- / (N+ + N-) is at least 1 where it is not 0.
-    return losses.sum() / (weights * counts).sum().clamp(min=1)
+    return sum_over_processes(losses.sum()) / (weights * counts).sum().clamp(min=1)
 
 
 class EdgeCrossEntropy(nn.Module):

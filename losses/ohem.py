@@ -6,10 +6,12 @@ from einops import rearrange
 
 from .arrays import Array, constant, kth_smallest, namespace, of_class, resized, softmax, widened
 from .cross_entropy import CrossEntropy, cross_entropy
+from .processes import gather_from_processes
 from .sampling import nearest_labels
 
 # The threshold is found on maps an eighth of the size in each direction, as the authors do.
 _REDUCTION = 8
+_IGNORED = 2.0  # above every probability
 
 
 def ohem_cross_entropy(
@@ -20,6 +22,7 @@ def ohem_cross_entropy(
     threshold: float = 0.7,
     min_kept: int = 100_000,
     class_weights: Array | None = None,
+    sync: bool = True,
 ) -> Array:
     """:func:`losses.cross_entropy` over the pixels whose true class has a low probability.
 
@@ -34,6 +37,7 @@ def ohem_cross_entropy(
         threshold: probability above which a pixel counts as easy.
         min_kept: pixels of the batch to keep at least.
         class_weights: (K,) factors.
+        sync: "the batch" is that of all processes together; else each finds its own p_k, and keeps ``min_kept``.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
@@ -42,25 +46,29 @@ def ohem_cross_entropy(
         logits, labels = rearrange(logits, "n k t h w -> (n t) k h w"), rearrange(labels, "n t h w -> (n t) h w")
     xp = namespace(logits)
     probabilities = softmax(widened(constant(logits)), axis=1)
-    limit = _threshold(probabilities, labels, ignore_index, threshold, min_kept)
+    limit = _threshold(probabilities, labels, ignore_index, threshold, min_kept, sync)
     easy = _true_class(probabilities, labels, ignore_index) > limit
     kept = xp.where(easy, ignore_index, labels)
     return cross_entropy(logits, kept, ignore_index=ignore_index, class_weights=class_weights)
 
 
-def _threshold(probabilities: Array, labels: Array, ignore_index: int, threshold: float, min_kept: int) -> Array:
+def _threshold(
+    probabilities: Array, labels: Array, ignore_index: int, threshold: float, min_kept: int, sync: bool
+) -> Array:
     xp = namespace(probabilities)
     size = [max(round(length / _REDUCTION), 1) for length in labels.shape[-2:]]
     small_labels = nearest_labels(labels, size)
     valid = small_labels != ignore_index
     true = _true_class(resized(probabilities, size), small_labels, ignore_index)
     # Ignored pixels sort behind every probability; past them nothing is left to mine and all is kept.
-    true = xp.where(valid, true, 2.0).reshape(-1)
+    true = xp.where(valid, true, _IGNORED).reshape(-1)
+    if sync:
+        true = gather_from_processes(true)
     k = min_kept // _REDUCTION**2
     if k >= len(true):
         return xp.ones_like(probabilities.sum())
     limit = kth_smallest(true, k).clip(min=threshold) if k else xp.full_like(true[0], threshold)
-    return xp.where(valid.sum() > k, limit, 1.0)
+    return xp.where((true < _IGNORED).sum() > k, limit, 1.0)
 
 
 def _true_class(probabilities: Array, labels: Array, ignore_index: int) -> Array:
@@ -71,7 +79,7 @@ class OhemCrossEntropy(CrossEntropy):
     """:func:`ohem_cross_entropy` of one of the network's outputs.
 
     Args:
-        threshold, min_kept: of :func:`ohem_cross_entropy`.
+        threshold, min_kept, sync: of :func:`ohem_cross_entropy`.
         **cross_entropy: arguments of :class:`losses.CrossEntropy`.
     """
 
@@ -83,10 +91,12 @@ class OhemCrossEntropy(CrossEntropy):
         output: str = "out",
         ignore_index: int = 255,
         class_weights: Sequence[float] | None = None,
+        sync: bool = True,
     ):
         super().__init__(output=output, ignore_index=ignore_index, class_weights=class_weights)
         self.threshold = threshold
         self.min_kept = min_kept
+        self.sync = sync
 
     def forward(self, output: dict[str, Array], labels: Array) -> Array:
         """Output of the network, labels (N, H, W) -> scalar."""
@@ -97,4 +107,5 @@ class OhemCrossEntropy(CrossEntropy):
             threshold=self.threshold,
             min_kept=self.min_kept,
             class_weights=self.class_weights,
+            sync=self.sync,
         )

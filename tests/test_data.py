@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from data.ade20k import ADE20K
 from data.camvid import CamVid
 from data.folder import Folder, distinct_colours
-from data.stream import train_loader
+from data.stream import Seeded, train_loader
 from data.synthetic import Beacons
 from data.transforms import eval_transform, train_transform
 
@@ -228,7 +228,8 @@ def test_beacons_are_the_same_every_time_and_differ_by_split_and_seed():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_stream_continues_exactly_whatever_the_workers(num_workers):
     dataset = Beacons(split="train", length=5, size=40, transform=train_transform(crop_size=(32, 32), flip=0.5))
-    options = {"batch_size": 2, "iterations": 6, "seed": 3}
+    options = {"batch_size": 2, "iterations": 6}
+    dataset = Seeded(dataset, 3)
     whole = list(train_loader(dataset, num_workers=0, **options))
     rest = list(train_loader(dataset, num_workers=num_workers, start=3, **options))
     assert len(whole) == 6
@@ -245,7 +246,7 @@ def test_stream_shows_every_sample_once_an_epoch_in_a_new_order():
         def __getitem__(self, index):
             return index
 
-    batches = list(train_loader(Numbers(), batch_size=1, iterations=14, seed=0, num_workers=0))
+    batches = list(train_loader(Seeded(Numbers(), 0), batch_size=1, iterations=14, num_workers=0))
     epochs = [[int(batch) for batch in batches[start : start + 7]] for start in (0, 7)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(7))
     assert epochs[0] != epochs[1]
@@ -254,7 +255,7 @@ def test_stream_shows_every_sample_once_an_epoch_in_a_new_order():
 def test_loading_does_not_disturb_the_training_random_state():
     dataset = Beacons(split="train", length=5, size=40, transform=train_transform(crop_size=(32, 32)))
     before = torch.get_rng_state()
-    next(iter(train_loader(dataset, batch_size=2, iterations=1, seed=0, num_workers=0)))
+    next(iter(train_loader(Seeded(dataset, 0), batch_size=2, iterations=1, num_workers=0)))
     assert torch.equal(torch.get_rng_state(), before)
 
 

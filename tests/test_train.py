@@ -52,7 +52,7 @@ def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
         assert np.array(Image.open(finished / picture)).std() > 10
     assert {path.name for path in finished.iterdir()} == {
         "train.csv", "val.csv", "val_classes.csv", "curves.png", "predictions.png",
-        "config.yaml", "best.safetensors", "last.pt", "result.json",
+        "config.yaml", "best.safetensors", "last.pt", "previous.pt", "result.json",
     }  # fmt: skip
 
 

@@ -63,8 +63,8 @@ def test_a_stopped_run_continues_exactly(finished, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
 
-    def killed(self, *arguments, original=train.TrainingState.save):
-        original(self, *arguments)
+    def killed(self, *arguments, original=train.TrainingState.save, **named):
+        original(self, *arguments, **named)
         if self.iteration == 2:
             raise Killed
 

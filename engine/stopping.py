@@ -1,0 +1,71 @@
+"""Ending a run when a cluster or a person asks for it, with nothing lost."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODE = 75  # "try again later" of sysexits.h: the run is saved and can be resumed
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop, and its checkpoint is written."""
+
+
+class StopRequest:
+    """Remembers the first SIGTERM or SIGINT; a second one ends the process at once. Use it in a ``with``.
+
+    Attributes:
+        received: name of the signal, or None.
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        self._raise = False
+        self._before = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # others cannot, and receive none
+            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For work that can be dropped: a request raises :class:`Stopped` in the middle of it."""
+        self._raise = True
+        try:
+            if self.received:
+                self.stop()
+            yield
+        except Exception as error:
+            if self.received:  # the signal also ended a process that this one waits for
+                raise Stopped(EXIT_CODE) from error
+            raise
+        finally:
+            self._raise = False
+
+    def stop(self) -> None:
+        """End the run."""
+        raise Stopped(EXIT_CODE)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.received = signal.Signals(number).name
+        if self._raise:
+            self.stop()
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For a data worker: clusters signal every process, and the training one still needs its batch."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

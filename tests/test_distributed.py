@@ -1,0 +1,197 @@
+"""Two processes that share each batch give what one gives with the whole of it."""
+
+import multiprocessing
+import os
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+import train as training
+from data.stream import Seeded, train_loader
+from engine import checkpoint
+from engine.distributed import parallel
+from engine.step import train_step
+from losses import CrossEntropy, WeightedSum
+from models.factory import build
+
+
+def composed(*overrides):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*TINY, *overrides])
+
+
+def together(work, folder, number=2):
+    """What ``work(rank)`` returns in each of ``number`` processes."""
+    store = folder / f"store{len(list(folder.iterdir()))}"
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
+    context.set_forkserver_preload(["torch", "train"])
+    started = [
+        context.Process(target=_one, args=(work, folder, store, rank, number), daemon=True) for rank in range(number)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0] * number
+    return [torch.load(folder / f"{rank}.result", weights_only=True) for rank in range(number)]
+
+
+def _one(work, folder, store, rank, number):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
+    torch.manual_seed(rank)  # copies would draw alike
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
+    torch.save(work(rank), folder / f"{rank}.result")
+    dist.destroy_process_group()
+
+
+ITERATIONS, BATCH = 10, 4
+OHEM = [
+    "loss=ce_ccl", "loss.terms.main._target_=losses.OhemCrossEntropy", "+loss.terms.main.min_kept=1500",
+    "+loss.terms.main.threshold=0.2", "model.head.dropout=0", "model.aux_head.dropout=0",
+]  # fmt: skip
+
+
+def iterations(rank=0, number=1, overrides=(), count=ITERATIONS):
+    """Terms of each iteration, then gradients and batch norm's statistics of the last, in float64."""
+    torch.manual_seed(1)
+    config = composed("num_classes=4", *OHEM, *overrides)
+    task, criterion = instantiate(config.task), instantiate(config.loss)
+    model = build(config.model).double().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    forward = parallel(model, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(2)
+    terms = []
+    for _ in range(count):
+        images = torch.rand(BATCH, 3, 33, 41, generator=generator, dtype=torch.float64)
+        labels = torch.randint(0, 4, (BATCH, 33, 41), generator=generator)
+        labels[0, 5:] = 255  # the processes have unequal numbers of valid pixels
+        own = slice(rank * BATCH // number, (rank + 1) * BATCH // number)
+        loss, parts = train_step(
+            task, forward, criterion, optimizer, images[own], labels[own],
+            accumulate=config.accumulate, clip_norm=config.clip_norm,
+        )  # fmt: skip
+        terms.append({"loss": loss} | parts)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"terms": terms, "gradients": gradients, "state": model.state_dict()}
+
+
+def assert_close(one, two):
+    assert one["terms"][0].keys() == two["terms"][0].keys() >= {"main", "aux", "ccl", "ccl/variance"}
+    for parts, others in zip(one["terms"], two["terms"], strict=True):
+        for name in parts:
+            assert abs(parts[name] - others[name]) < 1e-6, name
+    assert len({float(parts["loss"]) for parts in one["terms"]}) == ITERATIONS
+    for kind in ("gradients", "state"):
+        assert one[kind].keys() == two[kind].keys()
+        for name, values in one[kind].items():
+            assert torch.allclose(values, two[kind][name], rtol=0, atol=1e-6), name
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
+    one = iterations()
+    first, second = together(partial(iterations, number=2), tmp_path)
+    assert_close(one, first)
+    assert_close(first, second)
+    assert any("running_var" in name for name in one["state"])
+
+
+def test_a_term_of_weight_zero_leaves_parameters_without_gradient(tmp_path):
+    overrides = ["loss.weights.aux=0"]
+    whole = iterations(count=2, overrides=overrides)["terms"][1]["loss"]
+    shared, _ = together(partial(iterations, number=2, overrides=overrides, count=2), tmp_path)
+    assert abs(whole - shared["terms"][1]["loss"]) < 1e-6
+
+
+def unbroken(rank, folder):
+    training.train(composed(), folder)
+
+
+def broken(rank, folder):
+    step, steps = training.train_step, []
+
+    def killed_at_fourth(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 4:
+            raise InterruptedError
+        return step(*arguments, **named)
+
+    training.train_step = killed_at_fourth
+    with pytest.raises(InterruptedError):
+        training.train(composed(), folder)
+
+
+def resumed(rank, folder):
+    saved = checkpoint.load(folder / "last.pt")
+    assert saved.iteration == 2
+    training.train(composed(), folder, saved)
+
+
+def test_a_run_of_two_processes_killed_and_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "broken"
+    together(partial(unbroken, folder=whole), tmp_path)
+    together(partial(broken, folder=cut), tmp_path)
+    together(partial(resumed, folder=cut), tmp_path)
+    one, two = (checkpoint.load(folder / "last.pt") for folder in (whole, cut))
+    assert one.iteration == two.iteration == 4
+    assert len(one.training["random"]) == 2
+    assert all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
+    assert repr(one.scores) == repr(two.scores)
+    assert [path.name for path in sorted(whole.iterdir())] == [path.name for path in sorted(cut.iterdir())]
+
+
+class Pointwise(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classify = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, images):
+        return {"out": self.classify(images)}
+
+
+def test_pieces_of_a_batch_add_up_to_its_cross_entropy_whatever_is_ignored():
+    images, labels = torch.rand(4, 3, 9, 7), torch.randint(0, 4, (4, 9, 7))
+    labels[:2, 1:] = 255
+    task, criterion = instantiate(composed().task), WeightedSum({"main": CrossEntropy()}, {"main": 1.0})
+    model = Pointwise()
+    seen = []
+    for accumulate in (1, 2, 4):
+        still = torch.optim.SGD(model.parameters(), lr=0.0)
+        loss, _ = train_step(task, model, criterion, still, images, labels, accumulate=accumulate)
+        seen.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
+    for other in seen[1:]:
+        for one, two in zip(seen[0], other, strict=True):
+            assert torch.allclose(one, two, atol=1e-6)
+    length = torch.cat([grad.flatten() for grad in seen[0][1:]]).norm()
+    _, terms = train_step(task, model, criterion, still, images, labels, clip_norm=length / 10)
+    assert torch.allclose(terms["grad_norm"], length)
+    clipped = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
+    assert clipped == pytest.approx(length.item() / 10, rel=1e-4)
+
+
+@pytest.mark.parametrize("term", ["main", "ccl"])
+def test_without_sync_each_process_stands_alone(tmp_path, term):
+    whole = iterations(count=1)["terms"][0]
+    work = partial(iterations, number=2, overrides=[f"+loss.terms.{term}.sync=false"], count=1)
+    apart, other = (result["terms"][0] for result in together(work, tmp_path))
+    assert abs(apart[term] - whole[term]) > 1e-3
+    assert apart == other
+
+
+def test_a_batch_that_processes_cannot_share(tmp_path):
+    with pytest.raises(ValueError, match=r"recipe.batch_size=4 is shared by 3 processes.* give a multiple of 3"):
+        train_loader(Seeded(range(9), 0), batch_size=4, iterations=1, num_workers=0, processes=3)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_load_the_parts_of_one_sequence(processes):
+    def batches(**share):
+        loader = train_loader(Seeded(torch.arange(7), 5), batch_size=4, iterations=6, start=1, num_workers=0, **share)
+        return torch.stack(list(loader))
+
+    parts = [batches(process=process, processes=processes) for process in range(processes)]
+    assert torch.equal(torch.cat(parts, dim=1), batches())

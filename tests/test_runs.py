@@ -1,0 +1,258 @@
+"""What happens to long runs: signals, damaged checkpoints, losses that are no numbers, broken pictures, full disks."""
+
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import train as training
+from data.folder import Folder
+from data.stream import Seeded
+from engine import checkpoint, stopping
+from engine.resume import find_start, fingerprint
+from engine.step import train_step
+from engine.stopping import StopRequest
+from engine.tasks.semantic import Semantic
+
+
+def composed(*overrides):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a finished run of four iterations."""
+    folder = tmp_path_factory.mktemp("whole")
+    training.train(composed(), folder)
+    return folder
+
+
+def at_call(number, do, function):
+    """``function``, which does something else first at its ``number``-th call."""
+    calls = []
+
+    def changed(*arguments, **named):
+        calls.append(1)
+        if len(calls) == number:
+            do()
+        return function(*arguments, **named)
+
+    return changed
+
+
+def same_weights(one, two):
+    one, two = (checkpoint.load(folder / "last.pt") for folder in (one, two))
+    assert (one.iteration, repr(one.scores)) == (two.iteration, repr(two.scores))
+    return all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("number", "during", "iteration"),
+    [(signal.SIGTERM, "train_step", 3), (signal.SIGINT, "evaluate", 2), (signal.SIGTERM, "evaluate", 2)],
+)
+def test_a_signal_saves_and_ends_with_its_own_code_and_auto_goes_on(
+    whole, tmp_path, monkeypatch, number, during, iteration
+):
+    def kill():
+        os.kill(os.getpid(), number)
+
+    folder = tmp_path / "runs" / "cut"
+    folder.mkdir(parents=True)
+    place = training if during == "train_step" else Semantic
+    with monkeypatch.context() as patched:
+        patched.setattr(place, during, at_call(3 if during == "train_step" else 1, kill, getattr(place, during)))
+        with pytest.raises(SystemExit) as ended:
+            training.train(composed(), folder)
+    assert ended.value.code == stopping.EXIT_CODE == 75
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    found, saved = find_start(composed("resume=auto", "num_workers=3"), tmp_path / "runs" / "new")
+    assert (found, saved.iteration) == (folder, iteration)
+    training.train(composed(), folder, saved)
+    assert same_weights(whole, folder)
+    assert (folder / "val.csv").read_text().count("\n") == 3  # the validation that was dropped has been done again
+
+
+def test_a_second_signal_ends_at_once():
+    def twice():
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.received == "SIGTERM"
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    process = multiprocessing.get_context("fork").Process(target=twice)
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_auto_says_which_checkpoints_it_passed_over_and_why(whole, tmp_path, capsys):
+    for name in ("a", "b"):
+        shutil.copytree(whole, tmp_path / name)
+    (tmp_path / "b" / "last.pt").write_bytes((whole / "last.pt").read_bytes()[:5000])
+    flipped = bytearray((whole / "previous.pt").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (tmp_path / "b" / "previous.pt").write_bytes(flipped)
+    for age, name in enumerate(("a/previous.pt", "a/last.pt", "b/previous.pt", "b/last.pt")):
+        os.utime(tmp_path / name, (age, age))
+    found, saved = find_start(composed("resume=auto"), tmp_path / "new")
+    assert (found, saved.iteration) == (tmp_path / "a", 4)
+    said = capsys.readouterr().out
+    assert f"passed over {tmp_path}/b/last.pt: " in said
+    assert f"passed over {tmp_path}/b/previous.pt: " in said
+    assert "its content does not meet its checksum" in said
+    assert f"resume=auto: {tmp_path}/a/last.pt, iteration 4" in said
+    found, saved = find_start(composed("resume=auto", "recipe.lr=0.5"), tmp_path / "new")
+    assert (found, saved) == (tmp_path / "new", None)
+    assert "passed over 2 of other configurations: a new run" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="has no checkpoint that could be read"):
+        find_start(composed(f"resume={tmp_path / 'b'}"), tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        find_start(composed(f"resume={tmp_path / 'c'}"), tmp_path / "new")
+
+
+def test_the_configuration_is_the_same_however_it_is_run():
+    assert fingerprint(composed()) == fingerprint(composed("num_workers=4", "log_every=7", "resume=auto"))
+    assert fingerprint(composed()) != fingerprint(composed("seed=1"))
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
+def test_a_flipped_bit_anywhere_in_the_tensors_is_found(whole, tmp_path, name):
+    content = (whole / name).read_bytes()
+    for part in range(1, 8):
+        damaged = bytearray(content)
+        damaged[len(content) * part // 8] ^= 16
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=name):
+            checkpoint.load(tmp_path / name)
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(whole, tmp_path):
+    """A limit on the size of files stands for the disk's end."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    saved = checkpoint.load(folder / "last.pt")
+    names = sorted(path.name for path in folder.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for name in ("last.pt", "best.safetensors"):
+            with pytest.raises(OSError, match=f"{name}|File too large"):
+                checkpoint.save(saved, folder / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert (folder / "last.pt").read_bytes() == (whole / "last.pt").read_bytes()
+
+
+def nan_at(number):
+    """A training step whose images hold a NaN at the ``number``-th call."""
+    calls = []
+
+    def step(task, model, criterion, optimizer, images, labels, **named):
+        calls.append(1)
+        if len(calls) == number:
+            images = images * float("nan")
+        return train_step(task, model, criterion, optimizer, images, labels, **named)
+
+    return step
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train_step", nan_at(3))
+    with pytest.raises(ValueError) as raised:
+        training.train(composed(), tmp_path)
+    message = str(raised.value)
+    assert message.startswith("iteration 3: the loss is nan (main nan, aux nan): lower recipe.lr")
+    order = [index for index in range(8) if f"beacons_train_0000{index}" in message]
+    assert len(order) == 2
+    assert checkpoint.load(tmp_path / "last.pt").iteration == 2
+
+
+def test_as_many_such_steps_as_allowed_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train_step", nan_at(3))
+    training.train(composed("skip_nonfinite=1"), tmp_path)
+    saved = checkpoint.load(tmp_path / "last.pt")
+    assert (saved.iteration, saved.training["skipped"]) == (4, 1)
+    assert all(values.isfinite().all() for values in saved.weights.values())  # batch norm's statistics are among them
+
+
+def test_a_broken_picture_is_named_and_skipped_if_allowed(folder_data):
+    images, masks = folder_data
+    dataset = Folder(images, masks, classes=3, split="all", val_share=0.5, transform=lambda *sample: sample)
+    whole = Seeded(dataset, 0)
+    path = images / "2.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"2.jpg cannot be read as a picture, it may be cut off"):
+        Seeded(dataset, 0)[9, 2]
+    tolerant = Seeded(dataset, 0, skip_broken=1)
+    for warned in (pytest.warns(UserWarning, match="2 is left out, number 1 of at most 1: .*2.jpg"), nullcontext()):
+        with warned:
+            sample = tolerant[9, 2]
+        assert torch.equal(sample[0], whole[9, 3][0])
+    (images / "4.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"4.jpg does not exist"):
+        tolerant[3, 4]
+
+
+class Greedy(torch.nn.Module):
+    def forward(self, images):
+        return {"out": images.new_empty(2**57)}
+
+
+def test_out_of_memory_says_what_to_turn_down():
+    images, labels = torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(
+        MemoryError, match=r"turn down recipe\.batch_size or .*crop_size, .* accumulate=2, .* bf16=true"
+    ):
+        train_step(Semantic(), Greedy(), torch.nn.Identity(), optimizer, images, labels)
+
+
+def test_a_sweep_with_a_failing_run_goes_on_and_then_runs_only_what_is_missing(tmp_path, run_entry, monkeypatch):
+    """Two settings with two seeds each; data that cannot be drawn make one of them fail."""
+    build, seeds = training.build_dataset, []
+
+    def flaky(config, split, transform):
+        seeds.append(torch.initial_seed())
+        if failing and seeds[-1] == 1 and len(seeds) > 4:
+            raise RuntimeError("the disk has gone")
+        return build(config, split, transform)
+
+    monkeypatch.setattr("data.build.build_dataset", flaky)  # the entry point imports it anew
+    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    command = (
+        "train.py",
+        "-m",
+        "model.head.recurrence=0,1",
+        "seed=0,1",
+        *TINY,
+        "recipe.max_iters=1",
+        "resume=auto",
+        sweep,
+    )
+    failing = True
+    done = run_entry(*command, ok=False)
+    assert "failed   model.head.recurrence=1 seed=1: RuntimeError: the disk has gone" in done.stdout
+    lines = (tmp_path / "sweep" / "sweep.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        f"model.head.recurrence={r} seed={seed}" for r in (0, 1) for seed in (0, 1)
+    ]
+    assert lines[4].split(",")[1] == "failed"
+    assert "| model.head.recurrence=1 | 1/2 |" in (tmp_path / "sweep" / "sweep.md").read_text()
+    failing = False
+    seeds.clear()
+    for picture in ("sweep.png", "sweep_cost.png", "sweep_model.head.recurrence.png"):
+        assert np.array(Image.open(tmp_path / "sweep" / picture)).std() > 10
+    done = run_entry(*command)
+    assert seeds == [1, 1]  # training and validation data of the one run
+    assert "failed" not in done.stdout + (tmp_path / "sweep" / "sweep.csv").read_text()
+    assert "| model.head.recurrence=1 | 2/2 |" in (tmp_path / "sweep" / "sweep.md").read_text()
