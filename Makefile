@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench gpu
 
 demo: .venv/installed  ## train CCNet on the embedded data set, about two minutes on a laptop
 	$(BIN)/python train.py
@@ -17,6 +17,13 @@ lint: .venv/installed
 
 bench: .venv/installed  ## the attention operator beside its alternatives
 	$(BIN)/python benchmark.py
+
+gpu:  ## everything that is "not measured" in results/, on an NVIDIA GPU; BIN=/usr/bin for another Python
+	$(BIN)/python3 -m pytest tests/test_kernels_gpu.py
+	$(BIN)/python3 benchmark.py mode=tune 'tune.dtypes=[bfloat16]'
+	$(BIN)/python3 benchmark.py -m 'shape=[8,97,97],[8,128,256],[1,97,97]' dtype=bfloat16 output=results/attention_gpu
+	$(BIN)/python3 benchmark.py mode=complexity output=results/attention_gpu
+	$(BIN)/python3 benchmark.py mode=zoo output=results/networks_gpu
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=python3.12")'
