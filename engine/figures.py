@@ -288,6 +288,8 @@ def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Se
         ]  # 0 of a single run
         axis.errorbar(values, means, yerr=spread, marker="o", capsize=3, label=name or None)
     axis.set(xlabel=option, ylabel=f"validation {score}, percent")
+    axis.set_xticks(sorted({value for by_value in settings.values() for value in by_value}))
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.3)
     if any(settings):
         axis.legend(fontsize=8)
