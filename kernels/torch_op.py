@@ -1,7 +1,7 @@
 """The Triton kernels as torch operators, ``ccnet::``: launches, fake kernels, autograd.
 
 The operators move the channels to the end of (N, C, *S) arrays themselves: outside, each move would be a node of
-the graph, and cost the CPU more than the launches do. Every array must have its channels side by side and one
+the graph, forward and backward. Every array must have its channels side by side and one
 stride from pixel to pixel: true of channels_last tensors and of channel slices of a projection buffer, so those
 are read where they are. Anything else is copied into that layout once.
 

@@ -29,7 +29,7 @@ class CrissCrossAttention(nn.Module):
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code or "fixed" at 1, see :func:`models.layers.residual_weight`.
         recompute: project once more in the backward pass instead of keeping query, key and value for it: 45 percent
-            less memory for 1 percent more work. Under torch.compile it is the compiler that chooses what to keep.
+            less memory for one more convolution. Under torch.compile it is the compiler that chooses what to keep.
         backend: of :func:`kernels.criss_cross_attention`.
     """
 
