@@ -7,6 +7,7 @@ The network's input "image" is RGB in [0, 1], (N, 3, H, W) float32, its output "
 standard operators alone: attention is exported on its plain path.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
         import onnxscript  # noqa: F401, what torch.onnx writes with
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'ccnet[export]'") from error
+    for noisy in ("onnx_ir", "onnxscript"):  # a line for every constant that they merge
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     batch, height, width = (2, *size) if size else (2, 65, 97)
     dynamic = {0: Dim.DYNAMIC} | ({} if size else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
     program = torch.onnx.export(
