@@ -11,31 +11,30 @@ Everything that can be set stands in ``conf/``; ``python train.py --help`` lists
 """
 
 import functools
-import resource
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from data.build import build_dataset
 from data.stream import Seeded, timed, train_loader
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
-from engine.distributed import any_of_all, from_first, parallel, processes, rank, world_size
+from engine.distributed import from_first, processes, rank, world_size
 from engine.entry import choose_device, entry_point, seed_everything
+from engine.prefetch import prefetch
 from engine.resume import find_start, fingerprint
+from engine.run import Run
 from engine.run_log import NoLog, RunLog
-from engine.state import NonFiniteLoss, TrainingState
-from engine.step import train_step
+from engine.state import TrainingState
+from engine.step import Step, TorchStep
 from engine.stopping import StopRequest, leave_signals_to_parent
 from engine.sweep import finished_score, write_result
 from engine.tables import score_table
@@ -60,8 +59,8 @@ def main(config: DictConfig) -> float:
 
 def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> float:
     """Train as ``config`` says, from the start or from ``saved``; everything is written into ``folder``."""
+    began = time.perf_counter()
     seed_everything(config.seed)
-    in_jax = _is_jax(config)
     device = _device(config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
@@ -76,17 +75,14 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     task.check(config, model)
     model = model.to(device, memory_format=memory_format)
     criterion = instantiate(config.loss).to(device)
-    protocol = instantiate(config.protocol)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
-    schedule = instantiate(config.optimizer.schedule, optimizer)
+    state = TrainingState(model, optimizer, instantiate(config.optimizer.schedule, optimizer), identity)
     cost = task.cost(model, config)
-    forward = parallel(model, device)
-    state = TrainingState(model, optimizer, schedule, identity)
+    if rank():
+        torch.manual_seed(config.seed + rank())  # dropout draws differently in each process
     if saved:
         state.restore(saved)
-    jax_step = _jax_step(config, model, criterion, optimizer) if in_jax else None
-    if config.compile:
-        forward = torch.compile(forward)
+    step = _step(config, task, model, criterion, optimizer, device, memory_format)
     samples = Seeded(train_set, config.seed, skip_broken=config.skip_broken)
     loader = train_loader(
         samples,
@@ -101,98 +97,70 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         processes=world_size(),
     )
 
-    resolved = OmegaConf.to_container(config, resolve=True)
-    started, window_start, window_images, waited = time.perf_counter(), time.perf_counter(), 0, 0.0
     with (
         StopRequest() as request,
-        _log(task, config, resolved, folder, state, train_set) as log,
-        tqdm(
-            total=config.recipe.max_iters, initial=state.iteration, dynamic_ncols=True, desc="train", disable=rank() > 0
-        ) as bar,
-        closing(timed(loader)) as batches,
+        _log(task, config, folder, state, train_set) as log,
+        closing(prefetch(timed(loader), step.place, device)) as batches,
     ):
-        say = bar.write if not rank() else lambda text: None
-        say(_summary(model, train_set, val_set, device, folder))
-        state.wandb_id = log.wandb_id
-
-        def step(images: Any, labels: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            if in_jax:
-                return jax_step(images, labels, state.iteration)
-            images, labels = task.to_device(images, labels, device, memory_format)
-            options = {"bf16": config.bf16, "accumulate": config.accumulate, "clip_norm": config.clip_norm}
-            return train_step(task, forward, criterion, optimizer, images, labels, **options)
-
-        def save(*, best: bool = False) -> None:
-            if in_jax:
-                jax_step.write_back()
-            state.save(folder, resolved, train_set, best=best)
-
-        def validate() -> None:
-            save()  # a validation may be dropped: resuming starts with it
-            with request.at_once():
-                result = task.evaluate(
-                    jax_step.evaluated() if in_jax else model,
-                    val_set,
-                    protocol,
-                    device=device,
-                    bf16=config.bf16,
-                    num_workers=config.num_workers,
-                    keep_samples=4,
-                )
-            log.validation(state.iteration, result)
-            name, score = next(iter(result.scores.summary().items()))
-            say(f"iteration {state.iteration}: {name} {score:.2f}")
-            cost["val_images_per_s"] = result.images_per_s
-            save(best=state.take(result.scores))
-
-        if state.validation_due(config.recipe.val_every, config.recipe.max_iters):
-            validate()
-        for (images, labels), seconds in batches:
-            waited += seconds
-            buffers = [buffer.clone() for buffer in model.buffers()] if config.skip_nonfinite else []
-            try:
-                loss, terms = step(images, labels)
-            except NonFiniteLoss as error:
-                names = ", ".join(samples.names(state.iteration, config.recipe.batch_size))
-                message = f"iteration {state.iteration + 1}: {error}. The batch: {names}"
-                if state.skipped == config.skip_nonfinite:
-                    raise NonFiniteLoss(message) from error
-                state.skipped += 1
-                say(f"step {state.skipped} of at most {config.skip_nonfinite} left out: {message}")
-                for buffer, before in zip(model.buffers(), buffers, strict=True):
-                    buffer.copy_(before)  # batch norm has seen the batch
-                loss, terms = torch.tensor(float("nan")), {}
-            learning_rate = schedule.get_last_lr()[0]
-            schedule.step()
-            state.iteration += 1
-            window_images += len(images) * world_size()
-            bar.update()
-
-            if state.iteration % config.log_every == 0:
-                window = time.perf_counter() - window_start
-                speed, share = window_images / window, waited / window
-                bar.set_postfix(
-                    loss=f"{loss:.3f}", lr=f"{learning_rate:.1e}", img_s=f"{speed:.1f}", wait=f"{share:.0%}"
-                )
-                values = {"loss": loss.item()} | {f"loss/{name}": term.item() for name, term in terms.items()}
-                values |= {"lr": learning_rate, "images_per_s": speed, "data_wait": share}
-                values["memory_mib"] = _peak_memory_mib(device, jax_step)
-                log.train(state.iteration, values)
-                window_start, window_images, waited = time.perf_counter(), 0, 0.0
-
-            if state.validation_due(config.recipe.val_every, config.recipe.max_iters):
-                validate()
-                window_start, window_images, waited = time.perf_counter(), 0, 0.0
-            elif config.save_every and state.iteration % config.save_every == 0:
-                save()
-            if any_of_all(request.received is not None, device) and state.iteration < config.recipe.max_iters:
-                save()
-                say(f"stopped after iteration {state.iteration}, continue with resume={folder}")
-                request.stop()
+        run = Run(
+            config,
+            folder,
+            task=task,
+            protocol=instantiate(config.protocol),
+            step=step,
+            device=device,
+            state=state,
+            samples=samples,
+            val_set=val_set,
+            log=log,
+            request=request,
+        )
+        run.say(_summary(model, train_set, val_set, device, folder))
+        run.fit(batches)
 
     if not rank():
-        _report(task, folder, state, cost, time.perf_counter() - started)
+        _report(task, folder, state, cost | {"val_images_per_s": run.val_images_per_s}, time.perf_counter() - began)
     return state.best_score
+
+
+def _step(
+    config: DictConfig,
+    task: Task,
+    model: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    memory_format: torch.memory_format,
+) -> Step:
+    if not _is_jax(config):
+        return TorchStep(
+            task,
+            model,
+            criterion,
+            optimizer,
+            device=device,
+            memory_format=memory_format,
+            compile=config.compile,
+            bf16=config.bf16,
+            accumulate=config.accumulate,
+            clip_norm=config.clip_norm,
+            keep_buffers=config.skip_nonfinite > 0,
+        )
+    from engine.jax_network import local_devices
+    from engine.jax_step import JaxStep
+
+    if world_size() > 1 or config.accumulate > 1:
+        raise ValueError("framework=jax runs in one process, without accumulate: leave out torchrun and accumulate")
+    devices = local_devices(config.device, config.recipe.batch_size)
+    return JaxStep(
+        model,
+        criterion,
+        optimizer,
+        devices=devices,
+        seed=config.seed,
+        bf16=config.bf16,
+        clip_norm=config.clip_norm,
+    )
 
 
 def _network(config: DictConfig, saved: Checkpoint | None) -> nn.Module:
@@ -208,26 +176,27 @@ def _network(config: DictConfig, saved: Checkpoint | None) -> nn.Module:
     return checkpoint.start_from(checkpoint.find(config.init), config)
 
 
-def _log(
-    task: Task, config: DictConfig, resolved: dict, folder: Path, state: TrainingState, train_set: Dataset
-) -> RunLog | NoLog:
+def _log(task: Task, config: DictConfig, folder: Path, state: TrainingState, train_set: Dataset) -> RunLog | NoLog:
     if rank():
         return NoLog()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-    return RunLog(
+    log = RunLog(
         task,
         folder,
         classes=train_set.classes,
         palette=train_set.palette,
         start=state.iteration,
-        wandb=_wandb(config, resolved, folder, state.wandb_id),
+        wandb=_wandb(config, folder, state.wandb_id),
     )
+    state.wandb_id = log.wandb_id
+    return log
 
 
-def _wandb(config: DictConfig, resolved: dict, folder: Path, run_id: str | None) -> functools.partial | None:
+def _wandb(config: DictConfig, folder: Path, run_id: str | None) -> functools.partial | None:
     if config.logger._target_ is None:
         return None
+    resolved = OmegaConf.to_container(config, resolve=True)
     return functools.partial(instantiate(config.logger), name=folder.name, config=resolved, run_id=run_id)
 
 
@@ -249,27 +218,6 @@ def _is_jax(config: DictConfig) -> bool:
     if framework not in ("torch", "jax"):
         raise ValueError(f"framework is {framework!r}: choose 'torch' or 'jax'")
     return framework == "jax"
-
-
-def _jax_step(config: DictConfig, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-    from engine.jax_network import local_devices
-    from engine.jax_step import JaxStep
-
-    if world_size() > 1 or config.accumulate > 1 or config.clip_norm is not None:
-        raise ValueError(
-            "framework=jax runs in one process, without accumulate and clip_norm: leave out torchrun and these"
-        )
-    devices = local_devices(config.device, config.recipe.batch_size)
-    return JaxStep(model, criterion, optimizer, devices=devices, seed=config.seed, bf16=config.bf16)
-
-
-def _peak_memory_mib(device: torch.device, jax_step: Any = None) -> float:
-    """Of the GPU's allocator, or of the process."""
-    if jax_step is not None and (peak := jax_step.peak_memory_mib()) is not None:
-        return peak
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _report(task: Task, folder: Path, state: TrainingState, cost: dict[str, float], seconds: float) -> None:

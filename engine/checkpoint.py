@@ -2,8 +2,8 @@
 
 ``best.safetensors`` holds the weights and, in its header, the resolved config, the classes with their colours
 and the scores. ``last.pt`` holds the same and what continuing the run needs besides; it is read with
-``weights_only=True``. Both are written beside their place and then moved there, so that a run which is killed
-while writing keeps the file it had; the ``last.pt`` before becomes ``previous.pt``. Both carry checksums (CRC-32, which
+``weights_only=True``. ``previous.pt`` is the ``last.pt`` of an iteration before. All are written beside their place and
+then moved there, so that a run which is killed while writing keeps the file it had. All carry checksums (CRC-32, which
 torch writes for every tensor of a .pt file), and a file that has changed since is refused.
 
 Published files (``models.import_checkpoint``) are read into the same form.
@@ -47,6 +47,7 @@ class Checkpoint:
         iteration: iterations done; None where a published file does not say.
         scores: of the last validation.
         training: state of optimiser, schedule, random generators and the best score; only in ``last.pt``.
+        source: the file that it was read from.
     """
 
     weights: dict[str, torch.Tensor]
@@ -56,10 +57,14 @@ class Checkpoint:
     iteration: int | None
     scores: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = None
 
 
-def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write ``path`` (.safetensors or .pt) whole or not at all; a ``last.pt`` that is there becomes ``previous.pt``.
+def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> None:
+    """Write ``path`` (.safetensors or .pt) whole or not at all.
+
+    Args:
+        before: what a file that is there is called from then on; None to replace it.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -67,16 +72,18 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.suffix == ".safetensors":
-            header = {key: value for key, value in vars(checkpoint).items() if key not in ("weights", "training")}
+            header = {
+                key: value for key, value in vars(checkpoint).items() if key not in ("weights", "training", "source")
+            }
             weights = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.weights.items()}
             text = json.dumps(header)
             save_file(weights, temporary, metadata={_HEADER: text, _CHECKSUM: _checksum(text, weights)})
         else:
-            torch.save(dict(vars(checkpoint)), temporary)
+            torch.save({key: value for key, value in vars(checkpoint).items() if key != "source"}, temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        if path.name == LAST and path.exists():
-            os.replace(path, path.with_name(PREVIOUS))
+        if before and path.exists():
+            os.replace(path, before)
         os.replace(temporary, path)
     except (RuntimeError, SafetensorError) as error:  # what torch and safetensors raise when a write fails
         raise OSError(
@@ -119,6 +126,7 @@ def load(path: Path, **published: Any) -> Checkpoint:
         found = Checkpoint(**content) if header is None else Checkpoint(content, **json.loads(header))
         check_config(found.config)
         _check_sums(path, metadata, found.weights)
+        found.source = path
         return found
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error

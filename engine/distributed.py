@@ -29,7 +29,8 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Of GPUs, what is on the host goes by gloo: a request to stop is asked about without waiting for the GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
     except RuntimeError as error:
@@ -73,11 +74,11 @@ def from_all(value: T) -> list[T]:
     return values
 
 
-def any_of_all(flag: bool, device: torch.device) -> bool:
+def any_of_all(flag: bool) -> bool:
     """Whether ``flag`` is set in any process."""
     if world_size() == 1:
         return flag
-    flags = torch.tensor(int(flag), device=device)
+    flags = torch.tensor(int(flag))
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags)
 
@@ -85,15 +86,13 @@ def any_of_all(flag: bool, device: torch.device) -> bool:
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """What to call for a training step: ``model`` itself, or with several processes one that shares its gradients.
 
-    ``model`` keeps its parameters; its batch norm then runs over all processes. Dropout draws differently in each.
+    ``model`` keeps its parameters; its batch norm then runs over all processes.
     """
     if world_size() == 1:
         return model
     from engine.batch_norm import share_batch_norm  # timm takes seconds to import, which an evaluation has spent anyway
 
     share_batch_norm(model, device)
-    if rank():
-        torch.manual_seed(torch.initial_seed() + rank())
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,

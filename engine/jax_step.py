@@ -5,6 +5,7 @@ hyperparameters of the moment. The step itself, forward, backward and update, ru
 :meth:`JaxStep.write_back` brings weights and optimizer state home, so that checkpoints are torch's own.
 """
 
+import resource
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from torch import Tensor
 
+from engine.finite import Outcome
 from engine.jax_network import JaxNetwork
-from engine.state import check_finite
 from models.nnx import state_dict, twin
 from models.nnx.layers import from_torch, to_torch
 
@@ -37,6 +38,7 @@ class JaxStep:
         devices: the batch is spread over these.
         seed: of the dropout.
         bf16: convolutions in bfloat16; weights, losses and updates in float32.
+        clip_norm: length to which the gradient of all parameters is shortened.
 
     Raises:
         ValueError: an optimizer without a counterpart.
@@ -51,6 +53,7 @@ class JaxStep:
         devices: Sequence[jax.Device],
         seed: int,
         bf16: bool = False,
+        clip_norm: float | None = None,
     ):
         if type(optimizer) not in _KEPT or any(g.get(key) for g in optimizer.param_groups for key in _UNSUPPORTED):
             raise ValueError(
@@ -58,7 +61,7 @@ class JaxStep:
                 f"{', '.join(_UNSUPPORTED)}"
             )
         self.network, self.criterion, self.optimizer = network, criterion, optimizer
-        self.seed, self.bf16 = seed, bf16
+        self.seed, self.bf16, self.clip_norm = seed, bf16, clip_norm
         self.mesh = Mesh(np.array(devices), ("batch",))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec("batch"))
@@ -69,21 +72,21 @@ class JaxStep:
         self._step = jax.jit(self._update, donate_argnums=0)
         self._evaluated: JaxNetwork | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """(N, 3, H, W), labels (N, H, W), iterations done before -> the loss and its terms.
-
-        A loss that is not finite leaves everything as it was.
-        """
+    def place(self, images: Tensor, labels: Tensor) -> tuple[jax.Array, jax.Array]:
+        """(N, 3, H, W), labels (N, H, W) -> channels-last, spread over the devices."""
         batch = images.movedim(1, -1).numpy(), labels.to(torch.int32).numpy()
+        return jax.device_put(batch, self._split)
+
+    def __call__(self, images: jax.Array, labels: jax.Array, iteration: int) -> Outcome:
+        """A placed batch, iterations done before -> what the step gave; the devices are not waited for.
+
+        A loss or a gradient that is not finite leaves everything as it was.
+        """
         key = jax.random.fold_in(jax.random.key(self.seed), iteration)
         with jax.set_mesh(self.mesh):
-            self._state, loss, terms = self._step(
-                self._state, self._hyperparameters(), jax.device_put(batch, self._split), key
-            )
-        loss, terms = torch.tensor(float(loss)), {name: torch.tensor(float(term)) for name, term in terms.items()}
-        check_finite(loss, terms)
+            self._state, outcome = self._step(self._state, self._hyperparameters(), (images, labels), key)
         self.optimizer.step()  # it has no gradients and moves nothing, but its schedule asks whether it was called
-        return loss, terms
+        return outcome
 
     def evaluated(self) -> JaxNetwork:
         """The network as it is now, for a validation; compiled once in a run."""
@@ -102,10 +105,12 @@ class JaxStep:
             entry = {key: to_torch(kept[key][name]) for key in _KEPT[type(self.optimizer)]}
             self.optimizer.state[parameter] = entry | ({"step": count.clone()} if len(entry) > 1 else {})
 
-    def peak_memory_mib(self) -> float | None:
-        """Of the first device's allocator, where it keeps a count."""
+    def peak_memory_mib(self) -> float:
+        """Of the first device's allocator where it keeps a count, of the process elsewhere."""
         count = self.mesh.devices[0].memory_stats()
-        return count["peak_bytes_in_use"] / 2**20 if count else None
+        if count:
+            return count["peak_bytes_in_use"] / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
     def _read_optimizer(self) -> dict[str, Any]:
         """What the optimizer keeps, zero where it has not made a step yet."""
@@ -145,10 +150,15 @@ class JaxStep:
             return loss, (terms, _named(nnx.state(network, nnx.BatchStat)))
 
         (loss, (terms, now)), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
+        grad_norm = optax.tree.norm(gradients)
+        if self.clip_norm is not None:
+            factor = jnp.minimum(1, self.clip_norm / (grad_norm + 1e-6))  # torch's rule
+            gradients = jax.tree.map(lambda gradient: factor * gradient, gradients)
         updates, kept_now = self._optax(gradients, parameters, kept, hyper)
         changed = optax.apply_updates(parameters, updates), now, kept_now
-        finite = jnp.isfinite(loss)
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state), loss, terms
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        kept_or_changed = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
+        return kept_or_changed, Outcome(loss, terms, grad_norm)
 
     def _optax(self, gradients, parameters, kept, hyper):
         """The updates, and what is kept for the next step."""

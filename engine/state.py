@@ -9,20 +9,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
 from engine import checkpoint
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import LAST, PREVIOUS, Checkpoint
 from engine.distributed import from_all, rank
 from engine.tasks import TaskScores
-
-
-class NonFiniteLoss(ValueError):
-    """The loss or one of its terms is infinite or no number."""
-
-
-def check_finite(loss: Tensor, terms: dict[str, Tensor]) -> None:
-    """Raise NonFiniteLoss for a loss that no step should follow."""
-    if not torch.isfinite(loss):
-        listed = ", ".join(f"{name} {term.item():.3g}" for name, term in terms.items())
-        raise NonFiniteLoss(f"the loss is {loss.item()} ({listed}): lower recipe.lr, or look at the data")
 
 
 class TrainingState:
@@ -40,6 +29,18 @@ class TrainingState:
         self.skipped = 0  # steps left out because their loss was not finite
         self.best_score = -1.0
         self.wandb_id: str | None = None
+        self._saved = 0  # iteration of the newest checkpoint
+        self._last_is_whole = True  # the last.pt that is there could be read
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step, of the first group of parameters."""
+        return self.schedule.get_last_lr()[0]
+
+    def advance(self) -> None:
+        """Count a step that was made."""
+        self.schedule.step()
+        self.iteration += 1
 
     def validation_due(self, every: int, last: int) -> bool:
         """Whether this iteration is one to validate at, and has not been."""
@@ -53,7 +54,10 @@ class TrainingState:
         return is_best
 
     def save(self, folder: Path, config: dict[str, Any], dataset: Dataset, *, best: bool = False) -> None:
-        """Write ``last.pt``, with ``best`` also ``best.safetensors``; for all processes to call."""
+        """Write ``last.pt``, with ``best`` also ``best.safetensors``; for all processes to call.
+
+        The ``last.pt`` before stays as ``previous.pt``, unless it is of the same iteration or damaged.
+        """
         made = Checkpoint(
             weights=self.model.state_dict(),
             config=config,
@@ -76,17 +80,34 @@ class TrainingState:
             return
         if best:
             checkpoint.save(made, folder / "best.safetensors")
-        checkpoint.save(made, folder / "last.pt")
+        checkpoint.save(made, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
+        self._saved = self.iteration
+        self._last_is_whole = True
+
+    @property
+    def _keep_last(self) -> bool:
+        return self._saved != self.iteration and self._last_is_whole
 
     def restore(self, saved: Checkpoint) -> None:
         """Go back to where ``saved`` was made; the network has its weights already."""
         self.optimizer.load_state_dict(saved.training["optimizer"])
+        _lay_out_as_parameters(self.optimizer)
         self.schedule.load_state_dict(saved.training["schedule"])
         if rank() < len(saved.training["random"]):  # else the run goes on with more processes than it had
             _set_random_state(saved.training["random"][rank()])
-        self.iteration, self.scores = saved.iteration, saved.scores
+        self.iteration = self._saved = saved.iteration
+        self._last_is_whole = saved.source is None or saved.source.name == LAST
+        self.scores = saved.scores
         self.validated, self.skipped = saved.training["validated"], saved.training["skipped"]
         self.best_score, self.wandb_id = saved.training["best_score"], saved.training["wandb_id"]
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Fused optimisers take a parameter and its state by their order in memory, which a checkpoint need not share."""
+    for parameter, entry in optimizer.state.items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                entry[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -1,16 +1,83 @@
 """One step of the optimiser."""
 
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from data import IGNORE_INDEX
-from engine.state import check_finite
+from engine.distributed import parallel
+from engine.finite import Outcome, step_if
 from engine.tasks import Task
 from losses.processes import sum_over_processes
+
+
+class Step(Protocol):
+    """What a run trains with: :class:`TorchStep`, :class:`engine.jax_step.JaxStep`."""
+
+    def place(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        """A batch of the loader, where the step takes it."""
+
+    def __call__(self, images: Any, labels: Any, iteration: int) -> Outcome:
+        """One step on a placed batch, ``iteration`` iterations done before; nothing moves if it is not finite."""
+
+    def evaluated(self) -> Any:
+        """The network as it is now, for a validation."""
+
+    def write_back(self) -> None:
+        """Bring what has been learned into the torch network and its optimizer, before they are saved."""
+
+    def peak_memory_mib(self) -> float:
+        """The most that was in use so far."""
+
+
+class TorchStep:
+    """:func:`train_step` with the settings of a run; the processes of ``torchrun`` share each batch.
+
+    Args:
+        task, model, criterion, optimizer: of the run; the model is on its device.
+        memory_format: of images.
+        compile: the forward by torch.compile.
+        **options: of :func:`train_step`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        compile: bool = False,
+        **options: Any,
+    ):
+        self.task, self.model, self.criterion, self.optimizer = task, model, criterion, optimizer
+        self.device, self.memory_format, self.options = device, memory_format, options
+        self._forward = parallel(model, device)
+        if compile:
+            self._forward = torch.compile(self._forward)
+
+    def place(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        return self.task.to_device(images, labels, self.device, self.memory_format)
+
+    def __call__(self, images: Any, labels: Any, iteration: int) -> Outcome:
+        return train_step(self.task, self._forward, self.criterion, self.optimizer, images, labels, **self.options)
+
+    def evaluated(self) -> nn.Module:
+        return self.model
+
+    def write_back(self) -> None:
+        """They are the ones that learn."""
+
+    def peak_memory_mib(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 @contextmanager
@@ -38,22 +105,26 @@ def train_step(
     bf16: bool = False,
     accumulate: int = 1,
     clip_norm: float | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One optimiser step; returns the loss and its terms.
+    keep_buffers: bool = False,
+) -> Outcome:
+    """One optimiser step, which is left out if the loss or the gradient is not finite.
+
+    With a fused optimiser the host asks the device nothing, so it can queue the next step meanwhile.
 
     Args:
-        images, labels: this process's part of the batch.
+        images, labels: this process's part of the batch, where the network is.
         bf16: forward under autocast.
         accumulate: pieces in which the batch goes through the network, one after the other, for less memory. Each
             counts by its share of the valid pixels, so that cross entropy stays that of the whole batch. Batch norm,
             OHEM and the category consistent loss see a piece at a time.
-        clip_norm: length to which the gradient of all parameters is shortened; it is reported as "grad_norm".
+        clip_norm: length to which the gradient of all parameters is shortened.
+        keep_buffers: with a step, batch norm's statistics of its batch are left out too.
 
     Raises:
-        NonFiniteLoss: before the step, in every process alike.
         MemoryError: out of memory, with what to turn down.
     """
     optimizer.zero_grad(set_to_none=True)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if keep_buffers else []
     total, report = 0, {}
     for last, share, images_part, labels_part in _pieces(images, labels, accumulate):
         alone = nullcontext() if last else getattr(model, "no_sync", nullcontext)()
@@ -61,16 +132,19 @@ def train_step(
             with torch.autocast(images[0].device.type, torch.bfloat16, enabled=bf16):
                 output = task.forward(model, images_part, labels_part)
             loss, terms = criterion(output, labels_part)
-            check_finite(loss, terms)
             (share * loss).backward()
         total = total + share * loss.detach()
         report = {name: report.get(name, 0) + share * term for name, term in terms.items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
-        report["grad_norm"] = nn.utils.clip_grad_norm_(
-            [parameter for group in optimizer.param_groups for parameter in group["params"]], clip_norm
-        )
-    optimizer.step()
-    return total, report
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, grad_norm)
+    # Gradients are the same in every process, and so is the loss: all decide alike.
+    finite = total.isfinite() & grad_norm.isfinite()
+    step_if(finite, optimizer)
+    for buffer, before in buffers:
+        buffer.copy_(torch.where(finite, buffer, before))
+    return Outcome(total, report, grad_norm)
 
 
 def _pieces(images: Any, labels: Any, number: int) -> Iterator[tuple[bool, Tensor | float, Any, Any]]:

@@ -19,6 +19,7 @@ from data.coco import Coco, instances_transform
 from engine import checkpoint
 from engine.average_precision import average_precision, coco_results
 from engine.schedule import WarmupSteps
+from engine.step import train_step
 from models import create_model
 
 pytest.importorskip("pycocotools", reason="the oracle of these tests: pip install -e '.[dev]'")
@@ -367,19 +368,17 @@ def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
 
 
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(root, finished, tmp_path, monkeypatch):
-    step = training.train_step
-
     def killed(*arguments, **named):
-        monkeypatch.setattr(training, "train_step", stop)
-        return step(*arguments, **named)
+        monkeypatch.setattr("engine.step.train_step", stop)
+        return train_step(*arguments, **named)
 
     def stop(*arguments, **named):
         raise InterruptedError
 
-    monkeypatch.setattr(training, "train_step", killed)
+    monkeypatch.setattr("engine.step.train_step", killed)
     with pytest.raises(InterruptedError):
         training.train(composed(root, *TINY), tmp_path)
-    monkeypatch.setattr(training, "train_step", step)
+    monkeypatch.setattr("engine.step.train_step", train_step)
     saved = checkpoint.load(tmp_path / "last.pt")
     assert saved.iteration == 1
     training.train(composed(root, *TINY), tmp_path, saved)

@@ -11,6 +11,7 @@ from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+import engine.step
 import train as training
 from data.stream import Seeded, train_loader
 from engine import checkpoint
@@ -71,7 +72,7 @@ def iterations(rank=0, number=1, overrides=(), count=ITERATIONS):
         labels = torch.randint(0, 4, (BATCH, 33, 41), generator=generator)
         labels[0, 5:] = 255  # the processes have unequal numbers of valid pixels
         own = slice(rank * BATCH // number, (rank + 1) * BATCH // number)
-        loss, parts = train_step(
+        loss, parts, _ = train_step(
             task, forward, criterion, optimizer, images[own], labels[own],
             accumulate=config.accumulate, clip_norm=config.clip_norm,
         )  # fmt: skip
@@ -112,15 +113,15 @@ def unbroken(rank, folder):
 
 
 def broken(rank, folder):
-    step, steps = training.train_step, []
+    steps = []
 
     def killed_at_fourth(*arguments, **named):
         steps.append(1)
         if len(steps) == 4:
             raise InterruptedError
-        return step(*arguments, **named)
+        return train_step(*arguments, **named)
 
-    training.train_step = killed_at_fourth
+    engine.step.train_step = killed_at_fourth
     with pytest.raises(InterruptedError):
         training.train(composed(), folder)
 
@@ -161,14 +162,14 @@ def test_pieces_of_a_batch_add_up_to_its_cross_entropy_whatever_is_ignored():
     seen = []
     for accumulate in (1, 2, 4):
         still = torch.optim.SGD(model.parameters(), lr=0.0)
-        loss, _ = train_step(task, model, criterion, still, images, labels, accumulate=accumulate)
+        loss, _, _ = train_step(task, model, criterion, still, images, labels, accumulate=accumulate)
         seen.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
     for other in seen[1:]:
         for one, two in zip(seen[0], other, strict=True):
             assert torch.allclose(one, two, atol=1e-6)
     length = torch.cat([grad.flatten() for grad in seen[0][1:]]).norm()
-    _, terms = train_step(task, model, criterion, still, images, labels, clip_norm=length / 10)
-    assert torch.allclose(terms["grad_norm"], length)
+    _, _, norm = train_step(task, model, criterion, still, images, labels, clip_norm=length / 10)
+    assert torch.allclose(norm, length)
     clipped = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
     assert clipped == pytest.approx(length.item() / 10, rel=1e-4)
 

@@ -14,6 +14,7 @@ from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+import engine.step
 import train as training
 from data.folder import Folder
 from data.stream import Seeded
@@ -68,7 +69,7 @@ def test_a_signal_saves_and_ends_with_its_own_code_and_auto_goes_on(
 
     folder = tmp_path / "runs" / "cut"
     folder.mkdir(parents=True)
-    place = training if during == "train_step" else Semantic
+    place = engine.step if during == "train_step" else Semantic
     with monkeypatch.context() as patched:
         patched.setattr(place, during, at_call(3 if during == "train_step" else 1, kill, getattr(place, during)))
         with pytest.raises(SystemExit) as ended:
@@ -167,18 +168,36 @@ def nan_at(number):
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "train_step", nan_at(3))
+    monkeypatch.setattr(engine.step, "train_step", nan_at(3))
     with pytest.raises(ValueError) as raised:
         training.train(composed(), tmp_path)
     message = str(raised.value)
-    assert message.startswith("iteration 3: the loss is nan (main nan, aux nan): lower recipe.lr")
+    assert message.startswith("iteration 3: the loss is nan (main nan, aux nan, grad_norm nan): lower recipe.lr")
     order = [index for index in range(8) if f"beacons_train_0000{index}" in message]
     assert len(order) == 2
     assert checkpoint.load(tmp_path / "last.pt").iteration == 2
 
 
+def test_such_a_loss_is_found_before_anything_is_saved_and_nothing_has_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.step, "train_step", nan_at(2))
+    with pytest.raises(ValueError, match="iteration 2: the loss is nan"):
+        training.train(composed("recipe.val_every=4", "save_every=3", "log_every=100"), tmp_path)
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_the_two_checkpoints_kept_are_of_two_iterations(whole, tmp_path):
+    saved = {name: checkpoint.load(whole / f"{name}.pt") for name in ("last", "previous")}
+    assert [saved[name].iteration for name in ("last", "previous")] == [4, 2]
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / "last.pt").write_bytes(b"damaged")
+    _, start = find_start(composed("resume=auto"), tmp_path / "new")
+    training.train(composed(), folder, start)
+    assert same_weights(whole, folder)
+    assert checkpoint.load(folder / "previous.pt").iteration == 2  # not what was damaged
+
+
 def test_as_many_such_steps_as_allowed_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "train_step", nan_at(3))
+    monkeypatch.setattr(engine.step, "train_step", nan_at(3))
     training.train(composed("skip_nonfinite=1"), tmp_path)
     saved = checkpoint.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)

@@ -13,6 +13,7 @@ from PIL import Image
 
 import train as training
 from engine import checkpoint
+from engine.step import train_step
 
 
 def composed(*overrides):
@@ -41,7 +42,7 @@ def rows(path):
 def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
     train = rows(finished / "train.csv")
     assert [row["iteration"] for row in train] == ["1", "2", "3", "4"]
-    assert {"loss", "loss/main", "loss/aux", "lr", "images_per_s", "data_wait", "memory_mib"} <= set(train[0])
+    assert {"loss", "loss/main", "loss/aux", "grad_norm", "lr", "images_per_s", "step_s", "data_wait"} <= set(train[0])
     assert float(train[0]["loss"]) == pytest.approx(
         float(train[0]["loss/main"]) + 0.4 * float(train[0]["loss/aux"]), rel=1e-5
     )
@@ -69,7 +70,7 @@ def test_loss_falls_on_one_batch():
 
     dataset = training.build_dataset(config.dataset, "train", eval_transform())
     images, labels = (torch.stack(part) for part in zip(*(dataset[index] for index in range(2)), strict=True))
-    losses = [training.train_step(task, model, criterion, optimizer, images, labels)[0].item() for _ in range(40)]
+    losses = [train_step(task, model, criterion, optimizer, images, labels).loss.item() for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -82,28 +83,28 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path,
     run(tmp_path / "whole", *options)
 
     steps = []
-    step = training.train_step
 
     def killed_at_fourth(*arguments, **named):
         steps.append(1)
         if len(steps) == 4:
             raise Killed
-        return step(*arguments, **named)
+        return train_step(*arguments, **named)
 
-    monkeypatch.setattr(training, "train_step", killed_at_fourth)
+    monkeypatch.setattr("engine.step.train_step", killed_at_fourth)
     with pytest.raises(Killed):
         run(tmp_path / "broken", *options)
-    monkeypatch.setattr(training, "train_step", step)
+    monkeypatch.setattr("engine.step.train_step", train_step)
     torch.rand(7)  # whatever the process did in between
     saved = checkpoint.load(tmp_path / "broken" / "last.pt")
     assert saved.iteration == 2
     run(tmp_path / "broken", *options, saved=saved)
 
     whole, resumed = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "broken"))
-    assert_same(vars(whole), vars(resumed))
+    assert (whole.source, resumed.source) == tuple(tmp_path / name / "last.pt" for name in ("whole", "broken"))
+    assert_same(*({key: value for key, value in vars(one).items() if key != "source"} for one in (whole, resumed)))
     for name in ("train.csv", "val.csv"):
         one, two = rows(tmp_path / "whole" / name), rows(tmp_path / "broken" / name)
-        timed = ("images_per_s", "data_wait", "memory_mib")
+        timed = ("images_per_s", "step_s", "data_wait", "memory_mib")
         assert [{k: v for k, v in row.items() if k not in timed} for row in one] == [
             {k: v for k, v in row.items() if k not in timed} for row in two
         ]

@@ -79,6 +79,23 @@ def test_a_stopped_run_continues_exactly(finished, tmp_path, monkeypatch):
         assert torch.equal(broken.weights[key], tensor), key
 
 
+def test_a_step_that_is_not_finite_is_left_out(tmp_path, monkeypatch):
+    from engine.jax_step import JaxStep
+
+    placed = []
+
+    def spoil(self, images, labels, original=JaxStep.place):
+        placed.append(images)
+        return original(self, images * float("nan") if len(placed) == 3 else images, labels)
+
+    monkeypatch.setattr(JaxStep, "place", spoil)
+    run(tmp_path, "framework=jax", *NO_DROPOUT, "skip_nonfinite=1")
+    saved = checkpoint.load(tmp_path / "last.pt")
+    assert (saved.iteration, saved.training["skipped"]) == (4, 1)
+    assert all(values.isfinite().all() for values in saved.weights.values())
+    assert [row["loss"] for row in rows(tmp_path / "train.csv")].count("nan") == 1
+
+
 def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):
     scores, masks = [], []
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (65, 65, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
@@ -96,7 +113,7 @@ def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):
 def test_what_jax_cannot_do_is_named(run_entry):
     for options, message in (
         (["framework=tensorflow"], "framework is 'tensorflow': choose 'torch' or 'jax'"),
-        (["framework=jax", "optimizer.algorithm._target_=torch.optim.RMSprop"], "has no RMSprop with these settings"),
+        (["framework=jax", "optimizer.algorithm._target_=torch.optim.Adam"], "has no Adam with these settings"),
         (["framework=jax", "device=cuda"], "device=cuda, but JAX finds none"),
     ):
         done = run_entry("train.py", *TINY, *options, ok=False)
