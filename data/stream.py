@@ -4,6 +4,7 @@ Sample number p of a run, its order and its augmentation, is a function of the s
 resumes at sample p continues exactly, whatever the number of workers, and no random state has to be saved.
 """
 
+import signal
 import sys
 import time
 import warnings
@@ -98,7 +99,6 @@ def train_loader(
     start: int = 0,
     num_workers: int,
     collate: Callable | None = None,
-    worker_init: Callable[[int], None] | None = None,
     process: int = 0,
     processes: int = 1,
 ) -> DataLoader:
@@ -112,7 +112,6 @@ def train_loader(
         start: iterations already done.
         num_workers: processes that load; 0 loads in this one.
         collate: samples to batch; torch's own stacks them.
-        worker_init: called with its number in each of the processes that load.
         process, processes: which of how many this is; each loads its part of every batch.
     """
     if len(samples) == 0:
@@ -129,17 +128,36 @@ def train_loader(
         stop=iterations * batch_size,
         share=(process, processes, batch_size),
     )
-    return DataLoader(
+    return Loader(
         samples,
         batch_size=batch_size // processes,
         sampler=positions,
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=worker_init,
         multiprocessing_context=start_method(num_workers),
         generator=torch.Generator(),  # else every new loader draws from the generator that dropout uses
     )
+
+
+class Loader(DataLoader):
+    """A DataLoader whose processes leave to this one the signals by which a cluster or a person ends a job.
+
+    Those reach every process, but this one still needs its batch. The processes have the signals blocked from their
+    first moment on, for which ``worker_init_fn`` comes too late.
+    """
+
+    def __iter__(self) -> Iterator:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Whether ``error`` says that a process that loads is gone; torch raises it wherever this process happens to be."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def start_method(num_workers: int) -> str | None:

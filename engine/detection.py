@@ -10,12 +10,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.build import build_dataset
 from data.coco import instances_transform
 from data.pictures import read_image
+from data.stream import Loader
 from engine import checkpoint, instances
 from engine.average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
 from engine.checkpoint import Checkpoint
@@ -64,7 +65,7 @@ def evaluate_objects(
     """Average precision over every image of ``dataset``, one image at a time."""
     was_training = model.training
     model.eval()
-    loader = DataLoader(
+    loader = Loader(
         dataset,
         batch_size=1,
         num_workers=num_workers,

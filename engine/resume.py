@@ -50,6 +50,15 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
     raise ValueError(f"{folder} has no checkpoint that could be read: start the run anew")
 
 
+def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
+    """The configuration of the run that goes on: its own; with "auto", how it is run as ``config`` says now."""
+    own = OmegaConf.create(saved.config)
+    if config.resume == "auto":
+        now = OmegaConf.to_container(config, resolve=True)
+        own.update({key: now[key] for key in _FREE})
+    return own
+
+
 def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
     runs = [folder, *(other for other in folder.parent.glob("*") if other != folder)]
     paths = [path for run in runs for path in _own(run)]
