@@ -4,12 +4,14 @@ Sample number p of a run, its order and its augmentation, is a function of the s
 resumes at sample p continues exactly, whatever the number of workers, and no random state has to be saved.
 """
 
+import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -143,9 +145,12 @@ def train_loader(
 class Loader(DataLoader):
     """A DataLoader whose processes leave to this one the signals by which a cluster or a person ends a job.
 
-    Those reach every process, but this one still needs its batch. The processes have the signals blocked from their
-    first moment on, for which ``worker_init_fn`` comes too late.
+    Those reach every process, but this one still needs its batch. They are blocked from the first moment on, for which
+    ``worker_init_fn`` comes too late.
     """
+
+    def __init__(self, *args: Any, **named: Any):
+        super().__init__(*args, worker_init_fn=_heed_parent, **named)
 
     def __iter__(self) -> Iterator:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2})
@@ -153,6 +158,17 @@ class Loader(DataLoader):
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _heed_parent(worker: int) -> None:
+    """End this process on its parent's SIGTERM, which at the parent's exit waits for it."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def lost_worker(error: BaseException) -> bool:
