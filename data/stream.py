@@ -172,8 +172,14 @@ def _heed_parent(worker: int) -> None:
 
 
 def lost_worker(error: BaseException) -> bool:
-    """Whether ``error`` says that a process that loads is gone; torch raises it wherever this process happens to be."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    """Whether ``error`` says that a process that loads is gone.
+
+    torch says so wherever this process happens to be; or reading what that process has left fails.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    places = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, ConnectionError | EOFError) and any("torch/utils/data" in at.filename for at in places)
 
 
 def start_method(num_workers: int) -> str | None:
