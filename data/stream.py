@@ -9,8 +9,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.pictures import UnreadablePicture
 
 T = TypeVar("T")
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # of jobs
 
 
 class Positions(Sampler[tuple[int, int]]):
@@ -153,11 +156,25 @@ class Loader(DataLoader):
         super().__init__(*args, worker_init_fn=_heed_parent, **named)
 
     def __iter__(self) -> Iterator:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2})
-        try:
+        with _signals_held_back():
             return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """For this process until the end of the block; for those that it starts meanwhile, for ever."""
+    arrived: list[int] = []
+    main = threading.current_thread() is threading.main_thread()  # which may be interrupted for a signal to another
+    handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _ENDING * main}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def _heed_parent(worker: int) -> None:

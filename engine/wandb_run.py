@@ -12,6 +12,8 @@ from urllib.parse import urlparse
 import numpy as np
 import wandb
 
+from data.stream import lost_worker
+
 
 class WandbRun:
     """One W&B run. A run does not wait for W&B, nor does it end because W&B does.
@@ -90,7 +92,14 @@ class WandbRun:
         with self._expendable():
             images = [wandb.Image(pixels, **drawn) for pixels, drawn in panels]
             table = wandb.Table(columns=list(header), data=[list(row) for row in rows])
-            self.run.log({"val/classes": table, "val/predictions": images}, step=iteration)
+            try:
+                self.run.log({"val/classes": table, "val/predictions": images}, step=iteration)
+            except ConnectionError:
+                raise
+            except Exception as error:  # a table is sent at once, and W&B's errors are of many kinds
+                if lost_worker(error):
+                    raise
+                self._say(f"W&B has not taken the table of iteration {iteration}: {error or type(error).__name__}")
 
     def close(self, failed: bool) -> None:
         """End the run; a sweep starts the next one in the same process."""

@@ -46,7 +46,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.output = folder, folder / f"{time.monotonic_ns()}.out"
         arguments = [*SMALL, f"hydra.run.dir={folder / 'runs' / 'new'}", *arguments]
-        environment = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONUNBUFFERED": "1", **dict(environment)}
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **dict(environment)}
         if command:
             with open(self.output, "w") as output:
                 self._process = subprocess.Popen(
