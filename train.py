@@ -30,7 +30,7 @@ from engine.checkpoint import Checkpoint
 from engine.distributed import from_first, processes, rank, world_size
 from engine.entry import choose_device, entry_point, seed_everything
 from engine.prefetch import prefetch
-from engine.resume import find_start, fingerprint
+from engine.resume import continued, find_start, fingerprint
 from engine.run import Run
 from engine.run_log import NoLog, RunLog
 from engine.state import TrainingState
@@ -52,7 +52,7 @@ def main(config: DictConfig) -> float:
         if done is not None:
             print(f"{folder} is finished")
             return done
-        config = OmegaConf.create(saved.config)
+        config = continued(config, saved)
     with processes(_device(config)):
         return train(config, from_first(folder), saved)
 

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
 
-# What may change from one start of a run to the next: how, not what, it computes.
-_FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger")
+# What may change from one start of a run to the next: how, not what, it computes; and what it may pass over.
+_FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
 
 
 def fingerprint(config: DictConfig) -> str:
@@ -21,6 +21,22 @@ def fingerprint(config: DictConfig) -> str:
     plain = OmegaConf.to_container(config, resolve=True)
     kept = {key: value for key, value in plain.items() if key not in _FREE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
+    """The configuration to go on with from ``saved``: its own, in what is computed, and in how as the command says.
+
+    Args:
+        config: of the command line.
+    """
+    given = [override.partition("=")[0].lstrip("+") for override in _overrides()]
+    said = [key for key in _FREE if config.resume == "auto" or any(key == own.partition(".")[0] for own in given)]
+    plain = OmegaConf.to_container(config, resolve=True)
+    return OmegaConf.create(saved.config | {key: plain[key] for key in said if key != "resume"})
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | None]:
@@ -32,15 +48,14 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
         folder: what a new run would write into.
 
     Raises:
-        ValueError: further options beside a folder, whose run has its own configuration; no intact checkpoint there.
+        ValueError: options beside a folder that would change what its run computes; no intact checkpoint there.
         FileNotFoundError: no checkpoint there.
     """
     if config.resume is None:
         return folder, None
     if config.resume == "auto":
         return _newest(fingerprint(config), folder)
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    given = [part for part in overrides if not part.startswith("resume=")]
+    given = [part for part in _overrides() if part.partition("=")[0].partition(".")[0] not in _FREE]
     if given:
         raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
     folder = Path(config.resume).expanduser()

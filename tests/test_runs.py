@@ -19,6 +19,8 @@ import train as training
 from data.folder import Folder
 from data.stream import Seeded
 from engine import checkpoint, stopping
+from engine.evaluation import predict
+from engine.protocols import Whole
 from engine.resume import find_start, fingerprint
 from engine.step import train_step
 from engine.stopping import StopRequest
@@ -234,6 +236,10 @@ def test_out_of_memory_says_what_to_turn_down():
         MemoryError, match=r"turn down recipe\.batch_size or .*crop_size, .* accumulate=2, .* bf16=true"
     ):
         train_step(Semantic(), Greedy(), torch.nn.Identity(), optimizer, images, labels)
+    with pytest.raises(
+        MemoryError, match="a picture of 4x4 pixels needs more memory than there is: give protocol=slide"
+    ):
+        predict(Greedy(), images, Whole())
 
 
 def test_a_sweep_with_a_failing_run_goes_on_and_then_runs_only_what_is_missing(tmp_path, run_entry, monkeypatch):
