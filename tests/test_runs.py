@@ -236,9 +236,7 @@ def test_out_of_memory_says_what_to_turn_down():
         MemoryError, match=r"turn down recipe\.batch_size or .*crop_size, .* accumulate=2, .* bf16=true"
     ):
         train_step(Semantic(), Greedy(), torch.nn.Identity(), optimizer, images, labels)
-    with pytest.raises(
-        MemoryError, match="a picture of 4x4 pixels needs more memory than there is: give protocol=slide"
-    ):
+    with pytest.raises(MemoryError, match=r"a picture of 4x4 pixels needs more memory .*: give protocol=slide"):
         predict(Greedy(), images, Whole())
 
 
