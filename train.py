@@ -27,7 +27,7 @@ from data.build import build_dataset
 from data.stream import Seeded, timed, train_loader
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
-from engine.distributed import from_first, processes, rank, world_size
+from engine.distributed import from_all, from_first, processes, rank, world_size
 from engine.entry import choose_device, entry_point, seed_everything
 from engine.prefetch import prefetch
 from engine.resume import continued, find_start, fingerprint
@@ -118,8 +118,11 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         run.say(_summary(model, train_set, val_set, device, folder))
         run.fit(batches)
 
+    broken = sum(from_all(int(samples.broken.sum())))
     if not rank():
         _report(task, folder, state, cost | {"val_images_per_s": run.val_images_per_s}, time.perf_counter() - began)
+        if broken or state.skipped:
+            print(f"left out     {broken} pictures that cannot be read, {state.skipped} steps that were not finite")
     return state.best_score
 
 

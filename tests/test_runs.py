@@ -198,12 +198,13 @@ def test_the_two_checkpoints_kept_are_of_two_iterations(whole, tmp_path):
     assert checkpoint.load(folder / "previous.pt").iteration == 2  # not what was damaged
 
 
-def test_as_many_such_steps_as_allowed_are_left_out(tmp_path, monkeypatch):
+def test_as_many_such_steps_as_allowed_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(engine.step, "train_step", nan_at(3))
     training.train(composed("skip_nonfinite=1"), tmp_path)
     saved = checkpoint.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
     assert all(values.isfinite().all() for values in saved.weights.values())  # batch norm's statistics are among them
+    assert "0 pictures that cannot be read, 1 steps that were not finite" in capsys.readouterr().out
 
 
 def test_a_broken_picture_is_named_and_skipped_if_allowed(folder_data):
