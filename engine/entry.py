@@ -38,6 +38,7 @@ class entry_point:
         functools.update_wrapper(self, main)
 
     def __call__(self, config: DictConfig) -> Any:
+        _join_job()
         try:
             return self._main(config)
         except _USER_ERRORS as error:
@@ -47,7 +48,8 @@ class entry_point:
                 error = error.__cause__  # what the class that Hydra called had to say
             print(f"{_process()}error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
             if _in_sweep():
-                return _note(_message(error))
+                lost = _process() and isinstance(error, ConnectionError)  # the other process notes why
+                return None if lost else _note(_message(error))
             raise SystemExit(1) from error
         except Exception as error:
             if not _in_sweep():
@@ -63,6 +65,16 @@ class entry_point:
 
 def _imported(module: str, name: str) -> entry_point:
     return getattr(importlib.import_module(module), name).__wrapped__  # without what hydra.main put around it
+
+
+def _join_job() -> None:
+    """Let the processes of a job that submitit has started find each other, as those of ``torchrun`` do."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        job = TorchDistributedEnvironment()
+        if job.world_size > 1:
+            job.export(set_cuda_visible_devices=False)
 
 
 def _in_sweep() -> bool:

@@ -116,7 +116,7 @@ def test_auto_says_which_checkpoints_it_passed_over_and_why(whole, tmp_path, cap
     assert f"resume=auto: {tmp_path}/a/last.pt, iteration 4" in said
     found, saved = find_start(composed("resume=auto", "recipe.lr=0.5"), tmp_path / "new")
     assert (found, saved) == (tmp_path / "new", None)
-    assert "passed over 2 of other configurations: a new run" in capsys.readouterr().out
+    assert "passed over 3 of other configurations: a new run" in capsys.readouterr().out
     with pytest.raises(ValueError, match="has no checkpoint that could be read"):
         find_start(composed(f"resume={tmp_path / 'b'}"), tmp_path / "new")
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
