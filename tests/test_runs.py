@@ -7,12 +7,10 @@ import shutil
 import signal
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
-from PIL import Image
 
 import engine.step
 import train as training
