@@ -21,7 +21,6 @@ from engine.average_precision import MASK_THRESHOLD, DetectionScores, average_pr
 from engine.checkpoint import Checkpoint
 from engine.distributed import from_all, processes, rank, world_size
 from engine.entry import choose_device
-from engine.stopping import leave_signals_to_parent
 from engine.tables import score_table, write_csv
 
 _SHOWN = 0.5  # score from which an object is drawn
@@ -75,7 +74,6 @@ def evaluate_objects(
         batch_size=1,
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else a validation would move the generator that training uses
     )
     found, samples, apart = {}, [], max(len(own) // max(keep_samples, 1), 1)

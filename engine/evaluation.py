@@ -14,7 +14,6 @@ from engine.distributed import rank, world_size
 from engine.memory import enough_memory
 from engine.metrics import ConfusionMatrix, Scores
 from engine.protocols import Protocol
-from engine.stopping import leave_signals_to_parent
 
 
 class Evaluation(NamedTuple):
@@ -78,7 +77,6 @@ def evaluate(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         multiprocessing_context=start_method(num_workers),
-        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else a validation would move the generator that dropout uses
     )
     samples, apart = [], max(len(own) // max(keep_samples, 1), 1)

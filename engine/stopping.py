@@ -30,6 +30,7 @@ class StopRequest:
         self.received: str | None = None
         self._raise = False
         self._before = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # others cannot, and receive none
@@ -58,7 +59,7 @@ class StopRequest:
 
     def stop(self) -> None:
         """End the run."""
-        if self.received == _REQUEUE.name:
+        if self.received == _REQUEUE.name and os.getpid() == self._process:  # a data worker inherits this by a fork
             self._before[_REQUEUE](_REQUEUE, None)
         raise Stopped(EXIT_CODE)
 
