@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
@@ -111,15 +112,12 @@ def failing(monkeypatch, *numbers):
 
     def flaky(config, split, transform):
         if split == "train":
-            number = int(sweep_config().job.num)
+            number = int(HydraConfig.get().job.num)
             trained.append(number)
             if number in numbers:
                 raise RuntimeError("the disk has gone")
         return build_dataset(config, split, transform)
 
-    from hydra.core.hydra_config import HydraConfig
-
-    sweep_config = HydraConfig.get
     with monkeypatch.context() as patched:
         patched.setattr("data.build.build_dataset", flaky)  # the entry point imports it anew
         yield trained
@@ -156,7 +154,9 @@ def test_of_six_runs_one_fails_and_runs_alone_the_next_time(tmp_path, run_entry,
 
 
 def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, run_entry, monkeypatch):
-    pytest.importorskip("joblib", reason="pip install '.[joblib]'")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install '.[joblib]'")
+    from joblib.externals.loky import get_reusable_executor
+
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -170,6 +170,7 @@ def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, run_entry, mo
         "train.py", "-m", "hydra/launcher=parallel", *ONE_STEP, "model.head.recurrence=0,1,-1",
         f"hydra.sweep.dir={folder}", ok=False,
     )  # fmt: skip
+    get_reusable_executor().shutdown()
     assert "failed    model.head.recurrence=-1: " in done.stdout
     for number in (0, 1):
         one, two = (
@@ -180,7 +181,7 @@ def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, run_entry, mo
 
 
 def test_a_search_passes_over_a_trial_that_fails_and_goes_on_where_it_was(tmp_path, run_entry, monkeypatch):
-    pytest.importorskip("optuna", reason="pip install '.[optuna]'")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install '.[optuna]'")
     folder = tmp_path / "search"
     command = ["train.py", "+sweep=search", *ONE_STEP, "resume=auto", f"hydra.sweep.dir={folder}"]
     with failing(monkeypatch, 1) as trained:
@@ -218,7 +219,7 @@ def test_what_is_not_installed_is_named(run_entry, monkeypatch, choice, extra):
 
 def test_a_job_of_slurm_asks_for_a_signal_before_its_end(tmp_path, run_entry, monkeypatch):
     """Up to sbatch, which a script refuses to be."""
-    pytest.importorskip("submitit", reason="pip install '.[slurm]'")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install '.[slurm]'")
     for name in ("sbatch", "srun"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(stat.S_IRWXU)
