@@ -1,13 +1,15 @@
 """Where a run starts: anew, from a checkpoint of its own, or from the newest one that fits."""
 
 import hashlib
+import itertools
 import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
@@ -54,7 +56,12 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
     if config.resume is None:
         return folder, None
     if config.resume == "auto":
-        return _newest(fingerprint(config), folder)
+        folder, saved = _newest(fingerprint(config), folder)
+        if HydraConfig.initialized():
+            runtime = HydraConfig.get().runtime
+            with read_write(runtime):
+                runtime.output_dir = str(folder)  # where an error of this run is noted
+        return folder, saved
     given = [part for part in _overrides() if part.partition("=")[0].partition(".")[0] not in _FREE]
     if given:
         raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
@@ -67,24 +74,48 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
 
 def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
     runs = [folder, *(other for other in folder.parent.glob("*") if other != folder)]
-    paths = [path for run in runs for path in _own(run)]
     others = 0
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        saved = _intact(path)
-        if saved and saved.training.get("identity") == identity:
+    # A sweep started again finds each run in its own folder; the runs beside it may be under way in other processes.
+    paths = [path for run in runs for path in _own(run)]
+    for path in sorted(paths, key=lambda path: (path.parent != folder, _age(path))):
+        whose = _identity(path)
+        if whose not in (identity, None):
+            others += 1
+        elif (saved := _intact(path)) and saved.training.get("identity") == identity:
             _say(f"resume=auto: {path}, iteration {saved.iteration}")
             with suppress(OSError):  # a kill would leave it; one that holds anything stays
                 folder.rmdir()
             return path.parent, saved
-        others += saved is not None
     skipped = f", passed over {others} of other configurations" if others else ""
     _say(f"resume=auto: no checkpoint of this configuration in {folder.parent}{skipped}: a new run")
-    return folder, None
+    return _free(folder), None
 
 
 def _own(folder: Path) -> list[Path]:
     """A run's checkpoints, the newest first."""
     return [folder / name for name in (checkpoint.LAST, checkpoint.PREVIOUS) if (folder / name).is_file()]
+
+
+def _age(path: Path) -> int:
+    """The smaller, the newer."""
+    try:
+        return -path.stat().st_mtime_ns
+    except FileNotFoundError:  # its run has just written the next one
+        return 0
+
+
+def _identity(path: Path) -> str | None:
+    """Whose checkpoint it is, by a glance that reads no tensor; None if it cannot tell."""
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)["training"]["identity"]
+    except Exception:  # of a damaged file, whatever; the full reading says what it is
+        return None
+
+
+def _free(folder: Path) -> Path:
+    """``folder``, or one beside it where another configuration has left its run there: sweeps may be extended."""
+    numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if not _own(path))
 
 
 def _intact(path: Path) -> Checkpoint | None:

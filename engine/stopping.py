@@ -9,6 +9,7 @@ from types import FrameType
 
 EXIT_CODE = 75  # "try again later" of sysexits.h: the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_REQUEUE = signal.SIGUSR2  # by which Slurm says, through submitit, that a job's time is nearly over
 
 
 class Stopped(SystemExit):
@@ -18,6 +19,9 @@ class Stopped(SystemExit):
 class StopRequest:
     """Remembers the first SIGTERM or SIGINT; a second one ends the process at once. Use it in a ``with``.
 
+    So it does with SIGUSR2 where submitit waits for it, which has its turn once the run is saved: it puts the job back
+    into the queue.
+
     Attributes:
         received: name of the signal, or None.
     """
@@ -26,10 +30,12 @@ class StopRequest:
         self.received: str | None = None
         self._raise = False
         self._before = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # others cannot, and receive none
-            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            numbers = (*_SIGNALS, _REQUEUE) if callable(signal.getsignal(_REQUEUE)) else _SIGNALS
+            self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -53,10 +59,14 @@ class StopRequest:
 
     def stop(self) -> None:
         """End the run."""
+        if self.received == _REQUEUE.name and os.getpid() == self._process:  # a data worker inherits this by a fork
+            self._before[_REQUEUE](_REQUEUE, None)
         raise Stopped(EXIT_CODE)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
+            if number == _REQUEUE:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -67,5 +77,5 @@ class StopRequest:
 
 def leave_signals_to_parent(worker: int) -> None:
     """For a data worker: clusters signal every process, and the training one still needs its batch."""
-    for number in _SIGNALS:
+    for number in (*_SIGNALS, _REQUEUE):
         signal.signal(number, signal.SIG_IGN)
