@@ -54,6 +54,11 @@ def main(config: DictConfig) -> float:
             return done
         config = continued(config, saved)
     with processes(_device(config)):
+        starts = from_all(saved.iteration if saved else 0)
+        if len(set(starts)) > 1:
+            raise ValueError(
+                f"the processes found checkpoints of the iterations {starts}: all machines need to see the run's folder"
+            )
         return train(config, from_first(folder), saved)
 
 
