@@ -19,11 +19,12 @@ bench: .venv/installed  ## the attention operator beside its alternatives
 	$(BIN)/python benchmark.py
 
 gpu:  ## everything that is "not measured" in results/, on an NVIDIA GPU; BIN=/usr/bin for another Python
-	$(BIN)/python3 -m pytest tests/test_kernels_gpu.py
+	$(BIN)/python3 -m pytest -m gpu
 	$(BIN)/python3 benchmark.py mode=tune 'tune.dtypes=[bfloat16]'
 	$(BIN)/python3 benchmark.py -m 'shape=[8,97,97],[8,128,256],[1,97,97]' dtype=bfloat16 output=results/attention_gpu
 	$(BIN)/python3 benchmark.py mode=complexity output=results/attention_gpu
 	$(BIN)/python3 benchmark.py mode=zoo output=results/networks_gpu
+	$(BIN)/python3 benchmark.py mode=train output=results/step_gpu
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=python3.12")'

@@ -5,6 +5,7 @@ python benchmark.py framework=jax            the same in JAX, under jit
 python benchmark.py mode=tune                search tile sizes on this GPU, write kernels/configs/<gpu>.json
 python benchmark.py mode=complexity          added GFLOPs and memory, as the paper's Tables 2 and 5
 python benchmark.py mode=zoo                 every network: parameters, GFLOPs, memory, images/s
+python benchmark.py mode=train               whole training iterations of ccnet, fcn and nonlocal
 python benchmark.py mode=input               images/s per core of the input pipeline at the Cityscapes recipe
 """
 
@@ -48,12 +49,16 @@ def main(config: DictConfig) -> None:
         from engine.benchmark_zoo import zoo
 
         print(zoo(config, device))
+    elif config.mode == "train":
+        from engine.benchmark_train import train_speed
+
+        print(train_speed(config, device))
     elif config.mode == "input":
         from engine.benchmark_input import input_speed
 
         print(input_speed(config))
     else:
-        raise ValueError(f"mode is {config.mode!r}: choose one of compare, tune, complexity, zoo, input")
+        raise ValueError(f"mode is {config.mode!r}: choose one of compare, tune, complexity, zoo, train, input")
 
 
 if __name__ == "__main__":

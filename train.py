@@ -27,7 +27,7 @@ from data.build import build_dataset
 from data.stream import Seeded, timed, train_loader
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
-from engine.distributed import from_first, processes, rank, world_size
+from engine.distributed import from_all, from_first, processes, rank, world_size
 from engine.entry import choose_device, entry_point, seed_everything
 from engine.files import write_text
 from engine.prefetch import prefetch
@@ -55,6 +55,11 @@ def main(config: DictConfig) -> float:
             return done
         config = continued(config, saved)
     with processes(_device(config)):
+        starts = from_all(saved.iteration if saved else 0)
+        if len(set(starts)) > 1:
+            raise ValueError(
+                f"the processes found checkpoints of the iterations {starts}: all machines need to see the run's folder"
+            )
         return train(config, from_first(folder), saved)
 
 
@@ -118,8 +123,11 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         run.say(_summary(model, train_set, val_set, device, folder))
         run.fit(batches)
 
+    broken = sum(from_all(int(samples.broken.sum())))
     if not rank():
         _report(task, folder, state, cost | {"val_images_per_s": run.val_images_per_s}, time.perf_counter() - began)
+        if broken or state.skipped:
+            print(f"left out     {broken} pictures that cannot be read, {state.skipped} steps that were not finite")
     return state.best_score
 
 

@@ -216,7 +216,8 @@ def timed(batches: Iterable[T]) -> Iterator[tuple[T, float]]:
                 return
             yield batch, time.perf_counter() - start
     finally:
-        del iterator  # an error's traceback keeps this frame
+        if end_workers := getattr(iterator, "_shutdown_workers", None):
+            end_workers()  # an error's traceback keeps the iterator, and its workers pass over the signal at the exit
 
 
 def _mix(seed: int, number: int, *, stream: int) -> int:

@@ -4,13 +4,13 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from data.build import build_dataset
@@ -20,6 +20,7 @@ from data.stream import Loader
 from engine import checkpoint, instances
 from engine.average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
 from engine.checkpoint import Checkpoint
+from engine.distributed import from_all, processes, rank, world_size
 from engine.entry import choose_device
 from engine.tables import score_table, write_csv
 
@@ -62,27 +63,35 @@ def evaluate_objects(
     num_workers: int = 0,
     keep_samples: int = 0,
 ) -> DetectionEvaluation:
-    """Average precision over every image of ``dataset``, one image at a time."""
+    """Average precision over every image of ``dataset``, one image at a time.
+
+    Several processes take every n-th image each and put together what they found, in the order of one process alone.
+    """
     was_training = model.training
     model.eval()
+    own = range(rank(), len(dataset), world_size())
     loader = Loader(
-        dataset,
+        Subset(dataset, own),
         batch_size=1,
         num_workers=num_workers,
         collate_fn=collate,
         generator=torch.Generator(),  # else a validation would move the generator that training uses
     )
-    results, samples, apart = [], [], max(len(dataset) // max(keep_samples, 1), 1)
+    found, samples, apart = {}, [], max(len(own) // max(keep_samples, 1), 1)
     start = time.perf_counter()
-    for index, ((image,), (target,)) in enumerate(tqdm(loader, desc="validate", leave=False, dynamic_ncols=True)):
+    bar = tqdm(loader, desc="validate", leave=False, dynamic_ncols=True, disable=rank() > 0)
+    for number, ((image,), (target,)) in enumerate(bar):
         output = detect(model, image.to(device, non_blocking=True), bf16=bf16)
-        results += coco_results(output, target["image_id"].item(), dataset.category_ids)
-        if index % apart == 0 and len(samples) < keep_samples:
+        found[own[number]] = coco_results(output, target["image_id"].item(), dataset.category_ids)
+        if number % apart == 0 and len(samples) < keep_samples:
             samples.append((image, target, _likely(output)))
+    found = {index: objects for part in from_all(found) for index, objects in part.items()}
     seconds = time.perf_counter() - start
     model.train(was_training)
-    scores = average_precision(dataset.ground_truth(), results)
-    return DetectionEvaluation(scores, len(dataset) / seconds, samples, results)
+    results = [entry for index in sorted(found) for entry in found[index]]
+    return DetectionEvaluation(
+        average_precision(dataset.ground_truth(), results), len(dataset) / seconds, samples, results
+    )
 
 
 def evaluate(config: DictConfig, path: Path, saved: Checkpoint) -> float:
@@ -90,36 +99,40 @@ def evaluate(config: DictConfig, path: Path, saved: Checkpoint) -> float:
     choice = HydraConfig.get().runtime.choices.protocol
     if choice != "whole":
         raise ValueError(f"protocol={choice}: Mask R-CNN sees whole images, resized as in training; leave it out")
-    device = choose_device(config.device)
     dataset = build_dataset(config.dataset, config.split, instances_transform())
     if list(dataset.classes) != list(saved.classes):
         raise ValueError(
             f"{path} finds other objects than the data set has ({len(saved.classes)} kinds and {len(dataset.classes)}):"
             " evaluate it on a data set with its own kinds"
         )
-    model = checkpoint.network(saved).to(device)
-    result = evaluate_objects(
-        model,
-        dataset,
-        device=device,
-        bf16=saved.config["bf16"],
-        num_workers=config.num_workers,
-        keep_samples=4,
-    )
     folder = Path(config.output or path.parent).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{path.stem}_{config.split}"
+    with processes(choose_device(config.device)) as device:
+        result = evaluate_objects(
+            checkpoint.network(saved).to(device),
+            dataset,
+            device=device,
+            bf16=saved.config["bf16"],
+            num_workers=config.num_workers,
+            keep_samples=4,
+        )
+        if not rank():
+            about = {"checkpoint": str(path), "iteration": saved.iteration, "images": len(dataset)}
+            _report(folder / f"{path.stem}_{config.split}", result, dataset, about)
+    return result.scores.headline
+
+
+def _report(stem: Path, result: DetectionEvaluation, dataset: Dataset, about: dict[str, Any]) -> None:
+    """Print the scores and write ``stem`` with .csv, .json, .png, and the results in COCO's format."""
     write_csv(Path(f"{stem}.csv"), *result.scores.table(dataset.classes))
-    about = {"checkpoint": str(path), "iteration": saved.iteration, "images": len(dataset)}
     measured = {"images_per_s": result.images_per_s} | result.scores.summary() | result.scores._asdict()
     Path(f"{stem}.json").write_text(json.dumps(about | measured, indent=1) + "\n")
     Path(f"{stem}_results.json").write_text(json.dumps(result.results))
     instances.save_panel(Path(f"{stem}.png"), result.samples, dataset.classes)
-    print(f"\n{path}, iteration {saved.iteration}, on {len(dataset)} images\n")
+    print(f"\n{about['checkpoint']}, iteration {about['iteration']}, on {about['images']} images\n")
     print(score_table(result.scores, dataset.classes))
     print(f"\n{result.images_per_s:.1f} images/s\n")
     print(f"table        {stem}.csv, .json\nresults      {stem}_results.json\npredictions  {stem}.png")
-    return result.scores.headline
 
 
 def predict(config: DictConfig, saved: Checkpoint, paths: Sequence[Path], output: Path) -> None:

@@ -1,6 +1,7 @@
 """Several processes that share out one piece of work, as ``torchrun`` starts them."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -93,6 +94,8 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     from engine.batch_norm import share_batch_norm  # timm takes seconds to import, which an evaluation has spent anyway
 
     share_batch_norm(model, device)
+    # Of 1x1 convolutions, whose strides can be written in two ways.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,

@@ -2,6 +2,8 @@
 
 import errno
 import functools
+import importlib
+import inspect
 import os
 import random
 import re
@@ -25,18 +27,23 @@ from engine.sweep import write_result
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 
 
-def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Turn a user's mistake into one message and a non-zero exit, and leave no empty folder behind.
+class entry_point:
+    """Decorator that turns a user's mistake into one message and a non-zero exit, and leaves no empty folder behind.
 
     ``HYDRA_FULL_ERROR=1`` shows the whole traceback, as it does for Hydra's own messages. A run of a sweep that fails,
-    by whatever error, is noted down and the sweep goes on; its score is no number.
+    by whatever error, is noted down and the sweep goes on; it has no score. Hydra's launchers may send what is
+    decorated to another process, which imports its file anew.
     """
 
-    @functools.wraps(main)
-    def guarded(config: DictConfig) -> Any:
+    def __init__(self, main: Callable[[DictConfig], Any]):
+        self._main = main
+        functools.update_wrapper(self, main)
+
+    def __call__(self, config: DictConfig) -> Any:
+        _join_job()
         try:
             with _lost_workers():
-                return main(config)
+                return self._main(config)
         except _USER_ERRORS as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
@@ -44,7 +51,8 @@ def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
                 error = error.__cause__  # what the class that Hydra called had to say
             print(f"{_process()}error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
             if _in_sweep():
-                return _note(_message(error))
+                lost = _process() and isinstance(error, ConnectionError)  # the other process notes why
+                return None if lost else _note(_message(error))
             raise SystemExit(1) from error
         except Exception as error:
             if not _in_sweep():
@@ -54,7 +62,22 @@ def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any
         finally:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
-    return guarded
+    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
+        return _imported, (Path(inspect.getfile(self._main)).stem, self.__name__)
+
+
+def _imported(module: str, name: str) -> entry_point:
+    return getattr(importlib.import_module(module), name).__wrapped__  # without what hydra.main put around it
+
+
+def _join_job() -> None:
+    """Let the processes of a job that submitit has started find each other, as those of ``torchrun`` do."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        job = TorchDistributedEnvironment()
+        if job.world_size > 1:
+            job.export(set_cuda_visible_devices=False)
 
 
 @contextmanager
@@ -75,10 +98,9 @@ def _in_sweep() -> bool:
     return not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
-def _note(message: str) -> float:
+def _note(message: str) -> None:
     hydra = HydraConfig.get()
     write_result(Path(hydra.runtime.output_dir), {"overrides": list(hydra.overrides.task), "error": message})
-    return float("nan")
 
 
 def _process() -> str:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.stream import Loader, start_method
 from engine.distributed import rank, world_size
+from engine.memory import enough_memory
 from engine.metrics import ConfusionMatrix, Scores
 from engine.protocols import Protocol
 
@@ -33,8 +34,16 @@ class Evaluation(NamedTuple):
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor, protocol: Protocol, *, bf16: bool = False) -> Tensor:
-    """Images (N, 3, H, W) in [0, 1] -> class indices (N, H, W); clips (N, 3, T, H, W) -> (N, T, H, W)."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+    """Images (N, 3, H, W) in [0, 1] -> class indices (N, H, W); clips (N, 3, T, H, W) -> (N, T, H, W).
+
+    Raises:
+        MemoryError: out of memory, with what to turn down.
+    """
+    size = "x".join(map(str, images.shape[-2:]))
+    with (
+        enough_memory(f"a picture of {size} pixels", "give protocol=slide, which cuts it up, or bf16=true"),
+        torch.autocast(images.device.type, torch.bfloat16, enabled=bf16),
+    ):
         return protocol(model, images).argmax(dim=1)
 
 

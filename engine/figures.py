@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -17,6 +20,9 @@ from data import IGNORE_INDEX
 _VOID = (0, 0, 0)
 _OPACITY = 0.55  # of a class's colour over the picture
 _LEGEND_COLUMNS = 6
+_SIDE_BY_SIDE = 8  # values of an option
+_NAMED = 20  # settings beside a picture
+_FAILED = "#d62728"
 _RIGHT, _WRONG = (225, 228, 232), (214, 39, 40)
 
 
@@ -262,50 +268,96 @@ def save_curves(
     figure.savefig(path, dpi=120)
 
 
-def save_comparison(path: Path, names: Sequence[str], values: Sequence[float], score: str) -> None:
-    """Write a bar per run with its score in percent."""
-    figure = Figure(figsize=(7, 1.1 + 0.42 * len(names)), layout="constrained")
+def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], score: str) -> None:
+    """Write a bar per setting with its score in percent, the mean over its seeds.
+
+    Args:
+        settings: score of each run by setting; None where a run failed.
+    """
+    figure = Figure(figsize=(7, 1.1 + 0.42 * len(settings)), layout="constrained")
     axis = figure.subplots()
-    bars = axis.barh(range(len(names)), values, height=0.6, color="#4464ad")
-    axis.bar_label(bars, fmt="%.1f", padding=3)
-    axis.set_yticks(range(len(names)), names, fontsize=9)
-    axis.invert_yaxis()  # the first run on top
+    names = []
+    for row, (name, runs) in enumerate(settings.items()):
+        values = [value for value in runs if value is not None]
+        share = f"\n{len(values)} of {len(runs)} succeeded" if len(values) < len(runs) > 1 else ""
+        names.append(f"{name}{share}")
+        if not values:
+            axis.text(1, row, "failed", color=_FAILED, va="center")
+            continue
+        mean, spread = np.mean(values), _spread(values)
+        axis.barh(row, mean, height=0.6, xerr=spread or None, color="#4464ad", capsize=3)
+        if len(values) > 1:
+            axis.plot(values, [row] * len(values), "o", color="white", markeredgecolor="black", markersize=4)
+        text = f"{mean:.1f} ± {spread:.1f}" if len(values) > 1 else f"{mean:.1f}"
+        axis.annotate(text, (max(*values, mean + spread), row), (6, 0), textcoords="offset points", va="center")
+    axis.set_yticks(range(len(settings)), names, fontsize=9)
+    axis.set_ylim(len(settings) - 0.4, -0.6)  # the first on top
     axis.set(xlabel=f"validation {score}, percent", xlim=(0, 108))
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Sequence[float]]], score: str) -> None:
-    """Write the score over a numeric option, a line per setting of the others: {setting: {value: score by seed}}."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    """Write the score over a numeric option, a line per setting of the others: {setting: {value: score by seed}}.
+
+    Few values stand side by side, whatever their distances; many, such as a search tries, on their own axis.
+    """
+    every = sorted({value for by_value in settings.values() for value in by_value})
+    side_by_side = len(every) <= _SIDE_BY_SIDE
+    figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
     for name, by_value in settings.items():
         values = sorted(by_value)
-        means = [np.mean(by_value[value]) for value in values]
-        spread = [
-            np.std(by_value[value], ddof=min(len(by_value[value]) - 1, 1)) for value in values
-        ]  # 0 of a single run
-        axis.errorbar(values, means, yerr=spread, marker="o", capsize=3, label=name or None)
+        means, spread = ([measure(by_value[value]) for value in values] for measure in (np.mean, _spread))
+        places = [every.index(value) for value in values] if side_by_side else values
+        axis.errorbar(
+            places,
+            means,
+            yerr=spread if any(spread) else None,
+            marker="o",
+            linestyle="-" if side_by_side else "",
+            capsize=3,
+            label=name or None,
+        )
+    if side_by_side:
+        axis.set_xticks(range(len(every)), [f"{value:.4g}" for value in every])
+    elif every[0] > 0 and every[-1] > 10 * every[0]:
+        axis.set_xscale("log")
     axis.set(xlabel=option, ylabel=f"validation {score}, percent")
-    axis.set_xticks(sorted({value for by_value in settings.values() for value in by_value}))
-    axis.xaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.3)
-    if any(settings):
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    _legend_beside(axis)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
-def save_cost(path: Path, names: Sequence[str], gflops: Sequence[float], values: Sequence[float], score: str) -> None:
-    """Write quality against cost, a point per run."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]], score: str) -> None:
+    """Write quality against cost, a point per setting: {setting: (GFLOPs, score by seed)}."""
+    figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
-    axis.plot(gflops, values, "o", color="#4464ad")
-    for name, *point in zip(names, gflops, values, strict=True):
-        axis.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axis.set_prop_cycle(color=colormaps["tab20"].colors)
+    for name, (gflops, values) in settings.items():
+        spread = _spread(values)
+        axis.errorbar(gflops, np.mean(values), yerr=spread or None, fmt="o", capsize=3, alpha=0.85, label=name or "all")
     axis.set(xlabel="GFLOPs of one training crop", ylabel=f"validation {score}, percent")
+    low, high = min(gflops for gflops, _ in settings.values()), max(gflops for gflops, _ in settings.values())
+    room = max(0.06 * (high - low), 0.02 * high)  # equal costs look equal
+    axis.set_xlim(low - room, high + room)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.ticklabel_format(useOffset=False)
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    _legend_beside(axis)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds, 0 of a single one."""
+    return float(np.std(values, ddof=min(len(values) - 1, 1)))
+
+
+def _legend_beside(axis: Axes) -> None:
+    """To the right of the axes, where it hides nothing; more names than fit beside them say nothing."""
+    if 0 < len(axis.get_legend_handles_labels()[0]) <= _NAMED:
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
 
 
 def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:

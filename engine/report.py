@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from engine import figures
+from engine.sweep import RESULT, unfinished
 from engine.tables import text_table, write_csv
 
 _SEED = re.compile(r"\+*seed=")
+_LONG = re.compile(r"(?<==)\d+\.\d{4,}(e-?\d+)?")  # numbers of a search
 
 
 def report(folder: Path) -> list[str]:
     """Print the table of a sweep, write ``sweep.csv``, ``sweep.md`` and pictures into it; returns the runs that failed.
 
-    The pictures: a bar per run (``sweep.png``), the score against the cost (``sweep_cost.png``) and over each option
-    that was given several numbers (``sweep_OPTION.png``), with the seeds as its spread.
+    The pictures: a bar per setting (``sweep.png``), the score against the cost (``sweep_cost.png``) and over each
+    option that was given several numbers (``sweep_OPTION.png``), with the seeds as their spread.
 
     Settings that were run with several seeds also get their mean, standard deviation and share of runs that succeeded
     (``sweep_seeds.csv``).
@@ -32,14 +34,14 @@ def report(folder: Path) -> list[str]:
     Raises:
         FileNotFoundError: no run in it has ended.
     """
-    paths = sorted(folder.rglob("result.json"), key=lambda path: [*map(_natural, path.relative_to(folder).parts)])
+    paths = sorted(folder.rglob(RESULT), key=lambda path: [*map(_natural, path.relative_to(folder).parts)])
     if not paths:
         raise FileNotFoundError(f"{folder} has no run that has ended: give the folder of a sweep, outputs/sweeps/TIME")
     runs = [json.loads(path.read_text()) for path in paths]
     names = _what_differs([run["overrides"] for run in runs])
-    done = [(name, run) for name, run in zip(names, runs, strict=True) if "error" not in run]
+    done = [run for run in runs if "error" not in run]
     failed = [f"{name}: {run['error']}" for name, run in zip(names, runs, strict=True) if "error" in run]
-    columns = [key for key in done[0][1] if key != "overrides" and all(key in run for _, run in done)] if done else []
+    columns = [key for key in done[0] if key != "overrides" and all(key in run for run in done)] if done else []
     header = ("run", *columns)
     rows = [
         [name, *(run.get(column, "failed" if "error" in run else "") for column in columns)]
@@ -49,20 +51,11 @@ def report(folder: Path) -> list[str]:
     written = {"table": [folder / "sweep.csv"]}
     tables = [(header, rows)]
     if done:
-        figures.save_comparison(
-            folder / "sweep.png", [n for n, _ in done], [r[columns[0]] for _, r in done], columns[0]
-        )
-        written["picture"] = [folder / "sweep.png"]
-        if "gflops" in columns:
-            names_done, gflops, values = zip(*((n, r["gflops"], r[columns[0]]) for n, r in done), strict=True)
-            figures.save_cost(folder / "sweep_cost.png", names_done, gflops, values, columns[0])
-            written["picture"].append(folder / "sweep_cost.png")
-        for option, settings in _trends([run for _, run in done], columns[0]).items():
-            written["picture"].append(folder / f"sweep_{option}.png")
-            figures.save_trend(written["picture"][-1], option, settings, columns[0])
-        if seeds := _over_seeds(runs, columns[0]):
-            tables.append(seeds)
-            write_csv(folder / "sweep_seeds.csv", *seeds)
+        settings = _settings(runs)
+        written["pictures"] = _draw(folder, settings, done, columns)
+        if any(len(group) > 1 for group in settings.values()):
+            tables.append(_over_seeds(settings, columns[0]))
+            write_csv(folder / "sweep_seeds.csv", *tables[-1])
             written["seeds"] = [folder / "sweep_seeds.csv"]
     (folder / "sweep.md").write_text("\n\n".join(_markdown(*table) for table in tables) + "\n")
     written["table"].append(folder / "sweep.md")
@@ -70,21 +63,47 @@ def report(folder: Path) -> list[str]:
         print(f"\n{text_table(*table)}")
     print()
     for line in failed:
-        print(f"failed   {line}")
+        print(f"failed    {line}")
+    for path in unfinished(folder):
+        print(f"begun     {path}, not finished")
     for what, files in written.items():
-        print(f"{what:9}{', '.join(map(str, files))}")
+        print(f"{what:10}{', '.join(map(str, files))}")
     return failed
 
 
-def _over_seeds(runs: list[dict[str, Any]], score: str) -> tuple[tuple[str, ...], list[list[Any]]] | None:
-    """Header and rows of the settings without their seeds, if one was run with several."""
+def _draw(folder: Path, settings: dict[str, list[dict]], done: list[dict[str, Any]], columns: list[str]) -> list[Path]:
+    """Pictures of the runs that are done, and what stands in their column of the score, the first."""
+    score = columns[0]
+    short = {_LONG.sub(lambda number: f"{float(number[0]):.3g}", name): group for name, group in settings.items()}
+    pictures = [folder / "sweep.png"]
+    figures.save_comparison(
+        pictures[0], {name: [run.get(score) for run in group] for name, group in short.items()}, score
+    )
+    if "gflops" in columns:
+        pictures.append(folder / "sweep_cost.png")
+        succeeded = {name: [run for run in group if "error" not in run] for name, group in short.items()}
+        costs = {
+            name: (group[0]["gflops"], [run[score] for run in group]) for name, group in succeeded.items() if group
+        }
+        figures.save_cost(pictures[-1], costs, score)
+    for option, lines in _trends(done, score).items():
+        pictures.append(folder / f"sweep_{option}.png")
+        figures.save_trend(pictures[-1], option, lines, score)
+    return pictures
+
+
+def _settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Runs by what differs between them besides the seed."""
     groups = defaultdict(list)
     for run in runs:
         groups[tuple(part for part in run["overrides"] if not _SEED.match(part))].append(run)
-    if all(len(group) == 1 for group in groups.values()):
-        return None
+    return dict(zip(_what_differs([list(key) for key in groups]), groups.values(), strict=True))
+
+
+def _over_seeds(settings: dict[str, list[dict[str, Any]]], score: str) -> tuple[tuple[str, ...], list[list[Any]]]:
+    """Header and rows."""
     rows = []
-    for name, group in zip(_what_differs([list(key) for key in groups]), groups.values(), strict=True):
+    for name, group in settings.items():
         values = [run[score] for run in group if "error" not in run]
         spread = statistics.stdev(values) if len(values) > 1 else ""
         rows.append([name or "all", f"{len(values)}/{len(group)}", statistics.mean(values) if values else "", spread])
@@ -102,7 +121,10 @@ def _trends(runs: list[dict[str, Any]], score: str) -> dict[str, dict[str, dict[
             continue
         others = [[f"{key}={value}" for key, value in own.items() if key not in (option, "seed")] for own in given]
         settings = defaultdict(lambda: defaultdict(list))
-        for name, value, run in zip(_what_differs(others), values, runs, strict=True):
+        names = _what_differs(others)
+        if len(set(names)) == len(set(zip(names, values, strict=True))):
+            names = [""] * len(runs)  # a search, not a grid: no two runs make a line
+        for name, value, run in zip(names, values, runs, strict=True):
             settings[name][value].append(run[score])
         trends[option] = settings
     return trends

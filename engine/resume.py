@@ -1,19 +1,21 @@
 """Where a run starts: anew, from a checkpoint of its own, or from the newest one that fits."""
 
 import hashlib
+import itertools
 import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
 
-# What may change from one start of a run to the next: how, not what, it computes.
-_FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger")
+# What may change from one start of a run to the next: how, not what, it computes; and what it may pass over.
+_FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
 
 
 def fingerprint(config: DictConfig) -> str:
@@ -21,6 +23,22 @@ def fingerprint(config: DictConfig) -> str:
     plain = OmegaConf.to_container(config, resolve=True)
     kept = {key: value for key, value in plain.items() if key not in _FREE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
+    """The configuration to go on with from ``saved``: its own, in what is computed, and in how as the command says.
+
+    Args:
+        config: of the command line.
+    """
+    given = [override.partition("=")[0].lstrip("+") for override in _overrides()]
+    said = [key for key in _FREE if config.resume == "auto" or any(key == own.partition(".")[0] for own in given)]
+    plain = OmegaConf.to_container(config, resolve=True)
+    return OmegaConf.create(saved.config | {key: plain[key] for key in said if key != "resume"})
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | None]:
@@ -32,15 +50,19 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
         folder: what a new run would write into.
 
     Raises:
-        ValueError: further options beside a folder, whose run has its own configuration; no intact checkpoint there.
+        ValueError: options beside a folder that would change what its run computes; no intact checkpoint there.
         FileNotFoundError: no checkpoint there.
     """
     if config.resume is None:
         return folder, None
     if config.resume == "auto":
-        return _newest(fingerprint(config), folder)
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    given = [part for part in overrides if not part.startswith("resume=")]
+        folder, saved = _newest(fingerprint(config), folder)
+        if HydraConfig.initialized():
+            runtime = HydraConfig.get().runtime
+            with read_write(runtime):
+                runtime.output_dir = str(folder)  # where an error of this run is noted
+        return folder, saved
+    given = [part for part in _overrides() if part.partition("=")[0].partition(".")[0] not in _FREE]
     if given:
         raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
     folder = Path(config.resume).expanduser()
@@ -50,35 +72,50 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
     raise ValueError(f"{folder} has no checkpoint that could be read: start the run anew")
 
 
-def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
-    """The configuration of the run that goes on: its own; with "auto", how it is run as ``config`` says now."""
-    own = OmegaConf.create(saved.config)
-    if config.resume == "auto":
-        now = OmegaConf.to_container(config, resolve=True)
-        own.update({key: now[key] for key in _FREE})
-    return own
-
-
 def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
     runs = [folder, *(other for other in folder.parent.glob("*") if other != folder)]
-    paths = [path for run in runs for path in _own(run)]
     others = 0
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        saved = _intact(path)
-        if saved and saved.training.get("identity") == identity:
+    # A sweep started again finds each run in its own folder; the runs beside it may be under way in other processes.
+    paths = [path for run in runs for path in _own(run)]
+    for path in sorted(paths, key=lambda path: (path.parent != folder, _age(path))):
+        whose = _identity(path)
+        if whose not in (identity, None):
+            others += 1
+        elif (saved := _intact(path)) and saved.training.get("identity") == identity:
             _say(f"resume=auto: {path}, iteration {saved.iteration}")
             with suppress(OSError):  # a kill would leave it; one that holds anything stays
                 folder.rmdir()
             return path.parent, saved
-        others += saved is not None
     skipped = f", passed over {others} of other configurations" if others else ""
     _say(f"resume=auto: no checkpoint of this configuration in {folder.parent}{skipped}: a new run")
-    return folder, None
+    return _free(folder), None
 
 
 def _own(folder: Path) -> list[Path]:
     """A run's checkpoints, the newest first."""
     return [folder / name for name in (checkpoint.LAST, checkpoint.PREVIOUS) if (folder / name).is_file()]
+
+
+def _age(path: Path) -> int:
+    """The smaller, the newer."""
+    try:
+        return -path.stat().st_mtime_ns
+    except FileNotFoundError:  # its run has just written the next one
+        return 0
+
+
+def _identity(path: Path) -> str | None:
+    """Whose checkpoint it is, by a glance that reads no tensor; None if it cannot tell."""
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)["training"]["identity"]
+    except Exception:  # of a damaged file, whatever; the full reading says what it is
+        return None
+
+
+def _free(folder: Path) -> Path:
+    """``folder``, or one beside it where another configuration has left its run there: sweeps may be extended."""
+    numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if not _own(path))
 
 
 def _intact(path: Path) -> Checkpoint | None:

@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data import IGNORE_INDEX
 from engine.distributed import parallel
 from engine.finite import Outcome, step_if
+from engine.memory import enough_memory
 from engine.tasks import Task
 from losses.processes import sum_over_processes
 
@@ -80,20 +81,11 @@ class TorchStep:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-@contextmanager
-def _enough_memory() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise MemoryError(
-            "a training step needs more memory than there is: turn down recipe.batch_size or recipe.train_transform."
-            f"crop_size, take the batch in pieces with accumulate=2, or give bf16=true. {str(error).splitlines()[0]}"
-        ) from error
-
-
-@_enough_memory()
+@enough_memory(
+    "a training step",
+    "turn down recipe.batch_size or recipe.train_transform.crop_size, take the batch in pieces with accumulate=2, or "
+    "give bf16=true",
+)
 def train_step(
     task: Task,
     model: nn.Module,

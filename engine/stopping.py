@@ -10,6 +10,7 @@ from types import FrameType
 
 EXIT_CODE = 75  # "try again later" of sysexits.h: the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_REQUEUE = signal.SIGUSR2  # by which Slurm says, through submitit, that a job's time is nearly over
 _ECHO = 1.0  # seconds: a cluster signals every process, and torchrun then passes on to its own what it has received
 
 
@@ -20,7 +21,9 @@ class Stopped(SystemExit):
 class StopRequest:
     """Remembers the first SIGTERM or SIGINT; a second one ends the process at once. Use it in a ``with``.
 
-    Whatever arrives within a second of the first is the same request: wrappers pass on what all processes receive.
+    So it does with SIGUSR2 where submitit waits for it, which has its turn once the run is saved: it puts the job back
+    into the queue. Whatever arrives within a second of the first is the same request: wrappers pass on what all
+    processes receive.
 
     Attributes:
         received: name of the signal, or None.
@@ -30,10 +33,12 @@ class StopRequest:
         self.received: str | None = None
         self._raise, self._since = False, 0.0
         self._before = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # others cannot, and receive none
-            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            numbers = (*_SIGNALS, _REQUEUE) if callable(signal.getsignal(_REQUEUE)) else _SIGNALS
+            self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -59,11 +64,13 @@ class StopRequest:
 
     def stop(self) -> None:
         """End the run."""
+        if self.received == _REQUEUE.name and os.getpid() == self._process:  # a data worker inherits this by a fork
+            self._before[_REQUEUE](_REQUEUE, None)
         raise Stopped(EXIT_CODE)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            if time.monotonic() - self._since > _ECHO:
+            if number != _REQUEUE and time.monotonic() - self._since > _ECHO:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return

@@ -1,5 +1,6 @@
 """The runs of a sweep: what each leaves behind, and what happens when the last has ended."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.files import write_text
 
-_RESULT = "result.json"
+RESULT = "result.json"
+# Plugins of Hydra by what installs them.
+_EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_submitit_launcher": "slurm", "hydra_optuna_sweeper": "optuna"}
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
@@ -19,7 +22,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     A run that failed leaves "overrides" and "error".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / _RESULT, json.dumps(result, indent=1) + "\n")
+    write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")  # others may be reading
 
 
 def sweep_name() -> str | None:
@@ -32,7 +35,7 @@ def sweep_name() -> str | None:
 def finished_score(folder: Path, iterations: int) -> float | None:
     """The best score, a share, of the run in ``folder`` if all its ``iterations`` are done."""
     try:
-        result = json.loads((folder / _RESULT).read_text())
+        result = json.loads((folder / RESULT).read_text())
     except (OSError, ValueError):
         return None
     if result.get("iterations") != iterations:
@@ -40,13 +43,34 @@ def finished_score(folder: Path, iterations: int) -> float | None:
     return next(value for name, value in result.items() if name.startswith("best_")) / 100
 
 
+def unfinished(folder: Path) -> list[Path]:
+    """Folders of a sweep's runs that have begun and left no result: they are under way, or were killed."""
+    runs = sorted(path.parent for path in folder.rglob("config.yaml"))
+    return [run for run in runs if not (run / RESULT).exists() and "wandb" not in run.relative_to(folder).parts]
+
+
 class SweepReport(Callback):
     """Hydra callback: after a multirun, gather each run's ``result.json``; see :mod:`engine.report`."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit, saying what to install, if the launcher or the sweeper is not there."""
+        for kind in ("launcher", "sweeper"):
+            package = config.hydra[kind]._target_.split(".")[1]
+            if package in _EXTRAS and not _installed(package):
+                choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
+                raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: pip install '.[{_EXTRAS[package]}]'")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table, write it and its picture into the sweep's folder; exit 1 if a run failed."""
         from engine.report import report
 
         folder = Path(config.hydra.sweep.dir)
-        if next(folder.rglob(_RESULT), None) and report(folder):
+        if next(folder.rglob(RESULT), None) and report(folder):
             raise SystemExit(1)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(f"hydra_plugins.{package}") is not None
+    except ModuleNotFoundError:  # no plugin at all
+        return False

@@ -63,7 +63,7 @@ def create_model(
         for setting in list(overrides)
         if isinstance(overrides[setting], str) and _choices(f"model/{setting}")
     ]
-    config = _compose(
+    config = compose_conf(
         [
             f"+model={name}",
             f"+backbone={backbone if named else 'timm'}",
@@ -94,13 +94,13 @@ def build(config: DictConfig) -> nn.Module:
 _MISSING = object()
 
 
-def _compose(overrides: list[str]) -> DictConfig:
-    """Compose out of ``conf/``, also inside a program that Hydra has started from a configuration of its own."""
+def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
+    """Compose out of ``conf/``, ``name`` the file to begin with, also inside a program that Hydra has started."""
     outer = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            return compose(overrides=overrides)
+            return compose(name, overrides)
     finally:
         Singleton.set_state(outer)
 

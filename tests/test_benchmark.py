@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from engine import benchmark_compare, benchmark_peers
+from engine import benchmark_compare, benchmark_peers, benchmark_train
 from kernels import plan
 
 
@@ -119,3 +119,38 @@ def test_tuning_needs_a_gpu(config):
 
     with pytest.raises(ValueError, match="on an NVIDIA GPU, and this is cpu"):
         tune(config, torch.device("cpu"))
+
+
+def test_training_iterations_of_several_networks(tmp_path, config, monkeypatch):
+    measured = []
+
+    def first_alone(*arguments, original=benchmark_train._alone):  # a process takes seconds to start
+        measured.append(original(*arguments) if not measured else measured[0])
+        return measured[-1]
+
+    monkeypatch.setattr(benchmark_train, "_alone", first_alone)
+    config.output = str(tmp_path / "step")
+    config.train.update({"rounds": 1, "warmup": 1, "iterations": 2, "models": ["fcn", "ccnet"]})
+    config.train.settings.cpu = [
+        "dataset=cityscapes", "backbone=resnet10t", "backbone.pretrained=false", "recipe.batch_size=2",
+        "recipe.train_transform.crop_size=[65,65]", "model.head.channels=32",
+    ]  # fmt: skip
+    said = benchmark_train.train_speed(config, torch.device("cpu"))
+    with open(tmp_path / "step_train.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows] == ["fcn", "ccnet"]
+    assert rows[0]["ratio"] == "1.0"
+    for row in rows:
+        assert 0 < float(row["fastest_ms"]) <= float(row["step_ms"]) <= float(row["slowest_ms"])
+        assert float(row["images_per_s"]) == pytest.approx(2000 / float(row["step_ms"]), rel=0.05)
+        assert 20 < float(row["peak_mib"]) < 2000
+        assert row["attention_share"] == "not measured"
+        assert f"{row['step_ms']}" in said
+
+
+def test_the_share_of_the_criss_cross_kernels():
+    from kernels import backward, forward
+
+    times = [("cudnn_convolution", 60.0), (forward.line_forward_kernel.__name__, 30.0), ("memcpy", 5.0)]
+    times.append((f"{backward.line_backward_kernel.__name__}_0d1d", 5.0))
+    assert benchmark_train.share_of(benchmark_train.KERNELS, times) == 0.35

@@ -57,8 +57,11 @@ OHEM = [
 ]  # fmt: skip
 
 
-def iterations(rank=0, number=1, overrides=(), count=ITERATIONS):
-    """Terms of each iteration, then gradients and batch norm's statistics of the last, in float64."""
+def iterations(rank=0, number=1, overrides=(), count=ITERATIONS, spoilt=()):
+    """Terms of each iteration, then gradients and batch norm's statistics of the last, in float64.
+
+    In iterations that are ``spoilt`` the last picture of the batch is no number.
+    """
     torch.manual_seed(1)
     config = composed("num_classes=4", *OHEM, *overrides)
     task, criterion = instantiate(config.task), instantiate(config.loss)
@@ -67,14 +70,15 @@ def iterations(rank=0, number=1, overrides=(), count=ITERATIONS):
     forward = parallel(model, torch.device("cpu"))
     generator = torch.Generator().manual_seed(2)
     terms = []
-    for _ in range(count):
+    for iteration in range(count):
         images = torch.rand(BATCH, 3, 33, 41, generator=generator, dtype=torch.float64)
+        images[-1] *= float("nan") if iteration in spoilt else 1
         labels = torch.randint(0, 4, (BATCH, 33, 41), generator=generator)
         labels[0, 5:] = 255  # the processes have unequal numbers of valid pixels
         own = slice(rank * BATCH // number, (rank + 1) * BATCH // number)
         loss, parts, _ = train_step(
             task, forward, criterion, optimizer, images[own], labels[own],
-            accumulate=config.accumulate, clip_norm=config.clip_norm,
+            accumulate=config.accumulate, clip_norm=config.clip_norm, keep_buffers=True,
         )  # fmt: skip
         terms.append({"loss": loss} | parts)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -99,6 +103,15 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     assert_close(one, first)
     assert_close(first, second)
     assert any("running_var" in name for name in one["state"])
+
+
+def test_all_processes_leave_out_the_step_that_one_of_them_spoils(tmp_path):
+    before = iterations(count=2)["state"]
+    first, second = together(partial(iterations, number=2, count=3, spoilt=[2]), tmp_path)
+    assert not first["terms"][2]["loss"].isfinite()
+    for name, values in before.items():
+        assert torch.equal(first["state"][name], second["state"][name]), name
+        assert torch.allclose(values, first["state"][name], rtol=0, atol=1e-6), name
 
 
 def test_a_term_of_weight_zero_leaves_parameters_without_gradient(tmp_path):

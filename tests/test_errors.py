@@ -1,5 +1,7 @@
 """A user's mistakes on the command line: one message, a non-zero exit, nothing half-written."""
 
+import multiprocessing
+
 import pytest
 import torch
 from conftest import TINY, write_pair
@@ -53,6 +55,7 @@ def test_a_bad_label_found_while_training_names_file_and_value(run_entry, tmp_pa
     )  # fmt: skip
     assert ".png holds the label value 3, outside the 4 values of this dataset (0 to 2, 255)" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not multiprocessing.active_children()  # which the process would wait for at its end
 
 
 def test_a_checkpoint_that_is_not_one(run_entry, tmp_path):

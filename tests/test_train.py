@@ -130,7 +130,9 @@ def assert_same(one, two, where="checkpoint"):
 def test_resume_takes_the_runs_own_configuration(finished, tmp_path, run_entry):
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "result.json").unlink()
-    run_entry("train.py", f"resume={folder}")
+    run_entry("train.py", f"resume={folder}", "num_workers=1")
+    assert "num_workers: 1\n" in (folder / "config.yaml").read_text()
+    assert "device: cpu\n" in (folder / "config.yaml").read_text()
     assert json.loads((folder / "result.json").read_text())["iterations"] == 4
     refused = run_entry("train.py", f"resume={folder}", "recipe.lr=1", ok=False)
     assert "error: a resumed run keeps its own configuration: leave out recipe.lr=1" in refused.stderr
