@@ -342,6 +342,10 @@ def test_a_disk_that_fills_ends_the_run_with_one_message_and_space_lets_it_go_on
             pass
     run.signal(signal.SIGCONT, all=False)
     assert run.wait(30) == 1
+    assert run.text.count("error: ") == 1 and "Traceback" not in run.text
+    assert re.search(
+        r"error: .*(last\.pt could not be written|No space left on device: .*\.csv).*resume=auto", run.text
+    )
     iteration = newest(folder).iteration
     assert iteration >= 1
     assert not list(folder.glob(".*"))
