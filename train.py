@@ -33,6 +33,7 @@ from engine.prefetch import prefetch
 from engine.resume import continued, find_start, fingerprint
 from engine.run import Run
 from engine.run_log import NoLog, RunLog
+from engine.settings import check_settings, plain
 from engine.state import TrainingState
 from engine.step import Step, TorchStep
 from engine.stopping import StopRequest, leave_signals_to_parent
@@ -65,6 +66,7 @@ def main(config: DictConfig) -> float:
 def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> float:
     """Train as ``config`` says, from the start or from ``saved``; everything is written into ``folder``."""
     began = time.perf_counter()
+    check_settings(plain(config))
     seed_everything(config.seed)
     device = _device(config)
     if device.type == "cuda":

@@ -1,6 +1,7 @@
 """Published checkpoints into networks of this project."""
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.factory import build
+from models.layers import MAX_RECURRENCE
 from models.published import authors, mmseg
 from models.published.layout import Layout
 
@@ -75,6 +77,7 @@ def read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own text suggests to load it all the same
         raise ValueError(
@@ -88,12 +91,39 @@ def read(path: Path) -> Any:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
 
 
+def _check_archive(path: Path) -> None:
+    """torch stores tensors as they are; an archive that unpacks to more than it is was made to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"it would unpack to {unpacked} bytes, which torch does not write")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a tensor whose numbers are all in the file; a view may claim to have more."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.nbytes <= value.untyped_storage().nbytes()
+        and 0 not in value.shape
+    )
+
+
+def size(tensors: Mapping[str, Tensor]) -> int:
+    """Numbers in the file, those that several tensors share counted once."""
+    stored = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors.values()}
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in stored.values())
+
+
 def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: bool | None = None) -> Published:
     """What :func:`read` gave, as a network.
 
     See :func:`import_checkpoint` for the arguments and errors; of ``path`` it takes the name alone.
     """
-    if recurrence < 1:
+    if not 1 <= recurrence <= MAX_RECURRENCE:
         raise ValueError(f"recurrence is {recurrence}: give the loops that the network was trained with, 1 or more")
     try:
         found = _tensors(content)
@@ -118,8 +148,8 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
     num_classes = layout.model["head"]["num_classes"]
     named = meta.get("dataset_meta") or {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
     classes, palette = (
-        list(named[key]) if named.get(key) and len(named[key]) == num_classes else None
-        for key in ("classes", "palette")
+        list(value) if isinstance(value, (list, tuple)) and len(value) == num_classes else None
+        for value in (named.get(key) if isinstance(named, dict) else None for key in ("classes", "palette"))
     )
     return Published(network, layout.model, num_classes, classes, palette, crop, meta.get("iter"))
 
@@ -129,15 +159,17 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not (isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values())):
+    if not (isinstance(content, Mapping) and content and all(isinstance(key, str) for key in content)):
         raise ValueError("it holds no state dict")
+    if foreign := [key for key, value in content.items() if not is_plain(value)]:
+        raise ValueError(f"it holds no state dict: {foreign[0]} is no tensor with all its numbers")
     wrapped = all(key.startswith("module.") for key in content)
     return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in content.items()}
 
 
 def _filled(layout: Layout, found: Mapping[str, Tensor]) -> nn.Module:
     """The network, with each of the file's tensors in it."""
-    network = build(OmegaConf.create(layout.model))
+    network = build(OmegaConf.create(layout.model), holding=size(found))
     own = network.state_dict()
     sources = {key: layout.source(key) for key in own if key not in ("mean", "std")}
     _check([*sources.items(), *layout.folded.items()], own, found)
