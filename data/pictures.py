@@ -46,6 +46,8 @@ def check_size(height: int, width: int, what: object) -> None:
         limit = int(given)
     except ValueError:
         raise ValueError(f"{_LIMIT}={given} is not a whole number: give the most pixels of a picture") from None
+    if height < 1 or width < 1:
+        raise ValueError(f"{what} has {width}x{height} pixels: give at least one")
     if height * width > limit:
         raise PictureTooLarge(
             f"{what} has {width}x{height} pixels, {height * width} in all, more than the limit of {limit}: if that is "

@@ -29,6 +29,7 @@ from torch import nn
 from data.folder import distinct_colours
 from engine.settings import check_settings
 from engine.trusted import check_config
+from models import tensor_files
 from models.factory import build
 from models.published import importing
 
@@ -130,7 +131,7 @@ def load(path: Path, **published: Any) -> Checkpoint:
         path: a checkpoint of this project, or a published one.
         **published: arguments of :func:`models.import_checkpoint`; they touch published ones alone.
     """
-    content, metadata = importing.read(path), _metadata(path)
+    content, metadata = tensor_files.read(path), _metadata(path)
     header = metadata.get(_HEADER)
     own = header is not None or (isinstance(content, dict) and {"weights", "config"} <= content.keys())
     published_as = None if own else importing.convert(content, path, **published)
@@ -149,7 +150,7 @@ def _checked(found: Checkpoint) -> Checkpoint:
     """``found``, or ValueError unless all of it is what the rest of the project takes it for."""
     plain = {
         "weights": isinstance(found.weights, dict)
-        and all(isinstance(key, str) and importing.is_plain(value) for key, value in found.weights.items()),
+        and all(isinstance(key, str) and tensor_files.is_plain(value) for key, value in found.weights.items()),
         "config": isinstance(found.config, dict),
         "classes": _is_list(found.classes, lambda name: isinstance(name, str)),
         "palette": _is_list(
@@ -248,7 +249,7 @@ def _without_start(model: dict[str, Any]) -> DictConfig:
 
 def _built(model: DictConfig, checkpoint: Checkpoint) -> nn.Module:
     try:
-        network = build(model, holding=importing.size(checkpoint.weights))
+        network = build(model, holding=tensor_files.size(checkpoint.weights))
     except InstantiationException as error:
         raise ValueError(f"the checkpoint's network cannot be built from its config: {error.__cause__}") from error
     if not isinstance(network, nn.Module):
