@@ -120,11 +120,10 @@ def _code(colours: np.ndarray) -> np.ndarray:
 def _open(path: Path) -> Image.Image:
     """The picture, upright: photos carry their orientation in EXIF, and masks drawn over them may do so too."""
     try:
-        with _pillows_limit_lifted():
-            picture = Image.open(path, formats=_FORMATS)
+        with _pillows_limit_lifted(), Image.open(path, formats=_FORMATS) as picture:
             check_size(picture.height, picture.width, path)
             picture.load()
-        return ImageOps.exif_transpose(picture)
+            return ImageOps.exif_transpose(picture)
     except PictureTooLarge:
         raise
     except FileNotFoundError:
