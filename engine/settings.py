@@ -7,7 +7,7 @@ itself there are bounds.
 import inspect
 import math
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -36,6 +36,9 @@ _BOUNDS = {
     "dataset.frames": (int, 1, 1024, False),
     "published.recurrence": (int, 1, 64, False),
 }
+# What has to become an object by itself.
+_MADE = ("model", "task", "loss", "protocol", "recipe.train_transform", "optimizer.algorithm", "optimizer.schedule")
+_HYDRA = {"_args_": list[Any], "_convert_": str, "_partial_": bool, "_recursive_": bool}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 _MISSING = object()
 
@@ -53,7 +56,14 @@ def check_settings(config: Mapping[str, Any]) -> None:
         if not (_fits(value, kind) and least <= value <= most):
             bounds = "" if kind is bool else f" from {least} to {most}"
             raise ValueError(f"{name} is {_shown(value)}: give {_NAMES[kind]}{bounds}{' or null' if optional else ''}")
+    for name in _MADE:
+        node = _select(config, name)
+        if node not in (_MISSING, None) and (not _is_made(node) or node.get("_partial_")):
+            raise ValueError(f"{name} is {_shown(node)}: give a mapping with a _target_ and no _partial_")
     for name, node in _nodes(config):
+        for argument, hint in _HYDRA.items():
+            if argument in node and not _fits(node[argument], hint):
+                raise ValueError(f"{name}.{argument} is {_shown(node[argument])}: give {_described(hint)}")
         for argument, hint in _arguments(node["_target_"]).items():
             value = node.get(argument)  # null is filled in later, or the constructor says what it needs
             if value is not None and not _fits(value, hint):
@@ -76,7 +86,9 @@ def _select(config: Any, name: str) -> Any:
 def _nodes(node: Any, name: str = "") -> Iterator[tuple[str, Mapping]]:
     """(name, mapping) of everything that has a ``_target_``."""
     if isinstance(node, Mapping):
-        if isinstance(node.get("_target_"), str):
+        if "_target_" in node and not isinstance(node["_target_"], str | None):
+            raise ValueError(f"{name}._target_ is {_shown(node['_target_'])}: give the name of a class")
+        if node.get("_target_") is not None:
             yield name, node
         for key, value in node.items():
             yield from _nodes(value, f"{name}.{key}" if name else str(key))
@@ -102,8 +114,6 @@ def _arguments(target: str) -> dict[str, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a plain value can be of this annotation; of one that is not known here, everything can."""
     origin, inner = get_origin(hint), get_args(hint)
-    if isinstance(value, Mapping) and "_target_" in value:
-        return True  # made into something else first
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in inner)
     if hint is bool or hint is str:
@@ -119,8 +129,14 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (list, Sequence):
         return isinstance(value, (list, tuple)) and all(_fits(part, inner[0]) for part in value)
     if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and all(_fits(part, inner[1]) for part in value.values())
+        return isinstance(value, Mapping) and (_is_made(value) or all(_fits(part, inner[1]) for part in value.values()))
+    if origin is Callable or isinstance(hint, type):
+        return value == {} or _is_made(value)  # an empty one is none
     return True
+
+
+def _is_made(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("_target_") is not None
 
 
 def _described(hint: Any) -> str:
@@ -131,7 +147,7 @@ def _described(hint: Any) -> str:
         return f"a list, each of it {_described(inner[0])}"
     if origin in (dict, Mapping):
         return f"a mapping, each of it {_described(inner[1])}"
-    return _NAMES.get(hint, "a path" if hint is Path else str(hint))
+    return _NAMES.get(hint, "a path" if hint is Path else "anything" if hint is Any else "a mapping with a _target_")
 
 
 def _shown(value: Any) -> str:
