@@ -36,6 +36,7 @@ from models.published import importing
 SUFFIXES = (".safetensors", ".pt")  # of a run's own
 _PUBLISHED = ".pth"
 _HEADER, _CHECKSUM = "ccnet", "crc32"
+_TRAINING = {"optimizer", "schedule", "random", "best_score", "validated", "skipped", "identity", "wandb_id"}
 LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
@@ -161,6 +162,8 @@ def _checked(found: Checkpoint) -> Checkpoint:
         "scores": isinstance(found.scores, dict),
         "training": isinstance(found.training, dict),
     }
+    if found.training and isinstance(found.training, dict):
+        plain["training"] = found.training.keys() >= _TRAINING
     if wrong := [name for name, good in plain.items() if not good]:
         raise ValueError(f"its {' and '.join(wrong)} cannot be what they should be")
     if len(found.classes) != len(found.palette):
@@ -216,7 +219,11 @@ def _from_published(found: importing.Published) -> Checkpoint:
 
 def network(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint, rebuilt from its config, with its weights, in eval mode."""
-    return _filled(_built(_without_start(checkpoint.setting("model")), checkpoint), checkpoint.weights).eval()
+    model = _without_start(checkpoint.setting("model"))
+    number = OmegaConf.select(model, "head.num_classes", default=model.get("num_classes"))
+    if number != len(checkpoint.classes):
+        raise ValueError(f"the checkpoint's network has {number} classes and it names {len(checkpoint.classes)}")
+    return _filled(_built(model, checkpoint), checkpoint.weights).eval()
 
 
 def start_from(path: Path, config: DictConfig) -> nn.Module:

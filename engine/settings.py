@@ -37,7 +37,7 @@ _BOUNDS = {
     "published.recurrence": (int, 1, 64, False),
 }
 # What has to become an object by itself.
-_MADE = ("model", "task", "loss", "protocol", "recipe.train_transform", "optimizer.algorithm", "optimizer.schedule")
+_MADE = ("model", "task", "loss", "protocol", "optimizer.algorithm", "optimizer.schedule")
 _HYDRA = {"_args_": list[Any], "_convert_": str, "_partial_": bool, "_recursive_": bool}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 _MISSING = object()

@@ -251,10 +251,10 @@ def test_an_archive_that_unpacks_to_more_than_it_is(tmp_path):
 
 def test_a_network_larger_than_its_weights_is_not_built(tmp_path):
     """A terabyte that nobody has; and one that the system would promise, and kill the process for."""
-    saved = Checkpoint({"w": torch.ones(2)}, _config(num_classes=10**12), ["a"], [[0, 0, 0]], 1, {})
+    saved = Checkpoint({"w": torch.ones(2)}, _config(channels=10**10), list("abcd"), [[0, 0, 0]] * 4, 1, {})
     with pytest.raises(ValueError, match=r"cannot be built from its config"):
         checkpoint.network(saved)
-    saved.config = _config(num_classes=2 * 10**7)  # times 64 channels: 5 GB
+    saved.config = _config(channels=300_000)  # times 512 channels and 9 taps: 5 GB
     with pytest.raises(ValueError, match="a network far larger than its weights"):
         checkpoint.network(saved)
     view = torch.zeros(1).expand(10**12)
