@@ -36,6 +36,7 @@ _BOUNDS = {
     "dataset.frames": (int, 1, 1024, False),
     "published.recurrence": (int, 1, 64, False),
 }
+_PARTS = ("model", "backbone", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "logger")
 # What has to become an object by itself.
 _MADE = ("model", "task", "loss", "protocol", "optimizer.algorithm", "optimizer.schedule")
 _HYDRA = {"_args_": list[Any], "_convert_": str, "_partial_": bool, "_recursive_": bool}
@@ -56,6 +57,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
         if not (_fits(value, kind) and least <= value <= most):
             bounds = "" if kind is bool else f" from {least} to {most}"
             raise ValueError(f"{name} is {_shown(value)}: give {_NAMES[kind]}{bounds}{' or null' if optional else ''}")
+    for name in _PARTS:
+        if not isinstance(config.get(name, {}), Mapping):
+            raise ValueError(f"{name} is {_shown(config[name])}: give a mapping, as conf/{name} does")
     for name in _MADE:
         node = _select(config, name)
         if node not in (_MISSING, None) and (not _is_made(node) or node.get("_partial_")):

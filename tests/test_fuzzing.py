@@ -363,7 +363,7 @@ _VALUES = st.one_of(
 )  # fmt: skip
 
 
-@examples(8)
+@examples(4)
 @given(changed=st.dictionaries(st.sampled_from(sorted(_OVERRIDES)), _VALUES,
                                min_size=1, max_size=2))  # fmt: skip
 def test_the_command_line(scratch, changed):
