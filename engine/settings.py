@@ -60,6 +60,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
     for name in _PARTS:
         if not isinstance(config.get(name, {}), Mapping):
             raise ValueError(f"{name} is {_shown(config[name])}: give a mapping, as conf/{name} does")
+    if _select(config, "recipe.train_transform") is None:
+        raise ValueError("recipe.train_transform is null: give one, as conf/recipe does")
     for name in _MADE:
         node = _select(config, name)
         if node not in (_MISSING, None) and (not _is_made(node) or node.get("_partial_")):
