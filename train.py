@@ -30,6 +30,7 @@ from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.distributed import from_all, from_first, processes, rank, world_size
 from engine.entry import choose_device, entry_point, seed_everything
+from engine.files import write_text
 from engine.prefetch import prefetch
 from engine.resume import continued, find_start, fingerprint
 from engine.run import Run
@@ -38,8 +39,8 @@ from engine.secret_values import refuse_secrets
 from engine.settings import check_settings, plain
 from engine.state import TrainingState
 from engine.step import Step, TorchStep
-from engine.stopping import StopRequest, leave_signals_to_parent
-from engine.sweep import finished_score, write_result
+from engine.stopping import StopRequest
+from engine.sweep import finished_score, sweep_name, write_result
 from engine.tables import score_table
 from engine.tasks import Task
 from models.factory import build
@@ -102,7 +103,6 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         start=state.iteration,
         num_workers=config.num_workers,
         collate=task.collate,
-        worker_init=leave_signals_to_parent,
         process=rank(),
         processes=world_size(),
     )
@@ -193,13 +193,14 @@ def _log(task: Task, config: DictConfig, folder: Path, state: TrainingState, tra
     if rank():
         return NoLog()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     log = RunLog(
         task,
         folder,
         classes=train_set.classes,
         palette=train_set.palette,
         start=state.iteration,
+        validated=state.validated,
         wandb=_wandb(config, folder, state.wandb_id),
     )
     state.wandb_id = log.wandb_id
@@ -210,7 +211,9 @@ def _wandb(config: DictConfig, folder: Path, run_id: str | None) -> functools.pa
     if config.logger._target_ is None:
         return None
     resolved = OmegaConf.to_container(config, resolve=True)
-    return functools.partial(instantiate(config.logger), name=folder.name, config=resolved, run_id=run_id)
+    group = config.logger.get("group") or sweep_name()
+    name = "/".join(folder.resolve().parts[-2:])
+    return functools.partial(instantiate(config.logger), name=name, group=group, config=resolved, run_id=run_id)
 
 
 def _summary(model: nn.Module, train_set: Dataset, val_set: Dataset, device: torch.device, folder: Path) -> str:

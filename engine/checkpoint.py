@@ -14,7 +14,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.folder import distinct_colours
+from data.stream import lost_worker
+from engine.files import replacing
 from engine.settings import check_settings
 from engine.trusted import check_config
 from models import tensor_files
@@ -83,29 +84,30 @@ def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> N
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.suffix == ".safetensors":
-            header = {
-                key: value for key, value in vars(checkpoint).items() if key not in ("weights", "training", "source")
-            }
-            weights = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.weights.items()}
-            text = json.dumps(header)
-            save_file(weights, temporary, metadata={_HEADER: text, _CHECKSUM: _checksum(text, weights)})
-        else:
-            torch.save({key: value for key, value in vars(checkpoint).items() if key != "source"}, temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+    with replacing(path) as unfinished:
+        try:
+            if path.suffix == ".safetensors":
+                header = {
+                    key: value
+                    for key, value in vars(checkpoint).items()
+                    if key not in ("weights", "training", "source")
+                }
+                weights = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.weights.items()}
+                text = json.dumps(header)
+                save_file(weights, unfinished, metadata={_HEADER: text, _CHECKSUM: _checksum(text, weights)})
+            else:
+                torch.save({key: value for key, value in vars(checkpoint).items() if key != "source"}, unfinished)
+            with open(unfinished, "rb+") as file:
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+            if lost_worker(error):
+                raise
+            raise OSError(
+                f"{path} could not be written, is the disk full? The checkpoint before is as it was: make space, and "
+                f"resume=auto goes on from there. {error}"
+            ) from error
         if before and path.exists():
             os.replace(path, before)
-        os.replace(temporary, path)
-    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors raise when a write fails
-        raise OSError(
-            f"{path} could not be written, is the disk full? The checkpoint before is as it was. {error}"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def find(path: str | Path | None) -> Path:

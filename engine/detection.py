@@ -10,12 +10,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from data.build import build_dataset
 from data.coco import instances_transform
 from data.pictures import read_image
+from data.stream import Loader
 from engine import checkpoint, instances
 from engine.average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
 from engine.checkpoint import Checkpoint
@@ -69,7 +70,7 @@ def evaluate_objects(
     was_training = model.training
     model.eval()
     own = range(rank(), len(dataset), world_size())
-    loader = DataLoader(
+    loader = Loader(
         Subset(dataset, own),
         batch_size=1,
         num_workers=num_workers,

@@ -1,5 +1,6 @@
 """How an entry point starts and how it fails."""
 
+import errno
 import functools
 import importlib
 import inspect
@@ -8,8 +9,8 @@ import random
 import re
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data.stream import lost_worker
 from engine.sweep import write_result
 
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
@@ -40,7 +42,8 @@ class entry_point:
     def __call__(self, config: DictConfig) -> Any:
         _join_job()
         try:
-            return self._main(config)
+            with _lost_workers():
+                return self._main(config)
         except _USER_ERRORS as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
@@ -77,6 +80,20 @@ def _join_job() -> None:
             job.export(set_cuda_visible_devices=False)
 
 
+@contextmanager
+def _lost_workers() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not lost_worker(error):
+            raise
+        raise ChildProcessError(
+            "a process that loads data is gone, most likely ended by the system because memory ran out: turn down "
+            "num_workers or recipe.batch_size, or give the job more memory; a training goes on with resume=auto. "
+            f"{error.__cause__ or error}"
+        ) from error
+
+
 def _in_sweep() -> bool:
     return not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
@@ -96,6 +113,8 @@ def _message(error: BaseException) -> str:
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{text}: make space; a training then goes on with resume=auto"
     return text
 
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from data.stream import start_method
+from data.stream import Loader, start_method
 from engine.distributed import rank, world_size
 from engine.memory import enough_memory
 from engine.metrics import ConfusionMatrix, Scores
@@ -71,7 +71,7 @@ def evaluate(
     model.eval()
     confusion = ConfusionMatrix(len(dataset.classes), ignore_index=dataset.ignore_index, device=device)
     own = range(rank(), len(dataset), world_size())
-    loader = DataLoader(
+    loader = Loader(
         Subset(dataset, own),
         batch_size=1,
         num_workers=num_workers,

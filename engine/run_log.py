@@ -38,7 +38,8 @@ class RunLog:
         folder: of the run. ``train.csv`` and ``val.csv`` have the scalars, ``val_classes.csv`` the scores by
             class of the newest validation, ``curves.png`` and ``predictions.png`` the pictures.
         classes, palette: of the data set.
-        start: iteration that the run continues from; 0 for a new run.
+        start, validated: iterations that the run continues from, of training and of its newest validation; 0 for a
+            new run.
         wandb: starts the W&B run in the folder; None for none.
     """
 
@@ -50,11 +51,12 @@ class RunLog:
         classes: Sequence[str],
         palette: Sequence[Sequence[int]],
         start: int = 0,
+        validated: int = 0,
         wandb: "Callable[[Path], WandbRun] | None" = None,
     ):
         self.task, self.folder, self.classes, self.palette = task, folder, classes, palette
         self._train = ScalarFile(folder / "train.csv", keep_until=start)
-        self._validation = ScalarFile(folder / "val.csv", keep_until=start)
+        self._validation = ScalarFile(folder / "val.csv", keep_until=validated)
         self._wandb = wandb(folder) if wandb else None
 
     @property

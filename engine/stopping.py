@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,7 @@ from types import FrameType
 EXIT_CODE = 75  # "try again later" of sysexits.h: the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _REQUEUE = signal.SIGUSR2  # by which Slurm says, through submitit, that a job's time is nearly over
+_ECHO = 1.0  # seconds: a cluster signals every process, and torchrun then passes on to its own what it has received
 
 
 class Stopped(SystemExit):
@@ -20,7 +22,8 @@ class StopRequest:
     """Remembers the first SIGTERM or SIGINT; a second one ends the process at once. Use it in a ``with``.
 
     So it does with SIGUSR2 where submitit waits for it, which has its turn once the run is saved: it puts the job back
-    into the queue.
+    into the queue. Whatever arrives within a second of the first is the same request: wrappers pass on what all
+    processes receive.
 
     Attributes:
         received: name of the signal, or None.
@@ -28,7 +31,7 @@ class StopRequest:
 
     def __init__(self):
         self.received: str | None = None
-        self._raise = False
+        self._raise, self._since = False, 0.0
         self._before = {}
         self._process = os.getpid()
 
@@ -39,6 +42,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.received:
+            time.sleep(max(0.0, self._since + _ECHO - time.monotonic()))
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -65,17 +70,10 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            if number == _REQUEUE:
-                return
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            if number != _REQUEUE and time.monotonic() - self._since > _ECHO:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
-        self.received = signal.Signals(number).name
+        self.received, self._since = signal.Signals(number).name, time.monotonic()
         if self._raise:
             self.stop()
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """For a data worker: clusters signal every process, and the training one still needs its batch."""
-    for number in (*_SIGNALS, _REQUEUE):
-        signal.signal(number, signal.SIG_IGN)

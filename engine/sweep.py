@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from engine.files import write_text
 
 RESULT = "result.json"
 # Plugins of Hydra by what installs them.
@@ -20,16 +22,21 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     A run that failed leaves "overrides" and "error".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{RESULT}.{os.getpid()}"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, folder / RESULT)  # others may be reading
+    write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")  # others may be reading
+
+
+def sweep_name() -> str | None:
+    """What the runs of the sweep under way are shown together as: the name of its folder; None outside a sweep."""
+    if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
+        return None
+    return Path(HydraConfig.get().sweep.dir).resolve().name
 
 
 def finished_score(folder: Path, iterations: int) -> float | None:
     """The best score, a share, of the run in ``folder`` if all its ``iterations`` are done."""
     try:
         result = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError):  # cut off while it was written
+    except (OSError, ValueError):
         return None
     if result.get("iterations") != iterations:
         return None

@@ -1,10 +1,11 @@
 """Plain-text tables for the terminal, and rows of numbers in CSV files."""
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from engine.files import naming, replacing
 
 if TYPE_CHECKING:
     from engine.tasks import TaskScores
@@ -33,12 +34,10 @@ def score_table(scores: "TaskScores", classes: Sequence[str]) -> str:
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write a whole file, or leave the one that was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", newline="") as file:
+    with replacing(path) as unfinished, open(unfinished, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 class ScalarFile:
@@ -54,12 +53,13 @@ class ScalarFile:
         self.path = path
         self.rows: list[dict[str, float]] = []
         if path.exists() and keep_until:
-            with open(path, newline="") as file:
-                number = {"iteration": int}
-                read = [
-                    {key: number.get(key, float)(value) for key, value in row.items() if value}
-                    for row in csv.DictReader(file)
-                ]
+            lines = path.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a full disk may have cut off the last
+            number = {"iteration": int}
+            read = [
+                {key: number.get(key, float)(value) for key, value in row.items() if value}
+                for row in csv.DictReader(whole)
+            ]
             self.rows = [row for row in read if row["iteration"] <= keep_until]
         if self.rows:
             self._write_all()
@@ -72,7 +72,7 @@ class ScalarFile:
         if len(self.rows) == 1:
             self._write_all()
             return
-        with open(self.path, "a", newline="") as file:
+        with naming(self.path), open(self.path, "a", newline="") as file:
             csv.writer(file).writerow([row.get(key, "") for key in self.rows[0]])
 
     def _write_all(self) -> None:
