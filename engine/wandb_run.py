@@ -45,7 +45,8 @@ class WandbRun:
             mode=mode,
             id=run_id,
             resume="allow" if run_id else None,
-            settings=wandb.Settings(silent=mode != "online", console="off"),
+            # A remote's address may hold a token, and changed files anything.
+            settings=wandb.Settings(silent=mode != "online", console="off", disable_git=True, disable_code=True),
         )
 
     @property
