@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
-
 import wandb
+
 from data.stream import lost_worker
 
 
