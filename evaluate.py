@@ -43,7 +43,7 @@ def main(config: DictConfig) -> float:
     config.dataset = _dataset_config(config, saved)
     if detection.finds_objects(saved):
         return detection.evaluate(config, path, saved)
-    config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
+    config.training_crop = saved.setting("recipe.train_transform.crop_size")
     protocol, protocol_name = _protocol(config, saved)
     dataset = build_dataset(config.dataset, config.split, eval_transform())
     if len(dataset.classes) != len(saved.classes):
@@ -67,18 +67,18 @@ def main(config: DictConfig) -> float:
     in_jax = config.framework == "jax"
     with processes(torch.device("cpu") if in_jax else choose_device(config.device)) as device:
         # The precision and the memory format of the run, so that its last validation is met to the last digit.
-        memory_format = torch.channels_last if saved.config["channels_last"] else torch.contiguous_format
+        memory_format = torch.channels_last if saved.setting("channels_last") else torch.contiguous_format
         model = checkpoint.network(saved).to(device, memory_format=memory_format)
         if in_jax:
             from engine.jax_network import JaxNetwork
 
-            model = JaxNetwork.of(model, bf16=saved.config["bf16"], device=config.device)
+            model = JaxNetwork.of(model, bf16=saved.setting("bf16"), device=config.device)
         result = evaluate(
             model,
             dataset,
             protocol,
             device=device,
-            bf16=saved.config["bf16"],
+            bf16=saved.setting("bf16"),
             num_workers=config.num_workers,
             keep_samples=4,
             on_prediction=(lambda *found: [write(*found) for write in files]) if files else None,

@@ -138,7 +138,7 @@ class Network:
 
 def _protocol(config: DictConfig, saved: Checkpoint) -> Protocol:
     """The protocol named on the command line, or else the run's own."""
-    config.training_crop = saved.config["recipe"]["train_transform"]["crop_size"]
+    config.training_crop = saved.setting("recipe.train_transform.crop_size")
     config.dataset = saved.config.get("dataset")
     given = any(part.startswith("protocol") for part in HydraConfig.get().overrides.task)
     return instantiate(config.protocol if given else saved.config.get("protocol", config.protocol))

@@ -11,6 +11,7 @@ Everything that can be set stands in ``conf/``; ``python train.py --help`` lists
 """
 
 import functools
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -34,6 +35,8 @@ from engine.prefetch import prefetch
 from engine.resume import continued, find_start, fingerprint
 from engine.run import Run
 from engine.run_log import NoLog, RunLog
+from engine.secret_values import refuse_secrets
+from engine.settings import check_settings, plain
 from engine.state import TrainingState
 from engine.step import Step, TorchStep
 from engine.stopping import StopRequest
@@ -66,6 +69,8 @@ def main(config: DictConfig) -> float:
 def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> float:
     """Train as ``config`` says, from the start or from ``saved``; everything is written into ``folder``."""
     began = time.perf_counter()
+    check_settings(plain(config))
+    refuse_secrets(plain(config) | {"the folder": str(folder), "the command line": sys.argv})
     seed_everything(config.seed)
     device = _device(config)
     if device.type == "cuda":

@@ -16,5 +16,9 @@ def build_dataset(config: DictConfig, split: str, transform) -> Dataset:
     if not isinstance(config.get(split), DictConfig):
         nodes = [name for name, node in config.items() if isinstance(node, DictConfig) and "_target_" in node]
         raise ValueError(f"this data set has no split {split!r}: choose one of {', '.join(nodes)}")
+    if not (transform is None or callable(transform)):
+        raise ValueError(
+            f"recipe.train_transform is {transform}: give it a _target_, such as data.transforms.train_transform"
+        )
     root = {"root": config.root} if "root" in config else {}
     return instantiate(config[split], transform=transform, **root)

@@ -5,10 +5,10 @@ show 32 classes in colours.
 """
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from data import IGNORE_INDEX
-from data.pairs import ImagePairs, check_files, find_root
+from data.pairs import ImagePairs, check_files, find_root, inside, read_list
 
 # SegNet's 11 classes, their colours, and which of CamVid's 32 classes each gathers, by their colours.
 _CLASSES = {
@@ -120,14 +120,15 @@ def _in_split(path: Path, split: str) -> bool:
 
 
 def _listed(root: Path, name: str) -> list[tuple[Path, Path]]:
-    lines = [line.split() for line in (root / name).read_text().splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{root / name} lists no frames")
-    wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 2), None)
-    if wrong:
-        raise ValueError(f"{root / name}, line {wrong}: expected 'image label', got {' '.join(lines[wrong - 1])!r}")
+    lines = read_list(root / name)
+    for place, words in lines:
+        if len(words) != 2:
+            raise ValueError(f"{place}: expected 'image label', got {' '.join(words)!r}")
     # The published lists start with the authors' own folder: /SegNet/CamVid/train/NAME.png
-    pairs = [tuple(root / Path(*Path(part).parts[-2:]) for part in line) for line in lines]
+    pairs = [
+        tuple(inside(root, str(PurePath(*PurePath(word).parts[-2:])), place) for word in words)
+        for place, words in lines
+    ]
     missing = next((path for pair in pairs for path in pair if not path.is_file()), None)
     if missing:
         raise FileNotFoundError(f"{root / name} lists {missing.relative_to(root)}, which is not in {root}")

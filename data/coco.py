@@ -30,6 +30,36 @@ LAYOUT = """    ROOT/train2017/000000000009.jpg              118287 pictures
 SOURCE = "train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org (CC BY 4.0, Flickr)"
 
 
+def _number(value: Any) -> bool:
+    """Finite, and exact in a float."""
+    return isinstance(value, (int, float)) and -(2**53) < value < 2**53
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and _number(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(_number(value) for value in values)
+
+
+_FIELDS = {  # what is read of each list's entries
+    "images": {"id": _whole, "file_name": _text, "height": _whole, "width": _whole},
+    "annotations": {
+        "id": _whole,
+        "image_id": _whole,
+        "category_id": _whole,
+        "bbox": lambda value: _numbers(value) and len(value) == 4,
+        "segmentation": lambda value: isinstance(value, (list, dict)),
+    },
+    "categories": {"id": _whole, "name": _text},
+}
+
+
 class Coco(Dataset):
     """Pictures and the objects in them; the categories' numbers, 1 to 90 with holes, become 1 to K in their order.
 
@@ -102,7 +132,11 @@ class Coco(Dataset):
         labels = [1 + self.category_ids.index(entry["category_id"]) for entry in objects]
         masks = np.zeros((len(objects), *size), dtype=np.uint8)
         for mask, entry in zip(masks, objects, strict=True):
-            mask[:] = rle.decode(rle.segmToRle(entry["segmentation"], size[1], size[0]))
+            _check_segmentation(entry, size, self.annotation_file)
+            try:
+                mask[:] = rle.decode(rle.segmToRle(entry["segmentation"], size[1], size[0]))
+            except (ValueError, TypeError, RuntimeError) as error:  # run lengths that are none
+                raise ValueError(f"{self.annotation_file}: annotation {entry['id']} has no mask: {error}") from error
         return {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             "labels": torch.tensor(labels, dtype=torch.int64),
@@ -116,12 +150,16 @@ class Coco(Dataset):
     def ground_truth(self) -> dict[str, Any]:
         """The annotations in COCO's own format, of this data set's images."""
         content = read_annotations(self.annotation_file)
-        listed = {image["id"] for image in self.images}
-        return {
-            "images": self.images,
-            "categories": content["categories"],
-            "annotations": [entry for entry in content["annotations"] if entry["image_id"] in listed],
-        }
+        sizes = {image["id"]: (image["height"], image["width"]) for image in self.images}
+        annotations = [entry for entry in content["annotations"] if entry["image_id"] in sizes]
+        for entry in annotations:
+            _check_segmentation(entry, sizes[entry["image_id"]], self.annotation_file)
+            if not (_number(entry.get("area")) and _whole(entry.get("iscrowd", 0))):
+                raise ValueError(
+                    f"{self.annotation_file}: annotation {entry['id']} has area={entry.get('area')!r} and iscrowd="
+                    f"{entry.get('iscrowd', 0)!r}: scores need the pixels of each object, and 0 or 1"
+                )
+        return {"images": self.images, "categories": content["categories"], "annotations": annotations}
 
 
 def instances_transform(*, flip: float = 0.0) -> v2.Compose:
@@ -136,15 +174,36 @@ def instances_transform(*, flip: float = 0.0) -> v2.Compose:
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
-    """A file of annotations in COCO's format."""
+    """A file of annotations in COCO's format, of which what is read here is there and of the right type."""
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON, it may be cut off: {error}") from error
-    parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        raise ValueError(f"{path} is no annotation file of COCO's format: it needs the lists {', '.join(parts)}")
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _FIELDS):
+        raise ValueError(f"{path} is no annotation file of COCO's format: it needs the lists {', '.join(_FIELDS)}")
+    for part, fields in _FIELDS.items():
+        for number, entry in enumerate(content[part]):
+            if not (isinstance(entry, dict) and all(good(entry.get(name)) for name, good in fields.items())):
+                raise ValueError(
+                    f"{path}: entry {number} of {part} lacks one of {', '.join(fields)}, or has one of another kind "
+                    f"than COCO: {str(entry)[:200]}"
+                )
     return content
+
+
+def _check_segmentation(annotation: dict, size: tuple[int, int], file: Path) -> None:
+    """Raise ValueError for a mask that is not the picture's: its own sizes decide what decoding it would allocate."""
+    given, (height, width) = annotation["segmentation"], size
+    if isinstance(given, dict):
+        fits = given.get("size") == [height, width]
+    else:
+        farthest = 2 * max(size)
+        fits = all(_numbers(polygon) and max(map(abs, polygon), default=0) <= farthest for polygon in given)
+    if not fits:
+        raise ValueError(
+            f"{file}: annotation {annotation['id']} has a mask that does not lie in its picture of {width}x{height} "
+            f"pixels: {str(given)[:100]}"
+        )
 
 
 def _usable(annotation: dict) -> bool:

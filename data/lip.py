@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.pairs import ImagePairs, check_files, find_root, read_classes, read_list
+from data.pairs import ImagePairs, check_files, find_root, inside, read_classes, read_list
 
 LAYOUT = """    ROOT/TrainVal_images/train_id.txt, val_id.txt                              30462 and 10000 names
     ROOT/TrainVal_images/train_images/100034_483681.jpg                        likewise val_images
@@ -30,8 +30,14 @@ class LIP(ImagePairs):
         labels = None if split == "test" else f"TrainVal_parsing_annotations/{split}_segmentations"
         needed = [f"{folder}/{split}_id.txt", images, *([labels] if labels else [])]
         root = find_root(root, "LIP", LAYOUT, SOURCE, needed)
-        names = [name.removesuffix(".jpg") for name in read_list(root / needed[0])]
-        pairs = [(root / images / f"{name}.jpg", root / labels / f"{name}.png" if labels else None) for name in names]
+        names = [(place, words[0].removesuffix(".jpg")) for place, words in read_list(root / needed[0])]
+        pairs = [
+            (
+                inside(root / images, f"{name}.jpg", place),
+                inside(root / labels, f"{name}.png", place) if labels else None,
+            )
+            for place, name in names
+        ]
         classes = read_classes("lip")
         super().__init__(
             check_files(pairs, str(root / needed[0])),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from torch import Tensor
@@ -121,12 +121,35 @@ def read_classes(name: str) -> list[dict]:
     return json.loads((Path(__file__).parent / f"{name}.json").read_text())
 
 
-def read_list(path: Path) -> list[str]:
-    """The words of a text file, such as a list of picture names, first word of each line."""
-    names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    if not names:
+def read_list(path: Path) -> list[tuple[str, list[str]]]:
+    """(place for a message, words) of each line of a text file that is not empty, such as a list of picture names."""
+    try:
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from error
+    listed = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
+    if not listed:
         raise ValueError(f"{path} lists no pictures")
-    return names
+    return listed
+
+
+def inside(root: Path, name: str, source: str) -> Path:
+    """``root / name``, for a name out of a list.
+
+    The name's text alone decides: a list may be a stranger's, while a link that lies in ``root`` is the user's own.
+
+    Args:
+        root: the data set's folder, or one in it.
+        name: a relative path.
+        source: the list and the line, for the message.
+
+    Raises:
+        ValueError: the name leads out of ``root``.
+    """
+    path = PurePath(name)
+    if path.is_absolute() or path.drive or ".." in path.parts:
+        raise ValueError(f"{source}: {name!r} leads out of {root}: name files in that folder, by relative paths")
+    return root / path
 
 
 def check_files(pairs: Sequence[tuple[Path, Path | None]], source: str) -> list[tuple[Path, Path | None]]:

@@ -1,7 +1,10 @@
 """Picture and label files into arrays."""
 
 import functools
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 2**28  # 16384 x 16384: more than aerial pictures have, 0.8 GB as RGB
+_LIMIT = "CCNET_MAX_IMAGE_PIXELS"
+# Those of the suffixes. Pillow knows more, and starts Ghostscript for one of them.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _RGB, _GREY = bytes([8, 2]), bytes([8, 0])  # bit depth and colour type in a PNG's header
 
 _UNKNOWN = 254  # stands for a value that is no label of the data set
@@ -25,6 +33,26 @@ def read_image(path: Path) -> Tensor:
 
 class UnreadablePicture(ValueError):
     """A file that is no picture, or no longer a whole one."""
+
+
+class PictureTooLarge(ValueError):
+    """More pixels than the limit; not unreadable, so that ``skip_broken`` leaves the decision to the user."""
+
+
+def check_size(height: int, width: int, what: object) -> None:
+    """Raise PictureTooLarge if ``what`` has more pixels than ``CCNET_MAX_IMAGE_PIXELS``, or than ``MAX_PIXELS``."""
+    given = os.environ.get(_LIMIT, MAX_PIXELS)  # of the environment: it reaches every process that loads
+    try:
+        limit = int(given)
+    except ValueError:
+        raise ValueError(f"{_LIMIT}={given} is not a whole number: give the most pixels of a picture") from None
+    if height < 1 or width < 1:
+        raise ValueError(f"{what} has {width}x{height} pixels: give at least one")
+    if height * width > limit:
+        raise PictureTooLarge(
+            f"{what} has {width}x{height} pixels, {height * width} in all, more than the limit of {limit}: if that is "
+            f"meant, raise the limit with the environment variable {_LIMIT}={height * width}"
+        )
 
 
 class LabelReader:
@@ -92,13 +120,30 @@ def _code(colours: np.ndarray) -> np.ndarray:
 def _open(path: Path) -> Image.Image:
     """The picture, upright: photos carry their orientation in EXIF, and masks drawn over them may do so too."""
     try:
-        picture = Image.open(path)
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        with _pillows_limit_lifted(), Image.open(path, formats=_FORMATS) as picture:
+            check_size(picture.height, picture.width, path)
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except PictureTooLarge:
+        raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except Exception as error:  # Pillow's decoders each fail in their own way
         raise UnreadablePicture(f"{path} cannot be read as a picture, it may be cut off: {error}") from error
+
+
+_lifting = threading.Lock()
+
+
+@contextmanager
+def _pillows_limit_lifted() -> Iterator[None]:
+    """Pillow's limit is one for the process, and lower than this project's; its message speaks of an attack."""
+    with _lifting:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def png_decoder() -> str:
@@ -112,8 +157,9 @@ def _fast_png(path: Path, kind: bytes) -> np.ndarray | None:
     if decoder is None or not path.is_file():
         return None
     content = path.read_bytes()
-    if content[24:26] != kind or b"eXIf" in content:
+    if content[:8] != _PNG or content[24:26] != kind or b"eXIf" in content:
         return None
+    check_size(int.from_bytes(content[20:24]), int.from_bytes(content[16:20]), path)
     decoded = decoder.decode(content)
     return None if decoded.error_message else np.asarray(decoded.pixbuf)
 

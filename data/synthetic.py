@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from data import IGNORE_INDEX
+from data.pictures import check_size
 
 # Offsets that keep the random streams of the splits apart.
 _SPLITS = {"train": 0, "val": 1}
@@ -51,6 +52,12 @@ class Beacons(Dataset):
     ):
         if split not in _SPLITS:
             raise ValueError(f"split is {split!r}: choose one of {', '.join(_SPLITS)}")
+        check_size(size, size, f"size={size}")
+        if not (1 <= length < 2**31 and 0 <= shapes <= 1000 and 1 <= beacon <= size):
+            raise ValueError(
+                f"length is {length}, shapes {shapes} and beacon {beacon} in images of {size} pixels: give at least 1 "
+                "image, at most 1000 shapes and a beacon that fits into the image"
+            )
         self.split, self.length, self.seed = split, length, seed
         self.size, self.shapes, self.beacon = size, shapes, beacon
         self.transform = transform

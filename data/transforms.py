@@ -12,6 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data import IGNORE_INDEX
+from data.pictures import check_size
 from data.warp import Placement, resample
 
 # Padding in the colour that normalises to about zero, as in the authors' code.
@@ -41,6 +42,7 @@ class ScaleCrop:
     ):
         if scale is not None and short_sides is not None:
             raise ValueError(f"give either scale or short_sides, got {list(scale)} and {list(short_sides)}")
+        _check(crop_size, short_sides, scale)
         self.crop_size, self.scale, self.short_sides = tuple(crop_size), scale, short_sides
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
@@ -70,6 +72,16 @@ class ScaleCrop:
         if self.short_sides is not None:
             return self.short_sides[int(torch.randint(len(self.short_sides), ()))] / min(sides)
         return 1.0
+
+
+def _check(crop_size: Sequence[int], short_sides: Sequence[int] | None, scale: Sequence[float] | None) -> None:
+    if len(crop_size) != 2:
+        raise ValueError(f"crop_size is {list(crop_size)}: give height and width")
+    check_size(*crop_size, f"crop_size={list(crop_size)}")
+    if short_sides is not None and not (short_sides and min(short_sides) >= 1):
+        raise ValueError(f"short_sides is {list(short_sides)}: give lengths in pixels")
+    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
+        raise ValueError(f"scale is {list(scale)}: give the smallest and the largest factor, above 0")
 
 
 def _window(side: int, scaled: int, crop: int) -> tuple[slice, slice]:
@@ -121,6 +133,8 @@ def swapped_classes(number: int, pairs: Sequence[Sequence[int]]) -> Tensor:
     """
     swap = torch.arange(number)
     for one, other in pairs:
+        if not (0 <= one < number and 0 <= other < number):
+            raise ValueError(f"flip_pairs has {one} and {other}: give classes from 0 to {number - 1}")
         swap[one], swap[other] = other, one
     return swap
 
@@ -136,6 +150,7 @@ class RandomWarp:
     """
 
     def __init__(self, size: Sequence[int], *, scale_std: float, angle_std: float, angle_share: float):
+        _check(size, None, None)
         self.size, self.scale_std, self.angle_std, self.angle_share = tuple(size), scale_std, angle_std, angle_share
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:

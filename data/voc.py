@@ -43,7 +43,7 @@ class VOC(ImagePairs):
         needed = [given or lists[0], f"{FOLDER}/JPEGImages", *([f"{FOLDER}/{labels}"] if labels else [])]
         root = find_root(root, "PASCAL VOC 2012", LAYOUT, SOURCE, needed)
         # Some lists give paths, "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png".
-        names = [Path(name).stem for name in read_list(root / needed[0])]
+        names = [Path(words[0]).stem for _, words in read_list(root / needed[0])]
         base = root / FOLDER
         pairs = [
             (base / "JPEGImages" / f"{name}.jpg", base / labels / f"{name}.png" if labels else None) for name in names

@@ -13,11 +13,13 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,13 +28,16 @@ from torch import nn
 from data.folder import distinct_colours
 from data.stream import lost_worker
 from engine.files import replacing
+from engine.settings import check_settings
 from engine.trusted import check_config
+from models import tensor_files
 from models.factory import build
 from models.published import importing
 
 SUFFIXES = (".safetensors", ".pt")  # of a run's own
 _PUBLISHED = ".pth"
 _HEADER, _CHECKSUM = "ccnet", "crc32"
+_TRAINING = {"optimizer", "schedule", "random", "best_score", "validated", "skipped", "identity", "wandb_id"}
 LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
@@ -59,6 +64,15 @@ class Checkpoint:
     scores: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
+
+    def setting(self, name: str) -> Any:
+        """A value of the config by its name with dots; ValueError if it has none."""
+        value = self.config
+        for key in name.split("."):
+            if not (isinstance(value, dict) and key in value):
+                raise ValueError(f"the checkpoint's config has no {name}: train.py and published files give it one")
+            value = value[key]
+        return value
 
 
 def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> None:
@@ -120,18 +134,49 @@ def load(path: Path, **published: Any) -> Checkpoint:
         path: a checkpoint of this project, or a published one.
         **published: arguments of :func:`models.import_checkpoint`; they touch published ones alone.
     """
-    content, metadata = importing.read(path), _metadata(path)
+    content, metadata = tensor_files.read(path), _metadata(path)
     header = metadata.get(_HEADER)
-    if header is None and not (isinstance(content, dict) and {"weights", "config"} <= content.keys()):
-        return _from_published(importing.convert(content, path, **published))
+    own = header is not None or (isinstance(content, dict) and {"weights", "config"} <= content.keys())
+    published_as = None if own else importing.convert(content, path, **published)
     try:
-        found = Checkpoint(**content) if header is None else Checkpoint(content, **json.loads(header))
-        check_config(found.config)
+        if published_as:
+            return _checked(_from_published(published_as))
+        found = _checked(Checkpoint(**content) if header is None else Checkpoint(content, **json.loads(header)))
         _check_sums(path, metadata, found.weights)
         found.source = path
         return found
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
+
+
+def _checked(found: Checkpoint) -> Checkpoint:
+    """``found``, or ValueError unless all of it is what the rest of the project takes it for."""
+    plain = {
+        "weights": isinstance(found.weights, dict)
+        and all(isinstance(key, str) and tensor_files.is_plain(value) for key, value in found.weights.items()),
+        "config": isinstance(found.config, dict),
+        "classes": _is_list(found.classes, lambda name: isinstance(name, str)),
+        "palette": _is_list(
+            found.palette,
+            lambda colour: len(colour) == 3 and _is_list(colour, lambda part: type(part) is int and 0 <= part <= 255),
+        ),
+        "iteration": found.iteration is None or (type(found.iteration) is int and 0 <= found.iteration < 2**63),
+        "scores": isinstance(found.scores, dict),
+        "training": isinstance(found.training, dict),
+    }
+    if found.training and isinstance(found.training, dict):
+        plain["training"] = found.training.keys() >= _TRAINING
+    if wrong := [name for name, good in plain.items() if not good]:
+        raise ValueError(f"its {' and '.join(wrong)} cannot be what they should be")
+    if len(found.classes) != len(found.palette):
+        raise ValueError(f"it names {len(found.classes)} classes and has {len(found.palette)} colours")
+    check_config(found.config)
+    check_settings(found.config)
+    return found
+
+
+def _is_list(value: Any, good: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and all(good(part) for part in value)
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -176,7 +221,11 @@ def _from_published(found: importing.Published) -> Checkpoint:
 
 def network(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint, rebuilt from its config, with its weights, in eval mode."""
-    return _filled(build(_without_start(checkpoint.config["model"])), checkpoint.weights).eval()
+    model = _without_start(checkpoint.setting("model"))
+    number = OmegaConf.select(model, "head.num_classes", default=model.get("num_classes"))
+    if number != len(checkpoint.classes):
+        raise ValueError(f"the checkpoint's network has {number} classes and it names {len(checkpoint.classes)}")
+    return _filled(_built(model, checkpoint), checkpoint.weights).eval()
 
 
 def start_from(path: Path, config: DictConfig) -> nn.Module:
@@ -185,14 +234,14 @@ def start_from(path: Path, config: DictConfig) -> nn.Module:
     Classifiers start anew where the run has another number of classes, and so does the loss's embedding.
     """
     given = load(path, **config.published)
-    model = _without_start(given.config["model"])
+    model = _without_start(given.setting("model"))
     if "embedding_channels" in model:
         model.embedding_channels = OmegaConf.select(config, "model.embedding_channels")
     for head in (model.get("head"), model.get("aux_head")):
-        if head is not None:
+        if isinstance(head, DictConfig):
             head.num_classes = config.num_classes
     config.model = model
-    network = build(model)
+    network = _built(model, given)
     weights = {key: tensor for key, tensor in given.weights.items() if not key.startswith("embed.")}
     for key, tensor in network.state_dict().items():
         if key.startswith("embed.") or ("classify." in key and key in weights and weights[key].shape != tensor.shape):
@@ -202,9 +251,19 @@ def start_from(path: Path, config: DictConfig) -> nn.Module:
 
 def _without_start(model: dict[str, Any]) -> DictConfig:
     """A checkpoint's own weights replace whatever its backbone started from: nothing to download or to look for."""
-    model = OmegaConf.create(model)
-    model.backbone = OmegaConf.merge(model.backbone, {"pretrained": False, "weights": None})
-    return model
+    if not isinstance(model.get("backbone"), dict):
+        raise ValueError("the checkpoint's config has no model.backbone")
+    return OmegaConf.create(model | {"backbone": model["backbone"] | {"pretrained": False, "weights": None}})
+
+
+def _built(model: DictConfig, checkpoint: Checkpoint) -> nn.Module:
+    try:
+        network = build(model, holding=tensor_files.size(checkpoint.weights))
+    except InstantiationException as error:
+        raise ValueError(f"the checkpoint's network cannot be built from its config: {error.__cause__}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"the checkpoint's config describes a {type(network).__name__} and no network")
+    return network
 
 
 def _filled(network: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:

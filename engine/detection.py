@@ -112,7 +112,7 @@ def evaluate(config: DictConfig, path: Path, saved: Checkpoint) -> float:
             checkpoint.network(saved).to(device),
             dataset,
             device=device,
-            bf16=saved.config["bf16"],
+            bf16=saved.setting("bf16"),
             num_workers=config.num_workers,
             keep_samples=4,
         )

@@ -128,7 +128,10 @@ def choose_device(name: str) -> torch.device:
     """The device called ``name``; "auto" is the GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={name} is none that torch knows: give auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no GPU: give device=cpu, or check the driver")
     return device

@@ -274,7 +274,7 @@ def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], 
     Args:
         settings: score of each run by setting; None where a run failed.
     """
-    figure = Figure(figsize=(7, 1.1 + 0.42 * len(settings)), layout="constrained")
+    figure = Figure(figsize=(7, 1.1 + 0.42 * len(settings)))
     axis = figure.subplots()
     names = []
     for row, (name, runs) in enumerate(settings.items()):

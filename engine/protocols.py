@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from data.pictures import check_size
 from data.transforms import swapped_classes
 from data.warp import Placement, resample, restore
 
@@ -39,8 +40,8 @@ class Slide:
 
     def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
         _check_known(crop_size)
-        if min(crop_size) < 1 or not 0 < stride <= 1:
-            raise ValueError(f"crop_size is {list(crop_size)} and stride {stride}: give pixels, and a share in (0, 1]")
+        if not 0 < stride <= 1:
+            raise ValueError(f"stride is {stride}: give a share of the window in (0, 1]")
         self.crop_size = tuple(crop_size)
         self.stride = stride
 
@@ -122,7 +123,9 @@ class MultiScale:
         """(N, 3, H, W) -> mean logits or probabilities (N, K, H, W)."""
         total = None
         for scale in self.scales:
-            scaled = _resized(images, [max(round(side * scale), 1) for side in images.shape[-2:]])
+            size = [max(round(side * scale), 1) for side in images.shape[-2:]]
+            check_size(*size, f"an image at scale {scale:g}")
+            scaled = _resized(images, size)
             for mirrored in (False, True) if self.flip else (False,):
                 logits = self.protocol(model, scaled.flip(-1) if mirrored else scaled).float()
                 logits = _resized(logits, images.shape[-2:])
@@ -143,6 +146,9 @@ class MultiScale:
 def _check_known(crop_size: Sequence[int] | None) -> None:
     if crop_size is None:
         raise ValueError("the checkpoint does not tell its training's crop: give protocol.crop_size=[H,W]")
+    if len(crop_size) != 2:
+        raise ValueError(f"crop_size is {list(crop_size)}: give height and width")
+    check_size(*crop_size, f"crop_size={list(crop_size)}")
 
 
 def _mean(model: nn.Module, images: Tensor) -> Tensor:

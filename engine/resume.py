@@ -120,7 +120,10 @@ def _free(folder: Path) -> Path:
 
 def _intact(path: Path) -> Checkpoint | None:
     try:
-        return checkpoint.load(path)
+        saved = checkpoint.load(path)
+        if not saved.training:
+            raise ValueError("it holds weights and no state of a training, start from them with init=FILE")
+        return saved
     except (ValueError, OSError) as error:
         _say(f"passed over {path}: {error}")
         return None

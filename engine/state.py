@@ -89,7 +89,17 @@ class TrainingState:
         return self._saved != self.iteration and self._last_is_whole
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go back to where ``saved`` was made; the network has its weights already."""
+        """Go back to where ``saved`` was made; the network has its weights already.
+
+        Raises:
+            ValueError: what it says of the training is not of this network and optimiser.
+        """
+        try:
+            self._restore(saved)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{saved.source} does not hold the state of such a training: {error!r}") from error
+
+    def _restore(self, saved: Checkpoint) -> None:
         self.optimizer.load_state_dict(saved.training["optimizer"])
         _lay_out_as_parameters(self.optimizer)
         self.schedule.load_state_dict(saved.training["schedule"])

@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
-
 import wandb
+
 from data.stream import lost_worker
 
 
@@ -64,7 +64,15 @@ class WandbRun:
                 mode=mode,
                 id=run_id,
                 resume="allow" if run_id and mode != "offline" else None,  # offline the id alone does it
-                settings=wandb.Settings(silent=True, console="off", init_timeout=timeout, finish_timeout=timeout),
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=timeout,
+                    finish_timeout=timeout,
+                    # A remote's address may hold a token, and changed files anything.
+                    disable_git=True,
+                    disable_code=True,
+                ),
             )
 
         try:

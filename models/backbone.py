@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import timm
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from models import tensor_files
 
 # Families that timm dilates; shown to a user whose choice it does not dilate.
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
@@ -88,9 +88,11 @@ def _load_weights(net: nn.Module, name: str, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"backbone.weights={path} is not a file: give a state dict of timm's {name}")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        state = tensor_files.read(path)
         # timm's feature networks write stages.0 as stages_0: both spellings meet in one.
         state = {key.replace(".", "_"): tensor for key, tensor in state.get("state_dict", state).items()}
+        if not all(tensor_files.is_plain(tensor) for tensor in state.values()):
+            raise ValueError("it holds more than tensors with all their numbers")
     except Exception as error:  # each format fails in its own way on a file that is not one
         raise ValueError(f"{path} is not a state dict that can be read safely: {error}") from error
     own = net.state_dict()

@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d
 
 from kernels import criss_cross_residual
 from kernels.recompute import recomputed_projection
-from models.layers import residual_weight
+from models.layers import check_recurrence, residual_weight
 
 
 class CrissCrossAttention(nn.Module):
@@ -87,8 +87,7 @@ class RecurrentCrissCrossAttention(nn.Module):
 
     def __init__(self, channels: int, *, recurrence: int = 2, **attention):
         super().__init__()
-        if recurrence < 0:
-            raise ValueError(f"recurrence is {recurrence}: give the number of loops, 0 or more")
+        check_recurrence(recurrence)
         self.recurrence = recurrence
         self.attention = CrissCrossAttention(channels, **attention) if recurrence else None
 

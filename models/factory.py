@@ -1,6 +1,8 @@
 """Networks by name, from the same YAML files that ``train.py model=<name>`` composes."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hydra.core.singleton import Singleton
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.nn.modules import module as registration
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -86,9 +89,38 @@ def create_model(
     return twin(network)
 
 
-def build(config: DictConfig) -> nn.Module:
-    """Instantiate a composed ``model`` node."""
-    return instantiate(OmegaConf.to_container(config, resolve=True))
+def build(config: DictConfig, *, holding: int | None = None) -> nn.Module:
+    """Instantiate a composed ``model`` node.
+
+    Args:
+        config: the node.
+        holding: numbers in the file whose weights the network is for. One that is much larger, as a stranger's
+            configuration may ask for, raises ValueError before it fills the memory.
+    """
+    with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # a backbone is built whole and then cut
+        return instantiate(OmegaConf.to_container(config, resolve=True))
+
+
+@contextmanager
+def _at_most(numbers: int | None) -> Iterator[None]:
+    """Count what modules register; memory that is allocated and not written yet takes no space."""
+    found = 0
+
+    def count(module: nn.Module, name: str, tensor: Any) -> None:
+        nonlocal found
+        found += 0 if tensor is None else tensor.numel()
+        if numbers is not None and found > numbers:
+            raise ValueError(f"its config describes a network far larger than its weights, {found} numbers and more")
+
+    hooks = [
+        registration.register_module_parameter_registration_hook(count),
+        registration.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 _MISSING = object()

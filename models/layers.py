@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+MAX_RECURRENCE = 64
+
 
 def conv_bn_relu(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1, negative_slope: float = 0.0
@@ -13,6 +15,12 @@ def conv_bn_relu(
         nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else nn.ReLU(inplace=True),
     )
+
+
+def check_recurrence(recurrence: int) -> None:
+    """Raise ValueError for a number of loops that is none, or that would not end: two reach every pixel."""
+    if not 0 <= recurrence <= MAX_RECURRENCE:
+        raise ValueError(f"recurrence is {recurrence}: give the number of loops, 0 or more (at most {MAX_RECURRENCE})")
 
 
 def residual_weight(gamma: str) -> nn.Parameter | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 if not torch.cuda.is_available():
@@ -36,6 +37,13 @@ TINY = [
     "logger=none",
     "device=cpu",
 ]
+
+
+# For test_fuzzing.py; a module's own would come too late for --hypothesis-profile=thorough.
+_FUZZING = {"deadline": 300_000, "suppress_health_check": list(HealthCheck), "database": None}  # ms
+settings.register_profile("quick", derandomize=True, **_FUZZING)
+settings.register_profile("thorough", derandomize=False, **_FUZZING)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

@@ -88,7 +88,7 @@ def test_scales_are_averaged_at_the_images_size(average):
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match=r"crop_size is \[0, 4\]"):
+    with pytest.raises(ValueError, match=r"crop_size=\[0, 4\]"):
         Slide((0, 4))
     with pytest.raises(ValueError, match="scales is"):
         MultiScale(Whole(), scales=[])

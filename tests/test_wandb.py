@@ -179,6 +179,7 @@ def test_offline_parts_of_a_run_become_one_when_they_are_synchronised(server, tm
     parts = sorted((tmp_path / "runs" / "new" / "wandb").glob("offline-run-*"))
     assert len(parts) == 2
     environment = os.environ | KEY | {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}
-    subprocess.run([sys.executable, "-m", "wandb", "sync", *parts], env=environment, check=True, timeout=60)
+    command = [sys.executable, "-m", "wandb", "sync", *parts]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
     (rows,) = server.history.values()
     assert [row["_step"] for row in rows if "train/loss" in row] == list(range(1, 9))

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.layers import conv_bn_relu
+from models.layers import check_recurrence, conv_bn_relu
 
 
 class ContextFeatures(nn.Module):
@@ -34,8 +34,7 @@ class ContextFeatures(nn.Module):
         negative_slope: float = 0.0,
     ):
         super().__init__()
-        if recurrence < 0:
-            raise ValueError(f"recurrence is {recurrence}: give the number of loops, 0 or more")
+        check_recurrence(recurrence)
         self.context_channels = channels
         self.recurrence = recurrence
         self.reduce = conv_bn_relu(in_channels, channels, negative_slope=negative_slope)

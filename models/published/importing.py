@@ -1,19 +1,18 @@
 """Published checkpoints into networks of this project."""
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.factory import build
+from models.layers import MAX_RECURRENCE
 from models.published import authors, mmseg
 from models.published.layout import Layout
+from models.tensor_files import is_plain, read, size
 
 _COUNTER = "num_batches_tracked"  # of batch norms; older files lack it, and nothing here reads it
 
@@ -68,32 +67,12 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
     return convert(read(path), path, recurrence=recurrence, align_corners=align_corners).network
 
 
-def read(path: Path) -> Any:
-    """What torch or safetensors saved in ``path``, provided that it is tensors and plain values alone."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own text suggests to load it all the same
-        raise ValueError(
-            f"{path} is not a checkpoint of this project: it holds more than tensors and plain values, which could run "
-            "code. If it is a published one whose source you trust, save its tensors alone: "
-            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # each kind of damage fails in its own way
-        raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
-
-
 def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: bool | None = None) -> Published:
     """What :func:`read` gave, as a network.
 
     See :func:`import_checkpoint` for the arguments and errors; of ``path`` it takes the name alone.
     """
-    if recurrence < 1:
+    if not 1 <= recurrence <= MAX_RECURRENCE:
         raise ValueError(f"recurrence is {recurrence}: give the loops that the network was trained with, 1 or more")
     try:
         found = _tensors(content)
@@ -118,8 +97,8 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
     num_classes = layout.model["head"]["num_classes"]
     named = meta.get("dataset_meta") or {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
     classes, palette = (
-        list(named[key]) if named.get(key) and len(named[key]) == num_classes else None
-        for key in ("classes", "palette")
+        list(value) if isinstance(value, (list, tuple)) and len(value) == num_classes else None
+        for value in (named.get(key) if isinstance(named, dict) else None for key in ("classes", "palette"))
     )
     return Published(network, layout.model, num_classes, classes, palette, crop, meta.get("iter"))
 
@@ -129,15 +108,17 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not (isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values())):
+    if not (isinstance(content, Mapping) and content and all(isinstance(key, str) for key in content)):
         raise ValueError("it holds no state dict")
+    if foreign := [key for key, value in content.items() if not is_plain(value)]:
+        raise ValueError(f"it holds no state dict: {foreign[0]} is no tensor with all its numbers")
     wrapped = all(key.startswith("module.") for key in content)
     return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in content.items()}
 
 
 def _filled(layout: Layout, found: Mapping[str, Tensor]) -> nn.Module:
     """The network, with each of the file's tensors in it."""
-    network = build(OmegaConf.create(layout.model))
+    network = build(OmegaConf.create(layout.model), holding=size(found))
     own = network.state_dict()
     sources = {key: layout.source(key) for key in own if key not in ("mean", "std")}
     _check([*sources.items(), *layout.folded.items()], own, found)
