@@ -27,9 +27,9 @@ from engine import checkpoint
 from engine.tables import ScalarFile
 
 KILLS = int(os.environ.get("KILLS", "0"))
-ITERATIONS = 3 * KILLS if KILLS else 12
+ITERATIONS, VALIDATED = (3 * KILLS, 4) if KILLS else (10, 5)  # every so many
 SMALL = [
-    *TINY, f"recipe.max_iters={ITERATIONS}", "recipe.val_every=4", "recipe.batch_size=4", "save_every=1",
+    *TINY, f"recipe.max_iters={ITERATIONS}", f"recipe.val_every={VALIDATED}", "recipe.batch_size=4", "save_every=1",
     "num_workers=2", "resume=auto",
 ]  # fmt: skip
 PART = ".last.pt.part"
@@ -55,7 +55,9 @@ class Run:
                 )  # fmt: skip
         else:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["torch", "train", "timm", "engine.tasks.semantic", "models.segmentor"])
+            context.set_forkserver_preload(
+                ["train", "timm", "engine.tasks.semantic", "engine.wandb_run", "models.segmentor"]
+            )
             self._process = context.Process(target=_train, args=(self.output, folder, arguments, environment, hook))
             self._process.start()
         self.pid = self._process.pid
@@ -170,7 +172,7 @@ def assert_same(one, two):
     for key, state in states[0].items():
         assert all(torch.equal(values, states[1][key][name]) for name, values in state.items() if name != "step")
     assert first.training["best_score"] == second.training["best_score"]
-    for name, every in (("train.csv", 1), ("val.csv", 4)):
+    for name, every in (("train.csv", 1), ("val.csv", VALIDATED)):
         logs = [rows(folder / name) for folder in (one, two)]
         assert [int(row["iteration"]) for row in logs[1]] == list(range(every, ITERATIONS + 1, every))
         clock = ("images_per_s", "step_s", "data_wait", "memory_mib")
