@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.folder import distinct_colours
-from data.stream import lost_worker
+from data.loader import lost_worker
 from engine.files import replacing
 from engine.settings import check_settings
 from engine.trusted import check_config
