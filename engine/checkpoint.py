@@ -114,7 +114,7 @@ def find(path: str | Path | None) -> Path:
     """The file that ``RUN/best``, ``RUN/last`` or a full file name, such as a published one's, means."""
     if path is None:
         raise ValueError("checkpoint is not set: give checkpoint=RUN/best, RUN the folder of a training run")
-    path = Path(path).expanduser()
+    path = Path(str(path)).expanduser()  # a folder called 2026 comes as a number
     candidates = (
         [path]
         if path.suffix in (*SUFFIXES, _PUBLISHED)

@@ -104,7 +104,7 @@ def evaluate(config: DictConfig, path: Path, saved: Checkpoint) -> float:
             f"{path} finds other objects than the data set has ({len(saved.classes)} kinds and {len(dataset.classes)}):"
             " evaluate it on a data set with its own kinds"
         )
-    folder = Path(config.output or path.parent).expanduser()
+    folder = Path(str(config.output or path.parent)).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     with processes(choose_device(config.device)) as device:
         result = evaluate_objects(
