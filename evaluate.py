@@ -56,7 +56,7 @@ def main(config: DictConfig) -> float:
             f"split={config.split} has no labels to compare with: write its predictions with submission=true or "
             "save_predictions=true, or choose a split that has them"
         )
-    folder = Path(config.output or path.parent).expanduser()
+    folder = Path(str(config.output or path.parent)).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{path.stem}_{config.split}_{protocol_name}"
     files = [

@@ -25,7 +25,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from data.build import build_dataset
-from data.stream import Seeded, timed, train_loader
+from data.loader import timed
+from data.stream import Seeded, train_loader
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.distributed import from_all, from_first, processes, rank, world_size

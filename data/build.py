@@ -20,5 +20,5 @@ def build_dataset(config: DictConfig, split: str, transform) -> Dataset:
         raise ValueError(
             f"recipe.train_transform is {transform}: give it a _target_, such as data.transforms.train_transform"
         )
-    root = {"root": config.root} if "root" in config else {}
+    root = {"root": config.root and str(config.root)} if "root" in config else {}  # "2026" comes as a number
     return instantiate(config[split], transform=transform, **root)

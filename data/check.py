@@ -97,7 +97,7 @@ def inspect(dataset: Dataset, *, num_workers: int = 0, title: str = "check") -> 
 def main(config: DictConfig) -> None:
     """Check the chosen splits."""
     seed_everything(config.seed)
-    folder = Path(config.output).expanduser()
+    folder = Path(str(config.output)).expanduser()
     wrong = []
     for split in config.splits:
         dataset = build_dataset(config.dataset, split, None)

@@ -4,25 +4,15 @@ Sample number p of a run, its order and its augmentation, is a function of the s
 resumes at sample p continues exactly, whatever the number of workers, and no random state has to be saved.
 """
 
-import os
-import signal
-import sys
-import threading
-import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.loader import Loader
 from data.pictures import UnreadablePicture
-
-T = TypeVar("T")
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # of jobs
 
 
 class Positions(Sampler[tuple[int, int]]):
@@ -140,84 +130,7 @@ def train_loader(
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=start_method(num_workers),
-        generator=torch.Generator(),  # else every new loader draws from the generator that dropout uses
     )
-
-
-class Loader(DataLoader):
-    """A DataLoader whose processes leave to this one the signals by which a cluster or a person ends a job.
-
-    Those reach every process, but this one still needs its batch. They are blocked from the first moment on, for which
-    ``worker_init_fn`` comes too late.
-    """
-
-    def __init__(self, *args: Any, **named: Any):
-        super().__init__(*args, worker_init_fn=_heed_parent, **named)
-
-    def __iter__(self) -> Iterator:
-        with _signals_held_back():
-            return super().__iter__()
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """For this process until the end of the block; for those that it starts meanwhile, for ever."""
-    arrived: list[int] = []
-    main = threading.current_thread() is threading.main_thread()  # which may be interrupted for a signal to another
-    handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _ENDING * main}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in arrived:
-            signal.raise_signal(number)
-
-
-def _heed_parent(worker: int) -> None:
-    """End this process on its parent's SIGTERM, which at the parent's exit waits for it."""
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def lost_worker(error: BaseException) -> bool:
-    """Whether ``error`` says that a process that loads is gone.
-
-    torch says so wherever this process happens to be; or reading what that process has left fails.
-    """
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker (pid")
-    places = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ConnectionError | EOFError) and any("torch/utils/data" in at.filename for at in places)
-
-
-def start_method(num_workers: int) -> str | None:
-    """How a loader's processes start: None for the system's way; a fork of a process in which JAX runs may hang."""
-    return "spawn" if num_workers and "jax" in sys.modules else None
-
-
-def timed(batches: Iterable[T]) -> Iterator[tuple[T, float]]:
-    """Each batch, and the seconds that were spent waiting for it; closing it ends the processes that load."""
-    iterator = iter(batches)
-    try:
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            yield batch, time.perf_counter() - start
-    finally:
-        if end_workers := getattr(iterator, "_shutdown_workers", None):
-            end_workers()  # an error's traceback keeps the iterator, and its workers pass over the signal at the exit
 
 
 def _mix(seed: int, number: int, *, stream: int) -> int:

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.folder import distinct_colours
-from data.stream import lost_worker
+from data.loader import lost_worker
 from engine.files import replacing
 from engine.settings import check_settings
 from engine.trusted import check_config
@@ -114,7 +114,7 @@ def find(path: str | Path | None) -> Path:
     """The file that ``RUN/best``, ``RUN/last`` or a full file name, such as a published one's, means."""
     if path is None:
         raise ValueError("checkpoint is not set: give checkpoint=RUN/best, RUN the folder of a training run")
-    path = Path(path).expanduser()
+    path = Path(str(path)).expanduser()  # a folder called 2026 comes as a number
     candidates = (
         [path]
         if path.suffix in (*SUFFIXES, _PUBLISHED)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from data.build import build_dataset
 from data.coco import instances_transform
+from data.loader import Loader
 from data.pictures import read_image
-from data.stream import Loader
 from engine import checkpoint, instances
 from engine.average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
 from engine.checkpoint import Checkpoint
@@ -75,7 +75,6 @@ def evaluate_objects(
         batch_size=1,
         num_workers=num_workers,
         collate_fn=collate,
-        generator=torch.Generator(),  # else a validation would move the generator that training uses
     )
     found, samples, apart = {}, [], max(len(own) // max(keep_samples, 1), 1)
     start = time.perf_counter()
@@ -105,7 +104,7 @@ def evaluate(config: DictConfig, path: Path, saved: Checkpoint) -> float:
             f"{path} finds other objects than the data set has ({len(saved.classes)} kinds and {len(dataset.classes)}):"
             " evaluate it on a data set with its own kinds"
         )
-    folder = Path(config.output or path.parent).expanduser()
+    folder = Path(str(config.output or path.parent)).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     with processes(choose_device(config.device)) as device:
         result = evaluate_objects(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from data.stream import Loader, start_method
+from data.loader import Loader
 from engine.distributed import rank, world_size
 from engine.memory import enough_memory
 from engine.metrics import ConfusionMatrix, Scores
@@ -76,8 +76,6 @@ def evaluate(
         batch_size=1,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
-        multiprocessing_context=start_method(num_workers),
-        generator=torch.Generator(),  # else a validation would move the generator that dropout uses
     )
     samples, apart = [], max(len(own) // max(keep_samples, 1), 1)
     start = time.perf_counter()

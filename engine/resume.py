@@ -65,7 +65,7 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
     given = [part for part in _overrides() if part.partition("=")[0].partition(".")[0] not in _FREE]
     if given:
         raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
-    folder = Path(config.resume).expanduser()
+    folder = Path(str(config.resume)).expanduser()
     for path in _own(folder) or [checkpoint.find(folder / checkpoint.LAST)]:
         if saved := _intact(path):
             return folder, saved

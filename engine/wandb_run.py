@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 import numpy as np
 import wandb
 
-from data.stream import lost_worker
+from data.loader import lost_worker
 
 
 class WandbRun:

@@ -59,20 +59,25 @@ def examples(number):
 # ---- what no example may do
 
 _watched: list[str] | None = None
-_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "os.fork")
+_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen")
 _TEMPORARY = tempfile.gettempdir()
 
 
 def _watch(event, arguments):
     if _watched is None:
         return
+    away = event == "socket.connect" and not isinstance(arguments[1], str | bytes)  # a path: data workers'
     writes = event == "open" and isinstance(arguments[0], str) and isinstance(arguments[1], str)
-    if event.startswith(_FORBIDDEN) or (
-        writes
-        and set(arguments[1]) & set("wax+")
-        and not os.path.abspath(arguments[0]).startswith((_TEMPORARY, "/dev/", "/proc/"))
-        and not arguments[0].endswith((".pyc", ".py"))
-        and "__pycache__" not in arguments[0]
+    if (
+        away
+        or event.startswith(_FORBIDDEN)
+        or (
+            writes
+            and set(arguments[1]) & set("wax+")
+            and not os.path.abspath(arguments[0]).startswith((_TEMPORARY, "/dev/", "/proc/"))
+            and not arguments[0].endswith((".pyc", ".py"))
+            and "__pycache__" not in arguments[0]
+        )
     ):
         _watched.append(f"{event} {arguments}")
 

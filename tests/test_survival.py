@@ -23,7 +23,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-from data.stream import Loader
+from data.loader import Loader
 from engine import checkpoint
 from engine.tables import ScalarFile
 
