@@ -390,7 +390,8 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(root, finished, tmp_p
 def test_evaluate_meets_the_validation_and_saves_results_that_pycocotools_scores_alike(
     root, finished, tmp_path, run_entry
 ):
-    done = run_entry("evaluate.py", f"checkpoint={finished / 'last.pt'}", f"output={tmp_path}", "device=cpu")
+    last = f"checkpoint={finished / 'last.pt'}"
+    done = run_entry("evaluate.py", last, f"output={tmp_path}", "device=cpu", "num_workers=0")
     scores = json.loads((tmp_path / "last_val.json").read_text())
     saved = checkpoint.load(finished / "last.pt").scores
     assert json.dumps({key: scores[key] for key in saved}) == json.dumps(saved)

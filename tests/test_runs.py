@@ -70,13 +70,14 @@ def test_a_signal_saves_and_ends_with_its_own_code_and_auto_goes_on(
 
     folder = tmp_path / "runs" / "cut"
     folder.mkdir(parents=True)
+    before = signal.getsignal(signal.SIGINT)
     place = engine.step if during == "train_step" else Semantic
     with monkeypatch.context() as patched:
         patched.setattr(place, during, at_call(3 if during == "train_step" else 1, kill, getattr(place, during)))
         with pytest.raises(SystemExit) as ended:
             training.train(composed(), folder)
     assert ended.value.code == stopping.EXIT_CODE == 75
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     found, saved = find_start(composed("resume=auto", "num_workers=3"), tmp_path / "runs" / "new")
     assert (found, saved.iteration) == (folder, iteration)
     training.train(composed(), folder, saved)

