@@ -41,6 +41,8 @@ class entry_point:
 
     def __call__(self, config: DictConfig) -> Any:
         _join_job()
+        if not _is_first():
+            _remove_if_empty(_folder())  # named by a later second perhaps; the first process makes the one they use
         try:
             with _lost_workers():
                 return self._main(config)
@@ -60,7 +62,8 @@ class entry_point:
             traceback.print_exc()
             return _note(f"{type(error).__name__}: {error}")
         finally:
-            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+            if _is_first():  # from another process it might come just before the first file is written
+                _remove_if_empty(_folder(), _folder().parent)
 
     def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
         return _imported, (Path(inspect.getfile(self._main)).stem, self.__name__)
@@ -99,13 +102,17 @@ def _in_sweep() -> bool:
 
 
 def _note(message: str) -> None:
-    hydra = HydraConfig.get()
-    write_result(Path(hydra.runtime.output_dir), {"overrides": list(hydra.overrides.task), "error": message})
+    write_result(_folder(), {"overrides": list(HydraConfig.get().overrides.task), "error": message})
 
 
 def _process() -> str:
     """Which one of several processes is speaking."""
     return f"process {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+
+
+def _is_first() -> bool:
+    """Of the processes of a run, before they have joined too."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _message(error: BaseException) -> str:
@@ -118,10 +125,15 @@ def _message(error: BaseException) -> str:
     return text
 
 
-def _remove_if_empty(folder: Path) -> None:
+def _folder() -> Path:
+    """What Hydra has made for this run."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _remove_if_empty(*folders: Path) -> None:
     with suppress(OSError):  # rmdir refuses a folder that holds anything
-        folder.rmdir()
-        folder.parent.rmdir()
+        for folder in folders:
+            folder.rmdir()
 
 
 def choose_device(name: str) -> torch.device:

@@ -31,6 +31,20 @@ def test_ade20k_says_which_folder_layout_and_source(run_entry, tmp_path):
     assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").iterdir())
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_of_several_processes_takes_back_the_folder_that_it_is_about_to_write(
+    run_entry, tmp_path, monkeypatch, rank
+):
+    def fails(config, folder):
+        folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whoever fails
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr("engine.resume.find_start", fails)
+    monkeypatch.setenv("RANK", str(rank))
+    assert "error: a mistake" in refused(run_entry, tmp_path, "train.py", *TINY, "hydra.run.dir=runs/new")
+    assert (tmp_path / "runs").exists() == bool(rank)
+
+
 def test_an_unknown_option_gets_hydras_suggestion(run_entry, tmp_path):
     assert "Could not find 'model/ccnett'" in refused(run_entry, tmp_path, "train.py", "model=ccnett")
     message = refused(run_entry, tmp_path, "train.py", "recipe.max_iter=3")
