@@ -29,6 +29,7 @@ from engine.checkpoint import Checkpoint
 from engine.distributed import processes, rank, wait_for_all
 from engine.entry import choose_device, entry_point
 from engine.evaluation import Evaluation, evaluate
+from engine.files import given_path
 from engine.protocols import Protocol
 from engine.results import PredictionFiles
 from engine.tables import score_table, write_csv
@@ -56,7 +57,7 @@ def main(config: DictConfig) -> float:
             f"split={config.split} has no labels to compare with: write its predictions with submission=true or "
             "save_predictions=true, or choose a split that has them"
         )
-    folder = Path(str(config.output or path.parent)).expanduser()
+    folder = given_path(config.output or path.parent)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{path.stem}_{config.split}_{protocol_name}"
     files = [

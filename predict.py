@@ -33,6 +33,7 @@ from engine.attention import attention_maps
 from engine.checkpoint import Checkpoint
 from engine.entry import choose_device, entry_point
 from engine.evaluation import predict
+from engine.files import given_path
 from engine.protocols import Protocol
 from engine.video import check_video, save_video
 
@@ -43,8 +44,8 @@ def main(config: DictConfig) -> None:
     """Write masks, overlays and whatever else is asked for of every picture of ``input`` into ``output``."""
     given = config.checkpoint if isinstance(config.checkpoint, ListConfig) else [config.checkpoint]
     loaded = [checkpoint.load(checkpoint.find(path), **config.published) for path in given]
-    paths = _pictures(Path(str(config.input)).expanduser())
-    output = Path(str(config.output)).expanduser()
+    paths = _pictures(given_path(config.input))
+    output = given_path(config.output)
     if output.resolve() == paths[0].parent.resolve():
         raise ValueError(f"output={output} is the folder of the input, whose pictures a mask could overwrite")
     if any(detection.finds_objects(saved) for saved in loaded):
@@ -54,7 +55,7 @@ def main(config: DictConfig) -> None:
     if any(saved.classes != loaded[0].classes for saved in loaded):
         raise ValueError("the checkpoints do not know the same classes: compare networks of one data set")
     if config.video:
-        check_video(Path(str(config.video)))
+        check_video(given_path(config.video))
     truths = _truths(paths, config.labels, len(loaded[0].classes))
     in_jax = config.framework == "jax"
     if in_jax and config.attention is not None:
@@ -91,8 +92,8 @@ def main(config: DictConfig) -> None:
             yield figures.blend(pixels, labels, palette)
 
     if config.video:
-        save_video(output / Path(str(config.video)).name, overlays(), fps=config.fps)
-        print(f"video in {output / Path(str(config.video)).name}")
+        save_video(output / given_path(config.video).name, overlays(), fps=config.fps)
+        print(f"video in {output / given_path(config.video).name}")
     else:
         for _ in overlays():
             pass
@@ -149,7 +150,7 @@ def _truths(paths: list[Path], folder: str | None, classes: int) -> list[np.ndar
     if folder is None:
         return None
     read = LabelReader({index: index for index in range(classes)} | {IGNORE_INDEX: IGNORE_INDEX})
-    return [read(Path(str(folder)).expanduser() / f"{path.stem}.png").numpy() for path in paths]
+    return [read(given_path(folder) / f"{path.stem}.png").numpy() for path in paths]
 
 
 def _pictures(source: Path) -> list[Path]:

@@ -39,7 +39,7 @@ from engine.run_log import NoLog, RunLog
 from engine.secret_values import refuse_secrets
 from engine.settings import check_settings, plain
 from engine.state import TrainingState
-from engine.step import Step, TorchStep
+from engine.step import Step, TorchStep, memory_format
 from engine.stopping import StopRequest
 from engine.sweep import finished_score, sweep_name, write_result
 from engine.tables import score_table
@@ -70,8 +70,9 @@ def main(config: DictConfig) -> float:
 def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> float:
     """Train as ``config`` says, from the start or from ``saved``; everything is written into ``folder``."""
     began = time.perf_counter()
-    check_settings(plain(config))
-    refuse_secrets(plain(config) | {"the folder": str(folder), "the command line": sys.argv})
+    resolved = plain(config)
+    check_settings(resolved)
+    refuse_secrets(resolved | {"the folder": str(folder), "the command line": sys.argv})
     seed_everything(config.seed)
     device = _device(config)
     if device.type == "cuda":
@@ -82,10 +83,9 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     val_set = build_dataset(config.dataset, "val", task.eval_transform())
     config.num_classes = len(train_set.classes)
 
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = _network(config, saved)
     task.check(config, model)
-    model = model.to(device, memory_format=memory_format)
+    model = model.to(device, memory_format=memory_format(config))
     criterion = instantiate(config.loss).to(device)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
     state = TrainingState(model, optimizer, instantiate(config.optimizer.schedule, optimizer), identity)
@@ -94,7 +94,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
         torch.manual_seed(config.seed + rank())  # dropout draws differently in each process
     if saved:
         state.restore(saved)
-    step = _step(config, task, model, criterion, optimizer, device, memory_format)
+    step = _step(config, task, model, criterion, optimizer, device)
     samples = Seeded(train_set, config.seed, skip_broken=config.skip_broken)
     loader = train_loader(
         samples,
@@ -144,22 +144,9 @@ def _step(
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
-    memory_format: torch.memory_format,
 ) -> Step:
     if not _is_jax(config):
-        return TorchStep(
-            task,
-            model,
-            criterion,
-            optimizer,
-            device=device,
-            memory_format=memory_format,
-            compile=config.compile,
-            bf16=config.bf16,
-            accumulate=config.accumulate,
-            clip_norm=config.clip_norm,
-            keep_buffers=config.skip_nonfinite > 0,
-        )
+        return TorchStep.of(config, task, model, criterion, optimizer, device)
     from engine.jax_network import local_devices
     from engine.jax_step import JaxStep
 
@@ -211,10 +198,9 @@ def _log(task: Task, config: DictConfig, folder: Path, state: TrainingState, tra
 def _wandb(config: DictConfig, folder: Path, run_id: str | None) -> functools.partial | None:
     if config.logger._target_ is None:
         return None
-    resolved = OmegaConf.to_container(config, resolve=True)
     group = config.logger.get("group") or sweep_name()
     name = "/".join(folder.resolve().parts[-2:])
-    return functools.partial(instantiate(config.logger), name=name, group=group, config=resolved, run_id=run_id)
+    return functools.partial(instantiate(config.logger), name=name, group=group, config=plain(config), run_id=run_id)
 
 
 def _summary(model: nn.Module, train_set: Dataset, val_set: Dataset, device: torch.device, folder: Path) -> str:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data.build import build_dataset
 from engine import figures
 from engine.entry import entry_point, seed_everything
+from engine.files import given_path
 from engine.tables import text_table, write_csv
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -97,7 +98,7 @@ def inspect(dataset: Dataset, *, num_workers: int = 0, title: str = "check") -> 
 def main(config: DictConfig) -> None:
     """Check the chosen splits."""
     seed_everything(config.seed)
-    folder = Path(str(config.output)).expanduser()
+    folder = given_path(config.output)
     wrong = []
     for split in config.splits:
         dataset = build_dataset(config.dataset, split, None)

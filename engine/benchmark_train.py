@@ -18,7 +18,7 @@ from tqdm import tqdm
 from engine.benchmark_compare import append_csv, provenance, table
 from engine.entry import seed_everything
 from engine.prefetch import prefetch
-from engine.step import TorchStep
+from engine.step import TorchStep, memory_format
 from models.factory import build, compose_conf
 
 KERNELS = ("line_forward_kernel", "line_backward_kernel")  # of the criss-cross attention
@@ -75,21 +75,9 @@ def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Te
     seed_everything(seed)
     run = run.copy()
     run.num_classes = 19
-    memory_format = torch.channels_last if run.channels_last else torch.contiguous_format
-    model = build(run.model).train().to(device, memory_format=memory_format)
+    model = build(run.model).train().to(device, memory_format=memory_format(run))
     optimizer = instantiate(run.optimizer.algorithm, model.parameters())
-    step = TorchStep(
-        instantiate(run.task),
-        model,
-        instantiate(run.loss).to(device),
-        optimizer,
-        device=device,
-        memory_format=memory_format,
-        compile=run.compile,
-        bf16=run.bf16,
-        accumulate=run.accumulate,
-        clip_norm=run.clip_norm,
-    )
+    step = TorchStep.of(run, instantiate(run.task), model, instantiate(run.loss).to(device), optimizer, device)
     size = run.recipe.batch_size, *run.recipe.train_transform.crop_size
     batch = torch.rand(size[0], 3, *size[1:]), torch.randint(0, run.num_classes, size)
     if device.type == "cuda":

@@ -27,7 +27,7 @@ from torch import nn
 
 from data.folder import distinct_colours
 from data.loader import lost_worker
-from engine.files import replacing
+from engine.files import given_path, replacing
 from engine.settings import check_settings
 from engine.trusted import check_config
 from models import tensor_files
@@ -114,7 +114,7 @@ def find(path: str | Path | None) -> Path:
     """The file that ``RUN/best``, ``RUN/last`` or a full file name, such as a published one's, means."""
     if path is None:
         raise ValueError("checkpoint is not set: give checkpoint=RUN/best, RUN the folder of a training run")
-    path = Path(str(path)).expanduser()  # a folder called 2026 comes as a number
+    path = given_path(path)
     candidates = (
         [path]
         if path.suffix in (*SUFFIXES, _PUBLISHED)

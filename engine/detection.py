@@ -22,6 +22,7 @@ from engine.average_precision import MASK_THRESHOLD, DetectionScores, average_pr
 from engine.checkpoint import Checkpoint
 from engine.distributed import from_all, processes, rank, world_size
 from engine.entry import choose_device
+from engine.files import given_path
 from engine.tables import score_table, write_csv
 
 _SHOWN = 0.5  # score from which an object is drawn
@@ -104,7 +105,7 @@ def evaluate(config: DictConfig, path: Path, saved: Checkpoint) -> float:
             f"{path} finds other objects than the data set has ({len(saved.classes)} kinds and {len(dataset.classes)}):"
             " evaluate it on a data set with its own kinds"
         )
-    folder = Path(str(config.output or path.parent)).expanduser()
+    folder = given_path(config.output or path.parent)
     folder.mkdir(parents=True, exist_ok=True)
     with processes(choose_device(config.device)) as device:
         result = evaluate_objects(

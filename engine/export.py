@@ -19,6 +19,7 @@ from torch.export import Dim
 
 from engine import checkpoint
 from engine.entry import entry_point
+from engine.files import given_path
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -28,7 +29,7 @@ TOLERANCE = 1e-4  # of the largest logit
 def main(config: DictConfig) -> None:
     """Write the file, and only after ONNX Runtime has given the network's own logits with it."""
     model = checkpoint.network(checkpoint.load(checkpoint.find(config.checkpoint)))
-    output = Path(str(config.output)).expanduser()
+    output = given_path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     error = export_onnx(model, output, size=config.size and tuple(config.size))
     size = "x".join(map(str, config.size)) if config.size else "any size"

@@ -1,9 +1,14 @@
-"""Files that a run which is killed, or a full disk, leaves as they were."""
+"""Paths as they are given, and files that a kill or a full disk leaves as they were."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def given_path(value: str | int | float | Path) -> Path:
+    """The path that stands on a command line or in YAML, where a folder called 2026 is read as a number."""
+    return Path(str(value)).expanduser()
 
 
 @contextmanager

@@ -5,7 +5,6 @@ hyperparameters of the moment. The step itself, forward, backward and update, ru
 :meth:`JaxStep.write_back` brings weights and optimizer state home, so that checkpoints are torch's own.
 """
 
-import resource
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from engine.finite import Outcome
 from engine.jax_network import JaxNetwork
+from engine.memory import process_peak_mib
 from models.nnx import state_dict, twin
 from models.nnx.layers import from_torch, to_torch
 
@@ -110,7 +110,7 @@ class JaxStep:
         count = self.mesh.devices[0].memory_stats()
         if count:
             return count["peak_bytes_in_use"] / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return process_peak_mib()
 
     def _read_optimizer(self) -> dict[str, Any]:
         """What the optimizer keeps, zero where it has not made a step yet."""

@@ -1,9 +1,15 @@
-"""Running out of it."""
+"""What a process uses of it, and running out of it."""
 
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+def process_peak_mib() -> float:
+    """The most that this process has had in the host's memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
+from engine.files import given_path
+from engine.settings import plain
 
 # What may change from one start of a run to the next: how, not what, it computes; and what it may pass over.
 _FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
@@ -20,8 +22,7 @@ _FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger",
 
 def fingerprint(config: DictConfig) -> str:
     """The same for two configurations that ask for the same training."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    kept = {key: value for key, value in plain.items() if key not in _FREE}
+    kept = {key: value for key, value in plain(config).items() if key not in _FREE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -33,8 +34,8 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     """
     given = [override.partition("=")[0].lstrip("+") for override in _overrides()]
     said = [key for key in _FREE if config.resume == "auto" or any(key == own.partition(".")[0] for own in given)]
-    plain = OmegaConf.to_container(config, resolve=True)
-    return OmegaConf.create(saved.config | {key: plain[key] for key in said if key != "resume"})
+    now = plain(config)
+    return OmegaConf.create(saved.config | {key: now[key] for key in said if key != "resume"})
 
 
 def _overrides() -> list[str]:
@@ -65,7 +66,7 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
     given = [part for part in _overrides() if part.partition("=")[0].partition(".")[0] not in _FREE]
     if given:
         raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
-    folder = Path(str(config.resume)).expanduser()
+    folder = given_path(config.resume)
     for path in _own(folder) or [checkpoint.find(folder / checkpoint.LAST)]:
         if saved := _intact(path):
             return folder, saved

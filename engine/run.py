@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -15,6 +15,7 @@ from engine.finite import Outcome, Watch
 from engine.pace import Pace
 from engine.protocols import Protocol
 from engine.run_log import NoLog, RunLog
+from engine.settings import plain
 from engine.state import TrainingState
 from engine.step import Step
 from engine.stopping import StopRequest
@@ -59,7 +60,7 @@ class Run:
         self.task, self.protocol, self.step, self.device, self.state = task, protocol, step, device, state
         self.samples, self.val_set, self.log, self.request = samples, val_set, log, request
         self.val_images_per_s = 0.0
-        self._resolved = OmegaConf.to_container(config, resolve=True)
+        self._resolved = plain(config)
         self._pace = Pace()
         self._watch = Watch(
             allowed=config.skip_nonfinite,

@@ -1,17 +1,17 @@
 """One step of the optimiser."""
 
-import resource
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data import IGNORE_INDEX
 from engine.distributed import parallel
 from engine.finite import Outcome, step_if
-from engine.memory import enough_memory
+from engine.memory import enough_memory, process_peak_mib
 from engine.tasks import Task
 from losses.processes import sum_over_processes
 
@@ -33,6 +33,11 @@ class Step(Protocol):
 
     def peak_memory_mib(self) -> float:
         """The most that was in use so far."""
+
+
+def memory_format(config: DictConfig) -> torch.memory_format:
+    """Of a run's network and its images."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 class TorchStep:
@@ -63,6 +68,31 @@ class TorchStep:
         if compile:
             self._forward = torch.compile(self._forward)
 
+    @classmethod
+    def of(
+        cls,
+        config: DictConfig,
+        task: Task,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> "TorchStep":
+        """As the configuration of a run says."""
+        return cls(
+            task,
+            model,
+            criterion,
+            optimizer,
+            device=device,
+            memory_format=memory_format(config),
+            compile=config.compile,
+            bf16=config.bf16,
+            accumulate=config.accumulate,
+            clip_norm=config.clip_norm,
+            keep_buffers=config.skip_nonfinite > 0,
+        )
+
     def place(self, images: Any, labels: Any) -> tuple[Any, Any]:
         return self.task.to_device(images, labels, self.device, self.memory_format)
 
@@ -78,7 +108,7 @@ class TorchStep:
     def peak_memory_mib(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return process_peak_mib()
 
 
 @enough_memory(
