@@ -29,7 +29,7 @@ from engine.checkpoint import Checkpoint
 from engine.distributed import processes, rank, wait_for_all
 from engine.entry import choose_device, entry_point
 from engine.evaluation import Evaluation, evaluate
-from engine.files import given_path
+from engine.files import given_path, write_text
 from engine.protocols import Protocol
 from engine.results import PredictionFiles
 from engine.tables import score_table, write_csv
@@ -100,7 +100,7 @@ def _report(stem: Path, result: Evaluation, dataset: Dataset, about: dict[str, A
     print(f"\n{about['checkpoint']}{trained}, on {about['images']} images, {about['protocol']}")
     print(f"{result.images_per_s:.1f} images/s\n")
     measured = {"images_per_s": result.images_per_s} | (result.scores._asdict() if dataset.has_labels else {})
-    stem.with_name(f"{stem.name}.json").write_text(json.dumps(about | measured, indent=1) + "\n")
+    write_text(stem.with_name(f"{stem.name}.json"), json.dumps(about | measured, indent=1) + "\n")
     if not dataset.has_labels:
         return
     write_csv(stem.with_name(f"{stem.name}.csv"), *result.scores.table(dataset.classes))

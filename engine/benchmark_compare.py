@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.figures import write_figure
 from kernels import plan
 
 from . import benchmark_peers as peers
@@ -250,7 +251,7 @@ def draw(rows: list[dict], path: Path) -> None:
     axes.margins(x=0.15)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(f"{rows[0]['shape']}, {rows[0]['dtype']}, {rows[0]['machine']}", fontsize=10)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure, dpi=150)
 
 
 def table(rows: list[dict]) -> str:

@@ -22,7 +22,7 @@ from engine.average_precision import MASK_THRESHOLD, DetectionScores, average_pr
 from engine.checkpoint import Checkpoint
 from engine.distributed import from_all, processes, rank, world_size
 from engine.entry import choose_device
-from engine.files import given_path
+from engine.files import given_path, write_text
 from engine.tables import score_table, write_csv
 
 _SHOWN = 0.5  # score from which an object is drawn
@@ -126,8 +126,8 @@ def _report(stem: Path, result: DetectionEvaluation, dataset: Dataset, about: di
     """Print the scores and write ``stem`` with .csv, .json, .png, and the results in COCO's format."""
     write_csv(Path(f"{stem}.csv"), *result.scores.table(dataset.classes))
     measured = {"images_per_s": result.images_per_s} | result.scores.summary() | result.scores._asdict()
-    Path(f"{stem}.json").write_text(json.dumps(about | measured, indent=1) + "\n")
-    Path(f"{stem}_results.json").write_text(json.dumps(result.results))
+    write_text(Path(f"{stem}.json"), json.dumps(about | measured, indent=1) + "\n")
+    write_text(Path(f"{stem}_results.json"), json.dumps(result.results))
     instances.save_panel(Path(f"{stem}.png"), result.samples, dataset.classes)
     print(f"\n{about['checkpoint']}, iteration {about['iteration']}, on {about['images']} images\n")
     print(score_table(result.scores, dataset.classes))
@@ -147,7 +147,7 @@ def predict(config: DictConfig, saved: Checkpoint, paths: Sequence[Path], output
             {"category": entry.pop("category_id")} | {key: value for key, value in entry.items() if key != "image_id"}
             for entry in coco_results(objects, 0, saved.classes)
         ]
-        (output / f"{path.stem}.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_text(output / f"{path.stem}.json", json.dumps(found, indent=1) + "\n")
         drawn = instances.draw(picture.permute(1, 2, 0).numpy(), _likely(objects), saved.classes)
         instances.save(output / f"{path.stem}_overlay.png", drawn)
     print(f"objects of {len(paths)} pictures in {output}, those with a score of at least {_SHOWN} drawn")

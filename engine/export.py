@@ -8,7 +8,6 @@ standard operators alone: attention is exported on its plain path.
 """
 
 import logging
-import os
 from pathlib import Path
 
 import hydra
@@ -19,7 +18,7 @@ from torch.export import Dim
 
 from engine import checkpoint
 from engine.entry import entry_point
-from engine.files import given_path
+from engine.files import given_path, replacing
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -69,17 +68,13 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
         output_names=["logits"],
         verbose=False,
     )
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    try:
-        program.save(temporary)
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+    with replacing(path) as unfinished:
+        program.save(unfinished)
+        session = onnxruntime.InferenceSession(unfinished, providers=["CPUExecutionProvider"])
         sizes = [(batch, *size)] if size else [(batch, height, width), (1, 33, 81), (1, 128, 66)]
         error = max(_difference(model, session, torch.rand(n, 3, h, w)) for n, h, w in sizes)
         if not error < TOLERANCE:
             raise ValueError(f"ONNX Runtime's logits differ from the network's by {error:.1e}: nothing was written")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return error
 
 

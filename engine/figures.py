@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data import IGNORE_INDEX
+from engine.files import replacing
 
 _VOID = (0, 0, 0)
 _OPACITY = 0.55  # of a class's colour over the picture
@@ -38,12 +39,24 @@ def blend(image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]
     return ((1 - _OPACITY) * image + _OPACITY * colourise(labels, palette)).round().astype(np.uint8)
 
 
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a whole picture, or leave the one that was there."""
+    with replacing(path) as unfinished:
+        picture.save(unfinished, format="PNG")
+
+
+def write_figure(path: Path, figure: Figure, *, dpi: int = 120, bbox_inches: str | None = None) -> None:
+    """Write a whole figure, or leave the one that was there."""
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=dpi, bbox_inches=bbox_inches)
+
+
 def save_mask(path: Path, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
     """Write class indices (H, W) as a PNG whose pixel values are the indices, shown in the palette."""
     picture = Image.fromarray(labels.astype(np.uint8))
     flat = [channel for colour in palette for channel in colour]
     picture.putpalette(flat + [0] * (768 - len(flat)))
-    picture.save(path)
+    write_png(path, picture)
 
 
 def save_overlay(
@@ -72,7 +85,7 @@ def save_overlay(
         box = (left, top + line // 6, left + line, top + line * 5 // 6)
         draw.rectangle(box, fill=tuple(palette[index]), outline="black")
         draw.text((left + 1.5 * line, top + line // 2), text, fill="black", font=font, anchor="lm")
-    canvas.save(path)
+    write_png(path, canvas)
 
 
 def save_panel(
@@ -140,7 +153,7 @@ def _save_grid(
             fontsize=8,
             frameon=False,
         )
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def save_samples(
@@ -234,7 +247,7 @@ def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], po
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[0, 1 / 3, 2 / 3, 1])
     bar.ax.set_yticklabels(["0.001 or less", "0.01", "0.1", "1"], fontsize=8)
     bar.set_label("attention, share of the largest", fontsize=8)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    write_figure(path, figure, bbox_inches="tight")
 
 
 def save_curves(
@@ -250,8 +263,8 @@ def save_curves(
         validation: rows of the validation log: "iteration" and scores in percent.
         scores: which of them.
     """
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(10, 3.6))
+    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.055, "right": 0.99, "top": 0.91, "bottom": 0.14})
     for name in [key for key in train[0] if key.startswith("loss")] if train else []:
         points = [(row["iteration"], row[name]) for row in train if row.get(name) is not None]
         left.plot(*zip(*points, strict=True), label=name, linewidth=1.6 if name == "loss" else 0.9)
@@ -265,7 +278,7 @@ def save_curves(
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], score: str) -> None:
@@ -295,7 +308,7 @@ def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], 
     axis.set(xlabel=f"validation {score}, percent", xlim=(0, 108))
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    write_figure(path, figure, bbox_inches="tight")
 
 
 def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Sequence[float]]], score: str) -> None:
@@ -327,7 +340,7 @@ def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Se
     axis.set(xlabel=option, ylabel=f"validation {score}, percent")
     axis.grid(alpha=0.3)
     _legend_beside(axis)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    write_figure(path, figure, bbox_inches="tight")
 
 
 def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]], score: str) -> None:
@@ -346,7 +359,7 @@ def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]],
     axis.ticklabel_format(useOffset=False)
     axis.grid(alpha=0.3)
     _legend_beside(axis)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    write_figure(path, figure, bbox_inches="tight")
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -384,7 +397,7 @@ def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
             colour = "white" if shares[row, column] > 55 else "black"
             axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
     figure.colorbar(image, ax=axis, shrink=0.6, label="percent of the true class")
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def _patch(colour: Sequence[int]):

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data.folder import distinct_colours
+from engine.figures import write_figure, write_png
 
 _OPACITY = 0.45  # of a mask over the picture
 
@@ -45,7 +46,7 @@ def draw(image: np.ndarray, objects: dict[str, Tensor], classes: Sequence[str]) 
 
 def save(path: Path, image: np.ndarray) -> None:
     """Write RGB uint8 (H, W, 3)."""
-    Image.fromarray(image).save(path)
+    write_png(path, Image.fromarray(image))
 
 
 def save_panel(path: Path, samples: Sequence[tuple[Tensor, dict, dict]], classes: Sequence[str]) -> None:
@@ -65,4 +66,4 @@ def save_panel(path: Path, samples: Sequence[tuple[Tensor, dict, dict]], classes
             axis.set_axis_off()
     for axis, title in zip(figure.axes[:3], titles, strict=True):
         axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import figures
+from engine.files import write_text
 from engine.sweep import RESULT, unfinished
 from engine.tables import text_table, write_csv
 
@@ -57,7 +58,7 @@ def report(folder: Path) -> list[str]:
             tables.append(_over_seeds(settings, columns[0]))
             write_csv(folder / "sweep_seeds.csv", *tables[-1])
             written["seeds"] = [folder / "sweep_seeds.csv"]
-    (folder / "sweep.md").write_text("\n\n".join(_markdown(*table) for table in tables) + "\n")
+    write_text(folder / "sweep.md", "\n\n".join(_markdown(*table) for table in tables) + "\n")
     written["table"].append(folder / "sweep.md")
     for table in tables:
         print(f"\n{text_table(*table)}")

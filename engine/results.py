@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from engine import figures
+from engine.files import replacing
 
 
 class PredictionFiles:
@@ -40,12 +41,15 @@ class PredictionFiles:
         if self.values is None:
             figures.save_mask(path, prediction.numpy(), self.palette)
         else:
-            Image.fromarray(self.values[prediction.numpy()]).save(path)
+            figures.write_png(path, Image.fromarray(self.values[prediction.numpy()]))
 
     def pack(self) -> Path:
         """One zip beside the folder with the files of all images; returns its path."""
         path = self.folder.with_suffix(".zip")
-        with zipfile.ZipFile(path, "w") as archive:  # stored: a PNG does not get smaller
+        with (
+            replacing(path) as unfinished,
+            zipfile.ZipFile(unfinished, "w") as archive,
+        ):  # stored: a PNG does not get smaller
             for name in self.names:
                 archive.write(self.folder / f"{name}.png", f"{name}.png")
         return path

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from engine.files import replacing
+
 SUFFIXES = (".gif", ".mp4")
 
 
@@ -33,13 +35,16 @@ def save_video(path: Path, frames: Iterable[np.ndarray], *, fps: float) -> None:
         pictures = [Image.fromarray(frame) for frame in frames]
         palette = pictures[0].quantize(256)
         first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-        first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+        with replacing(path) as unfinished:
+            first.save(
+                unfinished, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0
+            )
         return
     from fractions import Fraction
 
     import av
 
-    with av.open(str(path), "w") as container:
+    with replacing(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "20"}

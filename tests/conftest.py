@@ -5,7 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,22 @@ def run_entry(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return run
+
+
+def members(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, pgid = path.read_text().rsplit(")", 1)[1].split()[:3]
+            if int(pgid) == group and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """The processes that one has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def write_pair(image: Path, label: Path, *, classes: int, size=(48, 64), seed: int = 0) -> np.ndarray:

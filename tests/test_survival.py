@@ -5,6 +5,7 @@ kills and prints when they came; ``results/survival.md`` has such a table.
 """
 
 import csv
+import errno
 import multiprocessing
 import os
 import random
@@ -19,13 +20,15 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, children, members
 
 from data.loader import Loader
-from engine import checkpoint
+from engine import checkpoint, figures
 from engine.tables import ScalarFile
+from engine.video import save_video
 
 KILLS = int(os.environ.get("KILLS", "0"))
 ITERATIONS, VALIDATED = (3 * KILLS, 4) if KILLS else (10, 5)  # every so many
@@ -131,20 +134,6 @@ def _train(output, folder, arguments, environment, hook):
     if hook:
         hook()
     runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def members(group):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, _, pgid = path.read_text().rsplit(")", 1)[1].split()[:3]
-            if int(pgid) == group and state != "Z":
-                found.append(int(path.parent.name))
-    return found
-
-
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def rows(path):
@@ -368,6 +357,25 @@ def test_a_row_that_a_full_disk_cut_off_is_left_out(tmp_path):
     assert log.rows == [{"iteration": iteration, "loss": 0.5} for iteration in (9, 10, 11)]
     log.add({"iteration": 12, "loss": 0.5})
     assert [row["iteration"] for row in rows(path)] == ["9", "10", "11", "12"]
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, monkeypatch):
+    def half(self, to, *args, **named):
+        Path(to).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", half)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
+    path, labels = tmp_path / "made.png", np.zeros((4, 4), np.uint8)
+    path.write_bytes(b"before")
+    for write in (
+        lambda: figures.save_mask(path, labels, [(0, 0, 0)]),
+        lambda: figures.save_curves(path, [], [], []),
+        lambda: save_video(path.with_suffix(".gif"), [np.zeros((4, 4, 3), np.uint8)], fps=5),
+    ):
+        with pytest.raises(OSError, match=r"No space left on device: .*made"):
+            write()
+        assert [path.read_bytes(), list(tmp_path.iterdir())] == [b"before", [path]]
 
 
 def pair(folder, **named):
