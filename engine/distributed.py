@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -16,24 +16,32 @@ T = TypeVar("T")
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that ``torchrun`` started, and leave them at the end; alone, do nothing.
+    """Join the processes that ``torchrun`` started, and leave them at the end.
 
     Yields:
-        The device of this process: with several GPUs, its own.
+        The device of this process, which is torch's current one: with several GPUs, its own.
 
     Raises:
         ConnectionError: another process has gone; its own error says why.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield device
-        return
-    if device.type == "cuda" and device.index is None:
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized()
+    if device.type == "cuda" and device.index is None and not alone:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    # The random state that a checkpoint keeps is the current device's.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if alone:
+            yield device
+        else:
+            with _joined(device):
+                yield device
+
+
+@contextmanager
+def _joined(device: torch.device) -> Iterator[None]:
     # Of GPUs, what is on the host goes by gloo: a request to stop is asked about without waiting for the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield device
+        yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             raise ConnectionError("another process of this run has gone: its own error says why") from error

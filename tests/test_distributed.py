@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ import engine.step
 import train as training
 from data.stream import Seeded, train_loader
 from engine import checkpoint
-from engine.distributed import parallel
+from engine.distributed import parallel, processes
 from engine.step import train_step
 from losses import CrossEntropy, WeightedSum
 from models.factory import build
@@ -95,6 +96,21 @@ def assert_close(one, two):
         assert one[kind].keys() == two[kind].keys()
         for name, values in one[kind].items():
             assert torch.allclose(values, two[kind][name], rtol=0, atol=1e-6), name
+
+
+def test_a_run_on_the_second_gpu_makes_it_the_current_one_whose_random_state_is_saved(monkeypatch):
+    current = [torch.device("cuda", 0)]
+
+    @contextmanager
+    def using(device):
+        before, current[0] = current[0], device
+        yield
+        current[0] = before
+
+    monkeypatch.setattr("torch.cuda.device", using)
+    with processes(torch.device("cuda", 1)) as device:
+        assert current == [device] == [torch.device("cuda", 1)]
+    assert current == [torch.device("cuda", 0)]
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
