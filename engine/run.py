@@ -18,7 +18,7 @@ from engine.run_log import NoLog, RunLog
 from engine.settings import plain
 from engine.state import TrainingState
 from engine.step import Step
-from engine.stopping import StopRequest
+from engine.stopping import Stopped, StopRequest
 from engine.tasks import Task
 
 
@@ -81,6 +81,13 @@ class Run:
             NonFiniteLoss: more steps than ``skip_nonfinite`` were not finite; the weights have not moved with them.
             Stopped: by the request; a checkpoint is written.
         """
+        try:
+            self._fit(batches)
+        except Stopped:
+            self.say(f"stopped after iteration {self.state.iteration}, continue with resume={self.folder}")
+            raise
+
+    def _fit(self, batches: Iterable[tuple[tuple[Any, Any], float]]) -> None:
         last, state = self.config.recipe.max_iters, self.state
         with tqdm(total=last, initial=state.iteration, dynamic_ncols=True, desc="train", disable=rank() > 0) as bar:
             self._validate_if_due()
@@ -97,7 +104,6 @@ class Run:
                     self.save()
                 if any_of_all(self.request.received is not None) and state.iteration < last:
                     self.save()
-                    self.say(f"stopped after iteration {state.iteration}, continue with resume={self.folder}")
                     self.request.stop()
 
     def save(self, *, best: bool = False) -> None:

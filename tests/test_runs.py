@@ -63,7 +63,7 @@ def same_weights(one, two):
     [(signal.SIGTERM, "train_step", 3), (signal.SIGINT, "evaluate", 2), (signal.SIGTERM, "evaluate", 2)],
 )
 def test_a_signal_saves_and_ends_with_its_own_code_and_auto_goes_on(
-    whole, tmp_path, monkeypatch, number, during, iteration
+    whole, tmp_path, monkeypatch, capsys, number, during, iteration
 ):
     def kill():
         os.kill(os.getpid(), number)
@@ -77,6 +77,7 @@ def test_a_signal_saves_and_ends_with_its_own_code_and_auto_goes_on(
         with pytest.raises(SystemExit) as ended:
             training.train(composed(), folder)
     assert ended.value.code == stopping.EXIT_CODE == 75
+    assert f"stopped after iteration {iteration}, continue with resume={folder}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
     found, saved = find_start(composed("resume=auto", "num_workers=3"), tmp_path / "runs" / "new")
     assert (found, saved.iteration) == (folder, iteration)
