@@ -1,5 +1,6 @@
 """The processes that load data: how they start, what ends them, and what it looks like when one is lost."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -79,8 +80,13 @@ def lost_worker(error: BaseException) -> bool:
 
 
 def _start_method(num_workers: int) -> str | None:
-    """How a loader's processes start: None for the system's way; a fork of a process in which JAX runs may hang."""
-    return "spawn" if num_workers and "jax" in sys.modules else None
+    """How a loader's processes start: the system's own way, which a parallel sweep's runs have to ask for.
+
+    There joblib's is the default, by which only joblib can start one. A fork of a process in which JAX runs may hang.
+    """
+    if not num_workers:
+        return None
+    return "spawn" if "jax" in sys.modules else multiprocessing.get_all_start_methods()[0]
 
 
 def timed(batches: Iterable[T]) -> Iterator[tuple[T, float]]:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.loader import lost_worker
+from engine.launchers import in_own_process, join_job, parallel_worker
 from engine.sweep import write_result
 
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
@@ -40,7 +41,16 @@ class entry_point:
         functools.update_wrapper(self, main)
 
     def __call__(self, config: DictConfig) -> Any:
-        _join_job()
+        join_job()
+        if parallel_worker() is None:
+            return self._run(config)
+        try:
+            return in_own_process(functools.partial(self._run, config))
+        except ChildProcessError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return _note(str(error))
+
+    def _run(self, config: DictConfig) -> Any:
         if not _is_first():
             _remove_if_empty(_folder())  # named by a later second perhaps; the first process makes the one they use
         try:
@@ -71,16 +81,6 @@ class entry_point:
 
 def _imported(module: str, name: str) -> entry_point:
     return getattr(importlib.import_module(module), name).__wrapped__  # without what hydra.main put around it
-
-
-def _join_job() -> None:
-    """Let the processes of a job that submitit has started find each other, as those of ``torchrun`` do."""
-    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
-        from submitit.helpers import TorchDistributedEnvironment
-
-        job = TorchDistributedEnvironment()
-        if job.world_size > 1:
-            job.export(set_cuda_visible_devices=False)
 
 
 @contextmanager
@@ -137,9 +137,12 @@ def _remove_if_empty(*folders: Path) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is the GPU if there is one."""
+    """The device called ``name``; "auto" is the GPU if there is one, and one for each run of a parallel sweep."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        worker = parallel_worker()
+        if name == "cuda" and worker is not None:
+            name = f"cuda:{worker % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from engine.files import write_text
+from engine.secret_values import refuse_secrets
 
 RESULT = "result.json"
 # Plugins of Hydra by what installs them.
@@ -53,12 +56,21 @@ class SweepReport(Callback):
     """Hydra callback: after a multirun, gather each run's ``result.json``; see :mod:`engine.report`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit, saying what to install, if the launcher or the sweeper is not there."""
+        """Exit if the launcher or the sweeper is not there, or Hydra would write a secret into multirun.yaml.
+
+        Let a parallel sweep's runs save at Ctrl-C, which reaches them too: joblib would kill them when it hears of it.
+        """
+        try:
+            refuse_secrets({"the command line": sys.argv})
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
         for kind in ("launcher", "sweeper"):
             package = config.hydra[kind]._target_.split(".")[1]
             if package in _EXTRAS and not _installed(package):
                 choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
                 raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: pip install '.[{_EXTRAS[package]}]'")
+            if package == "hydra_joblib_launcher" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table, write it and its picture into the sweep's folder; exit 1 if a run failed."""

@@ -340,6 +340,13 @@ def test_a_run_writes_down_no_secret_of_the_environment(run_entry, tmp_path, mon
             assert secret.encode() not in content, name
 
 
+def test_a_sweep_writes_down_no_secret_of_its_command_line(run_entry, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    done = run_entry("train.py", "-m", *TINY, "+dataset.note=x,hf_qWeRtYuIoP", ok=False)
+    assert "error: the command line holds the value of the environment variable HF_TOKEN" in str(done.returncode)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -5,12 +5,17 @@ import json
 import os
 import signal
 import stat
-from contextlib import contextmanager
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, children, members
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +25,9 @@ from PIL import Image
 
 import train as training
 from data.build import build_dataset
-from engine import sweep
+from engine import checkpoint, sweep
+from engine.entry import choose_device
+from engine.launchers import in_own_process
 from engine.report import report
 from engine.resume import find_start
 from engine.stopping import EXIT_CODE, StopRequest
@@ -166,10 +173,12 @@ def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, run_entry, mo
     finally:
         torch.set_num_threads(threads)
     folder = tmp_path / "sweep"
+    interrupted = signal.getsignal(signal.SIGINT)
     done = run_entry(
-        "train.py", "-m", "hydra/launcher=parallel", *ONE_STEP, "model.head.recurrence=0,1,-1",
+        "train.py", "-m", "hydra/launcher=parallel", *ONE_STEP, "num_workers=1", "model.head.recurrence=0,1,-1",
         f"hydra.sweep.dir={folder}", ok=False,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, interrupted)
     get_reusable_executor().shutdown()
     assert "failed    model.head.recurrence=-1: " in done.stdout
     for number in (0, 1):
@@ -178,6 +187,73 @@ def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, run_entry, mo
         )
         assert all(torch.equal(values, two["weights"][name]) for name, values in one["weights"].items())
         assert repr(one["scores"]) == repr(two["scores"])
+
+
+def test_a_parallel_sweep_loses_the_run_that_is_killed_alone_and_saves_all_when_it_ends(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install '.[joblib]'")
+    folder, out = tmp_path / "sweep", tmp_path / "out"
+    endless = ["recipe.max_iters=100000", "recipe.val_every=100000", "model.head.recurrence=0,1,2,3"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
+    with open(out, "w") as written:
+        launcher = subprocess.Popen(
+            [sys.executable, ROOT / "train.py", "-m", "hydra/launcher=parallel", *TINY, *endless, "num_workers=1",
+             f"hydra.sweep.dir={folder}"],
+            cwd=tmp_path, stdout=written, stderr=written, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
+    end = time.monotonic() + 120
+
+    def wait(condition):
+        while not condition():
+            assert time.monotonic() < end, out.read_text()[-3000:]
+            time.sleep(0.05)
+
+    def under_way():
+        return {number for number in "0123" if (folder / number / "train.csv").exists()}
+
+    try:
+        wait(lambda: under_way() == {"0", "1"})
+        run = next(run for worker in children(launcher.pid) for run in children(worker))
+        os.kill(run, signal.SIGKILL)
+        wait(lambda: under_way() == {"0", "1", "2"})
+        os.kill(launcher.pid, signal.SIGINT)  # the launcher alone
+        assert launcher.wait(10) == -signal.SIGINT
+        wait(lambda: not members(launcher.pid))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    (lost,) = {path.parent.name for path in folder.glob("*/result.json")}
+    assert "ended by SIGKILL" in json.loads((folder / lost / "result.json").read_text())["error"]
+    assert all(checkpoint.load(folder / number / "last.pt").iteration >= 1 for number in under_way() - {lost})
+    assert under_way() == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (partial(sys.exit, EXIT_CODE), "stopped and saved"),
+        (partial(os._exit, 3), "ended with 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by SIGKILL"),
+    ],
+)
+def test_a_run_of_its_own_process_gives_its_result_or_says_how_it_ended(end, message):
+    assert in_own_process(lambda: {"mIoU": 1.0}) == {"mIoU": 1.0}
+    with pytest.raises(ChildProcessError, match=f"{message}.*resume=auto"):
+        in_own_process(end)
+
+
+def test_runs_at_once_have_a_gpu_each(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda")
+    chosen = []
+    for number in (3, 4, 5):
+        process = SimpleNamespace(name=f"LokyProcess-{number}")
+        monkeypatch.setattr("engine.launchers.multiprocessing.current_process", lambda process=process: process)
+        chosen.append(choose_device("auto"))
+    assert chosen == [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 0)]
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
 
 
 def test_a_search_passes_over_a_trial_that_fails_and_goes_on_where_it_was(tmp_path, run_entry, monkeypatch):
