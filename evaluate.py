@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from data.build import build_dataset
 from data.transforms import eval_transform
-from engine import checkpoint, detection, figures
+from engine import charts, checkpoint, detection, figures
 from engine.checkpoint import Checkpoint
 from engine.distributed import processes, rank, wait_for_all
 from engine.entry import choose_device, entry_point
@@ -106,7 +106,7 @@ def _report(stem: Path, result: Evaluation, dataset: Dataset, about: dict[str, A
     write_csv(stem.with_name(f"{stem.name}.csv"), *result.scores.table(dataset.classes))
     counts = [[name, *line] for name, line in zip(dataset.classes, result.confusion.tolist(), strict=True)]
     write_csv(stem.with_name(f"{stem.name}_confusion.csv"), ("true / predicted", *dataset.classes), counts)
-    figures.save_confusion(stem.with_name(f"{stem.name}_confusion.png"), result.confusion.numpy(), dataset.classes)
+    charts.save_confusion(stem.with_name(f"{stem.name}_confusion.png"), result.confusion.numpy(), dataset.classes)
     figures.save_panel(stem.with_name(f"{stem.name}.png"), result.samples, dataset.classes, dataset.palette)
     print(score_table(result.scores, dataset.classes))
     print(f"\ntable        {stem}.csv, .json\npredictions  {stem}.png\nconfusion    {stem}_confusion.csv, .png")

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from engine import figures
+from engine import charts
 from engine.files import write_text
 from engine.sweep import RESULT, unfinished
 from engine.tables import text_table, write_csv
@@ -77,7 +77,7 @@ def _draw(folder: Path, settings: dict[str, list[dict]], done: list[dict[str, An
     score = columns[0]
     short = {_LONG.sub(lambda number: f"{float(number[0]):.3g}", name): group for name, group in settings.items()}
     pictures = [folder / "sweep.png"]
-    figures.save_comparison(
+    charts.save_comparison(
         pictures[0], {name: [run.get(score) for run in group] for name, group in short.items()}, score
     )
     if "gflops" in columns:
@@ -86,10 +86,10 @@ def _draw(folder: Path, settings: dict[str, list[dict]], done: list[dict[str, An
         costs = {
             name: (group[0]["gflops"], [run[score] for run in group]) for name, group in succeeded.items() if group
         }
-        figures.save_cost(pictures[-1], costs, score)
+        charts.save_cost(pictures[-1], costs, score)
     for option, lines in _trends(done, score).items():
         pictures.append(folder / f"sweep_{option}.png")
-        figures.save_trend(pictures[-1], option, lines, score)
+        charts.save_trend(pictures[-1], option, lines, score)
     return pictures
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from engine import figures
+from engine import charts
 from engine.tables import ScalarFile, write_csv
 
 if TYPE_CHECKING:  # W&B takes a second to import, which a run without it saves
@@ -77,7 +77,7 @@ class RunLog:
         by_class = {f"{header[1]}/{name}": share for name, share, *_ in rows[:-1]}
         self._validation.add({"iteration": iteration} | summary | {"images_per_s": result.images_per_s} | by_class)
         write_csv(self.folder / "val_classes.csv", header, rows)
-        figures.save_curves(self.folder / "curves.png", self._train.rows, self._validation.rows, list(summary)[:2])
+        charts.save_curves(self.folder / "curves.png", self._train.rows, self._validation.rows, list(summary)[:2])
         self.task.save_panel(self.folder / "predictions.png", result.samples, self.classes, self.palette)
         if self._wandb:
             self._wandb.scalars(iteration, {f"val/{name}": value for name, value in summary.items()})

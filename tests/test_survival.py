@@ -26,7 +26,7 @@ import torch
 from conftest import ROOT, TINY, children, members
 
 from data.loader import Loader
-from engine import checkpoint, figures
+from engine import charts, checkpoint, figures
 from engine.tables import ScalarFile
 from engine.video import save_video
 
@@ -370,7 +370,7 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, mon
     path.write_bytes(b"before")
     for write in (
         lambda: figures.save_mask(path, labels, [(0, 0, 0)]),
-        lambda: figures.save_curves(path, [], [], []),
+        lambda: charts.save_curves(path, [], [], []),
         lambda: save_video(path.with_suffix(".gif"), [np.zeros((4, 4, 3), np.uint8)], fps=5),
     ):
         with pytest.raises(OSError, match=r"No space left on device: .*made"):
