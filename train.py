@@ -77,7 +77,7 @@ def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> 
     device = _device(config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
-    identity = saved.training["identity"] if saved else fingerprint(config)
+    identity = fingerprint(config)
     task = instantiate(config.task)
     train_set = build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = build_dataset(config.dataset, "val", task.eval_transform())

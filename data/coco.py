@@ -195,7 +195,9 @@ def _check_segmentation(annotation: dict, size: tuple[int, int], file: Path) -> 
     """Raise ValueError for a mask that is not the picture's: its own sizes decide what decoding it would allocate."""
     given, (height, width) = annotation["segmentation"], size
     if isinstance(given, dict):
-        fits = given.get("size") == [height, width]
+        counts = given.get("counts")
+        readable = _text(counts) or (_numbers(counts) and all(_whole(count) and count >= 0 for count in counts))
+        fits = readable and given.get("size") == [height, width]
     else:
         farthest = 2 * max(size)
         fits = all(_numbers(polygon) and max(map(abs, polygon), default=0) <= farthest for polygon in given)

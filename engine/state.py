@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
 from engine import checkpoint
+from engine.alike import alike, optimizer_state
 from engine.checkpoint import LAST, PREVIOUS, Checkpoint
 from engine.distributed import from_all, rank
 from engine.tasks import TaskScores
@@ -96,20 +97,27 @@ class TrainingState:
         """
         try:
             self._restore(saved)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{saved.source} does not hold the state of such a training: {error!r}") from error
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{saved.source} does not hold the state of such a training: {error}") from error
 
     def _restore(self, saved: Checkpoint) -> None:
-        self.optimizer.load_state_dict(saved.training["optimizer"])
+        training = saved.training
+        self.optimizer.load_state_dict(optimizer_state(training["optimizer"], self.optimizer))
         _lay_out_as_parameters(self.optimizer)
-        self.schedule.load_state_dict(saved.training["schedule"])
-        if rank() < len(saved.training["random"]):  # else the run goes on with more processes than it had
-            _set_random_state(saved.training["random"][rank()])
+        self.schedule.load_state_dict(alike(training["schedule"], self.schedule.state_dict(), "schedule"))
+        if self.schedule.last_epoch != saved.iteration:
+            raise ValueError(f"its schedule is at {self.schedule.last_epoch} and its weights at {saved.iteration}")
+        if rank() < len(training["random"]):  # else the run goes on with more processes than it had
+            _set_random_state(training["random"][rank()])
         self.iteration = self._saved = saved.iteration
         self._last_is_whole = saved.source is None or saved.source.name == LAST
         self.scores = saved.scores
-        self.validated, self.skipped = saved.training["validated"], saved.training["skipped"]
-        self.best_score, self.wandb_id = saved.training["best_score"], saved.training["wandb_id"]
+        self.validated, self.skipped, self.best_score = (
+            alike(training[key], 0, key) for key in ("validated", "skipped", "best_score")
+        )
+        self.identity, self.wandb_id = training["identity"], training["wandb_id"]
+        if not (isinstance(self.identity, str) and isinstance(self.wandb_id, str | None)):
+            raise ValueError("identity and wandb_id are no texts")
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:

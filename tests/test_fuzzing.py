@@ -19,6 +19,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ from engine import checkpoint, figures
 from engine.average_precision import _encoded, average_precision
 from engine.entry import _USER_ERRORS
 from engine.evaluation import predict
-from models.published import importing
+from engine.state import TrainingState
 
 CLEAN = (*_USER_ERRORS, HydraException)
 THOROUGH = 25  # times the examples of ``make test``
@@ -274,6 +275,51 @@ def test_what_a_checkpoint_says(run, scratch, data):
     assert labels is None or labels.shape == (1, 33, 33)
 
 
+def go_on(path, config, folder):
+    """A step from ``path`` on, or the first one if it holds no training, and its checkpoint; returns the iteration."""
+    saved = checkpoint.load(path)
+    network = checkpoint.network(saved)
+    algorithm = instantiate(config.optimizer.algorithm, network.parameters())
+    state = TrainingState(network, algorithm, instantiate(config.optimizer.schedule, algorithm), identity="")
+    if saved.training:
+        state.restore(saved)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    algorithm.step()
+    state.advance()
+    state.validation_due(1, 3)
+    state.save(folder, saved.config, SimpleNamespace(classes=saved.classes, palette=saved.palette))
+    return state.iteration
+
+
+@pytest.fixture(scope="module")
+def begun(run, tmp_path_factory):
+    """Configuration of each optimiser, and what ``last.pt`` holds after a step of it."""
+    found = {}
+    for optimizer in ("adamw", "sgd", "sgd_steps"):
+        config = composed("recipe.max_iters=3", f"optimizer={optimizer}")
+        folder = tmp_path_factory.mktemp(optimizer)
+        assert go_on(run / "best.safetensors", config, folder) == 1
+        found[optimizer] = config, torch.load(folder / "last.pt", weights_only=True)
+    return found
+
+
+@examples(20)
+@given(data=st.data(), optimizer=st.sampled_from(["adamw", "sgd", "sgd_steps"]))
+def test_what_a_run_goes_on_from(begun, scratch, data, optimizer):
+    """The state of its optimiser, schedule and random generators, with checksums that are right."""
+    config, content = begun[optimizer]
+    training = dict(content["training"])
+    part = data.draw(st.sampled_from(["optimizer", "optimizer", "schedule", None]))
+    if part:
+        training[part] = data.draw(mutated({part: training[part]}, PICKLED)).get(part)
+    else:
+        training = data.draw(mutated(training, PICKLED))
+    path = scratch / "begun.pt"
+    torch.save(content | {"training": training}, path)
+    assert clean(go_on, path, config, scratch) in (None, 2)
+
+
 @examples(12)
 @given(data=st.data())
 def test_the_header_of_a_safetensors_file(contents, scratch, data):
@@ -315,7 +361,7 @@ _TENSORS = st.sampled_from(
 
 @examples(4)
 @given(data=st.data(), layout=st.sampled_from(["authors", "mmseg"]))
-def test_what_a_published_checkpoint_holds(published, data, layout):
+def test_what_a_published_checkpoint_holds(published, scratch, data, layout):
     state = dict(published[layout])
     for _ in range(data.draw(st.integers(0, 3))):
         key = data.draw(st.sampled_from([key for key in state if "layer" not in str(key)] + list(state)[:20]))
@@ -331,10 +377,9 @@ def test_what_a_published_checkpoint_holds(published, data, layout):
     meta = {"iter": 9, "CLASSES": ["a", "b", "c"], "PALETTE": [[1, 2, 3]] * 3, "config": "crop_size=(512, 512)"}
     content = {"state_dict": state, "meta": data.draw(mutated(meta, PICKLED)) if data.draw(st.booleans()) else meta}
 
-    def imported():
-        return checkpoint._checked(checkpoint._from_published(importing.convert(content, Path("published.pth"))))
-
-    found = clean(imported)
+    path = scratch / "held.pth"
+    torch.save(content, path)
+    found = clean(checkpoint.load, path)
     assert found is None or len(found.classes) == 3
 
 

@@ -4,6 +4,7 @@ import struct
 import subprocess
 import zipfile
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from data.stream import Seeded
 from data.voc import VOC
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
+from engine.state import TrainingState
 from models import import_checkpoint
 from models.backbone import TimmBackbone
 from models.factory import build
@@ -302,6 +304,43 @@ def test_a_file_of_backbone_weights_runs_nothing_and_holds_tensors_alone(tmp_pat
         with pytest.raises(ValueError, match="not a state dict that can be read safely"):
             TimmBackbone("resnet10t", weights=tmp_path / "weights.pth")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda kept: kept["optimizer"]["state"][0].update(exp_avg=torch.zeros(2)),
+            r"exp_avg of parameter 0.*\(40, 50\)",
+        ),
+        (lambda kept: kept["optimizer"]["state"][1].update(step=torch.zeros(50)), "step of parameter 1"),
+        (lambda kept: kept["optimizer"]["state"][1].pop("exp_avg_sq"), "state is of other parameters"),
+        (lambda kept: kept["optimizer"]["param_groups"][0].update(params=[1, 0]), "groups are of other parameters"),
+        (lambda kept: kept["optimizer"]["param_groups"][0].update(amsgrad=True), "param_groups.0.amsgrad is 'True'"),
+        (lambda kept: kept["schedule"].update(last_epoch=7), "schedule is at 7 and its weights at 1"),
+        (lambda kept: kept["schedule"].update(_schedule_phases=[]), "schedule._schedule_phases is '\\[\\]'"),
+        (lambda kept: kept.update(wandb_id=3), "identity and wandb_id are no texts"),
+    ],
+)
+def test_the_state_of_another_training_is_refused_before_a_step_writes_into_it(tmp_path, spoil, message):
+    """A fused step writes into what an optimiser keeps by the size of the parameter."""
+
+    def begin():
+        layer = torch.nn.Linear(50, 40)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+        return layer, TrainingState(layer, optimizer, schedule, "identity")
+
+    layer, state = begin()
+    layer(torch.ones(3, 50)).sum().backward()
+    state.optimizer.step()
+    state.advance()
+    state.save(tmp_path, {}, SimpleNamespace(classes=["a"], palette=[(0, 0, 0)]))
+    saved = checkpoint.load(tmp_path / "last.pt")
+    spoil(saved.training)
+    with pytest.raises(ValueError, match=f"last.pt does not hold the state of such a training: .*{message}"):
+        begin()[1].restore(saved)
+    begin()[1].restore(checkpoint.load(tmp_path / "last.pt"))
 
 
 def test_no_resolver_evaluates_code():

@@ -47,8 +47,8 @@ def test_a_fused_optimiser_moves_as_the_plain_one_after_a_restart_too(name):
             "schedule": state.schedule.state_dict(),
             "random": [{"cpu": torch.get_rng_state()}],
         }
-        training |= {"validated": 0, "skipped": 0, "best_score": 0.0, "wandb_id": None}
-        state.restore(Checkpoint({}, {}, [], [], 1, {}, training))
+        training |= {"validated": 0, "skipped": 0, "best_score": 0.0, "identity": "", "wandb_id": None}
+        state.restore(Checkpoint({}, {}, [], [], 0, {}, training))
         for _ in range(3):
             train_step(task, model, criterion, optimizer, *batch)
         assert any(not parameter.is_contiguous() for parameter in model.parameters())
