@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine.files import write_text
 from engine.secret_values import refuse_secrets
 
 RESULT = "result.json"
+_ROOT = Path(__file__).resolve().parent.parent
 # Plugins of Hydra by what installs them.
 _EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_submitit_launcher": "slurm", "hydra_optuna_sweeper": "optuna"}
 
@@ -69,6 +71,9 @@ class SweepReport(Callback):
             if package in _EXTRAS and not _installed(package):
                 choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
                 raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: pip install '.[{_EXTRAS[package]}]'")
+            if package == "hydra_submitit_launcher":  # its jobs may start in any folder
+                path = os.environ.get("PYTHONPATH")
+                os.environ["PYTHONPATH"] = f"{_ROOT}{os.pathsep}{path}" if path else str(_ROOT)
             if package == "hydra_joblib_launcher" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -297,13 +297,15 @@ def test_a_job_of_slurm_asks_for_a_signal_before_its_end(tmp_path, run_entry, mo
     """Up to sbatch, which a script refuses to be."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install '.[slurm]'")
     for name in ("sbatch", "srun"):
-        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "$PYTHONPATH" > {tmp_path}/path\nexit 1\n')
         (tmp_path / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", "/own")
     folder = tmp_path / "sweep"
     run_entry("train.py", "-m", "hydra/launcher=slurm", "seed=0,1,2", f"hydra.sweep.dir={folder}", ok=False)
     (script,) = folder.rglob("*.sh")
     asked = {line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if "SBATCH" in line}
+    assert (tmp_path / "path").read_text() == f"{ROOT}:/own\n"  # where the job's process finds this code
     assert {"signal=USR2@120", "time=1440", "gpus-per-node=1", "array=0-2%3", "mem=32GB"} <= asked
 
 
