@@ -12,10 +12,7 @@ from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import engine.step
-import train as training
 from data.stream import Seeded, train_loader
-from engine import checkpoint
 from engine.distributed import parallel, processes
 from engine.step import train_step
 from losses import CrossEntropy, WeightedSum
@@ -135,43 +132,6 @@ def test_a_term_of_weight_zero_leaves_parameters_without_gradient(tmp_path):
     whole = iterations(count=2, overrides=overrides)["terms"][1]["loss"]
     shared, _ = together(partial(iterations, number=2, overrides=overrides, count=2), tmp_path)
     assert abs(whole - shared["terms"][1]["loss"]) < 1e-6
-
-
-def unbroken(rank, folder):
-    training.train(composed(), folder)
-
-
-def broken(rank, folder):
-    steps = []
-
-    def killed_at_fourth(*arguments, **named):
-        steps.append(1)
-        if len(steps) == 4:
-            raise InterruptedError
-        return train_step(*arguments, **named)
-
-    engine.step.train_step = killed_at_fourth
-    with pytest.raises(InterruptedError):
-        training.train(composed(), folder)
-
-
-def resumed(rank, folder):
-    saved = checkpoint.load(folder / "last.pt")
-    assert saved.iteration == 2
-    training.train(composed(), folder, saved)
-
-
-def test_a_run_of_two_processes_killed_and_resumed_equals_the_unbroken_one_bit_for_bit(tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "broken"
-    together(partial(unbroken, folder=whole), tmp_path)
-    together(partial(broken, folder=cut), tmp_path)
-    together(partial(resumed, folder=cut), tmp_path)
-    one, two = (checkpoint.load(folder / "last.pt") for folder in (whole, cut))
-    assert one.iteration == two.iteration == 4
-    assert len(one.training["random"]) == 2
-    assert all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
-    assert repr(one.scores) == repr(two.scores)
-    assert [path.name for path in sorted(whole.iterdir())] == [path.name for path in sorted(cut.iterdir())]
 
 
 class Pointwise(torch.nn.Module):

@@ -11,7 +11,7 @@ import onnxruntime
 
 from engine import export
 
-TINY = {"num_classes": 5, "backbone": "resnet10t", "head__channels": 16}
+TINY = {"num_classes": 5, "backbone": "beacons", "head__channels": 16}
 
 
 def make(name):

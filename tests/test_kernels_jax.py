@@ -244,20 +244,22 @@ def _played_call(target, results, *, input_output_aliases):
     return run
 
 
-@pytest.mark.parametrize("function", OPERATORS)
+BOUND = [
+    ((5,), (0,), np.float32),
+    ((5, 6), (0, 1), np.float32),
+    ((5, 6), (0,), np.float16),
+    ((5, 6), (0, 1), np.float16),
+    ((2, 3, 4), (0, 1, 2), np.float16),
+    ((130,), (0,), np.float16),
+]
+MANY_TILES = [((2, 20), (0, 1), np.float16), ((2, 40), (0, 1), np.float32)]  # seconds each
+
+
 @pytest.mark.parametrize(
-    ("spatial", "axes", "dtype"),
-    [
-        ((5,), (0,), np.float32),
-        ((5, 6), (0, 1), np.float32),
-        ((5, 6), (0,), np.float16),
-        ((5, 6), (0, 1), np.float16),
-        ((2, 3, 4), (0, 1, 2), np.float16),
-        ((130,), (0,), np.float16),
-        ((2, 20), (0, 1), np.float16),
-        ((2, 40), (0, 1), np.float32),
-    ],
-    ids=str,
+    ("function", "spatial", "axes", "dtype"),
+    [(function, *case) for case in BOUND for function in OPERATORS]
+    + [(criss_cross_residual, *case) for case in MANY_TILES],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_launches_are_bound_as_the_kernels_expect(interpreted, function, spatial, axes, dtype):
     """One pass and several, in one tile and in several: every pointer, partial sum and shared buffer is its own."""

@@ -436,3 +436,4 @@ def test_two_processes_one_of_which_goes_end_go_on_and_equal_the_unbroken_run(tm
     runs = pair(tmp_path / "cut")
     assert [run.wait() for run in runs] == [0, 0], runs[0].text
     assert_same(tmp_path / "whole" / "runs" / "new", folder)
+    assert len(newest(folder).training["random"]) == 2
