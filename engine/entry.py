@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.loader import lost_worker
+from engine.distributed import is_first
 from engine.launchers import in_own_process, join_job, parallel_worker
 from engine.sweep import write_result
 
@@ -51,7 +52,7 @@ class entry_point:
             return _note(str(error))
 
     def _run(self, config: DictConfig) -> Any:
-        if not _is_first():
+        if not is_first():
             _remove_if_empty(_folder())  # named by a later second perhaps; the first process makes the one they use
         try:
             with _lost_workers():
@@ -72,7 +73,7 @@ class entry_point:
             traceback.print_exc()
             return _note(f"{type(error).__name__}: {error}")
         finally:
-            if _is_first():  # from another process it might come just before the first file is written
+            if is_first():  # from another process it might come just before the first file is written
                 _remove_if_empty(_folder(), _folder().parent)
 
     def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
@@ -108,11 +109,6 @@ def _note(message: str) -> None:
 def _process() -> str:
     """Which one of several processes is speaking."""
     return f"process {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-
-
-def _is_first() -> bool:
-    """Of the processes of a run, before they have joined too."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _message(error: BaseException) -> str:

@@ -46,10 +46,8 @@ class PredictionFiles:
     def pack(self) -> Path:
         """One zip beside the folder with the files of all images; returns its path."""
         path = self.folder.with_suffix(".zip")
-        with (
-            replacing(path) as unfinished,
-            zipfile.ZipFile(unfinished, "w") as archive,
-        ):  # stored: a PNG does not get smaller
+        # Stored: a PNG does not get smaller.
+        with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
             for name in self.names:
                 archive.write(self.folder / f"{name}.png", f"{name}.png")
         return path

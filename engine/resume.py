@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from engine import checkpoint
 from engine.checkpoint import Checkpoint
+from engine.distributed import is_first
 from engine.files import given_path
 from engine.settings import plain
 
@@ -131,5 +131,5 @@ def _intact(path: Path) -> Checkpoint | None:
 
 
 def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # the processes of a run have not joined yet
+    if is_first():
         print(text)
