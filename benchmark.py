@@ -13,48 +13,50 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from engine.entry import choose_device, entry_point
+from ccnet.conf import CONF
+from ccnet.engine.runtime.devices import choose_device
+from ccnet.engine.sweeps.entry_point import entry_point
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="benchmark")
 @entry_point
 def main(config: DictConfig) -> None:
     """Run one mode and print its table."""
     device = choose_device(config.device)
     on_gpu = device.type == "cuda"
     if config.mode == "compare":
-        from engine.benchmark_compare import compare
+        from ccnet.benchmarks.compare import compare
 
         name = config.dtype or ("bfloat16" if on_gpu else "float32")
         if name not in _DTYPES:
             raise ValueError(f"dtype is {name!r}: choose one of {', '.join(_DTYPES)}")
         shape = list(config.shape or ([8, 97, 97] if on_gpu else [1, 17, 33]))
         if config.framework == "jax":
-            from engine.benchmark_jax import compare as compare_in_jax
+            from ccnet.benchmarks.compare_jax import compare as compare_in_jax
 
             print(compare_in_jax(config, _DTYPES[name], shape))
         else:
             print(compare(config, device, _DTYPES[name], shape))
     elif config.mode == "tune":
-        from engine.benchmark_tune import tune
+        from ccnet.benchmarks.tune import tune
 
         print(tune(config, device))
     elif config.mode == "complexity":
-        from engine.benchmark_complexity import complexity
+        from ccnet.benchmarks.complexity import complexity
 
         print(complexity(config, device))
     elif config.mode == "zoo":
-        from engine.benchmark_zoo import zoo
+        from ccnet.benchmarks.zoo import zoo
 
         print(zoo(config, device))
     elif config.mode == "train":
-        from engine.benchmark_train import train_speed
+        from ccnet.benchmarks.training_step import train_speed
 
         print(train_speed(config, device))
     elif config.mode == "input":
-        from engine.benchmark_input import input_speed
+        from ccnet.benchmarks.input_pipeline import input_speed
 
         print(input_speed(config))
     else:

@@ -22,20 +22,26 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
-from data.build import build_dataset
-from data.transforms import eval_transform
-from engine import charts, checkpoint, detection, figures
-from engine.checkpoint import Checkpoint
-from engine.distributed import processes, rank, wait_for_all
-from engine.entry import choose_device, entry_point
-from engine.evaluation import Evaluation, evaluate
-from engine.files import given_path, write_text
-from engine.protocols import Protocol
-from engine.results import PredictionFiles
-from engine.tables import score_table, write_csv
+from ccnet.conf import CONF
+from ccnet.data.build import build_dataset
+from ccnet.data.transforms import eval_transform
+from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.engine.drawing import charts
+from ccnet.engine.drawing import label_images as figures
+from ccnet.engine.drawing.tables import write_csv
+from ccnet.engine.evaluation import detection
+from ccnet.engine.evaluation.prediction_files import PredictionFiles
+from ccnet.engine.evaluation.protocols import Protocol
+from ccnet.engine.evaluation.segmentation import Evaluation, evaluate
+from ccnet.engine.evaluation.tasks import score_table
+from ccnet.engine.runtime.atomic_files import given_path, write_text
+from ccnet.engine.runtime.devices import choose_device
+from ccnet.engine.runtime.distributed import processes, rank, wait_for_all
+from ccnet.engine.sweeps.entry_point import entry_point
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 @entry_point
 def main(config: DictConfig) -> float:
     """Print the scores and save them beside the checkpoint; returns the mIoU, or the mask AP."""
@@ -71,7 +77,7 @@ def main(config: DictConfig) -> float:
         memory_format = torch.channels_last if saved.setting("channels_last") else torch.contiguous_format
         model = checkpoint.network(saved).to(device, memory_format=memory_format)
         if in_jax:
-            from engine.jax_network import JaxNetwork
+            from ccnet.engine.evaluation.jax_network import JaxNetwork
 
             model = JaxNetwork.of(model, bf16=saved.setting("bf16"), device=config.device)
         result = evaluate(

@@ -26,19 +26,23 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import IGNORE_INDEX
-from data.pictures import IMAGE_SUFFIXES, LabelReader, read_image
-from engine import checkpoint, detection, figures
-from engine.attention import attention_maps
-from engine.checkpoint import Checkpoint
-from engine.entry import choose_device, entry_point
-from engine.evaluation import predict
-from engine.files import given_path
-from engine.protocols import Protocol
-from engine.video import check_video, save_video
+from ccnet.conf import CONF
+from ccnet.data import IGNORE_INDEX
+from ccnet.data.image_files import IMAGE_SUFFIXES, LabelReader, read_image
+from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.engine.drawing import label_images as figures
+from ccnet.engine.drawing.video import check_video, save_video
+from ccnet.engine.evaluation import detection
+from ccnet.engine.evaluation.attention_maps import attention_maps
+from ccnet.engine.evaluation.protocols import Protocol
+from ccnet.engine.evaluation.segmentation import predict
+from ccnet.engine.runtime.atomic_files import given_path
+from ccnet.engine.runtime.devices import choose_device
+from ccnet.engine.sweeps.entry_point import entry_point
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="predict")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
 @entry_point
 def main(config: DictConfig) -> None:
     """Write masks, overlays and whatever else is asked for of every picture of ``input`` into ``output``."""
@@ -116,7 +120,7 @@ class Network:
         self.device, self.bf16 = device, config.bf16
         self.model: nn.Module = checkpoint.network(saved).to(device)
         if config.framework == "jax":
-            from engine.jax_network import JaxNetwork
+            from ccnet.engine.evaluation.jax_network import JaxNetwork
 
             self.model = JaxNetwork.of(self.model, bf16=config.bf16, device=config.device)
         self.protocol = _protocol(config, saved)

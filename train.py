@@ -24,30 +24,31 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import Dataset
 
-from data.build import build_dataset
-from data.loader import timed
-from data.stream import Seeded, train_loader
-from engine import checkpoint
-from engine.checkpoint import Checkpoint
-from engine.distributed import from_all, from_first, processes, rank, world_size
-from engine.entry import choose_device, entry_point, seed_everything
-from engine.files import write_text
-from engine.prefetch import prefetch
-from engine.resume import continued, find_start, fingerprint
-from engine.run import Run
-from engine.run_log import NoLog, RunLog
-from engine.secret_values import refuse_secrets
-from engine.settings import check_settings, plain
-from engine.state import TrainingState
-from engine.step import Step, TorchStep, memory_format
-from engine.stopping import StopRequest
-from engine.sweep import finished_score, sweep_name, write_result
-from engine.tables import score_table
-from engine.tasks import Task
-from models.factory import build
+from ccnet.conf import CONF
+from ccnet.data.build import build_dataset
+from ccnet.data.loader import timed
+from ccnet.data.stream import Seeded, train_loader
+from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.engine.checkpoints.resume import continued, find_start, fingerprint
+from ccnet.engine.evaluation.tasks import Task, score_table
+from ccnet.engine.guards.secret_values import refuse_secrets
+from ccnet.engine.guards.settings import check_settings, plain
+from ccnet.engine.runtime.atomic_files import write_text
+from ccnet.engine.runtime.devices import choose_device, seed_everything
+from ccnet.engine.runtime.distributed import from_all, from_first, processes, rank, world_size
+from ccnet.engine.runtime.stop_signals import StopRequest
+from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.engine.sweeps.results import finished_score, sweep_name, write_result
+from ccnet.engine.training.logger import NoLog, RunLog
+from ccnet.engine.training.loop import Run
+from ccnet.engine.training.prefetch import prefetch
+from ccnet.engine.training.state import TrainingState
+from ccnet.engine.training.torch_step import Step, TorchStep, memory_format
+from ccnet.models.factory import build
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 @entry_point
 def main(config: DictConfig) -> float:
     """Run one training; returns the best validation score (mIoU, mask AP), for whoever searches over configurations."""
@@ -147,8 +148,8 @@ def _step(
 ) -> Step:
     if not _is_jax(config):
         return TorchStep.of(config, task, model, criterion, optimizer, device)
-    from engine.jax_network import local_devices
-    from engine.jax_step import JaxStep
+    from ccnet.engine.evaluation.jax_network import local_devices
+    from ccnet.engine.training.jax_step import JaxStep
 
     if world_size() > 1 or config.accumulate > 1:
         raise ValueError("framework=jax runs in one process, without accumulate: leave out torchrun and accumulate")

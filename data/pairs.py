@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from data import IGNORE_INDEX
-from data.pictures import IMAGE_SUFFIXES, LabelReader, read_image
+from . import IGNORE_INDEX
+from .image_files import IMAGE_SUFFIXES, LabelReader, read_image
 
 
 class ImagePairs(Dataset):
@@ -117,8 +117,8 @@ def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
 
 
 def read_classes(name: str) -> list[dict]:
-    """The entries of ``data/<name>.json``, one per class: "name", "colour" and what the data set adds."""
-    return json.loads((Path(__file__).parent / f"{name}.json").read_text())
+    """The entries of ``data/sets/<name>.json``, one per class: "name", "colour" and what the data set adds."""
+    return json.loads((Path(__file__).parent / "sets" / f"{name}.json").read_text())
 
 
 def read_list(path: Path) -> list[tuple[str, list[str]]]:

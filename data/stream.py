@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.loader import Loader
-from data.pictures import UnreadablePicture
+from .image_files import UnreadablePicture
+from .loader import Loader
 
 
 class Positions(Sampler[tuple[int, int]]):

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from data import IGNORE_INDEX
-from data.pictures import check_size
-from data.warp import Placement, resample
+from . import IGNORE_INDEX
+from .image_files import check_size
+from .warp import Placement, resample
 
 # Padding in the colour that normalises to about zero, as in the authors' code.
 MEAN_COLOUR = (124, 116, 104)

@@ -24,7 +24,7 @@ Legend: BLOCK_M queries, BLOCK_N keys, BLOCK_C channels of a slab, BLOCK_D >= D.
 import triton
 import triton.language as tl
 
-from .tiles import finite, is_key, line_rows, line_start, load_rows
+from .addressing import finite, is_key, line_rows, line_start, load_rows
 
 
 @triton.jit

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from kernels import criss_cross_residual
-from kernels.recompute import recomputed_projection
-from models.layers import check_recurrence, residual_weight
+from ..kernels import criss_cross_residual
+from ..kernels.recompute import recomputed_projection
+from .layers import check_recurrence, residual_weight
 
 
 class CrissCrossAttention(nn.Module):

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.modules import module as registration
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+from ..conf import CONF
 
 
 def list_models() -> list[str]:
@@ -84,7 +83,7 @@ def create_model(
     network = build(config.model)
     if framework == "torch":
         return network
-    from models.nnx import twin
+    from .nnx import twin
 
     return twin(network)
 

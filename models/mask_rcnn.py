@@ -13,7 +13,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from models.backbone import TimmBackbone
+from .backbone import TimmBackbone
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")  # timm's names of res2 to res5
 _BOX_SIZE = 7  # of the features that torchvision cuts out for a box, squared

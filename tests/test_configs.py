@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from models.factory import build
+from ccnet.models.factory import build
 
 
 def composed(*overrides, name="config"):
@@ -67,7 +67,9 @@ def test_each_data_set_brings_its_recipe(dataset, crop, batch, iterations, lr, w
     assert config.recipe.train_transform.crop_size == config.training_crop == crop
     assert (config.recipe.batch_size, config.recipe.max_iters) == (batch, iterations)
     assert (config.optimizer.algorithm.lr, config.optimizer.algorithm.weight_decay) == (lr, weight_decay)
-    assert config.protocol._target_ == f"engine.protocols.{'Letterbox' if dataset == 'lip' else 'Whole'}"
+    assert (
+        config.protocol._target_ == f"ccnet.engine.evaluation.protocols.{'Letterbox' if dataset == 'lip' else 'Whole'}"
+    )
     if dataset == "camvid_video":
         assert (config.dataset.train.frames, config.model.head.recurrence) == (5, 3)
     if dataset == "lip":

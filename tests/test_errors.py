@@ -7,8 +7,8 @@ import torch
 from conftest import TINY, write_pair
 from safetensors.torch import save_file
 
-from engine import checkpoint
-from engine.checkpoint import Checkpoint
+from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine.checkpoints.checkpoint import Checkpoint
 
 SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
 
@@ -39,7 +39,7 @@ def test_only_the_first_of_several_processes_takes_back_the_folder_that_it_is_ab
         folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whoever fails
         raise ValueError("a mistake")
 
-    monkeypatch.setattr("engine.resume.find_start", fails)
+    monkeypatch.setattr("ccnet.engine.checkpoints.resume.find_start", fails)
     monkeypatch.setenv("RANK", str(rank))
     assert "error: a mistake" in refused(run_entry, tmp_path, "train.py", *TINY, "hydra.run.dir=runs/new")
     assert (tmp_path / "runs").exists() == bool(rank)
@@ -98,10 +98,13 @@ def test_a_pickled_object_is_not_run(tmp_path):
     ("config", "message"),
     [
         ({"model": {"_target_": "os.system", "command": "true"}}, r"names 'os\.system' in model"),
-        ({"model": {"head": [{"_target_": "models.backbone.torch.load"}]}}, r"names 'models\.backbone\.torch\.load'"),
-        ({"dataset": {"val": {"_target_": "models.factory.build"}}}, r"'models\.factory\.build' in dataset"),
-        ({"extra": {"_target_": "models.factory.build"}}, "in extra"),
-        ({"model": {"_target_": "models.nothing.There"}}, "in model"),
+        (
+            {"model": {"head": [{"_target_": "ccnet.models.backbone.torch.load"}]}},
+            r"names 'models\.backbone\.torch\.load'",
+        ),
+        ({"dataset": {"val": {"_target_": "ccnet.models.factory.build"}}}, r"'models\.factory\.build' in dataset"),
+        ({"extra": {"_target_": "ccnet.models.factory.build"}}, "in extra"),
+        ({"model": {"_target_": "ccnet.models.nothing.There"}}, "in model"),
         ({"logger": {"name": "${oc.env:HOME}"}}, r"logger holds '\$\{oc\.env:HOME\}'"),
     ],
 )

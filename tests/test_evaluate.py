@@ -17,15 +17,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import train as training
-from engine.attention import attention_maps
-from engine.metrics import ConfusionMatrix
-from engine.protocols import MultiScale, Slide, Whole
-from engine.results import PredictionFiles
-from engine.video import save_video
-from kernels import criss_cross_weights
-from losses.ohem import ohem_cross_entropy
-from models import create_model
+from ccnet import train as training
+from ccnet.engine.drawing.video import save_video
+from ccnet.engine.evaluation.attention_maps import attention_maps
+from ccnet.engine.evaluation.confusion import ConfusionMatrix
+from ccnet.engine.evaluation.prediction_files import PredictionFiles
+from ccnet.engine.evaluation.protocols import MultiScale, Slide, Whole
+from ccnet.kernels import criss_cross_weights
+from ccnet.losses.ohem import ohem_cross_entropy
+from ccnet.models import create_model
 
 
 @pytest.fixture(scope="module")

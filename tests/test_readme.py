@@ -31,7 +31,7 @@ def test_python_runs(block):
 @pytest.mark.parametrize("command", commands())
 def test_commands_compose(command):
     _, script, *overrides = shlex.split(command)
-    if script == "-m":  # python -m engine.export
+    if script == "-m":  # python export.py
         script = overrides.pop(0).replace(".", "/") + ".py"
     assert (ROOT / script).is_file()
     name = Path(script).stem
@@ -52,7 +52,7 @@ def test_tree_names_what_is_there():
 
 
 def test_the_zoo_table_is_the_measured_one():
-    from engine.benchmark_zoo import markdown
+    from ccnet.benchmarks.zoo import markdown
 
     with open(ROOT / "results" / "networks_zoo.csv") as file:
         assert markdown(list(csv.DictReader(file))) in README

@@ -11,9 +11,9 @@ from conftest import ROOT, SHARED, TINY
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-import train as training
-from engine import checkpoint
-from engine.step import train_step
+from ccnet import train as training
+from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine.training.torch_step import train_step
 
 HERE = ("device=cpu", "num_workers=0")  # of an evaluation; a process that loads takes seconds to start where JAX runs
 
@@ -68,7 +68,7 @@ def test_loss_falls_on_one_batch():
     model = training.build(config.model).train()
     criterion = instantiate(config.loss)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
-    from data.transforms import eval_transform
+    from ccnet.data.transforms import eval_transform
 
     dataset = training.build_dataset(config.dataset, "train", eval_transform())
     images, labels = (torch.stack(part) for part in zip(*(dataset[index] for index in range(2)), strict=True))
@@ -92,10 +92,10 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path,
             raise Killed
         return train_step(*arguments, **named)
 
-    monkeypatch.setattr("engine.step.train_step", killed_at_fourth)
+    monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", killed_at_fourth)
     with pytest.raises(Killed):
         run(tmp_path / "broken", *options)
-    monkeypatch.setattr("engine.step.train_step", train_step)
+    monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", train_step)
     torch.rand(7)  # whatever the process did in between
     saved = checkpoint.load(tmp_path / "broken" / "last.pt")
     assert saved.iteration == 2
@@ -240,7 +240,7 @@ def test_ones_own_folder_from_the_command_line(folder_data, tmp_path, run_entry)
 
 @pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="no ../shared/weights on this machine")
 def test_real_imagenet_weights_fit_the_backbone():
-    from models.backbone import TimmBackbone
+    from ccnet.models.backbone import TimmBackbone
 
     path = SHARED / "weights" / "mobilenetv2_100_onnxzoo7.pth"
     loaded = TimmBackbone("mobilenetv2_100", weights=path).net.state_dict()

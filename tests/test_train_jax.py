@@ -9,7 +9,7 @@ from conftest import TINY
 from PIL import Image
 from test_train import composed, rows, run
 
-from engine import checkpoint
+from ccnet.engine.checkpoints import checkpoint
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 pytest.importorskip("flax", reason="Flax is not installed: pip install -e '.[jax]'")
@@ -80,7 +80,7 @@ def test_a_stopped_run_continues_exactly(finished, tmp_path, monkeypatch):
 
 
 def test_a_step_that_is_not_finite_is_left_out(tmp_path, monkeypatch):
-    from engine.jax_step import JaxStep
+    from ccnet.engine.training.jax_step import JaxStep
 
     placed = []
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.criss_cross import CrissCrossAttention
+from ..criss_cross import CrissCrossAttention
 
 _ROWS, _COLUMNS = (1,), (0,)
 

@@ -4,7 +4,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from models.layers import residual_weight
+from ..layers import residual_weight
 
 
 class NonLocal(nn.Module):

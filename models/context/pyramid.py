@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from models.layers import conv_bn_relu
+from ..layers import conv_bn_relu
 
 
 class PyramidPooling(nn.Module):

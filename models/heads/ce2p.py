@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from models.context.pyramid import PyramidPooling
-from models.layers import conv_bn_relu
+from ..context.pyramid import PyramidPooling
+from ..layers import conv_bn_relu
 
 _DETAIL = 48  # channels that the decoder takes from the first stage
 

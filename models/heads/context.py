@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.layers import check_recurrence, conv_bn_relu
+from ..layers import check_recurrence, conv_bn_relu
 
 
 class ContextFeatures(nn.Module):

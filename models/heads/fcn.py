@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.layers import conv_bn_relu
+from ..layers import conv_bn_relu
 
 
 class FCNHead(nn.Module):

@@ -4,6 +4,6 @@ A twin is made from a torch module and takes its settings and its weights: so th
 weights and this project's checkpoints serve both frameworks, and :func:`state_dict` gives the weights back.
 """
 
-from models.nnx.twins import state_dict, twin
+from .twins import state_dict, twin
 
 __all__ = ["state_dict", "twin"]

@@ -6,9 +6,9 @@ from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from kernels import criss_cross_residual
-from kernels.jax_op import KEPT
-from models.nnx.layers import adaptive_average, parameter, resize
+from ...kernels import criss_cross_residual
+from ...kernels.jax_op import KEPT
+from .layers import adaptive_average, parameter, resize
 
 
 class CrissCrossAttention(nnx.Module):

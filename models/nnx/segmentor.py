@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from models.nnx.layers import dropout2d, resize, statistic
+from .layers import dropout2d, resize, statistic
 
 
 class ContextHead(nnx.Module):

@@ -10,19 +10,19 @@ from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor
 
-import models.nnx.backbone as backbone_twins
-import models.nnx.context as context_twins
-import models.nnx.segmentor as segmentor_twins
-from models.backbone import TimmBackbone
-from models.context.global_convolution import GlobalConvolution
-from models.context.lines import HorizontalVertical, ParallelHorizontalVertical
-from models.context.non_local import NonLocal
-from models.context.pyramid import AtrousPyramid, PyramidPooling
-from models.criss_cross import CrissCrossAttention
-from models.heads.context import ContextHead
-from models.heads.fcn import FCNHead
-from models.nnx.layers import Activation, BatchNorm, Conv, Layers, Pool, to_torch
-from models.segmentor import Segmentor
+from ..backbone import TimmBackbone
+from ..context.global_convolution import GlobalConvolution
+from ..context.lines import HorizontalVertical, ParallelHorizontalVertical
+from ..context.non_local import NonLocal
+from ..context.pyramid import AtrousPyramid, PyramidPooling
+from ..criss_cross import CrissCrossAttention
+from ..heads.context import ContextHead
+from ..heads.fcn import FCNHead
+from ..segmentor import Segmentor
+from . import backbone as backbone_twins
+from . import context as context_twins
+from . import segmentor as segmentor_twins
+from .layers import Activation, BatchNorm, Conv, Layers, Pool, to_torch
 
 
 def twin(module: torch.nn.Module) -> nnx.Module:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from models.published.layout import Layout, context_head, depth, network, width
+from .layout import Layout, context_head, depth, network, width
 
 CROP = (769, 769)  # of training, pixels
 _EPS = 1e-5  # of batch norms, which theirs add to the weight too
@@ -30,11 +30,11 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
             f"{', '.join(sorted(_HEAD))}"
         )
     channels = width(found, "head.conva.0.weight", 512)
-    cca = {"_target_": "models.criss_cross.CrissCrossAttention"}
+    cca = {"_target_": "ccnet.models.criss_cross.CrissCrossAttention"}
     leaky = {"negative_slope": 0.01}
     return Layout(
         model=network(
-            {"_target_": "models.published.backbone.CaffeResNet", "name": f"resnet{depth(found, '')}s"},
+            {"_target_": "ccnet.models.published.backbone.CaffeResNet", "name": f"resnet{depth(found, '')}s"},
             context_head(channels, cca, recurrence=recurrence) | leaky,
             {"channels": width(found, "dsn.0.weight", 512)} | leaky,
             num_classes=width(found, "head.bottleneck.3.weight", 19),

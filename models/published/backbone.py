@@ -1,6 +1,6 @@
 """The backbone of the CCNet authors' published networks."""
 
-from models.backbone import TimmBackbone
+from ..backbone import TimmBackbone
 
 # Of the three channels, in units of 0 to 255: Caffe's mean colour, no standard deviation.
 _MEAN = (122.67891434, 116.66876762, 104.00698793)

@@ -8,11 +8,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from models.factory import build
-from models.layers import MAX_RECURRENCE
-from models.published import authors, mmseg
-from models.published.layout import Layout
-from models.tensor_files import is_plain, read, size
+from ..factory import build
+from ..layers import MAX_RECURRENCE
+from ..tensor_files import is_plain, read, size
+from . import authors, mmseg
+from .layout import Layout
 
 _COUNTER = "num_batches_tracked"  # of batch norms; older files lack it, and nothing here reads it
 

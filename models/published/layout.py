@@ -37,11 +37,11 @@ class Layout:
 def network(backbone: dict, head: dict, aux_head: dict, *, num_classes: int, align_corners: bool) -> dict[str, Any]:
     """A ``model`` node; the heads' classes are called by the network with the backbone's widths."""
     return {
-        "_target_": "models.segmentor.Segmentor",
+        "_target_": "ccnet.models.segmentor.Segmentor",
         "backbone": {"output_stride": 8, "out_indices": [-2, -1], "pretrained": False, "weights": None} | backbone,
         "head": {"_partial_": True, "num_classes": num_classes, "dropout": 0.1} | head,
         "aux_head": {
-            "_target_": "models.heads.fcn.FCNHead",
+            "_target_": "ccnet.models.heads.fcn.FCNHead",
             "_partial_": True,
             "num_classes": num_classes,
             "dropout": 0.1,
@@ -55,7 +55,7 @@ def network(backbone: dict, head: dict, aux_head: dict, *, num_classes: int, ali
 def context_head(channels: int, context: dict | None, *, recurrence: int = 1) -> dict[str, Any]:
     """The node of a :class:`models.heads.context.ContextHead`."""
     return {
-        "_target_": "models.heads.context.ContextHead",
+        "_target_": "ccnet.models.heads.context.ContextHead",
         "channels": channels,
         "recurrence": recurrence if context else 0,
         "context": {"_partial_": True} | context if context else None,
@@ -65,7 +65,7 @@ def context_head(channels: int, context: dict | None, *, recurrence: int = 1) ->
 def direct_head(channels: int, context: dict) -> dict[str, Any]:
     """The node of a :class:`models.heads.direct.DirectHead`, over a pyramid of branches as wide as its output."""
     return {
-        "_target_": "models.heads.direct.DirectHead",
+        "_target_": "ccnet.models.heads.direct.DirectHead",
         "channels": channels,
         "context": {"_partial_": True, "width": channels, "out_channels": channels} | context,
     }

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.published.layout import Layout, Names, context_head, depth, direct_head, network, width
+from .layout import Layout, Names, context_head, depth, direct_head, network, width
 
 _SCAFFOLD = {"convs", "conv_cat", "conv_seg"}
 _HEADS = {  # family -> modules of its head
@@ -69,7 +69,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
     return Layout(
         model=network(
             {
-                "_target_": "models.backbone.TimmBackbone",
+                "_target_": "ccnet.models.backbone.TimmBackbone",
                 "name": f"resnet{depth(found, 'backbone.')}{'c' if deep_stem else ''}",
             },
             head,
@@ -109,12 +109,12 @@ def _context(family: str, align_corners: bool) -> tuple[dict | None, Names]:
         case "fcn":
             return None, []
         case "ccnet":
-            return {"_target_": "models.criss_cross.CrissCrossAttention"}, [
+            return {"_target_": "ccnet.models.criss_cross.CrissCrossAttention"}, [
                 ("head.context.gamma", "decode_head.cca.gamma.scale"),
                 ("head.context", "decode_head.cca"),
             ]
         case "nonlocal":
-            return {"_target_": "models.context.non_local.BottleneckNonLocal"}, [
+            return {"_target_": "ccnet.models.context.non_local.BottleneckNonLocal"}, [
                 ("head.context.query_conv", "decode_head.nl_block.theta.conv"),
                 ("head.context.key_conv", "decode_head.nl_block.phi.conv"),
                 ("head.context.value_conv", "decode_head.nl_block.g.conv"),
@@ -122,14 +122,22 @@ def _context(family: str, align_corners: bool) -> tuple[dict | None, Names]:
             ]
         case "pspnet":
             bins = [1, 2, 3, 6]
-            node = {"_target_": "models.context.pyramid.PyramidPooling", "bins": bins, "align_corners": align_corners}
+            node = {
+                "_target_": "ccnet.models.context.pyramid.PyramidPooling",
+                "bins": bins,
+                "align_corners": align_corners,
+            }
             names = _conv_module("head.context.fuse", "decode_head.bottleneck")
             for index in range(len(bins)):
                 names += _conv_module(f"head.context.branches.{index}", f"decode_head.psp_modules.{index}.1")
             return node, names
         case "deeplabv3":
             dilations = [12, 24, 36]
-            node = {"_target_": "models.context.pyramid.AtrousPyramid", "dilations": dilations, "fuse_kernel_size": 3}
+            node = {
+                "_target_": "ccnet.models.context.pyramid.AtrousPyramid",
+                "dilations": dilations,
+                "fuse_kernel_size": 3,
+            }
             names = [
                 *_conv_module("head.context.local", "decode_head.aspp_modules.0"),
                 *_conv_module("head.context.image", "decode_head.image_pool.1"),

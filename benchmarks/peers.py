@@ -1,0 +1,135 @@
+"""What criss-cross attention is compared with, written for this comparison and checked before it is timed.
+
+A peer takes query, key (N, D, H, W) and value (N, C, H, W) and returns (N, C, H, W). All compute in the dtype
+they are given, as a user's own lines would. Legend: L the line attended along, M heads.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch._functorch.config
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels import criss_cross_attention
+
+# The backward is timed alone, from one graph again and again.
+torch._functorch.config.donated_buffer = False
+
+
+class Peer(NamedTuple):
+    """``attends`` to "cross", "rows" or "all" positions; some have no gradient."""
+
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    attends: str = "cross"
+    has_gradient: bool = True
+
+
+triton = partial(criss_cross_attention, backend="triton")
+reference = partial(criss_cross_attention, backend="reference")
+triton_rows = partial(triton, axes=(1,))
+
+
+def _masked_diagonal(energy: Tensor) -> Tensor:
+    """A position is a key of its row and of its column: (..., L, L) without the second count."""
+    itself = torch.eye(energy.shape[-1], dtype=torch.bool, device=energy.device)
+    return energy.masked_fill(itself, float("-inf"))
+
+
+def einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Two einsums for the scores, one softmax, two einsums for the sum: what most ports are."""
+    height, width = query.shape[-2:]
+    column = _masked_diagonal(torch.einsum("ndhw,ndgw->nwhg", query, key)).permute(0, 2, 1, 3)  # n h w g
+    row = torch.einsum("ndhw,ndhv->nhwv", query, key)
+    column, row = torch.cat([column, row], dim=-1).softmax(dim=-1).split([height, width], dim=-1)
+    return torch.einsum("nhwg,ncgw->nchw", column, value) + torch.einsum("nhwv,nchv->nchw", row, value)
+
+
+def bmm(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Lines as the batch of a matrix product: copies into (N * lines, channels, L) and back."""
+    batch, _, height, width = query.shape
+
+    def columns(array):
+        return array.permute(0, 3, 1, 2).reshape(batch * width, -1, height)
+
+    def rows(array):
+        return array.permute(0, 2, 1, 3).reshape(batch * height, -1, width)
+
+    column = _masked_diagonal(torch.bmm(columns(query).mT, columns(key)))
+    column = column.view(batch, width, height, height).permute(0, 2, 1, 3)
+    row = torch.bmm(rows(query).mT, rows(key)).view(batch, height, width, width)
+    column, row = torch.cat([column, row], dim=-1).softmax(dim=-1).split([height, width], dim=-1)
+    column = column.permute(0, 2, 1, 3).reshape(batch * width, height, height)
+    out_column = torch.bmm(columns(value), column.mT).view(batch, width, -1, height).permute(0, 2, 3, 1)
+    out_row = torch.bmm(rows(value), row.reshape(batch * height, width, width).mT)
+    return out_column + out_row.view(batch, height, -1, width).permute(0, 2, 1, 3)
+
+
+def _heads(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    """(N, positions, channels) to (N, M, positions, D): library kernels want one width, so query and key are
+    repeated for each D channels of the value."""
+    width = query.shape[-1]
+    heads = value.shape[-1] // width
+    if heads * width != value.shape[-1]:
+        raise ValueError(f"library attention needs C to be a multiple of D, got {value.shape[-1]} and {width}")
+    query, key = (array[:, None].expand(-1, heads, -1, -1) for array in (query, key))
+    return [query, key, value.unflatten(-1, (heads, width)).transpose(1, 2)]
+
+
+def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Library attention over (N, positions, channels) and its log-sum-exp, (N, positions)."""
+    query, key, value = _heads(query, key, value)
+    if not query.is_cuda:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=1.0)
+    elif query.dtype == torch.float32:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True, scale=1.0)
+    else:
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=1.0)
+    return out.transpose(1, 2).flatten(2), lse[:, 0, : query.shape[2]].float()
+
+
+def axial_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Library attention along rows and along columns, joined by log-sum-exp, the second self taken out."""
+    query, key, value = (array.movedim(1, -1) for array in (query, key, value))  # n h w c
+    batch, height, width, _ = query.shape
+    out_row, lse_row = _attention_with_lse(*(array.flatten(0, 1) for array in (query, key, value)))
+    out_row, lse_row = out_row.view(value.shape), lse_row.view(batch, height, width)
+    columns = [array.transpose(1, 2).flatten(0, 1) for array in (query, key, value)]
+    out_column, lse_column = _attention_with_lse(*columns)
+    out_column = out_column.unflatten(0, (batch, width)).transpose(1, 2)
+    lse_column = lse_column.view(batch, width, height).transpose(1, 2)
+
+    lse_self = (query.float() * key.float()).sum(dim=-1)
+    largest = torch.maximum(lse_row, lse_column)
+    row, column, itself = (torch.exp(lse - largest)[..., None] for lse in (lse_row, lse_column, lse_self))
+    out = (row * out_row + column * out_column - itself * value) / (row + column - itself)
+    return out.to(value.dtype).movedim(-1, 1)
+
+
+def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of every position to every position, by the library's fused kernels."""
+    size = value.shape[-2:]
+    heads = _heads(*(array.flatten(2).mT for array in (query, key, value)))
+    out = F.scaled_dot_product_attention(*heads, scale=1.0)
+    return out.transpose(1, 2).flatten(2).mT.unflatten(-1, size)
+
+
+def non_local_oracle(query: Tensor, key: Tensor, value: Tensor, rows: int = 2048) -> Tensor:
+    """The same written out, some rows of the (positions, positions) map at a time."""
+    flat = [array.flatten(2).mT for array in (query, key, value)]
+    parts = [(part @ flat[1].mT).softmax(dim=-1) @ flat[2] for part in flat[0].split(rows, dim=1)]
+    return torch.cat(parts, dim=1).mT.unflatten(-1, value.shape[2:])
+
+
+ORACLES = {"cross": reference, "rows": partial(reference, axes=(1,)), "all": non_local_oracle}
+PEERS = {
+    "triton": Peer(triton),
+    "reference": Peer(reference),
+    "einsum": Peer(einsum),
+    "bmm": Peer(bmm),
+    "compiled_einsum": Peer(torch.compile(einsum)),
+    "axial_sdpa": Peer(axial_sdpa, has_gradient=False),  # the library gives the log-sum-exp no gradient
+    "non_local_sdpa": Peer(non_local, attends="all"),
+}

@@ -1,0 +1,156 @@
+"""Whole training iterations of several networks, on one machine in one run."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from ..engine.runtime.devices import seed_everything
+from ..engine.training.prefetch import prefetch
+from ..engine.training.torch_step import TorchStep, memory_format
+from ..models.factory import build, compose_conf
+from .compare import append_csv, provenance, table
+
+KERNELS = ("line_forward_kernel", "line_backward_kernel")  # of the criss-cross attention
+
+
+class Rounds(NamedTuple):
+    """What was measured of one network: a number per round."""
+
+    milliseconds: list[float]
+    mib: list[float]
+
+
+def train_speed(config: DictConfig, device: torch.device) -> str:
+    """Time the networks in turns; append to ``<output>_train.csv`` and return the table.
+
+    The batch is random and in the host's memory: an iteration is its copy to the device, forward, loss, backward and
+    the optimiser's step, queued as in training. On a CPU the process's CPU time counts, for others' work lengthens it
+    little, and peak memory is that of a process of its own (on Linux).
+    """
+    options = config.train
+    setting = list(options.settings[device.type])
+    runs = {name: compose_conf([*setting, f"model={name}"], "config") for name in options.models}
+    rounds = {name: Rounds([], []) for name in runs}
+    for _ in tqdm(range(options.rounds), desc="train", disable=None):
+        for name, run in runs.items():
+            milliseconds, mib = _round(run, device, config.seed, options.iterations, options.warmup)
+            rounds[name].milliseconds.append(milliseconds)
+            rounds[name].mib.append(mib)
+    first = statistics.median(rounds[next(iter(runs))].milliseconds)
+    rows = []
+    for name, run in runs.items():
+        milliseconds = statistics.median(rounds[name].milliseconds)
+        mib = max(rounds[name].mib) if device.type == "cuda" else _alone(_peak_of_process, run, config.seed)
+        row = {
+            "network": name,
+            "step_ms": round(milliseconds, 1),
+            "fastest_ms": round(min(rounds[name].milliseconds), 1),
+            "slowest_ms": round(max(rounds[name].milliseconds), 1),
+            "ratio": round(milliseconds / first, 3),
+            "images_per_s": round(1e3 * run.recipe.batch_size / milliseconds, 2),
+            "peak_mib": round(mib),
+            "attention_share": _attention_share(run, device, config.seed) if device.type == "cuda" else "not measured",
+        }
+        rows.append(row)
+    about = {"setting": " ".join(setting), "clock": "wall" if device.type == "cuda" else "process", "seed": config.seed}
+    path = Path(f"{config.output}_train.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    append_csv(path, [row | about | provenance(device) for row in rows])
+    return f"{' '.join(setting)}\n\n{table(rows)}\n\n{path}"
+
+
+def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Tensor]:
+    """Makes a training iteration each time it is asked, and gives its loss."""
+    seed_everything(seed)
+    run = run.copy()
+    run.num_classes = 19
+    model = build(run.model).train().to(device, memory_format=memory_format(run))
+    optimizer = instantiate(run.optimizer.algorithm, model.parameters())
+    step = TorchStep.of(run, instantiate(run.task), model, instantiate(run.loss).to(device), optimizer, device)
+    size = run.recipe.batch_size, *run.recipe.train_transform.crop_size
+    batch = torch.rand(size[0], 3, *size[1:]), torch.randint(0, run.num_classes, size)
+    if device.type == "cuda":
+        batch = tuple(part.pin_memory() for part in batch)
+    for iteration, (placed, _) in enumerate(prefetch(_endless(batch), step.place, device)):
+        yield step(*placed, iteration).loss
+
+
+def _endless(batch: tuple[Tensor, Tensor]) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
+    while True:
+        yield batch, 0.0
+
+
+def _round(run: DictConfig, device: torch.device, seed: int, number: int, warmup: int) -> tuple[float, float]:
+    """Milliseconds of an iteration, and the most MiB that the GPU had in use."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    losses = _iterations(run, device, seed)
+    start = 0.0
+    for iteration in range(warmup + number):
+        if iteration == warmup:
+            _finish(device)
+            start = clock()
+        loss = next(losses)
+    _finish(device)
+    seconds = clock() - start
+    if not loss.isfinite():
+        raise ArithmeticError(f"model={run.model._target_} ended with a loss of {loss}: nothing to time")
+    mib = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else float("nan")
+    return 1e3 * seconds / number, mib
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _alone(function: Callable[..., float], *arguments: object) -> float:
+    """``function(*arguments)`` in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _peak_of_process(run: DictConfig, seed: int) -> float:
+    """MiB that two iterations add to the process."""
+    before = _highest_mib()
+    losses = _iterations(run, torch.device("cpu"), seed)
+    next(losses), next(losses)
+    return _highest_mib() - before
+
+
+def _highest_mib() -> float:
+    """Of this process; the figure of getrusage is its parent's where that is higher."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+
+
+def _attention_share(run: DictConfig, device: torch.device, seed: int) -> float:
+    """Of the GPU's time in one iteration, the criss-cross kernels'."""
+    losses = _iterations(run, device, seed)
+    for _ in range(3):
+        next(losses)
+    _finish(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        next(losses)
+        _finish(device)
+    return round(share_of(KERNELS, ((event.key, event.self_device_time_total) for event in profile.key_averages())), 4)
+
+
+def share_of(names: Iterable[str], times: Iterable[tuple[str, float]]) -> float:
+    """Share of the (kernel name, time) pairs whose name contains one of ``names``."""
+    times = list(times)
+    return sum(time for key, time in times if any(name in key for name in names)) / sum(time for _, time in times)

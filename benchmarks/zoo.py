@@ -1,0 +1,78 @@
+"""Every network of the zoo at one input: what it costs, and how fast it is here."""
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from ..engine.drawing.tables import write_csv
+from ..engine.evaluation.cost import network_cost
+from ..models import create_model, list_models
+from ..models.heads.context import ContextHead
+from .compare import measure, provenance
+
+# Further settings of a network that the paper has rows of their own for.
+VARIANTS = {
+    "ccnet": [{"head__recurrence": recurrence} for recurrence in (1, 2, 3)],
+    "nonlocal": [{"head__recurrence": recurrence} for recurrence in (1, 2)],
+}
+LEFT_OUT = ("mask_rcnn",)  # what it costs depends on what there is to find
+
+
+def zoo(config: DictConfig, device: torch.device) -> str:
+    """Count and time, write ``<output>_zoo.csv`` anew, and return the table in Markdown."""
+    options = config.zoo
+    size = tuple(options.size)
+    names = options.models or [name for name in list_models() if name not in LEFT_OUT]
+    entries = [(name, settings) for name in names for settings in VARIANTS.get(name, [{}])]
+    rows, baseline = [], None
+    for name, settings in tqdm(sorted(entries, key=lambda entry: entry[0] != "fcn"), desc="zoo", disable=None):
+        torch.manual_seed(config.seed)
+        model = create_model(name, num_classes=options.num_classes, backbone=options.backbone, **settings)
+        cost = network_cost(model, (3, *size))
+        baseline = baseline or cost
+        recurrence = settings.get("head__recurrence")
+        alike = isinstance(model.head, ContextHead)  # networks that differ from fcn in their context module alone
+        rows.append(
+            {
+                "network": f"{name}, R = {recurrence}" if recurrence else name,
+                "parameters_m": round(cost.parameters, 1),
+                "gflops": round(cost.gflops, 1),
+                "added_gflops": round(cost.gflops - baseline.gflops, 1) if alike else "",
+                "saved_mb": round(cost.saved_mb),
+                "added_mb": round(cost.saved_mb - baseline.saved_mb, 1) if alike else "",
+                "images_per_s": round(_images_per_s(model, tuple(options.timed_size), device, options.repeats), 2),
+            }
+        )
+    about = {"backbone": options.backbone, "size": "x".join(map(str, size))}
+    about |= {"timed_size": "x".join(map(str, options.timed_size)), "dtype": "float32"} | provenance(device)
+    path = Path(f"{config.output}_zoo.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(path, [*rows[0], *about], [[*row.values(), *about.values()] for row in rows])
+    return markdown(rows)
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table as the README shows it."""
+    header = ("network", "parameters, M", "GFLOPs", "added", "kept for backward, MB", "added", "images/s")
+    fields = ("network", "parameters_m", "gflops", "added_gflops", "saved_mb", "added_mb", "images_per_s")
+    lines = [header, ("---", *["--:"] * (len(header) - 1)), *([str(row[field]) for field in fields] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@torch.inference_mode()
+def _images_per_s(model: torch.nn.Module, size: tuple[int, int], device: torch.device, repeats: int) -> float:
+    """On a CPU per core, by the time that the process computes, which others' work lengthens little."""
+    model = model.eval().to(device, memory_format=torch.channels_last)
+    image = torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        return 1e6 / measure(lambda _: model(image), repeats, device).median_us
+    spans = []
+    for _ in range(1 + repeats):
+        start = time.process_time()
+        model(image)
+        spans.append(time.process_time() - start)
+    return 1 / statistics.median(spans[1:])

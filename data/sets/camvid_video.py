@@ -1,0 +1,82 @@
+"""CamVid as clips: T ordered frames of one sequence, of which the last is supervised."""
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from .. import IGNORE_INDEX
+from .camvid import CamVid, CamVidFull, frame_of
+
+
+class CamVidVideo(Dataset):
+    """Clips of T frames that end in each labelled frame of a split, so that every frame is scored exactly once.
+
+    The network sees a frame and the T - 1 before it, as in a running video, and its last frame has labels; the others
+    are ignored. A clip never crosses from one sequence to another, nor a gap in a sequence (a step of more than one
+    and a half times the sequence's usual one: 30 frames or 1 s in training, 2 frames or 1/15 s in validation). Where
+    fewer than T - 1 frames come before, the first one is repeated.
+
+    Args:
+        root: of :class:`data.camvid.CamVid` or, with ``full``, of :class:`data.camvid.CamVidFull`.
+        split: "train", "val" or "test".
+        frames: T.
+        full: 720x960 instead of 360x480.
+        transform: of (tv_tensors.Image uint8 (T, 3, H, W), tv_tensors.Mask uint8 (T, H, W)).
+    """
+
+    ignore_index = IGNORE_INDEX
+    has_labels = True
+
+    def __init__(self, root: str | Path | None, *, split: str, frames: int, transform, full: bool = False):
+        if frames < 1:
+            raise ValueError(f"frames is {frames}: give the length of a clip, 1 or more")
+        self._stills = (CamVidFull if full else CamVid)(root, split=split, transform=None)
+        self.classes, self.palette = self._stills.classes, self._stills.palette
+        self.result_values = self._stills.result_values
+        self.transform = transform
+        self.clips = [_clip(run, place, frames) for run in self._runs() for place in range(len(run))]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """RGB float32 (3, T, H, W) in [0, 1] and int64 (T, H, W), ignored in all frames but the last."""
+        images, labels = self.transform(*self.read(index))
+        return images.transpose(0, 1), labels
+
+    def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        """Frames uint8 (T, 3, H, W) and labels uint8 (T, H, W), before the transform."""
+        *before, last = self.clips[index]
+        image, label = self._stills.read(last)
+        images = torch.stack([*(self._stills.read(still)[0] for still in before), image])
+        labels = torch.full((len(images), *label.shape), IGNORE_INDEX, dtype=torch.uint8)
+        labels[-1] = label
+        return tv_tensors.Image(images), tv_tensors.Mask(labels)
+
+    def name(self, index: int) -> str:
+        """File name of the supervised frame, without suffix."""
+        return self._stills.name(self.clips[index][-1])
+
+    def _runs(self) -> list[list[int]]:
+        """Indices of frames that follow each other without a gap."""
+        frames = sorted((*frame_of(path), index) for index, (path, _) in enumerate(self._stills.pairs))
+        steps = {
+            sequence: Counter(b[1] - a[1] for a, b in pairwise(frames) if a[0] == b[0] == sequence)
+            for sequence in {sequence for sequence, *_ in frames}
+        }
+        runs = [[frames[0][2]]] if frames else []
+        for (sequence, number, _), (other, later, index) in pairwise(frames):
+            if sequence == other and later - number <= 1.5 * steps[sequence].most_common(1)[0][0]:
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+        return runs
+
+
+def _clip(run: list[int], place: int, frames: int) -> list[int]:
+    return [run[max(place - back, 0)] for back in reversed(range(frames))]

@@ -1,0 +1,123 @@
+"""Beacons: a made-up task that cannot be solved without context from the whole image.
+
+Many shapes of one look lie on a textured background. One small beacon somewhere in the image has a colour, and
+that colour is the class of every shape. A network that sees only the neighbourhood of a shape has to guess;
+one loop of criss-cross attention knows along the beacon's row and column, two loops know everywhere.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from .. import IGNORE_INDEX
+from ..image_files import check_size
+
+# Offsets that keep the random streams of the splits apart.
+_SPLITS = {"train": 0, "val": 1}
+
+
+class Beacons(Dataset):
+    """Images made on the fly; the same seed, split and index give the same image on every machine.
+
+    Args:
+        split: "train" or "val".
+        length: number of images.
+        size: of the square images, pixels.
+        shapes: number of shapes in an image.
+        beacon: width of the beacon, pixels.
+        seed: of the data set.
+        transform: see :class:`data.pairs.ImagePairs`.
+    """
+
+    classes = ("background", "red beacon", "green beacon", "blue beacon")
+    palette = ((40, 40, 48), (228, 64, 58), (64, 178, 84), (66, 110, 228))
+    ignore_index = IGNORE_INDEX
+    has_labels = True
+    result_values = tuple(range(len(classes)))
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        transform,
+        length: int,
+        size: int = 121,
+        shapes: int = 9,
+        beacon: int = 17,
+        seed: int = 0,
+    ):
+        if split not in _SPLITS:
+            raise ValueError(f"split is {split!r}: choose one of {', '.join(_SPLITS)}")
+        check_size(size, size, f"size={size}")
+        if not (1 <= length < 2**31 and 0 <= shapes <= 1000 and 1 <= beacon <= size):
+            raise ValueError(
+                f"length is {length}, shapes {shapes} and beacon {beacon} in images of {size} pixels: give at least 1 "
+                "image, at most 1000 shapes and a beacon that fits into the image"
+            )
+        self.split, self.length, self.seed = split, length, seed
+        self.size, self.shapes, self.beacon = size, shapes, beacon
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, index: int) -> str:
+        """A name for saved predictions."""
+        return f"beacons_{self.split}_{index:05d}"
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(*self.read(index))
+
+    def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        """Picture uint8 (3, H, W) and labels uint8 (H, W), before the transform."""
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        image, label = _draw(
+            np.random.default_rng([self.seed, _SPLITS[self.split], index]),
+            size=self.size,
+            shapes=self.shapes,
+            beacon=self.beacon,
+            colours=self.palette[1:],
+        )
+        return (
+            tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
+            tv_tensors.Mask(torch.from_numpy(label)),
+        )
+
+
+def _draw(rng, *, size: int, shapes: int, beacon: int, colours) -> tuple[np.ndarray, np.ndarray]:
+    """One image uint8 (size, size, 3) and its label uint8 (size, size)."""
+    coarse = np.kron(rng.uniform(70, 150, (8, 8)), np.ones((math.ceil(size / 8),) * 2))[:size, :size]
+    image = coarse[..., None] + rng.normal(0, 12, (size, size, 3))
+    label = np.zeros((size, size), dtype=np.uint8)
+    colour = int(rng.integers(len(colours)))
+
+    for _ in range(shapes):
+        radius = rng.uniform(0.09, 0.15) * size
+        window, mask = _shape(rng, size, rng.uniform(0, size, 2), radius, square=rng.random() < 0.5)
+        image[window][mask] = rng.uniform(185, 235) + rng.normal(0, 6, (mask.sum(), 1))
+        label[window][mask] = 1 + colour
+
+    window, mask = _shape(rng, size, rng.uniform(beacon / 2, size - beacon / 2, 2), beacon / 2, square=False)
+    image[window][mask] = np.array(colours[colour]) + rng.normal(0, 6, (mask.sum(), 3))
+    label[window][mask] = 0
+    return image.clip(0, 255).astype(np.uint8), label
+
+
+def _shape(
+    rng, size: int, centre: np.ndarray, radius: float, *, square: bool
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """A window of the image and the mask in it of a disc, or of a square turned at random."""
+    low = np.maximum(np.floor(centre - radius), 0).astype(int)
+    high = np.minimum(np.ceil(centre + radius), size).astype(int)
+    window = tuple(slice(*ends) for ends in zip(low, high, strict=True))
+    y, x = np.mgrid[window] + 0.5 - centre[:, None, None]
+    if not square:
+        return window, x**2 + y**2 <= radius**2
+    turn, half = rng.uniform(0, math.pi / 2), radius / math.sqrt(2)
+    along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
+    return window, np.maximum(abs(along), abs(across)) <= half

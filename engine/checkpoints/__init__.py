@@ -1,0 +1,1 @@
+"""Read, write, resume and export networks."""

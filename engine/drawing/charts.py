@@ -1,0 +1,169 @@
+"""Charts of numbers: a run's curves and confusion matrix, the comparisons of a sweep."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .label_images import write_figure
+
+_SIDE_BY_SIDE = 8  # values of an option
+_NAMED = 20  # settings beside a picture
+_FAILED = "#d62728"
+
+
+def save_curves(
+    path: Path,
+    train: Sequence[dict[str, float]],
+    validation: Sequence[dict[str, float]],
+    scores: Sequence[str],
+) -> None:
+    """Write the loss by term and the validation scores over iterations.
+
+    Args:
+        train: rows of the training log: "iteration", "loss", "loss/<term>".
+        validation: rows of the validation log: "iteration" and scores in percent.
+        scores: which of them.
+    """
+    figure = Figure(figsize=(10, 3.6))
+    # Margins by hand: a constrained layout draws everything twice.
+    margins = {"left": 0.08, "right": 0.985, "top": 0.91, "bottom": 0.14, "wspace": 0.2}
+    left, right = figure.subplots(1, 2, gridspec_kw=margins)
+    for name in [key for key in train[0] if key.startswith("loss")] if train else []:
+        points = [(row["iteration"], row[name]) for row in train if row.get(name) is not None]
+        left.plot(*zip(*points, strict=True), label=name, linewidth=1.6 if name == "loss" else 0.9)
+    left.set(xlabel="iteration", ylabel="loss", title="training")
+    left.set_ylim(bottom=0)
+    for name in scores:
+        points = [(row["iteration"], row[name]) for row in validation]
+        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    right.set(xlabel="iteration", ylabel="percent", title="validation", ylim=(0, 100))
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    write_figure(path, figure)
+
+
+def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], score: str) -> None:
+    """Write a bar per setting with its score in percent, the mean over its seeds.
+
+    Args:
+        settings: score of each run by setting; None where a run failed.
+    """
+    figure = Figure(figsize=(7, 1.1 + 0.42 * len(settings)))
+    axis = figure.subplots()
+    names = []
+    for row, (name, runs) in enumerate(settings.items()):
+        values = [value for value in runs if value is not None]
+        share = f"\n{len(values)} of {len(runs)} succeeded" if len(values) < len(runs) > 1 else ""
+        names.append(f"{name}{share}")
+        if not values:
+            axis.text(1, row, "failed", color=_FAILED, va="center")
+            continue
+        mean, spread = np.mean(values), _spread(values)
+        axis.barh(row, mean, height=0.6, xerr=spread or None, color="#4464ad", capsize=3)
+        if len(values) > 1:
+            axis.plot(values, [row] * len(values), "o", color="white", markeredgecolor="black", markersize=4)
+        text = f"{mean:.1f} ± {spread:.1f}" if len(values) > 1 else f"{mean:.1f}"
+        axis.annotate(text, (max(*values, mean + spread), row), (6, 0), textcoords="offset points", va="center")
+    axis.set_yticks(range(len(settings)), names, fontsize=9)
+    axis.set_ylim(len(settings) - 0.4, -0.6)  # the first on top
+    axis.set(xlabel=f"validation {score}, percent", xlim=(0, 108))
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+    write_figure(path, figure, bbox_inches="tight")
+
+
+def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Sequence[float]]], score: str) -> None:
+    """Write the score over a numeric option, a line per setting of the others: {setting: {value: score by seed}}.
+
+    Few values stand side by side, whatever their distances; many, such as a search tries, on their own axis.
+    """
+    every = sorted({value for by_value in settings.values() for value in by_value})
+    side_by_side = len(every) <= _SIDE_BY_SIDE
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
+    for name, by_value in settings.items():
+        values = sorted(by_value)
+        means, spread = ([measure(by_value[value]) for value in values] for measure in (np.mean, _spread))
+        places = [every.index(value) for value in values] if side_by_side else values
+        axis.errorbar(
+            places,
+            means,
+            yerr=spread if any(spread) else None,
+            marker="o",
+            linestyle="-" if side_by_side else "",
+            capsize=3,
+            label=name or None,
+        )
+    if side_by_side:
+        axis.set_xticks(range(len(every)), [f"{value:.4g}" for value in every])
+    elif every[0] > 0 and every[-1] > 10 * every[0]:
+        axis.set_xscale("log")
+    axis.set(xlabel=option, ylabel=f"validation {score}, percent")
+    axis.grid(alpha=0.3)
+    _legend_beside(axis)
+    write_figure(path, figure, bbox_inches="tight")
+
+
+def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]], score: str) -> None:
+    """Write quality against cost, a point per setting: {setting: (GFLOPs, score by seed)}."""
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
+    axis.set_prop_cycle(color=colormaps["tab20"].colors)
+    for name, (gflops, values) in settings.items():
+        spread = _spread(values)
+        axis.errorbar(gflops, np.mean(values), yerr=spread or None, fmt="o", capsize=3, alpha=0.85, label=name or "all")
+    axis.set(xlabel="GFLOPs of one training crop", ylabel=f"validation {score}, percent")
+    low, high = min(gflops for gflops, _ in settings.values()), max(gflops for gflops, _ in settings.values())
+    room = max(0.06 * (high - low), 0.02 * high)  # equal costs look equal
+    axis.set_xlim(low - room, high + room)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.ticklabel_format(useOffset=False)
+    axis.grid(alpha=0.3)
+    _legend_beside(axis)
+    write_figure(path, figure, bbox_inches="tight")
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds, 0 of a single one."""
+    return float(np.std(values, ddof=min(len(values) - 1, 1)))
+
+
+def _legend_beside(axis: Axes) -> None:
+    """To the right of the axes, where it hides nothing; more names than fit beside them say nothing."""
+    if 0 < len(axis.get_legend_handles_labels()[0]) <= _NAMED:
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+
+
+def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Write where the pixels of each true class went, in percent of that class.
+
+    Args:
+        counts: (K, K), true class by predicted class.
+        classes: K names.
+    """
+    number = len(classes)
+    with np.errstate(invalid="ignore"):
+        shares = 100 * counts / counts.sum(axis=1, keepdims=True)  # NaN, drawn white: the class does not occur
+    named = number <= 40  # more names cannot be read; the CSV file has them
+    side = 3 + 0.34 * number if named else 12
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    if named:
+        axis.set_xticks(range(number), classes, rotation=90, fontsize=8)
+        axis.set_yticks(range(number), classes, fontsize=8)
+    axis.set(xlabel="predicted", ylabel="true")
+    if named:
+        for row, column in np.argwhere(shares >= 0.5):
+            colour = "white" if shares[row, column] > 55 else "black"
+            axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    figure.colorbar(image, ax=axis, shrink=0.6, label="percent of the true class")
+    write_figure(path, figure)

@@ -1,0 +1,1 @@
+"""Score networks: inference protocols, confusion matrices, COCO AP, cost."""

@@ -1,0 +1,114 @@
+"""What a network costs, counted without computing anything: parameters, products, memory for the backward pass."""
+
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...models.criss_cross import CrissCrossAttention
+
+
+class Cost(NamedTuple):
+    """Of one input.
+
+    Attributes:
+        parameters: in millions.
+        gflops: of a forward pass in eval mode, multiply and add counted as two; convolutions and attention.
+        saved_mb: what a forward pass in training mode keeps for the backward pass, in 10^6 bytes, the attention by
+            its Triton kernels, in float32; the parameters not counted.
+    """
+
+    parameters: float
+    gflops: float
+    saved_mb: float
+
+
+def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
+    """Count for one input of ``shape``, (3, H, W) or (3, T, H, W); the network stays as it is."""
+    was_training = model.training
+    try:
+        with FakeTensorMode() as mode:
+            state = {
+                name: mode.from_tensor(array) for name, array in [*model.named_parameters(), *model.named_buffers()]
+            }
+            image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm of a pooled image wants two
+            with FlopCounterMode(display=False) as counter, _AttentionByItsFormula():
+                functional_call(model.eval(), state, (image,))
+            with _triton_path(model), Storages() as storages, _FusedAttention():
+                output = functional_call(model.train(), state, (pair,))
+            known = {array.untyped_storage()._cdata for array in (pair, *state.values())}
+            saved = sum(size for key, size in storages.alive().items() if key not in known) / len(pair)
+            del output
+    finally:
+        model.train(was_training)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters / 1e6, counter.get_total_flops() / 1e9, saved / 1e6)
+
+
+class Storages(TorchDispatchMode):
+    """Remembers every storage that an operation returns, without keeping it alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.seen[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    def alive(self) -> dict[int, int]:
+        """Bytes by storage, of those that somebody still holds."""
+        return {key: size for key, (reference, size) in self.seen.items() if not reference.expired()}
+
+
+class _AttentionByItsFormula(TorchFunctionMode):
+    """Counts full attention as scores once and one weighted sum; slabs of the value repeat the scores on purpose."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is scaled_dot_product_attention:
+            query, key, value = args
+            return (query[:, :1] @ key[:, :1].mT).softmax(dim=-1) @ value
+        return function(*args, **(kwargs or {}))
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Fake arrays would take the path with the whole map in memory, which no real ones do."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **kwargs)[0]
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _triton_path(model: nn.Module):
+    """The kernels' operators on fake arrays on the CPU: nothing is launched, so that no GPU is needed."""
+    try:
+        from triton import knobs
+    except ImportError:
+        yield
+        return
+    modules = [module for module in model.modules() if isinstance(module, CrissCrossAttention)]
+    backends = [module.backend for module in modules]
+    with knobs.runtime.scope():
+        knobs.runtime.interpret = True
+        for module in modules:
+            module.backend = "triton"
+        try:
+            yield
+        finally:
+            for module, backend in zip(modules, backends, strict=True):
+                module.backend = backend

@@ -1,0 +1,70 @@
+"""A JAX network where the evaluation expects a torch one."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from torch import Tensor
+
+from ...models.nnx import twin
+
+
+class JaxNetwork:
+    """Calls a Flax network with torch images; for testing, where one call's copies do not matter.
+
+    Args:
+        network: of ``models.nnx``.
+        bf16: run its convolutions in bfloat16.
+
+    Attributes:
+        mean: of the RGB input, (1, 3, 1, 1), as the torch network's.
+        training: always False; :meth:`eval` and :meth:`train` are there for who calls them.
+    """
+
+    training = False
+
+    def __init__(self, network: nnx.Module, *, bf16: bool = False):
+        self.graph, self.state = nnx.split(network)
+        self.mean = torch.from_numpy(np.array(network.mean[...]))
+        dtype = jnp.bfloat16 if bf16 else jnp.float32
+
+        @jax.jit  # compiles once per image size
+        def forward(state, images):
+            return nnx.merge(self.graph, state)(images, dtype=dtype)["out"]
+
+        self._forward = forward
+
+    @classmethod
+    def of(cls, network: torch.nn.Module, *, bf16: bool = False, device: str = "auto") -> "JaxNetwork":
+        """The twin of a torch network, on the first device of that name."""
+        with jax.default_device(local_devices(device)[0]):
+            return cls(twin(network), bf16=bf16)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, *S, H, W) -> {"out": logits (N, K, *S, H, W)}, on the CPU."""
+        logits = self._forward(self.state, jnp.asarray(images.movedim(1, -1).cpu().numpy()))
+        return {"out": torch.from_numpy(np.array(logits)).movedim(-1, 1)}
+
+    def eval(self) -> "JaxNetwork":
+        return self
+
+    def train(self, mode: bool = True) -> "JaxNetwork":
+        return self
+
+
+def local_devices(name: str, batch_size: int = 1) -> Sequence[jax.Device]:
+    """The devices of the kind ``name`` that can share a batch equally; "auto" is JAX's own choice of kind.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    kind = None if name == "auto" else name.partition(":")[0]
+    try:
+        devices = jax.local_devices(backend=kind)
+    except RuntimeError as error:
+        raise ValueError(f"device={name}, but JAX finds none: {str(error).splitlines()[0]}") from error
+    share = next(count for count in range(len(devices), 0, -1) if batch_size % count == 0)
+    return devices[:share]

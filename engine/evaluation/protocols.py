@@ -1,0 +1,165 @@
+"""How an image becomes logits in testing: whole, in sliding windows, at several scales and mirrored.
+
+Each protocol is called with a network and images (N, 3, H, W) in [0, 1] and gives logits or probabilities
+(N, K, H, W); clips (N, 3, T, H, W) keep their T. Sums are accumulated in place: memory holds two maps of the image's
+size and what one pass needs, whatever the number of passes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+
+from ...data.image_files import check_size
+from ...data.transforms import swapped_classes
+from ...data.warp import Placement, resample, restore
+
+Protocol = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Whole:
+    """The whole image in one pass."""
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, K, H, W)."""
+        return model(images)["out"]
+
+
+class Slide:
+    """Windows of the training crop's size that overlap by a third; where they do, logits are averaged.
+
+    As in the CCNet authors' evaluation: the stride is two thirds of the window, rounded up, and the last window of
+    a row or column is moved back inside. An image smaller than the window is padded with the mean colour.
+
+    Args:
+        crop_size: (H, W) of the window, pixels.
+        stride: share of the window.
+    """
+
+    def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
+        _check_known(crop_size)
+        if not 0 < stride <= 1:
+            raise ValueError(f"stride is {stride}: give a share of the window in (0, 1]")
+        self.crop_size = tuple(crop_size)
+        self.stride = stride
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, K, H, W)."""
+        size = images.shape[-2:]
+        grown = [max(side, crop) - side for side, crop in zip(size, self.crop_size, strict=True)]
+        if any(grown):
+            mean = _mean(model, images)
+            images = pad(images - mean, (0, grown[1], 0, grown[0])) + mean
+        total, count = None, images.new_zeros(images.shape[-2:])
+        for rows in self._windows(images.shape[-2], self.crop_size[0]):
+            for columns in self._windows(images.shape[-1], self.crop_size[1]):
+                logits = model(images[..., rows, columns])["out"].float()
+                if total is None:
+                    total = logits.new_zeros(*logits.shape[:-2], *images.shape[-2:])
+                total[..., rows, columns] += logits
+                count[rows, columns] += 1
+        return total.div_(count)[..., : size[0], : size[1]]
+
+    def _windows(self, side: int, crop: int) -> Iterator[slice]:
+        step = math.ceil(crop * self.stride)
+        for index in range(math.ceil((side - crop) / step) + 1):
+            end = min(index * step + crop, side)
+            yield slice(end - crop, end)
+
+
+class Letterbox:
+    """The whole image warped into a frame of fixed size, and labels back to its own: CE2P's evaluation of LIP.
+
+    The image is scaled to fit, centred, the rest has the mean colour. The way back takes the nearest value, so that
+    the most likely class is that of the frame.
+
+    Args:
+        crop_size: (H, W) of the frame, pixels.
+        protocol: what is done in the frame; :class:`Whole` if not given.
+    """
+
+    def __init__(self, crop_size: Sequence[int], *, protocol: Protocol | None = None):
+        _check_known(crop_size)
+        self.crop_size = tuple(crop_size)
+        self.protocol = protocol or Whole()
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, K, H, W)."""
+        placement = Placement(tuple(images.shape[-2:]), self.crop_size)
+        mean = _mean(model, images)
+        return restore(self.protocol(model, resample(images - mean, placement) + mean), placement)
+
+
+class MultiScale:
+    """The average over several sizes of the image, each also mirrored if ``flip`` is set.
+
+    Args:
+        protocol: what is done at each size.
+        scales: factors on height and width.
+        flip: also the mirrored image.
+        average: "logits", or "probabilities" after the softmax.
+        flip_pairs: classes that become each other in the mirror, such as left and right arm.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        *,
+        scales: Sequence[float],
+        flip: bool = True,
+        average: str = "logits",
+        flip_pairs: Sequence[Sequence[int]] | None = None,
+    ):
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales is {list(scales)}: give one or more positive factors")
+        if average not in ("logits", "probabilities"):
+            raise ValueError(f"average is {average!r}: choose 'logits' or 'probabilities'")
+        self.protocol, self.scales, self.flip, self.average = protocol, tuple(scales), flip, average
+        self.flip_pairs = flip_pairs
+
+    def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> mean logits or probabilities (N, K, H, W)."""
+        total = None
+        for scale in self.scales:
+            size = [max(round(side * scale), 1) for side in images.shape[-2:]]
+            check_size(*size, f"an image at scale {scale:g}")
+            scaled = _resized(images, size)
+            for mirrored in (False, True) if self.flip else (False,):
+                logits = self.protocol(model, scaled.flip(-1) if mirrored else scaled).float()
+                logits = _resized(logits, images.shape[-2:])
+                if mirrored:
+                    logits = self._unmirrored(logits)
+                if self.average == "probabilities":
+                    logits = logits.softmax(dim=1)
+                total = logits if total is None else total.add_(logits)
+        return total.div_(len(self.scales) * (1 + self.flip))
+
+    def _unmirrored(self, logits: Tensor) -> Tensor:
+        logits = logits.flip(-1)
+        if self.flip_pairs:
+            logits = logits[:, swapped_classes(logits.shape[1], self.flip_pairs).to(logits.device)]
+        return logits
+
+
+def _check_known(crop_size: Sequence[int] | None) -> None:
+    if crop_size is None:
+        raise ValueError("the checkpoint does not tell its training's crop: give protocol.crop_size=[H,W]")
+    if len(crop_size) != 2:
+        raise ValueError(f"crop_size is {list(crop_size)}: give height and width")
+    check_size(*crop_size, f"crop_size={list(crop_size)}")
+
+
+def _mean(model: nn.Module, images: Tensor) -> Tensor:
+    """The network's mean colour, to broadcast over images or clips."""
+    return model.mean.to(images.dtype).view(3, *[1] * (images.ndim - 2))
+
+
+def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Images or clips at another size; the frames of a clip one by one."""
+    if list(x.shape[-2:]) == list(size):
+        return x
+    frames = x.flatten(1, -3) if x.ndim > 4 else x
+    frames = interpolate(frames, torch.Size(size), mode="bilinear", align_corners=True)
+    return frames.view(*x.shape[:-2], *size)

@@ -1,0 +1,80 @@
+"""What a checkpoint says of a training, held against what that training says of itself.
+
+torch's optimisers and schedules take over whatever they are given, and the steps of fused optimisers write into it by
+the size of the parameter: a tensor that is too small would be written past its end.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models import tensor_files
+
+
+def alike(saved: Any, own: Any, name: str) -> Any:
+    """``saved`` in the shape of ``own``, with nothing different but its numbers.
+
+    Entries that only one of them has, as with another version of torch, are those of ``own``.
+
+    Raises:
+        ValueError: it has another shape, with ``name`` for the place.
+    """
+    if isinstance(own, dict) and isinstance(saved, dict):
+        result = copy.copy(own)
+        for key in own.keys() & saved.keys():
+            result[key] = alike(saved[key], own[key], f"{name}.{key}")
+        return result
+    if isinstance(own, (list, tuple)) and isinstance(saved, (list, tuple)) and len(own) == len(saved):
+        return type(own)(alike(*pair, f"{name}.{place}") for place, pair in enumerate(zip(saved, own, strict=True)))
+    if _is_number(own) and _is_number(saved):
+        return saved
+    if type(own) is type(saved) and not isinstance(own, (dict, list, tuple)) and own == saved:
+        return own
+    raise ValueError(f"{name} is {str(saved)[:80]!r} where this training has {str(own)[:80]!r}")
+
+
+def optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What ``optimizer`` can load of ``saved``, another one's ``state_dict``.
+
+    Raises:
+        ValueError: it is not of this kind of optimiser, or of other parameters.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    groups = alike(saved["param_groups"], own, "optimizer.param_groups")
+    if [group["params"] for group in groups] != [group["params"] for group in own]:
+        raise ValueError("the optimizer's groups are of other parameters")
+    state = saved["state"]
+    parameters = [(parameter, group.get("fused")) for group in optimizer.param_groups for parameter in group["params"]]
+    kinds = {frozenset(entry) for entry in state.values()}
+    if len(kinds) > 1 or not state.keys() <= set(range(len(parameters))):
+        raise ValueError("the optimizer's state is of other parameters")
+    for number, (parameter, fused) in enumerate(parameters):
+        if fused:  # its step takes all or none; one without a gradient so far has none
+            state.setdefault(
+                number, {key: parameter.new_zeros(_shape(key, parameter)) for key in next(iter(kinds), ())}
+            )
+        for key, value in state.get(number, {}).items():
+            if not (_fits(value, key, parameter) if fused else _is_plain(value)):
+                raise ValueError(
+                    f"the optimizer's {key} of parameter {number} is no tensor of its shape, {tuple(parameter.shape)}"
+                )
+    return {"state": state, "param_groups": groups}
+
+
+def _shape(key: str, parameter: Tensor) -> torch.Size:
+    return torch.Size() if key == "step" else parameter.shape
+
+
+def _fits(value: Any, key: str, parameter: Tensor) -> bool:
+    return tensor_files.is_plain(value) and value.shape == _shape(key, parameter)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or _is_number(value) or tensor_files.is_plain(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Processes, devices, memory, files and signals."""

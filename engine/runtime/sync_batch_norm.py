@@ -1,0 +1,70 @@
+"""Batch norm over the batch of all processes, on devices for which torch has none."""
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...losses.processes import sum_over_processes
+
+
+class SharedBatchNorm(_BatchNorm):
+    """``nn.SyncBatchNorm`` in plain tensor code: torch's own runs on GPUs alone.
+
+    Mean and variance are taken in two passes, which costs a second exchange and no digits.
+
+    Args:
+        norm: the layer to stand in for, whose parameters and buffers it shares, also timm's with an activation.
+    """
+
+    def __init__(self, norm: _BatchNorm):
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.training = norm.training
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, *S) -> the same shape."""
+        if not self.training:
+            return self.act(self.drop(super().forward(features)))
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        axes = [0, *range(2, features.ndim)]
+        own = wide.new_full((1,), features.numel() // features.shape[1])
+        sums = sum_over_processes(torch.cat([wide.sum(axes), own]))
+        number = sums[-1].detach()
+        mean = self._by_channel(sums[:-1] / number, features.ndim)
+        centred = wide - mean
+        variance = sum_over_processes((centred * centred).sum(axes)) / number
+        if self.track_running_stats:
+            self._remember(mean.detach().flatten(), variance.detach() * number / (number - 1).clamp(min=1))
+        normal = centred * self._by_channel((variance + self.eps).rsqrt(), features.ndim)
+        if self.affine:
+            normal = normal * self._by_channel(self.weight, features.ndim) + self._by_channel(self.bias, features.ndim)
+        return self.act(self.drop(normal.to(features.dtype)))
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+    @staticmethod
+    def _by_channel(values: Tensor, axes: int) -> Tensor:
+        return values.reshape(1, -1, *[1] * (axes - 2))
+
+    def _check_input_dim(self, features: Tensor) -> None:
+        """Any number of axes."""
+
+
+def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """``network`` with every batch norm over all processes: torch's on a GPU; the parameters stay the same objects."""
+    if device.type == "cuda":
+        return convert_sync_batchnorm(network)
+    for name, child in network.named_children():
+        if isinstance(child, _BatchNorm):
+            setattr(network, name, SharedBatchNorm(child))
+        else:
+            share_batch_norm(child, device)
+    return network

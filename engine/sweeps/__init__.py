@@ -1,0 +1,1 @@
+"""Entry points, sweeps and their reports."""

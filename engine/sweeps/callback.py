@@ -1,0 +1,51 @@
+"""What happens before the first run of a sweep and after the last."""
+
+import importlib.util
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from ..guards.secret_values import refuse_secrets
+from .report import report
+from .results import RESULT
+
+# Plugins of Hydra by what installs them.
+_EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_submitit_launcher": "slurm", "hydra_optuna_sweeper": "optuna"}
+
+
+class SweepReport(Callback):
+    """Hydra callback: after a multirun, gather each run's ``result.json``; see :mod:`.report`."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit if the launcher or the sweeper is not there, or Hydra would write a secret into multirun.yaml.
+
+        Let a parallel sweep's runs save at Ctrl-C, which reaches them too: joblib would kill them when it hears of it.
+        """
+        try:
+            refuse_secrets({"the command line": sys.argv})
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+        for kind in ("launcher", "sweeper"):
+            package = config.hydra[kind]._target_.split(".")[1]
+            if package in _EXTRAS and not _installed(package):
+                choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
+                raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: pip install '.[{_EXTRAS[package]}]'")
+            if package == "hydra_joblib_launcher" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table, write it and its picture into the sweep's folder; exit 1 if a run failed."""
+        folder = Path(config.hydra.sweep.dir)
+        if next(folder.rglob(RESULT), None) and report(folder):
+            raise SystemExit(1)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(f"hydra_plugins.{package}") is not None
+    except ModuleNotFoundError:  # no plugin at all
+        return False

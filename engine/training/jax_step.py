@@ -1,0 +1,185 @@
+"""A training step in JAX of a network that torch describes.
+
+The torch network, its optimizer and its schedule say what is trained and how: weights, parameter groups and the
+hyperparameters of the moment. The step itself, forward, backward and update, runs in JAX over the local devices;
+:meth:`JaxStep.write_back` brings weights and optimizer state home, so that checkpoints are torch's own.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from torch import Tensor
+
+from ...models.nnx import state_dict, twin
+from ...models.nnx.layers import from_torch, to_torch
+from ..evaluation.jax_network import JaxNetwork
+from ..runtime.memory import process_peak_mib
+from .nonfinite import Outcome
+
+# What torch's optimizers keep per parameter, by torch's names.
+_KEPT = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
+_UNSUPPORTED = ("dampening", "maximize", "amsgrad")
+
+
+class JaxStep:
+    """One optimiser step per call, on images and labels of torch.
+
+    Args:
+        network: the torch network to start from.
+        criterion: of ``losses``: (output, labels) -> total, terms.
+        optimizer: torch's SGD or AdamW of the network, with the state to continue from.
+        devices: the batch is spread over these.
+        seed: of the dropout.
+        bf16: convolutions in bfloat16; weights, losses and updates in float32.
+        clip_norm: length to which the gradient of all parameters is shortened.
+
+    Raises:
+        ValueError: an optimizer without a counterpart.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        criterion: Callable,
+        optimizer: torch.optim.Optimizer,
+        *,
+        devices: Sequence[jax.Device],
+        seed: int,
+        bf16: bool = False,
+        clip_norm: float | None = None,
+    ):
+        if type(optimizer) not in _KEPT or any(g.get(key) for g in optimizer.param_groups for key in _UNSUPPORTED):
+            raise ValueError(
+                f"framework=jax has no {type(optimizer).__name__} with these settings: choose SGD or AdamW without "
+                f"{', '.join(_UNSUPPORTED)}"
+            )
+        self.network, self.criterion, self.optimizer = network, criterion, optimizer
+        self.seed, self.bf16, self.clip_norm = seed, bf16, clip_norm
+        self.mesh = Mesh(np.array(devices), ("batch",))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self._split = NamedSharding(self.mesh, PartitionSpec("batch"))
+        self._names = {parameter: name for name, parameter in network.named_parameters()}
+        graph, parameters, statistics = nnx.split(twin(network), nnx.Param, nnx.BatchStat)
+        self._graph = graph
+        self._state = jax.device_put((_named(parameters), _named(statistics), self._read_optimizer()), everywhere)
+        self._step = jax.jit(self._update, donate_argnums=0)
+        self._evaluated: JaxNetwork | None = None
+
+    def place(self, images: Tensor, labels: Tensor) -> tuple[jax.Array, jax.Array]:
+        """(N, 3, H, W), labels (N, H, W) -> channels-last, spread over the devices."""
+        batch = images.movedim(1, -1).numpy(), labels.to(torch.int32).numpy()
+        return jax.device_put(batch, self._split)
+
+    def __call__(self, images: jax.Array, labels: jax.Array, iteration: int) -> Outcome:
+        """A placed batch, iterations done before -> what the step gave; the devices are not waited for.
+
+        A loss or a gradient that is not finite leaves everything as it was.
+        """
+        key = jax.random.fold_in(jax.random.key(self.seed), iteration)
+        with jax.set_mesh(self.mesh):
+            self._state, outcome = self._step(self._state, self._hyperparameters(), (images, labels), key)
+        self.optimizer.step()  # it has no gradients and moves nothing, but its schedule asks whether it was called
+        return outcome
+
+    def evaluated(self) -> JaxNetwork:
+        """The network as it is now, for a validation; compiled once in a run."""
+        network = self._network(*jax.device_put(self._state[:2], self.mesh.devices[0]))
+        if self._evaluated is None:
+            self._evaluated = JaxNetwork(network, bf16=self.bf16)
+        self._evaluated.state = nnx.state(network)
+        return self._evaluated
+
+    def write_back(self) -> None:
+        """Bring weights and optimizer state into the torch network and its optimizer."""
+        parameters, statistics, kept = jax.device_get(self._state)
+        self.network.load_state_dict(state_dict(self._network(parameters, statistics)), strict=True)
+        count = torch.tensor(float(kept["step"]))
+        for parameter, name in self._names.items():
+            entry = {key: to_torch(kept[key][name]) for key in _KEPT[type(self.optimizer)]}
+            self.optimizer.state[parameter] = entry | ({"step": count.clone()} if len(entry) > 1 else {})
+
+    def peak_memory_mib(self) -> float:
+        """Of the first device's allocator where it keeps a count, of the process elsewhere."""
+        count = self.mesh.devices[0].memory_stats()
+        if count:
+            return count["peak_bytes_in_use"] / 2**20
+        return process_peak_mib()
+
+    def _read_optimizer(self) -> dict[str, Any]:
+        """What the optimizer keeps, zero where it has not made a step yet."""
+        entries = {name: self.optimizer.state.get(parameter, {}) for parameter, name in self._names.items()}
+        kept: dict[str, Any] = {
+            key: {
+                name: from_torch(torch.zeros_like(parameter) if entries[name].get(key) is None else entries[name][key])
+                for parameter, name in self._names.items()
+            }
+            for key in _KEPT[type(self.optimizer)]
+        }
+        steps = [float(entry["step"]) for entry in entries.values() if "step" in entry]
+        return kept | {"step": jnp.asarray(max(steps, default=0), jnp.int32)}
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        """As the schedule has just set them: rate and decay by parameter, the others of the first group."""
+        groups = self.optimizer.param_groups
+        first = {key: np.float32(groups[0][key]) for key in ("momentum", "eps") if key in groups[0]}
+        first |= {f"beta{i}": np.float32(beta) for i, beta in enumerate(groups[0].get("betas", ()), 1)}
+        return first | {
+            key: {self._names[parameter]: np.float32(group[key]) for group in groups for parameter in group["params"]}
+            for key in ("lr", "weight_decay")
+        }
+
+    def _network(self, parameters: dict[str, Any], statistics: dict[str, Any]) -> nnx.Module:
+        states = [_state(parameters, nnx.Param), _state(statistics, nnx.BatchStat)]
+        return nnx.merge(self._graph, *states, copy=True)
+
+    def _update(self, state, hyper, batch, key):
+        parameters, statistics, kept = state
+        images, labels = batch
+
+        def objective(parameters):
+            network = self._network(parameters, statistics)
+            output = network(images, train=True, key=key, dtype=jnp.bfloat16 if self.bf16 else jnp.float32)
+            loss, terms = self.criterion({name: jnp.moveaxis(x, -1, 1) for name, x in output.items()}, labels)
+            return loss, (terms, _named(nnx.state(network, nnx.BatchStat)))
+
+        (loss, (terms, now)), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
+        grad_norm = optax.tree.norm(gradients)
+        if self.clip_norm is not None:
+            factor = jnp.minimum(1, self.clip_norm / (grad_norm + 1e-6))  # torch's rule
+            gradients = jax.tree.map(lambda gradient: factor * gradient, gradients)
+        updates, kept_now = self._optax(gradients, parameters, kept, hyper)
+        changed = optax.apply_updates(parameters, updates), now, kept_now
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        kept_or_changed = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
+        return kept_or_changed, Outcome(loss, terms, grad_norm)
+
+    def _optax(self, gradients, parameters, kept, hyper):
+        """The updates, and what is kept for the next step."""
+        decay = jax.tree.map(lambda rate, parameter: rate * parameter, hyper["weight_decay"], parameters)
+        if isinstance(self.optimizer, torch.optim.SGD):
+            rule = optax.trace(hyper["momentum"], nesterov=self.optimizer.defaults["nesterov"])
+            gradients = jax.tree.map(jnp.add, gradients, decay)
+            moves, after = rule.update(gradients, optax.TraceState(kept["momentum_buffer"]))
+            after = {"momentum_buffer": after.trace, "step": kept["step"] + 1}
+        else:
+            rule = optax.scale_by_adam(hyper["beta1"], hyper["beta2"], hyper["eps"])
+            before = optax.ScaleByAdamState(kept["step"], kept["exp_avg"], kept["exp_avg_sq"])
+            moves, after = rule.update(gradients, before)
+            moves = jax.tree.map(jnp.add, moves, decay)
+            after = {"exp_avg": after.mu, "exp_avg_sq": after.nu, "step": after.count}
+        return jax.tree.map(lambda rate, move: -rate * move, hyper["lr"], moves), after
+
+
+def _named(state: nnx.State) -> dict[str, Any]:
+    return {".".join(path): variable[...] for path, variable in nnx.to_flat_state(state)}
+
+
+def _state(arrays: dict[str, Any], kind: type[nnx.Variable]) -> nnx.State:
+    return nnx.from_flat_state([(tuple(name.split(".")), kind(array)) for name, array in arrays.items()])

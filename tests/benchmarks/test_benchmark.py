@@ -1,0 +1,158 @@
+"""The benchmark's peers compute what they say, and its counts are the paper's."""
+
+import csv
+
+import pytest
+import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+from ccnet.benchmarks import compare as benchmark_compare
+from ccnet.benchmarks import peers as benchmark_peers
+from ccnet.benchmarks import training_step as benchmark_train
+from ccnet.kernels import plan
+
+
+@pytest.fixture
+def config():
+    return OmegaConf.load(ROOT / "conf" / "benchmark.yaml")
+
+
+@pytest.mark.parametrize("name", [name for name in benchmark_peers.PEERS if name != "compiled_einsum"])
+def test_peer_is_the_operator(name):
+    torch.manual_seed(0)
+    inputs = benchmark_compare.make_inputs([2, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
+    assert benchmark_compare.largest_error(benchmark_peers.PEERS[name], inputs) < 5e-6
+
+
+def test_a_wrong_peer_is_found():
+    torch.manual_seed(0)
+    inputs = benchmark_compare.make_inputs([1, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
+    twice = benchmark_peers.Peer(lambda *arrays: 2 * benchmark_peers.reference(*arrays))
+    assert benchmark_compare.largest_error(twice, inputs) > 0.5
+
+
+def test_least_cost_is_the_papers_arithmetic():
+    """8x97x97 in bfloat16, D = 64, C = 512: 16.8 and 35.5 GFLOP, 2304 and 4608 bytes and 8 per pixel."""
+    problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16")
+    forward, backward = (plan.least_cost(problem, direction) for direction in ("forward", "backward"))
+    assert [round(cost.flops / 1e9, 1) for cost in (forward, backward)] == [16.8, 35.5]
+    assert [cost.bytes // (8 * 97 * 97) for cost in (forward, backward)] == [2304 + 8, 4608 + 8]
+
+
+def test_recomputed_projection_changes_nothing():
+    from ccnet.benchmarks.complexity import Block, einsum
+
+    torch.manual_seed(0)
+    results = []
+    plain = Block(einsum, 12, 4, 2, False)
+    again = Block(einsum, 12, 4, 2, True)
+    again.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 12, 5, 6)
+    for block in (plain, again):
+        torch.nn.init.constant_(block.gamma, 0.5)
+        leaf = image.clone().requires_grad_()
+        out = block(leaf)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *block.parameters()])])
+    for ours, want in zip(*results, strict=True):
+        assert torch.allclose(ours, want, rtol=1e-4, atol=1e-5)
+
+
+def test_complexity_table(tmp_path, config):
+    """GFLOPs are the paper's; two loops keep at most 64 MB in bfloat16 and, recomputed, 100 in float32."""
+    from ccnet.benchmarks.complexity import complexity
+
+    config.output = str(tmp_path / "table")
+    complexity(config, torch.device("cpu"))
+    with open(tmp_path / "table_complexity.csv") as file:
+        rows = {(row["implementation"], row["R"], row["attention"]): row for row in csv.DictReader(file)}
+    assert rows["einsum", "1", "non-local"]["gflops"] == "108.16"
+    assert [rows["fused", r, "criss-cross"]["gflops"] for r in "123"] == ["8.29", "16.58", "24.88"]
+    assert float(rows["fused", "2", "criss-cross"]["saved_mb_bfloat16"]) < 64
+    assert float(rows["fused, projections recomputed", "2", "criss-cross"]["saved_mb_float32"]) < 100
+
+
+def test_comparison_writes_rows_and_a_picture(tmp_path, config):
+    config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
+    config.peers = ["reference", "bmm"]
+    benchmark_compare.compare(config, torch.device("cpu"), torch.float32, [1, 5, 6])
+    with open(tmp_path / "b.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["peer"], row["pass"]) for row in rows[:3]] == [
+        ("reference", "forward"),
+        ("reference", "backward"),
+        ("reference", "both"),
+    ]
+    assert all(float(row["median_us"]) > 0 and row["commit"] and row["machine"] for row in rows)
+    assert (tmp_path / "b_1x5x6_float32.png").stat().st_size > 0
+
+
+def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, monkeypatch):
+    pytest.importorskip("jax", reason="pip install '.[jax]'")
+    from ccnet.benchmarks import compare_jax as benchmark_jax
+
+    config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
+    monkeypatch.setitem(benchmark_jax.PEERS, "wrong", (lambda query, key, value: value, "cross"))
+    benchmark_jax.compare(config, torch.float32, [1, 4, 5])
+    with open(tmp_path / "b_jax.csv") as file:
+        rows = {(row["peer"], row["pass"]): row for row in csv.DictReader(file)}
+    timed = [(peer, direction) for peer in ("reference", "einsum", "non_local") for direction in ("forward", "both")]
+    assert list(rows) == timed
+    assert all(float(row["error"]) < 1e-5 for row in rows.values())
+    assert (tmp_path / "b_jax_1x4x5_float32.png").is_file()
+
+
+def test_zoo_table(tmp_path, run_entry):
+    done = run_entry(
+        *("benchmark.py", "mode=zoo", "device=cpu", "zoo.models=[ccnet,fcn]", "zoo.backbone=resnet10t"),
+        *("zoo.size=[65,97]", "zoo.timed_size=[33,33]", f"output={tmp_path / 'networks'}"),
+    )
+    with open(tmp_path / "networks_zoo.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows] == ["fcn", "ccnet, R = 1", "ccnet, R = 2", "ccnet, R = 3"]
+    added = [float(row["added_gflops"]) for row in rows]
+    assert added[0] == 0 and added == sorted(added)
+    assert all(float(row["images_per_s"]) > 0 for row in rows)
+    assert all(f"| {row['network']} |" in done.stdout for row in rows)
+
+
+def test_tuning_needs_a_gpu(config):
+    from ccnet.benchmarks.tune import tune
+
+    with pytest.raises(ValueError, match="on an NVIDIA GPU, and this is cpu"):
+        tune(config, torch.device("cpu"))
+
+
+def test_training_iterations_of_several_networks(tmp_path, config, monkeypatch):
+    measured = []
+
+    def first_alone(*arguments, original=benchmark_train._alone):  # a process takes seconds to start
+        measured.append(original(*arguments) if not measured else measured[0])
+        return measured[-1]
+
+    monkeypatch.setattr(benchmark_train, "_alone", first_alone)
+    config.output = str(tmp_path / "step")
+    config.train.update({"rounds": 1, "warmup": 1, "iterations": 2, "models": ["fcn", "ccnet"]})
+    config.train.settings.cpu = [
+        "dataset=cityscapes", "backbone=resnet10t", "backbone.pretrained=false", "recipe.batch_size=2",
+        "recipe.train_transform.crop_size=[65,65]", "model.head.channels=32",
+    ]  # fmt: skip
+    said = benchmark_train.train_speed(config, torch.device("cpu"))
+    with open(tmp_path / "step_train.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows] == ["fcn", "ccnet"]
+    assert rows[0]["ratio"] == "1.0"
+    for row in rows:
+        assert 0 < float(row["fastest_ms"]) <= float(row["step_ms"]) <= float(row["slowest_ms"])
+        assert float(row["images_per_s"]) == pytest.approx(2000 / float(row["step_ms"]), rel=0.05)
+        assert 20 < float(row["peak_mib"]) < 2000
+        assert row["attention_share"] == "not measured"
+        assert f"{row['step_ms']}" in said
+
+
+def test_the_share_of_the_criss_cross_kernels():
+    from ccnet.kernels import backward, forward
+
+    times = [("cudnn_convolution", 60.0), (forward.line_forward_kernel.__name__, 30.0), ("memcpy", 5.0)]
+    times.append((f"{backward.line_backward_kernel.__name__}_0d1d", 5.0))
+    assert benchmark_train.share_of(benchmark_train.KERNELS, times) == 0.35

@@ -1,0 +1,59 @@
+"""Networks leave Python: ONNX with any size, and torch.compile without a graph break."""
+
+import pytest
+import torch
+
+from ccnet.models import create_model
+
+pytest.importorskip("onnxruntime", reason="pip install '.[export]'")
+import onnx
+import onnxruntime
+
+from ccnet.engine.checkpoints import export
+
+TINY = {"num_classes": 5, "backbone": "beacons", "head__channels": 16}
+
+
+def make(name):
+    torch.manual_seed(0)
+    model = create_model(name, **TINY).eval()
+    for parameter in model.parameters():
+        if parameter.shape == (1,):  # gamma, at whose 0 attention would be out of the picture
+            torch.nn.init.constant_(parameter, 0.5)
+    return model
+
+
+@pytest.mark.parametrize(("name", "size"), [("ccnet", None), ("ccnet", (48, 65)), ("pspnet", None)], ids=str)
+def test_onnx_gives_the_logits_with_standard_operators(name, size, tmp_path):
+    model = make(name)
+    assert export.export_onnx(model, tmp_path / "net.onnx", size=size) < 1e-4
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    assert {node.domain for node in nodes} == {""}
+    assert not {"EyeLike", "ScatterND"} & {node.op_type for node in nodes}
+    # A size that the export did not try, and a batch of another size.
+    image = torch.rand(3, 3, *(size or (57, 121)))
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    got = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    with torch.inference_mode():
+        want = model(image)["out"]
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+
+
+def test_what_is_wrong_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    with pytest.raises(ValueError, match="logits differ from the network's by"):
+        export.export_onnx(make("fcn"), tmp_path / "net.onnx", size=(17, 17))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["ccnet", "ccnet3d", "pspnet"])
+def test_compiles_without_a_graph_break(name):
+    torch._dynamo.reset()
+    model = create_model(name, **TINY, embedding_channels=4)
+    image = torch.rand(2, 3, *((2, 33, 41) if name == "ccnet3d" else (33, 41)))
+    # Breaks are found when Python is traced; the compilers behind it are torch's own affair.
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    output = compiled(image)
+    assert set(output) == {"out", "aux", "embedding"}
+    sum(tensor.square().mean() for tensor in output.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

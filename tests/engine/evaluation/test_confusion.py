@@ -1,0 +1,32 @@
+"""Scores against sets of pixels."""
+
+import math
+
+import pytest
+import torch
+
+from ccnet.engine.evaluation.confusion import ConfusionMatrix
+
+
+def test_scores_equal_sets_of_pixels():
+    prediction, labels = torch.randint(0, 5, (3, 20, 30)), torch.randint(0, 4, (3, 20, 30))
+    labels[torch.rand(labels.shape) < 0.1] = 255
+    matrix = ConfusionMatrix(6)
+    for one, truth in zip(prediction, labels, strict=True):
+        matrix.update(one, truth)
+    valid = labels != 255
+    iou, accuracy = [], []
+    for c in range(6):
+        guessed, true = (prediction == c) & valid, (labels == c) & valid
+        union = (guessed | true).sum().item()
+        iou.append((guessed & true).sum().item() / union if union else math.nan)
+        accuracy.append((guessed & true).sum().item() / true.sum().item() if true.any() else math.nan)
+    scores = matrix.scores()
+    assert scores.class_iou == pytest.approx(iou, nan_ok=True)
+    assert scores.class_accuracy == pytest.approx(accuracy, nan_ok=True)
+    # Class 4 is predicted but never true: its IoU 0 counts, its accuracy does not. Class 5 occurs nowhere.
+    assert scores.class_iou[4] == 0
+    assert math.isnan(scores.class_iou[5])
+    assert scores.miou == pytest.approx(sum(iou[:5]) / 5)
+    assert scores.mean_accuracy == pytest.approx(sum(accuracy[:4]) / 4)
+    assert scores.pixel_accuracy == pytest.approx(((prediction == labels) & valid).sum().item() / valid.sum().item())

@@ -1,0 +1,45 @@
+"""Processes that share out the images of a detection data set find what one finds alone."""
+
+from functools import partial
+
+import torch
+from coco_data import write_coco
+from two_processes import together
+
+from ccnet.data.sets.coco import Coco, instances_transform
+from ccnet.engine.evaluation.detection import evaluate_objects
+
+
+class Finder(torch.nn.Module):
+    """Finds each object a pixel too far to the right, and once more elsewhere; many with equal scores."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.known = [dataset[index] for index in range(len(dataset))]
+
+    def forward(self, images):
+        (image,) = images
+        target = next(target for known, target in self.known if torch.equal(known, image))
+        masks = torch.cat([target["masks"].roll(1, dims=2), target["masks"].flip(2)])
+        boxes = torch.cat([target["boxes"] + torch.tensor([1, 0, 1, 0]), target["boxes"] / 2])
+        labels = target["labels"].repeat(2)
+        scores = 1 - 0.1 * (torch.arange(len(labels)) % 4)
+        return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks[:, None].float()}]
+
+
+def validated(rank=0, *, folder):
+    dataset = Coco(folder, split="val2017", transform=instances_transform())
+    found = evaluate_objects(Finder(dataset), dataset, device=torch.device("cpu"), keep_samples=2)
+    return {"scores": repr(found.scores), "results": found.results, "samples": len(found.samples)}
+
+
+def test_two_processes_score_as_one_to_the_last_digit(tmp_path):
+    write_coco(tmp_path / "data", images=3, split="val2017")  # and two without objects
+    one = validated(folder=tmp_path / "data")
+    assert len(one["results"]) > 10
+    assert "mask=[0." in one["scores"]
+    (tmp_path / "work").mkdir()
+    first, second = together(partial(validated, folder=tmp_path / "data"), tmp_path / "work")
+    assert first["results"] == second["results"] == one["results"]
+    assert first["scores"] == second["scores"] == one["scores"]
+    assert first["samples"] == second["samples"] == 2

@@ -1,0 +1,96 @@
+"""Test protocols against what they must leave alone, and by their effect on networks that are known."""
+
+import pytest
+import torch
+from torch import nn
+
+from ccnet.engine.evaluation.protocols import MultiScale, Slide, Whole
+from ccnet.models import create_model
+
+
+class Pointwise(nn.Module):
+    """A network that sees one pixel at a time: whatever a protocol does with windows and mirrors, it cannot tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.4))
+        self.conv = nn.Conv2d(3, 5, kernel_size=1)
+        self.seen = []
+
+    def forward(self, image):
+        self.seen.append(tuple(image.shape[-2:]))
+        return {"out": self.conv(image)}
+
+
+@pytest.fixture
+def network():
+    return create_model("ccnet", num_classes=5, backbone="resnet10t", head__channels=16).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (40, 50), (97, 33), (33, 97), (100, 100)], ids=str)
+@torch.no_grad()
+def test_sliding_windows_cover_the_image_and_average(size):
+    model, image = Pointwise(), torch.rand(2, 3, *size)
+    got = Slide((40, 30))(model, image)
+    assert set(model.seen) == {(40, 30)}
+    assert torch.allclose(got, Whole()(model, image), atol=1e-6)
+
+
+@torch.no_grad()
+def test_windows_lie_two_thirds_of_a_crop_apart_and_inside():
+    """769 pixels on 1024x2048, the authors' evaluation: 2 rows and 4 columns of windows, stride 513."""
+    windows = [list(Slide((769, 769))._windows(side, 769)) for side in (1024, 2048)]
+    assert [[(w.start, w.stop) for w in row] for row in windows] == [
+        [(0, 769), (255, 1024)],
+        [(0, 769), (513, 1282), (1026, 1795), (1279, 2048)],
+    ]
+
+
+@torch.no_grad()
+def test_overlapping_windows_are_averaged():
+    class Counter(Pointwise):
+        def forward(self, image):
+            self.seen.append(1)
+            return {"out": torch.full((1, 2, *image.shape[-2:]), float(len(self.seen)))}
+
+    got = Slide((4, 6), stride=0.5)(Counter(), torch.rand(1, 3, 4, 9))
+    assert got[0, 0, 0].tolist() == [1, 1, 1, 1.5, 1.5, 1.5, 2, 2, 2]
+
+
+@torch.no_grad()
+def test_one_window_or_one_scale_is_the_whole_image(network):
+    image = torch.rand(1, 3, 41, 57)
+    want = Whole()(network, image)
+    assert torch.allclose(Slide((41, 57))(network, image), want, atol=1e-6)
+    assert torch.allclose(MultiScale(Whole(), scales=[1.0], flip=False)(network, image), want)
+
+
+@torch.no_grad()
+def test_flip_is_undone_on_a_wide_image(network):
+    image = torch.rand(1, 3, 41, 57)
+    pointwise = Pointwise()
+    both = MultiScale(Whole(), scales=[1.0])
+    assert torch.allclose(both(pointwise, image), Whole()(pointwise, image), atol=1e-6)
+    mirrored = Whole()(network, image.flip(-1)).flip(-1)
+    assert not torch.allclose(mirrored, Whole()(network, image), atol=1e-4)
+    assert torch.allclose(both(network, image), (Whole()(network, image) + mirrored) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+@torch.no_grad()
+def test_scales_are_averaged_at_the_images_size(average):
+    """A plain image stays plain at every scale."""
+    model, image = Pointwise(), torch.rand(1, 3, 1, 1).expand(1, 3, 40, 60)
+    got = MultiScale(Slide((16, 24)), scales=[0.5, 1.25], average=average)(model, image)
+    want = Whole()(model, image)
+    assert torch.allclose(got, want if average == "logits" else want.softmax(dim=1), atol=1e-5)
+    assert set(model.seen) == {(16, 24), (40, 60)}
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match=r"crop_size=\[0, 4\]"):
+        Slide((0, 4))
+    with pytest.raises(ValueError, match="scales is"):
+        MultiScale(Whole(), scales=[])
+    with pytest.raises(ValueError, match="'scores': choose 'logits' or 'probabilities'"):
+        MultiScale(Whole(), scales=[1.0], average="scores")

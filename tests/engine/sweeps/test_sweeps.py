@@ -1,0 +1,337 @@
+"""Sweeps: the paper's tables, runs that fail, several at once, a search, jobs of Slurm."""
+
+import csv
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, children, members
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ccnet import train as training
+from ccnet.data.build import build_dataset
+from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine.checkpoints.resume import find_start
+from ccnet.engine.runtime.devices import choose_device
+from ccnet.engine.runtime.launchers import in_own_process
+from ccnet.engine.runtime.stop_signals import EXIT_CODE, StopRequest
+from ccnet.engine.sweeps import results
+from ccnet.engine.sweeps.report import report
+from ccnet.models.criss_cross import CrissCrossAttention
+from ccnet.models.factory import build
+
+ONE_STEP = [*TINY, "recipe.max_iters=1"]
+
+
+def composed(*overrides, **options):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides), **options)
+
+
+def jobs(name):
+    """The overrides of each run of a ready sweep."""
+    params = composed(f"+sweep={name}", return_hydra_config=True).hydra.sweeper.params
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    return BasicSweeper.split_arguments(parsed, None)[0]
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def is_picture(path):
+    return np.array(Image.open(path)).std() > 10
+
+
+def test_the_loops_of_table_2():
+    """Cityscapes brings the category consistent loss, which only the last row has."""
+    seen = []
+    for own in jobs("recurrence"):
+        config = composed("dataset=cityscapes", "num_classes=19", "backbone=beacons", "model.head.channels=16", *own)
+        model = build(config.model)
+        attention = any(isinstance(module, CrissCrossAttention) for module in model.modules())
+        seen.append((attention, config.model.head.recurrence, "ccl" in config.loss.terms, model.embed is not None))
+        assert config.optimizer.algorithm.lr == 0.01
+    assert seen == [
+        (False, 0, False, False), (True, 1, False, False), (True, 2, False, False), (True, 3, False, False),
+        (True, 2, True, True),
+    ]  # fmt: skip
+
+
+def test_the_distances_of_table_3():
+    runs = [composed("dataset=cityscapes", *own) for own in jobs("distance")[::5]]
+    assert len(jobs("distance")) == 20
+    assert [(run.loss.terms.ccl.distance, run.seed) for run in runs] == [
+        ("quadratic", 0), ("quadratic", 5), ("piecewise", 0), ("piecewise", 5),
+    ]  # fmt: skip
+    assert all(run.model.head.recurrence == 2 and run.loss.weights.ccl == 1 for run in runs)
+
+
+def test_the_contexts_of_table_4():
+    runs = [composed("dataset=cityscapes", *own) for own in jobs("contexts")]
+    contexts = [run.model.head.context and run.model.head.context._target_.rpartition(".")[2] for run in runs]
+    assert contexts == [
+        None, "GlobalConvolution", "PyramidPooling", "AtrousPyramid", "NonLocal", "HorizontalVertical",
+        "ParallelHorizontalVertical", *["CrissCrossAttention"] * 4,
+    ]  # fmt: skip
+    assert ["ccl" in run.loss.terms for run in runs] == [False] * 10 + [True]
+    assert len({OmegaConf.to_yaml(OmegaConf.masked_copy(run, ["model", "loss"])) for run in runs}) == 11
+    assert len({OmegaConf.to_yaml(OmegaConf.masked_copy(run, ["recipe", "dataset", "optimizer"])) for run in runs}) == 1
+
+
+def test_a_run_that_ends_in_nan_has_failed(tmp_path, capsys):
+    for number, own in enumerate(jobs("distance")):
+        nan = number in (2, 5, 7)
+        result = {"error": "iteration 9: the loss is nan"} if nan else {"mIoU": 70.0 + number % 10, "gflops": 3.0}
+        results.write_result(tmp_path / str(number), {"overrides": own} | result)
+    (tmp_path / "20").mkdir()
+    (tmp_path / "20" / "config.yaml").write_text("")
+    assert len(report(tmp_path)) == 3
+    quadratic, piecewise = rows(tmp_path / "sweep_seeds.csv")
+    assert [quadratic["succeeded"], piecewise["succeeded"]] == ["7/10", "10/10"]
+    assert float(quadratic["mIoU mean"]) == pytest.approx(70 + (0 + 1 + 3 + 4 + 6 + 8 + 9) / 7)
+    assert float(piecewise["mIoU std"]) == pytest.approx(np.std(range(10), ddof=1))
+    assert is_picture(tmp_path / "sweep.png")
+    said = capsys.readouterr().out
+    assert "failed    loss.terms.ccl.distance=quadratic seed=2: iteration 9: the loss is nan" in said
+    assert f"begun     {tmp_path}/20, not finished" in said
+
+
+@contextmanager
+def failing(monkeypatch, *numbers):
+    """Runs of a sweep that fail, by their place in it; yields the place of each run that trains."""
+    trained = []
+
+    def flaky(config, split, transform):
+        if split == "train":
+            number = int(HydraConfig.get().job.num)
+            trained.append(number)
+            if number in numbers:
+                raise RuntimeError("the disk has gone")
+        return build_dataset(config, split, transform)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ccnet.data.build.build_dataset", flaky)  # the entry point imports it anew
+        yield trained
+
+
+def test_of_six_runs_one_fails_and_runs_alone_the_next_time(tmp_path, run_entry, monkeypatch):
+    folder = tmp_path / "sweep"
+    command = [
+        "train.py", "-m", *ONE_STEP, "model.head.recurrence=0,1", "loss=ce_ccl", "loss.weights.ccl=0,0.1,1",
+        "resume=auto", f"hydra.sweep.dir={folder}",
+    ]  # fmt: skip
+    with failing(monkeypatch, 4) as trained:
+        done = run_entry(*command, ok=False)
+    assert trained == [0, 1, 2, 3, 4, 5]
+    assert "failed    model.head.recurrence=1 loss.weights.ccl=0.1: RuntimeError: the disk has gone" in done.stdout
+    table = rows(folder / "sweep.csv")
+    assert [row["run"] for row in table] == [
+        f"model.head.recurrence={r} loss.weights.ccl={weight}" for r in (0, 1) for weight in ("0", "0.1", "1")
+    ]
+    assert [row["mIoU"] == "failed" for row in table] == [False] * 4 + [True, False]
+    assert "| model.head.recurrence=1 loss.weights.ccl=0.1 | failed |" in (folder / "sweep.md").read_text()
+    names = ("sweep.png", "sweep_cost.png", "sweep_model.head.recurrence.png", "sweep_loss.weights.ccl.png")
+    assert all(is_picture(folder / name) for name in names)
+    weights = torch.load(folder / "0" / "last.pt", weights_only=True)["config"]["loss"]["weights"]
+    assert weights == {"main": 1.0, "aux": 0.4, "ccl": 0}
+
+    with failing(monkeypatch) as trained:
+        done = run_entry(*command)
+    assert trained == [4]
+    assert "failed" not in done.stdout
+    again = rows(folder / "sweep.csv")
+    assert [row for row in again if row["run"] != table[4]["run"]] == [row for row in table if row != table[4]]
+    assert 0 <= float(again[4]["mIoU"]) <= 100
+
+
+def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, run_entry, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install '.[joblib]'")
+    from joblib.externals.loky import get_reusable_executor
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number in (0, 1):
+            training.train(composed(*ONE_STEP, f"model.head.recurrence={number}"), tmp_path / "alone" / str(number))
+    finally:
+        torch.set_num_threads(threads)
+    folder = tmp_path / "sweep"
+    interrupted = signal.getsignal(signal.SIGINT)
+    done = run_entry(
+        "train.py", "-m", "hydra/launcher=parallel", *ONE_STEP, "num_workers=1", "model.head.recurrence=0,1,-1",
+        f"hydra.sweep.dir={folder}", ok=False,
+    )  # fmt: skip
+    signal.signal(signal.SIGINT, interrupted)
+    get_reusable_executor().shutdown()
+    assert "failed    model.head.recurrence=-1: " in done.stdout
+    for number in (0, 1):
+        one, two = (
+            torch.load(run / str(number) / "last.pt", weights_only=True) for run in (tmp_path / "alone", folder)
+        )
+        assert all(torch.equal(values, two["weights"][name]) for name, values in one["weights"].items())
+        assert repr(one["scores"]) == repr(two["scores"])
+
+
+def test_a_parallel_sweep_loses_the_run_that_is_killed_alone_and_saves_all_when_it_ends(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install '.[joblib]'")
+    folder, out = tmp_path / "sweep", tmp_path / "out"
+    endless = ["recipe.max_iters=100000", "recipe.val_every=100000", "model.head.recurrence=0,1,2,3"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
+    with open(out, "w") as written:
+        launcher = subprocess.Popen(
+            [sys.executable, ROOT / "train.py", "-m", "hydra/launcher=parallel", *TINY, *endless, "num_workers=1",
+             f"hydra.sweep.dir={folder}"],
+            cwd=tmp_path, stdout=written, stderr=written, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
+    end = time.monotonic() + 120
+
+    def wait(condition):
+        while not condition():
+            assert time.monotonic() < end, out.read_text()[-3000:]
+            time.sleep(0.05)
+
+    def under_way():
+        return {number for number in "0123" if (folder / number / "train.csv").exists()}
+
+    try:
+        wait(lambda: under_way() == {"0", "1"})
+        run = next(run for worker in children(launcher.pid) for run in children(worker))
+        os.kill(run, signal.SIGKILL)
+        wait(lambda: under_way() == {"0", "1", "2"})
+        os.kill(launcher.pid, signal.SIGINT)  # the launcher alone
+        assert launcher.wait(10) == -signal.SIGINT
+        wait(lambda: not members(launcher.pid))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    (lost,) = {path.parent.name for path in folder.glob("*/result.json")}
+    assert "ended by SIGKILL" in json.loads((folder / lost / "result.json").read_text())["error"]
+    assert all(checkpoint.load(folder / number / "last.pt").iteration >= 1 for number in under_way() - {lost})
+    assert under_way() == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (partial(sys.exit, EXIT_CODE), "stopped and saved"),
+        (partial(os._exit, 3), "ended with 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by SIGKILL"),
+    ],
+)
+def test_a_run_of_its_own_process_gives_its_result_or_says_how_it_ended(end, message):
+    assert in_own_process(lambda: {"mIoU": 1.0}) == {"mIoU": 1.0}
+    with pytest.raises(ChildProcessError, match=f"{message}.*resume=auto"):
+        in_own_process(end)
+
+
+def test_runs_at_once_have_a_gpu_each(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda")
+    chosen = []
+    for number in (3, 4, 5):
+        process = SimpleNamespace(name=f"LokyProcess-{number}")
+        monkeypatch.setattr(
+            "ccnet.engine.runtime.launchers.multiprocessing.current_process", lambda process=process: process
+        )
+        chosen.append(choose_device("auto"))
+    assert chosen == [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 0)]
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_a_search_passes_over_a_trial_that_fails_and_goes_on_where_it_was(tmp_path, run_entry, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install '.[optuna]'")
+    folder = tmp_path / "search"
+    command = ["train.py", "+sweep=search", *ONE_STEP, "resume=auto", f"hydra.sweep.dir={folder}"]
+    with failing(monkeypatch, 1) as trained:
+        run_entry(*command, "hydra.sweeper.n_trials=3", ok=False)
+    assert trained == [0, 1, 2]
+    table = rows(folder / "sweep.csv")
+    assert [row["mIoU"] == "failed" for row in table] == [False, True, False]
+    best = OmegaConf.load(folder / "optimization_results.yaml")
+    assert best.best_value == pytest.approx(max(float(row["best_mIoU"]) for row in table[::2]) / 100)
+    assert best.best_params.keys() == {"recipe.lr", "loss.weights.ccl"}
+    with failing(monkeypatch) as trained:
+        run_entry(*command, "hydra.sweeper.n_trials=4")
+    assert trained == [1, 3]
+    assert len(rows(folder / "sweep.csv")) == 4
+    assert is_picture(folder / "sweep_recipe.lr.png")
+
+
+def test_a_sweep_that_is_extended_overwrites_no_run(tmp_path, monkeypatch):
+    training.train(composed(*ONE_STEP), tmp_path / "0")
+    found, saved = find_start(composed(*ONE_STEP, "resume=auto", "seed=1"), tmp_path / "0")
+    assert (found, saved) == (tmp_path / "0_2", None)
+    found, saved = find_start(composed(*ONE_STEP, "resume=auto"), tmp_path / "1")
+    assert (found, saved.iteration) == (tmp_path / "0", 1)
+
+
+@pytest.mark.parametrize(
+    ("choice", "extra"),
+    [("hydra/launcher=parallel", "joblib"), ("hydra/launcher=slurm", "slurm"), ("+sweep=search", "optuna")],
+)
+def test_what_is_not_installed_is_named(run_entry, monkeypatch, choice, extra):
+    monkeypatch.setattr("ccnet.engine.sweeps.callback._installed", lambda package: False)
+    done = run_entry("train.py", "-m", choice, *ONE_STEP, "seed=0,1", ok=False)
+    assert f"pip install '.[{extra}]'" in str(done.returncode)
+
+
+def test_a_job_of_slurm_asks_for_a_signal_before_its_end(tmp_path, run_entry, monkeypatch):
+    """Up to sbatch, which a script refuses to be."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install '.[slurm]'")
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    folder = tmp_path / "sweep"
+    run_entry("train.py", "-m", "hydra/launcher=slurm", "seed=0,1,2", f"hydra.sweep.dir={folder}", ok=False)
+    (script,) = folder.rglob("*.sh")
+    asked = {line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if "SBATCH" in line}
+    assert {"signal=USR2@120", "time=1440", "gpus-per-node=1", "array=0-2%3", "mem=32GB"} <= asked
+
+
+def test_a_job_that_has_to_go_is_saved_before_it_is_queued_again():
+    queued = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: queued.append("again"))
+    try:
+        with StopRequest() as request:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGUSR2)
+            assert (request.received, queued) == ("SIGUSR2", [])
+            with pytest.raises(SystemExit) as ended:
+                request.stop()
+        assert (ended.value.code, queued) == (EXIT_CODE, ["again"])
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        with StopRequest():
+            assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_result_is_read_whole_or_not_at_all(tmp_path):
+    results.write_result(tmp_path, {"overrides": [], "best_mIoU": 50.0, "iterations": 4})
+    assert results.finished_score(tmp_path, 4) == 0.5
+    assert [path.name for path in tmp_path.iterdir()] == [results.RESULT]
+    assert results.finished_score(tmp_path, 8) is None
+    (tmp_path / results.RESULT).write_text(json.dumps({"overrides": []})[:5])
+    assert results.finished_score(tmp_path, 4) is None

@@ -1,0 +1,161 @@
+"""Two processes that share each batch give what one gives with the whole of it."""
+
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from two_processes import together
+
+from ccnet.data.stream import Seeded, train_loader
+from ccnet.engine.runtime.distributed import parallel, processes
+from ccnet.engine.training.torch_step import train_step
+from ccnet.losses import CrossEntropy, WeightedSum
+from ccnet.models.factory import build
+
+
+def composed(*overrides):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*TINY, *overrides])
+
+
+ITERATIONS, BATCH = 10, 4
+OHEM = [
+    "loss=ce_ccl", "loss.terms.main._target_=ccnet.losses.OhemCrossEntropy", "+loss.terms.main.min_kept=1500",
+    "+loss.terms.main.threshold=0.2", "model.head.dropout=0", "model.aux_head.dropout=0",
+]  # fmt: skip
+
+
+def iterations(rank=0, number=1, overrides=(), count=ITERATIONS, spoilt=()):
+    """Terms of each iteration, then gradients and batch norm's statistics of the last, in float64.
+
+    In iterations that are ``spoilt`` the last picture of the batch is no number.
+    """
+    torch.manual_seed(1)
+    config = composed("num_classes=4", *OHEM, *overrides)
+    task, criterion = instantiate(config.task), instantiate(config.loss)
+    model = build(config.model).double().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    forward = parallel(model, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(2)
+    terms = []
+    for iteration in range(count):
+        images = torch.rand(BATCH, 3, 33, 41, generator=generator, dtype=torch.float64)
+        images[-1] *= float("nan") if iteration in spoilt else 1
+        labels = torch.randint(0, 4, (BATCH, 33, 41), generator=generator)
+        labels[0, 5:] = 255  # the processes have unequal numbers of valid pixels
+        own = slice(rank * BATCH // number, (rank + 1) * BATCH // number)
+        loss, parts, _ = train_step(
+            task, forward, criterion, optimizer, images[own], labels[own],
+            accumulate=config.accumulate, clip_norm=config.clip_norm, keep_buffers=True,
+        )  # fmt: skip
+        terms.append({"loss": loss} | parts)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"terms": terms, "gradients": gradients, "state": model.state_dict()}
+
+
+def assert_close(one, two):
+    assert one["terms"][0].keys() == two["terms"][0].keys() >= {"main", "aux", "ccl", "ccl/variance"}
+    for parts, others in zip(one["terms"], two["terms"], strict=True):
+        for name in parts:
+            assert abs(parts[name] - others[name]) < 1e-6, name
+    assert len({float(parts["loss"]) for parts in one["terms"]}) == ITERATIONS
+    for kind in ("gradients", "state"):
+        assert one[kind].keys() == two[kind].keys()
+        for name, values in one[kind].items():
+            assert torch.allclose(values, two[kind][name], rtol=0, atol=1e-6), name
+
+
+def test_a_run_on_the_second_gpu_makes_it_the_current_one_whose_random_state_is_saved(monkeypatch):
+    current = [torch.device("cuda", 0)]
+
+    @contextmanager
+    def using(device):
+        before, current[0] = current[0], device
+        yield
+        current[0] = before
+
+    monkeypatch.setattr("torch.cuda.device", using)
+    with processes(torch.device("cuda", 1)) as device:
+        assert current == [device] == [torch.device("cuda", 1)]
+    assert current == [torch.device("cuda", 0)]
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
+    one = iterations()
+    first, second = together(partial(iterations, number=2), tmp_path)
+    assert_close(one, first)
+    assert_close(first, second)
+    assert any("running_var" in name for name in one["state"])
+
+
+def test_all_processes_leave_out_the_step_that_one_of_them_spoils(tmp_path):
+    before = iterations(count=2)["state"]
+    first, second = together(partial(iterations, number=2, count=3, spoilt=[2]), tmp_path)
+    assert not first["terms"][2]["loss"].isfinite()
+    for name, values in before.items():
+        assert torch.equal(first["state"][name], second["state"][name]), name
+        assert torch.allclose(values, first["state"][name], rtol=0, atol=1e-6), name
+
+
+def test_a_term_of_weight_zero_leaves_parameters_without_gradient(tmp_path):
+    overrides = ["loss.weights.aux=0"]
+    whole = iterations(count=2, overrides=overrides)["terms"][1]["loss"]
+    shared, _ = together(partial(iterations, number=2, overrides=overrides, count=2), tmp_path)
+    assert abs(whole - shared["terms"][1]["loss"]) < 1e-6
+
+
+class Pointwise(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classify = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, images):
+        return {"out": self.classify(images)}
+
+
+def test_pieces_of_a_batch_add_up_to_its_cross_entropy_whatever_is_ignored():
+    images, labels = torch.rand(4, 3, 9, 7), torch.randint(0, 4, (4, 9, 7))
+    labels[:2, 1:] = 255
+    task, criterion = instantiate(composed().task), WeightedSum({"main": CrossEntropy()}, {"main": 1.0})
+    model = Pointwise()
+    seen = []
+    for accumulate in (1, 2, 4):
+        still = torch.optim.SGD(model.parameters(), lr=0.0)
+        loss, _, _ = train_step(task, model, criterion, still, images, labels, accumulate=accumulate)
+        seen.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
+    for other in seen[1:]:
+        for one, two in zip(seen[0], other, strict=True):
+            assert torch.allclose(one, two, atol=1e-6)
+    length = torch.cat([grad.flatten() for grad in seen[0][1:]]).norm()
+    _, _, norm = train_step(task, model, criterion, still, images, labels, clip_norm=length / 10)
+    assert torch.allclose(norm, length)
+    clipped = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
+    assert clipped == pytest.approx(length.item() / 10, rel=1e-4)
+
+
+@pytest.mark.parametrize("term", ["main", "ccl"])
+def test_without_sync_each_process_stands_alone(tmp_path, term):
+    whole = iterations(count=1)["terms"][0]
+    work = partial(iterations, number=2, overrides=[f"+loss.terms.{term}.sync=false"], count=1)
+    apart, other = (result["terms"][0] for result in together(work, tmp_path))
+    assert abs(apart[term] - whole[term]) > 1e-3
+    assert apart == other
+
+
+def test_a_batch_that_processes_cannot_share(tmp_path):
+    with pytest.raises(ValueError, match=r"recipe.batch_size=4 is shared by 3 processes.* give a multiple of 3"):
+        train_loader(Seeded(range(9), 0), batch_size=4, iterations=1, num_workers=0, processes=3)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_load_the_parts_of_one_sequence(processes):
+    def batches(**share):
+        loader = train_loader(Seeded(torch.arange(7), 5), batch_size=4, iterations=6, start=1, num_workers=0, **share)
+        return torch.stack(list(loader))
+
+    parts = [batches(process=process, processes=processes) for process in range(processes)]
+    assert torch.equal(torch.cat(parts, dim=1), batches())

@@ -1,0 +1,245 @@
+"""What happens to long runs: signals, damaged checkpoints, losses that are no numbers, broken pictures, full disks."""
+
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import time
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+
+from ccnet import train as training
+from ccnet.data.sets.folder import Folder
+from ccnet.data.stream import Seeded
+from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine.checkpoints.resume import find_start, fingerprint
+from ccnet.engine.evaluation.protocols import Whole
+from ccnet.engine.evaluation.segmentation import predict
+from ccnet.engine.evaluation.tasks.semantic import Semantic
+from ccnet.engine.runtime import stop_signals as stopping
+from ccnet.engine.runtime.stop_signals import StopRequest
+from ccnet.engine.training import torch_step
+from ccnet.engine.training.torch_step import train_step
+
+
+def composed(*overrides):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a finished run of four iterations."""
+    folder = tmp_path_factory.mktemp("whole")
+    training.train(composed(), folder)
+    return folder
+
+
+def at_call(number, do, function):
+    """``function``, which does something else first at its ``number``-th call."""
+    calls = []
+
+    def changed(*arguments, **named):
+        calls.append(1)
+        if len(calls) == number:
+            do()
+        return function(*arguments, **named)
+
+    return changed
+
+
+def same_weights(one, two):
+    one, two = (checkpoint.load(folder / "last.pt") for folder in (one, two))
+    assert (one.iteration, repr(one.scores)) == (two.iteration, repr(two.scores))
+    return all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("number", "during", "iteration"),
+    [(signal.SIGTERM, "train_step", 3), (signal.SIGINT, "evaluate", 2), (signal.SIGTERM, "evaluate", 2)],
+)
+def test_a_signal_saves_and_ends_with_its_own_code_and_auto_goes_on(
+    whole, tmp_path, monkeypatch, capsys, number, during, iteration
+):
+    def kill():
+        os.kill(os.getpid(), number)
+
+    folder = tmp_path / "runs" / "cut"
+    folder.mkdir(parents=True)
+    before = signal.getsignal(signal.SIGINT)
+    place = torch_step if during == "train_step" else Semantic
+    with monkeypatch.context() as patched:
+        patched.setattr(place, during, at_call(3 if during == "train_step" else 1, kill, getattr(place, during)))
+        with pytest.raises(SystemExit) as ended:
+            training.train(composed(), folder)
+    assert ended.value.code == stopping.EXIT_CODE == 75
+    assert f"stopped after iteration {iteration}, continue with resume={folder}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+    found, saved = find_start(composed("resume=auto", "num_workers=3"), tmp_path / "runs" / "new")
+    assert (found, saved.iteration) == (folder, iteration)
+    training.train(composed(), folder, saved)
+    assert same_weights(whole, folder)
+    assert (folder / "val.csv").read_text().count("\n") == 3  # the validation that was dropped has been done again
+
+
+def test_a_second_signal_ends_at_once():
+    def twice():
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)  # at once: the same request, passed on
+            assert request.received == "SIGTERM"
+            time.sleep(1.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    process = multiprocessing.get_context("fork").Process(target=twice)
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_auto_says_which_checkpoints_it_passed_over_and_why(whole, tmp_path, capsys):
+    for name in ("a", "b"):
+        shutil.copytree(whole, tmp_path / name)
+    (tmp_path / "b" / "last.pt").write_bytes((whole / "last.pt").read_bytes()[:5000])
+    flipped = bytearray((whole / "previous.pt").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (tmp_path / "b" / "previous.pt").write_bytes(flipped)
+    for age, name in enumerate(("a/previous.pt", "a/last.pt", "b/previous.pt", "b/last.pt")):
+        os.utime(tmp_path / name, (age, age))
+    found, saved = find_start(composed("resume=auto"), tmp_path / "new")
+    assert (found, saved.iteration) == (tmp_path / "a", 4)
+    said = capsys.readouterr().out
+    assert f"passed over {tmp_path}/b/last.pt: " in said
+    assert f"passed over {tmp_path}/b/previous.pt: " in said
+    assert "its content does not meet its checksum" in said
+    assert f"resume=auto: {tmp_path}/a/last.pt, iteration 4" in said
+    found, saved = find_start(composed("resume=auto", "recipe.lr=0.5"), tmp_path / "new")
+    assert (found, saved) == (tmp_path / "new", None)
+    assert "passed over 3 of other configurations: a new run" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="has no checkpoint that could be read"):
+        find_start(composed(f"resume={tmp_path / 'b'}"), tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        find_start(composed(f"resume={tmp_path / 'c'}"), tmp_path / "new")
+
+
+def test_the_configuration_is_the_same_however_it_is_run():
+    assert fingerprint(composed()) == fingerprint(composed("num_workers=4", "log_every=7", "resume=auto"))
+    assert fingerprint(composed()) != fingerprint(composed("seed=1"))
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
+def test_a_flipped_bit_anywhere_in_the_tensors_is_found(whole, tmp_path, name):
+    content = (whole / name).read_bytes()
+    for part in range(1, 8):
+        damaged = bytearray(content)
+        damaged[len(content) * part // 8] ^= 16
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=name):
+            checkpoint.load(tmp_path / name)
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(whole, tmp_path):
+    """A limit on the size of files stands for the disk's end."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    saved = checkpoint.load(folder / "last.pt")
+    names = sorted(path.name for path in folder.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for name in ("last.pt", "best.safetensors"):
+            with pytest.raises(OSError, match=f"{name}|File too large"):
+                checkpoint.save(saved, folder / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert (folder / "last.pt").read_bytes() == (whole / "last.pt").read_bytes()
+
+
+def nan_at(number):
+    """A training step whose images hold a NaN at the ``number``-th call."""
+    calls = []
+
+    def step(task, model, criterion, optimizer, images, labels, **named):
+        calls.append(1)
+        if len(calls) == number:
+            images = images * float("nan")
+        return train_step(task, model, criterion, optimizer, images, labels, **named)
+
+    return step
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_step, "train_step", nan_at(3))
+    with pytest.raises(ValueError) as raised:
+        training.train(composed(), tmp_path)
+    message = str(raised.value)
+    assert message.startswith("iteration 3: the loss is nan (main nan, aux nan, grad_norm nan): lower recipe.lr")
+    order = [index for index in range(8) if f"beacons_train_0000{index}" in message]
+    assert len(order) == 2
+    assert checkpoint.load(tmp_path / "last.pt").iteration == 2
+
+
+def test_such_a_loss_is_found_before_anything_is_saved_and_nothing_has_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_step, "train_step", nan_at(2))
+    with pytest.raises(ValueError, match="iteration 2: the loss is nan"):
+        training.train(composed("recipe.val_every=4", "save_every=3", "log_every=100"), tmp_path)
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_the_two_checkpoints_kept_are_of_two_iterations(whole, tmp_path):
+    saved = {name: checkpoint.load(whole / f"{name}.pt") for name in ("last", "previous")}
+    assert [saved[name].iteration for name in ("last", "previous")] == [4, 2]
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / "last.pt").write_bytes(b"damaged")
+    _, start = find_start(composed("resume=auto"), tmp_path / "new")
+    training.train(composed(), folder, start)
+    assert same_weights(whole, folder)
+    assert checkpoint.load(folder / "previous.pt").iteration == 2  # not what was damaged
+
+
+def test_as_many_such_steps_as_allowed_are_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch_step, "train_step", nan_at(3))
+    training.train(composed("skip_nonfinite=1"), tmp_path)
+    saved = checkpoint.load(tmp_path / "last.pt")
+    assert (saved.iteration, saved.training["skipped"]) == (4, 1)
+    assert all(values.isfinite().all() for values in saved.weights.values())  # batch norm's statistics are among them
+    assert "0 pictures that cannot be read, 1 steps that were not finite" in capsys.readouterr().out
+
+
+def test_a_broken_picture_is_named_and_skipped_if_allowed(folder_data):
+    images, masks = folder_data
+    dataset = Folder(images, masks, classes=3, split="all", val_share=0.5, transform=lambda *sample: sample)
+    whole = Seeded(dataset, 0)
+    path = images / "2.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"2.jpg cannot be read as a picture, it may be cut off"):
+        Seeded(dataset, 0)[9, 2]
+    tolerant = Seeded(dataset, 0, skip_broken=1)
+    for warned in (pytest.warns(UserWarning, match="2 is left out, number 1 of at most 1: .*2.jpg"), nullcontext()):
+        with warned:
+            sample = tolerant[9, 2]
+        assert torch.equal(sample[0], whole[9, 3][0])
+    (images / "4.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"4.jpg does not exist"):
+        tolerant[3, 4]
+
+
+class Greedy(torch.nn.Module):
+    def forward(self, images):
+        return {"out": images.new_empty(2**57)}
+
+
+def test_out_of_memory_says_what_to_turn_down():
+    images, labels = torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(
+        MemoryError, match=r"turn down recipe\.batch_size or .*crop_size, .* accumulate=2, .* bf16=true"
+    ):
+        train_step(Semantic(), Greedy(), torch.nn.Identity(), optimizer, images, labels)
+    with pytest.raises(MemoryError, match=r"a picture of 4x4 pixels needs more memory .*: give protocol=slide"):
+        predict(Greedy(), images, Whole())

@@ -1,0 +1,175 @@
+"""One step: fused optimisers move as plain ones do, what is not finite moves nothing, and nobody waits."""
+
+import copy
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.engine.evaluation.tasks.semantic import Semantic
+from ccnet.engine.training.prefetch import prefetch
+from ccnet.engine.training.state import TrainingState
+from ccnet.engine.training.throughput import Pace
+from ccnet.engine.training.torch_step import train_step
+from ccnet.models.factory import build
+
+LOSSES = ("ce", "ce_ohem", "ce_ccl")
+
+
+def parts(*overrides, memory_format=torch.channels_last):
+    """Task, network, criterion, optimiser, images, labels of a tiny run."""
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=[*TINY, "num_classes=4", "model.head.dropout=0", *overrides])
+    model = build(config.model).train().to(memory_format=memory_format)
+    optimizer = instantiate(config.optimizer.algorithm, model.parameters())
+    images = torch.rand(2, 3, 33, 41).to(memory_format=memory_format)
+    labels = torch.randint(0, 4, (2, 33, 41))
+    return instantiate(config.task), model, instantiate(config.loss), optimizer, images, labels
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_fused_optimiser_moves_as_the_plain_one_after_a_restart_too(name):
+    made = {}
+    for fused in (True, False):
+        torch.manual_seed(0)
+        task, model, criterion, optimizer, *batch = parts(f"optimizer={name}", f"optimizer.algorithm.fused={fused}")
+        train_step(task, model, criterion, optimizer, *batch)
+        state = TrainingState(model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1), "")
+        kept = copy.deepcopy(optimizer.state_dict())
+        for entry in kept["state"].values():  # as a checkpoint from JAX has them: in the usual order in memory
+            entry |= {key: value.contiguous() for key, value in entry.items() if value.ndim}
+        training = {
+            "optimizer": kept,
+            "schedule": state.schedule.state_dict(),
+            "random": [{"cpu": torch.get_rng_state()}],
+        }
+        training |= {"validated": 0, "skipped": 0, "best_score": 0.0, "identity": "", "wandb_id": None}
+        state.restore(Checkpoint({}, {}, [], [], 0, {}, training))
+        for _ in range(3):
+            train_step(task, model, criterion, optimizer, *batch)
+        assert any(not parameter.is_contiguous() for parameter in model.parameters())
+        made[fused] = model.state_dict()
+    for key, value in made[False].items():
+        if not key.endswith("key_conv.bias"):  # the softmax does not see it: its gradient is noise about zero
+            assert torch.allclose(value, made[True][key], rtol=1e-4, atol=1e-5), key
+
+
+def spoil_loss(images, model):
+    return images * float("nan")
+
+
+def spoil_gradient(images, model):
+    next(model.head.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    return images
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
+def test_a_step_that_is_not_finite_changes_nothing(name, fused, spoil):
+    for steps_before in (0, 2):
+        parts_ = parts(f"optimizer={name}", f"optimizer.algorithm.fused={fused}")
+        task, model, criterion, optimizer, images, labels = parts_
+        for _ in range(steps_before):
+            train_step(*parts_)
+        before = copy.deepcopy([model.state_dict(), optimizer.state_dict()["state"]])
+        outcome = train_step(
+            task, model, criterion, optimizer, spoil(images, model), labels, clip_norm=1.0, keep_buffers=True
+        )
+        assert outcome.loss.isfinite() == (spoil is spoil_gradient)
+        assert not outcome.grad_norm.isfinite()
+        weights, state = model.state_dict(), optimizer.state_dict()["state"]
+        assert all(torch.equal(value, weights[key]) for key, value in before[0].items())
+        assert all(torch.equal(v, state[p][key]) for p, entry in before[1].items() for key, v in entry.items())
+
+
+class NobodyWaits(TorchDispatchMode):
+    """Fails at operations whose result the host has to see before it can go on."""
+
+    ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "item", "unique")
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        name = operation.overloadpacket.__name__
+        indices = arguments[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
+        by_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+        if name.startswith(self.ASKING) or by_mask:
+            raise AssertionError(f"{operation} waits for the device")
+        return operation(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_asks_the_device_nothing(loss, monkeypatch):
+    # On a CPU the category consistent loss looks at the labels' range, where that costs no waiting.
+    monkeypatch.setattr("ccnet.losses.category_consistent.is_readable", lambda array: False)
+    given = parts(f"loss={loss}", "model=ccnet")
+    train_step(*given, clip_norm=1.0)  # the first one asks whether it may begin
+    with NobodyWaits():
+        outcome = train_step(*given, clip_norm=1.0, accumulate=2, keep_buffers=True)
+    with pytest.raises(AssertionError, match="waits for the device"), NobodyWaits():
+        float(outcome.loss)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_on_a_gpu_does_not_wait_for_it(loss):
+    task, model, criterion, optimizer, *batch = parts(f"loss={loss}", "model=ccnet")
+    device = torch.device("cuda")
+    model, criterion = model.to(device), criterion.to(device)
+    batch = task.to_device(*(part.pin_memory() for part in batch), device, torch.channels_last)
+    for _ in range(3):
+        train_step(task, model, criterion, optimizer, *batch, bf16=True, clip_norm=1.0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(task, model, criterion, optimizer, *batch, bf16=True, clip_norm=1.0, keep_buffers=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_batches_copied_beside_the_steps_arrive_whole():
+    device = torch.device("cuda")
+    batches = [(torch.full((1, 3, 512, 512), float(number)).pin_memory(), torch.tensor(number)) for number in range(20)]
+    busy = torch.rand(4096, 4096, device=device)
+    sums = []
+    for (images, labels), _ in prefetch(
+        (pair for pair in zip(batches, [0.0] * 20, strict=True)),
+        lambda *batch: Semantic().to_device(*batch, device, torch.channels_last),
+        device,
+    ):
+        busy = (busy @ busy).clamp(0, 1)
+        sums.append((images.mean(), labels))
+    assert [(mean.item(), label.item()) for mean, label in sums] == [(number, number) for number in range(20)]
+
+
+def test_batches_are_placed_in_order_and_their_source_is_closed():
+    closed = []
+
+    def source():
+        try:
+            for number in range(5):
+                yield (number, -number), 0.5
+        finally:
+            closed.append(True)
+
+    placed = prefetch(source(), lambda images, labels: (images + 1, labels), torch.device("cpu"))
+    assert [next(placed), next(placed)] == [((1, 0), 0.5), ((2, -1), 0.5)]
+    assert not closed
+    placed.close()
+    assert closed
+
+
+def test_the_pace_counts_images_waiting_and_steps(monkeypatch):
+    clock = iter([100.0, 104.0, 104.0, 106.0, 106.0])
+    monkeypatch.setattr("ccnet.engine.training.throughput.time.perf_counter", lambda: next(clock))
+    pace = Pace()
+    for waited in (0.5, 1.5):
+        pace.add(8, waited)
+    assert pace.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.5}
+    pace.add(8, 0.0)
+    assert pace.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.0}

@@ -1,0 +1,184 @@
+"""Every configuration that ships compiles for its GPUs, without a GPU: no spills, within shared memory.
+
+The compiler runs in processes of its own: here, Triton may be the interpreter.
+"""
+
+import importlib.util
+import itertools
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from ccnet.kernels import plan
+
+# Without importing it: this process may be about to import Triton as the interpreter.
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+GPUS = {
+    "sm_80": plan.Device("A100", (8, 0), 108, 166912),
+    "sm_90": plan.Device("H100", (9, 0), 132, 232448),
+    "sm_100": plan.Device("B200", (10, 0), 148, 232448),
+}
+# (dtype, D, lengths) at the paper's C = 512. The lengths reach every branch of the rule: crops of 769, 1025
+# and 2049 give lines of 97, 129 and 257, which is tiled as 129 is.
+SHAPES = [
+    ("bfloat16", 64, (64, 97, 129, 200, 256)),
+    ("bfloat16", 128, (97,)),
+    ("float32", 64, (97,)),
+    ("float32", 128, (97,)),
+]
+
+
+def with_tables(gpu: str) -> list[plan.Device]:
+    """The GPU that follows the rule, and those of its kind that have a table."""
+    headers = [json.loads(path.read_text()) for path in plan.CONFIGS.glob("*.json")]
+    names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
+    return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
+
+
+def launches(gpu: str) -> dict[tuple, tuple]:
+    """The launches to compile, each once: the last passes, which do the most, and the first of a backward."""
+    shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else SHAPES
+    found = {}
+    for device, (dtype, query_channels, lengths) in itertools.product(with_tables(gpu), shapes):
+        for length in lengths:
+            problem = plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
+            forward = plan.forward_launches(problem, device, has_residual=True)
+            backward = plan.backward_launches(problem, device, has_gamma=True)
+            first = backward[:1] if dtype != "float32" and length == 97 else ()
+            for kernel, launch in [
+                ("forward", forward[-1]),
+                *(("backward", x) for x in (*first, backward[-1])),
+            ]:
+                key = (
+                    kernel,
+                    dtype,
+                    tuple(sorted(launch.constants.items())),
+                    launch.num_warps,
+                    launch.num_stages,
+                )
+                found[key] = (kernel, launch, dtype)
+    return found
+
+
+def compile_one(kernel, launch, dtype, capability):
+    os.environ.pop("TRITON_INTERPRET", None)
+    from ccnet.kernels.compiled import compile_launch
+
+    return compile_launch(kernel, launch, dtype, capability, has_residual=True)
+
+
+@pytest.fixture(scope="module")
+def compilers():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=2, mp_context=context) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_no_spills_within_shared_memory_on_tensor_cores(gpu, compilers):
+    device = GPUS[gpu]
+    jobs = [
+        (launch, compilers.submit(compile_one, kernel, launch, dtype, device.capability))
+        for kernel, launch, dtype in launches(gpu).values()
+    ]
+    for launch, job in jobs:
+        report = job.result()
+        assert report.stack == 0, (report, launch)
+        assert report.shared <= device.shared_memory, (report, launch)
+        assert report.tensor_core, (report, launch)
+
+
+def launched_arguments():
+    """What reaches the driver, which here only takes notes: two calls alike, other strides, as at first, float32."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from ccnet.kernels import torch_op
+
+    notes = []
+
+    class Launcher:
+        def __init__(self, source, metadata):
+            self.kernel = metadata.hash
+
+        def __call__(self, *arguments):
+            # Grid and stream; then, behind handles and hooks, what the kernel takes.
+            arguments = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (*arguments[:4], *arguments[9:])]
+            notes.append((self.kernel, arguments))
+
+    class Driver:
+        launcher_cls = Launcher
+        utils = SimpleNamespace(
+            load_binary=lambda *_: (1, 1, 128, 0, 1024),
+            get_device_properties=lambda _: {"max_shared_mem": 232448},
+            unload_module=lambda *_: None,
+        )
+        get_current_device = get_current_stream = lambda *_: 0
+        get_current_target = lambda _: GPUTarget("cuda", 90, 32)  # noqa: E731
+
+    triton.runtime.driver.set_active(Driver())
+    array = torch.randn(1, 4, 5, 200).bfloat16()
+    query, key, value = array[..., :16], array[..., 16:32], array[..., 32:72]
+    out, stats = torch.empty(1, 4, 5, 40).bfloat16(), torch.empty(1, 4, 5, 2)
+    device = torch_op.device_of(None)
+    plans = {
+        dtype: plan.forward_launches(plan.Problem(1, (4, 5), (1,), 16, 40, dtype), device)
+        for dtype in ("bfloat16", "float32")
+    }
+    calls = [("bfloat16", query), ("bfloat16", query), ("bfloat16", query.contiguous()), ("bfloat16", query)]
+    for dtype, query_now in [*calls, ("float32", query)]:
+        arrays = [query_now, key, value, out, stats, None, None, None, None]
+        if dtype == "float32":
+            arrays = [array.to(torch.float32) if array is not None else None for array in arrays]
+        strides = [array.stride(2) for array in arrays[:3]]
+        torch_op.launch.run(torch_op.line_forward_kernel, plans[dtype][0], arrays, (*strides, 0), 1.0)
+    return notes
+
+
+def test_a_remembered_kernel_gets_what_triton_gives(compilers):
+    """The second call goes past Triton's own search: the same kernel with the same arguments must be launched."""
+    first, second, packed, third, wide = compilers.submit(launched_arguments).result()
+    assert first == second == third
+    assert packed[1] != first[1]
+    assert len({first[0], packed[0], wide[0]}) >= 2
+    assert wide[0] != first[0]
+
+
+def test_pinned_rows_win_over_the_rule(tmp_path, monkeypatch):
+    """And are read from the device's own file."""
+    monkeypatch.setattr(plan, "CONFIGS", tmp_path)
+    tile = {"block_m": 32, "block_n": 16, "block_c": 32, "num_warps": 2, "num_stages": 1}
+    row = {
+        "kernel": "forward",
+        "dtype": "bfloat16",
+        "min_length": 90,
+        "max_length": 100,
+        "max_query_channels": 64,
+    }
+    device = plan.Device("NVIDIA Test", (9, 0), 132, 232448)
+    assert plan.write_table(device, [row | {"tile": tile}], {"origin": "a test"}).name == "nvidia_test.json"
+    problem = plan.Problem(1, (97, 101), (0, 1), 64, 512, "bfloat16")
+    assert plan.choose_tile("forward", problem, 97, device) == plan.Tile(**tile)
+    assert plan.choose_tile("forward", problem, 101, device) != plan.Tile(**tile)
+    assert plan.choose_tile("backward", problem, 97, device) != plan.Tile(**tile)
+
+
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+@pytest.mark.parametrize("length", [129, 257, 513])
+def test_no_cliff_above_a_power_of_two(kernel, length):
+    """A pixel more than 2^k about doubles the products; padding to 2^(k + 1) would quadruple them."""
+    problem = plan.Problem(8, (length, length), (0, 1), 64, 512, "bfloat16")
+
+    def padded(length):
+        tile = plan.choose_tile(kernel, problem, length, GPUS["sm_90"])
+        return -(-length // tile.block_m) * tile.block_m * -(-length // tile.block_n) * tile.block_n
+
+    assert padded(length) <= 2.3 * padded(length - 1)

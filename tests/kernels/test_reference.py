@@ -1,0 +1,192 @@
+"""The plain path against a dense oracle that writes the definition out, position by position."""
+
+import itertools
+
+import pytest
+import torch
+
+from ccnet.kernels import criss_cross_attention, criss_cross_weights
+
+CASES = [
+    (spatial, axes)
+    for spatial in [(7,), (1,), (5, 4), (1, 6), (6, 1), (1, 1), (3, 4, 2), (1, 4, 3), (2, 1, 1)]
+    for count in range(1, len(spatial) + 1)
+    for axes in itertools.combinations(range(len(spatial)), count)
+]
+
+
+def dense_attention(query, key, axes, scale=1.0):
+    """(N, P, P) attention over all positions, masked to the criss-cross pattern; P positions in C order."""
+    spatial = query.shape[2:]
+    positions = list(itertools.product(*map(range, spatial)))
+
+    def attends(here, there):
+        different = [axis for axis in range(len(spatial)) if here[axis] != there[axis]]
+        return not different or (len(different) == 1 and different[0] in axes)
+
+    allowed = torch.tensor([[attends(here, there) for there in positions] for here in positions])
+    energy = scale * torch.einsum("ndp,ndq->npq", query.flatten(2), key.flatten(2))
+    return energy.masked_fill(~allowed, float("-inf")).softmax(dim=-1), allowed
+
+
+def dense(query, key, value, axes, scale=1.0):
+    attention, _ = dense_attention(query, key, axes, scale)
+    return torch.einsum("npq,ncq->ncp", attention, value.flatten(2)).view_as(value)
+
+
+def make(spatial, *, batch=2, d=3, c=5, dtype=torch.float64):
+    shapes = [(batch, d, *spatial), (batch, d, *spatial), (batch, c, *spatial)]
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize(("spatial", "axes"), CASES, ids=str)
+def test_equals_dense_oracle(spatial, axes):
+    inputs = make(spatial)
+    upstream = torch.randn_like(inputs[2])
+    got = criss_cross_attention(*inputs, axes=axes)
+    want = dense(*inputs, axes)
+    assert (got - want).abs().max() < 1e-10
+    gradients = [torch.autograd.grad(out, inputs, upstream) for out in (got, want)]
+    for name, ours, oracle in zip("qkv", *gradients, strict=True):
+        assert (ours - oracle).abs().max() < 1e-10, name
+
+
+@pytest.mark.parametrize(("spatial", "number"), [((5, 4), 5 + 4 - 1), ((3, 5, 4), 3 + 5 + 4 - 2)])
+def test_every_key_counts_once(spatial, number):
+    """With equal scores each of the H + W - 1 (T + H + W - 2) keys, the position itself too, gets the same weight."""
+    zeros = torch.zeros(1, 2, *spatial, dtype=torch.float64)
+    position = tuple(size // 2 for size in spatial)
+    weights = criss_cross_weights(zeros, zeros, position)[0]
+    assert (weights > 0).sum() == number
+    assert torch.allclose(weights[weights > 0], torch.tensor(1 / number, dtype=torch.float64))
+
+
+def test_default_attends_along_all_axes_and_scale_multiplies_scores():
+    inputs = make((4, 3))
+    assert (criss_cross_attention(*inputs, scale=0.3) - dense(*inputs, (0, 1), 0.3)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("spatial", [(6,), (4, 5), (2, 3, 4)], ids=str)
+def test_layouts_agree(spatial):
+    inputs = make(spatial)
+    want = criss_cross_attention(*inputs)
+    last = [tensor.movedim(1, -1) for tensor in inputs]
+    assert torch.equal(criss_cross_attention(*last, channel_axis=-1).movedim(-1, 1), want)
+    assert torch.equal(criss_cross_attention(*[t.contiguous() for t in last], channel_axis=-1).movedim(-1, 1), want)
+
+
+def test_slices_of_one_buffer():
+    """query, key and value as non-contiguous views of one projection, as a fused 1x1 convolution gives them."""
+    buffer = torch.randn(2, 3 + 3 + 5, 4, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
+    query, key, value = buffer.split([3, 3, 5], dim=1)
+    assert not query.is_contiguous()
+    got = criss_cross_attention(query, key, value)
+    assert (got - dense(query, key, value, (0, 1))).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_low_precision(dtype, tolerance):
+    inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in make((6, 5))]
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    got, want = criss_cross_attention(*inputs), dense(*wide, (0, 1))
+    assert got.dtype == dtype
+    assert (got.double() - want).abs().max() < tolerance
+    for ours, oracle in zip(torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), wide), strict=True):
+        assert ours.dtype == dtype
+        assert (ours.double() - oracle).abs().max() < 4 * tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_large_scores_do_not_overflow(dtype):
+    """64 channels of 40 give scores of 102400, beyond float16: the softmax must stay finite and one-hot."""
+    query = torch.full((1, 64, 3, 4), 40.0, dtype=dtype)
+    key = query.clone()
+    key[..., 1] = -40
+    value = torch.randn(1, 2, 3, 4, dtype=dtype)
+    out = criss_cross_attention(query, key, value, axes=(1,))
+    assert out.isfinite().all()
+    want = value[..., [0, 2, 3]].mean(dim=-1, keepdim=True).expand_as(value)
+    assert torch.allclose(out, want, atol=1e-2)
+
+
+def test_autocast_leaves_the_result_alone():
+    inputs = make((5, 6), dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = criss_cross_attention(*inputs)
+    assert torch.equal(under, criss_cross_attention(*inputs))
+
+
+def test_empty_batch():
+    inputs = make((4, 5), batch=0)
+    out = criss_cross_attention(*inputs)
+    assert out.shape == (0, 5, 4, 5)
+    out.sum().backward()
+    assert inputs[0].grad.shape == inputs[0].shape
+
+
+@pytest.mark.parametrize("recurrence", [1, 2, 3])
+@pytest.mark.parametrize("spatial", [(4, 5), (2, 3, 4)], ids=str)
+def test_weights_are_a_row_of_the_attentions_power(spatial, recurrence):
+    query, key, _ = make(spatial)
+    position = tuple(size - 1 for size in spatial)
+    attention, _ = dense_attention(query, key, range(len(spatial)))
+    row = torch.linalg.matrix_power(attention, recurrence)[:, -1]
+    got = criss_cross_weights(query, key, position, recurrence=recurrence)
+    assert (got.flatten(1) - row).abs().max() < 1e-12
+
+
+def test_two_loops_reach_every_position_and_one_does_not():
+    query, key, _ = make((5, 6))
+    assert (criss_cross_weights(query, key, (1, 2))[0] > 0).sum() == 5 + 6 - 1
+    assert (criss_cross_weights(query, key, (1, 2), recurrence=2)[0] > 0).all()
+
+
+def test_weights_times_value_is_the_output():
+    query, key, value = make((4, 5))
+    weights = criss_cross_weights(query, key, (2, 3))
+    out = criss_cross_attention(query, key, value)
+    assert (torch.einsum("nhw,nchw->nc", weights, value) - out[..., 2, 3]).abs().max() < 1e-12
+
+
+def bad(**changes):
+    arguments = {name: torch.zeros(2, channels, 4, 5) for name, channels in (("query", 3), ("key", 3), ("value", 6))}
+    return arguments | changes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (bad(key=torch.zeros(2, 3, 4, 6)), r"query and key must have the same shape.*\(2, 3, 4, 6\)"),
+        (bad(key=torch.zeros(2, 4, 4, 5)), "query and key must have the same shape"),
+        (bad(value=torch.zeros(2, 6, 5, 4)), r"agree in N and S.*value \(2, 6, 5, 4\)"),
+        (bad(value=torch.zeros(1, 6, 4, 5)), "agree in N and S"),
+        (bad(value=torch.zeros(2, 6, 4)), "agree in N and S"),
+        (bad(value=torch.zeros(2, 6, 4, 5).double()), "value float64: cast them"),
+        ({name: tensor.int() for name, tensor in bad().items()}, "floating-point dtype, got int32"),
+        ({name: tensor.to("meta") if name == "value" else tensor for name, tensor in bad().items()}, "value on meta"),
+        ({name: tensor[..., 0, 0] for name, tensor in bad().items()}, "one to three spatial axes"),
+        ({name: tensor[..., :0] for name, tensor in bad().items()}, "at least 1"),
+        (bad(axes=(2,)), r"axes \(2,\) do not fit 2 spatial axes"),
+        (bad(axes=()), "do not fit"),
+        (bad(axes=(1, 1)), "give different ones"),
+        (bad(axes=(-1,)), "do not fit"),
+        (bad(channel_axis=2), "channel_axis is 2"),
+        (bad(backend="cuda"), "'cuda' is unknown: choose one of auto, triton, reference"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        criss_cross_attention(**arguments)
+
+
+def test_numpy_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"numpy\.ndarray: give torch tensors, or jax arrays"):
+        criss_cross_attention(*[torch.zeros(1, 1, 2, 2).numpy()] * 3)
+
+
+@pytest.mark.parametrize("position", [(4, 0), (-1, 0), (1,), (1, 1, 1)])
+def test_position_outside_is_named(position):
+    with pytest.raises(ValueError, match="outside the image"):
+        criss_cross_weights(torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 4, 5), position)

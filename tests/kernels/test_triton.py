@@ -1,0 +1,313 @@
+"""The Triton kernels, run by Triton's interpreter on the CPU, against the formula in float64.
+
+Float32 and float16 only: the interpreter computes bfloat16 wrongly without saying so.
+"""
+
+import pytest
+import torch
+
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, plan, set_float32_precision, torch_dispatch
+
+torch_op = pytest.importorskip("ccnet.kernels.torch_op", reason="triton is not installed")
+pytestmark = pytest.mark.skipif(
+    not torch_op.launch.is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"
+)
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}  # of the largest element
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda dtype: str(dtype)[6:])
+
+# (spatial, D, C). Between them: one tile and several along either axis, one and several slabs of channels,
+# odd widths, axes of length 1. The interpreter takes 30 ms per line, so long axes meet short ones.
+SHORT = [
+    ((1,), 3, 5),
+    ((64,), 7, 24),
+    ((257,), 16, 36),
+    ((1, 1), 8, 16),
+    ((2, 33), 5, 70),
+    ((15, 17), 16, 33),
+]
+LONG = [
+    ((2, 3, 16), 8, 17, torch.float16),
+    ((1, 17, 2), 4, 20, torch.float32),
+    ((128,), 16, 20, torch.float16),
+    ((2, 65), 16, 20, torch.float16),
+    ((97,), 16, 33, torch.float16),
+    ((129, 2), 8, 20, torch.float32),
+    ((1, 130), 8, 20, torch.float16),
+    ((2, 97), 8, 20, torch.float32),
+    ((128, 2), 8, 20, torch.float32),
+    ((2, 257), 8, 20, torch.float16),
+    ((1, 64, 2), 8, 20, torch.float32),
+]
+CASES = [(*case, dtype) for case in SHORT for dtype in TOLERANCE] + LONG
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Memory that nobody has written reads as NaN, so that a missing store cannot pass."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def make(spatial, d, c, dtype, batch=1, seed=0):
+    """Channels-last query, key with scores of standard deviation 4, value, residual, gamma."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(channels, deviation=1.0):
+        array = torch.randn(batch, *spatial, channels, generator=generator) * deviation
+        return array.to(dtype).requires_grad_()
+
+    wide = 2 / d**0.25
+    query, key, value, residual = normal(d, wide), normal(d, wide), normal(c), normal(c)
+    return query, key, value, residual, torch.tensor([0.7], requires_grad=True)
+
+
+def check(function, inputs, upstream, tolerance):
+    """Compare result and every gradient with the reference in float64."""
+    oracle_inputs = [array.detach().double().requires_grad_() for array in inputs]
+    results = []
+    for arrays, backend in ((inputs, "triton"), (oracle_inputs, "reference")):
+        out = function(*arrays, backend=backend)
+        gradients = torch.autograd.grad(out, arrays, upstream.to(out.dtype))
+        results.append([out, *gradients])
+    for index, (ours, oracle) in enumerate(zip(*results, strict=True)):
+        assert ours.isfinite().all(), f"result {index}"
+        largest = oracle.abs().max()
+        # A softmax over one key has a zero gradient, of which rounding leaves a little.
+        error = (ours.double() - oracle).abs().max() / (largest if largest > 1e-6 else 1)
+        assert error < tolerance, f"result {index} (output, then gradients): {error:.1e}"
+
+
+def last(function, **options):
+    return lambda *arrays, backend: function(*arrays, channel_axis=-1, backend=backend, **options)
+
+
+@pytest.mark.parametrize(("spatial", "d", "c", "dtype"), CASES, ids=str)
+def test_attention_matches_float64(spatial, d, c, dtype):
+    query, key, value, residual, _ = make(spatial, d, c, dtype)
+    check(last(criss_cross_attention), (query, key, value), residual.detach(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("seed", range(4, 8))
+def test_float16_gradients_of_large_scores(seed):
+    """Some of these draws are over the tolerance where delta is taken from an output that was rounded."""
+    query, key, value, _, _ = make((5, 9), 8, 20, torch.float16, seed=seed)
+    upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(99 + seed)).half()
+    check(last(criss_cross_attention), (query, key, value), upstream, TOLERANCE[torch.float16])
+
+
+@DTYPES
+@pytest.mark.parametrize("spatial", [(16,), (5, 9), (2, 3, 2)], ids=str)
+def test_residual_matches_float64(spatial, dtype):
+    inputs = make(spatial, 8, 20, dtype, batch=2)
+    # A little of the upstream gradient is like the output, or gamma's gradient is a sum that cancels.
+    upstream = 0.25 * criss_cross_attention(*inputs[:3], channel_axis=-1, backend="reference").detach()
+    # Drawn in float32, of which every torch gives the same numbers.
+    check(last(criss_cross_residual), inputs, upstream + torch.randn(upstream.shape).to(dtype), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 2), (1, 2)])
+def test_some_axes(axes):
+    query, key, value, residual, _ = make((3, 5, 2), 8, 12, torch.float32)
+    check(last(criss_cross_attention, axes=axes), (query, key, value), residual.detach(), 2e-6)
+
+
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("tile", "dtype"),
+    [
+        ((16, 16, 16), torch.float16),
+        ((16, 64, 32), torch.float32),
+        ((64, 32, 16), torch.float32),
+        ((64, 64, 64), torch.float16),
+    ],
+    ids=str,
+)
+def test_every_tiling_agrees(tile, dtype, kernel):
+    """Tiles change how the work is cut, by length, device and table, and must not change the result."""
+    sizes = {"block_m": tile[0], "block_n": tile[1], "block_c": tile[2], "num_warps": 4, "num_stages": 2}
+    row = {"kernel": kernel, "dtype": str(dtype)[6:], "min_length": 1, "max_length": 999}
+    plan.use_table("interpreter", [row | {"max_query_channels": 128, "tile": sizes}])
+    try:
+        query, key, value, residual, _ = make((2, 20), 8, 40, dtype)
+        check(last(criss_cross_attention), (query, key, value), residual.detach(), TOLERANCE[dtype])
+    finally:
+        plan.use_table("interpreter", [])
+
+
+def test_wide_offsets(monkeypatch):
+    """64-bit offsets within an image, which takes an image of 2^31 elements, on a small one."""
+    monkeypatch.setattr(plan, "_is_wide", lambda problem: True)
+    query, key, value, residual, _ = make((3, 6), 7, 11, torch.float32)
+    check(last(criss_cross_attention), (query, key, value), residual.detach(), 2e-6)
+
+
+def test_channel_slices_of_one_projection_are_read_in_place(monkeypatch):
+    buffer = torch.randn(2, 8 + 8 + 20, 5, 6).to(memory_format=torch.channels_last)
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda *_: pytest.fail("copied"))
+    query, key, value = buffer.split([8, 8, 20], dim=1)
+    got = criss_cross_attention(query, key, value, backend="triton")
+    monkeypatch.undo()
+    want = criss_cross_attention(*(array.double() for array in (query, key, value)))
+    assert (got - want).abs().max() < 1e-5
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "cropped", "transposed"])
+def test_other_strides(layout):
+    def view(channels):
+        array = torch.randn(2, channels, 9, 8)
+        if layout == "nchw":
+            return array
+        return array[..., 1:7, 2:] if layout == "cropped" else array.mT
+
+    query, key, value = (view(channels).requires_grad_() for channels in (4, 4, 10))
+    upstream = torch.randn_like(value)
+    check(criss_cross_attention, (query, key, value), upstream, 2e-6)
+
+
+@pytest.mark.parametrize("upstream", [torch.tensor(1.5), torch.randn(20)], ids=["one number", "one pixel"])
+def test_expanded_gradient(upstream):
+    """The gradient of a sum or a mean has stride 0."""
+    query, key, value, _, _ = make((5, 6), 8, 20, torch.float32)
+    check(last(criss_cross_attention), (query, key, value), upstream.expand_as(value), 2e-6)
+
+
+def test_scale_and_half_residual_in_float32():
+    query, key, value, _, gamma = make((4, 9), 8, 20, torch.float16)
+    residual = torch.randn(1, 4, 9, 20, requires_grad=True)
+    inputs = (query, key, value, residual, gamma)
+    check(last(criss_cross_residual, scale=0.5), inputs, torch.randn(1, 4, 9, 20), 2e-3)
+    assert criss_cross_residual(*inputs, channel_axis=-1, backend="triton").dtype == torch.float32
+
+
+def test_gamma_of_zero_has_a_gradient():
+    """gamma starts at 0: the output is the residual, and only gamma and the residual learn."""
+    *arrays, _ = make((4, 5), 8, 12, torch.float32)
+    gamma = torch.zeros(1, requires_grad=True)
+    out = criss_cross_residual(*arrays, gamma, channel_axis=-1, backend="triton")
+    assert torch.equal(out, arrays[3])
+    gradients = torch.autograd.grad(out, [*arrays, gamma], torch.randn_like(out))
+    assert gradients[-1].abs() > 0 and not gradients[0].any()
+
+
+def test_inference_equals_training():
+    inputs = make((5, 18), 8, 20, torch.float32)
+    trained = criss_cross_residual(*inputs, channel_axis=-1, backend="triton")
+    with torch.no_grad():
+        assert torch.equal(criss_cross_residual(*inputs, channel_axis=-1, backend="triton"), trained)
+
+
+def test_empty_batch():
+    inputs = make((4, 5), 8, 12, torch.float32, batch=0)
+    out = criss_cross_residual(*inputs, channel_axis=-1, backend="triton")
+    assert out.shape == (0, 4, 5, 12)
+    assert all(not gradient.any() for gradient in torch.autograd.grad(out.sum(), inputs))
+
+
+def test_scores_beyond_float16():
+    query = torch.full((1, 3, 4, 64), 40.0, dtype=torch.float16)
+    key = query.clone()
+    key[:, :, 1] = -40  # scores of 102400 and -102400
+    value = torch.randn(1, 3, 4, 8, dtype=torch.float16)
+    out = criss_cross_attention(query, key, value, axes=(1,), channel_axis=-1, backend="triton")
+    want = value[:, :, [0, 2, 3]].float().mean(dim=2, keepdim=True).expand_as(value)
+    assert torch.allclose(out.float(), want, atol=2e-3)
+
+
+def test_autocast_leaves_the_result_alone():
+    inputs = make((5, 6), 8, 12, torch.float32)[:3]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = criss_cross_attention(*inputs, channel_axis=-1, backend="triton")
+    assert out.dtype == torch.float32
+    assert torch.equal(out, criss_cross_attention(*inputs, channel_axis=-1, backend="triton"))
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("training", [False, True])
+def test_opcheck(training, channel_axis):
+    query, key, value, residual, gamma = (
+        (array if array.ndim == 1 else array.movedim(-1, channel_axis)).detach().requires_grad_(training)
+        for array in make((3, 4), 8, 12, torch.float32)
+    )
+    options = ([0, 1], 1.0, "tf32x3", channel_axis)
+    torch.library.opcheck(torch.ops.ccnet.criss_cross.default, (query, key, value, *options))
+    torch.library.opcheck(
+        torch.ops.ccnet.criss_cross_residual.default, (query, key, value, residual, gamma, *options, training)
+    )
+
+
+def test_compiles_without_a_break_for_every_size():
+    compiled = torch.compile(
+        lambda *arrays: criss_cross_residual(*arrays, backend="triton").relu(),
+        fullgraph=True,
+        dynamic=True,
+        backend="aot_eager",
+    )
+    for spatial in [(3, 4), (5, 2)]:
+        *arrays, gamma = make(spatial, 8, 12, torch.float32)
+        inputs = [*(array.movedim(-1, 1) for array in arrays), gamma]
+        want = criss_cross_residual(*inputs, backend="triton").relu()
+        got = compiled(*inputs)
+        assert torch.equal(got, want)
+        gradients = [torch.autograd.grad(out.sum(), inputs) for out in (got, want)]
+        assert all(torch.equal(ours, eager) for ours, eager in zip(*gradients, strict=True))
+
+
+def test_export_takes_the_plain_path():
+    class Module(torch.nn.Module):
+        def forward(self, *arrays):
+            return criss_cross_attention(*arrays)
+
+    program = torch.export.export(Module(), tuple(torch.randn(1, 4, 3, 3) for _ in range(3)))
+    assert "ccnet" not in str(program.graph)
+
+
+def test_second_derivatives_are_refused():
+    query, key, value, _, _ = make((3, 4), 8, 12, torch.float32)
+    out = criss_cross_attention(query, key, value, channel_axis=-1, backend="triton")
+    (gradient,) = torch.autograd.grad(out.sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        gradient.sum().backward()
+
+
+def test_what_the_kernels_cannot_take_is_named():
+    arrays = [torch.randn(1, 2, 2, 2, dtype=torch.float64)] * 3
+    with pytest.raises(ValueError, match=r"float64; use backend='reference'"):
+        criss_cross_attention(*arrays, backend="triton")
+    arrays = [torch.randn(1, 300, 2, 2)] * 3
+    with pytest.raises(ValueError, match="more than 128 query channels"):
+        criss_cross_attention(*arrays, backend="triton")
+    with pytest.raises(ValueError, match="precision 'fp8' is unknown"):
+        set_float32_precision("fp8")
+
+
+def test_auto_falls_back_once_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(torch_dispatch, "_logged", set())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    torch_dispatch._gpu_obstacle.cache_clear()
+    obstacle = torch_dispatch._obstacle("cuda", 0, "torch.float32")
+    torch_dispatch._gpu_obstacle.cache_clear()
+    assert obstacle == "the GPU has compute capability 7.5, below 8.0"
+    for _ in range(2):
+        torch_dispatch._log_once(obstacle)
+    assert len(caplog.records) == 1
+
+
+def test_offsets_of_an_image_of_2_to_the_31_are_64_bit():
+    problem = plan.Problem(1, (1024, 1024), (0, 1), 64, 512, "float16")
+    assert not plan.forward_launches(problem, torch_op.device_of(None))[0].constants["WIDE"]
+    far = problem._replace(widest_stride=2048)
+    assert plan.forward_launches(far, torch_op.device_of(None))[0].constants["WIDE"]
+
+
+def test_backward_writes_no_zeros():
+    """Not even gradients of what has none: autograd would fill arrays as large as the value."""
+    *arrays, gamma = make((3, 4), 8, 12, torch.float32)
+    out = criss_cross_residual(*arrays, gamma, channel_axis=-1, backend="triton")
+    with torch.profiler.profile() as profile:
+        torch.autograd.grad(out, [*arrays, gamma], torch.ones_like(out))
+    assert not {"aten::zeros", "aten::zeros_like", "aten::zero_"} & {event.name for event in profile.events()}

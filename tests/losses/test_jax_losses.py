@@ -1,0 +1,101 @@
+"""The losses on JAX arrays give what they give on torch tensors, with gradients, also inside jax.jit."""
+
+import numpy as np
+import pytest
+import torch
+from test_losses import DEGENERATE
+
+from ccnet.losses import CategoryConsistent, CrossEntropy, OhemCrossEntropy, WeightedSum, category_consistent_loss
+
+jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
+import jax.numpy as jnp  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def both(loss, arrays, labels):
+    """The terms, and the gradients of the first, in torch, in JAX and in JAX under jit."""
+    tensors = {name: torch.from_numpy(array).requires_grad_() for name, array in arrays.items()}
+    terms = loss(tensors, torch.from_numpy(labels))
+    gradients = torch.autograd.grad(terms[0], list(tensors.values()), allow_unused=True)
+    want = [term.item() for term in terms], [0 if g is None else g.numpy() for g in gradients]
+
+    def function(arrays):
+        terms = loss(arrays, jnp.asarray(labels))
+        return terms[0], terms
+
+    found = []
+    for transform in (lambda f: f, jax.jit):
+        gradient, terms = transform(jax.grad(function, has_aux=True))({k: jnp.asarray(v) for k, v in arrays.items()})
+        found.append((list(map(float, terms)), [np.asarray(gradient[name]) for name in arrays]))
+    return want, *found
+
+
+def check(loss, arrays, labels):
+    want, *found = both(loss, arrays, labels)
+    for got in found:
+        assert got[0] == pytest.approx(want[0], abs=1e-12, rel=1e-10)
+        for ours, theirs in zip(got[1], want[1], strict=True):
+            assert np.isfinite(ours).all()
+            assert np.abs(ours - theirs).max(initial=0) < 1e-10
+
+
+@pytest.mark.parametrize("distance", ["piecewise", "quadratic"])
+def test_category_consistent_loss(distance):
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 4, (3, 5, 6))
+    labels[generator.random(labels.shape) < 0.2] = 255
+    labels[0, 0, 0] = 77
+    embedding = {"embedding": 2 * generator.standard_normal((3, 4, 5, 6))}
+    check(lambda out, y: category_consistent_loss(out["embedding"], y, distance=distance), embedding, labels)
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_category_consistent_gradients_are_finite(case):
+    embedding, labels = DEGENERATE[case]
+    arrays = {"embedding": embedding.double().numpy()}
+    check(lambda out, y: category_consistent_loss(out["embedding"], y), arrays, labels.numpy())
+
+
+def logits(size=(2, 3, 41, 49), seed=0):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, size[1], (size[0], *size[2:]))
+    labels[:, :5] = 255
+    arrays = {name: 2 * generator.standard_normal(size) for name in ("out", "aux")}
+    return arrays | {"embedding": generator.standard_normal((size[0], 4, 6, 7))}, labels
+
+
+@pytest.mark.parametrize("min_kept", [0, 640, 10**6])
+def test_every_loss_in_one_sum(min_kept):
+    terms = {
+        "main": OhemCrossEntropy(min_kept=min_kept, threshold=0.3, class_weights=[0.5, 1.0, 2.0]),
+        "aux": CrossEntropy(output="aux"),
+        "ccl": CategoryConsistent(delta_v=0.1),
+    }
+    loss = WeightedSum(terms, {"main": 1.0, "aux": 0.4, "ccl": 2.0})
+
+    def listed(out, labels):
+        total, report = loss(out, labels)
+        assert set(report) == {"main", "aux", "ccl", "ccl/variance", "ccl/distance", "ccl/regularization"}
+        return [total, *report.values()]
+
+    check(listed, *logits())
+
+
+def test_nothing_valid_gives_zero():
+    arrays, labels = logits((1, 3, 16, 16))
+    for loss in (CrossEntropy(), OhemCrossEntropy()):
+        check(lambda out, y, loss=loss: [loss(out, y)], {"out": arrays["out"]}, np.full_like(labels, 255))
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="reach from 300 to 300"):
+        category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.full((1, 3, 3), 300))
+    with pytest.raises(ValueError, match="must have the size of the embedding"):
+        category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.zeros((1, 6, 6), int))
+    with pytest.raises(ValueError, match="'ccl' reads the output 'embedding'"):
+        WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})({"out": jnp.zeros(1)}, jnp.zeros((1, 2, 2), int))

@@ -1,0 +1,231 @@
+"""Losses against loops written from their definitions, and in the cases where naive forms give NaN."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from ccnet.losses import (
+    CategoryConsistent,
+    CrossEntropy,
+    OhemCrossEntropy,
+    WeightedSum,
+    category_consistent_loss,
+    cross_entropy,
+    ohem_cross_entropy,
+)
+from ccnet.losses.sampling import nearest_labels
+
+DELTA_V, DELTA_D, GAMMA = 0.5, 1.5, 0.001
+
+
+def ccl_by_loops(embedding, labels, ignore_index=255, quadratic=False):
+    """Equations 3 to 8 of the paper, one class and one pixel at a time."""
+    groups = {}
+    for n in range(labels.shape[0]):
+        for y in range(labels.shape[1]):
+            for x in range(labels.shape[2]):
+                if labels[n, y, x] != ignore_index:
+                    groups.setdefault(int(labels[n, y, x]), []).append(embedding[n, :, y, x])
+    means = {c: sum(members) / len(members) for c, members in groups.items()}
+    variance = 0.0
+    for c, members in groups.items():
+        inner = 0.0
+        for h in members:
+            d = math.sqrt(sum(float(v) ** 2 for v in means[c] - h))
+            if d > DELTA_D and not quadratic:
+                inner += d - DELTA_D + (DELTA_D - DELTA_V) ** 2
+            elif d > DELTA_V:
+                inner += (d - DELTA_V) ** 2
+        variance += inner / len(members)
+    variance /= len(groups)
+    distance = 0.0
+    for a in groups:
+        for b in groups:
+            d = math.sqrt(sum(float(v) ** 2 for v in means[a] - means[b]))
+            if a != b and d <= 2 * DELTA_D:
+                distance += (2 * DELTA_D - d) ** 2
+    if len(groups) > 1:
+        distance /= len(groups) * (len(groups) - 1)
+    size = sum(math.sqrt(sum(float(v) ** 2 for v in mean)) for mean in means.values()) / len(groups)
+    return variance + distance + GAMMA * size, variance, distance, size
+
+
+@pytest.mark.parametrize("distance", ["piecewise", "quadratic"])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_ccl_equals_loops(spread, distance):
+    embedding = spread * torch.randn(3, 4, 5, 6, dtype=torch.float64)
+    labels = torch.randint(0, 4, (3, 5, 6))
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    labels[0, 0, 0] = 77  # a class with a single pixel
+    got = category_consistent_loss(embedding, labels, distance=distance)
+    want = ccl_by_loops(embedding, labels, quadratic=distance == "quadratic")
+    assert max(abs(a.item() - b) for a, b in zip(got, want, strict=True)) < 1e-10
+
+
+def test_ccl_uses_every_branch_of_the_piecewise_distance():
+    """Two pixels at distance d from their mean, on each side of delta_v and delta_d; continuous at delta_d."""
+
+    def variance(d, **options):
+        embedding = torch.tensor([[[[-d, d]]]], dtype=torch.float64)
+        return category_consistent_loss(embedding, torch.zeros(1, 1, 2, dtype=torch.long), **options).variance.item()
+
+    assert variance(0.4) == 0
+    assert variance(1.2) == pytest.approx(0.7**2)
+    assert variance(4.0) == pytest.approx(4.0 - 1.5 + 1.0)
+    assert variance(4.0, distance="quadratic") == pytest.approx(3.5**2)
+    assert variance(1.5 + 1e-9) == pytest.approx(variance(1.5 - 1e-9), abs=1e-7)
+
+
+def test_ccl_gradient_is_the_formulas():
+    embedding = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 3, (2, 3, 4))
+    assert torch.autograd.gradcheck(lambda e: category_consistent_loss(e, labels).total, embedding)
+
+
+DEGENERATE = {
+    "one class": (torch.randn(2, 4, 3, 3), torch.zeros(2, 3, 3, dtype=torch.long)),
+    "one pixel": (torch.randn(1, 4, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)),
+    "one valid pixel": (torch.randn(1, 4, 1, 2), torch.tensor([[[3, 255]]])),
+    "one pixel a class": (torch.randn(1, 4, 2, 2), torch.arange(4).view(1, 2, 2)),
+    "nothing valid": (torch.randn(1, 4, 2, 2), torch.full((1, 2, 2), 255)),
+    "all features equal": (torch.ones(1, 4, 4, 4), torch.arange(16).view(1, 4, 4) % 3),
+    "all features zero": (torch.zeros(1, 4, 4, 4), torch.arange(16).view(1, 4, 4) % 3),
+    "empty batch": (torch.zeros(0, 4, 4, 4), torch.zeros(0, 4, 4, dtype=torch.long)),
+}
+
+
+@pytest.mark.parametrize("distance", ["piecewise", "quadratic"])
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_ccl_gradients_are_finite(case, distance):
+    embedding, labels = DEGENERATE[case]
+    embedding = embedding.clone().requires_grad_()
+    loss = category_consistent_loss(embedding, labels, distance=distance)
+    loss.total.backward()
+    assert all(term.isfinite() for term in loss)
+    assert embedding.grad.isfinite().all()
+    if case in ("nothing valid", "empty batch"):
+        assert loss.total == 0
+        assert not embedding.grad.any()
+
+
+def test_ccl_means_run_over_the_whole_batch():
+    """Two images of one class each sit at +-1: per image the variance would be 0."""
+    embedding = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+    loss = category_consistent_loss(embedding, torch.zeros(2, 1, 1, dtype=torch.long))
+    assert loss.variance.item() == pytest.approx(0.25)
+
+
+def test_ccl_widens_halves():
+    embedding = torch.randn(1, 4, 3, 3)
+    labels = torch.randint(0, 3, (1, 3, 3))
+    half = category_consistent_loss(embedding.bfloat16(), labels).total
+    assert half.dtype == torch.float32
+    assert half == category_consistent_loss(embedding.bfloat16().float(), labels).total
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (torch.zeros(1, 6, 6).long(), {}, "must have the size of the embedding"),
+        (torch.full((1, 3, 3), 300), {}, r"reach from 300 to 300: give values in \[0, 255\]"),
+        (torch.full((1, 3, 3), -1), {}, "reach from -1"),
+        (torch.zeros(1, 3, 3).long(), {"distance": "cubic"}, "'cubic': choose 'piecewise' or 'quadratic'"),
+    ],
+)
+def test_ccl_names_bad_input(labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        category_consistent_loss(torch.zeros(1, 2, 3, 3), labels, **options)
+
+
+def test_ccl_module_samples_labels_at_the_embeddings_size():
+    embedding = torch.randn(1, 4, 3, 5)
+    labels = torch.randint(0, 3, (1, 17, 33))
+    got = CategoryConsistent(delta_v=0.1)({"embedding": embedding}, labels)
+    assert got == category_consistent_loss(embedding, labels[:, ::8, ::8], delta_v=0.1)
+
+
+def test_nearest_labels_hits_the_centres_of_strided_features():
+    labels = torch.arange(769).view(1, 1, 769).expand(1, 769, 769)
+    assert torch.equal(nearest_labels(labels, (97, 97))[0, 0], torch.arange(0, 769, 8))
+    assert nearest_labels(labels, (1, 1)).shape == (1, 1, 1)
+
+
+def test_cross_entropy_is_normalised_by_valid_pixels():
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    labels = torch.randint(0, 3, (2, 4, 5))
+    labels[0, :2] = 255
+    weights = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+    total, count = 0.0, 0
+    for n, y, x in np.ndindex(2, 4, 5):
+        c = int(labels[n, y, x])
+        if c != 255:
+            column = logits[n, :, y, x]
+            total -= float(weights[c]) * float(column[c] - column.exp().sum().log())
+            count += 1
+    got = cross_entropy(logits, labels, class_weights=weights)
+    assert got.item() == pytest.approx(total / count, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
+def test_nothing_valid_gives_zero_and_backpropagates(loss):
+    logits = torch.randn(1, 3, 16, 16, requires_grad=True)
+    value = loss(logits, torch.full((1, 16, 16), 255))
+    value.backward()
+    assert value == 0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("min_kept", [0, 64, 640, 10**6])
+@pytest.mark.parametrize("threshold", [0.05, 0.7])
+def test_ohem_follows_the_authors_rule(threshold, min_kept):
+    """On 73 pixels a side the 9 points of the reduced map are every ninth pixel: both can be picked by hand."""
+    logits = 2 * torch.randn(2, 3, 73, 73, dtype=torch.float64)
+    labels = torch.randint(0, 3, (2, 73, 73))
+    labels[:, :9] = 255
+    true = logits.softmax(dim=1).gather(1, labels.clamp(max=2).unsqueeze(1))[:, 0]
+    ranked = true[:, ::9, ::9][labels[:, ::9, ::9] != 255].sort().values
+    k = min_kept // 64
+    limit = 1.0 if k >= len(ranked) else max(threshold, ranked[k - 1].item() if k else 0.0)
+    kept = torch.where(true <= limit, labels, 255)
+    assert 0 < (kept != 255).sum() <= (labels != 255).sum()
+    got = ohem_cross_entropy(logits, labels, threshold=threshold, min_kept=min_kept)
+    assert got.item() == pytest.approx(functional.cross_entropy(logits, kept, ignore_index=255).item(), abs=1e-12)
+
+
+def test_ohem_keeps_everything_when_there_is_little():
+    logits, labels = torch.randn(1, 3, 24, 24), torch.randint(0, 3, (1, 24, 24))
+    assert ohem_cross_entropy(logits, labels, min_kept=10**6) == cross_entropy(logits, labels)
+
+
+def outputs():
+    return {name: torch.randn(2, 3, 16, 16, requires_grad=True) for name in ("out", "aux")}
+
+
+def test_weighted_sum_reports_every_term():
+    output = outputs() | {"embedding": torch.randn(2, 4, 2, 2)}
+    labels = torch.randint(0, 3, (2, 16, 16))
+    terms = {"main": OhemCrossEntropy(), "aux": CrossEntropy(output="aux"), "ccl": CategoryConsistent()}
+    total, report = WeightedSum(terms, {"main": 1.0, "aux": 0.4, "ccl": 2.0})(output, labels)
+    assert set(report) == {"main", "aux", "ccl", "ccl/variance", "ccl/distance", "ccl/regularization"}
+    assert total.item() == pytest.approx((report["main"] + 0.4 * report["aux"] + 2 * report["ccl"]).item())
+    total.backward()
+    assert output["aux"].grad.abs().sum() > 0
+
+
+def test_a_term_without_weight_needs_no_output():
+    loss = WeightedSum({"main": CrossEntropy(), "ccl": CategoryConsistent()}, {"main": 1.0, "ccl": 0})
+    _, report = loss(outputs(), torch.randint(0, 3, (2, 16, 16)))
+    assert set(report) == {"main"}
+
+
+def test_a_missing_output_and_mismatched_weights_are_named():
+    loss = WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})
+    with pytest.raises(ValueError, match=r"'ccl' reads the output 'embedding'.*gives out, aux"):
+        loss(outputs(), torch.zeros(2, 16, 16).long())
+    with pytest.raises(ValueError, match="need one weight each"):
+        WeightedSum({"main": CrossEntropy()}, {"man": 1.0})
+    with pytest.raises(ValueError, match="every loss weight is 0"):
+        WeightedSum({"main": CrossEntropy()}, {"main": 0})

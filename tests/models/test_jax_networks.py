@@ -1,0 +1,189 @@
+"""The networks in Flax NNX against their torch twins: one set of weights, two frameworks."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from ccnet.models import create_model
+from ccnet.models.backbone import TimmBackbone
+
+jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
+nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
+import jax.numpy as jnp  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+
+from ccnet.models.nnx import state_dict, twin  # noqa: E402
+
+SMALL = {"num_classes": 5, "head__channels": 16, "aux_head__channels": 16}
+NAMES = ["fcn", "ccnet", "nonlocal", "hv", "hv_vh", "pspnet", "deeplabv3", "gcn"]
+NETWORKS = [(name, "resnet10t", (65, 97)) for name in NAMES] + [
+    ("ccnet", "resnet18", (33, 41)),
+    ("ccnet", "resnet14t", (47, 33)),
+    ("ccnet", "mobilenetv2_035", (33, 57)),
+]
+
+
+def trained(name, backbone="resnet10t", **options):
+    """A network whose every weight and statistic differs from what it starts as."""
+    network = create_model(name, backbone=backbone, **SMALL, **options)
+    with torch.no_grad():
+        for key, tensor in network.state_dict().items():
+            if key.endswith("running_mean"):
+                tensor.normal_(0, 0.1)
+            elif key.endswith("running_var") or (key.endswith("weight") and tensor.ndim == 1):
+                tensor.uniform_(0.5, 1.5)
+            elif key.endswith("gamma"):
+                tensor.fill_(0.7)
+            elif key.endswith("bias"):
+                tensor.normal_(0, 0.1)
+    return network.eval()
+
+
+def to_jax(images):
+    return jnp.asarray(images.movedim(1, -1).numpy())
+
+
+def to_torch(array):
+    return torch.from_numpy(np.array(array, np.float32)).movedim(-1, 1)
+
+
+def relative(ours, theirs):
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize(("name", "backbone", "size"), NETWORKS, ids=str)
+@torch.no_grad()
+def test_one_checkpoint_gives_the_same_logits(name, backbone, size):
+    network = trained(name, backbone)
+    images = torch.rand(1, 3, *size)
+    got = jax.jit(twin(network))(to_jax(images))
+    assert set(got) == {"out"}
+    assert relative(to_torch(got["out"]), network(images)["out"]) < 1e-4
+
+
+@torch.no_grad()
+def test_clips_give_the_same_logits():
+    network = trained("ccnet3d")
+    clip = torch.rand(2, 3, 3, 33, 41)
+    assert relative(to_torch(jax.jit(twin(network))(to_jax(clip))["out"]), network(clip)["out"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["ccnet", "pspnet"])
+def test_weights_go_there_and_back(name):
+    network = trained(name, embedding_channels=4)
+    weights = state_dict(twin(network))
+    assert set(weights) == set(network.state_dict())
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(weights[key], tensor), key
+        assert weights[key].dtype == tensor.dtype, key
+    create_model(name, backbone="resnet10t", embedding_channels=4, **SMALL).load_state_dict(weights, strict=True)
+
+
+def train_network():
+    network = trained("ccnet", embedding_channels=4, head__dropout=0.0, aux_head__dropout=0.0).train()
+    images = torch.rand(2, 3, 33, 41)
+    return network, images
+
+
+def loss_and_gradients(twin, images, **options):
+    """Sum of squares of every output, its gradients by name, and the network after the step's forward."""
+    graph, parameters, rest = nnx.split(twin, nnx.Param, ...)
+
+    def loss(parameters, images):
+        network = nnx.merge(graph, parameters, rest, copy=True)
+        output = network(images, train=True, **options)
+        return sum((array**2).mean() for array in output.values()), (output, nnx.state(network, nnx.BatchStat))
+
+    (value, (output, statistics)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(parameters, images)
+    return value, output, state_dict(nnx.merge(graph, gradients, statistics))
+
+
+def test_training_gives_the_same_outputs_gradients_and_statistics():
+    """In float64, where no rounding moves a value over the kink of a ReLU."""
+    network, images = train_network()
+    network, images = network.double(), images.double()
+    with jax.enable_x64(True):
+        value, output, found = loss_and_gradients(twin(network), to_jax(images), dtype=jnp.float64)
+    expected = network(images)
+    total = sum(tensor.square().mean() for tensor in expected.values())
+    total.backward()
+    assert float(value) == pytest.approx(total.item(), rel=1e-9)
+    assert set(output) == set(expected) == {"out", "aux", "embedding"}
+    for name, tensor in expected.items():
+        assert relative(to_torch(output[name]), tensor.detach()) < 1e-6, name
+    for key, parameter in network.named_parameters():
+        # A key's bias moves all scores of a softmax alike: its gradient is zero, but for rounding.
+        assert (found[key] - parameter.grad).abs().max() < 1e-6 * parameter.grad.abs().max() + 1e-14, key
+    for key, tensor in network.named_buffers():
+        if "running" in key:
+            assert relative(found[key], tensor) < 1e-9, key
+        if key.endswith("num_batches_tracked"):
+            assert found[key] == tensor == 1
+
+
+def test_a_batch_spread_over_devices_is_one_batch():
+    """Statistics, loss and gradients are of the whole batch, as on one device."""
+    network, images = train_network()
+    small = twin(network)
+    value, _, found = loss_and_gradients(small, to_jax(images))
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    assert mesh.size == 2
+    spread = jax.device_put(to_jax(images), NamedSharding(mesh, PartitionSpec("batch")))
+    with jax.set_mesh(mesh):
+        value_, output_, found_ = loss_and_gradients(small, spread)
+    assert output_["out"].sharding.spec[0] == "batch"
+    assert float(value_) == pytest.approx(float(value), rel=1e-5)
+    for key, tensor in found.items():
+        assert (found_[key] - tensor).abs().max() < 1e-3 * max(tensor.abs().max(), 1), key
+
+
+def test_dropout_drops_channels_in_training_alone():
+    network = twin(trained("fcn", head__dropout=0.5))
+    images = jnp.ones((1, 33, 33, 3))
+    graph, state = nnx.split(network)
+
+    @jax.jit
+    def train(state, seed):
+        return nnx.merge(graph, state, copy=True)(images, train=True, key=jax.random.key(seed))["out"]
+
+    first, second, again = (train(state, seed) for seed in (0, 1, 0))
+    assert not jnp.allclose(first, second)
+    assert jnp.array_equal(first, again)
+    with pytest.raises(ValueError, match=r"needs a random key for its dropout: give key=jax\.random\.key"):
+        network(images, train=True)
+
+
+def test_bfloat16_stays_near():
+    network = twin(trained("ccnet"))
+    images = jnp.asarray(np.random.default_rng(0).random((1, 33, 41, 3), np.float32))
+    wide, half = (jax.jit(partial(network, dtype=dtype))(images)["out"] for dtype in (jnp.float32, jnp.bfloat16))
+    assert half.dtype == jnp.float32
+    assert jnp.abs(half - wide).max() < 0.1 * jnp.abs(wide).max()
+
+
+def test_create_model_builds_in_jax():
+    torch.manual_seed(1)
+    network = create_model("ccnet", backbone="resnet10t", framework="jax", **SMALL)
+    torch.manual_seed(1)
+    images = torch.rand(1, 3, 33, 41)
+    torch.manual_seed(1)
+    same = create_model("ccnet", backbone="resnet10t", **SMALL).eval()
+    with torch.no_grad():
+        assert relative(to_torch(jax.jit(network)(to_jax(images))["out"]), same(images)["out"]) < 1e-4
+    with pytest.raises(ValueError, match="'tensorflow': choose 'torch' or 'jax'"):
+        create_model("ccnet", num_classes=2, framework="tensorflow")
+    with pytest.raises(ValueError, match=r"no JAX twin of timm.*ResNets .* and MobileNetV2s"):
+        create_model("ccnet", num_classes=2, backbone="convnext_atto", framework="jax")
+    with pytest.raises(ValueError, match=r"RGB images \(N, H, W, 3\) or clips .* at least 8x8"):
+        network(jnp.zeros((1, 3, 64, 64)))
+
+
+@pytest.mark.parametrize("name", ["resnet50c", "resnet50d", "resnet50s", "mobilenetv2_035"])
+@torch.no_grad()
+def test_backbones_cut_after_their_second_stage(name):
+    backbone = TimmBackbone(name, out_indices=(1, 2)).eval()
+    images = torch.randn(1, 3, 33, 47)
+    for ours, theirs in zip(jax.jit(twin(backbone))(to_jax(images)), backbone(images), strict=True):
+        assert relative(to_torch(ours), theirs) < 1e-4

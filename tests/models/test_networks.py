@@ -1,0 +1,309 @@
+"""Networks: what they map to what, at sizes that do not divide by the stride, and what they refuse."""
+
+import pytest
+import torch
+from torch import nn
+
+from ccnet.kernels import criss_cross_attention
+from ccnet.models import CrissCrossAttention, RecurrentCrissCrossAttention, create_model, list_models
+from ccnet.models.backbone import TimmBackbone
+from ccnet.models.context.global_convolution import GlobalConvolution
+from ccnet.models.context.lines import HorizontalVertical, ParallelHorizontalVertical
+from ccnet.models.context.non_local import NonLocal
+
+needs_interpreter = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="CPU tensors meet the Triton kernels in its interpreter only"
+)
+
+
+# Networks that differ in their context module alone; the others have tests of their own.
+SCAFFOLD = [name for name in list_models() if not name.startswith(("ce2p", "mask_rcnn"))]
+
+
+def small(**overrides):
+    return create_model(
+        "ccnet", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, **overrides
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [(name, (65, 97)) for name in SCAFFOLD] + [("ccnet", (64, 40)), ("ccnet", (17, 33))], ids=str
+)
+def test_output_has_the_inputs_size_and_every_parameter_learns(name, size):
+    model = create_model(
+        name, num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, embedding_channels=16
+    )
+    for key, parameter in model.named_parameters():
+        if key.endswith("gamma"):
+            nn.init.ones_(parameter)  # at 0, its start, query and key get no gradient
+    output = model.train()(torch.rand(2, 3, *size))
+    assert output["out"].shape == output["aux"].shape == (2, 5, *size)
+    assert output["embedding"].shape[:2] == (2, 16)
+    sum(tensor.square().sum() for tensor in output.values()).backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert set(model.eval()(torch.rand(1, 3, *size))) == {"out"}
+
+
+@pytest.mark.parametrize("recurrence", [0, 1, 2, 3])
+def test_loops_share_their_parameters(recurrence):
+    parameters = {r: sum(p.numel() for p in small(head__recurrence=r).parameters()) for r in (0, 1, recurrence)}
+    attention = CrissCrossAttention(16)
+    assert parameters[1] - parameters[0] == sum(p.numel() for p in attention.parameters())
+    assert parameters[max(recurrence, 1)] == parameters[1]
+
+
+def test_head_is_the_papers():
+    """Widths and order of the layers at the paper's size: 512 channels, 64 for query and key."""
+    head = create_model("ccnet", num_classes=19, backbone="resnet50").head
+    # 33x41 pixels are 5x6 features
+    shapes = {key: tuple(p.shape) for key, p in head.named_parameters() if p.ndim == 4}
+    assert shapes == {
+        "reduce.0.weight": (512, 2048, 3, 3),
+        "context.query_conv.weight": (64, 512, 1, 1),
+        "context.key_conv.weight": (64, 512, 1, 1),
+        "context.value_conv.weight": (512, 512, 1, 1),
+        "project.0.weight": (512, 512, 3, 3),
+        "bottleneck.0.weight": (512, 2048 + 512, 3, 3),
+        "classify.weight": (19, 512, 1, 1),
+    }
+    assert head.recurrence == 2
+    assert head.context.gamma.item() == 0
+    assert head.dropout.p == 0.1
+
+
+def test_ccnet_without_a_loop_is_fcn():
+    def keys(name, **options):
+        return list(create_model(name, num_classes=5, backbone="resnet10t", **options).state_dict())
+
+    assert keys("ccnet", head__recurrence=0) == keys("fcn")
+
+
+def test_non_local_is_the_dense_formula():
+    module = NonLocal(16, gamma="fixed").double()
+    x = torch.randn(2, 16, 5, 7, dtype=torch.float64)
+    query, key, value = (conv(x).flatten(2) for conv in (module.query_conv, module.key_conv, module.value_conv))
+    attention = torch.einsum("ndp,ndq->npq", query, key).softmax(dim=-1)
+    want = torch.einsum("npq,ncq->ncp", attention, value).view_as(x) + x
+    assert (module(x) - want).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("module", [HorizontalVertical, ParallelHorizontalVertical])
+def test_rows_then_columns_see_everything(module):
+    x = torch.randn(1, 16, 6, 7, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(16, gamma="fixed")(x)[0, :, 2, 3].sum(), x)
+    assert (gradient.abs().sum(dim=1) > 0).all()
+
+
+def test_horizontal_vertical_attends_within_rows_first():
+    rows, columns = HorizontalVertical(16, gamma="fixed")
+    x = torch.randn(1, 16, 6, 7, requires_grad=True)
+    for module, seen in ((rows, 7), (columns, 6)):
+        (gradient,) = torch.autograd.grad(module(x)[0, :, 2, 3].sum(), x)
+        assert (gradient.abs().sum(dim=1) > 0).sum() == seen
+    assert not gradient[0, :, 2, :3].any()
+
+
+def test_global_convolution_sees_a_rectangle_of_its_kernel():
+    x = torch.randn(1, 8, 21, 21, requires_grad=True)
+    (gradient,) = torch.autograd.grad(GlobalConvolution(8, kernel_size=7)(x)[0, :, 10, 10].sum(), x)
+    seen = gradient.abs().sum(dim=1)[0] > 0
+    assert seen[7:14, 7:14].all()
+    assert seen.sum() == 7 * 7
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("spatial", [(5,), (5, 4), (3, 5, 4)], ids=str)
+def test_module_is_the_operator_between_its_convolutions(spatial, channels_last):
+    module = CrissCrossAttention(16, gamma="fixed")
+    x = torch.randn(2, 16, *spatial)
+    if channels_last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    projected = [
+        torch.einsum("oc,nc...->no...", conv.weight[:, :, 0, 0], x) + conv.bias.view(-1, *[1] * len(spatial))
+        for conv in (module.query_conv, module.key_conv, module.value_conv)
+    ]
+    assert torch.allclose(module(x), criss_cross_attention(*projected) + x, atol=1e-5)
+    twice = RecurrentCrissCrossAttention(16, recurrence=2, gamma="fixed")
+    twice.attention = module
+    assert torch.allclose(twice(x), module(module(x)))
+
+
+def test_clips_meet_in_the_attention_alone():
+    """A clip of one frame is an image, and a frame sees the other frames of its clip through the attention only."""
+    model = create_model(
+        "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16
+    ).eval()
+    nn.init.ones_(model.head.context.gamma)
+    assert list(model.state_dict()) == list(small().state_dict())
+    clip = torch.rand(1, 3, 4, 33, 41, requires_grad=True)
+    assert model(clip)["out"].shape == (1, 5, 4, 33, 41)
+    assert torch.allclose(model(clip[:, :, :1])["out"][:, :, 0], model(clip[:, :, 0])["out"], atol=1e-5)
+    without = create_model("fcn", num_classes=5, backbone="resnet10t", head__channels=16).eval()
+    for network, frames in ((model, [0, 1, 2, 3]), (without, [2])):
+        (gradient,) = torch.autograd.grad(network(clip)["out"][:, :, 2].square().sum(), clip)
+        assert gradient.abs().sum(dim=(0, 1, 3, 4)).nonzero().flatten().tolist() == frames
+
+
+def test_clips_train():
+    model = create_model(
+        "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, embedding_channels=4
+    ).train()
+    output = model(torch.rand(2, 3, 3, 33, 41))
+    # 33x41 pixels are 5x6 features
+    shapes = {key: tuple(tensor.shape) for key, tensor in output.items()}
+    assert shapes == {"out": (2, 5, 3, 33, 41), "aux": (2, 5, 3, 33, 41), "embedding": (2, 4, 3, 5, 6)}
+    sum(tensor.square().sum() for tensor in output.values()).backward()
+    assert model.head.context.gamma.grad.abs() > 0
+
+
+@pytest.mark.parametrize(("recurrence", "solved"), [(3, True), (0, False)])
+def test_clips_are_learned_from_their_other_frames(recurrence, solved):
+    """The last frames of four clips are the same picture; what they show was to be seen in the first frame alone."""
+    torch.manual_seed(0)
+    clips = torch.full((4, 3, 3, 33, 33), 0.5)
+    kinds = torch.tensor([0, 1, 0, 1])
+    clips[kinds == 1, :, 0, 4:20, 4:20] = 1.0
+    labels = kinds.view(4, 1, 1).expand(4, 33, 33)
+    model = create_model(
+        "ccnet3d", num_classes=2, backbone="resnet10t", head__channels=16, aux_head__channels=16,
+        head__recurrence=recurrence, head__context__gamma="fixed", head__dropout=0.0,
+    ).train()  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(12):
+        optimizer.zero_grad()
+        logits = model(clips)["out"][:, :, -1]
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.35 if solved else loss > 0.65, loss  # guessing costs log 2 = 0.69
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_interpreter)])
+def test_recomputed_projections_change_nothing_but_memory(backend):
+    """Same result and gradients to rounding; query, key and value are no longer kept for the backward pass."""
+    module = CrissCrossAttention(16, gamma="fixed", backend=backend)
+    x = torch.randn(2, 16, 9, 7)
+    upstream = torch.randn_like(x)
+    results = []
+    for module.recompute in (False, True):
+        out = module(x)
+        results.append([out, *torch.autograd.grad(out, list(module.parameters()), upstream)])
+    for one, two in zip(*results, strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_learned_gamma_starts_as_the_identity_and_leaves_it_after_one_step():
+    module = CrissCrossAttention(16)
+    x = torch.randn(2, 16, 5, 4)
+    assert torch.equal(module(x), x)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(x).square().sum().backward()
+    assert module.gamma.grad.abs() > 0
+    assert not module.query_conv.weight.grad.any()
+    optimizer.step()
+    optimizer.zero_grad()
+    module(x).square().sum().backward()
+    assert module.query_conv.weight.grad.any()
+
+
+def test_one_loop_sees_a_cross_and_two_see_everything():
+    x = torch.randn(1, 8, 6, 7, requires_grad=True)
+    for recurrence, seen in ((1, 6 + 7 - 1), (2, 6 * 7)):
+        module = RecurrentCrissCrossAttention(8, recurrence=recurrence, gamma="fixed")
+        (gradient,) = torch.autograd.grad(module(x)[0, :, 2, 3].sum(), x)
+        assert (gradient.abs().sum(dim=1) > 0).sum() == seen
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_035", "convnext_atto", "regnety_002"])
+def test_backbone_reports_its_widths_at_stride_8(name):
+    backbone = TimmBackbone(name).eval()
+    levels = backbone(torch.rand(1, 3, 64, 96))
+    assert [level.shape[1] for level in levels] == backbone.channels
+    assert levels[-1].shape[-2:] == (8, 12)
+
+
+def test_backbone_cut_after_an_inner_stage_has_no_later_layers():
+    cut = TimmBackbone("resnet10t", out_indices=(1, 2))
+    assert cut.channels == [64, 128]
+    assert not any("layer3" in key for key in cut.state_dict())
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vit_tiny_patch16_224", "densenet121"])
+def test_backbone_without_stride_8_names_some_that_have_it(name):
+    with pytest.raises(ValueError, match=f"does not build '{name}' with output stride 8.*resnet50.*mobilenetv2_100"):
+        TimmBackbone(name)
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(ValueError, match=r"no backbone 'resnet11'.*resnet"):
+        TimmBackbone("resnet11")
+    with pytest.raises(ValueError, match="no model 'ccnett': did you mean ccnet"):
+        create_model("ccnett", num_classes=2)
+    with pytest.raises(ValueError, match="no setting 'head__recurence'"):
+        create_model("ccnet", num_classes=2, backbone="resnet10t", head__recurence=3)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+def test_local_weights_of_the_full_timm_model(tmp_path, name, suffix):
+    """convnext's feature network spells its keys otherwise than the full model that a user downloads."""
+    import timm
+    from safetensors.torch import save_file
+
+    state = timm.create_model(name).state_dict()
+    path = tmp_path / f"weights{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    loaded = TimmBackbone(name, weights=path).net.state_dict()
+    assert all(torch.equal(tensor, state[_full_key(key, state)]) for key, tensor in loaded.items())
+
+
+def _full_key(key, state):
+    return next(full for full in state if full.replace(".", "_") == key.replace(".", "_"))
+
+
+def test_local_weights_of_another_model_are_refused(tmp_path):
+    import timm
+
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet18").state_dict(), path)
+    with pytest.raises(ValueError, match=r"does not hold the weights of timm's resnet10t: \d+ of \d+ tensors"):
+        TimmBackbone("resnet10t", weights=path)
+    with pytest.raises(FileNotFoundError, match=r"missing\.pth is not a file"):
+        TimmBackbone("resnet10t", weights=tmp_path / "missing.pth")
+    path.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="not a state dict that can be read safely"):
+        TimmBackbone("resnet10t", weights=path)
+
+
+def test_normalisation_is_part_of_the_network():
+    model = small().eval()
+    assert model.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert {"mean", "std"} <= set(model.state_dict())
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    image = torch.rand(1, 3, 32, 32)
+    model(image)
+    assert torch.allclose(seen[0], (image - model.mean) / model.std)
+
+
+def test_bf16_and_channels_last():
+    model = small().eval()
+    image = torch.rand(2, 3, 40, 56)
+    want = model(image)["out"]
+    got = model.to(memory_format=torch.channels_last)(image.to(memory_format=torch.channels_last))["out"]
+    assert torch.allclose(got, want, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(image)["out"].isfinite().all()
+
+
+def test_state_dict_round_trip():
+    first, second = small().eval(), small().eval()
+    second.load_state_dict(first.state_dict())
+    image = torch.rand(1, 3, 33, 41)
+    assert torch.equal(first(image)["out"], second(image)["out"])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 7, 64), (1, 1, 64, 64), (3, 64, 64)])
+def test_images_that_do_not_fit_are_named(shape):
+    with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) or clips .* of at least 8x8"):
+        small()(torch.rand(shape))

@@ -1,0 +1,31 @@
+"""Run a function in several processes that torch.distributed connects."""
+
+import multiprocessing
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def together(work, folder, number=2):
+    """What ``work(rank)`` returns in each of ``number`` processes."""
+    store = folder / f"store{len(list(folder.iterdir()))}"
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
+    context.set_forkserver_preload(["torch", "ccnet.train"])
+    started = [
+        context.Process(target=_one, args=(work, folder, store, rank, number), daemon=True) for rank in range(number)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0] * number
+    return [torch.load(folder / f"{rank}.result", weights_only=True) for rank in range(number)]
+
+
+def _one(work, folder, store, rank, number):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
+    torch.manual_seed(rank)  # copies would draw alike
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
+    torch.save(work(rank), folder / f"{rank}.result")
+    dist.destroy_process_group()
