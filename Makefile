@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench gpu
+# The supported minors, each by name in the README; make compile-all TRITON=3.8 takes one of them.
+TRITON := 3.6 3.7 3.8 3.9
+
+.PHONY: demo test lint compile-all bench gpu
 
 demo: .venv/installed  ## train CCNet on the embedded data set, about two minutes on a laptop
 	$(BIN)/python train.py
@@ -14,6 +17,15 @@ test: .venv/installed lint  ## everything that must hold, without a GPU or a dat
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+compile-all: .venv/installed $(TRITON:%=build/triton-%/installed)  ## every launch that ships, with every supported Triton; no GPU
+	@failed=; for minor in $(TRITON); do \
+	  PYTHONPATH=build/triton-$$minor $(BIN)/python -m ccnet.kernels.launch_set || failed="$$failed $$minor"; \
+	done; test -z "$$failed" || { echo "failed with triton$$failed"; exit 1; }
+
+build/triton-%/installed:
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) 'triton==$*.*'
+	touch $@
 
 bench: .venv/installed  ## the attention operator beside its alternatives
 	$(BIN)/python benchmark.py
