@@ -250,4 +250,6 @@ def _report(task: Task, folder: Path, state: TrainingState, cost: dict[str, floa
 
 
 if __name__ == "__main__":
+    from ccnet.train import main  # a launcher's processes import what `main` calls by name: see entry_point
+
     main()

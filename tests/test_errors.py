@@ -39,7 +39,7 @@ def test_only_the_first_of_several_processes_takes_back_the_folder_that_it_is_ab
         folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whoever fails
         raise ValueError("a mistake")
 
-    monkeypatch.setattr("ccnet.engine.checkpoints.resume.find_start", fails)
+    monkeypatch.setattr("ccnet.train.find_start", fails)
     monkeypatch.setenv("RANK", str(rank))
     assert "error: a mistake" in refused(run_entry, tmp_path, "train.py", *TINY, "hydra.run.dir=runs/new")
     assert (tmp_path / "runs").exists() == bool(rank)

@@ -25,7 +25,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ...data.loader import lost_worker
 from ...data.sets.folder import distinct_colours
 from ...models import tensor_files
 from ...models.factory import build
@@ -34,6 +33,7 @@ from ..guards.allowed_targets import check_config
 from ..guards.former_names import present_names
 from ..guards.settings import check_settings
 from ..runtime.atomic_files import given_path, replacing
+from ..runtime.lost_workers import lost_worker
 
 SUFFIXES = (".safetensors", ".pt")  # of a run's own
 _PUBLISHED = ".pth"
