@@ -94,7 +94,7 @@ def _in_sweep() -> bool:
 
 
 def _record_failure(message: str) -> None:
-    write_result(_folder(), {"overrides": list(HydraConfig.get().overrides.task), "error": message})
+    write_result(_folder(), {"error": message})
 
 
 def _process() -> str:
