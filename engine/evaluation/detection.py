@@ -17,8 +17,8 @@ from ...data.build import build_dataset
 from ...data.image_files import read_image
 from ...data.loader import Loader
 from ...data.sets.coco import instances_transform
-from ..checkpoints import checkpoint
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.networks import network
+from ..checkpoints.record import Checkpoint
 from ..drawing import objects as instances
 from ..drawing.tables import write_csv
 from ..runtime.atomic_files import given_path, write_text
@@ -111,7 +111,7 @@ def evaluate(config: DictConfig, path: Path, saved: Checkpoint) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     with processes(choose_device(config.device)) as device:
         result = evaluate_objects(
-            checkpoint.network(saved).to(device),
+            network(saved).to(device),
             dataset,
             device=device,
             bf16=saved.setting("bf16"),
@@ -140,7 +140,7 @@ def _report(stem: Path, result: DetectionEvaluation, dataset: Dataset, about: di
 def predict(config: DictConfig, saved: Checkpoint, paths: Sequence[Path], output: Path) -> None:
     """``predict.py`` for a checkpoint that finds objects: NAME.json and NAME_overlay.png of each picture."""
     device = choose_device(config.device)
-    model = checkpoint.network(saved).to(device)
+    model = network(saved).to(device)
     output.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="predict", dynamic_ncols=True):
         picture = read_image(path)
