@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from ccnet.conf import CONF
 from ccnet.data import IGNORE_INDEX
-from ccnet.data.image_files import IMAGE_SUFFIXES, LabelReader, read_image
+from ccnet.data.file_lists import IMAGE_SUFFIXES
+from ccnet.data.image_files import LabelReader, read_image
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.drawing import label_images as figures

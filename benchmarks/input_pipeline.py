@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from ..data import IGNORE_INDEX
 from ..data.image_files import png_decoder
-from ..data.pairs import ImagePairs
+from ..data.image_pairs import ImagePairs
 from ..data.sets.cityscapes import Cityscapes
 from ..data.transforms import MEAN_COLOUR, train_transform
 from .compare import append_csv, provenance, table
