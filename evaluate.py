@@ -25,8 +25,8 @@ from torch.utils.data import Dataset
 from ccnet.conf import CONF
 from ccnet.data.build import build_dataset
 from ccnet.data.transforms import eval_transform
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.drawing import charts
 from ccnet.engine.drawing import label_images as figures
 from ccnet.engine.drawing.tables import write_csv
@@ -45,8 +45,8 @@ from ccnet.engine.sweeps.entry_point import entry_point
 @entry_point
 def main(config: DictConfig) -> float:
     """Print the scores and save them beside the checkpoint; returns the mIoU, or the mask AP."""
-    path = checkpoint.find(config.checkpoint)
-    saved = checkpoint.load(path, **config.published)
+    path = checkpoints.find(config.checkpoint)
+    saved = checkpoints.load(path, **config.published)
     config.dataset = _dataset_config(config, saved)
     if detection.finds_objects(saved):
         return detection.evaluate(config, path, saved)
@@ -75,7 +75,7 @@ def main(config: DictConfig) -> float:
     with processes(torch.device("cpu") if in_jax else choose_device(config.device)) as device:
         # The precision and the memory format of the run, so that its last validation is met to the last digit.
         memory_format = torch.channels_last if saved.setting("channels_last") else torch.contiguous_format
-        model = checkpoint.network(saved).to(device, memory_format=memory_format)
+        model = checkpoints.network(saved).to(device, memory_format=memory_format)
         if in_jax:
             from ccnet.engine.evaluation.jax_network import JaxNetwork
 

@@ -11,8 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from ccnet.conf import CONF
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.export import export_onnx
+from ccnet.engine import checkpoints
 from ccnet.engine.runtime.atomic_files import given_path
 from ccnet.engine.sweeps.entry_point import entry_point
 
@@ -21,10 +20,10 @@ from ccnet.engine.sweeps.entry_point import entry_point
 @entry_point
 def main(config: DictConfig) -> None:
     """Write the file, and only after ONNX Runtime has given the network's own logits with it."""
-    model = checkpoint.network(checkpoint.load(checkpoint.find(config.checkpoint)))
+    model = checkpoints.network(checkpoints.load(checkpoints.find(config.checkpoint)))
     output = given_path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    error = export_onnx(model, output, size=config.size and tuple(config.size))
+    error = checkpoints.export_onnx(model, output, size=config.size and tuple(config.size))
     size = "x".join(map(str, config.size)) if config.size else "any size"
     print(f"{output}: images of {size}, logits within {error:.1e} of the network's in ONNX Runtime")
 

@@ -29,8 +29,8 @@ from tqdm import tqdm
 from ccnet.conf import CONF
 from ccnet.data import IGNORE_INDEX
 from ccnet.data.image_files import IMAGE_SUFFIXES, LabelReader, read_image
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.drawing import label_images as figures
 from ccnet.engine.drawing.video import check_video, save_video
 from ccnet.engine.evaluation import detection
@@ -47,7 +47,7 @@ from ccnet.engine.sweeps.entry_point import entry_point
 def main(config: DictConfig) -> None:
     """Write masks, overlays and whatever else is asked for of every picture of ``input`` into ``output``."""
     given = config.checkpoint if isinstance(config.checkpoint, ListConfig) else [config.checkpoint]
-    loaded = [checkpoint.load(checkpoint.find(path), **config.published) for path in given]
+    loaded = [checkpoints.load(checkpoints.find(path), **config.published) for path in given]
     paths = _pictures(given_path(config.input))
     output = given_path(config.output)
     if output.resolve() == paths[0].parent.resolve():
@@ -118,7 +118,7 @@ class Network:
     def __init__(self, saved: Checkpoint, config: DictConfig, device: torch.device):
         self.saved = saved
         self.device, self.bf16 = device, config.bf16
-        self.model: nn.Module = checkpoint.network(saved).to(device)
+        self.model: nn.Module = checkpoints.network(saved).to(device)
         if config.framework == "jax":
             from ccnet.engine.evaluation.jax_network import JaxNetwork
 

@@ -11,10 +11,10 @@ Everything that can be set stands in ``conf/``; ``python train.py --help`` lists
 """
 
 import functools
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -28,12 +28,10 @@ from ccnet.conf import CONF
 from ccnet.data.build import build_dataset
 from ccnet.data.loader import timed
 from ccnet.data.stream import Seeded, train_loader
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.checkpoint import Checkpoint
-from ccnet.engine.checkpoints.resume import continued, find_start, fingerprint
+from ccnet.engine import checkpoints, guards
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.tasks import Task, score_table
-from ccnet.engine.guards.secret_values import refuse_secrets
-from ccnet.engine.guards.settings import check_settings, plain
+from ccnet.engine.guards import plain
 from ccnet.engine.runtime.atomic_files import write_text
 from ccnet.engine.runtime.devices import choose_device, seed_everything
 from ccnet.engine.runtime.distributed import from_all, from_first, processes, rank, world_size
@@ -52,13 +50,13 @@ from ccnet.models.factory import build
 @entry_point
 def main(config: DictConfig) -> float:
     """Run one training; returns the best validation score (mIoU, mask AP), for whoever searches over configurations."""
-    folder, saved = find_start(config, Path(HydraConfig.get().runtime.output_dir))
+    folder, saved = checkpoints.find_start(config, Path(HydraConfig.get().runtime.output_dir))
     if saved:
         done = finished_score(folder, saved.config["recipe"]["max_iters"]) if config.resume == "auto" else None
         if done is not None:
             print(f"{folder} is finished")
             return done
-        config = continued(config, saved)
+        config = checkpoints.continued(config, saved)
     with processes(_device(config)):
         starts = from_all(saved.iteration if saved else 0)
         if len(set(starts)) > 1:
@@ -71,20 +69,18 @@ def main(config: DictConfig) -> float:
 def train(config: DictConfig, folder: Path, saved: Checkpoint | None = None) -> float:
     """Train as ``config`` says, from the start or from ``saved``; everything is written into ``folder``."""
     began = time.perf_counter()
-    resolved = plain(config)
-    check_settings(resolved)
-    refuse_secrets(resolved | {"the folder": str(folder), "the command line": sys.argv})
+    guards.check_run(plain(config), folder)
     seed_everything(config.seed)
     device = _device(config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # a sweep's runs share the process
-    identity = fingerprint(config)
+    identity = checkpoints.fingerprint(config)
     task = instantiate(config.task)
     train_set = build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = build_dataset(config.dataset, "val", task.eval_transform())
-    config.num_classes = len(train_set.classes)
 
-    model = _network(config, saved)
+    model, found_out = _network(config, saved, len(train_set.classes))
+    config = OmegaConf.create(plain(config, **found_out))
     task.check(config, model)
     model = model.to(device, memory_format=memory_format(config))
     criterion = instantiate(config.loss).to(device)
@@ -165,17 +161,21 @@ def _step(
     )
 
 
-def _network(config: DictConfig, saved: Checkpoint | None) -> nn.Module:
-    """The network to train; with ``init`` it comes from there, and its configuration too."""
+def _network(config: DictConfig, saved: Checkpoint | None, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network to train, and the settings that were not known when the configuration was composed.
+
+    With ``init``, the network and its ``model`` node come from that checkpoint.
+    """
     if saved:
-        return checkpoint.network(saved).train()
+        return checkpoints.network(saved).train(), {"num_classes": num_classes}
     if config.init is None:
-        return build(config.model)
+        return build(config.model, num_classes=num_classes), {"num_classes": num_classes}
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     given = [part for part in overrides if part.startswith(("model=", "model.", "backbone=", "backbone."))]
     if given:
         raise ValueError(f"init={config.init} brings its own network: leave out {' '.join(given)}")
-    return checkpoint.start_from(checkpoint.find(config.init), config)
+    model, node = checkpoints.start_from(checkpoints.find(config.init), config, num_classes=num_classes)
+    return model, {"num_classes": num_classes, "model": node}
 
 
 def _log(task: Task, config: DictConfig, folder: Path, state: TrainingState, train_set: Dataset) -> RunLog | NoLog:
@@ -225,7 +225,7 @@ def _is_jax(config: DictConfig) -> bool:
 
 
 def _report(task: Task, folder: Path, state: TrainingState, cost: dict[str, float], seconds: float) -> None:
-    last = checkpoint.load(folder / "last.pt")
+    last = checkpoints.load(folder / "last.pt")
     scores = task.scores(**last.scores)
     summary = scores.summary()
     write_result(

@@ -1,7 +1,7 @@
 """Networks by name, from the same YAML files that ``train.py model=<name>`` composes."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,16 +88,29 @@ def create_model(
     return twin(network)
 
 
-def build(config: DictConfig, *, holding: int | None = None) -> nn.Module:
-    """Instantiate a composed ``model`` node.
+def build(
+    config: DictConfig | Mapping[str, Any], *, num_classes: int | None = None, holding: int | None = None
+) -> nn.Module:
+    """Instantiate a ``model`` node.
 
     Args:
-        config: the node.
-        holding: numbers in the file whose weights the network is for. One that is much larger, as a stranger's
-            configuration may ask for, raises ValueError before it fills the memory.
+        config: the node, composed or plain.
+        num_classes: K in place of the node's own, where that is only known from the data set.
+        holding: how many numbers the file holds whose weights the network is for. A much larger network, as an
+            untrusted configuration may ask for, raises ValueError before it fills the memory.
     """
+    node = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    if num_classes is not None:
+        node = _with_classes(node, num_classes)
     with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # a backbone is built whole and then cut
-        return instantiate(OmegaConf.to_container(config, resolve=True))
+        return instantiate(node)
+
+
+def _with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return a ``model`` node whose network, head and auxiliary head have this number of classes."""
+    heads = {key: part for key, part in node.items() if key in ("head", "aux_head") and isinstance(part, dict)}
+    made = node | {key: part | {"num_classes": number} for key, part in heads.items()}
+    return made | {"num_classes": number} if "num_classes" in node else made
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import torch
 from conftest import TINY, write_pair
 from safetensors.torch import save_file
 
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import Checkpoint, writing
 
 SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
 
@@ -39,7 +39,7 @@ def test_only_the_first_of_several_processes_takes_back_the_folder_that_it_is_ab
         folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whoever fails
         raise ValueError("a mistake")
 
-    monkeypatch.setattr("ccnet.engine.checkpoints.resume.find_start", fails)
+    monkeypatch.setattr("ccnet.engine.checkpoints.find_start", fails)
     monkeypatch.setenv("RANK", str(rank))
     assert "error: a mistake" in refused(run_entry, tmp_path, "train.py", *TINY, "hydra.run.dir=runs/new")
     assert (tmp_path / "runs").exists() == bool(rank)
@@ -90,7 +90,7 @@ def test_a_pickled_object_is_not_run(tmp_path):
 
     torch.save({"weights": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match="not a checkpoint"):
-        checkpoint.load(tmp_path / "evil.pt")
+        checkpoints.load(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -100,9 +100,9 @@ def test_a_pickled_object_is_not_run(tmp_path):
         ({"model": {"_target_": "os.system", "command": "true"}}, r"names 'os\.system' in model"),
         (
             {"model": {"head": [{"_target_": "ccnet.models.backbone.torch.load"}]}},
-            r"names 'models\.backbone\.torch\.load'",
+            r"names 'ccnet\.models\.backbone\.torch\.load'",
         ),
-        ({"dataset": {"val": {"_target_": "ccnet.models.factory.build"}}}, r"'models\.factory\.build' in dataset"),
+        ({"dataset": {"val": {"_target_": "ccnet.models.factory.build"}}}, r"'ccnet\.models\.factory\.build' in dataset"),
         ({"extra": {"_target_": "ccnet.models.factory.build"}}, "in extra"),
         ({"model": {"_target_": "ccnet.models.nothing.There"}}, "in model"),
         ({"logger": {"name": "${oc.env:HOME}"}}, r"logger holds '\$\{oc\.env:HOME\}'"),
@@ -111,24 +111,24 @@ def test_a_pickled_object_is_not_run(tmp_path):
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_strangers_config_cannot_name_other_code(tmp_path, config, message, suffix):
     path = tmp_path / f"last{suffix}"
-    checkpoint.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}), path)
+    checkpoints.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}), path)
     with pytest.raises(ValueError, match=message):
-        checkpoint.load(path)
+        checkpoints.load(path)
 
 
 def test_a_write_that_fails_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     made = Checkpoint({"w": torch.ones(2)}, {}, ["a"], [[0, 0, 0]], 1, {})
-    checkpoint.save(made, path)
+    checkpoints.save(made, path)
 
     def full_disk(*arguments):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
+    monkeypatch.setattr(writing.os, "fsync", full_disk)
     made.iteration = 2
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(made, path)
-    assert checkpoint.load(path).iteration == 1
+        checkpoints.save(made, path)
+    assert checkpoints.load(path).iteration == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 

@@ -9,7 +9,7 @@ from conftest import TINY
 from PIL import Image
 from test_train import composed, rows, run
 
-from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine import checkpoints
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 pytest.importorskip("flax", reason="Flax is not installed: pip install -e '.[jax]'")
@@ -46,7 +46,7 @@ def test_a_run_gives_what_a_torch_run_gives(finished, tmp_path):
     for ours, theirs in zip(rows(finished / "train.csv"), rows(tmp_path / "torch" / "train.csv"), strict=True):
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
         assert float(ours["lr"]) == float(theirs["lr"])
-    saved, expected = (checkpoint.load(folder / "last.pt") for folder in (finished, tmp_path / "torch"))
+    saved, expected = (checkpoints.load(folder / "last.pt") for folder in (finished, tmp_path / "torch"))
     assert {key: tensor.shape for key, tensor in saved.weights.items()} == {
         key: tensor.shape for key, tensor in expected.weights.items()
     }
@@ -72,9 +72,9 @@ def test_a_stopped_run_continues_exactly(finished, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         run(tmp_path / "run", "framework=jax", *NO_DROPOUT)
     monkeypatch.undo()
-    saved = checkpoint.load(tmp_path / "run" / "last.pt")
+    saved = checkpoints.load(tmp_path / "run" / "last.pt")
     train.train(composed("framework=jax", *NO_DROPOUT), tmp_path / "run", saved)
-    broken, unbroken = (checkpoint.load(folder / "last.pt") for folder in (tmp_path / "run", finished))
+    broken, unbroken = (checkpoints.load(folder / "last.pt") for folder in (tmp_path / "run", finished))
     for key, tensor in unbroken.weights.items():
         assert torch.equal(broken.weights[key], tensor), key
 
@@ -90,7 +90,7 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(JaxStep, "place", spoil)
     run(tmp_path, "framework=jax", *NO_DROPOUT, "skip_nonfinite=1")
-    saved = checkpoint.load(tmp_path / "last.pt")
+    saved = checkpoints.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
     assert all(values.isfinite().all() for values in saved.weights.values())
     assert [row["loss"] for row in rows(tmp_path / "train.csv")].count("nan") == 1

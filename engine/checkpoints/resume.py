@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from ..guards.settings import plain
 from ..runtime.atomic_files import given_path
 from ..runtime.distributed import is_first
-from . import checkpoint
-from .checkpoint import Checkpoint
+from .reading import find, load
+from .record import LAST, PREVIOUS, Checkpoint
 
 # What may change from one start of a run to the next: how, not what, it computes; and what it may pass over.
 _FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
@@ -67,7 +67,7 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
     if given:
         raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
     folder = given_path(config.resume)
-    for path in _own(folder) or [checkpoint.find(folder / checkpoint.LAST)]:
+    for path in _own(folder) or [find(folder / LAST)]:
         if saved := _intact(path):
             return folder, saved
     raise ValueError(f"{folder} has no checkpoint that could be read: start the run anew")
@@ -94,7 +94,7 @@ def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
 
 def _own(folder: Path) -> list[Path]:
     """A run's checkpoints, the newest first."""
-    return [folder / name for name in (checkpoint.LAST, checkpoint.PREVIOUS) if (folder / name).is_file()]
+    return [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
 
 
 def _age(path: Path) -> int:
@@ -121,7 +121,7 @@ def _free(folder: Path) -> Path:
 
 def _intact(path: Path) -> Checkpoint | None:
     try:
-        saved = checkpoint.load(path)
+        saved = load(path)
         if not saved.training:
             raise ValueError("it holds weights and no state of a training, start from them with init=FILE")
         return saved

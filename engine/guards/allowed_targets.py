@@ -26,7 +26,7 @@ _PACKAGES = {
 _DEPTH = 16  # of the deepest configuration here it is 6; Python's stack ends near 100
 
 
-def check_config(config: dict[str, Any]) -> None:
+def check_targets(config: dict[str, Any]) -> None:
     """Raise ValueError if ``config`` names anything else, holds an interpolation, or is not plain."""
     for part, node in config.items():
         if part in _PACKAGES and not isinstance(node, dict):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
-from ..checkpoints import checkpoint
-from ..checkpoints.checkpoint import LAST, PREVIOUS, Checkpoint
+from ..checkpoints import writing
+from ..checkpoints.record import LAST, PREVIOUS, Checkpoint
 from ..evaluation.tasks import TaskScores
 from ..guards.optimizer_state import alike, optimizer_state
 from ..runtime.distributed import from_all, rank
@@ -80,8 +80,8 @@ class TrainingState:
         if rank():
             return
         if best:
-            checkpoint.save(made, folder / "best.safetensors")
-        checkpoint.save(made, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
+            writing.save(made, folder / "best.safetensors")
+        writing.save(made, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
         self._saved = self.iteration
         self._last_is_whole = True
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import torch
 from torch import Tensor, nn
 
 from ..factory import build
@@ -14,6 +14,7 @@ from ..tensor_files import is_plain, read, size
 from . import authors, mmseg
 from .layout import Layout
 
+_COLOURS = ("mean", "std")  # of the images, which published files leave to their code
 _COUNTER = "num_batches_tracked"  # of batch norms; older files lack it, and nothing here reads it
 
 
@@ -22,21 +23,27 @@ class Published:
     """A published checkpoint as a network of this project.
 
     Attributes:
-        network: with the file's weights, in eval mode.
-        model: the ``model`` node of a configuration that builds it.
+        model: the ``model`` node of a configuration that builds the network.
+        weights: the network's state dict.
         num_classes: K.
         classes, palette: K names and RGB triples, if the file has them.
         crop_size: (H, W) of the training, pixels, if known.
         iteration: iterations of the training, if the file has them.
     """
 
-    network: nn.Module
     model: dict[str, Any]
+    weights: dict[str, Tensor]
     num_classes: int
     classes: list[str] | None
     palette: list[list[int]] | None
     crop_size: tuple[int, int] | None
     iteration: int | None
+
+    def network(self) -> nn.Module:
+        """Build the network with its weights, in eval mode."""
+        made = build(self.model)
+        made.load_state_dict(self.weights)
+        return made.eval()
 
 
 def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: bool | None = None) -> nn.Module:
@@ -64,7 +71,7 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
         >>> net = import_checkpoint("ccnet_r50-d8_769x769_40k_cityscapes_20200616_145125-76d11884.pth")
     """
     path = Path(path).expanduser()
-    return convert(read(path), path, recurrence=recurrence, align_corners=align_corners).network
+    return convert(read(path).content, path, recurrence=recurrence, align_corners=align_corners).network()
 
 
 def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: bool | None = None) -> Published:
@@ -91,7 +98,7 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
                 f"its tensors ({', '.join(list(found)[:3])}, ...) are named neither as the CCNet authors' (layer1, "
                 "head.conva, dsn) nor as mmsegmentation's (backbone, decode_head, auxiliary_head)"
             )
-        network = _filled(layout, found)
+        weights = _weights(layout, found)
     except ValueError as error:
         raise ValueError(f"{path} cannot be imported as a published checkpoint: {error}") from error
     num_classes = layout.model["head"]["num_classes"]
@@ -100,7 +107,7 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
         list(value) if isinstance(value, (list, tuple)) and len(value) == num_classes else None
         for value in (named.get(key) if isinstance(named, dict) else None for key in ("classes", "palette"))
     )
-    return Published(network, layout.model, num_classes, classes, palette, crop, meta.get("iter"))
+    return Published(layout.model, weights, num_classes, classes, palette, crop, meta.get("iter"))
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
@@ -116,21 +123,22 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in content.items()}
 
 
-def _filled(layout: Layout, found: Mapping[str, Tensor]) -> nn.Module:
-    """The network, with each of the file's tensors in it."""
-    network = build(OmegaConf.create(layout.model), holding=size(found))
+def _weights(layout: Layout, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of the layout's network, out of the file's tensors."""
+    with torch.device("meta"):  # names, shapes and types of the network's tensors, without memory for their numbers
+        network = build(layout.model, holding=size(found))
     own = network.state_dict()
-    sources = {key: layout.source(key) for key in own if key not in ("mean", "std")}
+    sources = {key: layout.source(key) for key in own if key not in _COLOURS}
     _check([*sources.items(), *layout.folded.items()], own, found)
-    weights = {
-        key: found[source].reshape(own[key].shape).to(own[key].dtype)  # theirs may be a scalar or of half precision
-        for key, source in sources.items()
-        if source in found
-    }
+    weights = {key: torch.tensor(getattr(network.backbone, key)).view(own[key].shape) for key in _COLOURS}
+    for key, source in sources.items():
+        if source in found:  # theirs may be a scalar or of half precision
+            weights[key] = found[source].reshape(own[key].shape).to(own[key].dtype)
+        else:
+            weights[key] = torch.zeros_like(own[key], device="cpu")  # a counter
     if layout.fold is not None:
         layout.fold(weights, found)
-    network.load_state_dict(own | weights)
-    return network.eval()
+    return weights
 
 
 def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -25,8 +25,8 @@ from PIL import Image
 
 from ccnet import train as training
 from ccnet.data.build import build_dataset
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.resume import find_start
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import find_start
 from ccnet.engine.runtime.devices import choose_device
 from ccnet.engine.runtime.launchers import in_own_process
 from ccnet.engine.runtime.stop_signals import EXIT_CODE, StopRequest
@@ -226,7 +226,7 @@ def test_a_parallel_sweep_loses_the_run_that_is_killed_alone_and_saves_all_when_
             os.killpg(launcher.pid, signal.SIGKILL)
     (lost,) = {path.parent.name for path in folder.glob("*/result.json")}
     assert "ended by SIGKILL" in json.loads((folder / lost / "result.json").read_text())["error"]
-    assert all(checkpoint.load(folder / number / "last.pt").iteration >= 1 for number in under_way() - {lost})
+    assert all(checkpoints.load(folder / number / "last.pt").iteration >= 1 for number in under_way() - {lost})
     assert under_way() == {"0", "1", "2"}
 
 

@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from ccnet import train as training
 from ccnet.data.sets.folder import Folder
 from ccnet.data.stream import Seeded
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.resume import find_start, fingerprint
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import find_start, fingerprint
 from ccnet.engine.evaluation.protocols import Whole
 from ccnet.engine.evaluation.segmentation import predict
 from ccnet.engine.evaluation.tasks.semantic import Semantic
@@ -54,7 +54,7 @@ def at_call(number, do, function):
 
 
 def same_weights(one, two):
-    one, two = (checkpoint.load(folder / "last.pt") for folder in (one, two))
+    one, two = (checkpoints.load(folder / "last.pt") for folder in (one, two))
     assert (one.iteration, repr(one.scores)) == (two.iteration, repr(two.scores))
     return all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
 
@@ -140,20 +140,20 @@ def test_a_flipped_bit_anywhere_in_the_tensors_is_found(whole, tmp_path, name):
         damaged[len(content) * part // 8] ^= 16
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(ValueError, match=name):
-            checkpoint.load(tmp_path / name)
+            checkpoints.load(tmp_path / name)
 
 
 def test_a_full_disk_loses_no_earlier_checkpoint(whole, tmp_path):
     """A limit on the size of files stands for the disk's end."""
     folder = shutil.copytree(whole, tmp_path / "run")
-    saved = checkpoint.load(folder / "last.pt")
+    saved = checkpoints.load(folder / "last.pt")
     names = sorted(path.name for path in folder.iterdir())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         for name in ("last.pt", "best.safetensors"):
             with pytest.raises(OSError, match=f"{name}|File too large"):
-                checkpoint.save(saved, folder / name)
+                checkpoints.save(saved, folder / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -181,7 +181,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_batch(tmp_
     assert message.startswith("iteration 3: the loss is nan (main nan, aux nan, grad_norm nan): lower recipe.lr")
     order = [index for index in range(8) if f"beacons_train_0000{index}" in message]
     assert len(order) == 2
-    assert checkpoint.load(tmp_path / "last.pt").iteration == 2
+    assert checkpoints.load(tmp_path / "last.pt").iteration == 2
 
 
 def test_such_a_loss_is_found_before_anything_is_saved_and_nothing_has_moved(tmp_path, monkeypatch):
@@ -192,20 +192,20 @@ def test_such_a_loss_is_found_before_anything_is_saved_and_nothing_has_moved(tmp
 
 
 def test_the_two_checkpoints_kept_are_of_two_iterations(whole, tmp_path):
-    saved = {name: checkpoint.load(whole / f"{name}.pt") for name in ("last", "previous")}
+    saved = {name: checkpoints.load(whole / f"{name}.pt") for name in ("last", "previous")}
     assert [saved[name].iteration for name in ("last", "previous")] == [4, 2]
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "last.pt").write_bytes(b"damaged")
     _, start = find_start(composed("resume=auto"), tmp_path / "new")
     training.train(composed(), folder, start)
     assert same_weights(whole, folder)
-    assert checkpoint.load(folder / "previous.pt").iteration == 2  # not what was damaged
+    assert checkpoints.load(folder / "previous.pt").iteration == 2  # not what was damaged
 
 
 def test_as_many_such_steps_as_allowed_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch_step, "train_step", nan_at(3))
     training.train(composed("skip_nonfinite=1"), tmp_path)
-    saved = checkpoint.load(tmp_path / "last.pt")
+    saved = checkpoints.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
     assert all(values.isfinite().all() for values in saved.weights.values())  # batch norm's statistics are among them
     assert "0 pictures that cannot be read, 1 steps that were not finite" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.tasks.semantic import Semantic
 from ccnet.engine.training.prefetch import prefetch
 from ccnet.engine.training.state import TrainingState

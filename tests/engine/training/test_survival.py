@@ -26,7 +26,7 @@ import torch
 from conftest import ROOT, TINY, children, members
 
 from ccnet.data.loader import Loader
-from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine import checkpoints
 from ccnet.engine.drawing import charts
 from ccnet.engine.drawing import label_images as figures
 from ccnet.engine.drawing.tables import ScalarFile
@@ -153,9 +153,9 @@ def rows(path):
 
 def newest(folder):
     """The checkpoint that a run goes on from, None before the first."""
-    for name in (checkpoint.LAST, checkpoint.PREVIOUS):
+    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
         if (folder / name).exists():
-            return checkpoint.load(folder / name)
+            return checkpoints.load(folder / name)
     return None
 
 
@@ -207,7 +207,7 @@ def hold_between_renames():
 
     def held(source, target):
         replace(source, target)
-        seen.append(str(target).endswith(checkpoint.PREVIOUS))
+        seen.append(str(target).endswith(checkpoints.PREVIOUS))
         if sum(seen) == 2:
             os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -228,7 +228,7 @@ def test_kill_9_at_any_moment_loses_nothing_past_the_last_checkpoint(whole, tmp_
         if moment == "writing":
             assert run.held_while_writing()
         elif moment == "renaming":
-            assert run.until(lambda: (folder / PART).exists() and not (folder / checkpoint.LAST).exists())
+            assert run.until(lambda: (folder / PART).exists() and not (folder / checkpoints.LAST).exists())
             run.hold()
         else:
             if generator.random() < 0.8:  # else already while it starts
