@@ -231,7 +231,6 @@ def _report(task: Task, folder: Path, state: TrainingState, cost: dict[str, floa
     write_result(
         folder,
         {
-            "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
             **summary,
             f"best_{next(iter(summary))}": 100 * state.best_score,
             **cost,
@@ -250,4 +249,6 @@ def _report(task: Task, folder: Path, state: TrainingState, cost: dict[str, floa
 
 
 if __name__ == "__main__":
+    from ccnet.train import main  # a launcher's processes import what `main` calls by name: see entry_point
+
     main()

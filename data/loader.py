@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -66,17 +65,6 @@ def _heed_parent(worker: int) -> None:
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def lost_worker(error: BaseException) -> bool:
-    """Whether ``error`` says that a process that loads is gone.
-
-    torch says so wherever this process happens to be; or reading what that process has left fails.
-    """
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker (pid")
-    places = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ConnectionError | EOFError) and any("torch/utils/data" in at.filename for at in places)
 
 
 def _start_method(num_workers: int) -> str | None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from ..guards.settings import plain
 from ..runtime.atomic_files import given_path
-from ..runtime.distributed import is_first
+from ..runtime.launchers import is_first
 from .reading import find, load
 from .record import LAST, PREVIOUS, Checkpoint
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...data.loader import lost_worker
 from ..runtime.atomic_files import replacing
+from ..runtime.lost_workers import lost_worker
 from .record import Checkpoint
 
 HEADER, CHECKSUM = "ccnet", "crc32"  # entries of a .safetensors file's metadata

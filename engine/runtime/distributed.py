@@ -50,11 +50,6 @@ def _joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def is_first() -> bool:
-    """Whether this is the first of the processes that were started; also before they have joined."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def rank() -> int:
     """Number of this process; the first one writes what all have worked out."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -10,7 +10,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from ..guards.secret_values import refuse_secrets
-from .report import report
 from .results import RESULT
 
 # Plugins of Hydra by what installs them.
@@ -39,6 +38,8 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table, write it and its picture into the sweep's folder; exit 1 if a run failed."""
+        from .report import report  # matplotlib takes a second, and Hydra loads this callback before every command
+
         folder = Path(config.hydra.sweep.dir)
         if next(folder.rglob(RESULT), None) and report(folder):
             raise SystemExit(1)

@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 import numpy as np
 import wandb
 
-from ...data.loader import lost_worker
+from ..runtime.lost_workers import lost_worker
 
 
 class WandbRun:

@@ -29,6 +29,7 @@ from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import find_start
 from ccnet.engine.runtime.devices import choose_device
 from ccnet.engine.runtime.launchers import in_own_process
+from ccnet.engine.runtime.overrides import parse_overrides
 from ccnet.engine.runtime.stop_signals import EXIT_CODE, StopRequest
 from ccnet.engine.sweeps import results
 from ccnet.engine.sweeps.report import report
@@ -99,7 +100,7 @@ def test_a_run_that_ends_in_nan_has_failed(tmp_path, capsys):
     for number, own in enumerate(jobs("distance")):
         nan = number in (2, 5, 7)
         result = {"error": "iteration 9: the loss is nan"} if nan else {"mIoU": 70.0 + number % 10, "gflops": 3.0}
-        results.write_result(tmp_path / str(number), {"overrides": own} | result)
+        results.write_result(tmp_path / str(number), {"overrides": parse_overrides(own)} | result)
     (tmp_path / "20").mkdir()
     (tmp_path / "20" / "config.yaml").write_text("")
     assert len(report(tmp_path)) == 3
@@ -111,6 +112,34 @@ def test_a_run_that_ends_in_nan_has_failed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "failed    loss.terms.ccl.distance=quadratic seed=2: iteration 9: the loss is nan" in said
     assert f"begun     {tmp_path}/20, not finished" in said
+
+
+def test_numbers_texts_and_lists_name_the_runs(tmp_path):
+    given = [
+        [
+            "+experiment=contexts/fcn",
+            "recipe.lr=0.0123456",
+            "recipe.train_transform.crop_size=[65,81]",
+            "clip_norm=null",
+        ],
+        ["+experiment=contexts/fcn", "recipe.lr=1", "recipe.train_transform.crop_size=[65,65]", "clip_norm=null"],
+        ["+experiment=contexts/gcn", "recipe.lr=1", "recipe.train_transform.crop_size=[65,65]", "clip_norm=null"],
+    ]
+    for number, own in enumerate(given):
+        results.write_result(tmp_path / str(number), {"overrides": parse_overrides(own), "mIoU": 50.0 + number})
+    assert report(tmp_path) == []
+    assert [row["run"] for row in rows(tmp_path / "sweep.csv")] == [
+        "+experiment=contexts/fcn recipe.lr=0.0123456 recipe.train_transform.crop_size=[65,81]",
+        "+experiment=contexts/fcn recipe.lr=1 recipe.train_transform.crop_size=[65,65]",
+        "+experiment=contexts/gcn recipe.lr=1 recipe.train_transform.crop_size=[65,65]",
+    ]
+    assert {path.name for path in tmp_path.glob("sweep*.png")} == {"sweep.png", "sweep_recipe.lr.png"}
+
+
+def test_a_result_of_an_earlier_version_is_named(tmp_path):
+    results.write_result(tmp_path / "0", {"overrides": ["seed=1"], "mIoU": 50.0})
+    with pytest.raises(ValueError, match=r"0/result.json has no overrides by option, an earlier version wrote it"):
+        report(tmp_path)
 
 
 @contextmanager
@@ -127,7 +156,7 @@ def failing(monkeypatch, *numbers):
         return build_dataset(config, split, transform)
 
     with monkeypatch.context() as patched:
-        patched.setattr("ccnet.data.build.build_dataset", flaky)  # the entry point imports it anew
+        patched.setattr("ccnet.train.build_dataset", flaky)
         yield trained
 
 
@@ -140,6 +169,8 @@ def test_of_six_runs_one_fails_and_runs_alone_the_next_time(tmp_path, run_entry,
     with failing(monkeypatch, 4) as trained:
         done = run_entry(*command, ok=False)
     assert trained == [0, 1, 2, 3, 4, 5]
+    overrides = json.loads((folder / "4" / "result.json").read_text())["overrides"]
+    assert (overrides["model.head.recurrence"], overrides["loss.weights.ccl"], overrides["resume"]) == (1, 0.1, "auto")
     assert "failed    model.head.recurrence=1 loss.weights.ccl=0.1: RuntimeError: the disk has gone" in done.stdout
     table = rows(folder / "sweep.csv")
     assert [row["run"] for row in table] == [
@@ -329,9 +360,9 @@ def test_a_job_that_has_to_go_is_saved_before_it_is_queued_again():
 
 
 def test_a_result_is_read_whole_or_not_at_all(tmp_path):
-    results.write_result(tmp_path, {"overrides": [], "best_mIoU": 50.0, "iterations": 4})
+    results.write_result(tmp_path, {"best_mIoU": 50.0, "iterations": 4})
     assert results.finished_score(tmp_path, 4) == 0.5
     assert [path.name for path in tmp_path.iterdir()] == [results.RESULT]
     assert results.finished_score(tmp_path, 8) is None
-    (tmp_path / results.RESULT).write_text(json.dumps({"overrides": []})[:5])
+    (tmp_path / results.RESULT).write_text(json.dumps({"overrides": {}})[:5])
     assert results.finished_score(tmp_path, 4) is None
