@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from einops import rearrange
 
-from .arrays import Array, Module, arange, as_index, cast, is_readable, namespace, sum_by_index, widened
-from .processes import mean_over_processes, sum_over_processes
-from .sampling import nearest_labels
+from .torch_and_jax import Array, Module, arange, as_index, cast, is_readable, namespace, sum_by_index, widened
+from .all_reduce import mean_over_processes, sum_over_processes
+from .label_resizing import nearest_labels
 
 # One bin for each value of an 8-bit label: a fixed size needs no look at the labels, so nothing waits for the
 # device and compilers see static shapes. Bins without a pixel count nowhere.
@@ -74,7 +74,7 @@ def category_consistent_loss(
     if labels.shape != embedding.shape[:1] + embedding.shape[2:]:
         raise ValueError(
             f"labels {tuple(labels.shape)} must have the size of the embedding {tuple(embedding.shape)}: "
-            "bring them there with losses.sampling.nearest_labels"
+            "bring them there with losses.label_resizing.nearest_labels"
         )
     if distance not in ("piecewise", "quadratic"):
         raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")

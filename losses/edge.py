@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d
 
-from .processes import sum_over_processes
+from .all_reduce import sum_over_processes
 
 _GROWN = 3  # side of the square that a marked pixel grows to
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from einops import rearrange
 
-from .arrays import Array, constant, kth_smallest, namespace, of_class, resized, softmax, widened
-from .cross_entropy import CrossEntropy, cross_entropy
-from .processes import gather_from_processes
-from .sampling import nearest_labels
+from .torch_and_jax import Array, constant, kth_smallest, namespace, of_class, resized, softmax, widened
+from .cross_entropy_loss import CrossEntropy, cross_entropy
+from .all_reduce import gather_from_processes
+from .label_resizing import nearest_labels
 
 # The threshold is found on maps an eighth of the size in each direction, as the authors do.
 _REDUCTION = 8

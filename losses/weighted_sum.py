@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .arrays import Array, Module, ModuleDict, constant
+from .torch_and_jax import Array, Module, ModuleDict, constant
 
 
 class WeightedSum(Module):

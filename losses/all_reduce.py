@@ -9,7 +9,7 @@ torch.distributed has not been started, and for JAX, which spreads arrays by its
 from contextlib import suppress
 from typing import Any
 
-from .arrays import Array, is_torch
+from .torch_and_jax import Array, is_torch
 
 with suppress(ImportError):  # JAX may be alone
     import torch

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from .arrays import Array, Module, numbers, pixel_cross_entropy, widened
-from .processes import sum_over_processes
+from .torch_and_jax import Array, Module, numbers, pixel_cross_entropy, widened
+from .all_reduce import sum_over_processes
 
 
 def cross_entropy(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .arrays import Array, points
+from .torch_and_jax import Array, points
 
 
 def nearest_labels(labels: Array, size: Sequence[int]) -> Array:

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .processes import mean_over_processes
+from .all_reduce import mean_over_processes
 
 
-class GivenLosses(nn.Module):
+class DetectionLoss(nn.Module):
     """Sum of the losses that the network gives in training, such as torchvision's detection networks.
 
     These count boxes of their own choice; over several processes, their mean counts.
