@@ -1,5 +1,7 @@
-"""The loss of networks that compute their losses themselves."""
+"""The loss of detection networks, which compute their loss terms themselves."""
 
+from functools import reduce
+from operator import add
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,12 +10,12 @@ from .all_reduce import mean_over_processes
 
 
 class DetectionLoss(nn.Module):
-    """Sum of the losses that the network gives in training, such as torchvision's detection networks.
+    """The sum of the loss terms that a detection network of torchvision returns in training.
 
-    These count boxes of their own choice; over several processes, their mean counts.
+    Each rank normalises by the boxes that it sampled itself; over several ranks, the loss is the mean of theirs.
     """
 
     def forward(self, output: dict[str, Tensor], labels: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """ "loss_<name>" -> scalar; the sum, and each loss by name, detached. The labels are in them already."""
-        output = {name: mean_over_processes(loss) for name, loss in output.items()}
-        return sum(output.values()), {name.removeprefix("loss_"): loss.detach() for name, loss in output.items()}
+        """{"loss_<name>": scalar} -> the sum, and every term by name, detached. The labels are not read."""
+        terms = {name.removeprefix("loss_"): mean_over_processes(term) for name, term in output.items()}
+        return reduce(add, terms.values()), {name: term.detach() for name, term in terms.items()}

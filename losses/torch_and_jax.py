@@ -1,73 +1,81 @@
-"""What the losses need of torch and of jax.numpy where the two differ; what they share is written once.
+"""The array functions that torch and JAX spell differently, so that every loss is written once for both.
 
-Neither is imported here before an array of it arrives, but for torch's module class.
+Neither framework is imported before one of its arrays arrives, except for torch's module class, which JAX does without.
 """
 
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-try:
-    from torch.nn import Module, ModuleDict
-except ImportError:  # with JAX alone, nobody moves the losses between devices
-    ModuleDict = dict
+if TYPE_CHECKING:
+    # Type checkers read torch's: a jax.Array has the same methods and operators wherever the losses use them.
+    from torch import Tensor as Array
+    from torch.nn import Module as Module
+    from torch.nn import ModuleDict as ModuleDict
+else:
+    Array = Any  # torch.Tensor or jax.Array
+    try:
+        from torch.nn import Module, ModuleDict
+    except ImportError:  # JAX alone: its losses hold no parameters, and nobody moves them between devices
+        ModuleDict = dict
 
-    class Module:
-        """What the losses use of torch's module."""
+        class Module:
+            """The part of torch's module that the losses use."""
 
-        def register_buffer(self, name: str, value: Any, persistent: bool = True) -> None:
-            setattr(self, name, value)
+            def register_buffer(self, name: str, value: Any, persistent: bool = True) -> None:
+                setattr(self, name, value)
 
-        def __call__(self, *inputs: Any) -> Any:
-            return self.forward(*inputs)
-
-
-Array = TypeVar("Array")  # torch.Tensor or jax.Array
+            def __call__(self, *inputs: Any) -> Any:
+                return self.forward(*inputs)
 
 
 def is_torch(array: Any) -> bool:
+    """Return whether ``array`` is a torch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 
 
 def namespace(array: Array) -> ModuleType:
-    """torch or jax.numpy, whose functions of the same name are used alike."""
-    if is_torch(array):
-        return sys.modules["torch"]
-    import jax.numpy
+    """Return torch or jax.numpy, for the functions that have the same name and arguments in both."""
+    return sys.modules["torch"] if is_torch(array) else _jax().numpy
 
-    return jax.numpy
+
+def _jax() -> Any:
+    """Import JAX; untyped, because ``Array`` is torch's to type checkers."""
+    import jax
+
+    return jax
 
 
 def cast(array: Array, dtype: Any) -> Array:
-    return array.to(dtype) if is_torch(array) else array.astype(dtype)
+    """Convert to ``dtype``."""
+    return array.to(dtype) if is_torch(array) else namespace(array).astype(array, dtype)
 
 
-def widened(array: Array) -> Array:
-    """In float32, or float64 if it has that."""
+def at_least_float32(array: Array) -> Array:
+    """Convert float16 and bfloat16 to float32; keep float32 and float64."""
     xp = namespace(array)
     return cast(array, xp.promote_types(array.dtype, xp.float32))
 
 
 def as_index(array: Array) -> Array:
-    """Integers as the framework indexes with."""
+    """Convert integers to the dtype that the framework indexes with, int64 in torch."""
     return array.long() if is_torch(array) else array
 
 
-def constant(array: Array) -> Array:
-    """The array as a constant for the gradient."""
-    if is_torch(array):
-        return array.detach()
-    import jax
-
-    return jax.lax.stop_gradient(array)
+def stop_gradient(array: Array) -> Array:
+    """Return the same values, through which no gradient flows."""
+    return array.detach() if is_torch(array) else _jax().lax.stop_gradient(array)
 
 
-def numbers(values: Sequence[float] | None) -> Any:
-    """A list of a configuration as an array, for a buffer; a JAX array on its first use with one."""
+def float_array(values: Sequence[float] | None) -> Any:
+    """Convert a list from a configuration to a float32 array for a buffer; None stays None.
+
+    It is a torch tensor if torch is loaded, otherwise a NumPy array, which JAX converts on its first use.
+    """
     if values is None:
         return None
     torch = sys.modules.get("torch")
@@ -75,77 +83,70 @@ def numbers(values: Sequence[float] | None) -> Any:
 
 
 def arange(count: int, like: Array) -> Array:
+    """Return 0, ..., count - 1 on the device of ``like``."""
     xp = namespace(like)
     return xp.arange(count, device=like.device) if is_torch(like) else xp.arange(count)
 
 
-def points(side: int, length: int, like: Array) -> Array:
-    """``length`` indices from the first to the last of ``side``, evenly apart."""
+def evenly_spaced(side: int, length: int, like: Array) -> Array:
+    """Return ``length`` indices from 0 to ``side`` - 1, evenly spaced and rounded, to index ``like`` with."""
     if is_torch(like):
         torch = namespace(like)
         return torch.linspace(0, side - 1, length, device=like.device, dtype=torch.float64).round().long()
-    return np.linspace(0, side - 1, length).round().astype(int)
+    indices: Any = np.linspace(0, side - 1, length).round().astype(int)
+    return indices
 
 
-def is_readable(array: Array) -> bool:
-    """Whether looking at the values waits for no device: on the CPU, and not inside ``jax.jit``."""
+def is_readable(array: Any) -> bool:
+    """Return whether reading the values synchronises with no device: on the CPU, and outside of ``jax.jit``."""
     if is_torch(array):
         return array.device.type == "cpu"
-    import jax
+    traced = isinstance(array, _jax().core.Tracer)
+    return not traced and all(device.platform == "cpu" for device in array.devices())
 
-    return not isinstance(array, jax.core.Tracer) and all(device.platform == "cpu" for device in array.devices())
 
-
-def sum_by_index(values: Array, index: Array, bins: int) -> Array:
-    """(P, ...) values, (P,) index below ``bins`` -> (bins, ...) sums of the values of each index."""
+def segment_sum(values: Array, index: Array, segments: int) -> Array:
+    """(P, ...) values, (P,) index below ``segments`` -> (segments, ...) sums of the values with each index."""
     if is_torch(values):
-        return values.new_zeros(bins, *values.shape[1:]).index_add(0, index, values)
-    import jax
-
-    return jax.ops.segment_sum(values, index, num_segments=bins)
+        return values.new_zeros(segments, *values.shape[1:]).index_add(0, index, values)
+    return _jax().ops.segment_sum(values, index, num_segments=segments)
 
 
-def of_class(array: Array, labels: Array) -> Array:
-    """(N, K, *S), labels (N, *S) -> (N, *S), the channel that the label names."""
+def gather_class(array: Array, labels: Array) -> Array:
+    """(N, K, *S), labels (N, *S) in [0, K) -> (N, *S), the channel that each pixel's label names."""
     if is_torch(array):
         return array.gather(1, labels[:, None])[:, 0]
     return namespace(array).take_along_axis(array, labels[:, None], axis=1)[:, 0]
 
 
 def pixel_cross_entropy(logits: Array, labels: Array, class_weights: Array | None, ignore_index: int) -> Array:
-    """(N, K, *S), labels (N, *S) -> (N, *S), zero where ignored."""
+    """(N, K, *S), labels (N, *S) -> (N, *S) cross entropies, zero where ignored."""
     if is_torch(logits):
         from torch.nn.functional import cross_entropy
 
         weight = None if class_weights is None else class_weights.to(logits.dtype)
         return cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="none")
-    import jax
-    import jax.numpy as jnp
-
+    jnp = namespace(logits)
     valid = labels != ignore_index
     index = jnp.where(valid, labels, 0)
-    losses = -of_class(jax.nn.log_softmax(logits, axis=1), index)
+    losses = -gather_class(_jax().nn.log_softmax(logits, axis=1), index)
     if class_weights is not None:
-        losses = losses * jnp.asarray(np.asarray(class_weights) if is_torch(class_weights) else class_weights)[index]
+        losses = losses * jnp.asarray(np.asarray(class_weights))[index]
     return jnp.where(valid, losses, 0)
 
 
 def softmax(array: Array, axis: int) -> Array:
-    if is_torch(array):
-        return array.softmax(axis)
-    import jax
-
-    return jax.nn.softmax(array, axis=axis)
+    """Return the softmax along ``axis``."""
+    return array.softmax(axis) if is_torch(array) else _jax().nn.softmax(array, axis=axis)
 
 
-def resized(images: Array, size: Sequence[int]) -> Array:
-    """(N, C, H, W) -> (N, C, *size), bilinear, corner to corner."""
+def resize_bilinear(images: Array, size: Sequence[int]) -> Array:
+    """(N, C, H, W) -> (N, C, *size), with aligned corners."""
     if is_torch(images):
         from torch.nn.functional import interpolate
 
         return interpolate(images, list(size), mode="bilinear", align_corners=True)
-    import jax.numpy as jnp
-
+    jnp = namespace(images)
     for axis, length in zip((2, 3), size, strict=True):
         side = images.shape[axis]
         points = np.linspace(0, side - 1, length)
@@ -157,5 +158,5 @@ def resized(images: Array, size: Sequence[int]) -> Array:
 
 
 def kth_smallest(values: Array, k: int) -> Array:
-    """The k-th smallest of a flat array, k from 1."""
+    """Return the k-th smallest value of a flat array; k counts from 1."""
     return values.kthvalue(k).values if is_torch(values) else namespace(values).sort(values)[k - 1]
