@@ -2,15 +2,18 @@
 
 from typing import Any
 
-# Former module -> present module. Longer names come before the packages that contain them.
-_MODULES = {
+# Former module or class -> present one. Longer names come before the packages that contain them.
+_PRESENT = {
     "data.transforms": "ccnet.data.transforms",
     "data": "ccnet.data.sets",
     "engine.tasks": "ccnet.engine.evaluation.tasks",
     "engine.protocols": "ccnet.engine.evaluation.protocols",
     "engine.schedule": "ccnet.engine.training.lr_schedules",
     "engine.wandb_run": "ccnet.engine.training.wandb_logger",
+    "losses.GivenLosses": "ccnet.losses.DetectionLoss",
     "losses": "ccnet.losses",
+    "models.context.lines": "ccnet.models.context.horizontal_vertical",
+    "models.heads.direct.DirectHead": "ccnet.models.heads.pyramid.PyramidHead",
     "models": "ccnet.models",
 }
 
@@ -28,7 +31,7 @@ def present_names(node: Any) -> Any:
 
 
 def _present(target: str) -> str:
-    for former, present in _MODULES.items():
-        if target.startswith(f"{former}."):
+    for former, present in _PRESENT.items():
+        if f"{target}.".startswith(f"{former}."):
             return present + target.removeprefix(former)
     return target

@@ -5,7 +5,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...losses.processes import sum_over_processes
+from ...losses.all_reduce import sum_over_processes
 
 
 class SharedBatchNorm(_BatchNorm):

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ...data import IGNORE_INDEX
-from ...losses.processes import sum_over_processes
+from ...losses.all_reduce import sum_over_processes
 from ..evaluation.tasks import Task
 from ..runtime.distributed import parallel
 from ..runtime.memory import enough_memory, process_peak_mib
