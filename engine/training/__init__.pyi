@@ -1,0 +1,16 @@
+from .frameworks import Framework as Framework
+from .frameworks import choose_framework as choose_framework
+from .logger import NoLog as NoLog
+from .logger import RunLog as RunLog
+from .logger import open_log as open_log
+from .loop import Run as Run
+from .nonfinite import NonFiniteLoss as NonFiniteLoss
+from .start import initial_network as initial_network
+from .state import TrainingState as TrainingState
+from .summary import closing_lines as closing_lines
+from .summary import opening_lines as opening_lines
+from .summary import run_result as run_result
+from .torch_step import Step as Step
+from .torch_step import TorchStep as TorchStep
+from .torch_step import memory_format as memory_format
+from .torch_step import train_step as train_step
