@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from .dataset import IGNORE_INDEX
 from .image_files import check_size
-from .warp import Placement, resample
+from .letterbox import Placement, resample
 
 # Padding in the colour that normalises to about zero, as in the authors' code.
 MEAN_COLOUR = (124, 116, 104)

@@ -11,7 +11,7 @@ from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.camvid import CamVid
 from ccnet.data.sets.folder import Folder, distinct_colours
 from ccnet.data.sets.synthetic import Beacons
-from ccnet.data.stream import Seeded, train_loader
+from ccnet.data.training_samples import Seeded, train_loader
 from ccnet.data.transforms import eval_transform, train_transform
 
 

@@ -11,9 +11,9 @@ from torchvision.transforms import v2
 
 from ccnet.data import image_files as pictures
 from ccnet.data.image_files import LabelReader, read_image
+from ccnet.data.letterbox import Placement, resample, restore
 from ccnet.data.sets.lip import FLIP_PAIRS
 from ccnet.data.transforms import Flip, RandomWarp, ScaleCrop, train_transform, warp_transform
-from ccnet.data.warp import Placement, resample, restore
 from ccnet.engine.evaluation.protocols import Letterbox, MultiScale, Whole
 
 
