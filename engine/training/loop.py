@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ...data.stream import Seeded
+from ...data.training_samples import Seeded
 from ..evaluation.protocols import Protocol
 from ..evaluation.tasks import Task
 from ..guards.settings import plain

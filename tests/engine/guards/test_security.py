@@ -19,7 +19,7 @@ from ccnet.data.sets.camvid import CamVid
 from ccnet.data.sets.coco import Coco
 from ccnet.data.sets.lip import LIP
 from ccnet.data.sets.voc import VOC
-from ccnet.data.stream import Seeded
+from ccnet.data.training_samples import Seeded
 from ccnet.engine.checkpoints import checkpoint
 from ccnet.engine.checkpoints.checkpoint import Checkpoint
 from ccnet.engine.training.state import TrainingState

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from ccnet import train as training
 from ccnet.data.sets.folder import Folder
-from ccnet.data.stream import Seeded
+from ccnet.data.training_samples import Seeded
 from ccnet.engine.checkpoints import checkpoint
 from ccnet.engine.checkpoints.resume import find_start, fingerprint
 from ccnet.engine.evaluation.protocols import Whole
