@@ -29,7 +29,8 @@ from tqdm import tqdm
 from ccnet.conf import CONF
 from ccnet.data import IGNORE_INDEX
 from ccnet.data.file_lists import IMAGE_SUFFIXES
-from ccnet.data.image_files import LabelReader, read_image
+from ccnet.data.image_files import read_image
+from ccnet.data.label_files import LabelReader
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.drawing import label_images as figures

@@ -28,7 +28,7 @@ from ccnet.conf import CONF
 from ccnet.data.build import build_dataset
 from ccnet.data.loader import timed
 from ccnet.data.roots import check_root
-from ccnet.data.stream import Seeded, train_loader
+from ccnet.data.training_samples import Seeded, train_loader
 from ccnet.engine import checkpoints, guards
 from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.tasks import Task, score_table

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ...data.dataset import ImageDataset
 from ...data.loader import Loader
-from ...data.stream import Seeded
+from ...data.training_samples import Seeded
 from ..evaluation.tasks import Task
 from ..guards.settings import plain
 from ..runtime.distributed import any_of_all, rank, world_size

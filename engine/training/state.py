@@ -18,7 +18,7 @@ from ..runtime.distributed import from_all, rank
 class TrainingState:
     """Network, optimiser, schedule and random generators at an iteration.
 
-    The data have no state: a sample is a function of its number (see ``data/stream.py``).
+    The data have no state: a sample is a function of its number (see ``data/training_samples.py``).
 
     Args:
         model: the torch network.
