@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from .image_files import UnreadableImage
 from .loader import Loader
@@ -96,7 +96,7 @@ def train_loader(
     collate: Callable | None = None,
     process: int = 0,
     processes: int = 1,
-) -> DataLoader:
+) -> Loader:
     """Batches number ``start`` to ``iterations`` - 1 of a run.
 
     Args:

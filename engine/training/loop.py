@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from hydra.utils import instantiate
@@ -35,11 +36,11 @@ class Run:
         state: the weights, the optimiser and the iteration to go on from.
         step: makes one training step.
         device: the device of the validations.
-        samples: the training samples, of which `loader` makes the batches that are left.
-        loader: the batches that are left.
+        loader: the batches of training samples that are left.
         val_set: the data set of the validations.
         log: where the numbers go.
         request: says when to stop.
+        samples: the training samples; counts those that cannot be read.
         val_images_per_s: the speed of the newest validation.
     """
 
@@ -49,7 +50,6 @@ class Run:
     state: TrainingState
     step: Step
     device: torch.device
-    samples: Seeded
     loader: Loader
     val_set: ImageDataset
     log: RunLog | NoLog
@@ -57,6 +57,7 @@ class Run:
     val_images_per_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
+        self.samples = cast(Seeded, self.loader.dataset)
         self._plain_config = plain(self.config)
         self._protocol = instantiate(self.config.protocol)
         self._throughput = Throughput(self.loader)

@@ -1,18 +1,21 @@
-"""The network that a run starts with."""
+"""The network and the batches that a run starts with."""
 
 from omegaconf import DictConfig
 from torch import nn
 
+from ...data.dataset import ImageDataset
+from ...data.loader import Loader
+from ...data.training_samples import Seeded, train_loader
 from ...models.factory import build
 from ..checkpoints import networks, reading
 from ..checkpoints.record import Checkpoint
+from ..evaluation.tasks import Task
 from ..guards.settings import replaced
+from ..runtime.distributed import rank, world_size
 from ..runtime.overrides import given_overrides
 
 
-def initial_network(
-    config: DictConfig, saved: Checkpoint | None, *, num_classes: int
-) -> tuple[nn.Module, DictConfig]:
+def initial_network(config: DictConfig, saved: Checkpoint | None, *, num_classes: int) -> tuple[nn.Module, DictConfig]:
     """Return the network to train, and the configuration with what is known only now.
 
     That is the number of classes and, with ``init``, the ``model`` node of the checkpoint that it names.
@@ -38,3 +41,18 @@ def initial_network(
 
 def _chooses_network(option: str) -> bool:
     return option.partition(".")[0] in ("model", "backbone")
+
+
+def remaining_batches(config: DictConfig, train_set: ImageDataset, task: Task, *, start: int) -> Loader:
+    """Return this process's part of the batches from iteration `start` to the last one."""
+    return train_loader(
+        Seeded(train_set, config.seed, skip_broken=config.skip_broken),
+        batch_size=config.recipe.batch_size,
+        pieces=config.accumulate,
+        iterations=config.recipe.max_iters,
+        start=start,
+        num_workers=config.num_workers,
+        collate=task.collate,
+        process=rank(),
+        processes=world_size(),
+    )
