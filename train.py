@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from ccnet.conf import CONF
 from ccnet.data.build import build_dataset
 from ccnet.data.loader import timed
+from ccnet.data.roots import check_root
 from ccnet.data.stream import Seeded, train_loader
 from ccnet.engine import checkpoints, guards
 from ccnet.engine.checkpoints import Checkpoint
@@ -50,6 +51,8 @@ from ccnet.models.factory import build
 @entry_point
 def main(config: DictConfig) -> float:
     """Run one training; returns the best validation score (mIoU, mask AP), for whoever searches over configurations."""
+    if config.resume is None:  # a resumed run has its own data set
+        check_root(config.dataset)
     folder, saved = checkpoints.find_start(config, Path(HydraConfig.get().runtime.output_dir))
     if saved:
         done = finished_score(folder, saved.config["recipe"]["max_iters"]) if config.resume == "auto" else None

@@ -4,6 +4,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
+from .roots import root_of
+
 
 def build_dataset(config: DictConfig, split: str, transform) -> Dataset:
     """Instantiate ``config[split]``, with ``config.root`` where the data set has one.
@@ -20,5 +22,5 @@ def build_dataset(config: DictConfig, split: str, transform) -> Dataset:
         raise ValueError(
             f"recipe.train_transform is {transform}: give it a _target_, such as data.transforms.train_transform"
         )
-    root = {"root": config.root and str(config.root)} if "root" in config else {}  # "2026" comes as a number
+    root = {"root": root_of(config)} if "root" in config else {}
     return instantiate(config[split], transform=transform, **root)

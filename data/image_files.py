@@ -12,10 +12,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 2**28  # 16384 x 16384: more than aerial pictures have, 0.8 GB as RGB
 _LIMIT = "CCNET_MAX_IMAGE_PIXELS"
-# Those of the suffixes. Pillow knows more, and starts Ghostscript for one of them.
+# The formats of IMAGE_SUFFIXES in file_lists.py. Pillow knows more, and starts Ghostscript for one of them.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RGB, _GREY = bytes([8, 2]), bytes([8, 0])  # bit depth and colour type in a PNG's header

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from . import IGNORE_INDEX
+from .dataset import IGNORE_INDEX
 from .image_files import check_size
 from .warp import Placement, resample
 

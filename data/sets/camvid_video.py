@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .. import IGNORE_INDEX
+from ..dataset import IGNORE_INDEX
 from .camvid import CamVid, CamVidFull, frame_of
 
 

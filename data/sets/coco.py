@@ -20,14 +20,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..pairs import find_root, read_image
+from ..image_files import read_image
+from . import layouts
 from .folder import distinct_colours
-
-LAYOUT = """    ROOT/train2017/000000000009.jpg              118287 pictures
-    ROOT/val2017/000000000139.jpg                  5000 pictures
-    ROOT/annotations/instances_train2017.json      categories, images, annotations
-    ROOT/annotations/instances_val2017.json"""
-SOURCE = "train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org (CC BY 4.0, Flickr)"
 
 
 def _number(value: Any) -> bool:
@@ -73,9 +68,7 @@ class Coco(Dataset):
     """
 
     def __init__(self, root: str | Path | None, *, split: str, transform: Callable, training: bool = False):
-        file = f"annotations/instances_{split}.json"
-        root = find_root(root, "COCO", LAYOUT, SOURCE, [split, file])
-        self.folder, self.annotation_file = root / split, root / file
+        self.folder, self.annotation_file = layouts.COCO.find(root, split)
         self.transform, self.training = transform, training
         content = read_annotations(self.annotation_file)
         categories = sorted(content["categories"], key=lambda category: category["id"])

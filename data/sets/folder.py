@@ -4,8 +4,10 @@ import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import IGNORE_INDEX
-from ..pairs import ImagePairs, match_by_stem
+from ..dataset import IGNORE_INDEX
+from ..file_lists import match_by_stem
+from ..image_pairs import ImagePairs, PairTransform
+from .layouts import find_folders
 
 
 class Folder(ImagePairs):
@@ -33,16 +35,11 @@ class Folder(ImagePairs):
         classes: Sequence[str] | int | None,
         split: str,
         val_share: float,
-        transform,
+        transform: PairTransform,
         palette: Sequence[Sequence[int]] | None = None,
         ignore_label: int | None = None,
     ):
-        for option, folder in (("images", images), ("masks", masks)):
-            if folder is None or not Path(folder).expanduser().is_dir():
-                raise FileNotFoundError(
-                    f"dataset.{option}={folder} is not a folder: give the folders of pictures and of label images with "
-                    "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number"
-                )
+        folders = find_folders(images, masks)
         if classes is None:
             raise ValueError("dataset.classes is not set: give dataset.classes=[NAME,NAME,...] or their number")
         names = [f"class {index}" for index in range(classes)] if isinstance(classes, int) else list(classes)
@@ -53,9 +50,8 @@ class Folder(ImagePairs):
         label_ids = {index: index for index in range(len(names))} | {IGNORE_INDEX: IGNORE_INDEX}
         if ignore_label is not None:
             label_ids[ignore_label] = IGNORE_INDEX
-        pairs = match_by_stem(Path(images).expanduser(), Path(masks).expanduser())
         super().__init__(
-            _split(pairs, split, val_share),
+            _split(match_by_stem(*folders), split, val_share),
             classes=names,
             palette=palette or distinct_colours(len(names)),
             label_ids=label_ids,

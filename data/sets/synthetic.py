@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .. import IGNORE_INDEX
+from ..dataset import IGNORE_INDEX
 from ..image_files import check_size
 
 # Offsets that keep the random streams of the splits apart.

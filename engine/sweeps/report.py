@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..drawing import charts
-from ..drawing.tables import text_table, write_csv
+from ..drawing.tables import Table
 from ..runtime.atomic_files import write_text
 from .results import RESULT, unfinished
 
@@ -52,20 +52,20 @@ def report(folder: Path) -> list[str]:
         [name, *(run.get(column, "failed" if "error" in run else "") for column in columns)]
         for name, run in zip(names, runs, strict=True)
     ]
-    write_csv(folder / "sweep.csv", header, rows)
+    Table(header, rows).write_csv(folder / "sweep.csv")
     written = {"table": [folder / "sweep.csv"]}
-    tables = [(header, rows)]
+    tables = [Table(header, rows)]
     if done:
         settings = _by_setting(runs)
         written["pictures"] = _draw(folder, settings, done, columns)
         if any(len(group) > 1 for _, group in settings):
             tables.append(_over_seeds(settings, columns[0]))
-            write_csv(folder / "sweep_seeds.csv", *tables[-1])
+            tables[-1].write_csv(folder / "sweep_seeds.csv")
             written["seeds"] = [folder / "sweep_seeds.csv"]
-    write_text(folder / "sweep.md", "\n\n".join(_markdown(*table) for table in tables) + "\n")
+    write_text(folder / "sweep.md", "\n\n".join(table.markdown() for table in tables) + "\n")
     written["table"].append(folder / "sweep.md")
     for table in tables:
-        print(f"\n{text_table(*table)}")
+        print(f"\n{table.text()}")
     print()
     for line in failed:
         print(f"failed    {line}")
@@ -117,14 +117,14 @@ def _by_setting(runs: list[Run]) -> list[tuple[Overrides, list[Run]]]:
     return list(groups.values())
 
 
-def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> tuple[tuple[str, ...], list[list[Any]]]:
-    """Return header and rows of the table over seeds."""
+def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> Table:
+    """Return the table over seeds."""
     rows = []
     for name, (_, runs) in zip(_names([overrides for overrides, _ in settings]), settings, strict=True):
         values = [run[score] for run in _succeeded(runs)]
         spread = statistics.stdev(values) if len(values) > 1 else ""
         rows.append([name or "all", f"{len(values)}/{len(runs)}", statistics.mean(values) if values else "", spread])
-    return ("setting", "succeeded", f"{score} mean", f"{score} std"), rows
+    return Table(("setting", "succeeded", f"{score} mean", f"{score} std"), rows)
 
 
 def _trends(runs: list[Run], score: str) -> dict[str, dict[str, dict[float, list[float]]]]:
@@ -187,12 +187,6 @@ def _short(value: Any) -> str:
 def _natural(part: str) -> tuple[int, int, str]:
     """Return a sort key that puts run 10 after run 9."""
     return (0, int(part), "") if part.isdecimal() else (1, 0, part)
-
-
-def _markdown(header: tuple[str, ...], rows: list[list[Any]]) -> str:
-    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    lines = [list(header), ["---"] * len(header), *cells]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..drawing import charts
-from ..drawing.tables import ScalarFile, write_csv
+from ..drawing.scalar_file import ScalarFile
 
 if TYPE_CHECKING:  # W&B takes a second to import, which a run without it saves
     from ..evaluation.tasks import Task, TaskEvaluation
@@ -73,16 +73,16 @@ class RunLog:
     def validation(self, iteration: int, result: "TaskEvaluation") -> None:
         """Add a validation: scores in percent, the table by class, curves and predictions."""
         summary = result.scores.summary()
-        header, rows = result.scores.table(self.classes)
-        by_class = {f"{header[1]}/{name}": share for name, share, *_ in rows[:-1]}
+        table = result.scores.table(self.classes)
+        by_class = {f"{table.header[1]}/{name}": share for name, share, *_ in table.rows[:-1]}
         self._validation.add({"iteration": iteration} | summary | {"images_per_s": result.images_per_s} | by_class)
-        write_csv(self.folder / "val_classes.csv", header, rows)
+        table.write_csv(self.folder / "val_classes.csv")
         charts.save_curves(self.folder / "curves.png", self._train.rows, self._validation.rows, list(summary)[:2])
         self.task.save_panel(self.folder / "predictions.png", result.samples, self.classes, self.palette)
         if self._wandb:
             self._wandb.scalars(iteration, {f"val/{name}": value for name, value in summary.items()})
             panels = self.task.wandb_panels(result.samples, self.classes)
-            self._wandb.validation(iteration, header, rows, panels)
+            self._wandb.validation(iteration, *table, panels)
 
     def __enter__(self) -> "RunLog":
         return self

@@ -74,7 +74,7 @@ def folder(images, masks, classes=3):
 def test_a_picture_without_its_label_is_named(folder_data):
     images, masks = folder_data
     (masks / "3.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 6 pictures have no label image.*3\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 6 images have no label image.*3\.jpg"):
         folder(images, masks)
 
 
@@ -130,7 +130,7 @@ def test_a_palette_mask_is_read_by_index(folder_data):
         (lambda root: CamVid(root, split="train", transform=None), r"lacks train\.txt of CamVid"),
         (lambda root: ADE20K(root, split="training", transform=None), r"lacks ADEChallengeData2016/images/training"),
         (lambda root: folder(root / "a", root), r"dataset\.images=.*a is not a folder"),
-        (lambda root: folder(root, root), "holds no pictures"),
+        (lambda root: folder(root, root), "holds no images"),
         (lambda root: folder(root, root, classes=None), r"dataset\.classes is not set"),
         (lambda root: folder(root, root, classes=["one"]), "gives 1 classes"),
     ],

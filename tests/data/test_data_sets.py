@@ -13,11 +13,11 @@ import torch
 from conftest import SHARED, write_pair
 from PIL import Image
 
-from ccnet.data.pairs import read_classes
 from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.camvid import CLASSES, PALETTE, CamVid, CamVidFull, _in_split, frame_of
 from ccnet.data.sets.camvid_video import CamVidVideo
 from ccnet.data.sets.cityscapes import Cityscapes
+from ccnet.data.sets.class_table import read_classes
 from ccnet.data.sets.lip import FLIP_PAIRS, LIP
 from ccnet.data.sets.voc import VOC
 from ccnet.data.transforms import eval_transform
