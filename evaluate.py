@@ -98,7 +98,7 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
 
 
 def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:
-    """Return the protocol given on the command line, by itself or by a data set, or else the run's own; and its name."""
+    """Return the protocol that the command line names, itself or by its data set, or else the run's; and its name."""
     given = any(option == "dataset" or option.startswith("protocol") for option in given_overrides())
     own = saved.config.get("protocol")
     if given or own is None:
