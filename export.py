@@ -3,8 +3,8 @@
     python export.py checkpoint=RUN/best output=network.onnx                     any picture size
     python export.py checkpoint=RUN/best output=network.onnx size=[769,769]      one picture size
 
-The network's input "image" is RGB in [0, 1], (N, 3, H, W) float32, its output "logits" (N, K, H, W). The file holds
-standard operators alone: attention is exported on its plain path.
+The network's input "image" is RGB in [0, 1], (N, 3, H, W) float32, its output "logits" (N, K, H, W). The file uses
+standard operators only: attention is exported as its reference implementation, without the Triton kernels.
 """
 
 import hydra
@@ -19,7 +19,7 @@ from ccnet.engine.sweeps.entry_point import entry_point
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
 @entry_point
 def main(config: DictConfig) -> None:
-    """Write the file, and only after ONNX Runtime has given the network's own logits with it."""
+    """Write the file, once ONNX Runtime has reproduced the network's logits with it."""
     model = checkpoints.network(checkpoints.load(checkpoints.find(config.checkpoint)))
     output = given_path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -29,4 +29,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    from ccnet.export import main  # a launcher's processes import what `main` calls by name: see entry_point
+
     main()

@@ -1,4 +1,5 @@
 from .attention_maps import attention_of_point as attention_of_point
+from .attention_maps import check_attention as check_attention
 from .average_precision import DetectionScores as DetectionScores
 from .average_precision import coco_results as coco_results
 from .confusion import ConfusionMatrix as ConfusionMatrix

@@ -1,12 +1,25 @@
 """Compute where a point of the image attends after each loop of criss-cross attention (the paper's Fig. 7)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import criss_cross_attention, criss_cross_weights
 from ...models.criss_cross import CrissCrossAttention
+
+
+def check_attention(model: Any) -> CrissCrossAttention:
+    """Return the network's criss-cross attention; raise ValueError if it has none, or runs in JAX."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            "attention=... is drawn from torch networks: leave out framework=jax, which has the same weights"
+        )
+    attention = next((module for module in model.modules() if isinstance(module, CrissCrossAttention)), None)
+    if attention is None:
+        raise ValueError("this network has no criss-cross attention (another model, or R = 0): there is none to draw")
+    return attention
 
 
 def attention_of_point(model: nn.Module, image: Tensor, point: Sequence[int], *, loops: int = 3) -> list[Tensor]:
@@ -34,9 +47,7 @@ def attention_of_point(model: nn.Module, image: Tensor, point: Sequence[int], *,
         raise ValueError(
             f"attention={list(point)} is outside the picture: give [y,x] within {size[0]}x{size[1]} pixels"
         )
-    attention = next((module for module in model.modules() if isinstance(module, CrissCrossAttention)), None)
-    if attention is None:
-        raise ValueError("this network has no criss-cross attention (another model, or R = 0): there is none to draw")
+    attention = check_attention(model)
     features = _input_of(attention, model, image)
     projected = []
     with torch.no_grad():

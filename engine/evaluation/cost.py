@@ -90,7 +90,7 @@ class _AttentionFormula(TorchFunctionMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Send fake tensors through fused attention, as real ones are; they would otherwise hold the whole attention map."""
+    """Send fake tensors through fused attention as real ones are, instead of holding the whole attention map."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is scaled_dot_product_attention:
@@ -100,7 +100,7 @@ class _FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def _triton_path(model: nn.Module):
-    """Let the network's attention use the Triton operators on fake tensors: nothing is launched, so no GPU is needed."""
+    """Use the Triton operators on fake tensors: nothing is launched, so no GPU is needed."""
     try:
         from triton import knobs
     except ImportError:

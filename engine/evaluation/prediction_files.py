@@ -3,12 +3,12 @@
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ...data.dataset import SegmentationDataset
 from ..drawing.label_images import save_mask
 from ..drawing.png_files import write_png
 from ..runtime.atomic_files import replacing
@@ -27,7 +27,7 @@ class PredictionFiles:
         ValueError: two images of the data set have the same name.
     """
 
-    def __init__(self, folder: Path, dataset: Any, *, submission: bool = False):
+    def __init__(self, folder: Path, dataset: SegmentationDataset, *, submission: bool = False):
         names = [dataset.name(index) for index in range(len(dataset))]
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
@@ -35,23 +35,24 @@ class PredictionFiles:
                 f"{len(repeated)} names of this data set belong to several pictures, such as {repeated[0]!r}, whose "
                 "predictions would overwrite one another"
             )
-        self.folder, self.names, self.palette = folder, names, dataset.palette
-        self.values = np.array(dataset.result_values, dtype=np.uint8) if submission else None
+        self.folder, self.submission = folder, submission
+        self._names, self._palette = names, dataset.palette
+        self._values = np.array(dataset.result_values, dtype=np.uint8) if submission else None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, index: int, prediction: Tensor) -> None:
+    def write(self, index: int, prediction: Tensor) -> None:
         """Write the predicted class indices (H, W) of image `index`."""
-        path = self.folder / f"{self.names[index]}.png"
-        if self.values is None:
-            save_mask(path, prediction.numpy(), self.palette)
+        path = self.folder / f"{self._names[index]}.png"
+        if self._values is None:
+            save_mask(path, prediction.numpy(), self._palette)
         else:
-            write_png(path, Image.fromarray(self.values[prediction.numpy()]))
+            write_png(path, Image.fromarray(self._values[prediction.numpy()]))
 
     def pack(self) -> Path:
         """Write the files of all images to one zip beside the folder; return its path."""
         path = self.folder.with_suffix(".zip")
         # Stored, not deflated: PNGs are compressed already.
         with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
-            for name in self.names:
+            for name in self._names:
                 archive.write(self.folder / f"{name}.png", f"{name}.png")
         return path

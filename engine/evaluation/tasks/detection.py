@@ -69,7 +69,13 @@ class Detection:
         return {"parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6}
 
     def evaluate(
-        self, model: nn.Module, dataset: Any, protocol: Protocol, *, on_prediction: Callable | None = None, **options: Any
+        self,
+        model: nn.Module,
+        dataset: Any,
+        protocol: Protocol,
+        *,
+        on_prediction: Callable | None = None,
+        **options: Any,
     ) -> DetectionEvaluation:
         """Score the network by average precision; it sees whole images, and its predictions are no label maps."""
         return evaluate_objects(model, dataset, **options)

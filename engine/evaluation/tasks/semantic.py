@@ -80,9 +80,7 @@ class Semantic:
         """Write rows of picture, truth, prediction and errors."""
         save_panel(path, samples, classes, palette)
 
-    def write_report(
-        self, stem: Path, result: segmentation.Evaluation, dataset: Any, about: Mapping[str, Any]
-    ) -> None:
+    def write_report(self, stem: Path, result: segmentation.Evaluation, dataset: Any, about: Mapping[str, Any]) -> None:
         """Print the scores and write them as .csv and .json, with a panel and the confusion matrix.
 
         A data set without labels has no scores, so only the speed is reported.

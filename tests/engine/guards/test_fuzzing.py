@@ -46,7 +46,7 @@ from ccnet.data.sets.lip import LIP
 from ccnet.data.sets.voc import VOC
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints.writing import CHECKSUM, HEADER, checksum
-from ccnet.engine.drawing import label_images as figures
+from ccnet.engine.drawing.label_images import save_mask
 from ccnet.engine.evaluation.average_precision import _encoded, average_precision
 from ccnet.engine.evaluation.segmentation import predict
 from ccnet.engine.guards import plain
@@ -239,7 +239,7 @@ def use(path):
     crop = saved.setting("recipe.train_transform.crop_size")
     node = saved.config.get("protocol", {"_target_": "ccnet.engine.evaluation.protocols.Slide", "crop_size": crop})
     labels = predict(network, torch.rand(1, 3, 33, 33), instantiate(node), bf16=bool(saved.setting("bf16")))
-    figures.save_mask(path.with_suffix(".png"), labels[0].numpy(), saved.palette)
+    save_mask(path.with_suffix(".png"), labels[0].numpy(), saved.palette)
     return labels
 
 

@@ -217,8 +217,8 @@ NAMED = {"_target_": "logging.FileHandler", "filename": "ran"}  # leaves a file 
             "names 'ccnet.data.transforms.v2.Compose'",
         ),
         (
-            {"logger": {"_target_": "ccnet.engine.drawing.tables.ScalarFile", "path": "ran"}},
-            "names 'ccnet.engine.drawing.tables.ScalarFile'",
+            {"logger": {"_target_": "ccnet.engine.drawing.scalar_file.ScalarFile", "path": "ran"}},
+            "names 'ccnet.engine.drawing.scalar_file.ScalarFile'",
         ),
         ({"optimizer": {"_target_": "torch.optim.os.system", "command": "touch ran"}}, "names 'torch.optim.os.system'"),
         ({"model": {"backbone": {"name": "${oc.env:HOME}"}}}, "is not resolved"),

@@ -26,11 +26,8 @@ import torch
 from conftest import ROOT, TINY, children, members
 
 from ccnet.data.loader import Loader
-from ccnet.engine import checkpoints
-from ccnet.engine.drawing import charts
-from ccnet.engine.drawing import label_images as figures
-from ccnet.engine.drawing.tables import ScalarFile
-from ccnet.engine.drawing.video import save_video
+from ccnet.engine import checkpoints, drawing
+from ccnet.engine.drawing import ScalarFile
 
 KILLS = int(os.environ.get("KILLS", "0"))
 ITERATIONS, VALIDATED = (3 * KILLS, 4) if KILLS else (10, 5)  # every so many
@@ -372,14 +369,18 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, mon
         Path(to).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def video(path):
+        with drawing.open_video(path, fps=5) as made:
+            made.add(np.zeros((4, 4, 3), np.uint8))
+
     monkeypatch.setattr("PIL.Image.Image.save", half)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
     path, labels = tmp_path / "made.png", np.zeros((4, 4), np.uint8)
     path.write_bytes(b"before")
     for write in (
-        lambda: figures.save_mask(path, labels, [(0, 0, 0)]),
-        lambda: charts.save_curves(path, [], [], []),
-        lambda: save_video(path.with_suffix(".gif"), [np.zeros((4, 4, 3), np.uint8)], fps=5),
+        lambda: drawing.save_mask(path, labels, [(0, 0, 0)]),
+        lambda: drawing.save_curves(path, [], [], []),
+        lambda: video(path.with_suffix(".gif")),
     ):
         with pytest.raises(OSError, match=r"No space left on device: .*made"):
             write()
