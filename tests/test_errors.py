@@ -102,7 +102,10 @@ def test_a_pickled_object_is_not_run(tmp_path):
             {"model": {"head": [{"_target_": "ccnet.models.backbone.torch.load"}]}},
             r"names 'ccnet\.models\.backbone\.torch\.load'",
         ),
-        ({"dataset": {"val": {"_target_": "ccnet.models.factory.build"}}}, r"'ccnet\.models\.factory\.build' in dataset"),
+        (
+            {"dataset": {"val": {"_target_": "ccnet.models.factory.build"}}},
+            r"'ccnet\.models\.factory\.build' in dataset",
+        ),
         ({"extra": {"_target_": "ccnet.models.factory.build"}}, "in extra"),
         ({"model": {"_target_": "ccnet.models.nothing.There"}}, "in model"),
         ({"logger": {"name": "${oc.env:HOME}"}}, r"logger holds '\$\{oc\.env:HOME\}'"),
