@@ -61,7 +61,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
 
     model, config = training.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
-    model = model.to(framework.device, memory_format=training.memory_format(config))
+    model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
     schedule = instantiate(config.optimizer.schedule, optimizer)

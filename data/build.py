@@ -1,19 +1,23 @@
 """Data sets from a composed configuration."""
 
+from typing import Any
+
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch.utils.data import Dataset
 
 from .roots import root_of
 
 
-def build_dataset(config: DictConfig, split: str, transform) -> Dataset:
+def build_dataset(config: DictConfig, split: str, transform) -> Any:
     """Instantiate ``config[split]``, with ``config.root`` where the data set has one.
 
     Args:
         config: the ``dataset`` node.
         split: "train", "val" or another node of it.
         transform: of (image, labels).
+
+    Returns:
+        A :class:`SegmentationDataset`; an :class:`ImageDataset` if the labels are objects.
     """
     if not isinstance(config.get(split), DictConfig):
         nodes = [name for name, node in config.items() if isinstance(node, DictConfig) and "_target_" in node]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from .dataset import ImageDataset
 from .image_files import UnreadableImage
 from .loader import Loader
 
@@ -49,7 +50,7 @@ class Seeded(Dataset):
         skip_broken: samples that may turn out to be unreadable; the next one that can be read stands in for each.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, *, skip_broken: int = 0):
+    def __init__(self, dataset: ImageDataset, seed: int, *, skip_broken: int = 0):
         self.dataset, self.seed, self.skip_broken = dataset, seed, skip_broken
         self.broken = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()  # in all the processes that load
 

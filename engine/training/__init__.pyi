@@ -14,5 +14,5 @@ from .summary import opening_lines as opening_lines
 from .summary import run_result as run_result
 from .torch_step import Step as Step
 from .torch_step import TorchStep as TorchStep
-from .torch_step import memory_format as memory_format
+from .torch_step import on_device as on_device
 from .torch_step import train_step as train_step
