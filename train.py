@@ -59,7 +59,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
 
-    model, config = training.initial_network(config, saved, num_classes=len(train_set.classes))
+    model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)

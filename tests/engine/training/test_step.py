@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ccnet.data.loader import Loader
 from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.tasks.semantic import Semantic
-from ccnet.engine.training.prefetch import prefetch
+from ccnet.engine.training.batches import prefetch
 from ccnet.engine.training.state import TrainingState
 from ccnet.engine.training.throughput import Throughput
 from ccnet.engine.training.torch_step import train_step
