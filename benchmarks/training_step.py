@@ -88,13 +88,13 @@ def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Te
     batch = torch.rand(size[0], 3, *size[1:]), torch.randint(0, run.num_classes, size)
     if device.type == "cuda":
         batch = tuple(part.pin_memory() for part in batch)
-    for iteration, (placed, _) in enumerate(prefetch(_endless(batch), step.place, device)):
+    for iteration, placed in enumerate(prefetch(_endless(batch), step.place, device)):
         yield step(*placed, iteration).loss
 
 
-def _endless(batch: tuple[Tensor, Tensor]) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
+def _endless(batch: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
-        yield batch, 0.0
+        yield batch
 
 
 def _round(run: DictConfig, device: torch.device, seed: int, number: int, warmup: int) -> tuple[float, float]:

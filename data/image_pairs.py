@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from .dataset import IGNORE_INDEX
-from .image_files import LabelReader, read_image
+from .image_files import read_image
+from .label_files import LabelReader
 
 # (image uint8 (3, H, W), labels uint8 (H, W)) -> (image, labels); a clip has (T, 3, H, W) and (T, H, W).
 PairTransform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
@@ -22,7 +23,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         pairs: (image, label image) paths; None instead of a label image in a split without labels.
         classes: K names, in label order.
         palette: K RGB triples.
-        label_ids: as in :class:`~ccnet.data.image_files.LabelReader`; None if the values in the files are class
+        label_ids: as in :class:`~ccnet.data.label_files.LabelReader`; None if the values in the files are class
             indices, with 255 for ignored pixels.
         result_values: the K values in the benchmark's result files; the class indices by default.
         transform: applied to the pair that ``read`` returns.

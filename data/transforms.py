@@ -12,8 +12,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .dataset import IGNORE_INDEX
-from .image_files import check_size
-from .warp import Placement, resample
+from .letterbox import Placement, resample
+from .size_limit import check_size
 
 # Padding in the colour that normalises to about zero, as in the authors' code.
 MEAN_COLOUR = (124, 116, 104)

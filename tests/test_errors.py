@@ -154,4 +154,4 @@ def test_an_input_that_is_not_there(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", here, "device=cpu")
     assert "is the folder of the input, whose pictures a mask could overwrite" in message
     message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", "device=cpu")
-    assert "broken.jpg cannot be read as a picture" in message
+    assert "broken.jpg cannot be read as an image" in message

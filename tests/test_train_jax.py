@@ -10,6 +10,8 @@ from PIL import Image
 from test_train import composed, rows, run
 
 from ccnet.engine import checkpoints
+from ccnet.engine.training import TrainingState
+from ccnet.train import train
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 pytest.importorskip("flax", reason="Flax is not installed: pip install -e '.[jax]'")
@@ -58,22 +60,20 @@ def test_a_run_gives_what_a_torch_run_gives(finished, tmp_path):
 
 
 def test_a_stopped_run_continues_exactly(finished, tmp_path, monkeypatch):
-    import train
-
     class Killed(Exception):
         pass
 
-    def killed(self, *arguments, original=train.TrainingState.save, **named):
+    def killed(self, *arguments, original=TrainingState.save, **named):
         original(self, *arguments, **named)
         if self.iteration == 2:
             raise Killed
 
-    monkeypatch.setattr(train.TrainingState, "save", killed)
+    monkeypatch.setattr(TrainingState, "save", killed)
     with pytest.raises(Killed):
         run(tmp_path / "run", "framework=jax", *NO_DROPOUT)
     monkeypatch.undo()
     saved = checkpoints.load(tmp_path / "run" / "last.pt")
-    train.train(composed("framework=jax", *NO_DROPOUT), tmp_path / "run", saved)
+    train(composed("framework=jax", *NO_DROPOUT), tmp_path / "run", saved)
     broken, unbroken = (checkpoints.load(folder / "last.pt") for folder in (tmp_path / "run", finished))
     for key, tensor in unbroken.weights.items():
         assert torch.equal(broken.weights[key], tensor), key

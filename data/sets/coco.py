@@ -171,7 +171,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON, it may be cut off: {error}") from error
+        raise ValueError(f"{path} is not JSON, it may be truncated: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _FIELDS):
         raise ValueError(f"{path} is no annotation file of COCO's format: it needs the lists {', '.join(_FIELDS)}")
     for part, fields in _FIELDS.items():

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from ..dataset import IGNORE_INDEX
-from ..image_files import check_size
+from ..size_limit import check_size
 
 # Offsets that keep the random streams of the splits apart.
 _SPLITS = {"train": 0, "val": 1}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from ...data.image_files import check_size
+from ...data.letterbox import Placement, resample, restore
+from ...data.size_limit import check_size
 from ...data.transforms import swapped_classes
-from ...data.warp import Placement, resample, restore
 
 Protocol = Callable[[nn.Module, Tensor], Tensor]
 

@@ -1,20 +1,20 @@
-"""Batch norm over the batch of all processes, on devices for which torch has none."""
+"""Batch norm over the batch of all processes, also on devices that torch's own does not support."""
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...losses.processes import sum_over_processes
+from ...losses.all_reduce import sum_over_processes
 
 
 class SharedBatchNorm(_BatchNorm):
-    """``nn.SyncBatchNorm`` in plain tensor code: torch's own runs on GPUs alone.
+    """``nn.SyncBatchNorm`` in plain tensor code, because torch's own runs on GPUs only.
 
-    Mean and variance are taken in two passes, which costs a second exchange and no digits.
+    Mean and variance take two passes: a second exchange between processes, but no loss of digits.
 
     Args:
-        norm: the layer to stand in for, whose parameters and buffers it shares, also timm's with an activation.
+        norm: the layer to replace, torch's or timm's with an activation; its parameters and buffers are shared.
     """
 
     def __init__(self, norm: _BatchNorm):
@@ -26,7 +26,7 @@ class SharedBatchNorm(_BatchNorm):
         self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, *S) -> the same shape."""
+        """Normalise (N, C, *S); return the same shape."""
         if not self.training:
             return self.act(self.drop(super().forward(features)))
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -55,11 +55,11 @@ class SharedBatchNorm(_BatchNorm):
         return values.reshape(1, -1, *[1] * (axes - 2))
 
     def _check_input_dim(self, features: Tensor) -> None:
-        """Any number of axes."""
+        """Accept any number of axes."""
 
 
 def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """``network`` with every batch norm over all processes: torch's on a GPU; the parameters stay the same objects."""
+    """Return the network with every batch norm over all processes; the parameters stay the same objects."""
     if device.type == "cuda":
         return convert_sync_batchnorm(network)
     for name, child in network.named_children():

@@ -47,23 +47,21 @@ def report(folder: Path) -> list[str]:
     done = _succeeded(runs)
     failed = [f"{name}: {run['error']}" for name, run in zip(names, runs, strict=True) if "error" in run]
     columns = [key for key in done[0] if key != "overrides" and all(key in run for run in done)] if done else []
-    header = ("run", *columns)
     rows = [
         [name, *(run.get(column, "failed" if "error" in run else "") for column in columns)]
         for name, run in zip(names, runs, strict=True)
     ]
-    Table(header, rows).write_csv(folder / "sweep.csv")
-    written = {"table": [folder / "sweep.csv"]}
-    tables = [Table(header, rows)]
+    tables = [Table(("run", *columns), rows)]
+    tables[0].write_csv(folder / "sweep.csv")
+    written = {"table": [folder / "sweep.csv", folder / "sweep.md"]}
     if done:
         settings = _by_setting(runs)
         written["pictures"] = _draw(folder, settings, done, columns)
         if any(len(group) > 1 for _, group in settings):
             tables.append(_over_seeds(settings, columns[0]))
-            tables[-1].write_csv(folder / "sweep_seeds.csv")
+            tables[1].write_csv(folder / "sweep_seeds.csv")
             written["seeds"] = [folder / "sweep_seeds.csv"]
     write_text(folder / "sweep.md", "\n\n".join(table.markdown() for table in tables) + "\n")
-    written["table"].append(folder / "sweep.md")
     for table in tables:
         print(f"\n{table.text()}")
     print()
@@ -118,7 +116,7 @@ def _by_setting(runs: list[Run]) -> list[tuple[Overrides, list[Run]]]:
 
 
 def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> Table:
-    """Return the table over seeds."""
+    """Return the table with the mean and the spread of each setting over its seeds."""
     rows = []
     for name, (_, runs) in zip(_names([overrides for overrides, _ in settings]), settings, strict=True):
         values = [run[score] for run in _succeeded(runs)]

@@ -41,7 +41,7 @@ class CrissCrossAttention(nnx.Module):
 
 
 class ParallelHorizontalVertical(nnx.Module):
-    """``models.context.lines.ParallelHorizontalVertical``."""
+    """``models.context.horizontal_vertical.ParallelHorizontalVertical``."""
 
     def __init__(self, module, twin):
         self.hv, self.vh = twin(module.hv), twin(module.vh)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backbone import TimmBackbone
 from ..context.global_convolution import GlobalConvolution
-from ..context.lines import HorizontalVertical, ParallelHorizontalVertical
+from ..context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
 from ..context.non_local import NonLocal
 from ..context.pyramid import AtrousPyramid, PyramidPooling
 from ..criss_cross import CrissCrossAttention

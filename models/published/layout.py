@@ -63,9 +63,9 @@ def context_head(channels: int, context: dict | None, *, recurrence: int = 1) ->
 
 
 def direct_head(channels: int, context: dict) -> dict[str, Any]:
-    """The node of a :class:`models.heads.direct.DirectHead`, over a pyramid of branches as wide as its output."""
+    """The node of a :class:`models.heads.pyramid.PyramidHead`, over a pyramid of branches as wide as its output."""
     return {
-        "_target_": "ccnet.models.heads.direct.DirectHead",
+        "_target_": "ccnet.models.heads.pyramid.PyramidHead",
         "channels": channels,
         "context": {"_partial_": True, "width": channels, "out_channels": channels} | context,
     }

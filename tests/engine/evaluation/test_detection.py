@@ -112,7 +112,7 @@ def test_a_users_mistakes_get_one_sentence(root, tmp_path):
     with pytest.raises(ValueError, match="no annotation file of COCO's format: it needs the lists images, annotations"):
         loaded(broken)
     file.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON, it may be cut off"):
+    with pytest.raises(ValueError, match="is not JSON, it may be truncated"):
         loaded(broken)
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks annotations/instances_val2017\.json of COCO\.\nThe layout of"):

@@ -38,7 +38,8 @@ from safetensors.torch import load_file, save_file
 
 from ccnet import train as training
 from ccnet.data.build import build_dataset
-from ccnet.data.image_files import LabelReader, read_image
+from ccnet.data.image_files import read_image
+from ccnet.data.label_files import LabelReader
 from ccnet.data.sets.camvid import CamVid
 from ccnet.data.sets.coco import Coco, instances_transform
 from ccnet.data.sets.lip import LIP

@@ -14,12 +14,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ccnet.data import image_files as pictures
-from ccnet.data.image_files import LabelReader, PictureTooLarge, UnreadablePicture, read_image
+from ccnet.data.image_files import UnreadableImage, read_image
+from ccnet.data.label_files import LabelReader
 from ccnet.data.sets.camvid import CamVid
 from ccnet.data.sets.coco import Coco
 from ccnet.data.sets.lip import LIP
 from ccnet.data.sets.voc import VOC
-from ccnet.data.stream import Seeded
+from ccnet.data.size_limit import ImageTooLarge
+from ccnet.data.training_samples import Seeded
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.training.state import TrainingState
@@ -54,13 +56,13 @@ def decoder(request, monkeypatch):
 def test_a_picture_of_absurd_size_is_refused_with_the_limit_and_how_to_raise_it(tmp_path, decoder, recwarn):
     path = bomb(tmp_path / "bomb.png")
     told = (
-        f"{path} has 100000x100000 pixels, 10000000000 in all, more than the limit of 268435456: if that is meant, "
+        f"{path} has 100000x100000 pixels, 10000000000 in all, more than the limit of 268435456: if that is intended, "
         "raise the limit with the environment variable CCNET_MAX_IMAGE_PIXELS=10000000000"
     )
-    with pytest.raises(PictureTooLarge) as refused:
+    with pytest.raises(ImageTooLarge) as refused:
         read_image(path)
     assert str(refused.value) == told
-    with pytest.raises(PictureTooLarge, match="more than the limit"):
+    with pytest.raises(ImageTooLarge, match="more than the limit"):
         LabelReader({0: 0})(bomb(tmp_path / "label.png", colour=0))
     assert not recwarn.list
 
@@ -71,7 +73,7 @@ def test_the_limit_can_be_moved_in_the_environment(tmp_path, decoder, monkeypatc
     monkeypatch.setenv("CCNET_MAX_IMAGE_PIXELS", "600")
     assert read_image(tmp_path / "a.png").shape == (3, 20, 30)
     monkeypatch.setenv("CCNET_MAX_IMAGE_PIXELS", "599")
-    with pytest.raises(PictureTooLarge, match="has 30x20 pixels, 600 in all, more than the limit of 599"):
+    with pytest.raises(ImageTooLarge, match="has 30x20 pixels, 600 in all, more than the limit of 599"):
         read_image(tmp_path / "a.png")
     monkeypatch.setenv("CCNET_MAX_IMAGE_PIXELS", "many")
     with pytest.raises(ValueError, match="CCNET_MAX_IMAGE_PIXELS=many is not a whole number"):
@@ -98,14 +100,14 @@ def test_skipping_broken_pictures_does_not_skip_large_ones(tmp_path):
             return read_image(tmp_path / "bomb.png")
 
     bomb(tmp_path / "bomb.png")
-    with pytest.raises(PictureTooLarge):
+    with pytest.raises(ImageTooLarge):
         Seeded(One(), 0, skip_broken=2)[0, 0]
 
 
 def test_only_the_formats_of_the_suffixes_are_decoded(tmp_path):
     """Pillow would start Ghostscript for an EPS, whatever it is called."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    with pytest.raises(UnreadablePicture, match=r"a\.png cannot be read as a picture"):
+    with pytest.raises(UnreadableImage, match=r"a\.png cannot be read as an image"):
         read_image(tmp_path / "a.png")
 
 

@@ -156,7 +156,7 @@ def failing(monkeypatch, *numbers):
         return build_dataset(config, split, transform)
 
     with monkeypatch.context() as patched:
-        patched.setattr("ccnet.train.build_dataset", flaky)
+        patched.setattr("ccnet.data.build_dataset", flaky)
         yield trained
 
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from two_processes import together
 
-from ccnet.data.stream import Seeded, train_loader
+from ccnet.data.training_samples import Seeded, train_loader
 from ccnet.engine.runtime.distributed import parallel, processes
 from ccnet.engine.training.torch_step import train_step
 from ccnet.losses import CrossEntropy, WeightedSum

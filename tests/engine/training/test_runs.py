@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from ccnet import train as training
 from ccnet.data.sets.folder import Folder
-from ccnet.data.stream import Seeded
+from ccnet.data.training_samples import Seeded
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import find_start, fingerprint
 from ccnet.engine.evaluation.protocols import Whole
@@ -217,7 +217,7 @@ def test_a_broken_picture_is_named_and_skipped_if_allowed(folder_data):
     whole = Seeded(dataset, 0)
     path = images / "2.jpg"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match=r"2.jpg cannot be read as a picture, it may be cut off"):
+    with pytest.raises(ValueError, match=r"2.jpg cannot be read as an image, it may be truncated"):
         Seeded(dataset, 0)[9, 2]
     tolerant = Seeded(dataset, 0, skip_broken=1)
     for warned in (pytest.warns(UserWarning, match="2 is left out, number 1 of at most 1: .*2.jpg"), nullcontext()):

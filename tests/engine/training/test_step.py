@@ -9,11 +9,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ccnet.data.loader import Loader
 from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.tasks.semantic import Semantic
 from ccnet.engine.training.prefetch import prefetch
 from ccnet.engine.training.state import TrainingState
-from ccnet.engine.training.throughput import Pace
+from ccnet.engine.training.throughput import Throughput
 from ccnet.engine.training.torch_step import train_step
 from ccnet.models.factory import build
 
@@ -137,8 +138,8 @@ def test_batches_copied_beside_the_steps_arrive_whole():
     batches = [(torch.full((1, 3, 512, 512), float(number)).pin_memory(), torch.tensor(number)) for number in range(20)]
     busy = torch.rand(4096, 4096, device=device)
     sums = []
-    for (images, labels), _ in prefetch(
-        (pair for pair in zip(batches, [0.0] * 20, strict=True)),
+    for images, labels in prefetch(
+        (batch for batch in batches),
         lambda *batch: Semantic().to_device(*batch, device, torch.channels_last),
         device,
     ):
@@ -153,23 +154,25 @@ def test_batches_are_placed_in_order_and_their_source_is_closed():
     def source():
         try:
             for number in range(5):
-                yield (number, -number), 0.5
+                yield number, -number
         finally:
             closed.append(True)
 
     placed = prefetch(source(), lambda images, labels: (images + 1, labels), torch.device("cpu"))
-    assert [next(placed), next(placed)] == [((1, 0), 0.5), ((2, -1), 0.5)]
+    assert [next(placed), next(placed)] == [(1, 0), (2, -1)]
     assert not closed
     placed.close()
     assert closed
 
 
-def test_the_pace_counts_images_waiting_and_steps(monkeypatch):
+def test_throughput_counts_images_waiting_and_steps(monkeypatch):
     clock = iter([100.0, 104.0, 104.0, 106.0, 106.0])
     monkeypatch.setattr("ccnet.engine.training.throughput.time.perf_counter", lambda: next(clock))
-    pace = Pace()
+    loader = Loader([])
+    throughput = Throughput(loader)
     for waited in (0.5, 1.5):
-        pace.add(8, waited)
-    assert pace.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.5}
-    pace.add(8, 0.0)
-    assert pace.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.0}
+        loader.waited += waited
+        throughput.add(8)
+    assert throughput.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.5}
+    throughput.add(8)
+    assert throughput.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.0}

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
-from .image_files import UnreadablePicture
+from .image_files import UnreadableImage
 from .loader import Loader
 
 
@@ -63,7 +63,7 @@ class Seeded(Dataset):
                 torch.manual_seed(_mix(self.seed, position, stream=1))
                 try:
                     return self.dataset[index]
-                except (OSError, UnreadablePicture) as error:
+                except (OSError, UnreadableImage) as error:
                     self._skip(index, error)
                     index = (index + 1) % len(self.dataset)
 
@@ -96,7 +96,7 @@ def train_loader(
     collate: Callable | None = None,
     process: int = 0,
     processes: int = 1,
-) -> DataLoader:
+) -> Loader:
     """Batches number ``start`` to ``iterations`` - 1 of a run.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 
-class DirectHead(nn.Module):
+class PyramidHead(nn.Module):
     """Context module and classifier.
 
     Args:
