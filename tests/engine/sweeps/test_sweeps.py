@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,10 +25,7 @@ from ccnet import train as training
 from ccnet.data.build import build_dataset
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import find_start
-from ccnet.engine.runtime.devices import choose_device
-from ccnet.engine.runtime.launchers import in_own_process
 from ccnet.engine.runtime.overrides import parse_overrides
-from ccnet.engine.runtime.stop_signals import EXIT_CODE, StopRequest
 from ccnet.engine.sweeps import results
 from ccnet.engine.sweeps.report import report
 from ccnet.models.criss_cross import CrissCrossAttention
@@ -261,35 +256,6 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
     assert under_way() == {"0", "1", "2"}
 
 
-@pytest.mark.parametrize(
-    ("end", "message"),
-    [
-        (partial(sys.exit, EXIT_CODE), "stopped and saved"),
-        (partial(os._exit, 3), "ended with 3"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by SIGKILL"),
-    ],
-)
-def test_in_own_process_returns_the_result_or_says_how_the_process_ended(end, message):
-    assert in_own_process(lambda: {"mIoU": 1.0}) == {"mIoU": 1.0}
-    with pytest.raises(ChildProcessError, match=f"{message}.*resume=auto"):
-        in_own_process(end)
-
-
-def test_parallel_runs_take_turns_with_the_gpus(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert choose_device("auto") == torch.device("cuda")
-    chosen = []
-    for number in (3, 4, 5):
-        process = SimpleNamespace(name=f"LokyProcess-{number}")
-        monkeypatch.setattr(
-            "ccnet.engine.runtime.launchers.multiprocessing.current_process", lambda process=process: process
-        )
-        chosen.append(choose_device("auto"))
-    assert chosen == [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 0)]
-    assert choose_device("cuda:1") == torch.device("cuda", 1)
-
-
 def test_a_search_survives_a_failed_trial_and_resumes(tmp_path, run_entry, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install '.[optuna]'")
     folder = tmp_path / "search"
@@ -339,24 +305,6 @@ def test_a_slurm_job_requests_a_signal_before_its_end(tmp_path, run_entry, monke
     (script,) = folder.rglob("*.sh")
     asked = {line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if "SBATCH" in line}
     assert {"signal=USR2@120", "time=1440", "gpus-per-node=1", "array=0-2%3", "mem=32GB"} <= asked
-
-
-def test_a_job_is_saved_before_it_is_requeued():
-    queued = []
-    before = signal.signal(signal.SIGUSR2, lambda *_: queued.append("again"))
-    try:
-        with StopRequest() as request:
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGUSR2)
-            assert (request.received, queued) == ("SIGUSR2", [])
-            with pytest.raises(SystemExit) as ended:
-                request.stop()
-        assert (ended.value.code, queued) == (EXIT_CODE, ["again"])
-        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
-        with StopRequest():
-            assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_truncated_result_is_ignored(tmp_path):
