@@ -77,6 +77,7 @@ def test_a_file_that_is_no_checkpoint(run_entry, tmp_path):
         message = refused(run_entry, tmp_path, "evaluate.py", f"checkpoint={tmp_path / name}")
         assert f"{name} is not a checkpoint of this project, or it is damaged" in message
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    write_pair(tmp_path / "x.png", tmp_path / "label.png", classes=2)
     message = refused(run_entry, tmp_path, "predict.py", f"checkpoint={tmp_path / 'other.safetensors'}", "input=x.png")
     assert "other.safetensors cannot be imported as a published checkpoint: its tensors (weight, ...)" in message
 
