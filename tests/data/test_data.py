@@ -11,7 +11,7 @@ from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.camvid import CamVid
 from ccnet.data.sets.folder import Folder, distinct_colours
 from ccnet.data.sets.synthetic import Beacons
-from ccnet.data.stream import Seeded, train_loader
+from ccnet.data.training_samples import Seeded, train_loader
 from ccnet.data.transforms import eval_transform, train_transform
 
 
@@ -74,7 +74,7 @@ def folder(images, masks, classes=3):
 def test_a_picture_without_its_label_is_named(folder_data):
     images, masks = folder_data
     (masks / "3.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 6 pictures have no label image.*3\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 6 images have no label image.*3\.jpg"):
         folder(images, masks)
 
 
@@ -82,7 +82,7 @@ def test_a_truncated_picture_is_named(folder_data):
     images, masks = folder_data
     path = images / "2.jpg"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"2\.jpg cannot be read as a picture, it may be cut off"):
+    with pytest.raises(ValueError, match=r"2\.jpg cannot be read as an image, it may be truncated"):
         folder(images, masks)[2]
 
 
@@ -103,7 +103,7 @@ def test_a_mask_of_another_size_is_named(folder_data):
 def test_a_colour_mask_is_refused(folder_data):
     images, masks = folder_data
     Image.new("RGB", (64, 48)).save(masks / "0.png")
-    with pytest.raises(ValueError, match=r"0\.png is a colour picture \(mode RGB\)"):
+    with pytest.raises(ValueError, match=r"0\.png is a colour image \(mode RGB\)"):
         folder(images, masks)[0]
 
 
@@ -130,7 +130,7 @@ def test_a_palette_mask_is_read_by_index(folder_data):
         (lambda root: CamVid(root, split="train", transform=None), r"lacks train\.txt of CamVid"),
         (lambda root: ADE20K(root, split="training", transform=None), r"lacks ADEChallengeData2016/images/training"),
         (lambda root: folder(root / "a", root), r"dataset\.images=.*a is not a folder"),
-        (lambda root: folder(root, root), "holds no pictures"),
+        (lambda root: folder(root, root), "holds no images"),
         (lambda root: folder(root, root, classes=None), r"dataset\.classes is not set"),
         (lambda root: folder(root, root, classes=["one"]), "gives 1 classes"),
     ],

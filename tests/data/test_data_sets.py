@@ -13,11 +13,11 @@ import torch
 from conftest import SHARED, write_pair
 from PIL import Image
 
-from ccnet.data.pairs import read_classes
 from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.camvid import CLASSES, PALETTE, CamVid, CamVidFull, _in_split, frame_of
 from ccnet.data.sets.camvid_video import CamVidVideo
 from ccnet.data.sets.cityscapes import Cityscapes
+from ccnet.data.sets.class_table import read_classes
 from ccnet.data.sets.lip import FLIP_PAIRS, LIP
 from ccnet.data.sets.voc import VOC
 from ccnet.data.transforms import eval_transform
@@ -361,7 +361,7 @@ def test_check_names_everything_that_is_wrong_and_fails(tmp_path, run_entry):
     assert "train: 3 samples, 3 of them wrong" in done.stdout
     assert "val: 3 samples, 0 of them wrong" in done.stdout
     assert "3 samples are wrong" in done.stderr
-    assert f"{pictures[0]} cannot be read as a picture" in done.stderr
+    assert f"{pictures[0]} cannot be read as an image" in done.stderr
     assert f"{labels[1]} has 30x20 pixels" in done.stderr
     assert f"{labels[2]} holds the label value 77" in done.stderr
 

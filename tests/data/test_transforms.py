@@ -10,10 +10,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ccnet.data import image_files as pictures
-from ccnet.data.image_files import LabelReader, read_image
+from ccnet.data.image_files import read_image
+from ccnet.data.label_files import LabelReader
+from ccnet.data.letterbox import Placement, resample, restore
 from ccnet.data.sets.lip import FLIP_PAIRS
 from ccnet.data.transforms import Flip, RandomWarp, ScaleCrop, train_transform, warp_transform
-from ccnet.data.warp import Placement, resample, restore
 from ccnet.engine.evaluation.protocols import Letterbox, MultiScale, Whole
 
 
@@ -205,7 +206,7 @@ def test_every_kind_of_png_is_read_alike_with_and_without_pywuffs(tmp_path, monk
             want = np.array(Image.open(path)).astype(int)
             assert np.array_equal(read(path), np.where(want == 254, 0, want)), name
     (tmp_path / "rgb.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:-300])
-    with pytest.raises(ValueError, match=r"rgb\.png cannot be read as a picture, it may be cut off"):
+    with pytest.raises(ValueError, match=r"rgb\.png cannot be read as an image, it may be truncated"):
         read_image(tmp_path / "rgb.png")
     # A JPEG that is called .png.
     Image.fromarray(pixels).save(tmp_path / "jpeg.png", format="JPEG")
