@@ -36,9 +36,7 @@ class StopRequest:
         self._process = os.getpid()
 
     def __enter__(self) -> "StopRequest":
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # others cannot set handlers
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             numbers = (*_SIGNALS, _REQUEUE) if callable(signal.getsignal(_REQUEUE)) else _SIGNALS
             self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self

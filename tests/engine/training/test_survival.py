@@ -293,7 +293,9 @@ def test_workers_leave_signals_to_the_training_process_from_their_first_moment()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     batches = iter(Loader(Slow(), num_workers=2))
     for name in ("TERM", "INT"):
-        subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in multiprocessing.active_children())], check=True)
+        subprocess.run(
+            ["kill", f"-{name}", *(str(worker.pid) for worker in multiprocessing.active_children())], check=True
+        )
     assert [batch.item() for batch in batches] == [0, 1, 2, 3]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
