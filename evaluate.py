@@ -52,7 +52,7 @@ def main(config: DictConfig) -> float:
             f"protocol={protocol_name}: Mask R-CNN sees whole images, resized as in training; leave it out"
         )
     protocol = instantiate(protocol_node)
-    dataset = data.build_dataset(config.dataset, config.split, task.eval_transform())
+    dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
     task.check_classes(saved.classes, dataset)
     folder = given_path(config.output or path.parent)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:
     given = any(option == "dataset" or option.startswith("protocol") for option in given_overrides())
     own = saved.config.get("protocol")
     if given or own is None:
-        return config.protocol, HydraConfig.get().runtime.choices.protocol
+        return config.protocol, str(HydraConfig.get().runtime.choices["protocol"])
     return own, own["_target_"].rpartition(".")[2].lower()
 
 

@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.utils import instantiate
@@ -150,9 +150,9 @@ def _truths(paths: Sequence[Path], folder: str | None, classes: int) -> "list[np
     """Return the label images with the pictures' names; None if there is no folder of them."""
     if folder is None:
         return None
-    from ccnet.data.image_files import LabelReader
+    from ccnet.data.label_files import LabelReader
 
-    read = LabelReader({index: index for index in range(classes)} | {data.IGNORE_INDEX: data.IGNORE_INDEX})
+    read = LabelReader({index: index for index in (*range(classes), data.IGNORE_INDEX)})
     return [read(given_path(folder) / f"{path.stem}.png").numpy() for path in paths]
 
 
@@ -172,8 +172,8 @@ def _pictures(source: Path) -> list[Path]:
     return paths
 
 
-def _as_list(value: object) -> Sequence[object]:
-    return value if isinstance(value, ListConfig) else [value]
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, ListConfig) else [value]
 
 
 if __name__ == "__main__":

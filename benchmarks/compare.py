@@ -72,7 +72,7 @@ def calls_of(peer: peers.Peer, sets: list[list[Tensor]]) -> dict[str, Callable[[
         with torch.no_grad():
             return peer.function(*sets[i % len(sets)][:3])
 
-    calls = {"forward": forward}
+    calls: dict[str, Callable[[int], Any]] = {"forward": forward}
     if peer.has_gradient:
         outputs = [peer.function(*arrays[:3]) for arrays in sets]
 

@@ -49,8 +49,9 @@ def non_local(query: Array, key: Array, value: Array) -> Array:
     batch, height, width, channels = value.shape
     d = query.shape[-1]
     slabs = channels // d
-    heads = [jnp.broadcast_to(x.reshape(batch, -1, 1, d), (batch, height * width, slabs, d)) for x in (query, key)]
-    out = jax.nn.dot_product_attention(*heads, value.reshape(batch, -1, slabs, d), scale=1.0)
+    wide = (batch, height * width, slabs, d)
+    queries, keys = (jnp.broadcast_to(x.reshape(batch, -1, 1, d), wide) for x in (query, key))
+    out = jax.nn.dot_product_attention(queries, keys, value.reshape(batch, -1, slabs, d), scale=1.0)
     return out.reshape(value.shape)
 
 
@@ -85,7 +86,7 @@ def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
         for direction, call in _calls(function).items():
             timing = _measure(lambda call=call: call(*inputs), config.repeats)
             cost = plan.least_cost(problem, direction)
-            row = {"peer": peer, "pass": direction, "shape": "x".join(map(str, shape)), "dtype": dtype}
+            row: dict[str, Any] = {"peer": peer, "pass": direction, "shape": "x".join(map(str, shape)), "dtype": dtype}
             row |= {field: round(value, 1) for field, value in timing._asdict().items()}
             row["gb_per_s"] = round(cost.bytes / timing.median_us / 1e3, 1)
             row["tflops"] = round(cost.flops / timing.median_us / 1e6, 2)
@@ -130,6 +131,7 @@ def _measure(call: Callable[[], Any], repeats: int) -> Timing:
     spans, host = [], []
     for _ in range(max(repeats // CALLS, 3)):
         start = time.perf_counter()
+        result = None
         for _ in range(CALLS):
             result = call()
         host.append(1e6 * (time.perf_counter() - start) / CALLS)

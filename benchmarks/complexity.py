@@ -97,6 +97,7 @@ def peak_bytes(
     """Return by how many bytes a forward and backward pass raises the allocator's peak, weight gradients included."""
     block = make_block(device=device, dtype=dtype)
     image = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    peak = 0
     for _ in range(2):  # the first pass also allocates the workspaces of libraries
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

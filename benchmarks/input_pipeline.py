@@ -56,7 +56,7 @@ def plain_loader(decode: Callable[[Path], Tensor]) -> Loader:
     chain = v2.Compose(
         [
             # Scales by U(0.75, 2): torchvision compares the first side of the size with the width.
-            v2.ScaleJitter(SIZE[::-1], SCALE, antialias=True),
+            v2.ScaleJitter((SIZE[1], SIZE[0]), SCALE, antialias=True),
             v2.RandomHorizontalFlip(),
             v2.RandomCrop(CROP, pad_if_needed=True, fill=fill),
             v2.ToDtype(dtype, scale=True),
@@ -73,7 +73,7 @@ def pillow(path: Path) -> Tensor:
 
 def torchvision_io(path: Path) -> Tensor:
     """Return a picture uint8 (C, H, W), decoded by torchvision."""
-    return torchvision.io.decode_image(str(path), mode="UNCHANGED")
+    return torchvision.io.decode_image(str(path), mode=torchvision.io.ImageReadMode.UNCHANGED)
 
 
 def crop_first(pairs: list[tuple[Path, Path]]) -> Loader:
@@ -105,7 +105,9 @@ def time_input(config: DictConfig, device: torch.device) -> str:
     """Time all loaders, which run on the CPU; append to ``<output>.csv`` and return the table."""
     with tempfile.TemporaryDirectory() as folder:
         if config.input.root:
-            pairs = Cityscapes(config.input.root, split="train", transform=None, labels="labelTrainIds").pairs
+            transform = train_transform(crop_size=CROP, scale=SCALE)
+            cityscapes = Cityscapes(config.input.root, split="train", transform=transform, labels="labelTrainIds")
+            pairs = [(image, label) for image, label in cityscapes.pairs if label is not None]
         else:
             pairs = [made_pair(Path(folder))]
         size = statistics.mean(os.path.getsize(image) for image, _ in pairs[:100]) / 1e6

@@ -119,8 +119,8 @@ def axial_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return full attention by the library's fused kernels."""
     size = value.shape[-2:]
-    heads = _heads(*(array.flatten(2).mT for array in (query, key, value)))
-    out = F.scaled_dot_product_attention(*heads, scale=1.0)
+    query, key, value = _heads(*(array.flatten(2).mT for array in (query, key, value)))
+    out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     return out.transpose(1, 2).flatten(2).mT.unflatten(-1, size)
 
 

@@ -3,7 +3,7 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..engine.drawing.tables import Table
+from ..engine.guards.settings import replaced
 from ..engine.runtime.devices import seed_everything
 from ..engine.training.batches import prefetch
 from ..engine.training.torch_step import TorchStep, memory_format
@@ -79,20 +80,19 @@ def time_training(config: DictConfig, device: torch.device) -> str:
 def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Tensor]:
     """Yield the loss of one training iteration after another."""
     seed_everything(seed)
-    run = run.copy()
-    run.num_classes = 19
-    model = build(run.model).train().to(device, memory_format=memory_format(run))
+    run = replaced(run, num_classes=19)
+    model = build(run.model).train().to(device).to(memory_format=memory_format(run))
     optimizer = instantiate(run.optimizer.algorithm, model.parameters())
     step = TorchStep.of(run, instantiate(run.task), model, instantiate(run.loss).to(device), optimizer, device)
     size = run.recipe.batch_size, *run.recipe.train_transform.crop_size
-    batch = torch.rand(size[0], 3, *size[1:]), torch.randint(0, run.num_classes, size)
+    images, labels = torch.rand(size[0], 3, *size[1:]), torch.randint(0, run.num_classes, size)
     if device.type == "cuda":
-        batch = tuple(part.pin_memory() for part in batch)
-    for iteration, placed in enumerate(prefetch(_endless(batch), step.place, device)):
+        images, labels = images.pin_memory(), labels.pin_memory()
+    for iteration, placed in enumerate(prefetch(_endless((images, labels)), step.place, device)):
         yield step(*placed, iteration).loss
 
 
-def _endless(batch: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(batch: tuple[Tensor, Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
     while True:
         yield batch
 
@@ -105,7 +105,7 @@ def _round(run: DictConfig, device: torch.device, seed: int, number: int, warmup
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     losses = _iterations(run, device, seed)
-    start = 0.0
+    start, loss = 0.0, torch.tensor(float("nan"))
     for iteration in range(warmup + number):
         if iteration == warmup:
             _finish(device)

@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ..kernels import plan
@@ -48,7 +48,7 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
     torch.manual_seed(config.seed)
     gpu = device_of(torch.cuda.current_device())
     rows: list[dict[str, Any]] = []
-    grid = itertools.product(config.tune.dtypes, OmegaConf.to_container(config.tune.ranges), ("forward", "backward"))
+    grid = itertools.product(config.tune.dtypes, config.tune.ranges, ("forward", "backward"))
     for dtype, (shortest, longest, length), kernel in grid:
         row = {"kernel": kernel, "dtype": dtype, "min_length": shortest, "max_length": longest}
         row |= {"max_query_channels": config.query_channels}

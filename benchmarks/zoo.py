@@ -16,7 +16,7 @@ from ..models.heads.context import ContextHead
 from .timing import measure, provenance
 
 # Settings of a network that have rows of their own in the paper.
-VARIANTS = {
+VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ccnet": [{"head__recurrence": recurrence} for recurrence in (1, 2, 3)],
     "nonlocal": [{"head__recurrence": recurrence} for recurrence in (1, 2)],
 }
@@ -67,7 +67,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 @torch.inference_mode()
 def _images_per_s(model: torch.nn.Module, size: tuple[int, int], device: torch.device, repeats: int) -> float:
     """Return the network's speed; on a CPU per core, by process time, which a busy machine lengthens little."""
-    model = model.eval().to(device, memory_format=torch.channels_last)
+    model = model.eval().to(device=device).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last)
     if device.type == "cuda":
         return 1e6 / measure(lambda _: model(image), repeats, device).median_us

@@ -32,12 +32,12 @@ def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], po
         levels = np.log10(np.maximum(weights / weights.max(), 1e-3)) / 3 + 1
         heat = Image.fromarray((255 * levels).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
         shares = np.asarray(heat) / 255
-        shown = axis.imshow(shares, cmap="inferno", alpha=0.85 * np.sqrt(shares), vmin=0, vmax=1)
+        axis.imshow(shares, cmap="inferno", alpha=0.85 * np.sqrt(shares), vmin=0, vmax=1)
         axis.set_title(f"R = {loop}: {100 * (weights > 0).mean():.0f}% of the positions", fontsize=10)
     for axis in axes:
         axis.plot(point[1], point[0], "+", color="#00e676", markersize=11, markeredgewidth=2)
         axis.set_axis_off()
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, ticks=[0, 1 / 3, 2 / 3, 1])
+    bar = figure.colorbar(axes[-1].images[-1], ax=axes, shrink=0.8, ticks=[0, 1 / 3, 2 / 3, 1])
     bar.ax.set_yticklabels(["0.001 or less", "0.01", "0.1", "1"], fontsize=8)
     bar.set_label("attention, share of the largest", fontsize=8)
     write_figure(path, figure, bbox_inches="tight")

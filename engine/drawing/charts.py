@@ -101,7 +101,8 @@ def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Se
     axis = figure.subplots()
     for name, by_value in settings.items():
         values = sorted(by_value)
-        means, spread = ([measure(by_value[value]) for value in values] for measure in (np.mean, _spread))
+        means = [float(np.mean(by_value[value])) for value in values]
+        spread = [_spread(by_value[value]) for value in values]
         places = [every.index(value) for value in values] if side_by_side else values
         axis.errorbar(
             places,
@@ -132,7 +133,7 @@ def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]],
     """
     figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
-    axis.set_prop_cycle(color=colormaps["tab20"].colors)
+    axis.set_prop_cycle(color=[colormaps["tab20"](index) for index in range(20)])
     for name, (gflops, values) in settings.items():
         spread = _spread(values)
         axis.errorbar(gflops, np.mean(values), yerr=spread or None, fmt="o", capsize=3, alpha=0.85, label=name or "all")

@@ -37,7 +37,8 @@ def mark_errors(prediction: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Args:
         prediction, labels: class indices (H, W).
     """
-    errors = np.where((labels == prediction)[..., None], np.uint8(_RIGHT), np.uint8(_WRONG))
+    right, wrong = np.array(_RIGHT, dtype=np.uint8), np.array(_WRONG, dtype=np.uint8)
+    errors = np.where((labels == prediction)[..., None], right, wrong)
     errors[labels == IGNORE_INDEX] = _VOID
     return errors
 

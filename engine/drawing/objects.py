@@ -32,12 +32,12 @@ def draw_objects(image: Tensor, objects: Mapping[str, Tensor], classes: Sequence
     """
     if not len(objects["labels"]):
         return image.clone()
-    colours = [tuple(colour) for colour in distinct_colours(len(objects["labels"]))]
+    colours = [(red, green, blue) for red, green, blue in distinct_colours(len(objects["labels"]))]
     drawn = image
     for mask, colour in zip(objects["masks"].bool(), colours, strict=True):  # one by one: overlaps stay visible
         drawn = draw_segmentation_masks(drawn, mask, alpha=_OPACITY, colors=colour)
     line = max(10, min(24, image.shape[1] // 24))  # pixels
-    drawn = draw_bounding_boxes(drawn, objects["boxes"], colors=colours, width=max(1, line // 8))
+    drawn = draw_bounding_boxes(drawn, objects["boxes"], colors=[*colours], width=max(1, line // 8))
     # Labels stand above the boxes, where they do not hide small objects: torchvision puts them into a box, here one
     # without area or outline.
     corners = objects["boxes"][:, :2] - torch.tensor([1, line])
@@ -45,7 +45,7 @@ def draw_objects(image: Tensor, objects: Mapping[str, Tensor], classes: Sequence
         drawn,
         corners.clamp(min=0).repeat(1, 2),
         _captions(objects, classes),
-        colors=colours,
+        colors=[*colours],
         width=0,
         font=str(Path(matplotlib.get_data_path()) / _FONT),
         font_size=round(0.75 * line),
@@ -83,7 +83,7 @@ def save_object_panel(
 
 
 def _captions(objects: Mapping[str, Tensor], classes: Sequence[str]) -> list[str]:
-    names = [classes[label - 1] for label in objects["labels"].tolist()]
+    names = [str(classes[label - 1]) for label in objects["labels"].tolist()]
     if "scores" not in objects:
         return names
     return [f"{name} {100 * score:.0f}%" for name, score in zip(names, objects["scores"].tolist(), strict=True)]

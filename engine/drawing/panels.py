@@ -146,4 +146,5 @@ def _save_grid(
 
 
 def _patch(colour: Sequence[int]) -> Patch:
-    return Patch(facecolor=[channel / 255 for channel in colour], edgecolor="black", linewidth=0.5)
+    red, green, blue = (channel / 255 for channel in colour)
+    return Patch(facecolor=(red, green, blue), edgecolor="black", linewidth=0.5)

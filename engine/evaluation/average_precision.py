@@ -1,7 +1,7 @@
 """COCO's average precision of boxes and masks, computed by faster-coco-eval, a reimplementation of pycocotools."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,14 +49,14 @@ class DetectionScores(NamedTuple):
         return Table(("class", "mask AP", "box AP"), [*rows, ("mean", 100 * self.mask[0], 100 * self.box[0])])
 
 
-def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
     """Return the detections of one image in COCO's result format.
 
     Args:
         output: the network's output: "boxes" (n, 4) x1, y1, x2, y2 in pixels, "labels" (n,) from 1, "scores" (n,),
             and "masks" (n, 1, H, W) in [0, 1].
         image_id: the image's id in the data set.
-        category_ids: the data set's id of each label.
+        category_ids: the data set's id of each label, or its name.
 
     Returns:
         n dicts of "image_id", "category_id", "bbox" (x, y, width, height), "score" and "segmentation" (compressed
@@ -95,7 +95,8 @@ def average_precision(ground_truth: dict[str, Any], results: Sequence[dict[str, 
         "mask": truth.loadRes([{key: value for key, value in result.items() if key != "bbox"} for result in results]),
     }
     shares = {}
-    for kind, name in (("box", "bbox"), ("mask", "segm")):
+    kinds: dict[str, Literal["bbox", "segm"]] = {"box": "bbox", "mask": "segm"}
+    for kind, name in kinds.items():
         evaluation = COCOeval_faster(truth, found[kind], iouType=name)
         evaluation.evaluate()
         evaluation.accumulate()

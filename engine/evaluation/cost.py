@@ -38,7 +38,7 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
     was_training = model.training
     try:
         with FakeTensorMode() as mode:
-            state = {
+            state: dict[str, Tensor] = {
                 name: mode.from_tensor(array) for name, array in [*model.named_parameters(), *model.named_buffers()]
             }
             image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm over a pooled image needs two
@@ -94,7 +94,7 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **kwargs)[0]
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **(kwargs or {}))[0]
         return function(*args, **(kwargs or {}))
 
 

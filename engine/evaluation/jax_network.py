@@ -1,6 +1,7 @@
 """Run a JAX network where the evaluation expects a torch network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class JaxNetwork:
 
     training = False
 
-    def __init__(self, network: nnx.Module, *, bf16: bool = False):
+    def __init__(self, network: Any, *, bf16: bool = False):
         self.graph, self.state = nnx.split(network)
         self.mean = torch.from_numpy(np.array(network.mean[...]))
         dtype = jnp.bfloat16 if bf16 else jnp.float32
@@ -57,7 +58,7 @@ class JaxNetwork:
         return self
 
 
-def local_devices(name: str, batch_size: int = 1) -> Sequence[jax.Device]:
+def local_devices(name: str, batch_size: int = 1) -> Sequence[Any]:
     """Return the local devices of the kind `name` that can share a batch equally; "auto" leaves the kind to JAX.
 
     Raises:

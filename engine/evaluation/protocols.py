@@ -7,6 +7,7 @@ size and what one pass needs, whatever the number of passes.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,19 +40,19 @@ class Slide:
     """
 
     def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
-        _check_known(crop_size)
+        _check_crop_size(crop_size)
         if not 0 < stride <= 1:
             raise ValueError(f"stride is {stride}: give a share of the window in (0, 1]")
-        self.crop_size = tuple(crop_size)
+        self.crop_size = (crop_size[0], crop_size[1])
         self.stride = stride
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
         size = images.shape[-2:]
-        grown = [max(side, crop) - side for side, crop in zip(size, self.crop_size, strict=True)]
-        if any(grown):
+        padding = [max(side, crop) - side for side, crop in zip(size, self.crop_size, strict=True)]
+        if any(padding):
             mean = _mean(model, images)
-            images = pad(images - mean, (0, grown[1], 0, grown[0])) + mean
+            images = pad(images - mean, (0, padding[1], 0, padding[0])) + mean
         total, count = None, images.new_zeros(images.shape[-2:])
         for rows in self._windows(images.shape[-2], self.crop_size[0]):
             for columns in self._windows(images.shape[-1], self.crop_size[1]):
@@ -60,6 +61,7 @@ class Slide:
                     total = logits.new_zeros(*logits.shape[:-2], *images.shape[-2:])
                 total[..., rows, columns] += logits
                 count[rows, columns] += 1
+        assert total is not None  # there is at least one window
         return total.div_(count)[..., : size[0], : size[1]]
 
     def _windows(self, side: int, crop: int) -> Iterator[slice]:
@@ -81,13 +83,13 @@ class Letterbox:
     """
 
     def __init__(self, crop_size: Sequence[int], *, protocol: Protocol | None = None):
-        _check_known(crop_size)
-        self.crop_size = tuple(crop_size)
+        _check_crop_size(crop_size)
+        self.crop_size = (crop_size[0], crop_size[1])
         self.protocol = protocol or Whole()
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
-        placement = Placement(tuple(images.shape[-2:]), self.crop_size)
+        placement = Placement((images.shape[-2], images.shape[-1]), self.crop_size)
         mean = _mean(model, images)
         return restore(self.protocol(model, resample(images - mean, placement) + mean), placement)
 
@@ -124,7 +126,7 @@ class MultiScale:
         total = None
         for scale in self.scales:
             size = [max(round(side * scale), 1) for side in images.shape[-2:]]
-            check_size(*size, f"an image at scale {scale:g}")
+            check_size(size[0], size[1], f"an image at scale {scale:g}")
             scaled = _resized(images, size)
             for mirrored in (False, True) if self.flip else (False,):
                 logits = self.protocol(model, scaled.flip(-1) if mirrored else scaled).float()
@@ -134,6 +136,7 @@ class MultiScale:
                 if self.average == "probabilities":
                     logits = logits.softmax(dim=1)
                 total = logits if total is None else total.add_(logits)
+        assert total is not None  # there is at least one scale
         return total.div_(len(self.scales) * (1 + self.flip))
 
     def _unmirrored(self, logits: Tensor) -> Tensor:
@@ -143,15 +146,15 @@ class MultiScale:
         return logits
 
 
-def _check_known(crop_size: Sequence[int] | None) -> None:
+def _check_crop_size(crop_size: Sequence[int] | None) -> None:
     if crop_size is None:
         raise ValueError("the checkpoint does not tell its training's crop: give protocol.crop_size=[H,W]")
     if len(crop_size) != 2:
         raise ValueError(f"crop_size is {list(crop_size)}: give height and width")
-    check_size(*crop_size, f"crop_size={list(crop_size)}")
+    check_size(crop_size[0], crop_size[1], f"crop_size={list(crop_size)}")
 
 
-def _mean(model: nn.Module, images: Tensor) -> Tensor:
+def _mean(model: Any, images: Tensor) -> Tensor:
     """Return the network's mean colour in a shape that broadcasts over images or clips."""
     return model.mean.to(images.dtype).view(3, *[1] * (images.ndim - 2))
 

@@ -66,9 +66,14 @@ class Task(Protocol):
             files hold.
     """
 
-    scores: type
-    collate: Callable | None
-    predicts_label_maps: bool
+    @property
+    def scores(self) -> type: ...
+
+    @property
+    def collate(self) -> Callable[..., Any] | None: ...
+
+    @property
+    def predicts_label_maps(self) -> bool: ...
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
         """Raise ValueError unless the network and the run's configuration fit this task."""

@@ -61,6 +61,6 @@ def test_a_full_disk_leaves_the_csv_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     path.write_text("before")
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space left on device: .*table.csv"):
+    with pytest.raises(OSError, match=r"No space left on device: .*table\.csv"):
         TABLE.write_csv(path)
     assert (path.read_text(), list(tmp_path.iterdir())) == ("before", [path])
