@@ -33,7 +33,6 @@ EXCEPTIONS = {
     ".": "the entry points",
     "conf": "YAML files",
     "engine": "holds rooms and no modules",
-    "engine/checkpoints": "reading, resuming and exporting",
     "engine/evaluation/tasks": "two tasks behind one interface",
     "kernels": "one operator for two frameworks",
 }
@@ -138,7 +137,9 @@ def test_no_circles():
 
 def test_nothing_imports_an_entry_point():
     entry_points = {name for name in FILES if name and room_of(name) == ""}
-    found = [f"{place}: {importing} imports {target}" for importing, target, place in ARROWS if target in entry_points]
+    # An entry point that is started as a file imports itself by its full name, for the processes of a launcher.
+    others = [arrow for arrow in ARROWS if arrow[0] != arrow[1]]
+    found = [f"{place}: {importing} imports {target}" for importing, target, place in others if target in entry_points]
     assert found == []
 
 

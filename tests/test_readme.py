@@ -77,7 +77,8 @@ def test_links_lead_to_files(page):
 def test_paths_in_code_exist(page):
     rooms = "benchmarks|conf|data|docs|engine|kernels|losses|models|results|tests"
     paths = re.findall(rf"`((?:{rooms})/[\w/.*-]*)`", PAGES[page])
-    assert [path for path in paths if not any(ROOT.glob(path.rstrip("/")))] == []
+    # foo is what a reader would add.
+    assert [path for path in paths if "/foo." not in path and not any(ROOT.glob(path.rstrip("/")))] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -92,7 +93,10 @@ def test_readme_stays_short():
 
 
 def test_the_zoo_table_is_the_measured_one():
-    from ccnet.benchmarks.zoo import markdown
-
+    columns = ("network", "parameters_m", "gflops", "added_gflops", "saved_mb", "added_mb", "images_per_s")
     with open(ROOT / "results" / "networks_zoo.csv") as file:
-        assert markdown(list(csv.DictReader(file))) in PAGES["README.md"]
+        measured = [f"| {' | '.join(row[column] for column in columns)} |" for row in csv.DictReader(file)]
+    lines = PAGES["README.md"].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| network |")) + 2
+    assert lines[start : start + len(measured)] == measured
+    assert not lines[start + len(measured)].startswith("|")
