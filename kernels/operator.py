@@ -1,17 +1,13 @@
-"""The public operator: checks its input, then hands it to the backend that fits.
+"""The public operator: it checks its input and hands it to the arrays' own framework.
 
-Nothing here imports a framework, so that ``import kernels`` stays cheap; an array's own framework is
-necessarily loaded already, and ``sys.modules`` tells which one it is.
+Nothing here imports a framework, so that ``import ccnet.kernels`` stays cheap.
 """
 
-import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-Array = TypeVar("Array")  # torch.Tensor or jax.Array
-
-BACKENDS = ("auto", "triton", "reference")
-MAX_SPATIAL_AXES = 3
+from .call import Array, Call
+from .validation import check_position, check_residual, checked_options, is_jax, is_torch
 
 
 def criss_cross_attention(
@@ -67,10 +63,9 @@ def criss_cross_attention(
         >>> criss_cross_attention(query, key, torch.randn(1, 64, 12, 9)).shape
         torch.Size([1, 64, 12, 9])
     """
-    dispatch = _dispatch(backend, query, key, value)
-    spatial = _check_inputs({"query": query, "key": key, "value": value}, channel_axis)
-    axes = _check_axes(axes, spatial)
-    return dispatch.criss_cross_attention(query, key, value, axes, scale, channel_axis, backend)
+    operator = _operator(query, key, value)
+    options = checked_options({"query": query, "key": key, "value": value}, axes, scale, channel_axis, backend)
+    return operator.attend(Call(query, key, value, options))
 
 
 def criss_cross_residual(
@@ -106,19 +101,10 @@ def criss_cross_residual(
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equation 2; gamma starts at 0 in the authors'
     code.
     """
-    dispatch = _dispatch(backend, query, key, value, residual, gamma)
-    spatial = _check_inputs({"query": query, "key": key, "value": value}, channel_axis)
-    if residual.shape != value.shape:
-        raise ValueError(f"residual must be shaped like value, got {tuple(residual.shape)} and {tuple(value.shape)}")
-    if any(size != 1 for size in gamma.shape):
-        raise ValueError(f"gamma must hold one number, got shape {tuple(gamma.shape)}")
-    if _is_torch(value) and not str(value.device) == str(residual.device) == str(gamma.device):
-        raise ValueError(
-            f"value, residual and gamma must be on one device, got {value.device}, {residual.device} and "
-            f"{gamma.device}: move them first"
-        )
-    axes = _check_axes(axes, spatial)
-    return dispatch.criss_cross_residual(query, key, value, residual, gamma, axes, scale, channel_axis, backend)
+    operator = _operator(query, key, value, residual, gamma)
+    options = checked_options({"query": query, "key": key, "value": value}, axes, scale, channel_axis, backend)
+    check_residual(value, residual, gamma)
+    return operator.attend(Call(query, key, value, options, residual, gamma))
 
 
 def criss_cross_weights(
@@ -152,104 +138,24 @@ def criss_cross_weights(
     Raises:
         ValueError: as :func:`criss_cross_attention`, or a position outside the image, or R < 1.
     """
-    dispatch = _dispatch(backend, query, key)
-    spatial = _check_inputs({"query": query, "key": key}, channel_axis)
-    axes = _check_axes(axes, spatial)
+    operator = _operator(query, key)
+    options = checked_options({"query": query, "key": key}, axes, scale, channel_axis, backend)
     position = tuple(position)
-    if len(position) != len(spatial) or not all(0 <= p < s for p, s in zip(position, spatial, strict=True)):
-        raise ValueError(f"position {position} is outside the image: give one index per axis of {spatial}")
+    check_position(position, query, channel_axis)
     if recurrence < 1:
         raise ValueError(f"recurrence is {recurrence}: give the number of loops, 1 or more")
-    # One row of the map is no work for a kernel.
-    return dispatch.reference.criss_cross_weights(query, key, position, recurrence, axes, scale, channel_axis)
+    return operator.attention_weights(query, key, position, recurrence, options)
 
 
-def _dispatch(name: str, *arrays: Any) -> Any:
-    """The framework's own choice between backends."""
-    if name not in BACKENDS:
-        raise ValueError(f"backend {name!r} is unknown: choose one of {', '.join(BACKENDS)}")
-    if all(map(_is_torch, arrays)):
-        from . import torch_dispatch
+def _operator(*arrays: Any) -> Any:
+    """Return the module that implements the operator for the arrays' framework; raise ValueError if they differ."""
+    if all(map(is_torch, arrays)):
+        from .torch_ops import dispatch
 
-        return torch_dispatch
-    if all(map(_is_jax, arrays)):
-        from . import jax_dispatch
+        return dispatch
+    if all(map(is_jax, arrays)):
+        from .jax_ops import dispatch
 
-        return jax_dispatch
+        return dispatch
     types = dict.fromkeys(f"{type(array).__module__}.{type(array).__name__}" for array in arrays)
     raise ValueError(f"got {' and '.join(types)}: give torch tensors, or jax arrays")
-
-
-def _is_torch(array: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
-
-
-def _is_jax(array: Any) -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and isinstance(array, jax.Array)
-
-
-def _check_inputs(arrays: dict[str, Any], channel_axis: int) -> tuple[int, ...]:
-    """Return the spatial sizes S; raise if the arrays do not fit together.
-
-    Texts are made on failure only: this runs on every call, and under torch.compile.
-    """
-    if channel_axis not in (1, -1):
-        raise ValueError(f"channel_axis is {channel_axis}: give 1 for (N, C, *S) or -1 for (N, *S, C)")
-    layout = "(N, C, *S)" if channel_axis == 1 else "(N, *S, C)"
-
-    query = arrays["query"]
-    shape = tuple(query.shape)
-    if not 1 <= len(shape) - 2 <= MAX_SPATIAL_AXES:
-        raise ValueError(f"expected {layout} with one to three spatial axes S, got {_shapes(arrays)}")
-    if tuple(arrays["key"].shape) != shape:
-        raise ValueError(f"query and key must have the same shape, got {_shapes(arrays)}")
-    batch_and_space = _without_channels(shape, channel_axis)
-    for array in arrays.values():
-        other = tuple(array.shape)
-        if len(other) != len(shape) or _without_channels(other, channel_axis) != batch_and_space:
-            raise ValueError(f"query, key and value must agree in N and S of {layout}, got {_shapes(arrays)}")
-    if shape[channel_axis] == 0 or any(size == 0 for size in batch_and_space[1:]):
-        raise ValueError(f"channels and spatial sizes must be at least 1, got {_shapes(arrays)}")
-
-    for array in arrays.values():
-        if array.dtype != query.dtype:
-            raise ValueError(
-                f"query, key and value must have one dtype, got {_listed(arrays, 'dtype')}: cast them first"
-            )
-        # JAX checks this itself, and a traced array has no device.
-        if _is_torch(array) and array.device != query.device:
-            raise ValueError(
-                f"query, key and value must be on one device, got {_listed(arrays, 'device', ' on')}: move them first"
-            )
-    dtype = str(query.dtype).removeprefix("torch.")
-    if dtype not in ("float16", "bfloat16", "float32", "float64"):
-        raise ValueError(f"expected a floating-point dtype, got {dtype}")
-    return batch_and_space[1:]
-
-
-def _shapes(arrays: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
-
-
-def _listed(arrays: dict[str, Any], attribute: str, link: str = "") -> str:
-    values = {name: str(getattr(array, attribute)).removeprefix("torch.") for name, array in arrays.items()}
-    return ", ".join(f"{name}{link} {value}" for name, value in values.items())
-
-
-def _without_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[int, ...]:
-    return shape[:1] + shape[2:] if channel_axis == 1 else shape[:-1]
-
-
-def _check_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple[int, ...]:
-    if axes is None:
-        return tuple(range(len(spatial)))
-    known = range(len(spatial))
-    axes = tuple(axes)
-    if not axes or any(axis not in known for axis in axes) or len(set(axes)) < len(axes):
-        raise ValueError(
-            f"axes {axes} do not fit {len(spatial)} spatial axes {spatial}: "
-            f"give different ones out of {tuple(known)}, which count the spatial axes alone"
-        )
-    return tuple(sorted(axes))

@@ -202,21 +202,19 @@ def interpreted(monkeypatch):
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if not triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET=1 was not set before triton was imported")
-    from ccnet.kernels import jax_binding, jax_op
     from ccnet.kernels.backward import line_backward_kernel
     from ccnet.kernels.forward import line_forward_kernel
+    from ccnet.kernels.jax_ops import binding, lowering, passes, primitives
 
     for kernel in (line_forward_kernel, line_backward_kernel):
         monkeypatch.setattr(kernel, "do_not_specialize", kernel.kwargs["do_not_specialize"], raising=False)
-    monkeypatch.setattr(jax_binding, "_call", lambda *launch: SimpleNamespace(launch=launch))
-    monkeypatch.setattr(jax_binding.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
-    monkeypatch.setattr(jax_binding.jax.ffi, "ffi_call", _played_call)
-    for primitive, kernels in (
-        (jax_op._forward_p, jax_op._forward_kernels),
-        (jax_op._backward_p, jax_op._backward_kernels),
-    ):
-        monkeypatch.setattr(primitive, "impl", kernels)
-    name = jax_op.device().name
+    monkeypatch.setattr(binding, "_call", lambda *launch: SimpleNamespace(launch=launch))
+    monkeypatch.setattr(binding.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
+    monkeypatch.setattr(binding.jax.ffi, "ffi_call", _played_call)
+    monkeypatch.setattr(lowering, "_obstacle", lambda: None)
+    monkeypatch.setattr(primitives.forward_p, "impl", lowering.forward_on_cuda)
+    monkeypatch.setattr(primitives.backward_p, "impl", lowering.backward_on_cuda)
+    name = passes.device().name
     pinned = plan.load_table(name)
     yield partial(plan.use_table, name)
     plan.use_table(name, pinned)
@@ -325,7 +323,7 @@ def test_either_framework_is_enough(absent):
     code = f"""
 import sys
 sys.modules["{absent}"] = None
-import ccnet.kernels, ccnet.losses
+from ccnet import kernels, losses
 {module}
 x = {present}((1, 4, 5, 6))
 print(tuple(kernels.criss_cross_attention(x, x, x).shape), losses.cross_entropy(x, ({present}((1, 5, 6)) > 0) * 1))

@@ -6,11 +6,15 @@ Float32 and float16 only: the interpreter computes bfloat16 wrongly without sayi
 import pytest
 import torch
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, plan, set_float32_precision, torch_dispatch
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, plan, set_float32_precision
+from ccnet.kernels.torch_ops import dispatch
 
-torch_op = pytest.importorskip("ccnet.kernels.torch_op", reason="triton is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
+from ccnet.kernels.torch_ops.launch import is_interpreted
+from ccnet.kernels.torch_ops.passes import device_of
+
 pytestmark = pytest.mark.skipif(
-    not torch_op.launch.is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"
+    not is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"
 )
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}  # of the largest element
@@ -285,23 +289,23 @@ def test_what_the_kernels_cannot_take_is_named():
         set_float32_precision("fp8")
 
 
-def test_auto_falls_back_once_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(torch_dispatch, "_logged", set())
+def test_auto_falls_back_with_one_warning(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    torch_dispatch._gpu_obstacle.cache_clear()
-    obstacle = torch_dispatch._obstacle("cuda", 0, "torch.float32")
-    torch_dispatch._gpu_obstacle.cache_clear()
+    dispatch._gpu_obstacle.cache_clear()
+    obstacle = dispatch._device_obstacle("cuda", 0, "float32")
+    dispatch._gpu_obstacle.cache_clear()
     assert obstacle == "the GPU has compute capability 7.5, below 8.0"
+    fallback.warn_once.cache_clear()
     for _ in range(2):
-        torch_dispatch._log_once(obstacle)
+        dispatch._warn_once(obstacle)
     assert len(caplog.records) == 1
 
 
 def test_offsets_of_an_image_of_2_to_the_31_are_64_bit():
     problem = plan.Problem(1, (1024, 1024), (0, 1), 64, 512, "float16")
-    assert not plan.forward_launches(problem, torch_op.device_of(None))[0].constants["WIDE"]
+    assert not plan.forward_launches(problem, device_of(None))[0].constants["WIDE"]
     far = problem._replace(widest_stride=2048)
-    assert plan.forward_launches(far, torch_op.device_of(None))[0].constants["WIDE"]
+    assert plan.forward_launches(far, device_of(None))[0].constants["WIDE"]
 
 
 def test_backward_writes_no_zeros():
