@@ -39,21 +39,21 @@ def criss_cross_attention(
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three.
         backend: "triton" is the fused kernels (NVIDIA GPU of compute capability 8.0 or newer; float32,
             float16, bfloat16; D up to 128), "reference" the formula in plain tensor code. "auto" takes the
-            kernels on a GPU that can run them, else the reference, and says so once.
+            kernels on a GPU that can run them, and falls back to the reference elsewhere; on a GPU it warns once.
 
     Returns:
         like ``value``. Softmax and sums run in float32 (float64 for float64 input).
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together, an unknown axis or backend, backend
-            "triton" where it cannot run.
+        ValueError: shapes, dtypes or devices do not fit together, an axis or the backend is unknown, or backend
+            "triton" cannot run here.
 
     Cost: 2 (D + C) flops per position and key. For the backward pass the kernels keep the output and two
     float32 numbers per position; the reference keeps the (N, *S, number of keys) attention. Neither builds an
     N x N map. The kernels read channels-last memory (also slices of a projection buffer), copy anything else
-    into it once, and return it; they can be differentiated once. JAX arrays are dense: there (N, *S, C),
-    ``channel_axis=-1``, is read where it is, and other arrays are copied. What becomes of a JAX call is decided
-    where it is lowered, so one jitted function runs on CPU and GPU.
+    into it once, and return it; they can be differentiated once. JAX arrays are dense: (N, *S, C) with
+    ``channel_axis=-1`` is read in place, other arrays are copied. JAX chooses the backend when it lowers the call,
+    so one jitted function runs on CPU and GPU.
 
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2 (without the residual), and
     section 3.5 for three axes.
@@ -80,23 +80,23 @@ def criss_cross_residual(
     channel_axis: int = 1,
     backend: str = "auto",
 ) -> Array:
-    """Attend, scale and add: what a criss-cross module does after its projections.
+    """Attend, scale by gamma and add a residual, as a criss-cross module does after its projections.
 
         result = gamma * criss_cross_attention(query, key, value) + residual
 
-    On the kernels this costs one read of ``residual`` more than the attention, where separate operations
-    would read and write everything again.
+    With the kernels this costs one more read, of ``residual``, than the attention; separate operations would read
+    and write everything again.
 
     Args:
         query, key, value, axes, scale, channel_axis, backend: as for :func:`criss_cross_attention`.
-        residual: shaped like ``value``, on the same device; its dtype may be another one.
+        residual: shaped like ``value``, on the same device; its dtype may differ.
         gamma: one number, in an array of any shape and floating-point dtype, on the same device.
 
     Returns:
         like ``residual``.
 
     Raises:
-        ValueError: as :func:`criss_cross_attention`, or ``residual`` or ``gamma`` of another shape or device.
+        ValueError: as :func:`criss_cross_attention`, or ``residual`` or ``gamma`` has another shape or device.
 
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equation 2; gamma starts at 0 in the authors'
     code.
@@ -118,12 +118,12 @@ def criss_cross_weights(
     channel_axis: int = 1,
     backend: str = "auto",
 ) -> Array:
-    """Say how much every position of the image contributes to one of them, after R loops.
+    """Return how much each position of the image contributes to ``position`` after R loops.
 
         weights = row ``position`` of A^R,   A the (positions x positions) attention of one loop
 
-    A itself is never built: the row is carried through the lines, R times. R = 1 is a cross, R = 2 covers
-    the image (the paper's Fig. 7).
+    A itself is never built: the row is carried through the lines, R times. R = 1 gives a cross, R = 2 covers the
+    image (Fig. 7 of the paper).
 
     Args:
         query: (N, D, *S), as for :func:`criss_cross_attention`.
@@ -136,7 +136,7 @@ def criss_cross_weights(
         (N, *S) weights, non-negative, summing to 1 per image; float32 (float64 for float64 input).
 
     Raises:
-        ValueError: as :func:`criss_cross_attention`, or a position outside the image, or R < 1.
+        ValueError: as :func:`criss_cross_attention`, or the position is outside the image, or R < 1.
     """
     operator = _operator(query, key)
     options = checked_options({"query": query, "key": key}, axes, scale, channel_axis, backend)

@@ -85,13 +85,14 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
     if shape[channel_axis] == 0 or any(size == 0 for size in batch_and_space[1:]):
         raise ValueError(f"channels and spatial sizes must be at least 1, got {_shapes(arrays)}")
 
+    on_torch = is_torch(query)
     for array in arrays.values():
         if array.dtype != query.dtype:
             raise ValueError(
                 f"query, key and value must have one dtype, got {_listed(arrays, 'dtype')}: cast them first"
             )
         # JAX checks devices itself, and a traced array has none.
-        if is_torch(array) and array.device != query.device:
+        if on_torch and array.device != query.device:
             raise ValueError(
                 f"query, key and value must be on one device, got {_listed(arrays, 'device', ' on')}: move them first"
             )

@@ -9,6 +9,9 @@ unspecified content which the result takes over.
 Call :func:`launch` in a lowering rule for the platform "cuda": it compiles when it is called.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
+# Triton, and JAX's library for it, come without types.
+
 import zlib
 from collections.abc import Mapping
 from functools import cache
@@ -68,9 +71,11 @@ def launch(
     constants = planned.constants | unused
     names = [name for name in kernel.arg_names if name not in constants]
     last_read = max(i for i, name in enumerate(names) if isinstance(arguments[name], jax.Array | Updated))
-    operands, aliases = [], {}  # the arrays, and operand -> name of the result that takes its memory
-    results, trailing = [], []  # results that have a pointer of their own, and results that took an operand's
-    positions = {}
+    operands: list[jax.Array] = []
+    aliases: dict[int, str] = {}  # operand -> name of the result that takes its memory
+    results: list[str] = []  # results that have a pointer of their own
+    trailing: list[str] = []  # results that take the pointer of an operand
+    positions: dict[str, int] = {}
     for index, name in enumerate(names):
         value = arguments[name]
         if isinstance(value, Written) and index > last_read:
@@ -126,7 +131,6 @@ def _call(
     """Compile the kernel and return the call's description, all but its buffers, as JAX serialises it."""
     library = triton_library()
     described = dict(parameters)
-    constants = dict(constants)
     signature = {name: described[name][0] if name in described else "constexpr" for name in kernel.arg_names}
     attributes = {
         (index,): [["tt.divisibility", _ALIGNMENT]]
@@ -134,7 +138,7 @@ def _call(
         if name in described and described[name][1]
     }
     compiled = triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
+        ASTSource(kernel, signature, dict(constants), attributes),
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": num_warps, "num_stages": num_stages, "ptx_version": _PTX_VERSIONS.get(arch // 10)},
     )
@@ -155,7 +159,8 @@ def triton_library() -> Any:
     Raises:
         ValueError: JAX's CUDA plugin, which brings the library, is not installed.
     """
-    from jax._src.lib import gpu_triton  # jaxlib has no public name for it
+    # jaxlib has no public name for it.
+    from jax._src.lib import gpu_triton  # pyright: ignore[reportPrivateImportUsage]
 
     if not hasattr(gpu_triton, "TritonKernel"):
         raise ValueError(

@@ -4,6 +4,9 @@ The primitives take dense channels-last arrays, (N, *S, channels). For other arr
 which XLA makes a copy.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# JAX leaves some of its functions untyped.
+
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +17,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from ..call import Call, Options
-from .primitives import backward_p, forward_p
+from .primitives import backward, forward
 
 # Name of the attention's output and statistics, for a jax.checkpoint policy that keeps them and recomputes the rest.
 KEPT = "criss_cross_kept"
@@ -25,6 +28,7 @@ def attend(call: Call[Array]) -> Array:
     query, key, value, options, residual, gamma = call
     channel_axis = options.channel_axis
     options = options._replace(scale=float(options.scale), channel_axis=-1)
+    out: Any
     if residual is None or gamma is None:
         out = _attention(*_alike(_channels_last(channel_axis, query, key, value)), options)
     else:
@@ -56,12 +60,12 @@ def _attention(query: Array, key: Array, value: Array, options: Options) -> Arra
 
 
 def _attention_forward(query: Array, key: Array, value: Array, options: Options) -> tuple[Array, tuple[Array, ...]]:
-    out, stats = forward_p.bind(query, key, value, options=options, save_out=True)
+    out, stats = forward(query, key, value, options=options, save_out=True)
     return out.astype(value.dtype), (query, key, value, out, stats)
 
 
 def _attention_backward(options: Options, saved: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
-    dquery, dkey, dvalue, _ = backward_p.bind(*saved, grad, options=options)
+    dquery, dkey, dvalue, _ = backward(*saved, grad, options=options)
     return dquery, dkey, dvalue
 
 
@@ -74,21 +78,21 @@ _attention.defvjp(_attention_forward, _attention_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _residual(query: Array, key: Array, value: Array, residual: Array, gamma: Array, options: Options) -> Array:
     # The attention's output is kept for the backward pass alone; without one it is never written.
-    (result,) = forward_p.bind(query, key, value, residual, gamma, options=options, save_out=False)
+    (result,) = forward(query, key, value, residual, gamma, options=options, save_out=False)
     return result
 
 
 def _residual_forward(
     query: Array, key: Array, value: Array, residual: Array, gamma: Array, options: Options
 ) -> tuple[Array, tuple[Array, ...]]:
-    result, out, stats = forward_p.bind(query, key, value, residual, gamma, options=options, save_out=True)
+    result, out, stats = forward(query, key, value, residual, gamma, options=options, save_out=True)
     out, stats = (checkpoint_name(array, KEPT) for array in (out, stats))
     return result, (query, key, value, out, stats, gamma)
 
 
 def _residual_backward(options: Options, saved: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
     query, key, value, out, stats, gamma = saved
-    dquery, dkey, dvalue, delta = backward_p.bind(
+    dquery, dkey, dvalue, delta = backward(
         query, key, value, out, stats, grad.astype(value.dtype), gamma, options=options
     )
     return dquery, dkey, dvalue, grad, delta.sum().astype(gamma.dtype).reshape(1)

@@ -3,6 +3,11 @@
 The functions take and give the arrays that ``primitives.py`` lists, channels-last.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+# JAX leaves some of its functions untyped, and Triton all of them.
+
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -76,7 +81,8 @@ def backward_reference(
     def attend(query: Array, key: Array, value: Array) -> Array:
         return reference.attend(Call(query, key, value, options))
 
-    gradients = jax.vjp(attend, query, key, value)[1](grad)
+    _, gradients_of = jax.vjp(attend, query, key, value)
+    gradients: Sequence[Array] = gradients_of(grad)
     if gamma is not None:
         gradients = [(gamma * gradient).astype(gradient.dtype) for gradient in gradients]
     return [*gradients, (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1, keepdims=True)]
@@ -108,7 +114,7 @@ def _obstacle() -> str | None:
     """Return why the kernels cannot run on the machine's CUDA devices, or None if they can."""
     import triton
 
-    if triton.knobs.runtime.interpret:
+    if triton.knobs.runtime.interpret:  # pyright: ignore[reportAttributeAccessIssue]
         return "Triton is its interpreter (TRITON_INTERPRET=1)"
     from .binding import triton_library
     from .passes import device

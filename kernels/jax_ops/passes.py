@@ -5,6 +5,9 @@ S spatial sizes, D query channels, C value channels. XLA owns all memory, so a p
 reads, updates or writes, and the result may take the memory of a pointer that is read.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# Triton, and JAX's devices, come without types.
+
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -35,30 +38,32 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
     query, key, value, _, residual, gamma = call
     launches = plan.forward_launches(_problem(call), device(), residual is not None, save_out)
     out_dtype = kept_dtype(value) if save_out else value.dtype
-    out = stats = result = None
+    made: dict[str, Array] = {}
     for planned in launches:
+        out = made.get("out_ptr")
         saves = planned.constants["SAVE_OUT"]
-        pointers = {
+        pointers: dict[str, Any] = {
             "query_ptr": query,
             "key_ptr": key,
             "value_ptr": value,
             "out_ptr": _out_pointer(value, out_dtype, out, saves),
             "stats_ptr": Written((*query.shape[:-1], 2), jnp.float32),
-            "previous_stats_ptr": stats,
+            "previous_stats_ptr": made.get("stats_ptr"),
             "residual_ptr": None,
             "gamma_ptr": None,
             "result_ptr": None,
         }
-        if planned.constants["HAS_RESIDUAL"]:
+        if residual is not None and planned.constants["HAS_RESIDUAL"]:
             in_place = out is not None and not saves and residual.dtype == value.dtype
             pointers["residual_ptr"] = residual
             pointers["gamma_ptr"] = gamma
             pointers["result_ptr"] = Written(value.shape, residual.dtype, "out_ptr" if in_place else None)
         made = _launch(line_forward_kernel, planned, call, pointers, "residual_stride")
-        out, stats, result = made.get("out_ptr"), made["stats_ptr"], made.get("result_ptr")
     if residual is None:
-        return [out, stats]
-    return [result, out, stats] if save_out else [result]
+        return [made["out_ptr"], made["stats_ptr"]]
+    if save_out:
+        return [made["result_ptr"], made["out_ptr"], made["stats_ptr"]]
+    return [made["result_ptr"]]
 
 
 def _out_pointer(value: Array, dtype: Any, so_far: Array | None, saves: bool) -> Any:
@@ -84,10 +89,10 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
     gradients = {"dquery_ptr": query, "dkey_ptr": key, "dvalue_ptr": value}
     wide = dict(zip(gradients, plan.backward_partials(launches), strict=True))
     several_tiles = wide["dvalue_ptr"]
-    delta: Any = Written((*query.shape[:-1], 1), jnp.float32)
+    delta: Any = Written((*query.shape[:-1], 1), jnp.float32)  # by the first pass, and read by the others
     made: dict[str, Array] = {}
     for planned in launches:
-        pointers = {
+        pointers: dict[str, Any] = {
             "query_ptr": query,
             "key_ptr": key,
             "value_ptr": value,

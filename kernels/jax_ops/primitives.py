@@ -8,6 +8,9 @@ Shapes: query (N, *S, D), value (N, *S, C), out, grad, residual and result like 
 (N, *S, 1), gamma (1,).
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# JAX leaves primitives and their registration untyped.
+
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -23,6 +26,17 @@ from . import lowering
 
 forward_p = Primitive("criss_cross_forward")
 backward_p = Primitive("criss_cross_backward")
+
+
+def forward(*arrays: Array, options: Options, save_out: bool) -> list[Array]:
+    """Apply the forward primitive."""
+    return forward_p.bind(*arrays, options=options, save_out=save_out)
+
+
+def backward(*arrays: Array, options: Options) -> list[Array]:
+    """Apply the backward primitive."""
+    return backward_p.bind(*arrays, options=options)
+
 
 # ---- shapes, made from the inputs' types, whose other properties, such as a shard_map's axes, they share
 
@@ -53,12 +67,12 @@ def _batch_forward(
     images = _fold_all(arrays[:4], axes[:4], size)
     if len(arrays) == 5 and axes[4] is not None:  # the kernels take one gamma for all images
         query, key, value, residual = images
-        out, stats = forward_p.bind(query, key, value, options=options, save_out=True)
+        out, stats = forward(query, key, value, options=options, save_out=True)
         gamma = _gamma_per_image(arrays[4], axes[4], residual, size)
         result = (gamma * out + residual).astype(residual.dtype)
         made = [result, out, stats] if save_out else [result]
     else:
-        made = forward_p.bind(*images, *arrays[4:], options=options, save_out=save_out)
+        made = forward(*images, *arrays[4:], options=options, save_out=save_out)
     return _unfold_all(made, size)
 
 
@@ -68,11 +82,11 @@ def _batch_backward(
     size = _batch_size(arrays, axes)
     images = _fold_all(arrays[:6], axes[:6], size)
     if len(arrays) == 7 and axes[6] is not None:
-        *gradients, delta = backward_p.bind(*images, options=options)
+        *gradients, delta = backward(*images, options=options)
         gamma = _gamma_per_image(arrays[6], axes[6], images[0], size)
         made = [*((gamma * gradient).astype(gradient.dtype) for gradient in gradients), delta]
     else:
-        made = backward_p.bind(*images, *arrays[6:], options=options)
+        made = backward(*images, *arrays[6:], options=options)
     return _unfold_all(made, size)
 
 

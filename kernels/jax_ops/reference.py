@@ -4,6 +4,9 @@ Shapes: N images, S spatial sizes, D query channels, C value channels, L the len
 "others" the spatial axes that are not attended along.
 """
 
+# pyright: reportUnknownMemberType=false
+# jax.numpy leaves some of its functions untyped.
+
 from collections.abc import Sequence
 
 import jax

@@ -1,5 +1,8 @@
 """The choice between the Triton kernels and the reference for torch tensors."""
 
+# pyright: reportUnknownMemberType=false
+# torch leaves some of its decorators untyped.
+
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
@@ -46,7 +49,7 @@ def attention_weights(query: Tensor, key: Tensor, position: Sequence[int], recur
 
 def _is_exporting() -> bool:
     # A Triton kernel has no place in an exported program or in ONNX: the reference exports everywhere.
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _obstacle(call: Call[Tensor]) -> str | None:

@@ -5,6 +5,9 @@ per axis. A network calls with the same kinds again and again, so each planned l
 kernels by what Triton distinguishes, and calls them directly. The times are in results/kernels_log.md.
 """
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# Triton comes without types.
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +19,16 @@ from ..plan import Launch
 
 def is_interpreted() -> bool:
     """Return whether Triton runs its kernels in the interpreter, on the CPU."""
-    return triton.knobs.runtime.interpret
+    return triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def run(kernel: Any, launch: Launch, arrays: Sequence[Tensor | None], strides: Sequence[int], scale: float) -> None:
+def run(
+    kernel: Any,
+    launch: Launch,
+    arrays: tuple[Tensor, *tuple[Tensor | None, ...]],
+    strides: Sequence[int],
+    scale: float,
+) -> None:
     """Launch ``kernel`` on the current device and stream.
 
     Args:

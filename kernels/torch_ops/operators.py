@@ -9,6 +9,9 @@ A torch operator takes a flat list of tensors and numbers, so a :class:`Call` is
 behind the operator.
 """
 
+# pyright: reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
+# torch leaves the registration of operators untyped.
+
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -21,6 +24,7 @@ from . import passes
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_DEVICES = ("cuda", "cpu")  # on the CPU the kernels run under Triton's interpreter only, for tests
 _INPUTS = "Tensor query, Tensor key, Tensor value"
 _OPTIONS = "int[] axes, float scale, str precision, int channel_axis"
 
@@ -30,12 +34,12 @@ def attend(call: Call[Tensor]) -> Tensor:
     query, key, value, options, residual, gamma = call
     flat_options = options.axes, options.scale, options.precision, options.channel_axis
     if residual is None or gamma is None:
-        out, _ = torch.ops.ccnet.criss_cross(query, key, value, *flat_options)
+        out, _ = torch.ops.ccnet.criss_cross.default(query, key, value, *flat_options)
         return out.to(value.dtype)
     arrays = (query, key, value, residual, gamma)
     # The attention's output is kept for the backward pass alone; without one it is never written.
     save_out = torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
-    result, _, _ = torch.ops.ccnet.criss_cross_residual(*arrays, *flat_options, save_out)
+    result, _, _ = torch.ops.ccnet.criss_cross_residual.default(*arrays, *flat_options, save_out)
     return result
 
 
@@ -72,8 +76,6 @@ torch.library.define(
 )
 
 
-# On the CPU the kernels run under Triton's interpreter only, for tests.
-@torch.library.impl("ccnet::criss_cross", ("cuda", "cpu"))
 @_on_device
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, axes: Sequence[int], scale: float, precision: str, channel_axis: int
@@ -103,12 +105,13 @@ def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 def _attention_backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     query, key, value, out, stats = ctx.saved_tensors
     grad = grad.to(value.dtype)
-    dquery, dkey, dvalue, _ = torch.ops.ccnet.criss_cross_backward(
+    dquery, dkey, dvalue, _ = torch.ops.ccnet.criss_cross_backward.default(
         query, key, value, out, stats, grad, None, *ctx.options
     )
     return dquery, dkey, dvalue, None, None, None, None
 
 
+torch.library.impl("ccnet::criss_cross", _DEVICES, _attention)
 torch.library.register_autograd("ccnet::criss_cross", _attention_backward, setup_context=_save_attention)
 
 
@@ -122,7 +125,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl("ccnet::criss_cross_residual", ("cuda", "cpu"))
 @_on_device
 def _residual(
     query: Tensor, key: Tensor, value: Tensor, residual: Tensor, gamma: Tensor,
@@ -156,13 +158,14 @@ def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _residual_backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     query, key, value, out, stats, gamma = ctx.saved_tensors
-    dquery, dkey, dvalue, delta = torch.ops.ccnet.criss_cross_backward(
+    dquery, dkey, dvalue, delta = torch.ops.ccnet.criss_cross_backward.default(
         query, key, value, out, stats, grad.to(value.dtype), gamma, *ctx.options
     )
     dgamma = delta.sum().to(gamma.dtype).reshape(gamma.shape)
     return dquery, dkey, dvalue, grad, dgamma, None, None, None, None, None
 
 
+torch.library.impl("ccnet::criss_cross_residual", _DEVICES, _residual)
 torch.library.register_autograd("ccnet::criss_cross_residual", _residual_backward, setup_context=_save_residual)
 
 
@@ -176,7 +179,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl("ccnet::criss_cross_backward", ("cuda", "cpu"))
 @_on_device
 def _backward(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, grad: Tensor, gamma: Tensor | None,
@@ -209,4 +211,5 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+torch.library.impl("ccnet::criss_cross_backward", _DEVICES, _backward)
 torch.library.register_autograd("ccnet::criss_cross_backward", _refuse_second_derivative, setup_context=_save_nothing)

@@ -5,6 +5,9 @@ side by side and one stride from pixel to pixel. That is true of channels_last t
 projection buffer, so those are read where they are; other arrays are copied into that layout once.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# Triton, and the properties of a GPU in torch, come without types.
+
 from functools import cache
 
 import torch
@@ -46,7 +49,7 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
     previous = None
     for planned in launches:
         if previous is not None:  # a pass reads the statistics of the pass before while it writes its own
-            stats = empty_per_pixel(query, 2)
+            stats = torch.empty_like(stats)
         arrays = query, key, value, out, stats, previous, residual, call.gamma, result
         launch.run(line_forward_kernel, planned, arrays, strides, call.options.scale)
         previous = stats
@@ -152,6 +155,8 @@ def _name(dtype: torch.dtype) -> str:
 
 def _by_pixel(array: Tensor) -> tuple[Tensor, int]:
     """Return the array and its stride from pixel to pixel; a contiguous copy if it has more than one stride."""
+    if array.is_contiguous():
+        return array, array.shape[-1]
     stride = None
     pixels = 1
     for size, step in zip(reversed(array.shape[:-1]), reversed(array.stride()[:-1]), strict=True):

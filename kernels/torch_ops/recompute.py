@@ -1,21 +1,25 @@
-"""A memory mode: keep the input of the projections for the backward pass instead of what they project."""
+"""Recomputation in the backward pass: keep the input of the projections instead of the projections."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+# Size, strides and offset of a view whose memory was dropped.
+View = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
+
 
 @contextmanager
-def recomputed_projection(project: Callable[[Tensor], Tensor], image: Tensor) -> Iterator[Tensor]:
-    """Inside, views of ``project(image)`` that operations save for their backward are dropped and made again.
+def recomputed_projection(project: Callable[[Tensor], Tensor], image: Tensor) -> Generator[Tensor]:
+    """Drop views of ``project(image)`` that operations inside save for their backward pass, and recompute them there.
 
     With query, key and value as slices of one projection, a criss-cross loop then keeps 2 C numbers per pixel
-    (its input and its attention's output) instead of 3 C + 2 D, for one more projection in the backward.
+    (its input and its attention's output) instead of 3 C + 2 D, for one more projection in the backward pass.
 
     Args:
-        project: (N, C, *S) to any tensor; called again in the backward pass, under the same autocast.
+        project: the projection, from (N, C, *S) to any tensor; called again in the backward pass, under the same
+            autocast.
         image: its input, which the projection keeps for its own gradient anyway.
 
     Yields:
@@ -27,26 +31,31 @@ def recomputed_projection(project: Callable[[Tensor], Tensor], image: Tensor) ->
         ...     out = criss_cross_residual(query, key, value, image, gamma)
     """
     device = image.device.type
-    autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
+    autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     projected = project(image)
-    storage = projected.untyped_storage()._cdata
+    storage = _storage(projected)
     views = 0
-    again: list[Tensor] = []  # the projection made again, until the last of its views is handed out
+    again: list[Tensor] = []  # the recomputed projection, once per view that is still to be handed out
 
-    def pack(tensor: Tensor):
+    def pack(tensor: Tensor) -> Tensor | View:
         nonlocal views
-        if tensor.untyped_storage()._cdata != storage:
+        if _storage(tensor) != storage:
             return tensor
         views += 1
         return tensor.size(), tensor.stride(), tensor.storage_offset()
 
-    def unpack(saved):
+    def unpack(saved: Tensor | View) -> Tensor:
         if isinstance(saved, Tensor):
             return saved
         if len(again) == 0:
-            with torch.no_grad(), torch.autocast(device, **autocast):
+            with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=autocast):
                 again.extend([project(image)] * views)
         return again.pop().as_strided(*saved)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield projected
+
+
+def _storage(tensor: Tensor) -> int:
+    """Identify a tensor's memory; fake tensors, too, have such a number, but no address."""
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

@@ -4,6 +4,9 @@ Shapes: N images, S spatial sizes, D query channels, C value channels, L the len
 "others" the spatial axes that are not attended along.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# torch leaves Tensor.split untyped.
+
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +18,10 @@ from ..call import Call, Options
 def attend(call: Call[Tensor]) -> Tensor:
     """Attend as :func:`ccnet.kernels.criss_cross_attention` does, and add the residual if the call has one."""
     out = _attended_value(call)
-    if call.residual is None:
+    residual, gamma = call.residual, call.gamma
+    if residual is None or gamma is None:
         return out
-    return (call.gamma * out + call.residual).to(call.residual.dtype)
+    return (gamma * out + residual).to(residual.dtype)
 
 
 def _attended_value(call: Call[Tensor]) -> Tensor:
@@ -75,7 +79,7 @@ def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
             energy = energy.masked_fill_(index[:, None] == index, float("-inf"))
         energies.append(_lines_back(energy, axis))  # (N, *S, L)
     attention = torch.cat(energies, dim=-1).softmax(dim=-1)
-    parts = attention.split([energy.shape[-1] for energy in energies], dim=-1)
+    parts: Sequence[Tensor] = attention.split([energy.shape[-1] for energy in energies], dim=-1)
     return [_lines(part, axis) for axis, part in zip(options.axes, parts, strict=True)]
 
 
