@@ -58,7 +58,7 @@ def launched_arguments():
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from ccnet.kernels import torch_op
+    from ccnet.kernels.torch_ops import passes as torch_op
 
     notes = []
 
