@@ -59,9 +59,9 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
 
-    model, config = training.initial_network(config, saved, num_classes=len(train_set.classes))
+    model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
-    model = model.to(framework.device, memory_format=training.memory_format(config))
+    model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
     schedule = instantiate(config.optimizer.schedule, optimizer)
@@ -77,7 +77,18 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
         runtime.StopRequest() as request,
         training.open_log(config, folder, task=task, dataset=train_set, state=state, group=sweeps.sweep_name()) as log,
     ):
-        run = training.Run(config, folder, task, state, step, framework.device, loader, val_set, log, request)
+        run = training.Run(
+            config=config,
+            folder=folder,
+            task=task,
+            state=state,
+            step=step,
+            device=framework.device,
+            loader=loader,
+            val_set=val_set,
+            log=log,
+            request=request,
+        )
         run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
         run.fit()
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..engine.drawing.tables import Table
 from ..engine.guards.settings import replaced
 from ..engine.runtime.devices import seed_everything
-from ..engine.training.prefetch import prefetch
+from ..engine.training.batches import prefetch
 from ..engine.training.torch_step import TorchStep, memory_format
 from ..models.factory import build, compose_conf
 from .timing import provenance

@@ -26,7 +26,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         label_ids: as in :class:`~ccnet.data.label_files.LabelReader`; None if the values in the files are class
             indices, with 255 for ignored pixels.
         result_values: the K values in the benchmark's result files; the class indices by default.
-        transform: applied to the pair that ``read`` returns.
+        transform: applied to the pair that ``read`` returns; None leaves it as it is.
     """
 
     ignore_index = IGNORE_INDEX
@@ -37,7 +37,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         *,
         classes: Sequence[str],
         palette: Sequence[Sequence[int]],
-        transform: PairTransform,
+        transform: PairTransform | None,
         label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | None = None,
         result_values: Sequence[int] | None = None,
     ):
@@ -54,7 +54,8 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.transform(*self.read(index))
+        pair = self.read(index)
+        return self.transform(*pair) if self.transform else pair
 
     @property
     def has_labels(self) -> bool:

@@ -1,4 +1,4 @@
-"""A whole picture in a frame of fixed size: scaled to fit, centred, turned; and the way back for its labels."""
+"""Letterboxing: fit a whole image into a frame of fixed size, centred, and map predictions back."""
 
 import math
 from typing import NamedTuple
@@ -9,42 +9,46 @@ from torch.nn.functional import grid_sample
 
 
 class Placement(NamedTuple):
-    """How a picture lies in a frame.
+    """How an image lies in a frame.
 
     Attributes:
-        picture: (H, W), pixels.
-        frame: (H, W), pixels.
-        grown: factor on what the frame shows; 1 is the smallest frame that holds the whole upright picture.
-        angle: in degrees.
+        image: (H, W) of the image, pixels.
+        frame: (H, W) of the frame, pixels.
+        zoom_out: how much more than the image the frame shows; 1 fits the upright image exactly.
+        angle: rotation of the image in the frame, degrees.
     """
 
-    picture: tuple[int, int]
+    image: tuple[int, int]
     frame: tuple[int, int]
-    grown: float = 1.0
+    zoom_out: float = 1.0
     angle: float = 0.0
 
     @property
     def step(self) -> float:
-        """Picture pixels per frame pixel."""
-        return self.grown * max(side / frame for side, frame in zip(self.picture, self.frame, strict=True))
+        """Image pixels per frame pixel."""
+        return self.zoom_out * max(side / frame for side, frame in zip(self.image, self.frame, strict=True))
 
 
 def resample(images: Tensor, placement: Placement, *, mode: str = "bilinear") -> Tensor:
-    """Draw pictures into the frame: (N, C, H, W) float -> (N, C, *frame), zeros beside them."""
-    height, width = placement.picture
+    """Draw images into the frame: float (N, C, H, W) -> (N, C, *frame), with zeros outside the image.
+
+    Args:
+        mode: "bilinear" or "nearest".
+    """
+    height, width = placement.image
     y, x = (torch.arange(side, device=images.device) + 0.5 - side / 2 for side in placement.frame)
     y, x = torch.meshgrid(y * placement.step, x * placement.step, indexing="ij")
-    turn = math.radians(placement.angle)
-    across = x * math.cos(turn) - y * math.sin(turn)
-    down = x * math.sin(turn) + y * math.cos(turn)
+    angle = math.radians(placement.angle)
+    across = x * math.cos(angle) - y * math.sin(angle)
+    down = x * math.sin(angle) + y * math.cos(angle)
     grid = torch.stack([across / (width / 2), down / (height / 2)], dim=-1)  # [-1, 1] from edge to edge
     grid = grid.to(images.dtype).expand(len(images), -1, -1, -1)
     return grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def restore(maps: Tensor, placement: Placement) -> Tensor:
-    """Back to the picture, nearest neighbour: (N, C, *frame) of an upright placement -> (N, C, H, W)."""
-    for dim, side, frame in zip((-2, -1), placement.picture, placement.frame, strict=True):
+    """Map (N, C, *frame) of an upright placement back to the image, (N, C, H, W), by nearest neighbour."""
+    for dim, side, frame in zip((-2, -1), placement.image, placement.frame, strict=True):
         centres = (torch.arange(side, device=maps.device) + 0.5 - side / 2) / placement.step + frame / 2
         maps = maps.index_select(dim, centres.long().clamp(0, frame - 1))
     return maps

@@ -38,7 +38,7 @@ class Loader(DataLoader):
             **named,
         )
 
-    def __iter__(self) -> Generator:
+    def __iter__(self) -> Generator:  # pyright: ignore[reportIncompatibleMethodOverride], no one needs torch's class
         with _signals_blocked():
             batches = super().__iter__()
         return self._timed(batches)

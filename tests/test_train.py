@@ -1,4 +1,4 @@
-"""Training, resuming, evaluating and predicting, as a user does them."""
+"""Training, resuming, evaluating and predicting from the command line."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
+def test_a_run_writes_scalars_pictures_and_checkpoints(finished):
     train = rows(finished / "train.csv")
     assert [row["iteration"] for row in train] == ["1", "2", "3", "4"]
     assert {"loss", "loss/main", "loss/aux", "grad_norm", "lr", "images_per_s", "step_s", "data_wait"} <= set(train[0])
@@ -79,11 +79,11 @@ def test_loss_falls_on_one_batch():
 
 
 class Killed(Exception):
-    """Stands for whatever ends a process between two iterations."""
+    """Stands in for anything that ends a process between two iterations."""
 
 
 @pytest.mark.parametrize("options", [(), ("optimizer=sgd", "loss=ce_ccl")], ids=["adamw", "sgd_ccl"])
-def test_a_stopped_and_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path, monkeypatch, options):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, options):
     run(tmp_path / "whole", *options)
 
     steps = []
@@ -115,7 +115,7 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path,
 
 
 def assert_same(one, two, where="checkpoint"):
-    """Equal to the last bit, tensors and everything else."""
+    """Assert that two nested structures are equal, tensors to the last bit."""
     assert type(one) is type(two), where
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two), where
@@ -131,7 +131,7 @@ def assert_same(one, two, where="checkpoint"):
         assert one == two or (one != one and two != two), where
 
 
-def test_resume_takes_the_runs_own_configuration(finished, tmp_path, run_entry):
+def test_resume_uses_the_runs_own_configuration(finished, tmp_path, run_entry):
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "result.json").unlink()
     run_entry("train.py", f"resume={folder}", "log_every=3")
@@ -143,7 +143,7 @@ def test_resume_takes_the_runs_own_configuration(finished, tmp_path, run_entry):
 
 
 @pytest.mark.parametrize("name", ["best", "last.pt"])
-def test_evaluate_meets_the_last_validation_to_the_last_digit(finished, tmp_path, run_entry, name):
+def test_evaluate_reproduces_the_last_validation_to_the_last_digit(finished, tmp_path, run_entry, name):
     done = run_entry("evaluate.py", f"checkpoint={finished / name}", f"output={tmp_path / 'scores'}", *HERE)
     stem = f"{name.removesuffix('.pt')}_val_whole"
     scores = json.loads((tmp_path / "scores" / f"{stem}.json").read_text())
@@ -227,7 +227,7 @@ def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
     assert f"error: dataset.root={camvid_root} is not a folder: CamVid was expected there" in missing.stderr
 
 
-def test_ones_own_folder_from_the_command_line(folder_data, tmp_path, run_entry):
+def test_a_users_own_folder_from_the_command_line(folder_data, tmp_path, run_entry):
     images, masks = folder_data
     overrides = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
     run_entry(

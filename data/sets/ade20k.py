@@ -18,7 +18,7 @@ class ADE20K(ImagePairs):
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform):
+    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         images, labels = layouts.ADE20K.find(root, split)
         classes = read_classes("ade20k")
         super().__init__(

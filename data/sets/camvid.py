@@ -1,7 +1,7 @@
 """CamVid in SegNet's split: Brostow et al., Semantic object classes in video, 2009; Badrinarayanan et al., 2017.
 
-Two layouts are read: SegNet's own, 360x480 with 12 label values, and the authors' of 720x960, whose label pictures
-show 32 classes in colours.
+Two layouts are supported: SegNet's, 360x480 with 12 label values, and the original one, 720x960, whose label images
+show 32 classes in colour.
 """
 
 import re
@@ -12,7 +12,7 @@ from ..file_lists import check_files, inside, read_list
 from ..image_pairs import ImagePairs, PairTransform
 from . import layouts
 
-# SegNet's 11 classes, their colours, and which of CamVid's 32 classes each gathers, by their colours.
+# SegNet's 11 classes: the colour of each, and the colours of those of CamVid's 32 classes that it merges.
 _CLASSES = {
     "Sky": ((128, 128, 128), [(128, 128, 128)]),
     # building, archway, bridge, tunnel, wall
@@ -28,7 +28,7 @@ _CLASSES = {
     # sign or symbol, other text, traffic light
     "SignSymbol": ((192, 128, 128), [(192, 128, 128), (128, 128, 64), (0, 64, 64)]),
     "Fence": ((64, 64, 128), [(64, 64, 128)]),
-    # car, pickup, truck or bus, train, other that moves
+    # car, pickup, truck or bus, train, other moving object
     "Car": ((64, 0, 128), [(64, 0, 128), (64, 128, 192), (192, 128, 192), (192, 64, 128), (128, 64, 64)]),
     # pedestrian, child, cart or pram, animal
     "Pedestrian": ((64, 64, 0), [(64, 64, 0), (192, 128, 64), (64, 0, 192), (64, 128, 64)]),
@@ -40,7 +40,7 @@ PALETTE = tuple(colour for colour, _ in _CLASSES.values())
 UNLABELLED = 11
 _VOID = (0, 0, 0)
 
-# SegNet's split as ranges of frame numbers: val is a clip out of a gap of a training sequence.
+# SegNet's split as ranges of frame numbers; val is a clip in a gap of a training sequence.
 _SPLITS = {
     "train": {"0001TP": [(6690, 8520)], "0006R0": [(930, 3930)], "0016E5": [(390, 7920), (8190, 8640)]},
     "val": {"0016E5": [(7959, 8159)]},
@@ -50,15 +50,15 @@ _FRAME = re.compile(r"(?P<sequence>[^_]+)_f?(?P<number>\d+)")
 
 
 class CamVid(ImagePairs):
-    """Driving frames of 360x480 pixels, 11 classes; class 11 is ignored.
+    """Driving frames of 360x480 pixels with 11 classes; label 11, unlabelled, is ignored.
 
     Args:
         root: the folder with ``train.txt``.
         split: "train", "val" or "test".
-        transform: see :class:`data.pairs.ImagePairs`.
+        transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform):
+    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         folder, listed = layouts.CAMVID.find(root, split)
         label_ids = {index: index for index in range(len(CLASSES))} | {UNLABELLED: IGNORE_INDEX}
         super().__init__(
@@ -71,32 +71,32 @@ class CamVid(ImagePairs):
 
 
 class CamVidFull(ImagePairs):
-    """The frames at 720x960 pixels; CamVid's 32 classes are gathered into SegNet's 11, void is ignored.
+    """Driving frames of 720x960 pixels; CamVid's 32 classes are merged into SegNet's 11, and void is ignored.
 
     Args:
         root: the folder with ``701_StillsRaw_full`` and ``LabeledApproved_full``.
         split: "train", "val" or "test", SegNet's 367, 101 and 233 frames.
-        transform: see :class:`data.pairs.ImagePairs`.
+        transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform):
+    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         images, labels = layouts.CAMVID_FULL.find(root, split)
         frames = sorted(images.glob("*.png"))
         chosen = [path for path in frames if _in_split(path, split)]
         if not chosen:
             raise FileNotFoundError(f"{images} holds no frames of {split} among its {len(frames)} images")
-        gathered = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
+        merged = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
         super().__init__(
             check_files([(path, labels / f"{path.stem}_L.png") for path in chosen], str(images)),
             classes=CLASSES,
             palette=PALETTE,
-            label_ids=gathered | {_VOID: IGNORE_INDEX},
+            label_ids=merged | {_VOID: IGNORE_INDEX},
             transform=transform,
         )
 
 
 def frame_of(path: Path) -> tuple[str, int]:
-    """Sequence and frame number (at 30 Hz) that a frame's file name tells."""
+    """Return the sequence and the frame number (at 30 Hz) in a frame's file name."""
     match = _FRAME.match(path.stem)
     if not match:
         raise ValueError(f"{path} is not named like a CamVid frame, SEQUENCE_NUMBER")

@@ -20,7 +20,9 @@ class Cityscapes(ImagePairs):
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform, labels: str = "labelIds"):
+    def __init__(
+        self, root: str | Path | None, *, split: str, transform: PairTransform | None, labels: str = "labelIds"
+    ):
         table = read_classes("cityscapes")
         classes = [entry for entry in table if entry["train_id"] not in (-1, IGNORE_INDEX)]
         label_ids = {

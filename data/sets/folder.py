@@ -1,4 +1,4 @@
-"""Anybody's own pictures and masks: two folders and the classes."""
+"""A user's own images and masks: two folders and the class names."""
 
 import colorsys
 from collections.abc import Sequence
@@ -11,20 +11,19 @@ from .layouts import find_folders
 
 
 class Folder(ImagePairs):
-    """Pictures in one folder, label images (.png) of the same names in another.
+    """Images in one folder and masks, label images (.png) of the same names, in another.
 
-    A label image holds a class number from 0 to K - 1 per pixel (255 is ignored), as grey values or as indices
-    into a palette.
+    A mask holds a class number from 0 to K - 1 per pixel (255 is ignored), as grey values or as palette indices.
 
     Args:
-        images: folder of pictures, searched with its subfolders.
-        masks: folder of label images, with the same subfolders.
+        images: the folder of images, searched recursively.
+        masks: the folder of masks, with the same subfolders.
         classes: K names, or K itself.
-        palette: K RGB triples; distinct colours if not given.
-        ignore_label: a further value in the label images that does not count.
-        split: "train" or "val", two parts of the pictures; or "all".
-        val_share: share of the pictures, evenly spread over their sorted names, that is "val".
-        transform: see :class:`data.pairs.ImagePairs`.
+        palette: K RGB triples; distinct colours by default.
+        ignore_label: another value in the masks that is ignored.
+        split: "train" or "val", two disjoint parts of the images, or "all".
+        val_share: the share of images in "val", evenly spaced in the sorted list of names.
+        transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class Folder(ImagePairs):
         classes: Sequence[str] | int | None,
         split: str,
         val_share: float,
-        transform: PairTransform,
+        transform: PairTransform | None,
         palette: Sequence[Sequence[int]] | None = None,
         ignore_label: int | None = None,
     ):
@@ -59,7 +58,7 @@ class Folder(ImagePairs):
         )
 
 
-def _split(pairs: list, split: str, val_share: float) -> list:
+def _split(pairs: list[tuple[Path, Path]], split: str, val_share: float) -> list[tuple[Path, Path]]:
     if split == "all":
         return pairs
     if split not in ("train", "val") or not 0 < val_share < 1:
@@ -67,13 +66,17 @@ def _split(pairs: list, split: str, val_share: float) -> list:
             f"split is {split!r} and val_share {val_share}: choose train, val or all, and a share in (0, 1)"
         )
     if len(pairs) < 2:
-        raise ValueError(f"{len(pairs)} picture cannot be split into training and validation: give at least 2")
+        raise ValueError(f"{len(pairs)} image cannot be split into training and validation: give at least 2")
     number = min(max(round(len(pairs) * val_share), 1), len(pairs) - 1)
     chosen = {int((index + 0.5) * len(pairs) / number) for index in range(number)}
     return [pair for index, pair in enumerate(pairs) if (index in chosen) == (split == "val")]
 
 
 def distinct_colours(number: int) -> list[tuple[int, int, int]]:
-    """RGB triples whose hues keep the golden angle, so that neighbours in the list differ most."""
-    hsv = ((index * 0.618034 % 1, 0.85 - 0.35 * (index % 3 == 1), 0.95 - 0.3 * (index % 2)) for index in range(number))
-    return [tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(*colour)) for colour in hsv]
+    """Return RGB triples whose hues are a golden angle apart, so that neighbours in the list differ most."""
+    colours = []
+    for index in range(number):
+        hue, saturation, value = index * 0.618034 % 1, 0.85 - 0.35 * (index % 3 == 1), 0.95 - 0.3 * (index % 2)
+        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colours

@@ -19,7 +19,7 @@ class LIP(ImagePairs):
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform):
+    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         listed, images, *labels = layouts.LIP.find(root, split)
         names = [(place, words[0].removesuffix(".jpg")) for place, words in read_list(listed)]
         pairs = [

@@ -17,7 +17,7 @@ class VOC(ImagePairs):
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform):
+    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         listed, images, *labels = layouts.VOC.find(root, split)
         # Some lists give paths, "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png".
         names = [Path(words[0]).stem for _, words in read_list(listed)]

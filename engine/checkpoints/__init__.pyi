@@ -1,4 +1,5 @@
 from .export import export_onnx as export_onnx
+from .networks import initial_network as initial_network
 from .networks import network as network
 from .networks import start_from as start_from
 from .reading import find as find

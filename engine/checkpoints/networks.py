@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ...models import tensor_files
 from ...models.factory import build
-from .reading import load
+from ..guards.settings import replaced
+from ..runtime.overrides import given_overrides
+from .reading import find, load
 from .record import Checkpoint
 
 
@@ -50,6 +52,30 @@ def start_from(path: Path, config: DictConfig, *, num_classes: int) -> tuple[nn.
     return _filled(made, weights), model
 
 
+def initial_network(config: DictConfig, saved: Checkpoint | None, *, num_classes: int) -> tuple[nn.Module, DictConfig]:
+    """Return the network to train, and the configuration with what is known only now.
+
+    That is the number of classes and, with ``init``, the ``model`` node of the checkpoint that it names.
+
+    Args:
+        config: the run's configuration.
+        saved: the checkpoint to resume from, if any.
+        num_classes: K of the data set.
+
+    Raises:
+        ValueError: ``init`` is given together with options of another network.
+    """
+    if saved:
+        return network(saved).train(), replaced(config, num_classes=num_classes)
+    if config.init is None:
+        return build(config.model, num_classes=num_classes), replaced(config, num_classes=num_classes)
+    given = [f"{option}={value}" for option, value in given_overrides().items() if _chooses_network(option)]
+    if given:
+        raise ValueError(f"init={config.init} brings its own network: leave out {' '.join(given)}")
+    made, node = start_from(find(config.init), config, num_classes=num_classes)
+    return made, replaced(config, num_classes=num_classes, model=node)
+
+
 def _model_node(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the checkpoint's ``model`` node, whose backbone neither downloads nor reads weights of its own."""
     model = checkpoint.setting("model")
@@ -74,3 +100,7 @@ def _filled(made: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit the network of its config: {error}") from error
     return made
+
+
+def _chooses_network(option: str) -> bool:
+    return option.partition(".")[0] in ("model", "backbone")

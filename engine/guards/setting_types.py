@@ -1,7 +1,7 @@
-"""Whether the values of a configuration can be what the code reads: one message instead of a traceback later.
+"""Check the types and bounds of a configuration's values: one message now instead of a traceback later.
 
-What a node with a ``_target_`` may hold, the annotations of what it names tell; for the settings that train.py reads
-itself there are bounds.
+The settings that train.py reads itself have bounds here. The arguments of a node with a ``_target_`` have the types
+that the class or function declares.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 
 _MOST = 2**31 - 1
-# Setting -> kind, the smallest and the largest value, and whether it may be null.
+# Setting -> type, smallest and largest value, and whether it may be null.
 _BOUNDS = {
     "seed": (int, -(2**63), 2**63 - 1, False),
     "num_workers": (int, 0, 1024, False),
@@ -36,7 +36,7 @@ _BOUNDS = {
     "published.recurrence": (int, 1, 64, False),
 }
 _PARTS = ("model", "backbone", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "logger")
-# What has to become an object by itself.
+# Nodes that must build an object without further arguments.
 _MADE = ("model", "task", "loss", "protocol", "optimizer.algorithm", "optimizer.schedule")
 _HYDRA = {"_args_": list[Any], "_convert_": str, "_partial_": bool, "_recursive_": bool}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -44,10 +44,10 @@ _MISSING = object()
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the setting's name, for a value that nothing here can work with.
+    """Raise ValueError, naming the setting, if a value has the wrong type or is out of bounds.
 
     Args:
-        config: plain and resolved; what it lacks is not looked for.
+        config: plain and resolved. Settings may be missing, as they are in the configuration of a checkpoint.
     """
     for name, (kind, least, most, optional) in _BOUNDS.items():
         value = _select(config, name)
@@ -70,12 +70,13 @@ def check_settings(config: Mapping[str, Any]) -> None:
             if argument in node and not _fits(node[argument], hint):
                 raise ValueError(f"{name}.{argument} is {_shown(node[argument])}: give {_described(hint)}")
         for argument, hint in _arguments(node["_target_"]).items():
-            value = node.get(argument)  # null is filled in later, or the constructor says what it needs
+            value = node.get(argument)  # null is filled in later, or the class says what it needs
             if value is not None and not _fits(value, hint):
                 raise ValueError(f"{name}.{argument} is {_shown(value)}: give {_described(hint)}")
 
 
 def _select(config: Any, name: str) -> Any:
+    """Return the value of a dotted name, or _MISSING."""
     for key in name.split("."):
         if not isinstance(config, Mapping) or key not in config:
             return _MISSING
@@ -84,7 +85,7 @@ def _select(config: Any, name: str) -> Any:
 
 
 def _nodes(node: Any, name: str = "") -> Iterator[tuple[str, Mapping]]:
-    """(name, mapping) of everything that has a ``_target_``."""
+    """Yield (dotted name, mapping) for every node that has a ``_target_``."""
     if isinstance(node, Mapping):
         if "_target_" in node and not isinstance(node["_target_"], str | None):
             raise ValueError(f"{name}._target_ is {_shown(node['_target_'])}: give the name of a class")
@@ -98,7 +99,7 @@ def _nodes(node: Any, name: str = "") -> Iterator[tuple[str, Mapping]]:
 
 
 def _arguments(target: str) -> dict[str, Any]:
-    """Argument -> annotation, those of base classes too; empty for what cannot be told."""
+    """Return argument -> annotation, base classes included; empty if they cannot be read."""
     try:
         found = get_object(target)
         makers = [kind.__init__ for kind in found.__mro__] if isinstance(found, type) else [found]
@@ -107,12 +108,12 @@ def _arguments(target: str) -> dict[str, Any]:
             if inspect.isfunction(maker):
                 hints |= get_type_hints(maker)
         return hints
-    except Exception:  # instantiating it says what is wrong with it
+    except Exception:  # instantiating the target raises a better message
         return {}
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value can be of this annotation; of one that is not known here, everything can."""
+    """Return whether a plain value has the annotated type. Unknown annotations accept any value."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in inner)
@@ -131,11 +132,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and (_is_made(value) or all(_fits(part, inner[1]) for part in value.values()))
     if origin is Callable or isinstance(hint, type):
-        return value == {} or _is_made(value)  # an empty one is none
+        return value == {} or _is_made(value)  # an empty mapping stands for none
     return True
 
 
 def _is_made(value: Any) -> bool:
+    """Return whether a value is a mapping from which Hydra builds an object."""
     return isinstance(value, Mapping) and value.get("_target_") is not None
 
 

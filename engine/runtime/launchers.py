@@ -40,7 +40,7 @@ def parallel_worker() -> int | None:
     return int(worker[1]) - 1 if worker else None
 
 
-def in_own_process(run: Callable[[], T]) -> T:
+def in_own_process(run: Callable[[], T]) -> T | None:
     """Call `run` in a child process and return its result.
 
     If the child is killed, joblib's other processes and the sweep live on. If the sweep itself ends, the child receives

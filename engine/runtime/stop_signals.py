@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 EXIT_CODE = 75  # "try again later" of sysexits.h: the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -32,7 +33,7 @@ class StopRequest:
     def __init__(self):
         self.received: str | None = None
         self._raise, self._since = False, 0.0
-        self._before = {}
+        self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
     def __enter__(self) -> "StopRequest":

@@ -23,7 +23,7 @@ from .results import write_result
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 
 
-def entry_point(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
     """Decorate `main` to turn a user's mistake into one message and exit code 1, and to leave no empty folder behind.
 
     ``HYDRA_FULL_ERROR=1`` shows the whole traceback, as it does for Hydra's own messages. If a run of a sweep fails,

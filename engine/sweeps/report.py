@@ -130,7 +130,7 @@ def _trends(runs: list[Run], score: str) -> dict[str, dict[str, dict[float, list
     given = [{_bare(option): value for option, value in run["overrides"].items()} for run in runs]
     trends = {}
     for option in sorted({option for own in given for option in own} - {"seed"}):
-        values = [own.get(option) for own in given]
+        values: list[Any] = [own.get(option) for own in given]
         if not all(map(_is_number, values)) or len(set(values)) < 2:
             continue
         names = _names([_without(own, option, "seed") for own in given])

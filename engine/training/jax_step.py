@@ -6,7 +6,7 @@ hyperparameters. The step itself (forward, backward and update) runs in JAX over
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class JaxStep:
         criterion: Callable,
         optimizer: torch.optim.Optimizer,
         *,
-        devices: Sequence[jax.Device],
+        devices: Sequence[Any],
         seed: int,
         bf16: bool = False,
         clip_norm: float | None = None,
@@ -167,18 +167,19 @@ class JaxStep:
             rule = optax.trace(hyper["momentum"], nesterov=self.optimizer.defaults["nesterov"])
             gradients = jax.tree.map(jnp.add, gradients, decay)
             moves, after = rule.update(gradients, optax.TraceState(kept["momentum_buffer"]))
-            after = {"momentum_buffer": after.trace, "step": kept["step"] + 1}
+            after = {"momentum_buffer": cast(optax.TraceState, after).trace, "step": kept["step"] + 1}
         else:
             rule = optax.scale_by_adam(hyper["beta1"], hyper["beta2"], hyper["eps"])
             before = optax.ScaleByAdamState(kept["step"], kept["exp_avg"], kept["exp_avg_sq"])
             moves, after = rule.update(gradients, before)
             moves = jax.tree.map(jnp.add, moves, decay)
+            after = cast(optax.ScaleByAdamState, after)
             after = {"exp_avg": after.mu, "exp_avg_sq": after.nu, "step": after.count}
         return jax.tree.map(lambda rate, move: -rate * move, hyper["lr"], moves), after
 
 
 def _named(state: nnx.State) -> dict[str, Any]:
-    return {".".join(path): variable[...] for path, variable in nnx.to_flat_state(state)}
+    return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
 def _state(arrays: dict[str, Any], kind: type[nnx.Variable]) -> nnx.State:

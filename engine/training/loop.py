@@ -17,15 +17,15 @@ from ..evaluation.tasks import Task
 from ..guards.settings import plain
 from ..runtime.distributed import any_of_all, rank, world_size
 from ..runtime.stop_signals import Stopped, StopRequest
+from .batches import prefetch
 from .logger import NoLog, RunLog
 from .nonfinite import NonFiniteDetector, Outcome
-from .prefetch import prefetch
 from .state import TrainingState
 from .throughput import Throughput
 from .torch_step import Step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """A training run under way.
 

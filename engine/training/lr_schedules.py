@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -21,7 +22,7 @@ class WarmupSteps(LRScheduler):
         self.warmup, self.steps, self.start = warmup, sorted(steps), start
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each parameter group at this iteration."""
         warm = 1.0
         if self.last_epoch < self.warmup:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -31,7 +30,7 @@ class Outcome(NamedTuple):
         return {name: value.item() for name, value in (named | {"grad_norm": self.grad_norm}).items()}
 
 
-def step_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def step_if(finite: Tensor, optimizer: Any) -> None:
     """Step the optimiser if the flag is true; a fused optimiser decides on the device, as under a GradScaler."""
     # If a fused SGD skips its very first step, torch leaves the momentum uninitialised: there the host decides.
     if getattr(optimizer, "_step_supports_amp_scaling", False) and optimizer.state:

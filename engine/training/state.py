@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset
 
+from ...data.dataset import ImageDataset
 from ..checkpoints import writing
 from ..checkpoints.record import LAST, PREVIOUS, Checkpoint
 from ..evaluation.tasks import TaskScores
@@ -38,11 +38,11 @@ class TrainingState:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, identity: str):
         self.identity = identity
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.iteration = 0
-        self.validated = 0
+        self.iteration: int = 0
+        self.validated: int = 0
         self.scores: dict[str, Any] = {}
-        self.skipped = 0
-        self.best_score = -1.0
+        self.skipped: int = 0
+        self.best_score: float = -1.0
         self.wandb_id: str | None = None
         self._saved = 0  # the iteration of the newest checkpoint
         self._last_is_whole = True  # False if last.pt is damaged and the run resumed from previous.pt
@@ -50,7 +50,7 @@ class TrainingState:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step, for the first parameter group."""
-        return self.schedule.get_last_lr()[0]
+        return float(self.schedule.get_last_lr()[0])
 
     def advance(self) -> None:
         """Advance the schedule and the iteration after a step."""
@@ -68,7 +68,7 @@ class TrainingState:
         self.validated, self.scores = self.iteration, scores._asdict()
         return is_best
 
-    def save(self, folder: Path, config: dict[str, Any], dataset: Dataset, *, best: bool = False) -> None:
+    def save(self, folder: Path, config: dict[str, Any], dataset: ImageDataset, *, best: bool = False) -> None:
         """Write ``last.pt``, with `best` also ``best.safetensors``. All processes have to call it.
 
         The existing ``last.pt`` becomes ``previous.pt``, unless it is of the same iteration or damaged.
@@ -123,7 +123,7 @@ class TrainingState:
             raise ValueError(f"its schedule is at {self.schedule.last_epoch} and its weights at {saved.iteration}")
         if rank() < len(training["random"]):  # else the run resumes with more processes than it had
             _set_random_state(training["random"][rank()])
-        self.iteration = self._saved = saved.iteration
+        self.iteration = self._saved = self.schedule.last_epoch
         self._last_is_whole = saved.source is None or saved.source.name == LAST
         self.scores = saved.scores
         self.validated, self.skipped, self.best_score = (

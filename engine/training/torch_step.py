@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from omegaconf import DictConfig
@@ -44,6 +44,11 @@ def memory_format(config: DictConfig) -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
+def on_device(model: nn.Module, device: torch.device, config: DictConfig) -> nn.Module:
+    """Move a run's network to the device, in the run's memory format."""
+    return cast(Any, model).to(device, memory_format=memory_format(config))  # torch's stubs lack memory_format
+
+
 class TorchStep:
     """:func:`train_step` with the settings of a run; the processes of ``torchrun`` share each batch.
 
@@ -74,7 +79,7 @@ class TorchStep:
         self.device, self.memory_format, self.options = device, memory_format, options
         self._forward = parallel(model, device)
         if compile:
-            self._forward = torch.compile(self._forward)
+            self._forward = cast(nn.Module, torch.compile(self._forward))
 
     @classmethod
     def of(
@@ -160,7 +165,8 @@ def train_step(
     """
     optimizer.zero_grad(set_to_none=True)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if keep_buffers else []
-    total, report = 0, {}
+    total: Any = 0
+    report: dict[str, Any] = {}
     for last, share, images_part, labels_part in _pieces(images, labels, accumulate):
         unsynchronised = nullcontext() if last else getattr(model, "no_sync", nullcontext)()
         with unsynchronised:

@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 import wandb
+from wandb.errors import CommError
 
 from ..runtime.lost_workers import lost_worker
 
@@ -54,7 +55,7 @@ class WandbRun:
         # W&B sends reports of its own errors, which wait and complain if there is no network.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
-        def start(mode: str) -> wandb.Run:
+        def start(mode: Any) -> wandb.Run:
             return wandb.init(
                 dir=folder,
                 name=name,
@@ -78,7 +79,7 @@ class WandbRun:
 
         try:
             self.run = start(mode)
-        except wandb.errors.CommError as error:
+        except CommError as error:
             self.run = start("offline")
             self._say(f"W&B could not be reached, so this run is logged offline: {str(error).splitlines()[0]}")
         if not self.run.offline and self.run.url:
@@ -134,7 +135,7 @@ def _logged_in() -> bool:
     """Return True if W&B finds a key or a token without asking: in the environment or in a netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         if path and Path(path).expanduser().is_file():
             try:

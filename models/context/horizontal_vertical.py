@@ -1,4 +1,6 @@
-"""Attention along rows and columns one after the other: the HV baselines of the paper's Table 4."""
+"""Attention along rows and along columns, one after the other: the HV baselines of the CCNet paper's Table 4."""
+
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -8,26 +10,28 @@ _ROWS, _COLUMNS = (1,), (0,)
 
 
 class HorizontalVertical(nn.Sequential):
-    """Attention within rows, then within columns, each with projections and a residual of its own ("HV").
+    """Attention within rows, then within columns, each with its own projections and residual ("HV").
+
+    (N, C, H, W) -> (N, C, H, W).
 
     Args:
-        channels: C of input and output.
-        **attention: arguments of :class:`models.CrissCrossAttention`.
+        channels: C of the input and of the output.
+        **attention: keyword arguments of :class:`models.CrissCrossAttention`.
     """
 
-    def __init__(self, channels: int, **attention):
+    def __init__(self, channels: int, **attention: Any):
         super().__init__(*(CrissCrossAttention(channels, axes=axes, **attention) for axes in (_ROWS, _COLUMNS)))
 
 
 class ParallelHorizontalVertical(nn.Module):
-    """The sum of rows-then-columns and columns-then-rows, two branches with their own weights ("HV & VH").
+    """The sum of rows-then-columns and columns-then-rows, two branches with separate weights ("HV & VH").
 
     Args:
-        channels: C of input and output.
-        **attention: arguments of :class:`models.CrissCrossAttention`.
+        channels: C of the input and of the output.
+        **attention: keyword arguments of :class:`models.CrissCrossAttention`.
     """
 
-    def __init__(self, channels: int, **attention):
+    def __init__(self, channels: int, **attention: Any):
         super().__init__()
         self.hv, self.vh = (
             nn.Sequential(*(CrissCrossAttention(channels, axes=axes, **attention) for axes in order))

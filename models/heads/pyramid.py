@@ -1,18 +1,24 @@
-"""The head in which the context module itself reads the backbone's features, as PSPNet and DeepLabv3 have it."""
+"""The head of PSPNet and DeepLabv3 as published, whose pyramid reads the backbone's features directly."""
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .classifier import MainHead
 
-class PyramidHead(nn.Module):
-    """Context module and classifier.
+
+class PyramidHead(MainHead):
+    """A pyramid of branches on the backbone's features, and a classifier.
+
+    Zhao et al., CVPR 2017, arXiv:1612.01105, section 3.2; Chen et al., 2017, arXiv:1706.05587, section 3.3. In the
+    networks of the zoo the same pyramids stand in a :class:`models.heads.context.ContextHead`; published weights have
+    them here.
 
     Args:
-        in_channels: of the backbone's last features.
+        in_channels: width of the backbone's last features.
         num_classes: K.
-        context: called with ``in_channels``; gives a module (N, in_channels, h, w) -> (N, channels, h, w).
-        channels: of the context module's output.
+        context: called with ``in_channels``; returns a module (N, in_channels, h, w) -> (N, channels, h, w).
+        channels: width of that module's output.
         dropout: share of channels dropped before the classifier.
     """
 
@@ -28,10 +34,12 @@ class PyramidHead(nn.Module):
         super().__init__()
         self.context_channels = channels
         self.context = context(in_channels)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
+        self.add_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> logits (N, K, h, w) and the context features; each of ``frames`` by itself."""
+        """(N, in_channels, h, w) -> logits (N, K, h, w) and the context features (N, channels, h, w).
+
+        Each frame of a clip is processed by itself.
+        """
         context = self.context(features)
-        return self.classify(self.dropout(context)), context
+        return self.scores(context), context

@@ -12,7 +12,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ...drawing.tables import Table
 
@@ -23,6 +22,10 @@ class TaskScores(Protocol):
     @property
     def headline(self) -> float:
         """The share in [0, 1] that decides which checkpoint is the best."""
+        ...
+
+    def _asdict(self) -> dict[str, Any]:
+        """Return the numbers by name."""
         ...
 
     def summary(self) -> dict[str, float]:
@@ -97,7 +100,7 @@ class Task(Protocol):
     def evaluate(
         self,
         model: Any,
-        dataset: Dataset,
+        dataset: Any,
         protocol: Any,
         *,
         device: torch.device,

@@ -109,7 +109,7 @@ def test_a_users_mistakes_get_one_sentence(root, tmp_path):
     with pytest.raises(ValueError, match="annotation 1 belongs to category 7 and image 10, and the file does not"):
         loaded(broken)
     file.write_text(json.dumps({"images": []}))
-    with pytest.raises(ValueError, match="no annotation file of COCO's format: it needs the lists images, annotations"):
+    with pytest.raises(ValueError, match="not an annotation file in COCO's format: it needs the lists"):
         loaded(broken)
     file.write_text("{")
     with pytest.raises(ValueError, match="is not JSON, it may be truncated"):

@@ -1,11 +1,33 @@
-"""Copy the next batch to the device while the current step runs."""
+"""The batches that a run has left, on their way to the device."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
+
+from ...data.dataset import ImageDataset
+from ...data.loader import Loader
+from ...data.training_samples import Seeded, train_loader
+from ..evaluation.tasks import Task
+from ..runtime.distributed import rank, world_size
+
+
+def remaining_batches(config: DictConfig, train_set: ImageDataset, task: Task, *, start: int) -> Loader:
+    """Return this process's part of the batches from iteration `start` to the last one."""
+    return train_loader(
+        Seeded(train_set, config.seed, skip_broken=config.skip_broken),
+        batch_size=config.recipe.batch_size,
+        pieces=config.accumulate,
+        iterations=config.recipe.max_iters,
+        start=start,
+        num_workers=config.num_workers,
+        collate=task.collate,
+        process=rank(),
+        processes=world_size(),
+    )
 
 
 def prefetch(
