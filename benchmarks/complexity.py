@@ -17,8 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..engine.drawing.tables import Table
 from ..engine.evaluation.cost import Storages
-from ..kernels import torch_op
-from ..kernels.recompute import recomputed_projection
+from ..kernels.call import Call, Options
+from ..kernels.precision import float32_precision
+from ..kernels.torch_ops import operators
+from ..kernels.torch_ops.recompute import recomputed_projection
 from . import peers
 from .timing import provenance
 
@@ -40,7 +42,8 @@ def published_gflops(height: int, width: int, c: int, d: int, keys: int) -> floa
 def fused(query: Tensor, key: Tensor, value: Tensor, image: Tensor, gamma: Tensor) -> Tensor:
     """Return gamma times the attention by the Triton kernels, plus the image."""
     # Called without the choice of a backend: on fake tensors the kernels need no GPU.
-    return torch_op.criss_cross_residual(query, key, value, image, gamma, (0, 1), 1.0, 1)
+    options = Options(axes=(0, 1), scale=1.0, precision=float32_precision(), channel_axis=1, backend="triton")
+    return operators.attend(Call(query, key, value, options, image, gamma))
 
 
 def einsum(query: Tensor, key: Tensor, value: Tensor, image: Tensor, gamma: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
     """
     if device.type != "cuda":
         raise ValueError(f"mode=tune times kernels on an NVIDIA GPU, and this is {device}")
-    from ..kernels.torch_op import device_of
+    from ..kernels.torch_ops.passes import device_of
 
     torch.manual_seed(config.seed)
     gpu = device_of(torch.cuda.current_device())

@@ -1,4 +1,4 @@
-"""A launch of one of the Triton kernels as an operation of JAX.
+"""The launch of one Triton kernel as an operation of JAX.
 
 JAX's own extension library launches a kernel that Triton has compiled ("triton_kernel_call_ffi", which
 Pallas and jax-triton use as well); it needs the PTX, the grid and one description per parameter. That call
@@ -6,8 +6,11 @@ hands its buffers, operands first and results after them, to the kernel's pointe
 signature. So a pointer that is only written but stands before one that is read becomes an operand of
 unspecified content which the result takes over.
 
-:func:`launch` belongs into a lowering rule for the platform "cuda": it compiles when it is called.
+Call :func:`launch` in a lowering rule for the platform "cuda": it compiles when it is called.
 """
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
+# Triton, and JAX's library for it, come without types.
 
 import zlib
 from collections.abc import Mapping
@@ -21,25 +24,27 @@ from jax import lax
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ..plan import Launch
+
 _TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _ALIGNMENT = 16  # bytes of a pointer, or elements of a stride, that let the compiler load 16 bytes at a time
-# What the oldest ptxas that JAX takes (CUDA 12.6; 12.8 for Blackwell) assembles: Triton's own may be newer.
+# The PTX versions of the oldest ptxas that JAX supports (CUDA 12.6; 12.8 for Blackwell); Triton's own may be newer.
 _PTX_VERSIONS = {8: 85, 9: 85, 10: 87, 12: 87}
 
 
 class Updated(NamedTuple):
-    """A pointer that the kernel reads and writes: it starts with ``array``, and gives a result."""
+    """A pointer that the kernel reads and writes: it starts as ``array``, and becomes a result."""
 
     array: jax.Array
 
 
 class Written(NamedTuple):
-    """A pointer that the kernel writes, and the result there.
+    """A pointer that the kernel only writes, and the result there.
 
     Attributes:
-        shape, dtype: of the result.
-        over: name of a pointer that is read, not updated, and whose memory the result takes; the two are of
-            one shape and dtype.
+        shape, dtype: shape and dtype of the result.
+        over: name of a pointer that is read, not updated, and whose memory the result takes; both have the
+            same shape and dtype.
     """
 
     shape: tuple[int, ...]
@@ -48,36 +53,29 @@ class Written(NamedTuple):
 
 
 def launch(
-    kernel: Any,
-    arguments: Mapping[str, Any],
-    constants: Mapping[str, Any],
-    *,
-    grid: int,
-    num_warps: int,
-    num_stages: int,
-    capability: tuple[int, int],
+    kernel: Any, planned: Launch, arguments: Mapping[str, Any], capability: tuple[int, int]
 ) -> dict[str, jax.Array]:
     """Launch ``kernel`` once.
 
     Args:
         kernel: a ``triton.jit`` function.
+        planned: grid, compile-time constants, warps and stages.
         arguments: by name, every parameter that is not a constant: an array that is read, :class:`Updated`,
             :class:`Written`, None for a pointer that this launch does not use, an int or a float.
-        constants: compile-time constants by name.
-        grid: number of programs.
-        num_warps, num_stages: of Triton.
-        capability: of the GPU.
+        capability: the GPU's compute capability.
 
     Returns:
-        what was updated or written, by name.
+        the arrays that are updated or written, by name.
     """
-    constants = dict(constants)
-    constants |= {name: None for name, value in arguments.items() if value is None}
+    unused = {name: None for name, value in arguments.items() if value is None}
+    constants = planned.constants | unused
     names = [name for name in kernel.arg_names if name not in constants]
     last_read = max(i for i, name in enumerate(names) if isinstance(arguments[name], jax.Array | Updated))
-    operands, aliases = [], {}  # the arrays, and operand -> name of the result that takes its memory
-    results, trailing = [], []  # results that have a pointer of their own, and results that took an operand's
-    positions = {}
+    operands: list[jax.Array] = []
+    aliases: dict[int, str] = {}  # operand -> name of the result that takes its memory
+    results: list[str] = []  # results that have a pointer of their own
+    trailing: list[str] = []  # results that take the pointer of an operand
+    positions: dict[str, int] = {}
     for index, name in enumerate(names):
         value = arguments[name]
         if isinstance(value, Written) and index > last_read:
@@ -102,7 +100,8 @@ def launch(
     )
     parameters = tuple((name, _parameter(kernel, name, arguments[name])) for name in names)
     arch = 10 * capability[0] + capability[1]
-    opaque = _call(kernel, parameters, tuple(sorted(constants.items())), grid, num_warps, num_stages, arch)
+    sorted_constants = tuple(sorted(constants.items()))
+    opaque = _call(kernel, parameters, sorted_constants, planned.grid, planned.num_warps, planned.num_stages, arch)
     return dict(zip(made, call(*operands, opaque=opaque), strict=True))
 
 
@@ -111,7 +110,7 @@ def _array(value: Any) -> Any:
 
 
 def _parameter(kernel: Any, name: str, value: Any) -> tuple[str, bool, int | float | None]:
-    """Triton's type, whether it is a multiple of 16 as far as the compiler may know, and a scalar's value."""
+    """Return Triton's type, whether the compiler may rely on a multiple of 16, and the value of a scalar."""
     if isinstance(value, float):
         return "fp32", False, value
     if isinstance(value, int):
@@ -129,10 +128,9 @@ def _call(
     num_stages: int,
     arch: int,
 ) -> bytes:
-    """What the call needs to know besides its buffers, as JAX serialises it."""
+    """Compile the kernel and return the call's description, all but its buffers, as JAX serialises it."""
     library = triton_library()
     described = dict(parameters)
-    constants = dict(constants)
     signature = {name: described[name][0] if name in described else "constexpr" for name in kernel.arg_names}
     attributes = {
         (index,): [["tt.divisibility", _ALIGNMENT]]
@@ -140,7 +138,7 @@ def _call(
         if name in described and described[name][1]
     }
     compiled = triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
+        ASTSource(kernel, signature, dict(constants), attributes),
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": num_warps, "num_stages": num_stages, "ptx_version": _PTX_VERSIONS.get(arch // 10)},
     )
@@ -156,12 +154,13 @@ def _call(
 
 
 def triton_library() -> Any:
-    """JAX's library that describes Triton launches; it comes with JAX's CUDA plugin.
+    """Return JAX's library that describes Triton launches.
 
     Raises:
-        ValueError: there is none.
+        ValueError: JAX's CUDA plugin, which brings the library, is not installed.
     """
-    from jax._src.lib import gpu_triton  # jaxlib has no public name for it
+    # jaxlib has no public name for it.
+    from jax._src.lib import gpu_triton  # pyright: ignore[reportPrivateImportUsage]
 
     if not hasattr(gpu_triton, "TritonKernel"):
         raise ValueError(
