@@ -29,14 +29,17 @@ SHAPES = [
 ]
 
 
-def launches(gpu: str) -> list[tuple[str, plan.Launch, str]]:
-    """Return (kernel, launch, dtype), each once: the last passes, which do the most, and at 97 the others too."""
+def launches(gpu: str, fused: tuple[bool, ...] = (True, False)) -> list[tuple[str, plan.Launch, str]]:
+    """Return (kernel, launch, dtype), each once: last passes, which do the most, and at 97 the first of a backward.
+
+    ``fused`` is whether a forward at 97 adds the residual; everywhere else it does.
+    """
     shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else SHAPES
     found = {}
     for device, (dtype, query_channels, lengths) in itertools.product(_with_tables(gpu), shapes):
         for length in lengths:
             problem = plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
-            for kernel, launch in _passes(problem, device, every=length == 97):
+            for kernel, launch in _passes(problem, device, fused if length == 97 else (True,)):
                 constants = tuple(sorted(launch.constants.items()))
                 found[kernel, dtype, constants, launch.num_warps, launch.num_stages] = (kernel, launch, dtype)
     return list(found.values())
@@ -49,13 +52,12 @@ def _with_tables(gpu: str) -> list[plan.Device]:
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 
 
-def _passes(problem: plan.Problem, device: plan.Device, every: bool) -> Iterator[tuple[str, plan.Launch]]:
+def _passes(problem: plan.Problem, device: plan.Device, fused: tuple[bool, ...]) -> Iterator[tuple[str, plan.Launch]]:
+    for has_residual in fused:
+        yield "forward", plan.forward_launches(problem, device, has_residual)[-1]
     backward = plan.backward_launches(problem, device, has_gamma=True)
-    yield "forward", plan.forward_launches(problem, device, has_residual=True)[-1]
-    yield "backward", backward[-1]
-    if every:
-        yield "forward", plan.forward_launches(problem, device)[-1]
-        yield "backward", backward[0]
+    for launch in backward if problem.spatial == (97, 97) else backward[-1:]:
+        yield "backward", launch
 
 
 def fault(gpu: str, kernel: str, launch: plan.Launch, dtype: str) -> str | None:
