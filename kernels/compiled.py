@@ -35,13 +35,11 @@ class Report(NamedTuple):
     tensor_core: bool
 
 
-def compile_launch(
-    kernel: str, launch: plan.Launch, dtype: str, capability: tuple[int, int], has_residual: bool = False
-) -> Report:
+def compile_launch(kernel: str, launch: plan.Launch, dtype: str, capability: tuple[int, int]) -> Report:
     """Compile one launch of ``forward`` or ``backward`` for a compute capability."""
     function = KERNELS[kernel]
     constants = dict(launch.constants)
-    if kernel == "forward" and not has_residual:
+    if kernel == "forward" and not constants["HAS_RESIDUAL"]:
         constants |= {"residual_ptr": None, "gamma_ptr": None, "result_ptr": None}
     signature, attributes = {}, {}
     for index, name in enumerate(function.arg_names):

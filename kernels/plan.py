@@ -220,7 +220,7 @@ def table_path(device_name: str) -> Path:
 
 
 def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
-    """Tiles that compile without spills for sm_80, sm_90 and sm_100: see tests/test_kernels_compile.py.
+    """Tiles that compile without spills for sm_80, sm_90 and sm_100: see ``launch_set.py``.
 
     A line of up to 128 is one tile in half precision. Beyond, and in float32, whose three TF32 products
     need three times the registers, the kernels loop, in tiles small enough that a line just above a power of
@@ -232,15 +232,17 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     datacenter = hopper or blackwell
     wide = problem.query_channels > 64
     if problem.dtype == "float32":
+        # From one Triton to the next the same tile takes dozens of registers more or less; these hold for 3.6 to 3.9.
         if kernel == "backward":
             if wide:
-                return Tile(16, 16, 16, 2, 2)
-            return Tile(32, 32, 16, 4, 2) if datacenter else Tile(32, 16, 16, 2, 2)
+                # Two warps of 16 queries cannot hold 128 channels of query, key and their gradients; four can, and in
+                # slabs of 32 each has columns of its own. Fetching the next slab ahead would spill.
+                return Tile(16, 16, 32, 4, 1)
+            return Tile(32, 32, 16, 4, 2) if datacenter else Tile(16, 16, 32, 2, 2)
+        warps = 8 if blackwell else 4  # its products read shared memory: more warps repeat none of them
         if wide:
-            return Tile(64, 16, 32, 8 if blackwell else 4, 2)
-        if hopper:
-            return Tile(64, 32, 64, 4, 2)
-        return Tile(64, 32, 32, 4, 2) if blackwell else Tile(64, 16, 64, 4, 2)
+            return Tile(64, 16, 32, warps, 2)
+        return Tile(64, 32 if datacenter else 16, 64, warps, 2)
 
     tall = _less_padding(length, 128, 64) == 128
     if kernel == "forward":
@@ -248,7 +250,7 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
             return Tile(64, 64, 64, 4, 3)
         if length <= 128:
             # With slabs of 32 two programs share a multiprocessor, and one loads while the other multiplies.
-            return Tile(128, 128, 32, 8, 3) if datacenter else Tile(128, 128, 64, 8, 2)
+            return Tile(128, 128, 32, 8, 3) if datacenter or wide else Tile(128, 128, 64, 8, 2)
         if tall and not wide:
             return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
         return Tile(64, 32, 128, 4, 3)

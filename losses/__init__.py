@@ -1,27 +1,8 @@
-"""Losses of the semantic networks. This package imports nothing else of the project."""
+"""Losses on torch tensors and on JAX arrays. This package imports nothing else of the project.
 
-from contextlib import suppress
+The edge loss and the sum of a detection network's own losses are for torch alone.
+"""
 
-from .category_consistent import CategoryConsistent, CategoryConsistentLoss, category_consistent_loss
-from .cross_entropy import CrossEntropy, cross_entropy
-from .ohem import OhemCrossEntropy, ohem_cross_entropy
-from .weighted_sum import WeightedSum
+import lazy_loader
 
-with suppress(ImportError):  # these are for torch alone, and JAX may be alone
-    from .edge import EdgeCrossEntropy, balanced_edge_loss, edge_targets
-    from .given import GivenLosses
-
-__all__ = [
-    "CategoryConsistent",
-    "CategoryConsistentLoss",
-    "CrossEntropy",
-    "EdgeCrossEntropy",
-    "GivenLosses",
-    "OhemCrossEntropy",
-    "WeightedSum",
-    "balanced_edge_loss",
-    "category_consistent_loss",
-    "cross_entropy",
-    "edge_targets",
-    "ohem_cross_entropy",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,16 +3,16 @@
 Shapes: N images, E embedding channels, P = N * h * w pixels, K = 256 label values.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from einops import rearrange
 
-from .arrays import Array, Module, arange, as_index, cast, is_readable, namespace, sum_by_index, widened
-from .processes import mean_over_processes, sum_over_processes
-from .sampling import nearest_labels
+from .all_reduce import mean_over_processes, sum_over_processes
+from .label_resizing import nearest_labels
+from .torch_and_jax import Array, Module, arange, as_index, at_least_float32, cast, is_readable, namespace, segment_sum
 
-# One bin for each value of an 8-bit label: a fixed size needs no look at the labels, so nothing waits for the
-# device and compilers see static shapes. Bins without a pixel count nowhere.
+# One bin per value of an 8-bit label. The fixed number keeps shapes static for compilers, and the device needs no
+# synchronisation to find out which labels occur. Empty bins count nowhere.
 _BINS = 256
 
 
@@ -48,39 +48,39 @@ def category_consistent_loss(
                  (d - delta_v)^2               delta_v < d <= delta_d
                  d - delta_d + (delta_d - delta_v)^2     delta_d < d
 
-    mu is a class's mean over the whole mini-batch (equations 3 to 8). "Quadratic" keeps the middle branch for
-    every d > delta_v: the loss of De Brabandere et al. (2017) that the paper starts from, and which its
-    Table 3 shows to diverge more often. Gradients also flow through mu, and are finite everywhere: a norm's
-    gradient at zero distance, where a class with a single pixel sits, is taken as zero.
+    mu is the mean of a class over the whole mini-batch (equations 3 to 8). "quadratic" keeps the middle branch for
+    every d > delta_v: this is the loss of De Brabandere et al. (2017), from which the paper starts and which diverges
+    more often in its Table 3. Gradients also flow through mu. They are finite everywhere: the gradient of a norm is
+    taken as zero at distance zero, which a class with a single pixel has.
 
     Args:
         embedding: (N, E, h, w).
         labels: (N, h, w) integers in [0, 255] at the embedding's size, or ``ignore_index``.
-        ignore_index: label that does not count.
-        delta_v, delta_d: distances at which phi starts and at which it turns linear; classes further apart
-            than 2 delta_d are left alone.
+        ignore_index: the label of pixels to leave out.
+        delta_v, delta_d: the distances at which phi starts and at which it turns linear; classes further apart than
+            2 delta_d do not repel each other.
         alpha, beta, gamma: weights of the three terms in the total.
         distance: "piecewise" (the paper's) or "quadratic".
-        sync: the mini-batch is that of all processes together; else each has its own means, and the mean of their
-            losses counts.
+        sync: take the means over the batches of all ranks together; otherwise over each rank's own, and return the
+            mean of the ranks' losses.
 
     Returns:
-        The total and its terms, unweighted, in float32 (float64 for float64 input). Nothing valid gives zeros
-        that still back-propagate.
+        The total and its unweighted terms in float32 (float64 for float64 input). Without a valid pixel they are
+        zeros that still back-propagate.
 
     Raises:
-        ValueError: sizes that differ, an unknown ``distance``; on the CPU also labels outside [0, 255].
+        ValueError: the sizes differ or ``distance`` is unknown; on the CPU also if a label is outside [0, 255].
     """
     if labels.shape != embedding.shape[:1] + embedding.shape[2:]:
         raise ValueError(
             f"labels {tuple(labels.shape)} must have the size of the embedding {tuple(embedding.shape)}: "
-            "bring them there with losses.sampling.nearest_labels"
+            "resize them with losses.label_resizing.nearest_labels"
         )
     if distance not in ("piecewise", "quadratic"):
         raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
 
     xp = namespace(embedding)
-    pixels = widened(rearrange(embedding, "n e ... -> (n ...) e"))
+    pixels = at_least_float32(rearrange(embedding, "n e ... -> (n ...) e"))
     labels = labels.reshape(-1)
     valid = labels != ignore_index
     index = as_index(xp.where(valid, labels, 0))
@@ -88,12 +88,14 @@ def category_consistent_loss(
         raise ValueError(f"labels reach from {index.min()} to {index.max()}: give values in [0, {_BINS - 1}]")
     weight = cast(valid, pixels.dtype)
 
-    total = sum_over_processes if sync else (lambda own: own)
-    counts = total(sum_by_index(weight, index, _BINS))
+    def total(own: Array) -> Array:
+        return sum_over_processes(own) if sync else own
+
+    counts = total(segment_sum(weight, index, _BINS))
     present = cast(counts > 0, pixels.dtype)
     number = present.sum()
     per_pixel = weight / counts.clip(min=1)[index]  # sums to 1 over each class
-    means = total(sum_by_index(pixels * per_pixel[:, None], index, _BINS))
+    means = total(segment_sum(pixels * per_pixel[:, None], index, _BINS))
 
     to_mean = _norm(pixels - means[index])
     spread = (to_mean - delta_v).clip(min=0) ** 2
@@ -114,7 +116,7 @@ def category_consistent_loss(
 
 
 def _norm(vectors: Array) -> Array:
-    """Length along the last dimension, with gradient zero where the length is zero."""
+    """Return the Euclidean norm along the last axis, with gradient zero where the norm is zero."""
     xp = namespace(vectors)
     squared = (vectors * vectors).sum(-1)
     nonzero = squared > 0
@@ -122,17 +124,17 @@ def _norm(vectors: Array) -> Array:
 
 
 class CategoryConsistent(Module):
-    """:func:`category_consistent_loss` of the network's embedding, labels sampled at its size.
+    """:func:`category_consistent_loss` of the network's "embedding", with the labels resized to it.
 
     Args:
-        **options: of :func:`category_consistent_loss`.
+        **options: keyword arguments of :func:`category_consistent_loss`.
     """
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__()
         self.options = options
 
     def forward(self, output: dict[str, Array], labels: Array) -> CategoryConsistentLoss:
-        """Output of the network, labels (N, H, W) -> the total and its terms."""
+        """Network output, labels (N, H, W) -> the total and its terms."""
         embedding = output["embedding"]
         return category_consistent_loss(embedding, nearest_labels(labels, embedding.shape[-2:]), **self.options)

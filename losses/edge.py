@@ -4,32 +4,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d
 
-from .processes import sum_over_processes
+from .all_reduce import sum_over_processes
 
-_GROWN = 3  # side of the square that a marked pixel grows to
+_DILATION = 3  # side of the square to which a marked pixel is dilated, pixels
 
 
 def edge_targets(labels: Tensor, *, ignore_index: int = 255) -> Tensor:
-    """Where the label changes from a pixel to its neighbour: 1 on edges, 0 elsewhere, ``ignore_index`` on void.
+    """Return where the label changes from a pixel to its neighbour: 1 on edges, 0 elsewhere, ``ignore_index`` on void.
 
-    As in the authors' code: neighbours in a column, in a row and along both diagonals are compared, the lower of
-    two in a column, the left of two in a row and the upper of two on a diagonal is marked, and each mark grows to
-    3x3 pixels: a straight edge is four pixels wide. A change between a class and void is no edge. Void pixels
-    themselves do not count here, whereas that code takes them for "no edge": whether an edge runs through them is
-    unknown.
+    As in the authors' code, neighbours in columns, in rows and along both diagonals are compared. The lower of two in
+    a column, the left of two in a row and the upper of two on a diagonal is marked, and every mark is dilated to 3x3
+    pixels, so a straight edge is four pixels wide. A change between a class and void is not an edge. Void pixels are
+    ignored, because it is unknown whether an edge runs through them; the authors' code labels them "no edge".
 
     Args:
         labels: (N, H, W) integers, or ``ignore_index``.
-        ignore_index: label of void pixels.
+        ignore_index: the label of void pixels.
 
     Returns:
-        (N, H, W) int64, made where ``labels`` are, without a host synchronisation.
+        (N, H, W) int64 on the device of ``labels``, computed without synchronising with it.
     """
     valid = labels != ignore_index
 
     def changes(one: tuple[slice, slice], other: tuple[slice, slice]) -> Tensor:
-        one, other = (slice(None), *one), (slice(None), *other)
-        return (labels[one] != labels[other]) & valid[one] & valid[other]
+        return (labels[:, *one] != labels[:, *other]) & valid[:, *one] & valid[:, *other]
 
     every, after, before = slice(None), slice(1, None), slice(None, -1)
     marked = torch.zeros_like(valid)
@@ -40,21 +38,21 @@ def edge_targets(labels: Tensor, *, ignore_index: int = 255) -> Tensor:
         ((before, after), (after, before)),
     ):
         marked[:, *one] |= changes(one, other)
-    grown = max_pool2d(marked.float(), _GROWN, stride=1, padding=_GROWN // 2).long()
+    grown = max_pool2d(marked.float(), _DILATION, stride=1, padding=_DILATION // 2).long()
     return grown.masked_fill(~valid, ignore_index)
 
 
 def balanced_edge_loss(logits: Tensor, edges: Tensor, *, ignore_index: int = 255) -> Tensor:
-    """Cross entropy in which edge pixels and the others count for one half each, however few edges there are.
+    """Return the cross entropy to which edge pixels and other pixels contribute one half each.
 
-    With N+ edge pixels and N- others in the batch, an edge pixel weighs N- / (N+ + N-) and another N+ / (N+ + N-);
-    the sum is divided by the sum of the weights. A batch with pixels of one kind only, or none, has no balance:
-    its weights sum to zero, and the loss is a zero that still back-propagates. Several processes share one batch.
+    With N+ edge pixels and N- others in the batch, an edge pixel weighs N- / (N+ + N-) and any other N+ / (N+ + N-);
+    the sum is divided by the sum of the weights. If the batch lacks one of the two kinds, its weights sum to zero and
+    the loss is a zero that still back-propagates. The ranks of torch.distributed share one batch.
 
     Args:
-        logits: (N, 2, H, W), no edge and edge.
+        logits: (N, 2, H, W), the scores of "no edge" and "edge".
         edges: (N, H, W) int64, 0, 1 or ``ignore_index``; see :func:`edge_targets`.
-        ignore_index: label that does not count.
+        ignore_index: the label of pixels to leave out.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
@@ -63,7 +61,7 @@ def balanced_edge_loss(logits: Tensor, edges: Tensor, *, ignore_index: int = 255
     counts = sum_over_processes(torch.stack([(edges == kind).sum() for kind in (0, 1)])).to(logits.dtype)
     weights = counts.flip(0) / counts.sum().clamp(min=1)
     losses = cross_entropy(logits, edges, weight=weights, ignore_index=ignore_index, reduction="none")
-    # 2 N+ N- / (N+ + N-) is at least 1 where it is not 0.
+    # The divisor 2 N+ N- / (N+ + N-) is either 0 or at least 1.
     return sum_over_processes(losses.sum()) / (weights * counts).sum().clamp(min=1)
 
 
@@ -71,8 +69,8 @@ class EdgeCrossEntropy(nn.Module):
     """:func:`balanced_edge_loss` of one of the network's outputs, against the edges of the labels.
 
     Args:
-        output: which one.
-        ignore_index: label that does not count.
+        output: the name of the output.
+        ignore_index: the label of pixels to leave out.
     """
 
     def __init__(self, *, output: str = "edge", ignore_index: int = 255):
@@ -81,6 +79,6 @@ class EdgeCrossEntropy(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, output: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Output of the network, labels (N, H, W) -> scalar."""
+        """Network output, labels (N, H, W) -> scalar."""
         edges = edge_targets(labels, ignore_index=self.ignore_index)
         return balanced_edge_loss(output[self.output], edges, ignore_index=self.ignore_index)

@@ -4,12 +4,21 @@ from collections.abc import Sequence
 
 from einops import rearrange
 
-from .arrays import Array, constant, kth_smallest, namespace, of_class, resized, softmax, widened
-from .cross_entropy import CrossEntropy, cross_entropy
-from .processes import gather_from_processes
-from .sampling import nearest_labels
+from .all_reduce import gather_from_processes
+from .cross_entropy_loss import CrossEntropy, cross_entropy
+from .label_resizing import nearest_labels
+from .torch_and_jax import (
+    Array,
+    at_least_float32,
+    gather_class,
+    kth_smallest,
+    namespace,
+    resize_bilinear,
+    softmax,
+    stop_gradient,
+)
 
-# The threshold is found on maps an eighth of the size in each direction, as the authors do.
+# Like the authors, look the threshold up on maps an eighth of the size in each direction.
 _REDUCTION = 8
 _IGNORED = 2.0  # above every probability
 
@@ -24,20 +33,20 @@ def ohem_cross_entropy(
     class_weights: Array | None = None,
     sync: bool = True,
 ) -> Array:
-    """:func:`losses.cross_entropy` over the pixels whose true class has a low probability.
+    """Return :func:`losses.cross_entropy` over the pixels whose true class has a low probability.
 
-    Kept are pixels with p(true class) <= max(threshold, p_k), p_k the k-th smallest such probability in the
-    batch and k = ``min_kept``: at least about that many pixels stay, and all of them where there are fewer.
-    p_k is looked up on probabilities and labels reduced 8 times, with k / 64. Without a host synchronisation.
+    It keeps pixels with p(true class) <= max(threshold, p_k), where p_k is the k-th smallest such probability in the
+    batch and k = ``min_kept``: about that many pixels stay at least, and all pixels if there are fewer. p_k is looked
+    up with k / 64 on probabilities and labels reduced 8 times. Nothing synchronises with the device.
 
     Args:
-        logits: (N, K, H, W); of clips (N, K, T, H, W), whose frames count as so many images.
+        logits: (N, K, H, W), or (N, K, T, H, W) for clips, whose frames count as images.
         labels: (N, H, W) or (N, T, H, W) integers, int64 in torch, in [0, K) or ``ignore_index``.
-        ignore_index: label that does not count.
-        threshold: probability above which a pixel counts as easy.
-        min_kept: pixels of the batch to keep at least.
+        ignore_index: the label of pixels to leave out.
+        threshold: the probability above which a pixel is easy.
+        min_kept: the minimum number of pixels of the batch to keep.
         class_weights: (K,) factors.
-        sync: "the batch" is that of all processes together; else each finds its own p_k, and keeps ``min_kept``.
+        sync: take the batches of all ranks as one batch; otherwise each rank has its own p_k and keeps ``min_kept``.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
@@ -45,7 +54,7 @@ def ohem_cross_entropy(
     if logits.ndim == 5:
         logits, labels = rearrange(logits, "n k t h w -> (n t) k h w"), rearrange(labels, "n t h w -> (n t) h w")
     xp = namespace(logits)
-    probabilities = softmax(widened(constant(logits)), axis=1)
+    probabilities = softmax(at_least_float32(stop_gradient(logits)), axis=1)
     limit = _threshold(probabilities, labels, ignore_index, threshold, min_kept, sync)
     easy = _true_class(probabilities, labels, ignore_index) > limit
     kept = xp.where(easy, ignore_index, labels)
@@ -55,12 +64,13 @@ def ohem_cross_entropy(
 def _threshold(
     probabilities: Array, labels: Array, ignore_index: int, threshold: float, min_kept: int, sync: bool
 ) -> Array:
+    """Return the largest probability of the true class that is kept, a scalar."""
     xp = namespace(probabilities)
     size = [max(round(length / _REDUCTION), 1) for length in labels.shape[-2:]]
     small_labels = nearest_labels(labels, size)
     valid = small_labels != ignore_index
-    true = _true_class(resized(probabilities, size), small_labels, ignore_index)
-    # Ignored pixels sort behind every probability; past them nothing is left to mine and all is kept.
+    true = _true_class(resize_bilinear(probabilities, size), small_labels, ignore_index)
+    # Ignored pixels sort behind every probability. If rank k falls among them, there is nothing to mine: keep all.
     true = xp.where(valid, true, _IGNORED).reshape(-1)
     if sync:
         true = gather_from_processes(true)
@@ -72,15 +82,15 @@ def _threshold(
 
 
 def _true_class(probabilities: Array, labels: Array, ignore_index: int) -> Array:
-    return of_class(probabilities, namespace(labels).where(labels == ignore_index, 0, labels))
+    return gather_class(probabilities, namespace(labels).where(labels == ignore_index, 0, labels))
 
 
 class OhemCrossEntropy(CrossEntropy):
     """:func:`ohem_cross_entropy` of one of the network's outputs.
 
     Args:
-        threshold, min_kept, sync: of :func:`ohem_cross_entropy`.
-        **cross_entropy: arguments of :class:`losses.CrossEntropy`.
+        threshold, min_kept, sync: see :func:`ohem_cross_entropy`.
+        output, ignore_index, class_weights: see :class:`losses.CrossEntropy`.
     """
 
     def __init__(
@@ -99,7 +109,7 @@ class OhemCrossEntropy(CrossEntropy):
         self.sync = sync
 
     def forward(self, output: dict[str, Array], labels: Array) -> Array:
-        """Output of the network, labels (N, H, W) -> scalar."""
+        """Network output, labels (N, H, W) -> scalar."""
         return ohem_cross_entropy(
             output[self.output],
             labels,

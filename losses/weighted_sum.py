@@ -1,20 +1,22 @@
-"""The loss of a run: several terms, one number."""
+"""The loss of a run: the weighted sum of its terms."""
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
 
-from .arrays import Array, Module, ModuleDict, constant
+from .torch_and_jax import Array, Module, ModuleDict, stop_gradient
 
 
 class WeightedSum(Module):
-    """Sum of weighted terms that reports every term.
+    """A weighted sum of loss terms, which reports every term.
 
     Args:
-        terms: name -> module of (network output, labels), giving a scalar, or a NamedTuple whose ``total``
-            counts and whose other fields are reported too.
-        weights: name -> factor. A term whose weight is 0 is not computed.
+        terms: name -> module of (network output, labels), which returns a scalar, or a NamedTuple whose ``total`` is
+            added and whose other fields are reported too.
+        weights: name -> factor. A term of weight 0 is not computed.
 
     Raises:
-        ValueError: terms and weights that do not name the same things.
+        ValueError: terms and weights have different names, or every weight is 0.
     """
 
     def __init__(self, terms: Mapping[str, Module], weights: Mapping[str, float]):
@@ -27,9 +29,13 @@ class WeightedSum(Module):
         self.weights = {name: float(weights[name]) for name in self.terms}
 
     def forward(self, output: dict[str, Array], labels: Array) -> tuple[Array, dict[str, Array]]:
-        """Network output, labels (N, H, W) -> the sum, and each term by name, unweighted and detached."""
-        total = 0
-        report = {}
+        """Network output, labels (N, H, W) -> the sum, and every term by name, unweighted and detached.
+
+        Raises:
+            ValueError: a term reads an output that the network does not give.
+        """
+        report: dict[str, Array] = {}
+        weighted: list[Array] = []
         for name, term in self.terms.items():
             try:
                 value = term(output, labels)
@@ -38,9 +44,9 @@ class WeightedSum(Module):
                     f"the loss term {name!r} reads the output {error}, which this network does not give: it "
                     f"gives {', '.join(output)}. Set loss.weights.{name}=0, or choose a network that has it"
                 ) from error
-            parts = value._asdict() if hasattr(value, "_asdict") else {"total": value}
-            value = parts.pop("total")
-            report[name] = constant(value)
-            report |= {f"{name}/{part}": constant(array) for part, array in parts.items()}
-            total = total + self.weights[name] * value
-        return total, report
+            parts: dict[str, Array] = value._asdict() if hasattr(value, "_asdict") else {"total": value}
+            total = parts.pop("total")
+            weighted.append(self.weights[name] * total)
+            report[name] = stop_gradient(total)
+            report |= {f"{name}/{part}": stop_gradient(array) for part, array in parts.items()}
+        return reduce(add, weighted), report

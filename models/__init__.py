@@ -1,7 +1,5 @@
 """Segmentation networks: a timm backbone, a context head, an auxiliary head."""
 
-from .criss_cross import CrissCrossAttention, RecurrentCrissCrossAttention
-from .factory import create_model, list_models
-from .published.importing import import_checkpoint
+import lazy_loader
 
-__all__ = ["CrissCrossAttention", "RecurrentCrissCrossAttention", "create_model", "import_checkpoint", "list_models"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,15 +1,16 @@
-"""Backbones from timm at output stride 8, which report their own widths."""
+"""Backbones from timm, dilated to a fixed output stride."""
 
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor, nn
 
 from . import tensor_files
 
-# Families that timm dilates; shown to a user whose choice it does not dilate.
+# One model of each family that timm dilates, for the message to a user whose choice it does not dilate.
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
 
 
@@ -17,17 +18,27 @@ class TimmBackbone(nn.Module):
     """A timm network without its classifier, dilated to a fixed output stride.
 
     Args:
-        name: any timm model whose family takes ``output_stride``.
-        output_stride: input size divided by feature size.
-        out_indices: which of timm's feature levels to return; the auxiliary head reads the first, the head
-            the last. (-2, -1) are the third and the fourth stage. Later levels are not built.
-        pretrained: weights that timm downloads.
-        weights: a local state dict of the same timm model (.safetensors, or .pth of tensors alone) instead.
+        name: any timm model whose family accepts ``output_stride``.
+        output_stride: input size divided by the size of the last features.
+        out_indices: the feature levels of timm to return; the auxiliary head reads the first, the head the last.
+            (-2, -1) are the third and the fourth stage. Later levels are not built.
+        pretrained: let timm download ImageNet weights.
+        weights: a local state dict of the same timm model to use instead, .safetensors, or .pth with tensors alone.
 
     Attributes:
         channels: width of each returned level.
-        mean, std: of the RGB input in [0, 1] that the weights were trained with, three numbers each.
+        mean, std: per channel, of the RGB images in [0, 1] that the weights were trained on.
+
+    Raises:
+        ValueError: timm has no such model or does not dilate it, or the weights are not those of this model.
+        FileNotFoundError: ``weights`` is not a file.
+        OSError: the pretrained weights cannot be downloaded.
     """
+
+    net: Any  # timm's feature network; timm is untyped
+    channels: list[int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __init__(
         self,
@@ -53,14 +64,14 @@ class TimmBackbone(nn.Module):
         self.std = tuple(self.net.pretrained_cfg["std"])
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """(N, 3, H, W), normalised -> the chosen levels, (N, channels[i], h, w) each."""
+        """(N, 3, H, W), normalised -> the chosen levels, (N, channels[i], h_i, w_i) each."""
         return self.net(image)
 
 
-def _build(name: str, output_stride: int, out_indices: tuple[int, ...], pretrained: bool) -> nn.Module:
-    options = {"features_only": True, "output_stride": output_stride, "out_indices": out_indices}
+def _build(name: str, output_stride: int, out_indices: tuple[int, ...], pretrained: bool) -> Any:
+    options: dict[str, Any] = {"features_only": True, "output_stride": output_stride, "out_indices": out_indices}
     try:
-        net = timm.create_model(name, pretrained=False, **options)
+        net: Any = timm.create_model(name, pretrained=False, **options)
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(_no_stride(name, output_stride)) from error
     if net.feature_info.reduction()[-1] != output_stride:
@@ -69,7 +80,7 @@ def _build(name: str, output_stride: int, out_indices: tuple[int, ...], pretrain
         return net
     try:
         return timm.create_model(name, pretrained=True, **options)
-    except Exception as error:  # a hub has no error type of its own for "no network"
+    except Exception as error:  # the hub has no error type for a missing network connection
         raise OSError(
             f"the pretrained weights of {name!r} could not be downloaded ({error}): give a local file with "
             "backbone.weights=FILE, or start from random weights with backbone.pretrained=false"
@@ -84,16 +95,16 @@ def _no_stride(name: str, output_stride: int) -> str:
 
 
 def _load_weights(net: nn.Module, name: str, path: Path) -> None:
-    """Fill every tensor of ``net`` from the file, or raise without having changed any."""
+    """Load every tensor of ``net`` from the file; if that fails, raise before changing any."""
     if not path.is_file():
         raise FileNotFoundError(f"backbone.weights={path} is not a file: give a state dict of timm's {name}")
     try:
-        state = tensor_files.read(path)
-        # timm's feature networks write stages.0 as stages_0: both spellings meet in one.
+        state = tensor_files.read(path).content
+        # timm's feature networks write stages.0 as stages_0: compare keys in one spelling.
         state = {key.replace(".", "_"): tensor for key, tensor in state.get("state_dict", state).items()}
         if not all(tensor_files.is_plain(tensor) for tensor in state.values()):
-            raise ValueError("it holds more than tensors with all their numbers")
-    except Exception as error:  # each format fails in its own way on a file that is not one
+            raise ValueError("it holds something other than plain, complete tensors")
+    except Exception as error:  # each format raises its own errors for a damaged file
         raise ValueError(f"{path} is not a state dict that can be read safely: {error}") from error
     own = net.state_dict()
     wrong = [

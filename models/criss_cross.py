@@ -1,11 +1,12 @@
-"""The criss-cross modules, to be dropped into any network.
+"""The criss-cross attention modules, which fit into any network.
 
 Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, sections 3.2 (criss-cross attention) and 3.3 (recurrence).
-Shapes: N images, C channels, D = query channels, S one to three spatial sizes.
+Shapes: N images, C channels, D query channels, S one to three spatial sizes.
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +17,23 @@ from .layers import check_recurrence, residual_weight
 
 
 class CrissCrossAttention(nn.Module):
-    """Every position gathers context from its own row and column (and time line in 3D), once.
+    """One step in which every position attends to its own row and column (and, in clips, to its place in every frame).
 
-        y = gamma * attention(query(x), key(x), value(x)) + x
+        y = gamma * attention(query(x), key(x), value(x)) + x        (equation 2)
 
-    The same weights serve signals, images and clips: only the attention sees how many spatial axes there are.
+    The same weights serve signals, images and clips: only the attention depends on the number of spatial axes.
 
     Args:
         channels: C of the input and of the output.
-        query_channels: D; C // 8 as in the paper if not given.
+        query_channels: D; C // 8 by default, as in the paper.
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code or "fixed" at 1, see :func:`models.layers.residual_weight`.
-        recompute: project once more in the backward pass instead of keeping query, key and value for it: 45 percent
-            less memory for one more convolution. Under torch.compile it is the compiler that chooses what to keep.
-        backend: of :func:`kernels.criss_cross_attention`.
+        recompute: recompute query, key and value in the backward pass instead of keeping them: 45 percent less memory
+            for one more convolution. Under torch.compile the compiler chooses what to keep.
+        backend: see :func:`kernels.criss_cross_attention`.
     """
+
+    one: Tensor
 
     def __init__(
         self,
@@ -55,43 +58,43 @@ class CrissCrossAttention(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, *S), one to three spatial sizes S."""
+        """(N, C, *S) -> (N, C, *S), with one to three spatial sizes S."""
         sizes = [conv.out_channels for conv in (self.query_conv, self.key_conv, self.value_conv)]
         gamma = self.one if self.gamma is None else self.gamma
         recompute = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         with recomputed_projection(self._project, x) if recompute else nullcontext(self._project(x)) as projected:
-            query, key, value = projected.split(sizes, dim=1)
+            query, key, value = torch.split(projected, sizes, dim=1)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
 
     def _project(self, x: Tensor) -> Tensor:
-        """The three 1x1 convolutions as one, (N, C, *S) -> (N, 2 D + C, *S): the operator reads slices in place."""
+        """(N, C, *S) -> (N, 2 D + C, *S), the three 1x1 convolutions as one; the operator reads slices in place."""
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
         weight = torch.cat([conv.weight for conv in convolutions])
-        bias = torch.cat([conv.bias for conv in convolutions])
+        bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])  # none of them is None
         if x.ndim == 4:
             return conv2d(x, weight, bias)
-        # Any number of spatial axes, seen as two: a view in both memory formats.
+        # View one or three spatial axes as two, which copies in neither memory format.
         flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
         return conv2d(flat, weight, bias).view(x.shape[0], -1, *x.shape[2:])
 
 
 class RecurrentCrissCrossAttention(nn.Module):
-    """R loops of one shared :class:`CrissCrossAttention`; R = 2 connects every pair of pixels.
+    """R loops of one shared :class:`CrissCrossAttention` (section 3.3); R = 2 connects every pair of pixels.
 
     Args:
         channels: C of the input and of the output.
-        recurrence: R. 0 is the identity and has no parameters.
-        **attention: arguments of :class:`CrissCrossAttention`.
+        recurrence: R; 0 is the identity and has no parameters.
+        **attention: keyword arguments of :class:`CrissCrossAttention`.
     """
 
-    def __init__(self, channels: int, *, recurrence: int = 2, **attention):
+    def __init__(self, channels: int, *, recurrence: int = 2, **attention: Any):
         super().__init__()
         check_recurrence(recurrence)
         self.recurrence = recurrence
-        self.attention = CrissCrossAttention(channels, **attention) if recurrence else None
+        self.attention = CrissCrossAttention(channels, **attention) if recurrence else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, *S)."""
+        """(N, C, *S) -> (N, C, *S), with one to three spatial sizes S."""
         for _ in range(self.recurrence):
             x = self.attention(x)
         return x

@@ -1,7 +1,8 @@
-"""Parts that several modules share."""
+"""Layers and checks that several networks share."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 MAX_RECURRENCE = 64
 
@@ -9,7 +10,7 @@ MAX_RECURRENCE = 64
 def conv_bn_relu(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1, negative_slope: float = 0.0
 ) -> nn.Sequential:
-    """Convolution, batch norm, ReLU (leaky with a ``negative_slope``); the size stays the same."""
+    """Return convolution, batch norm and ReLU (leaky with a ``negative_slope``), which keep the spatial size."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", dilation=dilation, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -17,17 +18,25 @@ def conv_bn_relu(
     )
 
 
+def resize(x: Tensor, size: torch.Size, *, align_corners: bool = True) -> Tensor:
+    """(N, C, H, W) -> (N, C, *size), bilinear."""
+    return interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
 def check_recurrence(recurrence: int) -> None:
-    """Raise ValueError for a number of loops that is none, or that would not end: two reach every pixel."""
+    """Raise ValueError unless 0 <= recurrence <= MAX_RECURRENCE; two loops already connect every pair of pixels."""
     if not 0 <= recurrence <= MAX_RECURRENCE:
-        raise ValueError(f"recurrence is {recurrence}: give the number of loops, 0 or more (at most {MAX_RECURRENCE})")
+        raise ValueError(
+            f"recurrence is {recurrence}: give the number of loops, from 0 to {MAX_RECURRENCE} (the paper uses 2)"
+        )
 
 
 def residual_weight(gamma: str) -> nn.Parameter | None:
-    """The factor of an attention's output before the residual is added.
+    """Return the factor of an attention's output before the residual is added; None stands for the constant 1.
 
-    "learned" is the authors' code: one parameter that starts at 0, so that the module starts as the identity and
-    its projections get no gradient in the very first step. "fixed" is the paper's equation 2: 1, hence None.
+    Args:
+        gamma: "learned" is one parameter that starts at 0, as in the authors' code: the module starts as the identity,
+            and its projections get no gradient in the first step. "fixed" is 1, as in equation 2 of the paper.
     """
     if gamma not in ("learned", "fixed"):
         raise ValueError(f"gamma is {gamma!r}: choose 'learned' (starts at 0) or 'fixed' (1)")

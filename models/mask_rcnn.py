@@ -1,9 +1,12 @@
-"""Mask R-CNN with context in its backbone: He et al., ICCV 2017, arXiv:1703.06870; Huang et al., CCNet, TPAMI 2020,
-arXiv:1811.11721, section 4.6, which puts one module "right before the last residual block of res4".
+"""Mask R-CNN with a context module in its backbone.
+
+He et al., Mask R-CNN, ICCV 2017, arXiv:1703.06870. Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, section 4.6, put
+one module "right before the last residual block of res4".
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
@@ -16,27 +19,31 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from .backbone import TimmBackbone
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")  # timm's names of res2 to res5
-_BOX_SIZE = 7  # of the features that torchvision cuts out for a box, squared
+_BOX_SIZE = 7  # side of the features that torchvision crops for a box
 
 
 class MaskRCNN(detection.MaskRCNN):
-    """Objects, their boxes and their masks, by torchvision's Mask R-CNN; its detection API.
+    """Instance segmentation by torchvision's Mask R-CNN, with its detection API.
 
-    In training, images and targets give a dict of five losses; in eval mode images give a dict each of "boxes",
-    "labels", "scores" and "masks", sorted by score. Images are a list of RGB (3, H, W) in [0, 1] of any sizes, targets
-    a list of dicts of "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) from 1 to K (0 is the background) and
-    "masks" (n, H, W) in {0, 1}.
+    In training, images and targets give a dict of five losses. In eval mode, each image gives a dict of "boxes" (n, 4),
+    "labels" (n,), "scores" (n,) and "masks" (n, 1, H, W), sorted by score. Images are a list of RGB (3, H, W) in [0, 1]
+    of any sizes. Targets are a list of dicts of "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) from 1 to K
+    (0 is the background) and "masks" (n, H, W) in {0, 1}.
 
     Args:
-        backbone: a ResNet of timm with its four stages.
-        num_classes: K kinds of objects, without the background.
-        context: called with a number of channels; gives a module (N, C, h, w) -> (N, C, h, w), see
+        backbone: a timm ResNet that returns its four stages.
+        num_classes: K object classes, without the background.
+        context: called with a number of channels C; returns a module (N, C, h, w) -> (N, C, h, w), see
             :class:`PyramidBackbone`. None for the plain Mask R-CNN.
-        channels: width of the pyramid and of the mask head; the box head has four times as much. 256 gives
+        channels: width of the feature pyramid and of the mask head; the box head is four times as wide. 256 gives
             torchvision's Mask R-CNN.
-        frozen: freeze the batch norm of the backbone and everything up to res2, as Mask R-CNN's settings have it;
-            for pretrained backbones only, random ones learn nothing so.
-        min_size, max_size: the short side that images are resized to, pixels, unless the long one exceeds the other.
+        frozen: freeze the backbone's batch norm and everything up to res2, as in Mask R-CNN's settings. Use it with
+            pretrained weights only: random ones would stay random.
+        min_size, max_size: images are resized to a short side of ``min_size`` pixels, or less if their long side would
+            exceed ``max_size`` pixels.
+
+    Raises:
+        ValueError: the backbone is not a ResNet with four stages.
     """
 
     def __init__(
@@ -65,14 +72,14 @@ class MaskRCNN(detection.MaskRCNN):
 
 
 class PyramidBackbone(nn.Module):
-    """A ResNet's stages as a feature pyramid of five levels, strides 4 to 64.
+    """A feature pyramid of five levels, strides 4 to 64, on the stages of a ResNet.
 
-    The context module stands before the last block of the third stage under a name of its own,
-    ``body.layer3.context``, so that every other entry of the state dict is called as it is without it, and as in
-    timm. Where a stage has one block only (resnet10t), it reads the stage before.
+    The context module is inserted before the last block of the third stage as ``body.layer3.context``; all other
+    entries of the state dict keep the names that they have without it and in timm. If the stage has a single block
+    (resnet10t), the module reads the stage before it.
 
     Args:
-        backbone, context, channels, frozen: of :class:`MaskRCNN`.
+        backbone, context, channels, frozen: see :class:`MaskRCNN`.
     """
 
     def __init__(
@@ -84,7 +91,7 @@ class PyramidBackbone(nn.Module):
         frozen: bool = True,
     ):
         super().__init__()
-        self.out_channels = channels  # torchvision's Mask R-CNN asks for it
+        self.out_channels = channels  # torchvision's Mask R-CNN reads it
         self.body = backbone.net
         modules = dict(self.body.named_children())
         if not all(stage in modules for stage in STAGES) or len(backbone.channels) != len(STAGES):
@@ -96,17 +103,18 @@ class PyramidBackbone(nn.Module):
             freeze_batch_norm_2d(self.body)
             for name, parameter in self.body.named_parameters():
                 parameter.requires_grad_(name.startswith(STAGES[1:]))
-        if context:  # an empty configuration is none
+        if context:  # model/context=none composes to an empty dict
             self.body["layer3"] = _with_context(self.body["layer3"], context)
         self.fpn = FeaturePyramidNetwork(backbone.channels, channels, LastLevelMaxPool())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), normalised -> "0", "1", "2", "3" and "pool", (N, channels, h, w) each."""
+        """(N, 3, H, W), normalised -> "0", "1", "2", "3" and "pool", (N, channels, h_i, w_i), strides 4 to 64."""
         levels = self.body(images)
         return self.fpn(OrderedDict((str(index), level) for index, level in enumerate(levels)))
 
 
 def _with_context(stage: nn.Sequential, context: Callable[[int], nn.Module]) -> nn.Sequential:
-    """The stage with a context module before its last block; the blocks keep their names."""
-    *before, (name, last) = stage.named_children()
+    """Insert a context module before the last block of the stage; the blocks keep their names."""
+    blocks: list[tuple[str, Any]] = list(stage.named_children())
+    *before, (name, last) = blocks
     return nn.Sequential(OrderedDict([*before, ("context", context(last.conv1.in_channels)), (name, last)]))

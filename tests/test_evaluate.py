@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ccnet import train as training
-from ccnet.engine.drawing.video import save_video
-from ccnet.engine.evaluation.attention_maps import attention_maps
+from ccnet.engine.drawing import open_video
+from ccnet.engine.evaluation.attention_maps import attention_of_point
 from ccnet.engine.evaluation.confusion import ConfusionMatrix
 from ccnet.engine.evaluation.prediction_files import PredictionFiles
 from ccnet.engine.evaluation.protocols import MultiScale, Slide, Whole
@@ -163,7 +163,7 @@ def ccnet():
 
 def test_attention_maps_are_rows_of_the_loops_attention_matrices(ccnet):
     image = torch.rand(1, 3, 41, 57)
-    maps = attention_maps(ccnet, image, (16, 33))
+    maps = attention_of_point(ccnet, image, (16, 33))
     module, seen = ccnet.head.context, []
     handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.no_grad():
@@ -194,10 +194,10 @@ def test_attention_of_a_network_or_a_point_that_has_none(ccnet):
     image = torch.rand(1, 3, 41, 57)
     for point in ((41, 3), (-1, 3), (3,)):
         with pytest.raises(ValueError, match=r"is outside the picture: give \[y,x\] within 41x57 pixels"):
-            attention_maps(ccnet, image, point)
+            attention_of_point(ccnet, image, point)
     other = create_model("fcn", num_classes=5, backbone="resnet10t", head__channels=16).eval()
     with pytest.raises(ValueError, match="has no criss-cross attention"):
-        attention_maps(other, image, (1, 1))
+        attention_of_point(other, image, (1, 1))
 
 
 def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_entry):
@@ -220,7 +220,9 @@ def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_en
 def test_an_mp4_holds_every_frame_in_order(tmp_path):
     av = pytest.importorskip("av")
     frames = [np.full((41, 57, 3), 60 * number, dtype=np.uint8) for number in range(4)]
-    save_video(tmp_path / "out.mp4", iter(frames), fps=15)
+    with open_video(tmp_path / "out.mp4", fps=15) as made:
+        for frame in frames:
+            made.add(frame)
     with av.open(str(tmp_path / "out.mp4")) as video:
         found = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert [frame.shape for frame in found] == [(40, 56, 3)] * 4  # H.264 has even sides

@@ -1,1 +1,1 @@
-"""Context modules that the paper compares criss-cross attention with (Table 4); each keeps channels and size."""
+"""The context modules with which the paper compares criss-cross attention (Table 4); they keep channels and size."""

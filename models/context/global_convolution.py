@@ -7,8 +7,8 @@ class GlobalConvolution(nn.Module):
     """A k x k convolution as the sum of two separable ones: k x 1 then 1 x k, and 1 x k then k x 1.
 
     Args:
-        channels: C of input and output.
-        kernel_size: k, odd; 15 is the best of the authors' Table 1.
+        channels: C of the input and of the output.
+        kernel_size: k, odd, pixels; 15 is the best in their Table 1.
     """
 
     def __init__(self, channels: int, *, kernel_size: int = 15):

@@ -1,4 +1,7 @@
-"""Non-local attention, as the paper measures it and as its authors built it: Wang et al., 2018, arXiv:1711.07971."""
+"""Non-local attention, as the CCNet paper measures it and as its authors built it.
+
+Wang et al., Non-local Neural Networks, CVPR 2018, arXiv:1711.07971, section 3.
+"""
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -12,19 +15,22 @@ class NonLocal(nn.Module):
 
         y = gamma * softmax(query(x)^T key(x)) value(x) + x
 
-    With the widths of the paper's Tables 2 and 5 (108.2 GFLOPs on 97x97 features of 512 channels): C / 8 for query
-    and key, C for value, no output convolution. The attention of all pixels to all pixels is never in memory: the
-    value goes through torch's fused attention in slabs as wide as the query, which that takes.
+    It has the widths of Tables 2 and 5 of the CCNet paper (108.2 GFLOPs on 97x97 features of 512 channels): C / 8 for
+    query and key, C for the value, and no output convolution. The (H W, H W) attention matrix is never stored: the
+    value passes through torch's fused attention in slabs as wide as the query, a width that the fused kernels accept.
 
     Args:
-        channels: C of input and output, a multiple of 8.
+        channels: C of the input and of the output, a multiple of 8.
         gamma: "learned" or "fixed", see :func:`models.layers.residual_weight`.
+
+    Raises:
+        ValueError: ``channels`` is not a multiple of 8.
     """
 
     def __init__(self, channels: int, *, gamma: str = "learned"):
         super().__init__()
         if channels % 8:
-            raise ValueError(f"channels is {channels}: the non-local block takes a multiple of 8")
+            raise ValueError(f"channels is {channels}: give the non-local block a multiple of 8")
         self.query_conv = nn.Conv2d(channels, channels // 8, kernel_size=1)
         self.key_conv = nn.Conv2d(channels, channels // 8, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)
@@ -46,14 +52,14 @@ class NonLocal(nn.Module):
 
 
 class BottleneckNonLocal(nn.Module):
-    """The block as Wang et al. build it (embedded Gaussian), with half the channels inside and softmax scaled.
+    """The block as Wang et al. build it (embedded Gaussian): half the channels inside, and a scaled softmax.
 
         y = BN(project(softmax(query(x)^T key(x) / sqrt(D)) value(x))) + x,  D = C / 2
 
-    The batch norm starts at 0, so that the block starts as the identity.
+    The scale of the batch norm starts at 0, so the block starts as the identity.
 
     Args:
-        channels: C of input and output.
+        channels: C of the input and of the output.
     """
 
     def __init__(self, channels: int):
@@ -62,8 +68,9 @@ class BottleneckNonLocal(nn.Module):
         self.query_conv = nn.Conv2d(channels, width, kernel_size=1)
         self.key_conv = nn.Conv2d(channels, width, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, width, kernel_size=1)
-        self.project = nn.Sequential(nn.Conv2d(width, channels, kernel_size=1, bias=False), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.project[1].weight)
+        norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(norm.weight)
+        self.project = nn.Sequential(nn.Conv2d(width, channels, kernel_size=1, bias=False), norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""

@@ -1,22 +1,24 @@
-"""Pooling pyramids: PSPNet's and DeepLabv3's context modules."""
+"""Pyramids of branches: the context modules of PSPNet and DeepLabv3."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from torch.nn.functional import adaptive_avg_pool2d
 
-from ..layers import conv_bn_relu
+from ..layers import conv_bn_relu, resize
 
 
 class PyramidPooling(nn.Module):
-    """Averages over grids of several sizes, put beside the input: Zhao et al., CVPR 2017, arXiv:1612.01105.
+    """Averages over grids of several sizes, concatenated with the input and fused.
+
+    Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, arXiv:1612.01105, section 3.2.
 
     Args:
         channels: C of the input.
-        bins: cells of each grid, per side.
-        width: of each branch; C divided by the number of grids if not given.
-        out_channels: of the output; C if not given.
+        bins: cells per side of each grid.
+        width: channels of each branch; C divided by the number of grids by default.
+        out_channels: channels of the output; C by default.
         align_corners: of the bilinear upsampling of the grids.
     """
 
@@ -38,19 +40,24 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, out_channels, H, W)."""
-        pooled = [branch(_average_cells(x, bins)) for branch, bins in zip(self.branches, self.bins, strict=True)]
-        return self.fuse(torch.cat([x, *(_resize(level, x, self.align_corners) for level in pooled)], dim=1))
+        levels = [
+            resize(branch(_average_cells(x, bins)), x.shape[-2:], align_corners=self.align_corners)
+            for branch, bins in zip(self.branches, self.bins, strict=True)
+        ]
+        return self.fuse(torch.cat([x, *levels], dim=1))
 
 
 class AtrousPyramid(nn.Module):
-    """Dilated convolutions beside each other and the image's average: Chen et al., 2017, arXiv:1706.05587 (ASPP).
+    """Parallel dilated convolutions and the image's average, fused (atrous spatial pyramid pooling, ASPP).
+
+    Chen et al., Rethinking Atrous Convolution, 2017, arXiv:1706.05587, section 3.3.
 
     Args:
         channels: C of the input.
-        width: of each branch; C / 2 if not given, DeepLabv3's 256 for C = 512.
-        out_channels: of the output; C if not given.
-        dilations: of the 3x3 branches; (12, 24, 36) belongs to output stride 8.
-        fuse_kernel_size: of the convolution that puts the branches together.
+        width: channels of each branch; C / 2 by default, which is DeepLabv3's 256 for C = 512.
+        out_channels: channels of the output; C by default.
+        dilations: one per 3x3 branch; (12, 24, 36) belongs to output stride 8.
+        fuse_kernel_size: side of the convolution that fuses the branches, pixels.
     """
 
     def __init__(
@@ -71,28 +78,24 @@ class AtrousPyramid(nn.Module):
         self.fuse = conv_bn_relu(width * branches, out_channels or channels, kernel_size=fuse_kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
-        image = _resize(self.image(adaptive_avg_pool2d(x, 1)), x)
+        """(N, C, H, W) -> (N, out_channels, H, W)."""
+        image = resize(self.image(adaptive_avg_pool2d(x, 1)), x.shape[-2:])
         return self.fuse(torch.cat([self.local(x), *(branch(x) for branch in self.dilated), image], dim=1))
 
 
 def _average_cells(x: Tensor, bins: int) -> Tensor:
-    """Adaptive average pooling to bins x bins cells."""
+    """(N, C, H, W) -> (N, C, bins, bins), by adaptive average pooling."""
     if bins == 1 or not torch.compiler.is_exporting():
         return adaptive_avg_pool2d(x, bins)
-    # torch.export writes the cells of the size it sees into the graph: products with the cells' weights take any.
+    # torch.export would write the cells of the traced size into the graph; matrix products keep the size dynamic.
     rows, columns = (_cell_weights(size, bins, like=x) for size in x.shape[-2:])
     return rows @ x @ columns.mT
 
 
 def _cell_weights(size: int, bins: int, *, like: Tensor) -> Tensor:
-    """(bins, size): 1 / n at the n positions that a cell averages. Cells overlap where bins do not divide size."""
+    """Return (bins, size) weights, 1 / n at the n positions of a cell; cells overlap if bins does not divide size."""
     cell = torch.arange(bins, device=like.device).unsqueeze(1)
     start, stop = cell * size // bins, ((cell + 1) * size + bins - 1) // bins
     position = torch.arange(size, device=like.device)
     inside = (position >= start) & (position < stop)
     return inside.to(like.dtype) / (stop - start).to(like.dtype)
-
-
-def _resize(x: Tensor, like: Tensor, align_corners: bool = True) -> Tensor:
-    return interpolate(x, like.shape[-2:], mode="bilinear", align_corners=align_corners)

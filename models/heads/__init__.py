@@ -1,1 +1,1 @@
-"""Heads: backbone features in, class scores out, at the features' size; the main head also gives its context."""
+"""Heads: from backbone features to class scores at the features' size; the main heads also give their context."""

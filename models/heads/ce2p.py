@@ -1,30 +1,30 @@
 """The head of CE2P: Ruan et al., Devil in the Details: Towards Accurate Single and Multiple Human Parsing, AAAI 2019,
 arXiv:1809.05996, section 3 and Fig. 2.
 
-Layer by layer as in the authors' code, with batch norm and ReLU for their in-place activated batch norm. The CCNet
-paper (section 4.5) puts recurrent criss-cross attention where CE2P has its pyramid; here either is ``context``.
+It follows the authors' code layer by layer, with batch norm and ReLU in place of in-place activated batch norm. The
+CCNet paper (section 4.5) puts recurrent criss-cross attention where CE2P has its pyramid; here either is ``context``.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from ..context.pyramid import PyramidPooling
-from ..layers import conv_bn_relu
+from ..layers import conv_bn_relu, resize
+from .classifier import ClassifierHead
 
-_DETAIL = 48  # channels that the decoder takes from the first stage
+_DETAIL_CHANNELS = 48  # that the decoder keeps of the first stage
 
 
 class ParsingOutput(NamedTuple):
-    """Logits at the first stage's size, and the context features at the last stage's.
+    """Logits at the first stage's size, and context features at the last stage's.
 
     Attributes:
-        fused: (N, K, h, w), from the decoder's and the edge branch's features; the prediction.
+        fused: (N, K, h, w), from the features of the decoder and of the edge branch; the prediction.
         decoder: (N, K, h, w), from the decoder's features alone.
-        edge: (N, 2, h, w), no edge and edge.
+        edge: (N, 2, h, w), the logits of "no edge" and "edge".
         context: (N, context_channels, h', w').
     """
 
@@ -34,17 +34,33 @@ class ParsingOutput(NamedTuple):
     context: Tensor
 
 
-class CE2PHead(nn.Module):
+class Context(Protocol):
+    """What stands for the context in a :class:`CE2PHead`, such as :class:`PyramidFeatures`.
+
+    Attributes:
+        context_channels: width of the context features.
+    """
+
+    context_channels: int
+
+    def __call__(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, in_channels, h, w) -> features (N, channels, h, w) and context features (N, context_channels, h, w)."""
+        ...
+
+
+class CE2PHead(ClassifierHead):
     """Context, a decoder at high resolution, an edge branch, and their fusion.
 
     Args:
-        in_channels: of the four stages of the backbone, strides 4, 8, 16 and 16.
+        in_channels: widths of the four stages of the backbone, which have strides 4, 8, 16 and 16.
         num_classes: K.
-        context: called with ``in_channels`` and ``channels`` of the last stage; gives a module with
-            ``context_channels`` that maps it to (features (N, channels, h, w), context features). See
-            :class:`PyramidFeatures` and :class:`models.heads.context.ContextFeatures`.
-        channels: width of the context; 512 in the paper. The branches have half of it.
+        context: called with the ``in_channels`` of the last stage and with ``channels``; returns a :class:`Context`:
+            :class:`PyramidFeatures` or :class:`models.heads.context.ContextFeatures`.
+        channels: width of the context, 512 in the paper; the branches are half as wide.
         dropout: share of channels dropped before the last classifier.
+
+    Raises:
+        ValueError: the backbone gives another number of stages.
     """
 
     def __init__(
@@ -52,7 +68,7 @@ class CE2PHead(nn.Module):
         in_channels: Sequence[int],
         num_classes: int,
         *,
-        context: Callable[..., nn.Module],
+        context: Callable[..., Context],
         channels: int = 512,
         dropout: float = 0.1,
     ):
@@ -67,24 +83,23 @@ class CE2PHead(nn.Module):
         self.decoder = Decoder(in_channels[0], channels, num_classes, width=width)
         self.edge = EdgeBranch(in_channels[:3], width=width)
         self.fuse = conv_bn_relu(4 * width, width, kernel_size=1)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classify = nn.Conv2d(width, num_classes, kernel_size=1)
+        self.add_classifier(width, num_classes, dropout)
 
     def forward(self, stages: Sequence[Tensor]) -> ParsingOutput:
-        """Four feature maps (N, in_channels[i], h_i, w_i) -> see :class:`ParsingOutput`."""
+        """Four feature maps (N, in_channels[i], h_i, w_i) -> :class:`ParsingOutput`."""
         features, context = self.context(stages[-1])
         decoder_logits, decoded = self.decoder(stages[0], features)
         edge_logits, edges = self.edge(stages[:3])
         fused = self.fuse(torch.cat([decoded, edges], dim=1))
-        return ParsingOutput(self.classify(self.dropout(fused)), decoder_logits, edge_logits, context)
+        return ParsingOutput(self.scores(fused), decoder_logits, edge_logits, context)
 
 
 class PyramidFeatures(nn.Module):
-    """CE2P's own context: pyramid pooling straight on the backbone's features, each branch ``channels`` wide.
+    """CE2P's own context: pyramid pooling of the backbone's features, each branch ``channels`` wide.
 
     Args:
-        in_channels: of the backbone's last features.
-        channels: of the result.
+        in_channels: width of the backbone's last features.
+        channels: width of the result.
         bins: cells of each grid, per side.
     """
 
@@ -94,42 +109,43 @@ class PyramidFeatures(nn.Module):
         self.pyramid = PyramidPooling(in_channels, bins=bins, out_channels=channels, width=channels)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> features and context features, the same (N, channels, h, w) twice."""
+        """(N, in_channels, h, w) -> the same (N, channels, h, w) as features and as context features."""
         pooled = self.pyramid(features)
         return pooled, pooled
 
 
 class Decoder(nn.Module):
-    """The context features at the first stage's resolution, beside that stage's details.
+    """The decoder, which fuses the context at the first stage's resolution with that stage's details.
 
     Args:
-        detail_channels: of the first stage.
-        context_channels: of the context features.
+        detail_channels: width of the first stage.
+        context_channels: width of the context's features.
         num_classes: K.
-        width: of the result.
+        width: width of the result.
     """
 
     def __init__(self, detail_channels: int, context_channels: int, num_classes: int, *, width: int):
         super().__init__()
         self.reduce = conv_bn_relu(context_channels, width, kernel_size=1)
-        self.detail = conv_bn_relu(detail_channels, _DETAIL, kernel_size=1)
+        self.detail = conv_bn_relu(detail_channels, _DETAIL_CHANNELS, kernel_size=1)
         self.fuse = nn.Sequential(
-            conv_bn_relu(width + _DETAIL, width, kernel_size=1), conv_bn_relu(width, width, kernel_size=1)
+            conv_bn_relu(width + _DETAIL_CHANNELS, width, kernel_size=1), conv_bn_relu(width, width, kernel_size=1)
         )
         self.classify = nn.Conv2d(width, num_classes, kernel_size=1)
 
     def forward(self, stage: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """First stage and context features -> logits (N, K, h, w) and features (N, width, h, w)."""
-        features = self.fuse(torch.cat([_resize(self.reduce(context), stage), self.detail(stage)], dim=1))
+        """(N, detail_channels, h, w), (N, context_channels, h', w') -> logits (N, K, h, w) and (N, width, h, w)."""
+        upsampled = resize(self.reduce(context), stage.shape[-2:])
+        features = self.fuse(torch.cat([upsampled, self.detail(stage)], dim=1))
         return self.classify(features), features
 
 
 class EdgeBranch(nn.Module):
-    """Edges between parts, seen in three stages by one shared classifier, then weighed against each other.
+    """The edge branch: one classifier, shared by three stages, and a 1x1 convolution that weighs its three answers.
 
     Args:
-        in_channels: of the three stages.
-        width: of each stage's edge features.
+        in_channels: widths of the three stages.
+        width: width of each stage's edge features.
     """
 
     def __init__(self, in_channels: Sequence[int], *, width: int):
@@ -139,11 +155,8 @@ class EdgeBranch(nn.Module):
         self.fuse = nn.Conv2d(2 * len(in_channels), 2, kernel_size=1)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Three stages -> logits (N, 2, h, w) and features (N, 3 * width, h, w) at the first one's size."""
+        """Three stages (N, in_channels[i], h_i, w_i) -> logits (N, 2, h_0, w_0), features (N, 3 * width, h_0, w_0)."""
+        size = stages[0].shape[-2:]
         features = [reduce(stage) for reduce, stage in zip(self.reduce, stages, strict=True)]
-        logits = [_resize(self.classify(one), stages[0]) for one in features]
-        return self.fuse(torch.cat(logits, dim=1)), torch.cat([_resize(one, stages[0]) for one in features], dim=1)
-
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return interpolate(x, like.shape[-2:], mode="bilinear", align_corners=True)
+        logits = torch.cat([resize(self.classify(one), size) for one in features], dim=1)
+        return self.fuse(logits), torch.cat([resize(one, size) for one in features], dim=1)

@@ -7,21 +7,25 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..layers import check_recurrence, conv_bn_relu
+from .classifier import MainHead
 
 
 class ContextFeatures(nn.Module):
-    """Reduce, gather context, project, put beside the backbone's features, fuse.
+    """The layers around a context module: reduce, gather context, project, concatenate with the input, fuse.
 
-    Layer by layer as in the CCNet authors' code, with batch norm and ReLU for their in-place activated batch
-    norm. Networks of the paper's Table 4 differ in ``context`` alone; with ``recurrence=0`` there is none, which
-    is the dilated FCN that the paper's tables start from.
+    They follow the CCNet authors' code layer by layer, with batch norm and ReLU in place of in-place activated batch
+    norm. The networks of the paper's Table 4 differ in ``context`` only. With ``recurrence=0`` there is no context
+    module: this is the dilated FCN from which the paper's tables start.
 
     Args:
-        in_channels: of the backbone's last features.
-        context: called with ``channels``; gives a module (N, channels, h, w) -> (N, channels, h, w).
-        channels: width of the head; the paper's is 512.
-        recurrence: R, the number of times that the one context module is applied.
-        negative_slope: of the activations; the authors' published weights need 0.01, 0 is the ReLU.
+        in_channels: width of the backbone's last features.
+        context: called with ``channels``; returns a module (N, channels, h, w) -> (N, channels, h, w).
+        channels: width of the head; 512 in the paper.
+        recurrence: R, how many times the one context module is applied.
+        negative_slope: of the activations; 0 is the ReLU, and the authors' published weights need 0.01.
+
+    Attributes:
+        context_channels: width of the context features that :meth:`forward` returns.
     """
 
     def __init__(
@@ -38,15 +42,15 @@ class ContextFeatures(nn.Module):
         self.context_channels = channels
         self.recurrence = recurrence
         self.reduce = conv_bn_relu(in_channels, channels, negative_slope=negative_slope)
-        self.context = context(channels) if recurrence else None
+        self.context = context(channels) if recurrence else nn.Identity()
         self.project = conv_bn_relu(channels, channels, negative_slope=negative_slope)
         self.bottleneck = conv_bn_relu(in_channels + channels, channels, negative_slope=negative_slope)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> fused features and the context module's own, (N, channels, h, w) both.
+        """(N, in_channels, h, w) -> fused features and the context module's output, (N, channels, h, w) each.
 
-        With ``frames`` T, N counts the frames of clips one after the other, and the context module sees whole clips,
-        (N / T, channels, T, h, w).
+        With ``frames`` T, N counts the frames of clips, one clip after the other, and the context module sees whole
+        clips, (N / T, channels, T, h, w).
         """
         context = self.reduce(features)
         if frames:
@@ -58,11 +62,11 @@ class ContextFeatures(nn.Module):
         return self.bottleneck(torch.cat([features, self.project(context)], dim=1)), context
 
 
-class ContextHead(ContextFeatures):
+class ContextHead(ContextFeatures, MainHead):
     """:class:`ContextFeatures` and a classifier.
 
     Args:
-        in_channels, context, channels, recurrence, negative_slope: of :class:`ContextFeatures`.
+        in_channels, context, channels, recurrence, negative_slope: see :class:`ContextFeatures`.
         num_classes: K.
         dropout: share of channels dropped before the classifier.
     """
@@ -81,10 +85,9 @@ class ContextHead(ContextFeatures):
         super().__init__(
             in_channels, context=context, channels=channels, recurrence=recurrence, negative_slope=negative_slope
         )
-        self.dropout = nn.Dropout2d(dropout)
-        self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
+        self.add_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
         """(N, in_channels, h, w) -> logits (N, K, h, w) and the context features (N, channels, h, w)."""
         fused, context = super().forward(features, frames)
-        return self.classify(self.dropout(fused)), context
+        return self.scores(fused), context

@@ -1,19 +1,20 @@
-"""The FCN head that supervises an inner stage: deep supervision as in PSPNet and the CCNet authors' code."""
+"""The auxiliary FCN head, which supervises an inner stage as in PSPNet and in the CCNet authors' code."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers import conv_bn_relu
+from .classifier import ClassifierHead
 
 
-class FCNHead(nn.Module):
-    """3x3 convolution and classifier.
+class FCNHead(ClassifierHead):
+    """A 3x3 convolution and a classifier.
 
     Args:
-        in_channels: of the features it reads.
+        in_channels: width of the features.
         num_classes: K.
         channels: width of the hidden layer; 512 in the authors' code.
         dropout: share of channels dropped before the classifier.
-        negative_slope: of the activation; the authors' published weights need 0.01, 0 is the ReLU.
+        negative_slope: of the activation; 0 is the ReLU, and the authors' published weights need 0.01.
     """
 
     def __init__(
@@ -27,9 +28,8 @@ class FCNHead(nn.Module):
     ):
         super().__init__()
         self.hidden = conv_bn_relu(in_channels, channels, negative_slope=negative_slope)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
+        self.add_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> logits (N, K, h, w)."""
-        return self.classify(self.dropout(self.hidden(features)))
+        return self.scores(self.hidden(features))

@@ -1,18 +1,23 @@
-"""Twins of timm's ResNets and MobileNetV2s: built from timm's own modules, so of any width, depth, stem and stride."""
+"""Twins of timm's ResNets and MobileNetV2s, built from timm's own modules: any width, depth, stem and stride."""
+
+from typing import Any
 
 from flax import nnx
 from jax import Array
 
+from ..backbone import TimmBackbone
+from .layers import Twin
+
 
 class Residual(nnx.Module):
-    """A residual block of ResNet, basic or bottleneck: convolutions with batch norms, ReLU behind each.
+    """A residual block of ResNet, basic or bottleneck: convolutions, each followed by batch norm and ReLU.
 
     Args:
-        block: timm's.
+        block: timm's block.
         twin: makes the twin of a part.
     """
 
-    def __init__(self, block, twin):
+    def __init__(self, block: Any, twin: Twin):
         self.depth = 3 if hasattr(block, "conv3") else 2
         for index in range(1, self.depth + 1):
             for part in (f"conv{index}", f"bn{index}", f"act{index}"):
@@ -31,14 +36,14 @@ class Residual(nnx.Module):
 
 
 class Inverted(nnx.Module):
-    """A block of MobileNetV2: 1x1, depthwise 3x3 and 1x1 convolution, and the input where the sizes agree.
+    """A block of MobileNetV2: 1x1, depthwise 3x3 and 1x1 convolution, plus the input if the sizes agree.
 
     Args:
-        block: timm's; its first block, without expansion, is a depthwise and a 1x1 convolution.
+        block: timm's block; the first one has no expansion, only a depthwise and a 1x1 convolution.
         twin: makes the twin of a part.
     """
 
-    def __init__(self, block, twin):
+    def __init__(self, block: Any, twin: Twin):
         self.order = ("conv_pw", "conv_dw", "conv_pwl") if hasattr(block, "conv_pwl") else ("conv_dw", "conv_pw")
         for index, name in enumerate(self.order, 1):
             setattr(self, name, twin(getattr(block, name)))
@@ -54,14 +59,14 @@ class Inverted(nnx.Module):
 
 
 class FeatureNet(nnx.Module):
-    """timm's feature network: layers in order, some of whose outputs are returned.
+    """timm's feature network: layers in order, which returns the outputs of some.
 
     Args:
-        net: timm's.
+        net: timm's feature network.
         twin: makes the twin of a part.
     """
 
-    def __init__(self, net, twin):
+    def __init__(self, net: Any, twin: Twin):
         self.levels = tuple(info["module"] for info in net.feature_info.get_dicts())
         self.parts = tuple(name for name, _ in net.named_children())
         for name, part in net.named_children():
@@ -69,10 +74,10 @@ class FeatureNet(nnx.Module):
 
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
         """(N, H, W, 3), normalised -> the chosen levels."""
-        found = {}
+        found: dict[str, Array] = {}
         for name in self.parts:
             layer = getattr(self, name)
-            # A ResNet's stages are children of their own, a MobileNetV2's are together in one.
+            # A ResNet's stages are children of the network, a MobileNetV2's are children of its `blocks`.
             stages = {f"blocks.{i}": stage for i, stage in enumerate(layer)} if name == "blocks" else {name: layer}
             for key, stage in stages.items():
                 found[key] = x = stage(x, train)
@@ -82,7 +87,7 @@ class FeatureNet(nnx.Module):
 class Backbone(nnx.Module):
     """``models.backbone.TimmBackbone``."""
 
-    def __init__(self, backbone, twin):
+    def __init__(self, backbone: TimmBackbone, twin: Twin):
         self.net = twin(backbone.net)
         self.output_stride = backbone.output_stride
 

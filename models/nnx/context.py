@@ -1,4 +1,4 @@
-"""Twins of the context modules: each (N, *S, C) -> (N, *S, C)."""
+"""Twins of the context modules, each (N, *S, C) -> (N, *S, C)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,57 +8,61 @@ from jax.sharding import PartitionSpec
 
 from ...kernels import criss_cross_residual
 from ...kernels.jax_ops.gradients import KEPT
-from .layers import adaptive_average, parameter, resize
+from .. import criss_cross
+from ..context import global_convolution, horizontal_vertical, non_local, pyramid
+from .layers import Twin, adaptive_average, parameter, resize
 
 
 class CrissCrossAttention(nnx.Module):
-    """``models.CrissCrossAttention``. Over a mesh of devices, each attends in its own share of the batch."""
+    """``models.CrissCrossAttention``. On a mesh of devices, each one attends in its own shard of the batch."""
 
-    def __init__(self, module, twin):
-        for name in ("query_conv", "key_conv", "value_conv"):
-            setattr(self, name, twin(getattr(module, name)))
-        self.gamma = parameter(module.gamma)
+    def __init__(self, module: criss_cross.CrissCrossAttention, twin: Twin):
+        self.query_conv, self.key_conv = twin(module.query_conv), twin(module.key_conv)
+        self.value_conv = twin(module.value_conv)
+        self.gamma = None if module.gamma is None else parameter(module.gamma)
         self.axes, self.recompute, self.backend = module.axes, module.recompute, module.backend
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, *S, C) -> (N, *S, C), one to three spatial sizes S."""
+        """(N, *S, C) -> (N, *S, C), with one to three spatial sizes S."""
         weights = [(conv.weight[0, 0], conv.bias[...]) for conv in (self.query_conv, self.key_conv, self.value_conv)]
         gamma = jnp.ones(1) if self.gamma is None else self.gamma[...]
 
-        def attend(x, weights, gamma):
+        def attend(x: Array, weights: list[tuple[Array, Array]], gamma: Array) -> Array:
             query, key, value = (x @ weight.astype(x.dtype) + bias.astype(x.dtype) for weight, bias in weights)
             return criss_cross_residual(
                 query, key, value, x, gamma, axes=self.axes, channel_axis=-1, backend=self.backend
             )
 
-        if self.recompute:  # the projections alone: what the attention itself keeps has a name
+        if self.recompute:  # the projections only: the attention marks the arrays that it keeps by name
             attend = jax.checkpoint(attend, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.size > 1:  # XLA cannot split a kernel's call, and would gather the batch
+        if mesh.size > 1:  # XLA cannot partition a kernel's call and would gather the batch
             split, whole = PartitionSpec("batch"), PartitionSpec()
             attend = jax.shard_map(attend, in_specs=(split, whole, whole), out_specs=split)
         return attend(x, weights, gamma)
 
 
 class ParallelHorizontalVertical(nnx.Module):
-    """``models.context.lines.ParallelHorizontalVertical``."""
+    """``models.context.horizontal_vertical.ParallelHorizontalVertical``."""
 
-    def __init__(self, module, twin):
+    def __init__(self, module: horizontal_vertical.ParallelHorizontalVertical, twin: Twin):
         self.hv, self.vh = twin(module.hv), twin(module.vh)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        """(N, H, W, C) -> (N, H, W, C)."""
         return self.hv(x, train) + self.vh(x, train)
 
 
 class NonLocal(nnx.Module):
-    """``models.context.non_local.NonLocal``; here the attention of all pixels to all pixels is in memory once."""
+    """``models.context.non_local.NonLocal``; unlike there, the (H W, H W) attention matrix is stored."""
 
-    def __init__(self, module, twin):
-        for name in ("query_conv", "key_conv", "value_conv"):
-            setattr(self, name, twin(getattr(module, name)))
-        self.gamma = parameter(module.gamma)
+    def __init__(self, module: non_local.NonLocal, twin: Twin):
+        self.query_conv, self.key_conv = twin(module.query_conv), twin(module.key_conv)
+        self.value_conv = twin(module.value_conv)
+        self.gamma = None if module.gamma is None else parameter(module.gamma)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        """(N, H, W, C) -> (N, H, W, C)."""
         pixels = x.reshape(x.shape[0], -1, x.shape[-1])
         query, key, value = (conv.pointwise(pixels) for conv in (self.query_conv, self.key_conv, self.value_conv))
         energy = jnp.einsum("npd,nqd->npq", query, key, preferred_element_type=jnp.float32)
@@ -71,28 +75,28 @@ class NonLocal(nnx.Module):
 class PyramidPooling(nnx.Module):
     """``models.context.pyramid.PyramidPooling``."""
 
-    def __init__(self, module, twin):
+    def __init__(self, module: pyramid.PyramidPooling, twin: Twin):
         self.bins, self.align_corners = module.bins, module.align_corners
         self.branches, self.fuse = twin(module.branches), twin(module.fuse)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        levels = [
-            resize(branch(adaptive_average(x, bins).astype(x.dtype), train), x.shape[1:3], self.align_corners).astype(
-                x.dtype
-            )
-            for branch, bins in zip(self.branches, self.bins, strict=True)
-        ]
+        """(N, H, W, C) -> (N, H, W, out_channels)."""
+        levels: list[Array] = []
+        for branch, bins in zip(self.branches, self.bins, strict=True):
+            cells = branch(adaptive_average(x, bins).astype(x.dtype), train)
+            levels.append(resize(cells, x.shape[1:3], self.align_corners).astype(x.dtype))
         return self.fuse(jnp.concatenate([x, *levels], axis=-1), train)
 
 
 class AtrousPyramid(nnx.Module):
     """``models.context.pyramid.AtrousPyramid``."""
 
-    def __init__(self, module, twin):
-        for name in ("local", "dilated", "image", "fuse"):
-            setattr(self, name, twin(getattr(module, name)))
+    def __init__(self, module: pyramid.AtrousPyramid, twin: Twin):
+        self.local, self.dilated = twin(module.local), twin(module.dilated)
+        self.image, self.fuse = twin(module.image), twin(module.fuse)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        """(N, H, W, C) -> (N, H, W, out_channels)."""
         image = self.image(adaptive_average(x, 1).astype(x.dtype), train)
         branches = [self.local(x, train), *(branch(x, train) for branch in self.dilated)]
         return self.fuse(jnp.concatenate([*branches, jnp.broadcast_to(image, branches[0].shape)], axis=-1), train)
@@ -101,8 +105,9 @@ class AtrousPyramid(nnx.Module):
 class GlobalConvolution(nnx.Module):
     """``models.context.global_convolution.GlobalConvolution``."""
 
-    def __init__(self, module, twin):
+    def __init__(self, module: global_convolution.GlobalConvolution, twin: Twin):
         self.left, self.right = twin(module.left), twin(module.right)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        """(N, H, W, C) -> (N, H, W, C)."""
         return self.left(x, train) + self.right(x, train)

@@ -1,26 +1,30 @@
-"""Twins of the heads and of the whole network."""
+"""Twins of the heads and of the semantic network."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from .layers import dropout2d, resize, statistic
+from .. import segmentor
+from ..heads import context, fcn
+from .layers import Twin, dropout2d, resize, statistic
 
 
 class ContextHead(nnx.Module):
     """``models.heads.context.ContextHead``."""
 
-    def __init__(self, head, twin):
-        for name in ("reduce", "context", "project", "bottleneck", "classify"):
-            part = getattr(head, name)
-            setattr(self, name, None if part is None else twin(part))
+    def __init__(self, head: context.ContextHead, twin: Twin):
+        self.reduce, self.context, self.project = twin(head.reduce), twin(head.context), twin(head.project)
+        self.bottleneck, self.classify = twin(head.bottleneck), twin(head.classify)
         self.recurrence, self.dropout = head.recurrence, head.dropout.p
 
     def __call__(
         self, features: Array, frames: int | None = None, train: bool = False, key: Array | None = None
     ) -> tuple[Array, Array]:
-        """(N, h, w, in_channels) -> logits (N, h, w, K) and the context features; frames of clips as in torch."""
+        """(N, h, w, in_channels) -> logits (N, h, w, K) and the context features (N, h, w, channels).
+
+        With ``frames`` T, N counts the frames of clips, one clip after the other.
+        """
         context = self.reduce(features, train)
         shape = context.shape
         if frames:
@@ -35,7 +39,7 @@ class ContextHead(nnx.Module):
 class FCNHead(nnx.Module):
     """``models.heads.fcn.FCNHead``."""
 
-    def __init__(self, head, twin):
+    def __init__(self, head: fcn.FCNHead, twin: Twin):
         self.hidden, self.classify = twin(head.hidden), twin(head.classify)
         self.dropout = head.dropout.p
 
@@ -48,7 +52,7 @@ class FCNHead(nnx.Module):
 class Segmentor(nnx.Module):
     """``models.segmentor.Segmentor``, channels-last."""
 
-    def __init__(self, network, twin):
+    def __init__(self, network: segmentor.Segmentor, twin: Twin):
         self.mean, self.std = statistic(network.mean), statistic(network.std)
         self.backbone, self.head = twin(network.backbone), twin(network.head)
         self.aux_head = None if network.aux_head is None else twin(network.aux_head)
@@ -61,11 +65,14 @@ class Segmentor(nnx.Module):
         """RGB images in [0, 1], (N, H, W, 3) -> {"out": logits (N, H, W, K)}.
 
         Args:
-            image: or clips (N, T, H, W, 3), which give a T in the same place everywhere.
-            train: batch norms use and note the batch's statistics, dropout drops, and "aux" (like "out") and
-                "embedding" (N, h, w, E) are given, if built.
-            key: random key of the dropout, in training.
+            image: (N, H, W, 3), or clips (N, T, H, W, 3), which give outputs with T in the same place.
+            train: use the statistics of the batch and update the running ones, apply dropout, and add "aux" (like
+                "out") and "embedding" (N, h, w, E), if built.
+            key: random key for the dropout, in training.
             dtype: of the convolutions, such as bfloat16; logits are float32.
+
+        Raises:
+            ValueError: another shape, an image smaller than the output stride, or no key for the dropout.
         """
         size, stride = image.shape[-3:-1], self.backbone.output_stride
         if image.ndim not in (4, 5) or image.shape[-1] != 3 or min(size) < stride:

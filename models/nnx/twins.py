@@ -1,4 +1,7 @@
-"""Which twin each torch module has, and the weights back and forth."""
+"""The table of twins, and the conversion of weights back to torch."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from ..backbone import TimmBackbone
 from ..context.global_convolution import GlobalConvolution
-from ..context.lines import HorizontalVertical, ParallelHorizontalVertical
+from ..context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
 from ..context.non_local import NonLocal
 from ..context.pyramid import AtrousPyramid, PyramidPooling
 from ..criss_cross import CrissCrossAttention
@@ -26,10 +29,10 @@ from .layers import Activation, BatchNorm, Conv, Layers, Pool, to_torch
 
 
 def twin(module: torch.nn.Module) -> nnx.Module:
-    """The module in Flax NNX, channels-last, with its settings and a copy of its weights.
+    """Return the module in Flax NNX, channels-last, with the same settings and a copy of the weights.
 
     Raises:
-        ValueError: a module without a twin, with the ones that have one.
+        ValueError: the module, or a part of it, has no twin.
     """
     make = _TWINS.get(type(module))
     if make is not None:
@@ -41,18 +44,19 @@ def twin(module: torch.nn.Module) -> nnx.Module:
 
 
 def state_dict(network: nnx.Module) -> dict[str, Tensor]:
-    """The weights under torch's names and in torch's layout: ``load_state_dict`` of the torch network takes them."""
-    weights = {}
+    """Return the weights under torch's names and in torch's layout, for ``load_state_dict`` of the torch network."""
+    weights: dict[str, Tensor] = {}
     for path, variable in nnx.to_flat_state(nnx.state(network)):
         if isinstance(variable, nnx.Param):
             tensor = to_torch(variable[...])
         else:
             tensor = torch.from_numpy(np.array(variable[...]))
-        weights[".".join(path)] = tensor.long() if path[-1] == "num_batches_tracked" else tensor
+        weights[".".join(map(str, path))] = tensor.long() if path[-1] == "num_batches_tracked" else tensor
     return weights
 
 
-def _with_parts(make):
+def _with_parts(make: Callable[..., nnx.Module]) -> Callable[[Any], nnx.Module]:
+    """Pass :func:`twin` to a twin that makes those of its parts."""
     return lambda module: make(module, twin)
 
 
@@ -60,11 +64,11 @@ def _activation(module: torch.nn.Module) -> Activation:
     return Activation(6.0 if isinstance(module, torch.nn.ReLU6) else None)
 
 
-def _max_pool(module: torch.nn.MaxPool2d) -> Pool:
+def _max_pool(module: Any) -> Pool:
     return Pool("max", module.kernel_size, module.stride, module.padding)
 
 
-_TWINS = {
+_TWINS: dict[type[torch.nn.Module], Callable[[Any], nnx.Module]] = {
     torch.nn.Conv2d: Conv,
     torch.nn.BatchNorm2d: BatchNorm,
     BatchNormAct2d: BatchNorm,

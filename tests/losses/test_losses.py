@@ -16,7 +16,7 @@ from ccnet.losses import (
     cross_entropy,
     ohem_cross_entropy,
 )
-from ccnet.losses.sampling import nearest_labels
+from ccnet.losses.label_resizing import nearest_labels
 
 DELTA_V, DELTA_D, GAMMA = 0.5, 1.5, 0.001
 

@@ -8,7 +8,7 @@ from ccnet.kernels import criss_cross_attention
 from ccnet.models import CrissCrossAttention, RecurrentCrissCrossAttention, create_model, list_models
 from ccnet.models.backbone import TimmBackbone
 from ccnet.models.context.global_convolution import GlobalConvolution
-from ccnet.models.context.lines import HorizontalVertical, ParallelHorizontalVertical
+from ccnet.models.context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
 from ccnet.models.context.non_local import NonLocal
 
 needs_interpreter = pytest.mark.skipif(

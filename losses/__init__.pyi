@@ -1,0 +1,12 @@
+from .category_consistent import CategoryConsistent as CategoryConsistent
+from .category_consistent import CategoryConsistentLoss as CategoryConsistentLoss
+from .category_consistent import category_consistent_loss as category_consistent_loss
+from .cross_entropy_loss import CrossEntropy as CrossEntropy
+from .cross_entropy_loss import cross_entropy as cross_entropy
+from .detection_loss import DetectionLoss as DetectionLoss
+from .edge import EdgeCrossEntropy as EdgeCrossEntropy
+from .edge import balanced_edge_loss as balanced_edge_loss
+from .edge import edge_targets as edge_targets
+from .ohem import OhemCrossEntropy as OhemCrossEntropy
+from .ohem import ohem_cross_entropy as ohem_cross_entropy
+from .weighted_sum import WeightedSum as WeightedSum

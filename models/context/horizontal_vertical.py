@@ -1,0 +1,43 @@
+"""Attention along rows and along columns, one after the other: the HV baselines of the CCNet paper's Table 4."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..criss_cross import CrissCrossAttention
+
+_ROWS, _COLUMNS = (1,), (0,)
+
+
+class HorizontalVertical(nn.Sequential):
+    """Attention within rows, then within columns, each with its own projections and residual ("HV").
+
+    (N, C, H, W) -> (N, C, H, W).
+
+    Args:
+        channels: C of the input and of the output.
+        **attention: keyword arguments of :class:`models.CrissCrossAttention`.
+    """
+
+    def __init__(self, channels: int, **attention: Any):
+        super().__init__(*(CrissCrossAttention(channels, axes=axes, **attention) for axes in (_ROWS, _COLUMNS)))
+
+
+class ParallelHorizontalVertical(nn.Module):
+    """The sum of rows-then-columns and columns-then-rows, two branches with separate weights ("HV & VH").
+
+    Args:
+        channels: C of the input and of the output.
+        **attention: keyword arguments of :class:`models.CrissCrossAttention`.
+    """
+
+    def __init__(self, channels: int, **attention: Any):
+        super().__init__()
+        self.hv, self.vh = (
+            nn.Sequential(*(CrissCrossAttention(channels, axes=axes, **attention) for axes in order))
+            for order in ((_ROWS, _COLUMNS), (_COLUMNS, _ROWS))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return self.hv(x) + self.vh(x)

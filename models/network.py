@@ -1,0 +1,55 @@
+"""The part that every segmentation network here shares: normalisation, backbone, input check and upsampling."""
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import TimmBackbone
+from .layers import resize
+
+
+class SegmentationNetwork(nn.Module):
+    """The base of :class:`models.segmentor.Segmentor` and :class:`models.parser.Parser`, which add the heads.
+
+    The mean and the standard deviation of the backbone's training images are buffers, so they travel with the weights
+    and every caller passes RGB images in [0, 1].
+
+    Args:
+        backbone: normalised images -> list of feature maps.
+        align_corners: of the bilinear upsampling of the logits; the authors use True.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: TimmBackbone, *, align_corners: bool):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1))
+        self.backbone = backbone
+        self.align_corners = align_corners
+
+    def check(self, image: Tensor, *, clips: bool) -> None:
+        """Raise ValueError unless ``image`` is (N, 3, H, W), or with ``clips`` (N, 3, T, H, W), and large enough."""
+        stride = self.backbone.output_stride
+        if image.ndim not in ((4, 5) if clips else (4,)) or image.shape[1] != 3 or min(image.shape[-2:]) < stride:
+            expected = "(N, 3, H, W) or clips (N, 3, T, H, W)" if clips else "(N, 3, H, W)"
+            raise ValueError(
+                f"expected RGB images {expected} of at least {stride}x{stride} pixels, the output stride, got "
+                f"{tuple(image.shape)}"
+            )
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) in [0, 1] -> the backbone's feature maps, (N, channels[i], h_i, w_i) each."""
+        return self.backbone((image - self.mean) / self.std)
+
+    def upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
+        """(N, K, h, w) -> (N, K, *size)."""
+        return resize(logits, size, align_corners=self.align_corners)
+
+
+def embedding(context_channels: int, channels: int | None) -> nn.Conv2d | None:
+    """Return the 1x1 convolution whose output the category consistent loss reads; None without ``channels``.
+
+    CCNet, TPAMI 2020, section 3.4, uses 16 channels.
+    """
+    return nn.Conv2d(context_channels, channels, kernel_size=1) if channels else None
