@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..engine.drawing.tables import Table
 from ..engine.evaluation.cost import Storages
-from ..kernels import recomputed_projection
 from ..kernels.call import Call, Options
 from ..kernels.precision import float32_precision
 from ..kernels.torch_ops import operators
+from ..kernels.torch_ops.recompute import recomputed_projection
 from . import peers
 from .timing import provenance
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -92,7 +92,8 @@ def build(
         holding: how many numbers the file holds whose weights the network is for. A much larger network, as an
             untrusted configuration may ask for, raises ValueError before it fills the memory.
     """
-    node = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    resolved = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    node = cast(dict[str, Any], resolved)
     if num_classes is not None:
         node = _with_classes(node, num_classes)
     with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # a backbone is built whole and then cut
@@ -101,13 +102,15 @@ def build(
 
 def _with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
     """Return a ``model`` node whose network, head and auxiliary head have this number of classes."""
-    heads = {key: part for key, part in node.items() if key in ("head", "aux_head") and isinstance(part, dict)}
-    made = node | {key: part | {"num_classes": number} for key, part in heads.items()}
-    return made | {"num_classes": number} if "num_classes" in node else made
+    made: dict[str, Any] = node | ({"num_classes": number} if "num_classes" in node else {})
+    for key in ("head", "aux_head"):
+        if isinstance(made.get(key), dict):
+            made = made | {key: made[key] | {"num_classes": number}}
+    return made
 
 
 @contextmanager
-def _at_most(numbers: int | None) -> Iterator[None]:
+def _at_most(numbers: int | None) -> Generator[None]:
     """Raise ValueError as soon as the modules built in the block hold more numbers than this.
 
     A tensor that has been allocated and not yet been written to takes no memory, so counting after the fact will do.
@@ -133,7 +136,7 @@ def _at_most(numbers: int | None) -> Iterator[None]:
             hook.remove()
 
 
-def compose_conf(overrides: Sequence[str], name: str | None = None) -> DictConfig:
+def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
     """Compose a configuration from ``conf/``, also inside a program that Hydra has started.
 
     Args:

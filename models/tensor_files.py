@@ -52,20 +52,23 @@ def read(path: Path) -> TensorFile:
 
 
 def _read_safetensors(path: Path) -> TensorFile:
-    with safe_open(path, framework="pt") as file:
-        return TensorFile({key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}, True)  # noqa: SIM118
+    handle: Any = safe_open(path, framework="pt")
+    with handle as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, a handle is not iterable
+        return TensorFile(tensors, file.metadata() or {}, checksums_match=True)
 
 
 def _read_torch(path: Path) -> TensorFile:
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):  # torch's older format, or no such file
             file.seek(0)
-            return TensorFile(torch.load(file, map_location="cpu", weights_only=True), {}, False)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            return TensorFile(content, {}, checksums_match=False)
         with zipfile.ZipFile(file) as archive:
             _refuse_bomb(archive, os.fstat(file.fileno()).st_size)
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
-            return TensorFile(content, {}, _is_intact(archive))
+            return TensorFile(content, {}, checksums_match=_is_intact(archive))
 
 
 def _refuse_bomb(archive: zipfile.ZipFile, size: int) -> None:

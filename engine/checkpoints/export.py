@@ -37,7 +37,7 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
         logging.getLogger(noisy).setLevel(logging.WARNING)
     batch, height, width = (2, *size) if size else (2, 65, 97)
     dynamic = {0: Dim.DYNAMIC} | ({} if size else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         _Logits(model).eval(),
         (torch.rand(batch, 3, height, width),),
         dynamo=True,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -60,7 +61,7 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
     if config.resume == "auto":
         folder, saved = _newest(fingerprint(config), folder)
         if HydraConfig.initialized():
-            runtime = HydraConfig.get().runtime
+            runtime: Any = HydraConfig.get().runtime
             with read_write(runtime):
                 runtime.output_dir = str(folder)  # where an error of this run is noted
         return folder, saved

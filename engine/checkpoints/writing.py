@@ -49,7 +49,8 @@ def checksum(header: str, weights: dict[str, Tensor]) -> str:
     """Return the CRC-32 of a .safetensors file's header and tensors, whatever their order in the file."""
     total = zlib.crc32(header.encode())
     for key in sorted(weights):
-        total = zlib.crc32(weights[key].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(key.encode(), total))
+        total = zlib.crc32(key.encode(), total)
+        total = zlib.crc32(weights[key].reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
 
 

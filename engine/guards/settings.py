@@ -5,14 +5,14 @@ classes, comes in as a value.
 """
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 def plain(config: DictConfig, **found_later: Any) -> dict[str, Any]:
     """Return a configuration as resolved dicts and lists, with ``found_later`` in place of its own values."""
-    return OmegaConf.to_container(replaced(config, **found_later), resolve=True)
+    return cast(dict[str, Any], OmegaConf.to_container(replaced(config, **found_later), resolve=True))
 
 
 def replaced(config: DictConfig, **found_later: Any) -> DictConfig:

@@ -21,8 +21,9 @@ class CaffeResNet(TimmBackbone):
 
     def __init__(self, name: str, **options: Any):
         super().__init__(name, **options)
-        self.net.maxpool.ceil_mode = True
-        for stage, dilation in ((self.net.layer3, 2), (self.net.layer4, 4)):
+        net: Any = self.net
+        net.maxpool.ceil_mode = True
+        for stage, dilation in ((net.layer3, 2), (net.layer4, 4)):
             first = stage[0].conv2
             first.dilation = first.padding = (dilation, dilation)
         self.mean = tuple(channel / 255 for channel in _MEAN)

@@ -1,9 +1,9 @@
 """Turn published checkpoints into networks of this project."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
     except ValueError as error:
         raise ValueError(f"{path} cannot be imported as a published checkpoint: {error}") from error
     num_classes = layout.model["head"]["num_classes"]
-    named = meta.get("dataset_meta") or {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
+    named = _mapping(meta.get("dataset_meta") or {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")})
     return Published(
         layout.model,
         weights,
@@ -105,8 +105,7 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
 
 def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what mmsegmentation writes beside the state dict; empty for other files."""
-    meta = content.get("meta")
-    return meta if isinstance(meta, dict) else {}
+    return _mapping(content.get("meta"))
 
 
 def _layout(
@@ -126,23 +125,29 @@ def _layout(
     )
 
 
-def _each_class(named: Any, key: str, number: int) -> list[Any] | None:
+def _each_class(named: dict[Any, Any], key: str, number: int) -> list[Any] | None:
     """Return the list of this name in the file, if it has one entry for each class."""
-    value = named.get(key) if isinstance(named, dict) else None
-    return list(value) if isinstance(value, (list, tuple)) and len(value) == number else None
+    value = named.get(key)
+    entries = list(cast(Sequence[Any], value)) if isinstance(value, (list, tuple)) else []
+    return entries if len(entries) == number else None
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
     """Return the state dict, without the "module." that torch's data-parallel wrappers put before every key."""
+    held = _mapping(content)
     for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not (isinstance(content, Mapping) and content and all(isinstance(key, str) for key in content)):
+        held = _mapping(held.get(wrapper)) if isinstance(held.get(wrapper), Mapping) else held
+    if not held or not all(isinstance(key, str) for key in held):
         raise ValueError("it holds no state dict")
-    if foreign := [key for key, value in content.items() if not is_plain(value)]:
+    if foreign := [key for key, value in held.items() if not is_plain(value)]:
         raise ValueError(f"it holds no state dict: {foreign[0]} is no tensor with all its numbers")
-    wrapped = all(key.startswith("module.") for key in content)
-    return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in content.items()}
+    wrapped = all(key.startswith("module.") for key in held)
+    return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in held.items()}
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    """Return a mapping as a dict, and an empty one for any other value."""
+    return dict(cast(Mapping[Any, Any], value)) if isinstance(value, Mapping) else {}
 
 
 def _weights(layout: Layout, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -41,12 +41,13 @@ def trained_as(config: str, name: str) -> tuple[bool, tuple[int, int] | None]:
         ValueError: the network has output stride 16 or 32; its tensors would look the same.
     """
     named = re.search(r"(?<!\d)(\d{3,4})x(\d{3,4})(?!\d)", name)
-    size = _numbers(config, "crop_size") or (named and (int(named[1]), int(named[2])))
+    size = _numbers(config, "crop_size") or (tuple(int(side) for side in named.groups()) if named else ())
+    crop = (size[0], size[1]) if len(size) == 2 else None
     strides = _numbers(config, "strides")
     if strides != (1, 2, 1, 1) if strides else re.search(r"-d(16|32)[_-]", name):
         raise ValueError("it was trained with an output stride of 16 or 32: only networks of stride 8 can be imported")
     said = set(re.findall(r"align_corners=(True|False)", config))
-    return (said == {"True"} if said else size == (769, 769)), size
+    return (said == {"True"} if said else crop == (769, 769)), crop
 
 
 def _numbers(config: str, key: str) -> tuple[int, ...] | None:
@@ -68,7 +69,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
     """
     family = _family(found)
     context, names = _context(family, align_corners)
-    if family in ("pspnet", "deeplabv3"):
+    if context is not None and family in ("pspnet", "deeplabv3"):
         head = direct_head(width(found, "decode_head.bottleneck.conv.weight", 512), context)
     else:
         channels = width(found, "decode_head.convs.0.conv.weight", 512)

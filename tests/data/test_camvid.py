@@ -17,7 +17,7 @@ from ccnet.data.transforms import eval_transform
 CAMVID = SHARED / "data" / "camvid"
 
 
-def test_camvid_reads_the_published_lists_and_ignores_class_11(camvid_root):
+def test_camvid_reads_its_published_lists_and_ignores_label_11(camvid_root):
     dataset = CamVid(camvid_root, split="train", transform=eval_transform())
     image, labels = dataset[1]
     raw = np.array(Image.open(camvid_root / "trainannot" / "0001TP_000001.png"))
@@ -28,16 +28,16 @@ def test_camvid_reads_the_published_lists_and_ignores_class_11(camvid_root):
     assert len(dataset.palette) == len(dataset.classes) == 11
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "camvid").is_dir(), reason="no ../shared/data/camvid on this machine")
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
 def test_real_camvid():
-    dataset = CamVid(SHARED / "data" / "camvid", split="val", transform=eval_transform())
+    dataset = CamVid(CAMVID, split="val", transform=eval_transform())
     image, labels = dataset[0]
     assert len(dataset) == 101
     assert image.shape == (3, 360, 480)
     assert set(labels.unique().tolist()) <= {*range(11), 255}
 
 
-def test_camvid_full_gathers_32_colours_into_11_classes(tmp_path):
+def test_camvid_full_merges_32_colours_into_11_classes(tmp_path):
     root = write_camvid_full(tmp_path)
     for split, stems in FULL_FRAMES.items():
         dataset = CamVidFull(root, split=split, transform=eval_transform())
@@ -54,14 +54,14 @@ def test_camvid_full_gathers_32_colours_into_11_classes(tmp_path):
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_full_layouts_split_is_segnets(split):
+def test_the_split_of_the_full_layout_is_segnets(split):
     names = [
         Path(line.split()[0]) for part in ("train", "val") for line in (CAMVID / f"{part}.txt").read_text().splitlines()
     ]
     assert [path for path in names if _in_split(path, split)] == [path for path in names if path.parts[0] == split]
 
 
-def test_clips_stay_within_a_run_and_supervise_the_last_frame(tmp_path):
+def test_clips_do_not_cross_gaps_and_have_labels_for_the_last_frame(tmp_path):
     dataset = CamVidVideo(write_camvid(tmp_path), split="train", frames=3, transform=eval_transform())
     names = [[dataset._stills.name(frame)[-3:] for frame in clip] for clip in dataset.clips]
     assert [" ".join(clip) for clip in names] == [
@@ -77,10 +77,10 @@ def test_clips_stay_within_a_run_and_supervise_the_last_frame(tmp_path):
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
-def test_real_clips_never_cross_sequences_or_gaps():
+def test_real_clips_do_not_cross_sequences_or_gaps():
     for split, length, step, starts in (("train", 367, 31, 5), ("val", 101, 2, 1)):
         dataset = CamVidVideo(CAMVID, split=split, frames=5, transform=None)
-        assert sorted(clip[-1] for clip in dataset.clips) == list(range(length))  # every frame is scored once
+        assert sorted(clip[-1] for clip in dataset.clips) == list(range(length))  # every labelled frame is scored once
         frames = [[frame_of(dataset._stills.pairs[index][0]) for index in clip] for clip in dataset.clips]
         assert all(len({sequence for sequence, _ in clip}) == 1 for clip in frames)
         assert all(0 <= b - a <= step for clip in frames for (_, a), (_, b) in pairwise(clip))

@@ -21,12 +21,9 @@ from PIL import Image
 from ccnet.data.sets.class_table import read_classes
 
 CAMVID = SHARED / "data" / "camvid"
-
-
 METADATA = SHARED / "data" / "metadata"
 
-
-# A network and a recipe of seconds.
+# A network and a recipe that train in seconds.
 SMALL = [
     "backbone=resnet10t",
     "backbone.pretrained=false",
@@ -41,7 +38,6 @@ SMALL = [
     "logger=none",
     "device=cpu",
 ]
-
 
 LAYOUTS = {
     "cityscapes": (write_cityscapes, ()),
@@ -79,7 +75,7 @@ def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
     masks = sorted((tmp_path / "scores" / f"{stem}_predictions").glob("*.png"))
     assert len(masks) == scores["images"]
 
-    # Prediction of the same pictures meets the evaluation's, to the pixel; of a video, with the frames before it.
+    # predict.py and evaluate.py agree on every pixel; of a video, predict.py needs the frames before the last.
     files = [path for path in root.rglob(f"{masks[-1].stem}.*") if Image.open(path).mode == "RGB"]
     assert len(files) == 1
     given = files[0].parent if name == "camvid_video" else files[0]
@@ -89,7 +85,7 @@ def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
-def test_check_of_real_camvid_meets_its_published_weights(tmp_path, run_entry):
+def test_check_of_real_camvid_gives_its_published_weights(tmp_path, run_entry):
     done = run_entry(
         "check_data.py", "dataset=camvid", f"dataset.root={CAMVID}", "splits=[val]", "num_workers=2", "samples=1"
     )  # fmt: skip
@@ -99,7 +95,7 @@ def test_check_of_real_camvid_meets_its_published_weights(tmp_path, run_entry):
     assert [float(line.split(",")[-1]) for line in table] == pytest.approx(published, abs=1e-4)
 
 
-def test_cityscapes_submission_has_label_ids_and_the_servers_names(tmp_path, run_entry):
+def test_a_cityscapes_submission_has_label_ids_and_the_benchmarks_names(tmp_path, run_entry):
     root = write_cityscapes(tmp_path / "data")
     run_entry("train.py", "dataset=cityscapes", f"dataset.root={root}", *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
     evaluate = ("evaluate.py", f"checkpoint={tmp_path / 'run' / 'best'}", "split=test", "device=cpu", "num_workers=0")
@@ -113,18 +109,18 @@ def test_cityscapes_submission_has_label_ids_and_the_servers_names(tmp_path, run
         with archive.open(names[0]) as file:
             submitted = Image.open(file)
             submitted.load()
-    picture = Image.open(root / "leftImg8bit" / "test" / "bonn" / names[0])
-    assert (submitted.mode, submitted.size) == ("L", picture.size)
+    image = Image.open(root / "leftImg8bit" / "test" / "bonn" / names[0])
+    assert (submitted.mode, submitted.size) == ("L", image.size)
     ids = {e["train_id"]: e["id"] for e in read_classes("cityscapes") if 0 <= e["train_id"] < 19}
     mask = np.array(Image.open(tmp_path / "test" / "best_test_whole_predictions" / names[0]))
     assert np.array_equal(np.array(submitted), np.vectorize(ids.get)(mask))
     assert json.loads((tmp_path / "test" / "best_test_whole.json").read_text())["images"] == 3
 
 
-def test_check_names_everything_that_is_wrong_and_fails(tmp_path, run_entry):
+def test_check_names_every_broken_file_and_fails(tmp_path, run_entry):
     root = write_cityscapes(tmp_path / "data")
-    pictures = sorted((root / "leftImg8bit" / "train").rglob("*.png"))
-    pictures[0].write_bytes(pictures[0].read_bytes()[:-400])
+    images = sorted((root / "leftImg8bit" / "train").rglob("*.png"))
+    images[0].write_bytes(images[0].read_bytes()[:-400])
     labels = sorted((root / "gtFine" / "train").rglob("*.png"))
     Image.new("L", (30, 20)).save(labels[1])
     Image.fromarray(np.full((48, 64), 77, np.uint8)).save(labels[2])
@@ -132,7 +128,7 @@ def test_check_names_everything_that_is_wrong_and_fails(tmp_path, run_entry):
     assert "train: 3 samples, 3 of them wrong" in done.stdout
     assert "val: 3 samples, 0 of them wrong" in done.stdout
     assert "3 samples are wrong" in done.stderr
-    assert f"{pictures[0]} cannot be read as an image" in done.stderr
+    assert f"{images[0]} cannot be read as an image" in done.stderr
     assert f"{labels[1]} has 30x20 pixels" in done.stderr
     assert f"{labels[2]} holds the label value 77" in done.stderr
 

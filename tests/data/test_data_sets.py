@@ -1,4 +1,4 @@
-"""Each data set reads its real layout, with the published classes, and names a user's mistakes."""
+"""Data sets read their real layouts, have the published classes, and name the user's mistakes."""
 
 import json
 
@@ -26,6 +26,13 @@ from ccnet.data.sets.voc import VOC
 from ccnet.data.transforms import eval_transform
 
 METADATA = SHARED / "data" / "metadata"
+
+ROOTS = {
+    "cityscapes": (write_cityscapes, lambda root: Cityscapes(root, split="train", transform=None)),
+    "lip": (write_lip, lambda root: LIP(root, split="train", transform=None)),
+    "voc": (write_voc, lambda root: VOC(root, split="train_aug", transform=None)),
+    "camvid_full": (write_camvid_full, lambda root: CamVidFull(root, split="train", transform=None)),
+}
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "ade20k_sample").is_dir(), reason="no ../shared/data/ade20k_sample here")
@@ -80,7 +87,7 @@ def test_class_tables_are_the_published_ones():
     assert [list(colour) for colour in PALETTE] == camvid["palette"][:11]
 
 
-def test_cityscapes_maps_label_ids_or_reads_ready_train_ids(tmp_path):
+def test_cityscapes_maps_label_ids_or_reads_train_ids(tmp_path):
     root = write_cityscapes(tmp_path)
     dataset = Cityscapes(root, split="train", transform=eval_transform())
     raw = np.array(Image.open(dataset.pairs[0][1]))
@@ -106,7 +113,7 @@ def test_result_values_of_the_benchmarks(tmp_path):
     assert lip.name(0) == "10_100"
 
 
-def test_voc_reads_names_and_paths_and_ignores_outlines(tmp_path):
+def test_voc_reads_lists_of_names_or_paths_and_ignores_outlines(tmp_path):
     root = write_voc(tmp_path)
     dataset = VOC(root / "VOC2012", split="train_aug", transform=eval_transform())
     assert len(dataset) == 3
@@ -116,14 +123,6 @@ def test_voc_reads_names_and_paths_and_ignores_outlines(tmp_path):
     (listed / "trainaug.txt").write_text("/JPEGImages/2007_000001.jpg /SegmentationClassAug/2007_000001.png\n")
     other = VOC(root, split="train_aug", transform=eval_transform())
     assert [other.name(index) for index in range(len(other))] == ["2007_000001"]
-
-
-ROOTS = {
-    "cityscapes": (write_cityscapes, lambda root: Cityscapes(root, split="train", transform=None)),
-    "lip": (write_lip, lambda root: LIP(root, split="train", transform=None)),
-    "voc": (write_voc, lambda root: VOC(root, split="train_aug", transform=None)),
-    "camvid_full": (write_camvid_full, lambda root: CamVidFull(root, split="train", transform=None)),
-}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +138,7 @@ ROOTS = {
         (lambda root: read_folder(root, root, classes=["one"]), "gives 1 classes"),
     ],
 )
-def test_a_missing_or_empty_root_says_what_was_expected(tmp_path, make, message):
+def test_a_missing_or_empty_root_is_answered_with_what_was_expected(tmp_path, make, message):
     with pytest.raises((FileNotFoundError, ValueError), match=f"(?s){message}"):
         make(tmp_path)
 
@@ -169,7 +168,7 @@ def test_a_wrong_label_value_is_named_with_its_file(name, value, tmp_path):
 
 
 @pytest.mark.parametrize("dataset", [Cityscapes, LIP, VOC, CamVidFull])
-def test_an_unknown_split_gets_the_choices(dataset, tmp_path):
+def test_an_unknown_split_is_answered_with_the_choices(dataset, tmp_path):
     for part in ("701_StillsRaw_full", "LabeledApproved_full"):
         (tmp_path / part).mkdir()
     with pytest.raises(ValueError, match=r"split is 'valid': choose one of train"):

@@ -1,4 +1,4 @@
-"""Images of every kind are read, upright; broken ones are named."""
+"""Images are decoded upright, whatever their format; broken ones are named."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from ccnet.data.image_files import read_image
 from ccnet.data.label_files import LabelReader
 
 
-def test_a_truncated_picture_is_named(folder_data):
+def test_a_truncated_image_is_named(folder_data):
     images, masks = folder_data
     path = images / "2.jpg"
     path.write_bytes(path.read_bytes()[:-200])
@@ -19,10 +19,10 @@ def test_a_truncated_picture_is_named(folder_data):
         read_folder(images, masks)[2]
 
 
-def test_photos_and_masks_are_turned_upright_as_exif_says(tmp_path):
+def test_images_and_masks_are_rotated_by_their_exif_orientation(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     for name in ("photo.png", "photo.tif"):
         Image.fromarray(pixels).save(tmp_path / name, exif=exif)
         assert torch.equal(read_image(tmp_path / name), torch.from_numpy(np.rot90(pixels, -1).copy()).permute(2, 0, 1))
@@ -32,14 +32,14 @@ def test_photos_and_masks_are_turned_upright_as_exif_says(tmp_path):
 
 
 @pytest.mark.parametrize("decoder", ["pywuffs", "Pillow"])
-def test_every_kind_of_png_is_read_alike_with_and_without_pywuffs(tmp_path, monkeypatch, decoder):
+def test_pywuffs_and_pillow_read_every_kind_of_png_alike(tmp_path, monkeypatch, decoder):
     if decoder == "pywuffs":
         pytest.importorskip("pywuffs")
     else:
         monkeypatch.setattr(image_files, "_wuffs_decoder", lambda kind: None)
     pixels = np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8)
     read = LabelReader({index: index for index in range(254)} | {255: 255, 254: 0})
-    for name, picture in {
+    for name, image in {
         "rgb": Image.fromarray(pixels),
         "grey": Image.fromarray(pixels[..., 0]),
         "alpha": Image.fromarray(np.dstack([pixels, pixels[..., :1]])),
@@ -48,7 +48,7 @@ def test_every_kind_of_png_is_read_alike_with_and_without_pywuffs(tmp_path, monk
         "deep": Image.fromarray(pixels[..., 0].astype(np.uint16)),
     }.items():
         path = tmp_path / f"{name}.png"
-        picture.save(path)
+        image.save(path)
         assert np.array_equal(read_image(path).permute(1, 2, 0), np.array(Image.open(path).convert("RGB"))), name
         if name in ("grey", "palette", "bits", "deep"):
             want = np.array(Image.open(path)).astype(int)
@@ -56,6 +56,6 @@ def test_every_kind_of_png_is_read_alike_with_and_without_pywuffs(tmp_path, monk
     (tmp_path / "rgb.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:-300])
     with pytest.raises(ValueError, match=r"rgb\.png cannot be read as an image, it may be truncated"):
         read_image(tmp_path / "rgb.png")
-    # A JPEG that is called .png.
+    # A JPEG with the suffix .png.
     Image.fromarray(pixels).save(tmp_path / "jpeg.png", format="JPEG")
     assert read_image(tmp_path / "jpeg.png").shape == (3, 33, 47)

@@ -14,7 +14,7 @@ def test_a_label_value_out_of_range_is_named(folder_data):
         read_folder(images, masks)[4]
 
 
-def test_a_mask_of_another_size_is_named(folder_data):
+def test_a_mask_that_differs_in_size_is_named(folder_data):
     images, masks = folder_data
     Image.new("L", (30, 20)).save(masks / "1.png")
     with pytest.raises(ValueError, match=r"1\.png has 30x20 pixels and .*1\.jpg 64x48"):
@@ -28,7 +28,7 @@ def test_a_colour_mask_is_refused(folder_data):
         read_folder(images, masks)[0]
 
 
-def test_a_mask_of_single_bits_is_read(folder_data):
+def test_a_one_bit_mask_is_read(folder_data):
     images, masks = folder_data
     Image.fromarray(np.array(Image.open(masks / "0.png")) > 0).save(masks / "0.png")
     assert Image.open(masks / "0.png").mode == "1"
@@ -37,7 +37,7 @@ def test_a_mask_of_single_bits_is_read(folder_data):
 
 def test_a_palette_mask_is_read_by_index(folder_data):
     images, masks = folder_data
-    picture = Image.fromarray(np.array(Image.open(masks / "0.png")))
-    picture.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 200] + [0] * 759)
-    picture.save(masks / "0.png")
+    image = Image.fromarray(np.array(Image.open(masks / "0.png")))
+    image.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 200] + [0] * 759)
+    image.save(masks / "0.png")
     assert read_folder(images, masks)[0][1].unique().tolist() == [0, 1, 2]

@@ -14,7 +14,7 @@ from ccnet.engine.evaluation.protocols import Letterbox
 @pytest.mark.parametrize("size", [(30, 50), (61, 20), (40, 40), (7, 90)], ids=str)
 def test_the_letterbox_returns_labels_of_the_original_size(size):
     class Colours(torch.nn.Module):
-        """The class is the picture's own colour, so that the way there and back can be seen."""
+        """Predicts the colour of the image as its class, which shows how it was resampled."""
 
         def __init__(self):
             super().__init__()
@@ -32,13 +32,13 @@ def test_the_letterbox_returns_labels_of_the_original_size(size):
     assert (got != want).sum() <= size[0]  # at most the column at the edge
 
 
-def test_restore_undoes_the_placement_of_labels():
+def test_restore_inverts_resample():
     labels = torch.randint(0, 20, (1, 1, 30, 22)).float()
     placement = Placement((30, 22), (120, 120))
     assert torch.equal(restore(resample(labels, placement, mode="nearest"), placement), labels)
 
 
-def test_training_warp_without_chance_is_the_letterbox_of_testing():
+def test_the_warp_without_randomness_is_the_letterbox():
     image, labels = ramp(50, 30)
     warped, label = RandomWarp((64, 64), scale_std=0, angle_std=0, angle_share=0)(image, labels)
     mean = torch.tensor([124.0, 116.0, 104.0]).view(3, 1, 1)
@@ -48,16 +48,16 @@ def test_training_warp_without_chance_is_the_letterbox_of_testing():
     assert (columns.min(), columns.max()) == (13, 50)  # 64 / 50 * 30 = 38.4 pixels, centred
 
 
-def test_warps_turn_and_scale_within_their_bounds():
+def test_warps_rotate_and_scale_within_their_bounds():
     image, labels = ramp(64, 64)
     warp = RandomWarp((64, 64), scale_std=0.25, angle_std=30, angle_share=0.6)
-    shares, turned = [], 0
+    shares, rotated = [], 0
     for seed in range(60):
         torch.manual_seed(seed)
         out, label = warp(image, labels)
         assert set(label.unique().tolist()) <= {*labels.unique().tolist(), 255}
         shares.append((label != 255).float().mean().item())
-        turned += int(out[0, 20, 10:54].float().std() > 3)  # upright, red does not change along a row
+        rotated += int(out[0, 20, 10:54].float().std() > 3)  # in an upright image, red is constant along a row
     assert 1 / 1.25**2 - 0.03 <= min(shares) < 0.75
     assert statistics.median(shares) > 0.8
-    assert 0.4 < turned / 60 < 0.8
+    assert 0.4 < rotated / 60 < 0.8

@@ -6,7 +6,7 @@ from ccnet.data.sets.synthetic import Beacons
 from ccnet.data.transforms import eval_transform
 
 
-def test_beacons_show_one_colour_that_decides_every_shape():
+def test_the_colour_of_the_beacon_is_the_class_of_every_shape():
     dataset = Beacons(split="train", length=30, transform=eval_transform())
     palette = torch.tensor(dataset.palette) / 255
     for index in range(30):
@@ -19,7 +19,7 @@ def test_beacons_show_one_colour_that_decides_every_shape():
     assert {int(dataset[index][1].max()) for index in range(30)} == {1, 2, 3}
 
 
-def test_beacons_are_the_same_every_time_and_differ_by_split_and_seed():
+def test_images_depend_on_split_seed_and_index_alone():
     def first(**options):
         return Beacons(length=2, transform=eval_transform(), **options)[0][0]
 

@@ -9,7 +9,7 @@ from ccnet.data.transforms import train_transform
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_stream_continues_exactly_whatever_the_workers(num_workers):
+def test_samples_continue_exactly_with_any_number_of_workers(num_workers):
     dataset = Beacons(split="train", length=5, size=40, transform=train_transform(crop_size=(32, 32), flip=0.5))
     options = {"batch_size": 2, "iterations": 6}
     dataset = Seeded(dataset, 3)
@@ -21,7 +21,7 @@ def test_stream_continues_exactly_whatever_the_workers(num_workers):
     )
 
 
-def test_stream_shows_every_sample_once_an_epoch_in_a_new_order():
+def test_every_epoch_has_every_image_once_in_a_new_order():
     class Numbers(torch.utils.data.Dataset):
         def __len__(self):
             return 7
@@ -35,7 +35,7 @@ def test_stream_shows_every_sample_once_an_epoch_in_a_new_order():
     assert epochs[0] != epochs[1]
 
 
-def test_loading_does_not_disturb_the_training_random_state():
+def test_loading_does_not_change_the_global_random_state():
     dataset = Beacons(split="train", length=5, size=40, transform=train_transform(crop_size=(32, 32)))
     before = torch.get_rng_state()
     next(iter(train_loader(Seeded(dataset, 0), batch_size=2, iterations=1, num_workers=0)))

@@ -13,7 +13,7 @@ from ccnet.engine.evaluation.protocols import MultiScale, Whole
 
 
 @pytest.mark.parametrize("size", [(40, 50), (90, 20), (20, 90), (100, 120)], ids=str)
-def test_crop_pads_and_flip_moves_both(size):
+def test_crop_and_flip_move_image_and_labels_alike(size):
     transform = train_transform(crop_size=(64, 80), flip=0.5)
     for seed in range(8):
         torch.manual_seed(seed)
@@ -30,7 +30,7 @@ def test_crop_pads_and_flip_moves_both(size):
         )
 
 
-def test_scale_is_drawn_between_its_bounds_and_labels_are_never_blended():
+def test_scale_stays_within_its_bounds_and_labels_are_not_interpolated():
     image, labels = tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)), torch.zeros(64, 64, dtype=torch.long)
     labels[:, 32:] = 7
     transform = train_transform(crop_size=(160, 160), scale=(0.75, 2.0), flip=0)
@@ -55,15 +55,15 @@ def test_short_sides_are_drawn_from_the_list():
     assert sizes == {(30, 60), (60, 120)}
 
 
-def test_colour_jitter_leaves_labels_alone():
+def test_colour_jitter_does_not_change_labels():
     image, labels = coded(30, 30)
     out, same = train_transform(crop_size=(30, 30), flip=0, color_jitter=[0.5, 0.5, 0.5, 0.1])(image, labels)
     assert torch.equal(same, labels)
     assert (out - image / 255).abs().max() > 0.01
 
 
-def shown(transform, image, labels, draws):
-    """What of the source each draw shows: its first and last row and column, by the ramp, and the valid share."""
+def extents(transform, image, labels, draws):
+    """Return the first and last row and column of each crop in the ramp, and the percentage of valid pixels."""
     found = []
     for seed in range(draws):
         torch.manual_seed(seed)
@@ -74,14 +74,14 @@ def shown(transform, image, labels, draws):
     return np.array(found)
 
 
-def test_crops_are_distributed_as_those_of_a_plain_chain():
+def test_crops_have_the_distribution_of_torchvisions_chain():
     """Cityscapes' recipe at an eighth of its size: scale U(0.75, 2) of 128x256, crop 97."""
     image, labels = ramp(128, 256)
     fill = {tv_tensors.Image: [124, 116, 104], tv_tensors.Mask: 255}
     plain = v2.Compose(
         [v2.ScaleJitter((256, 128), (0.75, 2.0), antialias=True), v2.RandomCrop(97, pad_if_needed=True, fill=fill)]
     )
-    ours, theirs = (shown(chain, image, labels, 250) for chain in (ScaleCrop((97, 97), scale=(0.75, 2.0)), plain))
+    ours, theirs = (extents(chain, image, labels, 250) for chain in (ScaleCrop((97, 97), scale=(0.75, 2.0)), plain))
     for column in range(5):
         one, two = ours[:, column], theirs[:, column]
         # Means within three standard errors of their difference; spreads alike.
@@ -90,8 +90,8 @@ def test_crops_are_distributed_as_those_of_a_plain_chain():
         assert one.std() == pytest.approx(two.std(), rel=0.15, abs=0.5)
 
 
-def test_a_crop_is_what_resizing_the_whole_picture_shows_there(monkeypatch):
-    """To the rounding of the window's edges: less than a pixel of a smooth picture."""
+def test_a_crop_equals_the_same_window_of_the_resized_image():
+    """Up to the rounding of the window's edges, which is less than a pixel."""
     image, labels = ramp(64, 96)
     for factor in (0.75, 1.0, 1.4, 2.0):
         torch.manual_seed(3)
@@ -103,13 +103,13 @@ def test_a_crop_is_what_resizing_the_whole_picture_shows_there(monkeypatch):
         whole = v2.functional.resize(image, size, antialias=True)
         want = whole[:, tops[0] : tops[0] + 40, tops[1] : tops[1] + 48]
         assert (crop.float() - want.float()).abs().max() <= 250 / 64 + 1
-        # Picture and labels keep together: the label is the ramp's step at that place.
+        # The labels are the steps of the ramp, so they have to match the image.
         steps = (crop[:2].float() / 25).clamp(max=9.99)
         drawn = torch.stack([label // 10, label % 10]).float()
         assert ((steps - drawn - 0.5).abs() <= 0.5 + 0.2).all()
 
 
-def test_every_frame_of_a_clip_is_cut_scaled_and_mirrored_alike():
+def test_all_frames_of_a_clip_are_transformed_alike():
     image, labels = ramp(40, 60)
     clip = tv_tensors.Image(torch.stack([image, image])), tv_tensors.Mask(torch.stack([labels, labels]))
     transform = train_transform(crop_size=(32, 48), scale=(0.5, 2.0), color_jitter=[0.4, 0.4, 0.4, 0.1])
@@ -129,7 +129,7 @@ def test_every_frame_of_a_clip_is_cut_scaled_and_mirrored_alike():
     ],
     ids=["crop", "warp"],
 )
-def test_left_and_right_are_exchanged_in_the_mirror(transform):
+def test_a_flip_swaps_left_and_right_classes(transform):
     labels = torch.arange(20, dtype=torch.uint8).expand(40, 20)
     image = torch.zeros(3, 40, 20, dtype=torch.uint8)
     _, flipped = transform(tv_tensors.Image(image), tv_tensors.Mask(labels))
@@ -137,9 +137,9 @@ def test_left_and_right_are_exchanged_in_the_mirror(transform):
     assert flipped[0].tolist() == [mirror.get(label, label) for label in reversed(range(20))]
 
 
-def test_flipped_testing_exchanges_left_and_right():
+def test_flip_averaging_swaps_left_and_right_classes():
     class Sides(torch.nn.Module):
-        """Says class 14 on the left half of what it sees and 15 on the right, whatever that is."""
+        """Predicts class 14 on the left half of any image and 15 on the right."""
 
         def forward(self, image):
             logits = torch.zeros(len(image), 20, *image.shape[-2:])
@@ -150,11 +150,11 @@ def test_flipped_testing_exchanges_left_and_right():
     image = torch.rand(1, 3, 6, 10)
     plain = Whole()(Sides(), image)
     exchanged = MultiScale(Whole(), scales=[1.0], flip_pairs=FLIP_PAIRS)(Sides(), image)
-    assert torch.equal(exchanged, plain)  # a person's left arm is still the left arm in the mirror
+    assert torch.equal(exchanged, plain)  # a flipped left arm is still a left arm
     mixed = MultiScale(Whole(), scales=[1.0])(Sides(), image)
     assert torch.equal(mixed[:, 14], mixed[:, 15])
 
 
-def test_flip_keeps_what_it_is_given_when_it_does_not_flip():
+def test_flip_with_probability_zero_returns_its_arguments():
     image, labels = ramp(8, 8)
     assert Flip(0.0)(image, labels) == (image, labels)

@@ -1,4 +1,4 @@
-"""The losses on JAX arrays give what they give on torch tensors, with gradients, also inside jax.jit."""
+"""Losses and gradients on JAX arrays equal those on torch tensors, also inside jax.jit."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def float64():
 
 
 def both(loss, arrays, labels):
-    """The terms, and the gradients of the first, in torch, in JAX and in JAX under jit."""
+    """Return the terms and the gradients of the first one in torch, in JAX, and in JAX under jit."""
     tensors = {name: torch.from_numpy(array).requires_grad_() for name, array in arrays.items()}
     terms = loss(tensors, torch.from_numpy(labels))
     gradients = torch.autograd.grad(terms[0], list(tensors.values()), allow_unused=True)
@@ -86,13 +86,13 @@ def test_every_loss_in_one_sum(min_kept):
     check(listed, *logits())
 
 
-def test_nothing_valid_gives_zero():
+def test_no_valid_pixel_gives_zero():
     arrays, labels = logits((1, 3, 16, 16))
     for loss in (CrossEntropy(), OhemCrossEntropy()):
         check(lambda out, y, loss=loss: [loss(out, y)], {"out": arrays["out"]}, np.full_like(labels, 255))
 
 
-def test_bad_input_is_named():
+def test_errors_name_the_bad_input():
     with pytest.raises(ValueError, match="reach from 300 to 300"):
         category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.full((1, 3, 3), 300))
     with pytest.raises(ValueError, match="must have the size of the embedding"):

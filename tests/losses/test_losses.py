@@ -1,4 +1,4 @@
-"""Losses against loops written from their definitions, and in the cases where naive forms give NaN."""
+"""Losses equal loops written from their definitions, and stay finite where naive formulas give NaN."""
 
 import math
 
@@ -22,7 +22,7 @@ DELTA_V, DELTA_D, GAMMA = 0.5, 1.5, 0.001
 
 
 def ccl_by_loops(embedding, labels, ignore_index=255, quadratic=False):
-    """Equations 3 to 8 of the paper, one class and one pixel at a time."""
+    """Evaluate equations 3 to 8 of the paper, one class and one pixel at a time."""
     groups = {}
     for n in range(labels.shape[0]):
         for y in range(labels.shape[1]):
@@ -65,8 +65,8 @@ def test_ccl_equals_loops(spread, distance):
     assert max(abs(a.item() - b) for a, b in zip(got, want, strict=True)) < 1e-10
 
 
-def test_ccl_uses_every_branch_of_the_piecewise_distance():
-    """Two pixels at distance d from their mean, on each side of delta_v and delta_d; continuous at delta_d."""
+def test_ccl_follows_every_branch_of_the_piecewise_distance():
+    """Two pixels at distance d from their mean, below and above delta_v and delta_d; continuous at delta_d."""
 
     def variance(d, **options):
         embedding = torch.tensor([[[[-d, d]]]], dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_ccl_uses_every_branch_of_the_piecewise_distance():
     assert variance(1.5 + 1e-9) == pytest.approx(variance(1.5 - 1e-9), abs=1e-7)
 
 
-def test_ccl_gradient_is_the_formulas():
+def test_ccl_gradient_equals_finite_differences():
     embedding = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, 3, (2, 3, 4))
     assert torch.autograd.gradcheck(lambda e: category_consistent_loss(e, labels).total, embedding)
@@ -112,13 +112,13 @@ def test_ccl_gradients_are_finite(case, distance):
 
 
 def test_ccl_means_run_over_the_whole_batch():
-    """Two images of one class each sit at +-1: per image the variance would be 0."""
+    """Two images of one class lie at +1 and -1; with a mean per image the variance would be 0."""
     embedding = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     loss = category_consistent_loss(embedding, torch.zeros(2, 1, 1, dtype=torch.long))
     assert loss.variance.item() == pytest.approx(0.25)
 
 
-def test_ccl_widens_halves():
+def test_ccl_computes_halves_in_float32():
     embedding = torch.randn(1, 4, 3, 3)
     labels = torch.randint(0, 3, (1, 3, 3))
     half = category_consistent_loss(embedding.bfloat16(), labels).total
@@ -135,25 +135,25 @@ def test_ccl_widens_halves():
         (torch.zeros(1, 3, 3).long(), {"distance": "cubic"}, "'cubic': choose 'piecewise' or 'quadratic'"),
     ],
 )
-def test_ccl_names_bad_input(labels, options, message):
+def test_ccl_errors_name_the_bad_input(labels, options, message):
     with pytest.raises(ValueError, match=message):
         category_consistent_loss(torch.zeros(1, 2, 3, 3), labels, **options)
 
 
-def test_ccl_module_samples_labels_at_the_embeddings_size():
+def test_ccl_module_resizes_labels_to_the_embedding():
     embedding = torch.randn(1, 4, 3, 5)
     labels = torch.randint(0, 3, (1, 17, 33))
     got = CategoryConsistent(delta_v=0.1)({"embedding": embedding}, labels)
     assert got == category_consistent_loss(embedding, labels[:, ::8, ::8], delta_v=0.1)
 
 
-def test_nearest_labels_hits_the_centres_of_strided_features():
+def test_nearest_labels_samples_the_centres_of_strided_features():
     labels = torch.arange(769).view(1, 1, 769).expand(1, 769, 769)
     assert torch.equal(nearest_labels(labels, (97, 97))[0, 0], torch.arange(0, 769, 8))
     assert nearest_labels(labels, (1, 1)).shape == (1, 1, 1)
 
 
-def test_cross_entropy_is_normalised_by_valid_pixels():
+def test_cross_entropy_divides_by_the_number_of_valid_pixels():
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 4, 5))
     labels[0, :2] = 255
@@ -170,7 +170,7 @@ def test_cross_entropy_is_normalised_by_valid_pixels():
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
-def test_nothing_valid_gives_zero_and_backpropagates(loss):
+def test_no_valid_pixel_gives_a_zero_that_back_propagates(loss):
     logits = torch.randn(1, 3, 16, 16, requires_grad=True)
     value = loss(logits, torch.full((1, 16, 16), 255))
     value.backward()
@@ -181,7 +181,7 @@ def test_nothing_valid_gives_zero_and_backpropagates(loss):
 @pytest.mark.parametrize("min_kept", [0, 64, 640, 10**6])
 @pytest.mark.parametrize("threshold", [0.05, 0.7])
 def test_ohem_follows_the_authors_rule(threshold, min_kept):
-    """On 73 pixels a side the 9 points of the reduced map are every ninth pixel: both can be picked by hand."""
+    """With 73 pixels per side, the 9 points of the reduced map are every ninth pixel: indexing replaces resizing."""
     logits = 2 * torch.randn(2, 3, 73, 73, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 73, 73))
     labels[:, :9] = 255
@@ -195,7 +195,7 @@ def test_ohem_follows_the_authors_rule(threshold, min_kept):
     assert got.item() == pytest.approx(functional.cross_entropy(logits, kept, ignore_index=255).item(), abs=1e-12)
 
 
-def test_ohem_keeps_everything_when_there_is_little():
+def test_ohem_keeps_all_pixels_if_there_are_fewer_than_min_kept():
     logits, labels = torch.randn(1, 3, 24, 24), torch.randint(0, 3, (1, 24, 24))
     assert ohem_cross_entropy(logits, labels, min_kept=10**6) == cross_entropy(logits, labels)
 
@@ -215,7 +215,7 @@ def test_weighted_sum_reports_every_term():
     assert output["aux"].grad.abs().sum() > 0
 
 
-def test_a_term_without_weight_needs_no_output():
+def test_a_term_of_weight_zero_needs_no_output():
     loss = WeightedSum({"main": CrossEntropy(), "ccl": CategoryConsistent()}, {"main": 1.0, "ccl": 0})
     _, report = loss(outputs(), torch.randint(0, 3, (2, 16, 16)))
     assert set(report) == {"main"}

@@ -1,4 +1,4 @@
-"""The networks in Flax NNX against their torch twins: one set of weights, two frameworks."""
+"""The networks in Flax NNX give what their torch twins give, with the same weights."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ NETWORKS = [(name, "resnet10t", (65, 97)) for name in NAMES] + [
 
 
 def trained(name, backbone="resnet10t", **options):
-    """A network whose every weight and statistic differs from what it starts as."""
+    """Return a network in which no weight and no statistic has its initial value."""
     network = create_model(name, backbone=backbone, **SMALL, **options)
     with torch.no_grad():
         for key, tensor in network.state_dict().items():
@@ -55,7 +55,7 @@ def relative(ours, theirs):
 
 @pytest.mark.parametrize(("name", "backbone", "size"), NETWORKS, ids=str)
 @torch.no_grad()
-def test_one_checkpoint_gives_the_same_logits(name, backbone, size):
+def test_the_same_weights_give_the_same_logits(name, backbone, size):
     network = trained(name, backbone)
     images = torch.rand(1, 3, *size)
     got = jax.jit(twin(network))(to_jax(images))
@@ -71,7 +71,7 @@ def test_clips_give_the_same_logits():
 
 
 @pytest.mark.parametrize("name", ["ccnet", "pspnet"])
-def test_weights_go_there_and_back(name):
+def test_weights_survive_the_round_trip(name):
     network = trained(name, embedding_channels=4)
     weights = state_dict(twin(network))
     assert set(weights) == set(network.state_dict())
@@ -88,7 +88,7 @@ def train_network():
 
 
 def loss_and_gradients(twin, images, **options):
-    """Sum of squares of every output, its gradients by name, and the network after the step's forward."""
+    """Return the mean squares of all outputs summed, the outputs, and gradients and statistics by name."""
     graph, parameters, rest = nnx.split(twin, nnx.Param, ...)
 
     def loss(parameters, images):
@@ -101,7 +101,7 @@ def loss_and_gradients(twin, images, **options):
 
 
 def test_training_gives_the_same_outputs_gradients_and_statistics():
-    """In float64, where no rounding moves a value over the kink of a ReLU."""
+    """float64 keeps rounding from moving a value across the kink of a ReLU."""
     network, images = train_network()
     network, images = network.double(), images.double()
     with jax.enable_x64(True):
@@ -114,7 +114,7 @@ def test_training_gives_the_same_outputs_gradients_and_statistics():
     for name, tensor in expected.items():
         assert relative(to_torch(output[name]), tensor.detach()) < 1e-6, name
     for key, parameter in network.named_parameters():
-        # A key's bias moves all scores of a softmax alike: its gradient is zero, but for rounding.
+        # The key's bias shifts all scores of a softmax equally: its gradient is zero up to rounding.
         assert (found[key] - parameter.grad).abs().max() < 1e-6 * parameter.grad.abs().max() + 1e-14, key
     for key, tensor in network.named_buffers():
         if "running" in key:
@@ -123,8 +123,8 @@ def test_training_gives_the_same_outputs_gradients_and_statistics():
             assert found[key] == tensor == 1
 
 
-def test_a_batch_spread_over_devices_is_one_batch():
-    """Statistics, loss and gradients are of the whole batch, as on one device."""
+def test_a_batch_sharded_over_devices_is_one_batch():
+    """Statistics, loss and gradients are those of the whole batch, as on one device."""
     network, images = train_network()
     small = twin(network)
     value, _, found = loss_and_gradients(small, to_jax(images))
@@ -139,7 +139,7 @@ def test_a_batch_spread_over_devices_is_one_batch():
         assert (found_[key] - tensor).abs().max() < 1e-3 * max(tensor.abs().max(), 1), key
 
 
-def test_dropout_drops_channels_in_training_alone():
+def test_dropout_drops_channels_in_training_only():
     network = twin(trained("fcn", head__dropout=0.5))
     images = jnp.ones((1, 33, 33, 3))
     graph, state = nnx.split(network)
@@ -155,7 +155,7 @@ def test_dropout_drops_channels_in_training_alone():
         network(images, train=True)
 
 
-def test_bfloat16_stays_near():
+def test_bfloat16_stays_close_to_float32():
     network = twin(trained("ccnet"))
     images = jnp.asarray(np.random.default_rng(0).random((1, 33, 41, 3), np.float32))
     wide, half = (jax.jit(partial(network, dtype=dtype))(images)["out"] for dtype in (jnp.float32, jnp.bfloat16))
