@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 from . import plan
 
@@ -19,8 +20,8 @@ GPUS = {
     "sm_90": plan.Device("H100", (9, 0), 132, 232448),
     "sm_100": plan.Device("B200", (10, 0), 148, 232448),
 }
-# (dtype, D, lengths) at the paper's C = 512. The lengths reach every branch of the rule: crops of 769, 1025
-# and 2049 give lines of 97, 129 and 257, which is tiled as 129 is.
+# (dtype, D, lengths) at the paper's C = 512. The lengths reach every branch of the rule: crops of 769, 1025 and 2049
+# give lines of 97, 129 and 257; 257 is tiled like 129.
 SHAPES = [
     ("bfloat16", 64, (64, 97, 129, 200, 256)),
     ("bfloat16", 128, (97,)),
@@ -30,12 +31,14 @@ SHAPES = [
 
 
 def launches(gpu: str, fused: tuple[bool, ...] = (True, False)) -> list[tuple[str, plan.Launch, str]]:
-    """Return (kernel, launch, dtype), each once: last passes, which do the most, and at 97 the first of a backward.
+    """Return each (kernel, launch, dtype) once: the last passes, which do the most, and at 97 the others too.
 
-    ``fused`` is whether a forward at 97 adds the residual; everywhere else it does.
+    Args:
+        gpu: a name in `GPUS`.
+        fused: whether a forward at 97 adds the residual; both by default. Elsewhere it does.
     """
     shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else SHAPES
-    found = {}
+    found: dict[tuple[Any, ...], tuple[str, plan.Launch, str]] = {}
     for device, (dtype, query_channels, lengths) in itertools.product(_with_tables(gpu), shapes):
         for length in lengths:
             problem = plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
@@ -46,7 +49,7 @@ def launches(gpu: str, fused: tuple[bool, ...] = (True, False)) -> list[tuple[st
 
 
 def _with_tables(gpu: str) -> list[plan.Device]:
-    """The GPU that follows the rule, and those of its kind that have a table."""
+    """Return the GPU as it follows the rule, and each GPU of its kind that has a table."""
     headers = [json.loads(path.read_text()) for path in plan.CONFIGS.glob("*.json")]
     names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
@@ -61,13 +64,13 @@ def _passes(problem: plan.Problem, device: plan.Device, fused: tuple[bool, ...])
 
 
 def fault(gpu: str, kernel: str, launch: plan.Launch, dtype: str) -> str | None:
-    """Compile a launch and return what is wrong with it, None if nothing is."""
+    """Compile a launch and return its fault, or None if it has none."""
     os.environ.pop("TRITON_INTERPRET", None)  # read when triton is first imported, which is now
     from .compiled import compile_launch
 
     try:
         report = compile_launch(kernel, launch, dtype, GPUS[gpu].capability)
-    except Exception as error:  # of the compiler's many kinds
+    except Exception as error:  # the compiler raises many kinds
         return f"does not compile: {str(error).splitlines()[0]}"
     if report.stack:
         return f"{report.stack} bytes of registers spilled"
@@ -77,8 +80,8 @@ def fault(gpu: str, kernel: str, launch: plan.Launch, dtype: str) -> str | None:
 
 
 def main() -> int:
-    """Compile the set in two processes, print what is wrong, and return the exit status."""
-    import triton
+    """Compile the set in two processes, print the faults, and return the exit status."""
+    import triton  # pyright: ignore[reportMissingTypeStubs]
 
     started = time.monotonic()
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
