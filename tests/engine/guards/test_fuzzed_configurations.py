@@ -86,8 +86,7 @@ def test_fuzzed_configuration(data):
         check_settings(plain(config))
         for split in ("train", "val"):
             build_dataset(config.dataset, split, instantiate(config.recipe.train_transform))[0]
-        config.num_classes = 4
-        model = build(config.model)
+        model = build(config.model, num_classes=4)
         instantiate(config.task).check(config, model)
         instantiate(config.protocol)
         instantiate(config.loss)
