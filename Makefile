@@ -1,24 +1,44 @@
-# make demo and make test do all the set-up that a fresh machine needs: Python 3.11 or newer, and make.
+# make demo, make check and make test set up .venv on a fresh machine, which needs make and Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench gpu
+# The supported minors, each by name in the README; make compile-all TRITON=3.8 takes one of them.
+TRITON := 3.6 3.7 3.8 3.9
+
+.PHONY: demo check test lint compile-all bench gpu
 
 demo: .venv/installed  ## train CCNet on the embedded data set, about two minutes on a laptop
 	$(BIN)/python train.py
 
 # Two processes of one thread each: small networks do not get faster with more threads.
-test: .venv/installed lint  ## everything that must hold, without a GPU or a data set
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: .venv/installed
+check: lint  ## what to run before a commit, under two minutes on two cores
+	$(PYTEST) -m "not slow"
+
+test: lint  ## everything that must hold, without a GPU or a data set
+	$(PYTEST)
+
+# pyright does not see how pip installs an editable package, hence the link named `ccnet`.
+lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@mkdir -p .venv/types && ln -sfn ../.. .venv/types/ccnet
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+compile-all: .venv/installed $(TRITON:%=build/triton-%/installed)  ## every launch that ships, with every supported Triton; no GPU
+	@failed=; for minor in $(TRITON); do \
+	  PYTHONPATH=build/triton-$$minor $(BIN)/python -m ccnet.kernels.launch_set || failed="$$failed $$minor"; \
+	done; test -z "$$failed" || { echo "failed with triton$$failed"; exit 1; }
+
+build/triton-%/installed:
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) 'triton==$*.*'
+	touch $@
 
 bench: .venv/installed  ## the attention operator beside its alternatives
 	$(BIN)/python benchmark.py
 
-gpu:  ## everything that is "not measured" in results/, on an NVIDIA GPU; BIN=/usr/bin for another Python
+gpu:  ## everything that results/ calls "not measured", on an NVIDIA GPU; BIN=/usr/bin takes another Python
 	$(BIN)/python3 -m pytest -m gpu
 	$(BIN)/python3 benchmark.py mode=tune 'tune.dtypes=[bfloat16]'
 	$(BIN)/python3 benchmark.py -m 'shape=[8,97,97],[8,128,256],[1,97,97]' dtype=bfloat16 output=results/attention_gpu

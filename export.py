@@ -3,31 +3,31 @@
     python export.py checkpoint=RUN/best output=network.onnx                     any picture size
     python export.py checkpoint=RUN/best output=network.onnx size=[769,769]      one picture size
 
-The network's input "image" is RGB in [0, 1], (N, 3, H, W) float32, its output "logits" (N, K, H, W). The file holds
-standard operators alone: attention is exported on its plain path.
+The network's input "image" is RGB in [0, 1], (N, 3, H, W) float32, its output "logits" (N, K, H, W). The file uses
+standard operators only: attention is exported as its reference implementation, without the Triton kernels.
 """
 
 import hydra
 from omegaconf import DictConfig
 
 from ccnet.conf import CONF
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.export import export_onnx
-from ccnet.engine.runtime.atomic_files import given_path
+from ccnet.engine import checkpoints, runtime
 from ccnet.engine.sweeps.entry_point import entry_point
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
 @entry_point
 def main(config: DictConfig) -> None:
-    """Write the file, and only after ONNX Runtime has given the network's own logits with it."""
-    model = checkpoint.network(checkpoint.load(checkpoint.find(config.checkpoint)))
-    output = given_path(config.output)
+    """Write the file, once ONNX Runtime has reproduced the network's logits with it."""
+    model = checkpoints.network(checkpoints.load(checkpoints.find(config.checkpoint)))
+    output = runtime.given_path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    error = export_onnx(model, output, size=config.size and tuple(config.size))
+    error = checkpoints.export_onnx(model, output, size=config.size and tuple(config.size))
     size = "x".join(map(str, config.size)) if config.size else "any size"
     print(f"{output}: images of {size}, logits within {error:.1e} of the network's in ONNX Runtime")
 
 
 if __name__ == "__main__":
+    from ccnet.export import main  # a launcher's processes import what `main` calls by name: see entry_point
+
     main()

@@ -2,163 +2,158 @@
 
     python predict.py checkpoint=RUN/best input=photo.jpg
     python predict.py checkpoint=RUN/best input=FOLDER output=FOLDER      pictures, or the frames of a video
-    python predict.py checkpoint=RUN/best input=FRAMES video=out.mp4      and the overlays as a video (.mp4 or .gif)
-    python predict.py checkpoint=RUN/best input=photo.jpg attention=[y,x] and where a point attends (paper, Fig. 7)
+    python predict.py checkpoint=RUN/best input=FRAMES video=out.mp4      also the overlays as a video (.mp4 or .gif)
+    python predict.py checkpoint=RUN/best input=photo.jpg attention=[y,x] also where a point attends (paper, Fig. 7)
     python predict.py checkpoint=[RUN1/best,RUN2/best] input=FOLDER       networks side by side (paper, Fig. 6)
-    python predict.py checkpoint=FILE.pth input=photo.jpg                 published weights: models/published
+    python predict.py checkpoint=FILE.pth input=photo.jpg                 published weights: see models/published
 
-For each picture NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours,
-and NAME_overlay.png, the classes over the picture with a legend; NAME_attention.png; comparison.png. Of several
-networks the first one writes the masks. With ``labels=FOLDER``, label images as predict.py writes them, the
-comparison also shows the truth and marks errors. A network that finds objects writes NAME.json, the objects as in
-COCO's results, and NAME_overlay.png, the likely ones drawn over the picture.
+For each picture NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours, and
+NAME_overlay.png, the classes over the picture with a legend; with the options above also NAME_attention.png and
+comparison.png. Of several networks, the first one writes the masks. With ``labels=FOLDER``, label images in the form
+that predict.py writes, the comparison also shows the truth and marks errors. A network that detects objects writes
+NAME.json, the objects in COCO's result format, and NAME_overlay.png, the likely ones drawn over the picture.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import numpy as np
-import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
-from torch import Tensor, nn
 from tqdm import tqdm
 
+from ccnet import data
 from ccnet.conf import CONF
-from ccnet.data import IGNORE_INDEX
-from ccnet.data.image_files import IMAGE_SUFFIXES, LabelReader, read_image
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.checkpoint import Checkpoint
-from ccnet.engine.drawing import label_images as figures
-from ccnet.engine.drawing.video import check_video, save_video
-from ccnet.engine.evaluation import detection
-from ccnet.engine.evaluation.attention_maps import attention_maps
-from ccnet.engine.evaluation.protocols import Protocol
-from ccnet.engine.evaluation.segmentation import predict
-from ccnet.engine.runtime.atomic_files import given_path
-from ccnet.engine.runtime.devices import choose_device
+from ccnet.data.file_lists import IMAGE_SUFFIXES
+from ccnet.engine import checkpoints, drawing, evaluation, guards, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ccnet.engine.checkpoints import Checkpoint
+    from ccnet.engine.evaluation import Predictor
+    from ccnet.engine.training import Framework
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
 @entry_point
 def main(config: DictConfig) -> None:
-    """Write masks, overlays and whatever else is asked for of every picture of ``input`` into ``output``."""
-    given = config.checkpoint if isinstance(config.checkpoint, ListConfig) else [config.checkpoint]
-    loaded = [checkpoint.load(checkpoint.find(path), **config.published) for path in given]
-    paths = _pictures(given_path(config.input))
-    output = given_path(config.output)
+    """Write the predictions for every picture of ``input`` into ``output``."""
+    names = [str(name) for name in _as_list(config.checkpoint)]
+    files = [checkpoints.find(name) for name in names]
+    paths = _pictures(runtime.given_path(config.input))
+    output = runtime.given_path(config.output)
     if output.resolve() == paths[0].parent.resolve():
         raise ValueError(f"output={output} is the folder of the input, whose pictures a mask could overwrite")
-    if any(detection.finds_objects(saved) for saved in loaded):
-        if len(loaded) > 1:
-            raise ValueError("networks that find objects are not drawn side by side: give one checkpoint")
-        return detection.predict(config, loaded[0], paths, output)
-    if any(saved.classes != loaded[0].classes for saved in loaded):
+    loaded = [checkpoints.load(file, **config.published) for file in files]
+    label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
+    if all(label_maps):
+        _segment(config, names, loaded, paths, output)
+    elif len(loaded) == 1:
+        _detect(config, loaded[0], paths, output)
+    else:
+        raise ValueError("networks that find objects are not drawn side by side: give one checkpoint")
+
+
+def _segment(
+    config: DictConfig, names: Sequence[str], loaded: Sequence["Checkpoint"], paths: Sequence[Path], output: Path
+) -> None:
+    """Write masks and overlays, and the attention, the comparison and the video that are asked for."""
+    classes, palette = loaded[0].classes, loaded[0].palette
+    if any(saved.classes != classes for saved in loaded):
         raise ValueError("the checkpoints do not know the same classes: compare networks of one data set")
     if config.video:
-        check_video(given_path(config.video))
-    truths = _truths(paths, config.labels, len(loaded[0].classes))
-    in_jax = config.framework == "jax"
-    if in_jax and config.attention is not None:
-        raise ValueError(
-            "attention=... is drawn from torch networks: leave out framework=jax, which has the same weights"
-        )
-    device = torch.device("cpu") if in_jax else choose_device(config.device)
-    networks = [Network(saved, config, device) for saved in loaded]
-    first = networks[0]
+        drawing.check_video(runtime.given_path(config.video))
+    truths = _truths(paths, config.labels, len(classes))
+
+    from ccnet.data.image_files import read_image
+
+    framework = training.choose_framework(config.framework, config.device)
+    first, *others = [_predictor(config, saved, framework) for saved in loaded]
+    if config.attention is not None:
+        evaluation.check_attention(first.network)
     output.mkdir(parents=True, exist_ok=True)
-
-    compared = len(networks) > 1 or truths is not None
+    video_path = config.video and output / runtime.given_path(config.video).name
+    compared = bool(others) or truths is not None
     rows = []
-
-    def overlays() -> Iterator[np.ndarray]:
-        classes, palette = first.saved.classes, first.saved.palette
+    with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
         for index, path in enumerate(tqdm(paths, desc="predict", dynamic_ncols=True)):
-            before = paths[max(index - first.frames + 1, 0) : index]
             picture = read_image(path)
-            labels = first(picture, before)
             pixels = picture.permute(1, 2, 0).numpy()
-            figures.save_mask(output / f"{path.stem}.png", labels, palette)
-            figures.save_overlay(output / f"{path.stem}_overlay.png", pixels, labels, classes, palette)
+            labels = first(picture, paths[:index])
+            drawing.save_mask(output / f"{path.stem}.png", labels, palette)
+            drawing.save_overlay(output / f"{path.stem}_overlay.png", pixels, labels, classes, palette)
             if config.attention is not None:
-                maps = attention_maps(first.model, first.tensor(picture), config.attention)
-                figures.save_attention(
-                    output / f"{path.stem}_attention.png", pixels, [m.cpu().numpy() for m in maps], config.attention
-                )
-            if compared and len(rows) < config.compare_rows:
-                others = [
-                    network(picture, paths[max(index - network.frames + 1, 0) : index]) for network in networks[1:]
-                ]
-                rows.append((pixels, None if truths is None else truths[index], [labels, *others]))
-            yield figures.blend(pixels, labels, palette)
-
-    if config.video:
-        save_video(output / given_path(config.video).name, overlays(), fps=config.fps)
-        print(f"video in {output / given_path(config.video).name}")
-    else:
-        for _ in overlays():
-            pass
+                maps = evaluation.attention_of_point(first.network, first.batch(picture), config.attention)
+                weights = [weight.cpu().numpy() for weight in maps]
+                drawing.save_attention(output / f"{path.stem}_attention.png", pixels, weights, config.attention)
+            if compared and index < config.compare_rows:
+                predictions = [labels, *(other(picture, paths[:index]) for other in others)]
+                rows.append((pixels, truths[index] if truths else None, predictions))
+            if video:
+                video.add(drawing.blend(pixels, labels, palette))
+    if video_path:
+        print(f"video in {video_path}")
     if compared:
-        names = [str(path) for path in given]
-        figures.save_side_by_side(output / "comparison.png", rows, names, first.saved.classes, first.saved.palette)
+        drawing.save_side_by_side(output / "comparison.png", rows, names, classes, palette)
         print(f"comparison in {output / 'comparison.png'}")
     print(f"{len(paths)} masks and overlays in {output}")
 
 
-class Network:
-    """A checkpoint's network and protocol; called with a picture, it gives labels.
+def _detect(config: DictConfig, saved: "Checkpoint", paths: Sequence[Path], output: Path) -> None:
+    """Write the objects as NAME.json, and the likely ones drawn over the picture as NAME_overlay.png."""
+    from ccnet.data.image_files import read_image
 
-    Attributes:
-        frames: T of the clips that the network was trained on, 1 for pictures.
-    """
-
-    def __init__(self, saved: Checkpoint, config: DictConfig, device: torch.device):
-        self.saved = saved
-        self.device, self.bf16 = device, config.bf16
-        self.model: nn.Module = checkpoint.network(saved).to(device)
-        if config.framework == "jax":
-            from ccnet.engine.evaluation.jax_network import JaxNetwork
-
-            self.model = JaxNetwork.of(self.model, bf16=config.bf16, device=config.device)
-        self.protocol = _protocol(config, saved)
-        self.frames = saved.config.get("dataset", {}).get("frames", 1)
-
-    def __call__(self, picture: Tensor, before: list[Path]) -> np.ndarray:
-        """Class indices (H, W) of RGB uint8 (3, H, W), the last frame of a clip whose others lie ``before`` it."""
-        images = self.tensor(picture)
-        if self.frames > 1:
-            clip = [self.tensor(read_image(path)) for path in before]
-            clip = [(clip or [images])[0]] * (self.frames - 1 - len(clip)) + [*clip, images]
-            images = torch.stack(clip, dim=2)
-        labels = predict(self.model, images, self.protocol, bf16=self.bf16)[0]
-        return (labels[-1] if self.frames > 1 else labels).cpu().numpy()
-
-    def tensor(self, picture: Tensor) -> Tensor:
-        """RGB uint8 (3, H, W) -> (1, 3, H, W) in [0, 1] on the device."""
-        return picture.unsqueeze(0).to(self.device) / 255
+    framework = training.choose_framework(config.framework, config.device)
+    network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
+    output.mkdir(parents=True, exist_ok=True)
+    for path in tqdm(paths, desc="predict", dynamic_ncols=True):
+        picture = read_image(path)
+        objects = evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
+        found = [
+            {"category": entry.pop("category_id")} | {key: value for key, value in entry.items() if key != "image_id"}
+            for entry in evaluation.coco_results(objects, 0, saved.classes)
+        ]
+        runtime.write_text(output / f"{path.stem}.json", json.dumps(found, indent=1) + "\n")
+        likely = evaluation.likely_objects(objects)
+        drawing.save_objects(output / f"{path.stem}_overlay.png", picture, likely, saved.classes)
+    least = evaluation.DRAWN_SCORE
+    print(f"objects of {len(paths)} pictures in {output}, those with a score of at least {least} drawn")
 
 
-def _protocol(config: DictConfig, saved: Checkpoint) -> Protocol:
-    """The protocol named on the command line, or else the run's own."""
-    config.training_crop = saved.setting("recipe.train_transform.crop_size")
-    config.dataset = saved.config.get("dataset")
-    given = any(part.startswith("protocol") for part in HydraConfig.get().overrides.task)
-    return instantiate(config.protocol if given else saved.config.get("protocol", config.protocol))
+def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") -> "Predictor":
+    """Return the checkpoint's network with the protocol given on the command line, or else the run's own."""
+    config = guards.replaced(
+        config,
+        dataset=saved.config.get("dataset"),
+        training_crop=saved.setting("recipe.train_transform.crop_size"),
+    )
+    given = any(option.startswith("protocol") for option in runtime.given_overrides())
+    return evaluation.Predictor(
+        framework.evaluated(checkpoints.network(saved), bf16=config.bf16),
+        instantiate(config.protocol if given else saved.config.get("protocol", config.protocol)),
+        device=framework.device,
+        frames=saved.config.get("dataset", {}).get("frames", 1),
+        bf16=config.bf16,
+    )
 
 
-def _truths(paths: list[Path], folder: str | None, classes: int) -> list[np.ndarray] | None:
-    """The label images of the same names."""
+def _truths(paths: Sequence[Path], folder: str | None, classes: int) -> "list[np.ndarray] | None":
+    """Return the label images with the pictures' names; None if there is no folder of them."""
     if folder is None:
         return None
-    read = LabelReader({index: index for index in range(classes)} | {IGNORE_INDEX: IGNORE_INDEX})
-    return [read(given_path(folder) / f"{path.stem}.png").numpy() for path in paths]
+    from ccnet.data.label_files import LabelReader
+
+    read = LabelReader({index: index for index in (*range(classes), data.IGNORE_INDEX)})
+    return [read(runtime.given_path(folder) / f"{path.stem}.png").numpy() for path in paths]
 
 
 def _pictures(source: Path) -> list[Path]:
-    """The picture itself, or the pictures of a folder in the order of their names."""
+    """Return the picture itself, or the pictures of a folder ordered by name."""
     if source.is_file():
         return [source]
     if not source.is_dir():
@@ -173,5 +168,11 @@ def _pictures(source: Path) -> list[Path]:
     return paths
 
 
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, ListConfig) else [value]
+
+
 if __name__ == "__main__":
+    from ccnet.predict import main  # a launcher's processes import what `main` calls by name: see entry_point
+
     main()

@@ -1,1 +1,5 @@
-"""One file per mode of benchmark.py."""
+"""Benchmarks: one file per mode of ``benchmark.py``, besides the operators and the clock that they share."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,13 +1,11 @@
-"""Times implementations side by side, and none that does not first give the right numbers."""
+"""Time implementations of the operator side by side, each once its results have been checked.
 
-import csv
-import datetime
-import statistics
-import subprocess
-import time
+An implementation with a wrong output or gradient is not timed.
+"""
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -16,50 +14,35 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from ..engine.drawing.label_images import write_figure
+from ..engine.drawing.png_files import write_figure
+from ..engine.drawing.tables import Table
 from ..kernels import plan
-from . import peers as peers
+from . import peers
+from .timing import Timing, machine_of, measure, provenance
 
-# Largest error against float64, of the largest element, that still counts as the same operator.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-
-class Timing(NamedTuple):
-    """Microseconds per call: median, 20 and 80 percent quantiles, and what the CPU spends on it."""
-
-    median_us: float
-    p20_us: float
-    p80_us: float
-    host_us: float
+# The largest error against float64, as a share of the largest element, that still counts as the same operator.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
-def machine_of(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+def compare_operators(config: DictConfig, device: torch.device) -> str:
+    """Check and time every implementation on one shape, in torch or in JAX; return the table.
 
+    The rows are appended to ``<output>.csv`` and drawn.
+    """
+    on_gpu = device.type == "cuda"
+    dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
+    if dtype not in TOLERANCE:
+        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(TOLERANCE)}")
+    shape = list(config.shape or ([8, 97, 97] if on_gpu else [1, 17, 33]))
+    if config.framework == "jax":
+        from .compare_jax import time_in_jax
 
-def provenance(device: torch.device) -> dict[str, str]:
-    """What a published row says of where it comes from."""
-    describe = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True)
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = "none"
-    return {
-        "machine": machine_of(device),
-        "torch": torch.__version__,
-        "triton": triton_version,
-        "commit": commit.stdout.strip() or "unknown",
-        "date": datetime.date.today().isoformat(),
-    }
+        return time_in_jax(config, dtype, shape)
+    return time_in_torch(config, device, dtype, shape)
 
 
 def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """query, key, value and the gradient of the output, channels-last; scores of standard deviation 1."""
+    """Return query, key, value and the gradient of the output, channels-last, with scores of standard deviation 1."""
     batch, *spatial = shape
     sizes = [(d, d**-0.25), (d, d**-0.25), (c, 1.0), (c, 1.0)]
     arrays = [torch.randn(batch, *spatial, width, device=device) * scale for width, scale in sizes]
@@ -68,8 +51,8 @@ def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: to
 
 
 def largest_error(peer: peers.Peer, inputs: list[Tensor]) -> float:
-    """Of the output and, where there is one, every gradient, against float64."""
-    images = 1 if peer.attends == "all" else None  # full maps of a whole batch would not fit
+    """Return the largest error of the output and of every gradient that there is, against float64."""
+    images = 1 if peer.attends == "all" else None  # the full maps of a whole batch would not fit
     *arrays, upstream = (array[:images] for array in inputs)
     results = []
     for function, dtype in ((peer.function, upstream.dtype), (peers.ORACLES[peer.attends], torch.float64)):
@@ -82,48 +65,22 @@ def largest_error(peer: peers.Peer, inputs: list[Tensor]) -> float:
     return max(errors)
 
 
-def measure(call: Callable[[int], Any], repeats: int, device: torch.device) -> Timing:
-    """Time ``call(i)``, i counting up, so that it can rotate through inputs."""
-    for i in range(3):
-        call(i)
-    if device.type == "cpu":
-        spans = []
-        for i in range(repeats):
-            start = time.perf_counter()
-            call(i)
-            spans.append(1e6 * (time.perf_counter() - start))
-        host = float("nan")
-    else:
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for i, (start, end) in enumerate(events):
-            start.record()
-            call(i)
-            end.record()
-        host = 1e6 * (time.perf_counter() - begin) / repeats
-        torch.cuda.synchronize()
-        spans = [1e3 * start.elapsed_time(end) for start, end in events]
-    low, *_, high = statistics.quantiles(spans, n=5)
-    return Timing(statistics.median(spans), low, high, host)
-
-
 def calls_of(peer: peers.Peer, sets: list[list[Tensor]]) -> dict[str, Callable[[int], Any]]:
-    """What is timed: forward without a graph, backward alone, both."""
+    """Return the calls to time: forward without a graph, backward alone, both."""
 
-    def forward(i):
+    def forward(i: int) -> Tensor:
         with torch.no_grad():
             return peer.function(*sets[i % len(sets)][:3])
 
-    calls = {"forward": forward}
+    calls: dict[str, Callable[[int], Any]] = {"forward": forward}
     if peer.has_gradient:
         outputs = [peer.function(*arrays[:3]) for arrays in sets]
 
-        def backward(i):
+        def backward(i: int) -> tuple[Tensor, ...]:
             *arrays, upstream = sets[i % len(sets)]
             return torch.autograd.grad(outputs[i % len(sets)], arrays, upstream, retain_graph=True)
 
-        def both(i):
+        def both(i: int) -> tuple[Tensor, ...]:
             *arrays, upstream = sets[i % len(sets)]
             return torch.autograd.grad(peer.function(*arrays), arrays, upstream)
 
@@ -134,7 +91,7 @@ def calls_of(peer: peers.Peer, sets: list[list[Tensor]]) -> dict[str, Callable[[
 
 
 def _graph_replay(call: Callable[[int], Any], count: int) -> Callable[[int], Any]:
-    """The call from a CUDA graph: without what the CPU spends on it."""
+    """Return the call as replays of CUDA graphs, which take no time of the CPU."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -149,7 +106,7 @@ def _graph_replay(call: Callable[[int], Any], count: int) -> Callable[[int], Any
 
 
 def peak_mib(call: Callable[[int], Any], device: torch.device) -> float:
-    """Peak of the allocator above what is there before the call."""
+    """Return by how many MiB the call raises the allocator's peak; NaN on a CPU."""
     if device.type != "cuda":
         return float("nan")
     torch.cuda.synchronize()
@@ -160,8 +117,8 @@ def peak_mib(call: Callable[[int], Any], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def compare(config: DictConfig, device: torch.device, dtype: torch.dtype, shape: list[int]) -> str:
-    """Check and time every peer on one shape; append the rows, draw them, return the table."""
+def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: list[int]) -> str:
+    """Check and time every peer on one shape; append the rows to a CSV file, draw them, return the table."""
     torch.manual_seed(config.seed)
     problem = plan.Problem(
         shape[0],
@@ -169,15 +126,16 @@ def compare(config: DictConfig, device: torch.device, dtype: torch.dtype, shape:
         tuple(range(len(shape) - 1)),
         config.query_channels,
         config.value_channels,
-        str(dtype)[6:],
+        dtype,
     )
     size = plan.least_cost(problem, "forward").bytes
     copies = 1 if device.type == "cpu" else max(2, -(-config.cache_mib * 2**20 // size))
-    sets = [make_inputs(shape, config.query_channels, config.value_channels, dtype, device) for _ in range(copies)]
+    widths = config.query_channels, config.value_channels
+    sets = [make_inputs(shape, *widths, getattr(torch, dtype), device) for _ in range(copies)]
     machine = config.machines.get(machine_of(device))
 
     rows = []
-    for name in tqdm(config.peers, desc=f"{shape} {problem.dtype}", disable=None):
+    for name in tqdm(config.peers, desc=f"{shape} {dtype}", disable=None):
         peer = peers.PEERS[name]
         try:
             error = largest_error(peer, sets[0])
@@ -194,7 +152,7 @@ def compare(config: DictConfig, device: torch.device, dtype: torch.dtype, shape:
                 "peer": name,
                 "pass": direction,
                 "shape": "x".join(map(str, shape)),
-                "dtype": problem.dtype,
+                "dtype": dtype,
             }
             row |= {field: round(value, 1) for field, value in timing._asdict().items()}
             row["gb_per_s"] = round(cost.bytes / timing.median_us / 1e3, 1)
@@ -203,37 +161,34 @@ def compare(config: DictConfig, device: torch.device, dtype: torch.dtype, shape:
             row["peak_mib"] = round(peak_mib(call, device), 1)
             row["error"] = f"{error:.1e}"
             rows.append(row | {"d": config.query_channels, "c": config.value_channels, "seed": config.seed})
-    shown = table(rows)
-    rows = [row | provenance(device) for row in rows]
-    append_csv(Path(f"{config.output}.csv"), rows)
-    draw(rows, Path(f"{config.output}_{'x'.join(map(str, shape))}_{problem.dtype}.png"))
-    return shown
+    return save_rows(rows, provenance(device), Path(str(config.output)))
+
+
+def save_rows(rows: list[dict[str, Any]], about: dict[str, str], output: Path) -> str:
+    """Append measurements to ``<output>.csv`` and draw them; return their table.
+
+    Args:
+        rows: one mapping per measurement, all with the same keys.
+        about: the origin of the measurements, for the file.
+        output: the path that the files start with.
+    """
+    if not rows:
+        return "nothing was measured"
+    Table.of_records([row | about for row in rows]).append_csv(Path(f"{output}.csv"))
+    draw(rows, about["machine"], Path(f"{output}_{rows[0]['shape']}_{rows[0]['dtype']}.png"))
+    return Table.of_records(rows).text()
 
 
 def _percent_of_floor(cost: plan.Cost, timing: Timing, machine: DictConfig | None) -> float | str:
-    """How much of the time the machine needs at the least, by its memory or its products."""
+    """Return the least time that the machine's memory or arithmetic allows, in percent of the median."""
     if machine is None:
         return ""
     floor_us = max(cost.bytes / machine.terabytes_per_second / 1e6, cost.flops / machine.teraflops / 1e6)
     return round(100 * floor_us / timing.median_us, 1)
 
 
-def append_csv(path: Path, rows: list[dict]) -> None:
-    if not rows:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def draw(rows: list[dict], path: Path) -> None:
-    """Bars of the median, one group per pass, on a logarithmic axis."""
-    if not rows:
-        return
+def draw(rows: list[dict[str, Any]], machine: str, path: Path) -> None:
+    """Write a bar chart of the medians, grouped by pass, on a logarithmic axis."""
     directions = list(dict.fromkeys(row["pass"] for row in rows))
     figure = Figure(figsize=(7, 1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -249,16 +204,5 @@ def draw(rows: list[dict], path: Path) -> None:
     axes.set(xscale="log", xlabel="median time (us)")
     axes.margins(x=0.15)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(f"{rows[0]['shape']}, {rows[0]['dtype']}, {rows[0]['machine']}", fontsize=10)
+    axes.set_title(f"{rows[0]['shape']}, {rows[0]['dtype']}, {machine}", fontsize=10)
     write_figure(path, figure, dpi=150)
-
-
-def table(rows: list[dict]) -> str:
-    """Rows as text, a column per field."""
-    if not rows:
-        return "nothing was measured"
-    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )

@@ -1,4 +1,4 @@
-"""The operator in JAX beside its alternatives, every one under ``jax.jit`` and checked before it is timed."""
+"""Time implementations of the operator in JAX side by side, under ``jax.jit``, each once it has been checked."""
 
 import statistics
 import time
@@ -16,22 +16,25 @@ from tqdm import tqdm
 
 from ..engine.evaluation.jax_network import local_devices
 from ..kernels import criss_cross_attention, plan
-from . import peers as benchmark_peers
-from .compare import TOLERANCE, Timing, append_csv, draw, provenance, table
+from .compare import TOLERANCE, save_rows
+from .peers import ORACLES
+from .timing import Timing, provenance
 
-CALLS = 5  # per sample of the clock, so that waiting for the device counts little
+CALLS = 5  # between two readings of the clock, so that waiting for the device counts little
 
 
 def triton(query: Array, key: Array, value: Array) -> Array:
+    """Return this project's attention by its Triton kernels."""
     return criss_cross_attention(query, key, value, channel_axis=-1, backend="triton")
 
 
 def reference(query: Array, key: Array, value: Array) -> Array:
+    """Return this project's attention by its reference implementation."""
     return criss_cross_attention(query, key, value, channel_axis=-1, backend="reference")
 
 
 def einsum(query: Array, key: Array, value: Array) -> Array:
-    """What one would write: scores of both axes side by side, one softmax, two weighted sums."""
+    """Return the attention as one would write it: scores along both axes, one softmax, two weighted sums."""
     height = query.shape[1]
     columns = jnp.einsum("nywd,nxwd->nywx", query, key)
     columns = jnp.where(jnp.eye(height, dtype=bool)[:, None, :], -jnp.inf, columns)
@@ -42,12 +45,13 @@ def einsum(query: Array, key: Array, value: Array) -> Array:
 
 
 def non_local(query: Array, key: Array, value: Array) -> Array:
-    """Every pixel to every pixel; the value in slabs as wide as the query, which is what JAX's attention takes."""
+    """Return full attention; the value is cut into slabs as wide as the query, which JAX's attention needs."""
     batch, height, width, channels = value.shape
     d = query.shape[-1]
     slabs = channels // d
-    heads = [jnp.broadcast_to(x.reshape(batch, -1, 1, d), (batch, height * width, slabs, d)) for x in (query, key)]
-    out = jax.nn.dot_product_attention(*heads, value.reshape(batch, -1, slabs, d), scale=1.0)
+    wide = (batch, height * width, slabs, d)
+    queries, keys = (jnp.broadcast_to(x.reshape(batch, -1, 1, d), wide) for x in (query, key))
+    out = jax.nn.dot_product_attention(queries, keys, value.reshape(batch, -1, slabs, d), scale=1.0)
     return out.reshape(value.shape)
 
 
@@ -59,20 +63,19 @@ PEERS = {
 }
 
 
-def compare(config: DictConfig, dtype: torch.dtype, shape: list[int]) -> str:
-    """Check and time every peer on one shape; append the rows, draw them, return the table."""
+def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
+    """Check and time every peer on one shape; append the rows to a CSV file, draw them, return the table."""
     device = local_devices(config.device)[0]
-    name = str(dtype)[6:]
     batch, *spatial = shape
     d, c = config.query_channels, config.value_channels
-    problem = plan.Problem(batch, tuple(spatial), tuple(range(len(spatial))), d, c, name)
+    problem = plan.Problem(batch, tuple(spatial), tuple(range(len(spatial))), d, c, dtype)
     generator = np.random.default_rng(config.seed)
     drawn = [generator.normal(0, scale, (*shape, width)) for width, scale in ((d, d**-0.25),) * 2 + ((c, 1),) * 2]
-    # Rounded once, so that the oracle sees what the peers see.
-    inputs = [jax.device_put(jnp.asarray(array, name), device) for array in drawn]
+    # Rounded once, so that the oracle gets the same inputs as the peers.
+    inputs = [jax.device_put(jnp.asarray(array, dtype), device) for array in drawn]
 
     rows = []
-    for peer, (function, attends) in tqdm(PEERS.items(), desc=f"{shape} {name}", disable=None):
+    for peer, (function, attends) in tqdm(PEERS.items(), desc=f"{shape} {dtype}", disable=None):
         try:
             error = _largest_error(function, attends, inputs)
             if not error < TOLERANCE[dtype]:
@@ -83,23 +86,19 @@ def compare(config: DictConfig, dtype: torch.dtype, shape: list[int]) -> str:
         for direction, call in _calls(function).items():
             timing = _measure(lambda call=call: call(*inputs), config.repeats)
             cost = plan.least_cost(problem, direction)
-            row = {"peer": peer, "pass": direction, "shape": "x".join(map(str, shape)), "dtype": name}
+            row: dict[str, Any] = {"peer": peer, "pass": direction, "shape": "x".join(map(str, shape)), "dtype": dtype}
             row |= {field: round(value, 1) for field, value in timing._asdict().items()}
             row["gb_per_s"] = round(cost.bytes / timing.median_us / 1e3, 1)
             row["tflops"] = round(cost.flops / timing.median_us / 1e6, 2)
             rows.append(row | {"error": f"{error:.1e}", "d": d, "c": c, "seed": config.seed})
-    shown = table(rows)
-    machine = {"machine": device.device_kind, "jax": jax.__version__}
-    rows = [row | provenance(torch.device("cpu")) | machine for row in rows]
-    append_csv(Path(f"{config.output}_jax.csv"), rows)
-    draw(rows, Path(f"{config.output}_jax_{'x'.join(map(str, shape))}_{name}.png"))
-    return shown
+    about = provenance(torch.device("cpu")) | {"machine": device.device_kind, "jax": jax.__version__}
+    return save_rows(rows, about, Path(f"{config.output}_jax"))
 
 
 def _calls(function: Callable[..., Array]) -> dict[str, Callable[..., Any]]:
-    """Forward alone, and forward and backward: under jit there is no backward alone."""
+    """Return the calls to time: forward, and forward with backward; under jit there is no backward alone."""
 
-    def both(query, key, value, upstream):
+    def both(query: Array, key: Array, value: Array, upstream: Array) -> tuple[Array, tuple[Array, ...]]:
         out, pull = jax.vjp(function, query, key, value)
         return out, pull(upstream)
 
@@ -107,14 +106,17 @@ def _calls(function: Callable[..., Array]) -> dict[str, Callable[..., Any]]:
 
 
 def _largest_error(function: Callable[..., Array], attends: str, inputs: list[Array]) -> float:
-    """Of output and gradients, against torch in float64, of the largest element; one image for full attention."""
+    """Return the largest error of output and gradients against torch in float64, as a share of the largest element.
+
+    Full attention is checked on one image.
+    """
     if attends == "all":
         inputs = [array[:1] for array in inputs]
     out, gradients = _calls(function)["both"](*inputs)
     leaves = [torch.from_numpy(np.asarray(array, np.float64)).movedim(-1, 1) for array in inputs]
     *arrays, upstream = leaves
     arrays = [array.requires_grad_() for array in arrays]
-    want = benchmark_peers.ORACLES[attends](*arrays)
+    want = ORACLES[attends](*arrays)
     wanted = [want.detach(), *torch.autograd.grad(want, arrays, upstream)]
     errors = []
     for ours, array in zip((out, *gradients), wanted, strict=True):
@@ -124,10 +126,12 @@ def _largest_error(function: Callable[..., Array], attends: str, inputs: list[Ar
 
 
 def _measure(call: Callable[[], Any], repeats: int) -> Timing:
+    """Time a call, reading the clock once per ``CALLS`` calls."""
     jax.block_until_ready(call())
     spans, host = [], []
     for _ in range(max(repeats // CALLS, 3)):
         start = time.perf_counter()
+        result = None
         for _ in range(CALLS):
             result = call()
         host.append(1e6 * (time.perf_counter() - start) / CALLS)

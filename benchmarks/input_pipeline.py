@@ -1,7 +1,7 @@
-"""The input pipeline at the paper's Cityscapes recipe, beside a plain chain of torchvision's transforms.
+"""Time the input pipeline at the paper's Cityscapes recipe, beside a plain chain of torchvision's transforms.
 
-Both read a 2048x1024 PNG and its label PNG, scale by U(0.75, 2), cut 769x769, mirror, and give float32 in [0, 1] and
-int64. The plain chain decodes, resizes and mirrors whole pictures, as torchvision's own training recipes do.
+Both read a 2048x1024 PNG and its label PNG, scale by U(0.75, 2), crop 769x769, flip, and return float32 in [0, 1] and
+int64. The plain chain decodes, resizes and flips whole pictures, as torchvision's own training recipes do.
 """
 
 import os
@@ -23,10 +23,11 @@ from torchvision.transforms import v2
 
 from ..data import IGNORE_INDEX
 from ..data.image_files import png_decoder
-from ..data.pairs import ImagePairs
+from ..data.image_pairs import ImagePairs
 from ..data.sets.cityscapes import Cityscapes
 from ..data.transforms import MEAN_COLOUR, train_transform
-from .compare import append_csv, provenance, table
+from ..engine.drawing.tables import Table
+from .timing import provenance
 
 SIZE, CROP, SCALE = (1024, 2048), (769, 769), (0.75, 2.0)
 
@@ -34,7 +35,7 @@ Loader = Callable[[Path, Path], tuple[Tensor, Tensor]]
 
 
 def made_pair(folder: Path) -> tuple[Path, Path]:
-    """A picture and labels whose files have about the size of Cityscapes' (2.3 MB and 20 kB); returns their paths."""
+    """Write a picture and its labels as files of about the size of Cityscapes' (2.3 MB, 20 kB); return their paths."""
     generator = torch.Generator().manual_seed(0)
 
     def field(channels: int, cells: int) -> Tensor:
@@ -49,13 +50,13 @@ def made_pair(folder: Path) -> tuple[Path, Path]:
 
 
 def plain_loader(decode: Callable[[Path], Tensor]) -> Loader:
-    """torchvision's chain over whole pictures; ``decode`` gives uint8 (C, H, W)."""
+    """Return a loader that transforms whole pictures by torchvision; `decode` returns uint8 (C, H, W)."""
     fill = {tv_tensors.Image: list(MEAN_COLOUR), tv_tensors.Mask: IGNORE_INDEX}
     dtype = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
     chain = v2.Compose(
         [
-            # A factor of U(0.75, 2): torchvision compares the first side it is given with the width.
-            v2.ScaleJitter(SIZE[::-1], SCALE, antialias=True),
+            # Scales by U(0.75, 2): torchvision compares the first side of the size with the width.
+            v2.ScaleJitter((SIZE[1], SIZE[0]), SCALE, antialias=True),
             v2.RandomHorizontalFlip(),
             v2.RandomCrop(CROP, pad_if_needed=True, fill=fill),
             v2.ToDtype(dtype, scale=True),
@@ -66,22 +67,24 @@ def plain_loader(decode: Callable[[Path], Tensor]) -> Loader:
 
 
 def pillow(path: Path) -> Tensor:
+    """Return a picture uint8 (C, H, W), decoded by Pillow."""
     return v2.functional.pil_to_tensor(Image.open(path))
 
 
 def torchvision_io(path: Path) -> Tensor:
-    return torchvision.io.decode_image(str(path), mode="UNCHANGED")
+    """Return a picture uint8 (C, H, W), decoded by torchvision."""
+    return torchvision.io.decode_image(str(path), mode=torchvision.io.ImageReadMode.UNCHANGED)
 
 
 def crop_first(pairs: list[tuple[Path, Path]]) -> Loader:
-    """What ``train.py dataset=cityscapes`` does for a sample."""
+    """Return a loader that does what ``train.py dataset=cityscapes`` does for a sample."""
     transform = train_transform(crop_size=CROP, scale=SCALE)
     dataset = ImagePairs(pairs, classes=[str(index) for index in range(19)], palette=[], transform=transform)
     return lambda *pair: dataset[pairs.index(pair)]
 
 
-def measure(loaders: dict[str, Loader], pairs: list[tuple[Path, Path]], repeats: int) -> dict[str, list[float]]:
-    """CPU seconds of each sample, the loaders taking turns; one thread."""
+def _cpu_seconds(loaders: dict[str, Loader], pairs: list[tuple[Path, Path]], repeats: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of each sample of each loader, in one thread; the loaders take turns."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds = {name: [] for name in loaders}
@@ -91,18 +94,20 @@ def measure(loaders: dict[str, Loader], pairs: list[tuple[Path, Path]], repeats:
                 torch.manual_seed(number)
                 start = time.process_time()
                 load(*pairs[number % len(pairs)])
-                if number:  # the first turn warms up
+                if number:  # the first turn is a warm-up
                     seconds[name].append(time.process_time() - start)
     finally:
         torch.set_num_threads(threads)
     return seconds
 
 
-def input_speed(config: DictConfig) -> str:
-    """Time all loaders; write ``config.output`` .csv and return the table."""
+def time_input(config: DictConfig, device: torch.device) -> str:
+    """Time all loaders, which run on the CPU; append to ``<output>.csv`` and return the table."""
     with tempfile.TemporaryDirectory() as folder:
         if config.input.root:
-            pairs = Cityscapes(config.input.root, split="train", transform=None, labels="labelTrainIds").pairs
+            transform = train_transform(crop_size=CROP, scale=SCALE)
+            cityscapes = Cityscapes(config.input.root, split="train", transform=transform, labels="labelTrainIds")
+            pairs = [(image, label) for image, label in cityscapes.pairs if label is not None]
         else:
             pairs = [made_pair(Path(folder))]
         size = statistics.mean(os.path.getsize(image) for image, _ in pairs[:100]) / 1e6
@@ -111,7 +116,7 @@ def input_speed(config: DictConfig) -> str:
             "plain chain, torchvision.io": plain_loader(torchvision_io),
             f"crop first, {png_decoder()}": crop_first(pairs),
         }
-        seconds = measure(loaders, pairs, config.repeats)
+        seconds = _cpu_seconds(loaders, pairs, config.repeats)
     about = provenance(torch.device("cpu"))
     about.pop("triton")
     first = statistics.median(seconds["plain chain, Pillow"])
@@ -131,6 +136,6 @@ def input_speed(config: DictConfig) -> str:
         for name, times in seconds.items()
     ]
     path = Path(f"{config.output}.csv")
-    append_csv(path, rows)
+    Table.of_records(rows).append_csv(path)
     shown = ("loader", "images_per_s_per_core", "median_ms", "p20_ms", "p80_ms", "speedup")
-    return f"{table([{key: row[key] for key in shown} for row in rows])}\n\n{path}"
+    return f"{Table.of_records([{key: row[key] for key in shown} for row in rows]).text()}\n\n{path}"

@@ -1,7 +1,7 @@
-"""What criss-cross attention is compared with, written for this comparison and checked before it is timed.
+"""Implementations to compare criss-cross attention with, written for this comparison.
 
-A peer takes query, key (N, D, H, W) and value (N, C, H, W) and returns (N, C, H, W). All compute in the dtype
-they are given, as a user's own lines would. Legend: L the line attended along, M heads.
+A peer takes query, key (N, D, H, W) and value (N, C, H, W) and returns (N, C, H, W). It computes in the dtype of its
+inputs, as a user's own code would. Legend: L is the length of the line attended along, M the number of heads.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,18 @@ from torch import Tensor
 
 from ..kernels import criss_cross_attention
 
-# The backward is timed alone, from one graph again and again.
+# The backward pass is timed alone, by running it again and again on one graph.
 torch._functorch.config.donated_buffer = False
 
 
 class Peer(NamedTuple):
-    """``attends`` to "cross", "rows" or "all" positions; some have no gradient."""
+    """An implementation.
+
+    Attributes:
+        function: query, key, value -> result.
+        attends: the positions that it attends to: "cross", "rows" or "all".
+        has_gradient: whether it can be differentiated.
+    """
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
     attends: str = "cross"
@@ -33,13 +39,13 @@ triton_rows = partial(triton, axes=(1,))
 
 
 def _masked_diagonal(energy: Tensor) -> Tensor:
-    """A position is a key of its row and of its column: (..., L, L) without the second count."""
+    """Return (..., L, L) with the diagonal masked, since a position is a key of its row and of its column."""
     itself = torch.eye(energy.shape[-1], dtype=torch.bool, device=energy.device)
     return energy.masked_fill(itself, float("-inf"))
 
 
 def einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Two einsums for the scores, one softmax, two einsums for the sum: what most ports are."""
+    """Return the attention as most ports compute it: two einsums, one softmax, two einsums."""
     height, width = query.shape[-2:]
     column = _masked_diagonal(torch.einsum("ndhw,ndgw->nwhg", query, key)).permute(0, 2, 1, 3)  # n h w g
     row = torch.einsum("ndhw,ndhv->nhwv", query, key)
@@ -48,7 +54,7 @@ def einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def bmm(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Lines as the batch of a matrix product: copies into (N * lines, channels, L) and back."""
+    """Return the attention by batched matrix products, with lines copied to (N * lines, channels, L) and back."""
     batch, _, height, width = query.shape
 
     def columns(array):
@@ -68,8 +74,10 @@ def bmm(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _heads(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-    """(N, positions, channels) to (N, M, positions, D): library kernels want one width, so query and key are
-    repeated for each D channels of the value."""
+    """Return (N, positions, channels) as heads (N, M, positions, D).
+
+    Library kernels need one width, so query and key are repeated for every D channels of the value.
+    """
     width = query.shape[-1]
     heads = value.shape[-1] // width
     if heads * width != value.shape[-1]:
@@ -79,7 +87,7 @@ def _heads(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
 
 
 def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Library attention over (N, positions, channels) and its log-sum-exp, (N, positions)."""
+    """Return library attention over (N, positions, channels), and its log-sum-exp (N, positions)."""
     query, key, value = _heads(query, key, value)
     if not query.is_cuda:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=1.0)
@@ -91,7 +99,7 @@ def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
 
 
 def axial_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Library attention along rows and along columns, joined by log-sum-exp, the second self taken out."""
+    """Return library attention along rows and columns, merged by log-sum-exp, each position counted once."""
     query, key, value = (array.movedim(1, -1) for array in (query, key, value))  # n h w c
     batch, height, width, _ = query.shape
     out_row, lse_row = _attention_with_lse(*(array.flatten(0, 1) for array in (query, key, value)))
@@ -109,15 +117,15 @@ def axial_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of every position to every position, by the library's fused kernels."""
+    """Return full attention by the library's fused kernels."""
     size = value.shape[-2:]
-    heads = _heads(*(array.flatten(2).mT for array in (query, key, value)))
-    out = F.scaled_dot_product_attention(*heads, scale=1.0)
+    query, key, value = _heads(*(array.flatten(2).mT for array in (query, key, value)))
+    out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     return out.transpose(1, 2).flatten(2).mT.unflatten(-1, size)
 
 
 def non_local_oracle(query: Tensor, key: Tensor, value: Tensor, rows: int = 2048) -> Tensor:
-    """The same written out, some rows of the (positions, positions) map at a time."""
+    """Return full attention written out, `rows` rows of the (positions, positions) map at a time."""
     flat = [array.flatten(2).mT for array in (query, key, value)]
     parts = [(part @ flat[1].mT).softmax(dim=-1) @ flat[2] for part in flat[0].split(rows, dim=1)]
     return torch.cat(parts, dim=1).mT.unflatten(-1, value.shape[2:])
@@ -130,6 +138,6 @@ PEERS = {
     "einsum": Peer(einsum),
     "bmm": Peer(bmm),
     "compiled_einsum": Peer(torch.compile(einsum)),
-    "axial_sdpa": Peer(axial_sdpa, has_gradient=False),  # the library gives the log-sum-exp no gradient
+    "axial_sdpa": Peer(axial_sdpa, has_gradient=False),  # the library's log-sum-exp has no gradient
     "non_local_sdpa": Peer(non_local, attends="all"),
 }

@@ -1,9 +1,9 @@
-"""Whole training iterations of several networks, on one machine in one run."""
+"""Time whole training iterations of several networks, in turns on one machine."""
 
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,28 +15,35 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from ..engine.drawing.tables import Table
+from ..engine.guards.settings import replaced
 from ..engine.runtime.devices import seed_everything
-from ..engine.training.prefetch import prefetch
+from ..engine.training.batches import prefetch
 from ..engine.training.torch_step import TorchStep, memory_format
 from ..models.factory import build, compose_conf
-from .compare import append_csv, provenance, table
+from .timing import provenance
 
 KERNELS = ("line_forward_kernel", "line_backward_kernel")  # of the criss-cross attention
 
 
 class Rounds(NamedTuple):
-    """What was measured of one network: a number per round."""
+    """The measurements of one network, one per round.
+
+    Attributes:
+        milliseconds: the time of an iteration.
+        mib: the peak memory of the GPU.
+    """
 
     milliseconds: list[float]
     mib: list[float]
 
 
-def train_speed(config: DictConfig, device: torch.device) -> str:
+def time_training(config: DictConfig, device: torch.device) -> str:
     """Time the networks in turns; append to ``<output>_train.csv`` and return the table.
 
-    The batch is random and in the host's memory: an iteration is its copy to the device, forward, loss, backward and
-    the optimiser's step, queued as in training. On a CPU the process's CPU time counts, for others' work lengthens it
-    little, and peak memory is that of a process of its own (on Linux).
+    The batch is random and in host memory. An iteration is its copy to the device, forward, loss, backward and the
+    optimiser's step, queued as in training. On a CPU the process time counts, which a busy machine lengthens little,
+    and the peak memory is that of a separate process (on Linux).
     """
     options = config.train
     setting = list(options.settings[device.type])
@@ -65,41 +72,40 @@ def train_speed(config: DictConfig, device: torch.device) -> str:
         rows.append(row)
     about = {"setting": " ".join(setting), "clock": "wall" if device.type == "cuda" else "process", "seed": config.seed}
     path = Path(f"{config.output}_train.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    append_csv(path, [row | about | provenance(device) for row in rows])
-    return f"{' '.join(setting)}\n\n{table(rows)}\n\n{path}"
+    about |= provenance(device)
+    Table.of_records([row | about for row in rows]).append_csv(path)
+    return f"{' '.join(setting)}\n\n{Table.of_records(rows).text()}\n\n{path}"
 
 
 def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Tensor]:
-    """Makes a training iteration each time it is asked, and gives its loss."""
+    """Yield the loss of one training iteration after another."""
     seed_everything(seed)
-    run = run.copy()
-    run.num_classes = 19
-    model = build(run.model).train().to(device, memory_format=memory_format(run))
+    run = replaced(run, num_classes=19)
+    model = build(run.model).train().to(device).to(memory_format=memory_format(run))
     optimizer = instantiate(run.optimizer.algorithm, model.parameters())
     step = TorchStep.of(run, instantiate(run.task), model, instantiate(run.loss).to(device), optimizer, device)
     size = run.recipe.batch_size, *run.recipe.train_transform.crop_size
-    batch = torch.rand(size[0], 3, *size[1:]), torch.randint(0, run.num_classes, size)
+    images, labels = torch.rand(size[0], 3, *size[1:]), torch.randint(0, run.num_classes, size)
     if device.type == "cuda":
-        batch = tuple(part.pin_memory() for part in batch)
-    for iteration, (placed, _) in enumerate(prefetch(_endless(batch), step.place, device)):
+        images, labels = images.pin_memory(), labels.pin_memory()
+    for iteration, placed in enumerate(prefetch(_endless((images, labels)), step.place, device)):
         yield step(*placed, iteration).loss
 
 
-def _endless(batch: tuple[Tensor, Tensor]) -> Iterator[tuple[tuple[Tensor, Tensor], float]]:
+def _endless(batch: tuple[Tensor, Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
     while True:
-        yield batch, 0.0
+        yield batch
 
 
 def _round(run: DictConfig, device: torch.device, seed: int, number: int, warmup: int) -> tuple[float, float]:
-    """Milliseconds of an iteration, and the most MiB that the GPU had in use."""
+    """Return the milliseconds of an iteration, and the GPU's peak memory in MiB."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     losses = _iterations(run, device, seed)
-    start = 0.0
+    start, loss = 0.0, torch.tensor(float("nan"))
     for iteration in range(warmup + number):
         if iteration == warmup:
             _finish(device)
@@ -119,13 +125,13 @@ def _finish(device: torch.device) -> None:
 
 
 def _alone(function: Callable[..., float], *arguments: object) -> float:
-    """``function(*arguments)`` in a new process."""
+    """Return ``function(*arguments)``, called in a new process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def _peak_of_process(run: DictConfig, seed: int) -> float:
-    """MiB that two iterations add to the process."""
+    """Return by how many MiB two iterations raise the peak memory of the process."""
     before = _highest_mib()
     losses = _iterations(run, torch.device("cpu"), seed)
     next(losses), next(losses)
@@ -133,13 +139,13 @@ def _peak_of_process(run: DictConfig, seed: int) -> float:
 
 
 def _highest_mib() -> float:
-    """Of this process; the figure of getrusage is its parent's where that is higher."""
+    """Return the peak memory of this process; getrusage would return the parent's if that is higher."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
 def _attention_share(run: DictConfig, device: torch.device, seed: int) -> float:
-    """Of the GPU's time in one iteration, the criss-cross kernels'."""
+    """Return the share of the criss-cross kernels in the GPU's time of one iteration."""
     losses = _iterations(run, device, seed)
     for _ in range(3):
         next(losses)
@@ -151,6 +157,6 @@ def _attention_share(run: DictConfig, device: torch.device, seed: int) -> float:
 
 
 def share_of(names: Iterable[str], times: Iterable[tuple[str, float]]) -> float:
-    """Share of the (kernel name, time) pairs whose name contains one of ``names``."""
+    """Return the share of the time in (kernel name, time) pairs whose name contains one of `names`."""
     times = list(times)
     return sum(time for key, time in times if any(name in key for name in names)) / sum(time for _, time in times)

@@ -1,19 +1,20 @@
-"""Searches tile sizes on this GPU and pins the best in ``kernels/configs/<gpu>.json`` for every later run."""
+"""Search the fastest tile sizes on this GPU, and pin them in ``kernels/configs/<gpu>.json`` for every later run."""
 
 import itertools
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ..kernels import plan
-from . import peers as peers
-from .compare import TOLERANCE, calls_of, largest_error, make_inputs, measure, provenance
+from . import peers
+from .compare import TOLERANCE, calls_of, largest_error, make_inputs
+from .timing import measure, provenance
 
 
 def candidates(problem: plan.Problem, length: int) -> list[plan.Tile]:
-    """Tiles worth compiling: a warp per 16 queries, no dimension more than twice what is needed."""
+    """Return the tiles worth compiling: a warp per 16 queries, no dimension more than twice as long as needed."""
     enough = max(32, 2 * length)
     found = []
     for m, n, c, stages in itertools.product((32, 64, 128), (16, 32, 64, 128), (16, 32, 64, 128), (2, 3, 4)):
@@ -23,7 +24,7 @@ def candidates(problem: plan.Problem, length: int) -> list[plan.Tile]:
 
 
 def fits(kernel: str, problem: plan.Problem, device: plan.Device) -> bool:
-    """Whether what is pinned compiles without spills into the GPU's shared memory."""
+    """Return True if the pinned tile compiles without spills and fits into the GPU's shared memory."""
     from ..kernels.compiled import compile_launch
 
     make = plan.forward_launches if kernel == "forward" else plan.backward_launches
@@ -34,20 +35,20 @@ def fits(kernel: str, problem: plan.Problem, device: plan.Device) -> bool:
     return True
 
 
-def tune(config: DictConfig, device: torch.device) -> str:
-    """Time every candidate for every dtype and range of lengths; write the table and say where.
+def tune_kernels(config: DictConfig, device: torch.device) -> str:
+    """Time every candidate for every dtype and range of lengths; write the best ones and return where.
 
     Raises:
-        ValueError: there is no GPU to time on.
+        ValueError: the device is not a GPU.
     """
     if device.type != "cuda":
         raise ValueError(f"mode=tune times kernels on an NVIDIA GPU, and this is {device}")
-    from ..kernels.torch_op import device_of
+    from ..kernels.torch_ops.passes import device_of
 
     torch.manual_seed(config.seed)
     gpu = device_of(torch.cuda.current_device())
     rows: list[dict[str, Any]] = []
-    grid = itertools.product(config.tune.dtypes, OmegaConf.to_container(config.tune.ranges), ("forward", "backward"))
+    grid = itertools.product(config.tune.dtypes, config.tune.ranges, ("forward", "backward"))
     for dtype, (shortest, longest, length), kernel in grid:
         row = {"kernel": kernel, "dtype": dtype, "min_length": shortest, "max_length": longest}
         row |= {"max_query_channels": config.query_channels}
@@ -61,7 +62,7 @@ def tune(config: DictConfig, device: torch.device) -> str:
         best = None
         for tile in tqdm(candidates(problem, length), desc=f"{kernel} {dtype} {length}", disable=None):
             plan.use_table(gpu.name, [*rows, row | {"tile": tile._asdict()}])
-            if not fits(kernel, problem, gpu) or not largest_error(peer, sets[0]) < TOLERANCE[getattr(torch, dtype)]:
+            if not fits(kernel, problem, gpu) or not largest_error(peer, sets[0]) < TOLERANCE[dtype]:
                 continue
             median = measure(calls_of(peer, sets)[kernel], config.repeats, device).median_us
             if best is None or median < best[0]:

@@ -1,41 +1,43 @@
-"""Every network of the zoo at one input: what it costs, and how fast it is here."""
+"""Measure every network of the zoo on one input: its cost, and its speed on this machine."""
 
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from ..engine.drawing.tables import write_csv
+from ..engine.drawing.tables import Table
 from ..engine.evaluation.cost import network_cost
 from ..models import create_model, list_models
 from ..models.heads.context import ContextHead
-from .compare import measure, provenance
+from .timing import measure, provenance
 
-# Further settings of a network that the paper has rows of their own for.
-VARIANTS = {
+# Settings of a network that have rows of their own in the paper.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ccnet": [{"head__recurrence": recurrence} for recurrence in (1, 2, 3)],
     "nonlocal": [{"head__recurrence": recurrence} for recurrence in (1, 2)],
 }
-LEFT_OUT = ("mask_rcnn",)  # what it costs depends on what there is to find
+LEFT_OUT = ("mask_rcnn",)  # its cost depends on the objects in a picture
 
 
-def zoo(config: DictConfig, device: torch.device) -> str:
-    """Count and time, write ``<output>_zoo.csv`` anew, and return the table in Markdown."""
+def measure_zoo(config: DictConfig, device: torch.device) -> str:
+    """Count and time the networks; write ``<output>_zoo.csv`` anew and return the table in Markdown."""
     options = config.zoo
     size = tuple(options.size)
     names = options.models or [name for name in list_models() if name not in LEFT_OUT]
     entries = [(name, settings) for name in names for settings in VARIANTS.get(name, [{}])]
-    rows, baseline = [], None
+    rows: list[dict[str, Any]] = []
+    baseline = None
     for name, settings in tqdm(sorted(entries, key=lambda entry: entry[0] != "fcn"), desc="zoo", disable=None):
         torch.manual_seed(config.seed)
         model = create_model(name, num_classes=options.num_classes, backbone=options.backbone, **settings)
         cost = network_cost(model, (3, *size))
         baseline = baseline or cost
         recurrence = settings.get("head__recurrence")
-        alike = isinstance(model.head, ContextHead)  # networks that differ from fcn in their context module alone
+        alike = isinstance(model.head, ContextHead)  # networks that differ from fcn only in their context module
         rows.append(
             {
                 "network": f"{name}, R = {recurrence}" if recurrence else name,
@@ -51,22 +53,21 @@ def zoo(config: DictConfig, device: torch.device) -> str:
     about |= {"timed_size": "x".join(map(str, options.timed_size)), "dtype": "float32"} | provenance(device)
     path = Path(f"{config.output}_zoo.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(path, [*rows[0], *about], [[*row.values(), *about.values()] for row in rows])
+    Table.of_records([row | about for row in rows]).write_csv(path)
     return markdown(rows)
 
 
-def markdown(rows: list[dict]) -> str:
-    """The table as the README shows it."""
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the rows of ``<output>_zoo.csv`` as the table in the README."""
     header = ("network", "parameters, M", "GFLOPs", "added", "kept for backward, MB", "added", "images/s")
     fields = ("network", "parameters_m", "gflops", "added_gflops", "saved_mb", "added_mb", "images_per_s")
-    lines = [header, ("---", *["--:"] * (len(header) - 1)), *([str(row[field]) for field in fields] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Table(header, [[str(row[field]) for field in fields] for row in rows]).markdown()
 
 
 @torch.inference_mode()
 def _images_per_s(model: torch.nn.Module, size: tuple[int, int], device: torch.device, repeats: int) -> float:
-    """On a CPU per core, by the time that the process computes, which others' work lengthens little."""
-    model = model.eval().to(device, memory_format=torch.channels_last)
+    """Return the network's speed; on a CPU per core, by process time, which a busy machine lengthens little."""
+    model = model.eval().to(device=device).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last)
     if device.type == "cuda":
         return 1e6 / measure(lambda _: model(image), repeats, device).median_us

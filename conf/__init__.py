@@ -1,4 +1,4 @@
-"""Hydra's configuration: what every entry point can be told."""
+"""The Hydra configuration of every entry point, and where it is installed."""
 
 from pathlib import Path
 

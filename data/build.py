@@ -1,24 +1,32 @@
 """Data sets from a composed configuration."""
 
+from collections.abc import Callable
+from typing import Any
+
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch.utils.data import Dataset
+
+from .dataset import ImageDataset
+from .roots import root_of
 
 
-def build_dataset(config: DictConfig, split: str, transform) -> Dataset:
+def build_dataset(config: DictConfig, split: str, transform: Callable[..., Any] | None) -> ImageDataset:
     """Instantiate ``config[split]``, with ``config.root`` where the data set has one.
 
     Args:
         config: the ``dataset`` node.
-        split: "train", "val" or another node of it.
-        transform: of (image, labels).
+        split: "train", "val" or the name of another node in it.
+        transform: (image, annotations) -> (image, annotations); None leaves them as stored.
+
+    Raises:
+        ValueError: the data set has no such split, or the transform is not one.
     """
     if not isinstance(config.get(split), DictConfig):
-        nodes = [name for name, node in config.items() if isinstance(node, DictConfig) and "_target_" in node]
+        nodes = [str(name) for name, node in config.items() if isinstance(node, DictConfig) and "_target_" in node]
         raise ValueError(f"this data set has no split {split!r}: choose one of {', '.join(nodes)}")
     if not (transform is None or callable(transform)):
         raise ValueError(
-            f"recipe.train_transform is {transform}: give it a _target_, such as data.transforms.train_transform"
+            f"recipe.train_transform is {transform}: give it a _target_, such as ccnet.data.transforms.train_transform"
         )
-    root = {"root": config.root and str(config.root)} if "root" in config else {}  # "2026" comes as a number
+    root = {"root": root_of(config)} if "root" in config else {}
     return instantiate(config[split], transform=transform, **root)

@@ -1,4 +1,4 @@
-"""The processes that load data: how they start, what ends them, and what it looks like when one is lost."""
+"""A DataLoader that leaves signals to the process that trains, ends its workers and times the wait for batches."""
 
 import multiprocessing
 import os
@@ -6,24 +6,27 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-T = TypeVar("T")
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # of jobs
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # by which a cluster or a person ends a job
 
 
 class Loader(DataLoader):
-    """A DataLoader whose processes leave to this one the signals by which a cluster or a person ends a job.
+    """A DataLoader whose workers ignore the signals that end a job.
 
-    Those reach every process, but this one still needs its batch. They are blocked from the first moment on, for which
-    ``worker_init_fn`` comes too late.
+    Those signals reach every process of a job, but the training process still needs its batch. They are blocked before
+    the workers start, because ``worker_init_fn`` would run too late. Closing the iterator ends the workers.
+
+    Attributes:
+        waited: seconds spent waiting for batches, since whoever reads it last set it to 0.
     """
+
+    waited = 0.0
 
     def __init__(self, dataset: Dataset, *, num_workers: int = 0, **named: Any):
         super().__init__(
@@ -31,20 +34,36 @@ class Loader(DataLoader):
             num_workers=num_workers,
             worker_init_fn=_heed_parent,
             multiprocessing_context=_start_method(num_workers),
-            generator=torch.Generator(),  # else every new loader draws from the generator that dropout uses
+            generator=torch.Generator(),  # else each new loader draws from the generator that dropout uses
             **named,
         )
 
-    def __iter__(self) -> Iterator:
-        with _signals_held_back():
-            return super().__iter__()
+    def __iter__(self) -> Generator:  # pyright: ignore[reportIncompatibleMethodOverride], no one needs torch's class
+        with _signals_blocked():
+            batches = super().__iter__()
+        return self._timed(batches)
+
+    def _timed(self, batches: Iterator) -> Generator:
+        try:
+            while True:
+                start = time.perf_counter()
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                self.waited += time.perf_counter() - start
+                yield batch
+        finally:
+            # An error's traceback keeps the iterator alive, and its workers would miss the signal at the exit.
+            if end_workers := getattr(batches, "_shutdown_workers", None):
+                end_workers()
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """For this process until the end of the block; for those that it starts meanwhile, for ever."""
+def _signals_blocked() -> Iterator[None]:
+    """Hold the signals back in this process until the block ends; processes started in the block never get them."""
     arrived: list[int] = []
-    main = threading.current_thread() is threading.main_thread()  # which may be interrupted for a signal to another
+    main = threading.current_thread() is threading.main_thread()  # other threads' signals may interrupt it
     handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _ENDING * main}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
@@ -58,7 +77,7 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _heed_parent(worker: int) -> None:
-    """End this process on its parent's SIGTERM, which at the parent's exit waits for it."""
+    """End this worker when its parent sends SIGTERM, as a parent that exits does before it waits for its children."""
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
@@ -68,38 +87,12 @@ def _heed_parent(worker: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def lost_worker(error: BaseException) -> bool:
-    """Whether ``error`` says that a process that loads is gone.
-
-    torch says so wherever this process happens to be; or reading what that process has left fails.
-    """
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker (pid")
-    places = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ConnectionError | EOFError) and any("torch/utils/data" in at.filename for at in places)
-
-
 def _start_method(num_workers: int) -> str | None:
-    """How a loader's processes start: the system's own way, which a parallel sweep's runs have to ask for.
+    """Return how workers start: as is the system's default, which has to be named in a parallel sweep.
 
-    There joblib's is the default, by which only joblib can start one. A fork of a process in which JAX runs may hang.
+    There joblib has set a default of its own, with which only joblib can start processes. Forking a process in which
+    JAX runs may hang.
     """
     if not num_workers:
         return None
     return "spawn" if "jax" in sys.modules else multiprocessing.get_all_start_methods()[0]
-
-
-def timed(batches: Iterable[T]) -> Iterator[tuple[T, float]]:
-    """Each batch, and the seconds that were spent waiting for it; closing it ends the processes that load."""
-    iterator = iter(batches)
-    try:
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            yield batch, time.perf_counter() - start
-    finally:
-        if end_workers := getattr(iterator, "_shutdown_workers", None):
-            end_workers()  # an error's traceback keeps the iterator, and its workers pass over the signal at the exit

@@ -1,6 +1,8 @@
-"""The attention operator. Importing this package imports neither torch nor jax nor triton."""
+"""Criss-cross attention: the public operator, its Triton kernels, and its implementations in torch and JAX."""
 
-from .operator import criss_cross_attention, criss_cross_residual, criss_cross_weights
-from .precision import set_float32_precision
+# pyright: basic
+# lazy_loader comes without types; __init__.pyi has those of this package.
 
-__all__ = ["criss_cross_attention", "criss_cross_residual", "criss_cross_weights", "set_float32_precision"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,12 +1,17 @@
-"""What the forward and the backward kernel share: where a line lies in memory, and its scores.
+"""Addresses and masks of one line, for the forward and the backward kernel.
+
+    first pixel of line i = (i // inner) * L * inner + i % inner,    i < pixels / L
+
+Legend: pixels of all images, L the length of the axis, ``inner`` the pixels from one position of a line to the
+next, which is the product of the sizes behind the axis. The batch and the axes in front fold into the line
+number, so L and ``inner`` describe every axis of 1D, 2D and 3D input.
 
 Every array is channels-last, (pixels, channels), with its channels side by side and a constant stride from
-pixel to pixel. Along any axis of length L with ``inner`` pixels per step (the product of the sizes behind
-that axis), line number i starts at pixel (i // inner) * L * inner + i % inner: the batch and all axes in
-front fold into the line number, so that these two numbers describe every axis of 1D, 2D and 3D input.
-
-This file imports neither torch nor jax; both frameworks launch the same kernels.
+pixel to pixel. Both frameworks launch the same kernels, so this file imports neither torch nor jax.
 """
+
+# pyright: basic
+# The body of a triton.jit function is compiled by Triton: its names have other types than in Python.
 
 import triton
 import triton.language as tl
@@ -14,13 +19,13 @@ import triton.language as tl
 
 @triton.jit
 def line_start(line, length, inner):
-    """First pixel of a line. int64, since pixels times channels pass 2^31 in a large batch."""
+    """Return the first pixel of a line, in int64: pixels times channels pass 2^31 in a large batch."""
     return (line // inner).to(tl.int64) * length * inner + line % inner
 
 
 @triton.jit
 def line_rows(offs, inner, WIDE: tl.constexpr):
-    """Pixels from the start of a line to its positions ``offs``. int64 only where one image needs it."""
+    """Return the pixels from the start of a line to its positions ``offs``, in int64 only if an image needs it."""
     if WIDE:
         offs = offs.to(tl.int64)
     return offs * inner
@@ -28,14 +33,14 @@ def line_rows(offs, inner, WIDE: tl.constexpr):
 
 @triton.jit
 def load_rows(ptr, rows, stride, offs_c, rows_valid, CHANNELS: tl.constexpr):
-    """[rows, len(offs_c)]: some channels of some pixels, zero outside the line and outside the channels."""
+    """Load [rows, len(offs_c)] channels of pixels, zero outside the line and beyond the channels."""
     mask = rows_valid[:, None] & (offs_c < CHANNELS)[None, :]
     return tl.load(ptr + rows[:, None] * stride + offs_c[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def is_key(offs_m, offs_n, length, MASK_SELF: tl.constexpr):
-    """[BLOCK_M, BLOCK_N]: the keys of each query on this line; itself only where this pass counts it."""
+    """Return a [BLOCK_M, BLOCK_N] mask of the keys of each query on this line, itself unless MASK_SELF."""
     valid = (offs_n < length)[None, :]
     if MASK_SELF:
         valid = valid & (offs_m[:, None] != offs_n[None, :])
@@ -44,5 +49,5 @@ def is_key(offs_m, offs_n, length, MASK_SELF: tl.constexpr):
 
 @triton.jit
 def finite(x):
-    """-inf, the log-sum-exp of no key at all, as 0: so that no difference is inf - inf."""
+    """Replace -inf, the maximum over no key, by 0, so that no difference is inf - inf."""
     return tl.where(x == float("-inf"), 0.0, x)

@@ -2,24 +2,30 @@
 
     out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j],    j on the line of i
 
-Passes run one axis after the other over the same ``out``. Each leaves for every pixel the maximum m of the
-scores so far and the sum l of their exp(score - m), and joins what the passes before left (m', l', out') with
-its own line:
+Passes run one axis after the other over the same ``out``. For every pixel, a pass joins its own line with the
+maximum m' of the scores so far, the sum l' of their exp(score - m'), and the output out' so far:
 
     M = max(m, m'),   L = l e^(m - M) + l' e^(m' - M)
     out <- out' l' e^(m' - M) / L  +  sum_j value[j] e^(score[j] - M) / L
 
-so the softmax over all axes is exact, no score leaves the chip, and between passes ``out`` stays in the
-input's own precision. (m, l) rather than m + log l: scores are unscaled and large, and a logarithm of 20 in
-float32 is only exact to 1e-6, which every weight would inherit. The last pass may add
-``gamma * out + residual`` on its way to memory.
+and leaves (M, L) to the next pass. So the softmax over all axes is exact, no score leaves the chip, and between
+passes ``out`` stays in the input's own precision. The kernels keep (m, l) rather than m + log l: scores are
+unscaled and large, and a logarithm of 20 in float32 is only exact to 1e-6, which every weight would inherit. The
+last pass may add ``gamma * out + residual`` on its way to memory.
 
-Two tilings, by the length of the line. If one tile of keys holds the line, its softmax weights stay on chip
-and multiply one slab of channels after the other. If not, the program owns one slab and loops over the keys
+There are two tilings, by the length of the line. If one tile of keys holds the line, its softmax weights stay on
+chip and multiply one slab of channels after the other. If not, the program owns one slab and loops over the keys
 with a running maximum and sum.
 
-Legend: BLOCK_M queries, BLOCK_N keys, BLOCK_C channels of a slab, BLOCK_D >= D.
+Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2; the running softmax is Milakov and
+Gimelshein's, arXiv:1805.02867.
+
+Legend: query, key (pixels, D); value, out, residual, result (pixels, C); stats (pixels, 2), m and l in float32;
+gamma (1,). BLOCK_M queries, BLOCK_N keys, BLOCK_C channels of a slab, BLOCK_D >= D.
 """
+
+# pyright: basic, reportGeneralTypeIssues=false
+# The body of a triton.jit function is compiled by Triton: its names have other types than in Python.
 
 import triton
 import triton.language as tl
@@ -29,7 +35,7 @@ from .addressing import finite, is_key, line_rows, line_start, load_rows
 
 @triton.jit
 def _join(maximum, total, previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS: tl.constexpr):
-    """Joint maximum and sum, and what the earlier output and this line's weights are multiplied by."""
+    """Return the joint maximum and sum, and the factors on the earlier output and on this line's weights."""
     joint = maximum
     before = total
     if HAS_PREVIOUS:
@@ -50,11 +56,11 @@ def _store_slab(
     acc, keep, gamma, out_ptr, residual_ptr, result_ptr, rows, residual_stride, offs_c, rows_valid,
     C: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_OUT: tl.constexpr,
 ):  # fmt: skip
-    """Join one slab with the passes before, and write it."""
+    """Join one slab with the passes before and write it."""
     mask = rows_valid[:, None] & (offs_c < C)[None, :]
     offs = rows[:, None] * C + offs_c[None, :]
     if HAS_PREVIOUS:
-        # In place: this program alone reads and writes these elements.
+        # In place: no other program reads or writes these elements.
         acc += keep[:, None] * tl.load(out_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     if SAVE_OUT:
         tl.store(out_ptr + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
@@ -75,7 +81,7 @@ def line_forward_kernel(
     ONE_KEY_TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries of one line, one group of channel slabs: see the top of this file.
+    """Attend from one block of queries of one line, in one group of channel slabs: see the top of this file.
 
     The grid is lines * blocks of queries * SPLITS, the groups of a line side by side so that they share its
     query and key in the L2 cache. ``stats_ptr`` differs from ``previous_stats_ptr``: groups that start late
@@ -124,7 +130,7 @@ def line_forward_kernel(
         )
         attention = (attention * factor[:, None]).to(value_ptr.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
 
-        # Naming the stages has the compiler fetch ahead what is added, too, not only what is multiplied.
+        # With the stages named, the compiler also prefetches what is added, not only what is multiplied.
         for slab in tl.range(SLABS, num_stages=STAGES):
             offs_c = first_channel + slab * BLOCK_C + tl.arange(0, BLOCK_C)
             value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)

@@ -99,7 +99,7 @@ def _load_weights(net: nn.Module, name: str, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"backbone.weights={path} is not a file: give a state dict of timm's {name}")
     try:
-        state = tensor_files.read(path)
+        state = tensor_files.read(path).content
         # timm's feature networks write stages.0 as stages_0: compare keys in one spelling.
         state = {key.replace(".", "_"): tensor for key, tensor in state.get("state_dict", state).items()}
         if not all(tensor_files.is_plain(tensor) for tensor in state.values()):

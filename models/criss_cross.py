@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from ..kernels import criss_cross_residual
-from ..kernels.recompute import recomputed_projection
+from ..kernels import criss_cross_residual, recomputed_projection
 from .layers import check_recurrence, residual_weight
 
 

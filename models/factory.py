@@ -1,23 +1,29 @@
 """Networks by name, from the same YAML files that ``train.py model=<name>`` composes."""
 
+from __future__ import annotations
+
 import difflib
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
-from torch.nn.modules import module as registration
 
 from ..conf import CONF
 
+if TYPE_CHECKING:  # names are listed and checked without waiting for torch
+    from torch import Tensor, nn
+
+_FRAMEWORKS = ("torch", "jax")
+_MISSING = object()
+
 
 def list_models() -> list[str]:
-    """The names that :func:`create_model` and ``train.py model=<name>`` take."""
+    """Return the names that :func:`create_model` and ``train.py model=<name>`` take."""
     return _choices("model")
 
 
@@ -28,59 +34,46 @@ def create_model(
     backbone: str = "resnet101",
     pretrained: bool = False,
     framework: str = "torch",
-    **overrides,
+    **overrides: Any,
 ) -> Any:
     """Build a network of the zoo.
 
     Args:
         name: one of :func:`list_models`.
         num_classes: K of the logits; for Mask R-CNN the kinds of objects, without the background.
-        backbone: a file in ``conf/backbone`` or any timm model that takes output stride 8.
+        backbone: a file in ``conf/backbone``, or any timm model that can be built with output stride 8.
         pretrained: let timm download ImageNet weights.
-        framework: "torch" for an ``nn.Module``, "jax" for its twin in Flax NNX, which takes (N, H, W, 3) and gives
-            (N, H, W, K).
-        **overrides: further settings of the model's YAML, dots written as two underscores:
-            ``head__recurrence=3``; or a file of ``conf/model/<setting>``: ``context="nonlocal"``.
+        framework: "torch" for an ``nn.Module``; "jax" for the same network in Flax NNX, which takes (N, H, W, 3) and
+            returns (N, H, W, K).
+        **overrides: further settings of the model's YAML file, with two underscores for each dot:
+            ``head__recurrence=3``; or a file in ``conf/model/<setting>``: ``context="nonlocal"``.
 
     Returns:
         (N, 3, H, W) in [0, 1] -> {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor` and
         :class:`models.parser.Parser`. ``mask_rcnn`` follows torchvision's detection API; see
-        :class:`models.mask_rcnn.MaskRCNN`. In JAX see
-        :class:`models.nnx.segmentor.Segmentor`.
+        :class:`models.mask_rcnn.MaskRCNN`. In JAX see :class:`models.nnx.segmentor.Segmentor`.
 
     Raises:
-        ValueError: an unknown name, with the nearest ones.
+        ValueError: there is no such model, framework or setting; the message has the nearest names.
 
     Example:
         >>> net = create_model("ccnet", num_classes=19, backbone="resnet18", head__recurrence=2)
     """
-    if framework not in ("torch", "jax"):
+    if framework not in _FRAMEWORKS:
         raise ValueError(f"framework is {framework!r}: choose 'torch' or 'jax'")
     if name not in list_models():
-        close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4) or list_models()
-        raise ValueError(f"there is no model {name!r}: did you mean {', '.join(close)}?")
-    named = backbone in _choices("backbone")
-    groups = [
-        f"model/{setting}={_choice(setting, overrides.pop(setting))}"
-        for setting in list(overrides)
-        if isinstance(overrides[setting], str) and _choices(f"model/{setting}")
-    ]
+        raise ValueError(f"there is no model {name!r}: did you mean {', '.join(_nearest(name, list_models(), 3))}?")
+    files = {key: value for key, value in overrides.items() if isinstance(value, str) and _choices(f"model/{key}")}
+    settings = {key: value for key, value in overrides.items() if key not in files}
     config = compose_conf(
         [
             f"+model={name}",
-            f"+backbone={backbone if named else 'timm'}",
-            *([] if named else [f"backbone.name={backbone}"]),
-            f"backbone.pretrained={pretrained}",
+            *_backbone(backbone, pretrained),
             f"+num_classes={num_classes}",
-            *groups,
+            *(f"model/{group}={_file(group, value)}" for group, value in files.items()),
         ]
     )
-    for setting, value in overrides.items():
-        key = "model." + setting.replace("__", ".")
-        if OmegaConf.select(config, key, default=_MISSING) is _MISSING:
-            raise ValueError(f"model {name!r} has no setting {setting!r}: its settings stand in conf/model/{name}.yaml")
-        OmegaConf.update(config, key, value)
-    network = build(config.model)
+    network = build(_changed(config, name, settings).model)
     if framework == "torch":
         return network
     from .nnx import twin
@@ -88,24 +81,45 @@ def create_model(
     return twin(network)
 
 
-def build(config: DictConfig, *, holding: int | None = None) -> nn.Module:
-    """Instantiate a composed ``model`` node.
+def build(
+    config: DictConfig | Mapping[str, Any], *, num_classes: int | None = None, holding: int | None = None
+) -> nn.Module:
+    """Instantiate a ``model`` node.
 
     Args:
-        config: the node.
-        holding: numbers in the file whose weights the network is for. One that is much larger, as a stranger's
-            configuration may ask for, raises ValueError before it fills the memory.
+        config: the node, composed or plain.
+        num_classes: K in place of the node's own, where that is only known from the data set.
+        holding: how many numbers the file holds whose weights the network is for. A much larger network, as an
+            untrusted configuration may ask for, raises ValueError before it fills the memory.
     """
+    resolved = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    node = cast(dict[str, Any], resolved)
+    if num_classes is not None:
+        node = _with_classes(node, num_classes)
     with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # a backbone is built whole and then cut
-        return instantiate(OmegaConf.to_container(config, resolve=True))
+        return instantiate(node)
+
+
+def _with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return a ``model`` node whose network, head and auxiliary head have this number of classes."""
+    made: dict[str, Any] = node | ({"num_classes": number} if "num_classes" in node else {})
+    for key in ("head", "aux_head"):
+        if isinstance(made.get(key), dict):
+            made = made | {key: made[key] | {"num_classes": number}}
+    return made
 
 
 @contextmanager
-def _at_most(numbers: int | None) -> Iterator[None]:
-    """Count what modules register; memory that is allocated and not written yet takes no space."""
+def _at_most(numbers: int | None) -> Generator[None]:
+    """Raise ValueError as soon as the modules built in the block hold more numbers than this.
+
+    A tensor that has been allocated and not yet been written to takes no memory, so counting after the fact will do.
+    """
+    from torch.nn.modules import module as registration
+
     found = 0
 
-    def count(module: nn.Module, name: str, tensor: Any) -> None:
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         nonlocal found
         found += 0 if tensor is None else tensor.numel()
         if numbers is not None and found > numbers:
@@ -122,11 +136,13 @@ def _at_most(numbers: int | None) -> Iterator[None]:
             hook.remove()
 
 
-_MISSING = object()
-
-
 def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
-    """Compose out of ``conf/``, ``name`` the file to begin with, also inside a program that Hydra has started."""
+    """Compose a configuration from ``conf/``, also inside a program that Hydra has started.
+
+    Args:
+        overrides: as on a command line.
+        name: the file in ``conf/`` to begin with; None for an empty configuration.
+    """
     outer = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:
@@ -136,13 +152,37 @@ def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
         Singleton.set_state(outer)
 
 
-def _choice(setting: str, value: str) -> str:
-    choices = _choices(f"model/{setting}")
+def _backbone(name: str, pretrained: bool) -> list[str]:
+    """Return the overrides that choose a file of ``conf/backbone``, or else the timm model of that name."""
+    named = name in _choices("backbone")
+    chosen = [f"+backbone={name}"] if named else ["+backbone=timm", f"backbone.name={name}"]
+    return [*chosen, f"backbone.pretrained={pretrained}"]
+
+
+def _changed(config: DictConfig, name: str, settings: Mapping[str, Any]) -> DictConfig:
+    """Return a copy of ``config`` with these settings of its model."""
+    made = config.copy()
+    for setting, value in settings.items():
+        key = "model." + setting.replace("__", ".")
+        if OmegaConf.select(made, key, default=_MISSING) is _MISSING:
+            raise ValueError(f"model {name!r} has no setting {setting!r}: conf/model/{name}.yaml lists its settings")
+        OmegaConf.update(made, key, value)
+    return made
+
+
+def _file(group: str, value: str) -> str:
+    choices = _choices(f"model/{group}")
     if value not in choices:
-        close = difflib.get_close_matches(value, choices, n=1, cutoff=0.4) or choices
-        raise ValueError(f"there is no {setting} {value!r}: did you mean {', '.join(close)}? There are {choices}")
+        close = _nearest(value, choices, 1)
+        raise ValueError(f"there is no {group} {value!r}: did you mean {', '.join(close)}? There are {choices}")
     return value
 
 
+def _nearest(name: str, choices: list[str], count: int) -> list[str]:
+    """Return the choices whose spelling is nearest to ``name``, or all if none is near."""
+    return difflib.get_close_matches(name, choices, n=count, cutoff=0.4) or choices
+
+
 def _choices(group: str) -> list[str]:
+    """Return the names of the files in ``conf/<group>``."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))

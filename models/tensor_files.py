@@ -1,25 +1,44 @@
-"""Files of tensors, read without running what else they may hold and without unpacking more than they are."""
+"""Read files of tensors without running what else they may hold or unpacking more than their own size."""
 
+import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 
-def read(path: Path) -> Any:
-    """What torch or safetensors saved in ``path``, provided that it is tensors and plain values alone."""
+class TensorFile(NamedTuple):
+    """What a file of tensors holds.
+
+    Attributes:
+        content: what was saved; for a .safetensors file, a dict of tensors.
+        metadata: texts in the header of a .safetensors file; empty for torch's formats.
+        checksums_match: whether every CRC-32 in torch's zip archive is right. False for torch's older format, which
+            has none; True for .safetensors, whose metadata may hold a checksum for the caller to compare.
+    """
+
+    content: Any
+    metadata: dict[str, str]
+    checksums_match: bool
+
+
+def read(path: Path) -> TensorFile:
+    """Read what torch or safetensors saved, opening the file once.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds more than tensors and plain values.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except pickle.UnpicklingError as error:  # torch's own text suggests to load it all the same
         raise ValueError(
             f"{path} is not a checkpoint of this project: it holds more than tensors and plain values, which could run "
@@ -28,21 +47,46 @@ def read(path: Path) -> Any:
         ) from error
     except OSError:
         raise
-    except Exception as error:  # each kind of damage fails in its own way
+    except Exception as error:  # each kind of damage raises an error of its own
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
 
 
-def _check_archive(path: Path) -> None:
-    """torch stores tensors as they are; an archive that unpacks to more than it is was made to fill the memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > path.stat().st_size:
-            raise ValueError(f"it would unpack to {unpacked} bytes, which torch does not write")
+def _read_safetensors(path: Path) -> TensorFile:
+    handle: Any = safe_open(path, framework="pt")
+    with handle as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, a handle is not iterable
+        return TensorFile(tensors, file.metadata() or {}, checksums_match=True)
+
+
+def _read_torch(path: Path) -> TensorFile:
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):  # torch's older format, or no such file
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            return TensorFile(content, {}, checksums_match=False)
+        with zipfile.ZipFile(file) as archive:
+            _refuse_bomb(archive, os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            return TensorFile(content, {}, checksums_match=_is_intact(archive))
+
+
+def _refuse_bomb(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise ValueError if an archive unpacks to more bytes than it has, since torch stores tensors uncompressed."""
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > size:
+        raise ValueError(f"it would unpack to {unpacked} bytes, which torch does not write")
+
+
+def _is_intact(archive: zipfile.ZipFile) -> bool:
+    try:
+        return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
+        return False
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is a tensor whose numbers are all in the file; a view may claim to have more."""
+    """Return whether a value is a tensor whose numbers are all in the file; a view may claim to have more."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -54,6 +98,6 @@ def is_plain(value: Any) -> bool:
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:
-    """Numbers in the file, those that several tensors share counted once."""
+    """Return how many numbers the tensors store, counting storage that several of them share once."""
     stored = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors.values()}
     return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in stored.values())

@@ -65,9 +65,7 @@ def run_entry(tmp_path, monkeypatch):
         out, err, code = io.StringIO(), io.StringIO(), 0
         with redirect_stdout(out), redirect_stderr(err):
             try:
-                runpy.run_module(
-                    "ccnet." + script.removesuffix(".py").replace("/", "."), run_name="__main__", alter_sys=True
-                )
+                runpy.run_path(command[0], run_name="__main__")
             except SystemExit as exit_:
                 code = exit_.code
         assert (not code) == ok, out.getvalue() + err.getvalue()

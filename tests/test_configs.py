@@ -1,4 +1,4 @@
-"""What the command line composes: every choice is valid, and each data set brings its own recipe."""
+"""Every choice on the command line composes, and each data set selects its recipe."""
 
 import pytest
 from conftest import ROOT
@@ -18,7 +18,7 @@ def choices(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-# Networks that find objects bring their own loss: tests/test_detection.py.
+# Detection networks have a loss of their own: tests/engine/evaluation/test_detection.py.
 @pytest.mark.parametrize("dataset", sorted(set(choices("dataset")) - {"coco"}))
 @pytest.mark.parametrize("loss", sorted(set(choices("loss")) - {"detection"}))
 def test_every_dataset_and_loss_composes_and_instantiates(dataset, loss):
@@ -38,7 +38,7 @@ def test_every_backbone_builds(backbone):
     assert build(config.model).backbone.output_stride == 8
 
 
-def test_ade20k_brings_the_papers_recipe():
+def test_ade20k_selects_the_papers_recipe():
     config = composed("model=ccnet", "dataset=ade20k")
     assert config.backbone.name == "resnet101"
     assert config.backbone.pretrained
@@ -62,7 +62,7 @@ def test_ade20k_brings_the_papers_recipe():
         ("camvid_video", [504, 504], 8, 20_000, 1e-2, 1e-4),
     ],
 )
-def test_each_data_set_brings_its_recipe(dataset, crop, batch, iterations, lr, weight_decay):
+def test_each_data_set_selects_its_recipe(dataset, crop, batch, iterations, lr, weight_decay):
     config = composed(f"dataset={dataset}")
     assert config.recipe.train_transform.crop_size == config.training_crop == crop
     assert (config.recipe.batch_size, config.recipe.max_iters) == (batch, iterations)
@@ -77,7 +77,7 @@ def test_each_data_set_brings_its_recipe(dataset, crop, batch, iterations, lr, w
         assert composed("dataset=lip", "protocol=letterbox_flip").protocol.flip_pairs == [[14, 15], [16, 17], [18, 19]]
 
 
-def test_the_command_line_wins_over_a_recipe():
+def test_the_command_line_overrides_a_recipe():
     config = composed(
         "dataset=ade20k", "backbone=mobilenetv2_100", "loss=ce", "recipe.lr=0.02", "model.head.recurrence=0"
     )
@@ -86,7 +86,7 @@ def test_the_command_line_wins_over_a_recipe():
     assert config.optimizer.algorithm.lr == 0.02
 
 
-def test_poly_schedule_is_the_papers():
+def test_the_poly_schedule_is_the_papers():
     """lr * (1 - iteration / max_iters) ** 0.9"""
     config = composed("dataset=camvid", "recipe.max_iters=10", "backbone=beacons")
     optimizer = instantiate(config.optimizer.algorithm, build(config.model).parameters())

@@ -7,14 +7,14 @@ import torch
 from conftest import TINY, write_pair
 from safetensors.torch import save_file
 
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import Checkpoint, writing
 
 SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
 
 
 def refused(run_entry, tmp_path, *command):
-    """Run, expect failure; returns the message after checking that nothing was left behind."""
+    """Run a command that has to fail and to leave no file behind; return its message."""
     before = set(tmp_path.rglob("*"))
     done = run_entry(*command, ok=False)
     left = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
@@ -23,7 +23,7 @@ def refused(run_entry, tmp_path, *command):
     return done.stderr
 
 
-def test_ade20k_says_which_folder_layout_and_source(run_entry, tmp_path):
+def test_a_missing_ade20k_shows_folder_layout_and_source(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "train.py", "model=ccnet", "dataset=ade20k", f"dataset.root={tmp_path}/ade")
     assert f"error: dataset.root={tmp_path}/ade is not a folder: ADE20K was expected there" in message
     assert "ROOT/ADEChallengeData2016/images/training" in message
@@ -32,14 +32,12 @@ def test_ade20k_says_which_folder_layout_and_source(run_entry, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_only_the_first_of_several_processes_takes_back_the_folder_that_it_is_about_to_write(
-    run_entry, tmp_path, monkeypatch, rank
-):
+def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, monkeypatch, rank):
     def fails(config, folder):
         folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whoever fails
         raise ValueError("a mistake")
 
-    monkeypatch.setattr("ccnet.engine.checkpoints.resume.find_start", fails)
+    monkeypatch.setattr("ccnet.engine.checkpoints.find_start", fails)
     monkeypatch.setenv("RANK", str(rank))
     assert "error: a mistake" in refused(run_entry, tmp_path, "train.py", *TINY, "hydra.run.dir=runs/new")
     assert (tmp_path / "runs").exists() == bool(rank)
@@ -72,13 +70,14 @@ def test_a_bad_label_found_while_training_names_file_and_value(run_entry, tmp_pa
     assert not multiprocessing.active_children()  # which the process would wait for at its end
 
 
-def test_a_checkpoint_that_is_not_one(run_entry, tmp_path):
+def test_a_file_that_is_no_checkpoint(run_entry, tmp_path):
     assert "there is no checkpoint" in refused(run_entry, tmp_path, "evaluate.py", "checkpoint=RUN/best")
     for name, content in (("cut.safetensors", b"\x10\0\0\0"), ("text.pt", b"hello"), ("empty.pt", b"")):
         (tmp_path / name).write_bytes(content)
         message = refused(run_entry, tmp_path, "evaluate.py", f"checkpoint={tmp_path / name}")
         assert f"{name} is not a checkpoint of this project, or it is damaged" in message
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    write_pair(tmp_path / "x.png", tmp_path / "label.png", classes=2)
     message = refused(run_entry, tmp_path, "predict.py", f"checkpoint={tmp_path / 'other.safetensors'}", "input=x.png")
     assert "other.safetensors cannot be imported as a published checkpoint: its tensors (weight, ...)" in message
 
@@ -90,7 +89,7 @@ def test_a_pickled_object_is_not_run(tmp_path):
 
     torch.save({"weights": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match="not a checkpoint"):
-        checkpoint.load(tmp_path / "evil.pt")
+        checkpoints.load(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -100,39 +99,42 @@ def test_a_pickled_object_is_not_run(tmp_path):
         ({"model": {"_target_": "os.system", "command": "true"}}, r"names 'os\.system' in model"),
         (
             {"model": {"head": [{"_target_": "ccnet.models.backbone.torch.load"}]}},
-            r"names 'models\.backbone\.torch\.load'",
+            r"names 'ccnet\.models\.backbone\.torch\.load'",
         ),
-        ({"dataset": {"val": {"_target_": "ccnet.models.factory.build"}}}, r"'models\.factory\.build' in dataset"),
+        (
+            {"dataset": {"val": {"_target_": "ccnet.models.factory.build"}}},
+            r"'ccnet\.models\.factory\.build' in dataset",
+        ),
         ({"extra": {"_target_": "ccnet.models.factory.build"}}, "in extra"),
         ({"model": {"_target_": "ccnet.models.nothing.There"}}, "in model"),
         ({"logger": {"name": "${oc.env:HOME}"}}, r"logger holds '\$\{oc\.env:HOME\}'"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_strangers_config_cannot_name_other_code(tmp_path, config, message, suffix):
+def test_an_untrusted_config_cannot_name_other_code(tmp_path, config, message, suffix):
     path = tmp_path / f"last{suffix}"
-    checkpoint.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}), path)
+    checkpoints.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}), path)
     with pytest.raises(ValueError, match=message):
-        checkpoint.load(path)
+        checkpoints.load(path)
 
 
-def test_a_write_that_fails_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     made = Checkpoint({"w": torch.ones(2)}, {}, ["a"], [[0, 0, 0]], 1, {})
-    checkpoint.save(made, path)
+    checkpoints.save(made, path)
 
     def full_disk(*arguments):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
+    monkeypatch.setattr(writing.os, "fsync", full_disk)
     made.iteration = 2
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(made, path)
-    assert checkpoint.load(path).iteration == 1
+        checkpoints.save(made, path)
+    assert checkpoints.load(path).iteration == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_a_class_count_that_disagrees(run_entry, tmp_path, camvid_root):
+def test_a_data_set_with_another_number_of_classes(run_entry, tmp_path, camvid_root):
     run_entry("train.py", *TINY, "recipe.max_iters=1", f"hydra.run.dir={tmp_path / 'run'}")
     message = refused(
         run_entry, tmp_path, "evaluate.py", f"checkpoint={tmp_path / 'run' / 'best'}", "dataset=camvid",
@@ -141,7 +143,7 @@ def test_a_class_count_that_disagrees(run_entry, tmp_path, camvid_root):
     assert "knows 4 classes (background, red beacon, green beacon, ...) and the data set has 11 (Sky," in message
 
 
-def test_an_input_that_is_not_there(run_entry, tmp_path):
+def test_a_missing_or_unreadable_input(run_entry, tmp_path):
     run_entry("train.py", *TINY, "recipe.max_iters=1", f"hydra.run.dir={tmp_path / 'run'}")
     best = f"checkpoint={tmp_path / 'run' / 'best'}"
     message = refused(run_entry, tmp_path, "predict.py", best, "input=nothing.jpg", "device=cpu")
@@ -151,4 +153,4 @@ def test_an_input_that_is_not_there(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", here, "device=cpu")
     assert "is the folder of the input, whose pictures a mask could overwrite" in message
     message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", "device=cpu")
-    assert "broken.jpg cannot be read as a picture" in message
+    assert "broken.jpg cannot be read as an image" in message

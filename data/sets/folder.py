@@ -1,28 +1,29 @@
-"""Anybody's own pictures and masks: two folders and the classes."""
+"""A user's own images and masks: two folders and the class names."""
 
 import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import IGNORE_INDEX
-from ..pairs import ImagePairs, match_by_stem
+from ..dataset import IGNORE_INDEX
+from ..file_lists import match_by_stem
+from ..image_pairs import ImagePairs, PairTransform
+from .layouts import find_folders
 
 
 class Folder(ImagePairs):
-    """Pictures in one folder, label images (.png) of the same names in another.
+    """Images in one folder and masks, label images (.png) of the same names, in another.
 
-    A label image holds a class number from 0 to K - 1 per pixel (255 is ignored), as grey values or as indices
-    into a palette.
+    A mask holds a class number from 0 to K - 1 per pixel (255 is ignored), as grey values or as palette indices.
 
     Args:
-        images: folder of pictures, searched with its subfolders.
-        masks: folder of label images, with the same subfolders.
+        images: the folder of images, searched recursively.
+        masks: the folder of masks, with the same subfolders.
         classes: K names, or K itself.
-        palette: K RGB triples; distinct colours if not given.
-        ignore_label: a further value in the label images that does not count.
-        split: "train" or "val", two parts of the pictures; or "all".
-        val_share: share of the pictures, evenly spread over their sorted names, that is "val".
-        transform: see :class:`data.pairs.ImagePairs`.
+        palette: K RGB triples; distinct colours by default.
+        ignore_label: another value in the masks that is ignored.
+        split: "train" or "val", two disjoint parts of the images, or "all".
+        val_share: the share of images in "val", evenly spaced in the sorted list of names.
+        transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
     def __init__(
@@ -33,16 +34,11 @@ class Folder(ImagePairs):
         classes: Sequence[str] | int | None,
         split: str,
         val_share: float,
-        transform,
+        transform: PairTransform | None,
         palette: Sequence[Sequence[int]] | None = None,
         ignore_label: int | None = None,
     ):
-        for option, folder in (("images", images), ("masks", masks)):
-            if folder is None or not Path(folder).expanduser().is_dir():
-                raise FileNotFoundError(
-                    f"dataset.{option}={folder} is not a folder: give the folders of pictures and of label images with "
-                    "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number"
-                )
+        folders = find_folders(images, masks)
         if classes is None:
             raise ValueError("dataset.classes is not set: give dataset.classes=[NAME,NAME,...] or their number")
         names = [f"class {index}" for index in range(classes)] if isinstance(classes, int) else list(classes)
@@ -53,9 +49,8 @@ class Folder(ImagePairs):
         label_ids = {index: index for index in range(len(names))} | {IGNORE_INDEX: IGNORE_INDEX}
         if ignore_label is not None:
             label_ids[ignore_label] = IGNORE_INDEX
-        pairs = match_by_stem(Path(images).expanduser(), Path(masks).expanduser())
         super().__init__(
-            _split(pairs, split, val_share),
+            _split(match_by_stem(*folders), split, val_share),
             classes=names,
             palette=palette or distinct_colours(len(names)),
             label_ids=label_ids,
@@ -63,7 +58,7 @@ class Folder(ImagePairs):
         )
 
 
-def _split(pairs: list, split: str, val_share: float) -> list:
+def _split(pairs: list[tuple[Path, Path]], split: str, val_share: float) -> list[tuple[Path, Path]]:
     if split == "all":
         return pairs
     if split not in ("train", "val") or not 0 < val_share < 1:
@@ -71,13 +66,17 @@ def _split(pairs: list, split: str, val_share: float) -> list:
             f"split is {split!r} and val_share {val_share}: choose train, val or all, and a share in (0, 1)"
         )
     if len(pairs) < 2:
-        raise ValueError(f"{len(pairs)} picture cannot be split into training and validation: give at least 2")
+        raise ValueError(f"{len(pairs)} image cannot be split into training and validation: give at least 2")
     number = min(max(round(len(pairs) * val_share), 1), len(pairs) - 1)
     chosen = {int((index + 0.5) * len(pairs) / number) for index in range(number)}
     return [pair for index, pair in enumerate(pairs) if (index in chosen) == (split == "val")]
 
 
 def distinct_colours(number: int) -> list[tuple[int, int, int]]:
-    """RGB triples whose hues keep the golden angle, so that neighbours in the list differ most."""
-    hsv = ((index * 0.618034 % 1, 0.85 - 0.35 * (index % 3 == 1), 0.95 - 0.3 * (index % 2)) for index in range(number))
-    return [tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(*colour)) for colour in hsv]
+    """Return RGB triples whose hues are a golden angle apart, so that neighbours in the list differ most."""
+    colours = []
+    for index in range(number):
+        hue, saturation, value = index * 0.618034 % 1, 0.85 - 0.35 * (index % 3 == 1), 0.95 - 0.3 * (index % 2)
+        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colours

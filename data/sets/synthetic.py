@@ -1,11 +1,12 @@
-"""Beacons: a made-up task that cannot be solved without context from the whole image.
+"""Beacons: a synthetic task that cannot be solved without context from the whole image.
 
-Many shapes of one look lie on a textured background. One small beacon somewhere in the image has a colour, and
-that colour is the class of every shape. A network that sees only the neighbourhood of a shape has to guess;
-one loop of criss-cross attention knows along the beacon's row and column, two loops know everywhere.
+Many shapes that look alike lie on a textured background. The colour of one small beacon somewhere in the image is the
+class of every shape. A network that sees only the neighbourhood of a shape has to guess; one loop of criss-cross
+attention carries the colour along the beacon's row and column, two loops carry it everywhere.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,24 +14,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .. import IGNORE_INDEX
-from ..image_files import check_size
+from ..dataset import IGNORE_INDEX
+from ..image_pairs import PairTransform
+from ..size_limit import check_size
 
-# Offsets that keep the random streams of the splits apart.
-_SPLITS = {"train": 0, "val": 1}
+_SPLITS = {"train": 0, "val": 1}  # part of each image's seed
 
 
-class Beacons(Dataset):
-    """Images made on the fly; the same seed, split and index give the same image on every machine.
+class Beacons(Dataset[tuple[Tensor, Tensor]]):
+    """Images drawn on the fly; the same seed, split and index give the same image on every machine.
 
     Args:
         split: "train" or "val".
-        length: number of images.
-        size: of the square images, pixels.
-        shapes: number of shapes in an image.
-        beacon: width of the beacon, pixels.
-        seed: of the data set.
-        transform: see :class:`data.pairs.ImagePairs`.
+        length: the number of images.
+        size: the side of the square images, pixels.
+        shapes: the number of shapes in an image.
+        beacon: the width of the beacon, pixels.
+        seed: the seed of the data set.
+        transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
     classes = ("background", "red beacon", "green beacon", "blue beacon")
@@ -43,7 +44,7 @@ class Beacons(Dataset):
         self,
         *,
         split: str,
-        transform,
+        transform: PairTransform | None,
         length: int,
         size: int = 121,
         shapes: int = 9,
@@ -66,14 +67,15 @@ class Beacons(Dataset):
         return self.length
 
     def name(self, index: int) -> str:
-        """A name for saved predictions."""
+        """Return a name for saved predictions."""
         return f"beacons_{self.split}_{index:05d}"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.transform(*self.read(index))
+        pair = self.read(index)
+        return self.transform(*pair) if self.transform else pair
 
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Picture uint8 (3, H, W) and labels uint8 (H, W), before the transform."""
+        """Return image uint8 (3, H, W) and labels uint8 (H, W), before the transform."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         image, label = _draw(
@@ -89,8 +91,10 @@ class Beacons(Dataset):
         )
 
 
-def _draw(rng, *, size: int, shapes: int, beacon: int, colours) -> tuple[np.ndarray, np.ndarray]:
-    """One image uint8 (size, size, 3) and its label uint8 (size, size)."""
+def _draw(
+    rng: np.random.Generator, *, size: int, shapes: int, beacon: int, colours: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw an image uint8 (size, size, 3) and its labels uint8 (size, size)."""
     coarse = np.kron(rng.uniform(70, 150, (8, 8)), np.ones((math.ceil(size / 8),) * 2))[:size, :size]
     image = coarse[..., None] + rng.normal(0, 12, (size, size, 3))
     label = np.zeros((size, size), dtype=np.uint8)
@@ -109,15 +113,15 @@ def _draw(rng, *, size: int, shapes: int, beacon: int, colours) -> tuple[np.ndar
 
 
 def _shape(
-    rng, size: int, centre: np.ndarray, radius: float, *, square: bool
+    rng: np.random.Generator, size: int, centre: np.ndarray, radius: float, *, square: bool
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """A window of the image and the mask in it of a disc, or of a square turned at random."""
+    """Return a window of the image, and the mask of a disc or of a randomly rotated square in it."""
     low = np.maximum(np.floor(centre - radius), 0).astype(int)
     high = np.minimum(np.ceil(centre + radius), size).astype(int)
-    window = tuple(slice(*ends) for ends in zip(low, high, strict=True))
+    window = slice(low[0], high[0]), slice(low[1], high[1])
     y, x = np.mgrid[window] + 0.5 - centre[:, None, None]
     if not square:
         return window, x**2 + y**2 <= radius**2
-    turn, half = rng.uniform(0, math.pi / 2), radius / math.sqrt(2)
-    along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
+    angle, half = rng.uniform(0, math.pi / 2), radius / math.sqrt(2)
+    along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     return window, np.maximum(abs(along), abs(across)) <= half

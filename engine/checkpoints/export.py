@@ -1,7 +1,8 @@
-"""Write a semantic network as ONNX, and hold the file against the network in ONNX Runtime."""
+"""Export a semantic network to ONNX, and compare it with the file in ONNX Runtime."""
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,34 +10,34 @@ from torch.export import Dim
 
 from ..runtime.atomic_files import replacing
 
-TOLERANCE = 1e-4  # of the largest logit
+TOLERANCE = 1e-4  # largest difference allowed, relative to the largest logit
 
 
 def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = None) -> float:
-    """Write a semantic network as ONNX.
+    """Write a semantic network to an ONNX file.
 
     Args:
-        model: (N, 3, H, W) -> {"out": (N, K, H, W)}, in eval mode.
-        path: of the file; written whole or not at all.
-        size: (H, W) of every input; None for any size.
+        model: the network, (N, 3, H, W) -> {"out": (N, K, H, W)}, in eval mode.
+        path: the file; it is written atomically, and only if the comparison succeeds.
+        size: (H, W) of every input, in pixels; None for any size.
 
     Returns:
-        The largest difference of ONNX Runtime's logits from the network's, of the largest logit, over the size or
-        over three sizes.
+        The largest difference between ONNX Runtime's logits and the network's, relative to the largest logit, at
+        the given size or over three sizes.
 
     Raises:
-        ValueError: they differ by more than 1e-4, or the ONNX packages are not installed.
+        ValueError: the logits differ by more than 1e-4, or the ONNX packages are not installed.
     """
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401, what torch.onnx writes with
+        import onnxscript  # noqa: F401, torch.onnx needs it
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'ccnet[export]'") from error
-    for noisy in ("onnx_ir", "onnxscript"):  # a line for every constant that they merge
+    for noisy in ("onnx_ir", "onnxscript"):  # they log a line for every constant that they merge
         logging.getLogger(noisy).setLevel(logging.WARNING)
     batch, height, width = (2, *size) if size else (2, 65, 97)
     dynamic = {0: Dim.DYNAMIC} | ({} if size else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         _Logits(model).eval(),
         (torch.rand(batch, 3, height, width),),
         dynamo=True,
@@ -56,6 +57,8 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
 
 
 class _Logits(nn.Module):
+    """A network that returns its logits as a tensor, since ONNX has no dicts."""
+
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
@@ -65,7 +68,8 @@ class _Logits(nn.Module):
 
 
 @torch.inference_mode()
-def _difference(model: nn.Module, session, image: Tensor) -> float:
+def _difference(model: nn.Module, session: Any, image: Tensor) -> float:
+    """Return the largest difference between the file's logits and the network's, relative to the largest logit."""
     want = model(image)["out"]
     got = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
     return ((got - want).abs().max() / want.abs().max()).item()

@@ -3,88 +3,103 @@
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from ..guards.former_names import former_names
 from ..guards.settings import plain
 from ..runtime.atomic_files import given_path
-from ..runtime.distributed import is_first
-from . import checkpoint
-from .checkpoint import Checkpoint
+from ..runtime.launchers import is_first
+from .reading import find, load
+from .record import LAST, PREVIOUS, Checkpoint
 
-# What may change from one start of a run to the next: how, not what, it computes; and what it may pass over.
+# Settings that may change when a run is resumed: how it computes, not what, and what it may skip.
 _FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
 
 
 def fingerprint(config: DictConfig) -> str:
-    """The same for two configurations that ask for the same training."""
+    """Return a hash that two configurations share if they ask for the same training."""
     kept = {key: value for key, value in plain(config).items() if key not in _FREE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    # Former names keep the hash that earlier versions wrote into their checkpoints: resume=auto finds those runs too.
+    return hashlib.sha256(json.dumps(former_names(kept), sort_keys=True).encode()).hexdigest()
 
 
 def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
-    """The configuration to go on with from ``saved``: its own, in what is computed, and in how as the command says.
+    """Return the configuration to resume with: what to compute from the checkpoint, how from the command line.
 
     Args:
-        config: of the command line.
+        config: the command line's configuration.
+        saved: the checkpoint to resume from.
     """
-    given = [override.partition("=")[0].lstrip("+") for override in _overrides()]
-    said = [key for key in _FREE if config.resume == "auto" or any(key == own.partition(".")[0] for own in given)]
+    given = {_group(override) for override in _overrides()}
+    taken = [key for key in _FREE if key != "resume" and (config.resume == "auto" or key in given)]
     now = plain(config)
-    return OmegaConf.create(saved.config | {key: now[key] for key in said if key != "resume"})
-
-
-def _overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return OmegaConf.create(saved.config | {key: now[key] for key in taken})
 
 
 def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | None]:
-    """The folder that a run writes into, and the checkpoint that it continues from, if any.
+    """Return the folder that a run writes into, and the checkpoint that it resumes from, if any.
 
     Args:
-        config: of the command line. ``resume`` is null, the folder of a run, or "auto": the newest intact checkpoint
-            of this configuration in ``folder`` or in one beside it.
+        config: the command line's configuration. ``resume`` is null, the folder of a run, or "auto": the newest intact
+            checkpoint of this configuration in ``folder`` or in a folder beside it.
         folder: what a new run would write into.
 
     Raises:
-        ValueError: options beside a folder that would change what its run computes; no intact checkpoint there.
-        FileNotFoundError: no checkpoint there.
+        ValueError: options beside ``resume=FOLDER`` would change what the run computes, or no checkpoint in that
+            folder is intact.
+        FileNotFoundError: there is no checkpoint in that folder.
     """
     if config.resume is None:
         return folder, None
     if config.resume == "auto":
         folder, saved = _newest(fingerprint(config), folder)
         if HydraConfig.initialized():
-            runtime = HydraConfig.get().runtime
+            runtime: Any = HydraConfig.get().runtime
             with read_write(runtime):
                 runtime.output_dir = str(folder)  # where an error of this run is noted
         return folder, saved
-    given = [part for part in _overrides() if part.partition("=")[0].partition(".")[0] not in _FREE]
-    if given:
-        raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(given)}")
+    changed = [override for override in _overrides() if _group(override) not in _FREE]
+    if changed:
+        raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(changed)}")
     folder = given_path(config.resume)
-    for path in _own(folder) or [checkpoint.find(folder / checkpoint.LAST)]:
-        if saved := _intact(path):
-            return folder, saved
-    raise ValueError(f"{folder} has no checkpoint that could be read: start the run anew")
+    saved = _first_intact(_own(folder) or [find(folder / LAST)])
+    if saved is None:
+        raise ValueError(f"{folder} has no checkpoint that could be read: start the run anew")
+    return folder, saved
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _group(override: str) -> str:
+    """Return the first part of an override's name: "logger" for ``logger.group=a``."""
+    return override.partition("=")[0].partition(".")[0]
 
 
 def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
+    """Return the run that ``resume=auto`` continues and its checkpoint, or else a free folder for a new run."""
     runs = [folder, *(other for other in folder.parent.glob("*") if other != folder)]
-    others = 0
     # A sweep started again finds each run in its own folder; the runs beside it may be under way in other processes.
-    paths = [path for run in runs for path in _own(run)]
-    for path in sorted(paths, key=lambda path: (path.parent != folder, _age(path))):
+    paths = sorted(
+        (path for run in runs for path in _own(run)),
+        key=lambda path: (path.parent != folder, _age(path)),
+    )
+    others = 0
+    for path in paths:
         whose = _identity(path)
         if whose not in (identity, None):
             others += 1
-        elif (saved := _intact(path)) and saved.training.get("identity") == identity:
+        elif (saved := _intact(path)) and saved.training["identity"] == identity:
             _say(f"resume=auto: {path}, iteration {saved.iteration}")
-            with suppress(OSError):  # a kill would leave it; one that holds anything stays
+            with suppress(OSError):  # a kill would leave the empty folder; one that holds anything stays
                 folder.rmdir()
             return path.parent, saved
     skipped = f", passed over {others} of other configurations" if others else ""
@@ -93,12 +108,12 @@ def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
 
 
 def _own(folder: Path) -> list[Path]:
-    """A run's checkpoints, the newest first."""
-    return [folder / name for name in (checkpoint.LAST, checkpoint.PREVIOUS) if (folder / name).is_file()]
+    """Return the checkpoints of the run in ``folder``, newest first."""
+    return [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
 
 
 def _age(path: Path) -> int:
-    """The smaller, the newer."""
+    """Return a number that is smaller for newer files."""
     try:
         return -path.stat().st_mtime_ns
     except FileNotFoundError:  # its run has just written the next one
@@ -106,22 +121,31 @@ def _age(path: Path) -> int:
 
 
 def _identity(path: Path) -> str | None:
-    """Whose checkpoint it is, by a glance that reads no tensor; None if it cannot tell."""
+    """Return the fingerprint that a checkpoint holds, or None if it cannot be read.
+
+    Among many runs most checkpoints belong to others. So this maps the file and reads no tensor, and :func:`load`
+    opens again the few that fit.
+    """
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)["training"]["identity"]
-    except Exception:  # of a damaged file, whatever; the full reading says what it is
+    except Exception:  # each kind of damage raises an error of its own, and the full reading says which
         return None
 
 
 def _free(folder: Path) -> Path:
-    """``folder``, or one beside it where another configuration has left its run there: sweeps may be extended."""
+    """Return ``folder``, or one beside it if another configuration's run is in there: sweeps may be extended."""
     numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if not _own(path))
 
 
+def _first_intact(paths: Iterable[Path]) -> Checkpoint | None:
+    return next((saved for path in paths if (saved := _intact(path))), None)
+
+
 def _intact(path: Path) -> Checkpoint | None:
+    """Return a run's checkpoint, or None, having said why, if the run cannot be resumed from it."""
     try:
-        saved = checkpoint.load(path)
+        saved = load(path)
         if not saved.training:
             raise ValueError("it holds weights and no state of a training, start from them with init=FILE")
         return saved
@@ -131,5 +155,6 @@ def _intact(path: Path) -> Checkpoint | None:
 
 
 def _say(text: str) -> None:
+    """Print a line in the first process."""
     if is_first():
         print(text)

@@ -1,4 +1,4 @@
-"""Charts of numbers: a run's curves and confusion matrix, the comparisons of a sweep."""
+"""Draw charts: the curves and the confusion matrix of a run, the comparisons of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .label_images import write_figure
+from .png_files import write_figure
 
-_SIDE_BY_SIDE = 8  # values of an option
-_NAMED = 20  # settings beside a picture
+_SIDE_BY_SIDE = 8  # most values of an option that are spread evenly along the axis
+_NAMED = 20  # most settings in a legend
+_NAMED_CLASSES = 40  # most classes whose names can be read beside a confusion matrix
 _FAILED = "#d62728"
 
 
@@ -22,12 +23,13 @@ def save_curves(
     validation: Sequence[dict[str, float]],
     scores: Sequence[str],
 ) -> None:
-    """Write the loss by term and the validation scores over iterations.
+    """Write the loss, term by term, and the validation scores over the iterations.
 
     Args:
+        path: the PNG file.
         train: rows of the training log: "iteration", "loss", "loss/<term>".
         validation: rows of the validation log: "iteration" and scores in percent.
-        scores: which of them.
+        scores: the names of the scores to draw.
     """
     figure = Figure(figsize=(10, 3.6))
     # Margins by hand: a constrained layout draws everything twice.
@@ -51,10 +53,12 @@ def save_curves(
 
 
 def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], score: str) -> None:
-    """Write a bar per setting with its score in percent, the mean over its seeds.
+    """Write a bar chart of the settings of a sweep: their score in percent, averaged over the seeds.
 
     Args:
-        settings: score of each run by setting; None where a run failed.
+        path: the PNG file.
+        settings: the scores of the runs of each setting, None for a run that failed.
+        score: the score's name.
     """
     figure = Figure(figsize=(7, 1.1 + 0.42 * len(settings)))
     axis = figure.subplots()
@@ -81,9 +85,15 @@ def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], 
 
 
 def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Sequence[float]]], score: str) -> None:
-    """Write the score over a numeric option, a line per setting of the others: {setting: {value: score by seed}}.
+    """Write the score over the values of a numeric option, one line per setting of the other options.
 
-    Few values stand side by side, whatever their distances; many, such as a search tries, on their own axis.
+    A few values are spread evenly; many values, such as a search tries, are drawn to scale.
+
+    Args:
+        path: the PNG file.
+        option: the option's name.
+        settings: {setting of the other options: {value: scores of its seeds in percent}}.
+        score: the score's name.
     """
     every = sorted({value for by_value in settings.values() for value in by_value})
     side_by_side = len(every) <= _SIDE_BY_SIDE
@@ -91,7 +101,8 @@ def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Se
     axis = figure.subplots()
     for name, by_value in settings.items():
         values = sorted(by_value)
-        means, spread = ([measure(by_value[value]) for value in values] for measure in (np.mean, _spread))
+        means = [float(np.mean(by_value[value])) for value in values]
+        spread = [_spread(by_value[value]) for value in values]
         places = [every.index(value) for value in values] if side_by_side else values
         axis.errorbar(
             places,
@@ -113,16 +124,22 @@ def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Se
 
 
 def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]], score: str) -> None:
-    """Write quality against cost, a point per setting: {setting: (GFLOPs, score by seed)}."""
+    """Write the score over the cost, one point per setting.
+
+    Args:
+        path: the PNG file.
+        settings: {setting: (GFLOPs of one training crop, scores of its seeds in percent)}.
+        score: the score's name.
+    """
     figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
-    axis.set_prop_cycle(color=colormaps["tab20"].colors)
+    axis.set_prop_cycle(color=[colormaps["tab20"](index) for index in range(20)])
     for name, (gflops, values) in settings.items():
         spread = _spread(values)
         axis.errorbar(gflops, np.mean(values), yerr=spread or None, fmt="o", capsize=3, alpha=0.85, label=name or "all")
     axis.set(xlabel="GFLOPs of one training crop", ylabel=f"validation {score}, percent")
     low, high = min(gflops for gflops, _ in settings.values()), max(gflops for gflops, _ in settings.values())
-    room = max(0.06 * (high - low), 0.02 * high)  # equal costs look equal
+    room = max(0.06 * (high - low), 0.02 * high)  # so that costs that are almost equal look equal
     axis.set_xlim(low - room, high + room)
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.ticklabel_format(useOffset=False)
@@ -132,27 +149,28 @@ def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]],
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds, 0 of a single one."""
+    """Return the standard deviation over seeds, 0 for a single seed."""
     return float(np.std(values, ddof=min(len(values) - 1, 1)))
 
 
 def _legend_beside(axis: Axes) -> None:
-    """To the right of the axes, where it hides nothing; more names than fit beside them say nothing."""
+    """Put the legend to the right of the axes, where it hides nothing; leave it out if the names would not fit."""
     if 0 < len(axis.get_legend_handles_labels()[0]) <= _NAMED:
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
 
 
 def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Write where the pixels of each true class went, in percent of that class.
+    """Write a confusion matrix whose rows are in percent of the true class.
 
     Args:
-        counts: (K, K), true class by predicted class.
-        classes: K names.
+        path: the PNG file.
+        counts: pixels (K, K) by true class and predicted class.
+        classes: the K names.
     """
     number = len(classes)
     with np.errstate(invalid="ignore"):
         shares = 100 * counts / counts.sum(axis=1, keepdims=True)  # NaN, drawn white: the class does not occur
-    named = number <= 40  # more names cannot be read; the CSV file has them
+    named = number <= _NAMED_CLASSES  # the CSV file has the names in any case
     side = 3 + 0.34 * number if named else 12
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
@@ -166,4 +184,4 @@ def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
             colour = "white" if shares[row, column] > 55 else "black"
             axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
     figure.colorbar(image, ax=axis, shrink=0.6, label="percent of the true class")
-    write_figure(path, figure)
+    write_figure(path, figure, bbox_inches="tight")

@@ -1,69 +1,93 @@
-"""Pictures of objects: masks, boxes and names drawn over the image."""
+"""Draw objects: masks, boxes, class names and scores over a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ...data.sets.folder import distinct_colours
-from .label_images import write_figure, write_png
+from .png_files import write_figure, write_png
 
 _OPACITY = 0.45  # of a mask over the picture
+_FONT = "fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib; torchvision's default font has one small size
 
 
-def draw(image: np.ndarray, objects: dict[str, Tensor], classes: Sequence[str]) -> np.ndarray:
-    """Masks, boxes and names over a picture, one colour per object.
+def draw_objects(image: Tensor, objects: Mapping[str, Tensor], classes: Sequence[str]) -> Tensor:
+    """Return a copy of a picture with masks, boxes, names and scores drawn over it, one colour per object.
 
     Args:
-        image: RGB uint8 (H, W, 3).
-        objects: "boxes" (n, 4) x1, y1, x2, y2; "labels" (n,) from 1; "masks" (n, H, W) in {0, 1}; and "scores"
-            (n,), if there are any.
-        classes: names of the labels 1 to K.
+        image: RGB uint8 (3, H, W).
+        objects: "boxes" (n, 4) x1, y1, x2, y2 in pixels; "labels" (n,) from 1; "masks" (n, H, W) in {0, 1}; and
+            optionally "scores" (n,) in [0, 1].
+        classes: the names of the labels 1 to K.
+
+    Returns:
+        RGB uint8 (3, H, W).
     """
-    blended = image.astype(np.float32)
-    colours = distinct_colours(len(objects["labels"]))
-    for mask, colour in zip(objects["masks"].numpy().astype(bool), colours, strict=True):
-        blended[mask] = (1 - _OPACITY) * blended[mask] + _OPACITY * np.float32(colour)
-    picture = Image.fromarray(blended.round().astype(np.uint8))
-    pen = ImageDraw.Draw(picture)
-    line = max(10, min(24, image.shape[0] // 24))
-    font = ImageFont.load_default(size=0.85 * line)
-    scores = objects["scores"].tolist() if "scores" in objects else [None] * len(colours)
-    for box, label, score, colour in zip(
-        objects["boxes"].tolist(), objects["labels"].tolist(), scores, colours, strict=True
-    ):
-        text = classes[label - 1] + ("" if score is None else f" {100 * score:.0f}%")
-        pen.rectangle(box, outline=colour, width=max(1, line // 8))
-        left, top = box[0], max(box[1] - line, 0)
-        pen.rectangle((left, top, left + font.getlength(text) + 4, top + line), fill=colour)
-        light = np.dot(colour, (0.299, 0.587, 0.114)) > 140
-        pen.text((left + 2, top + line // 2), text, fill="black" if light else "white", font=font, anchor="lm")
-    return np.asarray(picture)
+    if not len(objects["labels"]):
+        return image.clone()
+    colours = [(red, green, blue) for red, green, blue in distinct_colours(len(objects["labels"]))]
+    drawn = image
+    for mask, colour in zip(objects["masks"].bool(), colours, strict=True):  # one by one: overlaps stay visible
+        drawn = draw_segmentation_masks(drawn, mask, alpha=_OPACITY, colors=colour)
+    line = max(10, min(24, image.shape[1] // 24))  # pixels
+    drawn = draw_bounding_boxes(drawn, objects["boxes"], colors=[*colours], width=max(1, line // 8))
+    # Labels stand above the boxes, where they do not hide small objects: torchvision puts them into a box, here one
+    # without area or outline.
+    corners = objects["boxes"][:, :2] - torch.tensor([1, line])
+    return draw_bounding_boxes(
+        drawn,
+        corners.clamp(min=0).repeat(1, 2),
+        _captions(objects, classes),
+        colors=[*colours],
+        width=0,
+        font=str(Path(matplotlib.get_data_path()) / _FONT),
+        font_size=round(0.75 * line),
+        label_colors=["black" if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else "white" for colour in colours],
+        fill_labels=True,
+    )
 
 
-def save(path: Path, image: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3)."""
-    write_png(path, Image.fromarray(image))
+def save_objects(path: Path, image: Tensor, objects: Mapping[str, Tensor], classes: Sequence[str]) -> None:
+    """Write a picture with its objects drawn over it; see :func:`draw_objects`."""
+    write_png(path, Image.fromarray(_pixels(draw_objects(image, objects, classes))))
 
 
-def save_panel(path: Path, samples: Sequence[tuple[Tensor, dict, dict]], classes: Sequence[str]) -> None:
+def save_object_panel(
+    path: Path, samples: Sequence[tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]], classes: Sequence[str]
+) -> None:
     """Write rows of picture, truth and prediction.
 
     Args:
-        samples: (image (3, H, W) in [0, 1], true objects, found objects); see :func:`draw`.
-        classes: names of the labels 1 to K.
+        path: the PNG file.
+        samples: (image (3, H, W) in [0, 1], true objects, predicted objects); see :func:`draw_objects`.
+        classes: the names of the labels 1 to K.
     """
-    titles = ("image", "truth", "prediction")
     height, width = samples[0][0].shape[1:]
     figure = Figure(figsize=(12, 0.3 + len(samples) * 4.0 * height / width), layout="constrained")
-    for line, (image, *found) in zip(figure.subplots(len(samples), 3, squeeze=False), samples, strict=True):
-        pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        for axis, shown in zip(line, (pixels, *(draw(pixels, objects, classes) for objects in found)), strict=True):
-            axis.imshow(shown)
+    for row, (image, truth, prediction) in zip(figure.subplots(len(samples), 3, squeeze=False), samples, strict=True):
+        picture = (image * 255).round().to(torch.uint8)
+        columns = (picture, draw_objects(picture, truth, classes), draw_objects(picture, prediction, classes))
+        for axis, shown in zip(row, columns, strict=True):
+            axis.imshow(_pixels(shown))
             axis.set_axis_off()
-    for axis, title in zip(figure.axes[:3], titles, strict=True):
+    for axis, title in zip(figure.axes, ("image", "truth", "prediction"), strict=False):
         axis.set_title(title, fontsize=10)
     write_figure(path, figure)
+
+
+def _captions(objects: Mapping[str, Tensor], classes: Sequence[str]) -> list[str]:
+    names = [str(classes[label - 1]) for label in objects["labels"].tolist()]
+    if "scores" not in objects:
+        return names
+    return [f"{name} {100 * score:.0f}%" for name, score in zip(names, objects["scores"].tolist(), strict=True)]
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()

@@ -1,71 +1,60 @@
-"""Plain-text tables for the terminal, and rows of numbers in CSV files."""
+"""Tables: shown as text or Markdown, written as CSV."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..runtime.atomic_files import naming, replacing
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Aligned columns; the first is text, the others are right-aligned, floats with two decimals."""
-    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in [list(header), *cells]) for column in range(len(header))]
+class Table(NamedTuple):
+    """A header and rows of cells; the first column names the row.
 
-    def line(row: Sequence[str]) -> str:
-        first, *others = (
-            cell.ljust(width) if not column else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return "  ".join([first, *others]).rstrip()
+    Text and Markdown show a float with two decimals and everything else as `str` does; the first column is aligned
+    left, the others right. A CSV file holds every number in full.
 
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, cells)])
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a whole file, or leave the one that was there."""
-    with replacing(path) as unfinished, open(unfinished, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-class ScalarFile:
-    """A CSV file to which a run adds one row of numbers at a time.
-
-    Args:
-        path: of the file; an existing one is continued.
-        keep_until: iteration that the run continues from; later rows of an existing file are dropped, they
-            will be made again.
+    Attributes:
+        header: the column names.
+        rows: one sequence of cells per row, as long as the header.
     """
 
-    def __init__(self, path: Path, keep_until: int):
-        self.path = path
-        self.rows: list[dict[str, float]] = []
-        if path.exists() and keep_until:
-            lines = path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a full disk may have cut off the last
-            number = {"iteration": int}
-            read = [
-                {key: number.get(key, float)(value) for key, value in row.items() if value}
-                for row in csv.DictReader(whole)
-            ]
-            self.rows = [row for row in read if row["iteration"] <= keep_until]
-        if self.rows:
-            self._write_all()
-        else:
-            path.unlink(missing_ok=True)
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
 
-    def add(self, row: dict[str, float]) -> None:
-        """Append a row; its keys are those of the rows before."""
-        self.rows.append(row)
-        if len(self.rows) == 1:
-            self._write_all()
-            return
-        with naming(self.path), open(self.path, "a", newline="") as file:
-            csv.writer(file).writerow([row.get(key, "") for key in self.rows[0]])
+    @classmethod
+    def of_records(cls, records: Sequence[Mapping[str, Any]]) -> "Table":
+        """Return the table of one or more measurements with the same keys, their numbers as rounded by the caller."""
+        return cls(tuple(records[0]), [[str(value) for value in record.values()] for record in records])
 
-    def _write_all(self) -> None:
-        header = list(self.rows[0])
-        write_csv(self.path, header, [[row.get(key, "") for key in header] for row in self.rows])
+    def text(self) -> str:
+        """Return aligned columns for the terminal."""
+        lines = [list(self.header), *self._shown()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = []
+        for line in lines:
+            first, *others = zip(line, widths, strict=True)
+            cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+            aligned.append("  ".join(cells).rstrip())
+        return "\n".join([aligned[0], "  ".join("-" * width for width in widths), *aligned[1:]])
+
+    def markdown(self) -> str:
+        """Return a Markdown table."""
+        alignment = ["---", *["--:"] * (len(self.header) - 1)]
+        shown = [[cell.replace("|", r"\|") for cell in line] for line in ([*self.header], *self._shown())]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (shown[0], alignment, *shown[1:]))
+
+    def write_csv(self, path: Path) -> None:
+        """Write a CSV file, whole or not at all."""
+        with replacing(path) as unfinished, open(unfinished, "w", newline="") as file:
+            csv.writer(file).writerows([self.header, *self.rows])
+
+    def append_csv(self, path: Path) -> None:
+        """Append the rows to a CSV file with the same header; start the file if there is none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.rows if path.exists() else [self.header, *self.rows]
+        with naming(path), open(path, "a", newline="") as file:
+            csv.writer(file).writerows(lines)
+
+    def _shown(self) -> list[list[str]]:
+        return [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in self.rows]

@@ -1,1 +1,5 @@
-"""Score networks: inference protocols, confusion matrices, COCO AP, cost."""
+"""Scores, test protocols, prediction files, attention maps and the cost of a network."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

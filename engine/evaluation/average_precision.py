@@ -1,13 +1,15 @@
-"""COCO's average precision of boxes and of masks, by pycocotools' rules in faster-coco-eval's form of them."""
+"""COCO's average precision of boxes and masks, computed by faster-coco-eval, a reimplementation of pycocotools."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as rle
 from torch import Tensor
+
+from ..drawing.tables import Table
 
 COLUMNS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to an object
@@ -18,8 +20,8 @@ class DetectionScores(NamedTuple):
 
     Attributes:
         mask, box: six shares each, in the order of ``COLUMNS``: AP averaged over the IoU thresholds 0.50 to 0.95,
-            AP at 0.50 and at 0.75, and AP of objects below 32x32, up to 96x96 and above that many pixels.
-        class_mask_ap, class_box_ap: K shares each.
+            AP at 0.50 and at 0.75, and AP of objects of less than 32x32, of up to 96x96, and of more pixels.
+        class_mask_ap, class_box_ap: the AP of each of the K classes.
     """
 
     mask: list[float]
@@ -29,32 +31,32 @@ class DetectionScores(NamedTuple):
 
     @property
     def headline(self) -> float:
-        """The share that decides which checkpoint is best: mask AP."""
+        """The share that decides which checkpoint is the best: mask AP."""
         return self.mask[0]
 
     def summary(self) -> dict[str, float]:
-        """Percent by name, the headline first."""
+        """Return percentages by name, the headline first."""
         mask_ap, box_ap = (
             {f"{kind}_{c}": 100 * v for c, v in zip(COLUMNS, values, strict=True)}
             for kind, values in (("mask", self.mask), ("box", self.box))
         )
         return {"mask_AP": mask_ap.pop("mask_AP"), "box_AP": box_ap.pop("box_AP")} | mask_ap | box_ap
 
-    def table(self, classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple]]:
-        """Header and rows in percent: each class, then the means over classes."""
+    def table(self, classes: Sequence[str]) -> Table:
+        """Return percentages: one row per class, then the means."""
         per_class = zip(classes, self.class_mask_ap, self.class_box_ap, strict=True)
         rows = [(name, 100 * mask_ap, 100 * box_ap) for name, mask_ap, box_ap in per_class]
-        return ("class", "mask AP", "box AP"), [*rows, ("mean", 100 * self.mask[0], 100 * self.box[0])]
+        return Table(("class", "mask AP", "box AP"), [*rows, ("mean", 100 * self.mask[0], 100 * self.box[0])])
 
 
-def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One image's detections in COCO's result format.
+def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
+    """Return the detections of one image in COCO's result format.
 
     Args:
-        output: of the network: "boxes" (n, 4) x1, y1, x2, y2, "labels" (n,) from 1, "scores" (n,), "masks"
-            (n, 1, H, W) in [0, 1].
-        image_id: of the image.
-        category_ids: the data set's own number of each label.
+        output: the network's output: "boxes" (n, 4) x1, y1, x2, y2 in pixels, "labels" (n,) from 1, "scores" (n,),
+            and "masks" (n, 1, H, W) in [0, 1].
+        image_id: the image's id in the data set.
+        category_ids: the data set's id of each label, or its name.
 
     Returns:
         n dicts of "image_id", "category_id", "bbox" (x, y, width, height), "score" and "segmentation" (compressed
@@ -78,22 +80,27 @@ def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequenc
 
 
 def average_precision(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> DetectionScores:
-    """Score results in COCO's format (see :func:`coco_results`) against annotations in COCO's format.
+    """Return the scores of detections against the ground truth.
 
-    Crowd regions are neither hits nor misses; the 100 best detections of an image count.
+    Crowd regions are neither hits nor misses; only the 100 best detections of an image count.
+
+    Args:
+        ground_truth: the annotations in COCO's format.
+        results: the detections in COCO's result format; see :func:`coco_results`.
     """
     truth = COCO(ground_truth)
     found = {
         "box": truth.loadRes([dict(result) for result in results]),
-        # Without boxes, so that the size of an object is that of its mask.
+        # Without boxes, so that an object's size is the area of its mask.
         "mask": truth.loadRes([{key: value for key, value in result.items() if key != "bbox"} for result in results]),
     }
     shares = {}
-    for kind, name in (("box", "bbox"), ("mask", "segm")):
+    kinds: dict[str, Literal["bbox", "segm"]] = {"box": "bbox", "mask": "segm"}
+    for kind, name in kinds.items():
         evaluation = COCOeval_faster(truth, found[kind], iouType=name)
         evaluation.evaluate()
         evaluation.accumulate()
-        # IoU thresholds, recalls, classes, sizes (all, small, medium, large), numbers of detections
+        # Axes: IoU thresholds, recalls, classes, sizes (all, small, medium, large), numbers of detections.
         precision = np.asarray(evaluation.eval["precision"])[..., -1]
         every = precision[..., 0]
         shares[kind] = [_mean(every), _mean(every[0]), _mean(every[5]), *(_mean(precision[..., i]) for i in (1, 2, 3))]
@@ -108,6 +115,6 @@ def _encoded(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _mean(precision: np.ndarray) -> float:
-    """Over what exists: -1 stands where the ground truth has no object."""
-    there = precision[precision > -1]
-    return float(there.mean()) if there.size else float("nan")
+    """Return the mean over existing objects; -1 marks where the ground truth has none."""
+    existing = precision[precision > -1]
+    return float(existing.mean()) if existing.size else float("nan")

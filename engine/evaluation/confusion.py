@@ -1,4 +1,4 @@
-"""Segmentation metrics, all from one confusion matrix."""
+"""The scores of semantic segmentation, all computed from one confusion matrix."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,9 +7,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..drawing.tables import Table
+
 
 class Scores(NamedTuple):
-    """Shares in [0, 1]; a class that occurs in neither labels nor predictions has NaN and counts in no mean."""
+    """Shares in [0, 1]; NaN for a class without pixels to count, which no mean includes.
+
+    Attributes:
+        miou: the mean of `class_iou`.
+        pixel_accuracy: the share of valid pixels that are right.
+        mean_accuracy: the mean of `class_accuracy`.
+        class_iou: intersection over union of each of the K classes.
+        class_accuracy: the share of each class's pixels that are right.
+    """
 
     miou: float
     pixel_accuracy: float
@@ -19,31 +29,31 @@ class Scores(NamedTuple):
 
     @property
     def headline(self) -> float:
-        """The share that decides which checkpoint is best."""
+        """The share that decides which checkpoint is the best: mIoU."""
         return self.miou
 
     def summary(self) -> dict[str, float]:
-        """Percent by name, the headline first."""
+        """Return percentages by name, the headline first."""
         return {
             "mIoU": 100 * self.miou,
             "pixel_acc": 100 * self.pixel_accuracy,
             "mean_acc": 100 * self.mean_accuracy,
         }
 
-    def table(self, classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple]]:
-        """Header and rows in percent: each class, then the means; NaN where a class does not occur."""
+    def table(self, classes: Sequence[str]) -> Table:
+        """Return percentages: one row per class, then the means; NaN where a class does not occur."""
         per_class = zip(classes, self.class_iou, self.class_accuracy, strict=True)
         rows = [(name, 100 * iou, 100 * accuracy) for name, iou, accuracy in per_class]
-        return ("class", "IoU", "accuracy"), [*rows, ("mean", 100 * self.miou, 100 * self.mean_accuracy)]
+        return Table(("class", "IoU", "accuracy"), [*rows, ("mean", 100 * self.miou, 100 * self.mean_accuracy)])
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over valid pixels, exact in int64.
+    """Pixel counts by true and predicted class, exact in int64.
 
     Args:
         num_classes: K.
-        ignore_index: label that does not count.
-        device: where to count; nothing is moved to the host before :meth:`scores`.
+        ignore_index: the label of pixels that are not counted.
+        device: where to count; nothing is copied to the host before :meth:`scores`.
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, device: torch.device | str = "cpu"):
@@ -52,21 +62,21 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, labels: Tensor) -> None:
-        """Add a prediction and its labels, int64 of the same shape."""
+        """Count a prediction against its labels, int64 of the same shape."""
         valid = labels != self.ignore_index
         pairs = labels[valid] * self.num_classes + prediction[valid]
         self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.counts)
 
     def reduce(self) -> None:
-        """Add up the counts of all processes, exactly; a single process keeps its own."""
+        """Sum the counts over all processes."""
         if dist.is_initialized():
             dist.all_reduce(self.counts)
 
     def scores(self) -> Scores:
-        """Intersection over union and accuracies of everything added so far."""
+        """Return the scores of everything counted so far."""
         counts = self.counts.double().cpu()
         hits, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
-        iou = hits / (true + predicted - hits)  # 0 / 0 is NaN: the class does not occur
+        iou = hits / (true + predicted - hits)  # 0 / 0 is NaN, for a class that does not occur
         accuracy = hits / true
         return Scores(
             miou=iou.nanmean().item(),

@@ -1,4 +1,4 @@
-"""What a network costs, counted without computing anything: parameters, products, memory for the backward pass."""
+"""Count the cost of a network without running it: parameters, FLOPs, memory kept for the backward pass."""
 
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,13 +18,14 @@ from ...models.criss_cross import CrissCrossAttention
 
 
 class Cost(NamedTuple):
-    """Of one input.
+    """The cost of a network for one input.
 
     Attributes:
-        parameters: in millions.
-        gflops: of a forward pass in eval mode, multiply and add counted as two; convolutions and attention.
-        saved_mb: what a forward pass in training mode keeps for the backward pass, in 10^6 bytes, the attention by
-            its Triton kernels, in float32; the parameters not counted.
+        parameters: the number of parameters, in millions.
+        gflops: FLOPs of a forward pass in eval mode, in 10^9: those of convolutions and attention, a multiply-add
+            counted as two.
+        saved_mb: memory that a forward pass in training mode keeps for the backward pass, in 10^6 bytes, in float32
+            and with the attention in its Triton kernels; without the parameters.
     """
 
     parameters: float
@@ -33,15 +34,15 @@ class Cost(NamedTuple):
 
 
 def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
-    """Count for one input of ``shape``, (3, H, W) or (3, T, H, W); the network stays as it is."""
+    """Return the cost for one input of shape (3, H, W) or (3, T, H, W); the network is left unchanged."""
     was_training = model.training
     try:
         with FakeTensorMode() as mode:
-            state = {
+            state: dict[str, Tensor] = {
                 name: mode.from_tensor(array) for name, array in [*model.named_parameters(), *model.named_buffers()]
             }
-            image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm of a pooled image wants two
-            with FlopCounterMode(display=False) as counter, _AttentionByItsFormula():
+            image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm over a pooled image needs two
+            with FlopCounterMode(display=False) as counter, _AttentionFormula():
                 functional_call(model.eval(), state, (image,))
             with _triton_path(model), Storages() as storages, _FusedAttention():
                 output = functional_call(model.train(), state, (pair,))
@@ -55,7 +56,7 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
 
 
 class Storages(TorchDispatchMode):
-    """Remembers every storage that an operation returns, without keeping it alive."""
+    """Record every storage that an operation returns, without keeping it alive."""
 
     def __init__(self):
         super().__init__()
@@ -70,12 +71,16 @@ class Storages(TorchDispatchMode):
         return result
 
     def alive(self) -> dict[int, int]:
-        """Bytes by storage, of those that somebody still holds."""
+        """Return the bytes of each storage that is still referenced."""
         return {key: size for key, (reference, size) in self.seen.items() if not reference.expired()}
 
 
-class _AttentionByItsFormula(TorchFunctionMode):
-    """Counts full attention as scores once and one weighted sum; slabs of the value repeat the scores on purpose."""
+class _AttentionFormula(TorchFunctionMode):
+    """Count full attention as one score matrix and one weighted sum.
+
+    The networks call the library once per slab of the value's channels and repeat the scores, which a count of the
+    algorithm leaves out.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is scaled_dot_product_attention:
@@ -85,17 +90,17 @@ class _AttentionByItsFormula(TorchFunctionMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Fake arrays would take the path with the whole map in memory, which no real ones do."""
+    """Send fake tensors through fused attention as real ones are, instead of holding the whole attention map."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **kwargs)[0]
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **(kwargs or {}))[0]
         return function(*args, **(kwargs or {}))
 
 
 @contextmanager
 def _triton_path(model: nn.Module):
-    """The kernels' operators on fake arrays on the CPU: nothing is launched, so that no GPU is needed."""
+    """Use the Triton operators on fake tensors: nothing is launched, so no GPU is needed."""
     try:
         from triton import knobs
     except ImportError:

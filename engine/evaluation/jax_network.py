@@ -1,6 +1,7 @@
-"""A JAX network where the evaluation expects a torch one."""
+"""Run a JAX network where the evaluation expects a torch network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +14,20 @@ from ...models.nnx import twin
 
 
 class JaxNetwork:
-    """Calls a Flax network with torch images; for testing, where one call's copies do not matter.
+    """A Flax network that takes and returns torch tensors; for evaluation, where the copies cost little.
 
     Args:
-        network: of ``models.nnx``.
+        network: a network of ``models.nnx``.
         bf16: run its convolutions in bfloat16.
 
     Attributes:
-        mean: of the RGB input, (1, 3, 1, 1), as the torch network's.
-        training: always False; :meth:`eval` and :meth:`train` are there for who calls them.
+        mean: the mean colour of the RGB input, (1, 3, 1, 1), as in the torch network.
+        training: always False; :meth:`eval` and :meth:`train` do nothing and exist for callers of torch networks.
     """
 
     training = False
 
-    def __init__(self, network: nnx.Module, *, bf16: bool = False):
+    def __init__(self, network: Any, *, bf16: bool = False):
         self.graph, self.state = nnx.split(network)
         self.mean = torch.from_numpy(np.array(network.mean[...]))
         dtype = jnp.bfloat16 if bf16 else jnp.float32
@@ -39,24 +40,26 @@ class JaxNetwork:
 
     @classmethod
     def of(cls, network: torch.nn.Module, *, bf16: bool = False, device: str = "auto") -> "JaxNetwork":
-        """The twin of a torch network, on the first device of that name."""
+        """Return the twin of a torch network, on the first device of that kind."""
         with jax.default_device(local_devices(device)[0]):
             return cls(twin(network), bf16=bf16)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, *S, H, W) -> {"out": logits (N, K, *S, H, W)}, on the CPU."""
+        """Return {"out": logits (N, K, *S, H, W)} of images (N, 3, *S, H, W), on the CPU."""
         logits = self._forward(self.state, jnp.asarray(images.movedim(1, -1).cpu().numpy()))
         return {"out": torch.from_numpy(np.array(logits)).movedim(-1, 1)}
 
     def eval(self) -> "JaxNetwork":
+        """Return the network, which is always in eval mode."""
         return self
 
     def train(self, mode: bool = True) -> "JaxNetwork":
+        """Return the network, which stays in eval mode."""
         return self
 
 
-def local_devices(name: str, batch_size: int = 1) -> Sequence[jax.Device]:
-    """The devices of the kind ``name`` that can share a batch equally; "auto" is JAX's own choice of kind.
+def local_devices(name: str, batch_size: int = 1) -> Sequence[Any]:
+    """Return the local devices of the kind `name` that can share a batch equally; "auto" leaves the kind to JAX.
 
     Raises:
         ValueError: there is no such device.

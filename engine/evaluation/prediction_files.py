@@ -1,4 +1,4 @@
-"""Predictions as files: in the palette for people, or with a benchmark's own label values for its server."""
+"""Write predicted label maps as files: in the palette for people, or with a benchmark's label values for its server."""
 
 import zipfile
 from collections import Counter
@@ -7,47 +7,52 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from ..drawing import label_images as figures
+from ...data.dataset import SegmentationDataset
+from ..drawing.label_images import save_mask
+from ..drawing.png_files import write_png
 from ..runtime.atomic_files import replacing
 
 
 class PredictionFiles:
-    """Writes ``folder/NAME.png`` for each image of a data set.
+    """A folder with one PNG per image of a data set, named after the image.
 
     Args:
-        folder: is made.
-        dataset: with ``name(i)``, ``palette`` and, for a submission, ``result_values``.
-        submission: grey values as the benchmark wants them (Cityscapes: label ids 7 to 33, ADE20K: 1 to 150, LIP and
-            others: the class indices) instead of class indices in the palette.
+        folder: the folder, which is created.
+        dataset: a data set of label maps, with ``name(i)``, ``palette`` and, for a submission, ``result_values``.
+        submission: write grey values as the benchmark's server expects them (Cityscapes: label ids 7 to 33, ADE20K: 1
+            to 150, LIP and others: the class indices) instead of class indices in the palette.
 
     Raises:
-        ValueError: two images of the data set have one name.
+        ValueError: two images of the data set have the same name.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset, *, submission: bool = False):
+    def __init__(self, folder: Path, dataset: SegmentationDataset, *, submission: bool = False):
         names = [dataset.name(index) for index in range(len(dataset))]
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ValueError(f"{len(twice)} names of this data set are those of several pictures, such as {twice[0]!r}")
-        self.folder, self.names, self.palette = folder, names, dataset.palette
-        self.values = np.array(dataset.result_values, dtype=np.uint8) if submission else None
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"{len(repeated)} names of this data set belong to several pictures, such as {repeated[0]!r}, whose "
+                "predictions would overwrite one another"
+            )
+        self.folder, self.submission = folder, submission
+        self._names, self._palette = names, dataset.palette
+        self._values = np.array(dataset.result_values, dtype=np.uint8) if submission else None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, index: int, prediction: Tensor) -> None:
-        """Write the class indices (H, W) of image ``index``."""
-        path = self.folder / f"{self.names[index]}.png"
-        if self.values is None:
-            figures.save_mask(path, prediction.numpy(), self.palette)
+    def write(self, index: int, prediction: Tensor) -> None:
+        """Write the predicted class indices (H, W) of image `index`."""
+        path = self.folder / f"{self._names[index]}.png"
+        if self._values is None:
+            save_mask(path, prediction.numpy(), self._palette)
         else:
-            figures.write_png(path, Image.fromarray(self.values[prediction.numpy()]))
+            write_png(path, Image.fromarray(self._values[prediction.numpy()]))
 
     def pack(self) -> Path:
-        """One zip beside the folder with the files of all images; returns its path."""
+        """Write the files of all images to one zip beside the folder; return its path."""
         path = self.folder.with_suffix(".zip")
-        # Stored: a PNG does not get smaller.
+        # Stored, not deflated: PNGs are compressed already.
         with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
-            for name in self.names:
+            for name in self._names:
                 archive.write(self.folder / f"{name}.png", f"{name}.png")
         return path

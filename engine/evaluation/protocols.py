@@ -1,20 +1,21 @@
-"""How an image becomes logits in testing: whole, in sliding windows, at several scales and mirrored.
+"""Test protocols, which turn an image into logits: whole, in sliding windows, at several scales and mirrored.
 
-Each protocol is called with a network and images (N, 3, H, W) in [0, 1] and gives logits or probabilities
-(N, K, H, W); clips (N, 3, T, H, W) keep their T. Sums are accumulated in place: memory holds two maps of the image's
+Each protocol is called with a network and images (N, 3, H, W) in [0, 1] and returns logits or probabilities
+(N, K, H, W); clips (N, 3, T, H, W) keep their T. Sums are accumulated in place, so memory holds two maps of the image's
 size and what one pass needs, whatever the number of passes.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from ...data.image_files import check_size
+from ...data.letterbox import Placement, resample, restore
+from ...data.size_limit import check_size
 from ...data.transforms import swapped_classes
-from ...data.warp import Placement, resample, restore
 
 Protocol = Callable[[nn.Module, Tensor], Tensor]
 
@@ -23,35 +24,35 @@ class Whole:
     """The whole image in one pass."""
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> logits (N, K, H, W)."""
+        """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
         return model(images)["out"]
 
 
 class Slide:
-    """Windows of the training crop's size that overlap by a third; where they do, logits are averaged.
+    """Sliding windows of the training crop's size; logits are averaged where windows overlap.
 
-    As in the CCNet authors' evaluation: the stride is two thirds of the window, rounded up, and the last window of
-    a row or column is moved back inside. An image smaller than the window is padded with the mean colour.
+    As in the CCNet authors' evaluation, the stride is two thirds of the window, rounded up, and the last window of a
+    row or column is moved back inside the image. An image smaller than the window is padded with the mean colour.
 
     Args:
-        crop_size: (H, W) of the window, pixels.
-        stride: share of the window.
+        crop_size: the window (H, W) in pixels.
+        stride: the stride as a share of the window.
     """
 
     def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
-        _check_known(crop_size)
+        _check_crop_size(crop_size)
         if not 0 < stride <= 1:
             raise ValueError(f"stride is {stride}: give a share of the window in (0, 1]")
-        self.crop_size = tuple(crop_size)
+        self.crop_size = (crop_size[0], crop_size[1])
         self.stride = stride
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> logits (N, K, H, W)."""
+        """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
         size = images.shape[-2:]
-        grown = [max(side, crop) - side for side, crop in zip(size, self.crop_size, strict=True)]
-        if any(grown):
+        padding = [max(side, crop) - side for side, crop in zip(size, self.crop_size, strict=True)]
+        if any(padding):
             mean = _mean(model, images)
-            images = pad(images - mean, (0, grown[1], 0, grown[0])) + mean
+            images = pad(images - mean, (0, padding[1], 0, padding[0])) + mean
         total, count = None, images.new_zeros(images.shape[-2:])
         for rows in self._windows(images.shape[-2], self.crop_size[0]):
             for columns in self._windows(images.shape[-1], self.crop_size[1]):
@@ -60,6 +61,7 @@ class Slide:
                     total = logits.new_zeros(*logits.shape[:-2], *images.shape[-2:])
                 total[..., rows, columns] += logits
                 count[rows, columns] += 1
+        assert total is not None  # there is at least one window
         return total.div_(count)[..., : size[0], : size[1]]
 
     def _windows(self, side: int, crop: int) -> Iterator[slice]:
@@ -70,37 +72,37 @@ class Slide:
 
 
 class Letterbox:
-    """The whole image warped into a frame of fixed size, and labels back to its own: CE2P's evaluation of LIP.
+    """The whole image scaled to fit a frame of fixed size, as in CE2P's evaluation of LIP.
 
-    The image is scaled to fit, centred, the rest has the mean colour. The way back takes the nearest value, so that
-    the most likely class is that of the frame.
+    The image is centred and padded with the mean colour. Logits are resampled to the image's size by nearest
+    neighbour, so that the most likely class of a pixel stays that of the frame.
 
     Args:
-        crop_size: (H, W) of the frame, pixels.
-        protocol: what is done in the frame; :class:`Whole` if not given.
+        crop_size: the frame (H, W) in pixels.
+        protocol: the protocol for the frame; :class:`Whole` by default.
     """
 
     def __init__(self, crop_size: Sequence[int], *, protocol: Protocol | None = None):
-        _check_known(crop_size)
-        self.crop_size = tuple(crop_size)
+        _check_crop_size(crop_size)
+        self.crop_size = (crop_size[0], crop_size[1])
         self.protocol = protocol or Whole()
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> logits (N, K, H, W)."""
-        placement = Placement(tuple(images.shape[-2:]), self.crop_size)
+        """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
+        placement = Placement((images.shape[-2], images.shape[-1]), self.crop_size)
         mean = _mean(model, images)
         return restore(self.protocol(model, resample(images - mean, placement) + mean), placement)
 
 
 class MultiScale:
-    """The average over several sizes of the image, each also mirrored if ``flip`` is set.
+    """The average over several sizes of the image, each also mirrored if `flip` is set.
 
     Args:
-        protocol: what is done at each size.
+        protocol: the protocol at each size.
         scales: factors on height and width.
-        flip: also the mirrored image.
+        flip: include the mirrored image.
         average: "logits", or "probabilities" after the softmax.
-        flip_pairs: classes that become each other in the mirror, such as left and right arm.
+        flip_pairs: pairs of classes that swap in the mirror, such as left and right arm.
     """
 
     def __init__(
@@ -120,11 +122,11 @@ class MultiScale:
         self.flip_pairs = flip_pairs
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> mean logits or probabilities (N, K, H, W)."""
+        """Return the mean logits or probabilities (N, K, H, W) of images (N, 3, H, W)."""
         total = None
         for scale in self.scales:
             size = [max(round(side * scale), 1) for side in images.shape[-2:]]
-            check_size(*size, f"an image at scale {scale:g}")
+            check_size(size[0], size[1], f"an image at scale {scale:g}")
             scaled = _resized(images, size)
             for mirrored in (False, True) if self.flip else (False,):
                 logits = self.protocol(model, scaled.flip(-1) if mirrored else scaled).float()
@@ -134,6 +136,7 @@ class MultiScale:
                 if self.average == "probabilities":
                     logits = logits.softmax(dim=1)
                 total = logits if total is None else total.add_(logits)
+        assert total is not None  # there is at least one scale
         return total.div_(len(self.scales) * (1 + self.flip))
 
     def _unmirrored(self, logits: Tensor) -> Tensor:
@@ -143,21 +146,21 @@ class MultiScale:
         return logits
 
 
-def _check_known(crop_size: Sequence[int] | None) -> None:
+def _check_crop_size(crop_size: Sequence[int] | None) -> None:
     if crop_size is None:
         raise ValueError("the checkpoint does not tell its training's crop: give protocol.crop_size=[H,W]")
     if len(crop_size) != 2:
         raise ValueError(f"crop_size is {list(crop_size)}: give height and width")
-    check_size(*crop_size, f"crop_size={list(crop_size)}")
+    check_size(crop_size[0], crop_size[1], f"crop_size={list(crop_size)}")
 
 
-def _mean(model: nn.Module, images: Tensor) -> Tensor:
-    """The network's mean colour, to broadcast over images or clips."""
+def _mean(model: Any, images: Tensor) -> Tensor:
+    """Return the network's mean colour in a shape that broadcasts over images or clips."""
     return model.mean.to(images.dtype).view(3, *[1] * (images.ndim - 2))
 
 
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Images or clips at another size; the frames of a clip one by one."""
+    """Return images or clips resized to (H, W), the frames of a clip one by one."""
     if list(x.shape[-2:]) == list(size):
         return x
     frames = x.flatten(1, -3) if x.ndim > 4 else x

@@ -1,12 +1,12 @@
-"""Scores of a network on a data set."""
+"""Predict label maps, and score them on a data set."""
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch import Tensor
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from ...data.loader import Loader
@@ -17,13 +17,13 @@ from .protocols import Protocol
 
 
 class Evaluation(NamedTuple):
-    """Scores, how fast they came, a few samples for a picture, and the counts that the scores come from.
+    """The result of a validation.
 
     Attributes:
-        scores: over all processes.
-        images_per_s: likewise.
-        samples: (image (3, H, W), labels (H, W), prediction (H, W)) on the host; of a clip, its supervised frame.
-        confusion: int64 (K, K), true class by predicted class, on the host.
+        scores: the scores over the whole data set.
+        images_per_s: how many images all processes together evaluated in a second.
+        samples: (image (3, H, W), labels (H, W), prediction (H, W)) on the host; of a clip, the supervised frame.
+        confusion: pixel counts int64 (K, K) by true and predicted class, on the host.
     """
 
     scores: Scores
@@ -33,11 +33,11 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, protocol: Protocol, *, bf16: bool = False) -> Tensor:
-    """Images (N, 3, H, W) in [0, 1] -> class indices (N, H, W); clips (N, 3, T, H, W) -> (N, T, H, W).
+def predict(model: Any, images: Tensor, protocol: Protocol, *, bf16: bool = False) -> Tensor:
+    """Return the class indices (N, H, W) of images (N, 3, H, W) in [0, 1]; clips (N, 3, T, H, W) give (N, T, H, W).
 
     Raises:
-        MemoryError: out of memory, with what to turn down.
+        MemoryError: the device ran out of memory; the message names the settings that save some.
     """
     size = "x".join(map(str, images.shape[-2:]))
     with (
@@ -48,8 +48,8 @@ def predict(model: nn.Module, images: Tensor, protocol: Protocol, *, bf16: bool 
 
 
 def evaluate(
-    model: nn.Module,
-    dataset: Dataset,
+    model: Any,
+    dataset: Any,
     protocol: Protocol,
     *,
     device: torch.device,
@@ -58,13 +58,20 @@ def evaluate(
     keep_samples: int = 0,
     on_prediction: Callable[[int, Tensor], None] | None = None,
 ) -> Evaluation:
-    """Evaluate ``model`` on every image of ``dataset`` at the image's own size, one image at a time.
+    """Score a network on every image of a data set, one image at a time and at the image's own size.
 
-    One at a time, because pictures differ in size, and so that a figure never depends on a batch size. Several
-    processes take every n-th image each and add up their counts: no image counts twice, and none is left out. The
-    ``keep_samples`` samples are evenly spread: the neighbours in a video look alike.
+    Images are not batched: they differ in size, and a score must not depend on a batch size. Of several processes, each
+    takes every n-th image, and the counts are summed, so that every image counts exactly once.
 
     Args:
+        model: the network; a torch module or a :class:`JaxNetwork`.
+        dataset: the data set.
+        protocol: how an image becomes logits.
+        device: the device of the torch network.
+        bf16: run under autocast to bfloat16.
+        num_workers: processes that load images.
+        keep_samples: how many samples to keep for a picture; they are spread evenly over the data set, because
+            neighbouring frames of a video look alike.
         on_prediction: called with the index of each image of this process and its prediction (H, W) on the host.
     """
     was_training = model.training
@@ -77,19 +84,19 @@ def evaluate(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
     )
-    samples, apart = [], max(len(own) // max(keep_samples, 1), 1)
+    samples, spacing = [], max(len(own) // max(keep_samples, 1), 1)
     start = time.perf_counter()
     bar = tqdm(loader, desc="validate", leave=False, dynamic_ncols=True, disable=rank() > 0)
     for number, (image, labels) in enumerate(bar):
         prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16)
         confusion.update(prediction, labels.to(device, non_blocking=True))
-        kept = number % apart == 0 and len(samples) < keep_samples
-        if kept or on_prediction:
-            shown = _supervised(image[0], labels[0], prediction[0].cpu())
-            if kept:
-                samples.append(shown)
+        keep = number % spacing == 0 and len(samples) < keep_samples
+        if keep or on_prediction:
+            sample = _supervised(image[0], labels[0], prediction[0].cpu())
+            if keep:
+                samples.append(sample)
             if on_prediction:
-                on_prediction(own[number], shown[2])
+                on_prediction(own[number], sample[2])
     confusion.reduce()
     scores = confusion.scores()
     model.train(was_training)
@@ -97,5 +104,5 @@ def evaluate(
 
 
 def _supervised(image: Tensor, labels: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A picture as it is; of a clip, the last frame, which is the one with labels."""
+    """Return a picture unchanged; of a clip, the last frame, which is the one with labels."""
     return (image, labels, prediction) if labels.ndim == 2 else (image[:, -1], labels[-1], prediction[-1])

@@ -1,1 +1,5 @@
-"""Checks of what a run is given before it is used: settings, checkpoints of others, secrets."""
+"""Check what is not trusted: configurations, checkpoints, the environment's secrets."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,9 +1,9 @@
-"""What the configuration in a checkpoint may hold.
+"""Which code the configuration in an untrusted checkpoint may name.
 
-Hydra calls whatever a ``_target_`` says, and a checkpoint may come from a stranger. So each part of its
-configuration may only name classes that this project, or torch's optimisers, define themselves, besides the
-functions of ``data`` that make a recipe's transform. And it is plain: OmegaConf reads a text in the place of a part as
-YAML and a tuple as a list, so that either could hide a name from this check.
+Hydra calls whatever a ``_target_`` names. So each part of a checkpoint's configuration may only name classes that one
+package of this project, or torch's optimisers, define themselves; a recipe may also name the functions of ``data``
+that make its transform. The configuration must be plain besides: OmegaConf parses a string in place of a mapping as
+YAML and takes a tuple for a list, and either could hide a name from this check.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-# Part of the configuration -> packages that may define what it names.
+# Part of the configuration -> packages whose classes it may name.
 _PACKAGES = {
     "model": ("ccnet.models",),
     "backbone": ("ccnet.models",),
@@ -23,16 +23,16 @@ _PACKAGES = {
     "optimizer": ("torch.optim", "ccnet.engine.training.lr_schedules"),
     "logger": ("ccnet.engine.training.wandb_logger",),
 }
-_DEPTH = 16  # of the deepest configuration here it is 6; Python's stack ends near 100
+_DEPTH = 16  # the project's own reach 6; recursion fails near 100
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Raise ValueError if ``config`` names anything else, holds an interpolation, or is not plain."""
+def check_targets(config: dict[str, Any]) -> None:
+    """Raise ValueError if a configuration names other code, holds an interpolation, or is not plain."""
     for part, node in config.items():
         if part in _PACKAGES and not isinstance(node, dict):
             raise ValueError(f"its config has {_shown(node)} for {part}, where a mapping belongs")
         for key, value in _leaves(node):
-            if isinstance(value, str) and "${" in value:  # could read the environment
+            if isinstance(value, str) and "${" in value:  # a resolver could read the environment
                 raise ValueError(f"its config is not resolved: {part} holds {value!r}")
             if key == "_target_" and value is not None and not _trusted(part, value):
                 raise ValueError(
@@ -45,6 +45,7 @@ def _trusted(part: str, target: Any) -> bool:
 
 
 def _leaves(node: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield (key, value) for every value that is neither a mapping nor a list; list items get the list's key."""
     if depth > _DEPTH:
         raise ValueError(f"its config is nested more than {_DEPTH} levels deep")
     if type(node) is dict:
@@ -62,16 +63,17 @@ def _leaves(node: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any
 
 
 def _defined_in(package: str, target: Any, part: str) -> bool:
-    """Whether ``target`` lies in ``package`` and is no foreign object that one of its modules imports."""
+    """Return whether ``package`` defines the class or transform ``target``, and does not merely import it."""
     if not isinstance(target, str) or not target.startswith(f"{package}."):
         return False
     try:
         found = get_object(target)
-    except Exception:  # no such name
+    except Exception:  # there is no such name, or importing it fails
         return False
-    makes = isinstance(found, type) or (part == "recipe" and callable(found) and target.endswith("_transform"))
-    return makes and f"{getattr(found, '__module__', '')}.".startswith(f"{package}.")
+    allowed = isinstance(found, type) or (part == "recipe" and callable(found) and target.endswith("_transform"))
+    return allowed and f"{getattr(found, '__module__', '')}.".startswith(f"{package}.")
 
 
 def _shown(value: Any) -> str:
+    """Return the first 80 characters of a value, and its type unless it is a string."""
     return f"{str(value)[:80]!r} ({type(value).__name__})" if not isinstance(value, str) else repr(value[:80])

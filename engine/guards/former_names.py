@@ -1,14 +1,16 @@
-"""Targets in checkpoints written before this project was the package `ccnet`, under their present names."""
+"""Targets that were named before this project was the package `ccnet`, and their present names."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-# Former module or class -> present one. Longer names come before the packages that contain them.
+# Former -> present, for modules and for single classes; of several that fit, the longest counts. Both columns must be
+# free of repetitions: a run's fingerprint is taken over former names.
 _PRESENT = {
-    "data.transforms": "ccnet.data.transforms",
     "data": "ccnet.data.sets",
-    "engine.tasks": "ccnet.engine.evaluation.tasks",
+    "data.transforms": "ccnet.data.transforms",
     "engine.protocols": "ccnet.engine.evaluation.protocols",
     "engine.schedule": "ccnet.engine.training.lr_schedules",
+    "engine.tasks": "ccnet.engine.evaluation.tasks",
     "engine.wandb_run": "ccnet.engine.training.wandb_logger",
     "losses.GivenLosses": "ccnet.losses.DetectionLoss",
     "losses": "ccnet.losses",
@@ -16,22 +18,32 @@ _PRESENT = {
     "models.heads.direct.DirectHead": "ccnet.models.heads.pyramid.PyramidHead",
     "models": "ccnet.models",
 }
+_FORMER = {present: former for former, present in _PRESENT.items()}
 
 
 def present_names(node: Any) -> Any:
-    """Return a plain configuration with every former `_target_` replaced by its present name."""
+    """Return a plain configuration with every `_target_` under its present name."""
+    return _each_target(node, lambda target: _renamed(target, _PRESENT))
+
+
+def former_names(node: Any) -> Any:
+    """Return a plain configuration with every `_target_` under the name that it had at first."""
+    return _each_target(node, lambda target: _renamed(target, _FORMER))
+
+
+def _each_target(node: Any, rename: Callable[[str], str]) -> Any:
     if isinstance(node, dict):
         return {
-            key: _present(value) if key == "_target_" and isinstance(value, str) else present_names(value)
+            key: rename(value) if key == "_target_" and isinstance(value, str) else _each_target(value, rename)
             for key, value in node.items()
         }
     if isinstance(node, list):
-        return [present_names(value) for value in node]
+        return [_each_target(value, rename) for value in node]
     return node
 
 
-def _present(target: str) -> str:
-    for former, present in _PRESENT.items():
-        if f"{target}.".startswith(f"{former}."):
-            return present + target.removeprefix(former)
+def _renamed(target: str, names: Mapping[str, str]) -> str:
+    for name in sorted(names, key=len, reverse=True):
+        if target == name or target.startswith(f"{name}."):
+            return names[name] + target.removeprefix(name)
     return target

@@ -1,7 +1,7 @@
-"""What a checkpoint says of a training, held against what that training says of itself.
+"""Compare a checkpoint's optimiser and schedule with those that are to load it.
 
-torch's optimisers and schedules take over whatever they are given, and the steps of fused optimisers write into it by
-the size of the parameter: a tensor that is too small would be written past its end.
+torch's optimisers and schedules load whatever they are given, and a fused step assumes that each tensor of its state
+has the parameter's size: it would write past the end of a smaller one.
 """
 
 import copy
@@ -15,12 +15,17 @@ from ...models import tensor_files
 
 
 def alike(saved: Any, own: Any, name: str) -> Any:
-    """``saved`` in the shape of ``own``, with nothing different but its numbers.
+    """Return ``saved``, which may differ from ``own`` in its numbers alone.
 
-    Entries that only one of them has, as with another version of torch, are those of ``own``.
+    Keys that only one of the two has, as between versions of torch, are taken from ``own``.
+
+    Args:
+        saved: nested dicts and lists from a checkpoint.
+        own: the same from the object that is to load it.
+        name: what the message calls the place of a difference.
 
     Raises:
-        ValueError: it has another shape, with ``name`` for the place.
+        ValueError: the two differ in more than numbers.
     """
     if isinstance(own, dict) and isinstance(saved, dict):
         result = copy.copy(own)
@@ -37,10 +42,14 @@ def alike(saved: Any, own: Any, name: str) -> Any:
 
 
 def optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What ``optimizer`` can load of ``saved``, another one's ``state_dict``.
+    """Return the part of ``saved`` that ``optimizer`` can load.
+
+    Args:
+        saved: the ``state_dict`` of an optimiser, from a checkpoint.
+        optimizer: the optimiser that is to load it.
 
     Raises:
-        ValueError: it is not of this kind of optimiser, or of other parameters.
+        ValueError: the state belongs to another kind of optimiser or to other parameters.
     """
     own = optimizer.state_dict()["param_groups"]
     groups = alike(saved["param_groups"], own, "optimizer.param_groups")
@@ -52,7 +61,7 @@ def optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     if len(kinds) > 1 or not state.keys() <= set(range(len(parameters))):
         raise ValueError("the optimizer's state is of other parameters")
     for number, (parameter, fused) in enumerate(parameters):
-        if fused:  # its step takes all or none; one without a gradient so far has none
+        if fused:  # a fused step needs the state of every parameter; those without a gradient so far have none
             state.setdefault(
                 number, {key: parameter.new_zeros(_shape(key, parameter)) for key in next(iter(kinds), ())}
             )

@@ -1,4 +1,4 @@
-"""Secrets of the environment stay there: what a run writes down is copied, shared and uploaded."""
+"""Keep the environment's secrets out of what a run writes: its files are copied, shared and uploaded."""
 
 import os
 import re
@@ -6,19 +6,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _NAMED = re.compile(r"(^|_)(API_?KEY|ACCESS_?KEY|KEY|TOKEN|SECRET|PASS(WORD|WD)?|PWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
-_SHORTEST = 8  # shorter values, such as "1" or "true", stand in configurations by chance
+_SHORTEST = 8  # characters; shorter values, such as "1" or "true", are in configurations by chance
 _IN_ADDRESS = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 
 def refuse_secrets(written: Mapping[str, Any]) -> None:
-    """Raise ValueError if a secret stands in what a run's checkpoints, tables and W&B keep.
+    """Raise ValueError if a run's checkpoints, tables or W&B would contain a secret.
 
-    A masked value would be another configuration, with which no resumed run could go on; hence an error.
+    Masking the value would not do: it would change the configuration, and the run could not be resumed.
 
     Args:
-        written: the configuration, plain and resolved, and what else is written down, by names for the message.
+        written: the configuration, plain and resolved, and anything else that the run writes; names for the message
+            -> values.
     """
-    # A path says where something lies: PWD is one, GOOGLE_APPLICATION_CREDENTIALS another.
+    # A path is not a secret: PWD holds one, GOOGLE_APPLICATION_CREDENTIALS another.
     secrets = {
         value: name
         for name, value in os.environ.items()
@@ -39,6 +40,7 @@ def refuse_secrets(written: Mapping[str, Any]) -> None:
 
 
 def _texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, string) for every string in a plain configuration."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _texts(value, f"{name}.{key}" if name else str(key))

@@ -1,160 +1,28 @@
-"""Whether the values of a configuration can be what the code reads: one message instead of a traceback later.
+"""Composed configurations as plain values, with what is found out after they are composed.
 
-What a node with a ``_target_`` may hold, the annotations of what it names tell; for the settings that train.py reads
-itself there are bounds.
+A composed configuration is never assigned to. What only a data set or a checkpoint can tell, such as the number of
+classes, comes in as a value.
 """
 
-import inspect
-import math
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+import copy
+from typing import Any, cast
 
-from hydra.utils import get_object
-from omegaconf import OmegaConf
-
-_MOST = 2**31 - 1
-# Setting -> kind, the smallest and the largest value, and whether it may be null.
-_BOUNDS = {
-    "seed": (int, -(2**63), 2**63 - 1, False),
-    "num_workers": (int, 0, 1024, False),
-    "log_every": (int, 1, _MOST, False),
-    "save_every": (int, 1, _MOST, True),
-    "accumulate": (int, 1, _MOST, False),
-    "clip_norm": (float, 1e-12, 1e12, True),
-    "skip_nonfinite": (int, 0, _MOST, False),
-    "skip_broken": (int, 0, _MOST, False),
-    "bf16": (bool, 0, 1, False),
-    "channels_last": (bool, 0, 1, False),
-    "compile": (bool, 0, 1, False),
-    "recipe.max_iters": (int, 1, _MOST, False),
-    "recipe.batch_size": (int, 1, _MOST, False),
-    "recipe.val_every": (int, 1, _MOST, False),
-    "recipe.lr": (float, 0, 1e6, False),
-    "recipe.weight_decay": (float, 0, 1e6, False),
-    "dataset.frames": (int, 1, 1024, False),
-    "published.recurrence": (int, 1, 64, False),
-}
-_PARTS = ("model", "backbone", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "logger")
-# What has to become an object by itself.
-_MADE = ("model", "task", "loss", "protocol", "optimizer.algorithm", "optimizer.schedule")
-_HYDRA = {"_args_": list[Any], "_convert_": str, "_partial_": bool, "_recursive_": bool}
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-_MISSING = object()
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 
-def check_settings(config: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the setting's name, for a value that nothing here can work with.
+def plain(config: DictConfig, **found_later: Any) -> dict[str, Any]:
+    """Return a configuration as resolved dicts and lists, with ``found_later`` in place of its own values."""
+    return cast(dict[str, Any], OmegaConf.to_container(replaced(config, **found_later), resolve=True))
 
-    Args:
-        config: plain and resolved; what it lacks is not looked for.
+
+def replaced(config: DictConfig, **found_later: Any) -> DictConfig:
+    """Return a copy of a configuration with ``found_later`` in place of its own values.
+
+    Interpolations, such as ``${num_classes}``, give the new values; a mapping replaces the node of that name as a
+    whole.
     """
-    for name, (kind, least, most, optional) in _BOUNDS.items():
-        value = _select(config, name)
-        if value is _MISSING or (optional and value is None):
-            continue
-        if not (_fits(value, kind) and least <= value <= most):
-            bounds = "" if kind is bool else f" from {least} to {most}"
-            raise ValueError(f"{name} is {_shown(value)}: give {_NAMES[kind]}{bounds}{' or null' if optional else ''}")
-    for name in _PARTS:
-        if not isinstance(config.get(name, {}), Mapping):
-            raise ValueError(f"{name} is {_shown(config[name])}: give a mapping, as conf/{name} does")
-    if _select(config, "recipe.train_transform") is None:
-        raise ValueError("recipe.train_transform is null: give one, as conf/recipe does")
-    for name in _MADE:
-        node = _select(config, name)
-        if node not in (_MISSING, None) and (not _is_made(node) or node.get("_partial_")):
-            raise ValueError(f"{name} is {_shown(node)}: give a mapping with a _target_ and no _partial_")
-    for name, node in _nodes(config):
-        for argument, hint in _HYDRA.items():
-            if argument in node and not _fits(node[argument], hint):
-                raise ValueError(f"{name}.{argument} is {_shown(node[argument])}: give {_described(hint)}")
-        for argument, hint in _arguments(node["_target_"]).items():
-            value = node.get(argument)  # null is filled in later, or the constructor says what it needs
-            if value is not None and not _fits(value, hint):
-                raise ValueError(f"{name}.{argument} is {_shown(value)}: give {_described(hint)}")
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A composed configuration as resolved dicts and lists."""
-    return OmegaConf.to_container(config, resolve=True)
-
-
-def _select(config: Any, name: str) -> Any:
-    for key in name.split("."):
-        if not isinstance(config, Mapping) or key not in config:
-            return _MISSING
-        config = config[key]
-    return config
-
-
-def _nodes(node: Any, name: str = "") -> Iterator[tuple[str, Mapping]]:
-    """(name, mapping) of everything that has a ``_target_``."""
-    if isinstance(node, Mapping):
-        if "_target_" in node and not isinstance(node["_target_"], str | None):
-            raise ValueError(f"{name}._target_ is {_shown(node['_target_'])}: give the name of a class")
-        if node.get("_target_") is not None:
-            yield name, node
-        for key, value in node.items():
-            yield from _nodes(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _nodes(value, f"{name}[{index}]")
-
-
-def _arguments(target: str) -> dict[str, Any]:
-    """Argument -> annotation, those of base classes too; empty for what cannot be told."""
-    try:
-        found = get_object(target)
-        makers = [kind.__init__ for kind in found.__mro__] if isinstance(found, type) else [found]
-        hints = {}
-        for maker in reversed(makers):
-            if inspect.isfunction(maker):
-                hints |= get_type_hints(maker)
-        return hints
-    except Exception:  # instantiating it says what is wrong with it
-        return {}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value can be of this annotation; of one that is not known here, everything can."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in inner)
-    if hint is bool or hint is str:
-        return isinstance(value, hint)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
-    if hint is type(None):
-        return value is None
-    if hint is Path:
-        return isinstance(value, str)
-    if origin in (list, Sequence):
-        return isinstance(value, (list, tuple)) and all(_fits(part, inner[0]) for part in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and (_is_made(value) or all(_fits(part, inner[1]) for part in value.values()))
-    if origin is Callable or isinstance(hint, type):
-        return value == {} or _is_made(value)  # an empty one is none
-    return True
-
-
-def _is_made(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("_target_") is not None
-
-
-def _described(hint: Any) -> str:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_described(part) for part in inner))
-    if origin in (list, Sequence):
-        return f"a list, each of it {_described(inner[0])}"
-    if origin in (dict, Mapping):
-        return f"a mapping, each of it {_described(inner[1])}"
-    return _NAMES.get(hint, "a path" if hint is Path else "anything" if hint is Any else "a mapping with a _target_")
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if not isinstance(value, float) or math.isfinite(value) else str(value)
+    made = copy.deepcopy(config)
+    with open_dict(made):
+        for name, value in found_later.items():
+            made[name] = value
+    return made

@@ -1,4 +1,4 @@
-"""Paths as they are given, and files that a kill or a full disk leaves as they were."""
+"""Paths from the command line, and atomic writes, which survive a kill and a full disk."""
 
 import os
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 def given_path(value: str | int | float | Path) -> Path:
-    """The path that stands on a command line or in YAML, where a folder called 2026 is read as a number."""
+    """Return a path from the command line or YAML, where a folder called 2026 is read as a number."""
     return Path(str(value)).expanduser()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what becomes ``path`` when the block ends, and is removed when it fails.
+    """Yield a temporary path to write to; it replaces `path` when the block ends and is removed if the block fails.
 
-    A kill leaves the unfinished file beside ``path``; the next writer starts it anew, so there is never a second one.
+    A kill leaves the temporary file beside `path`. The next writer overwrites it, so there is never a second one.
     """
     unfinished = path.with_name(f".{path.name}.part")
     try:
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have the errors of a write, which do not know where it went, say ``path``."""
+    """Add `path` to an OSError that lacks a file name."""
     try:
         yield
     except OSError as error:
@@ -39,6 +39,6 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file, or leave the one that was there."""
+    """Write a text file atomically."""
     with replacing(path) as unfinished:
         unfinished.write_text(text)

@@ -1,15 +1,24 @@
-"""The device that a run uses, and the seeds of its random generators."""
+"""Choose the device of a run, and seed its random generators."""
 
 import random
 
 import numpy as np
 import torch
 
+from .distributed import rank
 from .launchers import parallel_worker
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is the GPU if there is one, and one for each run of a parallel sweep."""
+    """Return the device called `name`.
+
+    Args:
+        name: a name of torch, or "auto": a GPU if there is one, else the CPU. The runs of a parallel sweep take turns
+            with the GPUs.
+
+    Raises:
+        ValueError: torch does not know the device, or finds no GPU.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         worker = parallel_worker()
@@ -18,14 +27,20 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={name} is none that torch knows: give auto, cpu, cuda or cuda:1") from error
+        raise ValueError(f"device={name} is unknown to torch: give auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no GPU: give device=cpu, or check the driver")
     return device
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a network's initial weights and dropout may draw from."""
+    """Seed every generator that initial weights and dropout may draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_dropout(seed: int) -> None:
+    """Let dropout draw differently in each process, once all of them have built the same network."""
+    if rank():
+        torch.manual_seed(seed + rank())

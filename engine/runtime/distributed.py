@@ -1,4 +1,4 @@
-"""Several processes that share out one piece of work, as ``torchrun`` starts them."""
+"""The processes that ``torchrun`` starts: join them, exchange values, share gradients."""
 
 import os
 import warnings
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that ``torchrun`` started, and leave them at the end.
+    """Join the processes that ``torchrun`` has started, and leave them at the end.
 
     Yields:
-        The device of this process, which is torch's current one: with several GPUs, its own.
+        The device of this process, which becomes torch's current one: with several GPUs, the one of its local rank.
 
     Raises:
         ConnectionError: another process has gone; its own error says why.
@@ -27,7 +27,7 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized()
     if device.type == "cuda" and device.index is None and not alone:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    # The random state that a checkpoint keeps is the current device's.
+    # A checkpoint keeps the random state of the current device.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if alone:
             yield device
@@ -38,7 +38,7 @@ def processes(device: torch.device) -> Iterator[torch.device]:
 
 @contextmanager
 def _joined(device: torch.device) -> Iterator[None]:
-    # Of GPUs, what is on the host goes by gloo: a request to stop is asked about without waiting for the GPU.
+    # Tensors on the CPU go by gloo, so that asking for a request to stop does not wait for the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
@@ -50,29 +50,24 @@ def _joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def is_first() -> bool:
-    """Whether this is the first of the processes that were started; also before they have joined."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def rank() -> int:
-    """Number of this process; the first one writes what all have worked out."""
+    """Return the rank of this process; 0 if it is the only one. Rank 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes share the work."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Wait until every process has come here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def from_first(value: T) -> T:
-    """The first process's ``value``, such as a folder named by the time, for all."""
+    """Return rank 0's `value`, such as a folder that is named by the time, in every process."""
     if world_size() == 1:
         return value
     values = [value]
@@ -81,7 +76,7 @@ def from_first(value: T) -> T:
 
 
 def from_all(value: T) -> list[T]:
-    """Every process's ``value``, in order."""
+    """Return the `value` of every process, by rank."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -89,7 +84,7 @@ def from_all(value: T) -> list[T]:
 
 
 def any_of_all(flag: bool) -> bool:
-    """Whether ``flag`` is set in any process."""
+    """Return True if `flag` is set in any process."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))
@@ -98,19 +93,19 @@ def any_of_all(flag: bool) -> bool:
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """What to call for a training step: ``model`` itself, or with several processes one that shares its gradients.
+    """Return the module to call for a training step: `model`, or a wrapper that averages gradients over processes.
 
-    ``model`` keeps its parameters; its batch norm then runs over all processes.
+    The wrapper trains the parameters of `model`, whose batch norm then runs over the batch of all processes.
     """
     if world_size() == 1:
         return model
-    from .sync_batch_norm import share_batch_norm  # timm takes seconds to import, which an evaluation has spent anyway
+    from .sync_batch_norm import share_batch_norm  # imports timm, which takes seconds
 
     share_batch_norm(model, device)
-    # Of 1x1 convolutions, whose strides can be written in two ways.
+    # 1x1 convolutions cause it: their strides can be written in two ways.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
-        find_unused_parameters=True,  # a loss need not read every output
+        find_unused_parameters=True,  # a loss may ignore an output
     )

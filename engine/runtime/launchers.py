@@ -1,4 +1,7 @@
-"""What a run does in a process of Hydra's launchers for sweeps: joblib's on one machine, submitit's under Slurm."""
+"""The processes that torchrun and Hydra's launchers start: joblib's on one machine, submitit's under Slurm.
+
+Nothing here needs torch, so that an entry point starts, and fails, without loading it.
+"""
 
 import ctypes
 import multiprocessing
@@ -13,11 +16,16 @@ from typing import TypeVar
 from .stop_signals import EXIT_CODE
 
 T = TypeVar("T")
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+def is_first() -> bool:
+    """Return True in the first of the processes that were started, even before they have joined."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def join_job() -> None:
-    """Let the processes of a job that submitit has started find each other, as those of ``torchrun`` do."""
+    """Export a submitit job's ranks and addresses as torchrun does, so that its processes find each other."""
     if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -27,15 +35,16 @@ def join_job() -> None:
 
 
 def parallel_worker() -> int | None:
-    """The number of this process among those of joblib's launcher; None elsewhere."""
+    """Return the index of this process among those of joblib's launcher; None elsewhere."""
     worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
     return int(worker[1]) - 1 if worker else None
 
 
-def in_own_process(run: Callable[[], T]) -> T:
-    """What ``run`` returns in a process of its own: of one that is killed, joblib's others and the sweep live on.
+def in_own_process(run: Callable[[], T]) -> T | None:
+    """Call `run` in a child process and return its result.
 
-    If the sweep itself ends, the run receives SIGTERM, and so saves.
+    If the child is killed, joblib's other processes and the sweep live on. If the sweep itself ends, the child receives
+    SIGTERM, and so saves.
 
     Raises:
         ChildProcessError: the process has ended without a result.
@@ -43,7 +52,7 @@ def in_own_process(run: Callable[[], T]) -> T:
     if sys.platform != "linux":
         return run()
     _end_with_parent()
-    context = multiprocessing.get_context("fork")  # this process has not asked for a GPU, which would not survive it
+    context = multiprocessing.get_context("fork")  # safe: this process has not initialised CUDA
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(run, sender), name=multiprocessing.current_process().name)
     process.start()

@@ -1,4 +1,4 @@
-"""What a process uses of it, and running out of it."""
+"""Peak memory, and readable out-of-memory errors."""
 
 import resource
 from collections.abc import Iterator
@@ -8,17 +8,23 @@ import torch
 
 
 def process_peak_mib() -> float:
-    """The most that this process has had in the host's memory."""
+    """Return the peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start counting a GPU's peak memory anew: the runs of a sweep share the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 @contextmanager
 def enough_memory(work: str, advice: str) -> Iterator[None]:
-    """Turn torch's errors, of a GPU and of the host, into a MemoryError that says what to turn down.
+    """Turn torch's out-of-memory errors, on GPU or CPU, into a MemoryError that says what to turn down.
 
     Args:
-        work: what is being done, as the message begins.
-        advice: what to do.
+        work: the subject of the message, such as "a training step".
+        advice: what to do about it.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Ending a run when a cluster or a person asks for it, with nothing lost."""
+"""End a run when a cluster or a person asks for it, with nothing lost."""
 
 import os
 import signal
@@ -7,36 +7,37 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 EXIT_CODE = 75  # "try again later" of sysexits.h: the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_REQUEUE = signal.SIGUSR2  # by which Slurm says, through submitit, that a job's time is nearly over
-_ECHO = 1.0  # seconds: a cluster signals every process, and torchrun then passes on to its own what it has received
+_REQUEUE = signal.SIGUSR2  # sent by Slurm, through submitit, when a job's time is nearly over
+_ECHO = 1.0  # seconds: a cluster signals every process, and torchrun passes the signal on to its workers again
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, and its checkpoint is written."""
+    """Raised when the run was asked to stop and its checkpoint is written."""
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT; a second one ends the process at once. Use it in a ``with``.
+    """Remembers the first SIGTERM or SIGINT within its ``with`` block; a second one ends the process at once.
 
-    So it does with SIGUSR2 where submitit waits for it, which has its turn once the run is saved: it puts the job back
-    into the queue. Whatever arrives within a second of the first is the same request: wrappers pass on what all
-    processes receive.
+    It also remembers SIGUSR2 if submitit handles it. Submitit's handler, which puts the job back into the queue, is
+    called once the run is saved. Signals within a second of the first belong to the same request, because wrappers
+    pass on signals that all processes receive anyway.
 
     Attributes:
-        received: name of the signal, or None.
+        received: the name of the signal, or None.
     """
 
     def __init__(self):
         self.received: str | None = None
         self._raise, self._since = False, 0.0
-        self._before = {}
+        self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # others cannot, and receive none
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             numbers = (*_SIGNALS, _REQUEUE) if callable(signal.getsignal(_REQUEUE)) else _SIGNALS
             self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
@@ -49,22 +50,22 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For work that can be dropped: a request raises :class:`Stopped` in the middle of it."""
+        """Raise :class:`Stopped` in the middle of the block, whose work may be lost, when a request arrives."""
         self._raise = True
         try:
             if self.received:
                 self.stop()
             yield
         except Exception as error:
-            if self.received:  # the signal also ended a process that this one waits for
+            if self.received:  # the signal has also ended a process that this one waits for
                 raise Stopped(EXIT_CODE) from error
             raise
         finally:
             self._raise = False
 
     def stop(self) -> None:
-        """End the run."""
-        if self.received == _REQUEUE.name and os.getpid() == self._process:  # a data worker inherits this by a fork
+        """Raise :class:`Stopped`, after submitit's own handler if it was SIGUSR2."""
+        if self.received == _REQUEUE.name and os.getpid() == self._process:  # not in a forked data worker
             self._before[_REQUEUE](_REQUEUE, None)
         raise Stopped(EXIT_CODE)
 

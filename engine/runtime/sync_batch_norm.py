@@ -1,7 +1,7 @@
-"""Batch norm over the batch of all processes, on devices for which torch has none."""
+"""Batch norm over the batch of all processes, also on devices that torch's own does not support."""
 
 import torch
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -9,12 +9,12 @@ from ...losses.all_reduce import sum_over_processes
 
 
 class SharedBatchNorm(_BatchNorm):
-    """``nn.SyncBatchNorm`` in plain tensor code: torch's own runs on GPUs alone.
+    """``nn.SyncBatchNorm`` in plain tensor code, because torch's own runs on GPUs only.
 
-    Mean and variance are taken in two passes, which costs a second exchange and no digits.
+    Mean and variance take two passes: a second exchange between processes, but no loss of digits.
 
     Args:
-        norm: the layer to stand in for, whose parameters and buffers it shares, also timm's with an activation.
+        norm: the layer to replace, torch's or timm's with an activation; its parameters and buffers are shared.
     """
 
     def __init__(self, norm: _BatchNorm):
@@ -25,8 +25,9 @@ class SharedBatchNorm(_BatchNorm):
         self.num_batches_tracked = norm.num_batches_tracked
         self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, C, *S) -> the same shape."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (N, C, *S); return the same shape."""
+        features = input
         if not self.training:
             return self.act(self.drop(super().forward(features)))
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -45,21 +46,23 @@ class SharedBatchNorm(_BatchNorm):
         return self.act(self.drop(normal.to(features.dtype)))
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        self.num_batches_tracked.add_(1)
-        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+        tracked, running_mean, running_var = self.num_batches_tracked, self.running_mean, self.running_var
+        assert tracked is not None and running_mean is not None and running_var is not None  # they are tracked
+        tracked.add_(1)
+        share = 1 / tracked if self.momentum is None else self.momentum
+        running_mean.lerp_(mean.to(running_mean.dtype), share)
+        running_var.lerp_(variance.to(running_var.dtype), share)
 
     @staticmethod
     def _by_channel(values: Tensor, axes: int) -> Tensor:
         return values.reshape(1, -1, *[1] * (axes - 2))
 
-    def _check_input_dim(self, features: Tensor) -> None:
-        """Any number of axes."""
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept any number of axes."""
 
 
 def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """``network`` with every batch norm over all processes: torch's on a GPU; the parameters stay the same objects."""
+    """Return the network with every batch norm over all processes; the parameters stay the same objects."""
     if device.type == "cuda":
         return convert_sync_batchnorm(network)
     for name, child in network.named_children():

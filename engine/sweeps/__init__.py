@@ -1,1 +1,5 @@
-"""Entry points, sweeps and their reports."""
+"""The start of an entry point, and the results and reports of sweeps."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""What happens before the first run of a sweep and after the last."""
+"""Check a sweep before its first run, and report on it after the last."""
 
 import importlib.util
 import signal
@@ -10,20 +10,20 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from ..guards.secret_values import refuse_secrets
-from .report import report
 from .results import RESULT
 
-# Plugins of Hydra by what installs them.
+# Plugins of Hydra, and the extras of this package that install them.
 _EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_submitit_launcher": "slurm", "hydra_optuna_sweeper": "optuna"}
 
 
 class SweepReport(Callback):
-    """Hydra callback: after a multirun, gather each run's ``result.json``; see :mod:`.report`."""
+    """Hydra callback that checks a multirun before it starts and reports on it at its end; see :mod:`.report`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit if the launcher or the sweeper is not there, or Hydra would write a secret into multirun.yaml.
+        """Exit if the launcher or the sweeper is not installed, or Hydra would write a secret into multirun.yaml.
 
-        Let a parallel sweep's runs save at Ctrl-C, which reaches them too: joblib would kill them when it hears of it.
+        Also let Ctrl-C end a parallel sweep's launcher at once: the signal reaches the runs too, which then save, but
+        joblib would kill them if it handled it.
         """
         try:
             refuse_secrets({"the command line": sys.argv})
@@ -38,7 +38,9 @@ class SweepReport(Callback):
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table, write it and its picture into the sweep's folder; exit 1 if a run failed."""
+        """Print the table, write it and its pictures into the sweep's folder; exit with code 1 if a run failed."""
+        from .report import report  # matplotlib takes a second, and Hydra loads this callback before every command
+
         folder = Path(config.hydra.sweep.dir)
         if next(folder.rglob(RESULT), None) and report(folder):
             raise SystemExit(1)
@@ -47,5 +49,5 @@ class SweepReport(Callback):
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(f"hydra_plugins.{package}") is not None
-    except ModuleNotFoundError:  # no plugin at all
+    except ModuleNotFoundError:  # there is no plugin at all
         return False

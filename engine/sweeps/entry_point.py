@@ -1,9 +1,7 @@
-"""How an entry point starts and how it fails."""
+"""How an entry point starts and how it fails. Neither needs torch, so that a mistake is answered at once."""
 
 import errno
 import functools
-import importlib
-import inspect
 import os
 import re
 import sys
@@ -18,71 +16,67 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ...data.loader import lost_worker
-from ..runtime.distributed import is_first
-from ..runtime.launchers import in_own_process, join_job, parallel_worker
+from ..runtime.launchers import in_own_process, is_first, join_job, parallel_worker
+from ..runtime.lost_workers import lost_worker
 from .results import write_result
 
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 
 
-class entry_point:
-    """Decorator that turns a user's mistake into one message and a non-zero exit, and leaves no empty folder behind.
+def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
+    """Decorate `main` to turn a user's mistake into one message and exit code 1, and to leave no empty folder behind.
 
-    ``HYDRA_FULL_ERROR=1`` shows the whole traceback, as it does for Hydra's own messages. A run of a sweep that fails,
-    by whatever error, is noted down and the sweep goes on; it has no score. Hydra's launchers may send what is
-    decorated to another process, which imports its file anew.
+    ``HYDRA_FULL_ERROR=1`` shows the whole traceback, as it does for Hydra's own messages. If a run of a sweep fails,
+    by whatever error, the error goes into its ``result.json`` and the sweep goes on; such a run has no score.
     """
 
-    def __init__(self, main: Callable[[DictConfig], Any]):
-        self._main = main
-        functools.update_wrapper(self, main)
-
-    def __call__(self, config: DictConfig) -> Any:
+    # hydra.main hands this function to the launcher. joblib and submitit pickle it with cloudpickle, which refers to
+    # the functions of an importable module by name but copies everything that `__main__` defines. So an entry point
+    # ends with `if __name__ == "__main__":`, imports its own main from ccnet and calls that one.
+    @functools.wraps(main)
+    def started(config: DictConfig) -> Any:
         join_job()
+        run = functools.partial(_run, main, config)
         if parallel_worker() is None:
-            return self._run(config)
+            return run()
         try:
-            return in_own_process(functools.partial(self._run, config))
+            return in_own_process(run)
         except ChildProcessError as error:
             print(f"error: {error}", file=sys.stderr)
-            return _note(str(error))
+            return _record_failure(str(error))
 
-    def _run(self, config: DictConfig) -> Any:
-        if not is_first():
-            _remove_if_empty(_folder())  # named by a later second perhaps; the first process makes the one they use
-        try:
-            with _lost_workers():
-                return self._main(config)
-        except _USER_ERRORS as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
-            while isinstance(error, InstantiationException) and error.__cause__ is not None:
-                error = error.__cause__  # what the class that Hydra called had to say
-            print(f"{_process()}error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
-            if _in_sweep():
-                lost = _process() and isinstance(error, ConnectionError)  # the other process notes why
-                return None if lost else _note(_message(error))
+    return started
+
+
+def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    if not is_first():
+        _remove_if_empty(_folder())  # its name may hold a later second than the first process's, which all will use
+    try:
+        with _explain_lost_workers():
+            return main(config)
+    except _USER_ERRORS as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        while isinstance(error, InstantiationException) and error.__cause__ is not None:
+            error = error.__cause__  # the error of the class that Hydra called
+        print(f"{_process()}error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+        if not _in_sweep():
             raise SystemExit(1) from error
-        except Exception as error:
-            if not _in_sweep():
-                raise
-            traceback.print_exc()
-            return _note(f"{type(error).__name__}: {error}")
-        finally:
-            if is_first():  # from another process it might come just before the first file is written
-                _remove_if_empty(_folder(), _folder().parent)
-
-    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
-        return _imported, (f"ccnet.{Path(inspect.getfile(self._main)).stem}", self.__name__)
-
-
-def _imported(module: str, name: str) -> entry_point:
-    return getattr(importlib.import_module(module), name).__wrapped__  # without what hydra.main put around it
+        if _process() and isinstance(error, ConnectionError):
+            return None  # the process that has gone records why
+        return _record_failure(_message(error))
+    except Exception as error:
+        if not _in_sweep():
+            raise
+        traceback.print_exc()
+        return _record_failure(f"{type(error).__name__}: {error}")
+    finally:
+        if is_first():  # another process might remove the folder just before the first file is written
+            _remove_if_empty(_folder(), _folder().parent)
 
 
 @contextmanager
-def _lost_workers() -> Iterator[None]:
+def _explain_lost_workers() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -99,17 +93,17 @@ def _in_sweep() -> bool:
     return not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
-def _note(message: str) -> None:
-    write_result(_folder(), {"overrides": list(HydraConfig.get().overrides.task), "error": message})
+def _record_failure(message: str) -> None:
+    write_result(_folder(), {"error": message})
 
 
 def _process() -> str:
-    """Which one of several processes is speaking."""
+    """Return a prefix that says which of several processes is speaking; empty if there is one."""
     return f"process {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
 def _message(error: BaseException) -> str:
-    """What the error says; out of a data worker, without the traceback that torch puts before it."""
+    """Return the error's text, without the traceback that torch prefixes to an error from a data worker."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
@@ -119,11 +113,11 @@ def _message(error: BaseException) -> str:
 
 
 def _folder() -> Path:
-    """What Hydra has made for this run."""
+    """Return the folder that Hydra has made for this run."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 def _remove_if_empty(*folders: Path) -> None:
-    with suppress(OSError):  # rmdir refuses a folder that holds anything
+    with suppress(OSError):  # rmdir fails on a folder that is not empty
         for folder in folders:
             folder.rmdir()

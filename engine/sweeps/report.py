@@ -1,67 +1,69 @@
-"""One table and one picture over the runs of a sweep: ``python -m ccnet.engine.sweeps.report SWEEP``.
+"""Compare the runs of a sweep in tables and pictures: ``python -m ccnet.engine.sweeps.report SWEEP``.
 
-A sweep writes them when it ends; this makes them again, also of one that is under way or was cut off.
+A sweep writes them when it ends. The command writes them again, also for a sweep that is under way or was cut off.
 """
 
 import json
-import re
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..drawing import charts
-from ..drawing.tables import text_table, write_csv
+from ..drawing.tables import Table
 from ..runtime.atomic_files import write_text
 from .results import RESULT, unfinished
 
-_SEED = re.compile(r"\+*seed=")
-_LONG = re.compile(r"(?<==)\d+\.\d{4,}(e-?\d+)?")  # numbers of a search
+Run = dict[str, Any]  # the content of a result.json
+Overrides = dict[str, Any]  # {option: value}
 
 
 def report(folder: Path) -> list[str]:
-    """Print the table of a sweep, write ``sweep.csv``, ``sweep.md`` and pictures into it; returns the runs that failed.
+    """Print a sweep's tables and write them and its pictures into its folder.
 
-    The pictures: a bar per setting (``sweep.png``), the score against the cost (``sweep_cost.png``) and over each
-    option that was given several numbers (``sweep_OPTION.png``), with the seeds as their spread.
+    The table lists the runs (``sweep.csv``, ``sweep.md``). Settings that were run with several seeds also get their
+    mean, standard deviation and share of runs that succeeded (``sweep_seeds.csv``).
 
-    Settings that were run with several seeds also get their mean, standard deviation and share of runs that succeeded
-    (``sweep_seeds.csv``).
+    The pictures show a bar per setting (``sweep.png``), the score against the cost (``sweep_cost.png``) and the score
+    over each option that was given several numbers (``sweep_OPTION.png``), with error bars for the seeds.
 
     Args:
-        folder: of the sweep, with a folder per run.
+        folder: the sweep's folder, with a folder per run.
+
+    Returns:
+        "name: error" of each run that failed.
 
     Raises:
-        FileNotFoundError: no run in it has ended.
+        FileNotFoundError: no run in the folder has ended.
+        ValueError: a result is of an earlier version.
     """
     paths = sorted(folder.rglob(RESULT), key=lambda path: [*map(_natural, path.relative_to(folder).parts)])
     if not paths:
         raise FileNotFoundError(f"{folder} has no run that has ended: give the folder of a sweep, outputs/sweeps/TIME")
-    runs = [json.loads(path.read_text()) for path in paths]
-    names = _what_differs([run["overrides"] for run in runs])
-    done = [run for run in runs if "error" not in run]
+    runs = [_read(path) for path in paths]
+    names = _names([run["overrides"] for run in runs])
+    done = _succeeded(runs)
     failed = [f"{name}: {run['error']}" for name, run in zip(names, runs, strict=True) if "error" in run]
     columns = [key for key in done[0] if key != "overrides" and all(key in run for run in done)] if done else []
-    header = ("run", *columns)
     rows = [
         [name, *(run.get(column, "failed" if "error" in run else "") for column in columns)]
         for name, run in zip(names, runs, strict=True)
     ]
-    write_csv(folder / "sweep.csv", header, rows)
-    written = {"table": [folder / "sweep.csv"]}
-    tables = [(header, rows)]
+    tables = [Table(("run", *columns), rows)]
+    tables[0].write_csv(folder / "sweep.csv")
+    written = {"table": [folder / "sweep.csv", folder / "sweep.md"]}
     if done:
-        settings = _settings(runs)
+        settings = _by_setting(runs)
         written["pictures"] = _draw(folder, settings, done, columns)
-        if any(len(group) > 1 for group in settings.values()):
+        if any(len(group) > 1 for _, group in settings):
             tables.append(_over_seeds(settings, columns[0]))
-            write_csv(folder / "sweep_seeds.csv", *tables[-1])
+            tables[1].write_csv(folder / "sweep_seeds.csv")
             written["seeds"] = [folder / "sweep_seeds.csv"]
-    write_text(folder / "sweep.md", "\n\n".join(_markdown(*table) for table in tables) + "\n")
-    written["table"].append(folder / "sweep.md")
+    write_text(folder / "sweep.md", "\n\n".join(table.markdown() for table in tables) + "\n")
     for table in tables:
-        print(f"\n{text_table(*table)}")
+        print(f"\n{table.text()}")
     print()
     for line in failed:
         print(f"failed    {line}")
@@ -72,20 +74,26 @@ def report(folder: Path) -> list[str]:
     return failed
 
 
-def _draw(folder: Path, settings: dict[str, list[dict]], done: list[dict[str, Any]], columns: list[str]) -> list[Path]:
-    """Pictures of the runs that are done, and what stands in their column of the score, the first."""
+def _read(path: Path) -> Run:
+    run = json.loads(path.read_text())
+    if not isinstance(run.get("overrides"), dict):
+        raise ValueError(f"{path} has no overrides by option, an earlier version wrote it: run the sweep again")
+    return run
+
+
+def _draw(folder: Path, settings: list[tuple[Overrides, list[Run]]], done: list[Run], columns: list[str]) -> list[Path]:
+    """Draw the runs by the first of the columns, the score; return the paths of the pictures."""
     score = columns[0]
-    short = {_LONG.sub(lambda number: f"{float(number[0]):.3g}", name): group for name, group in settings.items()}
+    names = _names([overrides for overrides, _ in settings], _short)
+    by_name = {name: runs for name, (_, runs) in zip(names, settings, strict=True)}
     pictures = [folder / "sweep.png"]
     charts.save_comparison(
-        pictures[0], {name: [run.get(score) for run in group] for name, group in short.items()}, score
+        pictures[0], {name: [run.get(score) for run in runs] for name, runs in by_name.items()}, score
     )
     if "gflops" in columns:
         pictures.append(folder / "sweep_cost.png")
-        succeeded = {name: [run for run in group if "error" not in run] for name, group in short.items()}
-        costs = {
-            name: (group[0]["gflops"], [run[score] for run in group]) for name, group in succeeded.items() if group
-        }
+        succeeded = {name: _succeeded(runs) for name, runs in by_name.items()}
+        costs = {name: (runs[0]["gflops"], [run[score] for run in runs]) for name, runs in succeeded.items() if runs}
         charts.save_cost(pictures[-1], costs, score)
     for option, lines in _trends(done, score).items():
         pictures.append(folder / f"sweep_{option}.png")
@@ -93,66 +101,90 @@ def _draw(folder: Path, settings: dict[str, list[dict]], done: list[dict[str, An
     return pictures
 
 
-def _settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Runs by what differs between them besides the seed."""
-    groups = defaultdict(list)
+def _succeeded(runs: list[Run]) -> list[Run]:
+    return [run for run in runs if "error" not in run]
+
+
+def _by_setting(runs: list[Run]) -> list[tuple[Overrides, list[Run]]]:
+    """Group runs that differ in nothing but the seed: (overrides without the seed, runs)."""
+    groups: dict[tuple, tuple[Overrides, list[Run]]] = {}
     for run in runs:
-        groups[tuple(part for part in run["overrides"] if not _SEED.match(part))].append(run)
-    return dict(zip(_what_differs([list(key) for key in groups]), groups.values(), strict=True))
+        setting = _without(run["overrides"], "seed")
+        key = tuple((option, _text(value)) for option, value in setting.items())
+        groups.setdefault(key, (setting, []))[1].append(run)
+    return list(groups.values())
 
 
-def _over_seeds(settings: dict[str, list[dict[str, Any]]], score: str) -> tuple[tuple[str, ...], list[list[Any]]]:
-    """Header and rows."""
+def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> Table:
+    """Return the table with the mean and the spread of each setting over its seeds."""
     rows = []
-    for name, group in settings.items():
-        values = [run[score] for run in group if "error" not in run]
+    for name, (_, runs) in zip(_names([overrides for overrides, _ in settings]), settings, strict=True):
+        values = [run[score] for run in _succeeded(runs)]
         spread = statistics.stdev(values) if len(values) > 1 else ""
-        rows.append([name or "all", f"{len(values)}/{len(group)}", statistics.mean(values) if values else "", spread])
-    return ("setting", "succeeded", f"{score} mean", f"{score} std"), rows
+        rows.append([name or "all", f"{len(values)}/{len(runs)}", statistics.mean(values) if values else "", spread])
+    return Table(("setting", "succeeded", f"{score} mean", f"{score} std"), rows)
 
 
-def _trends(runs: list[dict[str, Any]], score: str) -> dict[str, dict[str, dict[float, list[float]]]]:
-    """Option -> setting of the others -> its value -> score by seed; of options with several values, all numbers."""
-    given = [dict(part.lstrip("+").split("=", 1) for part in run["overrides"] if "=" in part) for run in runs]
-    options = {option for own in given for option in own} - {"seed"}
+def _trends(runs: list[Run], score: str) -> dict[str, dict[str, dict[float, list[float]]]]:
+    """Return {option: {setting of the others: {value: scores by seed}}} of the options that were given only numbers."""
+    given = [{_bare(option): value for option, value in run["overrides"].items()} for run in runs]
     trends = {}
-    for option in sorted(options):
-        values = [_number(own.get(option)) for own in given]
-        if None in values or len(set(values)) < 2:
+    for option in sorted({option for own in given for option in own} - {"seed"}):
+        values: list[Any] = [own.get(option) for own in given]
+        if not all(map(_is_number, values)) or len(set(values)) < 2:
             continue
-        others = [[f"{key}={value}" for key, value in own.items() if key not in (option, "seed")] for own in given]
-        settings = defaultdict(lambda: defaultdict(list))
-        names = _what_differs(others)
+        names = _names([_without(own, option, "seed") for own in given])
         if len(set(names)) == len(set(zip(names, values, strict=True))):
             names = [""] * len(runs)  # a search, not a grid: no two runs make a line
+        settings: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for name, value, run in zip(names, values, runs, strict=True):
             settings[name][value].append(run[score])
         trends[option] = settings
     return trends
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _what_differs(overrides: list[list[str]]) -> list[str]:
-    """Name each run by the overrides that not all runs share."""
-    shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
-    return [" ".join(part for part in own if part not in shared) for own in overrides]
+def _without(overrides: Overrides, *options: str) -> Overrides:
+    return {option: value for option, value in overrides.items() if _bare(option) not in options}
+
+
+def _bare(option: str) -> str:
+    """Return the option's name, without the + that adds it to the configuration."""
+    return option.lstrip("+")
+
+
+def _names(overrides: Sequence[Overrides], text: Callable[[Any], str] | None = None) -> list[str]:
+    """Name each run by the overrides that not all runs share; `text` writes a value."""
+    text = text or _text
+    pairs = [{(option, _text(value)) for option, value in own.items()} for own in overrides]
+    shared = set.intersection(*pairs) if len(pairs) > 1 else set()
+    return [
+        " ".join(f"{option}={text(value)}" for option, value in own.items() if (option, _text(value)) not in shared)
+        for own in overrides
+    ]
+
+
+def _text(value: Any) -> str:
+    """Write a value as an override does."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_text(part)}" for key, part in value.items()) + "}"
+    return "null" if value is None else str(value)
+
+
+def _short(value: Any) -> str:
+    """Write a value as an override does, but a search's long number with three digits."""
+    text = _text(value)
+    return f"{value:.3g}" if isinstance(value, float) and len(text.partition(".")[2]) > 3 else text
 
 
 def _natural(part: str) -> tuple[int, int, str]:
-    """Run 10 after run 9."""
+    """Return a sort key that puts run 10 after run 9."""
     return (0, int(part), "") if part.isdecimal() else (1, 0, part)
-
-
-def _markdown(header: tuple[str, ...], rows: list[list[Any]]) -> str:
-    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    lines = [list(header), ["---"] * len(header), *cells]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 if __name__ == "__main__":
@@ -160,5 +192,5 @@ if __name__ == "__main__":
         raise SystemExit("give the folder of a sweep: python -m ccnet.engine.sweeps.report outputs/sweeps/TIME")
     try:
         report(Path(sys.argv[1]).expanduser())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

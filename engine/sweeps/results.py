@@ -1,4 +1,4 @@
-"""What the runs of a sweep leave behind: ``result.json`` in each run's folder."""
+"""``result.json``: the overrides and scores of a run, in its folder."""
 
 import json
 from pathlib import Path
@@ -8,28 +8,32 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ..runtime.atomic_files import write_text
+from ..runtime.overrides import given_overrides
 
 RESULT = "result.json"
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Leave what the sweep's table needs in a run's folder: "overrides", the scores, the first of them to compare.
+    """Write the overrides of this run, {option: value}, and its result for the sweep's table.
 
-    A run that failed leaves "overrides" and "error".
+    Args:
+        folder: the run's folder.
+        result: scores, the one to compare runs by first; {"error": message} if the run has failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")  # others may be reading
+    text = json.dumps({"overrides": given_overrides()} | result, indent=1)
+    write_text(folder / RESULT, text + "\n")  # atomic: other processes may be reading
 
 
 def sweep_name() -> str | None:
-    """What the runs of the sweep under way are shown together as: the name of its folder; None outside a sweep."""
+    """Return the name of the sweep's folder, which groups its runs in W&B; None outside of a sweep."""
     if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
         return None
     return Path(HydraConfig.get().sweep.dir).resolve().name
 
 
 def finished_score(folder: Path, iterations: int) -> float | None:
-    """The best score, a share, of the run in ``folder`` if all its ``iterations`` are done."""
+    """Return the best score, in [0, 1], of the run in `folder`; None unless all its iterations are done."""
     try:
         result = json.loads((folder / RESULT).read_text())
     except (OSError, ValueError):
@@ -40,6 +44,6 @@ def finished_score(folder: Path, iterations: int) -> float | None:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Folders of a sweep's runs that have begun and left no result: they are under way, or were killed."""
+    """Return the folders of runs that have begun and have no result yet: they are under way, or were killed."""
     runs = sorted(path.parent for path in folder.rglob("config.yaml"))
     return [run for run in runs if not (run / RESULT).exists() and "wandb" not in run.relative_to(folder).parts]

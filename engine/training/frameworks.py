@@ -23,11 +23,13 @@ class Framework(Protocol):
 
     def evaluated(self, network: nn.Module, *, bf16: bool = False) -> Any:
         """Return a callable with the weights of `network` for evaluation and prediction."""
+        ...
 
     def step(
         self, config: DictConfig, task: Task, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Step:
         """Return the training step that the run's configuration describes."""
+        ...
 
 
 class Torch:
@@ -86,8 +88,14 @@ class Jax:
 
 
 def choose_framework(name: str, device: str) -> Framework:
-    """Return the framework called ``name``, "torch" or "jax", on the device called ``device``."""
-    frameworks = {"torch": Torch, "jax": Jax}
-    if name not in frameworks:
-        raise ValueError(f"framework is {name!r}: choose 'torch' or 'jax'")
-    return frameworks[name](device)
+    """Return the framework called `name`, "torch" or "jax", on the device called `device`."""
+    if name == "torch":
+        return Torch(device)
+    if name == "jax":
+        return Jax(device)
+    raise ValueError(f"framework is {name!r}: choose 'torch' or 'jax'")
+
+
+def framework_of(config: DictConfig) -> Framework:
+    """Return the framework of a run's configuration; torch if an early version wrote it, which knew no other."""
+    return choose_framework(config.get("framework", "torch"), config.device)

@@ -1,12 +1,12 @@
-"""A training step in JAX of a network that torch describes.
+"""A training step in JAX for a network that torch describes.
 
-The torch network, its optimizer and its schedule say what is trained and how: weights, parameter groups and the
-hyperparameters of the moment. The step itself, forward, backward and update, runs in JAX over the local devices;
-:meth:`JaxStep.write_back` brings weights and optimizer state home, so that checkpoints are torch's own.
+The torch network, its optimiser and its schedule hold the initial weights, the parameter groups and the current
+hyperparameters. The step itself (forward, backward and update) runs in JAX over the local devices.
+:meth:`JaxStep.write_back` copies weights and optimiser state back to torch, so that checkpoints are the same.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +23,25 @@ from ..evaluation.jax_network import JaxNetwork
 from ..runtime.memory import process_peak_mib
 from .nonfinite import Outcome
 
-# What torch's optimizers keep per parameter, by torch's names.
+# The state that torch's optimisers keep per parameter, by torch's names.
 _KEPT = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
 _UNSUPPORTED = ("dampening", "maximize", "amsgrad")
 
 
 class JaxStep:
-    """One optimiser step per call, on images and labels of torch.
+    """One optimiser step per call, on batches of torch tensors.
 
     Args:
         network: the torch network to start from.
-        criterion: of ``losses``: (output, labels) -> total, terms.
-        optimizer: torch's SGD or AdamW of the network, with the state to continue from.
-        devices: the batch is spread over these.
-        seed: of the dropout.
-        bf16: convolutions in bfloat16; weights, losses and updates in float32.
-        clip_norm: length to which the gradient of all parameters is shortened.
+        criterion: one of ``losses``: (output, labels) -> total, terms.
+        optimizer: torch's SGD or AdamW of the network's parameters, with the state to continue from.
+        devices: the devices that share each batch.
+        seed: the seed of the dropout.
+        bf16: convolve in bfloat16; weights, losses and updates stay in float32.
+        clip_norm: the norm that the gradient of all parameters is clipped to.
 
     Raises:
-        ValueError: an optimizer without a counterpart.
+        ValueError: the optimiser has no counterpart in JAX.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class JaxStep:
         criterion: Callable,
         optimizer: torch.optim.Optimizer,
         *,
-        devices: Sequence[jax.Device],
+        devices: Sequence[Any],
         seed: int,
         bf16: bool = False,
         clip_norm: float | None = None,
@@ -73,23 +73,23 @@ class JaxStep:
         self._evaluated: JaxNetwork | None = None
 
     def place(self, images: Tensor, labels: Tensor) -> tuple[jax.Array, jax.Array]:
-        """(N, 3, H, W), labels (N, H, W) -> channels-last, spread over the devices."""
+        """Return images (N, 3, H, W), channels last, and labels (N, H, W), split over the devices."""
         batch = images.movedim(1, -1).numpy(), labels.to(torch.int32).numpy()
         return jax.device_put(batch, self._split)
 
     def __call__(self, images: jax.Array, labels: jax.Array, iteration: int) -> Outcome:
-        """A placed batch, iterations done before -> what the step gave; the devices are not waited for.
+        """Train on a placed batch after `iteration` iterations; return without waiting for the devices.
 
-        A loss or a gradient that is not finite leaves everything as it was.
+        If the loss or the gradient is not finite, nothing changes.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), iteration)
         with jax.set_mesh(self.mesh):
             self._state, outcome = self._step(self._state, self._hyperparameters(), (images, labels), key)
-        self.optimizer.step()  # it has no gradients and moves nothing, but its schedule asks whether it was called
+        self.optimizer.step()  # no gradients, so it does nothing; but torch's schedule warns if it is not called
         return outcome
 
     def evaluated(self) -> JaxNetwork:
-        """The network as it is now, for a validation; compiled once in a run."""
+        """Return the network as it is now, for a validation; it is compiled once per run."""
         network = self._network(*jax.device_put(self._state[:2], self.mesh.devices[0]))
         if self._evaluated is None:
             self._evaluated = JaxNetwork(network, bf16=self.bf16)
@@ -97,7 +97,7 @@ class JaxStep:
         return self._evaluated
 
     def write_back(self) -> None:
-        """Bring weights and optimizer state into the torch network and its optimizer."""
+        """Copy weights and optimiser state into the torch network and its optimiser."""
         parameters, statistics, kept = jax.device_get(self._state)
         self.network.load_state_dict(state_dict(self._network(parameters, statistics)), strict=True)
         count = torch.tensor(float(kept["step"]))
@@ -106,14 +106,14 @@ class JaxStep:
             self.optimizer.state[parameter] = entry | ({"step": count.clone()} if len(entry) > 1 else {})
 
     def peak_memory_mib(self) -> float:
-        """Of the first device's allocator where it keeps a count, of the process elsewhere."""
+        """Return the peak of the first device's allocator, or of the process where the allocator does not count."""
         count = self.mesh.devices[0].memory_stats()
         if count:
             return count["peak_bytes_in_use"] / 2**20
         return process_peak_mib()
 
     def _read_optimizer(self) -> dict[str, Any]:
-        """What the optimizer keeps, zero where it has not made a step yet."""
+        """Return the optimiser's state, with zeros where it has not made a step yet."""
         entries = {name: self.optimizer.state.get(parameter, {}) for parameter, name in self._names.items()}
         kept: dict[str, Any] = {
             key: {
@@ -126,7 +126,7 @@ class JaxStep:
         return kept | {"step": jnp.asarray(max(steps, default=0), jnp.int32)}
 
     def _hyperparameters(self) -> dict[str, Any]:
-        """As the schedule has just set them: rate and decay by parameter, the others of the first group."""
+        """Return the current hyperparameters: rate and decay by parameter, the others from the first group."""
         groups = self.optimizer.param_groups
         first = {key: np.float32(groups[0][key]) for key in ("momentum", "eps") if key in groups[0]}
         first |= {f"beta{i}": np.float32(beta) for i, beta in enumerate(groups[0].get("betas", ()), 1)}
@@ -161,24 +161,25 @@ class JaxStep:
         return kept_or_changed, Outcome(loss, terms, grad_norm)
 
     def _optax(self, gradients, parameters, kept, hyper):
-        """The updates, and what is kept for the next step."""
+        """Return the updates and the optimiser's next state."""
         decay = jax.tree.map(lambda rate, parameter: rate * parameter, hyper["weight_decay"], parameters)
         if isinstance(self.optimizer, torch.optim.SGD):
             rule = optax.trace(hyper["momentum"], nesterov=self.optimizer.defaults["nesterov"])
             gradients = jax.tree.map(jnp.add, gradients, decay)
             moves, after = rule.update(gradients, optax.TraceState(kept["momentum_buffer"]))
-            after = {"momentum_buffer": after.trace, "step": kept["step"] + 1}
+            after = {"momentum_buffer": cast(optax.TraceState, after).trace, "step": kept["step"] + 1}
         else:
             rule = optax.scale_by_adam(hyper["beta1"], hyper["beta2"], hyper["eps"])
             before = optax.ScaleByAdamState(kept["step"], kept["exp_avg"], kept["exp_avg_sq"])
             moves, after = rule.update(gradients, before)
             moves = jax.tree.map(jnp.add, moves, decay)
+            after = cast(optax.ScaleByAdamState, after)
             after = {"exp_avg": after.mu, "exp_avg_sq": after.nu, "step": after.count}
         return jax.tree.map(lambda rate, move: -rate * move, hyper["lr"], moves), after
 
 
 def _named(state: nnx.State) -> dict[str, Any]:
-    return {".".join(path): variable[...] for path, variable in nnx.to_flat_state(state)}
+    return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
 
 
 def _state(arrays: dict[str, Any], kind: type[nnx.Variable]) -> nnx.State:

@@ -1,27 +1,33 @@
-"""Where the numbers of a run go: CSV files and a picture in its folder, and W&B."""
+"""The log of a run: CSV files and pictures in its folder, and W&B."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..drawing import charts
-from ..drawing.tables import ScalarFile, write_csv
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from ...data.dataset import ImageDataset
+from ..drawing.charts import save_curves
+from ..drawing.scalar_file import ScalarFile
+from ..evaluation.tasks import Task, TaskEvaluation
+from ..guards.settings import plain
+from ..runtime.atomic_files import write_text
+from ..runtime.distributed import rank
+from .state import TrainingState
 
 if TYPE_CHECKING:  # W&B takes a second to import, which a run without it saves
-    from ..evaluation.tasks import Task, TaskEvaluation
     from .wandb_logger import WandbRun
 
 
 class NoLog:
-    """In the place of a :class:`RunLog` in processes that write nothing."""
-
-    wandb_id = None
+    """Stands in for a :class:`RunLog` in all processes but the first."""
 
     def train(self, iteration: int, values: dict[str, float]) -> None:
-        """Leave it to the first process."""
+        """Do nothing."""
 
-    validation = train
+    def validation(self, iteration: int, result: TaskEvaluation) -> None:
+        """Do nothing."""
 
     def __enter__(self) -> "NoLog":
         return self
@@ -31,58 +37,55 @@ class NoLog:
 
 
 class RunLog:
-    """The log of one training run; use it in a ``with``, which also closes W&B.
+    """The log of one training run; leaving its ``with`` block closes W&B.
+
+    ``train.csv`` and ``val.csv`` hold the scalars, ``val_classes.csv`` the scores by class of the newest validation,
+    ``curves.png`` and ``predictions.png`` the pictures.
 
     Args:
-        task: scores and draws.
-        folder: of the run. ``train.csv`` and ``val.csv`` have the scalars, ``val_classes.csv`` the scores by
-            class of the newest validation, ``curves.png`` and ``predictions.png`` the pictures.
-        classes, palette: of the data set.
-        start, validated: iterations that the run continues from, of training and of its newest validation; 0 for a
-            new run.
-        wandb: starts the W&B run in the folder; None for none.
+        config: the run's configuration, complete.
+        folder: the run's folder.
+        task: draws the predictions.
+        dataset: names the classes and their colours.
+        state: says where the run resumes; keeps the id of the W&B run.
+        group: the name under which W&B shows runs together, unless the configuration gives one.
     """
 
     def __init__(
         self,
-        task: "Task",
+        config: DictConfig,
         folder: Path,
         *,
-        classes: Sequence[str],
-        palette: Sequence[Sequence[int]],
-        start: int = 0,
-        validated: int = 0,
-        wandb: "Callable[[Path], WandbRun] | None" = None,
+        task: Task,
+        dataset: ImageDataset,
+        state: TrainingState,
+        group: str | None,
     ):
-        self.task, self.folder, self.classes, self.palette = task, folder, classes, palette
-        self._train = ScalarFile(folder / "train.csv", keep_until=start)
-        self._validation = ScalarFile(folder / "val.csv", keep_until=validated)
-        self._wandb = wandb(folder) if wandb else None
-
-    @property
-    def wandb_id(self) -> str | None:
-        """Id of the W&B run, if there is one."""
-        return self._wandb.run_id if self._wandb else None
+        self.task, self.folder, self.classes, self.palette = task, folder, dataset.classes, dataset.palette
+        self._train = ScalarFile(folder / "train.csv", keep_until=state.iteration)
+        self._validation = ScalarFile(folder / "val.csv", keep_until=state.validated)
+        self._wandb = _start_wandb(config, folder, run_id=state.wandb_id, group=group)
+        state.wandb_id = self._wandb.run_id if self._wandb else None
 
     def train(self, iteration: int, values: dict[str, float]) -> None:
-        """Add the scalars of a training iteration."""
+        """Log the scalars of a training iteration."""
         self._train.add({"iteration": iteration} | values)
         if self._wandb:
             self._wandb.scalars(iteration, {f"train/{name}": value for name, value in values.items()})
 
-    def validation(self, iteration: int, result: "TaskEvaluation") -> None:
-        """Add a validation: scores in percent, the table by class, curves and predictions."""
+    def validation(self, iteration: int, result: TaskEvaluation) -> None:
+        """Log a validation: scores in percent, the table by class, curves and predictions."""
         summary = result.scores.summary()
-        header, rows = result.scores.table(self.classes)
-        by_class = {f"{header[1]}/{name}": share for name, share, *_ in rows[:-1]}
+        table = result.scores.table(self.classes)
+        by_class = {f"{table.header[1]}/{name}": share for name, share, *_ in table.rows[:-1]}
         self._validation.add({"iteration": iteration} | summary | {"images_per_s": result.images_per_s} | by_class)
-        write_csv(self.folder / "val_classes.csv", header, rows)
-        charts.save_curves(self.folder / "curves.png", self._train.rows, self._validation.rows, list(summary)[:2])
+        table.write_csv(self.folder / "val_classes.csv")
+        save_curves(self.folder / "curves.png", self._train.rows, self._validation.rows, list(summary)[:2])
         self.task.save_panel(self.folder / "predictions.png", result.samples, self.classes, self.palette)
         if self._wandb:
             self._wandb.scalars(iteration, {f"val/{name}": value for name, value in summary.items()})
             panels = self.task.wandb_panels(result.samples, self.classes)
-            self._wandb.validation(iteration, header, rows, panels)
+            self._wandb.validation(iteration, table.header, table.rows, panels)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -92,3 +95,26 @@ class RunLog:
     ) -> None:
         if self._wandb:
             self._wandb.close(failed=kind is not None)
+
+
+def _start_wandb(config: DictConfig, folder: Path, *, run_id: str | None, group: str | None) -> "WandbRun | None":
+    if config.logger._target_ is None:
+        return None
+    start = instantiate(config.logger)
+    name = "/".join(folder.resolve().parts[-2:])
+    return start(folder, name=name, group=config.logger.get("group") or group, config=plain(config), run_id=run_id)
+
+
+def open_log(config: DictConfig, folder: Path, **options: Any) -> RunLog | NoLog:
+    """Write ``config.yaml`` and open the run's log; in all processes but the first, do neither.
+
+    Args:
+        config: the run's configuration, complete.
+        folder: the run's folder, which need not exist.
+        **options: further arguments of :class:`RunLog`.
+    """
+    if rank():
+        return NoLog()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    return RunLog(config, folder, **options)

@@ -1,28 +1,29 @@
-"""Learning rate schedules that torch does not have."""
+"""Learning rate schedules that torch lacks."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupSteps(LRScheduler):
-    """Linear warm-up, then a division by 10 at each of some iterations: Mask R-CNN's schedule.
+    """Linear warm-up, then a division by 10 at given iterations: Mask R-CNN's schedule.
 
     Args:
-        optimizer: whose learning rates are set.
-        warmup: iterations until the full learning rate.
-        steps: iterations at which it falls.
-        start: share of the learning rate at iteration 0; maskrcnn-benchmark's is a third.
+        optimizer: the optimiser whose learning rates are scheduled.
+        warmup: the iterations until the full learning rate.
+        steps: the iterations at which the learning rate is divided by 10.
+        start: the factor at iteration 0; a third in maskrcnn-benchmark.
     """
 
     def __init__(self, optimizer: Optimizer, *, warmup: int, steps: Sequence[int], start: float = 1 / 3):
         self.warmup, self.steps, self.start = warmup, sorted(steps), start
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
-        """The learning rate of each parameter group at this iteration."""
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each parameter group at this iteration."""
         warm = 1.0
         if self.last_epoch < self.warmup:
             warm = self.start + (1 - self.start) * self.last_epoch / self.warmup

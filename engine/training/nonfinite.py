@@ -1,24 +1,23 @@
-"""Losses that are no numbers: found without making the device wait."""
+"""Detect non-finite losses and gradients without synchronising with the device."""
 
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 
 class NonFiniteLoss(ValueError):
-    """The loss or its gradient is infinite or no number."""
+    """The loss or its gradient is infinite or NaN."""
 
 
 class Outcome(NamedTuple):
-    """What a training step gives: scalars that may still be on the device, torch's or JAX's.
+    """The result of a training step: scalar arrays of torch or JAX, which may still be on the device.
 
     Attributes:
-        loss: of the batch.
-        terms: of the loss, by name, unweighted.
-        grad_norm: length of the gradient of all parameters, before it was shortened.
+        loss: the loss of the batch.
+        terms: the terms of the loss by name, unweighted.
+        grad_norm: the norm of the gradient of all parameters, before clipping.
     """
 
     loss: Any
@@ -26,14 +25,14 @@ class Outcome(NamedTuple):
     grad_norm: Any
 
     def numbers(self) -> dict[str, float]:
-        """As the log has them; waits for the device."""
+        """Return the scalars under their names in the log; waits for the device."""
         named = {"loss": self.loss, **{f"loss/{name}": term for name, term in self.terms.items()}}
         return {name: value.item() for name, value in (named | {"grad_norm": self.grad_norm}).items()}
 
 
-def step_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """A step of ``optimizer`` if the flag is true; a fused one decides on the device, as under a GradScaler."""
-    # torch leaves SGD's momentum as it was allocated when the very first step is left out: the host asks before it.
+def step_if(finite: Tensor, optimizer: Any) -> None:
+    """Step the optimiser if the flag is true; a fused optimiser decides on the device, as under a GradScaler."""
+    # If a fused SGD skips its very first step, torch leaves the momentum uninitialised: there the host decides.
     if getattr(optimizer, "_step_supports_amp_scaling", False) and optimizer.state:
         optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
         try:
@@ -44,14 +43,16 @@ def step_if(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
-class Watch:
-    """Collects the outcomes of steps, which were left out on the device where they are not finite, and reads them late.
+class NonFiniteDetector:
+    """Collects the outcomes of steps and reads them when the device is waited for anyway.
+
+    The device itself has skipped the steps that were not finite, see :func:`step_if`.
 
     Args:
-        allowed: steps that may be left out.
-        skipped: how many have been, before.
-        names: iteration, counted from 0 -> names of its samples.
-        say: is told of every step that was left out.
+        allowed: how many steps may be skipped.
+        skipped: how many have been skipped before.
+        names: returns the names of the samples of an iteration, counted from 0.
+        say: is called with a message about every skipped step.
     """
 
     def __init__(self, *, allowed: int, skipped: int, names: Callable[[int], list[str]], say: Callable[[str], None]):
@@ -60,14 +61,14 @@ class Watch:
         self._unread: list[tuple[int, Outcome]] = []
 
     def add(self, iteration: int, outcome: Outcome) -> None:
-        """Remember what iteration number ``iteration``, counted from 0, gave."""
+        """Keep the outcome of an iteration, counted from 0, for the next check."""
         self._unread.append((iteration, outcome))
 
-    def read(self) -> None:
-        """Look at what has come since the last look.
+    def check(self) -> None:
+        """Read the outcomes since the last check.
 
         Raises:
-            NonFiniteLoss: more steps than allowed were left out; with the names of the batch and the terms.
+            NonFiniteLoss: more steps than allowed were skipped; the message names the batch and the terms.
         """
         unread, self._unread = self._unread, []
         for iteration, outcome in unread:

@@ -1,4 +1,4 @@
-"""What a training run is made of besides its configuration, to and from its checkpoints."""
+"""The state of a training run, written to checkpoints and restored from them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset
 
-from ..checkpoints import checkpoint
-from ..checkpoints.checkpoint import LAST, PREVIOUS, Checkpoint
+from ...data.dataset import ImageDataset
+from ..checkpoints import writing
+from ..checkpoints.record import LAST, PREVIOUS, Checkpoint
 from ..evaluation.tasks import TaskScores
 from ..guards.optimizer_state import alike, optimizer_state
 from ..runtime.distributed import from_all, rank
@@ -18,46 +18,60 @@ from ..runtime.distributed import from_all, rank
 class TrainingState:
     """Network, optimiser, schedule and random generators at an iteration.
 
-    The data need none: a sample is a function of its number (see ``data/stream.py``).
+    The data have no state: a sample is a function of its number (see ``data/training_samples.py``).
+
+    Args:
+        model: the torch network.
+        optimizer: the optimiser of its parameters.
+        schedule: the learning rate schedule of the optimiser.
+        identity: the fingerprint of the run's configuration.
+
+    Attributes:
+        iteration: iterations done.
+        validated: the iteration of the newest validation.
+        scores: the scores of the newest validation.
+        skipped: how many steps were skipped because they were not finite.
+        best_score: the best headline score so far, in [0, 1]; -1 before the first validation.
+        wandb_id: the id of the run in W&B.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, identity: str):
-        self.identity = identity  # of the configuration
+        self.identity = identity
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.iteration = 0
-        self.validated = 0  # iteration of the newest validation
-        self.scores: dict[str, Any] = {}  # of it
-        self.skipped = 0  # steps left out because their loss was not finite
-        self.best_score = -1.0
+        self.iteration: int = 0
+        self.validated: int = 0
+        self.scores: dict[str, Any] = {}
+        self.skipped: int = 0
+        self.best_score: float = -1.0
         self.wandb_id: str | None = None
-        self._saved = 0  # iteration of the newest checkpoint
-        self._last_is_whole = True  # the last.pt that is there could be read
+        self._saved = 0  # the iteration of the newest checkpoint
+        self._last_is_whole = True  # False if last.pt is damaged and the run resumed from previous.pt
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step, of the first group of parameters."""
-        return self.schedule.get_last_lr()[0]
+        """The learning rate of the next step, for the first parameter group."""
+        return float(self.schedule.get_last_lr()[0])
 
     def advance(self) -> None:
-        """Count a step that was made."""
+        """Advance the schedule and the iteration after a step."""
         self.schedule.step()
         self.iteration += 1
 
     def validation_due(self, every: int, last: int) -> bool:
-        """Whether this iteration is one to validate at, and has not been."""
+        """Return True if a validation belongs to this iteration and has not been done."""
         return self.validated < self.iteration and (self.iteration % every == 0 or self.iteration == last)
 
-    def take(self, scores: TaskScores) -> bool:
-        """Remember the scores of a validation; whether no one before was better."""
+    def record(self, scores: TaskScores) -> bool:
+        """Record validation scores; return True if they are the best so far."""
         is_best = scores.headline >= self.best_score
         self.best_score = max(self.best_score, scores.headline)
         self.validated, self.scores = self.iteration, scores._asdict()
         return is_best
 
-    def save(self, folder: Path, config: dict[str, Any], dataset: Dataset, *, best: bool = False) -> None:
-        """Write ``last.pt``, with ``best`` also ``best.safetensors``; for all processes to call.
+    def save(self, folder: Path, config: dict[str, Any], dataset: ImageDataset, *, best: bool = False) -> None:
+        """Write ``last.pt``, with `best` also ``best.safetensors``. All processes have to call it.
 
-        The ``last.pt`` before stays as ``previous.pt``, unless it is of the same iteration or damaged.
+        The existing ``last.pt`` becomes ``previous.pt``, unless it is of the same iteration or damaged.
         """
         made = Checkpoint(
             weights=self.model.state_dict(),
@@ -80,8 +94,8 @@ class TrainingState:
         if rank():
             return
         if best:
-            checkpoint.save(made, folder / "best.safetensors")
-        checkpoint.save(made, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
+            writing.save(made, folder / "best.safetensors")
+        writing.save(made, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
         self._saved = self.iteration
         self._last_is_whole = True
 
@@ -90,10 +104,10 @@ class TrainingState:
         return self._saved != self.iteration and self._last_is_whole
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go back to where ``saved`` was made; the network has its weights already.
+        """Continue from a checkpoint whose weights the network already has.
 
         Raises:
-            ValueError: what it says of the training is not of this network and optimiser.
+            ValueError: its training state does not fit this network and optimiser.
         """
         try:
             self._restore(saved)
@@ -107,9 +121,9 @@ class TrainingState:
         self.schedule.load_state_dict(alike(training["schedule"], self.schedule.state_dict(), "schedule"))
         if self.schedule.last_epoch != saved.iteration:
             raise ValueError(f"its schedule is at {self.schedule.last_epoch} and its weights at {saved.iteration}")
-        if rank() < len(training["random"]):  # else the run goes on with more processes than it had
+        if rank() < len(training["random"]):  # else the run resumes with more processes than it had
             _set_random_state(training["random"][rank()])
-        self.iteration = self._saved = saved.iteration
+        self.iteration = self._saved = self.schedule.last_epoch
         self._last_is_whole = saved.source is None or saved.source.name == LAST
         self.scores = saved.scores
         self.validated, self.skipped, self.best_score = (
@@ -121,7 +135,10 @@ class TrainingState:
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Fused optimisers take a parameter and its state by their order in memory, which a checkpoint need not share."""
+    """Give the optimiser's state the strides of its parameters.
+
+    Fused optimisers walk a parameter and its state in memory order, and a checkpoint may hold another order.
+    """
     for parameter, entry in optimizer.state.items():
         for key, value in entry.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -129,7 +146,7 @@ def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _random_state() -> dict[str, torch.Tensor]:
-    """Of this process: torch's generators on the host and on its GPU."""
+    """Return the states of torch's generators on the CPU and on this process's GPU."""
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
 

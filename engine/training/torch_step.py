@@ -1,8 +1,8 @@
-"""One step of the optimiser."""
+"""A training step in torch."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from omegaconf import DictConfig
@@ -17,37 +17,50 @@ from .nonfinite import Outcome, step_if
 
 
 class Step(Protocol):
-    """What a run trains with: :class:`TorchStep`, :class:`engine.jax_step.JaxStep`."""
+    """A training step, :class:`TorchStep` or :class:`engine.training.jax_step.JaxStep`."""
 
     def place(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """A batch of the loader, where the step takes it."""
+        """Return a batch of the loader where the step needs it."""
+        ...
 
     def __call__(self, images: Any, labels: Any, iteration: int) -> Outcome:
-        """One step on a placed batch, ``iteration`` iterations done before; nothing moves if it is not finite."""
+        """Train on a placed batch after `iteration` iterations; change nothing if loss or gradient is not finite."""
+        ...
 
     def evaluated(self) -> Any:
-        """The network as it is now, for a validation."""
+        """Return the network as it is now, for a validation."""
+        ...
 
     def write_back(self) -> None:
-        """Bring what has been learned into the torch network and its optimizer, before they are saved."""
+        """Copy weights and optimiser state into the torch network and its optimiser, before they are saved."""
 
     def peak_memory_mib(self) -> float:
-        """The most that was in use so far."""
+        """Return the peak memory so far."""
+        ...
 
 
 def memory_format(config: DictConfig) -> torch.memory_format:
-    """Of a run's network and its images."""
+    """Return the memory format of a run's network and its images."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
+def on_device(model: nn.Module, device: torch.device, config: DictConfig) -> nn.Module:
+    """Move a run's network to the device, in the run's memory format."""
+    return cast(Any, model).to(device, memory_format=memory_format(config))  # torch's stubs lack memory_format
 
 
 class TorchStep:
     """:func:`train_step` with the settings of a run; the processes of ``torchrun`` share each batch.
 
     Args:
-        task, model, criterion, optimizer: of the run; the model is on its device.
-        memory_format: of images.
-        compile: the forward by torch.compile.
-        **options: of :func:`train_step`.
+        task: says how the model is called.
+        model: the network, on its device.
+        criterion: (output, labels) -> total, terms.
+        optimizer: the optimiser of the model's parameters.
+        device: the device of the model.
+        memory_format: the memory format of images.
+        compile: run the forward pass through torch.compile.
+        **options: further arguments of :func:`train_step`.
     """
 
     def __init__(
@@ -66,7 +79,7 @@ class TorchStep:
         self.device, self.memory_format, self.options = device, memory_format, options
         self._forward = parallel(model, device)
         if compile:
-            self._forward = torch.compile(self._forward)
+            self._forward = cast(nn.Module, torch.compile(self._forward))
 
     @classmethod
     def of(
@@ -78,7 +91,7 @@ class TorchStep:
         optimizer: torch.optim.Optimizer,
         device: torch.device,
     ) -> "TorchStep":
-        """As the configuration of a run says."""
+        """Return the step that a run's configuration describes."""
         return cls(
             task,
             model,
@@ -103,7 +116,7 @@ class TorchStep:
         return self.model
 
     def write_back(self) -> None:
-        """They are the ones that learn."""
+        """Do nothing: the torch network is trained in place."""
 
     def peak_memory_mib(self) -> float:
         if self.device.type == "cuda":
@@ -129,28 +142,34 @@ def train_step(
     clip_norm: float | None = None,
     keep_buffers: bool = False,
 ) -> Outcome:
-    """One optimiser step, which is left out if the loss or the gradient is not finite.
+    """Make one optimiser step, or skip it if the loss or the gradient is not finite.
 
-    With a fused optimiser the host asks the device nothing, so it can queue the next step meanwhile.
+    With a fused optimiser, the host does not synchronise with the device and can queue the next step meanwhile.
 
     Args:
-        images, labels: this process's part of the batch, where the network is.
-        bf16: forward under autocast.
-        accumulate: pieces in which the batch goes through the network, one after the other, for less memory. Each
-            counts by its share of the valid pixels, so that cross entropy stays that of the whole batch. Batch norm,
-            OHEM and the category consistent loss see a piece at a time.
-        clip_norm: length to which the gradient of all parameters is shortened.
-        keep_buffers: with a step, batch norm's statistics of its batch are left out too.
+        task: says how the model is called.
+        model: the network, or a wrapper that averages gradients over processes.
+        criterion: (output, labels) -> total, terms.
+        optimizer: the optimiser of the model's parameters.
+        images: this process's part of the batch, on the model's device.
+        labels: the labels of these images.
+        bf16: run the forward pass under autocast.
+        accumulate: the number of pieces that the batch goes through the network in, one by one, to save memory. A
+            piece is weighted by its share of the valid pixels, so that the cross entropy is that of the whole batch.
+            Batch norm, OHEM and the category consistent loss see one piece at a time.
+        clip_norm: the norm that the gradient of all parameters is clipped to.
+        keep_buffers: if the step is skipped, keep the running statistics of batch norm, too.
 
     Raises:
-        MemoryError: out of memory, with what to turn down.
+        MemoryError: out of memory; the message says what to turn down.
     """
     optimizer.zero_grad(set_to_none=True)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if keep_buffers else []
-    total, report = 0, {}
+    total: Any = 0
+    report: dict[str, Any] = {}
     for last, share, images_part, labels_part in _pieces(images, labels, accumulate):
-        alone = nullcontext() if last else getattr(model, "no_sync", nullcontext)()
-        with alone:
+        unsynchronised = nullcontext() if last else getattr(model, "no_sync", nullcontext)()
+        with unsynchronised:
             with torch.autocast(images[0].device.type, torch.bfloat16, enabled=bf16):
                 output = task.forward(model, images_part, labels_part)
             loss, terms = criterion(output, labels_part)
@@ -161,7 +180,7 @@ def train_step(
     grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, grad_norm)
-    # Gradients are the same in every process, and so is the loss: all decide alike.
+    # Loss and gradients are the same in every process, so all of them decide alike.
     finite = total.isfinite() & grad_norm.isfinite()
     step_if(finite, optimizer)
     for buffer, before in buffers:
@@ -170,7 +189,7 @@ def train_step(
 
 
 def _pieces(images: Any, labels: Any, number: int) -> Iterator[tuple[bool, Tensor | float, Any, Any]]:
-    """(whether it is the last, its share of the batch, images, labels) of each of ``number`` equal pieces."""
+    """Yield (is it the last, its share of the batch, images, labels) of each of `number` equal pieces."""
     if number == 1:
         yield True, 1.0, images, labels
         return

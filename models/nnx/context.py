@@ -7,7 +7,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from ...kernels import criss_cross_residual
-from ...kernels.jax_op import KEPT
+from ...kernels.jax_ops.gradients import KEPT
 from .. import criss_cross
 from ..context import global_convolution, horizontal_vertical, non_local, pyramid
 from .layers import Twin, adaptive_average, parameter, resize

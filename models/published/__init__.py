@@ -1,1 +1,1 @@
-"""Published checkpoints: the layouts of the CCNet authors and of mmsegmentation, and networks that represent them."""
+"""Import published checkpoints: the layouts of the CCNet authors and of mmsegmentation."""

@@ -1,7 +1,8 @@
-"""The CCNet authors' layout: github.com/speedinghzl/CCNet, networks/ccnet.py; the same in all their branches.
+"""The CCNet authors' layout: networks/ccnet.py in github.com/speedinghzl/CCNet, the same in all their branches.
 
-Their batch norms are in-place activated ones (Rota Bulò et al., CVPR 2018), which scale by |weight| + eps; in the
-head and the auxiliary head a leaky ReLU of slope 0.01 follows, in the backbone a ReLU. Images are BGR from 0 to 255.
+Their batch norms are in-place activated batch norms (Rota Bulò et al., CVPR 2018), which scale by |weight| + eps. The
+activation is a leaky ReLU of slope 0.01 in the head and the auxiliary head, and a ReLU in the backbone. Images are BGR
+from 0 to 255.
 """
 
 from collections.abc import Mapping
@@ -10,19 +11,28 @@ from torch import Tensor
 
 from .layout import Layout, context_head, depth, network, width
 
-CROP = (769, 769)  # of training, pixels
-_EPS = 1e-5  # of batch norms, which theirs add to the weight too
+CROP = (769, 769)  # training crop, (H, W) in pixels
+_EPS = 1e-5  # the batch norms' epsilon, which theirs also add to the weight
 _HEAD = {"conva", "cca", "convb", "bottleneck"}
 _STEM = [("conv1.0", "conv1"), ("conv1.1", "bn1"), ("conv1.3", "conv2"), ("conv1.4", "bn2"), ("conv1.6", "conv3")]
 
 
 def recognises(found: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are of this layout, of whatever network in it."""
+    """Return whether the keys have this layout, whichever network it is."""
     return any(key.startswith("head.") for key in found) and any(key.startswith("dsn.") for key in found)
 
 
 def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool) -> Layout:
-    """The layout of a file, from its keys and shapes."""
+    """Return the layout of a file, from its keys and shapes.
+
+    Args:
+        found: the file's tensors.
+        recurrence: R, which no tensor tells.
+        align_corners: for the bilinear upsampling.
+
+    Raises:
+        ValueError: the network is not CCNet over a ResNet-50 or -101.
+    """
     head = {key.split(".")[1] for key in found if key.startswith("head.")}
     if foreign := sorted(head - _HEAD):
         raise ValueError(
@@ -58,10 +68,11 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
 
 
 def _fold(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Change the weights, in place, to what plain batch norms and RGB images need."""
     for key in weights:
         if key.endswith(".running_mean"):
             scale = key.replace("running_mean", "weight")
             weights[scale] = weights[scale].abs() + _EPS
-    # A bias before a batch norm only moves the mean that the norm takes away.
+    # A bias before a batch norm only shifts the mean that the norm subtracts.
     weights["aux_head.hidden.1.running_mean"] = weights["aux_head.hidden.1.running_mean"] - found["dsn.0.bias"].float()
     weights["backbone.net.conv1.0.weight"] = weights["backbone.net.conv1.0.weight"].flip(1)  # BGR -> RGB

@@ -1,4 +1,4 @@
-"""How a published file maps onto a network of this project."""
+"""The mapping from a published file's tensors to those of a network of this project."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,36 +6,38 @@ from typing import Any
 
 from torch import Tensor
 
-# Module name in this project's network -> in the file, by the first that a key begins with.
+# (Module in this project's network, module in the file); the first entry that a key begins with counts.
 Names = list[tuple[str, str]]
+Node = dict[str, Any]  # of a configuration
 
 
 @dataclass
 class Layout:
-    """A network's configuration, and where its tensors stand in the file.
+    """A network's configuration, and where the file holds its tensors.
 
     Attributes:
-        model: the ``model`` node that builds it.
-        names: modules here -> modules in the file; the first entry that a key begins with counts.
-        folded: tensors here -> further tensors of the file that ``fold`` works into them, of the same shape.
-        fold: called with the renamed tensors, whose dict it changes, and the file's.
+        model: the ``model`` node that builds the network.
+        names: the names of its modules in the file.
+        folded: tensors of the network -> further tensors of the file, of the same shape, that ``fold`` merges into
+            them.
+        fold: a function of the network's tensors, which it changes in place, and the file's.
     """
 
-    model: dict[str, Any]
+    model: Node
     names: Names
-    folded: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict[str, str])
     fold: Callable[[dict[str, Tensor], Mapping[str, Tensor]], None] | None = None
 
     def source(self, key: str) -> str:
-        """The file's name for the network's tensor ``key``."""
+        """Return the file's name for the network's tensor ``key``."""
         for ours, theirs in self.names:
             if key == ours or key.startswith(f"{ours}."):
                 return theirs + key[len(ours) :]
         raise KeyError(key)
 
 
-def network(backbone: dict, head: dict, aux_head: dict, *, num_classes: int, align_corners: bool) -> dict[str, Any]:
-    """A ``model`` node; the heads' classes are called by the network with the backbone's widths."""
+def network(backbone: Node, head: Node, aux_head: Node, *, num_classes: int, align_corners: bool) -> Node:
+    """Return a ``model`` node. Its heads are partial: the network adds the backbone's widths."""
     return {
         "_target_": "ccnet.models.segmentor.Segmentor",
         "backbone": {"output_stride": 8, "out_indices": [-2, -1], "pretrained": False, "weights": None} | backbone,
@@ -52,8 +54,8 @@ def network(backbone: dict, head: dict, aux_head: dict, *, num_classes: int, ali
     }
 
 
-def context_head(channels: int, context: dict | None, *, recurrence: int = 1) -> dict[str, Any]:
-    """The node of a :class:`models.heads.context.ContextHead`."""
+def context_head(channels: int, context: Node | None, *, recurrence: int = 1) -> Node:
+    """Return the node of a :class:`models.heads.context.ContextHead`."""
     return {
         "_target_": "ccnet.models.heads.context.ContextHead",
         "channels": channels,
@@ -62,8 +64,8 @@ def context_head(channels: int, context: dict | None, *, recurrence: int = 1) ->
     }
 
 
-def direct_head(channels: int, context: dict) -> dict[str, Any]:
-    """The node of a :class:`models.heads.pyramid.PyramidHead`, over a pyramid of branches as wide as its output."""
+def direct_head(channels: int, context: Node) -> Node:
+    """Return the node of a :class:`models.heads.pyramid.PyramidHead`, over a pyramid whose branches have its width."""
     return {
         "_target_": "ccnet.models.heads.pyramid.PyramidHead",
         "channels": channels,
@@ -72,12 +74,15 @@ def direct_head(channels: int, context: dict) -> dict[str, Any]:
 
 
 def width(found: Mapping[str, Tensor], key: str, published: int) -> int:
-    """Output channels of the file's tensor ``key``; if it is missing, which is reported later, as published."""
+    """Return the output channels of the file's tensor ``key``, or ``published`` if the tensor is missing.
+
+    Missing tensors are all reported later, in one error.
+    """
     return found[key].shape[0] if key in found and found[key].ndim else published
 
 
 def depth(found: Mapping[str, Tensor], prefix: str) -> int:
-    """50 or 101, from the blocks of the third stage of the ResNet at ``prefix``."""
+    """Return 50 or 101, from the blocks in the third stage of the ResNet at ``prefix``; else raise ValueError."""
     stage = [key.removeprefix(prefix).split(".") for key in found if key.startswith(f"{prefix}layer3.")]
     blocks, bottleneck = len({parts[1] for parts in stage}), any("conv3" in parts for parts in stage)
     depths = {6: 50, 23: 101}

@@ -1,7 +1,7 @@
-"""mmsegmentation's layout: a ResNet of output stride 8 under one of five heads, and an auxiliary FCN head.
+"""mmsegmentation's layout: a ResNet of output stride 8, one of five heads, and an auxiliary FCN head.
 
-Their criss-cross and non-local heads extend their FCN head, which is this project's context head without context;
-their PSPNet and DeepLabv3 heads read the backbone's features directly.
+Its criss-cross and non-local heads extend its FCN head, which is this project's context head without context. Its
+PSPNet and DeepLabv3 heads read the backbone's features directly.
 """
 
 import re
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .layout import Layout, Names, context_head, depth, direct_head, network, width
+from .layout import Layout, Names, Node, context_head, depth, direct_head, network, width
 
 _SCAFFOLD = {"convs", "conv_cat", "conv_seg"}
-_HEADS = {  # family -> modules of its head
+_HEADS = {  # family -> its head's modules
     "ccnet": _SCAFFOLD | {"cca"},
     "nonlocal": _SCAFFOLD | {"nl_block"},
     "fcn": _SCAFFOLD,
@@ -23,39 +23,53 @@ _HEADS = {  # family -> modules of its head
 
 
 def recognises(found: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are of this layout, of whatever network in it."""
+    """Return whether the keys have this layout, whichever network it is."""
     return any(key.startswith("decode_head.") for key in found)
 
 
 def trained_as(config: str, name: str) -> tuple[bool, tuple[int, int] | None]:
-    """How the network was trained: align_corners, and the crop (H, W) in pixels if that is known.
+    """Return how the network was trained: align_corners, and the crop (H, W) in pixels if known.
 
-    Published files carry the text of their configuration; without it, the file's name tells as they name files,
-    with align_corners for crops of 769x769 and nothing else.
+    Published files contain the text of their configuration. Without it, the file's name tells: among
+    mmsegmentation's files, those of crops of 769x769 have align_corners, and no others.
+
+    Args:
+        config: the text; "" if the file has none.
+        name: the file's name.
 
     Raises:
-        ValueError: a network of output stride 16 or 32, whose tensors look the same.
+        ValueError: the network has output stride 16 or 32; its tensors would look the same.
     """
     named = re.search(r"(?<!\d)(\d{3,4})x(\d{3,4})(?!\d)", name)
-    size = _numbers(config, "crop_size") or (named and (int(named[1]), int(named[2])))
+    size = _numbers(config, "crop_size") or (tuple(int(side) for side in named.groups()) if named else ())
+    crop = (size[0], size[1]) if len(size) == 2 else None
     strides = _numbers(config, "strides")
     if strides != (1, 2, 1, 1) if strides else re.search(r"-d(16|32)[_-]", name):
         raise ValueError("it was trained with an output stride of 16 or 32: only networks of stride 8 can be imported")
     said = set(re.findall(r"align_corners=(True|False)", config))
-    return (said == {"True"} if said else size == (769, 769)), size
+    return (said == {"True"} if said else crop == (769, 769)), crop
 
 
 def _numbers(config: str, key: str) -> tuple[int, ...] | None:
-    """The first tuple of numbers that ``key`` is set to in the text of a configuration."""
+    """Return the first tuple of numbers that ``key`` is set to in the text of a configuration."""
     found = re.search(rf"\b{key}\s*=\s*\(([\d,\s]+)\)", config)
     return tuple(int(number) for number in re.findall(r"\d+", found[1])) if found else None
 
 
 def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool) -> Layout:
-    """The layout of a file, from its keys and shapes."""
+    """Return the layout of a file, from its keys and shapes.
+
+    Args:
+        found: the file's tensors.
+        recurrence: R of a criss-cross head, which no tensor tells.
+        align_corners: for the bilinear upsampling.
+
+    Raises:
+        ValueError: the network has another head, or another backbone than a ResNet-50 or -101.
+    """
     family = _family(found)
     context, names = _context(family, align_corners)
-    if family in ("pspnet", "deeplabv3"):
+    if context is not None and family in ("pspnet", "deeplabv3"):
         head = direct_head(width(found, "decode_head.bottleneck.conv.weight", 512), context)
     else:
         channels = width(found, "decode_head.convs.0.conv.weight", 512)
@@ -89,6 +103,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
 
 
 def _family(found: Mapping[str, Tensor]) -> str:
+    """Return the key of _HEADS whose modules are most like the file's; raise ValueError if the file has others."""
     head = {key.split(".")[1] for key in found if key.startswith("decode_head.")}
     nearest = max(_HEADS, key=lambda family: len(_HEADS[family] & head) / len(_HEADS[family] | head))
     if foreign := sorted(head - _HEADS[nearest]):
@@ -100,14 +115,13 @@ def _family(found: Mapping[str, Tensor]) -> str:
 
 
 def _conv_module(ours: str, theirs: str) -> Names:
+    """Return the names of mmsegmentation's ConvModule, a convolution and a batch norm."""
     return [(f"{ours}.0", f"{theirs}.conv"), (f"{ours}.1", f"{theirs}.bn")]
 
 
-def _context(family: str, align_corners: bool) -> tuple[dict | None, Names]:
-    """The node of the context module, and its names."""
+def _context(family: str, align_corners: bool) -> tuple[Node | None, Names]:
+    """Return the node of the context module, and the names of its modules in the file."""
     match family:
-        case "fcn":
-            return None, []
         case "ccnet":
             return {"_target_": "ccnet.models.criss_cross.CrissCrossAttention"}, [
                 ("head.context.gamma", "decode_head.cca.gamma.scale"),
@@ -122,7 +136,7 @@ def _context(family: str, align_corners: bool) -> tuple[dict | None, Names]:
             ]
         case "pspnet":
             bins = [1, 2, 3, 6]
-            node = {
+            node: Node = {
                 "_target_": "ccnet.models.context.pyramid.PyramidPooling",
                 "bins": bins,
                 "align_corners": align_corners,
@@ -146,10 +160,12 @@ def _context(family: str, align_corners: bool) -> tuple[dict | None, Names]:
             for index in range(len(dilations)):
                 names += _conv_module(f"head.context.dilated.{index}", f"decode_head.aspp_modules.{index + 1}")
             return node, names
+        case _:  # fcn
+            return None, []
 
 
 def _image_branch_last(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Their pyramid begins with the image's average, this project's ends with it."""
+    """Reorder the channels of the pyramid: theirs begins with the average of the image, this project's ends with it."""
     fuse = weights["head.context.fuse.0.weight"]
     width = weights["head.context.image.0.weight"].shape[0]
     weights["head.context.fuse.0.weight"] = torch.roll(fuse, -width, dims=1)

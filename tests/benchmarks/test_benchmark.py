@@ -60,10 +60,10 @@ def test_recomputed_projection_changes_nothing():
 
 def test_complexity_table(tmp_path, config):
     """GFLOPs are the paper's; two loops keep at most 64 MB in bfloat16 and, recomputed, 100 in float32."""
-    from ccnet.benchmarks.complexity import complexity
+    from ccnet.benchmarks.complexity import count_complexity
 
     config.output = str(tmp_path / "table")
-    complexity(config, torch.device("cpu"))
+    count_complexity(config, torch.device("cpu"))
     with open(tmp_path / "table_complexity.csv") as file:
         rows = {(row["implementation"], row["R"], row["attention"]): row for row in csv.DictReader(file)}
     assert rows["einsum", "1", "non-local"]["gflops"] == "108.16"
@@ -75,7 +75,7 @@ def test_complexity_table(tmp_path, config):
 def test_comparison_writes_rows_and_a_picture(tmp_path, config):
     config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
     config.peers = ["reference", "bmm"]
-    benchmark_compare.compare(config, torch.device("cpu"), torch.float32, [1, 5, 6])
+    benchmark_compare.time_in_torch(config, torch.device("cpu"), "float32", [1, 5, 6])
     with open(tmp_path / "b.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(row["peer"], row["pass"]) for row in rows[:3]] == [
@@ -93,7 +93,7 @@ def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, 
 
     config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
     monkeypatch.setitem(benchmark_jax.PEERS, "wrong", (lambda query, key, value: value, "cross"))
-    benchmark_jax.compare(config, torch.float32, [1, 4, 5])
+    benchmark_jax.time_in_jax(config, "float32", [1, 4, 5])
     with open(tmp_path / "b_jax.csv") as file:
         rows = {(row["peer"], row["pass"]): row for row in csv.DictReader(file)}
     timed = [(peer, direction) for peer in ("reference", "einsum", "non_local") for direction in ("forward", "both")]
@@ -117,10 +117,10 @@ def test_zoo_table(tmp_path, run_entry):
 
 
 def test_tuning_needs_a_gpu(config):
-    from ccnet.benchmarks.tune import tune
+    from ccnet.benchmarks.tune import tune_kernels
 
     with pytest.raises(ValueError, match="on an NVIDIA GPU, and this is cpu"):
-        tune(config, torch.device("cpu"))
+        tune_kernels(config, torch.device("cpu"))
 
 
 def test_training_iterations_of_several_networks(tmp_path, config, monkeypatch):
@@ -137,7 +137,7 @@ def test_training_iterations_of_several_networks(tmp_path, config, monkeypatch):
         "dataset=cityscapes", "backbone=resnet10t", "backbone.pretrained=false", "recipe.batch_size=2",
         "recipe.train_transform.crop_size=[65,65]", "model.head.channels=32",
     ]  # fmt: skip
-    said = benchmark_train.train_speed(config, torch.device("cpu"))
+    said = benchmark_train.time_training(config, torch.device("cpu"))
     with open(tmp_path / "step_train.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["network"] for row in rows] == ["fcn", "ccnet"]

@@ -1,32 +1,69 @@
-"""The crop-first transforms against a plain chain, left and right in the mirror, the letterbox, upright photos."""
-
-import statistics
+"""Images and labels are transformed alike, with the distribution of torchvision's chain."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made_images import coded, ramp
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ccnet.data import image_files as pictures
-from ccnet.data.image_files import LabelReader, read_image
 from ccnet.data.sets.lip import FLIP_PAIRS
-from ccnet.data.transforms import Flip, RandomWarp, ScaleCrop, train_transform, warp_transform
-from ccnet.data.warp import Placement, resample, restore
-from ccnet.engine.evaluation.protocols import Letterbox, MultiScale, Whole
+from ccnet.data.transforms import Flip, ScaleCrop, train_transform, warp_transform
+from ccnet.engine.evaluation.protocols import MultiScale, Whole
 
 
-def ramp(height, width):
-    """A picture whose red and green rise along y and x, with labels that say the same in steps."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    image = torch.stack([y * 250 // height, x * 250 // width, torch.zeros_like(x)]).to(torch.uint8)
-    labels = (y * 10 // height * 10 + x * 10 // width).to(torch.uint8)
-    return tv_tensors.Image(image), tv_tensors.Mask(labels)
+@pytest.mark.parametrize("size", [(40, 50), (90, 20), (20, 90), (100, 120)], ids=str)
+def test_crop_and_flip_move_image_and_labels_alike(size):
+    transform = train_transform(crop_size=(64, 80), flip=0.5)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        image, labels = transform(*coded(*size))
+        assert image.shape == (3, 64, 80)
+        assert labels.shape == (64, 80)
+        valid = labels != 255
+        y, x = (image[:2] * 255).round().long()
+        assert torch.equal(labels[valid], ((y * size[1] + x) % 200)[valid])
+        assert valid.sum() == min(size[0], 64) * min(size[1], 80)
+        assert torch.allclose(
+            image[:, ~valid].unique(dim=1).flatten() * 255,
+            torch.tensor([124.0, 116.0, 104.0])[: 3 * bool((~valid).any())],
+        )
 
 
-def shown(transform, image, labels, draws):
-    """What of the source each draw shows: its first and last row and column, by the ramp, and the valid share."""
+def test_scale_stays_within_its_bounds_and_labels_are_not_interpolated():
+    image, labels = tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)), torch.zeros(64, 64, dtype=torch.long)
+    labels[:, 32:] = 7
+    transform = train_transform(crop_size=(160, 160), scale=(0.75, 2.0), flip=0)
+    sides = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        _, out = transform(image, tv_tensors.Mask(labels))
+        assert set(out.unique().tolist()) <= {0, 7, 255}
+        sides.add(round((out != 255).sum().item() ** 0.5))
+    assert min(sides) >= 48
+    assert max(sides) <= 128
+    assert len(sides) > 20
+
+
+def test_short_sides_are_drawn_from_the_list():
+    transform = train_transform(crop_size=(80, 160), short_sides=[30, 60], flip=0)
+    sizes = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        _, labels = transform(*coded(40, 80))
+        sizes.add(((labels != 255).any(dim=1).sum().item(), (labels != 255).any(dim=0).sum().item()))
+    assert sizes == {(30, 60), (60, 120)}
+
+
+def test_colour_jitter_does_not_change_labels():
+    image, labels = coded(30, 30)
+    out, same = train_transform(crop_size=(30, 30), flip=0, color_jitter=[0.5, 0.5, 0.5, 0.1])(image, labels)
+    assert torch.equal(same, labels)
+    assert (out - image / 255).abs().max() > 0.01
+
+
+def extents(transform, image, labels, draws):
+    """Return the first and last row and column of each crop in the ramp, and the percentage of valid pixels."""
     found = []
     for seed in range(draws):
         torch.manual_seed(seed)
@@ -37,14 +74,14 @@ def shown(transform, image, labels, draws):
     return np.array(found)
 
 
-def test_crops_are_distributed_as_those_of_a_plain_chain():
+def test_crops_have_the_distribution_of_torchvisions_chain():
     """Cityscapes' recipe at an eighth of its size: scale U(0.75, 2) of 128x256, crop 97."""
     image, labels = ramp(128, 256)
     fill = {tv_tensors.Image: [124, 116, 104], tv_tensors.Mask: 255}
     plain = v2.Compose(
         [v2.ScaleJitter((256, 128), (0.75, 2.0), antialias=True), v2.RandomCrop(97, pad_if_needed=True, fill=fill)]
     )
-    ours, theirs = (shown(chain, image, labels, 250) for chain in (ScaleCrop((97, 97), scale=(0.75, 2.0)), plain))
+    ours, theirs = (extents(chain, image, labels, 250) for chain in (ScaleCrop((97, 97), scale=(0.75, 2.0)), plain))
     for column in range(5):
         one, two = ours[:, column], theirs[:, column]
         # Means within three standard errors of their difference; spreads alike.
@@ -53,8 +90,8 @@ def test_crops_are_distributed_as_those_of_a_plain_chain():
         assert one.std() == pytest.approx(two.std(), rel=0.15, abs=0.5)
 
 
-def test_a_crop_is_what_resizing_the_whole_picture_shows_there(monkeypatch):
-    """To the rounding of the window's edges: less than a pixel of a smooth picture."""
+def test_a_crop_equals_the_same_window_of_the_resized_image():
+    """Up to the rounding of the window's edges, which is less than a pixel."""
     image, labels = ramp(64, 96)
     for factor in (0.75, 1.0, 1.4, 2.0):
         torch.manual_seed(3)
@@ -66,13 +103,13 @@ def test_a_crop_is_what_resizing_the_whole_picture_shows_there(monkeypatch):
         whole = v2.functional.resize(image, size, antialias=True)
         want = whole[:, tops[0] : tops[0] + 40, tops[1] : tops[1] + 48]
         assert (crop.float() - want.float()).abs().max() <= 250 / 64 + 1
-        # Picture and labels keep together: the label is the ramp's step at that place.
+        # The labels are the steps of the ramp, so they have to match the image.
         steps = (crop[:2].float() / 25).clamp(max=9.99)
         drawn = torch.stack([label // 10, label % 10]).float()
         assert ((steps - drawn - 0.5).abs() <= 0.5 + 0.2).all()
 
 
-def test_every_frame_of_a_clip_is_cut_scaled_and_mirrored_alike():
+def test_all_frames_of_a_clip_are_transformed_alike():
     image, labels = ramp(40, 60)
     clip = tv_tensors.Image(torch.stack([image, image])), tv_tensors.Mask(torch.stack([labels, labels]))
     transform = train_transform(crop_size=(32, 48), scale=(0.5, 2.0), color_jitter=[0.4, 0.4, 0.4, 0.1])
@@ -92,7 +129,7 @@ def test_every_frame_of_a_clip_is_cut_scaled_and_mirrored_alike():
     ],
     ids=["crop", "warp"],
 )
-def test_left_and_right_are_exchanged_in_the_mirror(transform):
+def test_a_flip_swaps_left_and_right_classes(transform):
     labels = torch.arange(20, dtype=torch.uint8).expand(40, 20)
     image = torch.zeros(3, 40, 20, dtype=torch.uint8)
     _, flipped = transform(tv_tensors.Image(image), tv_tensors.Mask(labels))
@@ -100,9 +137,9 @@ def test_left_and_right_are_exchanged_in_the_mirror(transform):
     assert flipped[0].tolist() == [mirror.get(label, label) for label in reversed(range(20))]
 
 
-def test_flipped_testing_exchanges_left_and_right():
+def test_flip_averaging_swaps_left_and_right_classes():
     class Sides(torch.nn.Module):
-        """Says class 14 on the left half of what it sees and 15 on the right, whatever that is."""
+        """Predicts class 14 on the left half of any image and 15 on the right."""
 
         def forward(self, image):
             logits = torch.zeros(len(image), 20, *image.shape[-2:])
@@ -113,105 +150,11 @@ def test_flipped_testing_exchanges_left_and_right():
     image = torch.rand(1, 3, 6, 10)
     plain = Whole()(Sides(), image)
     exchanged = MultiScale(Whole(), scales=[1.0], flip_pairs=FLIP_PAIRS)(Sides(), image)
-    assert torch.equal(exchanged, plain)  # a person's left arm is still the left arm in the mirror
+    assert torch.equal(exchanged, plain)  # a flipped left arm is still a left arm
     mixed = MultiScale(Whole(), scales=[1.0])(Sides(), image)
     assert torch.equal(mixed[:, 14], mixed[:, 15])
 
 
-@pytest.mark.parametrize("size", [(30, 50), (61, 20), (40, 40), (7, 90)], ids=str)
-def test_the_letterbox_returns_labels_of_the_original_size(size):
-    class Colours(torch.nn.Module):
-        """The class is the picture's own colour, so that the way there and back can be seen."""
-
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.4))
-
-        def forward(self, image):
-            assert image.shape[-2:] == (97, 97)
-            return {"out": torch.stack([image[:, 0], 1 - image[:, 0]], dim=1)}
-
-    image = torch.zeros(1, 3, *size)
-    image[..., size[1] // 2 :] = 1
-    got = Letterbox((97, 97))(Colours(), image).argmax(dim=1)
-    want = (image[:, 0] == 0).long()
-    assert got.shape == (1, *size)
-    assert (got != want).sum() <= size[0]  # at most the column at the edge
-
-
-def test_restore_undoes_the_placement_of_labels():
-    labels = torch.randint(0, 20, (1, 1, 30, 22)).float()
-    placement = Placement((30, 22), (120, 120))
-    assert torch.equal(restore(resample(labels, placement, mode="nearest"), placement), labels)
-
-
-def test_training_warp_without_chance_is_the_letterbox_of_testing():
-    image, labels = ramp(50, 30)
-    warped, label = RandomWarp((64, 64), scale_std=0, angle_std=0, angle_share=0)(image, labels)
-    mean = torch.tensor([124.0, 116.0, 104.0]).view(3, 1, 1)
-    tested = resample((image.float() - mean)[None], Placement((50, 30), (64, 64)))[0] + mean
-    assert (warped.float() - tested).abs().max() <= 0.5
-    columns = (label != 255).any(dim=0).nonzero()
-    assert (columns.min(), columns.max()) == (13, 50)  # 64 / 50 * 30 = 38.4 pixels, centred
-
-
-def test_warps_turn_and_scale_within_their_bounds():
-    image, labels = ramp(64, 64)
-    warp = RandomWarp((64, 64), scale_std=0.25, angle_std=30, angle_share=0.6)
-    shares, turned = [], 0
-    for seed in range(60):
-        torch.manual_seed(seed)
-        out, label = warp(image, labels)
-        assert set(label.unique().tolist()) <= {*labels.unique().tolist(), 255}
-        shares.append((label != 255).float().mean().item())
-        turned += int(out[0, 20, 10:54].float().std() > 3)  # upright, red does not change along a row
-    assert 1 / 1.25**2 - 0.03 <= min(shares) < 0.75
-    assert statistics.median(shares) > 0.8
-    assert 0.4 < turned / 60 < 0.8
-
-
-def test_photos_and_masks_are_turned_upright_as_exif_says(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter
-    for name in ("photo.png", "photo.tif"):
-        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
-        assert torch.equal(read_image(tmp_path / name), torch.from_numpy(np.rot90(pixels, -1).copy()).permute(2, 0, 1))
-    Image.fromarray(pixels[..., 0] % 5).save(tmp_path / "mask.png", exif=exif)
-    labels = LabelReader({index: index for index in range(5)})(tmp_path / "mask.png")
-    assert np.array_equal(labels, np.rot90(pixels[..., 0] % 5, -1))
-
-
-@pytest.mark.parametrize("decoder", ["pywuffs", "Pillow"])
-def test_every_kind_of_png_is_read_alike_with_and_without_pywuffs(tmp_path, monkeypatch, decoder):
-    if decoder == "pywuffs":
-        pytest.importorskip("pywuffs")
-    else:
-        monkeypatch.setattr(pictures, "_wuffs_decoder", lambda kind: None)
-    pixels = np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8)
-    read = LabelReader({index: index for index in range(254)} | {255: 255, 254: 0})
-    for name, picture in {
-        "rgb": Image.fromarray(pixels),
-        "grey": Image.fromarray(pixels[..., 0]),
-        "alpha": Image.fromarray(np.dstack([pixels, pixels[..., :1]])),
-        "palette": Image.fromarray(pixels).quantize(9),
-        "bits": Image.fromarray(pixels[..., 0] > 99),
-        "deep": Image.fromarray(pixels[..., 0].astype(np.uint16)),
-    }.items():
-        path = tmp_path / f"{name}.png"
-        picture.save(path)
-        assert np.array_equal(read_image(path).permute(1, 2, 0), np.array(Image.open(path).convert("RGB"))), name
-        if name in ("grey", "palette", "bits", "deep"):
-            want = np.array(Image.open(path)).astype(int)
-            assert np.array_equal(read(path), np.where(want == 254, 0, want)), name
-    (tmp_path / "rgb.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:-300])
-    with pytest.raises(ValueError, match=r"rgb\.png cannot be read as a picture, it may be cut off"):
-        read_image(tmp_path / "rgb.png")
-    # A JPEG that is called .png.
-    Image.fromarray(pixels).save(tmp_path / "jpeg.png", format="JPEG")
-    assert read_image(tmp_path / "jpeg.png").shape == (3, 33, 47)
-
-
-def test_flip_keeps_what_it_is_given_when_it_does_not_flip():
+def test_flip_with_probability_zero_returns_its_arguments():
     image, labels = ramp(8, 8)
     assert Flip(0.0)(image, labels) == (image, labels)

@@ -1,7 +1,7 @@
-"""What only a GPU can show of the Triton kernels: bfloat16, determinism, CUDA graphs, large offsets.
+"""The Triton kernels on a GPU: bfloat16, determinism, CUDA graphs, large offsets.
 
-python -m pytest tests/test_kernels_gpu.py
-compute-sanitizer --tool memcheck python -m pytest tests/test_kernels_gpu.py -k sanitizer
+python -m pytest tests/kernels/test_gpu.py
+compute-sanitizer --tool memcheck python -m pytest tests/kernels/test_gpu.py -k sanitizer
 """
 
 import pytest
@@ -20,7 +20,10 @@ SHAPES += [(1, 4, 33, 20), (3, 1025)]
 
 
 def make(shape, d=64, c=512, dtype=torch.bfloat16, deviation=1.0):
-    """query, key, value, residual in NCHW over channels-last memory, gamma; scores of this deviation."""
+    """Return query, key, value and residual in NCHW over channels-last memory, and gamma.
+
+    The scores have this standard deviation.
+    """
     torch.manual_seed(0)
     batch, *spatial = shape
     wide = deviation**0.5 / d**0.25
@@ -34,6 +37,7 @@ def make(shape, d=64, c=512, dtype=torch.bfloat16, deviation=1.0):
 
 
 def results(function, inputs, dtype):
+    """Return the output and the gradients of all inputs, computed in ``dtype``."""
     leaves = [array.detach().to(dtype).requires_grad_() for array in inputs]
     out = function(*leaves)
     generator = torch.Generator("cuda").manual_seed(1)
@@ -52,8 +56,8 @@ def reference(*arrays):
 @pytest.mark.parametrize("deviation", [1.0, 4.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_half_is_as_good_as_torch(shape, dtype, deviation):
-    """At most twice the error of plain operations in the same dtype, after FlashAttention's own tests."""
+def test_half_precision_is_as_exact_as_torch(shape, dtype, deviation):
+    """The error is at most twice that of plain operations in the same dtype, as in FlashAttention's tests."""
     inputs = make(shape, dtype=dtype, deviation=deviation)[:3]
     plain = benchmark_peers.einsum if len(shape) == 3 else reference
     oracle = results(reference, inputs, torch.float64)
@@ -106,14 +110,14 @@ def test_compiles_for_every_size():
         assert all(torch.allclose(ours, eager) for ours, eager in zip(*gradients, strict=True))
 
 
-def test_auto_takes_the_kernels_and_float64_the_plain_path():
+def test_auto_takes_the_kernels_and_the_reference_for_float64():
     inputs = make((1, 9, 8))[:3]
     assert torch.equal(criss_cross_attention(*inputs), triton(*inputs))
     assert criss_cross_attention(*(array.double() for array in inputs)).dtype == torch.float64
 
 
 def test_offsets_beyond_32_bits():
-    """More than 2^31 elements of value: the last image must come out like the same image alone."""
+    """With more than 2^31 elements of value, the last image gives the same as alone."""
     batch = 2**31 // (128 * 256 * 512) + 2
     if torch.cuda.mem_get_info()[0] < 5 * batch * 128 * 256 * 512 * 2:
         pytest.skip("needs 45 GB of free memory")

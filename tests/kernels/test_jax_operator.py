@@ -1,4 +1,4 @@
-"""The operator on JAX arrays: the plain path against torch's, transformations, and how launches are bound."""
+"""The operator on JAX arrays: its reference against torch's, transformations, and the binding of launches."""
 
 import itertools
 import os
@@ -30,14 +30,14 @@ def float64():
 
 
 def make(spatial, *, batch=2, d=3, c=5, dtype=np.float64, seed=0):
-    """Query, key, value, residual (N, *S, channels) and gamma."""
+    """Return query, key, value and residual, (N, *S, channels), and gamma."""
     generator = np.random.default_rng(seed)
     shapes = [(batch, *spatial, channels) for channels in (d, d, c, c)]
     return [generator.standard_normal(shape).astype(dtype) for shape in (*shapes, (1,))]
 
 
 def torch_result(function, arrays, upstream, **options):
-    """Output and gradients of torch's plain path."""
+    """Return the output and the gradients of torch's reference."""
     tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
     out = function(*tensors, backend="reference", **options)
     return [x.detach().numpy() for x in (out, *torch.autograd.grad(out, tensors, torch.from_numpy(upstream)))]
@@ -66,7 +66,7 @@ def agree(ours, theirs, tolerance):
 
 
 @pytest.mark.parametrize(("spatial", "axes"), CASES, ids=str)
-def test_plain_path_equals_torch_in_float64(spatial, axes):
+def test_reference_equals_torch_in_float64(spatial, axes):
     arrays = make(spatial)
     function = OPERATORS[len(axes) % 2]
     args = used(function, arrays), arrays[3]
@@ -85,7 +85,7 @@ def test_channels_first_equals_channels_last(spatial):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("function", OPERATORS)
 def test_jit_grad_and_vmap_agree(function, dtype):
-    """float32 goes through the operation that becomes kernels on a GPU, float64 never does."""
+    """float32 goes through the primitives that become kernels on a GPU, float64 through the reference."""
     arrays = [jnp.asarray(array) for array in used(function, make((4, 5), batch=6, dtype=dtype))]
     attend = partial(function, channel_axis=-1)
     tolerance = 1e-10 if dtype is np.float64 else 1e-5
@@ -123,7 +123,7 @@ def test_vmap_over_gamma_and_over_one_argument():
 
 
 def test_shard_map_over_the_batch():
-    """Every shard attends to its own images; the gradient of the one gamma is the sum over them."""
+    """Each shard attends in its own images; the gradient of the shared gamma is the sum over the shards."""
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     assert mesh.size == 2
     split, whole = PartitionSpec("batch"), PartitionSpec()
@@ -165,7 +165,7 @@ def test_empty_batch():
     assert backward(out)[4] == 0
 
 
-def test_bad_input_is_named():
+def test_bad_input_is_rejected():
     query, key, value = (jnp.moveaxis(array, -1, 1) for array in make((4, 5), dtype=np.float32)[:3])
     with pytest.raises(ValueError, match="query and key must have the same shape"):
         jax.jit(criss_cross_attention)(query, key[:, 1:], value)
@@ -179,7 +179,7 @@ def test_bad_input_is_named():
         jax.jit(partial(criss_cross_attention, backend="triton"))(query, key, value)
 
 
-def test_a_second_derivative_is_refused_by_name_and_the_reference_has_it():
+def test_second_derivatives_are_rejected_except_by_the_reference():
     arrays = [jnp.moveaxis(array, -1, 1) for array in make((3, 4), dtype=np.float32)[:3]]
 
     def twice(backend):
@@ -198,31 +198,29 @@ def test_a_second_derivative_is_refused_by_name_and_the_reference_has_it():
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """XLA's part of a launch played on the CPU: buffers, what shares memory, and the order of the pointers."""
+    """Stand in for XLA on the CPU: buffers, their shared memory, and the order of the pointers."""
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if not triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET=1 was not set before triton was imported")
-    from ccnet.kernels import jax_binding, jax_op
     from ccnet.kernels.backward import line_backward_kernel
     from ccnet.kernels.forward import line_forward_kernel
+    from ccnet.kernels.jax_ops import binding, lowering, passes, primitives
 
     for kernel in (line_forward_kernel, line_backward_kernel):
         monkeypatch.setattr(kernel, "do_not_specialize", kernel.kwargs["do_not_specialize"], raising=False)
-    monkeypatch.setattr(jax_binding, "_call", lambda *launch: SimpleNamespace(launch=launch))
-    monkeypatch.setattr(jax_binding.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
-    monkeypatch.setattr(jax_binding.jax.ffi, "ffi_call", _played_call)
-    for primitive, kernels in (
-        (jax_op._forward_p, jax_op._forward_kernels),
-        (jax_op._backward_p, jax_op._backward_kernels),
-    ):
-        monkeypatch.setattr(primitive, "impl", kernels)
-    name = jax_op.device().name
+    monkeypatch.setattr(binding, "_call", lambda *launch: SimpleNamespace(launch=launch))
+    monkeypatch.setattr(binding.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
+    monkeypatch.setattr(binding.jax.ffi, "ffi_call", _call_in_the_interpreter)
+    monkeypatch.setattr(lowering, "_obstacle", lambda: None)
+    monkeypatch.setattr(primitives.forward_p, "impl", lowering.forward_on_cuda)
+    monkeypatch.setattr(primitives.backward_p, "impl", lowering.backward_on_cuda)
+    name = passes.device().name
     pinned = plan.load_table(name)
     yield partial(plan.use_table, name)
     plan.use_table(name, pinned)
 
 
-def _played_call(target, results, *, input_output_aliases):
+def _call_in_the_interpreter(target, results, *, input_output_aliases):
     def run(*operands, opaque):
         kernel, parameters, constants, grid, *_ = opaque.launch
         memory = [torch.from_numpy(np.array(operand)) for operand in operands]
@@ -238,7 +236,7 @@ def _played_call(target, results, *, input_output_aliases):
             assert not kind.startswith("*") or kind[1:] == {"float32": "fp32", "float16": "fp16"}[str(tensor.dtype)[6:]]
         kernel[(grid,)](**arguments, **dict(constants))
         left = [tensor.data_ptr() for tensor in buffers]
-        assert set(left) <= {tensor.data_ptr() for tensor in memory}  # what has no pointer took an operand's place
+        assert set(left) <= {tensor.data_ptr() for tensor in memory}  # those without a pointer take an operand's
         return [jnp.asarray(tensor.numpy()) for tensor in made]
 
     return run
@@ -262,8 +260,8 @@ MANY_TILES = [((2, 20), (0, 1), np.float16), ((2, 40), (0, 1), np.float32)]  # s
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_launches_are_bound_as_the_kernels_expect(interpreted, function, spatial, axes, dtype):
-    """One pass and several, in one tile and in several: every pointer, partial sum and shared buffer is its own."""
-    if spatial == (2, 20):  # several passes of several tiles, in the pinned table's place
+    """Every pointer, partial sum and shared buffer is bound, for one pass and several, one tile and several."""
+    if spatial == (2, 20):  # several passes of several tiles, instead of the pinned table
         tile = {"block_m": 16, "block_n": 16, "block_c": 16, "num_warps": 4, "num_stages": 2}
         row = {"dtype": "float16", "min_length": 1, "max_length": 99, "max_query_channels": 64, "tile": tile}
         interpreted([row | {"kernel": kernel} for kernel in ("forward", "backward")])
@@ -271,7 +269,7 @@ def test_launches_are_bound_as_the_kernels_expect(interpreted, function, spatial
     upstream = make(spatial, batch=1, c=20, dtype=dtype, seed=1)[2]
     options = {"axes": axes, "channel_axis": -1}
     got = jax_result(function, arrays, upstream, jit=False, **options)
-    if function is criss_cross_residual:  # without a gradient, the attention's output is not kept
+    if function is criss_cross_residual:  # without gradients, the attention's output is not kept
         got.append(np.asarray(function(*map(jnp.asarray, arrays), **options)))
     want = torch_result(function, *(([a.astype(np.float64) for a in arrays]), upstream.astype(np.float64)), **options)
     tolerance = 2e-6 if dtype is np.float32 else 4e-3
@@ -308,7 +306,7 @@ def plugin():
 
 
 def test_lowering_for_cuda_on_a_machine_without_one(plugin):
-    """Two launches forward and two backward, no copy of channels-last arrays; for the CPU the same trace has none."""
+    """Two launches forward, two backward, and no copy of channels-last arrays; lowered for the CPU, no launch."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     done = subprocess.run([sys.executable, "-c", LOWER], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -325,7 +323,7 @@ def test_either_framework_is_enough(absent):
     code = f"""
 import sys
 sys.modules["{absent}"] = None
-import ccnet.kernels, ccnet.losses
+from ccnet import kernels, losses
 {module}
 x = {present}((1, 4, 5, 6))
 print(tuple(kernels.criss_cross_attention(x, x, x).shape), losses.cross_entropy(x, ({present}((1, 5, 6)) > 0) * 1))

@@ -1,4 +1,4 @@
-"""The plain path against a dense oracle that writes the definition out, position by position."""
+"""The reference against a dense oracle that spells out the definition, position by position."""
 
 import itertools
 
@@ -16,7 +16,7 @@ CASES = [
 
 
 def dense_attention(query, key, axes, scale=1.0):
-    """(N, P, P) attention over all positions, masked to the criss-cross pattern; P positions in C order."""
+    """Return the (N, P, P) attention over all P positions, in C order, masked to the criss-cross pattern."""
     spatial = query.shape[2:]
     positions = list(itertools.product(*map(range, spatial)))
 
@@ -53,7 +53,7 @@ def test_equals_dense_oracle(spatial, axes):
 
 @pytest.mark.parametrize(("spatial", "number"), [((5, 4), 5 + 4 - 1), ((3, 5, 4), 3 + 5 + 4 - 2)])
 def test_every_key_counts_once(spatial, number):
-    """With equal scores each of the H + W - 1 (T + H + W - 2) keys, the position itself too, gets the same weight."""
+    """With equal scores, the position and each other of the H + W - 1 (T + H + W - 2) keys get the same weight."""
     zeros = torch.zeros(1, 2, *spatial, dtype=torch.float64)
     position = tuple(size // 2 for size in spatial)
     weights = criss_cross_weights(zeros, zeros, position)[0]
@@ -76,7 +76,7 @@ def test_layouts_agree(spatial):
 
 
 def test_slices_of_one_buffer():
-    """query, key and value as non-contiguous views of one projection, as a fused 1x1 convolution gives them."""
+    """Query, key and value are non-contiguous views of one projection, as a fused 1x1 convolution returns."""
     buffer = torch.randn(2, 3 + 3 + 5, 4, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
     query, key, value = buffer.split([3, 3, 5], dim=1)
     assert not query.is_contiguous()
@@ -100,7 +100,7 @@ def test_low_precision(dtype, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_large_scores_do_not_overflow(dtype):
-    """64 channels of 40 give scores of 102400, beyond float16: the softmax must stay finite and one-hot."""
+    """64 channels of 40 give scores of 102400, beyond float16; the softmax stays finite."""
     query = torch.full((1, 64, 3, 4), 40.0, dtype=dtype)
     key = query.clone()
     key[..., 1] = -40
@@ -176,17 +176,17 @@ def bad(**changes):
         (bad(backend="cuda"), "'cuda' is unknown: choose one of auto, triton, reference"),
     ],
 )
-def test_bad_input_is_named(arguments, message):
+def test_bad_input_is_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         criss_cross_attention(**arguments)
 
 
-def test_numpy_is_refused_by_name():
+def test_numpy_arrays_are_rejected():
     with pytest.raises(ValueError, match=r"numpy\.ndarray: give torch tensors, or jax arrays"):
         criss_cross_attention(*[torch.zeros(1, 1, 2, 2).numpy()] * 3)
 
 
 @pytest.mark.parametrize("position", [(4, 0), (-1, 0), (1,), (1, 1, 1)])
-def test_position_outside_is_named(position):
+def test_positions_outside_the_image_are_rejected(position):
     with pytest.raises(ValueError, match="outside the image"):
         criss_cross_weights(torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 4, 5), position)

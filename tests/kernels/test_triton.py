@@ -1,23 +1,27 @@
-"""The Triton kernels, run by Triton's interpreter on the CPU, against the formula in float64.
+"""The Triton kernels, run by Triton's interpreter on the CPU, against the reference in float64.
 
-Float32 and float16 only: the interpreter computes bfloat16 wrongly without saying so.
+Only float32 and float16 are tested: the interpreter silently computes bfloat16 wrongly.
 """
 
 import pytest
 import torch
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, plan, set_float32_precision, torch_dispatch
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, plan, set_float32_precision
+from ccnet.kernels.torch_ops import dispatch
 
-torch_op = pytest.importorskip("ccnet.kernels.torch_op", reason="triton is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
+from ccnet.kernels.torch_ops.launch import is_interpreted
+from ccnet.kernels.torch_ops.passes import device_of
+
 pytestmark = pytest.mark.skipif(
-    not torch_op.launch.is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"
+    not is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"
 )
 
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}  # of the largest element
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}  # relative to the largest element
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda dtype: str(dtype)[6:])
 
-# (spatial, D, C). Between them: one tile and several along either axis, one and several slabs of channels,
-# odd widths, axes of length 1. The interpreter takes 30 ms per line, so long axes meet short ones.
+# (spatial, D, C). They cover one tile and several along either axis, one and several slabs of channels, odd widths
+# and axes of length 1. The interpreter takes 30 ms per line, so long axes are paired with short ones.
 SHORT = [
     ((1,), 3, 5),
     ((64,), 7, 24),
@@ -44,7 +48,7 @@ CASES = [(*case, dtype) for case in SHORT for dtype in TOLERANCE] + LONG
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Memory that nobody has written reads as NaN, so that a missing store cannot pass."""
+    """Fill new memory with NaN, so that a missing store is noticed."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan()
@@ -53,7 +57,7 @@ def poisoned_memory():
 
 
 def make(spatial, d, c, dtype, batch=1, seed=0):
-    """Channels-last query, key with scores of standard deviation 4, value, residual, gamma."""
+    """Return channels-last query, key, value, residual, and gamma; the scores have a standard deviation of 4."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(channels, deviation=1.0):
@@ -76,7 +80,7 @@ def check(function, inputs, upstream, tolerance):
     for index, (ours, oracle) in enumerate(zip(*results, strict=True)):
         assert ours.isfinite().all(), f"result {index}"
         largest = oracle.abs().max()
-        # A softmax over one key has a zero gradient, of which rounding leaves a little.
+        # The gradient of a softmax over one key is zero up to rounding.
         error = (ours.double() - oracle).abs().max() / (largest if largest > 1e-6 else 1)
         assert error < tolerance, f"result {index} (output, then gradients): {error:.1e}"
 
@@ -93,7 +97,7 @@ def test_attention_matches_float64(spatial, d, c, dtype):
 
 @pytest.mark.parametrize("seed", range(4, 8))
 def test_float16_gradients_of_large_scores(seed):
-    """Some of these draws are over the tolerance where delta is taken from an output that was rounded."""
+    """Some of these draws exceed the tolerance if delta is computed from a rounded output."""
     query, key, value, _, _ = make((5, 9), 8, 20, torch.float16, seed=seed)
     upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(99 + seed)).half()
     check(last(criss_cross_attention), (query, key, value), upstream, TOLERANCE[torch.float16])
@@ -103,9 +107,9 @@ def test_float16_gradients_of_large_scores(seed):
 @pytest.mark.parametrize("spatial", [(16,), (5, 9), (2, 3, 2)], ids=str)
 def test_residual_matches_float64(spatial, dtype):
     inputs = make(spatial, 8, 20, dtype, batch=2)
-    # A little of the upstream gradient is like the output, or gamma's gradient is a sum that cancels.
+    # Part of the upstream gradient is the output itself; otherwise gamma's gradient is a sum that cancels.
     upstream = 0.25 * criss_cross_attention(*inputs[:3], channel_axis=-1, backend="reference").detach()
-    # Drawn in float32, of which every torch gives the same numbers.
+    # Drawn in float32, in which every version of torch draws the same numbers.
     check(last(criss_cross_residual), inputs, upstream + torch.randn(upstream.shape).to(dtype), TOLERANCE[dtype])
 
 
@@ -127,7 +131,7 @@ def test_some_axes(axes):
     ids=str,
 )
 def test_every_tiling_agrees(tile, dtype, kernel):
-    """Tiles change how the work is cut, by length, device and table, and must not change the result."""
+    """Tiles depend on length, device and table, and must not change the result."""
     sizes = {"block_m": tile[0], "block_n": tile[1], "block_c": tile[2], "num_warps": 4, "num_stages": 2}
     row = {"kernel": kernel, "dtype": str(dtype)[6:], "min_length": 1, "max_length": 999}
     plan.use_table("interpreter", [row | {"max_query_channels": 128, "tile": sizes}])
@@ -139,7 +143,7 @@ def test_every_tiling_agrees(tile, dtype, kernel):
 
 
 def test_wide_offsets(monkeypatch):
-    """64-bit offsets within an image, which takes an image of 2^31 elements, on a small one."""
+    """The 64-bit offsets of images with 2^31 elements, forced on a small image."""
     monkeypatch.setattr(plan, "_is_wide", lambda problem: True)
     query, key, value, residual, _ = make((3, 6), 7, 11, torch.float32)
     check(last(criss_cross_attention), (query, key, value), residual.detach(), 2e-6)
@@ -171,7 +175,7 @@ def test_other_strides(layout):
 
 @pytest.mark.parametrize("upstream", [torch.tensor(1.5), torch.randn(20)], ids=["one number", "one pixel"])
 def test_expanded_gradient(upstream):
-    """The gradient of a sum or a mean has stride 0."""
+    """The gradient of a sum or a mean is an expanded tensor, of stride 0."""
     query, key, value, _, _ = make((5, 6), 8, 20, torch.float32)
     check(last(criss_cross_attention), (query, key, value), upstream.expand_as(value), 2e-6)
 
@@ -185,7 +189,7 @@ def test_scale_and_half_residual_in_float32():
 
 
 def test_gamma_of_zero_has_a_gradient():
-    """gamma starts at 0: the output is the residual, and only gamma and the residual learn."""
+    """At gamma = 0, its initial value, the output is the residual, and only gamma and the residual get gradients."""
     *arrays, _ = make((4, 5), 8, 12, torch.float32)
     gamma = torch.zeros(1, requires_grad=True)
     out = criss_cross_residual(*arrays, gamma, channel_axis=-1, backend="triton")
@@ -240,7 +244,7 @@ def test_opcheck(training, channel_axis):
     )
 
 
-def test_compiles_without_a_break_for_every_size():
+def test_compiles_without_a_graph_break_for_every_size():
     compiled = torch.compile(
         lambda *arrays: criss_cross_residual(*arrays, backend="triton").relu(),
         fullgraph=True,
@@ -257,7 +261,7 @@ def test_compiles_without_a_break_for_every_size():
         assert all(torch.equal(ours, eager) for ours, eager in zip(*gradients, strict=True))
 
 
-def test_export_takes_the_plain_path():
+def test_export_takes_the_reference():
     class Module(torch.nn.Module):
         def forward(self, *arrays):
             return criss_cross_attention(*arrays)
@@ -266,7 +270,7 @@ def test_export_takes_the_plain_path():
     assert "ccnet" not in str(program.graph)
 
 
-def test_second_derivatives_are_refused():
+def test_second_derivatives_are_rejected():
     query, key, value, _, _ = make((3, 4), 8, 12, torch.float32)
     out = criss_cross_attention(query, key, value, channel_axis=-1, backend="triton")
     (gradient,) = torch.autograd.grad(out.sum(), query, create_graph=True)
@@ -274,7 +278,7 @@ def test_second_derivatives_are_refused():
         gradient.sum().backward()
 
 
-def test_what_the_kernels_cannot_take_is_named():
+def test_calls_that_the_kernels_cannot_take_are_rejected():
     arrays = [torch.randn(1, 2, 2, 2, dtype=torch.float64)] * 3
     with pytest.raises(ValueError, match=r"float64; use backend='reference'"):
         criss_cross_attention(*arrays, backend="triton")
@@ -285,27 +289,27 @@ def test_what_the_kernels_cannot_take_is_named():
         set_float32_precision("fp8")
 
 
-def test_auto_falls_back_once_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(torch_dispatch, "_logged", set())
+def test_auto_falls_back_with_one_warning(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    torch_dispatch._gpu_obstacle.cache_clear()
-    obstacle = torch_dispatch._obstacle("cuda", 0, "torch.float32")
-    torch_dispatch._gpu_obstacle.cache_clear()
+    dispatch._gpu_obstacle.cache_clear()
+    obstacle = dispatch._device_obstacle("cuda", 0, "float32")
+    dispatch._gpu_obstacle.cache_clear()
     assert obstacle == "the GPU has compute capability 7.5, below 8.0"
+    fallback.warn_once.cache_clear()
     for _ in range(2):
-        torch_dispatch._log_once(obstacle)
+        dispatch._warn_once(obstacle)
     assert len(caplog.records) == 1
 
 
 def test_offsets_of_an_image_of_2_to_the_31_are_64_bit():
     problem = plan.Problem(1, (1024, 1024), (0, 1), 64, 512, "float16")
-    assert not plan.forward_launches(problem, torch_op.device_of(None))[0].constants["WIDE"]
+    assert not plan.forward_launches(problem, device_of(None))[0].constants["WIDE"]
     far = problem._replace(widest_stride=2048)
-    assert plan.forward_launches(far, torch_op.device_of(None))[0].constants["WIDE"]
+    assert plan.forward_launches(far, device_of(None))[0].constants["WIDE"]
 
 
 def test_backward_writes_no_zeros():
-    """Not even gradients of what has none: autograd would fill arrays as large as the value."""
+    """Outputs without a gradient get no zeros: autograd would fill arrays as large as the value."""
     *arrays, gamma = make((3, 4), 8, 12, torch.float32)
     out = criss_cross_residual(*arrays, gamma, channel_axis=-1, backend="triton")
     with torch.profiler.profile() as profile:

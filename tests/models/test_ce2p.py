@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine import checkpoints
 from ccnet.losses import balanced_edge_loss, edge_targets
 from ccnet.models import create_model
 
@@ -186,7 +186,7 @@ def test_training_and_evaluation_from_the_command_line(tmp_path, run_entry):
     assert {"loss/main", "loss/aux", "loss/edge", "loss/ccl"} <= set(header)
     run_entry("evaluate.py", f"checkpoint={run / 'last'}", "device=cpu", "num_workers=0", f"output={tmp_path}")
     scores = json.loads((tmp_path / "last_val_whole.json").read_text())
-    assert scores["miou"] == checkpoint.load(run / "last.pt").scores["miou"]
+    assert scores["miou"] == checkpoints.load(run / "last.pt").scores["miou"]
 
 
 def test_the_edge_loss_needs_a_network_with_an_edge_output(run_entry):

@@ -12,7 +12,8 @@ from PIL import Image
 from published_states import HEAD, authors_state, mmseg_state
 from safetensors.torch import save_file
 
-from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import reading
 from ccnet.models import import_checkpoint
 from ccnet.models.published import importing
 
@@ -202,13 +203,13 @@ def test_mmsegmentations_resnet_101():
     state = mmseg_state("ccnet", depth=101)
     found = importing.convert({"state_dict": state}, Path("ccnet.pth"))
     assert_same_logits(
-        found.network, lambda image: mmseg_logits(state, image, "ccnet", align_corners=False), [(40, 57)]
+        found.network(), lambda image: mmseg_logits(state, image, "ccnet", align_corners=False), [(40, 57)]
     )
 
 
 def test_the_stand_ins_show_every_difference_of_the_authors_network(states):
     """Without any one of them the logits change by far more than the tests above allow."""
-    network = importing.convert(states["authors"], PUBLISHED).network
+    network = importing.convert(states["authors"], PUBLISHED).network()
     net, image = network.backbone.net, torch.rand(1, 3, 40, 52)
     slopes = [module for module in network.head.modules() if isinstance(module, torch.nn.LeakyReLU)]
     assert len(slopes) == 3
@@ -234,7 +235,7 @@ def test_the_stand_ins_show_every_difference_of_the_authors_network(states):
 
 
 def test_in_place_activated_batch_norms_scale_by_the_weights_magnitude_and_eps(states):
-    network = importing.convert(states["authors"], PUBLISHED).network
+    network = importing.convert(states["authors"], PUBLISHED).network()
     for ours, theirs in ((network.head.reduce[1], "head.conva.1"), (network.backbone.net.bn1, "bn3")):
         weight = states["authors"][f"{theirs}.weight"]
         assert weight.min() < 0
@@ -244,14 +245,14 @@ def test_in_place_activated_batch_norms_scale_by_the_weights_magnitude_and_eps(s
 def test_one_network_by_any_wrapping(states, written):
     """Data-parallel prefixes, counters or none, torch's old file format, half precision, a state dict by itself."""
     state = states["authors"]
-    want = importing.convert(state, PUBLISHED).network.state_dict()
+    want = importing.convert(state, PUBLISHED).network().state_dict()
     bare = {f"module.{key}": tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     path = written(bare)
     torch.save({"model": bare}, path, _use_new_zipfile_serialization=False)
     got = import_checkpoint(path).state_dict()
     assert all(torch.equal(got[key], tensor) for key, tensor in want.items() if not key.endswith("tracked"))
     half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    got = importing.convert(half, PUBLISHED).network.state_dict()
+    got = importing.convert(half, PUBLISHED).network().state_dict()
     assert all(got[key].dtype == tensor.dtype for key, tensor in want.items())
     assert torch.allclose(got["head.project.0.weight"], want["head.project.0.weight"], atol=1e-2)
 
@@ -334,7 +335,7 @@ def test_recurrence_is_at_least_one():
 def test_alignment_and_crop_come_from_the_argument_the_configuration_or_the_name(
     states, config, name, given, aligned, crop, monkeypatch
 ):
-    monkeypatch.setattr(importing, "_filled", lambda layout, found: layout)  # the tensors do not matter here
+    monkeypatch.setattr(importing, "_weights", lambda layout, found: {})  # the tensors do not matter here
     found = importing.convert(
         {"state_dict": states["pspnet"], "meta": {"config": config}}, Path(name), align_corners=given
     )
@@ -361,19 +362,19 @@ def test_a_pickled_object_is_not_run(tmp_path):
 def test_an_imported_network_can_be_saved_as_the_projects_own(states, tmp_path):
     """With the names and colours in the file; safetensors of a published layout are taken as well."""
     save_file(states["fcn"], tmp_path / "published.safetensors")
-    assert checkpoint.load(tmp_path / "published.safetensors").classes == ["class 0", "class 1", "class 2"]
+    assert checkpoints.load(tmp_path / "published.safetensors").classes == ["class 0", "class 1", "class 2"]
     (tmp_path / "published.safetensors").unlink()
     meta = {"CLASSES": ("road", "car", "sky"), "PALETTE": [[1, 2, 3], [4, 5, 6], [7, 8, 9]], "iter": 40000}
-    found = checkpoint._from_published(importing.convert({"state_dict": states["fcn"], "meta": meta}, PUBLISHED))
+    found = reading.from_published(importing.convert({"state_dict": states["fcn"], "meta": meta}, PUBLISHED))
     own = tmp_path / "own.safetensors"
-    checkpoint.save(found, own)
-    saved = checkpoint.load(own)
+    checkpoints.save(found, own)
+    saved = checkpoints.load(own)
     own.unlink()
     assert (saved.classes, saved.palette, saved.iteration) == (list(meta["CLASSES"]), meta["PALETTE"], 40000)
     image = torch.rand(1, 3, 33, 41)
     with torch.no_grad():
         want, _ = mmseg_logits(states["fcn"], image, "fcn", align_corners=False)
-        assert difference(checkpoint.network(saved)(image)["out"], want) < TOLERANCE
+        assert difference(checkpoints.network(saved)(image)["out"], want) < TOLERANCE
 
 
 def test_evaluate_and_predict_take_a_published_file(states, run_entry, written, folder_data, camvid_root, tmp_path):
@@ -414,9 +415,9 @@ def test_training_starts_from_a_published_file(states, run_entry, written, tmp_p
     message = run_entry(*command, "model=fcn", ok=False).stderr
     assert f"init={path} brings its own network: leave out model=fcn" in message
     run_entry(*command)
-    saved = checkpoint.load(tmp_path / "run" / "best.safetensors")
+    saved = checkpoints.load(tmp_path / "run" / "best.safetensors")
     assert saved.weights["head.classify.weight"].shape == (4, HEAD, 1, 1)
-    published = importing.convert(states["authors"], PUBLISHED).network.state_dict()
+    published = importing.convert(states["authors"], PUBLISHED).network().state_dict()
     for key in ("backbone.net.layer4.2.conv3.weight", "head.context.value_conv.weight", "mean"):
         assert torch.allclose(saved.weights[key], published[key], atol=1e-4)
     assert not torch.equal(saved.weights["head.reduce.0.weight"], published["head.reduce.0.weight"])  # it learns

@@ -1,6 +1,7 @@
-"""Objects with boxes and masks."""
+"""Detection: objects with boxes and masks."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +9,29 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ....data.sets.coco import instances_transform
 from ....models.mask_rcnn import MaskRCNN
-from ...drawing import objects as instances
+from ...drawing.objects import save_object_panel
+from ...runtime.atomic_files import write_text
 from ..average_precision import DetectionScores
 from ..detection import DetectionEvaluation, collate, evaluate_objects
 from ..protocols import Protocol
+from .task import score_table
 
 
 class Detection:
-    """Lists of images and of targets, as in :mod:`data.coco`; scored by mask AP. See :class:`engine.tasks.Task`."""
+    """Lists of images and of targets (see :mod:`data.sets.coco`), scored by mask AP.
+
+    See :class:`engine.evaluation.tasks.Task`.
+    """
 
     scores = DetectionScores
     collate = staticmethod(collate)
+    predicts_label_maps = False
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
-        """A network that finds objects, and that can learn."""
+        """Raise ValueError unless the network finds objects and is not frozen at random weights."""
         if not isinstance(model, MaskRCNN):
             raise ValueError("this data set has objects, which model=mask_rcnn finds: give that, or another data set")
         backbone = config.model.backbone
@@ -35,35 +41,63 @@ class Detection:
                 "at random: give pretrained weights with backbone.weights=FILE, or model.frozen=false"
             )
 
+    def check_classes(self, known: Sequence[str], dataset: Any) -> None:
+        """Raise ValueError unless the network and the data set have the same kinds of objects."""
+        if list(dataset.classes) != list(known):
+            raise ValueError(
+                f"the checkpoint finds other objects than the data set has ({len(known)} kinds and "
+                f"{len(dataset.classes)}): evaluate it on a data set with its own kinds"
+            )
+
     def eval_transform(self) -> Callable:
-        """The picture and its objects as they are."""
+        """Return the transform that keeps pictures and objects as they are."""
         return instances_transform()
 
     def to_device(
         self, images: list[Tensor], targets: list[dict], device: torch.device, memory_format: torch.memory_format
     ) -> tuple[list[Tensor], list[dict]]:
-        """Both where the network is, which pads the images into one batch of its own."""
+        """Return images and targets on the device; the network itself pads the images to one batch."""
         images = [image.to(device, non_blocking=True) for image in images]
         return images, [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in targets]
 
     def forward(self, model: nn.Module, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
-        """The network's own losses."""
+        """Return the losses, which the network computes itself."""
         return model(images, targets)
 
     def cost(self, model: nn.Module, config: DictConfig) -> dict[str, float]:
-        """Parameters, in millions; the rest depends on what the network finds."""
+        """Return the parameters, in millions; the rest of the cost depends on the objects in a picture."""
         return {"parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6}
 
-    def evaluate(self, model: nn.Module, dataset: Dataset, protocol: Protocol, **options: Any) -> DetectionEvaluation:
-        """Average precision; the network sees whole images, whatever the protocol."""
+    def evaluate(
+        self,
+        model: nn.Module,
+        dataset: Any,
+        protocol: Protocol,
+        *,
+        on_prediction: Callable | None = None,
+        **options: Any,
+    ) -> DetectionEvaluation:
+        """Score the network by average precision; it sees whole images, and its predictions are no label maps."""
         return evaluate_objects(model, dataset, **options)
 
     def save_panel(self, path: Path, samples: Sequence, classes: Sequence[str], palette: Sequence) -> None:
-        """Rows of picture, truth and prediction."""
-        instances.save_panel(path, samples, classes)
+        """Write rows of picture, truth and prediction."""
+        save_object_panel(path, samples, classes)
+
+    def write_report(self, stem: Path, result: DetectionEvaluation, dataset: Any, about: Mapping[str, Any]) -> None:
+        """Print the scores and write them as .csv and .json, with a panel and the results in COCO's format."""
+        result.scores.table(dataset.classes).write_csv(Path(f"{stem}.csv"))
+        measured = {"images_per_s": result.images_per_s} | result.scores.summary() | result.scores._asdict()
+        write_text(Path(f"{stem}.json"), json.dumps({**about, **measured}, indent=1) + "\n")
+        write_text(Path(f"{stem}_results.json"), json.dumps(result.results))
+        save_object_panel(Path(f"{stem}.png"), result.samples, dataset.classes)
+        print(f"\n{about['checkpoint']}, iteration {about['iteration']}, on {about['images']} images\n")
+        print(score_table(result.scores, dataset.classes))
+        print(f"\n{result.images_per_s:.1f} images/s\n")
+        print(f"table        {stem}.csv, .json\nresults      {stem}_results.json\npredictions  {stem}.png")
 
     def wandb_panels(self, samples: Sequence, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
-        """Boxes, which W&B draws with the class names."""
+        """Return images with boxes, which W&B draws with the class names."""
         names = {index + 1: name for index, name in enumerate(classes)}
         panels = []
         for image, *found in samples:

@@ -1,6 +1,7 @@
-"""A class for every pixel."""
+"""Semantic segmentation: a class for every pixel."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +9,30 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ....data import IGNORE_INDEX
 from ....data.transforms import eval_transform
 from ....models.mask_rcnn import MaskRCNN
-from ...drawing import label_images as figures
+from ...drawing.charts import save_confusion
+from ...drawing.panels import save_panel
+from ...drawing.tables import Table
+from ...runtime.atomic_files import write_text
 from .. import segmentation
 from ..confusion import Scores
 from ..cost import network_cost
 from ..protocols import Protocol
+from .task import score_table
 
 
 class Semantic:
-    """Images (N, 3, H, W) and labels (N, H, W); scored by mIoU. See :class:`engine.tasks.Task`."""
+    """Images (N, 3, H, W) and labels (N, H, W), scored by mIoU; see :class:`engine.evaluation.tasks.Task`."""
 
     scores = Scores
     collate = None
+    predicts_label_maps = True
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
-        """A network that classifies pixels, and crops that it can take."""
+        """Raise ValueError unless the network labels pixels and the crops are at least as large as its stride."""
         if isinstance(model, MaskRCNN):
             raise ValueError(
                 "model=mask_rcnn finds objects and this data set labels pixels: give dataset=coco, or another model"
@@ -39,38 +44,64 @@ class Semantic:
                 "give a crop of several times the stride"
             )
 
+    def check_classes(self, known: Sequence[str], dataset: Any) -> None:
+        """Raise ValueError unless the network and the data set have the same number of classes."""
+        if len(dataset.classes) != len(known):
+            raise ValueError(
+                f"the checkpoint knows {len(known)} classes ({_few(known)}) and the data set has "
+                f"{len(dataset.classes)} ({_few(dataset.classes)}): evaluate it on a data set with its own classes"
+            )
+
     def eval_transform(self) -> Callable:
-        """The whole picture at its own size."""
+        """Return the transform that keeps whole pictures at their own size."""
         return eval_transform()
 
     def to_device(
         self, images: Tensor, labels: Tensor, device: torch.device, memory_format: torch.memory_format
     ) -> tuple[Tensor, Tensor]:
-        """Both where the network is."""
-        layout = memory_format if images.ndim == 4 else torch.preserve_format  # clips have five axes
+        """Return images and labels on the device."""
+        layout = memory_format if images.ndim == 4 else torch.preserve_format  # channels_last has no five-axis form
         images = images.to(device, memory_format=layout, non_blocking=True)
         return images, labels.to(device, non_blocking=True)
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The network's outputs."""
+        """Return the network's outputs."""
         return model(images)
 
     def cost(self, model: nn.Module, config: DictConfig) -> dict[str, float]:
-        """Parameters, GFLOPs, memory: see :class:`engine.cost.Cost`."""
+        """Return parameters, GFLOPs and memory; see :class:`engine.evaluation.cost.Cost`."""
         return network_cost(model, (3, *config.recipe.train_transform.crop_size))._asdict()
 
-    def evaluate(
-        self, model: nn.Module, dataset: Dataset, protocol: Protocol, **options: Any
-    ) -> segmentation.Evaluation:
-        """Scores over all pixels."""
+    def evaluate(self, model: Any, dataset: Any, protocol: Protocol, **options: Any) -> segmentation.Evaluation:
+        """Score the network on all pixels of the data set; see :func:`engine.evaluation.segmentation.evaluate`."""
         return segmentation.evaluate(model, dataset, protocol, **options)
 
     def save_panel(self, path: Path, samples: Sequence, classes: Sequence[str], palette: Sequence) -> None:
-        """Rows of picture, truth, prediction and errors."""
-        figures.save_panel(path, samples, classes, palette)
+        """Write rows of picture, truth, prediction and errors."""
+        save_panel(path, samples, classes, palette)
+
+    def write_report(self, stem: Path, result: segmentation.Evaluation, dataset: Any, about: Mapping[str, Any]) -> None:
+        """Print the scores and write them as .csv and .json, with a panel and the confusion matrix.
+
+        A data set without labels has no scores, so only the speed is reported.
+        """
+        trained = "" if about["iteration"] is None else f", iteration {about['iteration']}"
+        print(f"\n{about['checkpoint']}{trained}, on {about['images']} images, {about['protocol']}")
+        print(f"{result.images_per_s:.1f} images/s\n")
+        measured = {"images_per_s": result.images_per_s} | (result.scores._asdict() if dataset.has_labels else {})
+        write_text(Path(f"{stem}.json"), json.dumps({**about, **measured}, indent=1) + "\n")
+        if not dataset.has_labels:
+            return
+        result.scores.table(dataset.classes).write_csv(Path(f"{stem}.csv"))
+        counts = [[name, *row] for name, row in zip(dataset.classes, result.confusion.tolist(), strict=True)]
+        Table(("true / predicted", *dataset.classes), counts).write_csv(Path(f"{stem}_confusion.csv"))
+        save_confusion(Path(f"{stem}_confusion.png"), result.confusion.numpy(), dataset.classes)
+        save_panel(Path(f"{stem}.png"), result.samples, dataset.classes, dataset.palette)
+        print(score_table(result.scores, dataset.classes))
+        print(f"\ntable        {stem}.csv, .json\npredictions  {stem}.png\nconfusion    {stem}_confusion.csv, .png")
 
     def wandb_panels(self, samples: Sequence, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
-        """Label maps, which W&B shows with the class names."""
+        """Return images with label maps, which W&B shows with the class names."""
         names = dict(enumerate(classes)) | {IGNORE_INDEX: "ignored"}
         return [
             (
@@ -84,3 +115,7 @@ class Semantic:
             )
             for image, labels, prediction in samples
         ]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -17,7 +17,7 @@ from torch import nn
 
 from ccnet import train as training
 from ccnet.data.sets.coco import Coco, instances_transform
-from ccnet.engine.checkpoints import checkpoint
+from ccnet.engine import checkpoints
 from ccnet.engine.evaluation.average_precision import average_precision, coco_results
 from ccnet.engine.training.lr_schedules import WarmupSteps
 from ccnet.engine.training.torch_step import train_step
@@ -109,10 +109,10 @@ def test_a_users_mistakes_get_one_sentence(root, tmp_path):
     with pytest.raises(ValueError, match="annotation 1 belongs to category 7 and image 10, and the file does not"):
         loaded(broken)
     file.write_text(json.dumps({"images": []}))
-    with pytest.raises(ValueError, match="no annotation file of COCO's format: it needs the lists images, annotations"):
+    with pytest.raises(ValueError, match="not an annotation file in COCO's format: it needs the lists"):
         loaded(broken)
     file.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON, it may be cut off"):
+    with pytest.raises(ValueError, match="is not JSON, it may be truncated"):
         loaded(broken)
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks annotations/instances_val2017\.json of COCO\.\nThe layout of"):
@@ -308,7 +308,7 @@ def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
     for picture in ("curves.png", "predictions.png"):
         assert np.array(Image.open(finished / picture)).std() > 10
     assert list(json.loads((finished / "result.json").read_text()))[1] == "mask_AP"
-    assert checkpoint.load(finished / "best.safetensors").classes == ["bar", "disc", "wedge"]
+    assert checkpoints.load(finished / "best.safetensors").classes == ["bar", "disc", "wedge"]
 
 
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(root, finished, tmp_path, monkeypatch):
@@ -323,10 +323,10 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(root, finished, tmp_p
     with pytest.raises(InterruptedError):
         training.train(composed(root, *TINY), tmp_path)
     monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", train_step)
-    saved = checkpoint.load(tmp_path / "last.pt")
+    saved = checkpoints.load(tmp_path / "last.pt")
     assert saved.iteration == 1
     training.train(composed(root, *TINY), tmp_path, saved)
-    whole, resumed = (checkpoint.load(folder / "last.pt") for folder in (finished, tmp_path))
+    whole, resumed = (checkpoints.load(folder / "last.pt") for folder in (finished, tmp_path))
     assert all(torch.equal(tensor, resumed.weights[key]) for key, tensor in whole.weights.items())
     assert json.dumps(whole.scores) == json.dumps(resumed.scores)
 
@@ -337,7 +337,7 @@ def test_evaluate_meets_the_validation_and_saves_results_that_pycocotools_scores
     last = f"checkpoint={finished / 'last.pt'}"
     done = run_entry("evaluate.py", last, f"output={tmp_path}", "device=cpu", "num_workers=0")
     scores = json.loads((tmp_path / "last_val.json").read_text())
-    saved = checkpoint.load(finished / "last.pt").scores
+    saved = checkpoints.load(finished / "last.pt").scores
     assert json.dumps({key: scores[key] for key in saved}) == json.dumps(saved)
     assert f"mask_AP {100 * scores['mask'][0]:.2f}" in done.stdout
     results = json.loads((tmp_path / "last_val_results.json").read_text())

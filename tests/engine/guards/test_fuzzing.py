@@ -34,20 +34,26 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 from published_states import authors_state, mmseg_state
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ccnet import train as training
-from ccnet.data.image_files import LabelReader, read_image
+from ccnet.data.build import build_dataset
+from ccnet.data.image_files import read_image
+from ccnet.data.label_files import LabelReader
 from ccnet.data.sets.camvid import CamVid
 from ccnet.data.sets.coco import Coco, instances_transform
 from ccnet.data.sets.lip import LIP
 from ccnet.data.sets.voc import VOC
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.drawing import label_images as figures
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints.writing import CHECKSUM, HEADER, checksum
+from ccnet.engine.drawing.label_images import save_mask
 from ccnet.engine.evaluation.average_precision import _encoded, average_precision
 from ccnet.engine.evaluation.segmentation import predict
+from ccnet.engine.guards import plain
+from ccnet.engine.guards.setting_types import check_settings
 from ccnet.engine.sweeps.entry_point import _USER_ERRORS
 from ccnet.engine.training.state import TrainingState
+from ccnet.models.factory import build
 
 CLEAN = (*_USER_ERRORS, HydraException)
 THOROUGH = 25  # times the examples of ``make test``
@@ -228,12 +234,12 @@ def scratch(tmp_path_factory):
 
 def use(path):
     """What evaluate.py and predict.py do with a checkpoint, for one small picture."""
-    saved = checkpoint.load(path)
-    network = checkpoint.network(saved)
+    saved = checkpoints.load(path)
+    network = checkpoints.network(saved)
     crop = saved.setting("recipe.train_transform.crop_size")
     node = saved.config.get("protocol", {"_target_": "ccnet.engine.evaluation.protocols.Slide", "crop_size": crop})
     labels = predict(network, torch.rand(1, 3, 33, 33), instantiate(node), bf16=bool(saved.setting("bf16")))
-    figures.save_mask(path.with_suffix(".png"), labels[0].numpy(), saved.palette)
+    save_mask(path.with_suffix(".png"), labels[0].numpy(), saved.palette)
     return labels
 
 
@@ -272,15 +278,15 @@ def test_what_a_checkpoint_says(run, scratch, data):
             text = json.dumps(content)
         except (TypeError, ValueError):
             return
-        checkpoint.save_file(weights, path, metadata={"ccnet": text, "crc32": checkpoint._checksum(text, weights)})
+        save_file(weights, path, metadata={HEADER: text, CHECKSUM: checksum(text, weights)})
     labels = clean(use, path)
     assert labels is None or labels.shape == (1, 33, 33)
 
 
 def go_on(path, config, folder):
     """A step from ``path`` on, or the first one if it holds no training, and its checkpoint; returns the iteration."""
-    saved = checkpoint.load(path)
-    network = checkpoint.network(saved)
+    saved = checkpoints.load(path)
+    network = checkpoints.network(saved)
     algorithm = instantiate(config.optimizer.algorithm, network.parameters())
     state = TrainingState(network, algorithm, instantiate(config.optimizer.schedule, algorithm), identity="")
     if saved.training:
@@ -381,7 +387,7 @@ def test_what_a_published_checkpoint_holds(published, scratch, data, layout):
 
     path = scratch / "held.pth"
     torch.save(content, path)
-    found = clean(checkpoint.load, path)
+    found = clean(checkpoints.load, path)
     assert found is None or len(found.classes) == 3
 
 
@@ -446,11 +452,11 @@ def test_a_composed_configuration(data):
 
     def work():
         config = OmegaConf.create(node | changed)
-        training.check_settings(training.plain(config))
+        check_settings(plain(config))
         for split in ("train", "val"):
-            training.build_dataset(config.dataset, split, instantiate(config.recipe.train_transform))[0]
+            build_dataset(config.dataset, split, instantiate(config.recipe.train_transform))[0]
         config.num_classes = 4
-        model = training.build(config.model)
+        model = build(config.model)
         instantiate(config.task).check(config, model)
         instantiate(config.protocol)
         instantiate(config.loss)

@@ -14,14 +14,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ccnet.data import image_files as pictures
-from ccnet.data.image_files import LabelReader, PictureTooLarge, UnreadablePicture, read_image
+from ccnet.data.image_files import UnreadableImage, read_image
+from ccnet.data.label_files import LabelReader
 from ccnet.data.sets.camvid import CamVid
 from ccnet.data.sets.coco import Coco
 from ccnet.data.sets.lip import LIP
 from ccnet.data.sets.voc import VOC
-from ccnet.data.stream import Seeded
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.data.size_limit import ImageTooLarge
+from ccnet.data.training_samples import Seeded
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.training.state import TrainingState
 from ccnet.models import import_checkpoint
 from ccnet.models.backbone import TimmBackbone
@@ -54,13 +56,13 @@ def decoder(request, monkeypatch):
 def test_a_picture_of_absurd_size_is_refused_with_the_limit_and_how_to_raise_it(tmp_path, decoder, recwarn):
     path = bomb(tmp_path / "bomb.png")
     told = (
-        f"{path} has 100000x100000 pixels, 10000000000 in all, more than the limit of 268435456: if that is meant, "
+        f"{path} has 100000x100000 pixels, 10000000000 in all, more than the limit of 268435456: if that is intended, "
         "raise the limit with the environment variable CCNET_MAX_IMAGE_PIXELS=10000000000"
     )
-    with pytest.raises(PictureTooLarge) as refused:
+    with pytest.raises(ImageTooLarge) as refused:
         read_image(path)
     assert str(refused.value) == told
-    with pytest.raises(PictureTooLarge, match="more than the limit"):
+    with pytest.raises(ImageTooLarge, match="more than the limit"):
         LabelReader({0: 0})(bomb(tmp_path / "label.png", colour=0))
     assert not recwarn.list
 
@@ -71,7 +73,7 @@ def test_the_limit_can_be_moved_in_the_environment(tmp_path, decoder, monkeypatc
     monkeypatch.setenv("CCNET_MAX_IMAGE_PIXELS", "600")
     assert read_image(tmp_path / "a.png").shape == (3, 20, 30)
     monkeypatch.setenv("CCNET_MAX_IMAGE_PIXELS", "599")
-    with pytest.raises(PictureTooLarge, match="has 30x20 pixels, 600 in all, more than the limit of 599"):
+    with pytest.raises(ImageTooLarge, match="has 30x20 pixels, 600 in all, more than the limit of 599"):
         read_image(tmp_path / "a.png")
     monkeypatch.setenv("CCNET_MAX_IMAGE_PIXELS", "many")
     with pytest.raises(ValueError, match="CCNET_MAX_IMAGE_PIXELS=many is not a whole number"):
@@ -98,21 +100,21 @@ def test_skipping_broken_pictures_does_not_skip_large_ones(tmp_path):
             return read_image(tmp_path / "bomb.png")
 
     bomb(tmp_path / "bomb.png")
-    with pytest.raises(PictureTooLarge):
+    with pytest.raises(ImageTooLarge):
         Seeded(One(), 0, skip_broken=2)[0, 0]
 
 
 def test_only_the_formats_of_the_suffixes_are_decoded(tmp_path):
     """Pillow would start Ghostscript for an EPS, whatever it is called."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    with pytest.raises(UnreadablePicture, match=r"a\.png cannot be read as a picture"):
+    with pytest.raises(UnreadableImage, match=r"a\.png cannot be read as an image"):
         read_image(tmp_path / "a.png")
 
 
 def test_an_absurd_picture_ends_predict_with_one_message(run_entry, tmp_path):
     config = _config() | {"recipe": {"train_transform": {"crop_size": [64, 64]}}}
     weights = build(OmegaConf.create(config["model"])).state_dict()
-    checkpoint.save(Checkpoint(weights, config, list("abcd"), [[0, 0, 0]] * 4, 1, {}), tmp_path / "last.pt")
+    checkpoints.save(Checkpoint(weights, config, list("abcd"), [[0, 0, 0]] * 4, 1, {}), tmp_path / "last.pt")
     given = f"checkpoint={tmp_path / 'last.pt'}"
     done = run_entry("predict.py", given, f"input={bomb(tmp_path / 'in.png')}", "device=cpu", ok=False)
     assert "in.png has 100000x100000 pixels" in done.stderr
@@ -187,7 +189,7 @@ def test_annotations_cannot_name_files_outside_nor_masks_of_absurd_size(tmp_path
 
 
 def stranger(path, config, **parts):
-    checkpoint.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}, **parts), path)
+    checkpoints.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}, **parts), path)
     return path
 
 
@@ -215,8 +217,8 @@ NAMED = {"_target_": "logging.FileHandler", "filename": "ran"}  # leaves a file 
             "names 'ccnet.data.transforms.v2.Compose'",
         ),
         (
-            {"logger": {"_target_": "ccnet.engine.drawing.tables.ScalarFile", "path": "ran"}},
-            "names 'ccnet.engine.drawing.tables.ScalarFile'",
+            {"logger": {"_target_": "ccnet.engine.drawing.scalar_file.ScalarFile", "path": "ran"}},
+            "names 'ccnet.engine.drawing.scalar_file.ScalarFile'",
         ),
         ({"optimizer": {"_target_": "torch.optim.os.system", "command": "touch ran"}}, "names 'torch.optim.os.system'"),
         ({"model": {"backbone": {"name": "${oc.env:HOME}"}}}, "is not resolved"),
@@ -229,7 +231,7 @@ def test_no_config_hides_what_it_names(tmp_path, monkeypatch, config, message):
     monkeypatch.chdir(tmp_path)
     path = stranger(tmp_path / "last.pt", config)
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        checkpoint.network(checkpoint.load(path))
+        checkpoints.network(checkpoints.load(path))
     assert not (tmp_path / "ran").exists()
 
 
@@ -238,11 +240,11 @@ def test_a_deeply_nested_config_is_refused(tmp_path):
     for _ in range(200):
         node = {"x": node}
     with pytest.raises(ValueError, match="nested more than 16 levels"):
-        checkpoint.load(stranger(tmp_path / "last.pt", {"model": node}))
+        checkpoints.load(stranger(tmp_path / "last.pt", {"model": node}))
     header = b'{"__metadata__":{"ccnet":"' + b"[" * 100_000 + b'"}}'
     (tmp_path / "best.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ValueError, match="not a checkpoint of this project, or it is damaged"):
-        checkpoint.load(tmp_path / "best.safetensors")
+        checkpoints.load(tmp_path / "best.safetensors")
 
 
 def test_an_archive_that_unpacks_to_more_than_it_is(tmp_path):
@@ -255,7 +257,7 @@ def test_an_archive_that_unpacks_to_more_than_it_is(tmp_path):
             made.writestr(entry.filename, given.read(entry))
         made.writestr("archive/data/1", bytes(10**7))
     assert (tmp_path / "bomb.pt").stat().st_size < 10**5
-    for read in (checkpoint.load, import_checkpoint):
+    for read in (checkpoints.load, import_checkpoint):
         with pytest.raises(ValueError, match="it would unpack to"):
             read(tmp_path / "bomb.pt")
 
@@ -264,10 +266,10 @@ def test_a_network_larger_than_its_weights_is_not_built(tmp_path):
     """A terabyte that nobody has; and one that the system would promise, and kill the process for."""
     saved = Checkpoint({"w": torch.ones(2)}, _config(channels=10**10), list("abcd"), [[0, 0, 0]] * 4, 1, {})
     with pytest.raises(ValueError, match=r"cannot be built from its config"):
-        checkpoint.network(saved)
+        checkpoints.network(saved)
     saved.config = _config(channels=300_000)  # times 512 channels and 9 taps: 5 GB
     with pytest.raises(ValueError, match="a network far larger than its weights"):
-        checkpoint.network(saved)
+        checkpoints.network(saved)
     view = torch.zeros(1).expand(10**12)
     torch.save({"state_dict": {"decode_head.conv_seg.weight": view}}, tmp_path / "view.pth")
     with pytest.raises(ValueError, match=r"decode_head\.conv_seg\.weight is no tensor with all its numbers"):
@@ -296,7 +298,7 @@ def test_every_entry_point_that_takes_a_checkpoint_refuses_a_strangers(run_entry
         ["predict.py", f"checkpoint={evil}", f"input={tmp_path}/in.png"],
         ["train.py", *TINY, f"init={evil}"],
         ["train.py", f"resume={tmp_path}"],
-        ["engine/export.py", f"checkpoint={evil}"],
+        ["export.py", f"checkpoint={evil}"],
     ):
         done = run_entry(*command, ok=False)
         assert "names 'logging.FileHandler' in model" in done.stdout + done.stderr, command
@@ -346,11 +348,11 @@ def test_the_state_of_another_training_is_refused_before_a_step_writes_into_it(t
     state.optimizer.step()
     state.advance()
     state.save(tmp_path, {}, SimpleNamespace(classes=["a"], palette=[(0, 0, 0)]))
-    saved = checkpoint.load(tmp_path / "last.pt")
+    saved = checkpoints.load(tmp_path / "last.pt")
     spoil(saved.training)
     with pytest.raises(ValueError, match=f"last.pt does not hold the state of such a training: .*{message}"):
         begin()[1].restore(saved)
-    begin()[1].restore(checkpoint.load(tmp_path / "last.pt"))
+    begin()[1].restore(checkpoints.load(tmp_path / "last.pt"))
 
 
 def test_no_resolver_evaluates_code():

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,11 +23,9 @@ from PIL import Image
 
 from ccnet import train as training
 from ccnet.data.build import build_dataset
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.resume import find_start
-from ccnet.engine.runtime.devices import choose_device
-from ccnet.engine.runtime.launchers import in_own_process
-from ccnet.engine.runtime.stop_signals import EXIT_CODE, StopRequest
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import find_start
+from ccnet.engine.runtime.overrides import parse_overrides
 from ccnet.engine.sweeps import results
 from ccnet.engine.sweeps.report import report
 from ccnet.models.criss_cross import CrissCrossAttention
@@ -44,7 +40,7 @@ def composed(*overrides, **options):
 
 
 def jobs(name):
-    """The overrides of each run of a ready sweep."""
+    """Return the overrides of each run of a sweep in ``conf/sweep``."""
     params = composed(f"+sweep={name}", return_hydra_config=True).hydra.sweeper.params
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     return BasicSweeper.split_arguments(parsed, None)[0]
@@ -59,7 +55,7 @@ def is_picture(path):
     return np.array(Image.open(path)).std() > 10
 
 
-def test_the_loops_of_table_2():
+def test_table_2_sweeps_the_recurrence():
     """Cityscapes brings the category consistent loss, which only the last row has."""
     seen = []
     for own in jobs("recurrence"):
@@ -74,7 +70,7 @@ def test_the_loops_of_table_2():
     ]  # fmt: skip
 
 
-def test_the_distances_of_table_3():
+def test_table_3_sweeps_the_distance():
     runs = [composed("dataset=cityscapes", *own) for own in jobs("distance")[::5]]
     assert len(jobs("distance")) == 20
     assert [(run.loss.terms.ccl.distance, run.seed) for run in runs] == [
@@ -83,7 +79,7 @@ def test_the_distances_of_table_3():
     assert all(run.model.head.recurrence == 2 and run.loss.weights.ccl == 1 for run in runs)
 
 
-def test_the_contexts_of_table_4():
+def test_table_4_sweeps_the_context():
     runs = [composed("dataset=cityscapes", *own) for own in jobs("contexts")]
     contexts = [run.model.head.context and run.model.head.context._target_.rpartition(".")[2] for run in runs]
     assert contexts == [
@@ -95,11 +91,11 @@ def test_the_contexts_of_table_4():
     assert len({OmegaConf.to_yaml(OmegaConf.masked_copy(run, ["recipe", "dataset", "optimizer"])) for run in runs}) == 1
 
 
-def test_a_run_that_ends_in_nan_has_failed(tmp_path, capsys):
+def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
     for number, own in enumerate(jobs("distance")):
         nan = number in (2, 5, 7)
         result = {"error": "iteration 9: the loss is nan"} if nan else {"mIoU": 70.0 + number % 10, "gflops": 3.0}
-        results.write_result(tmp_path / str(number), {"overrides": own} | result)
+        results.write_result(tmp_path / str(number), {"overrides": parse_overrides(own)} | result)
     (tmp_path / "20").mkdir()
     (tmp_path / "20" / "config.yaml").write_text("")
     assert len(report(tmp_path)) == 3
@@ -113,9 +109,37 @@ def test_a_run_that_ends_in_nan_has_failed(tmp_path, capsys):
     assert f"begun     {tmp_path}/20, not finished" in said
 
 
+def test_overrides_of_any_type_name_the_runs(tmp_path):
+    given = [
+        [
+            "+experiment=contexts/fcn",
+            "recipe.lr=0.0123456",
+            "recipe.train_transform.crop_size=[65,81]",
+            "clip_norm=null",
+        ],
+        ["+experiment=contexts/fcn", "recipe.lr=1", "recipe.train_transform.crop_size=[65,65]", "clip_norm=null"],
+        ["+experiment=contexts/gcn", "recipe.lr=1", "recipe.train_transform.crop_size=[65,65]", "clip_norm=null"],
+    ]
+    for number, own in enumerate(given):
+        results.write_result(tmp_path / str(number), {"overrides": parse_overrides(own), "mIoU": 50.0 + number})
+    assert report(tmp_path) == []
+    assert [row["run"] for row in rows(tmp_path / "sweep.csv")] == [
+        "+experiment=contexts/fcn recipe.lr=0.0123456 recipe.train_transform.crop_size=[65,81]",
+        "+experiment=contexts/fcn recipe.lr=1 recipe.train_transform.crop_size=[65,65]",
+        "+experiment=contexts/gcn recipe.lr=1 recipe.train_transform.crop_size=[65,65]",
+    ]
+    assert {path.name for path in tmp_path.glob("sweep*.png")} == {"sweep.png", "sweep_recipe.lr.png"}
+
+
+def test_the_report_names_a_result_of_an_earlier_version(tmp_path):
+    results.write_result(tmp_path / "0", {"overrides": ["seed=1"], "mIoU": 50.0})
+    with pytest.raises(ValueError, match=r"0/result.json has no overrides by option, an earlier version wrote it"):
+        report(tmp_path)
+
+
 @contextmanager
 def failing(monkeypatch, *numbers):
-    """Runs of a sweep that fail, by their place in it; yields the place of each run that trains."""
+    """Let the runs of these numbers fail; yield the list of the numbers of all runs that train."""
     trained = []
 
     def flaky(config, split, transform):
@@ -127,11 +151,11 @@ def failing(monkeypatch, *numbers):
         return build_dataset(config, split, transform)
 
     with monkeypatch.context() as patched:
-        patched.setattr("ccnet.data.build.build_dataset", flaky)  # the entry point imports it anew
+        patched.setattr("ccnet.data.build_dataset", flaky)
         yield trained
 
 
-def test_of_six_runs_one_fails_and_runs_alone_the_next_time(tmp_path, run_entry, monkeypatch):
+def test_resume_auto_repeats_only_the_failed_run_of_a_sweep(tmp_path, run_entry, monkeypatch):
     folder = tmp_path / "sweep"
     command = [
         "train.py", "-m", *ONE_STEP, "model.head.recurrence=0,1", "loss=ce_ccl", "loss.weights.ccl=0,0.1,1",
@@ -140,6 +164,8 @@ def test_of_six_runs_one_fails_and_runs_alone_the_next_time(tmp_path, run_entry,
     with failing(monkeypatch, 4) as trained:
         done = run_entry(*command, ok=False)
     assert trained == [0, 1, 2, 3, 4, 5]
+    overrides = json.loads((folder / "4" / "result.json").read_text())["overrides"]
+    assert (overrides["model.head.recurrence"], overrides["loss.weights.ccl"], overrides["resume"]) == (1, 0.1, "auto")
     assert "failed    model.head.recurrence=1 loss.weights.ccl=0.1: RuntimeError: the disk has gone" in done.stdout
     table = rows(folder / "sweep.csv")
     assert [row["run"] for row in table] == [
@@ -161,7 +187,7 @@ def test_of_six_runs_one_fails_and_runs_alone_the_next_time(tmp_path, run_entry,
     assert 0 <= float(again[4]["mIoU"]) <= 100
 
 
-def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, run_entry, monkeypatch):
+def test_a_parallel_sweep_equals_a_sequential_one(tmp_path, run_entry, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install '.[joblib]'")
     from joblib.externals.loky import get_reusable_executor
 
@@ -190,7 +216,7 @@ def test_two_at_once_give_what_one_after_the_other_gives(tmp_path, run_entry, mo
         assert repr(one["scores"]) == repr(two["scores"])
 
 
-def test_a_parallel_sweep_loses_the_run_that_is_killed_alone_and_saves_all_when_it_ends(tmp_path):
+def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install '.[joblib]'")
     folder, out = tmp_path / "sweep", tmp_path / "out"
     endless = ["recipe.max_iters=100000", "recipe.val_every=100000", "model.head.recurrence=0,1,2,3"]
@@ -226,40 +252,11 @@ def test_a_parallel_sweep_loses_the_run_that_is_killed_alone_and_saves_all_when_
             os.killpg(launcher.pid, signal.SIGKILL)
     (lost,) = {path.parent.name for path in folder.glob("*/result.json")}
     assert "ended by SIGKILL" in json.loads((folder / lost / "result.json").read_text())["error"]
-    assert all(checkpoint.load(folder / number / "last.pt").iteration >= 1 for number in under_way() - {lost})
+    assert all(checkpoints.load(folder / number / "last.pt").iteration >= 1 for number in under_way() - {lost})
     assert under_way() == {"0", "1", "2"}
 
 
-@pytest.mark.parametrize(
-    ("end", "message"),
-    [
-        (partial(sys.exit, EXIT_CODE), "stopped and saved"),
-        (partial(os._exit, 3), "ended with 3"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by SIGKILL"),
-    ],
-)
-def test_a_run_of_its_own_process_gives_its_result_or_says_how_it_ended(end, message):
-    assert in_own_process(lambda: {"mIoU": 1.0}) == {"mIoU": 1.0}
-    with pytest.raises(ChildProcessError, match=f"{message}.*resume=auto"):
-        in_own_process(end)
-
-
-def test_runs_at_once_have_a_gpu_each(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert choose_device("auto") == torch.device("cuda")
-    chosen = []
-    for number in (3, 4, 5):
-        process = SimpleNamespace(name=f"LokyProcess-{number}")
-        monkeypatch.setattr(
-            "ccnet.engine.runtime.launchers.multiprocessing.current_process", lambda process=process: process
-        )
-        chosen.append(choose_device("auto"))
-    assert chosen == [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 0)]
-    assert choose_device("cuda:1") == torch.device("cuda", 1)
-
-
-def test_a_search_passes_over_a_trial_that_fails_and_goes_on_where_it_was(tmp_path, run_entry, monkeypatch):
+def test_a_search_survives_a_failed_trial_and_resumes(tmp_path, run_entry, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install '.[optuna]'")
     folder = tmp_path / "search"
     command = ["train.py", "+sweep=search", *ONE_STEP, "resume=auto", f"hydra.sweep.dir={folder}"]
@@ -278,7 +275,7 @@ def test_a_search_passes_over_a_trial_that_fails_and_goes_on_where_it_was(tmp_pa
     assert is_picture(folder / "sweep_recipe.lr.png")
 
 
-def test_a_sweep_that_is_extended_overwrites_no_run(tmp_path, monkeypatch):
+def test_an_extended_sweep_overwrites_no_run(tmp_path, monkeypatch):
     training.train(composed(*ONE_STEP), tmp_path / "0")
     found, saved = find_start(composed(*ONE_STEP, "resume=auto", "seed=1"), tmp_path / "0")
     assert (found, saved) == (tmp_path / "0_2", None)
@@ -290,14 +287,14 @@ def test_a_sweep_that_is_extended_overwrites_no_run(tmp_path, monkeypatch):
     ("choice", "extra"),
     [("hydra/launcher=parallel", "joblib"), ("hydra/launcher=slurm", "slurm"), ("+sweep=search", "optuna")],
 )
-def test_what_is_not_installed_is_named(run_entry, monkeypatch, choice, extra):
+def test_a_missing_plugin_is_named(run_entry, monkeypatch, choice, extra):
     monkeypatch.setattr("ccnet.engine.sweeps.callback._installed", lambda package: False)
     done = run_entry("train.py", "-m", choice, *ONE_STEP, "seed=0,1", ok=False)
     assert f"pip install '.[{extra}]'" in str(done.returncode)
 
 
-def test_a_job_of_slurm_asks_for_a_signal_before_its_end(tmp_path, run_entry, monkeypatch):
-    """Up to sbatch, which a script refuses to be."""
+def test_a_slurm_job_requests_a_signal_before_its_end(tmp_path, run_entry, monkeypatch):
+    """Everything up to sbatch, in whose place a script fails."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install '.[slurm]'")
     for name in ("sbatch", "srun"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
@@ -310,28 +307,10 @@ def test_a_job_of_slurm_asks_for_a_signal_before_its_end(tmp_path, run_entry, mo
     assert {"signal=USR2@120", "time=1440", "gpus-per-node=1", "array=0-2%3", "mem=32GB"} <= asked
 
 
-def test_a_job_that_has_to_go_is_saved_before_it_is_queued_again():
-    queued = []
-    before = signal.signal(signal.SIGUSR2, lambda *_: queued.append("again"))
-    try:
-        with StopRequest() as request:
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGUSR2)
-            assert (request.received, queued) == ("SIGUSR2", [])
-            with pytest.raises(SystemExit) as ended:
-                request.stop()
-        assert (ended.value.code, queued) == (EXIT_CODE, ["again"])
-        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
-        with StopRequest():
-            assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-
-
-def test_a_result_is_read_whole_or_not_at_all(tmp_path):
-    results.write_result(tmp_path, {"overrides": [], "best_mIoU": 50.0, "iterations": 4})
+def test_a_truncated_result_is_ignored(tmp_path):
+    results.write_result(tmp_path, {"best_mIoU": 50.0, "iterations": 4})
     assert results.finished_score(tmp_path, 4) == 0.5
     assert [path.name for path in tmp_path.iterdir()] == [results.RESULT]
     assert results.finished_score(tmp_path, 8) is None
-    (tmp_path / results.RESULT).write_text(json.dumps({"overrides": []})[:5])
+    (tmp_path / results.RESULT).write_text(json.dumps({"overrides": {}})[:5])
     assert results.finished_score(tmp_path, 4) is None

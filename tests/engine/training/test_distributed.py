@@ -1,4 +1,4 @@
-"""Two processes that share each batch give what one gives with the whole of it."""
+"""Two processes that share each batch give the results of one process with the whole batch."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from two_processes import together
 
-from ccnet.data.stream import Seeded, train_loader
+from ccnet.data.training_samples import Seeded, train_loader
 from ccnet.engine.runtime.distributed import parallel, processes
 from ccnet.engine.training.torch_step import train_step
 from ccnet.losses import CrossEntropy, WeightedSum
@@ -30,7 +30,7 @@ OHEM = [
 
 
 def iterations(rank=0, number=1, overrides=(), count=ITERATIONS, spoilt=()):
-    """Terms of each iteration, then gradients and batch norm's statistics of the last, in float64.
+    """Return the terms of each iteration, then gradients and batch norm's statistics of the last one, in float64.
 
     In iterations that are ``spoilt`` the last picture of the batch is no number.
     """
@@ -69,7 +69,7 @@ def assert_close(one, two):
             assert torch.allclose(values, two[kind][name], rtol=0, atol=1e-6), name
 
 
-def test_a_run_on_the_second_gpu_makes_it_the_current_one_whose_random_state_is_saved(monkeypatch):
+def test_a_run_on_the_second_gpu_makes_it_the_current_device(monkeypatch):
     current = [torch.device("cuda", 0)]
 
     @contextmanager
@@ -84,7 +84,7 @@ def test_a_run_on_the_second_gpu_makes_it_the_current_one_whose_random_state_is_
     assert current == [torch.device("cuda", 0)]
 
 
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     one = iterations()
     first, second = together(partial(iterations, number=2), tmp_path)
     assert_close(one, first)
@@ -92,7 +92,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     assert any("running_var" in name for name in one["state"])
 
 
-def test_all_processes_leave_out_the_step_that_one_of_them_spoils(tmp_path):
+def test_all_processes_skip_a_step_that_is_nonfinite_in_one(tmp_path):
     before = iterations(count=2)["state"]
     first, second = together(partial(iterations, number=2, count=3, spoilt=[2]), tmp_path)
     assert not first["terms"][2]["loss"].isfinite()
@@ -117,7 +117,7 @@ class Pointwise(torch.nn.Module):
         return {"out": self.classify(images)}
 
 
-def test_pieces_of_a_batch_add_up_to_its_cross_entropy_whatever_is_ignored():
+def test_accumulated_pieces_give_the_cross_entropy_of_the_batch():
     images, labels = torch.rand(4, 3, 9, 7), torch.randint(0, 4, (4, 9, 7))
     labels[:2, 1:] = 255
     task, criterion = instantiate(composed().task), WeightedSum({"main": CrossEntropy()}, {"main": 1.0})
@@ -138,7 +138,7 @@ def test_pieces_of_a_batch_add_up_to_its_cross_entropy_whatever_is_ignored():
 
 
 @pytest.mark.parametrize("term", ["main", "ccl"])
-def test_without_sync_each_process_stands_alone(tmp_path, term):
+def test_without_sync_each_process_uses_its_own_statistics(tmp_path, term):
     whole = iterations(count=1)["terms"][0]
     work = partial(iterations, number=2, overrides=[f"+loss.terms.{term}.sync=false"], count=1)
     apart, other = (result["terms"][0] for result in together(work, tmp_path))
@@ -146,13 +146,13 @@ def test_without_sync_each_process_stands_alone(tmp_path, term):
     assert apart == other
 
 
-def test_a_batch_that_processes_cannot_share(tmp_path):
+def test_a_batch_size_that_processes_cannot_share(tmp_path):
     with pytest.raises(ValueError, match=r"recipe.batch_size=4 is shared by 3 processes.* give a multiple of 3"):
         train_loader(Seeded(range(9), 0), batch_size=4, iterations=1, num_workers=0, processes=3)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_load_the_parts_of_one_sequence(processes):
+def test_processes_load_disjoint_parts_of_one_sequence(processes):
     def batches(**share):
         loader = train_loader(Seeded(torch.arange(7), 5), batch_size=4, iterations=6, start=1, num_workers=0, **share)
         return torch.stack(list(loader))

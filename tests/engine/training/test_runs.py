@@ -1,11 +1,9 @@
-"""What happens to long runs: signals, damaged checkpoints, losses that are no numbers, broken pictures, full disks."""
+"""Long runs: signals, damaged checkpoints, NaN losses, unreadable images, full disks."""
 
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import time
 from contextlib import nullcontext
 
 import pytest
@@ -15,14 +13,13 @@ from hydra import compose, initialize_config_dir
 
 from ccnet import train as training
 from ccnet.data.sets.folder import Folder
-from ccnet.data.stream import Seeded
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.checkpoints.resume import find_start, fingerprint
+from ccnet.data.training_samples import Seeded
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import find_start, fingerprint
 from ccnet.engine.evaluation.protocols import Whole
 from ccnet.engine.evaluation.segmentation import predict
 from ccnet.engine.evaluation.tasks.semantic import Semantic
 from ccnet.engine.runtime import stop_signals as stopping
-from ccnet.engine.runtime.stop_signals import StopRequest
 from ccnet.engine.training import torch_step
 from ccnet.engine.training.torch_step import train_step
 
@@ -41,7 +38,7 @@ def whole(tmp_path_factory):
 
 
 def at_call(number, do, function):
-    """``function``, which does something else first at its ``number``-th call."""
+    """Return a function that first calls `do` at its `number`-th call."""
     calls = []
 
     def changed(*arguments, **named):
@@ -54,7 +51,7 @@ def at_call(number, do, function):
 
 
 def same_weights(one, two):
-    one, two = (checkpoint.load(folder / "last.pt") for folder in (one, two))
+    one, two = (checkpoints.load(folder / "last.pt") for folder in (one, two))
     assert (one.iteration, repr(one.scores)) == (two.iteration, repr(two.scores))
     return all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
 
@@ -63,7 +60,7 @@ def same_weights(one, two):
     ("number", "during", "iteration"),
     [(signal.SIGTERM, "train_step", 3), (signal.SIGINT, "evaluate", 2), (signal.SIGTERM, "evaluate", 2)],
 )
-def test_a_signal_saves_and_ends_with_its_own_code_and_auto_goes_on(
+def test_a_signal_saves_the_run_and_resume_auto_continues_it(
     whole, tmp_path, monkeypatch, capsys, number, during, iteration
 ):
     def kill():
@@ -87,22 +84,7 @@ def test_a_signal_saves_and_ends_with_its_own_code_and_auto_goes_on(
     assert (folder / "val.csv").read_text().count("\n") == 3  # the validation that was dropped has been done again
 
 
-def test_a_second_signal_ends_at_once():
-    def twice():
-        with StopRequest() as request:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGINT)  # at once: the same request, passed on
-            assert request.received == "SIGTERM"
-            time.sleep(1.1)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    process = multiprocessing.get_context("fork").Process(target=twice)
-    process.start()
-    process.join(20)
-    assert process.exitcode == -signal.SIGTERM
-
-
-def test_auto_says_which_checkpoints_it_passed_over_and_why(whole, tmp_path, capsys):
+def test_resume_auto_says_which_checkpoints_it_skipped_and_why(whole, tmp_path, capsys):
     for name in ("a", "b"):
         shutil.copytree(whole, tmp_path / name)
     (tmp_path / "b" / "last.pt").write_bytes((whole / "last.pt").read_bytes()[:5000])
@@ -127,33 +109,33 @@ def test_auto_says_which_checkpoints_it_passed_over_and_why(whole, tmp_path, cap
         find_start(composed(f"resume={tmp_path / 'c'}"), tmp_path / "new")
 
 
-def test_the_configuration_is_the_same_however_it_is_run():
+def test_the_fingerprint_ignores_how_a_run_is_executed():
     assert fingerprint(composed()) == fingerprint(composed("num_workers=4", "log_every=7", "resume=auto"))
     assert fingerprint(composed()) != fingerprint(composed("seed=1"))
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
-def test_a_flipped_bit_anywhere_in_the_tensors_is_found(whole, tmp_path, name):
+def test_a_flipped_bit_in_the_tensors_is_detected(whole, tmp_path, name):
     content = (whole / name).read_bytes()
     for part in range(1, 8):
         damaged = bytearray(content)
         damaged[len(content) * part // 8] ^= 16
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(ValueError, match=name):
-            checkpoint.load(tmp_path / name)
+            checkpoints.load(tmp_path / name)
 
 
-def test_a_full_disk_loses_no_earlier_checkpoint(whole, tmp_path):
-    """A limit on the size of files stands for the disk's end."""
+def test_a_full_disk_keeps_the_earlier_checkpoint(whole, tmp_path):
+    """A limit on the size of files stands in for a full disk."""
     folder = shutil.copytree(whole, tmp_path / "run")
-    saved = checkpoint.load(folder / "last.pt")
+    saved = checkpoints.load(folder / "last.pt")
     names = sorted(path.name for path in folder.iterdir())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         for name in ("last.pt", "best.safetensors"):
             with pytest.raises(OSError, match=f"{name}|File too large"):
-                checkpoint.save(saved, folder / name)
+                checkpoints.save(saved, folder / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -161,7 +143,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(whole, tmp_path):
 
 
 def nan_at(number):
-    """A training step whose images hold a NaN at the ``number``-th call."""
+    """Return a training step whose images hold a NaN at the `number`-th call."""
     calls = []
 
     def step(task, model, criterion, optimizer, images, labels, **named):
@@ -173,7 +155,7 @@ def nan_at(number):
     return step
 
 
-def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_batch(tmp_path, monkeypatch):
+def test_a_nan_loss_stops_the_run_and_names_the_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_step, "train_step", nan_at(3))
     with pytest.raises(ValueError) as raised:
         training.train(composed(), tmp_path)
@@ -181,46 +163,46 @@ def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_batch(tmp_
     assert message.startswith("iteration 3: the loss is nan (main nan, aux nan, grad_norm nan): lower recipe.lr")
     order = [index for index in range(8) if f"beacons_train_0000{index}" in message]
     assert len(order) == 2
-    assert checkpoint.load(tmp_path / "last.pt").iteration == 2
+    assert checkpoints.load(tmp_path / "last.pt").iteration == 2
 
 
-def test_such_a_loss_is_found_before_anything_is_saved_and_nothing_has_moved(tmp_path, monkeypatch):
+def test_a_nan_loss_is_detected_before_a_checkpoint_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_step, "train_step", nan_at(2))
     with pytest.raises(ValueError, match="iteration 2: the loss is nan"):
         training.train(composed("recipe.val_every=4", "save_every=3", "log_every=100"), tmp_path)
     assert not (tmp_path / "last.pt").exists()
 
 
-def test_the_two_checkpoints_kept_are_of_two_iterations(whole, tmp_path):
-    saved = {name: checkpoint.load(whole / f"{name}.pt") for name in ("last", "previous")}
+def test_last_and_previous_checkpoint_are_of_different_iterations(whole, tmp_path):
+    saved = {name: checkpoints.load(whole / f"{name}.pt") for name in ("last", "previous")}
     assert [saved[name].iteration for name in ("last", "previous")] == [4, 2]
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "last.pt").write_bytes(b"damaged")
     _, start = find_start(composed("resume=auto"), tmp_path / "new")
     training.train(composed(), folder, start)
     assert same_weights(whole, folder)
-    assert checkpoint.load(folder / "previous.pt").iteration == 2  # not what was damaged
+    assert checkpoints.load(folder / "previous.pt").iteration == 2  # not what was damaged
 
 
-def test_as_many_such_steps_as_allowed_are_left_out(tmp_path, monkeypatch, capsys):
+def test_skip_nonfinite_allows_that_many_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch_step, "train_step", nan_at(3))
     training.train(composed("skip_nonfinite=1"), tmp_path)
-    saved = checkpoint.load(tmp_path / "last.pt")
+    saved = checkpoints.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
     assert all(values.isfinite().all() for values in saved.weights.values())  # batch norm's statistics are among them
     assert "0 pictures that cannot be read, 1 steps that were not finite" in capsys.readouterr().out
 
 
-def test_a_broken_picture_is_named_and_skipped_if_allowed(folder_data):
+def test_an_unreadable_image_is_named_and_skipped_if_allowed(folder_data):
     images, masks = folder_data
     dataset = Folder(images, masks, classes=3, split="all", val_share=0.5, transform=lambda *sample: sample)
     whole = Seeded(dataset, 0)
     path = images / "2.jpg"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match=r"2.jpg cannot be read as a picture, it may be cut off"):
+    with pytest.raises(ValueError, match=r"2.jpg cannot be read as an image, it may be truncated"):
         Seeded(dataset, 0)[9, 2]
     tolerant = Seeded(dataset, 0, skip_broken=1)
-    for warned in (pytest.warns(UserWarning, match="2 is left out, number 1 of at most 1: .*2.jpg"), nullcontext()):
+    for warned in (pytest.warns(UserWarning, match="2 is skipped, number 1 of at most 1: .*2.jpg"), nullcontext()):
         with warned:
             sample = tolerant[9, 2]
         assert torch.equal(sample[0], whole[9, 3][0])

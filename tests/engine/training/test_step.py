@@ -1,4 +1,4 @@
-"""One step: fused optimisers move as plain ones do, what is not finite moves nothing, and nobody waits."""
+"""Training steps: fused optimisers equal plain ones, nonfinite steps change nothing, the host never waits."""
 
 import copy
 
@@ -9,11 +9,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ccnet.engine.checkpoints.checkpoint import Checkpoint
+from ccnet.data.loader import Loader
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.tasks.semantic import Semantic
-from ccnet.engine.training.prefetch import prefetch
+from ccnet.engine.training.batches import prefetch
 from ccnet.engine.training.state import TrainingState
-from ccnet.engine.training.throughput import Pace
+from ccnet.engine.training.throughput import Throughput
 from ccnet.engine.training.torch_step import train_step
 from ccnet.models.factory import build
 
@@ -32,7 +33,7 @@ def parts(*overrides, memory_format=torch.channels_last):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_fused_optimiser_moves_as_the_plain_one_after_a_restart_too(name):
+def test_a_fused_optimiser_equals_the_plain_one_also_after_resuming(name):
     made = {}
     for fused in (True, False):
         torch.manual_seed(0)
@@ -70,7 +71,7 @@ def spoil_gradient(images, model):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
-def test_a_step_that_is_not_finite_changes_nothing(name, fused, spoil):
+def test_a_nonfinite_step_changes_nothing(name, fused, spoil):
     for steps_before in (0, 2):
         parts_ = parts(f"optimizer={name}", f"optimizer.algorithm.fused={fused}")
         task, model, criterion, optimizer, images, labels = parts_
@@ -88,7 +89,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name, fused, spoil):
 
 
 class NobodyWaits(TorchDispatchMode):
-    """Fails at operations whose result the host has to see before it can go on."""
+    """Raise at operations that synchronise with the device."""
 
     ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "item", "unique")
 
@@ -102,7 +103,7 @@ class NobodyWaits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_step_asks_the_device_nothing(loss, monkeypatch):
+def test_a_step_never_synchronises_with_the_device(loss, monkeypatch):
     # On a CPU the category consistent loss looks at the labels' range, where that costs no waiting.
     monkeypatch.setattr("ccnet.losses.category_consistent.is_readable", lambda array: False)
     given = parts(f"loss={loss}", "model=ccnet")
@@ -132,13 +133,13 @@ def test_a_step_on_a_gpu_does_not_wait_for_it(loss):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_batches_copied_beside_the_steps_arrive_whole():
+def test_prefetched_batches_arrive_intact():
     device = torch.device("cuda")
     batches = [(torch.full((1, 3, 512, 512), float(number)).pin_memory(), torch.tensor(number)) for number in range(20)]
     busy = torch.rand(4096, 4096, device=device)
     sums = []
-    for (images, labels), _ in prefetch(
-        (pair for pair in zip(batches, [0.0] * 20, strict=True)),
+    for images, labels in prefetch(
+        (batch for batch in batches),
         lambda *batch: Semantic().to_device(*batch, device, torch.channels_last),
         device,
     ):
@@ -147,29 +148,31 @@ def test_batches_copied_beside_the_steps_arrive_whole():
     assert [(mean.item(), label.item()) for mean, label in sums] == [(number, number) for number in range(20)]
 
 
-def test_batches_are_placed_in_order_and_their_source_is_closed():
+def test_prefetch_keeps_the_order_and_closes_its_source():
     closed = []
 
     def source():
         try:
             for number in range(5):
-                yield (number, -number), 0.5
+                yield number, -number
         finally:
             closed.append(True)
 
     placed = prefetch(source(), lambda images, labels: (images + 1, labels), torch.device("cpu"))
-    assert [next(placed), next(placed)] == [((1, 0), 0.5), ((2, -1), 0.5)]
+    assert [next(placed), next(placed)] == [(1, 0), (2, -1)]
     assert not closed
     placed.close()
     assert closed
 
 
-def test_the_pace_counts_images_waiting_and_steps(monkeypatch):
+def test_throughput_counts_images_steps_and_waiting(monkeypatch):
     clock = iter([100.0, 104.0, 104.0, 106.0, 106.0])
     monkeypatch.setattr("ccnet.engine.training.throughput.time.perf_counter", lambda: next(clock))
-    pace = Pace()
+    loader = Loader([])
+    throughput = Throughput(loader)
     for waited in (0.5, 1.5):
-        pace.add(8, waited)
-    assert pace.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.5}
-    pace.add(8, 0.0)
-    assert pace.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.0}
+        loader.waited += waited
+        throughput.add(8)
+    assert throughput.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.5}
+    throughput.add(8)
+    assert throughput.read() == {"images_per_s": 4.0, "step_s": 2.0, "data_wait": 0.0}

@@ -1,7 +1,7 @@
-"""Runs as real processes, which are killed, stopped, robbed of a worker or of disk space, and started again.
+"""Runs as real processes that are killed or stopped, lose a worker or run out of disk space, and are resumed.
 
-``KILLS=20 python -m pytest -s tests/test_survival.py -k kill_9`` starts ``python train.py`` anew after each of twenty
-kills and prints when they came; ``results/survival.md`` has such a table.
+``KILLS=20 python -m pytest -s tests/engine/training/test_survival.py -k kill_9`` starts ``python train.py`` again after
+each of twenty kills and prints when they came; ``results/survival.md`` has such a table.
 """
 
 import csv
@@ -26,11 +26,8 @@ import torch
 from conftest import ROOT, TINY, children, members
 
 from ccnet.data.loader import Loader
-from ccnet.engine.checkpoints import checkpoint
-from ccnet.engine.drawing import charts
-from ccnet.engine.drawing import label_images as figures
-from ccnet.engine.drawing.tables import ScalarFile
-from ccnet.engine.drawing.video import save_video
+from ccnet.engine import checkpoints, drawing
+from ccnet.engine.drawing import ScalarFile
 
 KILLS = int(os.environ.get("KILLS", "0"))
 ITERATIONS, VALIDATED = (3 * KILLS, 4) if KILLS else (10, 5)  # every so many
@@ -152,15 +149,15 @@ def rows(path):
 
 
 def newest(folder):
-    """The checkpoint that a run goes on from, None before the first."""
-    for name in (checkpoint.LAST, checkpoint.PREVIOUS):
+    """Return the checkpoint that a run would resume from; None if there is none yet."""
+    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
         if (folder / name).exists():
-            return checkpoint.load(folder / name)
+            return checkpoints.load(folder / name)
     return None
 
 
 def assert_same(one, two):
-    """Checkpoints, logs and files of two runs, but for what the clock says."""
+    """Assert that checkpoints, logs and files of two runs are equal, except for times."""
     first, second = newest(one), newest(two)
     assert first.iteration == second.iteration == ITERATIONS
     assert first.weights.keys() == second.weights.keys()
@@ -195,26 +192,26 @@ def _nothing_left_behind():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of the unbroken run."""
+    """The folder of the uninterrupted run."""
     run = Run(tmp_path_factory.mktemp("whole"))
     assert run.wait() == 0, run.text
     return run.folder / "runs" / "new"
 
 
 def hold_between_renames():
-    """Stop where last.pt has become previous.pt and the new one has not taken its place."""
+    """Wait between the renaming of last.pt to previous.pt and that of the new file to last.pt."""
     replace, seen = os.replace, []
 
     def held(source, target):
         replace(source, target)
-        seen.append(str(target).endswith(checkpoint.PREVIOUS))
+        seen.append(str(target).endswith(checkpoints.PREVIOUS))
         if sum(seen) == 2:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     os.replace = held
 
 
-def test_kill_9_at_any_moment_loses_nothing_past_the_last_checkpoint(whole, tmp_path):
+def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tmp_path):
     generator = random.Random(int(os.environ.get("SEED", "0")))
     command = [sys.executable] if KILLS else None
     folder = tmp_path / "runs" / "new"
@@ -228,7 +225,7 @@ def test_kill_9_at_any_moment_loses_nothing_past_the_last_checkpoint(whole, tmp_
         if moment == "writing":
             assert run.held_while_writing()
         elif moment == "renaming":
-            assert run.until(lambda: (folder / PART).exists() and not (folder / checkpoint.LAST).exists())
+            assert run.until(lambda: (folder / PART).exists() and not (folder / checkpoints.LAST).exists())
             run.hold()
         else:
             if generator.random() < 0.8:  # else already while it starts
@@ -254,8 +251,8 @@ def test_kill_9_at_any_moment_loses_nothing_past_the_last_checkpoint(whole, tmp_
     assert_same(whole, folder)
 
 
-def test_a_request_to_stop_saves_and_ends_with_75_whatever_the_run_does(whole, tmp_path):
-    """All processes of the run receive it; the one that sends it, and what is between, may send it twice."""
+def test_a_request_to_stop_saves_and_exits_with_75_at_any_moment(whole, tmp_path):
+    """All processes of the run receive the signal, and wrappers may send it twice."""
     folder = tmp_path / "runs" / "new"
     early = Run(tmp_path, command=[sys.executable])
     time.sleep(1)
@@ -292,16 +289,18 @@ class Slow(torch.utils.data.Dataset):
         return index
 
 
-def test_workers_leave_signals_to_the_training_process_from_their_first_moment():
+def test_workers_ignore_signals_from_their_first_moment():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     batches = iter(Loader(Slow(), num_workers=2))
+    workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+    assert len(workers) >= 2
     for name in ("TERM", "INT"):
-        subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in batches._workers)], check=True)
+        subprocess.run(["kill", f"-{name}", *workers], check=True)
     assert [batch.item() for batch in batches] == [0, 1, 2, 3]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def test_a_worker_that_is_killed_ends_the_run_with_one_message(whole, tmp_path):
+def test_a_killed_worker_ends_the_run_with_one_message(whole, tmp_path):
     run = Run(tmp_path)
     assert run.until(lambda: run.iteration >= 2), run.text
     os.kill(children(run.pid)[0], signal.SIGKILL)
@@ -330,7 +329,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_disk_that_fills_ends_the_run_with_one_message_and_space_lets_it_go_on(whole, disk):
+def test_a_full_disk_ends_the_run_with_one_message_and_the_run_resumes(whole, disk):
     folder = disk / "runs" / "new"
     run = Run(disk, "logger=wandb")
     assert run.until(lambda: run.iteration >= 2), run.text
@@ -355,7 +354,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_message_and_space_lets_it_go_on
     assert_same(whole, folder)
 
 
-def test_a_row_that_a_full_disk_cut_off_is_left_out(tmp_path):
+def test_a_truncated_row_is_dropped(tmp_path):
     log = ScalarFile(tmp_path / "train.csv", keep_until=0)
     for iteration in (9, 10, 11, 12):
         log.add({"iteration": iteration, "loss": 0.5})
@@ -367,19 +366,23 @@ def test_a_row_that_a_full_disk_cut_off_is_left_out(tmp_path):
     assert [row["iteration"] for row in rows(path)] == ["9", "10", "11", "12"]
 
 
-def test_a_file_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def half(self, to, *args, **named):
         Path(to).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
+
+    def video(path):
+        with drawing.open_video(path, fps=5) as made:
+            made.add(np.zeros((4, 4, 3), np.uint8))
 
     monkeypatch.setattr("PIL.Image.Image.save", half)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
     path, labels = tmp_path / "made.png", np.zeros((4, 4), np.uint8)
     path.write_bytes(b"before")
     for write in (
-        lambda: figures.save_mask(path, labels, [(0, 0, 0)]),
-        lambda: charts.save_curves(path, [], [], []),
-        lambda: save_video(path.with_suffix(".gif"), [np.zeros((4, 4, 3), np.uint8)], fps=5),
+        lambda: drawing.save_mask(path, labels, [(0, 0, 0)]),
+        lambda: drawing.save_curves(path, [], [], []),
+        lambda: video(path.with_suffix(".gif")),
     ):
         with pytest.raises(OSError, match=r"No space left on device: .*made"):
             write()
@@ -387,7 +390,7 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_one_before(tmp_path, mon
 
 
 def pair(folder, **named):
-    """Two processes of one run, as ``torchrun`` starts them."""
+    """Start two processes of one run, as ``torchrun`` does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -413,7 +416,7 @@ def break_a_picture_of_the_second():
 
 
 def signalled_at_fourth(number, ranks):
-    """The processes of ``ranks`` receive a signal in their fourth step."""
+    """Send a signal to the processes of `ranks` in their fourth step."""
     import ccnet.engine.training.torch_step
 
     step, steps = ccnet.engine.training.torch_step.train_step, []
@@ -427,7 +430,7 @@ def signalled_at_fourth(number, ranks):
     ccnet.engine.training.torch_step.train_step = signalled
 
 
-def test_two_processes_one_of_which_goes_end_go_on_and_equal_the_unbroken_run(tmp_path):
+def test_two_processes_resume_after_one_of_them_has_gone(tmp_path):
     unbroken = pair(tmp_path / "whole")
     broken = pair(tmp_path / "own", hook=break_a_picture_of_the_second)
     assert [run.wait() for run in broken] == [1, 1], broken[0].text + broken[1].text

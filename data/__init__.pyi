@@ -1,0 +1,5 @@
+from .build import build_dataset as build_dataset
+from .dataset import IGNORE_INDEX as IGNORE_INDEX
+from .dataset import ImageDataset as ImageDataset
+from .dataset import SegmentationDataset as SegmentationDataset
+from .roots import check_root as check_root

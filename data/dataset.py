@@ -1,0 +1,77 @@
+"""What a data set offers to training, evaluation and drawing. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE_INDEX = 255  # the label of pixels that are neither trained on nor scored
+
+
+@runtime_checkable
+class ImageDataset(Protocol):
+    """A map-style data set of images with annotations of any kind."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the K classes, in label order."""
+        ...
+
+    @property
+    def palette(self) -> Sequence[Sequence[int]]:
+        """One RGB triple per class, 0 to 255."""
+        ...
+
+    def name(self, index: int, /) -> str:
+        """Return the name of image ``index``, without suffix, for files made from it."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Any]:
+        """Return the image, RGB float32 (3, H, W) in [0, 1], and its annotations."""
+        ...
+
+
+@runtime_checkable
+class SegmentationDataset(ImageDataset, Protocol):
+    """A map-style data set of images, or of clips of T frames, with a class for every pixel."""
+
+    @property
+    def ignore_index(self) -> int:
+        """The label of pixels that are neither trained on nor scored."""
+        ...
+
+    @property
+    def has_labels(self) -> bool:
+        """False for a test split whose labels the benchmark keeps: every pixel is ``ignore_index``."""
+        ...
+
+    @property
+    def result_values(self) -> Sequence[int]:
+        """The K pixel values that stand for the classes in the benchmark's result files."""
+        ...
+
+    def read(self, index: int, /) -> tuple[Tensor, Tensor]:
+        """Return image and labels as stored, before the transform: uint8 (3, H, W) and (H, W).
+
+        A clip has uint8 (T, 3, H, W) and (T, H, W).
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: a file cannot be read, or the labels do not fit the image or the classes.
+        """
+        ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
+        """Return image and labels after the transform.
+
+        The image is RGB float32 (3, H, W) in [0, 1], the labels are int64 (H, W) in [0, K) or ``ignore_index``. A clip
+        has (3, T, H, W) and (T, H, W), and only its last frame has labels.
+        """
+        ...

@@ -1,0 +1,82 @@
+"""The base of all data sets whose images and label images are files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from .dataset import IGNORE_INDEX
+from .image_files import read_image
+from .label_files import LabelReader
+
+# (image uint8 (3, H, W), labels uint8 (H, W)) -> (image, labels); a clip has (T, 3, H, W) and (T, H, W).
+PairTransform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
+
+
+class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
+    """Image files and their label images: a :class:`~ccnet.data.dataset.SegmentationDataset`.
+
+    Args:
+        pairs: (image, label image) paths; None instead of a label image in a split without labels.
+        classes: K names, in label order.
+        palette: K RGB triples.
+        label_ids: as in :class:`~ccnet.data.label_files.LabelReader`; None if the values in the files are class
+            indices, with 255 for ignored pixels.
+        result_values: the K values in the benchmark's result files; the class indices by default.
+        transform: applied to the pair that ``read`` returns; None leaves it as it is.
+    """
+
+    ignore_index = IGNORE_INDEX
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path, Path | None]],
+        *,
+        classes: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        transform: PairTransform | None,
+        label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | None = None,
+        result_values: Sequence[int] | None = None,
+    ):
+        self.pairs = list(pairs)
+        self.classes = tuple(classes)
+        self.palette = tuple(tuple(colour) for colour in palette)
+        self.transform = transform
+        if label_ids is None:
+            label_ids = {index: index for index in range(len(self.classes))} | {IGNORE_INDEX: IGNORE_INDEX}
+        self.result_values = tuple(result_values or range(len(self.classes)))
+        self._read_label = LabelReader(label_ids)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pair = self.read(index)
+        return self.transform(*pair) if self.transform else pair
+
+    @property
+    def has_labels(self) -> bool:
+        """True if every image has a label image."""
+        return all(label is not None for _, label in self.pairs)
+
+    def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        """Return image and labels as stored; without a label image, every pixel is ignored."""
+        image_path, label_path = self.pairs[index]
+        image = read_image(image_path)
+        if label_path is None:
+            label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
+        else:
+            label = self._read_label(label_path)
+        if image.shape[1:] != label.shape:
+            raise ValueError(
+                f"{label_path} has {label.shape[1]}x{label.shape[0]} pixels and {image_path} "
+                f"{image.shape[2]}x{image.shape[1]}: a label image must have the size of its image"
+            )
+        return tv_tensors.Image(image), tv_tensors.Mask(label)
+
+    def name(self, index: int) -> str:
+        """Return the file name of the image, without suffix."""
+        return self.pairs[index][0].stem

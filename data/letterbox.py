@@ -1,0 +1,54 @@
+"""Letterboxing: fit a whole image into a frame of fixed size, centred, and map predictions back."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+
+class Placement(NamedTuple):
+    """How an image lies in a frame.
+
+    Attributes:
+        image: (H, W) of the image, pixels.
+        frame: (H, W) of the frame, pixels.
+        zoom_out: how much more than the image the frame shows; 1 fits the upright image exactly.
+        angle: rotation of the image in the frame, degrees.
+    """
+
+    image: tuple[int, int]
+    frame: tuple[int, int]
+    zoom_out: float = 1.0
+    angle: float = 0.0
+
+    @property
+    def step(self) -> float:
+        """Image pixels per frame pixel."""
+        return self.zoom_out * max(side / frame for side, frame in zip(self.image, self.frame, strict=True))
+
+
+def resample(images: Tensor, placement: Placement, *, mode: str = "bilinear") -> Tensor:
+    """Draw images into the frame: float (N, C, H, W) -> (N, C, *frame), with zeros outside the image.
+
+    Args:
+        mode: "bilinear" or "nearest".
+    """
+    height, width = placement.image
+    y, x = (torch.arange(side, device=images.device) + 0.5 - side / 2 for side in placement.frame)
+    y, x = torch.meshgrid(y * placement.step, x * placement.step, indexing="ij")
+    angle = math.radians(placement.angle)
+    across = x * math.cos(angle) - y * math.sin(angle)
+    down = x * math.sin(angle) + y * math.cos(angle)
+    grid = torch.stack([across / (width / 2), down / (height / 2)], dim=-1)  # [-1, 1] from edge to edge
+    grid = grid.to(images.dtype).expand(len(images), -1, -1, -1)
+    return grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+
+def restore(maps: Tensor, placement: Placement) -> Tensor:
+    """Map (N, C, *frame) of an upright placement back to the image, (N, C, H, W), by nearest neighbour."""
+    for dim, side, frame in zip((-2, -1), placement.image, placement.frame, strict=True):
+        centres = (torch.arange(side, device=maps.device) + 0.5 - side / 2) / placement.step + frame / 2
+        maps = maps.index_select(dim, centres.long().clamp(0, frame - 1))
+    return maps

@@ -1,0 +1,51 @@
+"""Check that the folders of a data set are there, before torch is imported."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from .sets import layouts
+
+_LAYOUTS = {
+    "ade20k.ADE20K": layouts.ADE20K,
+    "camvid.CamVid": layouts.CAMVID,
+    "camvid.CamVidFull": layouts.CAMVID_FULL,
+    "cityscapes.Cityscapes": layouts.CITYSCAPES,
+    "coco.Coco": layouts.COCO,
+    "lip.LIP": layouts.LIP,
+    "voc.VOC": layouts.VOC,
+}
+
+
+def check_root(dataset: DictConfig, splits: Sequence[str] = ("train", "val")) -> None:
+    """Raise FileNotFoundError unless the folders that ``splits`` need are there.
+
+    An entry point calls it right after composing, so that a mistyped folder is answered at once. The data set repeats
+    the check when it is built. Data sets that are not in ``data/sets`` are left to that second check.
+
+    Args:
+        dataset: the ``dataset`` node of the configuration.
+        splits: names of nodes in it.
+
+    Raises:
+        FileNotFoundError: a folder is missing. The message shows the expected layout and where to get the data set.
+        ValueError: the data set has no such split.
+    """
+    for split in splits:
+        node = dataset.get(split)
+        if not isinstance(node, DictConfig):
+            continue
+        name = str(node.get("_target_")).removeprefix(f"{layouts.__package__}.")
+        if name == "folder.Folder":
+            layouts.find_folders(node.get("images"), node.get("masks"))
+            continue
+        if name == "camvid_video.CamVidVideo":
+            name = "camvid.CamVidFull" if node.get("full") else "camvid.CamVid"
+        if name in _LAYOUTS:
+            _LAYOUTS[name].find(root_of(dataset), node.split)
+
+
+def root_of(dataset: DictConfig) -> str | None:
+    """Return ``dataset.root`` as text (``dataset.root=2026`` arrives as a number); None if it is not set."""
+    root = dataset.get("root")
+    return root and str(root)

@@ -1,0 +1,10 @@
+from .ade20k import ADE20K as ADE20K
+from .camvid import CamVid as CamVid
+from .camvid import CamVidFull as CamVidFull
+from .camvid_video import CamVidVideo as CamVidVideo
+from .cityscapes import Cityscapes as Cityscapes
+from .coco import Coco as Coco
+from .folder import Folder as Folder
+from .lip import LIP as LIP
+from .synthetic import Beacons as Beacons
+from .voc import VOC as VOC

@@ -1,0 +1,10 @@
+"""The JSON files beside the data sets, which list their classes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_classes(name: str) -> list[dict[str, Any]]:
+    """Return the entries of ``data/sets/<name>.json``, one per class: "name", "colour" and what the data set adds."""
+    return json.loads((Path(__file__).parent / f"{name}.json").read_text(encoding="utf-8"))

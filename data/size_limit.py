@@ -1,0 +1,31 @@
+"""The largest image that is decoded or made: a small untrusted file may claim any size."""
+
+import os
+
+MAX_PIXELS = 2**28  # 16384 x 16384: more than aerial images have, 0.8 GB as RGB
+_VARIABLE = "CCNET_MAX_IMAGE_PIXELS"
+
+
+class ImageTooLarge(ValueError):
+    """An image with more pixels than the limit. ``skip_broken`` does not skip it: the file may be fine."""
+
+
+def check_size(height: int, width: int, subject: object) -> None:
+    """Raise ImageTooLarge if an image has more pixels than ``CCNET_MAX_IMAGE_PIXELS``, by default ``MAX_PIXELS``.
+
+    Args:
+        height, width: pixels; ValueError unless both are at least 1.
+        subject: the file or option that has this size, for the message.
+    """
+    given = os.environ.get(_VARIABLE, MAX_PIXELS)  # an environment variable reaches every worker process
+    try:
+        limit = int(given)
+    except ValueError:
+        raise ValueError(f"{_VARIABLE}={given} is not a whole number: give the most pixels of an image") from None
+    if height < 1 or width < 1:
+        raise ValueError(f"{subject} has {width}x{height} pixels: give at least one")
+    if height * width > limit:
+        raise ImageTooLarge(
+            f"{subject} has {width}x{height} pixels, {height * width} in all, more than the limit of {limit}: if that "
+            f"is intended, raise the limit with the environment variable {_VARIABLE}={height * width}"
+        )

@@ -1,0 +1,13 @@
+from .export import export_onnx as export_onnx
+from .networks import initial_network as initial_network
+from .networks import network as network
+from .networks import start_from as start_from
+from .reading import find as find
+from .reading import load as load
+from .record import LAST as LAST
+from .record import PREVIOUS as PREVIOUS
+from .record import Checkpoint as Checkpoint
+from .resume import continued as continued
+from .resume import find_start as find_start
+from .resume import fingerprint as fingerprint
+from .writing import save as save

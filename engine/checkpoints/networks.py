@@ -1,0 +1,106 @@
+"""Networks from checkpoints: built once from the configuration, then filled with the weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from ...models import tensor_files
+from ...models.factory import build
+from ..guards.settings import replaced
+from ..runtime.overrides import given_overrides
+from .reading import find, load
+from .record import Checkpoint
+
+
+def network(checkpoint: Checkpoint) -> nn.Module:
+    """Return the checkpoint's network with its weights, in eval mode."""
+    model = _model_node(checkpoint)
+    head = model.get("head")
+    number = head["num_classes"] if isinstance(head, dict) and "num_classes" in head else model.get("num_classes")
+    if number != len(checkpoint.classes):
+        raise ValueError(f"the checkpoint's network has {number} classes and it names {len(checkpoint.classes)}")
+    return _filled(_built(model, checkpoint.weights), checkpoint.weights).eval()
+
+
+def start_from(path: Path, config: DictConfig, *, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network of a checkpoint for a new run to train, and the ``model`` node that builds it.
+
+    Classifiers start from random weights if the run has another number of classes than the checkpoint; the embedding
+    of the category consistent loss always does.
+
+    Args:
+        path: a run's checkpoint, or a published one.
+        config: the new run's configuration, which says what a published file does not, and whether to embed.
+        num_classes: K of the new run's data set.
+    """
+    given = load(path, **config.published)
+    model = _model_node(given)
+    if "embedding_channels" in model:
+        model["embedding_channels"] = OmegaConf.select(config, "model.embedding_channels")
+    for part in ("head", "aux_head"):
+        if isinstance(model.get(part), dict):
+            model[part] = model[part] | {"num_classes": num_classes}
+    made = _built(model, given.weights)
+    weights = {key: tensor for key, tensor in given.weights.items() if not key.startswith("embed.")}
+    for key, tensor in made.state_dict().items():
+        if key.startswith("embed.") or ("classify." in key and key in weights and weights[key].shape != tensor.shape):
+            weights[key] = tensor
+    return _filled(made, weights), model
+
+
+def initial_network(config: DictConfig, saved: Checkpoint | None, *, num_classes: int) -> tuple[nn.Module, DictConfig]:
+    """Return the network to train, and the configuration with what is known only now.
+
+    That is the number of classes and, with ``init``, the ``model`` node of the checkpoint that it names.
+
+    Args:
+        config: the run's configuration.
+        saved: the checkpoint to resume from, if any.
+        num_classes: K of the data set.
+
+    Raises:
+        ValueError: ``init`` is given together with options of another network.
+    """
+    if saved:
+        return network(saved).train(), replaced(config, num_classes=num_classes)
+    if config.init is None:
+        return build(config.model, num_classes=num_classes), replaced(config, num_classes=num_classes)
+    given = [f"{option}={value}" for option, value in given_overrides().items() if _chooses_network(option)]
+    if given:
+        raise ValueError(f"init={config.init} brings its own network: leave out {' '.join(given)}")
+    made, node = start_from(find(config.init), config, num_classes=num_classes)
+    return made, replaced(config, num_classes=num_classes, model=node)
+
+
+def _model_node(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the checkpoint's ``model`` node, whose backbone neither downloads nor reads weights of its own."""
+    model = checkpoint.setting("model")
+    if not isinstance(model.get("backbone"), dict):
+        raise ValueError("the checkpoint's config has no model.backbone")
+    return model | {"backbone": model["backbone"] | {"pretrained": False, "weights": None}}
+
+
+def _built(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        made = build(model, holding=tensor_files.size(weights))
+    except InstantiationException as error:
+        raise ValueError(f"the checkpoint's network cannot be built from its config: {error.__cause__}") from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"the checkpoint's config describes a {type(made).__name__} and no network")
+    return made
+
+
+def _filled(made: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        made.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint's weights do not fit the network of its config: {error}") from error
+    return made
+
+
+def _chooses_network(option: str) -> bool:
+    return option.partition(".")[0] in ("model", "backbone")

@@ -1,0 +1,106 @@
+"""Find and read checkpoints, without running anything that they may contain.
+
+Three kinds of file become the same record:
+
+- a run's weights, ``best.safetensors``: tensors, and in the header the configuration, the classes with their colours
+  and the scores;
+- a run's state, ``last.pt`` and ``previous.pt``: the same, and what resuming the run needs besides;
+- a published checkpoint; see :func:`models.import_checkpoint`.
+
+A run's own files carry checksums, and a file that does not match them is refused.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ...data.sets.folder import distinct_colours
+from ...models import tensor_files
+from ...models.published.importing import Published, convert
+from ...models.tensor_files import TensorFile
+from ..runtime.atomic_files import given_path
+from .record import Checkpoint, checked
+from .writing import CHECKSUM, HEADER, checksum
+
+_OWN_SUFFIXES = (".safetensors", ".pt")
+_PUBLISHED_SUFFIX = ".pth"
+
+
+def find(path: str | Path | None) -> Path:
+    """Return the file that ``RUN/best``, ``RUN/last`` or a full file name stands for.
+
+    Raises:
+        ValueError: no path is given.
+        FileNotFoundError: there is no such file.
+    """
+    if path is None:
+        raise ValueError("checkpoint is not set: give checkpoint=RUN/best, RUN the folder of a training run")
+    path = given_path(path)
+    candidates = [path]
+    if path.suffix not in (*_OWN_SUFFIXES, _PUBLISHED_SUFFIX):
+        candidates = [path.with_name(path.name + suffix) for suffix in _OWN_SUFFIXES]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    listed = " or ".join(str(candidate) for candidate in candidates)
+    raise FileNotFoundError(f"there is no checkpoint {listed}: a run writes best.safetensors and last.pt")
+
+
+def load(path: Path, **published: Any) -> Checkpoint:
+    """Read and check a checkpoint.
+
+    Args:
+        path: a run's checkpoint, or a published one.
+        **published: arguments of :func:`models.import_checkpoint`; they concern published checkpoints alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, is damaged, or its configuration names anything that a checkpoint must
+            not; see ``engine/guards``.
+    """
+    file = tensor_files.read(path)
+    if HEADER not in file.metadata and not _is_state(file.content):
+        file = convert(file.content, path, **published)
+    try:
+        found = checked(_record(file))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
+    found.source = path
+    return found
+
+
+def _record(file: TensorFile | Published) -> Checkpoint:
+    if isinstance(file, Published):
+        return from_published(file)
+    return _from_weights(file) if HEADER in file.metadata else _from_state(file)
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, dict) and {"weights", "config"} <= content.keys()
+
+
+def _from_weights(file: TensorFile) -> Checkpoint:
+    header = file.metadata[HEADER]
+    found = Checkpoint(file.content, **json.loads(header))
+    if file.metadata.get(CHECKSUM, "") not in ("", checksum(header, found.weights)):
+        raise ValueError("its content does not meet its checksum")
+    return found
+
+
+def _from_state(file: TensorFile) -> Checkpoint:
+    if not file.checksums_match:
+        raise ValueError("its content does not meet its checksum")
+    return Checkpoint(**file.content)
+
+
+def from_published(found: Published) -> Checkpoint:
+    """Return a published checkpoint as if a run of this project had written it."""
+    config = {
+        "model": found.model,
+        "recipe": {"train_transform": {"crop_size": found.crop_size and list(found.crop_size)}},
+        "channels_last": True,
+        "bf16": False,
+    }
+    classes = found.classes or [f"class {index}" for index in range(found.num_classes)]
+    palette = [list(colour) for colour in found.palette or distinct_colours(found.num_classes)]
+    return Checkpoint(found.weights, config, classes, palette, found.iteration, scores={})

@@ -1,0 +1,83 @@
+"""A checkpoint in memory: tensors and a plain configuration, never a pickled object."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...models import tensor_files
+from ..guards.checks import checked_config
+
+# A run's state at its newest checkpoint, and at the one before.
+LAST, PREVIOUS = "last.pt", "previous.pt"
+_TRAINING = {"optimizer", "schedule", "random", "best_score", "validated", "skipped", "identity", "wandb_id"}
+
+
+@dataclass
+class Checkpoint:
+    """Everything that a checkpoint holds.
+
+    Attributes:
+        weights: the network's state dict, on the CPU.
+        config: the run's configuration, resolved.
+        classes: K names.
+        palette: K RGB triples.
+        iteration: iterations done; None if a published file does not say.
+        scores: scores of the newest validation.
+        training: state of the optimiser, the schedule and the random generators, and the best score; empty unless
+            the file is a run's ``last.pt`` or ``previous.pt``.
+        source: the file that it was read from.
+    """
+
+    weights: dict[str, Tensor]
+    config: dict[str, Any]
+    classes: list[str]
+    palette: list[list[int]]
+    iteration: int | None
+    scores: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+
+    def setting(self, name: str) -> Any:
+        """Return a value of the configuration by its dotted name; raise ValueError if it has none."""
+        value: Any = self.config
+        for key in name.split("."):
+            if not (isinstance(value, dict) and key in value):
+                raise ValueError(f"the checkpoint's config has no {name}: train.py and published files give it one")
+            value = value[key]
+        return value
+
+
+def checked(found: Checkpoint) -> Checkpoint:
+    """Return an untrusted checkpoint, its configuration under present names, once every field has been checked.
+
+    Raises:
+        ValueError: a field has another type than :class:`Checkpoint` says, or :func:`checked_config` refuses the
+            configuration.
+    """
+    valid = {
+        "weights": isinstance(found.weights, dict)
+        and all(isinstance(key, str) and tensor_files.is_plain(value) for key, value in found.weights.items()),
+        "config": isinstance(found.config, dict),
+        "classes": _is_list(found.classes, lambda name: isinstance(name, str)),
+        "palette": _is_list(found.palette, _is_colour),
+        "iteration": found.iteration is None or (type(found.iteration) is int and 0 <= found.iteration < 2**63),
+        "scores": isinstance(found.scores, dict),
+        "training": isinstance(found.training, dict) and (not found.training or found.training.keys() >= _TRAINING),
+    }
+    if wrong := [name for name, good in valid.items() if not good]:
+        raise ValueError(f"its {' and '.join(wrong)} cannot be what they should be")
+    if len(found.classes) != len(found.palette):
+        raise ValueError(f"it names {len(found.classes)} classes and has {len(found.palette)} colours")
+    found.config = checked_config(found.config)
+    return found
+
+
+def _is_list(value: Any, good: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and all(good(part) for part in value)
+
+
+def _is_colour(value: Any) -> bool:
+    return _is_list(value, lambda part: type(part) is int and 0 <= part <= 255) and len(value) == 3

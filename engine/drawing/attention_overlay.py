@@ -1,0 +1,43 @@
+"""Draw attention over a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .png_files import write_figure
+
+
+def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], point: Sequence[int]) -> None:
+    """Write where a point attends after each loop, over the picture, as in the paper's Fig. 7.
+
+    Args:
+        path: the PNG file.
+        image: RGB uint8 (H, W, 3).
+        maps: attention weights (h, w) after R = 1, 2, ... loops.
+        point: (y, x) in pixels.
+    """
+    height, width = image.shape[:2]
+    columns = len(maps) + 1
+    figure = Figure(figsize=(3.4 * columns, 0.7 + 3.4 * height / width), layout="constrained")
+    axes = figure.subplots(1, columns)
+    axes[0].imshow(image)
+    axes[0].set_title("image and point", fontsize=10)
+    grey = image.mean(axis=2)
+    for loop, (axis, weights) in enumerate(zip(axes[1:], maps, strict=True), 1):
+        axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        # Logarithmic, over three decades: one strong position would hide all the others.
+        levels = np.log10(np.maximum(weights / weights.max(), 1e-3)) / 3 + 1
+        heat = Image.fromarray((255 * levels).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        shares = np.asarray(heat) / 255
+        axis.imshow(shares, cmap="inferno", alpha=0.85 * np.sqrt(shares), vmin=0, vmax=1)
+        axis.set_title(f"R = {loop}: {100 * (weights > 0).mean():.0f}% of the positions", fontsize=10)
+    for axis in axes:
+        axis.plot(point[1], point[0], "+", color="#00e676", markersize=11, markeredgewidth=2)
+        axis.set_axis_off()
+    bar = figure.colorbar(axes[-1].images[-1], ax=axes, shrink=0.8, ticks=[0, 1 / 3, 2 / 3, 1])
+    bar.ax.set_yticklabels(["0.001 or less", "0.01", "0.1", "1"], fontsize=8)
+    bar.set_label("attention, share of the largest", fontsize=8)
+    write_figure(path, figure, bbox_inches="tight")

@@ -1,0 +1,14 @@
+"""Recognise the errors that torch raises when a data-loading worker process dies."""
+
+import traceback
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Return True if `error` says that a data-loading worker has died.
+
+    torch raises such an error wherever this process happens to be, or fails to read what the worker has sent.
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    places = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, ConnectionError | EOFError) and any("torch/utils/data" in at.filename for at in places)

@@ -1,0 +1,17 @@
+from .batches import remaining_batches as remaining_batches
+from .frameworks import Framework as Framework
+from .frameworks import choose_framework as choose_framework
+from .frameworks import framework_of as framework_of
+from .logger import NoLog as NoLog
+from .logger import RunLog as RunLog
+from .logger import open_log as open_log
+from .loop import Run as Run
+from .nonfinite import NonFiniteLoss as NonFiniteLoss
+from .state import TrainingState as TrainingState
+from .summary import closing_lines as closing_lines
+from .summary import opening_lines as opening_lines
+from .summary import run_result as run_result
+from .torch_step import Step as Step
+from .torch_step import TorchStep as TorchStep
+from .torch_step import on_device as on_device
+from .torch_step import train_step as train_step

@@ -1,0 +1,59 @@
+"""The batches that a run has left, on their way to the device."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from ...data.dataset import ImageDataset
+from ...data.loader import Loader
+from ...data.training_samples import Seeded, train_loader
+from ..evaluation.tasks import Task
+from ..runtime.distributed import rank, world_size
+
+
+def remaining_batches(config: DictConfig, train_set: ImageDataset, task: Task, *, start: int) -> Loader:
+    """Return this process's part of the batches from iteration `start` to the last one."""
+    return train_loader(
+        Seeded(train_set, config.seed, skip_broken=config.skip_broken),
+        batch_size=config.recipe.batch_size,
+        pieces=config.accumulate,
+        iterations=config.recipe.max_iters,
+        start=start,
+        num_workers=config.num_workers,
+        collate=task.collate,
+        process=rank(),
+        processes=world_size(),
+    )
+
+
+def prefetch(
+    batches: Generator[tuple[Any, Any]], place: Callable[[Any, Any], tuple[Any, Any]], device: torch.device
+) -> Generator[tuple[Any, Any]]:
+    """Yield (images, labels) where `place` puts them.
+
+    On a GPU, a stream of its own copies them while the previous steps, which the host has only queued, still run.
+    Closing the generator closes `batches`.
+    """
+    copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+    with closing(batches):
+        for batch in batches:
+            with torch.cuda.stream(copying):  # does nothing if it is None
+                placed = place(*batch)
+            if copying:
+                computing = torch.cuda.current_stream(device)
+                computing.wait_stream(copying)
+                for tensor in _tensors(placed):
+                    tensor.record_stream(computing)  # else the next copy reuses its memory once the host drops it
+            yield placed
+
+
+def _tensors(nested: Any) -> Iterator[Tensor]:
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, dict | list | tuple):
+        for part in nested.values() if isinstance(nested, dict) else nested:
+            yield from _tensors(part)

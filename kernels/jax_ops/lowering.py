@@ -1,0 +1,124 @@
+"""The primitives lowered: by the reference on any platform, by the Triton kernels where an NVIDIA GPU can run them.
+
+The functions take and give the arrays that ``primitives.py`` lists, channels-last.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+# JAX leaves some of its functions untyped, and Triton all of them.
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .. import plan
+from ..call import Call, Options
+from ..fallback import refusal, warn_once
+from . import reference
+
+
+def forward_on_cuda(*arrays: Array, options: Options, save_out: bool) -> list[Array]:
+    """Lower the forward pass to kernel launches, or to the reference where the kernels cannot run."""
+    if not _kernels_run(options):
+        return forward_reference(*arrays, options=options, save_out=save_out)
+    from . import passes
+
+    query, key, value, *residual_and_gamma = arrays
+    return passes.forward(Call(query, key, value, options, *residual_and_gamma), save_out)
+
+
+def backward_on_cuda(*arrays: Array, options: Options) -> list[Array]:
+    """Lower the backward pass to kernel launches, or to the reference where the kernels cannot run."""
+    if not _kernels_run(options):
+        return backward_reference(*arrays, options=options)
+    from . import passes
+
+    query, key, value, out, stats, grad, *gamma = arrays
+    return passes.backward(Call(query, key, value, options, None, *gamma), out, stats, grad)
+
+
+def forward_reference(
+    query: Array,
+    key: Array,
+    value: Array,
+    residual: Array | None = None,
+    gamma: Array | None = None,
+    *,
+    options: Options,
+    save_out: bool,
+) -> list[Array]:
+    _refuse_triton(options)
+    out = reference.attend(Call(query, key, value, options))
+    stats = jnp.zeros((*query.shape[:-1], 2), jnp.float32)  # the reference's backward pass does not read them
+    kept = out.astype(plan.kept_dtype(str(value.dtype)))
+    if residual is None or gamma is None:
+        return [kept, stats]
+    result = (gamma * out + residual).astype(residual.dtype)
+    return [result, kept, stats] if save_out else [result]
+
+
+def backward_reference(
+    query: Array,
+    key: Array,
+    value: Array,
+    out: Array,
+    stats: Array,
+    grad: Array,
+    gamma: Array | None = None,
+    *,
+    options: Options,
+) -> list[Array]:
+    _refuse_triton(options)
+
+    def attend(query: Array, key: Array, value: Array) -> Array:
+        return reference.attend(Call(query, key, value, options))
+
+    _, gradients_of = jax.vjp(attend, query, key, value)
+    gradients: Sequence[Array] = gradients_of(grad)
+    if gamma is not None:
+        gradients = [(gamma * gradient).astype(gradient.dtype) for gradient in gradients]
+    return [*gradients, (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1, keepdims=True)]
+
+
+def _refuse_triton(options: Options) -> None:
+    if options.backend == "triton":
+        raise ValueError(
+            "backend='triton' cannot take this call: it is lowered for a platform other than CUDA; use backend='auto'"
+        )
+
+
+def _kernels_run(options: Options) -> bool:
+    """Return whether the kernels run on the machine's CUDA devices; say why not, once.
+
+    Raises:
+        ValueError: backend "triton" where they do not.
+    """
+    obstacle = _obstacle()
+    if obstacle is None:
+        return True
+    if options.backend == "triton":
+        raise refusal(obstacle)
+    warn_once(obstacle)
+    return False
+
+
+def _obstacle() -> str | None:
+    """Return why the kernels cannot run on the machine's CUDA devices, or None if they can."""
+    import triton
+
+    if triton.knobs.runtime.interpret:  # pyright: ignore[reportAttributeAccessIssue]
+        return "Triton is its interpreter (TRITON_INTERPRET=1)"
+    from .binding import triton_library
+    from .passes import device
+
+    try:
+        triton_library()
+    except ValueError as error:
+        return str(error)
+    capability = device().capability
+    if capability < plan.MIN_CAPABILITY:
+        least, has = (".".join(map(str, pair)) for pair in (plan.MIN_CAPABILITY, capability))
+        return f"the GPU has compute capability {has}, below {least}"
+    return None

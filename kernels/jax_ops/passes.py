@@ -1,0 +1,177 @@
+"""The passes of a call as operations of JAX: one launch per axis, each reading what the one before left.
+
+The launches are those of ``plan.py``, as in ``torch_ops/passes.py``. Arrays are (N, *S, channels), dense: N images,
+S spatial sizes, D query channels, C value channels. XLA owns all memory, so a pass says which of its pointers it only
+reads, updates or writes, and the result may take the memory of a pointer that is read.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# Triton, and JAX's devices, come without types.
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .. import plan
+from ..backward import line_backward_kernel
+from ..call import Call
+from ..forward import line_forward_kernel
+from .binding import Updated, Written, launch
+
+
+def forward(call: Call[Array], save_out: bool) -> list[Array]:
+    """Run the forward passes.
+
+    Args:
+        call: channels-last.
+        save_out: whether a backward pass will read the attention's output.
+
+    Returns:
+        out (N, *S, C) and stats (N, *S, 2); for a call with a residual result (N, *S, C), and behind it out and
+        stats if ``save_out``.
+    """
+    query, key, value, _, residual, gamma = call
+    launches = plan.forward_launches(_problem(call), device(), residual is not None, save_out)
+    out_dtype = jnp.dtype(plan.kept_dtype(str(value.dtype))) if save_out else value.dtype
+    made: dict[str, Array] = {}
+    for planned in launches:
+        out = made.get("out_ptr")
+        saves = planned.constants["SAVE_OUT"]
+        pointers: dict[str, Any] = {
+            "query_ptr": query,
+            "key_ptr": key,
+            "value_ptr": value,
+            "out_ptr": _out_pointer(value, out_dtype, out, saves),
+            "stats_ptr": Written((*query.shape[:-1], 2), jnp.float32),
+            "previous_stats_ptr": made.get("stats_ptr"),
+            "residual_ptr": None,
+            "gamma_ptr": None,
+            "result_ptr": None,
+        }
+        if residual is not None and planned.constants["HAS_RESIDUAL"]:
+            in_place = out is not None and not saves and residual.dtype == value.dtype
+            pointers["residual_ptr"] = residual
+            pointers["gamma_ptr"] = gamma
+            pointers["result_ptr"] = Written(value.shape, residual.dtype, "out_ptr" if in_place else None)
+        made = _launch(line_forward_kernel, planned, call, pointers, "residual_stride")
+    if residual is None:
+        return [made["out_ptr"], made["stats_ptr"]]
+    if save_out:
+        return [made["result_ptr"], made["out_ptr"], made["stats_ptr"]]
+    return [made["result_ptr"]]
+
+
+def _out_pointer(value: Array, dtype: Any, so_far: Array | None, saves: bool) -> Any:
+    if so_far is None:
+        return Written(value.shape, dtype) if saves else _unused(value)
+    return Updated(so_far) if saves else so_far
+
+
+def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[Array]:
+    """Run the backward passes.
+
+    Args:
+        call: channels-last; with gamma if the forward pass added a residual.
+        out: (N, *S, C), as :func:`forward` returned it.
+        stats: (N, *S, 2), likewise.
+        grad: (N, *S, C), the gradient of the result in the value's dtype.
+
+    Returns:
+        the gradients of query, key and value, and delta per pixel, (N, *S, 1), in float32.
+    """
+    query, key, value = call.query, call.key, call.value
+    launches = plan.backward_launches(_problem(call), device(), call.gamma is not None)
+    gradients = {"dquery_ptr": query, "dkey_ptr": key, "dvalue_ptr": value}
+    wide = dict(zip(gradients, plan.backward_partials(launches), strict=True))
+    several_tiles = wide["dvalue_ptr"]
+    delta: Any = Written((*query.shape[:-1], 1), jnp.float32)  # by the first pass, and read by the others
+    made: dict[str, Array] = {}
+    for planned in launches:
+        pointers: dict[str, Any] = {
+            "query_ptr": query,
+            "key_ptr": key,
+            "value_ptr": value,
+            "out_ptr": out,
+            "stats_ptr": stats,
+            "grad_ptr": grad,
+            "gamma_ptr": call.gamma,
+            "delta_ptr": delta,
+        }
+        last = planned.constants["LAST"]
+        for name, like in gradients.items():
+            partial_name = f"partial_{name}"
+            dtype = jnp.dtype(jnp.float32) if wide[name] else like.dtype
+            so_far = made.get(partial_name)
+            pointers[partial_name] = _partial_pointer(like, dtype, so_far, last, several_tiles)
+            if last:
+                takes_partial = so_far is not None and dtype == like.dtype
+                pointers[name] = Written(like.shape, like.dtype, partial_name if takes_partial else None)
+            else:
+                pointers[name] = _unused(like)
+        made = _launch(line_backward_kernel, planned, call, pointers, "grad_stride")
+        delta = made.get("delta_ptr", delta)
+    return [*(made[name] for name in gradients), delta]
+
+
+def _partial_pointer(like: Array, dtype: Any, so_far: Array | None, last: bool, several_tiles: bool) -> Any:
+    """Return the pointer to a gradient's partial sum, which is ``so_far`` behind the first pass."""
+    if so_far is None:
+        return Written(like.shape, dtype) if several_tiles or not last else _unused(like)
+    # The last pass of one tile only reads the sum; the gradient takes its memory if it fits.
+    if last and (not several_tiles or dtype == like.dtype):
+        return so_far
+    return Updated(so_far)
+
+
+def _unused(like: Array) -> Written:
+    """Return one element for a pointer that the kernel moves, but neither reads nor writes."""
+    return Written((1,), like.dtype)
+
+
+def _launch(
+    kernel: Any, planned: plan.Launch, call: Call[Array], pointers: Mapping[str, Any], last_stride: str
+) -> dict[str, Array]:
+    """Launch a pass; ``last_stride`` names the stride of the residual or of the arriving gradient."""
+    query_channels, value_channels = call.query.shape[-1], call.value.shape[-1]
+    arguments = {
+        **pointers,
+        "query_stride": query_channels,
+        "key_stride": query_channels,
+        "value_stride": value_channels,
+        last_stride: value_channels,
+        "length": planned.length,
+        "inner": planned.inner,
+        "scale": call.options.scale,
+    }
+    return launch(kernel, planned, arguments, device().capability)
+
+
+def _problem(call: Call[Array]) -> plan.Problem:
+    batch, *spatial, query_channels = call.query.shape
+    value_channels = call.value.shape[-1]
+    return plan.Problem(
+        batch,
+        tuple(spatial),
+        call.options.axes,
+        query_channels,
+        value_channels,
+        str(call.query.dtype),
+        call.options.precision,
+        widest_stride=max(query_channels, value_channels),
+    )
+
+
+@cache
+def device() -> plan.Device:
+    """Return the properties of the GPU on which tile sizes depend; a machine without one lowers for an H200."""
+    try:
+        gpu = jax.devices("cuda")[0]
+    except RuntimeError:
+        return plan.Device("NVIDIA H200", (9, 0), 132, 232448)
+    major, minor = map(int, gpu.compute_capability.split("."))
+    # JAX does not tell the shared memory, on which no tile depends.
+    return plan.Device(gpu.device_kind, (major, minor), gpu.core_count, 0)

@@ -1,0 +1,151 @@
+"""Two primitives of JAX, the forward and the backward pass: shapes, rules for ``vmap``, and their registration.
+
+    forward:  query, key, value                               -> out, stats
+              query, key, value, residual, gamma              -> result; with ``save_out`` result, out, stats
+    backward: query, key, value, out, stats, grad[, gamma]    -> dquery, dkey, dvalue, delta
+
+Shapes: query (N, *S, D), value (N, *S, C), out, grad, residual and result like value, stats (N, *S, 2), delta
+(N, *S, 1), gamma (1,).
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# JAX leaves primitives and their registration untyped.
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from .. import plan
+from ..call import Options
+from . import lowering
+
+forward_p = Primitive("criss_cross_forward")
+backward_p = Primitive("criss_cross_backward")
+
+
+def forward(*arrays: Array, options: Options, save_out: bool) -> list[Array]:
+    """Apply the forward primitive."""
+    return forward_p.bind(*arrays, options=options, save_out=save_out)
+
+
+def backward(*arrays: Array, options: Options) -> list[Array]:
+    """Apply the backward primitive."""
+    return backward_p.bind(*arrays, options=options)
+
+
+# ---- shapes, made from the inputs' types, whose other properties, such as a shard_map's axes, they share
+
+
+def _forward_shapes(
+    query: Any, key: Any, value: Any, residual: Any = None, gamma: Any = None, *, options: Options, save_out: bool
+) -> list[Any]:
+    stats = query.update(shape=(*query.shape[:-1], 2), dtype=jnp.dtype(jnp.float32))
+    out = value.update(dtype=jnp.dtype(plan.kept_dtype(str(value.dtype))))
+    if residual is None:
+        return [out, stats]
+    return [residual, out, stats] if save_out else [residual]
+
+
+def _backward_shapes(
+    query: Any, key: Any, value: Any, out: Any, stats: Any, grad: Any, gamma: Any = None, *, options: Options
+) -> list[Any]:
+    return [query, key, value, stats.update(shape=(*query.shape[:-1], 1))]
+
+
+# ---- vmap: the batch of a batch is one batch
+
+
+def _batch_forward(
+    arrays: Sequence[Array], axes: Sequence[int | None], *, options: Options, save_out: bool
+) -> tuple[list[Array], list[int]]:
+    size = _batch_size(arrays, axes)
+    images = _fold_all(arrays[:4], axes[:4], size)
+    if len(arrays) == 5 and axes[4] is not None:  # the kernels take one gamma for all images
+        query, key, value, residual = images
+        out, stats = forward(query, key, value, options=options, save_out=True)
+        gamma = _gamma_per_image(arrays[4], axes[4], residual, size)
+        result = (gamma * out + residual).astype(residual.dtype)
+        made = [result, out, stats] if save_out else [result]
+    else:
+        made = forward(*images, *arrays[4:], options=options, save_out=save_out)
+    return _unfold_all(made, size)
+
+
+def _batch_backward(
+    arrays: Sequence[Array], axes: Sequence[int | None], *, options: Options
+) -> tuple[list[Array], list[int]]:
+    size = _batch_size(arrays, axes)
+    images = _fold_all(arrays[:6], axes[:6], size)
+    if len(arrays) == 7 and axes[6] is not None:
+        *gradients, delta = backward(*images, options=options)
+        gamma = _gamma_per_image(arrays[6], axes[6], images[0], size)
+        made = [*((gamma * gradient).astype(gradient.dtype) for gradient in gradients), delta]
+    else:
+        made = backward(*images, *arrays[6:], options=options)
+    return _unfold_all(made, size)
+
+
+def _batch_size(arrays: Sequence[Array], axes: Sequence[int | None]) -> int:
+    return next(array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None)
+
+
+def _fold_all(arrays: Sequence[Array], axes: Sequence[int | None], size: int) -> list[Array]:
+    return [_fold(array, axis, size) for array, axis in zip(arrays, axes, strict=True)]
+
+
+def _fold(array: Array, axis: int | None, size: int) -> Array:
+    """Join the batch of ``size`` at ``axis``, or ``size`` times the same array, with the array's first axis."""
+    array = jnp.broadcast_to(array, (size, *array.shape)) if axis is None else jnp.moveaxis(array, axis, 0)
+    return array.reshape(-1, *array.shape[2:])
+
+
+def _unfold_all(made: Sequence[Array], size: int) -> tuple[list[Array], list[int]]:
+    return [array.reshape(size, -1, *array.shape[1:]) for array in made], [0] * len(made)
+
+
+def _gamma_per_image(gamma: Array, axis: int | None, images: Array, size: int) -> Array:
+    """Repeat each gamma for its images, in a shape that broadcasts over theirs."""
+    gammas = jnp.repeat(_fold(gamma, axis, size), images.shape[0] // size)
+    return gammas.reshape(-1, *[1] * (images.ndim - 1))
+
+
+# ---- registration
+
+
+def _register(
+    primitive: Primitive,
+    shapes: Callable[..., list[Any]],
+    batch: Callable[..., tuple[list[Array], list[int]]],
+    reference: Callable[..., list[Array]],
+    cuda: Callable[..., list[Array]],
+) -> None:
+    """Tell JAX how to type, run, batch and lower a primitive: by ``cuda`` for CUDA, by ``reference`` elsewhere."""
+
+    @cache
+    def jitted(**parameters: Any) -> Callable[..., list[Array]]:
+        return jax.jit(partial(primitive.bind, **parameters))
+
+    def run_eagerly(*arrays: Array, **parameters: Any) -> list[Array]:
+        return jitted(**parameters)(*arrays)
+
+    primitive.multiple_results = True
+    primitive.def_abstract_eval(shapes)
+    primitive.def_impl(run_eagerly)
+    ad.primitive_jvps[primitive] = _refuse_second_derivative
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
+    mlir.register_lowering(primitive, mlir.lower_fun(cuda, multiple_results=True), platform="cuda")
+
+
+def _refuse_second_derivative(*_: Any, **__: Any) -> Any:
+    raise ValueError("the criss-cross attention can be differentiated once: for more use backend='reference'")
+
+
+_register(forward_p, _forward_shapes, _batch_forward, lowering.forward_reference, lowering.forward_on_cuda)
+_register(backward_p, _backward_shapes, _batch_backward, lowering.backward_reference, lowering.backward_on_cuda)

@@ -1,0 +1,92 @@
+"""The choice between the Triton kernels and the reference for torch tensors."""
+
+# pyright: reportUnknownMemberType=false
+# torch leaves some of its decorators untyped.
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .. import plan
+from ..call import Call, Options
+from ..fallback import refusal, warn_once
+from . import reference
+
+
+def attend(call: Call[Tensor]) -> Tensor:
+    """Attend with the kernels where they can take the call, else with the reference.
+
+    Backend "auto" is silent on the CPU and in an export, where the reference is expected, and says once why a
+    GPU falls back to it.
+
+    Args:
+        call: validated.
+
+    Raises:
+        ValueError: backend "triton" where the kernels cannot take the call.
+    """
+    backend = call.options.backend
+    if backend == "reference" or (backend == "auto" and (not call.query.is_cuda or _is_exporting())):
+        return reference.attend(call)
+    obstacle = _obstacle(call)
+    if obstacle is None:
+        from . import operators
+
+        return operators.attend(call)
+    if backend == "triton":
+        raise refusal(obstacle)
+    _warn_once(obstacle)
+    return reference.attend(call)
+
+
+def attention_weights(query: Tensor, key: Tensor, position: Sequence[int], recurrence: int, options: Options) -> Tensor:
+    """See :func:`ccnet.kernels.criss_cross_weights`: one row of the map is too little work for a kernel."""
+    return reference.attention_weights(query, key, position, recurrence, options)
+
+
+def _is_exporting() -> bool:
+    # A Triton kernel has no place in an exported program or in ONNX: the reference exports everywhere.
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _obstacle(call: Call[Tensor]) -> str | None:
+    """Return why the kernels cannot take the call, or None if they can."""
+    query, channel_axis = call.query, call.options.channel_axis
+    if query.shape[channel_axis] > plan.MAX_QUERY_CHANNELS:
+        return f"more than {plan.MAX_QUERY_CHANNELS} query channels do not fit on chip"
+    return _device_obstacle(query.device.type, query.device.index, str(query.dtype).removeprefix("torch."))
+
+
+@torch.compiler.assume_constant_result
+def _device_obstacle(device: str, index: int | None, dtype: str) -> str | None:
+    """Return why the kernels cannot run on a device or in a dtype, or None if they can."""
+    if dtype not in plan.ITEM_SIZE:
+        return f"the kernels take {', '.join(plan.ITEM_SIZE)}, not {dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cuda":
+        return _gpu_obstacle(index)
+    from .launch import is_interpreted
+
+    if device == "cpu" and is_interpreted():
+        return None
+    return f"the arrays are on {device}, and Triton needs an NVIDIA GPU (or TRITON_INTERPRET=1)"
+
+
+@torch.compiler.assume_constant_result
+def _warn_once(obstacle: str) -> None:
+    warn_once(obstacle)
+
+
+@cache
+def _gpu_obstacle(index: int | None) -> str | None:
+    if torch.version.cuda is None:
+        return "the kernels are written for NVIDIA GPUs"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < plan.MIN_CAPABILITY:
+        least = ".".join(map(str, plan.MIN_CAPABILITY))
+        return f"the GPU has compute capability {'.'.join(map(str, capability))}, below {least}"
+    return None

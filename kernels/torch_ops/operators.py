@@ -1,0 +1,215 @@
+"""The Triton kernels as torch operators, ``ccnet::``: schemas, launches, fake kernels, autograd.
+
+The operators move the channels of (N, C, *S) arrays to the end themselves: outside, each move would be a node of the
+graph, forward and backward. Results are channels-last in memory, whatever the input was, so that a second call finds
+the layout it needs. Autocast does not reach in here: like the reference, the operators compute in the dtype that they
+are given.
+
+A torch operator takes a flat list of tensors and numbers, so a :class:`Call` is flattened here and put together again
+behind the operator.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
+# torch leaves the registration of operators untyped.
+
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..call import Call, Options
+from . import passes
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DEVICES = ("cuda", "cpu")  # on the CPU the kernels run under Triton's interpreter only, for tests
+_INPUTS = "Tensor query, Tensor key, Tensor value"
+_OPTIONS = "int[] axes, float scale, str precision, int channel_axis"
+
+
+def attend(call: Call[Tensor]) -> Tensor:
+    """Attend with the kernels, which must be able to take the call."""
+    query, key, value, options, residual, gamma = call
+    flat_options = options.axes, options.scale, options.precision, options.channel_axis
+    if residual is None or gamma is None:
+        out, _ = torch.ops.ccnet.criss_cross.default(query, key, value, *flat_options)
+        return out.to(value.dtype)
+    arrays = (query, key, value, residual, gamma)
+    # The attention's output is kept for the backward pass alone; without one it is never written.
+    save_out = torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
+    result, _, _ = torch.ops.ccnet.criss_cross_residual.default(*arrays, *flat_options, save_out)
+    return result
+
+
+def _options(axes: Sequence[int], scale: float, precision: str, channel_axis: int) -> Options:
+    return Options(tuple(axes), scale, precision, channel_axis, "triton")
+
+
+def _to_last(array: Tensor, channel_axis: int) -> Tensor:
+    return array.movedim(1, -1) if channel_axis == 1 else array
+
+
+def _from_last(array: Tensor, channel_axis: int) -> Tensor:
+    return array.movedim(-1, 1) if channel_axis == 1 else array
+
+
+def _on_device(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """Make the first array's device the current one, on which Triton launches."""
+
+    def run(query: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
+        if query.is_cuda and query.device.index != torch.cuda.current_device():
+            with torch.cuda.device(query.device):
+                return function(query, *args, **kwargs)
+        return function(query, *args, **kwargs)
+
+    return run
+
+
+# ---- attention
+
+torch.library.define(
+    "ccnet::criss_cross",
+    f"({_INPUTS}, {_OPTIONS}) -> (Tensor out, Tensor stats)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@_on_device
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, axes: Sequence[int], scale: float, precision: str, channel_axis: int
+) -> tuple[Tensor, Tensor]:
+    query, key, value = (_to_last(array, channel_axis) for array in (query, key, value))
+    call = Call(query, key, value, _options(axes, scale, precision, channel_axis))
+    out, stats = passes.forward(call, result=None, save_out=True)
+    return _from_last(out, channel_axis), stats
+
+
+@torch.library.register_fake("ccnet::criss_cross")
+def _fake_attention(
+    query: Tensor, key: Tensor, value: Tensor, axes: Sequence[int], scale: float, precision: str, channel_axis: int
+) -> tuple[Tensor, Tensor]:
+    query, value = _to_last(query, channel_axis), _to_last(value, channel_axis)
+    return _from_last(passes.empty_kept(value), channel_axis), passes.empty_per_pixel(query, 2)
+
+
+def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, *ctx.options = inputs
+    out, stats = output
+    ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)  # or zeros as large as these would be written for every backward
+    ctx.save_for_backward(query, key, value, out, stats)
+
+
+def _attention_backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    query, key, value, out, stats = ctx.saved_tensors
+    grad = grad.to(value.dtype)
+    dquery, dkey, dvalue, _ = torch.ops.ccnet.criss_cross_backward.default(
+        query, key, value, out, stats, grad, None, *ctx.options
+    )
+    return dquery, dkey, dvalue, None, None, None, None
+
+
+torch.library.impl("ccnet::criss_cross", _DEVICES, _attention)
+torch.library.register_autograd("ccnet::criss_cross", _attention_backward, setup_context=_save_attention)
+
+
+# ---- attention, scaled and added to a residual
+
+torch.library.define(
+    "ccnet::criss_cross_residual",
+    f"({_INPUTS}, Tensor residual, Tensor gamma, {_OPTIONS}, bool save_out) "
+    "-> (Tensor result, Tensor out, Tensor stats)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@_on_device
+def _residual(
+    query: Tensor, key: Tensor, value: Tensor, residual: Tensor, gamma: Tensor,
+    axes: Sequence[int], scale: float, precision: str, channel_axis: int, save_out: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    query, key, value, residual = (_to_last(array, channel_axis) for array in (query, key, value, residual))
+    call = Call(query, key, value, _options(axes, scale, precision, channel_axis), residual, gamma)
+    result = passes.empty_like(residual)
+    out, stats = passes.forward(call, result, save_out)
+    kept = _from_last(out, channel_axis) if save_out else value.new_empty(0)
+    return _from_last(result, channel_axis), kept, stats
+
+
+@torch.library.register_fake("ccnet::criss_cross_residual")
+def _fake_residual(
+    query: Tensor, key: Tensor, value: Tensor, residual: Tensor, gamma: Tensor,
+    axes: Sequence[int], scale: float, precision: str, channel_axis: int, save_out: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    query, value, residual = (_to_last(array, channel_axis) for array in (query, value, residual))
+    kept = _from_last(passes.empty_kept(value), channel_axis) if save_out else value.new_empty(0)
+    return _from_last(passes.empty_like(residual), channel_axis), kept, passes.empty_per_pixel(query, 2)
+
+
+def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    query, key, value, _, gamma, *ctx.options, _ = inputs
+    _, out, stats = output
+    ctx.mark_non_differentiable(out, stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, value, out, stats, gamma)
+
+
+def _residual_backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    query, key, value, out, stats, gamma = ctx.saved_tensors
+    dquery, dkey, dvalue, delta = torch.ops.ccnet.criss_cross_backward.default(
+        query, key, value, out, stats, grad.to(value.dtype), gamma, *ctx.options
+    )
+    dgamma = delta.sum().to(gamma.dtype).reshape(gamma.shape)
+    return dquery, dkey, dvalue, grad, dgamma, None, None, None, None, None
+
+
+torch.library.impl("ccnet::criss_cross_residual", _DEVICES, _residual)
+torch.library.register_autograd("ccnet::criss_cross_residual", _residual_backward, setup_context=_save_residual)
+
+
+# ---- the backward pass of both
+
+torch.library.define(
+    "ccnet::criss_cross_backward",
+    f"({_INPUTS}, Tensor out, Tensor stats, Tensor grad, Tensor? gamma, {_OPTIONS}) "
+    "-> (Tensor dquery, Tensor dkey, Tensor dvalue, Tensor delta)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@_on_device
+def _backward(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, grad: Tensor, gamma: Tensor | None,
+    axes: Sequence[int], scale: float, precision: str, channel_axis: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    query, key, value, out, grad = (_to_last(array, channel_axis) for array in (query, key, value, out, grad))
+    call = Call(query, key, value, _options(axes, scale, precision, channel_axis), None, gamma)
+    dquery, dkey, dvalue, delta = passes.backward(call, out, stats, grad)
+    dquery, dkey, dvalue = (_from_last(gradient, channel_axis) for gradient in (dquery, dkey, dvalue))
+    return dquery, dkey, dvalue, delta
+
+
+@torch.library.register_fake("ccnet::criss_cross_backward")
+def _fake_backward(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, grad: Tensor, gamma: Tensor | None,
+    axes: Sequence[int], scale: float, precision: str, channel_axis: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    query, key, value = (_to_last(array, channel_axis) for array in (query, key, value))
+    dquery, dkey, dvalue = (_from_last(passes.empty_like(array), channel_axis) for array in (query, key, value))
+    return dquery, dkey, dvalue, passes.empty_per_pixel(query)
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    pass
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    raise RuntimeError(
+        "the Triton criss-cross attention can be differentiated once: for second derivatives use backend='reference'"
+    )
+
+
+torch.library.impl("ccnet::criss_cross_backward", _DEVICES, _backward)
+torch.library.register_autograd("ccnet::criss_cross_backward", _refuse_second_derivative, setup_context=_save_nothing)

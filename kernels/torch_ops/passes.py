@@ -1,0 +1,171 @@
+"""The passes of a call on channels-last tensors: memory for the results, then one launch per axis.
+
+Shapes: N images, S spatial sizes, D query channels, C value channels. The kernels need the channels of every array
+side by side and one stride from pixel to pixel. That is true of channels_last tensors and of channel slices of a
+projection buffer, so those are read where they are; other arrays are copied into that layout once.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# Triton, and the properties of a GPU in torch, come without types.
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .. import plan
+from ..backward import line_backward_kernel
+from ..call import Call
+from ..forward import line_forward_kernel
+from . import launch
+
+
+def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[Tensor, Tensor]:
+    """Run the forward passes.
+
+    Args:
+        call: channels-last, (N, *S, channels).
+        result: memory for ``gamma * out + residual``, if the call has a residual.
+        save_out: whether a backward pass will read the attention's output. Without it, ``out`` is only correct up
+            to the last pass, and may be ``result``.
+
+    Returns:
+        out: (N, *S, C), the attention's output.
+        stats: (N, *S, 2) in float32, the maximum and the sum of each softmax.
+    """
+    out = _memory_for_out(call, result, save_out)
+    stats = empty_per_pixel(call.query, 2)
+    if out.numel() == 0:
+        return out, stats
+    query, query_stride = _by_pixel(call.query)
+    key, key_stride = _by_pixel(call.key)
+    value, value_stride = _by_pixel(call.value)
+    residual, residual_stride = (None, 0) if call.residual is None else _by_pixel(call.residual)
+
+    strides = query_stride, key_stride, value_stride, residual_stride
+    launches = plan.forward_launches(
+        _problem(call, max(strides)), device_of(query.device.index), residual is not None, save_out
+    )
+    previous = None
+    for planned in launches:
+        if previous is not None:  # a pass reads the statistics of the pass before while it writes its own
+            stats = torch.empty_like(stats)
+        arrays = query, key, value, out, stats, previous, residual, call.gamma, result
+        launch.run(line_forward_kernel, planned, arrays, strides, call.options.scale)
+        previous = stats
+    return out, stats
+
+
+def _memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) -> Tensor:
+    if save_out:
+        return empty_kept(call.value)
+    # The passes before the last one leave their sum in the result's own memory, if it has the value's precision.
+    if result is not None and result.dtype == call.value.dtype:
+        return result
+    return empty_like(call.value)
+
+
+def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the backward passes.
+
+    Args:
+        call: channels-last, (N, *S, channels); with gamma if the forward pass added a residual.
+        out: (N, *S, C), as :func:`forward` returned it.
+        stats: (N, *S, 2), likewise.
+        grad: (N, *S, C), the gradient of the result in the value's dtype.
+
+    Returns:
+        the gradients of query, key and value, and delta per pixel, (N, *S), in float32; delta sums up to the gradient
+        of gamma.
+    """
+    query, key, value = call.query, call.key, call.value
+    dquery, dkey, dvalue = empty_like(query), empty_like(key), empty_like(value)
+    delta = empty_per_pixel(query)
+    if dvalue.numel() == 0:
+        return dquery.zero_(), dkey.zero_(), dvalue, delta.zero_()
+    query, query_stride = _by_pixel(query)
+    key, key_stride = _by_pixel(key)
+    value, value_stride = _by_pixel(value)
+    grad, grad_stride = _by_pixel(grad)
+
+    strides = query_stride, key_stride, value_stride, grad_stride
+    launches = plan.backward_launches(
+        _problem(call, max(strides)), device_of(query.device.index), call.gamma is not None
+    )
+    wide_dquery, wide_dkey, wide_dvalue = plan.backward_partials(launches)
+    partial_dquery = _memory_for_partial(dquery, wide_dquery)
+    partial_dkey = _memory_for_partial(dkey, wide_dkey)
+    partial_dvalue = _memory_for_partial(dvalue, wide_dvalue)
+    arrays = query, key, value, out, stats, grad, call.gamma, delta
+    arrays += partial_dquery, partial_dkey, partial_dvalue, dquery, dkey, dvalue
+    for planned in launches:
+        launch.run(line_backward_kernel, planned, arrays, strides, call.options.scale)
+    return dquery, dkey, dvalue, delta
+
+
+def _memory_for_partial(gradient: Tensor, wide: bool) -> Tensor:
+    """Return memory for partial sums of a gradient: its own, unless they need float32 and it has less."""
+    if wide and gradient.dtype != torch.float32:
+        return torch.empty_like(gradient, dtype=torch.float32)
+    return gradient
+
+
+def empty_like(array: Tensor) -> Tensor:
+    return torch.empty_like(array, memory_format=torch.contiguous_format)
+
+
+def empty_kept(value: Tensor) -> Tensor:
+    """Return memory for the attention's output as the backward pass reads it."""
+    dtype = getattr(torch, plan.kept_dtype(_name(value.dtype)))
+    return torch.empty_like(value, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
+    """Return float32 memory of shape (N, *S, *numbers)."""
+    return query.new_empty((*query.shape[:-1], *numbers), dtype=torch.float32)
+
+
+@cache
+def device_of(index: int | None) -> plan.Device:
+    """Return the properties of a GPU on which tile sizes depend; the interpreter (None) is taken for a Hopper."""
+    if index is None:
+        return plan.Device("interpreter", (9, 0), 1, 232448)
+    properties = torch.cuda.get_device_properties(index)
+    return plan.Device(
+        properties.name,
+        (properties.major, properties.minor),
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,
+    )
+
+
+def _problem(call: Call[Tensor], widest_stride: int) -> plan.Problem:
+    batch, *spatial, query_channels = call.query.shape
+    value_channels = call.value.shape[-1]
+    options = call.options
+    return plan.Problem(
+        batch, tuple(spatial), options.axes, query_channels, value_channels, _name(call.query.dtype),
+        options.precision, widest_stride,
+    )  # fmt: skip
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _by_pixel(array: Tensor) -> tuple[Tensor, int]:
+    """Return the array and its stride from pixel to pixel; a contiguous copy if it has more than one stride."""
+    if array.is_contiguous():
+        return array, array.shape[-1]
+    stride = None
+    pixels = 1
+    for size, step in zip(reversed(array.shape[:-1]), reversed(array.stride()[:-1]), strict=True):
+        if size > 1:
+            if stride is None:
+                stride = step
+            if step != stride * pixels:
+                return array.contiguous(), array.shape[-1]
+            pixels *= size
+    if array.stride(-1) != 1 and array.shape[-1] != 1:
+        return array.contiguous(), array.shape[-1]
+    return array, array.shape[-1] if stride is None else stride

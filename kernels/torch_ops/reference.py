@@ -1,0 +1,98 @@
+"""Criss-cross attention in plain torch: the formula that every kernel is compared with.
+
+Shapes: N images, S spatial sizes, D query channels, C value channels, L the length of one line,
+"others" the spatial axes that are not attended along.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# torch leaves Tensor.split untyped.
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..call import Call, Options
+
+
+def attend(call: Call[Tensor]) -> Tensor:
+    """Attend as :func:`ccnet.kernels.criss_cross_attention` does, and add the residual if the call has one."""
+    out = _attended_value(call)
+    residual, gamma = call.residual, call.gamma
+    if residual is None or gamma is None:
+        return out
+    return (gamma * out + residual).to(residual.dtype)
+
+
+def _attended_value(call: Call[Tensor]) -> Tensor:
+    query, key, value, options, *_ = call
+    with torch.autocast(query.device.type, enabled=False):  # autocast would run the products in half again
+        attention = _attention(query, key, options)
+        value_last = _channels_last(value, options.channel_axis).to(attention[0].dtype)
+        *others, last = zip(options.axes, attention, strict=True)
+        # The last axis comes first: its result lies in memory as the output should, and a sum takes the layout of
+        # its first operand.
+        out = _weighted_lines(value_last, *last)
+        for axis_and_weights in reversed(others):
+            out = out + _weighted_lines(value_last, *axis_and_weights)
+        if options.channel_axis == 1:
+            out = out.movedim(-1, 1)
+        return out.to(value.dtype)
+
+
+def attention_weights(query: Tensor, key: Tensor, position: Sequence[int], recurrence: int, options: Options) -> Tensor:
+    """Compute the weights as :func:`ccnet.kernels.criss_cross_weights` does."""
+    with torch.autocast(query.device.type, enabled=False):
+        attention = _attention(query, key, options)
+        batch_and_space = _channels_last(query, options.channel_axis).shape[:-1]
+        row = torch.zeros(batch_and_space, dtype=attention[0].dtype, device=query.device)
+        row[(slice(None), *position)] = 1
+        for _ in range(recurrence):
+            # row @ A: a line's positions pass their weight on to the keys of that line.
+            first, *others = (
+                _weighted_lines(row.unsqueeze(-1), axis, weights.mT).squeeze(-1)
+                for axis, weights in zip(options.axes, attention, strict=True)
+            )
+            row = sum(others, start=first)
+        return row
+
+
+def _weighted_lines(values: Tensor, axis: int, weights: Tensor) -> Tensor:
+    """Multiply each line of (N, *S, C) ``values`` along ``axis`` by its (N, *others, L, L) weights."""
+    return _lines_back(weights @ _lines(values, axis), axis)
+
+
+def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
+    """Return the softmax over the keys of all axes together, as one (N, *others, L, L) tensor per axis."""
+    # Unscaled scores leave float16's range at |q| = |k| = 40 per channel, so halves are widened first.
+    wide = torch.promote_types(query.dtype, torch.float32)
+    query = _channels_last(query, options.channel_axis).to(wide)
+    key = _channels_last(key, options.channel_axis).to(wide)
+    if options.scale != 1:
+        query = query * options.scale
+
+    energies: list[Tensor] = []
+    for axis in options.axes:
+        energy = _lines(query, axis) @ _lines(key, axis).mT  # (N, *others, L, L)
+        if axis != options.axes[-1]:  # the position itself is a key of every axis: only the last one keeps it
+            index = torch.arange(energy.shape[-1], device=energy.device)
+            energy = energy.masked_fill_(index[:, None] == index, float("-inf"))
+        energies.append(_lines_back(energy, axis))  # (N, *S, L)
+    attention = torch.cat(energies, dim=-1).softmax(dim=-1)
+    parts: Sequence[Tensor] = attention.split([energy.shape[-1] for energy in energies], dim=-1)
+    return [_lines(part, axis) for axis, part in zip(options.axes, parts, strict=True)]
+
+
+def _channels_last(array: Tensor, channel_axis: int) -> Tensor:
+    # One copy here saves a slower one per axis inside matmul; channels-last input is not copied at all.
+    return array.movedim(1, -1).contiguous() if channel_axis == 1 else array
+
+
+def _lines(array: Tensor, axis: int) -> Tensor:
+    """View (N, *S, C) as (N, *others, L, C)."""
+    return array.movedim(axis + 1, -2)
+
+
+def _lines_back(lines: Tensor, axis: int) -> Tensor:
+    """View (N, *others, L, C) as (N, *S, C)."""
+    return lines.movedim(-2, axis + 1)

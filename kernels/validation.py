@@ -1,0 +1,129 @@
+"""Checks of a call's arguments, before any of its work starts.
+
+Messages are formatted on failure only: the checks run on every call, and under torch.compile.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .call import ArrayLike, Options
+from .precision import float32_precision
+
+BACKENDS = ("auto", "triton", "reference")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+MAX_SPATIAL_AXES = 3
+
+
+def checked_options(
+    arrays: Mapping[str, ArrayLike], axes: Sequence[int] | None, scale: float, channel_axis: int, backend: str
+) -> Options:
+    """Return a call's options; raise ValueError unless its arrays and axes fit together.
+
+    Args:
+        arrays: "query", "key" and, if the call has one, "value".
+        axes, scale, channel_axis, backend: as given to the public functions.
+    """
+    check_backend(backend)
+    spatial = _check_arrays(arrays, channel_axis)
+    return Options(_check_axes(axes, spatial), scale, float32_precision(), channel_axis, backend)
+
+
+def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> None:
+    """Raise ValueError unless ``gamma * value + residual`` is possible without broadcasting or moving arrays."""
+    if residual.shape != value.shape:
+        raise ValueError(f"residual must be shaped like value, got {tuple(residual.shape)} and {tuple(value.shape)}")
+    if any(size != 1 for size in gamma.shape):
+        raise ValueError(f"gamma must hold one number, got shape {tuple(gamma.shape)}")
+    if is_torch(value) and not value.device == residual.device == gamma.device:
+        raise ValueError(
+            f"value, residual and gamma must be on one device, got {value.device}, {residual.device} and "
+            f"{gamma.device}: move them first"
+        )
+
+
+def check_position(position: tuple[int, ...], query: ArrayLike, channel_axis: int) -> None:
+    """Raise ValueError unless ``position`` has one index inside the image per spatial axis."""
+    spatial = _without_channels(tuple(query.shape), channel_axis)[1:]
+    if len(position) != len(spatial) or not all(0 <= p < s for p, s in zip(position, spatial, strict=True)):
+        raise ValueError(f"position {position} is outside the image: give one index per axis of {spatial}")
+
+
+def check_backend(backend: str) -> None:
+    """Raise ValueError unless ``backend`` is one of ``BACKENDS``."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
+
+
+def is_torch(array: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def is_jax(array: Any) -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(array, jax.Array)
+
+
+def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[int, ...]:
+    """Return the spatial sizes S; raise ValueError unless the arrays agree in shape, dtype and device."""
+    if channel_axis not in (1, -1):
+        raise ValueError(f"channel_axis is {channel_axis}: give 1 for (N, C, *S) or -1 for (N, *S, C)")
+    layout = "(N, C, *S)" if channel_axis == 1 else "(N, *S, C)"
+
+    query = arrays["query"]
+    shape = tuple(query.shape)
+    if not 1 <= len(shape) - 2 <= MAX_SPATIAL_AXES:
+        raise ValueError(f"expected {layout} with one to three spatial axes S, got {_shapes(arrays)}")
+    if tuple(arrays["key"].shape) != shape:
+        raise ValueError(f"query and key must have the same shape, got {_shapes(arrays)}")
+    batch_and_space = _without_channels(shape, channel_axis)
+    for array in arrays.values():
+        other = tuple(array.shape)
+        if len(other) != len(shape) or _without_channels(other, channel_axis) != batch_and_space:
+            raise ValueError(f"query, key and value must agree in N and S of {layout}, got {_shapes(arrays)}")
+    if shape[channel_axis] == 0 or any(size == 0 for size in batch_and_space[1:]):
+        raise ValueError(f"channels and spatial sizes must be at least 1, got {_shapes(arrays)}")
+
+    on_torch = is_torch(query)
+    for array in arrays.values():
+        if array.dtype != query.dtype:
+            raise ValueError(
+                f"query, key and value must have one dtype, got {_listed(arrays, 'dtype')}: cast them first"
+            )
+        # JAX checks devices itself, and a traced array has none.
+        if on_torch and array.device != query.device:
+            raise ValueError(
+                f"query, key and value must be on one device, got {_listed(arrays, 'device', ' on')}: move them first"
+            )
+    dtype = str(query.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ValueError(f"expected a floating-point dtype, got {dtype}")
+    return batch_and_space[1:]
+
+
+def _check_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """Return ``axes`` sorted, or all of them for None; raise ValueError unless they are different spatial axes."""
+    known = range(len(spatial))
+    if axes is None:
+        return tuple(known)
+    axes = tuple(axes)
+    if not axes or any(axis not in known for axis in axes) or len(set(axes)) < len(axes):
+        raise ValueError(
+            f"axes {axes} do not fit {len(spatial)} spatial axes {spatial}: "
+            f"give different ones out of {tuple(known)}, which count the spatial axes alone"
+        )
+    return tuple(sorted(axes))
+
+
+def _without_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[int, ...]:
+    return shape[:1] + shape[2:] if channel_axis == 1 else shape[:-1]
+
+
+def _shapes(arrays: Mapping[str, ArrayLike]) -> str:
+    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
+
+
+def _listed(arrays: Mapping[str, ArrayLike], attribute: str, link: str = "") -> str:
+    values = {name: str(getattr(array, attribute)).removeprefix("torch.") for name, array in arrays.items()}
+    return ", ".join(f"{name}{link} {value}" for name, value in values.items())

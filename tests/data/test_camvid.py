@@ -1,0 +1,87 @@
+"""CamVid in both layouts, as frames and as clips."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+from made_roots import FULL_FRAMES, write_camvid, write_camvid_full
+from PIL import Image
+
+from ccnet.data.sets.camvid import CamVid, CamVidFull, _in_split, frame_of
+from ccnet.data.sets.camvid_video import CamVidVideo
+from ccnet.data.transforms import eval_transform
+
+CAMVID = SHARED / "data" / "camvid"
+
+
+def test_camvid_reads_its_published_lists_and_ignores_label_11(camvid_root):
+    dataset = CamVid(camvid_root, split="train", transform=eval_transform())
+    image, labels = dataset[1]
+    raw = np.array(Image.open(camvid_root / "trainannot" / "0001TP_000001.png"))
+    assert len(dataset) == 4
+    assert (image.shape, image.dtype) == ((3, 48, 64), torch.float32)
+    assert torch.equal(labels, torch.from_numpy(np.where(raw == 11, 255, raw)).long())
+    assert 0 <= image.min() < image.max() <= 1
+    assert len(dataset.palette) == len(dataset.classes) == 11
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
+def test_real_camvid():
+    dataset = CamVid(CAMVID, split="val", transform=eval_transform())
+    image, labels = dataset[0]
+    assert len(dataset) == 101
+    assert image.shape == (3, 360, 480)
+    assert set(labels.unique().tolist()) <= {*range(11), 255}
+
+
+def test_camvid_full_merges_32_colours_into_11_classes(tmp_path):
+    root = write_camvid_full(tmp_path)
+    for split, stems in FULL_FRAMES.items():
+        dataset = CamVidFull(root, split=split, transform=eval_transform())
+        assert [dataset.name(index) for index in range(len(dataset))] == stems
+    # sky; archway is building; cone is pole; lane marking is road; void; motorcycle is bicyclist
+    assert list(dict.fromkeys(dataset[0][1][0].tolist())) == [0, 1, 2, 3, 255, 10]
+    label = dataset.pairs[0][1]
+    wrong = np.array(Image.open(label))
+    wrong[0, 0] = (1, 2, 3)
+    Image.fromarray(wrong).save(label)
+    with pytest.raises(ValueError, match=r"_L\.png holds the label value \(1, 2, 3\), outside the 32 values"):
+        dataset[0]
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_split_of_the_full_layout_is_segnets(split):
+    names = [
+        Path(line.split()[0]) for part in ("train", "val") for line in (CAMVID / f"{part}.txt").read_text().splitlines()
+    ]
+    assert [path for path in names if _in_split(path, split)] == [path for path in names if path.parts[0] == split]
+
+
+def test_clips_do_not_cross_gaps_and_have_labels_for_the_last_frame(tmp_path):
+    dataset = CamVidVideo(write_camvid(tmp_path), split="train", frames=3, transform=eval_transform())
+    names = [[dataset._stills.name(frame)[-3:] for frame in clip] for clip in dataset.clips]
+    assert [" ".join(clip) for clip in names] == [
+        "000 000 000", "000 000 030", "000 030 060", "300 300 300", "300 300 330",
+    ]  # fmt: skip
+    image, labels = dataset[2]
+    stills = CamVid(tmp_path, split="train", transform=eval_transform())
+    assert (image.shape, labels.shape) == ((3, 3, 48, 64), (3, 48, 64))
+    assert all(torch.equal(image[:, t], stills[t][0]) for t in range(3))
+    assert torch.equal(labels[2], stills[2][1])
+    assert (labels[:2] == 255).all()
+    assert dataset.name(2) == "0001TP_000060"
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
+def test_real_clips_do_not_cross_sequences_or_gaps():
+    for split, length, step, starts in (("train", 367, 31, 5), ("val", 101, 2, 1)):
+        dataset = CamVidVideo(CAMVID, split=split, frames=5, transform=None)
+        assert sorted(clip[-1] for clip in dataset.clips) == list(range(length))  # every labelled frame is scored once
+        frames = [[frame_of(dataset._stills.pairs[index][0]) for index in clip] for clip in dataset.clips]
+        assert all(len({sequence for sequence, _ in clip}) == 1 for clip in frames)
+        assert all(0 <= b - a <= step for clip in frames for (_, a), (_, b) in pairwise(clip))
+        assert sum(clip[0] == clip[-1] for clip in frames) == starts  # train: three sequences and two gaps

@@ -1,0 +1,141 @@
+"""Check, train, evaluate and predict on each data set in its real layout."""
+
+import json
+import runpy
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from made_roots import (
+    write_ade20k,
+    write_camvid,
+    write_camvid_full,
+    write_cityscapes,
+    write_lip,
+    write_voc,
+)
+from PIL import Image
+
+from ccnet.data.sets.class_table import read_classes
+
+CAMVID = SHARED / "data" / "camvid"
+METADATA = SHARED / "data" / "metadata"
+
+# A network and a recipe that train in seconds.
+SMALL = [
+    "backbone=resnet10t",
+    "backbone.pretrained=false",
+    "model.head.channels=16",
+    "model.aux_head.channels=16",
+    "recipe.max_iters=2",
+    "recipe.val_every=2",
+    "recipe.batch_size=2",
+    "recipe.train_transform.crop_size=[33,41]",
+    "log_every=1",
+    "num_workers=0",
+    "logger=none",
+    "device=cpu",
+]
+
+LAYOUTS = {
+    "cityscapes": (write_cityscapes, ()),
+    "lip": (write_lip, ()),
+    "voc": (write_voc, ()),
+    "camvid": (write_camvid, ()),
+    "camvid_full": (write_camvid_full, ()),
+    "camvid_video": (write_camvid, ("dataset.full=false", "dataset.frames=3", "loss=ce_ohem")),
+    "ade20k": (write_ade20k, ("recipe.train_transform.short_sides=[30,50]",)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
+    write, options = LAYOUTS[name]
+    root = write(tmp_path / "data")
+    chosen = [f"dataset={name}", f"dataset.root={root}", *options]
+    checked = run_entry(
+        "check_data.py", *chosen, "recipe.train_transform.crop_size=[33,41]", "num_workers=0", "samples=1",
+        "splits=[train]",
+    )  # fmt: skip
+    assert "0 of them wrong" in checked.stdout
+    assert np.array(Image.open(tmp_path / "outputs" / "check" / name / "train_samples.png")).std() > 10
+
+    run_entry("train.py", *chosen, *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
+    best = f"checkpoint={tmp_path / 'run' / 'best'}"
+    run_entry(
+        "evaluate.py", best, "device=cpu", "num_workers=0", f"output={tmp_path / 'scores'}", "save_predictions=true"
+    )
+    protocol = "letterbox" if name == "lip" else "whole"
+    stem = f"best_val_{protocol}"
+    scores = json.loads((tmp_path / "scores" / f"{stem}.json").read_text())
+    assert 0 <= scores["miou"] <= 1
+    assert np.array(Image.open(tmp_path / "scores" / f"{stem}_confusion.png")).std() > 10
+    masks = sorted((tmp_path / "scores" / f"{stem}_predictions").glob("*.png"))
+    assert len(masks) == scores["images"]
+
+    # predict.py and evaluate.py agree on every pixel; of a video, predict.py needs the frames before the last.
+    files = [path for path in root.rglob(f"{masks[-1].stem}.*") if Image.open(path).mode == "RGB"]
+    assert len(files) == 1
+    given = files[0].parent if name == "camvid_video" else files[0]
+    run_entry("predict.py", best, f"input={given}", "device=cpu", f"output={tmp_path / 'out'}")
+    predicted = np.array(Image.open(tmp_path / "out" / f"{masks[-1].stem}.png"))
+    assert np.array_equal(predicted, np.array(Image.open(masks[-1])))
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
+def test_check_of_real_camvid_gives_its_published_weights(tmp_path, run_entry):
+    done = run_entry(
+        "check_data.py", "dataset=camvid", f"dataset.root={CAMVID}", "splits=[val]", "num_workers=2", "samples=1"
+    )  # fmt: skip
+    assert "val: 101 samples, 0 of them wrong; 101 of 360x480 (HxW); 11 classes" in done.stdout
+    table = (tmp_path / "outputs" / "check" / "camvid" / "val_classes.csv").read_text().splitlines()[1:12]
+    published = json.loads((METADATA / "camvid" / "camvid.json").read_text())["frequency"]["val"]["median_freq_weight"]
+    assert [float(line.split(",")[-1]) for line in table] == pytest.approx(published, abs=1e-4)
+
+
+def test_a_cityscapes_submission_has_label_ids_and_the_benchmarks_names(tmp_path, run_entry):
+    root = write_cityscapes(tmp_path / "data")
+    run_entry("train.py", "dataset=cityscapes", f"dataset.root={root}", *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
+    evaluate = ("evaluate.py", f"checkpoint={tmp_path / 'run' / 'best'}", "split=test", "device=cpu", "num_workers=0")
+    refused = run_entry(*evaluate, ok=False)
+    assert "split=test has no labels to compare with: write its predictions with submission=true" in refused.stderr
+    run_entry(*evaluate, "submission=true", "save_predictions=true", f"output={tmp_path / 'test'}")
+    with zipfile.ZipFile(tmp_path / "test" / "best_test_whole_submission.zip") as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        assert names == [f"bonn_{frame:06d}_000019_leftImg8bit.png" for frame in range(3)]
+        with archive.open(names[0]) as file:
+            submitted = Image.open(file)
+            submitted.load()
+    image = Image.open(root / "leftImg8bit" / "test" / "bonn" / names[0])
+    assert (submitted.mode, submitted.size) == ("L", image.size)
+    ids = {e["train_id"]: e["id"] for e in read_classes("cityscapes") if 0 <= e["train_id"] < 19}
+    mask = np.array(Image.open(tmp_path / "test" / "best_test_whole_predictions" / names[0]))
+    assert np.array_equal(np.array(submitted), np.vectorize(ids.get)(mask))
+    assert json.loads((tmp_path / "test" / "best_test_whole.json").read_text())["images"] == 3
+
+
+def test_check_names_every_broken_file_and_fails(tmp_path, run_entry):
+    root = write_cityscapes(tmp_path / "data")
+    images = sorted((root / "leftImg8bit" / "train").rglob("*.png"))
+    images[0].write_bytes(images[0].read_bytes()[:-400])
+    labels = sorted((root / "gtFine" / "train").rglob("*.png"))
+    Image.new("L", (30, 20)).save(labels[1])
+    Image.fromarray(np.full((48, 64), 77, np.uint8)).save(labels[2])
+    done = run_entry("check_data.py", "dataset=cityscapes", f"dataset.root={root}", "num_workers=1", ok=False)
+    assert "train: 3 samples, 3 of them wrong" in done.stdout
+    assert "val: 3 samples, 0 of them wrong" in done.stdout
+    assert "3 samples are wrong" in done.stderr
+    assert f"{images[0]} cannot be read as an image" in done.stderr
+    assert f"{labels[1]} has 30x20 pixels" in done.stderr
+    assert f"{labels[2]} holds the label value 77" in done.stderr
+
+
+def test_check_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check", "dataset=lip", "dataset.root=/nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("ccnet.check_data", run_name="__main__", alter_sys=True)
+    assert ended.value.code == 1
+    assert "error: dataset.root=/nowhere is not a folder: LIP was expected there" in capsys.readouterr().err

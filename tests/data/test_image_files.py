@@ -1,0 +1,61 @@
+"""Images are decoded upright, whatever their format; broken ones are named."""
+
+import numpy as np
+import pytest
+import torch
+from made_roots import read_folder
+from PIL import Image
+
+from ccnet.data import image_files
+from ccnet.data.image_files import read_image
+from ccnet.data.label_files import LabelReader
+
+
+def test_a_truncated_image_is_named(folder_data):
+    images, masks = folder_data
+    path = images / "2.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"2\.jpg cannot be read as an image, it may be truncated"):
+        read_folder(images, masks)[2]
+
+
+def test_images_and_masks_are_rotated_by_their_exif_orientation(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    for name in ("photo.png", "photo.tif"):
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+        assert torch.equal(read_image(tmp_path / name), torch.from_numpy(np.rot90(pixels, -1).copy()).permute(2, 0, 1))
+    Image.fromarray(pixels[..., 0] % 5).save(tmp_path / "mask.png", exif=exif)
+    labels = LabelReader({index: index for index in range(5)})(tmp_path / "mask.png")
+    assert np.array_equal(labels, np.rot90(pixels[..., 0] % 5, -1))
+
+
+@pytest.mark.parametrize("decoder", ["pywuffs", "Pillow"])
+def test_pywuffs_and_pillow_read_every_kind_of_png_alike(tmp_path, monkeypatch, decoder):
+    if decoder == "pywuffs":
+        pytest.importorskip("pywuffs")
+    else:
+        monkeypatch.setattr(image_files, "_wuffs_decoder", lambda kind: None)
+    pixels = np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8)
+    read = LabelReader({index: index for index in range(254)} | {255: 255, 254: 0})
+    for name, image in {
+        "rgb": Image.fromarray(pixels),
+        "grey": Image.fromarray(pixels[..., 0]),
+        "alpha": Image.fromarray(np.dstack([pixels, pixels[..., :1]])),
+        "palette": Image.fromarray(pixels).quantize(9),
+        "bits": Image.fromarray(pixels[..., 0] > 99),
+        "deep": Image.fromarray(pixels[..., 0].astype(np.uint16)),
+    }.items():
+        path = tmp_path / f"{name}.png"
+        image.save(path)
+        assert np.array_equal(read_image(path).permute(1, 2, 0), np.array(Image.open(path).convert("RGB"))), name
+        if name in ("grey", "palette", "bits", "deep"):
+            want = np.array(Image.open(path)).astype(int)
+            assert np.array_equal(read(path), np.where(want == 254, 0, want)), name
+    (tmp_path / "rgb.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:-300])
+    with pytest.raises(ValueError, match=r"rgb\.png cannot be read as an image, it may be truncated"):
+        read_image(tmp_path / "rgb.png")
+    # A JPEG with the suffix .png.
+    Image.fromarray(pixels).save(tmp_path / "jpeg.png", format="JPEG")
+    assert read_image(tmp_path / "jpeg.png").shape == (3, 33, 47)

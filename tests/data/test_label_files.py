@@ -1,0 +1,43 @@
+"""Label files of every kind are read; wrong values are named with their file."""
+
+import numpy as np
+import pytest
+from conftest import write_pair
+from made_roots import read_folder
+from PIL import Image
+
+
+def test_a_label_value_out_of_range_is_named(folder_data):
+    images, masks = folder_data
+    write_pair(images / "4.jpg", masks / "4.png", classes=5)
+    with pytest.raises(ValueError, match=r"4\.png holds the label value 3, 4, outside the 4 values.*0 to 2, 255"):
+        read_folder(images, masks)[4]
+
+
+def test_a_mask_that_differs_in_size_is_named(folder_data):
+    images, masks = folder_data
+    Image.new("L", (30, 20)).save(masks / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png has 30x20 pixels and .*1\.jpg 64x48"):
+        read_folder(images, masks)[1]
+
+
+def test_a_colour_mask_is_refused(folder_data):
+    images, masks = folder_data
+    Image.new("RGB", (64, 48)).save(masks / "0.png")
+    with pytest.raises(ValueError, match=r"0\.png is a colour image \(mode RGB\)"):
+        read_folder(images, masks)[0]
+
+
+def test_a_one_bit_mask_is_read(folder_data):
+    images, masks = folder_data
+    Image.fromarray(np.array(Image.open(masks / "0.png")) > 0).save(masks / "0.png")
+    assert Image.open(masks / "0.png").mode == "1"
+    assert read_folder(images, masks)[0][1].unique().tolist() == [0, 1]
+
+
+def test_a_palette_mask_is_read_by_index(folder_data):
+    images, masks = folder_data
+    image = Image.fromarray(np.array(Image.open(masks / "0.png")))
+    image.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 200] + [0] * 759)
+    image.save(masks / "0.png")
+    assert read_folder(images, masks)[0][1].unique().tolist() == [0, 1, 2]

@@ -1,0 +1,63 @@
+"""The letterbox of evaluation and the random warp of training."""
+
+import statistics
+
+import pytest
+import torch
+from made_images import ramp
+
+from ccnet.data.letterbox import Placement, resample, restore
+from ccnet.data.transforms import RandomWarp
+from ccnet.engine.evaluation.protocols import Letterbox
+
+
+@pytest.mark.parametrize("size", [(30, 50), (61, 20), (40, 40), (7, 90)], ids=str)
+def test_the_letterbox_returns_labels_of_the_original_size(size):
+    class Colours(torch.nn.Module):
+        """Predicts the colour of the image as its class, which shows how it was resampled."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.4))
+
+        def forward(self, image):
+            assert image.shape[-2:] == (97, 97)
+            return {"out": torch.stack([image[:, 0], 1 - image[:, 0]], dim=1)}
+
+    image = torch.zeros(1, 3, *size)
+    image[..., size[1] // 2 :] = 1
+    got = Letterbox((97, 97))(Colours(), image).argmax(dim=1)
+    want = (image[:, 0] == 0).long()
+    assert got.shape == (1, *size)
+    assert (got != want).sum() <= size[0]  # at most the column at the edge
+
+
+def test_restore_inverts_resample():
+    labels = torch.randint(0, 20, (1, 1, 30, 22)).float()
+    placement = Placement((30, 22), (120, 120))
+    assert torch.equal(restore(resample(labels, placement, mode="nearest"), placement), labels)
+
+
+def test_the_warp_without_randomness_is_the_letterbox():
+    image, labels = ramp(50, 30)
+    warped, label = RandomWarp((64, 64), scale_std=0, angle_std=0, angle_share=0)(image, labels)
+    mean = torch.tensor([124.0, 116.0, 104.0]).view(3, 1, 1)
+    tested = resample((image.float() - mean)[None], Placement((50, 30), (64, 64)))[0] + mean
+    assert (warped.float() - tested).abs().max() <= 0.5
+    columns = (label != 255).any(dim=0).nonzero()
+    assert (columns.min(), columns.max()) == (13, 50)  # 64 / 50 * 30 = 38.4 pixels, centred
+
+
+def test_warps_rotate_and_scale_within_their_bounds():
+    image, labels = ramp(64, 64)
+    warp = RandomWarp((64, 64), scale_std=0.25, angle_std=30, angle_share=0.6)
+    shares, rotated = [], 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        out, label = warp(image, labels)
+        assert set(label.unique().tolist()) <= {*labels.unique().tolist(), 255}
+        shares.append((label != 255).float().mean().item())
+        rotated += int(out[0, 20, 10:54].float().std() > 3)  # in an upright image, red is constant along a row
+    assert 1 / 1.25**2 - 0.03 <= min(shares) < 0.75
+    assert statistics.median(shares) > 0.8
+    assert 0.4 < rotated / 60 < 0.8

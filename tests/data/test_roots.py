@@ -1,0 +1,85 @@
+"""A missing data folder is answered at once, with the expected layout and before torch is imported."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+
+import ccnet.data.sets
+from ccnet.data.roots import _LAYOUTS, check_root
+
+CHILD = """
+import sys
+from hydra import compose, initialize_config_dir
+from ccnet.data import check_root
+with initialize_config_dir(config_dir=sys.argv[1], version_base="1.3"):
+    config = compose("config", overrides=sys.argv[2:])
+try:
+    check_root(config.dataset)
+except FileNotFoundError as error:
+    print(error)
+print("imported:", [name for name in ("torch", "numpy", "PIL") if name in sys.modules])
+"""
+
+
+def dataset_config(*overrides):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides)).dataset
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (
+            ["dataset=camvid", "dataset.root=/nowhere"],
+            ["dataset.root=/nowhere is not a folder: CamVid was expected there", "ROOT/trainannot/NAME.png", "SegNet"],
+        ),
+        (["dataset=folder", "dataset.images=/nowhere"], ["dataset.images=/nowhere is not a folder: give the folders"]),
+    ],
+    ids=["camvid", "folder"],
+)
+def test_a_missing_folder_is_answered_before_torch_is_imported(overrides, messages):
+    environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
+    command = [sys.executable, "-c", CHILD, str(ROOT / "conf"), *overrides]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert all(message in done.stdout for message in messages)
+    assert done.stdout.endswith("imported: []\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["ade20k", "camvid", "camvid_full", "camvid_video", "cityscapes", "coco", "lip", "voc"]
+)
+def test_every_data_set_on_disk_shows_its_layout(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"dataset\.root is not set: give the folder of"):
+        check_root(dataset_config(f"dataset={name}"))
+    with pytest.raises(FileNotFoundError, match=r"(?s)lacks .*The layout of .*ROOT/.*Where to get it: "):
+        check_root(dataset_config(f"dataset={name}", f"dataset.root={tmp_path}"))
+
+
+def test_the_chosen_splits_are_checked(camvid_root):
+    config = dataset_config("dataset=camvid", f"dataset.root={camvid_root}")
+    check_root(config)
+    with pytest.raises(FileNotFoundError, match=re.escape("lacks test.txt of CamVid")):
+        check_root(config, ["test"])
+
+
+def test_the_embedded_and_foreign_data_sets_need_no_folder():
+    check_root(dataset_config("dataset=synthetic"))
+    check_root(dataset_config("dataset=camvid", "dataset.train._target_=my.CamVid", "dataset.val._target_=my.CamVid"))
+
+
+def test_every_class_with_a_root_has_a_layout():
+    with_root = {
+        f"{module.removeprefix('ccnet.data.sets.')}.{name}"
+        for name in ccnet.data.sets.__all__
+        for module in [getattr(ccnet.data.sets, name).__module__]
+        if "root" in inspect.signature(getattr(ccnet.data.sets, name)).parameters
+    }
+    assert with_root == {*_LAYOUTS, "camvid_video.CamVidVideo"}
+    assert all(get_class(f"ccnet.data.sets.{name}") for name in _LAYOUTS)

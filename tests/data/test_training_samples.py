@@ -1,0 +1,42 @@
+"""Training samples are the same after a resume, with any number of workers."""
+
+import pytest
+import torch
+
+from ccnet.data.sets.synthetic import Beacons
+from ccnet.data.training_samples import Seeded, train_loader
+from ccnet.data.transforms import train_transform
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_samples_continue_exactly_with_any_number_of_workers(num_workers):
+    dataset = Beacons(split="train", length=5, size=40, transform=train_transform(crop_size=(32, 32), flip=0.5))
+    options = {"batch_size": 2, "iterations": 6}
+    dataset = Seeded(dataset, 3)
+    whole = list(train_loader(dataset, num_workers=0, **options))
+    rest = list(train_loader(dataset, num_workers=num_workers, start=3, **options))
+    assert len(whole) == 6
+    assert all(
+        torch.equal(a, b) for one, two in zip(whole[3:], rest, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_every_epoch_has_every_image_once_in_a_new_order():
+    class Numbers(torch.utils.data.Dataset):
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, index):
+            return index
+
+    batches = list(train_loader(Seeded(Numbers(), 0), batch_size=1, iterations=14, num_workers=0))
+    epochs = [[int(batch) for batch in batches[start : start + 7]] for start in (0, 7)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(7))
+    assert epochs[0] != epochs[1]
+
+
+def test_loading_does_not_change_the_global_random_state():
+    dataset = Beacons(split="train", length=5, size=40, transform=train_transform(crop_size=(32, 32)))
+    before = torch.get_rng_state()
+    next(iter(train_loader(Seeded(dataset, 0), batch_size=2, iterations=1, num_workers=0)))
+    assert torch.equal(torch.get_rng_state(), before)

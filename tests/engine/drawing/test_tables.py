@@ -1,0 +1,66 @@
+"""Tables against the expected text, Markdown and CSV; charts and pictures are seen in the tests of their callers."""
+
+import errno
+
+import pytest
+
+from ccnet.engine.drawing import Table
+
+TABLE = Table(("class", "IoU", "pictures"), [("road", 91.4567, 101), ("a|b", float("nan"), "none")])
+
+
+def test_text_aligns_numbers_right_and_shows_two_decimals():
+    assert TABLE.text().splitlines() == [
+        "class    IoU  pictures",
+        "-----  -----  --------",
+        "road   91.46       101",
+        "a|b      nan      none",
+    ]
+
+
+def test_markdown_escapes_bars():
+    assert TABLE.markdown().splitlines() == [
+        "| class | IoU | pictures |",
+        "| --- | --: | --: |",
+        "| road | 91.46 | 101 |",
+        r"| a\|b | nan | none |",
+    ]
+
+
+def test_csv_holds_numbers_in_full(tmp_path):
+    TABLE.write_csv(tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text().splitlines() == [
+        "class,IoU,pictures",
+        "road,91.4567,101",
+        "a|b,nan,none",
+    ]
+
+
+def test_records_append_under_one_header_and_show_figures_as_rounded(tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    for milliseconds in (12.3, 4.0):
+        table = Table.of_records([{"network": "fcn", "step_ms": milliseconds, "peak_mib": 7}])
+        table.append_csv(path)
+    assert path.read_text().splitlines() == ["network,step_ms,peak_mib", "fcn,12.3,7", "fcn,4.0,7"]
+    assert table.text().splitlines()[2] == "fcn          4.0         7"
+    assert table.markdown().splitlines()[2] == "| fcn | 4.0 | 7 |"
+
+
+def test_a_table_without_rows_is_its_header(tmp_path):
+    empty = Table(("class", "IoU"), [])
+    assert empty.text().splitlines() == ["class  IoU", "-----  ---"]
+    assert empty.markdown().splitlines() == ["| class | IoU |", "| --- | --: |"]
+    empty.write_csv(tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text().splitlines() == ["class,IoU"]
+
+
+def test_a_full_disk_leaves_the_csv_file_as_it_was(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "table.csv"
+    path.write_text("before")
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*table\.csv"):
+        TABLE.write_csv(path)
+    assert (path.read_text(), list(tmp_path.iterdir())) == ("before", [path])

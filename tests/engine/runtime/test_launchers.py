@@ -1,0 +1,43 @@
+"""Processes of launchers: runs in processes of their own, and their GPUs."""
+
+import os
+import signal
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ccnet.engine.runtime.devices import choose_device
+from ccnet.engine.runtime.launchers import in_own_process
+from ccnet.engine.runtime.stop_signals import EXIT_CODE
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (partial(sys.exit, EXIT_CODE), "stopped and saved"),
+        (partial(os._exit, 3), "ended with 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by SIGKILL"),
+    ],
+)
+def test_in_own_process_returns_the_result_or_says_how_the_process_ended(end, message):
+    assert in_own_process(lambda: {"mIoU": 1.0}) == {"mIoU": 1.0}
+    with pytest.raises(ChildProcessError, match=f"{message}.*resume=auto"):
+        in_own_process(end)
+
+
+def test_parallel_runs_take_turns_with_the_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda")
+    chosen = []
+    for number in (3, 4, 5):
+        process = SimpleNamespace(name=f"LokyProcess-{number}")
+        monkeypatch.setattr(
+            "ccnet.engine.runtime.launchers.multiprocessing.current_process", lambda process=process: process
+        )
+        chosen.append(choose_device("auto"))
+    assert chosen == [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 0)]
+    assert choose_device("cuda:1") == torch.device("cuda", 1)

@@ -1,0 +1,43 @@
+"""Requests to stop: a second signal, and jobs that are queued again."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from ccnet.engine.runtime.stop_signals import EXIT_CODE, StopRequest
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    def twice():
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)  # at once: the same request, passed on
+            assert request.received == "SIGTERM"
+            time.sleep(1.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    process = multiprocessing.get_context("fork").Process(target=twice)
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_a_job_is_saved_before_it_is_requeued():
+    queued = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: queued.append("again"))
+    try:
+        with StopRequest() as request:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGUSR2)
+            assert (request.received, queued) == ("SIGUSR2", [])
+            with pytest.raises(SystemExit) as ended:
+                request.stop()
+        assert (ended.value.code, queued) == (EXIT_CODE, ["again"])
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        with StopRequest():
+            assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR2, before)

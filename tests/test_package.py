@@ -1,0 +1,134 @@
+"""The wheel holds the whole package and nothing else, and what it holds runs from any folder."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[Path]:
+    """The files of the repository, relative to its root."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("compares the package with the files that git tracks")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [Path(name) for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def wheel(tracked, tmp_path_factory) -> Path:
+    """The wheel, built in a copy: setuptools leaves a folder ``build`` beside what it builds."""
+    pytest.importorskip("setuptools", "77", reason="pip install 'setuptools>=77'")
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for path in tracked:
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, source / path)
+    command = [
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--wheel-dir",
+        built,
+        source,
+    ]
+    subprocess.run([sys.executable, "-m", *command], check=True, cwd=built)
+    (path,) = built.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The wheel's content in a folder of its own, as pip would lay it out."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture
+def python(installed, tmp_path):
+    """Run Python in an empty folder where only the installed package can be found, not this repository."""
+
+    def run(*arguments: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(installed), "WANDB_MODE": "offline"}
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_every_package_is_listed(tracked):
+    folders = {path.parent.parts for path in tracked if path.name == "__init__.py"}
+    assert {".".join(["ccnet", *parts]) for parts in folders} == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_citation_has_the_version():
+    (version,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text(), flags=re.MULTILINE)
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_wheel_holds_the_package_files(wheel, tracked):
+    packages = {path.parent for path in tracked if path.name == "__init__.py"}
+
+    def belongs(path: Path) -> bool:
+        if path.suffix == ".yaml":
+            return path.parts[0] == "conf"
+        inside = path.parent in packages or (path.parent.parent in packages and path.parent.name == "configs")
+        return inside and (path.suffix in (".py", ".pyi", ".json") or path.name == "py.typed")
+
+    with zipfile.ZipFile(wheel) as archive:
+        held = {Path(name) for name in archive.namelist()}
+    assert {path for path in held if not path.parts[0].endswith(".dist-info")} == {
+        "ccnet" / path for path in tracked if belongs(path)
+    }
+
+
+def test_importing_the_package_loads_no_framework(python, installed):
+    found = python(
+        "-c", "import ccnet, sys; assert not {'torch', 'jax', 'timm'} & {*sys.modules}; print(ccnet.__file__)"
+    )
+    assert Path(found.strip()) == installed / "ccnet" / "__init__.py"
+
+
+def test_common_names_stay_free(python):
+    names = ["kernels", "models", "losses", "data", "engine", "benchmarks", "conf", "train"]
+    python("-c", f"from importlib.util import find_spec; assert not any(map(find_spec, {names}))")
+
+
+@pytest.mark.slow
+def test_readme_example_runs(python):
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL).group(1)
+    python("-c", example)
+
+
+def test_console_scripts_exist(python):
+    python(
+        "-c",
+        "from importlib.metadata import entry_points\n"
+        "scripts = [script for script in entry_points(group='console_scripts') if script.value.startswith('ccnet.')]\n"
+        f"assert {{script.name for script in scripts}} >= {set(PROJECT['project']['scripts'])}\n"
+        "assert all(callable(script.load()) for script in scripts)",
+    )
+
+
+@pytest.mark.slow
+def test_training_writes_where_it_is_started(python, tmp_path, installed):
+    before = {path for path in installed.rglob("*") if "__pycache__" not in path.parts}
+    python("-m", "ccnet.train", *TINY)
+    assert len(list(tmp_path.glob("outputs/ccnet_synthetic/*/best.safetensors"))) == 1
+    assert {path for path in installed.rglob("*") if "__pycache__" not in path.parts} == before

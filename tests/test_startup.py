@@ -1,0 +1,60 @@
+"""Entry points answer at once: they load neither torch nor anything else that takes seconds before they need it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SLOW = {"torch", "torchvision", "timm", "matplotlib", "numpy", "PIL", "jax", "wandb"}
+
+# Run as a user runs it, then report what was loaded and how much CPU time it took.
+OBSERVED = """
+import atexit, json, os, resource, runpy, sys
+
+def report():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    seen = {"modules": sorted({name.partition(".")[0] for name in sys.modules}), "cpu": usage.ru_utime + usage.ru_stime}
+    with open(os.environ["OBSERVED"], "w") as file:
+        json.dump(seen, file)
+
+atexit.register(report)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__") if sys.argv[0].endswith(".py") else exec(sys.argv[0])
+"""
+
+
+def observed(tmp_path, *command):
+    """Run a command in a new process; return it with the modules that it loaded and its seconds of CPU time."""
+    done = subprocess.run(
+        [sys.executable, "-c", OBSERVED, *map(str, command)],
+        cwd=tmp_path, env=os.environ | {"OBSERVED": str(tmp_path / "seen")}, capture_output=True, text=True,
+    )  # fmt: skip
+    return done, json.loads((tmp_path / "seen").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer", "code"),
+    [
+        (["--help"], "recipe:", 0),
+        (["modle=ccnet"], "Could not override 'modle'", 1),
+        (["model=ccnett"], "Could not find 'model/ccnett'", 1),
+        (["dataset=camvid", "dataset.root=/nowhere"], "error: dataset.root=/nowhere is not a folder", 1),
+    ],
+)
+def test_help_and_mistakes_load_no_torch(tmp_path, record_property, arguments, answer, code):
+    done, seen = observed(tmp_path, ROOT / "train.py", *arguments)
+    assert done.returncode == code
+    assert answer in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert SLOW.isdisjoint(seen["modules"])
+    record_property("cpu_s", seen["cpu"])
+    record_property("cpu_s_of_torch", observed(tmp_path, "import torch")[1]["cpu"])
+
+
+def test_the_report_of_a_sweep_loads_no_torch(tmp_path):
+    done, seen = observed(tmp_path, "import ccnet.engine.sweeps.report")
+    assert done.returncode == 0
+    assert not {"torch", "timm", "wandb"} & set(seen["modules"])
