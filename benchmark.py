@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from ccnet import benchmarks
 from ccnet.conf import CONF
+from ccnet.engine import runtime
 from ccnet.engine.sweeps.entry_point import entry_point
 
 # Mode -> a function of `benchmarks`, which imports its file when it is asked for.
@@ -34,10 +35,7 @@ def main(config: DictConfig) -> None:
     if config.mode not in _MODES:
         raise ValueError(f"mode is {config.mode!r}: choose one of {', '.join(_MODES)}")
     run = getattr(benchmarks, _MODES[config.mode])
-
-    from ccnet.engine.runtime.devices import choose_device
-
-    print(run(config, choose_device(config.device)))
+    print(run(config, runtime.choose_device(config.device)))
 
 
 if __name__ == "__main__":

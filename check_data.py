@@ -17,9 +17,7 @@ from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.data.roots import check_root
-from ccnet.engine import drawing
-from ccnet.engine.runtime.atomic_files import given_path
+from ccnet.engine import drawing, runtime
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -33,12 +31,9 @@ if TYPE_CHECKING:
 @entry_point
 def main(config: DictConfig) -> None:
     """Check the chosen splits."""
-    check_root(config.dataset, config.splits)
-
-    from ccnet.engine.runtime.devices import seed_everything
-
-    seed_everything(config.seed)
-    folder = given_path(config.output)
+    data.check_root(config.dataset, config.splits)
+    runtime.seed_everything(config.seed)
+    folder = runtime.given_path(config.output)
     problems = [problem for split in config.splits for problem in _check_split(config, split, folder)]
     print(f"\ntables and samples in {folder}")
     if problems:

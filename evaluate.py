@@ -21,10 +21,7 @@ from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.data.roots import check_root
-from ccnet.engine import checkpoints, evaluation, guards
-from ccnet.engine.runtime.atomic_files import given_path
-from ccnet.engine.runtime.overrides import given_overrides
+from ccnet.engine import checkpoints, evaluation, guards, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -40,8 +37,8 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> float:
     """Print the scores and save them beside the checkpoint; return the mIoU, or the mask AP."""
     path = checkpoints.find(config.checkpoint)
-    if "dataset" in given_overrides():
-        check_root(config.dataset, [config.split])
+    if "dataset" in runtime.given_overrides():
+        data.check_root(config.dataset, [config.split])
     saved = checkpoints.load(path, **config.published)
     task = evaluation.task_of(saved.config)
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
@@ -54,21 +51,17 @@ def main(config: DictConfig) -> float:
     protocol = instantiate(protocol_node)
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
     task.check_classes(saved.classes, dataset)
-    folder = given_path(config.output or path.parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / "_".join([path.stem, config.split, *([protocol_name] if task.predicts_label_maps else [])])
+    name = "_".join([path.stem, config.split, *([protocol_name] if task.predicts_label_maps else [])])
+    stem = runtime.given_path(config.output or path.parent) / name
     files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
+    stem.parent.mkdir(parents=True, exist_ok=True)
 
     def write_prediction(index: int, labels: "Tensor") -> None:
         for written in files:
             written.write(index, labels)
 
-    # The framework imports torch, which the checks above can do without.
-    from ccnet.engine.runtime.distributed import processes, rank, wait_for_all
-    from ccnet.engine.training.frameworks import choose_framework
-
-    framework = choose_framework(config.framework, config.device)
-    with processes(framework.device):
+    framework = training.choose_framework(config.framework, config.device)
+    with runtime.processes(framework.device):
         result = task.evaluate(
             framework.evaluated(_network(saved), bf16=saved.setting("bf16")),
             dataset,
@@ -79,8 +72,8 @@ def main(config: DictConfig) -> float:
             keep_samples=4,
             on_prediction=write_prediction if files else None,
         )
-        wait_for_all()
-        if rank() == 0:
+        runtime.wait_for_all()
+        if runtime.rank() == 0:
             about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol_name}
             task.write_report(stem, result, dataset, about | {"images": len(dataset)})
             for written in files:
@@ -90,7 +83,7 @@ def main(config: DictConfig) -> float:
 
 def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
     """Return the data set named on the command line, or else the checkpoint's own."""
-    if "dataset" in given_overrides():
+    if "dataset" in runtime.given_overrides():
         return config.dataset
     if "dataset" not in saved.config:
         raise ValueError(f"{config.checkpoint} does not tell its data set: give dataset=NAME dataset.root=DIR")
@@ -99,7 +92,7 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
 
 def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:
     """Return the protocol that the command line names, itself or by its data set, or else the run's; and its name."""
-    given = any(option == "dataset" or option.startswith("protocol") for option in given_overrides())
+    given = any(option == "dataset" or option.startswith("protocol") for option in runtime.given_overrides())
     own = saved.config.get("protocol")
     if given or own is None:
         return config.protocol, str(HydraConfig.get().runtime.choices["protocol"])

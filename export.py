@@ -11,8 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints
-from ccnet.engine.runtime.atomic_files import given_path
+from ccnet.engine import checkpoints, runtime
 from ccnet.engine.sweeps.entry_point import entry_point
 
 
@@ -21,7 +20,7 @@ from ccnet.engine.sweeps.entry_point import entry_point
 def main(config: DictConfig) -> None:
     """Write the file, once ONNX Runtime has reproduced the network's logits with it."""
     model = checkpoints.network(checkpoints.load(checkpoints.find(config.checkpoint)))
-    output = given_path(config.output)
+    output = runtime.given_path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     error = checkpoints.export_onnx(model, output, size=config.size and tuple(config.size))
     size = "x".join(map(str, config.size)) if config.size else "any size"

@@ -28,9 +28,7 @@ from tqdm import tqdm
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.data.file_lists import IMAGE_SUFFIXES
-from ccnet.engine import checkpoints, drawing, evaluation, guards
-from ccnet.engine.runtime.atomic_files import given_path, write_text
-from ccnet.engine.runtime.overrides import given_overrides
+from ccnet.engine import checkpoints, drawing, evaluation, guards, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 
     from ccnet.engine.checkpoints import Checkpoint
     from ccnet.engine.evaluation import Predictor
-    from ccnet.engine.training.frameworks import Framework
+    from ccnet.engine.training import Framework
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
@@ -47,8 +45,8 @@ def main(config: DictConfig) -> None:
     """Write the predictions for every picture of ``input`` into ``output``."""
     names = [str(name) for name in _as_list(config.checkpoint)]
     files = [checkpoints.find(name) for name in names]
-    paths = _pictures(given_path(config.input))
-    output = given_path(config.output)
+    paths = _pictures(runtime.given_path(config.input))
+    output = runtime.given_path(config.output)
     if output.resolve() == paths[0].parent.resolve():
         raise ValueError(f"output={output} is the folder of the input, whose pictures a mask could overwrite")
     loaded = [checkpoints.load(file, **config.published) for file in files]
@@ -69,18 +67,17 @@ def _segment(
     if any(saved.classes != classes for saved in loaded):
         raise ValueError("the checkpoints do not know the same classes: compare networks of one data set")
     if config.video:
-        drawing.check_video(given_path(config.video))
+        drawing.check_video(runtime.given_path(config.video))
     truths = _truths(paths, config.labels, len(classes))
 
     from ccnet.data.image_files import read_image
-    from ccnet.engine.training.frameworks import choose_framework
 
-    framework = choose_framework(config.framework, config.device)
+    framework = training.choose_framework(config.framework, config.device)
     first, *others = [_predictor(config, saved, framework) for saved in loaded]
     if config.attention is not None:
         evaluation.check_attention(first.network)
     output.mkdir(parents=True, exist_ok=True)
-    video_path = config.video and output / given_path(config.video).name
+    video_path = config.video and output / runtime.given_path(config.video).name
     compared = bool(others) or truths is not None
     rows = []
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
@@ -110,9 +107,8 @@ def _segment(
 def _detect(config: DictConfig, saved: "Checkpoint", paths: Sequence[Path], output: Path) -> None:
     """Write the objects as NAME.json, and the likely ones drawn over the picture as NAME_overlay.png."""
     from ccnet.data.image_files import read_image
-    from ccnet.engine.training.frameworks import choose_framework
 
-    framework = choose_framework(config.framework, config.device)
+    framework = training.choose_framework(config.framework, config.device)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="predict", dynamic_ncols=True):
@@ -122,7 +118,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", paths: Sequence[Path], outp
             {"category": entry.pop("category_id")} | {key: value for key, value in entry.items() if key != "image_id"}
             for entry in evaluation.coco_results(objects, 0, saved.classes)
         ]
-        write_text(output / f"{path.stem}.json", json.dumps(found, indent=1) + "\n")
+        runtime.write_text(output / f"{path.stem}.json", json.dumps(found, indent=1) + "\n")
         likely = evaluation.likely_objects(objects)
         drawing.save_objects(output / f"{path.stem}_overlay.png", picture, likely, saved.classes)
     least = evaluation.DRAWN_SCORE
@@ -136,7 +132,7 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
         dataset=saved.config.get("dataset"),
         training_crop=saved.setting("recipe.train_transform.crop_size"),
     )
-    given = any(option.startswith("protocol") for option in given_overrides())
+    given = any(option.startswith("protocol") for option in runtime.given_overrides())
     return evaluation.Predictor(
         framework.evaluated(checkpoints.network(saved), bf16=config.bf16),
         instantiate(config.protocol if given else saved.config.get("protocol", config.protocol)),
@@ -153,7 +149,7 @@ def _truths(paths: Sequence[Path], folder: str | None, classes: int) -> "list[np
     from ccnet.data.label_files import LabelReader
 
     read = LabelReader({index: index for index in (*range(classes), data.IGNORE_INDEX)})
-    return [read(given_path(folder) / f"{path.stem}.png").numpy() for path in paths]
+    return [read(runtime.given_path(folder) / f"{path.stem}.png").numpy() for path in paths]
 
 
 def _pictures(source: Path) -> list[Path]:

@@ -77,7 +77,18 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
         runtime.StopRequest() as request,
         training.open_log(config, folder, task=task, dataset=train_set, state=state, group=sweeps.sweep_name()) as log,
     ):
-        run = training.Run(config, folder, task, state, step, framework.device, loader, val_set, log, request)
+        run = training.Run(
+            config=config,
+            folder=folder,
+            task=task,
+            state=state,
+            step=step,
+            device=framework.device,
+            loader=loader,
+            val_set=val_set,
+            log=log,
+            request=request,
+        )
         run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
         run.fit()
 

@@ -34,7 +34,6 @@ EXCEPTIONS = {
     "conf": "YAML files",
     "engine": "holds rooms and no modules",
     "engine/evaluation/tasks": "two tasks behind one interface",
-    "kernels": "one operator for two frameworks",
 }
 
 

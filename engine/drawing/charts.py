@@ -184,4 +184,4 @@ def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
             colour = "white" if shares[row, column] > 55 else "black"
             axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
     figure.colorbar(image, ax=axis, shrink=0.6, label="percent of the true class")
-    write_figure(path, figure)
+    write_figure(path, figure, bbox_inches="tight")

@@ -8,6 +8,7 @@ from .distributed import from_all as from_all
 from .distributed import from_first as from_first
 from .distributed import processes as processes
 from .distributed import rank as rank
+from .distributed import wait_for_all as wait_for_all
 from .distributed import world_size as world_size
 from .memory import enough_memory as enough_memory
 from .memory import process_peak_mib as process_peak_mib

@@ -25,7 +25,7 @@ from .throughput import Throughput
 from .torch_step import Step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """A training run under way.
 

@@ -229,3 +229,12 @@ def test_a_missing_output_and_mismatched_weights_are_named():
         WeightedSum({"main": CrossEntropy()}, {"man": 1.0})
     with pytest.raises(ValueError, match="every loss weight is 0"):
         WeightedSum({"main": CrossEntropy()}, {"main": 0})
+
+
+def test_ohem_of_clips_is_that_of_their_frames():
+    logits, labels = torch.randn(2, 4, 3, 17, 25), torch.randint(0, 4, (2, 3, 17, 25))
+    labels[:, :2] = 255
+    options = {"threshold": 0.3, "min_kept": 64}
+    frames = ohem_cross_entropy(logits.transpose(1, 2).reshape(6, 4, 17, 25), labels.view(6, 17, 25), **options)
+    assert torch.equal(ohem_cross_entropy(logits, labels, **options), frames)
+    assert not torch.equal(frames, ohem_cross_entropy(logits, labels, threshold=1.0))

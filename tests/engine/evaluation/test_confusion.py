@@ -1,7 +1,8 @@
-"""Scores against sets of pixels."""
+"""Scores against sets of pixels, and against scikit-learn."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,3 +31,19 @@ def test_scores_equal_sets_of_pixels():
     assert scores.miou == pytest.approx(sum(iou[:5]) / 5)
     assert scores.mean_accuracy == pytest.approx(sum(accuracy[:4]) / 4)
     assert scores.pixel_accuracy == pytest.approx(((prediction == labels) & valid).sum().item() / valid.sum().item())
+
+
+def test_scores_agree_with_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    prediction, labels = torch.randint(0, 7, (4, 30, 20)), torch.randint(0, 7, (4, 30, 20))
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    matrix = ConfusionMatrix(7)
+    for one, truth in zip(prediction, labels, strict=True):
+        matrix.update(one, truth)
+    true, guessed = labels[labels != 255].numpy(), prediction[labels != 255].numpy()
+    scores = matrix.scores()
+    assert np.array_equal(matrix.counts, metrics.confusion_matrix(true, guessed, labels=range(7)))
+    assert scores.class_iou == pytest.approx(metrics.jaccard_score(true, guessed, average=None))
+    assert scores.miou == pytest.approx(metrics.jaccard_score(true, guessed, average="macro"))
+    assert scores.pixel_accuracy == pytest.approx(metrics.accuracy_score(true, guessed))
+    assert scores.mean_accuracy == pytest.approx(metrics.balanced_accuracy_score(true, guessed))
