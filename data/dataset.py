@@ -1,4 +1,4 @@
-"""What a data set offers to training, evaluation and drawing. Imports no torch."""
+"""The interface of data sets that training, evaluation and drawing use. Imports no torch."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ class DatasetReport:
     """The contents of a data set.
 
     Attributes:
-        sizes: the number of pictures of each size (H, W).
+        sizes: the number of images of each size (H, W).
         pixels: the number of pixels of each label value, 0 to 255.
-        pixels_with: the number of pixels, of any value, in the pictures in which the value occurs.
+        pixels_with: the number of pixels, of any value, in the images in which the value occurs.
         problems: one line per sample that is wrong.
     """
 
@@ -32,10 +32,10 @@ class DatasetReport:
     problems: list[str] = field(default_factory=list)
 
     def add(self, size: tuple[int, ...] | None, counts: np.ndarray, problem: str | None) -> None:
-        """Count one picture, or note its problem.
+        """Count one image, or note its problem.
 
         Args:
-            size: the picture's (H, W).
+            size: the image's (H, W).
             counts: the number of its pixels of each label value.
             problem: why it cannot be used; None if it can.
         """
@@ -49,7 +49,7 @@ class DatasetReport:
     def weights(self, number: int) -> np.ndarray:
         """Return median-frequency weights (K,): the median of the classes' frequencies over each class's own.
 
-        The frequency of a class is its share of the pixels of those pictures in which it occurs (Eigen and Fergus,
+        The frequency of a class is its share of the pixels of those images in which it occurs (Eigen and Fergus,
         ICCV 2015). The weight is NaN for a class that does not occur.
         """
         pixels, pixels_with = self.pixels[:number], self.pixels_with[:number]
@@ -67,12 +67,12 @@ class DatasetReport:
         ]
 
 
-# Name; its share of all pixels; the share of all pixels that lies in pictures with the class; its weight.
+# Name; its share of all pixels; the share of all pixels that lies in images with the class; its weight.
 CLASS_COLUMNS = ("class", "percent", "pictures_percent", "weight")
 
 
 def inspect_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, title: str = "check") -> DatasetReport:
-    """Read every picture and label image of a data set in `num_workers` processes."""
+    """Read every image and label image of a data set in `num_workers` processes."""
     report = DatasetReport()
     loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
     for found in tqdm(loader, desc=title, dynamic_ncols=True):
@@ -81,7 +81,7 @@ def inspect_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, title
 
 
 def still(array: Tensor, ndim: int = 2) -> Tensor:
-    """Return a picture or labels of `ndim` axes unchanged; of a clip, the last frame, which has the labels."""
+    """Return an image or labels of `ndim` axes unchanged; of a clip, the last frame, which has the labels."""
     return array.as_subclass(Tensor) if array.ndim == ndim else array.as_subclass(Tensor)[-1]
 
 

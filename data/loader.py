@@ -23,7 +23,7 @@ class Loader(DataLoader):
     the workers start, because ``worker_init_fn`` would run too late. Closing the iterator ends the workers.
 
     Attributes:
-        waited: seconds spent waiting for batches, since whoever reads it last set it to 0.
+        waited: seconds spent waiting for batches, since it was last set to 0.
     """
 
     waited = 0.0

@@ -4,11 +4,14 @@ He et al., Mask R-CNN, ICCV 2017, arXiv:1703.06870. Huang et al., CCNet, TPAMI 2
 one module "right before the last residual block of res4".
 """
 
+# torchvision comes without types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from timm.layers import freeze_batch_norm_2d
+from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead

@@ -1,4 +1,4 @@
-"""Where each data set keeps its files, and the message that shows it when they are missing.
+"""The layout of each data set on disk, which error messages show when files are missing.
 
 Imports no torch, so that an entry point can look for the files before it loads anything.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set keeps its files.
+    """The files and folders of a data set, and where to get them.
 
     Attributes:
         name: the data set's name in messages.

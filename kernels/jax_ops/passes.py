@@ -1,4 +1,4 @@
-"""The passes of a call as operations of JAX: one launch per axis, each reading what the one before left.
+"""The passes of a call as operations of JAX: one launch per axis, each reading the results of the one before.
 
 The launches are those of ``plan.py``, as in ``torch_ops/passes.py``. Arrays are (N, *S, channels), dense: N images,
 S spatial sizes, D query channels, C value channels. XLA owns all memory, so a pass says which of its pointers it only
@@ -31,7 +31,7 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
         save_out: whether a backward pass will read the attention's output.
 
     Returns:
-        out (N, *S, C) and stats (N, *S, 2); for a call with a residual result (N, *S, C), and behind it out and
+        out, (N, *S, C), and stats, (N, *S, 2). For a call with a residual: result, (N, *S, C), followed by out and
         stats if ``save_out``.
     """
     query, key, value, _, residual, gamma = call
@@ -66,6 +66,7 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
 
 
 def _out_pointer(value: Array, dtype: Any, so_far: Array | None, saves: bool) -> Any:
+    """Return the pointer to the output, which is ``so_far`` after the first pass; ``saves`` if this pass writes it."""
     if so_far is None:
         return Written(value.shape, dtype) if saves else _unused(value)
     return Updated(so_far) if saves else so_far
@@ -88,7 +89,7 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
     gradients = {"dquery_ptr": query, "dkey_ptr": key, "dvalue_ptr": value}
     wide = dict(zip(gradients, plan.backward_partials(launches), strict=True))
     several_tiles = wide["dvalue_ptr"]
-    delta: Any = Written((*query.shape[:-1], 1), jnp.float32)  # by the first pass, and read by the others
+    delta: Any = Written((*query.shape[:-1], 1), jnp.float32)  # the first pass writes it, the others read it
     made: dict[str, Array] = {}
     for planned in launches:
         pointers: dict[str, Any] = {
@@ -118,7 +119,7 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
 
 
 def _partial_pointer(like: Array, dtype: Any, so_far: Array | None, last: bool, several_tiles: bool) -> Any:
-    """Return the pointer to a gradient's partial sum, which is ``so_far`` behind the first pass."""
+    """Return the pointer to a gradient's partial sum, which is ``so_far`` after the first pass."""
     if so_far is None:
         return Written(like.shape, dtype) if several_tiles or not last else _unused(like)
     # The last pass of one tile only reads the sum; the gradient takes its memory if it fits.
@@ -173,5 +174,5 @@ def device() -> plan.Device:
     except RuntimeError:
         return plan.Device("NVIDIA H200", (9, 0), 132, 232448)
     major, minor = map(int, gpu.compute_capability.split("."))
-    # JAX does not tell the shared memory, on which no tile depends.
+    # JAX does not report the shared memory, on which no tile depends.
     return plan.Device(gpu.device_kind, (major, minor), gpu.core_count, 0)

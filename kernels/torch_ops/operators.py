@@ -5,8 +5,8 @@ graph, forward and backward. Results are channels-last in memory, whatever the i
 the layout it needs. Autocast does not reach in here: like the reference, the operators compute in the dtype that they
 are given.
 
-A torch operator takes a flat list of tensors and numbers, so a :class:`Call` is flattened here and put together again
-behind the operator.
+A torch operator takes a flat list of tensors and numbers, so a :class:`Call` is flattened here, and built again inside
+the operator.
 """
 
 # pyright: reportUnknownMemberType=false, reportUntypedFunctionDecorator=false

@@ -26,8 +26,8 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
     Args:
         call: channels-last, (N, *S, channels).
         result: memory for ``gamma * out + residual``, if the call has a residual.
-        save_out: whether a backward pass will read the attention's output. Without it, ``out`` is only correct up
-            to the last pass, and may be ``result``.
+        save_out: whether a backward pass will read the attention's output. Otherwise the last pass does not write
+            ``out``, which may share the memory of ``result``.
 
     Returns:
         out: (N, *S, C), the attention's output.
@@ -57,9 +57,10 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
 
 
 def _memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) -> Tensor:
+    """Return memory for the attention's output, in which the passes also leave their sum to each other."""
     if save_out:
         return empty_kept(call.value)
-    # The passes before the last one leave their sum in the result's own memory, if it has the value's precision.
+    # The last pass writes the result alone, whose memory serves the passes before if it has the value's dtype.
     if result is not None and result.dtype == call.value.dtype:
         return result
     return empty_like(call.value)
@@ -75,8 +76,8 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
         grad: (N, *S, C), the gradient of the result in the value's dtype.
 
     Returns:
-        the gradients of query, key and value, and delta per pixel, (N, *S), in float32; delta sums up to the gradient
-        of gamma.
+        the gradients of query, key and value, and delta per pixel, (N, *S), in float32, whose sum is the gradient of
+        gamma.
     """
     query, key, value = call.query, call.key, call.value
     dquery, dkey, dvalue = empty_like(query), empty_like(key), empty_like(value)
@@ -111,6 +112,7 @@ def _memory_for_partial(gradient: Tensor, wide: bool) -> Tensor:
 
 
 def empty_like(array: Tensor) -> Tensor:
+    """Return contiguous memory of the array's shape and dtype."""
     return torch.empty_like(array, memory_format=torch.contiguous_format)
 
 

@@ -1,5 +1,8 @@
 """Twins of the context modules, each (N, *S, C) -> (N, *S, C)."""
 
+# JAX types a few of its functions in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import jax
 import jax.numpy as jnp
 from flax import nnx

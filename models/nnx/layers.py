@@ -1,5 +1,8 @@
 """Layers on (N, H, W, C) arrays that compute the same as torch's, in the dtype of their input."""
 
+# JAX types a few of its functions in part only.
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

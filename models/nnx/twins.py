@@ -1,12 +1,16 @@
 """The table of twins, and the conversion of weights back to torch."""
 
+# Flax types its states in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from flax import nnx
-from timm.layers import AvgPool2dSame, BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.pool2d_same import AvgPool2dSame
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 from timm.models._features import FeatureListNet
 from timm.models.efficientnet import EfficientNetFeatures
