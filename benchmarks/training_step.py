@@ -134,7 +134,8 @@ def _peak_of_process(run: DictConfig, seed: int) -> float:
     """Return by how many MiB two iterations raise the peak memory of the process."""
     before = _highest_mib()
     losses = _iterations(run, torch.device("cpu"), seed)
-    next(losses), next(losses)
+    for _ in range(2):
+        next(losses)
     return _highest_mib() - before
 
 

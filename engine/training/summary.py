@@ -1,6 +1,6 @@
 """The lines that a run prints when it begins and ends, and its result."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ def run_result(task: Task, state: TrainingState, cost: Mapping[str, float], seco
     return {**summary, **best, **cost, "iterations": state.iteration, "seconds": seconds}
 
 
-def closing_lines(task: Task, state: TrainingState, classes: list[str], folder: Path, unreadable: int) -> str:
+def closing_lines(task: Task, state: TrainingState, classes: Sequence[str], folder: Path, unreadable: int) -> str:
     """Return the lines that a run ends with: the scores by class and the files that it has written."""
     files = {
         "scores": "val.csv",
