@@ -35,7 +35,7 @@ def python_blocks() -> list:
 @pytest.mark.parametrize("block", python_blocks())
 def test_python_runs(block):
     if "jax" in block:
-        pytest.importorskip("jax", reason="pip install '.[jax]'")
+        pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
     exec(block, {})
 
 

@@ -88,7 +88,7 @@ def test_comparison_writes_rows_and_a_picture(tmp_path, config):
 
 
 def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, monkeypatch):
-    pytest.importorskip("jax", reason="pip install '.[jax]'")
+    pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
     from ccnet.benchmarks import compare_jax as benchmark_jax
 
     config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8

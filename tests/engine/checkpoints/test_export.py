@@ -5,7 +5,7 @@ import torch
 
 from ccnet.models import create_model
 
-pytest.importorskip("onnxruntime", reason="pip install '.[export]'")
+pytest.importorskip("onnxruntime", reason="pip install 'ccnet[export]'")
 import onnx
 import onnxruntime
 
