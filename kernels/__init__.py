@@ -1,5 +1,8 @@
 """Criss-cross attention: the public operator, its Triton kernels, and its implementations in torch and JAX."""
 
+# pyright: basic
+# lazy_loader comes without types; __init__.pyi has those of this package.
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,14 +1,18 @@
-"""What the compiler makes of a launch, read without a GPU: registers, spills, shared memory, tensor cores.
+"""A launch compiled without a GPU: its registers, spills, shared memory and tensor cores.
 
-Triton compiles for any target on any machine; the numbers come from ``cuobjdump``, which its wheel brings
-along. The tests hold every shipped configuration to them, and tuning drops candidates by them.
+Triton compiles for any target on any machine; the numbers come from ``cuobjdump``, which its wheel includes. The tests
+check every shipped configuration against them, and tuning rejects candidates by them.
 """
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+# Triton comes without types.
 
 import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -18,16 +22,23 @@ from . import plan
 from .backward import line_backward_kernel
 from .forward import line_forward_kernel
 
-KERNELS = {"forward": line_forward_kernel, "backward": line_backward_kernel}
+KERNELS: dict[str, Any] = {"forward": line_forward_kernel, "backward": line_backward_kernel}
 TRITON_DTYPE = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-# Matrix instructions of Ampere, Hopper and datacenter Blackwell, as PTX writes them.
+# Matrix instructions of Ampere, Hopper and datacenter Blackwell in PTX.
 TENSOR_CORE = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 class Report(NamedTuple):
-    """``stack`` and ``shared`` in bytes; a stack means that registers were spilled."""
+    """The resources of a compiled launch.
+
+    Attributes:
+        registers: per thread.
+        stack: bytes per thread; more than 0 if registers were spilled.
+        shared: bytes of shared memory per block.
+        tensor_core: whether it multiplies on tensor cores.
+    """
 
     registers: int
     stack: int
@@ -36,15 +47,16 @@ class Report(NamedTuple):
 
 
 def compile_launch(kernel: str, launch: plan.Launch, dtype: str, capability: tuple[int, int]) -> Report:
-    """Compile one launch of ``forward`` or ``backward`` for a compute capability."""
+    """Compile a launch of the ``kernel`` "forward" or "backward" for a compute capability, and report on it."""
     function = KERNELS[kernel]
     constants = dict(launch.constants)
     if kernel == "forward" and not constants["HAS_RESIDUAL"]:
         constants |= {"residual_ptr": None, "gamma_ptr": None, "result_ptr": None}
-    signature, attributes = {}, {}
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, name in enumerate(function.arg_names):
         signature[name] = "constexpr" if name in constants else _argument_type(name, dtype, launch)
-        # What the launcher finds on real arrays: 16-byte pointers, strides in multiples of 16.
+        # As the launcher finds on real arrays: 16-byte aligned pointers, strides in multiples of 16.
         if name not in constants and name.endswith(("_ptr", "_stride")):
             attributes[(index,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
@@ -56,7 +68,9 @@ def compile_launch(kernel: str, launch: plan.Launch, dtype: str, capability: tup
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    registers, stack = map(int, found.groups())
     tensor_core = any(name in compiled.asm["ptx"] for name in TENSOR_CORE)
     return Report(registers, stack, compiled.metadata.shared, tensor_core)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 from . import plan
 
@@ -19,8 +20,8 @@ GPUS = {
     "sm_90": plan.Device("H100", (9, 0), 132, 232448),
     "sm_100": plan.Device("B200", (10, 0), 148, 232448),
 }
-# (dtype, D, lengths) at the paper's C = 512. The lengths reach every branch of the rule: crops of 769, 1025
-# and 2049 give lines of 97, 129 and 257, which is tiled as 129 is.
+# (dtype, D, lengths) at the paper's C = 512. The lengths reach every branch of the rule: crops of 769, 1025 and 2049
+# give lines of 97, 129 and 257; 257 is tiled like 129.
 SHAPES = [
     ("bfloat16", 64, (64, 97, 129, 200, 256)),
     ("bfloat16", 128, (97,)),
@@ -29,43 +30,47 @@ SHAPES = [
 ]
 
 
-def launches(gpu: str) -> list[tuple[str, plan.Launch, str]]:
-    """Return (kernel, launch, dtype), each once: the last passes, which do the most, and at 97 the others too."""
+def launches(gpu: str, fused: tuple[bool, ...] = (True, False)) -> list[tuple[str, plan.Launch, str]]:
+    """Return each (kernel, launch, dtype) once: the last passes, which do the most, and at 97 the others too.
+
+    Args:
+        gpu: a name in `GPUS`.
+        fused: whether a forward at 97 adds the residual; both by default. Elsewhere it does.
+    """
     shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else SHAPES
-    found = {}
+    found: dict[tuple[Any, ...], tuple[str, plan.Launch, str]] = {}
     for device, (dtype, query_channels, lengths) in itertools.product(_with_tables(gpu), shapes):
         for length in lengths:
             problem = plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
-            for kernel, launch in _passes(problem, device, every=length == 97):
+            for kernel, launch in _passes(problem, device, fused if length == 97 else (True,)):
                 constants = tuple(sorted(launch.constants.items()))
                 found[kernel, dtype, constants, launch.num_warps, launch.num_stages] = (kernel, launch, dtype)
     return list(found.values())
 
 
 def _with_tables(gpu: str) -> list[plan.Device]:
-    """The GPU that follows the rule, and those of its kind that have a table."""
+    """Return the GPU as it follows the rule, and each GPU of its kind that has a table."""
     headers = [json.loads(path.read_text()) for path in plan.CONFIGS.glob("*.json")]
     names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 
 
-def _passes(problem: plan.Problem, device: plan.Device, every: bool) -> Iterator[tuple[str, plan.Launch]]:
+def _passes(problem: plan.Problem, device: plan.Device, fused: tuple[bool, ...]) -> Iterator[tuple[str, plan.Launch]]:
+    for has_residual in fused:
+        yield "forward", plan.forward_launches(problem, device, has_residual)[-1]
     backward = plan.backward_launches(problem, device, has_gamma=True)
-    yield "forward", plan.forward_launches(problem, device, has_residual=True)[-1]
-    yield "backward", backward[-1]
-    if every:
-        yield "forward", plan.forward_launches(problem, device)[-1]
-        yield "backward", backward[0]
+    for launch in backward if problem.spatial == (97, 97) else backward[-1:]:
+        yield "backward", launch
 
 
 def fault(gpu: str, kernel: str, launch: plan.Launch, dtype: str) -> str | None:
-    """Compile a launch and return what is wrong with it, None if nothing is."""
+    """Compile a launch and return its fault, or None if it has none."""
     os.environ.pop("TRITON_INTERPRET", None)  # read when triton is first imported, which is now
     from .compiled import compile_launch
 
     try:
         report = compile_launch(kernel, launch, dtype, GPUS[gpu].capability)
-    except Exception as error:  # of the compiler's many kinds
+    except Exception as error:  # the compiler raises many kinds
         return f"does not compile: {str(error).splitlines()[0]}"
     if report.stack:
         return f"{report.stack} bytes of registers spilled"
@@ -75,8 +80,8 @@ def fault(gpu: str, kernel: str, launch: plan.Launch, dtype: str) -> str | None:
 
 
 def main() -> int:
-    """Compile the set in two processes, print what is wrong, and return the exit status."""
-    import triton
+    """Compile the set in two processes, print the faults, and return the exit status."""
+    import triton  # pyright: ignore[reportMissingTypeStubs]
 
     started = time.monotonic()
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:

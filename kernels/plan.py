@@ -1,11 +1,11 @@
-"""How a call becomes kernel launches: passes over the axes, tile sizes, and what the work costs at least.
+"""The plan of a call: passes over the axes, tile sizes, and the least cost of the work.
 
-Pure arithmetic without torch, jax or triton: the torch wrapper, the compile tests and the benchmark all
-launch what this file says.
+This is arithmetic without torch, jax or triton. Both frameworks, the compile tests and the benchmark launch what it
+returns.
 
-Tile sizes come from ``configs/<device>.json`` where a measurement has pinned them, else from a rule. Nothing
-is timed while a network trains: the choice depends on the call's shape and the device alone, so that a run
-can be repeated bit by bit.
+Tile sizes come from ``configs/<device>.json`` where a measurement has pinned them, else from a rule. Nothing is timed
+while a network trains: the choice depends on the call's shape and the device alone, so that a run can be repeated bit
+by bit.
 """
 
 import json
@@ -21,7 +21,14 @@ MAX_QUERY_CHANNELS = 128  # a tile holds all of them at once, within registers; 
 
 
 class Device(NamedTuple):
-    """The GPU as far as tile sizes depend on it; ``shared_memory`` in bytes per block of threads."""
+    """The properties of a GPU on which tile sizes depend.
+
+    Attributes:
+        name: as the driver reports it; names the table of pinned tiles.
+        capability: compute capability, (major, minor).
+        processors: number of multiprocessors.
+        shared_memory: bytes per block of threads.
+    """
 
     name: str
     capability: tuple[int, int]
@@ -30,7 +37,14 @@ class Device(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One call: (batch, *spatial, channels) arrays, softmax over ``axes``, the last of which counts self."""
+    """The sizes of a call on (batch, *spatial, channels) arrays.
+
+    Attributes:
+        axes: spatial axes to attend along, sorted; the last of them counts the position itself as a key.
+        dtype: of query, key and value, as "float16".
+        precision: how float32 is multiplied, one of ``FLOAT32_PRECISIONS``.
+        widest_stride: elements from pixel to pixel in the widest array, where that is more than its channels.
+    """
 
     batch: int
     spatial: tuple[int, ...]
@@ -39,7 +53,7 @@ class Problem(NamedTuple):
     value_channels: int
     dtype: str
     precision: str = "tf32x3"
-    widest_stride: int = 0  # from pixel to pixel, in elements, where it is more than the channels
+    widest_stride: int = 0
 
 
 class Tile(NamedTuple):
@@ -53,9 +67,15 @@ class Tile(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One kernel launch: how many programs, over which lines, with which compile-time constants.
+    """One kernel launch.
 
-    ``compiled`` is where whoever launches keeps the compiled kernels.
+    Attributes:
+        grid: number of programs.
+        length: positions of a line.
+        inner: pixels from one position of a line to the next.
+        constants: compile-time constants by name.
+        num_warps, num_stages: options of Triton.
+        compiled: a cache for the compiled kernels, filled by the launcher.
     """
 
     grid: int
@@ -68,10 +88,10 @@ class Launch(NamedTuple):
 
 
 def kept_dtype(dtype: str) -> str:
-    """Of the output that the backward pass reads: wide for float16, like the value otherwise.
+    """Return the dtype of the output that the backward pass reads: float32 for float16, else the value's.
 
-    delta = sum(out * grad) of a rounded output costs the gradients of query and key most of float16's eleven
-    bits where scores are large. For bfloat16 the same would double the kept memory for eight bits' sake.
+    With large scores, delta = sum(out * grad) of a rounded output costs the gradients of query and key most of
+    float16's eleven bits. bfloat16 has eight bits, which do not justify twice the kept memory.
     """
     return "float32" if dtype == "float16" else dtype
 
@@ -80,8 +100,8 @@ def kept_dtype(dtype: str) -> str:
 def forward_launches(
     problem: Problem, device: Device, has_residual: bool = False, save_out: bool = True
 ) -> tuple[Launch, ...]:
-    """The passes of ``line_forward_kernel``, one per axis, in order."""
-    launches = []
+    """Return the launches of ``line_forward_kernel``, one per axis, in order."""
+    launches: list[Launch] = []
     for index, axis in enumerate(problem.axes):
         length, inner, lines = _lines(problem, axis)
         last = index == len(problem.axes) - 1
@@ -89,7 +109,7 @@ def forward_launches(
         one_key_tile = length <= tile.block_n
         slabs = -(-problem.value_channels // tile.block_c)
         blocks = lines * -(-length // tile.block_m)
-        # Repeating the scores for another group of slabs costs D of D + C; idle processors cost more.
+        # Another group of slabs repeats the scores, D of D + C of the work; idle processors cost more.
         splits = slabs
         if one_key_tile:
             splits = 1
@@ -112,8 +132,8 @@ def forward_launches(
 
 @lru_cache(maxsize=4096)
 def backward_launches(problem: Problem, device: Device, has_gamma: bool = False) -> tuple[Launch, ...]:
-    """The passes of ``line_backward_kernel``, one per axis, in order."""
-    launches = []
+    """Return the launches of ``line_backward_kernel``, one per axis, in order."""
+    launches: list[Launch] = []
     for index, axis in enumerate(problem.axes):
         length, inner, lines = _lines(problem, axis)
         last = index == len(problem.axes) - 1
@@ -133,26 +153,29 @@ def backward_launches(problem: Problem, device: Device, has_gamma: bool = False)
 
 
 def backward_partials(launches: tuple[Launch, ...]) -> tuple[bool, bool, bool]:
-    """Which of dquery, dkey, dvalue need a float32 array for partial sums, rather than their own.
+    """Return whether the partial sums of dquery, dkey and dvalue need a float32 array of their own.
 
-    dvalue's is as large as the value, so it is float32 only where a line adds up many tiles; over the two or
-    three passes of short lines the input's own precision serves, as in the forward pass.
+    dvalue is as large as the value, so its partial sum is float32 only if a line adds up several tiles. Over the two
+    or three passes of short lines the input's own precision is enough, as in the forward pass.
     """
-    tiles = not all(c["ONE_QUERY_TILE"] and c["ONE_KEY_TILE"] for c in (x.constants for x in launches))
-    return (several := tiles or len(launches) > 1), several, tiles
+    several_tiles = not all(
+        launch.constants["ONE_QUERY_TILE"] and launch.constants["ONE_KEY_TILE"] for launch in launches
+    )
+    several_terms = several_tiles or len(launches) > 1
+    return several_terms, several_terms, several_tiles
 
 
 def _lines(problem: Problem, axis: int) -> tuple[int, int, int]:
-    """Length, pixels per step, and number of the lines along an axis: see ``tiles.py``."""
+    """Return the length, the pixels per step and the number of the lines along an axis: see ``addressing.py``."""
     length = problem.spatial[axis]
     pixels = problem.batch * math.prod(problem.spatial)
     return length, math.prod(problem.spatial[axis + 1 :]), pixels // length
 
 
 def _is_wide(problem: Problem) -> bool:
-    """Whether offsets inside one image leave 32 bits; the batch is always counted in 64."""
+    """Return whether offsets inside one image exceed 32 bits; offsets of the batch always have 64."""
     stride = max(problem.query_channels, problem.value_channels, problem.widest_stride)
-    # An image more: a tile's positions beyond the end of a line are computed, if not read.
+    # Twice the image, because the positions of a tile beyond the end of a line are computed, though not read.
     return 2 * math.prod(problem.spatial) * stride >= 2**31
 
 
@@ -172,7 +195,7 @@ def _launch(problem: Problem, tile: Tile, grid: int, length: int, inner: int, co
 
 
 def choose_tile(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
-    """The pinned tile where there is one, else the rule's; never wider than the value channels."""
+    """Return the pinned tile if there is one, else the rule's, at most as wide as the value channels."""
     tile = _pinned_tile(kernel, problem, length, device.name) or _rule(kernel, problem, length, device)
     widest = max(16, _power_of_two(problem.value_channels))
     return tile._replace(block_c=min(tile.block_c, widest))
@@ -191,7 +214,7 @@ _tables: dict[str, list[dict[str, Any]]] = {}
 
 
 def load_table(device_name: str) -> list[dict[str, Any]]:
-    """Rows of ``configs/<device>.json``; none for a device without one."""
+    """Return the rows of ``configs/<device>.json``, or none for a device without a table."""
     if device_name not in _tables:
         path = table_path(device_name)
         _tables[device_name] = json.loads(path.read_text())["rows"] if path.exists() else []
@@ -199,14 +222,14 @@ def load_table(device_name: str) -> list[dict[str, Any]]:
 
 
 def use_table(device_name: str, rows: list[dict[str, Any]]) -> None:
-    """Take these rows instead, in this process: for tuning and for tests."""
+    """Replace a device's rows in this process, for tuning and for tests."""
     _tables[device_name] = rows
     forward_launches.cache_clear()
     backward_launches.cache_clear()
 
 
 def write_table(device: Device, rows: list[dict[str, Any]], origin: dict[str, Any]) -> Path:
-    """Write ``configs/<device>.json``, a row per line; ``origin`` says where the rows come from."""
+    """Write ``configs/<device>.json``, a row per line, with the rows' ``origin``; return its path."""
     head = {"device": device.name, "capability": list(device.capability), **origin}
     fields = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
@@ -216,30 +239,31 @@ def write_table(device: Device, rows: list[dict[str, Any]], origin: dict[str, An
 
 
 def table_path(device_name: str) -> Path:
+    """Return the path of a device's table of pinned tiles, which need not exist."""
     return CONFIGS / f"{device_name.lower().replace(' ', '_')}.json"
 
 
 def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
-    """Tiles that compile without spills for sm_80, sm_90 and sm_100: see ``launch_set.py``.
+    """Return a tile that compiles without spills for sm_80, sm_90 and sm_100: see ``launch_set.py``.
 
-    A line of up to 128 is one tile in half precision. Beyond, and in float32, whose three TF32 products
-    need three times the registers, the kernels loop, in tiles small enough that a line just above a power of
-    two (129 and 257 come from crops of 1025 and 2049 at stride 8) is not padded to the next one. A warp owns
-    16 queries: more warps than that would repeat each other's products.
+    In half precision, a line of up to 128 is one tile. On longer lines, and in float32, whose three TF32 products need
+    three times the registers, the kernels loop, in tiles small enough that a line just above a power of two (129 and
+    257 come from crops of 1025 and 2049 at stride 8) is not padded to the next one. A warp owns 16 queries, and more
+    warps would repeat each other's products.
     """
-    # Consumer GPUs, newer ones too, have Ampere's matrix instructions and small shared memory.
+    # Consumer GPUs, also newer ones, have Ampere's matrix instructions and small shared memory.
     hopper, blackwell = (device.capability[0] == major for major in (9, 10))
     datacenter = hopper or blackwell
     wide = problem.query_channels > 64
     if problem.dtype == "float32":
-        # From one Triton to the next the same tile takes dozens of registers more or less; these hold for 3.6 to 3.9.
+        # The same tile takes dozens of registers more or less with another Triton; these hold for 3.6 to 3.9.
         if kernel == "backward":
             if wide:
-                # Two warps of 16 queries cannot hold 128 channels of query, key and their gradients; four can, and in
-                # slabs of 32 each has columns of its own. Fetching the next slab ahead would spill.
+                # Two warps of 16 queries cannot hold 128 channels of query, key and their gradients. Four can, and in
+                # slabs of 32 each has columns of its own. Prefetching the next slab would spill.
                 return Tile(16, 16, 32, 4, 1)
             return Tile(32, 32, 16, 4, 2) if datacenter else Tile(16, 16, 32, 2, 2)
-        warps = 8 if blackwell else 4  # its products read shared memory: more warps repeat none of them
+        warps = 8 if blackwell else 4  # Blackwell's products read shared memory, so more warps repeat none of them
         if wide:
             return Tile(64, 16, 32, warps, 2)
         return Tile(64, 32 if datacenter else 16, 64, warps, 2)
@@ -265,17 +289,18 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
 
 
 class Cost(NamedTuple):
-    """What no implementation can do without: products, and each array once through memory."""
+    """A lower bound for any implementation: its products, and each array once through memory."""
 
     flops: int
     bytes: int
 
 
 def least_cost(problem: Problem, direction: str) -> Cost:
-    """Of ``forward``, ``backward`` or ``both``: multiply and add count as two.
+    """Return the least cost of ``direction``, which is "forward", "backward" or "both".
 
-    The backward recomputes the scores, and makes the gradients of the scores, query, key and value. Bytes:
-    query, key, value in and out (forward); those, out and its gradient in, three gradients out (backward).
+    A multiplication and an addition count as two flops. The backward pass recomputes the scores, and computes the
+    gradients of the scores, query, key and value. The forward pass reads query, key and value and writes the output;
+    the backward pass reads these and the output's gradient, and writes three gradients.
     """
     if direction == "both":
         parts = [least_cost(problem, part) for part in ("forward", "backward")]
@@ -289,7 +314,7 @@ def least_cost(problem: Problem, direction: str) -> Cost:
 
 
 def _less_padding(length: int, large: int, small: int) -> int:
-    """The larger block, which reads less and keeps more on chip, unless it pads the line by a tenth more."""
+    """Return ``large``, which reads less and keeps more on chip, unless it pads the line by a tenth more."""
     return large if -(-length // large) * large <= 1.1 * (-(-length // small) * small) else small
 
 

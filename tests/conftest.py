@@ -39,7 +39,7 @@ TINY = [
 ]
 
 
-# For test_fuzzing.py; a module's own would come too late for --hypothesis-profile=thorough.
+# For tests/fuzzing.py; profiles of a test module would come too late for --hypothesis-profile=thorough.
 _FUZZING = {"deadline": 300_000, "suppress_health_check": list(HealthCheck), "database": None}  # ms
 settings.register_profile("quick", derandomize=True, **_FUZZING)
 settings.register_profile("thorough", derandomize=False, **_FUZZING)

@@ -33,7 +33,6 @@ EXCEPTIONS = {
     ".": "the entry points",
     "conf": "YAML files",
     "engine": "holds rooms and no modules",
-    "kernels": "one operator for two frameworks",
 }
 
 

@@ -116,7 +116,6 @@ def test_readme_example_runs(python):
     python("-c", example)
 
 
-@pytest.mark.slow
 def test_console_scripts_exist(python):
     python(
         "-c",

@@ -8,7 +8,6 @@ The functions take and give the arrays that ``primitives.py`` lists, channels-la
 # JAX leaves some of its functions untyped, and Triton all of them.
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,6 @@ from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
 from . import reference
-
-
-def kept_dtype(value: Any) -> Any:
-    """Return the dtype of the attention's output as the backward pass reads it."""
-    return jnp.dtype(plan.kept_dtype(str(value.dtype)))
 
 
 def forward_on_cuda(*arrays: Array, options: Options, save_out: bool) -> list[Array]:
@@ -58,7 +52,7 @@ def forward_reference(
     _refuse_triton(options)
     out = reference.attend(Call(query, key, value, options))
     stats = jnp.zeros((*query.shape[:-1], 2), jnp.float32)  # the reference's backward pass does not read them
-    kept = out.astype(kept_dtype(value))
+    kept = out.astype(plan.kept_dtype(str(value.dtype)))
     if residual is None or gamma is None:
         return [kept, stats]
     result = (gamma * out + residual).astype(residual.dtype)

@@ -21,7 +21,6 @@ from ..backward import line_backward_kernel
 from ..call import Call
 from ..forward import line_forward_kernel
 from .binding import Updated, Written, launch
-from .lowering import kept_dtype
 
 
 def forward(call: Call[Array], save_out: bool) -> list[Array]:
@@ -37,7 +36,7 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
     """
     query, key, value, _, residual, gamma = call
     launches = plan.forward_launches(_problem(call), device(), residual is not None, save_out)
-    out_dtype = kept_dtype(value) if save_out else value.dtype
+    out_dtype = jnp.dtype(plan.kept_dtype(str(value.dtype))) if save_out else value.dtype
     made: dict[str, Array] = {}
     for planned in launches:
         out = made.get("out_ptr")

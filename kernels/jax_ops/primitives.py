@@ -21,6 +21,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from .. import plan
 from ..call import Options
 from . import lowering
 
@@ -45,7 +46,7 @@ def _forward_shapes(
     query: Any, key: Any, value: Any, residual: Any = None, gamma: Any = None, *, options: Options, save_out: bool
 ) -> list[Any]:
     stats = query.update(shape=(*query.shape[:-1], 2), dtype=jnp.dtype(jnp.float32))
-    out = value.update(dtype=lowering.kept_dtype(value))
+    out = value.update(dtype=jnp.dtype(plan.kept_dtype(str(value.dtype))))
     if residual is None:
         return [out, stats]
     return [residual, out, stats] if save_out else [residual]

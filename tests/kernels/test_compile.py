@@ -1,6 +1,6 @@
-"""Every configuration that ships compiles for its GPUs, without a GPU: no spills, within shared memory.
+"""Every shipped configuration compiles for its GPUs, without a GPU: no spills, within shared memory.
 
-The compiler runs in processes of its own: here, Triton may be the interpreter.
+The compiler runs in processes of its own, since Triton may be the interpreter in this one.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from ccnet.kernels import launch_set, plan
 
-# Without importing it: this process may be about to import Triton as the interpreter.
+# Triton is not imported here: this process may import it later, as the interpreter.
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
@@ -30,13 +30,13 @@ def compilers():
 
 @pytest.mark.parametrize("gpu", launch_set.GPUS)
 def test_no_spills_within_shared_memory_on_tensor_cores(gpu, compilers):
-    """With the Triton that is installed; ``make compile-all`` asks every supported one."""
-    jobs = [(job, compilers.submit(launch_set.fault, gpu, *job)) for job in launch_set.launches(gpu)]
+    """This is for the installed Triton; ``make compile-all`` compiles more, with every supported one."""
+    jobs = [(job, compilers.submit(launch_set.fault, gpu, *job)) for job in launch_set.launches(gpu, fused=(True,))]
     assert [(found.result(), job) for job, found in jobs if found.result() is not None] == []
 
 
 def test_a_spill_is_a_fault(compilers):
-    """Twice the queries on half the warps: more than the registers of any GPU hold."""
+    """Twice the queries on half the warps need more registers than any GPU has."""
     problem = plan.Problem(8, (97, 97), (0, 1), 128, 512, "float32")
     launch = plan.backward_launches(problem, launch_set.GPUS["sm_80"], has_gamma=True)[-1]
     large = launch._replace(constants=launch.constants | {"BLOCK_M": 32}, num_warps=2)
@@ -44,7 +44,7 @@ def test_a_spill_is_a_fault(compilers):
 
 
 def test_every_supported_triton_is_compiled_with():
-    """The same minors in the Makefile, in CI and in the README."""
+    """The Makefile, CI and the README name the same minor versions."""
     minors = re.search(r"^TRITON := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
     assert workflow["jobs"]["compile"]["strategy"]["matrix"] == {"triton": minors}
@@ -52,13 +52,16 @@ def test_every_supported_triton_is_compiled_with():
 
 
 def launched_arguments():
-    """What reaches the driver, which here only takes notes: two calls alike, other strides, as at first, float32."""
+    """Return the launches that reach the driver, which is replaced by one that only records them.
+
+    The calls: twice the same, other strides, as at first, float32.
+    """
     os.environ.pop("TRITON_INTERPRET", None)
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from ccnet.kernels.torch_ops import passes as torch_op
+    from ccnet.kernels.torch_ops import launch, passes
 
     notes = []
 
@@ -67,7 +70,7 @@ def launched_arguments():
             self.kernel = metadata.hash
 
         def __call__(self, *arguments):
-            # Grid and stream; then, behind handles and hooks, what the kernel takes.
+            # Grid and stream; then, behind handles and hooks, the kernel's arguments.
             arguments = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (*arguments[:4], *arguments[9:])]
             notes.append((self.kernel, arguments))
 
@@ -85,7 +88,7 @@ def launched_arguments():
     array = torch.randn(1, 4, 5, 200).bfloat16()
     query, key, value = array[..., :16], array[..., 16:32], array[..., 32:72]
     out, stats = torch.empty(1, 4, 5, 40).bfloat16(), torch.empty(1, 4, 5, 2)
-    device = torch_op.device_of(None)
+    device = passes.device_of(None)
     plans = {
         dtype: plan.forward_launches(plan.Problem(1, (4, 5), (1,), 16, 40, dtype), device)
         for dtype in ("bfloat16", "float32")
@@ -96,12 +99,12 @@ def launched_arguments():
         if dtype == "float32":
             arrays = [array.to(torch.float32) if array is not None else None for array in arrays]
         strides = [array.stride(2) for array in arrays[:3]]
-        torch_op.launch.run(torch_op.line_forward_kernel, plans[dtype][0], arrays, (*strides, 0), 1.0)
+        launch.run(passes.line_forward_kernel, plans[dtype][0], arrays, (*strides, 0), 1.0)
     return notes
 
 
-def test_a_remembered_kernel_gets_what_triton_gives(compilers):
-    """The second call goes past Triton's own search: the same kernel with the same arguments must be launched."""
+def test_a_remembered_kernel_is_launched_as_by_triton(compilers):
+    """The second call skips Triton's own search, and launches the same kernel with the same arguments."""
     first, second, packed, third, wide = compilers.submit(launched_arguments).result()
     assert first == second == third
     assert packed[1] != first[1]
@@ -109,8 +112,7 @@ def test_a_remembered_kernel_gets_what_triton_gives(compilers):
     assert wide[0] != first[0]
 
 
-def test_pinned_rows_win_over_the_rule(tmp_path, monkeypatch):
-    """And are read from the device's own file."""
+def test_pinned_rows_of_the_devices_file_win_over_the_rule(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "CONFIGS", tmp_path)
     tile = {"block_m": 32, "block_n": 16, "block_c": 32, "num_warps": 2, "num_stages": 1}
     row = {
@@ -131,7 +133,7 @@ def test_pinned_rows_win_over_the_rule(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 @pytest.mark.parametrize("length", [129, 257, 513])
 def test_no_cliff_above_a_power_of_two(kernel, length):
-    """A pixel more than 2^k about doubles the products; padding to 2^(k + 1) would quadruple them."""
+    """One pixel more than 2^k at most about doubles the products; padding to 2^(k + 1) would quadruple them."""
     problem = plan.Problem(8, (length, length), (0, 1), 64, 512, "bfloat16")
 
     def padded(length):

@@ -236,9 +236,7 @@ def _call_in_the_interpreter(target, results, *, input_output_aliases):
             assert not kind.startswith("*") or kind[1:] == {"float32": "fp32", "float16": "fp16"}[str(tensor.dtype)[6:]]
         kernel[(grid,)](**arguments, **dict(constants))
         left = [tensor.data_ptr() for tensor in buffers]
-        assert set(left) <= {
-            tensor.data_ptr() for tensor in memory
-        }  # those without a pointer take an operand's
+        assert set(left) <= {tensor.data_ptr() for tensor in memory}  # those without a pointer take an operand's
         return [jnp.asarray(tensor.numpy()) for tensor in made]
 
     return run

@@ -48,8 +48,7 @@ def written(path, config, weights=None):
 @pytest.mark.parametrize(("part", "former"), PAIRS)
 def test_every_former_target_names_something_that_a_checkpoint_may_name(tmp_path, part, former):
     present = present_names({"_target_": former})
-    found = get_object(present["_target_"])
-    assert found.__name__ == former.rpartition(".")[2]
+    assert callable(get_object(present["_target_"]))
     assert former_names(present) == {"_target_": former}
     path = tmp_path / "best.safetensors"
     checkpoints.save(Checkpoint({"w": torch.ones(1)}, {part: {"_target_": former}}, [], [], 1, {}), path)

@@ -1,0 +1,84 @@
+"""Each kind of checkpoint is read by opening its file once, and gives one network."""
+
+import builtins
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from untrusted_files import small_config
+
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import Checkpoint, networks
+from ccnet.models import tensor_files
+from ccnet.models.factory import build
+from ccnet.models.published import importing
+
+CLASSES, PALETTE = list("abcd"), [[index, 0, 255] for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A checkpoint of a small network."""
+    torch.manual_seed(0)
+    config = small_config()
+    return Checkpoint(build(config["model"]).state_dict(), config, CLASSES, PALETTE, 7, {"miou": 0.5})
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
+def test_a_runs_files_are_opened_once_and_give_back_what_was_saved(made, tmp_path, monkeypatch, name):
+    checkpoints.save(made, tmp_path / name)
+    opened = []
+
+    def counting(function):
+        def count(path, *arguments, **named):
+            if str(path) == str(tmp_path / name):
+                opened.append(path)
+            return function(path, *arguments, **named)
+
+        return count
+
+    with monkeypatch.context() as patched:
+        patched.setattr(builtins, "open", counting(open))
+        patched.setattr(tensor_files, "safe_open", counting(tensor_files.safe_open))
+        found = checkpoints.load(tmp_path / name)
+    assert len(opened) == 1
+    assert (found.config, found.classes, found.palette) == (made.config, made.classes, made.palette)
+    assert (found.iteration, found.scores, found.source) == (7, {"miou": 0.5}, tmp_path / name)
+    assert all(torch.equal(tensor, made.weights[key]) for key, tensor in found.weights.items())
+
+
+def test_a_published_network_is_built_once(tmp_path, monkeypatch):
+    from published_states import mmseg_state
+
+    torch.save({"state_dict": mmseg_state("fcn")}, tmp_path / "published.pth")
+    built = []
+
+    def counting(config, **named):
+        built.append(torch.get_default_device().type)
+        return build(config, **named)
+
+    for module in (importing, networks):
+        monkeypatch.setattr(module, "build", counting)
+    found = checkpoints.load(tmp_path / "published.pth")
+    assert built == ["meta"]  # the names and shapes of its tensors, without their numbers
+    assert checkpoints.network(found)(torch.rand(1, 3, 33, 33))["out"].shape == (1, 3, 33, 33)
+    assert built == ["meta", "cpu"]
+    (tmp_path / "published.pth").unlink()
+
+
+def test_a_checkpoint_whose_fields_have_other_types_is_refused(made, tmp_path):
+    fields = {key: value for key, value in vars(made).items() if key not in ("weights", "training", "source")}
+    for wrong, message in (
+        ({"classes": [1, 2]}, "its classes cannot be what they should be"),
+        ({"palette": [3], "iteration": -1}, "its palette and iteration cannot be what they should be"),
+        ({"palette": [[0, 0, 256]] * 4}, "its palette cannot be"),
+        ({"palette": [[0, 0]] * 4}, "its palette cannot be"),
+        ({"palette": PALETTE[1:]}, "it names 4 classes and has 3 colours"),
+        ({"scores": None}, "its scores cannot be"),
+        ({"further": 1}, "unexpected keyword argument 'further'"),
+    ):
+        header = json.dumps(fields | wrong)
+        save_file({"w": torch.ones(1)}, tmp_path / "best.safetensors", metadata={"ccnet": header})
+        with pytest.raises(ValueError, match=r"best\.safetensors is not a checkpoint .*" + message):
+            checkpoints.load(tmp_path / "best.safetensors")

@@ -1,0 +1,41 @@
+"""A setting of the wrong type or out of bounds gets one message."""
+
+import pytest
+from conftest import TINY
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("recipe.batch_size=-1", "recipe.batch_size is -1: give a whole number from 1"),
+        ("recipe.batch_size=two", "recipe.batch_size is 'two': give a whole number"),
+        ("recipe.lr=nan", "recipe.lr is nan: give a number from 0"),
+        ("recipe.lr=-1", "recipe.lr is -1: give a number from 0"),
+        ("recipe.max_iters=0", "recipe.max_iters is 0: give a whole number from 1"),
+        ("recipe.val_every=0", "recipe.val_every is 0: give a whole number from 1"),
+        ("log_every=0", "log_every is 0: give a whole number from 1"),
+        ("num_workers=-1", "num_workers is -1: give a whole number from 0"),
+        ("seed=99999999999999999999", "seed is 99999999999999999999: give a whole number"),
+        ("accumulate=0", "accumulate is 0: give a whole number from 1"),
+        ("save_every=0", "save_every is 0: give a whole number from 1 to 2147483647 or null"),
+        ("bf16=maybe", "bf16 is 'maybe': give true or false"),
+        (
+            "dataset.size=1000000",
+            "crop_size=[1000000, 1000000] has 1000000x1000000 pixels, 1000000000000 in all, more than the limit",
+        ),
+        ("dataset.size=-5", "crop_size=[-5, -5] has -5x-5 pixels: give at least one"),
+        ("dataset.train.length=0", "length is 0"),
+        ("recipe.train_transform.crop_size=[64]", "crop_size is [64]: give height and width"),
+        ("recipe.train_transform.crop_size=64", "recipe.train_transform.crop_size is 64: give a list, each of it a"),
+        ("model.head.recurrence=1.5", "model.head.recurrence is 1.5: give a whole number"),
+        ("model.head.recurrence=1000000000", "recurrence is 1000000000: give the number of loops"),
+        ("model.head.dropout=a", "model.head.dropout is 'a': give a number"),
+        ("loss.weights.aux=[1]", "loss.weights is {'main': 1.0, 'aux': [1]}: give a mapping, each of it a number"),
+    ],
+)
+def test_a_bad_value_gets_one_message(run_entry, tmp_path, option, message):
+    names = option.split("=")[0]
+    done = run_entry("train.py", *(part for part in TINY if part.split("=")[0] != names), option, ok=False)
+    assert f"error: {message}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.pt"))
