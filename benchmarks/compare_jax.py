@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..engine.evaluation.jax_network import local_devices
 from ..kernels import criss_cross_attention, plan
-from .compare import TOLERANCE, save_rows
+from .comparison_rows import TOLERANCE, save_rows
 from .peers import ORACLES
 from .timing import Timing, provenance
 

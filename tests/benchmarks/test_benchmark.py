@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from ccnet.benchmarks import compare as benchmark_compare
+from ccnet.benchmarks import compare_torch as benchmark_compare
 from ccnet.benchmarks import peers as benchmark_peers
 from ccnet.benchmarks import training_step as benchmark_train
 from ccnet.kernels import plan

@@ -1,7 +1,7 @@
 from .detection import Detection as Detection
+from .from_config import task_of as task_of
 from .semantic import Semantic as Semantic
 from .task import Task as Task
 from .task import TaskEvaluation as TaskEvaluation
 from .task import TaskScores as TaskScores
 from .task import score_table as score_table
-from .task import task_of as task_of

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -128,13 +127,6 @@ class Task(Protocol):
     def wandb_panels(self, samples: list, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
         """Return RGB uint8 images, each with the arguments of ``wandb.Image`` that draw truth and prediction."""
         ...
-
-
-def task_of(config: Mapping[str, Any]) -> Task:
-    """Return the task of a checkpoint's configuration; semantic segmentation if it names none."""
-    from .semantic import Semantic
-
-    return instantiate(config["task"]) if config.get("task") else Semantic()
 
 
 def score_table(scores: TaskScores, classes: Sequence[str]) -> str:
