@@ -3,9 +3,7 @@
 import hashlib
 
 import pytest
-from hydra.utils import get_object
 
-from ccnet.engine.guards.former_names import present_names
 from ccnet.models import create_model
 
 # Network -> number of tensors, and the start of the SHA-256 of their names and shapes, then the names of the parameters
@@ -39,21 +37,3 @@ def test_names_shapes_and_order_of_the_tensors_stay(name):
     lines += [key for key, _ in network.named_parameters()]
     found = len(network.state_dict()), hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     assert found == TENSORS[name], f"former checkpoints of {name} no longer load or resume:\n" + "\n".join(lines)
-
-
-@pytest.mark.parametrize(
-    ("former", "present"),
-    [
-        ("losses.GivenLosses", "ccnet.losses.DetectionLoss"),
-        ("losses.CrossEntropy", "ccnet.losses.CrossEntropy"),
-        (
-            "models.context.lines.HorizontalVertical",
-            "ccnet.models.context.horizontal_vertical.HorizontalVertical",
-        ),
-        ("models.heads.direct.DirectHead", "ccnet.models.heads.pyramid.PyramidHead"),
-        ("models.segmentor.Segmentor", "ccnet.models.segmentor.Segmentor"),
-    ],
-)
-def test_a_former_target_names_its_present_class(former, present):
-    assert present_names({"_target_": former}) == {"_target_": present}
-    assert isinstance(get_object(present), type)
