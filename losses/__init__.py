@@ -1,10 +1,10 @@
-"""Losses on torch tensors and on JAX arrays. This package imports nothing else of the project.
+"""Losses for torch tensors and JAX arrays. This package imports no other part of the project.
 
-The edge loss and the sum of a detection network's own losses are for torch alone.
+The edge loss and the detection loss support torch only.
 """
 
 # pyright: basic
-# lazy_loader comes without types; __init__.pyi has those of this package.
+# lazy_loader is untyped; __init__.pyi declares the names of this package.
 
 import lazy_loader
 

@@ -1,10 +1,10 @@
-"""Differentiable sums over the ranks of torch.distributed, which share one batch.
+"""Differentiable reductions over the ranks of torch.distributed, which share one global batch.
 
-Every rank computes the loss of the whole batch, so all ranks report the same number. A gradient that passes a sum is
-summed over the ranks too: back-propagating one loss per rank differentiates their sum, and the mean over ranks that
-DistributedDataParallel takes is the gradient of the one loss.
+Every rank computes the loss of the global batch, so all ranks report the same value. The backward pass of a sum also
+sums over the ranks: each rank back-propagates its own copy of the loss, which differentiates the sum of the copies,
+and DistributedDataParallel's average over the ranks turns this into the gradient of a single copy.
 
-The functions return their input where torch.distributed is not initialised, and for JAX, which shards arrays itself.
+The functions return their input if torch.distributed is not initialised, and for JAX, which shards arrays itself.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,12 @@ else:
         import torch
         import torch.distributed as dist
         from torch.autograd import Function
-    except ImportError:  # JAX alone: no array is shared, so nothing calls torch below
+    except ImportError:  # JAX only: the functions return their input, so torch is never called
         Function = object
 
 
 class _Sum(Function):
-    """Sum over the ranks, forward and backward."""
+    """All-reduce (sum) over the ranks in both the forward and the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -41,17 +41,17 @@ class _Sum(Function):
 
 
 def sum_over_processes(values: Array) -> Array:
-    """Return the sum of ``values`` over all ranks, which pass the same shape; differentiable."""
+    """Return the differentiable sum of ``values`` over all ranks; the shape must be the same on every rank."""
     return _Sum.apply(values) if _shared(values) else values
 
 
 def mean_over_processes(values: Array) -> Array:
-    """Return the mean of ``values`` over all ranks; the gradient of each rank's loss stays the same."""
+    """Return the mean of ``values`` over all ranks; the backward pass leaves each rank's gradient unscaled."""
     return sum_over_processes(values) / dist.get_world_size() if _shared(values) else values
 
 
 def gather_from_processes(values: Array) -> Array:
-    """Concatenate the ``values`` (n, ...) of all ranks, which pass the same shape; not differentiable."""
+    """Concatenate ``values`` (n, ...), of the same shape on every rank, over all ranks; not differentiable."""
     if not _shared(values):
         return values
     parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]

@@ -11,13 +11,13 @@ from .all_reduce import mean_over_processes, sum_over_processes
 from .label_resizing import nearest_labels
 from .torch_and_jax import Array, Module, arange, as_index, at_least_float32, cast, is_readable, namespace, segment_sum
 
-# One bin per value of an 8-bit label. The fixed number keeps shapes static for compilers, and the device needs no
-# synchronisation to find out which labels occur. Empty bins count nowhere.
+# One bin per value of an 8-bit label. The fixed number keeps shapes static for compilers and avoids a device
+# synchronisation to find the labels that occur. Empty bins do not contribute to the loss.
 _BINS = 256
 
 
 class CategoryConsistentLoss(NamedTuple):
-    """``total = alpha * variance + beta * distance + gamma * regularization``, four scalars."""
+    """The scalars in ``total = alpha * variance + beta * distance + gamma * regularization``."""
 
     total: Array
     variance: Array
@@ -38,9 +38,9 @@ def category_consistent_loss(
     distance: str = "piecewise",
     sync: bool = True,
 ) -> CategoryConsistentLoss:
-    """Pull pixels of one class together and push the classes apart.
+    """Compute the loss that pulls pixels of the same class together and pushes the class means apart.
 
-        variance       = mean over classes of mean over their pixels of phi(|h - mu|)
+        variance       = mean over classes of the mean over their pixels of phi(|h - mu|)
         distance       = mean over pairs of classes of max(2 delta_d - |mu_a - mu_b|, 0)^2
         regularization = mean over classes of |mu|
 
@@ -48,32 +48,32 @@ def category_consistent_loss(
                  (d - delta_v)^2               delta_v < d <= delta_d
                  d - delta_d + (delta_d - delta_v)^2     delta_d < d
 
-    mu is the mean of a class over the whole mini-batch (equations 3 to 8). "quadratic" keeps the middle branch for
-    every d > delta_v: this is the loss of De Brabandere et al. (2017), from which the paper starts and which diverges
-    more often in its Table 3. Gradients also flow through mu. They are finite everywhere: the gradient of a norm is
-    taken as zero at distance zero, which a class with a single pixel has.
+    h is the embedding of a pixel and mu the mean embedding of its class over the mini-batch (equations 3 to 8). With
+    "quadratic", the middle branch applies to every d > delta_v, as in De Brabandere et al. (2017), on which the paper
+    builds; this variant diverges more often in the paper's Table 3. Gradients also flow through mu and are finite
+    everywhere: the gradient of a norm is defined as zero at zero, the distance to the mean in a class of one pixel.
 
     Args:
         embedding: (N, E, h, w).
-        labels: (N, h, w) integers in [0, 255] at the embedding's size, or ``ignore_index``.
-        ignore_index: the label of pixels to leave out.
-        delta_v, delta_d: the distances at which phi starts and at which it turns linear; classes further apart than
-            2 delta_d do not repel each other.
+        labels: (N, h, w) integers in [0, 255] or ``ignore_index``, at the embedding's resolution.
+        ignore_index: label of the pixels to ignore.
+        delta_v, delta_d: distances above which phi is positive and above which it is linear; classes further apart
+            than 2 delta_d do not repel each other.
         alpha, beta, gamma: weights of the three terms in the total.
         distance: "piecewise" (the paper's) or "quadratic".
-        sync: take the means over the batches of all ranks together; otherwise over each rank's own, and return the
-            mean of the ranks' losses.
+        sync: compute the means over the batches of all ranks; otherwise, each rank uses only its own batch, and the
+            losses are averaged over the ranks.
 
     Returns:
-        The total and its unweighted terms in float32 (float64 for float64 input). Without a valid pixel they are
-        zeros that still back-propagate.
+        The total and its unweighted terms in float32 (float64 for float64 input). Without valid pixels, they are zero
+        with zero gradients.
 
     Raises:
-        ValueError: the sizes differ or ``distance`` is unknown; on the CPU also if a label is outside [0, 255].
+        ValueError: the sizes differ or ``distance`` is unknown; on the CPU, also if a label is outside [0, 255].
     """
     if labels.shape != embedding.shape[:1] + embedding.shape[2:]:
         raise ValueError(
-            f"labels {tuple(labels.shape)} must have the size of the embedding {tuple(embedding.shape)}: "
+            f"labels {tuple(labels.shape)} must match the size of the embedding {tuple(embedding.shape)}: "
             "resize them with losses.label_resizing.nearest_labels"
         )
     if distance not in ("piecewise", "quadratic"):
@@ -85,7 +85,7 @@ def category_consistent_loss(
     valid = labels != ignore_index
     index = as_index(xp.where(valid, labels, 0))
     if is_readable(index) and len(index) and not 0 <= index.min() <= index.max() < _BINS:
-        raise ValueError(f"labels reach from {index.min()} to {index.max()}: give values in [0, {_BINS - 1}]")
+        raise ValueError(f"labels range from {index.min()} to {index.max()}: expected values in [0, {_BINS - 1}]")
     weight = cast(valid, pixels.dtype)
 
     def total(own: Array) -> Array:
@@ -124,7 +124,7 @@ def _norm(vectors: Array) -> Array:
 
 
 class CategoryConsistent(Module):
-    """:func:`category_consistent_loss` of the network's "embedding", with the labels resized to it.
+    """:func:`category_consistent_loss` of the network's "embedding" output, with the labels resized to match it.
 
     Args:
         **options: keyword arguments of :func:`category_consistent_loss`.
@@ -135,6 +135,6 @@ class CategoryConsistent(Module):
         self.options = options
 
     def forward(self, output: dict[str, Array], labels: Array) -> CategoryConsistentLoss:
-        """Network output, labels (N, H, W) -> the total and its terms."""
+        """Return the loss of the network output for labels (N, H, W): the total and its terms."""
         embedding = output["embedding"]
         return category_consistent_loss(embedding, nearest_labels(labels, embedding.shape[-2:]), **self.options)

@@ -1,4 +1,4 @@
-"""Cross entropy, averaged over the valid pixels."""
+"""Cross entropy averaged over the valid pixels."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from .torch_and_jax import Array, Module, at_least_float32, float_array, pixel_c
 def cross_entropy(
     logits: Array, labels: Array, *, ignore_index: int = 255, class_weights: Array | None = None
 ) -> Array:
-    """Return the mean over the valid pixels of -class_weights[y] log softmax(logits)[y].
+    """Return the mean of -class_weights[y] * log softmax(logits)[y] over the valid pixels.
 
-    The divisor is the number of valid pixels, also with class weights, so the loss of a batch does not depend on where
-    its ignored pixels fall. Without a valid pixel the loss is a zero that still back-propagates. The ranks of
-    torch.distributed share one batch: sum and count run over all of them.
+    The divisor is the number of valid pixels, even with class weights, so the loss does not depend on how the ignored
+    pixels are distributed over the batch. Without valid pixels, the loss is zero with zero gradients. The ranks of
+    torch.distributed share one global batch: the sum and the count are all-reduced.
 
     Args:
         logits: (N, K, *S).
-        labels: (N, *S) integers, int64 in torch, in [0, K) or ``ignore_index``.
-        ignore_index: the label of pixels to leave out.
-        class_weights: (K,) factors.
+        labels: (N, *S) integers (int64 in torch) in [0, K) or ``ignore_index``.
+        ignore_index: label of the pixels to ignore.
+        class_weights: (K,) weights, or None.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
@@ -34,8 +34,8 @@ class CrossEntropy(Module):
 
     Args:
         output: the name of the output, such as "out" or "aux".
-        ignore_index: the label of pixels to leave out.
-        class_weights: one factor per class, or None.
+        ignore_index: label of the pixels to ignore.
+        class_weights: one weight per class, or None.
     """
 
     class_weights: Array | None
@@ -47,7 +47,7 @@ class CrossEntropy(Module):
         self.register_buffer("class_weights", float_array(class_weights), persistent=False)
 
     def forward(self, output: dict[str, Array], labels: Array) -> Array:
-        """Network output, labels (N, H, W) -> scalar."""
+        """Return the scalar loss of the network output for labels (N, H, W)."""
         return cross_entropy(
             output[self.output], labels, ignore_index=self.ignore_index, class_weights=self.class_weights
         )

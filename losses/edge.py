@@ -1,4 +1,4 @@
-"""The edge loss of human parsing: Ruan et al., CE2P, AAAI 2019, arXiv:1809.05996, and the authors' code."""
+"""The edge loss for human parsing: Ruan et al., CE2P, AAAI 2019, arXiv:1809.05996, and the authors' code."""
 
 import torch
 from torch import Tensor, nn
@@ -6,23 +6,23 @@ from torch.nn.functional import cross_entropy, max_pool2d
 
 from .all_reduce import sum_over_processes
 
-_DILATION = 3  # side of the square to which a marked pixel is dilated, pixels
+_DILATION = 3  # side of the square structuring element, pixels
 
 
 def edge_targets(labels: Tensor, *, ignore_index: int = 255) -> Tensor:
-    """Return where the label changes from a pixel to its neighbour: 1 on edges, 0 elsewhere, ``ignore_index`` on void.
+    """Return the edge map of labels: 1 where neighbouring pixels differ, 0 elsewhere, ``ignore_index`` on void.
 
-    As in the authors' code, neighbours in columns, in rows and along both diagonals are compared. The lower of two in
-    a column, the left of two in a row and the upper of two on a diagonal is marked, and every mark is dilated to 3x3
-    pixels, so a straight edge is four pixels wide. A change between a class and void is not an edge. Void pixels are
-    ignored, because it is unknown whether an edge runs through them; the authors' code labels them "no edge".
+    As in the authors' code, each pixel is compared with its vertical, horizontal and diagonal neighbours. Of two that
+    differ, the lower one in a column, the left one in a row or the upper one on a diagonal is marked, and the marks
+    are dilated to 3x3 pixels, so a straight edge is four pixels wide. A change between a class and void is not an
+    edge. Void pixels are ignored, because they may or may not lie on an edge; the authors' code labels them "no edge".
 
     Args:
-        labels: (N, H, W) integers, or ``ignore_index``.
+        labels: (N, H, W) integer class labels or ``ignore_index``.
         ignore_index: the label of void pixels.
 
     Returns:
-        (N, H, W) int64 on the device of ``labels``, computed without synchronising with it.
+        (N, H, W) int64 on the device of ``labels``, computed without a device synchronisation.
     """
     valid = labels != ignore_index
 
@@ -43,16 +43,16 @@ def edge_targets(labels: Tensor, *, ignore_index: int = 255) -> Tensor:
 
 
 def balanced_edge_loss(logits: Tensor, edges: Tensor, *, ignore_index: int = 255) -> Tensor:
-    """Return the cross entropy to which edge pixels and other pixels contribute one half each.
+    """Return the class-balanced cross entropy, in which edge and non-edge pixels have the same total weight.
 
-    With N+ edge pixels and N- others in the batch, an edge pixel weighs N- / (N+ + N-) and any other N+ / (N+ + N-);
-    the sum is divided by the sum of the weights. If the batch lacks one of the two kinds, its weights sum to zero and
-    the loss is a zero that still back-propagates. The ranks of torch.distributed share one batch.
+    With N+ edge and N- non-edge pixels in the batch, an edge pixel has the weight N- / (N+ + N-) and a non-edge pixel
+    N+ / (N+ + N-); the sum is divided by the sum of the weights. If the batch lacks either kind, the weights sum to
+    zero and the loss is zero with zero gradients. The ranks of torch.distributed share one global batch.
 
     Args:
-        logits: (N, 2, H, W), the scores of "no edge" and "edge".
-        edges: (N, H, W) int64, 0, 1 or ``ignore_index``; see :func:`edge_targets`.
-        ignore_index: the label of pixels to leave out.
+        logits: (N, 2, H, W) logits of "no edge" and "edge".
+        edges: (N, H, W) int64 with values 0, 1 or ``ignore_index``; see :func:`edge_targets`.
+        ignore_index: label of the pixels to ignore.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
@@ -66,11 +66,11 @@ def balanced_edge_loss(logits: Tensor, edges: Tensor, *, ignore_index: int = 255
 
 
 class EdgeCrossEntropy(nn.Module):
-    """:func:`balanced_edge_loss` of one of the network's outputs, against the edges of the labels.
+    """:func:`balanced_edge_loss` of one of the network's outputs, with the edges of the labels as targets.
 
     Args:
         output: the name of the output.
-        ignore_index: the label of pixels to leave out.
+        ignore_index: label of the pixels to ignore.
     """
 
     def __init__(self, *, output: str = "edge", ignore_index: int = 255):
@@ -79,6 +79,6 @@ class EdgeCrossEntropy(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, output: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """Network output, labels (N, H, W) -> scalar."""
+        """Return the scalar loss of the network output for labels (N, H, W)."""
         edges = edge_targets(labels, ignore_index=self.ignore_index)
         return balanced_edge_loss(output[self.output], edges, ignore_index=self.ignore_index)

@@ -6,10 +6,10 @@ from .torch_and_jax import Array, evenly_spaced
 
 
 def nearest_labels(labels: Array, size: Sequence[int]) -> Array:
-    """Sample labels (N, H, W) at an (h, w) grid with aligned corners, giving (N, h, w).
+    """Resize labels (N, H, W) to (N, h, w) by nearest neighbour, with aligned corners.
 
-    With stride 8 on 769 pixels these are pixels 0, 8, ..., 768, exactly where the features of strided, padded
-    convolutions are centred.
+    For 769 pixels and stride 8, this samples pixels 0, 8, ..., 768, the exact centres of the receptive fields of
+    strided, padded convolutions.
     """
     rows, columns = (evenly_spaced(side, length, labels) for side, length in zip(labels.shape[-2:], size, strict=True))
     return labels[:, rows[:, None], columns]

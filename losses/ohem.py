@@ -1,4 +1,4 @@
-"""Online hard example mining, by the rule of the CCNet authors' code."""
+"""Online hard example mining (OHEM), as in the CCNet authors' code."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ from .torch_and_jax import (
     stop_gradient,
 )
 
-# Like the authors, look the threshold up on maps an eighth of the size in each direction.
+# As in the authors' code, the threshold is computed on maps downsampled by 8 in each direction.
 _REDUCTION = 8
-_IGNORED = 2.0  # above every probability
+_IGNORED = 2.0  # greater than any probability
 
 
 def ohem_cross_entropy(
@@ -33,20 +33,21 @@ def ohem_cross_entropy(
     class_weights: Array | None = None,
     sync: bool = True,
 ) -> Array:
-    """Return :func:`losses.cross_entropy` over the pixels whose true class has a low probability.
+    """Return :func:`losses.cross_entropy` over the hard pixels, whose true class has a low probability.
 
-    It keeps pixels with p(true class) <= max(threshold, p_k), where p_k is the k-th smallest such probability in the
-    batch and k = ``min_kept``: about that many pixels stay at least, and all pixels if there are fewer. p_k is looked
-    up with k / 64 on probabilities and labels reduced 8 times. Nothing synchronises with the device.
+    A pixel is kept if p(true class) <= max(threshold, p_k), where p_k is the k-th smallest such probability in the
+    batch and k = ``min_kept``. This keeps at least about ``min_kept`` pixels, or all if there are fewer. p_k is
+    estimated as the (k / 64)-th smallest value on probabilities and labels downsampled by 8 in each direction, without
+    a device synchronisation.
 
     Args:
-        logits: (N, K, H, W), or (N, K, T, H, W) for clips, whose frames count as images.
-        labels: (N, H, W) or (N, T, H, W) integers, int64 in torch, in [0, K) or ``ignore_index``.
-        ignore_index: the label of pixels to leave out.
-        threshold: the probability above which a pixel is easy.
-        min_kept: the minimum number of pixels of the batch to keep.
-        class_weights: (K,) factors.
-        sync: take the batches of all ranks as one batch; otherwise each rank has its own p_k and keeps ``min_kept``.
+        logits: (N, K, H, W), or (N, K, T, H, W) for clips, whose frames are treated as images.
+        labels: (N, H, W) or (N, T, H, W) integers (int64 in torch) in [0, K) or ``ignore_index``.
+        ignore_index: label of the pixels to ignore.
+        threshold: probability above which a pixel is easy.
+        min_kept: minimum number of pixels to keep in the batch.
+        class_weights: (K,) weights, or None.
+        sync: treat the batches of all ranks as one; otherwise each rank has its own p_k and keeps ``min_kept`` pixels.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
@@ -64,13 +65,13 @@ def ohem_cross_entropy(
 def _threshold(
     probabilities: Array, labels: Array, ignore_index: int, threshold: float, min_kept: int, sync: bool
 ) -> Array:
-    """Return the largest probability of the true class that is kept, a scalar."""
+    """Return the largest probability of the true class at which a pixel is kept, a scalar."""
     xp = namespace(probabilities)
     size = [max(round(length / _REDUCTION), 1) for length in labels.shape[-2:]]
     small_labels = nearest_labels(labels, size)
     valid = small_labels != ignore_index
     true = _true_class(resize_bilinear(probabilities, size), small_labels, ignore_index)
-    # Ignored pixels sort behind every probability. If rank k falls among them, there is nothing to mine: keep all.
+    # Ignored pixels sort after all probabilities. If the k-th smallest is one of them, too few are valid: keep all.
     true = xp.where(valid, true, _IGNORED).reshape(-1)
     if sync:
         true = gather_from_processes(true)
@@ -109,7 +110,7 @@ class OhemCrossEntropy(CrossEntropy):
         self.sync = sync
 
     def forward(self, output: dict[str, Array], labels: Array) -> Array:
-        """Network output, labels (N, H, W) -> scalar."""
+        """Return the scalar loss of the network output for labels (N, H, W)."""
         return ohem_cross_entropy(
             output[self.output],
             labels,

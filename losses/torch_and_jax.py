@@ -1,6 +1,6 @@
-"""The array functions that torch and JAX spell differently, so that every loss is written once for both.
+"""Array functions whose names or arguments differ between torch and JAX, so that each loss is written only once.
 
-Neither framework is imported before one of its arrays arrives, except for torch's module class, which JAX does without.
+Neither framework is imported before one of its arrays is passed in, except for ``torch.nn`` if torch is installed.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    # Type checkers read torch's: a jax.Array has the same methods and operators wherever the losses use them.
+    # Type checkers see torch's types: a jax.Array has the same methods and operators wherever the losses use them.
     from torch import Tensor as Array
     from torch.nn import Module as Module
     from torch.nn import ModuleDict as ModuleDict
@@ -19,11 +19,11 @@ else:
     Array = Any  # torch.Tensor or jax.Array
     try:
         from torch.nn import Module, ModuleDict
-    except ImportError:  # JAX alone: its losses hold no parameters, and nobody moves them between devices
+    except ImportError:  # JAX only: the losses have no parameters and are never moved between devices
         ModuleDict = dict
 
         class Module:
-            """The part of torch's module that the losses use."""
+            """The subset of ``torch.nn.Module`` that the losses use."""
 
             def register_buffer(self, name: str, value: Any, persistent: bool = True) -> None:
                 setattr(self, name, value)
@@ -39,19 +39,19 @@ def is_torch(array: Any) -> bool:
 
 
 def namespace(array: Array) -> ModuleType:
-    """Return torch or jax.numpy, for the functions that have the same name and arguments in both."""
+    """Return torch or jax.numpy, for functions that have the same name and arguments in both."""
     return sys.modules["torch"] if is_torch(array) else _jax().numpy
 
 
 def _jax() -> Any:
-    """Import JAX; untyped, because ``Array`` is torch's to type checkers."""
+    """Import JAX, untyped because ``Array`` is a torch tensor to type checkers."""
     import jax
 
     return jax
 
 
 def cast(array: Array, dtype: Any) -> Array:
-    """Convert to ``dtype``."""
+    """Convert the array to ``dtype``."""
     return array.to(dtype) if is_torch(array) else namespace(array).astype(array, dtype)
 
 
@@ -62,19 +62,19 @@ def at_least_float32(array: Array) -> Array:
 
 
 def as_index(array: Array) -> Array:
-    """Convert integers to the dtype that the framework indexes with, int64 in torch."""
+    """Convert integers to the framework's index dtype, int64 in torch."""
     return array.long() if is_torch(array) else array
 
 
 def stop_gradient(array: Array) -> Array:
-    """Return the same values, through which no gradient flows."""
+    """Return the array detached from the gradient computation."""
     return array.detach() if is_torch(array) else _jax().lax.stop_gradient(array)
 
 
 def float_array(values: Sequence[float] | None) -> Any:
     """Convert a list from a configuration to a float32 array for a buffer; None stays None.
 
-    It is a torch tensor if torch is loaded, otherwise a NumPy array, which JAX converts on its first use.
+    The result is a torch tensor if torch is imported, otherwise a NumPy array, which JAX converts on first use.
     """
     if values is None:
         return None
@@ -89,7 +89,7 @@ def arange(count: int, like: Array) -> Array:
 
 
 def evenly_spaced(side: int, length: int, like: Array) -> Array:
-    """Return ``length`` indices from 0 to ``side`` - 1, evenly spaced and rounded, to index ``like`` with."""
+    """Return ``length`` evenly spaced, rounded indices from 0 to ``side`` - 1, for indexing ``like``."""
     if is_torch(like):
         torch = namespace(like)
         return torch.linspace(0, side - 1, length, device=like.device, dtype=torch.float64).round().long()
@@ -98,7 +98,7 @@ def evenly_spaced(side: int, length: int, like: Array) -> Array:
 
 
 def is_readable(array: Any) -> bool:
-    """Return whether reading the values synchronises with no device: on the CPU, and outside of ``jax.jit``."""
+    """Return whether the values can be read without a device synchronisation: on the CPU and outside ``jax.jit``."""
     if is_torch(array):
         return array.device.type == "cpu"
     traced = isinstance(array, _jax().core.Tracer)
@@ -106,21 +106,21 @@ def is_readable(array: Any) -> bool:
 
 
 def segment_sum(values: Array, index: Array, segments: int) -> Array:
-    """(P, ...) values, (P,) index below ``segments`` -> (segments, ...) sums of the values with each index."""
+    """Sum the values (P, ...) that share an index (P,) in [0, segments), giving (segments, ...)."""
     if is_torch(values):
         return values.new_zeros(segments, *values.shape[1:]).index_add(0, index, values)
     return _jax().ops.segment_sum(values, index, num_segments=segments)
 
 
 def gather_class(array: Array, labels: Array) -> Array:
-    """(N, K, *S), labels (N, *S) in [0, K) -> (N, *S), the channel that each pixel's label names."""
+    """Select each pixel's channel by its label: (N, K, *S), labels (N, *S) in [0, K) -> (N, *S)."""
     if is_torch(array):
         return array.gather(1, labels[:, None])[:, 0]
     return namespace(array).take_along_axis(array, labels[:, None], axis=1)[:, 0]
 
 
 def pixel_cross_entropy(logits: Array, labels: Array, class_weights: Array | None, ignore_index: int) -> Array:
-    """(N, K, *S), labels (N, *S) -> (N, *S) cross entropies, zero where ignored."""
+    """Return the cross entropy of each pixel, zero where ignored: (N, K, *S), labels (N, *S) -> (N, *S)."""
     if is_torch(logits):
         from torch.nn.functional import cross_entropy
 
@@ -141,7 +141,7 @@ def softmax(array: Array, axis: int) -> Array:
 
 
 def resize_bilinear(images: Array, size: Sequence[int]) -> Array:
-    """(N, C, H, W) -> (N, C, *size), with aligned corners."""
+    """Resize bilinearly with aligned corners: (N, C, H, W) -> (N, C, *size)."""
     if is_torch(images):
         from torch.nn.functional import interpolate
 
@@ -158,5 +158,5 @@ def resize_bilinear(images: Array, size: Sequence[int]) -> Array:
 
 
 def kth_smallest(values: Array, k: int) -> Array:
-    """Return the k-th smallest value of a flat array; k counts from 1."""
+    """Return the k-th smallest value of a 1-D array, counting from 1."""
     return values.kthvalue(k).values if is_torch(values) else namespace(values).sort(values)[k - 1]

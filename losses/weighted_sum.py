@@ -1,4 +1,4 @@
-"""The loss of a run: the weighted sum of its terms."""
+"""The training loss, a weighted sum of terms."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -8,12 +8,12 @@ from .torch_and_jax import Array, Module, ModuleDict, stop_gradient
 
 
 class WeightedSum(Module):
-    """A weighted sum of loss terms, which reports every term.
+    """A weighted sum of loss terms that also reports each term.
 
     Args:
-        terms: name -> module of (network output, labels), which returns a scalar, or a NamedTuple whose ``total`` is
-            added and whose other fields are reported too.
-        weights: name -> factor. A term of weight 0 is not computed.
+        terms: name -> module that maps (network output, labels) to a scalar, or to a NamedTuple whose ``total`` is
+            added to the loss and whose other fields are only reported.
+        weights: name -> weight. A term with weight 0 is not computed.
 
     Raises:
         ValueError: terms and weights have different names, or every weight is 0.
@@ -24,15 +24,15 @@ class WeightedSum(Module):
         if set(terms) != set(weights):
             raise ValueError(f"loss terms {sorted(terms)} need one weight each, got {sorted(weights)}")
         if not any(weights.values()):
-            raise ValueError("every loss weight is 0: give at least one term a weight")
+            raise ValueError("every loss weight is 0: set at least one to a nonzero value")
         self.terms = ModuleDict({name: term for name, term in terms.items() if weights[name]})
         self.weights = {name: float(weights[name]) for name in self.terms}
 
     def forward(self, output: dict[str, Array], labels: Array) -> tuple[Array, dict[str, Array]]:
-        """Network output, labels (N, H, W) -> the sum, and every term by name, unweighted and detached.
+        """Return the loss for labels (N, H, W), and the unweighted, detached terms by name.
 
         Raises:
-            ValueError: a term reads an output that the network does not give.
+            ValueError: a term reads an output that the network does not return.
         """
         report: dict[str, Array] = {}
         weighted: list[Array] = []
@@ -41,8 +41,8 @@ class WeightedSum(Module):
                 value = term(output, labels)
             except KeyError as error:
                 raise ValueError(
-                    f"the loss term {name!r} reads the output {error}, which this network does not give: it "
-                    f"gives {', '.join(output)}. Set loss.weights.{name}=0, or choose a network that has it"
+                    f"the loss term {name!r} reads the output {error}, which this network does not return: it "
+                    f"returns {', '.join(output)}. Set loss.weights.{name}=0, or choose a network that returns it"
                 ) from error
             parts: dict[str, Array] = value._asdict() if hasattr(value, "_asdict") else {"total": value}
             total = parts.pop("total")

@@ -93,9 +93,9 @@ def test_no_valid_pixel_gives_zero():
 
 
 def test_errors_name_the_bad_input():
-    with pytest.raises(ValueError, match="reach from 300 to 300"):
+    with pytest.raises(ValueError, match="range from 300 to 300"):
         category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.full((1, 3, 3), 300))
-    with pytest.raises(ValueError, match="must have the size of the embedding"):
+    with pytest.raises(ValueError, match="must match the size of the embedding"):
         category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.zeros((1, 6, 6), int))
     with pytest.raises(ValueError, match="'ccl' reads the output 'embedding'"):
         WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})({"out": jnp.zeros(1)}, jnp.zeros((1, 2, 2), int))

@@ -129,9 +129,9 @@ def test_ccl_computes_halves_in_float32():
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        (torch.zeros(1, 6, 6).long(), {}, "must have the size of the embedding"),
-        (torch.full((1, 3, 3), 300), {}, r"reach from 300 to 300: give values in \[0, 255\]"),
-        (torch.full((1, 3, 3), -1), {}, "reach from -1"),
+        (torch.zeros(1, 6, 6).long(), {}, "must match the size of the embedding"),
+        (torch.full((1, 3, 3), 300), {}, r"range from 300 to 300: expected values in \[0, 255\]"),
+        (torch.full((1, 3, 3), -1), {}, "range from -1"),
         (torch.zeros(1, 3, 3).long(), {"distance": "cubic"}, "'cubic': choose 'piecewise' or 'quadratic'"),
     ],
 )

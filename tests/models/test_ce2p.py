@@ -191,4 +191,4 @@ def test_training_and_evaluation_from_the_command_line(tmp_path, run_entry):
 
 def test_the_edge_loss_needs_a_network_with_an_edge_output(run_entry):
     done = run_entry("train.py", "loss=parsing", *TINY, ok=False)
-    assert "the loss term 'edge' reads the output 'edge', which this network does not give" in done.stderr
+    assert "the loss term 'edge' reads the output 'edge', which this network does not return" in done.stderr
