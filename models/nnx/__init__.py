@@ -1,11 +1,11 @@
-"""The networks in Flax NNX, channels-last: twins of the torch networks, weight for weight.
+"""Flax NNX counterparts ("twins") of the torch networks, channels-last and with the same weights.
 
-A twin is made from a torch module and takes over its settings and its weights, so the YAML files, timm's pretrained
-weights and this project's checkpoints serve both frameworks; :func:`state_dict` gives the weights back.
+A twin is built from a torch module and copies its settings and weights, so the YAML files, timm's pretrained weights
+and this project's checkpoints work with both frameworks; :func:`state_dict` converts the weights back.
 """
 
 # pyright: basic
-# lazy_loader comes without types; __init__.pyi has those of this package.
+# lazy_loader is untyped; __init__.pyi declares the names of this package.
 
 import lazy_loader
 

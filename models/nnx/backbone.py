@@ -1,4 +1,4 @@
-"""Twins of timm's ResNets and MobileNetV2s, built from timm's own modules: any width, depth, stem and stride."""
+"""Flax NNX twins of timm's ResNets and MobileNetV2s, built from timm's modules: any width, depth, stem and stride."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from .layers import Twin
 
 
 class Residual(nnx.Module):
-    """A residual block of ResNet, basic or bottleneck: convolutions, each followed by batch norm and ReLU.
+    """A basic or bottleneck block of a ResNet: convolutions, each followed by batch norm and ReLU.
 
     Args:
-        block: timm's block.
-        twin: makes the twin of a part.
+        block: the timm block.
+        twin: converts a submodule to its twin.
     """
 
     def __init__(self, block: Any, twin: Twin):
@@ -25,7 +25,7 @@ class Residual(nnx.Module):
         self.downsample = None if block.downsample is None else twin(block.downsample)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, h, w, out)."""
+        """Apply the block: (N, H, W, C) -> (N, h, w, out)."""
         shortcut = x if self.downsample is None else self.downsample(x, train)
         for index in range(1, self.depth + 1):
             x = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(x), train)
@@ -36,11 +36,11 @@ class Residual(nnx.Module):
 
 
 class Inverted(nnx.Module):
-    """A block of MobileNetV2: 1x1, depthwise 3x3 and 1x1 convolution, plus the input if the sizes agree.
+    """A MobileNetV2 block: 1x1, depthwise 3x3 and 1x1 convolutions, with a skip connection if the shapes match.
 
     Args:
-        block: timm's block; the first one has no expansion, only a depthwise and a 1x1 convolution.
-        twin: makes the twin of a part.
+        block: the timm block; the network's first block has no expansion, only a depthwise and a 1x1 convolution.
+        twin: converts a submodule to its twin.
     """
 
     def __init__(self, block: Any, twin: Twin):
@@ -51,7 +51,7 @@ class Inverted(nnx.Module):
         self.has_skip = block.has_skip
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, h, w, out)."""
+        """Apply the block: (N, H, W, C) -> (N, h, w, out)."""
         shortcut = x
         for index, name in enumerate(self.order, 1):
             x = getattr(self, f"bn{index}")(getattr(self, name)(x), train)
@@ -59,11 +59,11 @@ class Inverted(nnx.Module):
 
 
 class FeatureNet(nnx.Module):
-    """timm's feature network: layers in order, which returns the outputs of some.
+    """Counterpart of a timm feature network, which applies layers in order and returns the outputs of some of them.
 
     Args:
-        net: timm's feature network.
-        twin: makes the twin of a part.
+        net: the timm feature network.
+        twin: converts a submodule to its twin.
     """
 
     def __init__(self, net: Any, twin: Twin):
@@ -73,7 +73,7 @@ class FeatureNet(nnx.Module):
             setattr(self, name, twin(part))
 
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
-        """(N, H, W, 3), normalised -> the chosen levels."""
+        """Return the selected feature maps of normalised images (N, H, W, 3)."""
         found: dict[str, Array] = {}
         for name in self.parts:
             layer = getattr(self, name)
@@ -85,12 +85,12 @@ class FeatureNet(nnx.Module):
 
 
 class Backbone(nnx.Module):
-    """``models.backbone.TimmBackbone``."""
+    """Counterpart of ``models.backbone.TimmBackbone``."""
 
     def __init__(self, backbone: TimmBackbone, twin: Twin):
         self.net = twin(backbone.net)
         self.output_stride = backbone.output_stride
 
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
-        """(N, H, W, 3), normalised -> the chosen levels."""
+        """Return the selected feature maps of normalised images (N, H, W, 3)."""
         return self.net(x, train)

@@ -1,6 +1,6 @@
-"""Twins of the context modules, each (N, *S, C) -> (N, *S, C)."""
+"""Flax NNX twins of the context modules, channels-last."""
 
-# JAX types a few of its functions in part only.
+# Some JAX functions are only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import jax
@@ -17,7 +17,7 @@ from .layers import Twin, adaptive_average, parameter, resize
 
 
 class CrissCrossAttention(nnx.Module):
-    """``models.CrissCrossAttention``. On a mesh of devices, each one attends in its own shard of the batch."""
+    """Counterpart of ``models.CrissCrossAttention``; on a device mesh, each device processes its shard of the batch."""
 
     def __init__(self, module: criss_cross.CrissCrossAttention, twin: Twin):
         self.query_conv, self.key_conv = twin(module.query_conv), twin(module.key_conv)
@@ -26,7 +26,7 @@ class CrissCrossAttention(nnx.Module):
         self.axes, self.recompute, self.backend = module.axes, module.recompute, module.backend
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, *S, C) -> (N, *S, C), with one to three spatial sizes S."""
+        """Apply the attention; the shape (N, *S, C), with one to three spatial dimensions S, is unchanged."""
         weights = [(conv.weight[0, 0], conv.bias[...]) for conv in (self.query_conv, self.key_conv, self.value_conv)]
         gamma = jnp.ones(1) if self.gamma is None else self.gamma[...]
 
@@ -36,28 +36,28 @@ class CrissCrossAttention(nnx.Module):
                 query, key, value, x, gamma, axes=self.axes, channel_axis=-1, backend=self.backend
             )
 
-        if self.recompute:  # the projections only: the attention marks the arrays that it keeps by name
+        if self.recompute:  # only the projections: the attention names the arrays that it saves
             attend = jax.checkpoint(attend, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.size > 1:  # XLA cannot partition a kernel's call and would gather the batch
+        if mesh.size > 1:  # XLA cannot partition a kernel call and would gather the batch
             split, whole = PartitionSpec("batch"), PartitionSpec()
             attend = jax.shard_map(attend, in_specs=(split, whole, whole), out_specs=split)
         return attend(x, weights, gamma)
 
 
 class ParallelHorizontalVertical(nnx.Module):
-    """``models.context.horizontal_vertical.ParallelHorizontalVertical``."""
+    """Counterpart of ``models.context.horizontal_vertical.ParallelHorizontalVertical``."""
 
     def __init__(self, module: horizontal_vertical.ParallelHorizontalVertical, twin: Twin):
         self.hv, self.vh = twin(module.hv), twin(module.vh)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, H, W, C)."""
+        """Apply the module; the shape (N, H, W, C) is unchanged."""
         return self.hv(x, train) + self.vh(x, train)
 
 
 class NonLocal(nnx.Module):
-    """``models.context.non_local.NonLocal``; unlike there, the (H W, H W) attention matrix is stored."""
+    """Counterpart of ``models.context.non_local.NonLocal``, but the (H W, H W) attention matrix is materialised."""
 
     def __init__(self, module: non_local.NonLocal, twin: Twin):
         self.query_conv, self.key_conv = twin(module.query_conv), twin(module.key_conv)
@@ -65,7 +65,7 @@ class NonLocal(nnx.Module):
         self.gamma = None if module.gamma is None else parameter(module.gamma)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, H, W, C)."""
+        """Apply the module; the shape (N, H, W, C) is unchanged."""
         pixels = x.reshape(x.shape[0], -1, x.shape[-1])
         query, key, value = (conv.pointwise(pixels) for conv in (self.query_conv, self.key_conv, self.value_conv))
         energy = jnp.einsum("npd,nqd->npq", query, key, preferred_element_type=jnp.float32)
@@ -76,14 +76,14 @@ class NonLocal(nnx.Module):
 
 
 class PyramidPooling(nnx.Module):
-    """``models.context.pyramid.PyramidPooling``."""
+    """Counterpart of ``models.context.pyramid.PyramidPooling``."""
 
     def __init__(self, module: pyramid.PyramidPooling, twin: Twin):
         self.bins, self.align_corners = module.bins, module.align_corners
         self.branches, self.fuse = twin(module.branches), twin(module.fuse)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, H, W, out_channels)."""
+        """Apply the module: (N, H, W, C) -> (N, H, W, out_channels)."""
         levels: list[Array] = []
         for branch, bins in zip(self.branches, self.bins, strict=True):
             cells = branch(adaptive_average(x, bins).astype(x.dtype), train)
@@ -92,25 +92,25 @@ class PyramidPooling(nnx.Module):
 
 
 class AtrousPyramid(nnx.Module):
-    """``models.context.pyramid.AtrousPyramid``."""
+    """Counterpart of ``models.context.pyramid.AtrousPyramid``."""
 
     def __init__(self, module: pyramid.AtrousPyramid, twin: Twin):
         self.local, self.dilated = twin(module.local), twin(module.dilated)
         self.image, self.fuse = twin(module.image), twin(module.fuse)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, H, W, out_channels)."""
+        """Apply the module: (N, H, W, C) -> (N, H, W, out_channels)."""
         image = self.image(adaptive_average(x, 1).astype(x.dtype), train)
         branches = [self.local(x, train), *(branch(x, train) for branch in self.dilated)]
         return self.fuse(jnp.concatenate([*branches, jnp.broadcast_to(image, branches[0].shape)], axis=-1), train)
 
 
 class GlobalConvolution(nnx.Module):
-    """``models.context.global_convolution.GlobalConvolution``."""
+    """Counterpart of ``models.context.global_convolution.GlobalConvolution``."""
 
     def __init__(self, module: global_convolution.GlobalConvolution, twin: Twin):
         self.left, self.right = twin(module.left), twin(module.right)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, H, W, C)."""
+        """Apply the module; the shape (N, H, W, C) is unchanged."""
         return self.left(x, train) + self.right(x, train)

@@ -1,6 +1,6 @@
-"""Layers on (N, H, W, C) arrays that compute the same as torch's, in the dtype of their input."""
+"""Counterparts of torch layers for (N, H, W, C) arrays, which compute in the dtype of their input."""
 
-# JAX types a few of its functions in part only.
+# Some JAX functions are only partially typed.
 # pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +14,17 @@ from flax import nnx
 from jax import Array, lax
 from torch import Tensor, nn
 
-Twin = Callable[[nn.Module], Any]  # makes the twin of a part; see models.nnx.twins.twin
+Twin = Callable[[nn.Module], Any]  # converts a torch submodule to its twin; see models.nnx.twins.twin
 
 
 def from_torch(tensor: Tensor) -> Array:
-    """Convert a torch parameter, its gradient or its average to the layout of its twin: convolutions (H, W, I, O)."""
+    """Convert a torch parameter, or a tensor of its shape, to the twin's layout: (H, W, I, O) for convolutions."""
     array = tensor.detach().cpu().numpy()
     return jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
 
 
 def to_torch(array: Array) -> Tensor:
-    """Convert back: the inverse of :func:`from_torch`."""
+    """Convert an array to torch's layout, the inverse of :func:`from_torch`."""
     values = np.asarray(array)
     return torch.from_numpy(np.array(values.transpose(3, 2, 0, 1) if values.ndim == 4 else values, order="C"))
 
@@ -35,29 +35,29 @@ def parameter(tensor: Tensor) -> nnx.Param[Array]:
 
 
 def statistic(tensor: Tensor) -> nnx.BatchStat[Array]:
-    """Convert a torch buffer to a variable that is not trained."""
+    """Convert a torch buffer to a non-trainable variable."""
     return nnx.BatchStat(jnp.asarray(tensor.detach().cpu().numpy()))
 
 
 class Conv(nnx.Module):
-    """``nn.Conv2d`` with zero padding.
+    """Counterpart of ``nn.Conv2d`` with zero padding.
 
     Args:
-        conv: the torch layer, whose settings and weights it copies.
+        conv: the torch layer whose settings and weights are copied.
     """
 
     def __init__(self, conv: nn.Conv2d):
         self.weight = parameter(conv.weight)
         self.bias = None if conv.bias is None else parameter(conv.bias)
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
-        if isinstance(conv.padding, str):  # "same"; all kernels here are then odd, with stride 1
+        if isinstance(conv.padding, str):  # "same", used only with odd kernels and stride 1
             sides = [d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         else:
             sides = conv.padding
         self.padding = tuple((side, side) for side in sides)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, h, w, out)."""
+        """Apply the convolution: (N, H, W, C) -> (N, h, w, out)."""
         x = lax.conv_general_dilated(
             x,
             self.weight[...].astype(x.dtype),
@@ -70,7 +70,7 @@ class Conv(nnx.Module):
         return self._add_bias(x)
 
     def pointwise(self, x: Array) -> Array:
-        """Apply a 1x1 convolution over any number of spatial axes, (N, *S, C) -> (N, *S, out)."""
+        """Apply a 1x1 convolution over any number of spatial axes: (N, *S, C) -> (N, *S, out)."""
         return self._add_bias(x @ self.weight[0, 0].astype(x.dtype))
 
     def _add_bias(self, x: Array) -> Array:
@@ -78,10 +78,12 @@ class Conv(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """``nn.BatchNorm2d``, or timm's with its ReLU6; statistics in float32 or wider, the running variance unbiased.
+    """Counterpart of ``nn.BatchNorm2d``, and of timm's batch norm with a built-in ReLU6.
+
+    Batch statistics are computed in float32 or wider; the running variance is unbiased.
 
     Args:
-        norm: the torch layer, whose settings, weights and statistics it copies.
+        norm: the torch layer whose settings, weights and statistics are copied.
     """
 
     def __init__(self, norm: nn.BatchNorm2d):
@@ -95,10 +97,10 @@ class BatchNorm(nnx.Module):
         self.limit = 6 if isinstance(act, nn.ReLU6) else None
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, H, W, C); with ``train`` by the statistics of the batch, which update the running ones.
+        """Normalise (N, H, W, C); with ``train``, use the batch statistics and update the running ones.
 
         Raises:
-            ValueError: a batch with a single value per channel in training.
+            ValueError: the batch has a single value per channel in training.
         """
         if train:
             wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -117,10 +119,10 @@ class BatchNorm(nnx.Module):
 
 
 class Layers(nnx.Module):
-    """``nn.Sequential``: layers named by their index, as in torch.
+    """Counterpart of ``nn.Sequential``, with layers named by their index as in torch.
 
     Args:
-        layers: modules of (array, train) -> array.
+        layers: modules that map (array, train) to an array.
     """
 
     def __init__(self, layers: Sequence[nnx.Module]):
@@ -139,25 +141,25 @@ class Layers(nnx.Module):
 
 
 class Pool(nnx.Module):
-    """``nn.MaxPool2d``, ``nn.AvgPool2d`` with ceil_mode, and timm's average with "same" padding.
+    """Counterpart of ``nn.MaxPool2d``, ``nn.AvgPool2d`` with ceil_mode, and timm's ``AvgPool2dSame``.
 
     Args:
         kind: "max", "average" or "same".
-        kernel, stride, padding: of the square window, pixels; padding for "max" only.
+        kernel, stride, padding: size, stride and padding of the square window in pixels; only "max" is padded.
     """
 
     def __init__(self, kind: str, kernel: int, stride: int, padding: int = 0):
         self.kind, self.kernel, self.stride, self.padding = kind, kernel, stride, padding
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """(N, H, W, C) -> (N, h, w, C)."""
+        """Apply the pooling: (N, H, W, C) -> (N, h, w, C)."""
         window, steps = (1, self.kernel, self.kernel, 1), (1, self.stride, self.stride, 1)
         if self.kind == "max":
             around = (self.padding, self.padding)
             padding = ((0, 0), around, around, (0, 0))
             return lax.reduce_window(x, -jnp.inf, lax.max, window, steps, padding)
-        # Windows may reach past the end: torch's ceil_mode averages over the existing pixels, timm's "same" average
-        # also counts the padded zeros.
+        # Windows may extend past the border: with ceil_mode, torch averages over the pixels inside the image, while
+        # timm's "same" pooling also counts the padded zeros.
         over = [-(-side // self.stride) * self.stride - side + self.kernel - self.stride for side in x.shape[1:3]]
         padding = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
         total = lax.reduce_window(x, 0.0, lax.add, window, steps, padding)
@@ -171,57 +173,57 @@ class Activation(nnx.Module):
     """ReLU, ReLU6 or leaky ReLU.
 
     Args:
-        limit: the largest value, 6 for ReLU6.
-        slope: of negative values, for leaky ReLU.
+        limit: upper bound of the output, 6 for ReLU6.
+        slope: negative slope, for leaky ReLU.
     """
 
     def __init__(self, limit: float | None = None, slope: float = 0.0):
         self.limit, self.slope = limit, slope
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """Any shape -> the same shape."""
+        """Apply the layer; the shape is unchanged."""
         return jnp.where(x > 0, x, self.slope * x) if self.slope else jnp.clip(x, 0, self.limit)
 
 
 def dropout2d(x: Array, rate: float, key: Array | None) -> Array:
-    """Zero whole channels of each image, (N, *S, C), as ``nn.Dropout2d`` does in training.
+    """Zero entire channels of each image, as ``nn.Dropout2d`` does in training.
 
     Args:
         x: (N, *S, C).
-        rate: the probability of a channel to be zeroed.
-        key: the random key.
+        rate: probability of zeroing a channel.
+        key: the random key; None if ``rate`` is 0.
 
     Raises:
-        ValueError: no key, unless ``rate`` is 0.
+        ValueError: ``key`` is None and ``rate`` is not 0.
     """
     if not rate:
         return x
     if key is None:
-        raise ValueError("in training the network needs a random key for its dropout: give key=jax.random.key(...)")
+        raise ValueError("dropout needs a random key in training: pass key=jax.random.key(...)")
     kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1]))
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 def resize(x: Array, size: Sequence[int], align_corners: bool = True) -> Array:
-    """Resize bilinearly, (N, H, W, C) -> (N, *size, C), like torch's ``interpolate``."""
+    """Resize bilinearly like torch's ``interpolate``: (N, H, W, C) -> (N, *size, C)."""
     rows, columns = (_linear(old, new, align_corners) for old, new in zip(x.shape[1:3], size, strict=True))
     return _along_both(x, rows, columns)
 
 
 def adaptive_average(x: Array, bins: int) -> Array:
-    """(N, H, W, C) -> (N, bins, bins, C), like torch's ``adaptive_avg_pool2d``."""
+    """Pool like torch's ``adaptive_avg_pool2d``: (N, H, W, C) -> (N, bins, bins, C)."""
     return _along_both(x, *(_cells(side, bins) for side in x.shape[1:3]))
 
 
 def _along_both(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
-    """Multiply by (new, old) matrices along height and width; products are fast forward and backward."""
+    """Multiply by (new, old) matrices along height and width; matrix products are fast in both passes."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     x = jnp.einsum("hi,niwc->nhwc", rows.astype(wide), x.astype(wide), precision="highest")
     return jnp.einsum("wj,nhjc->nhwc", columns.astype(wide), x, precision="highest")
 
 
 def _linear(old: int, new: int, align_corners: bool) -> np.ndarray:
-    """Return the (new, old) matrix of linear interpolation."""
+    """Return the (new, old) matrix of linear interpolation from ``old`` to ``new`` pixels."""
     if align_corners:
         points = np.arange(new) * ((old - 1) / max(new - 1, 1))
     else:
@@ -234,7 +236,7 @@ def _linear(old: int, new: int, align_corners: bool) -> np.ndarray:
 
 
 def _cells(old: int, new: int) -> np.ndarray:
-    """Return the (new, old) matrix that averages each of ``new`` cells."""
+    """Return the (new, old) matrix of adaptive average pooling from ``old`` pixels to ``new`` bins."""
     matrix = np.zeros((new, old))
     for cell in range(new):
         start, end = cell * old // new, -(-(cell + 1) * old // new)

@@ -1,4 +1,4 @@
-"""Twins of the heads and of the semantic network."""
+"""Flax NNX counterparts of the heads and of the semantic segmentation network."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from .layers import Twin, dropout2d, resize, statistic
 
 
 class ContextHead(nnx.Module):
-    """``models.heads.context.ContextHead``."""
+    """Counterpart of ``models.heads.context.ContextHead``."""
 
     def __init__(self, head: context.ContextHead, twin: Twin):
         self.reduce, self.context, self.project = twin(head.reduce), twin(head.context), twin(head.project)
@@ -21,9 +21,9 @@ class ContextHead(nnx.Module):
     def __call__(
         self, features: Array, frames: int | None = None, train: bool = False, key: Array | None = None
     ) -> tuple[Array, Array]:
-        """(N, h, w, in_channels) -> logits (N, h, w, K) and the context features (N, h, w, channels).
+        """Compute logits and context features: (N, h, w, in_channels) -> (N, h, w, K), (N, h, w, channels).
 
-        With ``frames`` T, N counts the frames of clips, one clip after the other.
+        For clips of ``frames`` frames each, the batch axis holds all frames, clip by clip.
         """
         context = self.reduce(features, train)
         shape = context.shape
@@ -37,20 +37,20 @@ class ContextHead(nnx.Module):
 
 
 class FCNHead(nnx.Module):
-    """``models.heads.fcn.FCNHead``."""
+    """Counterpart of ``models.heads.fcn.FCNHead``."""
 
     def __init__(self, head: fcn.FCNHead, twin: Twin):
         self.hidden, self.classify = twin(head.hidden), twin(head.classify)
         self.dropout = head.dropout.p
 
     def __call__(self, features: Array, train: bool = False, key: Array | None = None) -> Array:
-        """(N, h, w, in_channels) -> logits (N, h, w, K)."""
+        """Classify the features: (N, h, w, in_channels) -> logits (N, h, w, K)."""
         hidden = self.hidden(features, train)
         return self.classify(dropout2d(hidden, self.dropout, key) if train else hidden)
 
 
 class Segmentor(nnx.Module):
-    """``models.segmentor.Segmentor``, channels-last."""
+    """Counterpart of ``models.segmentor.Segmentor``, channels-last."""
 
     def __init__(self, network: segmentor.Segmentor, twin: Twin):
         self.mean, self.std = statistic(network.mean), statistic(network.std)
@@ -62,23 +62,23 @@ class Segmentor(nnx.Module):
     def __call__(
         self, image: Array, *, train: bool = False, key: Array | None = None, dtype: jnp.dtype = jnp.float32
     ) -> dict[str, Array]:
-        """RGB images in [0, 1], (N, H, W, 3) -> {"out": logits (N, H, W, K)}.
+        """Segment RGB images in [0, 1]: (N, H, W, 3) -> {"out": logits (N, H, W, K)}.
 
         Args:
-            image: (N, H, W, 3), or clips (N, T, H, W, 3), which give outputs with T in the same place.
-            train: use the statistics of the batch and update the running ones, apply dropout, and add "aux" (like
-                "out") and "embedding" (N, h, w, E), if built.
-            key: random key for the dropout, in training.
-            dtype: of the convolutions, such as bfloat16; logits are float32.
+            image: (N, H, W, 3), or clips (N, T, H, W, 3), whose outputs have T in the same position.
+            train: use the batch statistics and update the running ones, apply dropout, and also return "aux" (shaped
+                like "out") and "embedding" (N, h, w, E), if built.
+            key: random key for the dropout in training.
+            dtype: dtype of the convolutions, such as bfloat16; logits are float32.
 
         Raises:
-            ValueError: another shape, an image smaller than the output stride, or no key for the dropout.
+            ValueError: the shape is wrong, the image is smaller than the output stride, or dropout needs a key.
         """
         size, stride = image.shape[-3:-1], self.backbone.output_stride
         if image.ndim not in (4, 5) or image.shape[-1] != 3 or min(size) < stride:
             raise ValueError(
-                f"expected RGB images (N, H, W, 3) or clips (N, T, H, W, 3) of at least {stride}x{stride} pixels, "
-                f"the output stride, got {tuple(image.shape)}"
+                f"expected RGB images (N, H, W, 3) or clips (N, T, H, W, 3) of at least {stride}x{stride} pixels "
+                f"(the output stride), got {tuple(image.shape)}"
             )
         frames = image.shape[1] if image.ndim == 5 else None
         batch = image.shape[:-3]

@@ -1,6 +1,6 @@
-"""The table of twins, and the conversion of weights back to torch."""
+"""Conversion of torch modules to their Flax NNX twins, and of the weights back to torch."""
 
-# Flax types its states in part only.
+# Flax states are only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Callable
@@ -33,22 +33,22 @@ from .layers import Activation, BatchNorm, Conv, Layers, Pool, to_torch
 
 
 def twin(module: torch.nn.Module) -> nnx.Module:
-    """Return the module in Flax NNX, channels-last, with the same settings and a copy of the weights.
+    """Return the channels-last Flax NNX twin of a torch module, with its settings and a copy of its weights.
 
     Raises:
-        ValueError: the module, or a part of it, has no twin.
+        ValueError: the module or one of its submodules has no twin.
     """
     make = _TWINS.get(type(module))
     if make is not None:
         return make(module)
     raise ValueError(
-        f"there is no JAX twin of {type(module).__module__}.{type(module).__name__}: in JAX there are timm's ResNets "
-        "(of plain, c, d, s and t stem) and MobileNetV2s, and this project's semantic networks"
+        f"{type(module).__module__}.{type(module).__name__} has no JAX counterpart: JAX supports timm's ResNets "
+        "(plain, c, d, s and t stems) and MobileNetV2s, and this project's semantic segmentation networks"
     )
 
 
 def state_dict(network: nnx.Module) -> dict[str, Tensor]:
-    """Return the weights under torch's names and in torch's layout, for ``load_state_dict`` of the torch network."""
+    """Return the weights with torch's names and layout, for ``load_state_dict`` of the torch network."""
     weights: dict[str, Tensor] = {}
     for path, variable in nnx.to_flat_state(nnx.state(network)):
         if isinstance(variable, nnx.Param):
@@ -60,7 +60,7 @@ def state_dict(network: nnx.Module) -> dict[str, Tensor]:
 
 
 def _with_parts(make: Callable[..., nnx.Module]) -> Callable[[Any], nnx.Module]:
-    """Pass :func:`twin` to a twin that makes those of its parts."""
+    """Wrap the constructor of a twin that converts its submodules with :func:`twin`."""
     return lambda module: make(module, twin)
 
 

@@ -151,7 +151,7 @@ def test_dropout_drops_channels_in_training_only():
     first, second, again = (train(state, seed) for seed in (0, 1, 0))
     assert not jnp.allclose(first, second)
     assert jnp.array_equal(first, again)
-    with pytest.raises(ValueError, match=r"needs a random key for its dropout: give key=jax\.random\.key"):
+    with pytest.raises(ValueError, match=r"dropout needs a random key in training: pass key=jax\.random\.key"):
         network(images, train=True)
 
 
@@ -174,7 +174,7 @@ def test_create_model_builds_in_jax():
         assert relative(to_torch(jax.jit(network)(to_jax(images))["out"]), same(images)["out"]) < 1e-4
     with pytest.raises(ValueError, match="'tensorflow': choose 'torch' or 'jax'"):
         create_model("ccnet", num_classes=2, framework="tensorflow")
-    with pytest.raises(ValueError, match=r"no JAX twin of timm.*ResNets .* and MobileNetV2s"):
+    with pytest.raises(ValueError, match=r"timm.* has no JAX counterpart.*ResNets .* and MobileNetV2s"):
         create_model("ccnet", num_classes=2, backbone="convnext_atto", framework="jax")
     with pytest.raises(ValueError, match=r"RGB images \(N, H, W, 3\) or clips .* at least 8x8"):
         network(jnp.zeros((1, 3, 64, 64)))
