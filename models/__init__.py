@@ -1,7 +1,7 @@
-"""Segmentation networks: a timm backbone, a context head, an auxiliary head."""
+"""Segmentation networks: a timm backbone, a context head and an auxiliary head."""
 
 # pyright: basic
-# lazy_loader comes without types; __init__.pyi has those of this package.
+# lazy_loader is untyped; __init__.pyi declares the names of this package.
 
 import lazy_loader
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import tensor_files
 
-# One model of each family that timm dilates, for the message to a user whose choice it does not dilate.
+# One model of each family that timm can dilate, suggested in the error for a model that it cannot dilate.
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
 
 
@@ -19,19 +19,19 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: any timm model whose family accepts ``output_stride``.
-        output_stride: input size divided by the size of the last features.
-        out_indices: the feature levels of timm to return; the auxiliary head reads the first, the head the last.
-            (-2, -1) are the third and the fourth stage. Later levels are not built.
-        pretrained: let timm download ImageNet weights.
-        weights: a local state dict of the same timm model to use instead, .safetensors, or .pth with tensors alone.
+        output_stride: ratio of the input size to the size of the last feature map.
+        out_indices: timm's feature levels to return; the auxiliary head reads the first and the main head the last.
+            (-2, -1) are the third and fourth stages. Later levels are not built.
+        pretrained: have timm download ImageNet weights.
+        weights: local state dict of the same timm model to use instead: .safetensors, or .pth with tensors only.
 
     Attributes:
         channels: width of each returned level.
-        mean, std: per channel, of the RGB images in [0, 1] that the weights were trained on.
+        mean, std: per-channel statistics of the RGB images in [0, 1] that the weights were trained on.
 
     Raises:
-        ValueError: timm has no such model or does not dilate it, or the weights are not those of this model.
-        FileNotFoundError: ``weights`` is not a file.
+        ValueError: timm has no such model or cannot dilate it, or the weights belong to another model.
+        FileNotFoundError: ``weights`` is not an existing file.
         OSError: the pretrained weights cannot be downloaded.
     """
 
@@ -64,7 +64,7 @@ class TimmBackbone(nn.Module):
         self.std = tuple(self.net.pretrained_cfg["std"])
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """(N, 3, H, W), normalised -> the chosen levels, (N, channels[i], h_i, w_i) each."""
+        """Return the selected feature maps (N, channels[i], h_i, w_i) of normalised images (N, 3, H, W)."""
         return self.net(image)
 
 
@@ -80,30 +80,30 @@ def _build(name: str, output_stride: int, out_indices: tuple[int, ...], pretrain
         return net
     try:
         return timm.create_model(name, pretrained=True, **options)
-    except Exception as error:  # the hub has no error type for a missing network connection
+    except Exception as error:  # the hub has no specific error for a missing network connection
         raise OSError(
-            f"the pretrained weights of {name!r} could not be downloaded ({error}): give a local file with "
+            f"the pretrained weights of {name!r} could not be downloaded ({error}): set a local file with "
             "backbone.weights=FILE, or start from random weights with backbone.pretrained=false"
         ) from error
 
 
 def _no_stride(name: str, output_stride: int) -> str:
     return (
-        f"timm does not build {name!r} with output stride {output_stride} at its last level: "
-        f"choose one that it does, such as {STRIDE_8_EXAMPLES}"
+        f"timm cannot build {name!r} with output stride {output_stride} at its last level: "
+        f"choose a model that supports it, such as {STRIDE_8_EXAMPLES}"
     )
 
 
 def _load_weights(net: nn.Module, name: str, path: Path) -> None:
-    """Load every tensor of ``net`` from the file; if that fails, raise before changing any."""
+    """Load all tensors of ``net`` from the file; on failure, raise before changing any."""
     if not path.is_file():
-        raise FileNotFoundError(f"backbone.weights={path} is not a file: give a state dict of timm's {name}")
+        raise FileNotFoundError(f"backbone.weights={path} is not a file: expected a state dict of timm's {name}")
     try:
         state = tensor_files.read(path).content
-        # timm's feature networks write stages.0 as stages_0: compare keys in one spelling.
+        # timm's feature networks write stages.0 as stages_0: normalise the keys before comparing them.
         state = {key.replace(".", "_"): tensor for key, tensor in state.get("state_dict", state).items()}
         if not all(tensor_files.is_plain(tensor) for tensor in state.values()):
-            raise ValueError("it holds something other than plain, complete tensors")
+            raise ValueError("it contains something other than plain, complete tensors")
     except Exception as error:  # each format raises its own errors for a damaged file
         raise ValueError(f"{path} is not a state dict that can be read safely: {error}") from error
     own = net.state_dict()
@@ -114,7 +114,7 @@ def _load_weights(net: nn.Module, name: str, path: Path) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"{path} does not hold the weights of timm's {name}: {len(wrong)} of {len(own)} tensors are "
-            f"missing or of another shape, the first {', '.join(wrong[:3])}"
+            f"{path} does not contain the weights of timm's {name}: {len(wrong)} of {len(own)} tensors are "
+            f"missing or have another shape, starting with {', '.join(wrong[:3])}"
         )
     net.load_state_dict({key: state[key.replace(".", "_")] for key in own})

@@ -1,7 +1,7 @@
-"""The criss-cross attention modules, which fit into any network.
+"""Criss-cross attention modules, which can be inserted into any network.
 
 Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, sections 3.2 (criss-cross attention) and 3.3 (recurrence).
-Shapes: N images, C channels, D query channels, S one to three spatial sizes.
+Shapes: N images, C channels, D query channels, S one to three spatial dimensions.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ from .layers import check_recurrence, residual_weight
 
 
 class CrissCrossAttention(nn.Module):
-    """One step in which every position attends to its own row and column (and, in clips, to its place in every frame).
+    """One attention step from each position to its row and column (in clips, also to its position in other frames).
 
         y = gamma * attention(query(x), key(x), value(x)) + x        (equation 2)
 
-    The same weights serve signals, images and clips: only the attention depends on the number of spatial axes.
+    The same weights apply to signals, images and clips: only the attention depends on the number of spatial axes.
 
     Args:
         channels: C of the input and of the output.
         query_channels: D; C // 8 by default, as in the paper.
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
-        gamma: "learned" as in the authors' code or "fixed" at 1, see :func:`models.layers.residual_weight`.
-        recompute: recompute query, key and value in the backward pass instead of keeping them: 45 percent less memory
-            for one more convolution. Under torch.compile the compiler chooses what to keep.
+        gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`models.layers.residual_weight`.
+        recompute: recompute query, key and value in the backward pass instead of storing them, which saves 45 percent
+            of the memory at the cost of one more convolution. Under torch.compile, the compiler decides what to store.
         backend: see :func:`kernels.criss_cross_attention`.
     """
 
@@ -58,7 +58,7 @@ class CrissCrossAttention(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, *S), with one to three spatial sizes S."""
+        """Apply the attention; the shape (N, C, *S), with one to three spatial dimensions S, is unchanged."""
         sizes = [conv.out_channels for conv in (self.query_conv, self.key_conv, self.value_conv)]
         gamma = self.one if self.gamma is None else self.gamma
         recompute = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -67,23 +67,23 @@ class CrissCrossAttention(nn.Module):
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
 
     def _project(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, 2 D + C, *S), the three 1x1 convolutions as one; the operator reads slices in place."""
+        """Apply the three 1x1 convolutions as one, whose slices need no copy: (N, C, *S) -> (N, 2 D + C, *S)."""
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
         weight = torch.cat([conv.weight for conv in convolutions])
-        bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])  # none of them is None
+        bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])  # all have one
         if x.ndim == 4:
             return conv2d(x, weight, bias)
-        # View one or three spatial axes as two, which copies in neither memory format.
+        # View one or three spatial axes as two; neither memory format needs a copy.
         flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
         return conv2d(flat, weight, bias).view(x.shape[0], -1, *x.shape[2:])
 
 
 class RecurrentCrissCrossAttention(nn.Module):
-    """R loops of one shared :class:`CrissCrossAttention` (section 3.3); R = 2 connects every pair of pixels.
+    """R loops over one shared :class:`CrissCrossAttention` (section 3.3); R = 2 connects every pair of pixels.
 
     Args:
         channels: C of the input and of the output.
-        recurrence: R; 0 is the identity and has no parameters.
+        recurrence: number of loops R; 0 is the identity and has no parameters.
         **attention: keyword arguments of :class:`CrissCrossAttention`.
     """
 
@@ -94,7 +94,7 @@ class RecurrentCrissCrossAttention(nn.Module):
         self.attention = CrissCrossAttention(channels, **attention) if recurrence else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *S) -> (N, C, *S), with one to three spatial sizes S."""
+        """Apply the attention; the shape (N, C, *S), with one to three spatial dimensions S, is unchanged."""
         for _ in range(self.recurrence):
             x = self.attention(x)
         return x

@@ -1,4 +1,4 @@
-"""Networks by name, from the same YAML files that ``train.py model=<name>`` composes."""
+"""Build networks by name, from the same YAML files that ``train.py model=<name>`` composes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..conf import CONF
 
-if TYPE_CHECKING:  # names are listed and checked without waiting for torch
+if TYPE_CHECKING:  # names can be listed and checked without importing torch
     from torch import Tensor, nn
 
 _FRAMEWORKS = ("torch", "jax")
@@ -23,7 +23,7 @@ _MISSING = object()
 
 
 def list_models() -> list[str]:
-    """Return the names that :func:`create_model` and ``train.py model=<name>`` take."""
+    """Return the names that :func:`create_model` and ``train.py model=<name>`` accept."""
     return _choices("model")
 
 
@@ -36,25 +36,25 @@ def create_model(
     framework: str = "torch",
     **overrides: Any,
 ) -> Any:
-    """Build a network of the zoo.
+    """Build a network from the model zoo.
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: K of the logits; for Mask R-CNN the kinds of objects, without the background.
-        backbone: a file in ``conf/backbone``, or any timm model that can be built with output stride 8.
-        pretrained: let timm download ImageNet weights.
+        num_classes: number of classes K of the logits; for Mask R-CNN, object classes without the background.
+        backbone: name of a file in ``conf/backbone``, or any timm model that can be built with output stride 8.
+        pretrained: have timm download ImageNet weights.
         framework: "torch" for an ``nn.Module``; "jax" for the same network in Flax NNX, which takes (N, H, W, 3) and
             returns (N, H, W, K).
-        **overrides: further settings of the model's YAML file, with two underscores for each dot:
-            ``head__recurrence=3``; or a file in ``conf/model/<setting>``: ``context="nonlocal"``.
+        **overrides: other settings of the model's YAML file, with two underscores in place of each dot, such as
+            ``head__recurrence=3``; or a file in ``conf/model/<setting>``, such as ``context="nonlocal"``.
 
     Returns:
-        (N, 3, H, W) in [0, 1] -> {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor` and
-        :class:`models.parser.Parser`. ``mask_rcnn`` follows torchvision's detection API; see
-        :class:`models.mask_rcnn.MaskRCNN`. In JAX see :class:`models.nnx.segmentor.Segmentor`.
+        A network that maps (N, 3, H, W) in [0, 1] to {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor`
+        and :class:`models.parser.Parser`. ``mask_rcnn`` follows torchvision's detection API; see
+        :class:`models.mask_rcnn.MaskRCNN`. For JAX, see :class:`models.nnx.segmentor.Segmentor`.
 
     Raises:
-        ValueError: there is no such model, framework or setting; the message has the nearest names.
+        ValueError: there is no such model, framework or setting; the message suggests similar names.
 
     Example:
         >>> net = create_model("ccnet", num_classes=19, backbone="resnet18", head__recurrence=2)
@@ -84,24 +84,24 @@ def create_model(
 def build(
     config: DictConfig | Mapping[str, Any], *, num_classes: int | None = None, holding: int | None = None
 ) -> nn.Module:
-    """Instantiate a ``model`` node.
+    """Instantiate the network of a ``model`` node.
 
     Args:
-        config: the node, composed or plain.
-        num_classes: K in place of the node's own, where that is only known from the data set.
-        holding: how many numbers the file holds whose weights the network is for. A much larger network, as an
-            untrusted configuration may ask for, raises ValueError before it fills the memory.
+        config: the node, as a DictConfig or a plain mapping.
+        num_classes: number of classes K that replaces the node's, if it is only known from the data set.
+        holding: number of values in the weight file to be loaded. A much larger network, which an untrusted
+            configuration may request, raises ValueError before it exhausts the memory.
     """
     resolved = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
     node = cast(dict[str, Any], resolved)
     if num_classes is not None:
         node = _with_classes(node, num_classes)
-    with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # a backbone is built whole and then cut
+    with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # timm builds all of a backbone, then prunes it
         return instantiate(node)
 
 
 def _with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return a ``model`` node whose network, head and auxiliary head have this number of classes."""
+    """Return a copy of a ``model`` node with this number of classes in the network and its heads."""
     made: dict[str, Any] = node | ({"num_classes": number} if "num_classes" in node else {})
     for key in ("head", "aux_head"):
         if isinstance(made.get(key), dict):
@@ -111,9 +111,9 @@ def _with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
 
 @contextmanager
 def _at_most(numbers: int | None) -> Generator[None]:
-    """Raise ValueError as soon as the modules built in the block hold more numbers than this.
+    """Raise ValueError as soon as the modules built in the ``with`` block hold more values than this.
 
-    A tensor that has been allocated and not yet been written to takes no memory, so counting after the fact will do.
+    Counting after allocation suffices, because a tensor takes up no physical memory until it is written to.
     """
     from torch.nn.modules import module as registration
 
@@ -123,7 +123,7 @@ def _at_most(numbers: int | None) -> Generator[None]:
         nonlocal found
         found += 0 if tensor is None else tensor.numel()
         if numbers is not None and found > numbers:
-            raise ValueError(f"its config describes a network far larger than its weights, {found} numbers and more")
+            raise ValueError(f"its config describes a network far larger than its weights: at least {found} values")
 
     hooks = [
         registration.register_module_parameter_registration_hook(count),
@@ -137,11 +137,11 @@ def _at_most(numbers: int | None) -> Generator[None]:
 
 
 def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
-    """Compose a configuration from ``conf/``, also inside a program that Hydra has started.
+    """Compose a configuration from ``conf/``, even inside a program launched by Hydra.
 
     Args:
-        overrides: as on a command line.
-        name: the file in ``conf/`` to begin with; None for an empty configuration.
+        overrides: Hydra overrides, as on the command line.
+        name: file in ``conf/`` to start from; None for an empty configuration.
     """
     outer = Singleton.get_state()
     GlobalHydra.instance().clear()
@@ -153,14 +153,14 @@ def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
 
 
 def _backbone(name: str, pretrained: bool) -> list[str]:
-    """Return the overrides that choose a file of ``conf/backbone``, or else the timm model of that name."""
+    """Return the overrides that select a file in ``conf/backbone``, or else the timm model of that name."""
     named = name in _choices("backbone")
     chosen = [f"+backbone={name}"] if named else ["+backbone=timm", f"backbone.name={name}"]
     return [*chosen, f"backbone.pretrained={pretrained}"]
 
 
 def _changed(config: DictConfig, name: str, settings: Mapping[str, Any]) -> DictConfig:
-    """Return a copy of ``config`` with these settings of its model."""
+    """Return a copy of ``config`` with these model settings."""
     made = config.copy()
     for setting, value in settings.items():
         key = "model." + setting.replace("__", ".")
@@ -174,12 +174,12 @@ def _file(group: str, value: str) -> str:
     choices = _choices(f"model/{group}")
     if value not in choices:
         close = _nearest(value, choices, 1)
-        raise ValueError(f"there is no {group} {value!r}: did you mean {', '.join(close)}? There are {choices}")
+        raise ValueError(f"there is no {group} {value!r}: did you mean {', '.join(close)}? Available: {choices}")
     return value
 
 
 def _nearest(name: str, choices: list[str], count: int) -> list[str]:
-    """Return the choices whose spelling is nearest to ``name``, or all if none is near."""
+    """Return the choices most similar to ``name``, or all choices if none is similar."""
     return difflib.get_close_matches(name, choices, n=count, cutoff=0.4) or choices
 
 

@@ -1,4 +1,4 @@
-"""Layers and checks that several networks share."""
+"""Layers and checks shared by several networks."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ MAX_RECURRENCE = 64
 def conv_bn_relu(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1, negative_slope: float = 0.0
 ) -> nn.Sequential:
-    """Return convolution, batch norm and ReLU (leaky with a ``negative_slope``), which keep the spatial size."""
+    """Return convolution, batch norm and ReLU (leaky with a ``negative_slope``), which preserve the spatial size."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", dilation=dilation, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -19,7 +19,7 @@ def conv_bn_relu(
 
 
 def resize(x: Tensor, size: torch.Size, *, align_corners: bool = True) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size), bilinear."""
+    """Resize bilinearly: (N, C, H, W) -> (N, C, *size)."""
     return interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
@@ -27,15 +27,15 @@ def check_recurrence(recurrence: int) -> None:
     """Raise ValueError unless 0 <= recurrence <= MAX_RECURRENCE; two loops already connect every pair of pixels."""
     if not 0 <= recurrence <= MAX_RECURRENCE:
         raise ValueError(
-            f"recurrence is {recurrence}: give the number of loops, from 0 to {MAX_RECURRENCE} (the paper uses 2)"
+            f"recurrence is {recurrence}: set the number of loops, from 0 to {MAX_RECURRENCE} (the paper uses 2)"
         )
 
 
 def residual_weight(gamma: str) -> nn.Parameter | None:
-    """Return the factor of an attention's output before the residual is added; None stands for the constant 1.
+    """Return the weight of an attention output when the residual is added; None means a constant 1.
 
     Args:
-        gamma: "learned" is one parameter that starts at 0, as in the authors' code: the module starts as the identity,
+        gamma: "learned" is one parameter initialised to 0, as in the authors' code: the module starts as the identity,
             and its projections get no gradient in the first step. "fixed" is 1, as in equation 2 of the paper.
     """
     if gamma not in ("learned", "fixed"):

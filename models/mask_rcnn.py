@@ -1,10 +1,10 @@
 """Mask R-CNN with a context module in its backbone.
 
-He et al., Mask R-CNN, ICCV 2017, arXiv:1703.06870. Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, section 4.6, put
-one module "right before the last residual block of res4".
+He et al., Mask R-CNN, ICCV 2017, arXiv:1703.06870. Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, section 4.6,
+insert one module "right before the last residual block of res4".
 """
 
-# torchvision comes without types.
+# torchvision is untyped.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from collections import OrderedDict
@@ -22,28 +22,28 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from .backbone import TimmBackbone
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")  # timm's names of res2 to res5
-_BOX_SIZE = 7  # side of the features that torchvision crops for a box
+_BOX_SIZE = 7  # side of the feature crop that torchvision takes for each box
 
 
 class MaskRCNN(detection.MaskRCNN):
-    """Instance segmentation by torchvision's Mask R-CNN, with its detection API.
+    """torchvision's Mask R-CNN for instance segmentation, with torchvision's detection API.
 
-    In training, images and targets give a dict of five losses. In eval mode, each image gives a dict of "boxes" (n, 4),
-    "labels" (n,), "scores" (n,) and "masks" (n, 1, H, W), sorted by score. Images are a list of RGB (3, H, W) in [0, 1]
-    of any sizes. Targets are a list of dicts of "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) from 1 to K
-    (0 is the background) and "masks" (n, H, W) in {0, 1}.
+    In training mode, it maps images and targets to a dict of five losses. In eval mode, it maps each image to a dict
+    with "boxes" (n, 4), "labels" (n,), "scores" (n,) and "masks" (n, 1, H, W), sorted by score. Images are a list of
+    RGB tensors (3, H, W) in [0, 1] of any size. Targets are a list of dicts with "boxes" (n, 4) as x1, y1, x2, y2 in
+    pixels, "labels" (n,) from 1 to K (0 is the background) and "masks" (n, H, W) in {0, 1}.
 
     Args:
         backbone: a timm ResNet that returns its four stages.
-        num_classes: K object classes, without the background.
-        context: called with a number of channels C; returns a module (N, C, h, w) -> (N, C, h, w), see
-            :class:`PyramidBackbone`. None for the plain Mask R-CNN.
-        channels: width of the feature pyramid and of the mask head; the box head is four times as wide. 256 gives
-            torchvision's Mask R-CNN.
-        frozen: freeze the backbone's batch norm and everything up to res2, as in Mask R-CNN's settings. Use it with
-            pretrained weights only: random ones would stay random.
-        min_size, max_size: images are resized to a short side of ``min_size`` pixels, or less if their long side would
-            exceed ``max_size`` pixels.
+        num_classes: number of object classes K, without the background.
+        context: called with the number of channels C; returns a module that maps (N, C, h, w) to (N, C, h, w), see
+            :class:`PyramidBackbone`. None for plain Mask R-CNN.
+        channels: width of the feature pyramid and of the mask head; the box head is four times as wide. 256 is
+            torchvision's default.
+        frozen: freeze the backbone's batch norm and all layers up to res2, as Mask R-CNN does. Use it only with
+            pretrained weights: random ones would stay random.
+        min_size, max_size: images are resized to a short side of ``min_size`` pixels, or less if the long side would
+            otherwise exceed ``max_size`` pixels.
 
     Raises:
         ValueError: the backbone is not a ResNet with four stages.
@@ -75,11 +75,11 @@ class MaskRCNN(detection.MaskRCNN):
 
 
 class PyramidBackbone(nn.Module):
-    """A feature pyramid of five levels, strides 4 to 64, on the stages of a ResNet.
+    """A ResNet with a feature pyramid of five levels, with strides 4 to 64.
 
-    The context module is inserted before the last block of the third stage as ``body.layer3.context``; all other
-    entries of the state dict keep the names that they have without it and in timm. If the stage has a single block
-    (resnet10t), the module reads the stage before it.
+    The context module is inserted before the last block of the third stage as ``body.layer3.context``; all other keys
+    of the state dict are the same as without it and as in timm. If the stage has a single block (resnet10t), the
+    module reads the output of the previous stage.
 
     Args:
         backbone, context, channels, frozen: see :class:`MaskRCNN`.
@@ -99,8 +99,8 @@ class PyramidBackbone(nn.Module):
         modules = dict(self.body.named_children())
         if not all(stage in modules for stage in STAGES) or len(backbone.channels) != len(STAGES):
             raise ValueError(
-                f"Mask R-CNN reads the stages {', '.join(STAGES)} of a ResNet, which {type(self.body).__name__} gave "
-                f"as {', '.join(modules)}: choose a ResNet of timm, such as resnet50 or resnet101"
+                f"Mask R-CNN needs the stages {', '.join(STAGES)} of a ResNet, but {type(self.body).__name__} returns "
+                f"{', '.join(modules)}: choose a timm ResNet, such as resnet50 or resnet101"
             )
         if frozen:
             freeze_batch_norm_2d(self.body)
@@ -111,7 +111,7 @@ class PyramidBackbone(nn.Module):
         self.fpn = FeaturePyramidNetwork(backbone.channels, channels, LastLevelMaxPool())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W), normalised -> "0", "1", "2", "3" and "pool", (N, channels, h_i, w_i), strides 4 to 64."""
+        """Return the levels "0" to "3" and "pool", (N, channels, h_i, w_i), of normalised images (N, 3, H, W)."""
         levels = self.body(images)
         return self.fpn(OrderedDict((str(index), level) for index, level in enumerate(levels)))
 

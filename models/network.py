@@ -1,4 +1,4 @@
-"""The part that every segmentation network here shares: normalisation, backbone, input check and upsampling."""
+"""Base class of the segmentation networks: normalisation, backbone, input check and upsampling."""
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from .layers import resize
 
 
 class SegmentationNetwork(nn.Module):
-    """The base of :class:`models.segmentor.Segmentor` and :class:`models.parser.Parser`, which add the heads.
+    """Base class of :class:`models.segmentor.Segmentor` and :class:`models.parser.Parser`, which add the heads.
 
-    The mean and the standard deviation of the backbone's training images are buffers, so they travel with the weights
-    and every caller passes RGB images in [0, 1].
+    The mean and standard deviation of the backbone's training images are buffers, so they are saved with the weights,
+    and callers always pass RGB images in [0, 1].
 
     Args:
-        backbone: normalised images -> list of feature maps.
-        align_corners: of the bilinear upsampling of the logits; the authors use True.
+        backbone: maps normalised images to a list of feature maps.
+        align_corners: how the logits are upsampled bilinearly; True in the authors' code.
     """
 
     mean: Tensor
@@ -29,26 +29,26 @@ class SegmentationNetwork(nn.Module):
         self.align_corners = align_corners
 
     def check(self, image: Tensor, *, clips: bool) -> None:
-        """Raise ValueError unless ``image`` is (N, 3, H, W), or with ``clips`` (N, 3, T, H, W), and large enough."""
+        """Raise ValueError unless ``image`` is (N, 3, H, W), or (N, 3, T, H, W) with ``clips``, and large enough."""
         stride = self.backbone.output_stride
         if image.ndim not in ((4, 5) if clips else (4,)) or image.shape[1] != 3 or min(image.shape[-2:]) < stride:
             expected = "(N, 3, H, W) or clips (N, 3, T, H, W)" if clips else "(N, 3, H, W)"
             raise ValueError(
-                f"expected RGB images {expected} of at least {stride}x{stride} pixels, the output stride, got "
+                f"expected RGB images {expected} of at least {stride}x{stride} pixels (the output stride), got "
                 f"{tuple(image.shape)}"
             )
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) in [0, 1] -> the backbone's feature maps, (N, channels[i], h_i, w_i) each."""
+        """Return the backbone's feature maps (N, channels[i], h_i, w_i) of images (N, 3, H, W) in [0, 1]."""
         return self.backbone((image - self.mean) / self.std)
 
     def upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
-        """(N, K, h, w) -> (N, K, *size)."""
+        """Upsample logits bilinearly: (N, K, h, w) -> (N, K, *size)."""
         return resize(logits, size, align_corners=self.align_corners)
 
 
 def embedding(context_channels: int, channels: int | None) -> nn.Conv2d | None:
-    """Return the 1x1 convolution whose output the category consistent loss reads; None without ``channels``.
+    """Return the 1x1 convolution that embeds features for the category consistent loss; None without ``channels``.
 
     CCNet, TPAMI 2020, section 3.4, uses 16 channels.
     """

@@ -1,4 +1,4 @@
-"""The human parsing network of CE2P, which also finds the edges between parts: Ruan et al., AAAI 2019."""
+"""The CE2P human parsing network, which also predicts the edges between parts: Ruan et al., AAAI 2019."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,15 @@ from .network import SegmentationNetwork, embedding
 
 
 class Parser(SegmentationNetwork):
-    """Segmentation of RGB images in [0, 1] with a head that reads several stages and also finds edges.
+    """Human parsing network for RGB images in [0, 1], with a head that reads four stages and also predicts edges.
 
     Args:
-        backbone: normalised images -> list of the feature maps of four stages.
-        head: called with the ``in_channels`` of all stages; returns a module that gives a
+        backbone: maps normalised images to a list of the feature maps of four stages.
+        head: called with the ``in_channels`` of all stages; returns a module whose output is a
             :class:`models.heads.ce2p.ParsingOutput`.
         embedding_channels: width of the 1x1 embedding of the head's context that the category consistent loss reads
-            (16 in the CCNet paper, section 3.4); None for none.
-        align_corners: of the bilinear upsampling of the logits; the authors use True.
+            (16 in the CCNet paper, section 3.4); None to disable.
+        align_corners: how the logits are upsampled bilinearly; True in the authors' code.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class Parser(SegmentationNetwork):
         self.embed = embedding(self.head.context_channels, embedding_channels)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux", "edge" and, if built, "embedding".
+        """Parse images: (N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux", "edge" and "embedding".
 
-        "aux" is the parsing before the fusion with the edges and has the shape of "out"; "edge" is (N, 2, H, W), the
-        logits of "no edge" and "edge"; "embedding" is (N, embedding_channels, h, w), at the context's size.
+        "aux" has the logits before fusion with the edge features, shaped like "out"; "edge" has the logits of "no edge"
+        and "edge" (N, 2, H, W); "embedding", if built, is (N, embedding_channels, h, w).
 
         Raises:
-            ValueError: another shape, or an image smaller than the output stride.
+            ValueError: the shape is wrong, or the image is smaller than the output stride.
         """
         self.check(image, clips=False)
         size = image.shape[-2:]

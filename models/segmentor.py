@@ -11,16 +11,16 @@ from .network import SegmentationNetwork, embedding
 
 
 class Segmentor(SegmentationNetwork):
-    """Semantic segmentation of RGB images in [0, 1], or of clips of them.
+    """Semantic segmentation network for RGB images in [0, 1] or clips of them.
 
     Args:
-        backbone: normalised images -> list of feature maps.
-        head: called with the ``in_channels`` of the last feature map; returns a module that gives (logits, context).
-        aux_head: called with the ``in_channels`` of the first feature map; returns a module that gives logits. None for
-            no deep supervision.
+        backbone: maps normalised images to a list of feature maps.
+        head: called with the ``in_channels`` of the last feature map; returns a module that outputs (logits, context).
+        aux_head: called with the ``in_channels`` of the first feature map; returns a module that outputs logits.
+            None to disable deep supervision.
         embedding_channels: width of the 1x1 embedding of the head's context that the category consistent loss reads
-            (16 in the paper, section 3.4); None for none.
-        align_corners: of the bilinear upsampling of the logits; the authors use True.
+            (16 in the paper, section 3.4); None to disable.
+        align_corners: how the logits are upsampled bilinearly; True in the authors' code.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class Segmentor(SegmentationNetwork):
         self.embed = embedding(self.head.context_channels, embedding_channels)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux" and "embedding", if built.
+        """Segment images: (N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux" and "embedding".
 
-        "aux" has the shape of "out"; "embedding" is (N, embedding_channels, h, w), at the features' size. Clips
-        (N, 3, T, H, W) give outputs with T in the same place; their frames meet in the context module only.
+        If built, "aux" has the shape of "out", and "embedding" is (N, embedding_channels, h, w). For
+        clips (N, 3, T, H, W), outputs have T in the same position, and frames interact only in the context module.
 
         Raises:
-            ValueError: another shape, or an image smaller than the output stride.
+            ValueError: the shape is wrong, or the image is smaller than the output stride.
         """
         self.check(image, clips=True)
         size = image.shape[-2:]

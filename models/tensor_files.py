@@ -1,4 +1,4 @@
-"""Read files of tensors without running what else they may hold or unpacking more than their own size."""
+"""Read tensor files without executing code in them or unpacking more bytes than the file contains."""
 
 import os
 import pickle
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 class TensorFile(NamedTuple):
-    """What a file of tensors holds.
+    """The content of a tensor file.
 
     Attributes:
-        content: what was saved; for a .safetensors file, a dict of tensors.
-        metadata: texts in the header of a .safetensors file; empty for torch's formats.
-        checksums_match: whether every CRC-32 in torch's zip archive is right. False for torch's older format, which
-            has none; True for .safetensors, whose metadata may hold a checksum for the caller to compare.
+        content: the saved object; for a .safetensors file, a dict of tensors.
+        metadata: strings in the header of a .safetensors file; empty for torch's formats.
+        checksums_match: whether every CRC-32 in torch's zip archive is correct. False for torch's older format, which
+            has none; True for .safetensors, whose metadata may contain a checksum for the caller to verify.
     """
 
     content: Any
@@ -29,25 +29,25 @@ class TensorFile(NamedTuple):
 
 
 def read(path: Path) -> TensorFile:
-    """Read what torch or safetensors saved, opening the file once.
+    """Read a file saved by torch or safetensors, opening it only once.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds more than tensors and plain values.
+        ValueError: the file is damaged, or contains more than tensors and plain values.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except pickle.UnpicklingError as error:  # torch's own text suggests to load it all the same
+    except pickle.UnpicklingError as error:  # torch's own message suggests loading it anyway
         raise ValueError(
-            f"{path} is not a checkpoint of this project: it holds more than tensors and plain values, which could run "
-            "code. If it is a published one whose source you trust, save its tensors alone: "
+            f"{path} is not a checkpoint of this project: it contains more than tensors and plain values, which could "
+            "run code. If it is a published checkpoint from a source that you trust, save only its tensors: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
         ) from error
     except OSError:
         raise
-    except Exception as error:  # each kind of damage raises an error of its own
+    except Exception as error:  # each kind of damage raises a different error
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
 
 
@@ -60,7 +60,7 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 def _read_torch(path: Path) -> TensorFile:
     with open(path, "rb") as file:
-        if not zipfile.is_zipfile(file):  # torch's older format, or no such file
+        if not zipfile.is_zipfile(file):  # torch's older format, or not a torch file
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
             return TensorFile(content, {}, checksums_match=False)
@@ -72,10 +72,10 @@ def _read_torch(path: Path) -> TensorFile:
 
 
 def _refuse_bomb(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise ValueError if an archive unpacks to more bytes than it has, since torch stores tensors uncompressed."""
+    """Raise ValueError if an archive unpacks to more than its size in bytes; torch stores tensors uncompressed."""
     unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > size:
-        raise ValueError(f"it would unpack to {unpacked} bytes, which torch does not write")
+        raise ValueError(f"it would unpack to {unpacked} bytes from {size}, but torch does not compress its files")
 
 
 def _is_intact(archive: zipfile.ZipFile) -> bool:
@@ -86,7 +86,7 @@ def _is_intact(archive: zipfile.ZipFile) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value is a tensor whose numbers are all in the file; a view may claim to have more."""
+    """Return whether a value is a dense tensor whose elements are all in the file; a view may claim to have more."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -98,6 +98,6 @@ def is_plain(value: Any) -> bool:
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:
-    """Return how many numbers the tensors store, counting storage that several of them share once."""
+    """Return the number of elements that the tensors store, counting shared storage once."""
     stored = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors.values()}
     return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in stored.values())

@@ -221,7 +221,7 @@ def test_backbone_cut_after_an_inner_stage_has_no_later_layers():
 
 @pytest.mark.parametrize("name", ["vgg11", "vit_tiny_patch16_224", "densenet121"])
 def test_a_backbone_without_stride_8_raises_an_error_that_names_others(name):
-    with pytest.raises(ValueError, match=f"does not build '{name}' with output stride 8.*resnet50.*mobilenetv2_100"):
+    with pytest.raises(ValueError, match=f"cannot build '{name}' with output stride 8.*resnet50.*mobilenetv2_100"):
         TimmBackbone(name)
 
 
@@ -257,7 +257,7 @@ def test_local_weights_of_another_model_are_refused(tmp_path):
 
     path = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet18").state_dict(), path)
-    with pytest.raises(ValueError, match=r"does not hold the weights of timm's resnet10t: \d+ of \d+ tensors"):
+    with pytest.raises(ValueError, match=r"does not contain the weights of timm's resnet10t: \d+ of \d+ tensors"):
         TimmBackbone("resnet10t", weights=path)
     with pytest.raises(FileNotFoundError, match=r"missing\.pth is not a file"):
         TimmBackbone("resnet10t", weights=tmp_path / "missing.pth")

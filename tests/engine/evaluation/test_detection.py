@@ -258,9 +258,9 @@ def test_everything_learns_at_odd_sizes_and_without_objects():
 
 
 def test_unknown_context_and_unfit_backbone_get_one_sentence():
-    with pytest.raises(ValueError, match=r"no context 'rcaa': did you mean rcca\? There are \['none', 'nonlocal'"):
+    with pytest.raises(ValueError, match=r"no context 'rcaa': did you mean rcca\? Available: \['none', 'nonlocal'"):
         small(context="rcaa")
-    with pytest.raises(InstantiationException, match="reads the stages layer1, layer2, layer3, layer4 of a ResNet"):
+    with pytest.raises(InstantiationException, match="needs the stages layer1, layer2, layer3, layer4 of a ResNet"):
         small(backbone="mobilenetv2_100")
 
 

@@ -28,7 +28,7 @@ from conftest import TINY
         ("recipe.train_transform.crop_size=[64]", "crop_size is [64]: give height and width"),
         ("recipe.train_transform.crop_size=64", "recipe.train_transform.crop_size is 64: give a list, each of it a"),
         ("model.head.recurrence=1.5", "model.head.recurrence is 1.5: give a whole number"),
-        ("model.head.recurrence=1000000000", "recurrence is 1000000000: give the number of loops"),
+        ("model.head.recurrence=1000000000", "recurrence is 1000000000: set the number of loops"),
         ("model.head.dropout=a", "model.head.dropout is 'a': give a number"),
         ("loss.weights.aux=[1]", "loss.weights is {'main': 1.0, 'aux': [1]}: give a mapping, each of it a number"),
     ],
