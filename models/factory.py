@@ -96,7 +96,7 @@ def build(
     node = cast(dict[str, Any], resolved)
     if num_classes is not None:
         node = _with_classes(node, num_classes)
-    with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # timm builds all of a backbone, then prunes it
+    with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # timm builds a whole backbone, then prunes it
         return instantiate(node)
 
 

@@ -40,8 +40,8 @@ class Segmentor(SegmentationNetwork):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Segment images: (N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux" and "embedding".
 
-        If built, "aux" has the shape of "out", and "embedding" is (N, embedding_channels, h, w). For
-        clips (N, 3, T, H, W), outputs have T in the same position, and frames interact only in the context module.
+        If built, "aux" has the shape of "out", and "embedding" is (N, embedding_channels, h, w). For clips
+        (N, 3, T, H, W), outputs have T in the same position, and frames interact only in the context module.
 
         Raises:
             ValueError: the shape is wrong, or the image is smaller than the output stride.

@@ -1,1 +1,1 @@
-"""The context modules with which the paper compares criss-cross attention (Table 4); they keep channels and size."""
+"""Context modules that the paper compares with criss-cross attention (Table 4); they preserve channels and size."""

@@ -4,11 +4,11 @@ from torch import Tensor, nn
 
 
 class GlobalConvolution(nn.Module):
-    """A k x k convolution as the sum of two separable ones: k x 1 then 1 x k, and 1 x k then k x 1.
+    """A k x k convolution built as the sum of two separable ones: k x 1 then 1 x k, and 1 x k then k x 1.
 
     Args:
         channels: C of the input and of the output.
-        kernel_size: k, odd, pixels; 15 is the best in their Table 1.
+        kernel_size: k, odd; 15 is the best in Table 1 of the paper.
     """
 
     def __init__(self, channels: int, *, kernel_size: int = 15):
@@ -20,5 +20,5 @@ class GlobalConvolution(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Apply the module; the shape (N, C, H, W) is unchanged."""
         return self.left(x) + self.right(x)

@@ -1,4 +1,4 @@
-"""Attention along rows and along columns, one after the other: the HV baselines of the CCNet paper's Table 4."""
+"""Attention along rows and along columns in turn: the HV baselines of the CCNet paper's Table 4."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _ROWS, _COLUMNS = (1,), (0,)
 class HorizontalVertical(nn.Sequential):
     """Attention within rows, then within columns, each with its own projections and residual ("HV").
 
-    (N, C, H, W) -> (N, C, H, W).
+    The shape (N, C, H, W) is unchanged.
 
     Args:
         channels: C of the input and of the output.
@@ -39,5 +39,5 @@ class ParallelHorizontalVertical(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Apply the module; the shape (N, C, H, W) is unchanged."""
         return self.hv(x) + self.vh(x)

@@ -1,4 +1,4 @@
-"""Non-local attention, as the CCNet paper measures it and as its authors built it.
+"""Non-local attention, as benchmarked in the CCNet paper and as originally published.
 
 Wang et al., Non-local Neural Networks, CVPR 2018, arXiv:1711.07971, section 3.
 """
@@ -11,17 +11,17 @@ from ..layers import residual_weight
 
 
 class NonLocal(nn.Module):
-    """Every pixel attends to every pixel.
+    """Non-local attention, in which every pixel attends to every pixel.
 
         y = gamma * softmax(query(x)^T key(x)) value(x) + x
 
-    It has the widths of Tables 2 and 5 of the CCNet paper (108.2 GFLOPs on 97x97 features of 512 channels): C / 8 for
-    query and key, C for the value, and no output convolution. The (H W, H W) attention matrix is never stored: the
-    value passes through torch's fused attention in slabs as wide as the query, a width that the fused kernels accept.
+    The widths are those of Tables 2 and 5 of the CCNet paper (108.2 GFLOPs on 97x97 features of 512 channels): C / 8
+    for query and key, C for the value, and no output convolution. The (H W, H W) attention matrix is never stored:
+    torch's fused attention processes the value in slabs as wide as the query, a width that the fused kernels support.
 
     Args:
         channels: C of the input and of the output, a multiple of 8.
-        gamma: "learned" or "fixed", see :func:`models.layers.residual_weight`.
+        gamma: "learned" or "fixed"; see :func:`models.layers.residual_weight`.
 
     Raises:
         ValueError: ``channels`` is not a multiple of 8.
@@ -30,14 +30,14 @@ class NonLocal(nn.Module):
     def __init__(self, channels: int, *, gamma: str = "learned"):
         super().__init__()
         if channels % 8:
-            raise ValueError(f"channels is {channels}: give the non-local block a multiple of 8")
+            raise ValueError(f"channels is {channels}: the non-local block needs a multiple of 8")
         self.query_conv = nn.Conv2d(channels, channels // 8, kernel_size=1)
         self.key_conv = nn.Conv2d(channels, channels // 8, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = residual_weight(gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Apply the module; the shape (N, C, H, W) is unchanged."""
         query = rearrange(self.query_conv(x), "n d h w -> n 1 (h w) d")
         key = rearrange(self.key_conv(x), "n d h w -> n 1 (h w) d")
         value = rearrange(self.value_conv(x), "n (slab d) h w -> n slab (h w) d", d=query.shape[-1])
@@ -52,11 +52,11 @@ class NonLocal(nn.Module):
 
 
 class BottleneckNonLocal(nn.Module):
-    """The block as Wang et al. build it (embedded Gaussian): half the channels inside, and a scaled softmax.
+    """The original block of Wang et al. (embedded Gaussian), with half the channels inside and a scaled softmax.
 
         y = BN(project(softmax(query(x)^T key(x) / sqrt(D)) value(x))) + x,  D = C / 2
 
-    The scale of the batch norm starts at 0, so the block starts as the identity.
+    The scale of the batch norm is initialised to 0, so the block starts as the identity.
 
     Args:
         channels: C of the input and of the output.
@@ -73,7 +73,7 @@ class BottleneckNonLocal(nn.Module):
         self.project = nn.Sequential(nn.Conv2d(width, channels, kernel_size=1, bias=False), norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Apply the module; the shape (N, C, H, W) is unchanged."""
         query, key, value = (
             rearrange(conv(x), "n d h w -> n 1 (h w) d") for conv in (self.query_conv, self.key_conv, self.value_conv)
         )

@@ -1,4 +1,4 @@
-"""Pyramids of branches: the context modules of PSPNet and DeepLabv3."""
+"""The pyramid context modules of PSPNet and DeepLabv3."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from ..layers import conv_bn_relu, resize
 
 
 class PyramidPooling(nn.Module):
-    """Averages over grids of several sizes, concatenated with the input and fused.
+    """Average pooling to grids of several sizes, concatenated with the input and fused.
 
     Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, arXiv:1612.01105, section 3.2.
 
     Args:
         channels: C of the input.
-        bins: cells per side of each grid.
+        bins: bins per side of each grid.
         width: channels of each branch; C divided by the number of grids by default.
         out_channels: channels of the output; C by default.
-        align_corners: of the bilinear upsampling of the grids.
+        align_corners: how the pooled grids are upsampled bilinearly.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PyramidPooling(nn.Module):
         self.fuse = conv_bn_relu(channels + width * len(self.bins), out_channels or channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, out_channels, H, W)."""
+        """Apply the module: (N, C, H, W) -> (N, out_channels, H, W)."""
         levels = [
             resize(branch(_average_cells(x, bins)), x.shape[-2:], align_corners=self.align_corners)
             for branch, bins in zip(self.branches, self.bins, strict=True)
@@ -48,7 +48,7 @@ class PyramidPooling(nn.Module):
 
 
 class AtrousPyramid(nn.Module):
-    """Parallel dilated convolutions and the image's average, fused (atrous spatial pyramid pooling, ASPP).
+    """Parallel dilated convolutions and global average pooling, fused (atrous spatial pyramid pooling, ASPP).
 
     Chen et al., Rethinking Atrous Convolution, 2017, arXiv:1706.05587, section 3.3.
 
@@ -56,8 +56,8 @@ class AtrousPyramid(nn.Module):
         channels: C of the input.
         width: channels of each branch; C / 2 by default, which is DeepLabv3's 256 for C = 512.
         out_channels: channels of the output; C by default.
-        dilations: one per 3x3 branch; (12, 24, 36) belongs to output stride 8.
-        fuse_kernel_size: side of the convolution that fuses the branches, pixels.
+        dilations: one per 3x3 branch; (12, 24, 36) is meant for output stride 8.
+        fuse_kernel_size: kernel size of the convolution that fuses the branches.
     """
 
     def __init__(
@@ -78,22 +78,22 @@ class AtrousPyramid(nn.Module):
         self.fuse = conv_bn_relu(width * branches, out_channels or channels, kernel_size=fuse_kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, out_channels, H, W)."""
+        """Apply the module: (N, C, H, W) -> (N, out_channels, H, W)."""
         image = resize(self.image(adaptive_avg_pool2d(x, 1)), x.shape[-2:])
         return self.fuse(torch.cat([self.local(x), *(branch(x) for branch in self.dilated), image], dim=1))
 
 
 def _average_cells(x: Tensor, bins: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, bins, bins), by adaptive average pooling."""
+    """Apply adaptive average pooling: (N, C, H, W) -> (N, C, bins, bins)."""
     if bins == 1 or not torch.compiler.is_exporting():
         return adaptive_avg_pool2d(x, bins)
-    # torch.export would write the cells of the traced size into the graph; matrix products keep the size dynamic.
+    # torch.export would bake the bins of the traced size into the graph; matrix products keep the size dynamic.
     rows, columns = (_cell_weights(size, bins, like=x) for size in x.shape[-2:])
     return rows @ x @ columns.mT
 
 
 def _cell_weights(size: int, bins: int, *, like: Tensor) -> Tensor:
-    """Return (bins, size) weights, 1 / n at the n positions of a cell; cells overlap if bins does not divide size."""
+    """Return the (bins, size) pooling matrix, 1 / n at the n positions of a bin; bins overlap if size % bins != 0."""
     cell = torch.arange(bins, device=like.device).unsqueeze(1)
     start, stop = cell * size // bins, ((cell + 1) * size + bins - 1) // bins
     position = torch.arange(size, device=like.device)

@@ -1,1 +1,1 @@
-"""Heads: from backbone features to class scores at the features' size; the main heads also give their context."""
+"""Heads that map backbone features to logits at the features' resolution; main heads also return context features."""

@@ -1,8 +1,8 @@
 """The head of CE2P: Ruan et al., Devil in the Details: Towards Accurate Single and Multiple Human Parsing, AAAI 2019,
 arXiv:1809.05996, section 3 and Fig. 2.
 
-It follows the authors' code layer by layer, with batch norm and ReLU in place of in-place activated batch norm. The
-CCNet paper (section 4.5) puts recurrent criss-cross attention where CE2P has its pyramid; here either is ``context``.
+It follows the authors' code layer by layer, with batch norm and ReLU instead of in-place activated batch norm. The
+CCNet paper (section 4.5) replaces CE2P's pyramid with recurrent criss-cross attention; ``context`` selects either.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from ..context.pyramid import PyramidPooling
 from ..layers import conv_bn_relu, resize
 from .classifier import ClassifierHead
 
-_DETAIL_CHANNELS = 48  # that the decoder keeps of the first stage
+_DETAIL_CHANNELS = 48  # to which the decoder reduces the first stage
 
 
 class ParsingOutput(NamedTuple):
-    """Logits at the first stage's size, and context features at the last stage's.
+    """Logits at the first stage's resolution, and context features at the last stage's.
 
     Attributes:
-        fused: (N, K, h, w), from the features of the decoder and of the edge branch; the prediction.
+        fused: (N, K, h, w), from the features of the decoder and the edge branch; the prediction.
         decoder: (N, K, h, w), from the decoder's features alone.
         edge: (N, 2, h, w), the logits of "no edge" and "edge".
         context: (N, context_channels, h', w').
@@ -35,7 +35,7 @@ class ParsingOutput(NamedTuple):
 
 
 class Context(Protocol):
-    """What stands for the context in a :class:`CE2PHead`, such as :class:`PyramidFeatures`.
+    """Interface of the context of a :class:`CE2PHead`, such as :class:`PyramidFeatures`.
 
     Attributes:
         context_channels: width of the context features.
@@ -44,23 +44,27 @@ class Context(Protocol):
     context_channels: int
 
     def __call__(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> features (N, channels, h, w) and context features (N, context_channels, h, w)."""
+        """Return features (N, channels, h, w) and context features (N, context_channels, h, w).
+
+        Args:
+            features: (N, in_channels, h, w), the last stage.
+        """
         ...
 
 
 class CE2PHead(ClassifierHead):
-    """Context, a decoder at high resolution, an edge branch, and their fusion.
+    """Context, a high-resolution decoder, an edge branch, and their fusion.
 
     Args:
-        in_channels: widths of the four stages of the backbone, which have strides 4, 8, 16 and 16.
-        num_classes: K.
+        in_channels: widths of the four backbone stages, which have strides 4, 8, 16 and 16.
+        num_classes: number of classes K.
         context: called with the ``in_channels`` of the last stage and with ``channels``; returns a :class:`Context`:
             :class:`PyramidFeatures` or :class:`models.heads.context.ContextFeatures`.
         channels: width of the context, 512 in the paper; the branches are half as wide.
-        dropout: share of channels dropped before the last classifier.
+        dropout: fraction of channels dropped before the last classifier.
 
     Raises:
-        ValueError: the backbone gives another number of stages.
+        ValueError: the backbone returns a different number of stages.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class CE2PHead(ClassifierHead):
         super().__init__()
         if len(in_channels) != 4:
             raise ValueError(
-                f"CE2P reads four stages of the backbone, got {len(in_channels)}: give out_indices=[-4, -3, -2, -1]"
+                f"CE2P needs four stages of the backbone, got {len(in_channels)}: set out_indices=[-4, -3, -2, -1]"
             )
         width = channels // 2
         self.context = context(in_channels=in_channels[-1], channels=channels)
@@ -86,7 +90,7 @@ class CE2PHead(ClassifierHead):
         self.add_classifier(width, num_classes, dropout)
 
     def forward(self, stages: Sequence[Tensor]) -> ParsingOutput:
-        """Four feature maps (N, in_channels[i], h_i, w_i) -> :class:`ParsingOutput`."""
+        """Compute the :class:`ParsingOutput` of four feature maps (N, in_channels[i], h_i, w_i)."""
         features, context = self.context(stages[-1])
         decoder_logits, decoded = self.decoder(stages[0], features)
         edge_logits, edges = self.edge(stages[:3])
@@ -95,12 +99,12 @@ class CE2PHead(ClassifierHead):
 
 
 class PyramidFeatures(nn.Module):
-    """CE2P's own context: pyramid pooling of the backbone's features, each branch ``channels`` wide.
+    """CE2P's original context: pyramid pooling of the backbone's features, with branches ``channels`` wide.
 
     Args:
         in_channels: width of the backbone's last features.
-        channels: width of the result.
-        bins: cells of each grid, per side.
+        channels: width of the output.
+        bins: bins per side of each grid.
     """
 
     def __init__(self, in_channels: int, *, channels: int = 512, bins: Sequence[int] = (1, 2, 3, 6)):
@@ -109,19 +113,19 @@ class PyramidFeatures(nn.Module):
         self.pyramid = PyramidPooling(in_channels, bins=bins, out_channels=channels, width=channels)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> the same (N, channels, h, w) as features and as context features."""
+        """Return the pooled features (N, channels, h, w) both as features and as context features."""
         pooled = self.pyramid(features)
         return pooled, pooled
 
 
 class Decoder(nn.Module):
-    """The decoder, which fuses the context at the first stage's resolution with that stage's details.
+    """The decoder, which upsamples the context to the first stage's resolution and fuses it with that stage's details.
 
     Args:
         detail_channels: width of the first stage.
-        context_channels: width of the context's features.
-        num_classes: K.
-        width: width of the result.
+        context_channels: width of the context.
+        num_classes: number of classes K.
+        width: width of the output.
     """
 
     def __init__(self, detail_channels: int, context_channels: int, num_classes: int, *, width: int):
@@ -134,14 +138,19 @@ class Decoder(nn.Module):
         self.classify = nn.Conv2d(width, num_classes, kernel_size=1)
 
     def forward(self, stage: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, detail_channels, h, w), (N, context_channels, h', w') -> logits (N, K, h, w) and (N, width, h, w)."""
+        """Return logits (N, K, h, w) and features (N, width, h, w).
+
+        Args:
+            stage: (N, detail_channels, h, w), features of the first stage.
+            context: (N, context_channels, h', w').
+        """
         upsampled = resize(self.reduce(context), stage.shape[-2:])
         features = self.fuse(torch.cat([upsampled, self.detail(stage)], dim=1))
         return self.classify(features), features
 
 
 class EdgeBranch(nn.Module):
-    """The edge branch: one classifier, shared by three stages, and a 1x1 convolution that weighs its three answers.
+    """The edge branch: a classifier shared by three stages, and a 1x1 convolution that combines its three outputs.
 
     Args:
         in_channels: widths of the three stages.
@@ -155,7 +164,11 @@ class EdgeBranch(nn.Module):
         self.fuse = nn.Conv2d(2 * len(in_channels), 2, kernel_size=1)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Three stages (N, in_channels[i], h_i, w_i) -> logits (N, 2, h_0, w_0), features (N, 3 * width, h_0, w_0)."""
+        """Return logits (N, 2, h_0, w_0) and features (N, 3 * width, h_0, w_0).
+
+        Args:
+            stages: (N, in_channels[i], h_i, w_i) each.
+        """
         size = stages[0].shape[-2:]
         features = [reduce(stage) for reduce, stage in zip(self.reduce, stages, strict=True)]
         logits = torch.cat([resize(self.classify(one), size) for one in features], dim=1)

@@ -1,13 +1,13 @@
-"""What the heads have in common: the classifier at the end, and what a main head gives."""
+"""Base classes of the heads: the final classifier, and the interface of a main head."""
 
 from torch import Tensor, nn
 
 
 class ClassifierHead(nn.Module):
-    """The base of all heads, which end in dropout and a 1x1 convolution to K class scores.
+    """Base class of all heads, which end with dropout and a 1x1 convolution to K logits.
 
-    A subclass calls :meth:`add_classifier` at the end of its constructor: optimiser states in checkpoints follow the
-    order of the parameters, and the classifier is last.
+    Subclasses call :meth:`add_classifier` at the end of their constructor, so that the classifier's parameters come
+    last: optimiser states in checkpoints depend on the parameter order.
     """
 
     dropout: nn.Dropout2d
@@ -18,19 +18,19 @@ class ClassifierHead(nn.Module):
 
         Args:
             channels: width of the features to classify.
-            num_classes: K.
-            dropout: share of channels dropped in training.
+            num_classes: number of classes K.
+            dropout: fraction of channels dropped in training.
         """
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(channels, num_classes, kernel_size=1)
 
     def scores(self, features: Tensor) -> Tensor:
-        """(N, channels, h, w) -> logits (N, K, h, w)."""
+        """Classify the features: (N, channels, h, w) -> logits (N, K, h, w)."""
         return self.classify(self.dropout(features))
 
 
 class MainHead(ClassifierHead):
-    """The base of the heads that a :class:`models.segmentor.Segmentor` predicts with.
+    """Base class of the main heads of a :class:`models.segmentor.Segmentor`.
 
     Attributes:
         context_channels: width of the context features that :meth:`forward` returns.
@@ -39,8 +39,8 @@ class MainHead(ClassifierHead):
     context_channels: int
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> logits (N, K, h, w) and context features (N, context_channels, h, w).
+        """Return logits (N, K, h, w) and context features (N, context_channels, h, w) of (N, in_channels, h, w).
 
-        With ``frames`` T, N counts the frames of clips, one clip after the other.
+        For clips of ``frames`` frames each, the batch axis holds all frames, clip by clip.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The head that all context modules share: Huang et al., TPAMI 2020, arXiv:1811.11721, section 3.1 and Fig. 2."""
+"""The head shared by all context modules: Huang et al., TPAMI 2020, arXiv:1811.11721, section 3.1 and Fig. 2."""
 
 from collections.abc import Callable
 
@@ -11,18 +11,18 @@ from .classifier import MainHead
 
 
 class ContextFeatures(nn.Module):
-    """The layers around a context module: reduce, gather context, project, concatenate with the input, fuse.
+    """Context block: reduce, apply the context module, project, concatenate with the input and fuse.
 
-    They follow the CCNet authors' code layer by layer, with batch norm and ReLU in place of in-place activated batch
-    norm. The networks of the paper's Table 4 differ in ``context`` only. With ``recurrence=0`` there is no context
-    module: this is the dilated FCN from which the paper's tables start.
+    It follows the CCNet authors' code layer by layer, with batch norm and ReLU instead of in-place activated batch
+    norm. The networks in the paper's Table 4 differ only in ``context``. With ``recurrence=0`` there is no context
+    module: this is the dilated FCN used as the baseline in the paper's tables.
 
     Args:
         in_channels: width of the backbone's last features.
-        context: called with ``channels``; returns a module (N, channels, h, w) -> (N, channels, h, w).
+        context: called with ``channels``; returns a module that preserves the shape (N, channels, h, w).
         channels: width of the head; 512 in the paper.
-        recurrence: R, how many times the one context module is applied.
-        negative_slope: of the activations; 0 is the ReLU, and the authors' published weights need 0.01.
+        recurrence: R, the number of times the shared context module is applied.
+        negative_slope: negative slope of the activations; 0 is plain ReLU; the authors' published weights need 0.01.
 
     Attributes:
         context_channels: width of the context features that :meth:`forward` returns.
@@ -47,10 +47,10 @@ class ContextFeatures(nn.Module):
         self.bottleneck = conv_bn_relu(in_channels + channels, channels, negative_slope=negative_slope)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> fused features and the context module's output, (N, channels, h, w) each.
+        """Return fused features and the context module's output, each (N, channels, h, w), of (N, in_channels, h, w).
 
-        With ``frames`` T, N counts the frames of clips, one clip after the other, and the context module sees whole
-        clips, (N / T, channels, T, h, w).
+        For clips of T = ``frames`` frames each, the batch axis holds all frames, clip by clip, and the context module
+        processes whole clips (N / T, channels, T, h, w).
         """
         context = self.reduce(features)
         if frames:
@@ -63,12 +63,12 @@ class ContextFeatures(nn.Module):
 
 
 class ContextHead(ContextFeatures, MainHead):
-    """:class:`ContextFeatures` and a classifier.
+    """:class:`ContextFeatures` followed by a classifier.
 
     Args:
         in_channels, context, channels, recurrence, negative_slope: see :class:`ContextFeatures`.
-        num_classes: K.
-        dropout: share of channels dropped before the classifier.
+        num_classes: number of classes K.
+        dropout: fraction of channels dropped before the classifier.
     """
 
     def __init__(
@@ -88,6 +88,6 @@ class ContextHead(ContextFeatures, MainHead):
         self.add_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> logits (N, K, h, w) and the context features (N, channels, h, w)."""
+        """Return logits (N, K, h, w) and context features (N, channels, h, w) of (N, in_channels, h, w)."""
         fused, context = super().forward(features, frames)
         return self.scores(fused), context

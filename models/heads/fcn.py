@@ -1,4 +1,4 @@
-"""The auxiliary FCN head, which supervises an inner stage as in PSPNet and in the CCNet authors' code."""
+"""The auxiliary FCN head, which supervises an intermediate stage as in PSPNet and in the CCNet authors' code."""
 
 from torch import Tensor
 
@@ -7,14 +7,14 @@ from .classifier import ClassifierHead
 
 
 class FCNHead(ClassifierHead):
-    """A 3x3 convolution and a classifier.
+    """A 3x3 convolution followed by a classifier.
 
     Args:
         in_channels: width of the features.
-        num_classes: K.
+        num_classes: number of classes K.
         channels: width of the hidden layer; 512 in the authors' code.
-        dropout: share of channels dropped before the classifier.
-        negative_slope: of the activation; 0 is the ReLU, and the authors' published weights need 0.01.
+        dropout: fraction of channels dropped before the classifier.
+        negative_slope: negative slope of the activation; 0 is plain ReLU; the authors' published weights need 0.01.
     """
 
     def __init__(
@@ -31,5 +31,5 @@ class FCNHead(ClassifierHead):
         self.add_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in_channels, h, w) -> logits (N, K, h, w)."""
+        """Classify the features: (N, in_channels, h, w) -> logits (N, K, h, w)."""
         return self.scores(self.hidden(features))

@@ -8,18 +8,18 @@ from .classifier import MainHead
 
 
 class PyramidHead(MainHead):
-    """A pyramid of branches on the backbone's features, and a classifier.
+    """A pyramid module on the backbone's features, followed by a classifier.
 
     Zhao et al., CVPR 2017, arXiv:1612.01105, section 3.2; Chen et al., 2017, arXiv:1706.05587, section 3.3. In the
-    networks of the zoo the same pyramids stand in a :class:`models.heads.context.ContextHead`; published weights have
-    them here.
+    zoo's networks, the same pyramids are part of a :class:`models.heads.context.ContextHead`; published weights need
+    this head.
 
     Args:
         in_channels: width of the backbone's last features.
-        num_classes: K.
-        context: called with ``in_channels``; returns a module (N, in_channels, h, w) -> (N, channels, h, w).
+        num_classes: number of classes K.
+        context: called with ``in_channels``; returns a module that maps (N, in_channels, h, w) to (N, channels, h, w).
         channels: width of that module's output.
-        dropout: share of channels dropped before the classifier.
+        dropout: fraction of channels dropped before the classifier.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class PyramidHead(MainHead):
         self.add_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """(N, in_channels, h, w) -> logits (N, K, h, w) and the context features (N, channels, h, w).
+        """Return logits (N, K, h, w) and context features (N, channels, h, w) of (N, in_channels, h, w).
 
-        Each frame of a clip is processed by itself.
+        The frames of a clip are processed independently.
         """
         context = self.context(features)
         return self.scores(context), context

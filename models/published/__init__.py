@@ -1,1 +1,1 @@
-"""Import published checkpoints: the layouts of the CCNet authors and of mmsegmentation."""
+"""Import published checkpoints in the layouts of the CCNet authors and of mmsegmentation."""

@@ -1,8 +1,8 @@
-"""The CCNet authors' layout: networks/ccnet.py in github.com/speedinghzl/CCNet, the same in all their branches.
+"""The CCNet authors' layout: networks/ccnet.py in github.com/speedinghzl/CCNet, identical in all branches.
 
-Their batch norms are in-place activated batch norms (Rota Bulò et al., CVPR 2018), which scale by |weight| + eps. The
-activation is a leaky ReLU of slope 0.01 in the head and the auxiliary head, and a ReLU in the backbone. Images are BGR
-from 0 to 255.
+The networks use in-place activated batch norm (Rota Bulò et al., CVPR 2018), which scales by |weight| + eps. The
+activation is leaky ReLU with slope 0.01 in the head and the auxiliary head, and ReLU in the backbone. Images are BGR in
+[0, 255].
 """
 
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ from torch import Tensor
 from .layout import Layout, context_head, depth, network, width
 
 CROP = (769, 769)  # training crop, (H, W) in pixels
-_EPS = 1e-5  # the batch norms' epsilon, which theirs also add to the weight
+_EPS = 1e-5  # batch norm epsilon, which in-place activated batch norm also adds to |weight|
 _HEAD = {"conva", "cca", "convb", "bottleneck"}
 _STEM = [("conv1.0", "conv1"), ("conv1.1", "bn1"), ("conv1.3", "conv2"), ("conv1.4", "bn2"), ("conv1.6", "conv3")]
 
 
 def recognises(found: Mapping[str, Tensor]) -> bool:
-    """Return whether the keys have this layout, whichever network it is."""
+    """Return whether the keys follow this layout, regardless of the network."""
     return any(key.startswith("head.") for key in found) and any(key.startswith("dsn.") for key in found)
 
 
 def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool) -> Layout:
-    """Return the layout of a file, from its keys and shapes.
+    """Infer the layout of a file from its keys and tensor shapes.
 
     Args:
         found: the file's tensors.
-        recurrence: R, which no tensor tells.
-        align_corners: for the bilinear upsampling.
+        recurrence: R, which cannot be inferred from the weights.
+        align_corners: how the network upsamples bilinearly.
 
     Raises:
         ValueError: the network is not CCNet over a ResNet-50 or -101.
@@ -36,8 +36,8 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
     head = {key.split(".")[1] for key in found if key.startswith("head.")}
     if foreign := sorted(head - _HEAD):
         raise ValueError(
-            f"of the authors' networks, ccnet can be imported; this one's head has {', '.join(foreign)} and not only "
-            f"{', '.join(sorted(_HEAD))}"
+            f"of the authors' networks, only ccnet can be imported: its head has {', '.join(sorted(_HEAD))}, this one "
+            f"has {', '.join(foreign)}"
         )
     channels = width(found, "head.conva.0.weight", 512)
     cca = {"_target_": "ccnet.models.criss_cross.CrissCrossAttention"}
@@ -68,7 +68,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
 
 
 def _fold(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Change the weights, in place, to what plain batch norms and RGB images need."""
+    """Convert the weights in-place to plain batch norm and RGB images."""
     for key in weights:
         if key.endswith(".running_mean"):
             scale = key.replace("running_mean", "weight")

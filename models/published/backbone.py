@@ -4,19 +4,19 @@ from typing import Any
 
 from ..backbone import TimmBackbone
 
-# Caffe's mean colour, RGB on the scale of 0 to 255; there is no standard deviation.
+# Caffe's channel means, RGB in [0, 255]; images are not divided by a standard deviation.
 _MEAN = (122.67891434, 116.66876762, 104.00698793)
 
 
 class CaffeResNet(TimmBackbone):
-    """timm's deep-stem ResNet (64, 64 and 128 channels), changed where the authors' network differs.
+    """timm's deep-stem ResNet (64, 64 and 128 channels), modified to match the authors' network.
 
     Max pooling rounds sizes up, which adds a row or column for images of 4n or 4n - 1 pixels. The first blocks of
-    stages three and four have the dilation of the blocks after them, 2 and 4. Colours are on the scale of 0 to 255.
+    stages three and four have the same dilation as the other blocks, 2 and 4. Colours are scaled to [0, 255].
 
     Args:
         name: resnet50s or resnet101s.
-        **options: further arguments of :class:`models.backbone.TimmBackbone`.
+        **options: other arguments of :class:`models.backbone.TimmBackbone`.
     """
 
     def __init__(self, name: str, **options: Any):

@@ -1,4 +1,4 @@
-"""Turn published checkpoints into networks of this project."""
+"""Convert published checkpoints to networks of this project."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from ..tensor_files import is_plain, read, size
 from . import authors, mmseg
 from .layout import Layout
 
-_COLOURS = ("mean", "std")  # buffers that published files lack: their colour statistics are in their code
-_COUNTER = "num_batches_tracked"  # a batch norm's buffer, which older files lack and nothing here reads
+_COLOURS = ("mean", "std")  # buffers missing from published files, which keep colour statistics in their code
+_COUNTER = "num_batches_tracked"  # batch norm buffer that older files lack and that is not used here
 
 
 @dataclass
 class Published:
-    """A published checkpoint as a network of this project.
+    """A published checkpoint converted to a network of this project.
 
     Attributes:
         model: the ``model`` node of a configuration that builds the network.
         weights: the network's state dict.
-        num_classes: K.
-        classes, palette: K names and K RGB triples, if the file has them.
+        num_classes: number of classes K.
+        classes, palette: K names and K RGB triples, if stored in the file.
         crop_size: training crop, (H, W) in pixels, if known.
-        iteration: iterations of training, if the file has them.
+        iteration: number of training iterations, if stored in the file.
     """
 
     model: dict[str, Any]
@@ -40,31 +40,32 @@ class Published:
     iteration: int | None
 
     def network(self) -> nn.Module:
-        """Build the network with its weights, in eval mode."""
+        """Build the network, load its weights and set it to eval mode."""
         made = build(self.model)
         made.load_state_dict(self.weights)
         return made.eval()
 
 
 def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: bool | None = None) -> nn.Module:
-    """Return the network of a published checkpoint with its weights, in eval mode; it can be trained further.
+    """Load a published checkpoint as a network in eval mode, which can also be trained further.
 
-    Two layouts can be imported: the CCNet authors', and mmsegmentation's with the heads ccnet, nonlocal, fcn, pspnet
-    and deeplabv3 over a ResNet-50 or -101 at output stride 8. The layout, depth, widths and number of classes come
+    Two layouts are supported: the CCNet authors', and mmsegmentation's with the heads ccnet, nonlocal, fcn, pspnet and
+    deeplabv3 on a ResNet-50 or -101 with output stride 8. The layout, depth, widths and number of classes are inferred
     from the file. The channel order, scale and statistics of the training images become part of the network.
 
     Args:
         path: the file, .pth or .safetensors; it is read with ``weights_only=True``.
-        recurrence: R of a criss-cross head, which no tensor tells.
-        align_corners: for the bilinear upsampling. If not given: True for the authors' files; for mmsegmentation's,
-            what the configuration in the file says, or else True if the file's name contains 769x769.
+        recurrence: R of a criss-cross head, which cannot be inferred from the weights.
+        align_corners: how the network upsamples bilinearly. None means True for the authors' files; for
+            mmsegmentation's, the value in the file's configuration, or else True if the file name contains 769x769.
 
     Returns:
-        (N, 3, H, W) RGB in [0, 1] -> {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor`.
+        A network that maps RGB images (N, 3, H, W) in [0, 1] to {"out": (N, K, H, W)}; see
+        :class:`models.segmentor.Segmentor`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is of another kind, or tensors are missing, unused or misshapen; the message lists all.
+        ValueError: the layout is unknown, or tensors are missing, unused or misshapen; the message lists all of them.
 
     Example:
         >>> net = import_checkpoint("ccnet_r50-d8_769x769_40k_cityscapes_20200616_145125-76d11884.pth")
@@ -74,16 +75,16 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
 
 
 def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: bool | None = None) -> Published:
-    """Return what a file holds under the names of this project's network.
+    """Convert the content of a file to this project's names and configuration.
 
     See :func:`import_checkpoint` for the other arguments and the errors.
 
     Args:
-        content: what :func:`models.tensor_files.read` found in the file.
-        path: the file's name, which may tell the crop; the file is not opened.
+        content: the content of the file as returned by :func:`models.tensor_files.read`.
+        path: path of the file, whose name may contain the crop size; the file is not opened.
     """
     if not 1 <= recurrence <= MAX_RECURRENCE:
-        raise ValueError(f"recurrence is {recurrence}: give the loops that the network was trained with, 1 or more")
+        raise ValueError(f"recurrence is {recurrence}: set the number of loops used in training, 1 or more")
     try:
         found, meta = _tensors(content), _meta(content)
         layout, crop = _layout(found, meta, path.name, recurrence, align_corners)
@@ -104,7 +105,7 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
 
 
 def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what mmsegmentation writes beside the state dict; empty for other files."""
+    """Return the metadata that mmsegmentation saves beside the state dict; empty for other files."""
     return _mapping(content.get("meta"))
 
 
@@ -120,56 +121,56 @@ def _layout(
         aligned = trained if align_corners is None else align_corners
         return mmseg.layout(found, recurrence=recurrence, align_corners=aligned), crop
     raise ValueError(
-        f"its tensors ({', '.join(list(found)[:3])}, ...) are named neither as the CCNet authors' (layer1, head.conva, "
-        "dsn) nor as mmsegmentation's (backbone, decode_head, auxiliary_head)"
+        f"its tensor names ({', '.join(list(found)[:3])}, ...) match neither the CCNet authors' layout (layer1, "
+        "head.conva, dsn) nor mmsegmentation's (backbone, decode_head, auxiliary_head)"
     )
 
 
 def _each_class(named: dict[Any, Any], key: str, number: int) -> list[Any] | None:
-    """Return the list of this name in the file, if it has one entry for each class."""
+    """Return the list stored under ``key``, or None unless it has one entry per class."""
     value = named.get(key)
     entries = list(cast(Sequence[Any], value)) if isinstance(value, (list, tuple)) else []
     return entries if len(entries) == number else None
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
-    """Return the state dict, without the "module." that torch's data-parallel wrappers put before every key."""
+    """Return the state dict without the "module." prefix that torch's data-parallel wrappers add to every key."""
     held = _mapping(content)
     for wrapper in ("state_dict", "model"):
         held = _mapping(held.get(wrapper)) if isinstance(held.get(wrapper), Mapping) else held
     if not held or not all(isinstance(key, str) for key in held):
-        raise ValueError("it holds no state dict")
+        raise ValueError("it contains no state dict")
     if foreign := [key for key, value in held.items() if not is_plain(value)]:
-        raise ValueError(f"it holds no state dict: {foreign[0]} is no tensor with all its numbers")
+        raise ValueError(f"it contains no state dict: {foreign[0]} is not a complete tensor")
     wrapped = all(key.startswith("module.") for key in held)
     return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in held.items()}
 
 
 def _mapping(value: Any) -> dict[Any, Any]:
-    """Return a mapping as a dict, and an empty one for any other value."""
+    """Return a mapping as a dict, and an empty dict for any other value."""
     return dict(cast(Mapping[Any, Any], value)) if isinstance(value, Mapping) else {}
 
 
 def _weights(layout: Layout, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of the layout's network, out of the file's tensors."""
-    with torch.device("meta"):  # names, shapes and types of the network's tensors, without memory for their numbers
+    """Return the state dict of the layout's network, filled with the file's tensors."""
+    with torch.device("meta"):  # names, shapes and dtypes of the tensors, without allocating them
         network = build(layout.model, holding=size(found))
     own = network.state_dict()
     sources = {key: layout.source(key) for key in own if key not in _COLOURS}
     _check([*sources.items(), *layout.folded.items()], own, found)
     weights = {key: torch.tensor(getattr(network.backbone, key)).view(own[key].shape) for key in _COLOURS}
     for key, source in sources.items():
-        if source in found:  # theirs may be a scalar or of half precision
+        if source in found:  # the file's may be a scalar or in half precision
             weights[key] = found[source].reshape(own[key].shape).to(own[key].dtype)
         else:
-            weights[key] = torch.zeros_like(own[key], device="cpu")  # a counter
+            weights[key] = torch.zeros_like(own[key], device="cpu")  # num_batches_tracked
     if layout.fold is not None:
         layout.fold(weights, found)
     return weights
 
 
 def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, with every name, unless the file has the network's tensors and no others."""
+    """Raise ValueError, listing every mismatch, unless the file has exactly the network's tensors."""
     known = {source for _, source in sources}
     wrong = {
         "missing": [key for key in known if key not in found and not key.endswith(_COUNTER)],
@@ -182,9 +183,9 @@ def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], found: Mappin
     }
     if any(wrong.values()):
         texts = [f"{len(keys)} {what} ({', '.join(sorted(keys))})" for what, keys in wrong.items() if keys]
-        raise ValueError(f"its tensors do not make the network that it seems to hold, {'; '.join(texts)}")
+        raise ValueError(f"its tensors do not match the network that its keys indicate: {'; '.join(texts)}")
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """Return the shape, (1,) for a scalar: gamma may be either."""
+    """Return the shape, with (1,) for a scalar: gamma may be stored as either."""
     return tuple(tensor.shape) or (1,)

@@ -6,21 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
-# (Module in this project's network, module in the file); the first entry that a key begins with counts.
+# (Module in this project's network, module in the file); the first module that is a prefix of a key applies.
 Names = list[tuple[str, str]]
-Node = dict[str, Any]  # of a configuration
+Node = dict[str, Any]  # configuration node
 
 
 @dataclass
 class Layout:
-    """A network's configuration, and where the file holds its tensors.
+    """A network's configuration, and the names of its tensors in the file.
 
     Attributes:
         model: the ``model`` node that builds the network.
-        names: the names of its modules in the file.
-        folded: tensors of the network -> further tensors of the file, of the same shape, that ``fold`` merges into
-            them.
-        fold: a function of the network's tensors, which it changes in place, and the file's.
+        names: pairs that map the network's modules to the file's.
+        folded: network tensor -> additional tensor of the file, of the same shape, that ``fold`` merges into it.
+        fold: a function of the network's tensors, which it modifies in-place, and the file's tensors.
     """
 
     model: Node
@@ -37,7 +36,7 @@ class Layout:
 
 
 def network(backbone: Node, head: Node, aux_head: Node, *, num_classes: int, align_corners: bool) -> Node:
-    """Return a ``model`` node. Its heads are partial: the network adds the backbone's widths."""
+    """Return a ``model`` node with partial heads, to which the network passes the backbone's widths."""
     return {
         "_target_": "ccnet.models.segmentor.Segmentor",
         "backbone": {"output_stride": 8, "out_indices": [-2, -1], "pretrained": False, "weights": None} | backbone,
@@ -65,7 +64,7 @@ def context_head(channels: int, context: Node | None, *, recurrence: int = 1) ->
 
 
 def direct_head(channels: int, context: Node) -> Node:
-    """Return the node of a :class:`models.heads.pyramid.PyramidHead`, over a pyramid whose branches have its width."""
+    """Return the node of a :class:`models.heads.pyramid.PyramidHead` whose pyramid branches are ``channels`` wide."""
     return {
         "_target_": "ccnet.models.heads.pyramid.PyramidHead",
         "channels": channels,
@@ -74,15 +73,19 @@ def direct_head(channels: int, context: Node) -> Node:
 
 
 def width(found: Mapping[str, Tensor], key: str, published: int) -> int:
-    """Return the output channels of the file's tensor ``key``, or ``published`` if the tensor is missing.
+    """Return the number of output channels of the file's tensor ``key``, or ``published`` if it is missing.
 
-    Missing tensors are all reported later, in one error.
+    All missing tensors are reported together later.
     """
     return found[key].shape[0] if key in found and found[key].ndim else published
 
 
 def depth(found: Mapping[str, Tensor], prefix: str) -> int:
-    """Return 50 or 101, from the blocks in the third stage of the ResNet at ``prefix``; else raise ValueError."""
+    """Infer the depth of the ResNet at ``prefix``, 50 or 101, from the number of blocks in its third stage.
+
+    Raises:
+        ValueError: the ResNet has another depth or basic blocks.
+    """
     stage = [key.removeprefix(prefix).split(".") for key in found if key.startswith(f"{prefix}layer3.")]
     blocks, bottleneck = len({parts[1] for parts in stage}), any("conv3" in parts for parts in stage)
     depths = {6: 50, 23: 101}
@@ -90,6 +93,6 @@ def depth(found: Mapping[str, Tensor], prefix: str) -> int:
         kind = "bottleneck" if bottleneck else "basic"
         raise ValueError(
             f"its backbone is neither a ResNet-50 nor a ResNet-101 ({prefix}layer3 has {blocks} {kind} blocks, "
-            "not 6 or 23 bottleneck ones): only these two can be imported"
+            "not 6 or 23 bottleneck blocks): only these two can be imported"
         )
     return depths[blocks]

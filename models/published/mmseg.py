@@ -1,7 +1,7 @@
-"""mmsegmentation's layout: a ResNet of output stride 8, one of five heads, and an auxiliary FCN head.
+"""mmsegmentation's layout: a ResNet with output stride 8, one of five heads, and an auxiliary FCN head.
 
-Its criss-cross and non-local heads extend its FCN head, which is this project's context head without context. Its
-PSPNet and DeepLabv3 heads read the backbone's features directly.
+Its criss-cross and non-local heads extend its FCN head, which is this project's context head without a context
+module. Its PSPNet and DeepLabv3 heads read the backbone's features directly.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from .layout import Layout, Names, Node, context_head, depth, direct_head, network, width
 
 _SCAFFOLD = {"convs", "conv_cat", "conv_seg"}
-_HEADS = {  # family -> its head's modules
+_HEADS = {  # family -> modules of its head
     "ccnet": _SCAFFOLD | {"cca"},
     "nonlocal": _SCAFFOLD | {"nl_block"},
     "fcn": _SCAFFOLD,
@@ -23,49 +23,49 @@ _HEADS = {  # family -> its head's modules
 
 
 def recognises(found: Mapping[str, Tensor]) -> bool:
-    """Return whether the keys have this layout, whichever network it is."""
+    """Return whether the keys follow this layout, regardless of the network."""
     return any(key.startswith("decode_head.") for key in found)
 
 
 def trained_as(config: str, name: str) -> tuple[bool, tuple[int, int] | None]:
-    """Return how the network was trained: align_corners, and the crop (H, W) in pixels if known.
+    """Return the training settings: align_corners, and the crop (H, W) in pixels if known.
 
-    Published files contain the text of their configuration. Without it, the file's name tells: among
-    mmsegmentation's files, those of crops of 769x769 have align_corners, and no others.
+    Published files contain the source of their configuration. Without it, both are inferred from the file name: of
+    mmsegmentation's networks, only those trained on crops of 769x769 use align_corners.
 
     Args:
-        config: the text; "" if the file has none.
-        name: the file's name.
+        config: source of the configuration; "" if the file has none.
+        name: the file name.
 
     Raises:
-        ValueError: the network has output stride 16 or 32; its tensors would look the same.
+        ValueError: the network has output stride 16 or 32, which cannot be inferred from the weights.
     """
     named = re.search(r"(?<!\d)(\d{3,4})x(\d{3,4})(?!\d)", name)
     size = _numbers(config, "crop_size") or (tuple(int(side) for side in named.groups()) if named else ())
     crop = (size[0], size[1]) if len(size) == 2 else None
     strides = _numbers(config, "strides")
     if strides != (1, 2, 1, 1) if strides else re.search(r"-d(16|32)[_-]", name):
-        raise ValueError("it was trained with an output stride of 16 or 32: only networks of stride 8 can be imported")
+        raise ValueError("it was trained with output stride 16 or 32: only output stride 8 can be imported")
     said = set(re.findall(r"align_corners=(True|False)", config))
     return (said == {"True"} if said else crop == (769, 769)), crop
 
 
 def _numbers(config: str, key: str) -> tuple[int, ...] | None:
-    """Return the first tuple of numbers that ``key`` is set to in the text of a configuration."""
+    """Return the first tuple of numbers assigned to ``key`` in the source of a configuration."""
     found = re.search(rf"\b{key}\s*=\s*\(([\d,\s]+)\)", config)
     return tuple(int(number) for number in re.findall(r"\d+", found[1])) if found else None
 
 
 def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool) -> Layout:
-    """Return the layout of a file, from its keys and shapes.
+    """Infer the layout of a file from its keys and tensor shapes.
 
     Args:
         found: the file's tensors.
-        recurrence: R of a criss-cross head, which no tensor tells.
-        align_corners: for the bilinear upsampling.
+        recurrence: R of a criss-cross head, which cannot be inferred from the weights.
+        align_corners: how the network upsamples bilinearly.
 
     Raises:
-        ValueError: the network has another head, or another backbone than a ResNet-50 or -101.
+        ValueError: the network has an unsupported head, or a backbone other than ResNet-50 or -101.
     """
     family = _family(found)
     context, names = _context(family, align_corners)
@@ -103,19 +103,19 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
 
 
 def _family(found: Mapping[str, Tensor]) -> str:
-    """Return the key of _HEADS whose modules are most like the file's; raise ValueError if the file has others."""
+    """Return the key of _HEADS that best matches the file's modules; raise ValueError if the file has others."""
     head = {key.split(".")[1] for key in found if key.startswith("decode_head.")}
     nearest = max(_HEADS, key=lambda family: len(_HEADS[family] & head) / len(_HEADS[family] | head))
     if foreign := sorted(head - _HEADS[nearest]):
         raise ValueError(
-            f"of mmsegmentation's heads, {', '.join(_HEADS)} can be imported, of which {nearest} is the nearest; this "
-            f"one also has decode_head.{', decode_head.'.join(foreign)}"
+            f"of mmsegmentation's heads, only {', '.join(_HEADS)} can be imported; the closest is {nearest}, but "
+            f"this one also has decode_head.{', decode_head.'.join(foreign)}"
         )
     return nearest
 
 
 def _conv_module(ours: str, theirs: str) -> Names:
-    """Return the names of mmsegmentation's ConvModule, a convolution and a batch norm."""
+    """Return the names of mmsegmentation's ConvModule, a convolution followed by batch norm."""
     return [(f"{ours}.0", f"{theirs}.conv"), (f"{ours}.1", f"{theirs}.bn")]
 
 
@@ -165,7 +165,7 @@ def _context(family: str, align_corners: bool) -> tuple[Node | None, Names]:
 
 
 def _image_branch_last(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Reorder the channels of the pyramid: theirs begins with the average of the image, this project's ends with it."""
+    """Reorder the pyramid's channels: mmsegmentation puts the image average first, this project puts it last."""
     fuse = weights["head.context.fuse.0.weight"]
     width = weights["head.context.image.0.weight"].shape[0]
     weights["head.context.fuse.0.weight"] = torch.roll(fuse, -width, dims=1)

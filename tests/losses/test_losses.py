@@ -223,7 +223,7 @@ def test_a_term_of_weight_zero_needs_no_output():
 
 def test_a_missing_output_and_mismatched_weights_are_named():
     loss = WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})
-    with pytest.raises(ValueError, match=r"'ccl' reads the output 'embedding'.*gives out, aux"):
+    with pytest.raises(ValueError, match=r"'ccl' reads the output 'embedding'.*returns out, aux"):
         loss(outputs(), torch.zeros(2, 16, 16).long())
     with pytest.raises(ValueError, match="need one weight each"):
         WeightedSum({"main": CrossEntropy()}, {"man": 1.0})

@@ -73,7 +73,7 @@ def test_attention_replaces_the_pyramid_and_nothing_else():
 def test_the_output_stride_is_16_unless_it_is_set():
     assert small().backbone.net.feature_info.reduction() == [4, 8, 16, 16]
     assert small(backbone__output_stride=8).backbone.net.feature_info.reduction() == [4, 8, 8, 8]
-    with pytest.raises(InstantiationException, match=r"reads four stages of the backbone, got 2: give out_indices"):
+    with pytest.raises(InstantiationException, match=r"needs four stages of the backbone, got 2: set out_indices"):
         small(backbone__out_indices=[-2, -1])
 
 

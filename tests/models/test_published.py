@@ -265,8 +265,8 @@ def test_missing_unused_and_misshapen_tensors_are_listed_in_one_error(states):
     with pytest.raises(ValueError) as caught:
         importing.convert({"state_dict": state}, PUBLISHED)
     assert str(caught.value) == (
-        "published.pth cannot be imported as a published checkpoint: its tensors do not make the "
-        "network that it seems to hold, 2 missing (backbone.layer2.0.bn1.running_var, "
+        "published.pth cannot be imported as a published checkpoint: its tensors do not match the "
+        "network that its keys indicate: 2 missing (backbone.layer2.0.bn1.running_var, "
         "decode_head.cca.query_conv.weight); 2 unused (auxiliary_head.extra, backbone.layer5.weight); 1 of another "
         "shape (decode_head.convs.1.conv.weight (16, 16, 1, 1) instead of (16, 16, 3, 3))"
     )
@@ -284,19 +284,19 @@ def test_other_networks_are_refused_with_the_nearest_names(states):
     head = "decode_head."
     refused(
         states["fcn"] | {f"{head}gc_block.conv_mask.weight": torch.zeros(1)},
-        "ccnet, nonlocal, fcn, pspnet, deeplabv3 can be imported, of which fcn is the nearest; this one also has "
+        "only ccnet, nonlocal, fcn, pspnet, deeplabv3 can be imported; the closest is fcn, but this one also has "
         r"decode_head\.gc_block",
     )
     refused(
         states["deeplabv3"]
         | {f"{head}c1_bottleneck.conv.weight": torch.zeros(1), f"{head}sep_bottleneck.x": torch.zeros(1)},
-        r"deeplabv3 is the nearest; this one also has decode_head\.c1_bottleneck, decode_head\.sep_bottleneck",
+        r"the closest is deeplabv3, but this one also has decode_head\.c1_bottleneck, decode_head\.sep_bottleneck",
     )
     psp = {key.replace("head.conva", "head.0.stages"): tensor for key, tensor in states["authors"].items()}
-    refused(psp, "of the authors' networks, ccnet can be imported; this one's head has 0 and not only bottleneck")
-    refused({"layer1.0.weight": torch.zeros(1)}, r"its tensors \(layer1\.0\.weight, \.\.\.\) are named neither as")
-    refused({}, "it holds no state dict")
-    refused({"epoch": 3}, "it holds no state dict")
+    refused(psp, "of the authors' networks, only ccnet can be imported: its head has bottleneck, .*, this one has 0")
+    refused({"layer1.0.weight": torch.zeros(1)}, r"its tensor names \(layer1\.0\.weight, \.\.\.\) match neither")
+    refused({}, "it contains no state dict")
+    refused({"epoch": 3}, "it contains no state dict")
 
 
 def test_other_backbones_are_refused(states):
@@ -305,13 +305,13 @@ def test_other_backbones_are_refused(states):
     basic = {key: tensor for key, tensor in states["fcn"].items() if "conv3" not in key}
     refused(basic, "has 6 basic blocks")
     # Networks of output stride 16 have the same tensors; the configuration in the file or the file's name tells.
-    coarse = "output stride of 16 or 32: only networks of stride 8"
+    coarse = "output stride 16 or 32: only output stride 8"
     refused(states["fcn"], coarse, "fcn_d6_r50-d16_512x1024_40k_cityscapes_20210305_130133-98d5d1bc.pth")
     refused(states["deeplabv3"], coarse, meta={"config": "strides=(1, 2, 2, 1), multi_grid=(1, 2, 4)"})
 
 
 def test_recurrence_is_at_least_one():
-    with pytest.raises(ValueError, match="recurrence is 0: give the loops that the network was trained with"):
+    with pytest.raises(ValueError, match="recurrence is 0: set the number of loops used in training"):
         importing.convert({}, PUBLISHED, recurrence=0)
 
 
