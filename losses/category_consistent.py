@@ -17,7 +17,7 @@ _BINS = 256
 
 
 class CategoryConsistentLoss(NamedTuple):
-    """The scalars in ``total = alpha * variance + beta * distance + gamma * regularization``."""
+    """The loss and its terms: ``total = alpha * variance + beta * distance + gamma * regularization``."""
 
     total: Array
     variance: Array

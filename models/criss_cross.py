@@ -17,15 +17,15 @@ from .layers import check_recurrence, residual_weight
 
 
 class CrissCrossAttention(nn.Module):
-    """One attention step from each position to its row and column (in clips, also to its position in other frames).
+    """Attention from each position to its row and column (in clips, also to the same position in the other frames).
 
         y = gamma * attention(query(x), key(x), value(x)) + x        (equation 2)
 
     The same weights apply to signals, images and clips: only the attention depends on the number of spatial axes.
 
     Args:
-        channels: C of the input and of the output.
-        query_channels: D; C // 8 by default, as in the paper.
+        channels: number of input and output channels C.
+        query_channels: number of query channels D; C // 8 by default, as in the paper.
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`models.layers.residual_weight`.
         recompute: recompute query, key and value in the backward pass instead of storing them, which saves 45 percent
@@ -67,10 +67,10 @@ class CrissCrossAttention(nn.Module):
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
 
     def _project(self, x: Tensor) -> Tensor:
-        """Apply the three 1x1 convolutions as one, whose slices need no copy: (N, C, *S) -> (N, 2 D + C, *S)."""
+        """Fuse the three 1x1 convolutions, (N, C, *S) -> (N, 2 D + C, *S); the operator reads the slices in-place."""
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
         weight = torch.cat([conv.weight for conv in convolutions])
-        bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])  # all have one
+        bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])  # all three have a bias
         if x.ndim == 4:
             return conv2d(x, weight, bias)
         # View one or three spatial axes as two; neither memory format needs a copy.
@@ -82,7 +82,7 @@ class RecurrentCrissCrossAttention(nn.Module):
     """R loops over one shared :class:`CrissCrossAttention` (section 3.3); R = 2 connects every pair of pixels.
 
     Args:
-        channels: C of the input and of the output.
+        channels: number of input and output channels C.
         recurrence: number of loops R; 0 is the identity and has no parameters.
         **attention: keyword arguments of :class:`CrissCrossAttention`.
     """

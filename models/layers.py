@@ -10,7 +10,7 @@ MAX_RECURRENCE = 64
 def conv_bn_relu(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1, negative_slope: float = 0.0
 ) -> nn.Sequential:
-    """Return convolution, batch norm and ReLU (leaky with a ``negative_slope``), which preserve the spatial size."""
+    """Return a convolution, batch norm and ReLU (leaky with a ``negative_slope``) that preserve the spatial size."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", dilation=dilation, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -32,7 +32,7 @@ def check_recurrence(recurrence: int) -> None:
 
 
 def residual_weight(gamma: str) -> nn.Parameter | None:
-    """Return the weight of an attention output when the residual is added; None means a constant 1.
+    """Return the weight applied to an attention output before adding the residual; None means a constant 1.
 
     Args:
         gamma: "learned" is one parameter initialised to 0, as in the authors' code: the module starts as the identity,

@@ -40,7 +40,7 @@ class MaskRCNN(detection.MaskRCNN):
             :class:`PyramidBackbone`. None for plain Mask R-CNN.
         channels: width of the feature pyramid and of the mask head; the box head is four times as wide. 256 is
             torchvision's default.
-        frozen: freeze the backbone's batch norm and all layers up to res2, as Mask R-CNN does. Use it only with
+        frozen: freeze the backbone's batch norm and all layers up to res2, as in Mask R-CNN. Use it only with
             pretrained weights: random ones would stay random.
         min_size, max_size: images are resized to a short side of ``min_size`` pixels, or less if the long side would
             otherwise exceed ``max_size`` pixels.

@@ -15,7 +15,7 @@ class SegmentationNetwork(nn.Module):
 
     Args:
         backbone: maps normalised images to a list of feature maps.
-        align_corners: how the logits are upsampled bilinearly; True in the authors' code.
+        align_corners: whether bilinear upsampling of the logits aligns corners; True in the authors' code.
     """
 
     mean: Tensor

@@ -18,7 +18,7 @@ class Parser(SegmentationNetwork):
             :class:`models.heads.ce2p.ParsingOutput`.
         embedding_channels: width of the 1x1 embedding of the head's context that the category consistent loss reads
             (16 in the CCNet paper, section 3.4); None to disable.
-        align_corners: how the logits are upsampled bilinearly; True in the authors' code.
+        align_corners: whether bilinear upsampling of the logits aligns corners; True in the authors' code.
     """
 
     def __init__(

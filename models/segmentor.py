@@ -20,7 +20,7 @@ class Segmentor(SegmentationNetwork):
             None to disable deep supervision.
         embedding_channels: width of the 1x1 embedding of the head's context that the category consistent loss reads
             (16 in the paper, section 3.4); None to disable.
-        align_corners: how the logits are upsampled bilinearly; True in the authors' code.
+        align_corners: whether bilinear upsampling of the logits aligns corners; True in the authors' code.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Segmentor(SegmentationNetwork):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Segment images: (N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux" and "embedding".
 
-        If built, "aux" has the shape of "out", and "embedding" is (N, embedding_channels, h, w). For clips
+        "aux" (shaped like "out") and "embedding" (N, embedding_channels, h, w) are returned only if built. For clips
         (N, 3, T, H, W), outputs have T in the same position, and frames interact only in the context module.
 
         Raises:

@@ -72,10 +72,10 @@ def _read_torch(path: Path) -> TensorFile:
 
 
 def _refuse_bomb(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise ValueError if an archive unpacks to more than its size in bytes; torch stores tensors uncompressed."""
+    """Raise ValueError if an archive unpacks to more bytes than the file has; torch stores tensors uncompressed."""
     unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > size:
-        raise ValueError(f"it would unpack to {unpacked} bytes from {size}, but torch does not compress its files")
+        raise ValueError(f"it would unpack to {unpacked} bytes, more than the file's {size}; torch does not compress")
 
 
 def _is_intact(archive: zipfile.ZipFile) -> bool:

@@ -7,7 +7,7 @@ class GlobalConvolution(nn.Module):
     """A k x k convolution built as the sum of two separable ones: k x 1 then 1 x k, and 1 x k then k x 1.
 
     Args:
-        channels: C of the input and of the output.
+        channels: number of input and output channels C.
         kernel_size: k, odd; 15 is the best in Table 1 of the paper.
     """
 

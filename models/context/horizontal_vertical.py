@@ -15,7 +15,7 @@ class HorizontalVertical(nn.Sequential):
     The shape (N, C, H, W) is unchanged.
 
     Args:
-        channels: C of the input and of the output.
+        channels: number of input and output channels C.
         **attention: keyword arguments of :class:`models.CrissCrossAttention`.
     """
 
@@ -27,7 +27,7 @@ class ParallelHorizontalVertical(nn.Module):
     """The sum of rows-then-columns and columns-then-rows, two branches with separate weights ("HV & VH").
 
     Args:
-        channels: C of the input and of the output.
+        channels: number of input and output channels C.
         **attention: keyword arguments of :class:`models.CrissCrossAttention`.
     """
 

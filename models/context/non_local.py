@@ -20,7 +20,7 @@ class NonLocal(nn.Module):
     torch's fused attention processes the value in slabs as wide as the query, a width that the fused kernels support.
 
     Args:
-        channels: C of the input and of the output, a multiple of 8.
+        channels: number of input and output channels C, a multiple of 8.
         gamma: "learned" or "fixed"; see :func:`models.layers.residual_weight`.
 
     Raises:
@@ -59,7 +59,7 @@ class BottleneckNonLocal(nn.Module):
     The scale of the batch norm is initialised to 0, so the block starts as the identity.
 
     Args:
-        channels: C of the input and of the output.
+        channels: number of input and output channels C.
     """
 
     def __init__(self, channels: int):

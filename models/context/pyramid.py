@@ -15,11 +15,11 @@ class PyramidPooling(nn.Module):
     Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, arXiv:1612.01105, section 3.2.
 
     Args:
-        channels: C of the input.
-        bins: bins per side of each grid.
+        channels: number of input channels C.
+        bins: number of bins per side of each grid.
         width: channels of each branch; C divided by the number of grids by default.
-        out_channels: channels of the output; C by default.
-        align_corners: how the pooled grids are upsampled bilinearly.
+        out_channels: number of output channels; C by default.
+        align_corners: whether bilinear upsampling of the pooled grids aligns corners.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class AtrousPyramid(nn.Module):
     Chen et al., Rethinking Atrous Convolution, 2017, arXiv:1706.05587, section 3.3.
 
     Args:
-        channels: C of the input.
+        channels: number of input channels C.
         width: channels of each branch; C / 2 by default, which is DeepLabv3's 256 for C = 512.
-        out_channels: channels of the output; C by default.
+        out_channels: number of output channels; C by default.
         dilations: one per 3x3 branch; (12, 24, 36) is meant for output stride 8.
         fuse_kernel_size: kernel size of the convolution that fuses the branches.
     """

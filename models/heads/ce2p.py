@@ -15,7 +15,7 @@ from ..context.pyramid import PyramidPooling
 from ..layers import conv_bn_relu, resize
 from .classifier import ClassifierHead
 
-_DETAIL_CHANNELS = 48  # to which the decoder reduces the first stage
+_DETAIL_CHANNELS = 48  # width to which the decoder reduces the first stage
 
 
 class ParsingOutput(NamedTuple):
@@ -35,7 +35,7 @@ class ParsingOutput(NamedTuple):
 
 
 class Context(Protocol):
-    """Interface of the context of a :class:`CE2PHead`, such as :class:`PyramidFeatures`.
+    """Interface of the context module of a :class:`CE2PHead`, such as :class:`PyramidFeatures`.
 
     Attributes:
         context_channels: width of the context features.
@@ -104,7 +104,7 @@ class PyramidFeatures(nn.Module):
     Args:
         in_channels: width of the backbone's last features.
         channels: width of the output.
-        bins: bins per side of each grid.
+        bins: number of bins per side of each grid.
     """
 
     def __init__(self, in_channels: int, *, channels: int = 512, bins: Sequence[int] = (1, 2, 3, 6)):
@@ -113,7 +113,7 @@ class PyramidFeatures(nn.Module):
         self.pyramid = PyramidPooling(in_channels, bins=bins, out_channels=channels, width=channels)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pooled features (N, channels, h, w) both as features and as context features."""
+        """Pool (N, in_channels, h, w) to (N, channels, h, w), returned both as features and as context features."""
         pooled = self.pyramid(features)
         return pooled, pooled
 

@@ -39,7 +39,7 @@ class MainHead(ClassifierHead):
     context_channels: int
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return logits (N, K, h, w) and context features (N, context_channels, h, w) of (N, in_channels, h, w).
+        """Map (N, in_channels, h, w) to logits (N, K, h, w) and context features (N, context_channels, h, w).
 
         For clips of ``frames`` frames each, the batch axis holds all frames, clip by clip.
         """

@@ -47,7 +47,7 @@ class ContextFeatures(nn.Module):
         self.bottleneck = conv_bn_relu(in_channels + channels, channels, negative_slope=negative_slope)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return fused features and the context module's output, each (N, channels, h, w), of (N, in_channels, h, w).
+        """Map (N, in_channels, h, w) to fused features and the context module's output, each (N, channels, h, w).
 
         For clips of T = ``frames`` frames each, the batch axis holds all frames, clip by clip, and the context module
         processes whole clips (N / T, channels, T, h, w).
@@ -88,6 +88,6 @@ class ContextHead(ContextFeatures, MainHead):
         self.add_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return logits (N, K, h, w) and context features (N, channels, h, w) of (N, in_channels, h, w)."""
+        """Map (N, in_channels, h, w) to logits (N, K, h, w) and context features (N, channels, h, w)."""
         fused, context = super().forward(features, frames)
         return self.scores(fused), context

@@ -37,7 +37,7 @@ class PyramidHead(MainHead):
         self.add_classifier(channels, num_classes, dropout)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return logits (N, K, h, w) and context features (N, channels, h, w) of (N, in_channels, h, w).
+        """Map (N, in_channels, h, w) to logits (N, K, h, w) and context features (N, channels, h, w).
 
         The frames of a clip are processed independently.
         """

@@ -21,7 +21,7 @@ class ContextHead(nnx.Module):
     def __call__(
         self, features: Array, frames: int | None = None, train: bool = False, key: Array | None = None
     ) -> tuple[Array, Array]:
-        """Compute logits and context features: (N, h, w, in_channels) -> (N, h, w, K), (N, h, w, channels).
+        """Map (N, h, w, in_channels) to logits (N, h, w, K) and context features (N, h, w, channels).
 
         For clips of ``frames`` frames each, the batch axis holds all frames, clip by clip.
         """

@@ -28,7 +28,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
     Args:
         found: the file's tensors.
         recurrence: R, which cannot be inferred from the weights.
-        align_corners: how the network upsamples bilinearly.
+        align_corners: whether bilinear upsampling aligns corners.
 
     Raises:
         ValueError: the network is not CCNet over a ResNet-50 or -101.
@@ -36,7 +36,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
     head = {key.split(".")[1] for key in found if key.startswith("head.")}
     if foreign := sorted(head - _HEAD):
         raise ValueError(
-            f"of the authors' networks, only ccnet can be imported: its head has {', '.join(sorted(_HEAD))}, this one "
+            f"of the authors' networks, only ccnet can be imported: its head has {', '.join(sorted(_HEAD))}; this one "
             f"has {', '.join(foreign)}"
         )
     channels = width(found, "head.conva.0.weight", 512)

@@ -56,8 +56,8 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
     Args:
         path: the file, .pth or .safetensors; it is read with ``weights_only=True``.
         recurrence: R of a criss-cross head, which cannot be inferred from the weights.
-        align_corners: how the network upsamples bilinearly. None means True for the authors' files; for
-            mmsegmentation's, the value in the file's configuration, or else True if the file name contains 769x769.
+        align_corners: whether bilinear upsampling aligns corners. By default, True for the authors' files; for
+            mmsegmentation's, as in the file's configuration, or else True if the file name contains 769x769.
 
     Returns:
         A network that maps RGB images (N, 3, H, W) in [0, 1] to {"out": (N, K, H, W)}; see

@@ -62,7 +62,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
     Args:
         found: the file's tensors.
         recurrence: R of a criss-cross head, which cannot be inferred from the weights.
-        align_corners: how the network upsamples bilinearly.
+        align_corners: whether bilinear upsampling aligns corners.
 
     Raises:
         ValueError: the network has an unsupported head, or a backbone other than ResNet-50 or -101.

@@ -293,7 +293,7 @@ def test_other_networks_are_refused_with_the_nearest_names(states):
         r"the closest is deeplabv3, but this one also has decode_head\.c1_bottleneck, decode_head\.sep_bottleneck",
     )
     psp = {key.replace("head.conva", "head.0.stages"): tensor for key, tensor in states["authors"].items()}
-    refused(psp, "of the authors' networks, only ccnet can be imported: its head has bottleneck, .*, this one has 0")
+    refused(psp, "of the authors' networks, only ccnet can be imported: its head has bottleneck, .*; this one has 0")
     refused({"layer1.0.weight": torch.zeros(1)}, r"its tensor names \(layer1\.0\.weight, \.\.\.\) match neither")
     refused({}, "it contains no state dict")
     refused({"epoch": 3}, "it contains no state dict")
