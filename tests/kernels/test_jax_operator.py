@@ -171,9 +171,9 @@ def test_bad_input_is_rejected():
         jax.jit(criss_cross_attention)(query, key[:, 1:], value)
     with pytest.raises(ValueError, match="value float64: cast them"):
         criss_cross_attention(query, key, value.astype(jnp.float64))
-    with pytest.raises(ValueError, match=r"and torch\.Tensor: give torch tensors, or jax arrays"):
+    with pytest.raises(ValueError, match=r"and torch\.Tensor: pass only torch tensors or only jax arrays"):
         criss_cross_attention(query, torch.zeros(query.shape), value)
-    with pytest.raises(ValueError, match="kernels take float16, bfloat16, float32, not float64"):
+    with pytest.raises(ValueError, match="kernels support float16, bfloat16, float32, not float64"):
         criss_cross_attention(*(array.astype(jnp.float64) for array in (query, key, value)), backend="triton")
     with pytest.raises(ValueError, match="lowered for a platform other than CUDA"):
         jax.jit(partial(criss_cross_attention, backend="triton"))(query, key, value)
@@ -188,7 +188,7 @@ def test_second_derivatives_are_rejected_except_by_the_reference():
 
         return jax.grad(lambda value: slope(value).sum())(arrays[2])
 
-    with pytest.raises(ValueError, match="differentiated once: for more use backend='reference'"):
+    with pytest.raises(ValueError, match="differentiated once: for higher derivatives use backend='reference'"):
         twice("auto")
     assert jnp.isfinite(twice("reference")).all()
 

@@ -168,10 +168,10 @@ def bad(**changes):
         ({name: tensor.to("meta") if name == "value" else tensor for name, tensor in bad().items()}, "value on meta"),
         ({name: tensor[..., 0, 0] for name, tensor in bad().items()}, "one to three spatial axes"),
         ({name: tensor[..., :0] for name, tensor in bad().items()}, "at least 1"),
-        (bad(axes=(2,)), r"axes \(2,\) do not fit 2 spatial axes"),
-        (bad(axes=()), "do not fit"),
-        (bad(axes=(1, 1)), "give different ones"),
-        (bad(axes=(-1,)), "do not fit"),
+        (bad(axes=(2,)), r"axes \(2,\) are invalid for 2 spatial axes"),
+        (bad(axes=()), "are invalid for"),
+        (bad(axes=(1, 1)), "choose distinct ones"),
+        (bad(axes=(-1,)), "are invalid for"),
         (bad(channel_axis=2), "channel_axis is 2"),
         (bad(backend="cuda"), "'cuda' is unknown: choose one of auto, triton, reference"),
     ],
@@ -182,7 +182,7 @@ def test_bad_input_is_rejected(arguments, message):
 
 
 def test_numpy_arrays_are_rejected():
-    with pytest.raises(ValueError, match=r"numpy\.ndarray: give torch tensors, or jax arrays"):
+    with pytest.raises(ValueError, match=r"numpy\.ndarray: pass only torch tensors or only jax arrays"):
         criss_cross_attention(*[torch.zeros(1, 1, 2, 2).numpy()] * 3)
 
 
