@@ -1,4 +1,4 @@
-"""A user's mistakes on the command line: one message, a non-zero exit, nothing half-written."""
+"""A user error on the command line produces a single message, a non-zero exit status and no partial files."""
 
 import multiprocessing
 
@@ -14,7 +14,7 @@ SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "
 
 
 def refused(run_entry, tmp_path, *command):
-    """Run a command that has to fail and to leave no file behind; return its message."""
+    """Run a command that must fail and leave no files behind; return its message."""
     before = set(tmp_path.rglob("*"))
     done = run_entry(*command, ok=False)
     left = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
@@ -34,7 +34,7 @@ def test_a_missing_ade20k_shows_folder_layout_and_source(run_entry, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, monkeypatch, rank):
     def fails(config, folder):
-        folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whoever fails
+        folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whichever fails
         raise ValueError("a mistake")
 
     monkeypatch.setattr("ccnet.engine.checkpoints.find_start", fails)
@@ -67,7 +67,7 @@ def test_a_bad_label_found_while_training_names_file_and_value(run_entry, tmp_pa
     )  # fmt: skip
     assert ".png holds the label value 3, outside the 4 values of this dataset (0 to 2, 255)" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not multiprocessing.active_children()  # which the process would wait for at its end
+    assert not multiprocessing.active_children()  # otherwise the process would wait for it on exit
 
 
 def test_a_file_that_is_no_checkpoint(run_entry, tmp_path):

@@ -17,7 +17,7 @@ from ccnet import train as training
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run, whose validation set has five images."""
+    """Return the folder of a finished run whose validation set has five images."""
     folder = tmp_path_factory.mktemp("run")
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=[*TINY, "recipe.max_iters=2", "dataset.val.length=5"])
@@ -26,13 +26,13 @@ def finished(tmp_path_factory):
 
 
 def test_two_processes_give_the_figures_of_one_to_the_last_digit(finished, tmp_path, run_entry, monkeypatch):
-    """Five images, which two processes cannot share evenly."""
+    """Two processes cannot split five images evenly."""
     command = (f"checkpoint={finished / 'best'}", "device=cpu", "num_workers=0", "save_predictions=true")
     run_entry("evaluate.py", *command, f"output={tmp_path / 'one'}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # as torchrun sets them
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # as set by torchrun
     command = (*command, f"output={tmp_path / 'two'}")
     other = subprocess.Popen(
         [sys.executable, "evaluate.py", *command],
@@ -41,7 +41,7 @@ def test_two_processes_give_the_figures_of_one_to_the_last_digit(finished, tmp_p
     for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
     done = run_entry("evaluate.py", *command)
-    assert other.communicate()[0] == ""  # the first process alone reports
+    assert other.communicate()[0] == ""  # only the first process reports
     assert other.returncode == 0
     assert done.stdout.count("mIoU") == 1
     one, two = (json.loads((tmp_path / part / "best_val_whole.json").read_text()) for part in ("one", "two"))

@@ -1,4 +1,4 @@
-"""Importing a package is cheap, and finds this repository's packages rather than others of the same names."""
+"""Importing a package is cheap and finds this repository's packages rather than others of the same name."""
 
 import importlib
 import subprocess

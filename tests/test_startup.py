@@ -1,4 +1,4 @@
-"""Entry points answer at once: they load neither torch nor anything else that takes seconds before they need it."""
+"""Entry points start fast: they load torch and other slow modules only when needed."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from conftest import ROOT
 
 SLOW = {"torch", "torchvision", "timm", "matplotlib", "numpy", "PIL", "jax", "wandb"}
 
-# Run as a user runs it, then report what was loaded and how much CPU time it took.
+# Run an entry point as a user does, then report the loaded modules and the CPU time.
 OBSERVED = """
 import atexit, json, os, resource, runpy, sys
 
@@ -27,7 +27,7 @@ runpy.run_path(sys.argv[0], run_name="__main__") if sys.argv[0].endswith(".py") 
 
 
 def observed(tmp_path, *command):
-    """Run a command in a new process; return it with the modules that it loaded and its seconds of CPU time."""
+    """Run a command in a new process; return it with the modules that it loaded and its CPU time in seconds."""
     done = subprocess.run(
         [sys.executable, "-c", OBSERVED, *map(str, command)],
         cwd=tmp_path, env=os.environ | {"OBSERVED": str(tmp_path / "seen")}, capture_output=True, text=True,

@@ -22,7 +22,7 @@ NO_DROPOUT = ("model.head.dropout=0", "model.aux_head.dropout=0")
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Let the runs share their compiled step."""
+    """Let the runs share a compiled step."""
     for name, value in (
         ("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax"))),
         ("jax_persistent_cache_min_compile_time_secs", 0),

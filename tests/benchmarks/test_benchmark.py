@@ -1,4 +1,4 @@
-"""The benchmark's peers compute what they say, and its counts are the paper's."""
+"""The benchmark's peers compute criss-cross attention, and its FLOP counts match the paper."""
 
 import csv
 
@@ -33,7 +33,7 @@ def test_a_wrong_peer_is_found():
 
 
 def test_least_cost_is_the_papers_arithmetic():
-    """8x97x97 in bfloat16, D = 64, C = 512: 16.8 and 35.5 GFLOP, 2304 and 4608 bytes and 8 per pixel."""
+    """8x97x97 in bfloat16, D = 64, C = 512: 16.8 and 35.5 GFLOPs, 2304 + 8 and 4608 + 8 bytes per pixel."""
     problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16")
     forward, backward = (plan.least_cost(problem, direction) for direction in ("forward", "backward"))
     assert [round(cost.flops / 1e9, 1) for cost in (forward, backward)] == [16.8, 35.5]
@@ -59,7 +59,7 @@ def test_recomputed_projection_changes_nothing():
 
 
 def test_complexity_table(tmp_path, config):
-    """GFLOPs are the paper's; two loops keep at most 64 MB in bfloat16 and, recomputed, 100 in float32."""
+    """GFLOPs match the paper; two loops keep at most 64 MB in bfloat16, or 100 MB in float32 with recomputation."""
     from ccnet.benchmarks.complexity import count_complexity
 
     config.output = str(tmp_path / "table")
@@ -126,7 +126,7 @@ def test_tuning_needs_a_gpu(config):
 def test_training_iterations_of_several_networks(tmp_path, config, monkeypatch):
     measured = []
 
-    def first_alone(*arguments, original=benchmark_train._alone):  # a process takes seconds to start
+    def first_alone(*arguments, original=benchmark_train._alone):  # starting a process takes seconds
         measured.append(original(*arguments) if not measured else measured[0])
         return measured[-1]
 

@@ -42,7 +42,7 @@ def test_camvid_full_merges_32_colours_into_11_classes(tmp_path):
     for split, stems in FULL_FRAMES.items():
         dataset = CamVidFull(root, split=split, transform=eval_transform())
         assert [dataset.name(index) for index in range(len(dataset))] == stems
-    # sky; archway is building; cone is pole; lane marking is road; void; motorcycle is bicyclist
+    # sky; archway -> building; cone -> pole; lane marking -> road; void; motorcycle -> bicyclist
     assert list(dict.fromkeys(dataset[0][1][0].tolist())) == [0, 1, 2, 3, 255, 10]
     label = dataset.pairs[0][1]
     wrong = np.array(Image.open(label))

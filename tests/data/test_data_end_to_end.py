@@ -75,7 +75,7 @@ def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
     masks = sorted((tmp_path / "scores" / f"{stem}_predictions").glob("*.png"))
     assert len(masks) == scores["images"]
 
-    # predict.py and evaluate.py agree on every pixel; of a video, predict.py needs the frames before the last.
+    # predict.py and evaluate.py agree on every pixel; for clips, predict.py also needs the preceding frames.
     files = [path for path in root.rglob(f"{masks[-1].stem}.*") if Image.open(path).mode == "RGB"]
     assert len(files) == 1
     given = files[0].parent if name == "camvid_video" else files[0]

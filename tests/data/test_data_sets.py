@@ -1,4 +1,4 @@
-"""Data sets read their real layouts, have the published classes, and name the user's mistakes."""
+"""Data sets read their real layouts, have the published classes, and report the user's mistakes."""
 
 import json
 

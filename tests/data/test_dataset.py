@@ -1,4 +1,4 @@
-"""Every data set offers what training, evaluation and drawing use."""
+"""Every data set implements the interface that training, evaluation and drawing use."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Missing images and labels are named."""
+"""Errors name missing images and labels."""
 
 import pytest
 from made_roots import read_folder

@@ -1,4 +1,4 @@
-"""Images are decoded upright, whatever their format; broken ones are named."""
+"""Images of every format are decoded upright; errors name broken ones."""
 
 import numpy as np
 import pytest
@@ -56,6 +56,6 @@ def test_pywuffs_and_pillow_read_every_kind_of_png_alike(tmp_path, monkeypatch, 
     (tmp_path / "rgb.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:-300])
     with pytest.raises(ValueError, match=r"rgb\.png cannot be read as an image, it may be truncated"):
         read_image(tmp_path / "rgb.png")
-    # A JPEG with the suffix .png.
+    # A JPEG with a .png suffix.
     Image.fromarray(pixels).save(tmp_path / "jpeg.png", format="JPEG")
     assert read_image(tmp_path / "jpeg.png").shape == (3, 33, 47)

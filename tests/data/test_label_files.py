@@ -1,4 +1,4 @@
-"""Label files of every kind are read; wrong values are named with their file."""
+"""Label files of every kind are read; errors name the file and its invalid value."""
 
 import numpy as np
 import pytest

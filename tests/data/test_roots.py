@@ -1,4 +1,4 @@
-"""A missing data folder is answered at once, with the expected layout and before torch is imported."""
+"""A missing data folder fails immediately: before torch is imported, with the expected layout in the message."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""Training samples are the same after a resume, with any number of workers."""
+"""Training samples are the same after a resume and with any number of workers."""
 
 import pytest
 import torch

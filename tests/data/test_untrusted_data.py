@@ -1,4 +1,4 @@
-"""Untrusted images, lists and annotations: limits on their size, and no way out of the data set's folder."""
+"""Untrusted images, lists and annotations: size limits, and no access outside the data set's folder."""
 
 import numpy as np
 import pytest
@@ -55,19 +55,19 @@ def test_an_environment_variable_moves_the_limit(tmp_path, decoder, monkeypatch,
     monkeypatch.setenv("CCNET_MAX_IMAGE_PIXELS", "many")
     with pytest.raises(ValueError, match="CCNET_MAX_IMAGE_PIXELS=many is not a whole number"):
         read_image(tmp_path / "a.png")
-    assert before == Image.MAX_IMAGE_PIXELS  # a program that uses this project keeps Pillow's own
+    assert before == Image.MAX_IMAGE_PIXELS  # a program that imports this project keeps Pillow's own limit
     assert not recwarn.list
 
 
 def test_aerial_images_are_read_without_a_warning(tmp_path, recwarn):
-    """At 10000 x 10000 pixels, Pillow alone would warn of an attack."""
+    """At 10000 x 10000 pixels, Pillow by itself would warn of a decompression bomb."""
     Image.new("1", (10_000, 10_000)).save(tmp_path / "aerial.png")
     assert LabelReader({0: 0})(tmp_path / "aerial.png").shape == (10_000, 10_000)
     assert not recwarn.list
 
 
 def test_skip_broken_does_not_skip_images_over_the_limit(tmp_path):
-    """The file is not broken: the user decides whether to remove it or to raise the limit."""
+    """The file is not broken: the user has to decide whether to remove it or raise the limit."""
 
     class One(torch.utils.data.Dataset):
         def __len__(self):
@@ -82,7 +82,7 @@ def test_skip_broken_does_not_skip_images_over_the_limit(tmp_path):
 
 
 def test_only_the_formats_of_the_suffixes_are_decoded(tmp_path):
-    """Pillow alone would start Ghostscript for an EPS file with any suffix."""
+    """Pillow by itself would start Ghostscript for an EPS file with any suffix."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     with pytest.raises(UnreadableImage, match=r"a\.png cannot be read as an image"):
         read_image(tmp_path / "a.png")
@@ -120,7 +120,7 @@ def test_a_list_cannot_name_files_outside_its_data_set(tmp_path):
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / "VOC2012" / folder).mkdir(parents=True)
     (root / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt").write_text("../../../secret/a\n")
-    with pytest.raises(FileNotFoundError, match=r"a\.jpg"):  # of a path it takes the name alone
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg"):  # it ignores the folders in a path
         VOC(root, split="train", transform=None)
 
 

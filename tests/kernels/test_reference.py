@@ -1,4 +1,4 @@
-"""The reference against a dense oracle that spells out the definition, position by position."""
+"""The reference equals a dense oracle that follows the definition position by position."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def test_equals_dense_oracle(spatial, axes):
 
 @pytest.mark.parametrize(("spatial", "number"), [((5, 4), 5 + 4 - 1), ((3, 5, 4), 3 + 5 + 4 - 2)])
 def test_every_key_counts_once(spatial, number):
-    """With equal scores, the position and each other of the H + W - 1 (T + H + W - 2) keys get the same weight."""
+    """With equal scores, each of the H + W - 1 (T + H + W - 2) keys, the position included, gets the same weight."""
     zeros = torch.zeros(1, 2, *spatial, dtype=torch.float64)
     position = tuple(size // 2 for size in spatial)
     weights = criss_cross_weights(zeros, zeros, position)[0]
@@ -100,7 +100,7 @@ def test_low_precision(dtype, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_large_scores_do_not_overflow(dtype):
-    """64 channels of 40 give scores of 102400, beyond float16; the softmax stays finite."""
+    """64 channels of value 40 give scores of 102400, beyond float16; the softmax stays finite."""
     query = torch.full((1, 64, 3, 4), 40.0, dtype=dtype)
     key = query.clone()
     key[..., 1] = -40

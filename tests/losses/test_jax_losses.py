@@ -1,4 +1,4 @@
-"""Losses and gradients on JAX arrays equal those on torch tensors, also inside jax.jit."""
+"""Losses and gradients on JAX arrays equal those on torch tensors, with and without jax.jit."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def float64():
 
 
 def both(loss, arrays, labels):
-    """Return the terms and the gradients of the first one in torch, in JAX, and in JAX under jit."""
+    """Return the loss terms and the gradients of the first array in torch, in JAX, and in JAX under jit."""
     tensors = {name: torch.from_numpy(array).requires_grad_() for name, array in arrays.items()}
     terms = loss(tensors, torch.from_numpy(labels))
     gradients = torch.autograd.grad(terms[0], list(tensors.values()), allow_unused=True)

@@ -1,4 +1,4 @@
-"""Losses equal loops written from their definitions, and stay finite where naive formulas give NaN."""
+"""Losses equal explicit loops over their definitions, and stay finite where naive formulas give NaN."""
 
 import math
 
@@ -66,7 +66,7 @@ def test_ccl_equals_loops(spread, distance):
 
 
 def test_ccl_follows_every_branch_of_the_piecewise_distance():
-    """Two pixels at distance d from their mean, below and above delta_v and delta_d; continuous at delta_d."""
+    """Two pixels at distance d from their mean, with d below and above delta_v and delta_d; continuous at delta_d."""
 
     def variance(d, **options):
         embedding = torch.tensor([[[[-d, d]]]], dtype=torch.float64)
@@ -181,7 +181,7 @@ def test_no_valid_pixel_gives_a_zero_that_back_propagates(loss):
 @pytest.mark.parametrize("min_kept", [0, 64, 640, 10**6])
 @pytest.mark.parametrize("threshold", [0.05, 0.7])
 def test_ohem_follows_the_authors_rule(threshold, min_kept):
-    """With 73 pixels per side, the 9 points of the reduced map are every ninth pixel: indexing replaces resizing."""
+    """With 73 pixels per side, the downsampled map holds every ninth pixel, so that indexing replaces resizing."""
     logits = 2 * torch.randn(2, 3, 73, 73, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 73, 73))
     labels[:, :9] = 255

@@ -38,7 +38,7 @@ def test_outputs_have_the_inputs_size_and_every_parameter_learns(name, size):
 
 
 def test_the_head_has_the_published_layers():
-    """Widths at the paper's size: a pyramid of 512 on 2048, 48 details, 256 in the branches, 1024 to fuse."""
+    """Channels at the paper's size: pyramid 2048 -> 512, details 48, branches 256, fusion 1024."""
     head = create_model("ce2p", num_classes=20, backbone="resnet50").head
     shapes = {key: tuple(p.shape[:2]) for key, p in head.named_parameters() if p.ndim == 4}
     assert shapes == {
@@ -60,7 +60,7 @@ def test_the_head_has_the_published_layers():
 
 
 def test_attention_replaces_the_pyramid_and_nothing_else():
-    """All other tensors keep their names and shapes, and the attention starts as the identity."""
+    """All other tensors keep their names and shapes, and the attention is initially the identity."""
     pyramid, attention = (
         {key: tensor.shape for key, tensor in small(name).state_dict().items() if "head.context" not in key}
         for name in ("ce2p", "ce2p_rcca")
@@ -83,7 +83,7 @@ def edges_by_loop(labels, ignore_index=255):
     marked = np.zeros_like(labels, dtype=bool)
     for y in range(height):
         for x in range(width):
-            # The neighbours that the pixel is compared with.
+            # The neighbours to which the pixel is compared.
             for other_y, other_x in ((y - 1, x), (y, x + 1), (y + 1, x + 1), (y + 1, x - 1)):
                 if 0 <= other_y < height and 0 <= other_x < width:
                     pair = {int(labels[y, x]), int(labels[other_y, other_x])}
@@ -117,7 +117,7 @@ def test_a_straight_border_gives_an_edge_of_four_pixels_and_void_gives_none():
 
 
 def balanced_by_numpy(logits, edges):
-    """Return half the mean over edge pixels plus half the mean over the others."""
+    """Return half the mean loss over edge pixels plus half the mean loss over the others."""
     logits = logits.astype(np.float64)
     picked = np.take_along_axis(logits, np.where(edges == 255, 0, edges)[:, None], axis=1)[:, 0]
     losses = np.log(np.exp(logits).sum(axis=1)) - picked
@@ -132,7 +132,7 @@ def test_edge_loss_balances_edge_pixels_and_others(share):
     logits = generator.normal(0, 3, (2, 2, 20, 30))
     got = balanced_edge_loss(torch.from_numpy(logits), torch.from_numpy(edges))
     assert got.item() == pytest.approx(balanced_by_numpy(logits, edges), rel=1e-12)
-    # The published form is torch's weighted mean with the weights N- / N and N+ / N.
+    # The published form is torch's weighted mean with weights N- / N and N+ / N.
     counts = [(edges == kind).sum() for kind in (0, 1)]
     weight = torch.tensor([counts[1], counts[0]], dtype=torch.float64) / sum(counts)
     want = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(edges), weight, ignore_index=255)
@@ -151,7 +151,7 @@ def test_edge_loss_without_edges_or_without_others_is_a_zero_that_back_propagate
 
 @pytest.mark.parametrize("name", ["ce2p", "ce2p_rcca"])
 def test_it_learns_a_few_synthetic_images(name):
-    """Stripes of three classes at random positions, which differ in their grey value only."""
+    """Stripes of three classes at random positions that differ only in grey value."""
     torch.manual_seed(1)
     borders = torch.randint(8, 24, (2, 2)).sort(dim=1).values
     columns = torch.arange(33)

@@ -1,4 +1,4 @@
-"""The networks in Flax NNX give what their torch twins give, with the same weights."""
+"""The Flax NNX networks give the same results as their torch twins with the same weights."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ NETWORKS = [(name, "resnet10t", (65, 97)) for name in NAMES] + [
 
 
 def trained(name, backbone="resnet10t", **options):
-    """Return a network in which no weight and no statistic has its initial value."""
+    """Return a network in which every weight and statistic differs from its initial value."""
     network = create_model(name, backbone=backbone, **SMALL, **options)
     with torch.no_grad():
         for key, tensor in network.state_dict().items():
@@ -88,7 +88,7 @@ def train_network():
 
 
 def loss_and_gradients(twin, images, **options):
-    """Return the mean squares of all outputs summed, the outputs, and gradients and statistics by name."""
+    """Return the sum of the mean squares of all outputs, the outputs, and gradients and statistics by name."""
     graph, parameters, rest = nnx.split(twin, nnx.Param, ...)
 
     def loss(parameters, images):
@@ -101,7 +101,7 @@ def loss_and_gradients(twin, images, **options):
 
 
 def test_training_gives_the_same_outputs_gradients_and_statistics():
-    """float64 keeps rounding from moving a value across the kink of a ReLU."""
+    """In float64, rounding does not move values across the kink of a ReLU."""
     network, images = train_network()
     network, images = network.double(), images.double()
     with jax.enable_x64(True):
@@ -124,7 +124,7 @@ def test_training_gives_the_same_outputs_gradients_and_statistics():
 
 
 def test_a_batch_sharded_over_devices_is_one_batch():
-    """Statistics, loss and gradients are those of the whole batch, as on one device."""
+    """Statistics, loss and gradients are those of the whole batch, as on a single device."""
     network, images = train_network()
     small = twin(network)
     value, _, found = loss_and_gradients(small, to_jax(images))

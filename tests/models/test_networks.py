@@ -1,4 +1,4 @@
-"""The context modules, the backbones and ccnet in detail; test_every_model.py tests what all networks share."""
+"""Context modules, backbones and CCNet in detail; test_every_model.py tests what all networks have in common."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from ccnet.models.context.horizontal_vertical import HorizontalVertical, Paralle
 from ccnet.models.context.non_local import NonLocal
 
 needs_interpreter = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="the Triton kernels take CPU tensors in its interpreter only"
+    torch.cuda.is_available(), reason="the Triton kernels only take CPU tensors in interpreter mode"
 )
 
 
@@ -27,7 +27,7 @@ def test_output_has_the_inputs_size_and_every_parameter_learns(size):
     model = small(embedding_channels=16)
     for key, parameter in model.named_parameters():
         if key.endswith("gamma"):
-            nn.init.ones_(parameter)  # at 0, its start, query and key get no gradient
+            nn.init.ones_(parameter)  # at the initial 0, query and key get no gradient
     output = model.train()(torch.rand(2, 3, *size))
     assert output["out"].shape == output["aux"].shape == (2, 5, *size)
     assert output["embedding"].shape[:2] == (2, 16)
@@ -45,7 +45,7 @@ def test_loops_share_their_parameters(recurrence):
 
 
 def test_the_head_has_the_layers_of_the_paper():
-    """Widths and order at the paper's size: 512 channels, 64 of query and key."""
+    """Channels and order at the paper's size: 512 channels, 64 for query and key."""
     head = create_model("ccnet", num_classes=19, backbone="resnet50").head
     shapes = {key: tuple(p.shape) for key, p in head.named_parameters() if p.ndim == 4}
     assert shapes == {
@@ -120,7 +120,7 @@ def test_the_module_applies_the_operator_to_its_projections(spatial, channels_la
 
 
 def test_clips_meet_in_the_attention_alone():
-    """A clip of one frame equals an image, and frames see each other through the attention only."""
+    """A clip of one frame equals an image, and frames interact only through the attention."""
     model = create_model(
         "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16
     ).eval()
@@ -149,7 +149,7 @@ def test_clips_train():
 
 @pytest.mark.parametrize(("recurrence", "solved"), [(3, True), (0, False)])
 def test_a_clips_last_frame_is_classified_by_its_first(recurrence, solved):
-    """The last frames of four clips are equal; only the first frames tell the two classes apart."""
+    """The last frames of all four clips are identical; only the first frames distinguish the two classes."""
     torch.manual_seed(0)
     clips = torch.full((4, 3, 3, 33, 33), 0.5)
     kinds = torch.tensor([0, 1, 0, 1])
@@ -166,12 +166,12 @@ def test_a_clips_last_frame_is_classified_by_its_first(recurrence, solved):
         loss = torch.nn.functional.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
-    assert loss < 0.35 if solved else loss > 0.65, loss  # guessing costs log 2 = 0.69
+    assert loss < 0.35 if solved else loss > 0.65, loss  # chance level is log 2 = 0.69
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_interpreter)])
 def test_recomputed_projections_give_the_same_gradients(backend):
-    """Recomputing query, key and value in the backward pass gives the same output and gradients, to rounding."""
+    """Recomputing query, key and value in the backward pass gives the same output and gradients up to rounding."""
     module = CrissCrossAttention(16, gamma="fixed", backend=backend)
     x = torch.randn(2, 16, 9, 7)
     upstream = torch.randn_like(x)
@@ -237,7 +237,7 @@ def test_errors_for_unknown_names_suggest_the_nearest():
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
 def test_local_weights_of_the_full_timm_model(tmp_path, name, suffix):
-    """convnext's feature network spells its keys differently from the full model that a user downloads."""
+    """convnext's feature extractor names its keys differently from the full model that a user downloads."""
     import timm
     from safetensors.torch import save_file
 

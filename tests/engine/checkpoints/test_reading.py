@@ -1,4 +1,4 @@
-"""Each kind of checkpoint is read by opening its file once, and gives one network."""
+"""Each kind of checkpoint is read by opening its file once and building one network."""
 
 import builtins
 import json
@@ -19,7 +19,7 @@ CLASSES, PALETTE = list("abcd"), [[index, 0, 255] for index in range(4)]
 
 @pytest.fixture(scope="module")
 def made():
-    """A checkpoint of a small network."""
+    """Return a checkpoint of a small network."""
     torch.manual_seed(0)
     config = small_config()
     return Checkpoint(build(config["model"]).state_dict(), config, CLASSES, PALETTE, 7, {"miou": 0.5})
@@ -61,7 +61,7 @@ def test_a_published_network_is_built_once(tmp_path, monkeypatch):
     for module in (importing, networks):
         monkeypatch.setattr(module, "build", counting)
     found = checkpoints.load(tmp_path / "published.pth")
-    assert built == ["meta"]  # the names and shapes of its tensors, without their numbers
+    assert built == ["meta"]  # only the names and shapes of its tensors
     assert checkpoints.network(found)(torch.rand(1, 3, 33, 33))["out"].shape == (1, 3, 33, 33)
     assert built == ["meta", "cpu"]
     (tmp_path / "published.pth").unlink()

@@ -16,7 +16,7 @@ def picture(height=240, width=320):
 
 
 def two_objects(height=240, width=320):
-    """Two squares, the second over a corner of the first."""
+    """Return two squares, the second of which overlaps a corner of the first."""
     masks = torch.zeros(2, height, width, dtype=torch.uint8)
     masks[0, 60:160, 40:140] = 1
     masks[1, 140:220, 120:300] = 1
@@ -40,7 +40,7 @@ def test_masks_are_blended_in_one_colour_per_object_and_overlaps_show_both():
     assert near(drawn[:, 200, 250], blended(grey, SECOND))
     assert near(drawn[:, 150, 130], blended(blended(grey, FIRST), SECOND))
     assert torch.equal(drawn[:, 20, 310], image[:, 20, 310])
-    assert torch.equal(image, picture())  # the picture itself is not drawn on
+    assert torch.equal(image, picture())  # the input image is not modified
 
 
 def test_boxes_are_outlined_and_labels_stand_above_them():
@@ -49,7 +49,7 @@ def test_boxes_are_outlined_and_labels_stand_above_them():
         assert near(drawn[:, y, x], FIRST)
     label = drawn[:, 51:60, 42:60]  # just above the box
     on_label = (label.float() - FIRST[:, None, None]).abs().amax(dim=0) <= 1
-    assert 0.3 < on_label.float().mean() < 0.95  # a background, and text that differs from it
+    assert 0.3 < on_label.float().mean() < 0.95  # a background and text of another colour
     assert (drawn[:, 30:45, 42:60] == 100).all()
 
 
@@ -59,7 +59,7 @@ def test_a_label_says_class_and_score():
     without, with_scores = draw_objects(picture(), truth, CLASSES), draw_objects(picture(), objects, CLASSES)
     changed = (without != with_scores).any(dim=0).nonzero()
     assert len(changed) > 0
-    assert changed[:, 1].min() > 50  # "disc" stays, the score comes after it
+    assert changed[:, 1].min() > 50  # "disc" is unchanged, and the score follows it
     again = draw_objects(picture(), objects | {"scores": torch.tensor([0.987, 0.6])}, CLASSES)
     assert (again != with_scores).any()
 
@@ -83,9 +83,9 @@ def test_a_panel_shows_truth_beside_prediction(tmp_path):
     second = {key: value[1:] for key, value in objects.items()}
     save_object_panel(tmp_path / "panel.png", [(picture() / 255, first, second)], CLASSES)
     pixels = np.array(Image.open(tmp_path / "panel.png").convert("RGB")).astype(int)
-    colour = np.array(distinct_colours(1)[0])  # every picture starts with the first colour
+    colour = np.array(distinct_colours(1)[0])  # every image starts with the first colour
     outlined = np.abs(pixels - colour).max(axis=2) <= 8
     image, truth, prediction = np.array_split(outlined, 3, axis=1)
     assert not image.any()
     rows = [np.nonzero(part)[0].mean() for part in (truth, prediction)]
-    assert rows[0] < rows[1]  # the first object lies above the second
+    assert rows[0] < rows[1]  # the first object is drawn over the second

@@ -1,4 +1,4 @@
-"""Tables against the expected text, Markdown and CSV; charts and pictures are seen in the tests of their callers."""
+"""Tables match the expected text, Markdown and CSV; the tests of their callers cover charts and images."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""Attention maps against products of the loops' attention matrices."""
+"""Attention maps equal products of the attention matrices of the loops."""
 
 import numpy as np
 import pytest

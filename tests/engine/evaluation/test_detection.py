@@ -1,4 +1,4 @@
-"""Objects: COCO's annotations, Mask R-CNN with context, average precision, and the entry points."""
+"""Detection: COCO annotations, Mask R-CNN with context, average precision, and the entry points."""
 
 import csv
 import json
@@ -120,7 +120,7 @@ def test_a_users_mistakes_get_one_sentence(root, tmp_path):
 
 
 def made_detections(dataset, generator):
-    """The truth, moved and resized a little, some of it missed or mistaken, and some detections of nothing."""
+    """Return slightly perturbed ground truth with some wrong classes and false positives."""
     outputs = []
     for index in range(len(dataset)):
         _, target = dataset[index]
@@ -187,10 +187,10 @@ def small(**overrides):
 
 
 def test_context_stands_before_the_last_block_of_res4_and_starts_without_effect():
-    """ResNet-50: 1024 channels at stride 16. Every other entry keeps its name."""
+    """ResNet-50: 1024 channels at stride 16. All other tensors keep their names."""
     shapes = {}
     for context in (None, "rcca", "nonlocal"):
-        with torch.device("meta"):  # the shapes alone
+        with torch.device("meta"):  # only the shapes matter
             model = create_model("mask_rcnn", num_classes=80, backbone="resnet50", context=context)
         shapes[context] = {key: tensor.shape for key, tensor in model.state_dict().items()}
         blocks = [name for name, _ in model.backbone.body["layer3"].named_children()]
@@ -222,7 +222,7 @@ def test_context_stands_before_the_last_block_of_res4_and_starts_without_effect(
     changed = [
         level for level, one in model.backbone(image).items() if not torch.equal(one, features["without"][level])
     ]
-    assert changed == list(features["with"])  # the pyramid carries it down to every level
+    assert changed == list(features["with"])  # the feature pyramid propagates it to every level
 
 
 def test_paper_baseline_freezes_batch_norm_and_res2():
@@ -265,7 +265,7 @@ def test_unknown_context_and_unfit_backbone_get_one_sentence():
 
 
 def test_schedule_is_mask_rcnns():
-    """A third of the rate, linearly up over 500 iterations, divided by 10 at 60k and at 80k."""
+    """Linear warm-up from a third of the learning rate over 500 iterations, decay by a factor of 10 at 60k and 80k."""
     config = composed(ROOT)
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=config.recipe.lr)
@@ -288,7 +288,7 @@ def composed(root, *overrides):
 
 @pytest.fixture(scope="module")
 def finished(root, tmp_path_factory):
-    """The folder of a finished run of two iterations."""
+    """Return the folder of a finished run of two iterations."""
     folder = tmp_path_factory.mktemp("run")
     training.train(composed(root, *TINY), folder)
     return folder
@@ -362,7 +362,7 @@ def test_predict_writes_objects_and_draws_them(root, finished, tmp_path, run_ent
 
 
 def test_wandb_takes_the_boxes(root):
-    """What the task hands over is what ``wandb.Image`` accepts, also without an object."""
+    """``wandb.Image`` accepts what the task passes to it, even without any object."""
     import wandb
 
     from ccnet.engine.evaluation.tasks.detection import Detection
@@ -410,7 +410,7 @@ def test_a_checkpoint_of_other_classes_is_refused(root, finished, tmp_path, run_
 
 @pytest.mark.skipif(not (SHARED / "data" / "coco_sample").is_dir(), reason="no ../shared/data/coco_sample here")
 def test_real_annotations_are_read_as_pycocotools_does():
-    """50 images, 470 objects, 5 of them crowds as run lengths, one image without any."""
+    """50 images, one of them empty, with 470 objects, 5 of which are crowds in RLE."""
     root = SHARED / "data" / "coco_sample"
     dataset = loaded(root, "train2017")
     official = COCO(root / "annotations" / "instances_train2017.json")

@@ -1,4 +1,4 @@
-"""Processes that share out the images of a detection data set find what one finds alone."""
+"""Several processes that split a detection data set get the same results as a single process."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from ccnet.engine.evaluation.detection import evaluate_objects
 
 
 class Finder(torch.nn.Module):
-    """Finds each object a pixel too far to the right, and once more elsewhere; many with equal scores."""
+    """A network that detects every object one pixel too far right and once more elsewhere, with many tied scores."""
 
     def __init__(self, dataset):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Files of predicted label maps."""
+"""Saved files of predicted label maps."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Checkpoints from before this project was the package `ccnet` name classes that have moved since."""
+"""Checkpoints that predate the package `ccnet` refer to classes that have since moved."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from ccnet.models import list_models
 from ccnet.models.factory import build
 
 PAIRS = [(part, target) for part, targets in FORMER_TARGETS.items() for target in targets]
-# Classes whose own name has changed too, former -> present.
+# Classes that were also renamed, former -> current name.
 RENAMED = {"DirectHead": "PyramidHead", "GivenLosses": "DetectionLoss"}
 
 
@@ -40,7 +40,7 @@ def targets(node):
 
 
 def written(path, config, weights=None):
-    """Write a checkpoint whose configuration has former names."""
+    """Write a checkpoint whose configuration contains former names."""
     config = former_names(config)
     assert not any(target.startswith("ccnet") for target in targets(config))
     checkpoints.save(Checkpoint(weights or {"w": torch.ones(1)}, config, list("abcd"), [[0, 0, 0]] * 4, 1, {}), path)
@@ -98,7 +98,7 @@ def test_every_data_set_is_named(tmp_path, dataset):
         samples = build_dataset(OmegaConf.create(saved.config["dataset"]), "val", lambda image, labels: (image, labels))
         assert samples[0][0].ndim == 3
     else:
-        with pytest.raises(InstantiationException, match=r"dataset\."):  # from the class, which looks for files
+        with pytest.raises(InstantiationException, match=r"dataset\."):  # raised by the class, which looks for files
             build_dataset(OmegaConf.create(saved.config["dataset"]), "val", None)
 
 

@@ -1,4 +1,4 @@
-"""A run writes down no secret of the environment."""
+"""A run writes no secrets from the environment to disk."""
 
 import subprocess
 
@@ -15,7 +15,7 @@ SECRETS = {
 
 
 def test_a_run_writes_no_secret_of_the_environment(run_entry, tmp_path, monkeypatch):
-    """The remote of the repository holds a token, its changes a password; W&B writes its log offline."""
+    """The git remote URL contains a token and the diff a password; W&B logs offline."""
     for command in (["init", "-q"], ["remote", "add", "origin", "https://ghp_remote:x-oauth-basic@github.com/x/y.git"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     (tmp_path / "settings.ini").write_text("password = diffsecret")

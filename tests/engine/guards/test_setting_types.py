@@ -1,4 +1,4 @@
-"""A setting of the wrong type or out of bounds gets one message."""
+"""A setting of the wrong type or out of bounds produces a single message."""
 
 import pytest
 from conftest import TINY

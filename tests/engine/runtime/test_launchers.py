@@ -1,4 +1,4 @@
-"""Processes of launchers: runs in processes of their own, and their GPUs."""
+"""Launchers: runs in separate processes, and the GPUs assigned to them."""
 
 import os
 import signal

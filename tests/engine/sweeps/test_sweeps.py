@@ -1,4 +1,4 @@
-"""Sweeps: the paper's tables, runs that fail, several at once, a search, jobs of Slurm."""
+"""Sweeps: the paper's tables, failing runs, parallel runs, hyperparameter search and Slurm jobs."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ def is_picture(path):
 
 
 def test_table_2_sweeps_the_recurrence():
-    """Cityscapes brings the category consistent loss, which only the last row has."""
+    """Cityscapes selects the category consistent loss by default, but only the last row uses it."""
     seen = []
     for own in jobs("recurrence"):
         config = composed("dataset=cityscapes", "num_classes=19", "backbone=beacons", "model.head.channels=16", *own)
@@ -139,7 +139,7 @@ def test_the_report_names_a_result_of_an_earlier_version(tmp_path):
 
 @contextmanager
 def failing(monkeypatch, *numbers):
-    """Let the runs of these numbers fail; yield the list of the numbers of all runs that train."""
+    """Make the runs with the given numbers fail; yield the list of numbers of all runs that train."""
     trained = []
 
     def flaky(config, split, transform):
@@ -220,7 +220,7 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'ccnet[joblib]'")
     folder, out = tmp_path / "sweep", tmp_path / "out"
     endless = ["recipe.max_iters=100000", "recipe.val_every=100000", "model.head.recurrence=0,1,2,3"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     with open(out, "w") as written:
         launcher = subprocess.Popen(
             [sys.executable, ROOT / "train.py", "-m", "hydra/launcher=parallel", *TINY, *endless, "num_workers=1",
@@ -244,7 +244,7 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
         run = next(run for worker in children(launcher.pid) for run in children(worker))
         os.kill(run, signal.SIGKILL)
         wait(lambda: under_way() == {"0", "1", "2"})
-        os.kill(launcher.pid, signal.SIGINT)  # the launcher alone
+        os.kill(launcher.pid, signal.SIGINT)  # only the launcher
         assert launcher.wait(10) == -signal.SIGINT
         wait(lambda: not members(launcher.pid))
     finally:
@@ -294,7 +294,7 @@ def test_a_missing_plugin_is_named(run_entry, monkeypatch, choice, extra):
 
 
 def test_a_slurm_job_requests_a_signal_before_its_end(tmp_path, run_entry, monkeypatch):
-    """Everything up to sbatch, in whose place a script fails."""
+    """Everything runs up to sbatch, which is replaced by a script that fails."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'ccnet[slurm]'")
     for name in ("sbatch", "srun"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")

@@ -1,4 +1,4 @@
-"""Two processes that share each batch give the results of one process with the whole batch."""
+"""Two processes that split each batch get the same results as one process with the whole batch."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -30,9 +30,9 @@ OHEM = [
 
 
 def iterations(rank=0, number=1, overrides=(), count=ITERATIONS, spoilt=()):
-    """Return the terms of each iteration, then gradients and batch norm's statistics of the last one, in float64.
+    """Return the loss terms of each iteration, then gradients and batch norm statistics of the last one, in float64.
 
-    In iterations that are ``spoilt`` the last picture of the batch is no number.
+    In ``spoilt`` iterations the last image of the batch is NaN.
     """
     torch.manual_seed(1)
     config = composed("num_classes=4", *OHEM, *overrides)
@@ -46,7 +46,7 @@ def iterations(rank=0, number=1, overrides=(), count=ITERATIONS, spoilt=()):
         images = torch.rand(BATCH, 3, 33, 41, generator=generator, dtype=torch.float64)
         images[-1] *= float("nan") if iteration in spoilt else 1
         labels = torch.randint(0, 4, (BATCH, 33, 41), generator=generator)
-        labels[0, 5:] = 255  # the processes have unequal numbers of valid pixels
+        labels[0, 5:] = 255  # the processes have different numbers of valid pixels
         own = slice(rank * BATCH // number, (rank + 1) * BATCH // number)
         loss, parts, _ = train_step(
             task, forward, criterion, optimizer, images[own], labels[own],

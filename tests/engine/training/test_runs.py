@@ -31,14 +31,14 @@ def composed(*overrides):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a finished run of four iterations."""
+    """Return the folder of a finished run of four iterations."""
     folder = tmp_path_factory.mktemp("whole")
     training.train(composed(), folder)
     return folder
 
 
 def at_call(number, do, function):
-    """Return a function that first calls `do` at its `number`-th call."""
+    """Wrap `function` so that its `number`-th call first calls `do`."""
     calls = []
 
     def changed(*arguments, **named):
@@ -81,7 +81,7 @@ def test_a_signal_saves_the_run_and_resume_auto_continues_it(
     assert (found, saved.iteration) == (folder, iteration)
     training.train(composed(), folder, saved)
     assert same_weights(whole, folder)
-    assert (folder / "val.csv").read_text().count("\n") == 3  # the validation that was dropped has been done again
+    assert (folder / "val.csv").read_text().count("\n") == 3  # the validation that was lost has been repeated
 
 
 def test_resume_auto_says_which_checkpoints_it_skipped_and_why(whole, tmp_path, capsys):
@@ -126,7 +126,7 @@ def test_a_flipped_bit_in_the_tensors_is_detected(whole, tmp_path, name):
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(whole, tmp_path):
-    """A limit on the size of files stands in for a full disk."""
+    """A file size limit simulates a full disk."""
     folder = shutil.copytree(whole, tmp_path / "run")
     saved = checkpoints.load(folder / "last.pt")
     names = sorted(path.name for path in folder.iterdir())
@@ -143,7 +143,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(whole, tmp_path):
 
 
 def nan_at(number):
-    """Return a training step whose images hold a NaN at the `number`-th call."""
+    """Return a training step whose images contain a NaN in the `number`-th call."""
     calls = []
 
     def step(task, model, criterion, optimizer, images, labels, **named):
@@ -181,7 +181,7 @@ def test_last_and_previous_checkpoint_are_of_different_iterations(whole, tmp_pat
     _, start = find_start(composed("resume=auto"), tmp_path / "new")
     training.train(composed(), folder, start)
     assert same_weights(whole, folder)
-    assert checkpoints.load(folder / "previous.pt").iteration == 2  # not what was damaged
+    assert checkpoints.load(folder / "previous.pt").iteration == 2  # not the damaged one
 
 
 def test_skip_nonfinite_allows_that_many_steps(tmp_path, monkeypatch, capsys):
@@ -189,7 +189,7 @@ def test_skip_nonfinite_allows_that_many_steps(tmp_path, monkeypatch, capsys):
     training.train(composed("skip_nonfinite=1"), tmp_path)
     saved = checkpoints.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
-    assert all(values.isfinite().all() for values in saved.weights.values())  # batch norm's statistics are among them
+    assert all(values.isfinite().all() for values in saved.weights.values())  # these include the batch norm statistics
     assert "0 pictures that cannot be read, 1 steps that were not finite" in capsys.readouterr().out
 
 

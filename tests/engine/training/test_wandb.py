@@ -1,4 +1,4 @@
-"""Weights & Biases without a network, with one that fails, and when a run is resumed; with a fake server."""
+"""Weights & Biases without a network, with a failing network, and in resumed runs, against a fake server."""
 
 import json
 import os
@@ -18,7 +18,7 @@ LOGGED = [*TINY, "logger=wandb", "logger.timeout=2"]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """As much of W&B's server as a run needs; it keeps the history and the attributes of each run."""
+    """A minimal fake of the W&B server that records the history and attributes of each run."""
 
     protocol_version = "HTTP/1.1"
 
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.history, server.about = {}, []
-    server.handle_error = lambda *_: None  # connections that a killed run leaves
+    server.handle_error = lambda *_: None  # connections left by a killed run
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -86,7 +86,7 @@ def server():
 
 
 def without_tables():
-    """Leave out tables: they are artifacts, which the fake server does not accept."""
+    """Disable tables: they are artifacts, which the fake server does not accept."""
     from ccnet.engine.training.wandb_logger import WandbRun
 
     WandbRun.validation = lambda *_: None
@@ -116,7 +116,7 @@ def test_a_resumed_run_continues_its_wandb_run(server, tmp_path):
 
 
 def test_a_signal_that_also_ends_wandb_loses_nothing(tmp_path):
-    """Slurm signals all processes of a job."""
+    """Slurm sends the signal to all processes of a job."""
     run = Run(tmp_path, *LOGGED, "recipe.max_iters=60")
     assert run.until(lambda: run.iteration >= 3), run.text
     for pid in children(run.pid):
