@@ -120,16 +120,16 @@ FILES = sources()
 ARROWS = arrows(FILES)
 
 
-def test_the_project_is_read():
+def test_all_modules_are_found():
     assert {"train", "kernels.operator", "models.factory", "data.build"} <= FILES.keys()
     assert ("models.criss_cross", "kernels") in {(importing, target) for importing, target, _ in ARROWS}
 
 
-def test_rooms_import_only_from_rooms_below():
+def test_packages_import_only_from_lower_packages():
     assert wrong_ways(ARROWS) == []
 
 
-def test_no_circles():
+def test_no_circular_imports():
     assert circles(ARROWS) == []
 
 
@@ -142,7 +142,7 @@ def test_nothing_imports_an_entry_point():
 
 
 @pytest.mark.parametrize("folder", sorted({str(path.parent.relative_to(ROOT)) for path in FILES.values()}))
-def test_rooms_have_a_readable_size(folder):
+def test_packages_have_a_readable_size(folder):
     number = sum(path.stem != "__init__" for path in FILES.values() if path.parent == ROOT / folder)
     within = SMALLEST <= number <= LARGEST
     assert within or folder in EXCEPTIONS, f"{folder} has {number} modules: split it, or merge it with its neighbour"
@@ -159,7 +159,7 @@ def test_rooms_have_a_readable_size(folder):
         ("engine.drawing.tables", "from ccnet.train import main", "train"),
     ],
 )
-def test_an_import_against_the_order_is_found(importing, source, place):
+def test_an_import_against_the_order_is_detected(importing, source, place):
     modules = {*FILES, place}
     found = [
         (importing, target, "here") for target, _ in imported(source, importing, is_package=False, modules=modules)
@@ -167,6 +167,6 @@ def test_an_import_against_the_order_is_found(importing, source, place):
     assert wrong_ways(found) == [f"here: {importing} imports {place}"]
 
 
-def test_a_circle_is_found():
+def test_a_circular_import_is_detected():
     found = [(*pair, "here") for pair in (("a", "b"), ("b", "c"), ("c", "b"), ("a", "c"))]
     assert circles(found) == ["b -> c -> b"]

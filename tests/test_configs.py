@@ -38,7 +38,7 @@ def test_every_backbone_builds(backbone):
     assert build(config.model).backbone.output_stride == 8
 
 
-def test_ade20k_selects_the_papers_recipe():
+def test_ade20k_selects_the_recipe_of_the_paper():
     config = composed("model=ccnet", "dataset=ade20k")
     assert config.backbone.name == "resnet101"
     assert config.backbone.pretrained
@@ -86,7 +86,7 @@ def test_the_command_line_overrides_a_recipe():
     assert config.optimizer.algorithm.lr == 0.02
 
 
-def test_the_poly_schedule_is_the_papers():
+def test_the_poly_schedule_matches_the_paper():
     """lr * (1 - iteration / max_iters) ** 0.9"""
     config = composed("dataset=camvid", "recipe.max_iters=10", "backbone=beacons")
     optimizer = instantiate(config.optimizer.algorithm, build(config.model).parameters())

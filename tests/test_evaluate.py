@@ -25,7 +25,7 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_two_processes_give_the_figures_of_one_to_the_last_digit(finished, tmp_path, run_entry, monkeypatch):
+def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_entry, monkeypatch):
     """Two processes cannot split five images evenly."""
     command = (f"checkpoint={finished / 'best'}", "device=cpu", "num_workers=0", "save_predictions=true")
     run_entry("evaluate.py", *command, f"output={tmp_path / 'one'}")
@@ -74,7 +74,7 @@ def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_en
         assert (video.n_frames, video.size) == (3, (57, 41))
 
 
-def test_mistakes_in_predict_leave_nothing_behind(finished, tmp_path, run_entry):
+def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
     picture = tmp_path / "one.png"
     Image.new("RGB", (57, 41)).save(picture)
     for option, message in (

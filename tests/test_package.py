@@ -77,7 +77,7 @@ def test_every_package_is_listed(tracked):
     assert {".".join(["ccnet", *parts]) for parts in folders} == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
-def test_citation_has_the_version():
+def test_citation_has_the_current_version():
     (version,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text(), flags=re.MULTILINE)
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
@@ -105,7 +105,7 @@ def test_importing_the_package_loads_no_framework(python, installed):
     assert Path(found.strip()) == installed / "ccnet" / "__init__.py"
 
 
-def test_common_names_stay_free(python):
+def test_common_top_level_names_stay_free(python):
     names = ["kernels", "models", "losses", "data", "engine", "benchmarks", "conf", "train"]
     python("-c", f"from importlib.util import find_spec; assert not any(map(find_spec, {names}))")
 
@@ -127,7 +127,7 @@ def test_console_scripts_exist(python):
 
 
 @pytest.mark.slow
-def test_training_writes_where_it_is_started(python, tmp_path, installed):
+def test_training_writes_to_the_working_directory(python, tmp_path, installed):
     before = {path for path in installed.rglob("*") if "__pycache__" not in path.parts}
     python("-m", "ccnet.train", *TINY)
     assert len(list(tmp_path.glob("outputs/ccnet_synthetic/*/best.safetensors"))) == 1

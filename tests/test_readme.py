@@ -66,7 +66,7 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_files(page):
+def test_links_point_to_existing_files(page):
     folder = ROOT if (ROOT / page).is_file() else ROOT / "docs"
     targets = re.findall(r"\]\(([^)#]+)\)", PAGES[page])
     missing = [target for target in targets if "://" not in target and not (folder / target).exists()]
@@ -92,7 +92,7 @@ def test_readme_stays_short():
     assert len(PAGES["README.md"].splitlines()) <= 160
 
 
-def test_the_zoo_table_is_the_measured_one():
+def test_the_zoo_table_matches_the_measurements():
     columns = ("network", "parameters_m", "gflops", "added_gflops", "saved_mb", "added_mb", "images_per_s")
     with open(ROOT / "results" / "networks_zoo.csv") as file:
         measured = [f"| {' | '.join(row[column] for column in columns)} |" for row in csv.DictReader(file)]

@@ -44,7 +44,7 @@ def observed(tmp_path, *command):
         (["dataset=camvid", "dataset.root=/nowhere"], "error: dataset.root=/nowhere is not a folder", 1),
     ],
 )
-def test_help_and_mistakes_load_no_torch(tmp_path, record_property, arguments, answer, code):
+def test_help_and_user_errors_do_not_load_torch(tmp_path, record_property, arguments, answer, code):
     done, seen = observed(tmp_path, ROOT / "train.py", *arguments)
     assert done.returncode == code
     assert answer in done.stdout + done.stderr
@@ -54,7 +54,7 @@ def test_help_and_mistakes_load_no_torch(tmp_path, record_property, arguments, a
     record_property("cpu_s_of_torch", observed(tmp_path, "import torch")[1]["cpu"])
 
 
-def test_the_report_of_a_sweep_loads_no_torch(tmp_path):
+def test_the_report_of_a_sweep_does_not_load_torch(tmp_path):
     done, seen = observed(tmp_path, "import ccnet.engine.sweeps.report")
     assert done.returncode == 0
     assert not {"torch", "timm", "wandb"} & set(seen["modules"])

@@ -43,7 +43,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_writes_scalars_pictures_and_checkpoints(finished):
+def test_a_run_writes_scalars_images_and_checkpoints(finished):
     train = rows(finished / "train.csv")
     assert [row["iteration"] for row in train] == ["1", "2", "3", "4"]
     assert {"loss", "loss/main", "loss/aux", "grad_norm", "lr", "images_per_s", "step_s", "data_wait"} <= set(train[0])
@@ -83,7 +83,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("options", [(), ("optimizer=sgd", "loss=ce_ccl")], ids=["adamw", "sgd_ccl"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, options):
+def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, monkeypatch, options):
     run(tmp_path / "whole", *options)
 
     steps = []
@@ -131,7 +131,7 @@ def assert_same(one, two, where="checkpoint"):
         assert one == two or (one != one and two != two), where
 
 
-def test_resume_uses_the_runs_own_configuration(finished, tmp_path, run_entry):
+def test_resume_uses_the_configuration_of_the_run(finished, tmp_path, run_entry):
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "result.json").unlink()
     run_entry("train.py", f"resume={folder}", "log_every=3")
@@ -143,7 +143,7 @@ def test_resume_uses_the_runs_own_configuration(finished, tmp_path, run_entry):
 
 
 @pytest.mark.parametrize("name", ["best", "last.pt"])
-def test_evaluate_reproduces_the_last_validation_to_the_last_digit(finished, tmp_path, run_entry, name):
+def test_evaluate_reproduces_the_last_validation_exactly(finished, tmp_path, run_entry, name):
     done = run_entry("evaluate.py", f"checkpoint={finished / name}", f"output={tmp_path / 'scores'}", *HERE)
     stem = f"{name.removesuffix('.pt')}_val_whole"
     scores = json.loads((tmp_path / "scores" / f"{stem}.json").read_text())
@@ -155,7 +155,7 @@ def test_evaluate_reproduces_the_last_validation_to_the_last_digit(finished, tmp
     assert len(rows(tmp_path / "scores" / f"{stem}.csv")) == 4 + 1
 
 
-def test_evaluate_by_other_protocols(finished, tmp_path, run_entry):
+def test_evaluate_with_other_protocols(finished, tmp_path, run_entry):
     few = ("protocol.scales=[0.5,1.0]",)
     for protocol, options in (("slide", ()), ("ms_flip", few), ("slide_ms_flip", few)):
         run_entry(
@@ -193,7 +193,7 @@ def test_predict_writes_masks_in_the_palette_and_overlays(finished, tmp_path, ru
     assert (tmp_path / "predictions" / "frame_1.png").exists()
 
 
-def test_a_sweep_ends_in_one_table_and_one_picture(tmp_path, run_entry):
+def test_a_sweep_ends_with_one_table_and_one_figure(tmp_path, run_entry):
     done = run_entry("train.py", "-m", "model.head.recurrence=0,1", *TINY, "recipe.max_iters=1", "logger=wandb")
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
     table = rows(folder / "sweep.csv")

@@ -146,7 +146,7 @@ def test_fuzzed_lists(listed, data, name):
     clean(work)
 
 
-def test_the_unchanged_files_are_read(coco, listed, scratch):
+def test_unchanged_files_are_read(coco, listed, scratch):
     """Otherwise every fuzzed example might be rejected for an unrelated reason."""
     folder, content = coco
     (folder / "annotations" / "instances_val.json").write_text(json.dumps(content))

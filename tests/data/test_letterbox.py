@@ -38,7 +38,7 @@ def test_restore_inverts_resample():
     assert torch.equal(restore(resample(labels, placement, mode="nearest"), placement), labels)
 
 
-def test_the_warp_without_randomness_is_the_letterbox():
+def test_the_warp_without_randomness_equals_the_letterbox():
     image, labels = ramp(50, 30)
     warped, label = RandomWarp((64, 64), scale_std=0, angle_std=0, angle_share=0)(image, labels)
     mean = torch.tensor([124.0, 116.0, 104.0]).view(3, 1, 1)

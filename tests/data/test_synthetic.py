@@ -19,7 +19,7 @@ def test_the_colour_of_the_beacon_is_the_class_of_every_shape():
     assert {int(dataset[index][1].max()) for index in range(30)} == {1, 2, 3}
 
 
-def test_images_depend_on_split_seed_and_index_alone():
+def test_images_depend_only_on_split_seed_and_index():
     def first(**options):
         return Beacons(length=2, transform=eval_transform(), **options)[0][0]
 

@@ -13,7 +13,7 @@ from ccnet.engine.evaluation.protocols import MultiScale, Whole
 
 
 @pytest.mark.parametrize("size", [(40, 50), (90, 20), (20, 90), (100, 120)], ids=str)
-def test_crop_and_flip_move_image_and_labels_alike(size):
+def test_crop_and_flip_transform_image_and_labels_alike(size):
     transform = train_transform(crop_size=(64, 80), flip=0.5)
     for seed in range(8):
         torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def test_scale_stays_within_its_bounds_and_labels_are_not_interpolated():
     assert len(sides) > 20
 
 
-def test_short_sides_are_drawn_from_the_list():
+def test_short_sides_are_sampled_from_the_list():
     transform = train_transform(crop_size=(80, 160), short_sides=[30, 60], flip=0)
     sizes = set()
     for seed in range(20):
@@ -74,7 +74,7 @@ def extents(transform, image, labels, draws):
     return np.array(found)
 
 
-def test_crops_have_the_distribution_of_torchvisions_chain():
+def test_crops_have_the_same_distribution_as_torchvision():
     """The Cityscapes recipe at an eighth of the size: 128x256 scaled by U(0.75, 2), crop 97."""
     image, labels = ramp(128, 256)
     fill = {tv_tensors.Image: [124, 116, 104], tv_tensors.Mask: 255}

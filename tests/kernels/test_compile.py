@@ -43,7 +43,7 @@ def test_a_spill_is_a_fault(compilers):
     assert "spilled" in compilers.submit(launch_set.fault, "sm_80", "backward", large, "float32").result()
 
 
-def test_every_supported_triton_is_compiled_with():
+def test_every_supported_triton_version_is_covered():
     """The Makefile, CI and the README name the same minor versions."""
     minors = re.search(r"^TRITON := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
@@ -103,7 +103,7 @@ def launched_arguments():
     return notes
 
 
-def test_a_remembered_kernel_is_launched_as_by_triton(compilers):
+def test_a_cached_kernel_is_launched_as_by_triton(compilers):
     """The second call skips Triton's lookup and launches the same kernel with the same arguments."""
     first, second, packed, third, wide = compilers.submit(launched_arguments).result()
     assert first == second == third
@@ -112,7 +112,7 @@ def test_a_remembered_kernel_is_launched_as_by_triton(compilers):
     assert wide[0] != first[0]
 
 
-def test_pinned_rows_of_the_devices_file_win_over_the_rule(tmp_path, monkeypatch):
+def test_pinned_rows_of_a_device_take_precedence_over_the_rule(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "CONFIGS", tmp_path)
     tile = {"block_m": 32, "block_n": 16, "block_c": 32, "num_warps": 2, "num_stages": 1}
     row = {

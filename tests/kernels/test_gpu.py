@@ -56,7 +56,7 @@ def reference(*arrays):
 @pytest.mark.parametrize("deviation", [1.0, 4.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_half_precision_is_as_exact_as_torch(shape, dtype, deviation):
+def test_half_precision_is_as_accurate_as_torch(shape, dtype, deviation):
     """The error is at most twice that of plain torch operations in the same dtype, as in FlashAttention's tests."""
     inputs = make(shape, dtype=dtype, deviation=deviation)[:3]
     plain = benchmark_peers.einsum if len(shape) == 3 else reference
@@ -110,7 +110,7 @@ def test_compiles_for_every_size():
         assert all(torch.allclose(ours, eager) for ours, eager in zip(*gradients, strict=True))
 
 
-def test_auto_takes_the_kernels_and_the_reference_for_float64():
+def test_auto_uses_the_kernels_and_the_reference_for_float64():
     inputs = make((1, 9, 8))[:3]
     assert torch.equal(criss_cross_attention(*inputs), triton(*inputs))
     assert criss_cross_attention(*(array.double() for array in inputs)).dtype == torch.float64

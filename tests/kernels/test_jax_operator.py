@@ -137,7 +137,7 @@ def test_shard_map_over_the_batch():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])
-def test_halves_are_widened(dtype, tolerance):
+def test_half_precision_is_widened(dtype, tolerance):
     arrays = [jnp.asarray(array).astype(dtype) for array in make((6, 5))]
     wide = [np.array(array.astype(jnp.float64)) for array in arrays]
     got = criss_cross_residual(*arrays, channel_axis=-1)
@@ -316,7 +316,7 @@ def test_lowering_for_cuda_on_a_machine_without_one(plugin):
 
 
 @pytest.mark.parametrize("absent", ["jax", "torch"])
-def test_either_framework_is_enough(absent):
+def test_either_framework_alone_is_sufficient(absent):
     """The operator and the losses work if the other framework cannot be imported."""
     present = {"jax": "torch.ones", "torch": "jnp.ones"}[absent]
     module = "import torch" if absent == "jax" else "import jax.numpy as jnp"

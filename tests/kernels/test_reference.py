@@ -111,7 +111,7 @@ def test_large_scores_do_not_overflow(dtype):
     assert torch.allclose(out, want, atol=1e-2)
 
 
-def test_autocast_leaves_the_result_alone():
+def test_autocast_does_not_change_the_result():
     inputs = make((5, 6), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         under = criss_cross_attention(*inputs)
@@ -128,7 +128,7 @@ def test_empty_batch():
 
 @pytest.mark.parametrize("recurrence", [1, 2, 3])
 @pytest.mark.parametrize("spatial", [(4, 5), (2, 3, 4)], ids=str)
-def test_weights_are_a_row_of_the_attentions_power(spatial, recurrence):
+def test_weights_are_a_row_of_a_power_of_the_attention_matrix(spatial, recurrence):
     query, key, _ = make(spatial)
     position = tuple(size - 1 for size in spatial)
     attention, _ = dense_attention(query, key, range(len(spatial)))

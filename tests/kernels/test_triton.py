@@ -114,7 +114,7 @@ def test_residual_matches_float64(spatial, dtype):
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 2), (1, 2)])
-def test_some_axes(axes):
+def test_subsets_of_the_axes(axes):
     query, key, value, residual, _ = make((3, 5, 2), 8, 12, torch.float32)
     check(last(criss_cross_attention, axes=axes), (query, key, value), residual.detach(), 2e-6)
 
@@ -222,7 +222,7 @@ def test_scores_beyond_float16():
     assert torch.allclose(out.float(), want, atol=2e-3)
 
 
-def test_autocast_leaves_the_result_alone():
+def test_autocast_does_not_change_the_result():
     inputs = make((5, 6), 8, 12, torch.float32)[:3]
     with torch.autocast("cpu", torch.bfloat16):
         out = criss_cross_attention(*inputs, channel_axis=-1, backend="triton")
@@ -261,7 +261,7 @@ def test_compiles_without_a_graph_break_for_every_size():
         assert all(torch.equal(ours, eager) for ours, eager in zip(*gradients, strict=True))
 
 
-def test_export_takes_the_reference():
+def test_export_uses_the_reference():
     class Module(torch.nn.Module):
         def forward(self, *arrays):
             return criss_cross_attention(*arrays)
@@ -278,7 +278,7 @@ def test_second_derivatives_are_rejected():
         gradient.sum().backward()
 
 
-def test_calls_that_the_kernels_cannot_take_are_rejected():
+def test_unsupported_calls_are_rejected():
     arrays = [torch.randn(1, 2, 2, 2, dtype=torch.float64)] * 3
     with pytest.raises(ValueError, match=r"float64; use backend='reference'"):
         criss_cross_attention(*arrays, backend="triton")
@@ -301,7 +301,7 @@ def test_auto_falls_back_with_one_warning(monkeypatch, caplog):
     assert len(caplog.records) == 1
 
 
-def test_offsets_of_an_image_of_2_to_the_31_are_64_bit():
+def test_offsets_in_an_image_of_2_to_the_31_elements_are_64_bit():
     problem = plan.Problem(1, (1024, 1024), (0, 1), 64, 512, "float16")
     assert not plan.forward_launches(problem, device_of(None))[0].constants["WIDE"]
     far = problem._replace(widest_stride=2048)

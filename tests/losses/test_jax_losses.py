@@ -86,13 +86,13 @@ def test_every_loss_in_one_sum(min_kept):
     check(listed, *logits())
 
 
-def test_no_valid_pixel_gives_zero():
+def test_without_valid_pixels_the_loss_is_zero():
     arrays, labels = logits((1, 3, 16, 16))
     for loss in (CrossEntropy(), OhemCrossEntropy()):
         check(lambda out, y, loss=loss: [loss(out, y)], {"out": arrays["out"]}, np.full_like(labels, 255))
 
 
-def test_errors_name_the_bad_input():
+def test_errors_name_the_invalid_input():
     with pytest.raises(ValueError, match="reach from 300 to 300"):
         category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.full((1, 3, 3), 300))
     with pytest.raises(ValueError, match="must have the size of the embedding"):

@@ -21,7 +21,7 @@ def small(name="ce2p", num_classes=5, **overrides):
 
 @pytest.mark.parametrize("size", [(64, 40), (17, 33)], ids=str)
 @pytest.mark.parametrize("name", ["ce2p", "ce2p_rcca"])
-def test_outputs_have_the_inputs_size_and_every_parameter_learns(name, size):
+def test_outputs_have_the_size_of_the_input_and_every_parameter_learns(name, size):
     model = small(name, embedding_channels=16)
     for key, parameter in model.named_parameters():
         if key.endswith("gamma"):
@@ -59,7 +59,7 @@ def test_the_head_has_the_published_layers():
     }
 
 
-def test_attention_replaces_the_pyramid_and_nothing_else():
+def test_attention_replaces_only_the_pyramid():
     """All other tensors keep their names and shapes, and the attention is initially the identity."""
     pyramid, attention = (
         {key: tensor.shape for key, tensor in small(name).state_dict().items() if "head.context" not in key}
@@ -70,7 +70,7 @@ def test_attention_replaces_the_pyramid_and_nothing_else():
     assert small("ce2p_rcca").head.context.context.gamma.item() == 0
 
 
-def test_the_output_stride_is_16_unless_it_is_set():
+def test_the_output_stride_is_16_by_default():
     assert small().backbone.net.feature_info.reduction() == [4, 8, 16, 16]
     assert small(backbone__output_stride=8).backbone.net.feature_info.reduction() == [4, 8, 8, 8]
     with pytest.raises(InstantiationException, match=r"reads four stages of the backbone, got 2: give out_indices"):
@@ -97,7 +97,7 @@ def edges_by_loop(labels, ignore_index=255):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_edges_equal_a_loop_over_pixels(seed):
+def test_edges_equal_an_explicit_loop_over_pixels(seed):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 3, (2, 9, 13))
     if seed:  # blocks of 4x4 pixels, and some void
@@ -141,7 +141,7 @@ def test_edge_loss_balances_edge_pixels_and_others(share):
 
 @pytest.mark.parametrize("kind", [0, 1, 255])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_edge_loss_without_edges_or_without_others_is_a_zero_that_back_propagates(kind, dtype):
+def test_edge_loss_without_edges_or_without_others_is_a_differentiable_zero(kind, dtype):
     logits = torch.randn(1, 2, 5, 7, dtype=dtype, requires_grad=True)
     loss = balanced_edge_loss(logits, torch.full((1, 5, 7), kind))
     loss.backward()
@@ -150,7 +150,7 @@ def test_edge_loss_without_edges_or_without_others_is_a_zero_that_back_propagate
 
 
 @pytest.mark.parametrize("name", ["ce2p", "ce2p_rcca"])
-def test_it_learns_a_few_synthetic_images(name):
+def test_ce2p_overfits_a_few_synthetic_images(name):
     """Stripes of three classes at random positions that differ only in grey value."""
     torch.manual_seed(1)
     borders = torch.randint(8, 24, (2, 2)).sort(dim=1).values

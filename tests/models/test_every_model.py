@@ -72,7 +72,7 @@ def assert_every_parameter_has_a_gradient(network):
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_outputs_are_the_documented_ones_and_every_parameter_learns(name):
+def test_outputs_match_the_documentation_and_every_parameter_learns(name):
     network = set_gamma(small(name)).train()
     if isinstance(network, MaskRCNN):
         output = network(*objects(2))
@@ -89,7 +89,7 @@ def test_outputs_are_the_documented_ones_and_every_parameter_learns(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", list_models())
-def test_evaluation_gives_the_prediction_alone_and_safetensors_restore_it(name, tmp_path):
+def test_evaluation_returns_only_the_prediction_and_safetensors_restore_it(name, tmp_path):
     network, restored = set_gamma(small(name)).eval(), small(name).eval()
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     restored.load_state_dict(load_file(tmp_path / "weights.safetensors"))
@@ -107,7 +107,7 @@ def test_evaluation_gives_the_prediction_alone_and_safetensors_restore_it(name, 
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_images_that_do_not_fit_are_named_in_one_sentence(name):
+def test_unsuitable_images_produce_a_single_sentence(name):
     network = small(name).eval()
     if isinstance(network, MaskRCNN):
         with pytest.raises(ValueError, match=r"list of 3d tensors of shape \[C, H, W\], got") as error:

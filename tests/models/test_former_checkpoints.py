@@ -31,7 +31,7 @@ def build(name):
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_names_shapes_and_order_of_the_tensors_stay(name):
+def test_names_shapes_and_order_of_the_tensors_are_unchanged(name):
     network = build(name)
     lines = [f"{key} {list(tensor.shape)}" for key, tensor in network.state_dict().items()]
     lines += [key for key, _ in network.named_parameters()]

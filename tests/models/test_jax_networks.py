@@ -123,7 +123,7 @@ def test_training_gives_the_same_outputs_gradients_and_statistics():
             assert found[key] == tensor == 1
 
 
-def test_a_batch_sharded_over_devices_is_one_batch():
+def test_a_batch_sharded_over_devices_counts_as_one_batch():
     """Statistics, loss and gradients are those of the whole batch, as on a single device."""
     network, images = train_network()
     small = twin(network)
@@ -139,7 +139,7 @@ def test_a_batch_sharded_over_devices_is_one_batch():
         assert (found_[key] - tensor).abs().max() < 1e-3 * max(tensor.abs().max(), 1), key
 
 
-def test_dropout_drops_channels_in_training_only():
+def test_dropout_drops_channels_only_in_training():
     network = twin(trained("fcn", head__dropout=0.5))
     images = jnp.ones((1, 33, 33, 3))
     graph, state = nnx.split(network)
@@ -182,7 +182,7 @@ def test_create_model_builds_in_jax():
 
 @pytest.mark.parametrize("name", ["resnet50c", "resnet50d", "resnet50s", "mobilenetv2_035"])
 @torch.no_grad()
-def test_backbones_cut_after_their_second_stage(name):
+def test_backbones_truncated_after_their_second_stage(name):
     backbone = TimmBackbone(name, out_indices=(1, 2)).eval()
     images = torch.randn(1, 3, 33, 47)
     for ours, theirs in zip(jax.jit(twin(backbone))(to_jax(images)), backbone(images), strict=True):

@@ -23,7 +23,7 @@ def small(**overrides):
 
 
 @pytest.mark.parametrize("size", [(64, 40), (17, 33)], ids=str)
-def test_output_has_the_inputs_size_and_every_parameter_learns(size):
+def test_output_has_the_size_of_the_input_and_every_parameter_learns(size):
     model = small(embedding_channels=16)
     for key, parameter in model.named_parameters():
         if key.endswith("gamma"):
@@ -62,7 +62,7 @@ def test_the_head_has_the_layers_of_the_paper():
     assert head.dropout.p == 0.1
 
 
-def test_ccnet_without_a_loop_is_fcn():
+def test_ccnet_without_loops_equals_fcn():
     def keys(name, **options):
         return list(create_model(name, num_classes=5, backbone="resnet10t", **options).state_dict())
 
@@ -94,7 +94,7 @@ def test_horizontal_vertical_attends_within_rows_first():
     assert not gradient[0, :, 2, :3].any()
 
 
-def test_global_convolution_sees_a_square_of_its_kernel_size():
+def test_global_convolution_has_a_square_receptive_field_of_its_kernel_size():
     x = torch.randn(1, 8, 21, 21, requires_grad=True)
     (gradient,) = torch.autograd.grad(GlobalConvolution(8, kernel_size=7)(x)[0, :, 10, 10].sum(), x)
     seen = gradient.abs().sum(dim=1)[0] > 0
@@ -119,7 +119,7 @@ def test_the_module_applies_the_operator_to_its_projections(spatial, channels_la
     assert torch.allclose(twice(x), module(module(x)))
 
 
-def test_clips_meet_in_the_attention_alone():
+def test_frames_interact_only_in_the_attention():
     """A clip of one frame equals an image, and frames interact only through the attention."""
     model = create_model(
         "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16
@@ -135,7 +135,7 @@ def test_clips_meet_in_the_attention_alone():
         assert gradient.abs().sum(dim=(0, 1, 3, 4)).nonzero().flatten().tolist() == frames
 
 
-def test_clips_train():
+def test_training_on_clips():
     model = create_model(
         "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, embedding_channels=4
     ).train()
@@ -183,7 +183,7 @@ def test_recomputed_projections_give_the_same_gradients(backend):
         assert torch.allclose(one, two, atol=1e-5)
 
 
-def test_learned_gamma_starts_as_the_identity_and_leaves_it_after_one_step():
+def test_learned_gamma_is_initially_the_identity_and_changes_after_one_step():
     module = CrissCrossAttention(16)
     x = torch.randn(2, 16, 5, 4)
     assert torch.equal(module(x), x)
@@ -213,14 +213,14 @@ def test_backbone_reports_its_widths_at_stride_8(name):
     assert levels[-1].shape[-2:] == (8, 12)
 
 
-def test_backbone_cut_after_an_inner_stage_has_no_later_layers():
+def test_backbone_truncated_after_an_inner_stage_has_no_later_layers():
     cut = TimmBackbone("resnet10t", out_indices=(1, 2))
     assert cut.channels == [64, 128]
     assert not any("layer3" in key for key in cut.state_dict())
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vit_tiny_patch16_224", "densenet121"])
-def test_a_backbone_without_stride_8_raises_an_error_that_names_others(name):
+def test_an_error_for_a_backbone_without_stride_8_names_alternatives(name):
     with pytest.raises(ValueError, match=f"does not build '{name}' with output stride 8.*resnet50.*mobilenetv2_100"):
         TimmBackbone(name)
 
@@ -252,7 +252,7 @@ def _full_key(key, state):
     return next(full for full in state if full.replace(".", "_") == key.replace(".", "_"))
 
 
-def test_local_weights_of_another_model_are_refused(tmp_path):
+def test_local_weights_of_another_model_are_rejected(tmp_path):
     import timm
 
     path = tmp_path / "weights.pth"
@@ -287,6 +287,6 @@ def test_bf16_and_channels_last():
         assert model(image)["out"].isfinite().all()
 
 
-def test_images_that_do_not_fit_get_clips_offered_too():
+def test_an_error_for_unsuitable_images_mentions_clips():
     with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) or clips .* of at least 8x8"):
         small()(torch.rand(1, 3, 7, 64))

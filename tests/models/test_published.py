@@ -207,7 +207,7 @@ def test_mmsegmentations_resnet_101():
     )
 
 
-def test_the_stand_ins_show_every_difference_of_the_authors_network(states):
+def test_the_random_checkpoints_reveal_every_difference_of_the_authors_network(states):
     """Without any one of them, the logits change by far more than the tolerance of the tests above."""
     network = importing.convert(states["authors"], PUBLISHED).network()
     net, image = network.backbone.net, torch.rand(1, 3, 40, 52)
@@ -234,7 +234,7 @@ def test_the_stand_ins_show_every_difference_of_the_authors_network(states):
         assert torch.equal(network(image)["out"], want)
 
 
-def test_in_place_activated_batch_norms_scale_by_the_weights_magnitude_and_eps(states):
+def test_in_place_activated_batch_norm_scales_by_the_magnitude_of_the_weight_plus_eps(states):
     network = importing.convert(states["authors"], PUBLISHED).network()
     for ours, theirs in ((network.head.reduce[1], "head.conva.1"), (network.backbone.net.bn1, "bn3")):
         weight = states["authors"][f"{theirs}.weight"]
@@ -242,7 +242,7 @@ def test_in_place_activated_batch_norms_scale_by_the_weights_magnitude_and_eps(s
         assert torch.equal(ours.weight, weight.abs() + 1e-5)
 
 
-def test_one_network_by_any_wrapping(states, written):
+def test_every_wrapping_loads_the_same_network(states, written):
     """Data-parallel prefixes, with or without counters, torch's old file format, half precision, a bare state dict."""
     state = states["authors"]
     want = importing.convert(state, PUBLISHED).network().state_dict()
@@ -280,7 +280,7 @@ def refused(state, message, name="published.pth", meta=None):
         importing.convert({"state_dict": state, "meta": meta}, Path(name))
 
 
-def test_other_networks_are_refused_with_the_nearest_names(states):
+def test_errors_for_other_networks_list_the_nearest_names(states):
     head = "decode_head."
     refused(
         states["fcn"] | {f"{head}gc_block.conv_mask.weight": torch.zeros(1)},
@@ -299,7 +299,7 @@ def test_other_networks_are_refused_with_the_nearest_names(states):
     refused({"epoch": 3}, "it holds no state dict")
 
 
-def test_other_backbones_are_refused(states):
+def test_other_backbones_are_rejected(states):
     state = {key: tensor for key, tensor in states["fcn"].items() if "layer3.5" not in key}
     refused(state, r"neither a ResNet-50 nor a ResNet-101 \(backbone\.layer3 has 5 bottleneck blocks, not 6 or 23")
     basic = {key: tensor for key, tensor in states["fcn"].items() if "conv3" not in key}
@@ -359,7 +359,7 @@ def test_a_pickled_object_is_not_run(tmp_path):
         import_checkpoint(tmp_path / "cut.pth")
 
 
-def test_an_imported_network_can_be_saved_as_the_projects_own(states, tmp_path):
+def test_an_imported_network_can_be_saved_in_the_projects_format(states, tmp_path):
     """Class names and colours in the file are kept; safetensors in a published layout are accepted as well."""
     save_file(states["fcn"], tmp_path / "published.safetensors")
     assert checkpoints.load(tmp_path / "published.safetensors").classes == ["class 0", "class 1", "class 2"]
@@ -377,7 +377,7 @@ def test_an_imported_network_can_be_saved_as_the_projects_own(states, tmp_path):
         assert difference(checkpoints.network(saved)(image)["out"], want) < TOLERANCE
 
 
-def test_evaluate_and_predict_take_a_published_file(states, run_entry, written, folder_data, camvid_root, tmp_path):
+def test_evaluate_and_predict_accept_a_published_file(states, run_entry, written, folder_data, camvid_root, tmp_path):
     path = written(states["authors"], "CS_scenes_60000.pth")
     images, masks = folder_data
     data = ("dataset=folder", f"dataset.images={images}", f"dataset.masks={masks}", "dataset.classes=[a,b,c]")
@@ -400,7 +400,7 @@ def test_evaluate_and_predict_take_a_published_file(states, run_entry, written, 
     assert "knows 3 classes (class 0, class 1, class 2) and the data set has 11 (Sky," in message
 
 
-def test_training_starts_from_a_published_file(states, run_entry, written, tmp_path):
+def test_training_can_start_from_a_published_file(states, run_entry, written, tmp_path):
     """The same classes keep the classifier, others get a new one; the run saves checkpoints in the project's format."""
     path = written(states["authors"])
     images, masks = tmp_path / "images", tmp_path / "masks"

@@ -24,7 +24,7 @@ def make(name):
 
 
 @pytest.mark.parametrize(("name", "size"), [("ccnet", None), ("ccnet", (48, 65)), ("pspnet", None)], ids=str)
-def test_onnx_gives_the_logits_with_standard_operators(name, size, tmp_path):
+def test_onnx_reproduces_the_logits_with_standard_operators(name, size, tmp_path):
     model = make(name)
     assert export.export_onnx(model, tmp_path / "net.onnx", size=size) < 1e-4
     nodes = onnx.load(tmp_path / "net.onnx").graph.node
@@ -39,7 +39,7 @@ def test_onnx_gives_the_logits_with_standard_operators(name, size, tmp_path):
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
-def test_what_is_wrong_is_not_written(tmp_path, monkeypatch):
+def test_a_wrong_export_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", 0.0)
     with pytest.raises(ValueError, match="logits differ from the network's by"):
         export.export_onnx(make("fcn"), tmp_path / "net.onnx", size=(17, 17))

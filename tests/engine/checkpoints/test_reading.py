@@ -26,7 +26,7 @@ def made():
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
-def test_a_runs_files_are_opened_once_and_give_back_what_was_saved(made, tmp_path, monkeypatch, name):
+def test_the_files_of_a_run_are_opened_once_and_restore_what_was_saved(made, tmp_path, monkeypatch, name):
     checkpoints.save(made, tmp_path / name)
     opened = []
 
@@ -67,7 +67,7 @@ def test_a_published_network_is_built_once(tmp_path, monkeypatch):
     (tmp_path / "published.pth").unlink()
 
 
-def test_a_checkpoint_whose_fields_have_other_types_is_refused(made, tmp_path):
+def test_a_checkpoint_with_fields_of_the_wrong_type_is_rejected(made, tmp_path):
     fields = {key: value for key, value in vars(made).items() if key not in ("weights", "training", "source")}
     for wrong, message in (
         ({"classes": [1, 2]}, "its classes cannot be what they should be"),

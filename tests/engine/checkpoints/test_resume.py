@@ -45,7 +45,7 @@ def former(whole, tmp_path):
 
 
 @pytest.mark.parametrize("resume", ["auto", "folder"])
-def test_a_former_run_is_resumed_to_the_same_end(whole, former, tmp_path, resume):
+def test_an_older_run_resumes_to_the_same_result(whole, former, tmp_path, resume):
     config = composed(f"resume={former if resume == 'folder' else 'auto'}")
     folder, saved = checkpoints.find_start(config, tmp_path / "runs" / "new")
     assert (folder, saved.iteration) == (former, 2)

@@ -43,7 +43,7 @@ def test_masks_are_blended_in_one_colour_per_object_and_overlaps_show_both():
     assert torch.equal(image, picture())  # the input image is not modified
 
 
-def test_boxes_are_outlined_and_labels_stand_above_them():
+def test_boxes_are_outlined_with_labels_above_them():
     drawn = draw_objects(picture(), two_objects(), CLASSES)
     for y, x in ((159, 100), (100, 40), (100, 139)):
         assert near(drawn[:, y, x], FIRST)
@@ -53,7 +53,7 @@ def test_boxes_are_outlined_and_labels_stand_above_them():
     assert (drawn[:, 30:45, 42:60] == 100).all()
 
 
-def test_a_label_says_class_and_score():
+def test_a_label_shows_class_and_score():
     objects = two_objects()
     truth = {key: value for key, value in objects.items() if key != "scores"}
     without, with_scores = draw_objects(picture(), truth, CLASSES), draw_objects(picture(), objects, CLASSES)
@@ -64,20 +64,20 @@ def test_a_label_says_class_and_score():
     assert (again != with_scores).any()
 
 
-def test_a_label_at_the_upper_edge_stays_inside():
+def test_a_label_at_the_top_edge_stays_inside_the_image():
     objects = {key: value[:1] for key, value in two_objects().items()} | {"boxes": torch.tensor([[0.0, 0, 60, 60]])}
     drawn = draw_objects(picture(), objects, CLASSES)
     assert near(drawn[:, 0, 1], FIRST) and near(drawn[:, 8, 0], FIRST)
 
 
-def test_a_picture_without_objects_is_unchanged(tmp_path):
+def test_an_image_without_objects_is_unchanged(tmp_path):
     none = {key: value[:0] for key, value in two_objects().items()}
     assert torch.equal(draw_objects(picture(), none, CLASSES), picture())
     save_objects(tmp_path / "drawn.png", picture(), none, CLASSES)
     assert (np.array(Image.open(tmp_path / "drawn.png")) == 100).all()
 
 
-def test_a_panel_shows_truth_beside_prediction(tmp_path):
+def test_a_panel_shows_ground_truth_beside_prediction(tmp_path):
     objects = two_objects()
     first = {key: value[:1] for key, value in objects.items()}
     second = {key: value[1:] for key, value in objects.items()}

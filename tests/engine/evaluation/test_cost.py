@@ -16,7 +16,7 @@ def baseline():
     ("name", "recurrence", "gflops"),
     [("ccnet", 1, 8.3), ("ccnet", 2, 16.5), ("ccnet", 3, 24.8), ("nonlocal", 1, 108.2), ("nonlocal", 2, 216.3)],
 )
-def test_attention_adds_what_the_paper_says(name, recurrence, gflops, baseline):
+def test_attention_adds_the_cost_reported_in_the_paper(name, recurrence, gflops, baseline):
     """8.3, 16.5, 24.7, 108 and 216 GFLOPs; R = 2 needs less than the paper's 127 MB."""
     network = create_model(name, num_classes=19, backbone="resnet18", head__recurrence=recurrence)
     cost = network_cost(network, (3, 769, 769))
@@ -24,7 +24,7 @@ def test_attention_adds_what_the_paper_says(name, recurrence, gflops, baseline):
     assert cost.saved_mb - baseline.saved_mb < 65 * recurrence
 
 
-def test_counts_are_those_of_the_layers():
+def test_counts_equal_those_of_the_layers():
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()

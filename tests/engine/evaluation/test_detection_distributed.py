@@ -33,7 +33,7 @@ def validated(rank=0, *, folder):
     return {"scores": repr(found.scores), "results": found.results, "samples": len(found.samples)}
 
 
-def test_two_processes_score_as_one_to_the_last_digit(tmp_path):
+def test_two_processes_score_exactly_like_one(tmp_path):
     write_coco(tmp_path / "data", images=3, split="val2017")  # and two without objects
     one = validated(folder=tmp_path / "data")
     assert len(one["results"]) > 10

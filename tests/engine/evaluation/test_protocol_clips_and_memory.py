@@ -23,7 +23,7 @@ class Pointwise(nn.Module):
 
 
 @torch.no_grad()
-def test_protocols_treat_the_frames_of_a_clip_as_they_treat_images():
+def test_protocols_treat_the_frames_of_a_clip_like_images():
     model, clip = Pointwise(), torch.rand(1, 3, 4, 20, 30)
     frames = clip[0].transpose(0, 1)
     for protocol in (Slide((16, 24)), Slide((40, 50)), MultiScale(Slide((16, 24)), scales=[0.5, 1.5])):

@@ -48,7 +48,7 @@ def written(path, config, weights=None):
 
 
 @pytest.mark.parametrize(("part", "former"), PAIRS)
-def test_every_former_target_names_something_that_a_checkpoint_may_name(tmp_path, part, former):
+def test_every_former_target_maps_to_an_allowed_target(tmp_path, part, former):
     present = present_names({"_target_": former})
     found = get_object(present["_target_"])
     name = former.rpartition(".")[2]
@@ -90,7 +90,7 @@ def test_every_protocol_is_instantiated(tmp_path, protocol):
 
 
 @pytest.mark.parametrize("dataset", choices("dataset"))
-def test_every_data_set_is_named(tmp_path, dataset):
+def test_every_data_set_is_resolved(tmp_path, dataset):
     config = composed(f"dataset={dataset}")
     saved = checkpoints.load(written(tmp_path / "best.safetensors", config))
     assert saved.config == config
@@ -102,7 +102,7 @@ def test_every_data_set_is_named(tmp_path, dataset):
             build_dataset(OmegaConf.create(saved.config["dataset"]), "val", None)
 
 
-def test_every_loss_optimizer_task_and_logger_is_named(tmp_path):
+def test_every_loss_optimizer_task_and_logger_is_resolved(tmp_path):
     seen = set()
     for group in ("loss", "optimizer", "task", "logger"):
         for choice in choices(group):

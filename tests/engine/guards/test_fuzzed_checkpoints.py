@@ -194,7 +194,7 @@ def test_fuzzed_tensors_of_a_published_checkpoint(published, scratch, data, layo
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
-def test_the_unchanged_checkpoints_are_read(run, scratch, name):
+def test_unchanged_checkpoints_are_read(run, scratch, name):
     """Otherwise every fuzzed example might be rejected for an unrelated reason."""
     assert clean(use, place(scratch, name, (run / name).read_bytes())).shape == (1, 33, 33)
     assert load_file(run / "best.safetensors")

@@ -97,7 +97,7 @@ def test_fuzzed_configuration(data):
     clean(work)
 
 
-def test_the_unchanged_configuration_is_trained(scratch):
+def test_the_unchanged_configuration_trains(scratch):
     """Otherwise every fuzzed example might be rejected for an unrelated reason."""
     options = [f"{name}={value}" for name, value in _OVERRIDES.items()]
     assert clean(training.train, composed(*options), scratch / "unchanged") is not None

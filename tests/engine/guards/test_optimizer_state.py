@@ -25,7 +25,7 @@ from ccnet.engine.training.state import TrainingState
         (lambda kept: kept.update(wandb_id=3), "identity and wandb_id are no texts"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_before_a_step_writes_into_it(tmp_path, spoil, message):
+def test_a_mismatched_state_is_rejected_before_a_step_writes_into_it(tmp_path, spoil, message):
     """A fused step writes as many elements into the state as the parameter has, even if the state is smaller."""
 
     def begin():

@@ -54,7 +54,7 @@ def test_a_config_cannot_hide_a_forbidden_target(tmp_path, monkeypatch, config, 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_deeply_nested_config_is_refused(tmp_path):
+def test_a_deeply_nested_config_is_rejected(tmp_path):
     node = {}
     for _ in range(200):
         node = {"x": node}
@@ -66,7 +66,7 @@ def test_a_deeply_nested_config_is_refused(tmp_path):
         checkpoints.load(tmp_path / "best.safetensors")
 
 
-def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+def test_an_archive_that_unpacks_to_more_than_its_size_is_rejected(tmp_path):
     stranger(tmp_path / "small.pt", {})
     with (
         zipfile.ZipFile(tmp_path / "small.pt") as given,
@@ -95,7 +95,7 @@ def test_a_network_larger_than_its_weights_is_not_built(tmp_path):
         import_checkpoint(tmp_path / "view.pth")
 
 
-def test_every_entry_point_refuses_an_untrusted_checkpoint(run_entry, tmp_path):
+def test_every_entry_point_rejects_a_malicious_checkpoint(run_entry, tmp_path):
     evil = stranger(tmp_path / "last.pt", {"model": {"backbone": {}, "head": NAMED}})
     write_pair(tmp_path / "in.png", tmp_path / "x.png", classes=2)
     for command in (
@@ -111,7 +111,7 @@ def test_every_entry_point_refuses_an_untrusted_checkpoint(run_entry, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_backbone_weights_that_are_more_than_tensors_are_refused_and_run_nothing(tmp_path):
+def test_backbone_weights_with_other_objects_than_tensors_are_rejected_and_run_no_code(tmp_path):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))

@@ -10,7 +10,7 @@ import pytest
 from ccnet.engine.runtime.stop_signals import EXIT_CODE, StopRequest
 
 
-def test_a_second_signal_ends_the_process_at_once():
+def test_a_second_signal_ends_the_process_immediately():
     def twice():
         with StopRequest() as request:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -109,7 +109,7 @@ def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
     assert f"begun     {tmp_path}/20, not finished" in said
 
 
-def test_overrides_of_any_type_name_the_runs(tmp_path):
+def test_runs_are_named_after_overrides_of_any_type(tmp_path):
     given = [
         [
             "+experiment=contexts/fcn",
@@ -131,7 +131,7 @@ def test_overrides_of_any_type_name_the_runs(tmp_path):
     assert {path.name for path in tmp_path.glob("sweep*.png")} == {"sweep.png", "sweep_recipe.lr.png"}
 
 
-def test_the_report_names_a_result_of_an_earlier_version(tmp_path):
+def test_the_report_names_a_result_from_an_earlier_version(tmp_path):
     results.write_result(tmp_path / "0", {"overrides": ["seed=1"], "mIoU": 50.0})
     with pytest.raises(ValueError, match=r"0/result.json has no overrides by option, an earlier version wrote it"):
         report(tmp_path)
@@ -287,7 +287,7 @@ def test_an_extended_sweep_overwrites_no_run(tmp_path, monkeypatch):
     ("choice", "extra"),
     [("hydra/launcher=parallel", "joblib"), ("hydra/launcher=slurm", "slurm"), ("+sweep=search", "optuna")],
 )
-def test_a_missing_plugin_is_named(run_entry, monkeypatch, choice, extra):
+def test_an_error_names_a_missing_plugin(run_entry, monkeypatch, choice, extra):
     monkeypatch.setattr("ccnet.engine.sweeps.callback._installed", lambda package: False)
     done = run_entry("train.py", "-m", choice, *ONE_STEP, "seed=0,1", ok=False)
     assert f"pip install 'ccnet[{extra}]'" in str(done.returncode)

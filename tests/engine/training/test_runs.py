@@ -84,7 +84,7 @@ def test_a_signal_saves_the_run_and_resume_auto_continues_it(
     assert (folder / "val.csv").read_text().count("\n") == 3  # the validation that was lost has been repeated
 
 
-def test_resume_auto_says_which_checkpoints_it_skipped_and_why(whole, tmp_path, capsys):
+def test_resume_auto_reports_which_checkpoints_it_skipped_and_why(whole, tmp_path, capsys):
     for name in ("a", "b"):
         shutil.copytree(whole, tmp_path / name)
     (tmp_path / "b" / "last.pt").write_bytes((whole / "last.pt").read_bytes()[:5000])
@@ -173,7 +173,7 @@ def test_a_nan_loss_is_detected_before_a_checkpoint_is_written(tmp_path, monkeyp
     assert not (tmp_path / "last.pt").exists()
 
 
-def test_last_and_previous_checkpoint_are_of_different_iterations(whole, tmp_path):
+def test_last_and_previous_checkpoints_are_from_different_iterations(whole, tmp_path):
     saved = {name: checkpoints.load(whole / f"{name}.pt") for name in ("last", "previous")}
     assert [saved[name].iteration for name in ("last", "previous")] == [4, 2]
     folder = shutil.copytree(whole, tmp_path / "run")
@@ -216,7 +216,7 @@ class Greedy(torch.nn.Module):
         return {"out": images.new_empty(2**57)}
 
 
-def test_out_of_memory_says_what_to_turn_down():
+def test_an_out_of_memory_error_says_what_to_reduce():
     images, labels = torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     with pytest.raises(

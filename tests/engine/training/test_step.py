@@ -33,7 +33,7 @@ def parts(*overrides, memory_format=torch.channels_last):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_fused_optimiser_equals_the_plain_one_also_after_resuming(name):
+def test_a_fused_optimiser_equals_the_plain_one_even_after_resuming(name):
     made = {}
     for fused in (True, False):
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def spoil_gradient(images, model):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
-def test_a_nonfinite_step_changes_nothing(name, fused, spoil):
+def test_a_non_finite_step_changes_nothing(name, fused, spoil):
     for steps_before in (0, 2):
         parts_ = parts(f"optimizer={name}", f"optimizer.algorithm.fused={fused}")
         task, model, criterion, optimizer, images, labels = parts_

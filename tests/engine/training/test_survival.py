@@ -300,7 +300,7 @@ def test_workers_ignore_signals_from_their_first_moment():
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def test_a_killed_worker_ends_the_run_with_one_message(whole, tmp_path):
+def test_a_killed_worker_ends_the_run_with_a_single_message(whole, tmp_path):
     run = Run(tmp_path)
     assert run.until(lambda: run.iteration >= 2), run.text
     os.kill(children(run.pid)[0], signal.SIGKILL)
@@ -329,7 +329,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_ends_the_run_with_one_message_and_the_run_resumes(whole, disk):
+def test_a_full_disk_ends_the_run_with_a_single_message_and_the_run_resumes(whole, disk):
     folder = disk / "runs" / "new"
     run = Run(disk, "logger=wandb")
     assert run.until(lambda: run.iteration >= 2), run.text
@@ -430,7 +430,7 @@ def signalled_at_fourth(number, ranks):
     ccnet.engine.training.torch_step.train_step = signalled
 
 
-def test_two_processes_resume_after_one_of_them_has_gone(tmp_path):
+def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
     unbroken = pair(tmp_path / "whole")
     broken = pair(tmp_path / "own", hook=break_a_picture_of_the_second)
     assert [run.wait() for run in broken] == [1, 1], broken[0].text + broken[1].text

@@ -127,7 +127,7 @@ def test_a_signal_that_also_ends_wandb_loses_nothing(tmp_path):
     assert newest(tmp_path / "runs" / "new").iteration >= 3
 
 
-def test_without_a_network_a_run_goes_on_offline_after_the_timeout(tmp_path):
+def test_without_a_network_a_run_continues_offline_after_the_timeout(tmp_path):
     environment = KEY | {"WANDB_BASE_URL": "http://127.0.0.1:9"}
     run = Run(tmp_path, *LOGGED, "logger.mode=online", environment=environment)
     assert run.wait() == 0, run.text
@@ -146,13 +146,13 @@ def test_a_lost_network_does_not_delay_the_run(server, tmp_path):
     assert "wandb sync" in run.text
 
 
-def test_online_without_a_key_is_an_error_and_not_a_prompt(tmp_path):
+def test_online_without_a_key_is_an_error_rather_than_a_prompt(tmp_path):
     run = Run(tmp_path, *LOGGED, "logger.mode=online", environment={"HOME": str(tmp_path)})
     assert run.wait() == 1
     assert "error: logger.mode=online, but there is no key" in run.text
 
 
-def test_the_runs_of_a_sweep_are_one_group_also_when_resumed(run_entry, tmp_path, monkeypatch):
+def test_the_runs_of_a_sweep_form_one_group_even_when_resumed(run_entry, tmp_path, monkeypatch):
     import wandb
 
     started, init = [], wandb.init
@@ -168,7 +168,7 @@ def test_the_runs_of_a_sweep_are_one_group_also_when_resumed(run_entry, tmp_path
     assert started == [(f"ablation/{number}", "ablation") for number in range(3)]
 
 
-def test_offline_parts_of_a_run_become_one_when_synchronised(server, tmp_path):
+def test_offline_parts_of_a_run_are_merged_when_synchronised(server, tmp_path):
     for command in (Run(tmp_path, *LOGGED, "recipe.max_iters=8", hook=without_tables), None):
         run = command or Run(tmp_path, *LOGGED, "recipe.max_iters=8", hook=without_tables)
         if command:
