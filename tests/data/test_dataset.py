@@ -45,7 +45,7 @@ def write_one_object(root):
     return root
 
 
-def test_every_data_set_is_tested_here():
+def test_every_data_set_is_covered_here():
     assert {*MAKERS, "Coco"} == set(sets.__all__)
 
 
