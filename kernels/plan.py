@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 CONFIGS = Path(__file__).parent / "configs"
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 MIN_CAPABILITY = (8, 0)
-MAX_QUERY_CHANNELS = 128  # a tile holds all of them in registers; value channels are processed in slabs
+MAX_QUERY_CHANNELS = 128  # a tile holds all of them at once, within registers; value channels go in slabs
 
 
 class Device(NamedTuple):
@@ -259,8 +259,8 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         # Register use of a tile varies by dozens between Triton versions; these tiles work with 3.6 to 3.9.
         if kernel == "backward":
             if wide:
-                # Two warps of 16 queries cannot hold 128 channels of query, key and their gradients. Four can, and with
-                # slabs of 32 each warp owns its own columns. Prefetching the next slab would spill.
+                # Two warps of 16 queries cannot hold 128 channels of query, key and their gradients. Four can, and in
+                # slabs of 32 each has columns of its own. Prefetching the next slab would spill.
                 return Tile(16, 16, 32, 4, 1)
             return Tile(32, 32, 16, 4, 2) if datacenter else Tile(16, 16, 32, 2, 2)
         warps = 8 if blackwell else 4  # Blackwell's MMAs read shared memory, so extra warps duplicate nothing

@@ -26,8 +26,8 @@ from triton.compiler import ASTSource
 from ..plan import Launch
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-_ALIGNMENT = 16  # of pointers in bytes, of strides in elements; the compiler then loads 16 bytes at a time
-# PTX versions that the oldest ptxas supported by JAX accepts (CUDA 12.6; 12.8 for Blackwell); Triton's may be newer.
+_ALIGNMENT = 16  # bytes of a pointer, or elements of a stride, that let the compiler load 16 bytes at a time
+# The PTX versions of the oldest ptxas that JAX supports (CUDA 12.6; 12.8 for Blackwell); Triton's own may be newer.
 _PTX_VERSIONS = {8: 85, 9: 85, 10: 87, 12: 87}
 
 

@@ -92,7 +92,7 @@ def test_without_valid_pixels_the_loss_is_zero():
         check(lambda out, y, loss=loss: [loss(out, y)], {"out": arrays["out"]}, np.full_like(labels, 255))
 
 
-def test_errors_name_the_invalid_input():
+def test_errors_name_the_bad_input():
     with pytest.raises(ValueError, match="reach from 300 to 300"):
         category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.full((1, 3, 3), 300))
     with pytest.raises(ValueError, match="must have the size of the embedding"):

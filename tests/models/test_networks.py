@@ -220,7 +220,7 @@ def test_backbone_truncated_after_an_inner_stage_has_no_later_layers():
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vit_tiny_patch16_224", "densenet121"])
-def test_an_error_for_a_backbone_without_stride_8_names_alternatives(name):
+def test_a_backbone_without_stride_8_raises_an_error_that_names_others(name):
     with pytest.raises(ValueError, match=f"does not build '{name}' with output stride 8.*resnet50.*mobilenetv2_100"):
         TimmBackbone(name)
 

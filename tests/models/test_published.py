@@ -304,7 +304,7 @@ def test_other_backbones_are_rejected(states):
     refused(state, r"neither a ResNet-50 nor a ResNet-101 \(backbone\.layer3 has 5 bottleneck blocks, not 6 or 23")
     basic = {key: tensor for key, tensor in states["fcn"].items() if "conv3" not in key}
     refused(basic, "has 6 basic blocks")
-    # Networks of output stride 16 have the same tensors; only the configuration in the file or the file name differs.
+    # Networks of output stride 16 have the same tensors; the configuration in the file or the file's name tells.
     coarse = "output stride of 16 or 32: only networks of stride 8"
     refused(states["fcn"], coarse, "fcn_d6_r50-d16_512x1024_40k_cityscapes_20210305_130133-98d5d1bc.pth")
     refused(states["deeplabv3"], coarse, meta={"config": "strides=(1, 2, 2, 1), multi_grid=(1, 2, 4)"})

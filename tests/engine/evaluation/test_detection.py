@@ -257,7 +257,7 @@ def test_every_parameter_learns_at_odd_sizes_and_without_objects():
     assert found["masks"].shape == (count, 1, 45, 61) and found["boxes"].shape == (count, 4)
 
 
-def test_unknown_context_and_unsuitable_backbone_produce_a_single_sentence():
+def test_unknown_context_and_unfit_backbone_get_one_sentence():
     with pytest.raises(ValueError, match=r"no context 'rcaa': did you mean rcca\? There are \['none', 'nonlocal'"):
         small(context="rcaa")
     with pytest.raises(InstantiationException, match="reads the stages layer1, layer2, layer3, layer4 of a ResNet"):

@@ -189,7 +189,7 @@ def test_skip_nonfinite_allows_that_many_steps(tmp_path, monkeypatch, capsys):
     training.train(composed("skip_nonfinite=1"), tmp_path)
     saved = checkpoints.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
-    assert all(values.isfinite().all() for values in saved.weights.values())  # these include the batch norm statistics
+    assert all(values.isfinite().all() for values in saved.weights.values())  # batch norm's statistics are among them
     assert "0 pictures that cannot be read, 1 steps that were not finite" in capsys.readouterr().out
 
 

@@ -308,7 +308,7 @@ def test_a_killed_worker_ends_the_run_with_a_single_message(whole, tmp_path):
     assert "Traceback" not in run.text
     assert run.text.count("error: a process that loads data is gone") == 1
     assert "turn down num_workers or recipe.batch_size" in run.text and "resume=auto" in run.text
-    assert newest(tmp_path / "runs" / "new").iteration >= 1  # a row is logged before its checkpoint is saved
+    assert newest(tmp_path / "runs" / "new").iteration >= 1  # a line of the log comes before its checkpoint
     run = Run(tmp_path, "num_workers=0")
     assert run.wait() == 0, run.text
     assert "num_workers: 0" in (tmp_path / "runs" / "new" / "config.yaml").read_text()
