@@ -1,7 +1,7 @@
 """Criss-cross attention: the public operator, its Triton kernels, and its implementations in torch and JAX."""
 
 # pyright: basic
-# lazy_loader comes without types; __init__.pyi has those of this package.
+# lazy_loader is untyped; __init__.pyi declares the types of this package.
 
 import lazy_loader
 

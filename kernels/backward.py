@@ -1,7 +1,7 @@
 """Backward pass along one axis, in Triton.
 
-With P the attention of the whole softmax, recomputed from the saved maximum and sum, G the arriving gradient, and
-gamma = 1 unless ``gamma * out + residual`` was fused:
+With P the attention weights of the full softmax, recomputed from the saved maximum and sum, G the upstream gradient,
+and gamma = 1 unless ``gamma * out + residual`` was fused:
 
     delta[i]  = sum_c out[i, c] G[i, c]                            the same for every axis
     dS[i, j]  = P[i, j] (G[i] . value[j] - delta[i])
@@ -9,23 +9,23 @@ gamma = 1 unless ``gamma * out + residual`` was fused:
     dquery[i] = gamma scale sum_j dS[i, j] key[j]
     dkey[j]   = gamma scale sum_i dS[i, j] query[i]
 
-gamma multiplies the results of the products, not their factors: it starts at 0, and a half-precision dS times a
-small gamma would be lost. Its own gradient is the sum of delta.
+gamma multiplies the products rather than their factors: it starts at 0, and a half-precision dS times a small gamma
+would underflow. The gradient of gamma itself is the sum of delta.
 
-One program owns one line, so there are no atomics and two runs agree bit by bit. It loops over tiles of keys,
-inside over tiles of queries, and inside over slabs of channels; a line that fits one tile visits each loop once.
-Tiles and passes add to earlier ones through a partial sum in global memory that only this program touches. The
-first pass computes delta in the loop that reads ``out`` and G anyway, and leaves it to the later passes.
+One program owns one line, so there are no atomics and results are bitwise reproducible. It loops over tiles of keys,
+then tiles of queries, then slabs of channels; a line that fits in one tile takes one iteration of the outer two.
+Tiles and passes accumulate into partial sums in global memory that only this program accesses. The first pass
+computes delta in the loop that reads ``out`` and G anyway, and stores it for the later passes.
 
 Source: the derivative of equations 1 and 2 of Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721; delta and the
-recomputed P are FlashAttention-2's, Dao, arXiv:2307.08691.
+recomputation of P follow FlashAttention-2, Dao, arXiv:2307.08691.
 
-Legend: query, key, dquery, dkey (pixels, D); value, out, G, dvalue (pixels, C); stats (pixels, 2), maximum and sum
-in float32; delta (pixels,); gamma (1,). BLOCK_M queries, BLOCK_N keys, BLOCK_C channels of a slab, BLOCK_D >= D.
+Notation: query, key, dquery, dkey (pixels, D); value, out, G, dvalue (pixels, C); stats (pixels, 2), maximum and sum
+in float32; delta (pixels,); gamma (1,). BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab, BLOCK_D >= D.
 """
 
 # pyright: basic, reportGeneralTypeIssues=false
-# The body of a triton.jit function is compiled by Triton: its names have other types than in Python.
+# Triton compiles the body of a triton.jit function, where names have other types than in Python.
 
 import triton
 import triton.language as tl
@@ -38,7 +38,7 @@ def _accumulate(
     x, partial_ptr, result_ptr, rows, offs_c, rows_valid, visit, visits,
     CHANNELS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Add ``x`` to the partial sum, or write the total to the result at the last visit of the last pass."""
+    """Add ``x`` to the partial sum; on the last visit of the last pass, store the total in the result instead."""
     mask = rows_valid[:, None] & (offs_c < CHANNELS)[None, :]
     offs = rows[:, None] * CHANNELS + offs_c[None, :]
     first = FIRST and ONCE
@@ -66,9 +66,9 @@ def line_backward_kernel(
     ONE_QUERY_TILE: tl.constexpr, ONE_KEY_TILE: tl.constexpr, STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Compute all gradients of one line: see the top of this file. The grid is the number of lines."""
+    """Compute all gradients of one line (see the module docstring). The grid has one program per line."""
     line = tl.program_id(0)
-    if REVERSED:  # start with what the pass before wrote last: it is still in the L2 cache
+    if REVERSED:  # start where the previous pass ended: that data is still in the L2 cache
         line = tl.num_programs(0) - 1 - line
     start = line_start(line, length, inner)
     query_ptr += start * query_stride
@@ -111,7 +111,7 @@ def line_backward_kernel(
             attention *= (1.0 / total)[:, None]
             weights = attention.to(value_ptr.dtype.element_ty)
 
-            # The first pass computes delta with its first tile of keys; later tiles and passes read it.
+            # The first pass computes delta along with its first tile of keys; later tiles and passes read it.
             known = rows_valid & (key_tile > 0) if FIRST else rows_valid
             delta = tl.load(delta_ptr + rows, mask=known, other=0.0)
             dattention = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -143,4 +143,4 @@ def line_backward_kernel(
                 D, FIRST, LAST, ONE_KEY_TILE,
             )  # fmt: skip
             if not (ONE_QUERY_TILE and ONE_KEY_TILE):
-                tl.debug_barrier()  # the next tile's threads read partial sums that others wrote
+                tl.debug_barrier()  # in the next tile, threads read partial sums that other threads wrote

@@ -1,10 +1,10 @@
-"""The record of one call: built once by ``validation.py``, taken by every layer below, in torch and in JAX."""
+"""The record of one call, which the public operator builds and passes to every layer below, in torch and in JAX."""
 
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 
 class ArrayLike(Protocol):
-    """The attributes that validation reads of a torch.Tensor or a jax.Array."""
+    """The attributes of a torch.Tensor or jax.Array that validation reads."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -20,12 +20,12 @@ Array = TypeVar("Array", bound=ArrayLike)
 
 
 class Options(NamedTuple):
-    """The part of a call that is not an array. Hashable, so that JAX can take it as a static argument.
+    """The non-array arguments of a call. Hashable, so that JAX can treat them as a static argument.
 
     Attributes:
-        axes: spatial axes to attend along, sorted; the last of them counts the position itself as a key.
-        scale: factor on the scores.
-        precision: how the kernels multiply float32, one of ``FLOAT32_PRECISIONS``.
+        axes: spatial axes to attend along, sorted; the position itself is a key on the last one only.
+        scale: factor applied to the scores.
+        precision: how the kernels multiply float32 numbers, one of ``FLOAT32_PRECISIONS``.
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C).
         backend: "auto", "triton" or "reference".
     """
@@ -38,14 +38,14 @@ class Options(NamedTuple):
 
 
 class Call(NamedTuple, Generic[Array]):
-    """One call of the operator; ``residual`` and ``gamma`` are None unless the call adds and scales.
+    """One call of the operator; ``residual`` and ``gamma`` are None unless it computes ``gamma * out + residual``.
 
     Attributes:
-        query, key: (N, D, *S), or (N, *S, D) with ``options.channel_axis`` -1.
-        value: (N, C, *S), likewise.
-        options: everything else.
-        residual: shaped like ``value``.
-        gamma: one number, in an array of any shape.
+        query, key: (N, D, *S), or (N, *S, D) if ``options.channel_axis`` is -1.
+        value: (N, C, *S), or (N, *S, C) if ``options.channel_axis`` is -1.
+        options: the non-array arguments.
+        residual: same shape as ``value``.
+        gamma: array of any shape with a single element.
     """
 
     query: Array

@@ -1,12 +1,12 @@
-"""A launch compiled without a GPU: its registers, spills, shared memory and tensor cores.
+"""Compile a launch without a GPU and report its registers, spills, shared memory and use of tensor cores.
 
-Triton compiles for any target on any machine; the numbers come from ``cuobjdump``, which its wheel includes. The tests
-check every shipped configuration against them, and tuning rejects candidates by them.
+Triton compiles for any target on any machine; the numbers come from ``cuobjdump``, which ships with its wheel. The
+tests check every shipped configuration against them, and tuning uses them to reject candidates.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
-# Triton comes without types.
+# Triton is untyped.
 
 import re
 import subprocess
@@ -34,10 +34,10 @@ class Report(NamedTuple):
     """The resources of a compiled launch.
 
     Attributes:
-        registers: per thread.
-        stack: bytes per thread; more than 0 if registers were spilled.
+        registers: registers per thread.
+        stack: bytes of stack per thread; more than 0 if registers were spilled.
         shared: bytes of shared memory per block.
-        tensor_core: whether it multiplies on tensor cores.
+        tensor_core: whether the launch uses tensor cores.
     """
 
     registers: int
@@ -47,7 +47,7 @@ class Report(NamedTuple):
 
 
 def compile_launch(kernel: str, launch: plan.Launch, dtype: str, capability: tuple[int, int]) -> Report:
-    """Compile a launch of the ``kernel`` "forward" or "backward" for a compute capability, and report on it."""
+    """Compile a launch of ``kernel`` ("forward" or "backward") for a compute capability and report its resources."""
     function = KERNELS[kernel]
     constants = dict(launch.constants)
     if kernel == "forward" and not constants["HAS_RESIDUAL"]:
@@ -56,7 +56,7 @@ def compile_launch(kernel: str, launch: plan.Launch, dtype: str, capability: tup
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, name in enumerate(function.arg_names):
         signature[name] = "constexpr" if name in constants else _argument_type(name, dtype, launch)
-        # As the launcher finds on real arrays: 16-byte aligned pointers, strides in multiples of 16.
+        # As the launcher infers from real arrays: 16-byte aligned pointers, strides that are multiples of 16.
         if name not in constants and name.endswith(("_ptr", "_stride")):
             attributes[(index,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(

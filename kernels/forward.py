@@ -1,31 +1,31 @@
 """Forward pass along one axis, in Triton.
 
-    out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j],    j on the line of i
+    out[i] = sum_j softmax_j(scale * query[i] . key[j]) value[j],    for j on the line of i
 
-Passes run one axis after the other over the same ``out``. For every pixel, a pass joins its own line with the
-maximum m' of the scores so far, the sum l' of their exp(score - m'), and the output out' so far:
+One pass per axis updates the same ``out`` in turn. For every pixel, a pass merges the softmax of its own line with
+the results of the earlier passes: the maximum score m', the sum l' of exp(score - m'), and the output out':
 
     M = max(m, m'),   L = l e^(m - M) + l' e^(m' - M)
     out <- out' l' e^(m' - M) / L  +  sum_j value[j] e^(score[j] - M) / L
 
-and leaves (M, L) to the next pass. So the softmax over all axes is exact, no score leaves the chip, and between
-passes ``out`` stays in the input's own precision. The kernels keep (m, l) rather than m + log l: scores are
-unscaled and large, and a logarithm of 20 in float32 is only exact to 1e-6, which every weight would inherit. The
-last pass may add ``gamma * out + residual`` on its way to memory.
+and passes (M, L) on to the next one. The softmax over all axes is therefore exact, scores never leave the chip, and
+between passes ``out`` is stored in its final dtype. The kernels keep (m, l) rather than m + log l: scores are
+unscaled and large, and a float32 log-sum-exp near 20 has an error of about 1e-6, which would carry over to every
+weight. The last pass can fuse ``gamma * out + residual`` into its store.
 
-There are two tilings, by the length of the line. If one tile of keys holds the line, its softmax weights stay on
-chip and multiply one slab of channels after the other. If not, the program owns one slab and loops over the keys
-with a running maximum and sum.
+There are two tiling schemes, chosen by line length. If the line fits in one tile of keys, its softmax weights stay
+on chip and are multiplied with one slab of channels at a time. Otherwise, each program owns one slab and loops over
+the keys with a running maximum and sum.
 
-Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2; the running softmax is Milakov and
-Gimelshein's, arXiv:1805.02867.
+Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2; the online softmax is from Milakov and
+Gimelshein, arXiv:1805.02867.
 
-Legend: query, key (pixels, D); value, out, residual, result (pixels, C); stats (pixels, 2), m and l in float32;
-gamma (1,). BLOCK_M queries, BLOCK_N keys, BLOCK_C channels of a slab, BLOCK_D >= D.
+Notation: query, key (pixels, D); value, out, residual, result (pixels, C); stats (pixels, 2), m and l in float32;
+gamma (1,). BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab, BLOCK_D >= D.
 """
 
 # pyright: basic, reportGeneralTypeIssues=false
-# The body of a triton.jit function is compiled by Triton: its names have other types than in Python.
+# Triton compiles the body of a triton.jit function, where names have other types than in Python.
 
 import triton
 import triton.language as tl
@@ -35,7 +35,10 @@ from .addressing import finite, is_key, line_rows, line_start, load_rows
 
 @triton.jit
 def _join(maximum, total, previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS: tl.constexpr):
-    """Return the joint maximum and sum, and the factors on the earlier output and on this line's weights."""
+    """Merge this line's softmax with that of the earlier passes.
+
+    Return the joint maximum and sum, and the factors that rescale the earlier output and this line's weights.
+    """
     joint = maximum
     before = total
     if HAS_PREVIOUS:
@@ -47,7 +50,7 @@ def _join(maximum, total, previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS: tl
     total *= factor
     if HAS_PREVIOUS:
         total += before
-    divisor = tl.where(total == 0.0, 1.0, total)  # no key at all: a line of one pixel that masks itself
+    divisor = tl.where(total == 0.0, 1.0, total)  # no keys: a line of one pixel that masks itself
     return joint, total, before / divisor, factor / divisor
 
 
@@ -56,11 +59,11 @@ def _store_slab(
     acc, keep, gamma, out_ptr, residual_ptr, result_ptr, rows, residual_stride, offs_c, rows_valid,
     C: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_OUT: tl.constexpr,
 ):  # fmt: skip
-    """Join one slab with the passes before and write it."""
+    """Merge one slab with the output of the earlier passes and store it."""
     mask = rows_valid[:, None] & (offs_c < C)[None, :]
     offs = rows[:, None] * C + offs_c[None, :]
     if HAS_PREVIOUS:
-        # In place: no other program reads or writes these elements.
+        # Safe in-place: no other program reads or writes these elements.
         acc += keep[:, None] * tl.load(out_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     if SAVE_OUT:
         tl.store(out_ptr + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
@@ -81,15 +84,15 @@ def line_forward_kernel(
     ONE_KEY_TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Attend from one block of queries of one line, in one group of channel slabs: see the top of this file.
+    """Attend from one block of queries of one line, for one group of channel slabs (see the module docstring).
 
-    The grid is lines * blocks of queries * SPLITS, the groups of a line side by side so that they share its
-    query and key in the L2 cache. ``stats_ptr`` differs from ``previous_stats_ptr``: groups that start late
-    still read what groups that ended early would have overwritten.
+    The grid is lines * query blocks * SPLITS. The groups of a line are adjacent, so that they share its query and
+    key in the L2 cache. ``stats_ptr`` and ``previous_stats_ptr`` must not alias: groups that start late still read
+    the previous statistics after groups that finished early have written theirs.
     """
     blocks = tl.cdiv(length, BLOCK_M)
     pid = tl.program_id(0)
-    if REVERSED:  # start with what the pass before wrote last: it is still in the L2 cache
+    if REVERSED:  # start where the previous pass ended: that data is still in the L2 cache
         pid = tl.num_programs(0) - 1 - pid
     split = pid % SPLITS
     line = pid // SPLITS // blocks
@@ -130,7 +133,7 @@ def line_forward_kernel(
         )
         attention = (attention * factor[:, None]).to(value_ptr.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
 
-        # With the stages named, the compiler also prefetches what is added, not only what is multiplied.
+        # With explicit stages, the compiler also prefetches ``out`` and the residual, not only the factors of tl.dot.
         for slab in tl.range(SLABS, num_stages=STAGES):
             offs_c = first_channel + slab * BLOCK_C + tl.arange(0, BLOCK_C)
             value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)

@@ -1,6 +1,6 @@
-"""The launches that must compile well with every supported Triton, and a command that compiles them all.
+"""The launches that must compile well with every supported Triton version, and a command that compiles them all.
 
-``python -m ccnet.kernels.launch_set`` needs Triton alone: no torch, no GPU.
+``python -m ccnet.kernels.launch_set`` needs only Triton: no torch and no GPU.
 """
 
 import itertools
@@ -20,8 +20,8 @@ GPUS = {
     "sm_90": plan.Device("H100", (9, 0), 132, 232448),
     "sm_100": plan.Device("B200", (10, 0), 148, 232448),
 }
-# (dtype, D, lengths) at the paper's C = 512. The lengths reach every branch of the rule: crops of 769, 1025 and 2049
-# give lines of 97, 129 and 257; 257 is tiled like 129.
+# (dtype, D, lengths) at the paper's C = 512. The lengths cover every branch of the tile rule: crops of 769, 1025 and
+# 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
 SHAPES = [
     ("bfloat16", 64, (64, 97, 129, 200, 256)),
     ("bfloat16", 128, (97,)),
@@ -31,11 +31,11 @@ SHAPES = [
 
 
 def launches(gpu: str, fused: tuple[bool, ...] = (True, False)) -> list[tuple[str, plan.Launch, str]]:
-    """Return each (kernel, launch, dtype) once: the last passes, which do the most, and at 97 the others too.
+    """Return each distinct (kernel, launch, dtype) of the last pass, which does the most work, and of all at length 97.
 
     Args:
         gpu: a name in `GPUS`.
-        fused: whether a forward at 97 adds the residual; both by default. Elsewhere it does.
+        fused: forward variants at length 97, with the residual (True) or without; other lengths always have it.
     """
     shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else SHAPES
     found: dict[tuple[Any, ...], tuple[str, plan.Launch, str]] = {}
@@ -49,7 +49,7 @@ def launches(gpu: str, fused: tuple[bool, ...] = (True, False)) -> list[tuple[st
 
 
 def _with_tables(gpu: str) -> list[plan.Device]:
-    """Return the GPU as it follows the rule, and each GPU of its kind that has a table."""
+    """Return the GPU without a table, for which the rule applies, and every GPU of its capability with a table."""
     headers = [json.loads(path.read_text()) for path in plan.CONFIGS.glob("*.json")]
     names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
@@ -64,23 +64,23 @@ def _passes(problem: plan.Problem, device: plan.Device, fused: tuple[bool, ...])
 
 
 def fault(gpu: str, kernel: str, launch: plan.Launch, dtype: str) -> str | None:
-    """Compile a launch and return its fault, or None if it has none."""
-    os.environ.pop("TRITON_INTERPRET", None)  # read when triton is first imported, which is now
+    """Compile a launch and describe what is wrong with it; return None if nothing is."""
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it on its first import, which follows
     from .compiled import compile_launch
 
     try:
         report = compile_launch(kernel, launch, dtype, GPUS[gpu].capability)
-    except Exception as error:  # the compiler raises many kinds
+    except Exception as error:  # the compiler raises many exception types
         return f"does not compile: {str(error).splitlines()[0]}"
     if report.stack:
         return f"{report.stack} bytes of registers spilled"
     if report.shared > GPUS[gpu].shared_memory:
-        return f"{report.shared} bytes of shared memory, of {GPUS[gpu].shared_memory}"
-    return None if report.tensor_core else "no tensor cores"
+        return f"needs {report.shared} bytes of shared memory, the GPU has {GPUS[gpu].shared_memory}"
+    return None if report.tensor_core else "does not use tensor cores"
 
 
 def main() -> int:
-    """Compile the set in two processes, print the faults, and return the exit status."""
+    """Compile all launches in two processes, print what is wrong, and return the exit status."""
     import triton  # pyright: ignore[reportMissingTypeStubs]
 
     started = time.monotonic()

@@ -1,6 +1,6 @@
-"""The public operator: it checks its input and hands it to the arrays' own framework.
+"""The public operator, which validates its arguments and dispatches to the framework of the arrays.
 
-Nothing here imports a framework, so that ``import ccnet.kernels`` stays cheap.
+This module imports no framework, so that ``import ccnet.kernels`` stays cheap.
 """
 
 from collections.abc import Sequence
@@ -23,37 +23,38 @@ def criss_cross_attention(
     """Attend from every position to the positions that share all but one of its coordinates.
 
         out[u] = sum_j softmax_j(scale * query[u] . key[j]) value[j],
-        j in {u} and every position that differs from u along exactly one of ``axes``
+        for j = u and every j that differs from u along exactly one of ``axes``
 
-    One softmax runs over all these keys together, and u itself is one key, not one per axis: H + W - 1 keys
-    in 2D, T + H + W - 2 in 3D. Scores are not divided by sqrt(D), as in the paper. One call reaches a row and
-    a column; two calls in a row (R = 2) connect every pair of positions.
+    A single softmax runs over all these keys, and u itself counts once rather than once per axis: H + W - 1 keys
+    in 2D, T + H + W - 2 in 3D. As in the paper, scores are not divided by sqrt(D). One call covers a row and a
+    column; two successive calls (R = 2) connect every pair of positions.
 
     Args:
-        query: (N, D, *S), with one to three spatial axes S. float32, float64, float16 or bfloat16.
-        key: like ``query``.
+        query: (N, D, *S) with one to three spatial axes S, in float32, float64, float16 or bfloat16.
+        key: same shape, dtype and device as ``query``.
         value: (N, C, *S), same dtype and device.
-        axes: indices into S of the lines to attend along; all of them by default. ``axes=(1,)`` on (H, W) is
-            attention within rows, ``axes=(0,)`` within columns.
-        scale: factor on the scores.
-        channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three.
-        backend: "triton" is the fused kernels (NVIDIA GPU of compute capability 8.0 or newer; float32,
-            float16, bfloat16; D up to 128), "reference" the formula in plain tensor code. "auto" takes the
-            kernels on a GPU that can run them, and falls back to the reference elsewhere; on a GPU it warns once.
+        axes: indices into S of the axes to attend along; all of them by default. On (H, W), ``axes=(1,)`` attends
+            within rows and ``axes=(0,)`` within columns.
+        scale: factor applied to the scores.
+        channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three arrays.
+        backend: "triton" selects the fused kernels (NVIDIA GPU of compute capability 8.0 or newer; float32,
+            float16, bfloat16; D up to 128), "reference" the formula in plain tensor code. "auto" uses the kernels
+            on a GPU that supports them and otherwise falls back to the reference; on a GPU it then warns once.
 
     Returns:
-        like ``value``. Softmax and sums run in float32 (float64 for float64 input).
+        The attention output, same shape and dtype as ``value``. Softmax and sums are computed in float32 (float64
+        for float64 input).
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together, an axis or the backend is unknown, or backend
-            "triton" cannot run here.
+        ValueError: shapes, dtypes or devices do not match, an axis or the backend is unknown, or backend "triton"
+            cannot run here.
 
-    Cost: 2 (D + C) flops per position and key. For the backward pass the kernels keep the output and two
-    float32 numbers per position; the reference keeps the (N, *S, number of keys) attention. Neither builds an
-    N x N map. The kernels read channels-last memory (also slices of a projection buffer), copy anything else
-    into it once, and return it; they can be differentiated once. JAX arrays are dense: (N, *S, C) with
-    ``channel_axis=-1`` is read in place, other arrays are copied. JAX chooses the backend when it lowers the call,
-    so one jitted function runs on CPU and GPU.
+    Cost: 2 (D + C) FLOPs per position and key. For the backward pass the kernels keep the output and two float32
+    numbers per position; the reference keeps the attention weights, (N, *S, number of keys). Neither materialises a
+    map over all pairs of positions. The kernels read channels-last memory in place (including slices of a projection
+    buffer), copy other layouts to channels-last once, and return channels-last results; they support first
+    derivatives only. JAX arrays are always dense: (N, *S, C) with ``channel_axis=-1`` is read in place, other layouts
+    are copied. JAX chooses the backend at lowering time, so the same jitted function runs on CPU and GPU.
 
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2 (without the residual), and
     section 3.5 for three axes.
@@ -84,19 +85,19 @@ def criss_cross_residual(
 
         result = gamma * criss_cross_attention(query, key, value) + residual
 
-    With the kernels this costs one more read, of ``residual``, than the attention; separate operations would read
-    and write everything again.
+    The kernels fuse this into the attention at the cost of one extra read, of ``residual``; separate operations would
+    read and write every array again.
 
     Args:
         query, key, value, axes, scale, channel_axis, backend: as for :func:`criss_cross_attention`.
-        residual: shaped like ``value``, on the same device; its dtype may differ.
-        gamma: one number, in an array of any shape and floating-point dtype, on the same device.
+        residual: same shape and device as ``value``; its dtype may differ.
+        gamma: array with a single element, of any shape and floating-point dtype, on the same device.
 
     Returns:
-        like ``residual``.
+        The sum, same shape and dtype as ``residual``.
 
     Raises:
-        ValueError: as :func:`criss_cross_attention`, or ``residual`` or ``gamma`` has another shape or device.
+        ValueError: as for :func:`criss_cross_attention`, or ``residual`` or ``gamma`` has the wrong shape or device.
 
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equation 2; gamma starts at 0 in the authors'
     code.
@@ -120,30 +121,30 @@ def criss_cross_weights(
 ) -> Array:
     """Return how much each position of the image contributes to ``position`` after R loops.
 
-        weights = row ``position`` of A^R,   A the (positions x positions) attention of one loop
+        weights = row ``position`` of A^R,   with A the (positions x positions) attention matrix of one loop
 
-    A itself is never built: the row is carried through the lines, R times. R = 1 gives a cross, R = 2 covers the
-    image (Fig. 7 of the paper).
+    A itself is never materialised: the row is propagated along the lines R times. R = 1 gives a cross, R = 2 covers
+    the image (Fig. 7 of the paper).
 
     Args:
         query: (N, D, *S), as for :func:`criss_cross_attention`.
         key: like ``query``.
         position: one index per spatial axis.
-        recurrence: R, at least 1; every loop uses the same query and key.
+        recurrence: number of loops R, at least 1; every loop uses the same query and key.
         axes, scale, channel_axis, backend: as for :func:`criss_cross_attention`.
 
     Returns:
-        (N, *S) weights, non-negative, summing to 1 per image; float32 (float64 for float64 input).
+        Non-negative weights, (N, *S), that sum to 1 per image; float32 (float64 for float64 input).
 
     Raises:
-        ValueError: as :func:`criss_cross_attention`, or the position is outside the image, or R < 1.
+        ValueError: as for :func:`criss_cross_attention`, or the position is outside the image, or R < 1.
     """
     operator = _operator(query, key)
     options = checked_options({"query": query, "key": key}, axes, scale, channel_axis, backend)
     position = tuple(position)
     check_position(position, query, channel_axis)
     if recurrence < 1:
-        raise ValueError(f"recurrence is {recurrence}: give the number of loops, 1 or more")
+        raise ValueError(f"recurrence is {recurrence}: set it to the number of loops, at least 1")
     return operator.attention_weights(query, key, position, recurrence, options)
 
 
@@ -158,4 +159,4 @@ def _operator(*arrays: Any) -> Any:
 
         return dispatch
     types = dict.fromkeys(f"{type(array).__module__}.{type(array).__name__}" for array in arrays)
-    raise ValueError(f"got {' and '.join(types)}: give torch tensors, or jax arrays")
+    raise ValueError(f"got {' and '.join(types)}: pass only torch tensors or only jax arrays")

@@ -1,11 +1,11 @@
-"""The plan of a call: passes over the axes, tile sizes, and the least cost of the work.
+"""The plan of a call: one pass per axis, tile sizes, and a lower bound on the cost.
 
-This is arithmetic without torch, jax or triton. Both frameworks, the compile tests and the benchmark launch what it
-returns.
+This is pure arithmetic without torch, jax or triton. Both frameworks, the compile tests and the benchmark use the
+same plans.
 
-Tile sizes come from ``configs/<device>.json`` where a measurement has pinned them, else from a rule. Nothing is timed
-while a network trains: the choice depends on the call's shape and the device alone, so that a run can be repeated bit
-by bit.
+Tile sizes come from ``configs/<device>.json`` where measurements have pinned them, otherwise from a rule. Nothing is
+autotuned during training: the choice depends only on the call's shape and the device, so that runs are bitwise
+reproducible.
 """
 
 import json
@@ -24,10 +24,10 @@ class Device(NamedTuple):
     """The properties of a GPU on which tile sizes depend.
 
     Attributes:
-        name: as the driver reports it; names the table of pinned tiles.
+        name: device name as reported by the driver; selects the table of pinned tiles.
         capability: compute capability, (major, minor).
         processors: number of multiprocessors.
-        shared_memory: bytes per block of threads.
+        shared_memory: bytes per thread block.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Problem(NamedTuple):
     """The sizes of a call on (batch, *spatial, channels) arrays.
 
     Attributes:
-        axes: spatial axes to attend along, sorted; the last of them counts the position itself as a key.
-        dtype: of query, key and value, as "float16".
-        precision: how float32 is multiplied, one of ``FLOAT32_PRECISIONS``.
-        widest_stride: elements from pixel to pixel in the widest array, where that is more than its channels.
+        axes: spatial axes to attend along, sorted; the position itself is a key on the last one only.
+        dtype: name of the dtype of query, key and value, such as "float16".
+        precision: how float32 numbers are multiplied, one of ``FLOAT32_PRECISIONS``.
+        widest_stride: largest pixel stride of the arrays in elements, if it exceeds the number of channels.
     """
 
     batch: int
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab; a row of a configuration table."""
+    """Tile sizes (BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab); one row of a tuning table."""
 
     block_m: int
     block_n: int
@@ -71,10 +71,10 @@ class Launch(NamedTuple):
 
     Attributes:
         grid: number of programs.
-        length: positions of a line.
-        inner: pixels from one position of a line to the next.
+        length: number of positions on a line.
+        inner: distance in pixels between neighbours on a line.
         constants: compile-time constants by name.
-        num_warps, num_stages: options of Triton.
+        num_warps, num_stages: Triton launch options.
         compiled: a cache for the compiled kernels, filled by the launcher.
     """
 
@@ -90,8 +90,8 @@ class Launch(NamedTuple):
 def kept_dtype(dtype: str) -> str:
     """Return the dtype of the output that the backward pass reads: float32 for float16, else the value's.
 
-    With large scores, delta = sum(out * grad) of a rounded output costs the gradients of query and key most of
-    float16's eleven bits. bfloat16 has eight bits, which do not justify twice the kept memory.
+    With large scores, computing delta = sum(out * grad) from a rounded output costs the gradients of query and key
+    most of float16's eleven bits. bfloat16 has only eight, which do not justify doubling the memory.
     """
     return "float32" if dtype == "float16" else dtype
 
@@ -109,7 +109,7 @@ def forward_launches(
         one_key_tile = length <= tile.block_n
         slabs = -(-problem.value_channels // tile.block_c)
         blocks = lines * -(-length // tile.block_m)
-        # Another group of slabs repeats the scores, D of D + C of the work; idle processors cost more.
+        # Each extra group of slabs recomputes the scores, D / (D + C) of the FLOPs; idle multiprocessors cost more.
         splits = slabs
         if one_key_tile:
             splits = 1
@@ -155,8 +155,8 @@ def backward_launches(problem: Problem, device: Device, has_gamma: bool = False)
 def backward_partials(launches: tuple[Launch, ...]) -> tuple[bool, bool, bool]:
     """Return whether the partial sums of dquery, dkey and dvalue need a float32 array of their own.
 
-    dvalue is as large as the value, so its partial sum is float32 only if a line adds up several tiles. Over the two
-    or three passes of short lines the input's own precision is enough, as in the forward pass.
+    dvalue is as large as the value, so its partial sum is float32 only if a line is split into several tiles. For the
+    two or three passes over short lines, the precision of the input is enough, as in the forward pass.
     """
     several_tiles = not all(
         launch.constants["ONE_QUERY_TILE"] and launch.constants["ONE_KEY_TILE"] for launch in launches
@@ -166,16 +166,16 @@ def backward_partials(launches: tuple[Launch, ...]) -> tuple[bool, bool, bool]:
 
 
 def _lines(problem: Problem, axis: int) -> tuple[int, int, int]:
-    """Return the length, the pixels per step and the number of the lines along an axis: see ``addressing.py``."""
+    """Return the length, ``inner`` and the number of the lines along an axis (see ``addressing.py``)."""
     length = problem.spatial[axis]
     pixels = problem.batch * math.prod(problem.spatial)
     return length, math.prod(problem.spatial[axis + 1 :]), pixels // length
 
 
 def _is_wide(problem: Problem) -> bool:
-    """Return whether offsets inside one image exceed 32 bits; offsets of the batch always have 64."""
+    """Return whether offsets within one image exceed 32 bits; offsets across the batch always have 64 bits."""
     stride = max(problem.query_channels, problem.value_channels, problem.widest_stride)
-    # Twice the image, because the positions of a tile beyond the end of a line are computed, though not read.
+    # Twice the image, because a tile also computes addresses beyond the end of its line, though it never reads them.
     return 2 * math.prod(problem.spatial) * stride >= 2**31
 
 
@@ -195,7 +195,7 @@ def _launch(problem: Problem, tile: Tile, grid: int, length: int, inner: int, co
 
 
 def choose_tile(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
-    """Return the pinned tile if there is one, else the rule's, at most as wide as the value channels."""
+    """Return the pinned tile, or the rule's if there is none, with BLOCK_C limited to the value channels."""
     tile = _pinned_tile(kernel, problem, length, device.name) or _rule(kernel, problem, length, device)
     widest = max(16, _power_of_two(problem.value_channels))
     return tile._replace(block_c=min(tile.block_c, widest))
@@ -214,7 +214,7 @@ _tables: dict[str, list[dict[str, Any]]] = {}
 
 
 def load_table(device_name: str) -> list[dict[str, Any]]:
-    """Return the rows of ``configs/<device>.json``, or none for a device without a table."""
+    """Return the rows of ``configs/<device>.json``, or an empty list for a device without a table."""
     if device_name not in _tables:
         path = table_path(device_name)
         _tables[device_name] = json.loads(path.read_text())["rows"] if path.exists() else []
@@ -239,31 +239,31 @@ def write_table(device: Device, rows: list[dict[str, Any]], origin: dict[str, An
 
 
 def table_path(device_name: str) -> Path:
-    """Return the path of a device's table of pinned tiles, which need not exist."""
+    """Return the path of a device's table of pinned tiles; the file may not exist."""
     return CONFIGS / f"{device_name.lower().replace(' ', '_')}.json"
 
 
 def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
-    """Return a tile that compiles without spills for sm_80, sm_90 and sm_100: see ``launch_set.py``.
+    """Return a tile that compiles without spills for sm_80, sm_90 and sm_100 (see ``launch_set.py``).
 
-    In half precision, a line of up to 128 is one tile. On longer lines, and in float32, whose three TF32 products need
-    three times the registers, the kernels loop, in tiles small enough that a line just above a power of two (129 and
-    257 come from crops of 1025 and 2049 at stride 8) is not padded to the next one. A warp owns 16 queries, and more
-    warps would repeat each other's products.
+    In half precision, a line of up to 128 positions is one tile. The kernels loop over tiles for longer lines, and for
+    float32, whose three TF32 products need three times the registers. These tiles are small enough that a line just
+    above a power of two (129 and 257, from crops of 1025 and 2049 at stride 8) is not padded to the next one. Each warp
+    owns 16 queries; additional warps would duplicate products.
     """
-    # Consumer GPUs, also newer ones, have Ampere's matrix instructions and small shared memory.
+    # Consumer GPUs, even newer ones, have Ampere's matrix instructions and little shared memory.
     hopper, blackwell = (device.capability[0] == major for major in (9, 10))
     datacenter = hopper or blackwell
     wide = problem.query_channels > 64
     if problem.dtype == "float32":
-        # The same tile takes dozens of registers more or less with another Triton; these hold for 3.6 to 3.9.
+        # Register use of a tile varies by dozens between Triton versions; these tiles work with 3.6 to 3.9.
         if kernel == "backward":
             if wide:
                 # Two warps of 16 queries cannot hold 128 channels of query, key and their gradients. Four can, and in
                 # slabs of 32 each has columns of its own. Prefetching the next slab would spill.
                 return Tile(16, 16, 32, 4, 1)
             return Tile(32, 32, 16, 4, 2) if datacenter else Tile(16, 16, 32, 2, 2)
-        warps = 8 if blackwell else 4  # Blackwell's products read shared memory, so more warps repeat none of them
+        warps = 8 if blackwell else 4  # Blackwell's MMAs read shared memory, so extra warps duplicate nothing
         if wide:
             return Tile(64, 16, 32, warps, 2)
         return Tile(64, 32 if datacenter else 16, 64, warps, 2)
@@ -273,7 +273,7 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         if length <= 64:
             return Tile(64, 64, 64, 4, 3)
         if length <= 128:
-            # With slabs of 32 two programs share a multiprocessor, and one loads while the other multiplies.
+            # With slabs of 32, two programs share a multiprocessor, so that one loads while the other multiplies.
             return Tile(128, 128, 32, 8, 3) if datacenter or wide else Tile(128, 128, 64, 8, 2)
         if tall and not wide:
             return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
@@ -289,18 +289,18 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
 
 
 class Cost(NamedTuple):
-    """A lower bound for any implementation: its products, and each array once through memory."""
+    """A lower bound for any implementation: its FLOPs, and one memory transfer of each array."""
 
     flops: int
     bytes: int
 
 
 def least_cost(problem: Problem, direction: str) -> Cost:
-    """Return the least cost of ``direction``, which is "forward", "backward" or "both".
+    """Return the lower bound for ``direction``, which is "forward", "backward" or "both".
 
-    A multiplication and an addition count as two flops. The backward pass recomputes the scores, and computes the
-    gradients of the scores, query, key and value. The forward pass reads query, key and value and writes the output;
-    the backward pass reads these and the output's gradient, and writes three gradients.
+    A multiply-add counts as two FLOPs. The backward pass recomputes the scores and computes the gradients of the
+    scores, query, key and value. The forward pass reads query, key and value and writes the output; the backward pass
+    reads all four and the gradient of the output, and writes three gradients.
     """
     if direction == "both":
         parts = [least_cost(problem, part) for part in ("forward", "backward")]
@@ -314,7 +314,7 @@ def least_cost(problem: Problem, direction: str) -> Cost:
 
 
 def _less_padding(length: int, large: int, small: int) -> int:
-    """Return ``large``, which reads less and keeps more on chip, unless it pads the line by a tenth more."""
+    """Return ``large``, which reads less and keeps more on chip, unless its padded line is over 10% longer."""
     return large if -(-length // large) * large <= 1.1 * (-(-length // small) * small) else small
 
 

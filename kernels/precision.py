@@ -1,4 +1,4 @@
-"""The precision in which the kernels multiply float32, for the whole process."""
+"""The process-wide precision of float32 products in the kernels."""
 
 FLOAT32_PRECISIONS = ("tf32x3", "ieee", "tf32")
 
@@ -6,19 +6,19 @@ _float32 = "tf32x3"
 
 
 def float32_precision() -> str:
-    """Return the precision that calls take from now on, one of ``FLOAT32_PRECISIONS``."""
+    """Return the current precision, one of ``FLOAT32_PRECISIONS``."""
     return _float32
 
 
 def set_float32_precision(name: str) -> None:
-    """Choose how the Triton kernels multiply float32; the reference always multiplies in full precision.
+    """Set how the Triton kernels multiply float32 numbers; the reference always uses full precision.
 
-    "tf32x3", the default, splits each factor into two TF32 numbers and is as exact as float32 products to about
-    1e-6; "ieee" multiplies in float32 outside the tensor cores, many times slower; "tf32" keeps 10 bits of
+    "tf32x3", the default, splits each factor into two TF32 numbers and matches float32 products to about 1e-6;
+    "ieee" multiplies in float32 without tensor cores, which is many times slower; "tf32" keeps 10 mantissa bits of
     each factor.
 
     Raises:
-        ValueError: ``name`` is none of these.
+        ValueError: ``name`` is not one of these.
     """
     global _float32
     if name not in FLOAT32_PRECISIONS:

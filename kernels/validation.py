@@ -1,6 +1,6 @@
-"""Checks of a call's arguments, before any of its work starts.
+"""Validation of a call's arguments before any work starts.
 
-Messages are formatted on failure only: the checks run on every call, and under torch.compile.
+Messages are formatted only on failure, because the checks run on every call, including under torch.compile.
 """
 
 import sys
@@ -18,11 +18,11 @@ MAX_SPATIAL_AXES = 3
 def checked_options(
     arrays: Mapping[str, ArrayLike], axes: Sequence[int] | None, scale: float, channel_axis: int, backend: str
 ) -> Options:
-    """Return a call's options; raise ValueError unless its arrays and axes fit together.
+    """Return a call's options; raise ValueError unless its arrays and axes are consistent.
 
     Args:
         arrays: "query", "key" and, if the call has one, "value".
-        axes, scale, channel_axis, backend: as given to the public functions.
+        axes, scale, channel_axis, backend: as passed to the public functions.
     """
     check_backend(backend)
     spatial = _check_arrays(arrays, channel_axis)
@@ -32,12 +32,12 @@ def checked_options(
 def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> None:
     """Raise ValueError unless ``gamma * value + residual`` is possible without broadcasting or moving arrays."""
     if residual.shape != value.shape:
-        raise ValueError(f"residual must be shaped like value, got {tuple(residual.shape)} and {tuple(value.shape)}")
+        raise ValueError(f"residual must have the shape of value, got {tuple(residual.shape)} and {tuple(value.shape)}")
     if any(size != 1 for size in gamma.shape):
-        raise ValueError(f"gamma must hold one number, got shape {tuple(gamma.shape)}")
+        raise ValueError(f"gamma must have exactly one element, got shape {tuple(gamma.shape)}")
     if is_torch(value) and not value.device == residual.device == gamma.device:
         raise ValueError(
-            f"value, residual and gamma must be on one device, got {value.device}, {residual.device} and "
+            f"value, residual and gamma must be on the same device, got {value.device}, {residual.device} and "
             f"{gamma.device}: move them first"
         )
 
@@ -46,7 +46,7 @@ def check_position(position: tuple[int, ...], query: ArrayLike, channel_axis: in
     """Raise ValueError unless ``position`` has one index inside the image per spatial axis."""
     spatial = _without_channels(tuple(query.shape), channel_axis)[1:]
     if len(position) != len(spatial) or not all(0 <= p < s for p, s in zip(position, spatial, strict=True)):
-        raise ValueError(f"position {position} is outside the image: give one index per axis of {spatial}")
+        raise ValueError(f"position {position} is outside the image: pass one index per axis of {spatial}")
 
 
 def check_backend(backend: str) -> None:
@@ -68,7 +68,7 @@ def is_jax(array: Any) -> bool:
 def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[int, ...]:
     """Return the spatial sizes S; raise ValueError unless the arrays agree in shape, dtype and device."""
     if channel_axis not in (1, -1):
-        raise ValueError(f"channel_axis is {channel_axis}: give 1 for (N, C, *S) or -1 for (N, *S, C)")
+        raise ValueError(f"channel_axis is {channel_axis}: use 1 for (N, C, *S) or -1 for (N, *S, C)")
     layout = "(N, C, *S)" if channel_axis == 1 else "(N, *S, C)"
 
     query = arrays["query"]
@@ -89,12 +89,13 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
     for array in arrays.values():
         if array.dtype != query.dtype:
             raise ValueError(
-                f"query, key and value must have one dtype, got {_listed(arrays, 'dtype')}: cast them first"
+                f"query, key and value must have the same dtype, got {_listed(arrays, 'dtype')}: cast them first"
             )
         # JAX checks devices itself, and a traced array has none.
         if on_torch and array.device != query.device:
             raise ValueError(
-                f"query, key and value must be on one device, got {_listed(arrays, 'device', ' on')}: move them first"
+                f"query, key and value must be on the same device, got {_listed(arrays, 'device', ' on')}: "
+                "move them first"
             )
     dtype = str(query.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
@@ -103,15 +104,15 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
 
 
 def _check_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple[int, ...]:
-    """Return ``axes`` sorted, or all of them for None; raise ValueError unless they are different spatial axes."""
+    """Return ``axes`` sorted, or all axes for None; raise ValueError unless they are distinct spatial axes."""
     known = range(len(spatial))
     if axes is None:
         return tuple(known)
     axes = tuple(axes)
     if not axes or any(axis not in known for axis in axes) or len(set(axes)) < len(axes):
         raise ValueError(
-            f"axes {axes} do not fit {len(spatial)} spatial axes {spatial}: "
-            f"give different ones out of {tuple(known)}, which count the spatial axes alone"
+            f"axes {axes} are invalid for {len(spatial)} spatial axes of sizes {spatial}: "
+            f"choose distinct ones from {tuple(known)}; batch and channels do not count"
         )
     return tuple(sorted(axes))
 

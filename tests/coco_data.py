@@ -1,4 +1,4 @@
-"""A small data set in COCO's layout."""
+"""A small data set in COCO format."""
 
 import json
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-pytest.importorskip("pycocotools", reason="the oracle of these tests: pip install -e '.[dev]'")
+pytest.importorskip("pycocotools", reason="pycocotools is the oracle of these tests: pip install -e '.[dev]'")
 from pycocotools import mask as official_mask
 
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 1, "name": "bar"}, {"id": 90, "name": "wedge"}]
 
 
 def write_coco(root, *, images: int, split: str, seed: int = 0):
-    """A tree in COCO's layout: polygons, run lengths, a crowd, an empty picture and one with only a crowd."""
+    """Write a data set in COCO format with polygons, RLE masks, a crowd, an empty image and one with only a crowd."""
     generator = np.random.default_rng(seed)
     (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ def write_coco(root, *, images: int, split: str, seed: int = 0):
             encoded = official_mask.merge(official_mask.frPyObjects([polygon], height, width))
             box = official_mask.toBbox(encoded).tolist()
             segmentation = [polygon]
-            if index:  # as run lengths, as a list of numbers or compressed
+            if index:  # as RLE, uncompressed or compressed
                 column_major = official_mask.decode(encoded).ravel(order="F")
                 ends = np.flatnonzero(np.diff(np.concatenate([[0], column_major, [1 - column_major[-1]]])))
                 runs = np.diff(np.concatenate([[0], ends]))

@@ -1,4 +1,4 @@
-"""What several tests share: made data in real layouts, and the entry points as a user runs them."""
+"""Shared fixtures: generated data sets in real layouts, and the entry points as a user runs them."""
 
 import io
 import os
@@ -15,15 +15,15 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: kernels run on the CPU, for tests
-    os.environ["JAX_PLATFORMS"] = "cpu"  # JAX's CUDA plugin fails where there is no GPU
-    os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # or a batch would have nothing to be spread over
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # XLA compiles for seconds what a test runs once
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it on first import; the kernels then run on the CPU
+    os.environ["JAX_PLATFORMS"] = "cpu"  # JAX's CUDA plugin fails without a GPU
+    os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # so that a batch can be sharded
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run once: not worth optimising
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
-# A run of seconds: few, small images of the embedded data set and a narrow network.
+# A run that takes seconds: few, small images of the embedded data set and a narrow network.
 TINY = [
     "recipe.max_iters=4",
     "recipe.val_every=2",
@@ -39,7 +39,7 @@ TINY = [
 ]
 
 
-# For tests/fuzzing.py; profiles of a test module would come too late for --hypothesis-profile=thorough.
+# For tests/fuzzing.py; profiles registered by a test module would be too late for --hypothesis-profile=thorough.
 _FUZZING = {"deadline": 300_000, "suppress_health_check": list(HealthCheck), "database": None}  # ms
 settings.register_profile("quick", derandomize=True, **_FUZZING)
 settings.register_profile("thorough", derandomize=False, **_FUZZING)
@@ -53,14 +53,14 @@ def _same_start():
 
 @pytest.fixture
 def run_entry(tmp_path, monkeypatch):
-    """Run an entry point as a user does, in an empty folder; in this process, which has torch loaded already."""
+    """Run an entry point as a user does, in an empty folder, but in this process, which has already loaded torch."""
 
     def run(script: str, *arguments: object, ok: bool = True) -> subprocess.CompletedProcess:
         command = [str(ROOT / script), *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("WANDB_MODE", "offline")
-        if "absl.logging" in sys.modules:  # JAX's: when Hydra resets logging, it closes a stream that is not its own
+        if "absl.logging" in sys.modules:  # loaded by JAX; Hydra's logging reset closes its stream
             sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
         out, err, code = io.StringIO(), io.StringIO(), 0
         with redirect_stdout(out), redirect_stderr(err):
@@ -75,7 +75,7 @@ def run_entry(tmp_path, monkeypatch):
 
 
 def members(group: int) -> list[int]:
-    """The processes of a group that have not ended."""
+    """Return the processes of a group that are still running."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -86,12 +86,12 @@ def members(group: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that one has started."""
+    """Return the child processes of a process."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def write_pair(image: Path, label: Path, *, classes: int, size=(48, 64), seed: int = 0) -> np.ndarray:
-    """Write a picture in two colours and a label image in vertical stripes; returns the labels."""
+    """Write a two-colour image and a label image of vertical stripes; return the labels."""
     generator = np.random.default_rng(seed)
     labels = np.repeat(np.arange(size[1])[None] * classes // size[1], size[0], axis=0).astype(np.uint8)
     pixels = (labels[..., None] * 20 + generator.integers(0, 20, (*size, 3))).astype(np.uint8)
@@ -104,7 +104,7 @@ def write_pair(image: Path, label: Path, *, classes: int, size=(48, 64), seed: i
 
 @pytest.fixture
 def camvid_root(tmp_path) -> Path:
-    """CamVid's layout with six small frames; the last column of stripes is class 11, unlabelled."""
+    """Return the root of a CamVid data set with six small frames; the last stripe is class 11, unlabelled."""
     root = tmp_path / "CamVid"
     for split, count in (("train", 4), ("val", 2)):
         lines = []
@@ -118,7 +118,7 @@ def camvid_root(tmp_path) -> Path:
 
 @pytest.fixture
 def folder_data(tmp_path) -> tuple[Path, Path]:
-    """A person's own pictures and label images of three classes."""
+    """Return a user's own folders of images and of label images with three classes."""
     images, masks = tmp_path / "images", tmp_path / "masks"
     for index in range(6):
         write_pair(images / f"{index}.jpg", masks / f"{index}.png", classes=3, seed=index)

@@ -1,13 +1,13 @@
-"""Mutated files and configurations, and the check that an example ends in a result or in a clean error.
+"""Mutate files and configurations, and check that every example ends in a result or in a clean error.
 
-``make test`` runs a few hundred examples, always the same ones. To run ten thousand random ones, and have hypothesis
-shrink what it finds, in a process of limited memory (see results/fuzzing.md):
+``make test`` always runs the same few hundred examples. To run ten thousand random ones with limited memory, and have
+hypothesis shrink the failures (see results/fuzzing.md):
 
     ulimit -v 24000000; python -m pytest tests -k fuzzed --hypothesis-profile=thorough --hypothesis-seed=7
 
-A clean error is one that an entry point turns into a message (``engine/sweeps/entry_point.py``). Everything else fails
-the test: another exception, an example beyond the deadline, a new process, a file opened for writing outside the
-temporary folder, a connection. A crash of the interpreter ends pytest itself.
+A clean error is one that an entry point turns into a message (``engine/sweeps/entry_point.py``). Anything else fails
+the test: any other exception, a missed deadline, a new process, a file opened for writing outside the temporary
+folder, or a network connection. A crash of the interpreter ends pytest itself.
 """
 
 import copy
@@ -33,7 +33,7 @@ THOROUGH = 25  # times as many examples as ``make test`` runs
 
 
 def examples(number):
-    """Run this many examples in ``make test``, and ``THOROUGH`` times as many with the thorough profile."""
+    """Run ``number`` examples in ``make test``, and ``THOROUGH`` times as many with the thorough profile."""
     return settings(max_examples=number * (THOROUGH if settings.get_current_profile_name() == "thorough" else 1))
 
 
@@ -49,7 +49,7 @@ _TEMPORARY = tempfile.gettempdir()
 def _watch(event, arguments):
     if _watched is None:
         return
-    away = event == "socket.connect" and not isinstance(arguments[1], str | bytes)  # a path belongs to the data workers
+    away = event == "socket.connect" and not isinstance(arguments[1], str | bytes)  # data workers connect to paths
     writes = event == "open" and isinstance(arguments[0], str) and isinstance(arguments[1], str)
     if (
         away
@@ -69,7 +69,7 @@ sys.addaudithook(_watch)
 
 
 def clean(work, *arguments):
-    """Return the result of ``work``, or None after a clean error; fail on everything else."""
+    """Return the result of ``work``, or None after a clean error; fail on anything else."""
     global _watched
     _watched = []
     try:
@@ -86,7 +86,7 @@ def clean(work, *arguments):
 
 @st.composite
 def damage(draw, content: bytes):
-    """Return ``content`` with bits flipped, or bytes overwritten, removed, cut off, inserted, doubled or swapped."""
+    """Return ``content`` with flipped bits, or bytes overwritten, removed, cut, inserted, doubled or swapped."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         length = len(content)

@@ -1,15 +1,15 @@
-"""State dicts of random numbers in the layouts of published checkpoints."""
+"""Random state dicts in the layouts of published checkpoints."""
 
 import math
 
 import torch
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-HEAD, AUX, K = 16, 12, 3  # widths of the heads, which are narrow here, and classes
+HEAD, AUX, K = 16, 12, 3  # channels of the narrow heads, and classes
 
 
 class State(dict):
-    """A state dict of random numbers, written layer by layer."""
+    """A random state dict, built layer by layer."""
 
     def conv(self, key, outputs, inputs, size=1, *, bias=False):
         self[f"{key}.weight"] = torch.randn(outputs, inputs, size, size) * math.sqrt(2 / (inputs * size * size))
@@ -17,7 +17,7 @@ class State(dict):
             self[f"{key}.bias"] = 0.1 * torch.randn(outputs)
 
     def norm(self, key, channels, *, scale=1.0):
-        """With negative weights, as in-place activated batch norms may have; a plain batch norm takes them too."""
+        """Add a norm with negative weights, which in-place activated batch norms may have and plain ones allow."""
         self[f"{key}.weight"] = scale * (0.5 + torch.rand(channels)) * torch.randn(channels).sign()
         self[f"{key}.bias"] = 0.1 * torch.randn(channels)
         self[f"{key}.running_mean"] = 0.1 * torch.randn(channels)
@@ -25,7 +25,7 @@ class State(dict):
         self[f"{key}.num_batches_tracked"] = torch.tensor(9)
 
     def resnet(self, prefix, stem, depth, blocks=None):
-        """``stem``: (convolution, norm, outputs, inputs) of its three layers."""
+        """Add a ResNet; ``stem`` lists (convolution, norm, outputs, inputs) of its three layers."""
         for conv, norm, outputs, inputs in stem:
             self.conv(prefix + conv, outputs, inputs, 3)
             self.norm(prefix + norm, outputs)
@@ -58,7 +58,7 @@ def authors_state(depth=50):
     state = State()
     stem = (("conv1", "bn1", 64, 3), ("conv2", "bn2", 64, 64), ("conv3", "bn3", 128, 64))
     state.resnet("", stem, depth)
-    state["conv1.weight"] /= 64  # for pixels of 0 to 255
+    state["conv1.weight"] /= 64  # for pixel values from 0 to 255
     state.conv_norm("head.conva.0", "head.conva.1", HEAD, 2048)
     state.cca("head.cca", "head.cca.gamma")
     state["head.cca.gamma"] = torch.tensor([0.8])

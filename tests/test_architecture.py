@@ -1,6 +1,6 @@
-"""Imports go one way: from the entry points down to the kernels, and never in a circle.
+"""Imports go one way, from the entry points down to the kernels, and are never circular.
 
-The imports are read from the source, those inside functions and under ``TYPE_CHECKING`` included.
+The imports are read from the source, including those inside functions and under ``TYPE_CHECKING``.
 """
 
 import ast
@@ -15,7 +15,7 @@ _BELOW_ENGINE = {"conf", "data", "kernels", "losses", "models"}
 _ENGINE = ["runtime", "guards", "drawing", "checkpoints", "evaluation", "training", "sweeps"]  # low to high
 _ENGINE = [f"engine.{room}" for room in _ENGINE]
 
-# Room -> the rooms that it may import from, besides itself. Entry points may import from all of them.
+# Package -> the packages that it may import from, besides itself. Entry points may import from all of them.
 ALLOWED = {
     "conf": set(),
     "kernels": set(),
@@ -27,7 +27,7 @@ ALLOWED = {
     "benchmarks": {*_BELOW_ENGINE, "engine", *_ENGINE},
 }
 
-# Modules of a room, without its ``__init__.py``.
+# Number of modules in a package, without its ``__init__.py``.
 SMALLEST, LARGEST = 4, 14
 EXCEPTIONS = {
     ".": "the entry points",
@@ -37,7 +37,7 @@ EXCEPTIONS = {
 
 
 def sources() -> dict[str, Path]:
-    """Every module of the package by its name without ``ccnet.``; a stub stands beside its module as ``NAME:stub``."""
+    """Return every module of the project by its name without ``ccnet.``; a stub is listed as ``NAME:stub``."""
     found = {}
     for folder, inside, names in os.walk(ROOT):
         inside[:] = [name for name in inside if (Path(folder) / name / "__init__.py").is_file()]
@@ -51,7 +51,7 @@ def sources() -> dict[str, Path]:
 
 
 def imported(source: str, module: str, *, is_package: bool, modules: set[str]) -> Iterator[tuple[str, int]]:
-    """The modules of this project that ``source``, the text of ``module``, imports, each with its line."""
+    """Return the modules of this project that ``source``, the text of ``module``, imports, with line numbers."""
     package = module.split(".") if is_package else module.split(".")[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -59,7 +59,7 @@ def imported(source: str, module: str, *, is_package: bool, modules: set[str]) -
         elif isinstance(node, ast.ImportFrom):
             inside = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*(["ccnet", *filter(None, inside)] if node.level else []), *filter(None, [node.module])])
-            # `from .room import name`: the module `room.name` if there is one, else something that `room` defines.
+            # `from .package import name`: the module `package.name` if it exists, else a name that `package` defines.
             targets = [f"{base}.{alias.name}" for alias in node.names]
             targets = [name if name.removeprefix("ccnet.") in modules else base for name in targets]
         else:
@@ -70,7 +70,7 @@ def imported(source: str, module: str, *, is_package: bool, modules: set[str]) -
 
 
 def arrows(files: dict[str, Path]) -> list[tuple[str, str, str]]:
-    """(importing module, imported module, place) of every import inside the project."""
+    """Return (importing module, imported module, location) of every import inside the project."""
     modules = {name for name in files if not name.endswith(":stub")}
     found = []
     for name, path in files.items():
@@ -81,12 +81,12 @@ def arrows(files: dict[str, Path]) -> list[tuple[str, str, str]]:
 
 
 def room_of(module: str) -> str:
-    """The room that a module lies in; "" for the entry points and the front door."""
+    """Return the package that contains a module; "" for the entry points and the top-level package."""
     return max((room for room in ALLOWED if f"{module}.".startswith(f"{room}.")), key=len, default="")
 
 
 def wrong_ways(found: list[tuple[str, str, str]]) -> list[str]:
-    """One line for each import against the order of the rooms."""
+    """Return one line per import that violates the order of the packages."""
     return [
         f"{place}: {importing} imports {target or 'ccnet'}"
         for importing, target, place in found
@@ -95,7 +95,7 @@ def wrong_ways(found: list[tuple[str, str, str]]) -> list[str]:
 
 
 def circles(found: list[tuple[str, str, str]]) -> list[str]:
-    """The imports along each circle of modules, found depth first."""
+    """Return the imports along each import cycle, found by depth-first search."""
     graph: dict[str, list[str]] = {}
     for importing, target, _ in found:
         if importing != target:
@@ -120,33 +120,33 @@ FILES = sources()
 ARROWS = arrows(FILES)
 
 
-def test_the_project_is_read():
+def test_all_modules_are_found():
     assert {"train", "kernels.operator", "models.factory", "data.build"} <= FILES.keys()
     assert ("models.criss_cross", "kernels") in {(importing, target) for importing, target, _ in ARROWS}
 
 
-def test_rooms_import_only_from_rooms_below():
+def test_packages_import_only_from_lower_packages():
     assert wrong_ways(ARROWS) == []
 
 
-def test_no_circles():
+def test_no_circular_imports():
     assert circles(ARROWS) == []
 
 
 def test_nothing_imports_an_entry_point():
     entry_points = {name for name in FILES if name and room_of(name) == ""}
-    # An entry point that is started as a file imports itself by its full name, for the processes of a launcher.
+    # An entry point started as a file imports itself by its full name, for the processes of a launcher.
     others = [arrow for arrow in ARROWS if arrow[0] != arrow[1]]
     found = [f"{place}: {importing} imports {target}" for importing, target, place in others if target in entry_points]
     assert found == []
 
 
 @pytest.mark.parametrize("folder", sorted({str(path.parent.relative_to(ROOT)) for path in FILES.values()}))
-def test_rooms_have_a_readable_size(folder):
+def test_packages_have_a_readable_size(folder):
     number = sum(path.stem != "__init__" for path in FILES.values() if path.parent == ROOT / folder)
     within = SMALLEST <= number <= LARGEST
     assert within or folder in EXCEPTIONS, f"{folder} has {number} modules: split it, or merge it with its neighbour"
-    assert not within or folder not in EXCEPTIONS or folder == ".", f"{folder} needs no exception any more"
+    assert not within or folder not in EXCEPTIONS or folder == ".", f"{folder} no longer needs an exception"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_rooms_have_a_readable_size(folder):
         ("engine.drawing.tables", "from ccnet.train import main", "train"),
     ],
 )
-def test_an_import_against_the_order_is_found(importing, source, place):
+def test_an_import_against_the_order_is_detected(importing, source, place):
     modules = {*FILES, place}
     found = [
         (importing, target, "here") for target, _ in imported(source, importing, is_package=False, modules=modules)
@@ -167,6 +167,6 @@ def test_an_import_against_the_order_is_found(importing, source, place):
     assert wrong_ways(found) == [f"here: {importing} imports {place}"]
 
 
-def test_a_circle_is_found():
+def test_a_circular_import_is_detected():
     found = [(*pair, "here") for pair in (("a", "b"), ("b", "c"), ("c", "b"), ("a", "c"))]
     assert circles(found) == ["b -> c -> b"]

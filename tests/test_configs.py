@@ -1,4 +1,4 @@
-"""Every choice on the command line composes, and each data set selects its recipe."""
+"""Every choice of a config group composes, and each data set selects its recipe."""
 
 import pytest
 from conftest import ROOT
@@ -18,7 +18,7 @@ def choices(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-# Detection networks have a loss of their own: tests/engine/evaluation/test_detection.py.
+# Detection networks have their own loss: tests/engine/evaluation/test_detection.py.
 @pytest.mark.parametrize("dataset", sorted(set(choices("dataset")) - {"coco"}))
 @pytest.mark.parametrize("loss", sorted(set(choices("loss")) - {"detection"}))
 def test_every_dataset_and_loss_composes_and_instantiates(dataset, loss):
@@ -38,7 +38,7 @@ def test_every_backbone_builds(backbone):
     assert build(config.model).backbone.output_stride == 8
 
 
-def test_ade20k_selects_the_papers_recipe():
+def test_ade20k_selects_the_recipe_of_the_paper():
     config = composed("model=ccnet", "dataset=ade20k")
     assert config.backbone.name == "resnet101"
     assert config.backbone.pretrained
@@ -86,7 +86,7 @@ def test_the_command_line_overrides_a_recipe():
     assert config.optimizer.algorithm.lr == 0.02
 
 
-def test_the_poly_schedule_is_the_papers():
+def test_the_poly_schedule_matches_the_paper():
     """lr * (1 - iteration / max_iters) ** 0.9"""
     config = composed("dataset=camvid", "recipe.max_iters=10", "backbone=beacons")
     optimizer = instantiate(config.optimizer.algorithm, build(config.model).parameters())

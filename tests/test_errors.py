@@ -1,4 +1,4 @@
-"""A user's mistakes on the command line: one message, a non-zero exit, nothing half-written."""
+"""A user error on the command line produces a single message, a non-zero exit status and no partial files."""
 
 import multiprocessing
 
@@ -14,7 +14,7 @@ SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "
 
 
 def refused(run_entry, tmp_path, *command):
-    """Run a command that has to fail and to leave no file behind; return its message."""
+    """Run a command that must fail and leave no files behind; return its message."""
     before = set(tmp_path.rglob("*"))
     done = run_entry(*command, ok=False)
     left = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
@@ -23,7 +23,7 @@ def refused(run_entry, tmp_path, *command):
     return done.stderr
 
 
-def test_a_missing_ade20k_shows_folder_layout_and_source(run_entry, tmp_path):
+def test_an_error_for_a_missing_ade20k_shows_layout_and_source(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "train.py", "model=ccnet", "dataset=ade20k", f"dataset.root={tmp_path}/ade")
     assert f"error: dataset.root={tmp_path}/ade is not a folder: ADE20K was expected there" in message
     assert "ROOT/ADEChallengeData2016/images/training" in message
@@ -34,7 +34,7 @@ def test_a_missing_ade20k_shows_folder_layout_and_source(run_entry, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, monkeypatch, rank):
     def fails(config, folder):
-        folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whoever fails
+        folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whichever fails
         raise ValueError("a mistake")
 
     monkeypatch.setattr("ccnet.engine.checkpoints.find_start", fails)
@@ -43,20 +43,20 @@ def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, mo
     assert (tmp_path / "runs").exists() == bool(rank)
 
 
-def test_an_unknown_option_gets_hydras_suggestion(run_entry, tmp_path):
+def test_an_unknown_option_shows_the_suggestion_from_hydra(run_entry, tmp_path):
     assert "Could not find 'model/ccnett'" in refused(run_entry, tmp_path, "train.py", "model=ccnett")
     message = refused(run_entry, tmp_path, "train.py", "recipe.max_iter=3")
     assert "Key 'max_iter' is not in struct" in message
     assert "Could not override 'recipe.max_iter'" in message
 
 
-def test_a_crop_smaller_than_the_stride(run_entry, tmp_path):
+def test_a_crop_smaller_than_the_stride_is_rejected(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "train.py", *TINY, "recipe.train_transform.crop_size=[4,64]")
     assert "crop_size=[4, 64] is smaller than the network's output stride 8" in message
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_bad_label_found_while_training_names_file_and_value(run_entry, tmp_path, folder_data, num_workers):
+def test_an_error_for_a_bad_label_during_training_names_file_and_value(run_entry, tmp_path, folder_data, num_workers):
     images, masks = folder_data
     for index in range(6):
         write_pair(images / f"{index}.jpg", masks / f"{index}.png", classes=4)
@@ -67,10 +67,10 @@ def test_a_bad_label_found_while_training_names_file_and_value(run_entry, tmp_pa
     )  # fmt: skip
     assert ".png holds the label value 3, outside the 4 values of this dataset (0 to 2, 255)" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not multiprocessing.active_children()  # which the process would wait for at its end
+    assert not multiprocessing.active_children()  # otherwise the process would wait for it on exit
 
 
-def test_a_file_that_is_no_checkpoint(run_entry, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_rejected(run_entry, tmp_path):
     assert "there is no checkpoint" in refused(run_entry, tmp_path, "evaluate.py", "checkpoint=RUN/best")
     for name, content in (("cut.safetensors", b"\x10\0\0\0"), ("text.pt", b"hello"), ("empty.pt", b"")):
         (tmp_path / name).write_bytes(content)
@@ -111,7 +111,7 @@ def test_a_pickled_object_is_not_run(tmp_path):
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_an_untrusted_config_cannot_name_other_code(tmp_path, config, message, suffix):
+def test_an_untrusted_config_cannot_refer_to_other_code(tmp_path, config, message, suffix):
     path = tmp_path / f"last{suffix}"
     checkpoints.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}), path)
     with pytest.raises(ValueError, match=message):
@@ -134,7 +134,7 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_a_data_set_with_another_number_of_classes(run_entry, tmp_path, camvid_root):
+def test_a_data_set_with_another_number_of_classes_is_rejected(run_entry, tmp_path, camvid_root):
     run_entry("train.py", *TINY, "recipe.max_iters=1", f"hydra.run.dir={tmp_path / 'run'}")
     message = refused(
         run_entry, tmp_path, "evaluate.py", f"checkpoint={tmp_path / 'run' / 'best'}", "dataset=camvid",
@@ -143,7 +143,7 @@ def test_a_data_set_with_another_number_of_classes(run_entry, tmp_path, camvid_r
     assert "knows 4 classes (background, red beacon, green beacon, ...) and the data set has 11 (Sky," in message
 
 
-def test_a_missing_or_unreadable_input(run_entry, tmp_path):
+def test_a_missing_or_unreadable_input_is_reported(run_entry, tmp_path):
     run_entry("train.py", *TINY, "recipe.max_iters=1", f"hydra.run.dir={tmp_path / 'run'}")
     best = f"checkpoint={tmp_path / 'run' / 'best'}"
     message = refused(run_entry, tmp_path, "predict.py", best, "input=nothing.jpg", "device=cpu")

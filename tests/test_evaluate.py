@@ -17,7 +17,7 @@ from ccnet import train as training
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run, whose validation set has five images."""
+    """Return the folder of a finished run whose validation set has five images."""
     folder = tmp_path_factory.mktemp("run")
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=[*TINY, "recipe.max_iters=2", "dataset.val.length=5"])
@@ -25,14 +25,14 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_two_processes_give_the_figures_of_one_to_the_last_digit(finished, tmp_path, run_entry, monkeypatch):
-    """Five images, which two processes cannot share evenly."""
+def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_entry, monkeypatch):
+    """Two processes cannot split five images evenly."""
     command = (f"checkpoint={finished / 'best'}", "device=cpu", "num_workers=0", "save_predictions=true")
     run_entry("evaluate.py", *command, f"output={tmp_path / 'one'}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # as torchrun sets them
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # as set by torchrun
     command = (*command, f"output={tmp_path / 'two'}")
     other = subprocess.Popen(
         [sys.executable, "evaluate.py", *command],
@@ -41,7 +41,7 @@ def test_two_processes_give_the_figures_of_one_to_the_last_digit(finished, tmp_p
     for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
     done = run_entry("evaluate.py", *command)
-    assert other.communicate()[0] == ""  # the first process alone reports
+    assert other.communicate()[0] == ""  # only the first process reports
     assert other.returncode == 0
     assert done.stdout.count("mIoU") == 1
     one, two = (json.loads((tmp_path / part / "best_val_whole.json").read_text()) for part in ("one", "two"))
@@ -74,7 +74,7 @@ def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_en
         assert (video.n_frames, video.size) == (3, (57, 41))
 
 
-def test_mistakes_in_predict_leave_nothing_behind(finished, tmp_path, run_entry):
+def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
     picture = tmp_path / "one.png"
     Image.new("RGB", (57, 41)).save(picture)
     for option, message in (

@@ -1,4 +1,4 @@
-"""Importing a package is cheap, and finds this repository's packages rather than others of the same names."""
+"""Importing a package is cheap and finds this repository's packages rather than others of the same name."""
 
 import importlib
 import subprocess
@@ -12,7 +12,7 @@ PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setupto
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_packages_are_this_repositorys(name):
+def test_packages_belong_to_this_repository(name):
     found = importlib.import_module(name).__file__
     folder = "/".join(name.split(".")[1:])
     assert found == str(ROOT / folder / "__init__.py"), f"{name} is {found}: a folder named ccnet hides this one"

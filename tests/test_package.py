@@ -1,4 +1,4 @@
-"""The wheel holds the whole package and nothing else, and what it holds runs from any folder."""
+"""The wheel contains the whole package and nothing else, and the installed package runs from any folder."""
 
 import os
 import re
@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 @pytest.fixture(scope="module")
 def tracked() -> list[Path]:
-    """The files of the repository, relative to its root."""
+    """Return the tracked files of the repository, relative to its root."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("compares the package with the files that git tracks")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -26,7 +26,7 @@ def tracked() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def wheel(tracked, tmp_path_factory) -> Path:
-    """The wheel, built in a copy: setuptools leaves a folder ``build`` beside what it builds."""
+    """Build the wheel in a copy, because setuptools leaves a ``build`` folder in the source tree."""
     pytest.importorskip("setuptools", "77", reason="pip install 'setuptools>=77'")
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for path in tracked:
@@ -50,7 +50,7 @@ def wheel(tracked, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """The wheel's content in a folder of its own, as pip would lay it out."""
+    """Unpack the wheel into its own folder, as pip would."""
     folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -59,7 +59,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def python(installed, tmp_path):
-    """Run Python in an empty folder where only the installed package can be found, not this repository."""
+    """Return a function that runs Python in an empty folder, with the installed package instead of this repository."""
 
     def run(*arguments: str) -> str:
         environment = os.environ | {"PYTHONPATH": str(installed), "WANDB_MODE": "offline"}
@@ -77,7 +77,7 @@ def test_every_package_is_listed(tracked):
     assert {".".join(["ccnet", *parts]) for parts in folders} == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
-def test_citation_has_the_version():
+def test_citation_has_the_current_version():
     (version,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text(), flags=re.MULTILINE)
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
@@ -105,7 +105,7 @@ def test_importing_the_package_loads_no_framework(python, installed):
     assert Path(found.strip()) == installed / "ccnet" / "__init__.py"
 
 
-def test_common_names_stay_free(python):
+def test_common_top_level_names_stay_free(python):
     names = ["kernels", "models", "losses", "data", "engine", "benchmarks", "conf", "train"]
     python("-c", f"from importlib.util import find_spec; assert not any(map(find_spec, {names}))")
 
@@ -127,7 +127,7 @@ def test_console_scripts_exist(python):
 
 
 @pytest.mark.slow
-def test_training_writes_where_it_is_started(python, tmp_path, installed):
+def test_training_writes_to_the_working_directory(python, tmp_path, installed):
     before = {path for path in installed.rglob("*") if "__pycache__" not in path.parts}
     python("-m", "ccnet.train", *TINY)
     assert len(list(tmp_path.glob("outputs/ccnet_synthetic/*/best.safetensors"))) == 1

@@ -1,4 +1,4 @@
-"""What README.md and docs/ show works: Python blocks run, commands compose, and every file they name exists."""
+"""The examples in README.md and docs/ work: Python blocks run, commands compose, and every named file exists."""
 
 import csv
 import re
@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
 }
-# Entry points whose configuration has another name.
+# Entry points whose configuration has a different name.
 CONFIGS = {"train": "config"}
 _COMMAND = re.compile(r"^ {4}(?:[A-Z_]+=\S+ )*((?:python|torchrun) .*?)(?:\s{2,}#.*)?$", flags=re.MULTILINE)
-_SWEPT = re.compile(r",(?![^\[]*\])")  # a comma outside of a list
+_SWEPT = re.compile(r",(?![^\[]*\])")  # a comma outside a list
 
 
 def commands() -> list[str]:
@@ -55,7 +55,7 @@ def test_commands_compose(command):
     script, *overrides = words
     assert (ROOT / script).is_file()
     name = Path(script).stem
-    # Of a sweep's values, the first; the sweep itself is tested in test_sweeps.py.
+    # Only the first value of a sweep; test_sweeps.py tests the sweeps themselves.
     overrides = [_SWEPT.split(part)[0] for part in overrides if part != "-m"]
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         compose(CONFIGS.get(name, name), overrides=overrides)
@@ -66,7 +66,7 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_files(page):
+def test_links_point_to_existing_files(page):
     folder = ROOT if (ROOT / page).is_file() else ROOT / "docs"
     targets = re.findall(r"\]\(([^)#]+)\)", PAGES[page])
     missing = [target for target in targets if "://" not in target and not (folder / target).exists()]
@@ -77,7 +77,7 @@ def test_links_lead_to_files(page):
 def test_paths_in_code_exist(page):
     rooms = "benchmarks|conf|data|docs|engine|kernels|losses|models|results|tests"
     paths = re.findall(rf"`((?:{rooms})/[\w/.*-]*)`", PAGES[page])
-    # foo is what a reader would add.
+    # foo stands for a file that the reader would add.
     assert [path for path in paths if "/foo." not in path and not any(ROOT.glob(path.rstrip("/")))] == []
 
 
@@ -92,7 +92,7 @@ def test_readme_stays_short():
     assert len(PAGES["README.md"].splitlines()) <= 160
 
 
-def test_the_zoo_table_is_the_measured_one():
+def test_the_zoo_table_matches_the_measurements():
     columns = ("network", "parameters_m", "gflops", "added_gflops", "saved_mb", "added_mb", "images_per_s")
     with open(ROOT / "results" / "networks_zoo.csv") as file:
         measured = [f"| {' | '.join(row[column] for column in columns)} |" for row in csv.DictReader(file)]

@@ -1,4 +1,4 @@
-"""Entry points answer at once: they load neither torch nor anything else that takes seconds before they need it."""
+"""Entry points start fast: they load torch and other slow modules only when needed."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from conftest import ROOT
 
 SLOW = {"torch", "torchvision", "timm", "matplotlib", "numpy", "PIL", "jax", "wandb"}
 
-# Run as a user runs it, then report what was loaded and how much CPU time it took.
+# Run an entry point as a user does, then report the loaded modules and the CPU time.
 OBSERVED = """
 import atexit, json, os, resource, runpy, sys
 
@@ -27,7 +27,7 @@ runpy.run_path(sys.argv[0], run_name="__main__") if sys.argv[0].endswith(".py") 
 
 
 def observed(tmp_path, *command):
-    """Run a command in a new process; return it with the modules that it loaded and its seconds of CPU time."""
+    """Run a command in a new process; return it with the modules that it loaded and its CPU time in seconds."""
     done = subprocess.run(
         [sys.executable, "-c", OBSERVED, *map(str, command)],
         cwd=tmp_path, env=os.environ | {"OBSERVED": str(tmp_path / "seen")}, capture_output=True, text=True,
@@ -44,7 +44,7 @@ def observed(tmp_path, *command):
         (["dataset=camvid", "dataset.root=/nowhere"], "error: dataset.root=/nowhere is not a folder", 1),
     ],
 )
-def test_help_and_mistakes_load_no_torch(tmp_path, record_property, arguments, answer, code):
+def test_help_and_user_errors_do_not_load_torch(tmp_path, record_property, arguments, answer, code):
     done, seen = observed(tmp_path, ROOT / "train.py", *arguments)
     assert done.returncode == code
     assert answer in done.stdout + done.stderr
@@ -54,7 +54,7 @@ def test_help_and_mistakes_load_no_torch(tmp_path, record_property, arguments, a
     record_property("cpu_s_of_torch", observed(tmp_path, "import torch")[1]["cpu"])
 
 
-def test_the_report_of_a_sweep_loads_no_torch(tmp_path):
+def test_the_report_of_a_sweep_does_not_load_torch(tmp_path):
     done, seen = observed(tmp_path, "import ccnet.engine.sweeps.report")
     assert done.returncode == 0
     assert not {"torch", "timm", "wandb"} & set(seen["modules"])

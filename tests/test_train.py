@@ -17,7 +17,7 @@ from ccnet.engine import checkpoints
 from ccnet.engine.training.torch_step import train_step
 from ccnet.models.factory import build
 
-HERE = ("device=cpu", "num_workers=0")  # of an evaluation; a process that loads takes seconds to start where JAX runs
+HERE = ("device=cpu", "num_workers=0")  # for an evaluation; starting a data worker takes seconds once JAX runs
 
 
 def composed(*overrides):
@@ -32,7 +32,7 @@ def run(folder, *overrides, saved=None):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a finished run of four iterations."""
+    """Return the folder of a finished run of four iterations."""
     folder = tmp_path_factory.mktemp("run")
     run(folder)
     return folder
@@ -43,7 +43,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_writes_scalars_pictures_and_checkpoints(finished):
+def test_a_run_writes_scalars_images_and_checkpoints(finished):
     train = rows(finished / "train.csv")
     assert [row["iteration"] for row in train] == ["1", "2", "3", "4"]
     assert {"loss", "loss/main", "loss/aux", "grad_norm", "lr", "images_per_s", "step_s", "data_wait"} <= set(train[0])
@@ -79,11 +79,11 @@ def test_loss_falls_on_one_batch():
 
 
 class Killed(Exception):
-    """Stands in for anything that ends a process between two iterations."""
+    """Simulates anything that ends a process between two iterations."""
 
 
 @pytest.mark.parametrize("options", [(), ("optimizer=sgd", "loss=ce_ccl")], ids=["adamw", "sgd_ccl"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, options):
+def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, monkeypatch, options):
     run(tmp_path / "whole", *options)
 
     steps = []
@@ -98,7 +98,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeyp
     with pytest.raises(Killed):
         run(tmp_path / "broken", *options)
     monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", train_step)
-    torch.rand(7)  # whatever the process did in between
+    torch.rand(7)  # as if the process had done other work in between
     saved = checkpoints.load(tmp_path / "broken" / "last.pt")
     assert saved.iteration == 2
     run(tmp_path / "broken", *options, saved=saved)
@@ -115,7 +115,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeyp
 
 
 def assert_same(one, two, where="checkpoint"):
-    """Assert that two nested structures are equal, tensors to the last bit."""
+    """Assert that two nested structures are equal, with bitwise equal tensors."""
     assert type(one) is type(two), where
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two), where
@@ -131,7 +131,7 @@ def assert_same(one, two, where="checkpoint"):
         assert one == two or (one != one and two != two), where
 
 
-def test_resume_uses_the_runs_own_configuration(finished, tmp_path, run_entry):
+def test_resume_uses_the_configuration_of_the_run(finished, tmp_path, run_entry):
     folder = shutil.copytree(finished, tmp_path / "run")
     (folder / "result.json").unlink()
     run_entry("train.py", f"resume={folder}", "log_every=3")
@@ -143,7 +143,7 @@ def test_resume_uses_the_runs_own_configuration(finished, tmp_path, run_entry):
 
 
 @pytest.mark.parametrize("name", ["best", "last.pt"])
-def test_evaluate_reproduces_the_last_validation_to_the_last_digit(finished, tmp_path, run_entry, name):
+def test_evaluate_reproduces_the_last_validation_exactly(finished, tmp_path, run_entry, name):
     done = run_entry("evaluate.py", f"checkpoint={finished / name}", f"output={tmp_path / 'scores'}", *HERE)
     stem = f"{name.removesuffix('.pt')}_val_whole"
     scores = json.loads((tmp_path / "scores" / f"{stem}.json").read_text())
@@ -155,7 +155,7 @@ def test_evaluate_reproduces_the_last_validation_to_the_last_digit(finished, tmp
     assert len(rows(tmp_path / "scores" / f"{stem}.csv")) == 4 + 1
 
 
-def test_evaluate_by_other_protocols(finished, tmp_path, run_entry):
+def test_evaluate_with_other_protocols(finished, tmp_path, run_entry):
     few = ("protocol.scales=[0.5,1.0]",)
     for protocol, options in (("slide", ()), ("ms_flip", few), ("slide_ms_flip", few)):
         run_entry(
@@ -188,12 +188,12 @@ def test_predict_writes_masks_in_the_palette_and_overlays(finished, tmp_path, ru
     assert np.array_equal(np.array(mask), want.numpy())
     assert mask.getpalette()[:12] == [channel for colour in saved.palette for channel in colour]
     overlay = Image.open(output / "frame_0_overlay.png")
-    assert overlay.size[0] > 70  # the legend stands beside the picture
+    assert overlay.size[0] > 70  # the legend is beside the image
     run_entry("predict.py", f"checkpoint={finished / 'best'}", f"input={frames / 'frame_1.png'}", "device=cpu")
     assert (tmp_path / "predictions" / "frame_1.png").exists()
 
 
-def test_a_sweep_ends_in_one_table_and_one_picture(tmp_path, run_entry):
+def test_a_sweep_ends_with_one_table_and_one_figure(tmp_path, run_entry):
     done = run_entry("train.py", "-m", "model.head.recurrence=0,1", *TINY, "recipe.max_iters=1", "logger=wandb")
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
     table = rows(folder / "sweep.csv")
@@ -201,11 +201,11 @@ def test_a_sweep_ends_in_one_table_and_one_picture(tmp_path, run_entry):
     assert all(0 <= float(row["mIoU"]) <= 100 for row in table)
     assert str(folder.relative_to(tmp_path) / "sweep.png") in done.stdout
     assert np.array(Image.open(folder / "sweep.png")).std() > 10
-    # The second run of the process is the run that one gets alone: nothing of the first is left.
+    # The second run in the process equals the same run on its own: no state is left over from the first.
     run(tmp_path / "alone", "model.head.recurrence=1", "recipe.max_iters=1")
     in_sweep, alone = (checkpoints.load(path / "last.pt").weights for path in (folder / "1", tmp_path / "alone"))
     assert_same(in_sweep, alone)
-    # W&B without an account: offline, one run each, nothing asked.
+    # W&B without an account: offline, one run each, no prompts.
     assert len(list(folder.glob("*/wandb/offline-run-*"))) == 2
 
 
@@ -217,7 +217,7 @@ def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
         "recipe.train_transform.crop_size=[65,81]",
     )  # fmt: skip
     (run_folder,) = (tmp_path / "outputs" / "ccnet_camvid").iterdir()
-    # Elsewhere on another machine: only the root is given anew.
+    # On another machine, only the root has to be set again.
     moved = shutil.move(camvid_root, tmp_path / "moved")
     best = f"checkpoint={run_folder / 'best'}"
     run_entry("evaluate.py", best, f"root={moved}", *HERE, f"output={tmp_path / 'scores'}")

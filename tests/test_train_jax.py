@@ -22,7 +22,7 @@ NO_DROPOUT = ("model.head.dropout=0", "model.aux_head.dropout=0")
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Let the runs share their compiled step."""
+    """Let the runs share a compiled step."""
     for name, value in (
         ("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax"))),
         ("jax_persistent_cache_min_compile_time_secs", 0),
@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_a_jax_run_gives_the_results_of_a_torch_run(finished, tmp_path):
+def test_a_jax_run_gives_the_same_results_as_a_torch_run(finished, tmp_path):
     run(tmp_path / "torch", *NO_DROPOUT)
     for name in ("train.csv", "val.csv"):
         ours, theirs = rows(finished / name), rows(tmp_path / "torch" / name)
@@ -79,7 +79,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, monkeypat
         assert torch.equal(broken.weights[key], tensor), key
 
 
-def test_a_nonfinite_step_is_skipped(tmp_path, monkeypatch):
+def test_a_non_finite_step_is_skipped(tmp_path, monkeypatch):
     from ccnet.engine.training.jax_step import JaxStep
 
     placed = []
@@ -110,7 +110,7 @@ def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):
     assert (masks[0] == masks[1]).mean() > 0.999
 
 
-def test_what_jax_does_not_support_is_named(run_entry):
+def test_errors_name_what_jax_does_not_support(run_entry):
     for options, message in (
         (["framework=tensorflow"], "framework is 'tensorflow': choose 'torch' or 'jax'"),
         (["framework=jax", "optimizer.algorithm._target_=torch.optim.Adam"], "has no Adam with these settings"),

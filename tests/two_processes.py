@@ -1,4 +1,4 @@
-"""Run a function in several processes that torch.distributed connects."""
+"""Run a function in several processes connected by torch.distributed."""
 
 import multiprocessing
 import os
@@ -8,9 +8,9 @@ import torch.distributed as dist
 
 
 def together(work, folder, number=2):
-    """Return what `work(rank)` returns in each of `number` processes."""
+    """Run `work(rank)` in each of `number` processes and return the results."""
     store = folder / f"store{len(list(folder.iterdir()))}"
-    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy locks held by its threads
     context.set_forkserver_preload(["torch", "ccnet.train"])
     started = [
         context.Process(target=_one, args=(work, folder, store, rank, number), daemon=True) for rank in range(number)
@@ -25,7 +25,7 @@ def together(work, folder, number=2):
 
 def _one(work, folder, store, rank, number):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
-    torch.manual_seed(rank)  # copies would draw alike
+    torch.manual_seed(rank)  # copies would draw the same random numbers
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
     torch.save(work(rank), folder / f"{rank}.result")
     dist.destroy_process_group()

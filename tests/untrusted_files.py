@@ -1,4 +1,4 @@
-"""Files made to do harm, and a small network to read them with."""
+"""Malicious files, and a small network to read them with."""
 
 import struct
 import zlib
@@ -8,7 +8,7 @@ import torch
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint
 
-HUGE = 100_000  # pixels per side: 10^10 in all, 30 GB as RGB
+HUGE = 100_000  # pixels per side: 10^10 in total, 30 GB as RGB
 
 
 def bomb(path, *, colour=2):
@@ -25,16 +25,16 @@ def bomb(path, *, colour=2):
 
 
 def stranger(path, config, **parts):
-    """Write a checkpoint with this configuration and no network; return its path."""
+    """Write a checkpoint with this configuration and meaningless weights; return its path."""
     checkpoints.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}, **parts), path)
     return path
 
 
-NAMED = {"_target_": "logging.FileHandler", "filename": "ran"}  # leaves a file where it is called
+NAMED = {"_target_": "logging.FileHandler", "filename": "ran"}  # creates a file when called
 
 
 def small_config(**head):
-    """Return the configuration of a small network, with these settings of its head."""
+    """Return the configuration of a small network with the given settings of its head."""
     return {
         "model": {
             "_target_": "ccnet.models.segmentor.Segmentor",

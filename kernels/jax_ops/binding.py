@@ -1,16 +1,15 @@
-"""The launch of one Triton kernel as an operation of JAX.
+"""Launch a Triton kernel as a JAX operation.
 
-JAX's own extension library launches a kernel that Triton has compiled ("triton_kernel_call_ffi", which
-Pallas and jax-triton use as well); it needs the PTX, the grid and one description per parameter. That call
-hands its buffers, operands first and results after them, to the kernel's pointers in the order of the
-signature. So a pointer that is only written but stands before one that is read becomes an operand of
-unspecified content which the result takes over.
+JAX's own extension library launches kernels that Triton has compiled ("triton_kernel_call_ffi", which Pallas and
+jax-triton use as well); it needs the PTX, the grid and one description per parameter. The call assigns its buffers,
+operands first and then results, to the kernel's pointers in signature order. A write-only pointer that precedes a
+read pointer in the signature is therefore passed as an uninitialised operand whose buffer is aliased to the result.
 
-Call :func:`launch` in a lowering rule for the platform "cuda": it compiles when it is called.
+Call :func:`launch` in a lowering rule for the "cuda" platform: it compiles the kernel when it is called.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
-# Triton, and JAX's library for it, come without types.
+# Triton and JAX's library for it are untyped.
 
 import zlib
 from collections.abc import Mapping
@@ -33,18 +32,17 @@ _PTX_VERSIONS = {8: 85, 9: 85, 10: 87, 12: 87}
 
 
 class Updated(NamedTuple):
-    """A pointer that the kernel reads and writes: it starts as ``array``, and becomes a result."""
+    """An array that the kernel reads and updates in-place: an operand whose buffer becomes a result."""
 
     array: jax.Array
 
 
 class Written(NamedTuple):
-    """A pointer that the kernel only writes, and the result there.
+    """A result that the kernel writes through a write-only pointer.
 
     Attributes:
         shape, dtype: shape and dtype of the result.
-        over: name of a pointer that is read, not updated, and whose memory the result takes; both have the
-            same shape and dtype.
+        over: name of a read-only pointer of the same shape and dtype whose buffer the result reuses.
     """
 
     shape: tuple[int, ...]
@@ -60,21 +58,21 @@ def launch(
     Args:
         kernel: a ``triton.jit`` function.
         planned: grid, compile-time constants, warps and stages.
-        arguments: by name, every parameter that is not a constant: an array that is read, :class:`Updated`,
-            :class:`Written`, None for a pointer that this launch does not use, an int or a float.
+        arguments: every non-constant parameter by name: a read-only array, :class:`Updated`, :class:`Written`,
+            None for a pointer that this launch does not use, an int or a float.
         capability: the GPU's compute capability.
 
     Returns:
-        the arrays that are updated or written, by name.
+        The updated and written arrays, by name.
     """
     unused = {name: None for name, value in arguments.items() if value is None}
     constants = planned.constants | unused
     names = [name for name in kernel.arg_names if name not in constants]
     last_read = max(i for i, name in enumerate(names) if isinstance(arguments[name], jax.Array | Updated))
     operands: list[jax.Array] = []
-    aliases: dict[int, str] = {}  # operand -> name of the result that takes its memory
-    results: list[str] = []  # results that have a pointer of their own
-    trailing: list[str] = []  # results that take the pointer of an operand
+    aliases: dict[int, str] = {}  # index of an operand -> name of the result that reuses its buffer
+    results: list[str] = []  # results with a pointer of their own
+    trailing: list[str] = []  # results that share the pointer of an operand
     positions: dict[str, int] = {}
     for index, name in enumerate(names):
         value = arguments[name]
@@ -110,12 +108,12 @@ def _array(value: Any) -> Any:
 
 
 def _parameter(kernel: Any, name: str, value: Any) -> tuple[str, bool, int | float | None]:
-    """Return Triton's type, whether the compiler may rely on a multiple of 16, and the value of a scalar."""
+    """Return the Triton type, whether the compiler may assume a multiple of 16, and the value if it is a scalar."""
     if isinstance(value, float):
         return "fp32", False, value
     if isinstance(value, int):
         return "i32", name not in kernel.do_not_specialize and value % _ALIGNMENT == 0, value
-    return f"*{_TYPES[jnp.dtype(_array(value).dtype).name]}", True, None  # XLA's buffers start at multiples of 64 bytes
+    return f"*{_TYPES[jnp.dtype(_array(value).dtype).name]}", True, None  # XLA aligns buffers to 64 bytes
 
 
 @cache
@@ -128,7 +126,7 @@ def _call(
     num_stages: int,
     arch: int,
 ) -> bytes:
-    """Compile the kernel and return the call's description, all but its buffers, as JAX serialises it."""
+    """Compile the kernel and return everything about the call except its buffers, in JAX's serialised format."""
     library = triton_library()
     described = dict(parameters)
     signature = {name: described[name][0] if name in described else "constexpr" for name in kernel.arg_names}
@@ -154,17 +152,17 @@ def _call(
 
 
 def triton_library() -> Any:
-    """Return JAX's library that describes Triton launches.
+    """Return the JAX library that describes Triton launches.
 
     Raises:
-        ValueError: JAX's CUDA plugin, which brings the library, is not installed.
+        ValueError: JAX's CUDA plugin, which provides the library, is not installed.
     """
-    # jaxlib has no public name for it.
+    # jaxlib does not expose it publicly.
     from jax._src.lib import gpu_triton  # pyright: ignore[reportPrivateImportUsage]
 
     if not hasattr(gpu_triton, "TritonKernel"):
         raise ValueError(
-            "this JAX has no CUDA plugin, which launches the Triton kernels: install jax[cuda12] or jax[cuda13], "
-            "or call with backend='reference'"
+            "JAX's CUDA plugin, which launches the Triton kernels, is missing: install jax[cuda12] or jax[cuda13], "
+            "or use backend='reference'"
         )
     return gpu_triton

@@ -1,4 +1,4 @@
-"""The choice between the Triton kernels and the reference for JAX arrays, as far as it is known before lowering."""
+"""Choose between the Triton kernels and the reference for JAX arrays, as far as possible before lowering."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from . import reference
 
 
 def attend(call: Call[Array]) -> Array:
-    """Attend with the operation that becomes kernels when it is lowered for a GPU, or with the reference.
+    """Attend with the primitives, which lower to the kernels on a GPU, or fall back to the reference.
 
     Args:
-        call: validated.
+        call: the validated call.
 
     Raises:
-        ValueError: backend "triton" where the kernels cannot take the call.
+        ValueError: backend is "triton", but the kernels do not support the call.
     """
     backend = call.options.backend
     if backend == "reference" or call.query.size == 0:
@@ -37,15 +37,15 @@ def attend(call: Call[Array]) -> Array:
 
 
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:
-    """See :func:`ccnet.kernels.criss_cross_weights`: one row of the map is too little work for a kernel."""
+    """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel, as a single row is too little work."""
     return reference.attention_weights(query, key, position, recurrence, options)
 
 
 def _obstacle(call: Call[Array]) -> str | None:
-    """Return why the kernels cannot take the call on any platform, or None if they can."""
+    """Return why the kernels do not support the call on any platform, or None if they may."""
     dtype = str(call.query.dtype)
     if dtype not in plan.ITEM_SIZE:
-        return f"the kernels take {', '.join(plan.ITEM_SIZE)}, not {dtype}"
+        return f"the kernels support {', '.join(plan.ITEM_SIZE)}, not {dtype}"
     if call.query.shape[call.options.channel_axis] > plan.MAX_QUERY_CHANNELS:
         return f"more than {plan.MAX_QUERY_CHANNELS} query channels do not fit on chip"
     if importlib.util.find_spec("triton") is None:

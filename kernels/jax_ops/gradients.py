@@ -1,7 +1,7 @@
-"""The attention as a function of JAX with its own gradients, made of two primitives.
+"""The attention as a JAX function with a custom VJP, built on two primitives.
 
-The primitives take dense channels-last arrays, (N, *S, channels). For other arrays the channel axis is moved, for
-which XLA makes a copy.
+The primitives take dense channels-last arrays, (N, *S, channels). For other layouts the channel axis is moved, which
+XLA implements as a copy.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -19,12 +19,12 @@ from jax.ad_checkpoint import checkpoint_name
 from ..call import Call, Options
 from .primitives import backward, forward
 
-# Name of the attention's output and statistics, for a jax.checkpoint policy that keeps them and recomputes the rest.
+# Checkpoint name of the attention's output and statistics, for policies that keep them and recompute the rest.
 KEPT = "criss_cross_kept"
 
 
 def attend(call: Call[Array]) -> Array:
-    """Attend with the primitives: kernels where they are lowered for a GPU, the reference elsewhere."""
+    """Attend with the primitives, which lower to the kernels on a GPU and to the reference elsewhere."""
     query, key, value, options, residual, gamma = call
     channel_axis = options.channel_axis
     options = options._replace(scale=float(options.scale), channel_axis=-1)
@@ -42,7 +42,7 @@ def _channels_last(channel_axis: int, *arrays: Array) -> list[Array]:
 
 
 def _alike(arrays: Sequence[Array]) -> list[Array]:
-    """Make the arrays vary over the same axes of a ``shard_map``: each shard gets its own copy of a shared gamma."""
+    """Make all arrays vary over the same ``shard_map`` axes: each shard gets its own copy of a shared gamma."""
     varying: list[frozenset[Any]] = [jax.typeof(array).mat.varying for array in arrays]
     every = frozenset[Any]().union(*varying)
     return [
@@ -77,7 +77,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _residual(query: Array, key: Array, value: Array, residual: Array, gamma: Array, options: Options) -> Array:
-    # The attention's output is kept for the backward pass alone; without one it is never written.
+    # Only the backward pass needs the attention's output; without one it is never written.
     (result,) = forward(query, key, value, residual, gamma, options=options, save_out=False)
     return result
 

@@ -1,11 +1,11 @@
-"""The primitives lowered: by the reference on any platform, by the Triton kernels where an NVIDIA GPU can run them.
+"""Lower the primitives to the Triton kernels where an NVIDIA GPU can run them, and to the reference elsewhere.
 
-The functions take and give the arrays that ``primitives.py`` lists, channels-last.
+The functions take and return the arrays listed in ``primitives.py``, channels-last.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportMissingTypeStubs=false
-# JAX leaves some of its functions untyped, and Triton all of them.
+# Triton and some JAX functions are untyped.
 
 from collections.abc import Sequence
 
@@ -85,15 +85,15 @@ def backward_reference(
 def _refuse_triton(options: Options) -> None:
     if options.backend == "triton":
         raise ValueError(
-            "backend='triton' cannot take this call: it is lowered for a platform other than CUDA; use backend='auto'"
+            "backend='triton' cannot run this call: it is lowered for a platform other than CUDA; use backend='auto'"
         )
 
 
 def _kernels_run(options: Options) -> bool:
-    """Return whether the kernels run on the machine's CUDA devices; say why not, once.
+    """Return whether the kernels can run on this machine's CUDA devices; if not, log the reason once.
 
     Raises:
-        ValueError: backend "triton" where they do not.
+        ValueError: they cannot run, and backend is "triton".
     """
     obstacle = _obstacle()
     if obstacle is None:
@@ -105,11 +105,11 @@ def _kernels_run(options: Options) -> bool:
 
 
 def _obstacle() -> str | None:
-    """Return why the kernels cannot run on the machine's CUDA devices, or None if they can."""
+    """Return why the kernels cannot run on this machine's CUDA devices, or None if they can."""
     import triton
 
     if triton.knobs.runtime.interpret:  # pyright: ignore[reportAttributeAccessIssue]
-        return "Triton is its interpreter (TRITON_INTERPRET=1)"
+        return "Triton is in interpreter mode (TRITON_INTERPRET=1)"
     from .binding import triton_library
     from .passes import device
 

@@ -1,12 +1,12 @@
-"""The passes of a call as operations of JAX: one launch per axis, each reading the results of the one before.
+"""Run a call as JAX operations: one launch per axis, each of which reads the results of the previous one.
 
-The launches are those of ``plan.py``, as in ``torch_ops/passes.py``. Arrays are (N, *S, channels), dense: N images,
-S spatial sizes, D query channels, C value channels. XLA owns all memory, so a pass says which of its pointers it only
-reads, updates or writes, and the result may take the memory of a pointer that is read.
+The launches come from ``plan.py``, as in ``torch_ops/passes.py``. Arrays are dense, (N, *S, channels), with N images,
+S spatial sizes, D query channels and C value channels. XLA owns all memory, so a pass declares which pointers it
+reads, updates or writes, and a result may reuse the buffer of a read-only pointer.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# Triton, and JAX's devices, come without types.
+# Triton and JAX's devices are untyped.
 
 from collections.abc import Mapping
 from functools import cache
@@ -31,8 +31,8 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
         save_out: whether a backward pass will read the attention's output.
 
     Returns:
-        out, (N, *S, C), and stats, (N, *S, 2). For a call with a residual: result, (N, *S, C), followed by out and
-        stats if ``save_out``.
+        [out, stats] of shapes (N, *S, C) and (N, *S, 2). With a residual: [result] of shape (N, *S, C), followed by
+        out and stats if ``save_out``.
     """
     query, key, value, _, residual, gamma = call
     launches = plan.forward_launches(_problem(call), device(), residual is not None, save_out)
@@ -66,7 +66,7 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
 
 
 def _out_pointer(value: Array, dtype: Any, so_far: Array | None, saves: bool) -> Any:
-    """Return the pointer to the output, which is ``so_far`` after the first pass; ``saves`` if this pass writes it."""
+    """Return the argument for the output, given the output ``so_far`` and whether this pass saves it."""
     if so_far is None:
         return Written(value.shape, dtype) if saves else _unused(value)
     return Updated(so_far) if saves else so_far
@@ -82,7 +82,7 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
         grad: (N, *S, C), the gradient of the result in the value's dtype.
 
     Returns:
-        the gradients of query, key and value, and delta per pixel, (N, *S, 1), in float32.
+        The gradients of query, key and value, and the float32 delta of every pixel, (N, *S, 1).
     """
     query, key, value = call.query, call.key, call.value
     launches = plan.backward_launches(_problem(call), device(), call.gamma is not None)
@@ -119,24 +119,24 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
 
 
 def _partial_pointer(like: Array, dtype: Any, so_far: Array | None, last: bool, several_tiles: bool) -> Any:
-    """Return the pointer to a gradient's partial sum, which is ``so_far`` after the first pass."""
+    """Return the argument for a gradient's partial sum, given the sum ``so_far`` (None in the first pass)."""
     if so_far is None:
         return Written(like.shape, dtype) if several_tiles or not last else _unused(like)
-    # The last pass of one tile only reads the sum; the gradient takes its memory if it fits.
+    # With a single tile, the last pass only reads the sum; the gradient reuses its buffer if the dtypes match.
     if last and (not several_tiles or dtype == like.dtype):
         return so_far
     return Updated(so_far)
 
 
 def _unused(like: Array) -> Written:
-    """Return one element for a pointer that the kernel moves, but neither reads nor writes."""
+    """Return a one-element placeholder for a pointer that the kernel offsets but neither reads nor writes."""
     return Written((1,), like.dtype)
 
 
 def _launch(
     kernel: Any, planned: plan.Launch, call: Call[Array], pointers: Mapping[str, Any], last_stride: str
 ) -> dict[str, Array]:
-    """Launch a pass; ``last_stride`` names the stride of the residual or of the arriving gradient."""
+    """Launch a pass; ``last_stride`` names the stride parameter of the residual or of the upstream gradient."""
     query_channels, value_channels = call.query.shape[-1], call.value.shape[-1]
     arguments = {
         **pointers,
@@ -168,11 +168,11 @@ def _problem(call: Call[Array]) -> plan.Problem:
 
 @cache
 def device() -> plan.Device:
-    """Return the properties of the GPU on which tile sizes depend; a machine without one lowers for an H200."""
+    """Return the GPU properties that determine tile sizes; on a machine without a GPU, those of an H200."""
     try:
         gpu = jax.devices("cuda")[0]
     except RuntimeError:
         return plan.Device("NVIDIA H200", (9, 0), 132, 232448)
     major, minor = map(int, gpu.compute_capability.split("."))
-    # JAX does not report the shared memory, on which no tile depends.
+    # JAX does not report the size of shared memory, but no tile depends on it.
     return plan.Device(gpu.device_kind, (major, minor), gpu.core_count, 0)

@@ -1,4 +1,4 @@
-"""Two primitives of JAX, the forward and the backward pass: shapes, rules for ``vmap``, and their registration.
+"""The forward and backward passes as JAX primitives: their shapes, ``vmap`` rules and registration.
 
     forward:  query, key, value                               -> out, stats
               query, key, value, residual, gamma              -> result; with ``save_out`` result, out, stats
@@ -39,7 +39,7 @@ def backward(*arrays: Array, options: Options) -> list[Array]:
     return backward_p.bind(*arrays, options=options)
 
 
-# ---- shapes, made from the inputs' types, whose other properties, such as a shard_map's axes, they share
+# ---- shapes: derived from the input types, so that other properties, such as shard_map axes, carry over
 
 
 def _forward_shapes(
@@ -58,7 +58,7 @@ def _backward_shapes(
     return [query, key, value, stats.update(shape=(*query.shape[:-1], 1))]
 
 
-# ---- vmap: the batch of a batch is one batch
+# ---- vmap: fold the mapped axis into the batch axis
 
 
 def _batch_forward(
@@ -100,7 +100,7 @@ def _fold_all(arrays: Sequence[Array], axes: Sequence[int | None], size: int) ->
 
 
 def _fold(array: Array, axis: int | None, size: int) -> Array:
-    """Join the batch of ``size`` at ``axis``, or ``size`` times the same array, with the array's first axis."""
+    """Fold the mapped ``axis`` of length ``size`` into the batch axis, repeating the array if ``axis`` is None."""
     array = jnp.broadcast_to(array, (size, *array.shape)) if axis is None else jnp.moveaxis(array, axis, 0)
     return array.reshape(-1, *array.shape[2:])
 
@@ -110,7 +110,7 @@ def _unfold_all(made: Sequence[Array], size: int) -> tuple[list[Array], list[int
 
 
 def _gamma_per_image(gamma: Array, axis: int | None, images: Array, size: int) -> Array:
-    """Repeat each gamma for its images, in a shape that broadcasts over theirs."""
+    """Repeat each gamma for its images, in a shape that broadcasts over them."""
     gammas = jnp.repeat(_fold(gamma, axis, size), images.shape[0] // size)
     return gammas.reshape(-1, *[1] * (images.ndim - 1))
 
@@ -125,7 +125,7 @@ def _register(
     reference: Callable[..., list[Array]],
     cuda: Callable[..., list[Array]],
 ) -> None:
-    """Tell JAX how to type, run, batch and lower a primitive: by ``cuda`` for CUDA, by ``reference`` elsewhere."""
+    """Register how JAX types, runs, batches and lowers a primitive: to ``cuda`` on CUDA, to ``reference`` elsewhere."""
 
     @cache
     def jitted(**parameters: Any) -> Callable[..., list[Array]]:
@@ -144,7 +144,9 @@ def _register(
 
 
 def _refuse_second_derivative(*_: Any, **__: Any) -> Any:
-    raise ValueError("the criss-cross attention can be differentiated once: for more use backend='reference'")
+    raise ValueError(
+        "the criss-cross attention can be differentiated once: for higher derivatives use backend='reference'"
+    )
 
 
 _register(forward_p, _forward_shapes, _batch_forward, lowering.forward_reference, lowering.forward_on_cuda)

@@ -1,7 +1,7 @@
-"""Criss-cross attention in plain jax.numpy: the formula of ``torch_ops/reference.py``, on every platform of JAX.
+"""Criss-cross attention in plain jax.numpy: the formula of ``torch_ops/reference.py`` for every JAX platform.
 
-Shapes: N images, S spatial sizes, D query channels, C value channels, L the length of one line,
-"others" the spatial axes that are not attended along.
+Shapes: N images, S spatial sizes, D query channels, C value channels, L the length of a line, "others" the spatial
+axes other than that of the line.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -17,7 +17,7 @@ from ..call import Call, Options
 
 
 def attend(call: Call[Array]) -> Array:
-    """Attend as :func:`ccnet.kernels.criss_cross_attention` does, and add the residual if the call has one."""
+    """Implement :func:`ccnet.kernels.criss_cross_attention`, adding the residual if the call has one."""
     query, key, value, options, residual, gamma = call
     attention = _attention(query, key, options)
     value_last = _channels_last(value, options.channel_axis).astype(attention[0].dtype)
@@ -29,8 +29,8 @@ def attend(call: Call[Array]) -> Array:
 
 
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:
-    """Compute the weights as :func:`ccnet.kernels.criss_cross_weights` does."""
-    # row @ A: a line's positions pass their weight on to the keys of that line.
+    """Implement :func:`ccnet.kernels.criss_cross_weights`."""
+    # row @ A: every position distributes its weight over the keys on its lines.
     transposed = [weights.mT for weights in _attention(query, key, options)]
     batch_and_space = _channels_last(query, options.channel_axis).shape[:-1]
     row = jnp.zeros(batch_and_space, transposed[0].dtype).at[(slice(None), *position)].set(1)
@@ -49,8 +49,8 @@ def _sum_over_axes(values: Array, weights: Sequence[Array], options: Options) ->
 
 
 def _attention(query: Array, key: Array, options: Options) -> list[Array]:
-    """Return the softmax over the keys of all axes together, as one (N, *others, L, L) array per axis."""
-    # Unscaled scores leave float16's range at |q| = |k| = 40 per channel, so halves are widened first.
+    """Return the joint softmax over the keys of all axes, as one (N, *others, L, L) array per axis."""
+    # Unscaled scores overflow float16 at |q| = |k| = 40 per channel, so half precision is widened first.
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = _channels_last(query, options.channel_axis).astype(wide) * options.scale
     key = _channels_last(key, options.channel_axis).astype(wide)
@@ -58,7 +58,7 @@ def _attention(query: Array, key: Array, options: Options) -> list[Array]:
     energies: list[Array] = []
     for axis in options.axes:
         energy = _product(_lines(query, axis), _lines(key, axis).mT)  # (N, *others, L, L)
-        if axis != options.axes[-1]:  # the position itself is a key of every axis: only the last one keeps it
+        if axis != options.axes[-1]:  # every line contains the position itself: only the last axis keeps it
             energy = jnp.where(jnp.eye(energy.shape[-1], dtype=bool), -jnp.inf, energy)
         energies.append(_lines_back(energy, axis))  # (N, *S, L)
     attention = jax.nn.softmax(jnp.concatenate(energies, axis=-1), axis=-1)
@@ -68,7 +68,7 @@ def _attention(query: Array, key: Array, options: Options) -> list[Array]:
 
 
 def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision="highest")  # by default a GPU keeps 10 bits of each factor
+    return jnp.matmul(a, b, precision="highest")  # the GPU default, TF32, keeps 10 mantissa bits of each factor
 
 
 def _channels_last(array: Array, channel_axis: int) -> Array:
@@ -76,10 +76,10 @@ def _channels_last(array: Array, channel_axis: int) -> Array:
 
 
 def _lines(array: Array, axis: int) -> Array:
-    """Move the axis of (N, *S, C) to the end: (N, *others, L, C)."""
+    """Move ``axis`` of (N, *S, C) next to the channels: (N, *others, L, C)."""
     return jnp.moveaxis(array, axis + 1, -2)
 
 
 def _lines_back(lines: Array, axis: int) -> Array:
-    """Move the lines of (N, *others, L, C) back: (N, *S, C)."""
+    """Move the lines of (N, *others, L, C) back to ``axis``: (N, *S, C)."""
     return jnp.moveaxis(lines, -2, axis + 1)

@@ -1,4 +1,4 @@
-"""The choice between the Triton kernels and the reference for torch tensors."""
+"""Choose between the Triton kernels and the reference for torch tensors."""
 
 # pyright: reportUnknownMemberType=false
 # torch leaves some of its decorators untyped.
@@ -17,16 +17,16 @@ from . import reference
 
 
 def attend(call: Call[Tensor]) -> Tensor:
-    """Attend with the kernels where they can take the call, else with the reference.
+    """Attend with the kernels if they support the call, otherwise with the reference.
 
-    Backend "auto" is silent on the CPU and in an export, where the reference is expected, and says once why a
-    GPU falls back to it.
+    Backend "auto" is silent on the CPU and during export, where the reference is expected; on a GPU it logs once
+    why it falls back.
 
     Args:
-        call: validated.
+        call: the validated call.
 
     Raises:
-        ValueError: backend "triton" where the kernels cannot take the call.
+        ValueError: backend is "triton", but the kernels do not support the call.
     """
     backend = call.options.backend
     if backend == "reference" or (backend == "auto" and (not call.query.is_cuda or _is_exporting())):
@@ -43,17 +43,17 @@ def attend(call: Call[Tensor]) -> Tensor:
 
 
 def attention_weights(query: Tensor, key: Tensor, position: Sequence[int], recurrence: int, options: Options) -> Tensor:
-    """See :func:`ccnet.kernels.criss_cross_weights`: one row of the map is too little work for a kernel."""
+    """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel, as a single row is too little work."""
     return reference.attention_weights(query, key, position, recurrence, options)
 
 
 def _is_exporting() -> bool:
-    # A Triton kernel has no place in an exported program or in ONNX: the reference exports everywhere.
+    # Exported programs and ONNX cannot contain a Triton kernel; the reference exports everywhere.
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _obstacle(call: Call[Tensor]) -> str | None:
-    """Return why the kernels cannot take the call, or None if they can."""
+    """Return why the kernels do not support the call, or None if they do."""
     query, channel_axis = call.query, call.options.channel_axis
     if query.shape[channel_axis] > plan.MAX_QUERY_CHANNELS:
         return f"more than {plan.MAX_QUERY_CHANNELS} query channels do not fit on chip"
@@ -64,7 +64,7 @@ def _obstacle(call: Call[Tensor]) -> str | None:
 def _device_obstacle(device: str, index: int | None, dtype: str) -> str | None:
     """Return why the kernels cannot run on a device or in a dtype, or None if they can."""
     if dtype not in plan.ITEM_SIZE:
-        return f"the kernels take {', '.join(plan.ITEM_SIZE)}, not {dtype}"
+        return f"the kernels support {', '.join(plan.ITEM_SIZE)}, not {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device == "cuda":
@@ -73,7 +73,7 @@ def _device_obstacle(device: str, index: int | None, dtype: str) -> str | None:
 
     if device == "cpu" and is_interpreted():
         return None
-    return f"the arrays are on {device}, and Triton needs an NVIDIA GPU (or TRITON_INTERPRET=1)"
+    return f"the arrays are on {device}, but Triton needs an NVIDIA GPU (or TRITON_INTERPRET=1)"
 
 
 @torch.compiler.assume_constant_result

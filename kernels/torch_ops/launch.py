@@ -1,12 +1,12 @@
-"""Launches of planned kernels with little work on the CPU, which limits a small batch.
+"""Launch planned kernels with little CPU overhead, which is the bottleneck at small batch sizes.
 
-Triton inspects every argument of every call to find the kernel that it compiled for arguments of that kind, once
-per axis. A network calls with the same kinds again and again, so each planned launch remembers its compiled
-kernels by what Triton distinguishes, and calls them directly. The times are in results/kernels_log.md.
+For every launch, Triton inspects each argument to find the kernel that it compiled for arguments of that kind. A
+network keeps passing the same kinds of arguments, so each planned launch caches its compiled kernels by the
+properties that Triton specialises on, and calls them directly. Timings are in results/kernels_log.md.
 """
 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# Triton comes without types.
+# Triton is untyped.
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from ..plan import Launch
 
 
 def is_interpreted() -> bool:
-    """Return whether Triton runs its kernels in the interpreter, on the CPU."""
+    """Return whether Triton is in interpreter mode, in which kernels run on the CPU."""
     return triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -35,9 +35,9 @@ def run(
         kernel: a ``triton.jit`` function that takes the arrays, their strides, length, inner and scale, then the
             launch's constants.
         launch: the planned launch.
-        arrays: pointers in the kernel's order; None for those that the launch's constants leave unused.
-        strides: elements from pixel to pixel, of those arrays whose stride is free.
-        scale: factor on the scores.
+        arrays: tensors in the order of the kernel's pointers; None for pointers that this launch does not use.
+        strides: pixel strides, in elements, of the arrays that need not be dense.
+        scale: factor applied to the scores.
     """
     arguments = (*arrays, *strides, launch.length, launch.inner, scale)
     kinds = [None if array is None else (array.dtype, array.data_ptr() % 16 == 0) for array in arrays]

@@ -1,12 +1,12 @@
-"""The Triton kernels as torch operators, ``ccnet::``: schemas, launches, fake kernels, autograd.
+"""The Triton kernels as torch custom operators, ``ccnet::*``: schemas, launches, fake kernels and autograd.
 
-The operators move the channels of (N, C, *S) arrays to the end themselves: outside, each move would be a node of the
-graph, forward and backward. Results are channels-last in memory, whatever the input was, so that a second call finds
-the layout it needs. Autocast does not reach in here: like the reference, the operators compute in the dtype that they
-are given.
+The operators themselves move the channels of (N, C, *S) arrays to the end: outside, each move would add a node to the
+forward and backward graphs. Results are channels-last in memory regardless of the input layout, so that a second call
+finds the layout it needs. Autocast has no effect here: like the reference, the operators compute in the dtype of their
+inputs.
 
-A torch operator takes a flat list of tensors and numbers, so a :class:`Call` is flattened here, and built again inside
-the operator.
+A torch operator takes a flat list of tensors and numbers, so a :class:`Call` is flattened here and rebuilt inside the
+operator.
 """
 
 # pyright: reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
@@ -24,20 +24,20 @@ from . import passes
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_DEVICES = ("cuda", "cpu")  # on the CPU the kernels run under Triton's interpreter only, for tests
+_DEVICES = ("cuda", "cpu")  # on the CPU the kernels only run in Triton's interpreter, for tests
 _INPUTS = "Tensor query, Tensor key, Tensor value"
 _OPTIONS = "int[] axes, float scale, str precision, int channel_axis"
 
 
 def attend(call: Call[Tensor]) -> Tensor:
-    """Attend with the kernels, which must be able to take the call."""
+    """Attend with the kernels; the caller ensures that they support the call."""
     query, key, value, options, residual, gamma = call
     flat_options = options.axes, options.scale, options.precision, options.channel_axis
     if residual is None or gamma is None:
         out, _ = torch.ops.ccnet.criss_cross.default(query, key, value, *flat_options)
         return out.to(value.dtype)
     arrays = (query, key, value, residual, gamma)
-    # The attention's output is kept for the backward pass alone; without one it is never written.
+    # Only the backward pass needs the attention's output; without one it is never written.
     save_out = torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
     result, _, _ = torch.ops.ccnet.criss_cross_residual.default(*arrays, *flat_options, save_out)
     return result
@@ -56,7 +56,7 @@ def _from_last(array: Tensor, channel_axis: int) -> Tensor:
 
 
 def _on_device(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
-    """Make the first array's device the current one, on which Triton launches."""
+    """Make the first tensor's device current during the call, because Triton launches on the current device."""
 
     def run(query: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
         if query.is_cuda and query.device.index != torch.cuda.current_device():
@@ -98,7 +98,7 @@ def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     query, key, value, *ctx.options = inputs
     out, stats = output
     ctx.mark_non_differentiable(stats)
-    ctx.set_materialize_grads(False)  # or zeros as large as these would be written for every backward
+    ctx.set_materialize_grads(False)  # otherwise every backward pass would fill zeros of the same size
     ctx.save_for_backward(query, key, value, out, stats)
 
 

@@ -1,12 +1,12 @@
-"""The passes of a call on channels-last tensors: memory for the results, then one launch per axis.
+"""Run a call on channels-last tensors: allocate the results, then launch one pass per axis.
 
-Shapes: N images, S spatial sizes, D query channels, C value channels. The kernels need the channels of every array
-side by side and one stride from pixel to pixel. That is true of channels_last tensors and of channel slices of a
-projection buffer, so those are read where they are; other arrays are copied into that layout once.
+Shapes: N images, S spatial sizes, D query channels, C value channels. The kernels need contiguous channels and a
+single stride between pixels in every array. channels_last tensors and channel slices of a projection buffer satisfy
+this and are read in place; other arrays are copied into that layout once.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# Triton, and the properties of a GPU in torch, come without types.
+# Triton and torch's GPU properties are untyped.
 
 from functools import cache
 
@@ -25,9 +25,9 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
 
     Args:
         call: channels-last, (N, *S, channels).
-        result: memory for ``gamma * out + residual``, if the call has a residual.
-        save_out: whether a backward pass will read the attention's output. Otherwise the last pass does not write
-            ``out``, which may share the memory of ``result``.
+        result: tensor that receives ``gamma * out + residual``, if the call has a residual.
+        save_out: whether a backward pass will read the attention's output. If not, the last pass does not write
+            ``out``, which may then share memory with ``result``.
 
     Returns:
         out: (N, *S, C), the attention's output.
@@ -48,7 +48,7 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
     )
     previous = None
     for planned in launches:
-        if previous is not None:  # a pass reads the statistics of the pass before while it writes its own
+        if previous is not None:  # a pass reads the previous statistics while it writes its own
             stats = torch.empty_like(stats)
         arrays = query, key, value, out, stats, previous, residual, call.gamma, result
         launch.run(line_forward_kernel, planned, arrays, strides, call.options.scale)
@@ -57,10 +57,10 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
 
 
 def _memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) -> Tensor:
-    """Return memory for the attention's output, in which the passes also leave their sum to each other."""
+    """Return an uninitialised tensor for the attention's output, which also holds it in progress between passes."""
     if save_out:
         return empty_kept(call.value)
-    # The last pass writes the result alone, whose memory serves the passes before if it has the value's dtype.
+    # The last pass writes only the result, so the earlier passes can use its memory if it has the value's dtype.
     if result is not None and result.dtype == call.value.dtype:
         return result
     return empty_like(call.value)
@@ -76,8 +76,8 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
         grad: (N, *S, C), the gradient of the result in the value's dtype.
 
     Returns:
-        the gradients of query, key and value, and delta per pixel, (N, *S), in float32, whose sum is the gradient of
-        gamma.
+        The gradients of query, key and value, and the float32 delta of every pixel, (N, *S), whose sum is the gradient
+        of gamma.
     """
     query, key, value = call.query, call.key, call.value
     dquery, dkey, dvalue = empty_like(query), empty_like(key), empty_like(value)
@@ -105,31 +105,31 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
 
 
 def _memory_for_partial(gradient: Tensor, wide: bool) -> Tensor:
-    """Return memory for partial sums of a gradient: its own, unless they need float32 and it has less."""
+    """Return the buffer for a gradient's partial sums: the gradient itself, or a float32 tensor if it is too narrow."""
     if wide and gradient.dtype != torch.float32:
         return torch.empty_like(gradient, dtype=torch.float32)
     return gradient
 
 
 def empty_like(array: Tensor) -> Tensor:
-    """Return contiguous memory of the array's shape and dtype."""
+    """Return an uninitialised contiguous tensor of the same shape and dtype."""
     return torch.empty_like(array, memory_format=torch.contiguous_format)
 
 
 def empty_kept(value: Tensor) -> Tensor:
-    """Return memory for the attention's output as the backward pass reads it."""
+    """Return an uninitialised tensor for the attention's output, in the dtype kept for the backward pass."""
     dtype = getattr(torch, plan.kept_dtype(_name(value.dtype)))
     return torch.empty_like(value, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
-    """Return float32 memory of shape (N, *S, *numbers)."""
+    """Return an uninitialised float32 tensor of shape (N, *S, *numbers)."""
     return query.new_empty((*query.shape[:-1], *numbers), dtype=torch.float32)
 
 
 @cache
 def device_of(index: int | None) -> plan.Device:
-    """Return the properties of a GPU on which tile sizes depend; the interpreter (None) is taken for a Hopper."""
+    """Return the GPU properties that determine tile sizes; the interpreter (None) counts as a Hopper GPU."""
     if index is None:
         return plan.Device("interpreter", (9, 0), 1, 232448)
     properties = torch.cuda.get_device_properties(index)
@@ -156,7 +156,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _by_pixel(array: Tensor) -> tuple[Tensor, int]:
-    """Return the array and its stride from pixel to pixel; a contiguous copy if it has more than one stride."""
+    """Return the array and its stride between pixels, after a contiguous copy if the kernels cannot read its layout."""
     if array.is_contiguous():
         return array, array.shape[-1]
     stride = None

@@ -1,4 +1,4 @@
-"""Recomputation in the backward pass: keep the input of the projections instead of the projections."""
+"""Recompute the projections in the backward pass, so that only their input is kept."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ View = tuple[torch.Size, tuple[int, ...], int | torch.SymInt]
 
 @contextmanager
 def recomputed_projection(project: Callable[[Tensor], Tensor], image: Tensor) -> Generator[Tensor]:
-    """Drop views of ``project(image)`` that operations inside save for their backward pass, and recompute them there.
+    """Recompute ``project(image)`` in the backward pass instead of keeping it for the operations inside the context.
 
-    With query, key and value as slices of one projection, a criss-cross loop then keeps 2 C numbers per pixel
-    (its input and its attention's output) instead of 3 C + 2 D, for one more projection in the backward pass.
+    With query, key and value as slices of one projection, a criss-cross loop then keeps 2 C numbers per pixel (its
+    input and the attention output) instead of 3 C + 2 D, at the cost of one more projection in the backward pass.
 
     Args:
-        project: the projection, from (N, C, *S) to any tensor; called again in the backward pass, under the same
-            autocast.
-        image: its input, which the projection keeps for its own gradient anyway.
+        project: the projection, from (N, C, *S) to any tensor; called again in the backward pass with the same
+            autocast settings.
+        image: input of the projection, which keeps it for its own gradient anyway.
 
     Yields:
         ``project(image)``.
@@ -35,7 +35,7 @@ def recomputed_projection(project: Callable[[Tensor], Tensor], image: Tensor) ->
     projected = project(image)
     storage = _storage(projected)
     views = 0
-    again: list[Tensor] = []  # the recomputed projection, once per view that is still to be handed out
+    again: list[Tensor] = []  # one reference to the recomputed projection per view not yet unpacked
 
     def pack(tensor: Tensor) -> Tensor | View:
         nonlocal views
@@ -57,5 +57,5 @@ def recomputed_projection(project: Callable[[Tensor], Tensor], image: Tensor) ->
 
 
 def _storage(tensor: Tensor) -> int:
-    """Identify a tensor's memory; fake tensors, too, have such a number, but no address."""
+    """Return an identifier of the tensor's storage, which fake tensors have as well, unlike an address."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

@@ -1,7 +1,7 @@
-"""Criss-cross attention in plain torch: the formula that every kernel is compared with.
+"""Criss-cross attention in plain torch: the reference that every kernel is tested against.
 
-Shapes: N images, S spatial sizes, D query channels, C value channels, L the length of one line,
-"others" the spatial axes that are not attended along.
+Shapes: N images, S spatial sizes, D query channels, C value channels, L the length of a line, "others" the spatial
+axes other than that of the line.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,7 +16,7 @@ from ..call import Call, Options
 
 
 def attend(call: Call[Tensor]) -> Tensor:
-    """Attend as :func:`ccnet.kernels.criss_cross_attention` does, and add the residual if the call has one."""
+    """Implement :func:`ccnet.kernels.criss_cross_attention`, adding the residual if the call has one."""
     out = _attended_value(call)
     residual, gamma = call.residual, call.gamma
     if residual is None or gamma is None:
@@ -26,11 +26,11 @@ def attend(call: Call[Tensor]) -> Tensor:
 
 def _attended_value(call: Call[Tensor]) -> Tensor:
     query, key, value, options, *_ = call
-    with torch.autocast(query.device.type, enabled=False):  # autocast would run the products in half again
+    with torch.autocast(query.device.type, enabled=False):  # autocast would cast the products back to half precision
         attention = _attention(query, key, options)
         value_last = _channels_last(value, options.channel_axis).to(attention[0].dtype)
         *others, last = zip(options.axes, attention, strict=True)
-        # The last axis comes first: its result lies in memory as the output should, and a sum takes the layout of
+        # Start with the last axis: its result has the memory layout of the output, and a sum inherits the layout of
         # its first operand.
         out = _weighted_lines(value_last, *last)
         for axis_and_weights in reversed(others):
@@ -41,14 +41,14 @@ def _attended_value(call: Call[Tensor]) -> Tensor:
 
 
 def attention_weights(query: Tensor, key: Tensor, position: Sequence[int], recurrence: int, options: Options) -> Tensor:
-    """Compute the weights as :func:`ccnet.kernels.criss_cross_weights` does."""
+    """Implement :func:`ccnet.kernels.criss_cross_weights`."""
     with torch.autocast(query.device.type, enabled=False):
         attention = _attention(query, key, options)
         batch_and_space = _channels_last(query, options.channel_axis).shape[:-1]
         row = torch.zeros(batch_and_space, dtype=attention[0].dtype, device=query.device)
         row[(slice(None), *position)] = 1
         for _ in range(recurrence):
-            # row @ A: a line's positions pass their weight on to the keys of that line.
+            # row @ A: every position distributes its weight over the keys on its lines.
             first, *others = (
                 _weighted_lines(row.unsqueeze(-1), axis, weights.mT).squeeze(-1)
                 for axis, weights in zip(options.axes, attention, strict=True)
@@ -63,8 +63,8 @@ def _weighted_lines(values: Tensor, axis: int, weights: Tensor) -> Tensor:
 
 
 def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
-    """Return the softmax over the keys of all axes together, as one (N, *others, L, L) tensor per axis."""
-    # Unscaled scores leave float16's range at |q| = |k| = 40 per channel, so halves are widened first.
+    """Return the joint softmax over the keys of all axes, as one (N, *others, L, L) tensor per axis."""
+    # Unscaled scores overflow float16 at |q| = |k| = 40 per channel, so half precision is widened first.
     wide = torch.promote_types(query.dtype, torch.float32)
     query = _channels_last(query, options.channel_axis).to(wide)
     key = _channels_last(key, options.channel_axis).to(wide)
@@ -74,7 +74,7 @@ def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
     energies: list[Tensor] = []
     for axis in options.axes:
         energy = _lines(query, axis) @ _lines(key, axis).mT  # (N, *others, L, L)
-        if axis != options.axes[-1]:  # the position itself is a key of every axis: only the last one keeps it
+        if axis != options.axes[-1]:  # every line contains the position itself: only the last axis keeps it
             index = torch.arange(energy.shape[-1], device=energy.device)
             energy = energy.masked_fill_(index[:, None] == index, float("-inf"))
         energies.append(_lines_back(energy, axis))  # (N, *S, L)
@@ -84,7 +84,7 @@ def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
 
 
 def _channels_last(array: Tensor, channel_axis: int) -> Tensor:
-    # One copy here saves a slower one per axis inside matmul; channels-last input is not copied at all.
+    # One copy here saves a slower one per axis inside matmul; contiguous channels-last input is not copied.
     return array.movedim(1, -1).contiguous() if channel_axis == 1 else array
 
 

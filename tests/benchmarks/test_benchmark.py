@@ -1,4 +1,4 @@
-"""The benchmark's peers compute what they say, and its counts are the paper's."""
+"""The benchmark's peers compute criss-cross attention, and its FLOP counts match the paper."""
 
 import csv
 
@@ -19,21 +19,21 @@ def config():
 
 
 @pytest.mark.parametrize("name", [name for name in benchmark_peers.PEERS if name != "compiled_einsum"])
-def test_peer_is_the_operator(name):
+def test_peer_equals_the_operator(name):
     torch.manual_seed(0)
     inputs = benchmark_compare.make_inputs([2, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
     assert benchmark_compare.largest_error(benchmark_peers.PEERS[name], inputs) < 5e-6
 
 
-def test_a_wrong_peer_is_found():
+def test_a_wrong_peer_is_detected():
     torch.manual_seed(0)
     inputs = benchmark_compare.make_inputs([1, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
     twice = benchmark_peers.Peer(lambda *arrays: 2 * benchmark_peers.reference(*arrays))
     assert benchmark_compare.largest_error(twice, inputs) > 0.5
 
 
-def test_least_cost_is_the_papers_arithmetic():
-    """8x97x97 in bfloat16, D = 64, C = 512: 16.8 and 35.5 GFLOP, 2304 and 4608 bytes and 8 per pixel."""
+def test_least_cost_matches_the_paper():
+    """8x97x97 in bfloat16, D = 64, C = 512: 16.8 and 35.5 GFLOPs, 2304 + 8 and 4608 + 8 bytes per pixel."""
     problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16")
     forward, backward = (plan.least_cost(problem, direction) for direction in ("forward", "backward"))
     assert [round(cost.flops / 1e9, 1) for cost in (forward, backward)] == [16.8, 35.5]
@@ -59,7 +59,7 @@ def test_recomputed_projection_changes_nothing():
 
 
 def test_complexity_table(tmp_path, config):
-    """GFLOPs are the paper's; two loops keep at most 64 MB in bfloat16 and, recomputed, 100 in float32."""
+    """GFLOPs match the paper; two loops keep at most 64 MB in bfloat16, or 100 MB in float32 with recomputation."""
     from ccnet.benchmarks.complexity import count_complexity
 
     config.output = str(tmp_path / "table")
@@ -72,7 +72,7 @@ def test_complexity_table(tmp_path, config):
     assert float(rows["fused, projections recomputed", "2", "criss-cross"]["saved_mb_float32"]) < 100
 
 
-def test_comparison_writes_rows_and_a_picture(tmp_path, config):
+def test_comparison_writes_rows_and_a_figure(tmp_path, config):
     config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
     config.peers = ["reference", "bmm"]
     benchmark_compare.time_in_torch(config, torch.device("cpu"), "float32", [1, 5, 6])
@@ -123,10 +123,10 @@ def test_tuning_needs_a_gpu(config):
         tune_kernels(config, torch.device("cpu"))
 
 
-def test_training_iterations_of_several_networks(tmp_path, config, monkeypatch):
+def test_training_iterations_of_several_networks_are_timed(tmp_path, config, monkeypatch):
     measured = []
 
-    def first_alone(*arguments, original=benchmark_train._alone):  # a process takes seconds to start
+    def first_alone(*arguments, original=benchmark_train._alone):  # starting a process takes seconds
         measured.append(original(*arguments) if not measured else measured[0])
         return measured[-1]
 
@@ -150,7 +150,7 @@ def test_training_iterations_of_several_networks(tmp_path, config, monkeypatch):
         assert f"{row['step_ms']}" in said
 
 
-def test_the_share_of_the_criss_cross_kernels():
+def test_the_fraction_of_time_in_the_criss_cross_kernels():
     from ccnet.kernels import backward, forward
 
     times = [("cudnn_convolution", 60.0), (forward.line_forward_kernel.__name__, 30.0), ("memcpy", 5.0)]

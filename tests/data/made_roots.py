@@ -1,4 +1,4 @@
-"""Small data sets in their real layouts."""
+"""Write small data sets in their real layouts."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def write_lip(root: Path) -> Path:
 
 
 def write_voc(root: Path) -> Path:
-    """Write VOCdevkit with SBD's labels; the first row is void."""
+    """Write a VOCdevkit with SBD labels; the first row of each is void."""
     base = root / "VOC2012"
     lists = base / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)

@@ -17,7 +17,7 @@ from ccnet.data.transforms import eval_transform
 CAMVID = SHARED / "data" / "camvid"
 
 
-def test_camvid_reads_its_published_lists_and_ignores_label_11(camvid_root):
+def test_camvid_reads_the_published_lists_and_ignores_label_11(camvid_root):
     dataset = CamVid(camvid_root, split="train", transform=eval_transform())
     image, labels = dataset[1]
     raw = np.array(Image.open(camvid_root / "trainannot" / "0001TP_000001.png"))
@@ -42,7 +42,7 @@ def test_camvid_full_merges_32_colours_into_11_classes(tmp_path):
     for split, stems in FULL_FRAMES.items():
         dataset = CamVidFull(root, split=split, transform=eval_transform())
         assert [dataset.name(index) for index in range(len(dataset))] == stems
-    # sky; archway is building; cone is pole; lane marking is road; void; motorcycle is bicyclist
+    # sky; archway -> building; cone -> pole; lane marking -> road; void; motorcycle -> bicyclist
     assert list(dict.fromkeys(dataset[0][1][0].tolist())) == [0, 1, 2, 3, 255, 10]
     label = dataset.pairs[0][1]
     wrong = np.array(Image.open(label))
@@ -54,7 +54,7 @@ def test_camvid_full_merges_32_colours_into_11_classes(tmp_path):
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_split_of_the_full_layout_is_segnets(split):
+def test_the_full_layout_uses_the_segnet_split(split):
     names = [
         Path(line.split()[0]) for part in ("train", "val") for line in (CAMVID / f"{part}.txt").read_text().splitlines()
     ]

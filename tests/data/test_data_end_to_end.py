@@ -75,7 +75,7 @@ def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
     masks = sorted((tmp_path / "scores" / f"{stem}_predictions").glob("*.png"))
     assert len(masks) == scores["images"]
 
-    # predict.py and evaluate.py agree on every pixel; of a video, predict.py needs the frames before the last.
+    # predict.py and evaluate.py agree on every pixel; for clips, predict.py also needs the preceding frames.
     files = [path for path in root.rglob(f"{masks[-1].stem}.*") if Image.open(path).mode == "RGB"]
     assert len(files) == 1
     given = files[0].parent if name == "camvid_video" else files[0]
@@ -85,7 +85,7 @@ def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
-def test_check_of_real_camvid_gives_its_published_weights(tmp_path, run_entry):
+def test_check_of_real_camvid_reports_the_published_class_weights(tmp_path, run_entry):
     done = run_entry(
         "check_data.py", "dataset=camvid", f"dataset.root={CAMVID}", "splits=[val]", "num_workers=2", "samples=1"
     )  # fmt: skip
@@ -95,7 +95,7 @@ def test_check_of_real_camvid_gives_its_published_weights(tmp_path, run_entry):
     assert [float(line.split(",")[-1]) for line in table] == pytest.approx(published, abs=1e-4)
 
 
-def test_a_cityscapes_submission_has_label_ids_and_the_benchmarks_names(tmp_path, run_entry):
+def test_a_cityscapes_submission_has_label_ids_and_the_file_names_of_the_benchmark(tmp_path, run_entry):
     root = write_cityscapes(tmp_path / "data")
     run_entry("train.py", "dataset=cityscapes", f"dataset.root={root}", *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
     evaluate = ("evaluate.py", f"checkpoint={tmp_path / 'run' / 'best'}", "split=test", "device=cpu", "num_workers=0")

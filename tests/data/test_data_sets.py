@@ -1,4 +1,4 @@
-"""Data sets read their real layouts, have the published classes, and name the user's mistakes."""
+"""Data sets read their real layouts, have the published classes, and report the user's mistakes."""
 
 import json
 
@@ -72,7 +72,7 @@ def test_distinct_colours_are_distinct():
 
 
 @pytest.mark.skipif(not METADATA.is_dir(), reason="no ../shared/data/metadata on this machine")
-def test_class_tables_are_the_published_ones():
+def test_class_tables_match_the_published_ones():
     labels = json.loads((METADATA / "cityscapes" / "cityscapes.json").read_text())["labels"]
     assert [tuple(e.values()) for e in read_classes("cityscapes")] == [
         (e["id"], e["trainId"], e["name"], e["color"]) for e in labels
@@ -105,7 +105,7 @@ def test_cityscapes_maps_label_ids_or_reads_train_ids(tmp_path):
     assert not Cityscapes(root, split="test", transform=eval_transform()).has_labels
 
 
-def test_result_values_of_the_benchmarks(tmp_path):
+def test_results_use_the_label_values_of_the_benchmarks(tmp_path):
     ade = ADE20K(write_ade20k(tmp_path), split="training", transform=None)
     assert ade.result_values == tuple(range(1, 151))
     lip = LIP(write_lip(tmp_path / "lip"), split="test", transform=None)
@@ -138,13 +138,13 @@ def test_voc_reads_lists_of_names_or_paths_and_ignores_outlines(tmp_path):
         (lambda root: read_folder(root, root, classes=["one"]), "gives 1 classes"),
     ],
 )
-def test_a_missing_or_empty_root_is_answered_with_what_was_expected(tmp_path, make, message):
+def test_an_error_for_a_missing_or_empty_root_shows_the_expected_layout(tmp_path, make, message):
     with pytest.raises((FileNotFoundError, ValueError), match=f"(?s){message}"):
         make(tmp_path)
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_a_missing_root_folder_or_label_is_named(name, tmp_path):
+def test_errors_name_a_missing_root_folder_or_label(name, tmp_path):
     write, read = ROOTS[name]
     with pytest.raises(FileNotFoundError, match=r"dataset\.root is not set"):
         read(None)
@@ -158,7 +158,7 @@ def test_a_missing_root_folder_or_label_is_named(name, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "value"), [("cityscapes", 40), ("lip", 20), ("voc", 21), ("camvid_full", 5)])
-def test_a_wrong_label_value_is_named_with_its_file(name, value, tmp_path):
+def test_errors_name_an_invalid_label_value_and_its_file(name, value, tmp_path):
     write, read = ROOTS[name]
     dataset = read(write(tmp_path))
     label = dataset.pairs[0][1]
@@ -168,7 +168,7 @@ def test_a_wrong_label_value_is_named_with_its_file(name, value, tmp_path):
 
 
 @pytest.mark.parametrize("dataset", [Cityscapes, LIP, VOC, CamVidFull])
-def test_an_unknown_split_is_answered_with_the_choices(dataset, tmp_path):
+def test_an_error_for_an_unknown_split_lists_the_choices(dataset, tmp_path):
     for part in ("701_StillsRaw_full", "LabeledApproved_full"):
         (tmp_path / part).mkdir()
     with pytest.raises(ValueError, match=r"split is 'valid': choose one of train"):

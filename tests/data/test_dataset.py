@@ -1,4 +1,4 @@
-"""Every data set offers what training, evaluation and drawing use."""
+"""Every data set implements the interface that training, evaluation and drawing use."""
 
 import json
 
@@ -45,7 +45,7 @@ def write_one_object(root):
     return root
 
 
-def test_every_data_set_is_tested_here():
+def test_every_data_set_is_covered_here():
     assert {*MAKERS, "Coco"} == set(sets.__all__)
 
 
@@ -58,7 +58,7 @@ def check_images(dataset):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_data_set_offers_what_segmentation_uses(name, tmp_path):
+def test_a_data_set_implements_the_segmentation_interface(name, tmp_path):
     dataset = MAKERS[name](tmp_path, transform=eval_transform())
     assert isinstance(dataset, SegmentationDataset)
     check_images(dataset)
@@ -78,7 +78,7 @@ def test_a_data_set_offers_what_segmentation_uses(name, tmp_path):
     assert set(labels.unique().tolist()) <= {*range(len(dataset.classes)), IGNORE_INDEX}
 
 
-def test_coco_offers_what_detection_uses(tmp_path):
+def test_coco_implements_the_detection_interface(tmp_path):
     dataset = sets.Coco(write_one_object(tmp_path), split="val2017", transform=instances_transform())
     check_images(dataset)
     assert not isinstance(dataset, SegmentationDataset)
@@ -92,6 +92,6 @@ def test_coco_offers_what_detection_uses(tmp_path):
     }
 
 
-def test_no_transform_leaves_the_pair_as_stored(tmp_path):
+def test_without_a_transform_the_pair_is_as_stored(tmp_path):
     dataset = sets.CamVid(write_camvid(tmp_path), split="train", transform=None)
     assert all(torch.equal(one, other) for one, other in zip(dataset[0], dataset.read(0), strict=True))

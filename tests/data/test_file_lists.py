@@ -1,4 +1,4 @@
-"""Missing images and labels are named."""
+"""Errors name missing images and labels."""
 
 import pytest
 from made_roots import read_folder
@@ -7,14 +7,14 @@ from ccnet.data.sets.camvid import CamVid
 from ccnet.data.transforms import eval_transform
 
 
-def test_an_image_without_a_label_image_is_named(folder_data):
+def test_errors_name_an_image_without_labels(folder_data):
     images, masks = folder_data
     (masks / "3.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 6 images have no label image.*3\.jpg"):
         read_folder(images, masks)
 
 
-def test_a_listed_file_that_is_missing_is_named(camvid_root):
+def test_errors_name_a_listed_file_that_is_missing(camvid_root):
     (camvid_root / "trainannot" / "0001TP_000002.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"train\.txt lists trainannot/0001TP_000002\.png"):
         CamVid(camvid_root, split="train", transform=eval_transform())

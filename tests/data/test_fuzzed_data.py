@@ -1,4 +1,4 @@
-"""Mutated images, labels, annotations and lists give samples or a clean error; see tests/fuzzing.py."""
+"""Mutated images, labels, annotations and lists yield samples or a clean error; see tests/fuzzing.py."""
 
 import io
 import json
@@ -114,7 +114,7 @@ def test_fuzzed_annotations(coco, data, as_bytes):
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory):
-    """Return the data sets with lists: class, folder, list file and the list's right content."""
+    """Return the data sets that have lists: class, folder, list file and the valid content of the list."""
     root = tmp_path_factory.mktemp("listed")
     write_pair(root / "train" / "a.png", root / "trainannot" / "a.png", classes=11)
     images, labels = root / "TrainVal_images", root / "TrainVal_parsing_annotations"
@@ -146,8 +146,8 @@ def test_fuzzed_lists(listed, data, name):
     clean(work)
 
 
-def test_the_unchanged_files_are_read(coco, listed, scratch):
-    """Otherwise every example might be refused for a reason of its own."""
+def test_unchanged_files_are_read(coco, listed, scratch):
+    """Otherwise every fuzzed example might be rejected for an unrelated reason."""
     folder, content = coco
     (folder / "annotations" / "instances_val.json").write_text(json.dumps(content))
     assert clean(_read_coco, folder) is not None

@@ -1,4 +1,4 @@
-"""Images are decoded upright, whatever their format; broken ones are named."""
+"""Images of every format are decoded upright; errors name broken ones."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from ccnet.data.image_files import read_image
 from ccnet.data.label_files import LabelReader
 
 
-def test_a_truncated_image_is_named(folder_data):
+def test_errors_name_a_truncated_image(folder_data):
     images, masks = folder_data
     path = images / "2.jpg"
     path.write_bytes(path.read_bytes()[:-200])
@@ -19,7 +19,7 @@ def test_a_truncated_image_is_named(folder_data):
         read_folder(images, masks)[2]
 
 
-def test_images_and_masks_are_rotated_by_their_exif_orientation(tmp_path):
+def test_images_and_masks_follow_their_exif_orientation(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
@@ -32,7 +32,7 @@ def test_images_and_masks_are_rotated_by_their_exif_orientation(tmp_path):
 
 
 @pytest.mark.parametrize("decoder", ["pywuffs", "Pillow"])
-def test_pywuffs_and_pillow_read_every_kind_of_png_alike(tmp_path, monkeypatch, decoder):
+def test_pywuffs_and_pillow_decode_every_kind_of_png_identically(tmp_path, monkeypatch, decoder):
     if decoder == "pywuffs":
         pytest.importorskip("pywuffs")
     else:
@@ -56,6 +56,6 @@ def test_pywuffs_and_pillow_read_every_kind_of_png_alike(tmp_path, monkeypatch, 
     (tmp_path / "rgb.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:-300])
     with pytest.raises(ValueError, match=r"rgb\.png cannot be read as an image, it may be truncated"):
         read_image(tmp_path / "rgb.png")
-    # A JPEG with the suffix .png.
+    # A JPEG with a .png suffix.
     Image.fromarray(pixels).save(tmp_path / "jpeg.png", format="JPEG")
     assert read_image(tmp_path / "jpeg.png").shape == (3, 33, 47)

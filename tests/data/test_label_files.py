@@ -1,4 +1,4 @@
-"""Label files of every kind are read; wrong values are named with their file."""
+"""Label files of every kind are read; errors name the file and its invalid value."""
 
 import numpy as np
 import pytest
@@ -7,21 +7,21 @@ from made_roots import read_folder
 from PIL import Image
 
 
-def test_a_label_value_out_of_range_is_named(folder_data):
+def test_errors_name_a_label_value_out_of_range(folder_data):
     images, masks = folder_data
     write_pair(images / "4.jpg", masks / "4.png", classes=5)
     with pytest.raises(ValueError, match=r"4\.png holds the label value 3, 4, outside the 4 values.*0 to 2, 255"):
         read_folder(images, masks)[4]
 
 
-def test_a_mask_that_differs_in_size_is_named(folder_data):
+def test_errors_name_a_mask_of_another_size(folder_data):
     images, masks = folder_data
     Image.new("L", (30, 20)).save(masks / "1.png")
     with pytest.raises(ValueError, match=r"1\.png has 30x20 pixels and .*1\.jpg 64x48"):
         read_folder(images, masks)[1]
 
 
-def test_a_colour_mask_is_refused(folder_data):
+def test_a_colour_mask_is_rejected(folder_data):
     images, masks = folder_data
     Image.new("RGB", (64, 48)).save(masks / "0.png")
     with pytest.raises(ValueError, match=r"0\.png is a colour image \(mode RGB\)"):

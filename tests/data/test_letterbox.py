@@ -14,7 +14,7 @@ from ccnet.engine.evaluation.protocols import Letterbox
 @pytest.mark.parametrize("size", [(30, 50), (61, 20), (40, 40), (7, 90)], ids=str)
 def test_the_letterbox_returns_labels_of_the_original_size(size):
     class Colours(torch.nn.Module):
-        """Predicts the colour of the image as its class, which shows how it was resampled."""
+        """A network that predicts the image's colour as the class, which reveals how the image was resampled."""
 
         def __init__(self):
             super().__init__()
@@ -29,7 +29,7 @@ def test_the_letterbox_returns_labels_of_the_original_size(size):
     got = Letterbox((97, 97))(Colours(), image).argmax(dim=1)
     want = (image[:, 0] == 0).long()
     assert got.shape == (1, *size)
-    assert (got != want).sum() <= size[0]  # at most the column at the edge
+    assert (got != want).sum() <= size[0]  # at most the column at the border
 
 
 def test_restore_inverts_resample():
@@ -38,7 +38,7 @@ def test_restore_inverts_resample():
     assert torch.equal(restore(resample(labels, placement, mode="nearest"), placement), labels)
 
 
-def test_the_warp_without_randomness_is_the_letterbox():
+def test_the_warp_without_randomness_equals_the_letterbox():
     image, labels = ramp(50, 30)
     warped, label = RandomWarp((64, 64), scale_std=0, angle_std=0, angle_share=0)(image, labels)
     mean = torch.tensor([124.0, 116.0, 104.0]).view(3, 1, 1)

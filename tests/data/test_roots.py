@@ -1,4 +1,4 @@
-"""A missing data folder is answered at once, with the expected layout and before torch is imported."""
+"""A missing data folder fails immediately: before torch is imported, with the expected layout in the message."""
 
 import inspect
 import os
@@ -44,7 +44,7 @@ def dataset_config(*overrides):
     ],
     ids=["camvid", "folder"],
 )
-def test_a_missing_folder_is_answered_before_torch_is_imported(overrides, messages):
+def test_a_missing_folder_fails_before_torch_is_imported(overrides, messages):
     environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
     command = [sys.executable, "-c", CHILD, str(ROOT / "conf"), *overrides]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -55,7 +55,7 @@ def test_a_missing_folder_is_answered_before_torch_is_imported(overrides, messag
 @pytest.mark.parametrize(
     "name", ["ade20k", "camvid", "camvid_full", "camvid_video", "cityscapes", "coco", "lip", "voc"]
 )
-def test_every_data_set_on_disk_shows_its_layout(name, tmp_path):
+def test_errors_show_the_layout_of_every_data_set_on_disk(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"dataset\.root is not set: give the folder of"):
         check_root(dataset_config(f"dataset={name}"))
     with pytest.raises(FileNotFoundError, match=r"(?s)lacks .*The layout of .*ROOT/.*Where to get it: "):
@@ -69,7 +69,7 @@ def test_the_chosen_splits_are_checked(camvid_root):
         check_root(config, ["test"])
 
 
-def test_the_embedded_and_foreign_data_sets_need_no_folder():
+def test_embedded_and_foreign_data_sets_need_no_folder():
     check_root(dataset_config("dataset=synthetic"))
     check_root(dataset_config("dataset=camvid", "dataset.train._target_=my.CamVid", "dataset.val._target_=my.CamVid"))
 

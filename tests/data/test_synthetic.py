@@ -14,12 +14,12 @@ def test_the_colour_of_the_beacon_is_the_class_of_every_shape():
         classes = labels.unique().tolist()
         assert len(classes) == 2
         distance = (image - palette[classes[1]][:, None, None]).abs().amax(dim=0)
-        assert (distance < 0.15).sum() > 150  # a disc of 17 pixels across has 227
+        assert (distance < 0.15).sum() > 150  # a disc 17 pixels in diameter has 227
         assert (labels[distance < 0.1] == 0).all()
     assert {int(dataset[index][1].max()) for index in range(30)} == {1, 2, 3}
 
 
-def test_images_depend_on_split_seed_and_index_alone():
+def test_images_depend_only_on_split_seed_and_index():
     def first(**options):
         return Beacons(length=2, transform=eval_transform(), **options)[0][0]
 

@@ -1,4 +1,4 @@
-"""Training samples are the same after a resume, with any number of workers."""
+"""Training samples are the same after a resume and with any number of workers."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_samples_continue_exactly_with_any_number_of_workers(num_workers):
     )
 
 
-def test_every_epoch_has_every_image_once_in_a_new_order():
+def test_every_epoch_visits_every_image_once_in_a_new_order():
     class Numbers(torch.utils.data.Dataset):
         def __len__(self):
             return 7

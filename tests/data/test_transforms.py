@@ -1,4 +1,4 @@
-"""Images and labels are transformed alike, with the distribution of torchvision's chain."""
+"""Images and labels are transformed alike, with the same distribution as a torchvision pipeline."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from ccnet.engine.evaluation.protocols import MultiScale, Whole
 
 
 @pytest.mark.parametrize("size", [(40, 50), (90, 20), (20, 90), (100, 120)], ids=str)
-def test_crop_and_flip_move_image_and_labels_alike(size):
+def test_crop_and_flip_transform_image_and_labels_alike(size):
     transform = train_transform(crop_size=(64, 80), flip=0.5)
     for seed in range(8):
         torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def test_scale_stays_within_its_bounds_and_labels_are_not_interpolated():
     assert len(sides) > 20
 
 
-def test_short_sides_are_drawn_from_the_list():
+def test_short_sides_are_sampled_from_the_list():
     transform = train_transform(crop_size=(80, 160), short_sides=[30, 60], flip=0)
     sizes = set()
     for seed in range(20):
@@ -74,8 +74,8 @@ def extents(transform, image, labels, draws):
     return np.array(found)
 
 
-def test_crops_have_the_distribution_of_torchvisions_chain():
-    """Cityscapes' recipe at an eighth of its size: scale U(0.75, 2) of 128x256, crop 97."""
+def test_crops_have_the_same_distribution_as_torchvision():
+    """The Cityscapes recipe at an eighth of the size: 128x256 scaled by U(0.75, 2), crop 97."""
     image, labels = ramp(128, 256)
     fill = {tv_tensors.Image: [124, 116, 104], tv_tensors.Mask: 255}
     plain = v2.Compose(
@@ -84,14 +84,14 @@ def test_crops_have_the_distribution_of_torchvisions_chain():
     ours, theirs = (extents(chain, image, labels, 250) for chain in (ScaleCrop((97, 97), scale=(0.75, 2.0)), plain))
     for column in range(5):
         one, two = ours[:, column], theirs[:, column]
-        # Means within three standard errors of their difference; spreads alike.
+        # Means differ by less than three standard errors; standard deviations are similar.
         error = (one.var() / len(one) + two.var() / len(two)) ** 0.5
         assert abs(one.mean() - two.mean()) <= 3 * error + 1e-9
         assert one.std() == pytest.approx(two.std(), rel=0.15, abs=0.5)
 
 
 def test_a_crop_equals_the_same_window_of_the_resized_image():
-    """Up to the rounding of the window's edges, which is less than a pixel."""
+    """They match up to the rounding of the window's edges, which is less than a pixel."""
     image, labels = ramp(64, 96)
     for factor in (0.75, 1.0, 1.4, 2.0):
         torch.manual_seed(3)
@@ -103,7 +103,7 @@ def test_a_crop_equals_the_same_window_of_the_resized_image():
         whole = v2.functional.resize(image, size, antialias=True)
         want = whole[:, tops[0] : tops[0] + 40, tops[1] : tops[1] + 48]
         assert (crop.float() - want.float()).abs().max() <= 250 / 64 + 1
-        # The labels are the steps of the ramp, so they have to match the image.
+        # The labels are the steps of the ramp, so they must match the image.
         steps = (crop[:2].float() / 25).clamp(max=9.99)
         drawn = torch.stack([label // 10, label % 10]).float()
         assert ((steps - drawn - 0.5).abs() <= 0.5 + 0.2).all()
@@ -139,7 +139,7 @@ def test_a_flip_swaps_left_and_right_classes(transform):
 
 def test_flip_averaging_swaps_left_and_right_classes():
     class Sides(torch.nn.Module):
-        """Predicts class 14 on the left half of any image and 15 on the right."""
+        """A network that predicts class 14 in the left half of every image and 15 in the right half."""
 
         def forward(self, image):
             logits = torch.zeros(len(image), 20, *image.shape[-2:])

@@ -1,4 +1,4 @@
-"""Untrusted images, lists and annotations: limits on their size, and no way out of the data set's folder."""
+"""Untrusted images, lists and annotations: size limits, and no access outside the data set's folder."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def decoder(request, monkeypatch):
         pytest.skip("pywuffs is not installed: pip install -e '.[fast]'")
 
 
-def test_an_image_over_the_limit_is_refused_with_the_limit_and_how_to_raise_it(tmp_path, decoder, recwarn):
+def test_an_error_for_an_image_over_the_limit_says_how_to_raise_it(tmp_path, decoder, recwarn):
     path = bomb(tmp_path / "bomb.png")
     told = (
         f"{path} has 100000x100000 pixels, 10000000000 in all, more than the limit of 268435456: if that is intended, "
@@ -44,7 +44,7 @@ def test_an_image_over_the_limit_is_refused_with_the_limit_and_how_to_raise_it(t
     assert not recwarn.list
 
 
-def test_an_environment_variable_moves_the_limit(tmp_path, decoder, monkeypatch, recwarn):
+def test_an_environment_variable_sets_the_limit(tmp_path, decoder, monkeypatch, recwarn):
     Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     before = Image.MAX_IMAGE_PIXELS
     monkeypatch.setenv("CCNET_MAX_IMAGE_PIXELS", "600")
@@ -55,19 +55,19 @@ def test_an_environment_variable_moves_the_limit(tmp_path, decoder, monkeypatch,
     monkeypatch.setenv("CCNET_MAX_IMAGE_PIXELS", "many")
     with pytest.raises(ValueError, match="CCNET_MAX_IMAGE_PIXELS=many is not a whole number"):
         read_image(tmp_path / "a.png")
-    assert before == Image.MAX_IMAGE_PIXELS  # a program that uses this project keeps Pillow's own
+    assert before == Image.MAX_IMAGE_PIXELS  # a program that imports this project keeps Pillow's own limit
     assert not recwarn.list
 
 
 def test_aerial_images_are_read_without_a_warning(tmp_path, recwarn):
-    """At 10000 x 10000 pixels, Pillow alone would warn of an attack."""
+    """At 10000 x 10000 pixels, Pillow by itself would warn of a decompression bomb."""
     Image.new("1", (10_000, 10_000)).save(tmp_path / "aerial.png")
     assert LabelReader({0: 0})(tmp_path / "aerial.png").shape == (10_000, 10_000)
     assert not recwarn.list
 
 
 def test_skip_broken_does_not_skip_images_over_the_limit(tmp_path):
-    """The file is not broken: the user decides whether to remove it or to raise the limit."""
+    """The file is not broken: the user has to decide whether to remove it or raise the limit."""
 
     class One(torch.utils.data.Dataset):
         def __len__(self):
@@ -81,14 +81,14 @@ def test_skip_broken_does_not_skip_images_over_the_limit(tmp_path):
         Seeded(One(), 0, skip_broken=2)[0, 0]
 
 
-def test_only_the_formats_of_the_suffixes_are_decoded(tmp_path):
-    """Pillow alone would start Ghostscript for an EPS file with any suffix."""
+def test_only_the_format_of_the_suffix_is_decoded(tmp_path):
+    """Pillow by itself would start Ghostscript for an EPS file with any suffix."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     with pytest.raises(UnreadableImage, match=r"a\.png cannot be read as an image"):
         read_image(tmp_path / "a.png")
 
 
-def test_predict_reports_an_image_over_the_limit_in_one_message(run_entry, tmp_path):
+def test_predict_reports_an_image_over_the_limit_in_a_single_message(run_entry, tmp_path):
     config = small_config() | {"recipe": {"train_transform": {"crop_size": [64, 64]}}}
     weights = build(OmegaConf.create(config["model"])).state_dict()
     checkpoints.save(Checkpoint(weights, config, list("abcd"), [[0, 0, 0]] * 4, 1, {}), tmp_path / "last.pt")
@@ -98,7 +98,7 @@ def test_predict_reports_an_image_over_the_limit_in_one_message(run_entry, tmp_p
     assert "Traceback" not in done.stderr
 
 
-def test_a_list_cannot_name_files_outside_its_data_set(tmp_path):
+def test_a_list_cannot_refer_to_files_outside_its_data_set(tmp_path):
     root, outside = tmp_path / "root", tmp_path / "secret"
     write_pair(outside / "a.png", outside / "b.png", classes=3)
     for names in (f"{outside}/a.png ../b.png", "train/a.png ../secret", "/ /", "../a.png ../b.png"):
@@ -120,7 +120,7 @@ def test_a_list_cannot_name_files_outside_its_data_set(tmp_path):
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / "VOC2012" / folder).mkdir(parents=True)
     (root / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt").write_text("../../../secret/a\n")
-    with pytest.raises(FileNotFoundError, match=r"a\.jpg"):  # of a path it takes the name alone
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg"):  # it ignores the folders in a path
         VOC(root, split="train", transform=None)
 
 
@@ -131,7 +131,7 @@ def test_symbolic_links_inside_a_data_set_are_followed(camvid_root, tmp_path):
     assert dataset.read(0)[0].shape == (3, 48, 64)
 
 
-def test_annotations_cannot_name_files_outside_nor_hold_oversized_masks(tmp_path):
+def test_annotations_cannot_refer_to_files_outside_or_contain_oversized_masks(tmp_path):
     import json
 
     write_pair(tmp_path / "secret.png", tmp_path / "x.png", classes=3)

@@ -1,6 +1,6 @@
-"""Every shipped configuration compiles for its GPUs, without a GPU: no spills, within shared memory.
+"""Without a GPU, every shipped configuration compiles for its GPUs, without spills and within shared memory.
 
-The compiler runs in processes of its own, since Triton may be the interpreter in this one.
+The compiler runs in separate processes, because Triton may be in interpreter mode in this one.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from ccnet.kernels import launch_set, plan
 
-# Triton is not imported here: this process may import it later, as the interpreter.
+# Triton is not imported here: this process may import it later, in interpreter mode.
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
@@ -30,20 +30,20 @@ def compilers():
 
 @pytest.mark.parametrize("gpu", launch_set.GPUS)
 def test_no_spills_within_shared_memory_on_tensor_cores(gpu, compilers):
-    """This is for the installed Triton; ``make compile-all`` compiles more, with every supported one."""
+    """This test uses the installed Triton; ``make compile-all`` compiles more, with every supported version."""
     jobs = [(job, compilers.submit(launch_set.fault, gpu, *job)) for job in launch_set.launches(gpu, fused=(True,))]
     assert [(found.result(), job) for job, found in jobs if found.result() is not None] == []
 
 
 def test_a_spill_is_a_fault(compilers):
-    """Twice the queries on half the warps need more registers than any GPU has."""
+    """Twice the queries with half the warps need more registers than any GPU has."""
     problem = plan.Problem(8, (97, 97), (0, 1), 128, 512, "float32")
     launch = plan.backward_launches(problem, launch_set.GPUS["sm_80"], has_gamma=True)[-1]
     large = launch._replace(constants=launch.constants | {"BLOCK_M": 32}, num_warps=2)
     assert "spilled" in compilers.submit(launch_set.fault, "sm_80", "backward", large, "float32").result()
 
 
-def test_every_supported_triton_is_compiled_with():
+def test_every_supported_triton_version_is_covered():
     """The Makefile, CI and the README name the same minor versions."""
     minors = re.search(r"^TRITON := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
@@ -52,9 +52,9 @@ def test_every_supported_triton_is_compiled_with():
 
 
 def launched_arguments():
-    """Return the launches that reach the driver, which is replaced by one that only records them.
+    """Return the launches that reach the driver, which is replaced by a recorder.
 
-    The calls: twice the same, other strides, as at first, float32.
+    The calls: the same twice, other strides, the first one again, float32.
     """
     os.environ.pop("TRITON_INTERPRET", None)
     import torch
@@ -70,7 +70,7 @@ def launched_arguments():
             self.kernel = metadata.hash
 
         def __call__(self, *arguments):
-            # Grid and stream; then, behind handles and hooks, the kernel's arguments.
+            # Grid and stream; then, after handles and hooks, the kernel's arguments.
             arguments = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (*arguments[:4], *arguments[9:])]
             notes.append((self.kernel, arguments))
 
@@ -103,8 +103,8 @@ def launched_arguments():
     return notes
 
 
-def test_a_remembered_kernel_is_launched_as_by_triton(compilers):
-    """The second call skips Triton's own search, and launches the same kernel with the same arguments."""
+def test_a_cached_kernel_is_launched_as_by_triton(compilers):
+    """The second call skips Triton's lookup and launches the same kernel with the same arguments."""
     first, second, packed, third, wide = compilers.submit(launched_arguments).result()
     assert first == second == third
     assert packed[1] != first[1]
@@ -112,7 +112,7 @@ def test_a_remembered_kernel_is_launched_as_by_triton(compilers):
     assert wide[0] != first[0]
 
 
-def test_pinned_rows_of_the_devices_file_win_over_the_rule(tmp_path, monkeypatch):
+def test_pinned_rows_of_a_device_take_precedence_over_the_rule(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "CONFIGS", tmp_path)
     tile = {"block_m": 32, "block_n": 16, "block_c": 32, "num_warps": 2, "num_stages": 1}
     row = {
@@ -133,7 +133,7 @@ def test_pinned_rows_of_the_devices_file_win_over_the_rule(tmp_path, monkeypatch
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 @pytest.mark.parametrize("length", [129, 257, 513])
 def test_no_cliff_above_a_power_of_two(kernel, length):
-    """One pixel more than 2^k at most about doubles the products; padding to 2^(k + 1) would quadruple them."""
+    """Going one pixel beyond 2^k at most about doubles the products; padding to 2^(k + 1) would quadruple them."""
     problem = plan.Problem(8, (length, length), (0, 1), 64, 512, "bfloat16")
 
     def padded(length):

@@ -20,9 +20,9 @@ SHAPES += [(1, 4, 33, 20), (3, 1025)]
 
 
 def make(shape, d=64, c=512, dtype=torch.bfloat16, deviation=1.0):
-    """Return query, key, value and residual in NCHW over channels-last memory, and gamma.
+    """Return query, key, value and residual as NCHW views of channels-last memory, and gamma.
 
-    The scores have this standard deviation.
+    The scores have a standard deviation of ``deviation``.
     """
     torch.manual_seed(0)
     batch, *spatial = shape
@@ -56,8 +56,8 @@ def reference(*arrays):
 @pytest.mark.parametrize("deviation", [1.0, 4.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_half_precision_is_as_exact_as_torch(shape, dtype, deviation):
-    """The error is at most twice that of plain operations in the same dtype, as in FlashAttention's tests."""
+def test_half_precision_is_as_accurate_as_torch(shape, dtype, deviation):
+    """The error is at most twice that of plain torch operations in the same dtype, as in FlashAttention's tests."""
     inputs = make(shape, dtype=dtype, deviation=deviation)[:3]
     plain = benchmark_peers.einsum if len(shape) == 3 else reference
     oracle = results(reference, inputs, torch.float64)
@@ -110,14 +110,14 @@ def test_compiles_for_every_size():
         assert all(torch.allclose(ours, eager) for ours, eager in zip(*gradients, strict=True))
 
 
-def test_auto_takes_the_kernels_and_the_reference_for_float64():
+def test_auto_uses_the_kernels_and_the_reference_for_float64():
     inputs = make((1, 9, 8))[:3]
     assert torch.equal(criss_cross_attention(*inputs), triton(*inputs))
     assert criss_cross_attention(*(array.double() for array in inputs)).dtype == torch.float64
 
 
 def test_offsets_beyond_32_bits():
-    """With more than 2^31 elements of value, the last image gives the same as alone."""
+    """If value has over 2^31 elements, the last image gives the same result as on its own."""
     batch = 2**31 // (128 * 256 * 512) + 2
     if torch.cuda.mem_get_info()[0] < 5 * batch * 128 * 256 * 512 * 2:
         pytest.skip("needs 45 GB of free memory")

@@ -1,4 +1,4 @@
-"""The operator on JAX arrays: its reference against torch's, transformations, and the binding of launches."""
+"""The operator on JAX arrays: agreement with the torch reference, transformations, and the binding of launches."""
 
 import itertools
 import os
@@ -37,7 +37,7 @@ def make(spatial, *, batch=2, d=3, c=5, dtype=np.float64, seed=0):
 
 
 def torch_result(function, arrays, upstream, **options):
-    """Return the output and the gradients of torch's reference."""
+    """Return the output and the gradients of the torch reference."""
     tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
     out = function(*tensors, backend="reference", **options)
     return [x.detach().numpy() for x in (out, *torch.autograd.grad(out, tensors, torch.from_numpy(upstream)))]
@@ -85,7 +85,7 @@ def test_channels_first_equals_channels_last(spatial):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("function", OPERATORS)
 def test_jit_grad_and_vmap_agree(function, dtype):
-    """float32 goes through the primitives that become kernels on a GPU, float64 through the reference."""
+    """float32 uses the primitives that lower to kernels on a GPU, float64 the reference."""
     arrays = [jnp.asarray(array) for array in used(function, make((4, 5), batch=6, dtype=dtype))]
     attend = partial(function, channel_axis=-1)
     tolerance = 1e-10 if dtype is np.float64 else 1e-5
@@ -123,7 +123,7 @@ def test_vmap_over_gamma_and_over_one_argument():
 
 
 def test_shard_map_over_the_batch():
-    """Each shard attends in its own images; the gradient of the shared gamma is the sum over the shards."""
+    """Each shard attends within its own images; the gradient of the shared gamma is summed over the shards."""
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     assert mesh.size == 2
     split, whole = PartitionSpec("batch"), PartitionSpec()
@@ -137,7 +137,7 @@ def test_shard_map_over_the_batch():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])
-def test_halves_are_widened(dtype, tolerance):
+def test_half_precision_is_widened(dtype, tolerance):
     arrays = [jnp.asarray(array).astype(dtype) for array in make((6, 5))]
     wide = [np.array(array.astype(jnp.float64)) for array in arrays]
     got = criss_cross_residual(*arrays, channel_axis=-1)
@@ -171,9 +171,9 @@ def test_bad_input_is_rejected():
         jax.jit(criss_cross_attention)(query, key[:, 1:], value)
     with pytest.raises(ValueError, match="value float64: cast them"):
         criss_cross_attention(query, key, value.astype(jnp.float64))
-    with pytest.raises(ValueError, match=r"and torch\.Tensor: give torch tensors, or jax arrays"):
+    with pytest.raises(ValueError, match=r"and torch\.Tensor: pass only torch tensors or only jax arrays"):
         criss_cross_attention(query, torch.zeros(query.shape), value)
-    with pytest.raises(ValueError, match="kernels take float16, bfloat16, float32, not float64"):
+    with pytest.raises(ValueError, match="kernels support float16, bfloat16, float32, not float64"):
         criss_cross_attention(*(array.astype(jnp.float64) for array in (query, key, value)), backend="triton")
     with pytest.raises(ValueError, match="lowered for a platform other than CUDA"):
         jax.jit(partial(criss_cross_attention, backend="triton"))(query, key, value)
@@ -188,17 +188,17 @@ def test_second_derivatives_are_rejected_except_by_the_reference():
 
         return jax.grad(lambda value: slope(value).sum())(arrays[2])
 
-    with pytest.raises(ValueError, match="differentiated once: for more use backend='reference'"):
+    with pytest.raises(ValueError, match="differentiated once: for higher derivatives use backend='reference'"):
         twice("auto")
     assert jnp.isfinite(twice("reference")).all()
 
 
-# ---- the kernels, bound as on a GPU and run by Triton's interpreter
+# ---- the kernels, bound as on a GPU and run in Triton's interpreter
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """Stand in for XLA on the CPU: buffers, their shared memory, and the order of the pointers."""
+    """Replace XLA on the CPU: allocate and alias buffers, and order the pointers."""
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if not triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET=1 was not set before triton was imported")
@@ -236,7 +236,7 @@ def _call_in_the_interpreter(target, results, *, input_output_aliases):
             assert not kind.startswith("*") or kind[1:] == {"float32": "fp32", "float16": "fp16"}[str(tensor.dtype)[6:]]
         kernel[(grid,)](**arguments, **dict(constants))
         left = [tensor.data_ptr() for tensor in buffers]
-        assert set(left) <= {tensor.data_ptr() for tensor in memory}  # those without a pointer take an operand's
+        assert set(left) <= {tensor.data_ptr() for tensor in memory}  # the rest share an operand's pointer
         return [jnp.asarray(tensor.numpy()) for tensor in made]
 
     return run
@@ -260,8 +260,8 @@ MANY_TILES = [((2, 20), (0, 1), np.float16), ((2, 40), (0, 1), np.float32)]  # s
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_launches_are_bound_as_the_kernels_expect(interpreted, function, spatial, axes, dtype):
-    """Every pointer, partial sum and shared buffer is bound, for one pass and several, one tile and several."""
-    if spatial == (2, 20):  # several passes of several tiles, instead of the pinned table
+    """Every pointer, partial sum and aliased buffer is bound, for one and several passes, for one and several tiles."""
+    if spatial == (2, 20):  # several passes over several tiles, instead of the pinned table
         tile = {"block_m": 16, "block_n": 16, "block_c": 16, "num_warps": 4, "num_stages": 2}
         row = {"dtype": "float16", "min_length": 1, "max_length": 99, "max_query_channels": 64, "tile": tile}
         interpreted([row | {"kernel": kernel} for kernel in ("forward", "backward")])
@@ -277,7 +277,7 @@ def test_launches_are_bound_as_the_kernels_expect(interpreted, function, spatial
         assert np.abs(ours - oracle).max() < tolerance * max(np.abs(oracle).max(), 1)
 
 
-# ---- lowering for CUDA, in a process where Triton is the compiler
+# ---- lowering for CUDA, in a process where Triton compiles
 
 LOWER = """
 import jax, jax.numpy as jnp
@@ -302,11 +302,11 @@ def plugin():
 
     if not hasattr(gpu_triton, "TritonKernel"):
         name = f"jax-cuda13-plugin=={version('jax')}"
-        pytest.skip(f"JAX has no CUDA plugin: pip install --no-deps {name}")
+        pytest.skip(f"JAX's CUDA plugin is not installed: pip install --no-deps {name}")
 
 
 def test_lowering_for_cuda_on_a_machine_without_one(plugin):
-    """Two launches forward, two backward, and no copy of channels-last arrays; lowered for the CPU, no launch."""
+    """Two launches forward, two backward, no copies of channels-last arrays; on the CPU, no launches."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     done = subprocess.run([sys.executable, "-c", LOWER], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -316,8 +316,8 @@ def test_lowering_for_cuda_on_a_machine_without_one(plugin):
 
 
 @pytest.mark.parametrize("absent", ["jax", "torch"])
-def test_either_framework_is_enough(absent):
-    """The operator and the losses work where the other framework cannot be imported."""
+def test_either_framework_alone_is_sufficient(absent):
+    """The operator and the losses work if the other framework cannot be imported."""
     present = {"jax": "torch.ones", "torch": "jnp.ones"}[absent]
     module = "import torch" if absent == "jax" else "import jax.numpy as jnp"
     code = f"""

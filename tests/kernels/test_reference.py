@@ -1,4 +1,4 @@
-"""The reference against a dense oracle that spells out the definition, position by position."""
+"""The reference equals a dense oracle that follows the definition position by position."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def test_equals_dense_oracle(spatial, axes):
 
 @pytest.mark.parametrize(("spatial", "number"), [((5, 4), 5 + 4 - 1), ((3, 5, 4), 3 + 5 + 4 - 2)])
 def test_every_key_counts_once(spatial, number):
-    """With equal scores, the position and each other of the H + W - 1 (T + H + W - 2) keys get the same weight."""
+    """With equal scores, each of the H + W - 1 (T + H + W - 2) keys, the position included, gets the same weight."""
     zeros = torch.zeros(1, 2, *spatial, dtype=torch.float64)
     position = tuple(size // 2 for size in spatial)
     weights = criss_cross_weights(zeros, zeros, position)[0]
@@ -100,7 +100,7 @@ def test_low_precision(dtype, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_large_scores_do_not_overflow(dtype):
-    """64 channels of 40 give scores of 102400, beyond float16; the softmax stays finite."""
+    """64 channels of value 40 give scores of 102400, beyond float16; the softmax stays finite."""
     query = torch.full((1, 64, 3, 4), 40.0, dtype=dtype)
     key = query.clone()
     key[..., 1] = -40
@@ -111,7 +111,7 @@ def test_large_scores_do_not_overflow(dtype):
     assert torch.allclose(out, want, atol=1e-2)
 
 
-def test_autocast_leaves_the_result_alone():
+def test_autocast_does_not_change_the_result():
     inputs = make((5, 6), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         under = criss_cross_attention(*inputs)
@@ -128,7 +128,7 @@ def test_empty_batch():
 
 @pytest.mark.parametrize("recurrence", [1, 2, 3])
 @pytest.mark.parametrize("spatial", [(4, 5), (2, 3, 4)], ids=str)
-def test_weights_are_a_row_of_the_attentions_power(spatial, recurrence):
+def test_weights_are_a_row_of_a_power_of_the_attention_matrix(spatial, recurrence):
     query, key, _ = make(spatial)
     position = tuple(size - 1 for size in spatial)
     attention, _ = dense_attention(query, key, range(len(spatial)))
@@ -168,10 +168,10 @@ def bad(**changes):
         ({name: tensor.to("meta") if name == "value" else tensor for name, tensor in bad().items()}, "value on meta"),
         ({name: tensor[..., 0, 0] for name, tensor in bad().items()}, "one to three spatial axes"),
         ({name: tensor[..., :0] for name, tensor in bad().items()}, "at least 1"),
-        (bad(axes=(2,)), r"axes \(2,\) do not fit 2 spatial axes"),
-        (bad(axes=()), "do not fit"),
-        (bad(axes=(1, 1)), "give different ones"),
-        (bad(axes=(-1,)), "do not fit"),
+        (bad(axes=(2,)), r"axes \(2,\) are invalid for 2 spatial axes"),
+        (bad(axes=()), "are invalid for"),
+        (bad(axes=(1, 1)), "choose distinct ones"),
+        (bad(axes=(-1,)), "are invalid for"),
         (bad(channel_axis=2), "channel_axis is 2"),
         (bad(backend="cuda"), "'cuda' is unknown: choose one of auto, triton, reference"),
     ],
@@ -182,7 +182,7 @@ def test_bad_input_is_rejected(arguments, message):
 
 
 def test_numpy_arrays_are_rejected():
-    with pytest.raises(ValueError, match=r"numpy\.ndarray: give torch tensors, or jax arrays"):
+    with pytest.raises(ValueError, match=r"numpy\.ndarray: pass only torch tensors or only jax arrays"):
         criss_cross_attention(*[torch.zeros(1, 1, 2, 2).numpy()] * 3)
 
 

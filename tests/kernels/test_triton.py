@@ -1,4 +1,4 @@
-"""The Triton kernels, run by Triton's interpreter on the CPU, against the reference in float64.
+"""The Triton kernels in interpreter mode on the CPU agree with the reference in float64.
 
 Only float32 and float16 are tested: the interpreter silently computes bfloat16 wrongly.
 """
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}  # relative to the largest element
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda dtype: str(dtype)[6:])
 
-# (spatial, D, C). They cover one tile and several along either axis, one and several slabs of channels, odd widths
+# (spatial, D, C). They cover one and several tiles along either axis, one and several slabs of channels, odd widths
 # and axes of length 1. The interpreter takes 30 ms per line, so long axes are paired with short ones.
 SHORT = [
     ((1,), 3, 5),
@@ -48,7 +48,7 @@ CASES = [(*case, dtype) for case in SHORT for dtype in TOLERANCE] + LONG
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fill new memory with NaN, so that a missing store is noticed."""
+    """Fill new memory with NaN, so that missing stores are detected."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan()
@@ -107,14 +107,14 @@ def test_float16_gradients_of_large_scores(seed):
 @pytest.mark.parametrize("spatial", [(16,), (5, 9), (2, 3, 2)], ids=str)
 def test_residual_matches_float64(spatial, dtype):
     inputs = make(spatial, 8, 20, dtype, batch=2)
-    # Part of the upstream gradient is the output itself; otherwise gamma's gradient is a sum that cancels.
+    # Part of the upstream gradient is the output itself; otherwise the terms of gamma's gradient would cancel.
     upstream = 0.25 * criss_cross_attention(*inputs[:3], channel_axis=-1, backend="reference").detach()
-    # Drawn in float32, in which every version of torch draws the same numbers.
+    # Drawn in float32, for which every torch version draws the same numbers.
     check(last(criss_cross_residual), inputs, upstream + torch.randn(upstream.shape).to(dtype), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 2), (1, 2)])
-def test_some_axes(axes):
+def test_subsets_of_the_axes(axes):
     query, key, value, residual, _ = make((3, 5, 2), 8, 12, torch.float32)
     check(last(criss_cross_attention, axes=axes), (query, key, value), residual.detach(), 2e-6)
 
@@ -131,7 +131,7 @@ def test_some_axes(axes):
     ids=str,
 )
 def test_every_tiling_agrees(tile, dtype, kernel):
-    """Tiles depend on length, device and table, and must not change the result."""
+    """Tile sizes depend on line length, device and table, and must not change the result."""
     sizes = {"block_m": tile[0], "block_n": tile[1], "block_c": tile[2], "num_warps": 4, "num_stages": 2}
     row = {"kernel": kernel, "dtype": str(dtype)[6:], "min_length": 1, "max_length": 999}
     plan.use_table("interpreter", [row | {"max_query_channels": 128, "tile": sizes}])
@@ -222,7 +222,7 @@ def test_scores_beyond_float16():
     assert torch.allclose(out.float(), want, atol=2e-3)
 
 
-def test_autocast_leaves_the_result_alone():
+def test_autocast_does_not_change_the_result():
     inputs = make((5, 6), 8, 12, torch.float32)[:3]
     with torch.autocast("cpu", torch.bfloat16):
         out = criss_cross_attention(*inputs, channel_axis=-1, backend="triton")
@@ -261,7 +261,7 @@ def test_compiles_without_a_graph_break_for_every_size():
         assert all(torch.equal(ours, eager) for ours, eager in zip(*gradients, strict=True))
 
 
-def test_export_takes_the_reference():
+def test_export_uses_the_reference():
     class Module(torch.nn.Module):
         def forward(self, *arrays):
             return criss_cross_attention(*arrays)
@@ -278,7 +278,7 @@ def test_second_derivatives_are_rejected():
         gradient.sum().backward()
 
 
-def test_calls_that_the_kernels_cannot_take_are_rejected():
+def test_unsupported_calls_are_rejected():
     arrays = [torch.randn(1, 2, 2, 2, dtype=torch.float64)] * 3
     with pytest.raises(ValueError, match=r"float64; use backend='reference'"):
         criss_cross_attention(*arrays, backend="triton")
@@ -301,7 +301,7 @@ def test_auto_falls_back_with_one_warning(monkeypatch, caplog):
     assert len(caplog.records) == 1
 
 
-def test_offsets_of_an_image_of_2_to_the_31_are_64_bit():
+def test_offsets_in_an_image_of_2_to_the_31_elements_are_64_bit():
     problem = plan.Problem(1, (1024, 1024), (0, 1), 64, 512, "float16")
     assert not plan.forward_launches(problem, device_of(None))[0].constants["WIDE"]
     far = problem._replace(widest_stride=2048)

@@ -1,4 +1,4 @@
-"""Losses and gradients on JAX arrays equal those on torch tensors, also inside jax.jit."""
+"""Losses and gradients on JAX arrays equal those on torch tensors, with and without jax.jit."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def float64():
 
 
 def both(loss, arrays, labels):
-    """Return the terms and the gradients of the first one in torch, in JAX, and in JAX under jit."""
+    """Return the loss terms and the gradients of the first array in torch, in JAX, and in JAX under jit."""
     tensors = {name: torch.from_numpy(array).requires_grad_() for name, array in arrays.items()}
     terms = loss(tensors, torch.from_numpy(labels))
     gradients = torch.autograd.grad(terms[0], list(tensors.values()), allow_unused=True)
@@ -86,7 +86,7 @@ def test_every_loss_in_one_sum(min_kept):
     check(listed, *logits())
 
 
-def test_no_valid_pixel_gives_zero():
+def test_without_valid_pixels_the_loss_is_zero():
     arrays, labels = logits((1, 3, 16, 16))
     for loss in (CrossEntropy(), OhemCrossEntropy()):
         check(lambda out, y, loss=loss: [loss(out, y)], {"out": arrays["out"]}, np.full_like(labels, 255))

@@ -1,4 +1,4 @@
-"""Losses equal loops written from their definitions, and stay finite where naive formulas give NaN."""
+"""Losses equal explicit loops over their definitions, and stay finite where naive formulas give NaN."""
 
 import math
 
@@ -55,7 +55,7 @@ def ccl_by_loops(embedding, labels, ignore_index=255, quadratic=False):
 
 @pytest.mark.parametrize("distance", ["piecewise", "quadratic"])
 @pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
-def test_ccl_equals_loops(spread, distance):
+def test_ccl_equals_explicit_loops(spread, distance):
     embedding = spread * torch.randn(3, 4, 5, 6, dtype=torch.float64)
     labels = torch.randint(0, 4, (3, 5, 6))
     labels[torch.rand(labels.shape) < 0.2] = 255
@@ -66,7 +66,7 @@ def test_ccl_equals_loops(spread, distance):
 
 
 def test_ccl_follows_every_branch_of_the_piecewise_distance():
-    """Two pixels at distance d from their mean, below and above delta_v and delta_d; continuous at delta_d."""
+    """Two pixels at distance d from their mean, with d below and above delta_v and delta_d; continuous at delta_d."""
 
     def variance(d, **options):
         embedding = torch.tensor([[[[-d, d]]]], dtype=torch.float64)
@@ -111,14 +111,14 @@ def test_ccl_gradients_are_finite(case, distance):
         assert not embedding.grad.any()
 
 
-def test_ccl_means_run_over_the_whole_batch():
+def test_ccl_means_are_over_the_whole_batch():
     """Two images of one class lie at +1 and -1; with a mean per image the variance would be 0."""
     embedding = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
     loss = category_consistent_loss(embedding, torch.zeros(2, 1, 1, dtype=torch.long))
     assert loss.variance.item() == pytest.approx(0.25)
 
 
-def test_ccl_computes_halves_in_float32():
+def test_ccl_computes_half_precision_in_float32():
     embedding = torch.randn(1, 4, 3, 3)
     labels = torch.randint(0, 3, (1, 3, 3))
     half = category_consistent_loss(embedding.bfloat16(), labels).total
@@ -135,7 +135,7 @@ def test_ccl_computes_halves_in_float32():
         (torch.zeros(1, 3, 3).long(), {"distance": "cubic"}, "'cubic': choose 'piecewise' or 'quadratic'"),
     ],
 )
-def test_ccl_errors_name_the_bad_input(labels, options, message):
+def test_ccl_errors_name_the_invalid_input(labels, options, message):
     with pytest.raises(ValueError, match=message):
         category_consistent_loss(torch.zeros(1, 2, 3, 3), labels, **options)
 
@@ -147,7 +147,7 @@ def test_ccl_module_resizes_labels_to_the_embedding():
     assert got == category_consistent_loss(embedding, labels[:, ::8, ::8], delta_v=0.1)
 
 
-def test_nearest_labels_samples_the_centres_of_strided_features():
+def test_nearest_labels_samples_at_the_centres_of_strided_features():
     labels = torch.arange(769).view(1, 1, 769).expand(1, 769, 769)
     assert torch.equal(nearest_labels(labels, (97, 97))[0, 0], torch.arange(0, 769, 8))
     assert nearest_labels(labels, (1, 1)).shape == (1, 1, 1)
@@ -170,7 +170,7 @@ def test_cross_entropy_divides_by_the_number_of_valid_pixels():
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
-def test_no_valid_pixel_gives_a_zero_that_back_propagates(loss):
+def test_no_valid_pixel_gives_a_differentiable_zero(loss):
     logits = torch.randn(1, 3, 16, 16, requires_grad=True)
     value = loss(logits, torch.full((1, 16, 16), 255))
     value.backward()
@@ -181,7 +181,7 @@ def test_no_valid_pixel_gives_a_zero_that_back_propagates(loss):
 @pytest.mark.parametrize("min_kept", [0, 64, 640, 10**6])
 @pytest.mark.parametrize("threshold", [0.05, 0.7])
 def test_ohem_follows_the_authors_rule(threshold, min_kept):
-    """With 73 pixels per side, the 9 points of the reduced map are every ninth pixel: indexing replaces resizing."""
+    """With 73 pixels per side, the downsampled map holds every ninth pixel, so that indexing replaces resizing."""
     logits = 2 * torch.randn(2, 3, 73, 73, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 73, 73))
     labels[:, :9] = 255
@@ -221,7 +221,7 @@ def test_a_term_of_weight_zero_needs_no_output():
     assert set(report) == {"main"}
 
 
-def test_a_missing_output_and_mismatched_weights_are_named():
+def test_errors_name_a_missing_output_and_mismatched_weights():
     loss = WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})
     with pytest.raises(ValueError, match=r"'ccl' reads the output 'embedding'.*returns out, aux"):
         loss(outputs(), torch.zeros(2, 16, 16).long())
@@ -231,7 +231,7 @@ def test_a_missing_output_and_mismatched_weights_are_named():
         WeightedSum({"main": CrossEntropy()}, {"main": 0})
 
 
-def test_ohem_of_clips_is_that_of_their_frames():
+def test_ohem_of_clips_equals_that_of_their_frames():
     logits, labels = torch.randn(2, 4, 3, 17, 25), torch.randint(0, 4, (2, 3, 17, 25))
     labels[:, :2] = 255
     options = {"threshold": 0.3, "min_kept": 64}

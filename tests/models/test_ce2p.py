@@ -21,7 +21,7 @@ def small(name="ce2p", num_classes=5, **overrides):
 
 @pytest.mark.parametrize("size", [(64, 40), (17, 33)], ids=str)
 @pytest.mark.parametrize("name", ["ce2p", "ce2p_rcca"])
-def test_outputs_have_the_inputs_size_and_every_parameter_learns(name, size):
+def test_outputs_have_the_size_of_the_input_and_every_parameter_learns(name, size):
     model = small(name, embedding_channels=16)
     for key, parameter in model.named_parameters():
         if key.endswith("gamma"):
@@ -38,7 +38,7 @@ def test_outputs_have_the_inputs_size_and_every_parameter_learns(name, size):
 
 
 def test_the_head_has_the_published_layers():
-    """Widths at the paper's size: a pyramid of 512 on 2048, 48 details, 256 in the branches, 1024 to fuse."""
+    """Channels at the paper's size: pyramid 2048 -> 512, details 48, branches 256, fusion 1024."""
     head = create_model("ce2p", num_classes=20, backbone="resnet50").head
     shapes = {key: tuple(p.shape[:2]) for key, p in head.named_parameters() if p.ndim == 4}
     assert shapes == {
@@ -59,8 +59,8 @@ def test_the_head_has_the_published_layers():
     }
 
 
-def test_attention_replaces_the_pyramid_and_nothing_else():
-    """All other tensors keep their names and shapes, and the attention starts as the identity."""
+def test_attention_replaces_only_the_pyramid():
+    """All other tensors keep their names and shapes, and the attention is initially the identity."""
     pyramid, attention = (
         {key: tensor.shape for key, tensor in small(name).state_dict().items() if "head.context" not in key}
         for name in ("ce2p", "ce2p_rcca")
@@ -70,7 +70,7 @@ def test_attention_replaces_the_pyramid_and_nothing_else():
     assert small("ce2p_rcca").head.context.context.gamma.item() == 0
 
 
-def test_the_output_stride_is_16_unless_it_is_set():
+def test_the_output_stride_is_16_by_default():
     assert small().backbone.net.feature_info.reduction() == [4, 8, 16, 16]
     assert small(backbone__output_stride=8).backbone.net.feature_info.reduction() == [4, 8, 8, 8]
     with pytest.raises(InstantiationException, match=r"needs four stages of the backbone, got 2: set out_indices"):
@@ -83,7 +83,7 @@ def edges_by_loop(labels, ignore_index=255):
     marked = np.zeros_like(labels, dtype=bool)
     for y in range(height):
         for x in range(width):
-            # The neighbours that the pixel is compared with.
+            # The neighbours to which the pixel is compared.
             for other_y, other_x in ((y - 1, x), (y, x + 1), (y + 1, x + 1), (y + 1, x - 1)):
                 if 0 <= other_y < height and 0 <= other_x < width:
                     pair = {int(labels[y, x]), int(labels[other_y, other_x])}
@@ -97,7 +97,7 @@ def edges_by_loop(labels, ignore_index=255):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_edges_equal_a_loop_over_pixels(seed):
+def test_edges_equal_an_explicit_loop_over_pixels(seed):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 3, (2, 9, 13))
     if seed:  # blocks of 4x4 pixels, and some void
@@ -117,7 +117,7 @@ def test_a_straight_border_gives_an_edge_of_four_pixels_and_void_gives_none():
 
 
 def balanced_by_numpy(logits, edges):
-    """Return half the mean over edge pixels plus half the mean over the others."""
+    """Return half the mean loss over edge pixels plus half the mean loss over the others."""
     logits = logits.astype(np.float64)
     picked = np.take_along_axis(logits, np.where(edges == 255, 0, edges)[:, None], axis=1)[:, 0]
     losses = np.log(np.exp(logits).sum(axis=1)) - picked
@@ -132,7 +132,7 @@ def test_edge_loss_balances_edge_pixels_and_others(share):
     logits = generator.normal(0, 3, (2, 2, 20, 30))
     got = balanced_edge_loss(torch.from_numpy(logits), torch.from_numpy(edges))
     assert got.item() == pytest.approx(balanced_by_numpy(logits, edges), rel=1e-12)
-    # The published form is torch's weighted mean with the weights N- / N and N+ / N.
+    # The published form is torch's weighted mean with weights N- / N and N+ / N.
     counts = [(edges == kind).sum() for kind in (0, 1)]
     weight = torch.tensor([counts[1], counts[0]], dtype=torch.float64) / sum(counts)
     want = nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(edges), weight, ignore_index=255)
@@ -141,7 +141,7 @@ def test_edge_loss_balances_edge_pixels_and_others(share):
 
 @pytest.mark.parametrize("kind", [0, 1, 255])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_edge_loss_without_edges_or_without_others_is_a_zero_that_back_propagates(kind, dtype):
+def test_edge_loss_without_edges_or_without_others_is_a_differentiable_zero(kind, dtype):
     logits = torch.randn(1, 2, 5, 7, dtype=dtype, requires_grad=True)
     loss = balanced_edge_loss(logits, torch.full((1, 5, 7), kind))
     loss.backward()
@@ -150,8 +150,8 @@ def test_edge_loss_without_edges_or_without_others_is_a_zero_that_back_propagate
 
 
 @pytest.mark.parametrize("name", ["ce2p", "ce2p_rcca"])
-def test_it_learns_a_few_synthetic_images(name):
-    """Stripes of three classes at random positions, which differ in their grey value only."""
+def test_ce2p_overfits_a_few_synthetic_images(name):
+    """Stripes of three classes at random positions that differ only in grey value."""
     torch.manual_seed(1)
     borders = torch.randint(8, 24, (2, 2)).sort(dim=1).values
     columns = torch.arange(33)

@@ -1,4 +1,4 @@
-"""Every network of the zoo: a new file in conf/model is tested here without a new test."""
+"""Tests of every network in the zoo: a new file in conf/model is picked up automatically."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from ccnet.models.mask_rcnn import MaskRCNN
 from ccnet.models.parser import Parser
 
 CLASSES, EMBEDDING = 5, 16
-SIZE = (65, 97)  # pixels, which no output stride divides
-# Settings that make a network small and trainable from random weights; each network takes those that it has.
+SIZE = (65, 97)  # pixels; not divisible by any output stride
+# Settings that make a network small and trainable from random weights; each network uses those that it has.
 SMALL = {
     "head.channels": 16,
     "aux_head.channels": 16,
@@ -33,7 +33,7 @@ def small(name):
 
 
 def set_gamma(network):
-    """Set every gamma to 1: at 0, where it starts, query and key get no gradient."""
+    """Set every gamma to 1: at the initial 0, query and key get no gradient."""
     for key, parameter in network.named_parameters():
         if key.endswith("gamma"):
             nn.init.ones_(parameter)
@@ -41,7 +41,7 @@ def set_gamma(network):
 
 
 def documented_shapes(network, batch):
-    """Return the outputs in training that the class documents, with their shapes."""
+    """Return the training outputs that the class documents, with their shapes."""
     height, width = SIZE
     stride = network.backbone.output_stride
     shapes = {
@@ -58,7 +58,7 @@ def documented_shapes(network, batch):
 
 
 def objects(count):
-    """Return images and targets of torchvision's detection API, one object in each image."""
+    """Return images and targets in torchvision's detection format, with one object per image."""
     mask = torch.zeros(1, *SIZE, dtype=torch.uint8)
     mask[:, 10:50, 20:80] = 1
     target = {"boxes": torch.tensor([[20.0, 10.0, 80.0, 50.0]]), "labels": torch.tensor([CLASSES]), "masks": mask}
@@ -72,7 +72,7 @@ def assert_every_parameter_has_a_gradient(network):
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_outputs_are_the_documented_ones_and_every_parameter_learns(name):
+def test_outputs_match_the_documentation_and_every_parameter_learns(name):
     network = set_gamma(small(name)).train()
     if isinstance(network, MaskRCNN):
         output = network(*objects(2))
@@ -89,7 +89,7 @@ def test_outputs_are_the_documented_ones_and_every_parameter_learns(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", list_models())
-def test_evaluation_gives_the_prediction_alone_and_safetensors_restore_it(name, tmp_path):
+def test_evaluation_returns_only_the_prediction_and_safetensors_restore_it(name, tmp_path):
     network, restored = set_gamma(small(name)).eval(), small(name).eval()
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     restored.load_state_dict(load_file(tmp_path / "weights.safetensors"))
@@ -107,7 +107,7 @@ def test_evaluation_gives_the_prediction_alone_and_safetensors_restore_it(name, 
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_images_that_do_not_fit_are_named_in_one_sentence(name):
+def test_unsuitable_images_produce_a_single_sentence(name):
     network = small(name).eval()
     if isinstance(network, MaskRCNN):
         with pytest.raises(ValueError, match=r"list of 3d tensors of shape \[C, H, W\], got") as error:

@@ -1,4 +1,4 @@
-"""Checkpoints that were written before: their networks keep the names, shapes and order of their tensors."""
+"""Older checkpoints stay loadable: networks keep the names, shapes and order of their tensors."""
 
 import hashlib
 
@@ -6,8 +6,8 @@ import pytest
 
 from ccnet.models import create_model
 
-# Network -> number of tensors, and the start of the SHA-256 of their names and shapes, then the names of the parameters
-# in order: optimiser states are stored in that order.
+# Network -> number of tensors, and a prefix of the SHA-256 of their names and shapes followed by the parameter names in
+# order, because optimiser states are stored in that order.
 TENSORS = {
     "ccnet": (123, "ad58258a39ee8412"),
     "ccnet3d": (123, "ad58258a39ee8412"),
@@ -31,7 +31,7 @@ def build(name):
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_names_shapes_and_order_of_the_tensors_stay(name):
+def test_names_shapes_and_order_of_the_tensors_are_unchanged(name):
     network = build(name)
     lines = [f"{key} {list(tensor.shape)}" for key, tensor in network.state_dict().items()]
     lines += [key for key, _ in network.named_parameters()]

@@ -1,4 +1,4 @@
-"""The networks in Flax NNX give what their torch twins give, with the same weights."""
+"""The Flax NNX networks give the same results as their torch twins with the same weights."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ NETWORKS = [(name, "resnet10t", (65, 97)) for name in NAMES] + [
 
 
 def trained(name, backbone="resnet10t", **options):
-    """Return a network in which no weight and no statistic has its initial value."""
+    """Return a network in which every weight and statistic differs from its initial value."""
     network = create_model(name, backbone=backbone, **SMALL, **options)
     with torch.no_grad():
         for key, tensor in network.state_dict().items():
@@ -88,7 +88,7 @@ def train_network():
 
 
 def loss_and_gradients(twin, images, **options):
-    """Return the mean squares of all outputs summed, the outputs, and gradients and statistics by name."""
+    """Return the sum of the mean squares of all outputs, the outputs, and gradients and statistics by name."""
     graph, parameters, rest = nnx.split(twin, nnx.Param, ...)
 
     def loss(parameters, images):
@@ -101,7 +101,7 @@ def loss_and_gradients(twin, images, **options):
 
 
 def test_training_gives_the_same_outputs_gradients_and_statistics():
-    """float64 keeps rounding from moving a value across the kink of a ReLU."""
+    """In float64, rounding does not move values across the kink of a ReLU."""
     network, images = train_network()
     network, images = network.double(), images.double()
     with jax.enable_x64(True):
@@ -123,8 +123,8 @@ def test_training_gives_the_same_outputs_gradients_and_statistics():
             assert found[key] == tensor == 1
 
 
-def test_a_batch_sharded_over_devices_is_one_batch():
-    """Statistics, loss and gradients are those of the whole batch, as on one device."""
+def test_a_batch_sharded_over_devices_counts_as_one_batch():
+    """Statistics, loss and gradients are those of the whole batch, as on a single device."""
     network, images = train_network()
     small = twin(network)
     value, _, found = loss_and_gradients(small, to_jax(images))
@@ -139,7 +139,7 @@ def test_a_batch_sharded_over_devices_is_one_batch():
         assert (found_[key] - tensor).abs().max() < 1e-3 * max(tensor.abs().max(), 1), key
 
 
-def test_dropout_drops_channels_in_training_only():
+def test_dropout_drops_channels_only_in_training():
     network = twin(trained("fcn", head__dropout=0.5))
     images = jnp.ones((1, 33, 33, 3))
     graph, state = nnx.split(network)
@@ -182,7 +182,7 @@ def test_create_model_builds_in_jax():
 
 @pytest.mark.parametrize("name", ["resnet50c", "resnet50d", "resnet50s", "mobilenetv2_035"])
 @torch.no_grad()
-def test_backbones_cut_after_their_second_stage(name):
+def test_backbones_truncated_after_their_second_stage(name):
     backbone = TimmBackbone(name, out_indices=(1, 2)).eval()
     images = torch.randn(1, 3, 33, 47)
     for ours, theirs in zip(jax.jit(twin(backbone))(to_jax(images)), backbone(images), strict=True):

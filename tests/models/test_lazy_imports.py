@@ -1,4 +1,4 @@
-"""The front doors of models and losses: every name is there, and no framework is imported before it is needed."""
+"""Lazy imports of models and losses: every public name exists, and no framework is imported before it is needed."""
 
 import importlib
 import subprocess

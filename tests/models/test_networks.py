@@ -1,4 +1,4 @@
-"""The context modules, the backbones and ccnet in detail; test_every_model.py tests what all networks share."""
+"""Context modules, backbones and CCNet in detail; test_every_model.py tests what all networks have in common."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from ccnet.models.context.horizontal_vertical import HorizontalVertical, Paralle
 from ccnet.models.context.non_local import NonLocal
 
 needs_interpreter = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="the Triton kernels take CPU tensors in its interpreter only"
+    torch.cuda.is_available(), reason="the Triton kernels only take CPU tensors in interpreter mode"
 )
 
 
@@ -23,11 +23,11 @@ def small(**overrides):
 
 
 @pytest.mark.parametrize("size", [(64, 40), (17, 33)], ids=str)
-def test_output_has_the_inputs_size_and_every_parameter_learns(size):
+def test_output_has_the_size_of_the_input_and_every_parameter_learns(size):
     model = small(embedding_channels=16)
     for key, parameter in model.named_parameters():
         if key.endswith("gamma"):
-            nn.init.ones_(parameter)  # at 0, its start, query and key get no gradient
+            nn.init.ones_(parameter)  # at the initial 0, query and key get no gradient
     output = model.train()(torch.rand(2, 3, *size))
     assert output["out"].shape == output["aux"].shape == (2, 5, *size)
     assert output["embedding"].shape[:2] == (2, 16)
@@ -45,7 +45,7 @@ def test_loops_share_their_parameters(recurrence):
 
 
 def test_the_head_has_the_layers_of_the_paper():
-    """Widths and order at the paper's size: 512 channels, 64 of query and key."""
+    """Channels and order at the paper's size: 512 channels, 64 for query and key."""
     head = create_model("ccnet", num_classes=19, backbone="resnet50").head
     shapes = {key: tuple(p.shape) for key, p in head.named_parameters() if p.ndim == 4}
     assert shapes == {
@@ -62,7 +62,7 @@ def test_the_head_has_the_layers_of_the_paper():
     assert head.dropout.p == 0.1
 
 
-def test_ccnet_without_a_loop_is_fcn():
+def test_ccnet_without_loops_equals_fcn():
     def keys(name, **options):
         return list(create_model(name, num_classes=5, backbone="resnet10t", **options).state_dict())
 
@@ -94,7 +94,7 @@ def test_horizontal_vertical_attends_within_rows_first():
     assert not gradient[0, :, 2, :3].any()
 
 
-def test_global_convolution_sees_a_square_of_its_kernel_size():
+def test_global_convolution_has_a_square_receptive_field_of_its_kernel_size():
     x = torch.randn(1, 8, 21, 21, requires_grad=True)
     (gradient,) = torch.autograd.grad(GlobalConvolution(8, kernel_size=7)(x)[0, :, 10, 10].sum(), x)
     seen = gradient.abs().sum(dim=1)[0] > 0
@@ -119,8 +119,8 @@ def test_the_module_applies_the_operator_to_its_projections(spatial, channels_la
     assert torch.allclose(twice(x), module(module(x)))
 
 
-def test_clips_meet_in_the_attention_alone():
-    """A clip of one frame equals an image, and frames see each other through the attention only."""
+def test_frames_interact_only_in_the_attention():
+    """A clip of one frame equals an image, and frames interact only through the attention."""
     model = create_model(
         "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16
     ).eval()
@@ -135,7 +135,7 @@ def test_clips_meet_in_the_attention_alone():
         assert gradient.abs().sum(dim=(0, 1, 3, 4)).nonzero().flatten().tolist() == frames
 
 
-def test_clips_train():
+def test_training_on_clips():
     model = create_model(
         "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, embedding_channels=4
     ).train()
@@ -149,7 +149,7 @@ def test_clips_train():
 
 @pytest.mark.parametrize(("recurrence", "solved"), [(3, True), (0, False)])
 def test_a_clips_last_frame_is_classified_by_its_first(recurrence, solved):
-    """The last frames of four clips are equal; only the first frames tell the two classes apart."""
+    """The last frames of all four clips are identical; only the first frames distinguish the two classes."""
     torch.manual_seed(0)
     clips = torch.full((4, 3, 3, 33, 33), 0.5)
     kinds = torch.tensor([0, 1, 0, 1])
@@ -166,12 +166,12 @@ def test_a_clips_last_frame_is_classified_by_its_first(recurrence, solved):
         loss = torch.nn.functional.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
-    assert loss < 0.35 if solved else loss > 0.65, loss  # guessing costs log 2 = 0.69
+    assert loss < 0.35 if solved else loss > 0.65, loss  # chance level is log 2 = 0.69
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_interpreter)])
 def test_recomputed_projections_give_the_same_gradients(backend):
-    """Recomputing query, key and value in the backward pass gives the same output and gradients, to rounding."""
+    """Recomputing query, key and value in the backward pass gives the same output and gradients up to rounding."""
     module = CrissCrossAttention(16, gamma="fixed", backend=backend)
     x = torch.randn(2, 16, 9, 7)
     upstream = torch.randn_like(x)
@@ -183,7 +183,7 @@ def test_recomputed_projections_give_the_same_gradients(backend):
         assert torch.allclose(one, two, atol=1e-5)
 
 
-def test_learned_gamma_starts_as_the_identity_and_leaves_it_after_one_step():
+def test_learned_gamma_is_initially_the_identity_and_changes_after_one_step():
     module = CrissCrossAttention(16)
     x = torch.randn(2, 16, 5, 4)
     assert torch.equal(module(x), x)
@@ -213,7 +213,7 @@ def test_backbone_reports_its_widths_at_stride_8(name):
     assert levels[-1].shape[-2:] == (8, 12)
 
 
-def test_backbone_cut_after_an_inner_stage_has_no_later_layers():
+def test_backbone_truncated_after_an_inner_stage_has_no_later_layers():
     cut = TimmBackbone("resnet10t", out_indices=(1, 2))
     assert cut.channels == [64, 128]
     assert not any("layer3" in key for key in cut.state_dict())
@@ -237,7 +237,7 @@ def test_errors_for_unknown_names_suggest_the_nearest():
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
 def test_local_weights_of_the_full_timm_model(tmp_path, name, suffix):
-    """convnext's feature network spells its keys differently from the full model that a user downloads."""
+    """convnext's feature extractor names its keys differently from the full model that a user downloads."""
     import timm
     from safetensors.torch import save_file
 
@@ -252,7 +252,7 @@ def _full_key(key, state):
     return next(full for full in state if full.replace(".", "_") == key.replace(".", "_"))
 
 
-def test_local_weights_of_another_model_are_refused(tmp_path):
+def test_local_weights_of_another_model_are_rejected(tmp_path):
     import timm
 
     path = tmp_path / "weights.pth"
@@ -287,6 +287,6 @@ def test_bf16_and_channels_last():
         assert model(image)["out"].isfinite().all()
 
 
-def test_images_that_do_not_fit_get_clips_offered_too():
+def test_an_error_for_unsuitable_images_mentions_clips():
     with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) or clips .* of at least 8x8"):
         small()(torch.rand(1, 3, 7, 64))

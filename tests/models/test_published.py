@@ -1,5 +1,5 @@
-"""Published checkpoints: stand-ins of random numbers in each layout give what a plain functional form of the
-published network gives, computed from the file's own tensors; anything else in the file is refused by name."""
+"""Random checkpoints in each published layout give the same output as a plain functional implementation of the
+published network on the file's own tensors; errors name anything else in the file."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ PUBLISHED = Path("published.pth")
 
 
 class Plain:
-    """The published networks out of functions and the file's tensors."""
+    """The published networks, implemented with functions on the tensors of the file."""
 
     def __init__(self, state, *, authors=False, align_corners=True):
         self.state, self.authors, self.align_corners = state, authors, align_corners
@@ -50,7 +50,7 @@ class Plain:
         return F.leaky_relu(self.norm(self.conv(x, conv), norm), 0.01)
 
     def resnet(self, x, prefix, stem):
-        """The third and the fourth stage."""
+        """Return the outputs of the third and fourth stages."""
         for index, (conv, norm) in enumerate(stem):
             x = F.relu(self.norm(self.conv(x, prefix + conv, stride=1 if index else 2), prefix + norm))
         x = F.max_pool2d(x, 3, 2, 1, ceil_mode=self.authors)
@@ -72,7 +72,7 @@ class Plain:
         return stages[2], stages[3]
 
     def attend(self, x, query, key, value, *, cross):
-        """Dense attention; ``cross`` leaves out what is neither in the pixel's row nor in its column."""
+        """Dense attention; ``cross`` masks everything outside the pixel's row and column."""
         query, key, value = (self.conv(x, name).flatten(2) for name in (query, key, value))
         energy = torch.einsum("ndi,ndj->nij", query, key)
         if cross:
@@ -94,7 +94,7 @@ class Plain:
 
 
 def authors_logits(state, image, *, recurrence):
-    """Main and auxiliary logits of an RGB image in [0, 1], from what their network is fed: BGR, 0 to 255."""
+    """Return main and auxiliary logits of an RGB image in [0, 1]; the authors' network expects BGR in 0 to 255."""
     net = Plain(state, authors=True)
     stem = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
     inner, features = net.resnet(image.flip(1) * 255 - AUTHORS_MEAN_BGR, "", stem)
@@ -144,7 +144,7 @@ def difference(one, two):
 
 @torch.no_grad()
 def assert_same_logits(network, published, sizes=((41, 57), (40, 52))):
-    """Main and auxiliary, at an odd size and at an even one, where ceil mode and alignment tell."""
+    """Compare main and auxiliary logits at odd and even sizes, which reveal ceil mode and alignment."""
     assert not network.training
     assert all(parameter.requires_grad for parameter in network.parameters())
     for size in sizes:
@@ -160,7 +160,7 @@ def assert_same_logits(network, published, sizes=((41, 57), (40, 52))):
 
 @pytest.fixture
 def written(tmp_path):
-    """Save something under a name; the files are large and go at the end."""
+    """Return a function that saves an object under a name; the large files are deleted after the test."""
     paths = []
 
     def write(content, name="published.pth"):
@@ -175,10 +175,10 @@ def written(tmp_path):
 
 @pytest.fixture(scope="module")
 def states():
-    """One stand-in of each network, by layout and family; not to be changed."""
+    """Return a random checkpoint of each network, by layout and family; treat it as read-only."""
     torch.manual_seed(0)
     mmseg = {family: mmseg_state(family) for family in FAMILIES}
-    for state in mmseg.values():  # one backbone will do
+    for state in mmseg.values():  # one backbone is enough
         state |= {key: tensor for key, tensor in mmseg["ccnet"].items() if key.startswith("backbone.")}
     return mmseg | {"authors": authors_state()}
 
@@ -207,8 +207,8 @@ def test_mmsegmentations_resnet_101():
     )
 
 
-def test_the_stand_ins_show_every_difference_of_the_authors_network(states):
-    """Without any one of them the logits change by far more than the tests above allow."""
+def test_the_random_checkpoints_reveal_every_difference_of_the_authors_network(states):
+    """Without any one of them, the logits change by far more than the tolerance of the tests above."""
     network = importing.convert(states["authors"], PUBLISHED).network()
     net, image = network.backbone.net, torch.rand(1, 3, 40, 52)
     slopes = [module for module in network.head.modules() if isinstance(module, torch.nn.LeakyReLU)]
@@ -234,7 +234,7 @@ def test_the_stand_ins_show_every_difference_of_the_authors_network(states):
         assert torch.equal(network(image)["out"], want)
 
 
-def test_in_place_activated_batch_norms_scale_by_the_weights_magnitude_and_eps(states):
+def test_in_place_activated_batch_norm_scales_by_the_magnitude_of_the_weight_plus_eps(states):
     network = importing.convert(states["authors"], PUBLISHED).network()
     for ours, theirs in ((network.head.reduce[1], "head.conva.1"), (network.backbone.net.bn1, "bn3")):
         weight = states["authors"][f"{theirs}.weight"]
@@ -242,8 +242,8 @@ def test_in_place_activated_batch_norms_scale_by_the_weights_magnitude_and_eps(s
         assert torch.equal(ours.weight, weight.abs() + 1e-5)
 
 
-def test_one_network_by_any_wrapping(states, written):
-    """Data-parallel prefixes, counters or none, torch's old file format, half precision, a state dict by itself."""
+def test_every_wrapping_loads_the_same_network(states, written):
+    """Data-parallel prefixes, with or without counters, torch's old file format, half precision, a bare state dict."""
     state = states["authors"]
     want = importing.convert(state, PUBLISHED).network().state_dict()
     bare = {f"module.{key}": tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
@@ -280,7 +280,7 @@ def refused(state, message, name="published.pth", meta=None):
         importing.convert({"state_dict": state, "meta": meta}, Path(name))
 
 
-def test_other_networks_are_refused_with_the_nearest_names(states):
+def test_errors_for_other_networks_list_the_nearest_names(states):
     head = "decode_head."
     refused(
         states["fcn"] | {f"{head}gc_block.conv_mask.weight": torch.zeros(1)},
@@ -299,7 +299,7 @@ def test_other_networks_are_refused_with_the_nearest_names(states):
     refused({"epoch": 3}, "it contains no state dict")
 
 
-def test_other_backbones_are_refused(states):
+def test_other_backbones_are_rejected(states):
     state = {key: tensor for key, tensor in states["fcn"].items() if "layer3.5" not in key}
     refused(state, r"neither a ResNet-50 nor a ResNet-101 \(backbone\.layer3 has 5 bottleneck blocks, not 6 or 23")
     basic = {key: tensor for key, tensor in states["fcn"].items() if "conv3" not in key}
@@ -359,8 +359,8 @@ def test_a_pickled_object_is_not_run(tmp_path):
         import_checkpoint(tmp_path / "cut.pth")
 
 
-def test_an_imported_network_can_be_saved_as_the_projects_own(states, tmp_path):
-    """With the names and colours in the file; safetensors of a published layout are taken as well."""
+def test_an_imported_network_can_be_saved_in_the_projects_format(states, tmp_path):
+    """Class names and colours in the file are kept; safetensors in a published layout are accepted as well."""
     save_file(states["fcn"], tmp_path / "published.safetensors")
     assert checkpoints.load(tmp_path / "published.safetensors").classes == ["class 0", "class 1", "class 2"]
     (tmp_path / "published.safetensors").unlink()
@@ -377,7 +377,7 @@ def test_an_imported_network_can_be_saved_as_the_projects_own(states, tmp_path):
         assert difference(checkpoints.network(saved)(image)["out"], want) < TOLERANCE
 
 
-def test_evaluate_and_predict_take_a_published_file(states, run_entry, written, folder_data, camvid_root, tmp_path):
+def test_evaluate_and_predict_accept_a_published_file(states, run_entry, written, folder_data, camvid_root, tmp_path):
     path = written(states["authors"], "CS_scenes_60000.pth")
     images, masks = folder_data
     data = ("dataset=folder", f"dataset.images={images}", f"dataset.masks={masks}", "dataset.classes=[a,b,c]")
@@ -400,8 +400,8 @@ def test_evaluate_and_predict_take_a_published_file(states, run_entry, written, 
     assert "knows 3 classes (class 0, class 1, class 2) and the data set has 11 (Sky," in message
 
 
-def test_training_starts_from_a_published_file(states, run_entry, written, tmp_path):
-    """Its own classes keep their classifier, others get a new one; the run's checkpoint is the project's own."""
+def test_training_can_start_from_a_published_file(states, run_entry, written, tmp_path):
+    """The same classes keep the classifier, others get a new one; the run saves checkpoints in the project's format."""
     path = written(states["authors"])
     images, masks = tmp_path / "images", tmp_path / "masks"
     for index in range(3):

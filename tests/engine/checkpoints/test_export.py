@@ -1,4 +1,4 @@
-"""Networks leave Python: ONNX with any size, and torch.compile without a graph break."""
+"""Networks export to ONNX with dynamic sizes, and compile with torch.compile without graph breaks."""
 
 import pytest
 import torch
@@ -18,19 +18,19 @@ def make(name):
     torch.manual_seed(0)
     model = create_model(name, **TINY).eval()
     for parameter in model.parameters():
-        if parameter.shape == (1,):  # gamma, at whose 0 attention would be out of the picture
+        if parameter.shape == (1,):  # gamma: at its initial 0, attention would have no effect
             torch.nn.init.constant_(parameter, 0.5)
     return model
 
 
 @pytest.mark.parametrize(("name", "size"), [("ccnet", None), ("ccnet", (48, 65)), ("pspnet", None)], ids=str)
-def test_onnx_gives_the_logits_with_standard_operators(name, size, tmp_path):
+def test_onnx_reproduces_the_logits_with_standard_operators(name, size, tmp_path):
     model = make(name)
     assert export.export_onnx(model, tmp_path / "net.onnx", size=size) < 1e-4
     nodes = onnx.load(tmp_path / "net.onnx").graph.node
     assert {node.domain for node in nodes} == {""}
     assert not {"EyeLike", "ScatterND"} & {node.op_type for node in nodes}
-    # A size that the export did not try, and a batch of another size.
+    # An image size and a batch size that differ from those of the export.
     image = torch.rand(3, 3, *(size or (57, 121)))
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     got = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
@@ -39,7 +39,7 @@ def test_onnx_gives_the_logits_with_standard_operators(name, size, tmp_path):
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
-def test_what_is_wrong_is_not_written(tmp_path, monkeypatch):
+def test_a_wrong_export_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", 0.0)
     with pytest.raises(ValueError, match="logits differ from the network's by"):
         export.export_onnx(make("fcn"), tmp_path / "net.onnx", size=(17, 17))
@@ -51,7 +51,7 @@ def test_compiles_without_a_graph_break(name):
     torch._dynamo.reset()
     model = create_model(name, **TINY, embedding_channels=4)
     image = torch.rand(2, 3, *((2, 33, 41) if name == "ccnet3d" else (33, 41)))
-    # Breaks are found when Python is traced; the compilers behind it are torch's own affair.
+    # Tracing is enough to find graph breaks; the backend compilers are not tested here.
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     output = compiled(image)
     assert set(output) == {"out", "aux", "embedding"}

@@ -1,4 +1,4 @@
-"""Each kind of checkpoint is read by opening its file once, and gives one network."""
+"""Each kind of checkpoint is read by opening its file once and building one network."""
 
 import builtins
 import json
@@ -19,14 +19,14 @@ CLASSES, PALETTE = list("abcd"), [[index, 0, 255] for index in range(4)]
 
 @pytest.fixture(scope="module")
 def made():
-    """A checkpoint of a small network."""
+    """Return a checkpoint of a small network."""
     torch.manual_seed(0)
     config = small_config()
     return Checkpoint(build(config["model"]).state_dict(), config, CLASSES, PALETTE, 7, {"miou": 0.5})
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
-def test_a_runs_files_are_opened_once_and_give_back_what_was_saved(made, tmp_path, monkeypatch, name):
+def test_the_files_of_a_run_are_opened_once_and_restore_what_was_saved(made, tmp_path, monkeypatch, name):
     checkpoints.save(made, tmp_path / name)
     opened = []
 
@@ -61,13 +61,13 @@ def test_a_published_network_is_built_once(tmp_path, monkeypatch):
     for module in (importing, networks):
         monkeypatch.setattr(module, "build", counting)
     found = checkpoints.load(tmp_path / "published.pth")
-    assert built == ["meta"]  # the names and shapes of its tensors, without their numbers
+    assert built == ["meta"]  # only the names and shapes of its tensors
     assert checkpoints.network(found)(torch.rand(1, 3, 33, 33))["out"].shape == (1, 3, 33, 33)
     assert built == ["meta", "cpu"]
     (tmp_path / "published.pth").unlink()
 
 
-def test_a_checkpoint_whose_fields_have_other_types_is_refused(made, tmp_path):
+def test_a_checkpoint_with_fields_of_the_wrong_type_is_rejected(made, tmp_path):
     fields = {key: value for key, value in vars(made).items() if key not in ("weights", "training", "source")}
     for wrong, message in (
         ({"classes": [1, 2]}, "its classes cannot be what they should be"),

@@ -1,4 +1,4 @@
-"""Runs from before this project was the package `ccnet` are resumed."""
+"""Runs that predate the package `ccnet` can be resumed."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from ccnet.engine import checkpoints
 from ccnet.engine.guards import plain
 from ccnet.engine.guards.former_names import former_names
 
-# What a run may change when it is resumed, and its fingerprint leaves out.
+# Settings that may change when a run is resumed, and that its fingerprint ignores.
 FREE = {"resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite"}
 
 
@@ -24,7 +24,7 @@ def composed(*overrides):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a finished run of four iterations."""
+    """Return the folder of a finished run of four iterations."""
     folder = tmp_path_factory.mktemp("whole")
     training.train(composed(), folder)
     return folder
@@ -32,7 +32,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def former(whole, tmp_path):
-    """The folder of the same run as an earlier version would have left it after two iterations."""
+    """Return the folder of the same run as an earlier version would have left it after two iterations."""
     saved = checkpoints.load(whole / "previous.pt")
     config = {key: value for key, value in former_names(plain(composed())).items() if key not in FREE}
     saved.config = former_names(saved.config)
@@ -45,7 +45,7 @@ def former(whole, tmp_path):
 
 
 @pytest.mark.parametrize("resume", ["auto", "folder"])
-def test_a_former_run_is_resumed_to_the_same_end(whole, former, tmp_path, resume):
+def test_an_older_run_resumes_to_the_same_result(whole, former, tmp_path, resume):
     config = composed(f"resume={former if resume == 'folder' else 'auto'}")
     folder, saved = checkpoints.find_start(config, tmp_path / "runs" / "new")
     assert (folder, saved.iteration) == (former, 2)

@@ -16,7 +16,7 @@ def picture(height=240, width=320):
 
 
 def two_objects(height=240, width=320):
-    """Two squares, the second over a corner of the first."""
+    """Return two squares, the second of which overlaps a corner of the first."""
     masks = torch.zeros(2, height, width, dtype=torch.uint8)
     masks[0, 60:160, 40:140] = 1
     masks[1, 140:220, 120:300] = 1
@@ -40,52 +40,52 @@ def test_masks_are_blended_in_one_colour_per_object_and_overlaps_show_both():
     assert near(drawn[:, 200, 250], blended(grey, SECOND))
     assert near(drawn[:, 150, 130], blended(blended(grey, FIRST), SECOND))
     assert torch.equal(drawn[:, 20, 310], image[:, 20, 310])
-    assert torch.equal(image, picture())  # the picture itself is not drawn on
+    assert torch.equal(image, picture())  # the input image is not modified
 
 
-def test_boxes_are_outlined_and_labels_stand_above_them():
+def test_boxes_are_outlined_with_labels_above_them():
     drawn = draw_objects(picture(), two_objects(), CLASSES)
     for y, x in ((159, 100), (100, 40), (100, 139)):
         assert near(drawn[:, y, x], FIRST)
     label = drawn[:, 51:60, 42:60]  # just above the box
     on_label = (label.float() - FIRST[:, None, None]).abs().amax(dim=0) <= 1
-    assert 0.3 < on_label.float().mean() < 0.95  # a background, and text that differs from it
+    assert 0.3 < on_label.float().mean() < 0.95  # a background and text of another colour
     assert (drawn[:, 30:45, 42:60] == 100).all()
 
 
-def test_a_label_says_class_and_score():
+def test_a_label_shows_class_and_score():
     objects = two_objects()
     truth = {key: value for key, value in objects.items() if key != "scores"}
     without, with_scores = draw_objects(picture(), truth, CLASSES), draw_objects(picture(), objects, CLASSES)
     changed = (without != with_scores).any(dim=0).nonzero()
     assert len(changed) > 0
-    assert changed[:, 1].min() > 50  # "disc" stays, the score comes after it
+    assert changed[:, 1].min() > 50  # "disc" is unchanged, and the score follows it
     again = draw_objects(picture(), objects | {"scores": torch.tensor([0.987, 0.6])}, CLASSES)
     assert (again != with_scores).any()
 
 
-def test_a_label_at_the_upper_edge_stays_inside():
+def test_a_label_at_the_top_edge_stays_inside_the_image():
     objects = {key: value[:1] for key, value in two_objects().items()} | {"boxes": torch.tensor([[0.0, 0, 60, 60]])}
     drawn = draw_objects(picture(), objects, CLASSES)
     assert near(drawn[:, 0, 1], FIRST) and near(drawn[:, 8, 0], FIRST)
 
 
-def test_a_picture_without_objects_is_unchanged(tmp_path):
+def test_an_image_without_objects_is_unchanged(tmp_path):
     none = {key: value[:0] for key, value in two_objects().items()}
     assert torch.equal(draw_objects(picture(), none, CLASSES), picture())
     save_objects(tmp_path / "drawn.png", picture(), none, CLASSES)
     assert (np.array(Image.open(tmp_path / "drawn.png")) == 100).all()
 
 
-def test_a_panel_shows_truth_beside_prediction(tmp_path):
+def test_a_panel_shows_ground_truth_beside_prediction(tmp_path):
     objects = two_objects()
     first = {key: value[:1] for key, value in objects.items()}
     second = {key: value[1:] for key, value in objects.items()}
     save_object_panel(tmp_path / "panel.png", [(picture() / 255, first, second)], CLASSES)
     pixels = np.array(Image.open(tmp_path / "panel.png").convert("RGB")).astype(int)
-    colour = np.array(distinct_colours(1)[0])  # every picture starts with the first colour
+    colour = np.array(distinct_colours(1)[0])  # every image starts with the first colour
     outlined = np.abs(pixels - colour).max(axis=2) <= 8
     image, truth, prediction = np.array_split(outlined, 3, axis=1)
     assert not image.any()
     rows = [np.nonzero(part)[0].mean() for part in (truth, prediction)]
-    assert rows[0] < rows[1]  # the first object lies above the second
+    assert rows[0] < rows[1]  # the first object is drawn over the second

@@ -1,4 +1,4 @@
-"""Tables against the expected text, Markdown and CSV; charts and pictures are seen in the tests of their callers."""
+"""Tables match the expected text, Markdown and CSV; the tests of their callers cover charts and images."""
 
 import errno
 
@@ -9,7 +9,7 @@ from ccnet.engine.drawing import Table
 TABLE = Table(("class", "IoU", "pictures"), [("road", 91.4567, 101), ("a|b", float("nan"), "none")])
 
 
-def test_text_aligns_numbers_right_and_shows_two_decimals():
+def test_text_right_aligns_numbers_and_shows_two_decimals():
     assert TABLE.text().splitlines() == [
         "class    IoU  pictures",
         "-----  -----  --------",
@@ -18,7 +18,7 @@ def test_text_aligns_numbers_right_and_shows_two_decimals():
     ]
 
 
-def test_markdown_escapes_bars():
+def test_markdown_escapes_pipes():
     assert TABLE.markdown().splitlines() == [
         "| class | IoU | pictures |",
         "| --- | --: | --: |",
@@ -27,7 +27,7 @@ def test_markdown_escapes_bars():
     ]
 
 
-def test_csv_holds_numbers_in_full(tmp_path):
+def test_csv_keeps_full_precision(tmp_path):
     TABLE.write_csv(tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_text().splitlines() == [
         "class,IoU,pictures",
@@ -36,7 +36,7 @@ def test_csv_holds_numbers_in_full(tmp_path):
     ]
 
 
-def test_records_append_under_one_header_and_show_figures_as_rounded(tmp_path):
+def test_records_are_appended_under_one_header_with_rounded_numbers(tmp_path):
     path = tmp_path / "new" / "rows.csv"
     for milliseconds in (12.3, 4.0):
         table = Table.of_records([{"network": "fcn", "step_ms": milliseconds, "peak_mib": 7}])
@@ -46,7 +46,7 @@ def test_records_append_under_one_header_and_show_figures_as_rounded(tmp_path):
     assert table.markdown().splitlines()[2] == "| fcn | 4.0 | 7 |"
 
 
-def test_a_table_without_rows_is_its_header(tmp_path):
+def test_a_table_without_rows_is_only_a_header(tmp_path):
     empty = Table(("class", "IoU"), [])
     assert empty.text().splitlines() == ["class  IoU", "-----  ---"]
     assert empty.markdown().splitlines() == ["| class | IoU |", "| --- | --: |"]

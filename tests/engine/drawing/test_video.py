@@ -6,7 +6,7 @@ import pytest
 from ccnet.engine.drawing import open_video
 
 
-def test_an_mp4_holds_every_frame_in_order(tmp_path):
+def test_an_mp4_contains_every_frame_in_order(tmp_path):
     av = pytest.importorskip("av")
     frames = [np.full((41, 57, 3), 60 * number, dtype=np.uint8) for number in range(4)]
     with open_video(tmp_path / "out.mp4", fps=15) as made:

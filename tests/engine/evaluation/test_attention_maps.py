@@ -1,4 +1,4 @@
-"""Attention maps against products of the loops' attention matrices."""
+"""Attention maps equal products of the attention matrices of the loops."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_attention_maps_are_rows_of_the_loops_attention_matrices(ccnet):
     assert (maps[1] > 0).all()  # R = 2 the whole image
 
 
-def test_attention_of_a_network_or_a_point_that_has_none(ccnet):
+def test_attention_maps_reject_networks_without_attention_and_points_outside(ccnet):
     image = torch.rand(1, 3, 41, 57)
     for point in ((41, 3), (-1, 3), (3,)):
         with pytest.raises(ValueError, match=r"is outside the picture: give \[y,x\] within 41x57 pixels"):

@@ -1,4 +1,4 @@
-"""Scores against sets of pixels, and against scikit-learn."""
+"""Scores agree with sets of pixels and with scikit-learn."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_scores_equal_sets_of_pixels():
     scores = matrix.scores()
     assert scores.class_iou == pytest.approx(iou, nan_ok=True)
     assert scores.class_accuracy == pytest.approx(accuracy, nan_ok=True)
-    # Class 4 is predicted but never true: its IoU 0 counts, its accuracy does not. Class 5 occurs nowhere.
+    # Class 4 is predicted but never true: its IoU of 0 counts, its accuracy does not. Class 5 never occurs.
     assert scores.class_iou[4] == 0
     assert math.isnan(scores.class_iou[5])
     assert scores.miou == pytest.approx(sum(iou[:5]) / 5)

@@ -1,4 +1,4 @@
-"""What a network costs, against the paper's figures and against arithmetic."""
+"""The measured cost of networks agrees with the paper and with arithmetic."""
 
 import pytest
 import torch
@@ -16,15 +16,15 @@ def baseline():
     ("name", "recurrence", "gflops"),
     [("ccnet", 1, 8.3), ("ccnet", 2, 16.5), ("ccnet", 3, 24.8), ("nonlocal", 1, 108.2), ("nonlocal", 2, 216.3)],
 )
-def test_attention_adds_what_the_paper_says(name, recurrence, gflops, baseline):
-    """8.3, 16.5, 24.7, 108, 216 GFLOPs; the memory of R = 2 stays under the paper's 127 MB."""
+def test_attention_adds_the_cost_reported_in_the_paper(name, recurrence, gflops, baseline):
+    """8.3, 16.5, 24.7, 108 and 216 GFLOPs; R = 2 needs less than the paper's 127 MB."""
     network = create_model(name, num_classes=19, backbone="resnet18", head__recurrence=recurrence)
     cost = network_cost(network, (3, 769, 769))
     assert cost.gflops - baseline.gflops == pytest.approx(gflops, abs=0.05)
     assert cost.saved_mb - baseline.saved_mb < 65 * recurrence
 
 
-def test_counts_are_those_of_the_layers():
+def test_counts_equal_those_of_the_layers():
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -37,7 +37,7 @@ def test_counts_are_those_of_the_layers():
     cost = network_cost(network, (3, 7, 9))
     assert cost.parameters == (3 * 9 + 1) * 5 / 1e6
     assert cost.gflops == pytest.approx(2 * 3 * 9 * 5 * 7 * 9 / 1e9)
-    # The convolution's result, which the square keeps, and the result of the square, which the caller holds.
+    # The output of the convolution, which the square saves, and the output of the square, which the caller holds.
     assert cost.saved_mb == pytest.approx(2 * 5 * 7 * 9 * 4 / 1e6)
     assert network.training
     assert network.convolution.weight.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Objects: COCO's annotations, Mask R-CNN with context, average precision, and the entry points."""
+"""Detection: COCO annotations, Mask R-CNN with context, average precision, and the entry points."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def loaded(root, split="val2017", transform=None, **options):
     return Coco(root, split=split, transform=transform or instances_transform(), **options)
 
 
-def test_masks_boxes_and_labels_are_pycocotools(root):
+def test_masks_boxes_and_labels_equal_pycocotools(root):
     dataset = loaded(root)
     official = COCO(root / "annotations" / "instances_val2017.json")
     assert dataset.classes == ("bar", "disc", "wedge")
@@ -67,7 +67,7 @@ def test_masks_boxes_and_labels_are_pycocotools(root):
             assert box.tolist() == pytest.approx([x, y, x + width, y + height])
 
 
-def test_training_leaves_out_crowds_and_pictures_without_objects(root):
+def test_training_skips_crowds_and_images_without_objects(root):
     everything, training_set = loaded(root, "train2017"), loaded(root, "train2017", training=True)
     assert len(everything) == 4 + 2 and len(training_set) == 4
     counts = [
@@ -76,7 +76,7 @@ def test_training_leaves_out_crowds_and_pictures_without_objects(root):
     assert counts == [[3, 2, 2, 2, 0, 1], [2, 2, 2, 2]]
 
 
-def test_a_flip_moves_picture_masks_and_boxes_alike(root):
+def test_a_flip_transforms_image_masks_and_boxes_alike(root):
     image, target = loaded(root)[0]
     mirrored, flipped = loaded(root, transform=instances_transform(flip=1.0))[0]
     assert torch.equal(mirrored, image.flip(-1))
@@ -88,7 +88,7 @@ def test_a_flip_moves_picture_masks_and_boxes_alike(root):
         assert box[2].item() == pytest.approx(where.max().item() + 1, abs=1)
 
 
-def test_a_users_mistakes_get_one_sentence(root, tmp_path):
+def test_user_errors_produce_a_single_sentence(root, tmp_path):
     broken = shutil.copytree(root, tmp_path / "broken")
     file = broken / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
@@ -120,7 +120,7 @@ def test_a_users_mistakes_get_one_sentence(root, tmp_path):
 
 
 def made_detections(dataset, generator):
-    """The truth, moved and resized a little, some of it missed or mistaken, and some detections of nothing."""
+    """Return slightly perturbed ground truth with some wrong classes and false positives."""
     outputs = []
     for index in range(len(dataset)):
         _, target = dataset[index]
@@ -147,7 +147,7 @@ def made_detections(dataset, generator):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_average_precision_is_pycocotools(root, seed):
+def test_average_precision_equals_pycocotools(root, seed):
     dataset = loaded(root, "train2017")
     generator = np.random.default_rng(seed)
     results = []
@@ -167,7 +167,7 @@ def test_average_precision_is_pycocotools(root, seed):
         assert np.nan_to_num(got, nan=-1) == pytest.approx(want, abs=1e-12)
 
 
-def test_perfect_and_no_detections(root):
+def test_scores_of_perfect_and_no_detections(root):
     dataset = loaded(root)
     results = []
     for index in range(len(dataset)):
@@ -186,11 +186,11 @@ def small(**overrides):
     return create_model("mask_rcnn", num_classes=3, **options)
 
 
-def test_context_stands_before_the_last_block_of_res4_and_starts_without_effect():
-    """ResNet-50: 1024 channels at stride 16. Every other entry keeps its name."""
+def test_context_precedes_the_last_block_of_res4_and_is_initially_the_identity():
+    """ResNet-50: 1024 channels at stride 16. All other tensors keep their names."""
     shapes = {}
     for context in (None, "rcca", "nonlocal"):
-        with torch.device("meta"):  # the shapes alone
+        with torch.device("meta"):  # only the shapes matter
             model = create_model("mask_rcnn", num_classes=80, backbone="resnet50", context=context)
         shapes[context] = {key: tensor.shape for key, tensor in model.state_dict().items()}
         blocks = [name for name, _ in model.backbone.body["layer3"].named_children()]
@@ -222,7 +222,7 @@ def test_context_stands_before_the_last_block_of_res4_and_starts_without_effect(
     changed = [
         level for level, one in model.backbone(image).items() if not torch.equal(one, features["without"][level])
     ]
-    assert changed == list(features["with"])  # the pyramid carries it down to every level
+    assert changed == list(features["with"])  # the feature pyramid propagates it to every level
 
 
 def test_paper_baseline_freezes_batch_norm_and_res2():
@@ -236,7 +236,7 @@ def test_paper_baseline_freezes_batch_norm_and_res2():
     assert model.roi_heads.mask_predictor.mask_fcn_logits.out_channels == 3 + 1
 
 
-def test_everything_learns_at_odd_sizes_and_without_objects():
+def test_every_parameter_learns_at_odd_sizes_and_without_objects():
     model = small().train()
     nn.init.ones_(model.backbone.body["layer3"].context.attention.gamma)
     masks = torch.zeros(1, 45, 61, dtype=torch.uint8)
@@ -264,8 +264,8 @@ def test_unknown_context_and_unfit_backbone_get_one_sentence():
         small(backbone="mobilenetv2_100")
 
 
-def test_schedule_is_mask_rcnns():
-    """A third of the rate, linearly up over 500 iterations, divided by 10 at 60k and at 80k."""
+def test_schedule_matches_mask_rcnn():
+    """Linear warm-up from a third of the learning rate over 500 iterations, decay by a factor of 10 at 60k and 80k."""
     config = composed(ROOT)
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=config.recipe.lr)
@@ -288,7 +288,7 @@ def composed(root, *overrides):
 
 @pytest.fixture(scope="module")
 def finished(root, tmp_path_factory):
-    """The folder of a finished run of two iterations."""
+    """Return the folder of a finished run of two iterations."""
     folder = tmp_path_factory.mktemp("run")
     training.train(composed(root, *TINY), folder)
     return folder
@@ -299,7 +299,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
+def test_a_run_writes_scalars_images_and_checkpoints(finished):
     train = rows(finished / "train.csv")
     terms = ["classifier", "box_reg", "mask", "objectness", "rpn_box_reg"]
     assert float(train[0]["loss"]) == pytest.approx(sum(float(train[0][f"loss/{term}"]) for term in terms), rel=1e-5)
@@ -311,7 +311,7 @@ def test_a_run_leaves_its_scalars_pictures_and_checkpoints(finished):
     assert checkpoints.load(finished / "best.safetensors").classes == ["bar", "disc", "wedge"]
 
 
-def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(root, finished, tmp_path, monkeypatch):
+def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(root, finished, tmp_path, monkeypatch):
     def killed(*arguments, **named):
         monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", stop)
         return train_step(*arguments, **named)
@@ -331,9 +331,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(root, finished, tmp_p
     assert json.dumps(whole.scores) == json.dumps(resumed.scores)
 
 
-def test_evaluate_meets_the_validation_and_saves_results_that_pycocotools_scores_alike(
-    root, finished, tmp_path, run_entry
-):
+def test_evaluate_matches_validation_and_its_saved_results_match_pycocotools(root, finished, tmp_path, run_entry):
     last = f"checkpoint={finished / 'last.pt'}"
     done = run_entry("evaluate.py", last, f"output={tmp_path}", "device=cpu", "num_workers=0")
     scores = json.loads((tmp_path / "last_val.json").read_text())
@@ -352,7 +350,7 @@ def test_evaluate_meets_the_validation_and_saves_results_that_pycocotools_scores
     assert "error: protocol=slide: Mask R-CNN sees whole images" in refused.stderr
 
 
-def test_predict_writes_objects_and_draws_them(root, finished, tmp_path, run_entry):
+def test_predict_saves_and_draws_objects(root, finished, tmp_path, run_entry):
     picture = root / "val2017" / "000000000010.png"
     run_entry("predict.py", f"checkpoint={finished / 'best'}", f"input={picture}", f"output={tmp_path}", "device=cpu")
     found = json.loads((tmp_path / "000000000010.json").read_text())
@@ -361,8 +359,8 @@ def test_predict_writes_objects_and_draws_them(root, finished, tmp_path, run_ent
     assert Image.open(tmp_path / "000000000010_overlay.png").size == (60, 80)
 
 
-def test_wandb_takes_the_boxes(root):
-    """What the task hands over is what ``wandb.Image`` accepts, also without an object."""
+def test_wandb_accepts_the_boxes(root):
+    """``wandb.Image`` accepts what the task passes to it, even without any object."""
     import wandb
 
     from ccnet.engine.evaluation.tasks.detection import Detection
@@ -385,7 +383,7 @@ def test_wandb_takes_the_boxes(root):
         (["model/context=rcaa"], "Could not find 'model/context/rcaa'"),
     ],
 )
-def test_mistakes_on_the_command_line(root, run_entry, options, message):
+def test_user_errors_on_the_command_line(root, run_entry, options, message):
     chosen = [part for part in TINY if part.split("=")[0] not in {option.split("=")[0] for option in options}]
     if "model=ccnet" in options:
         chosen = [part for part in chosen if not part.startswith("model.")]
@@ -394,12 +392,12 @@ def test_mistakes_on_the_command_line(root, run_entry, options, message):
     assert "Traceback" not in done.stderr
 
 
-def test_a_network_that_finds_objects_does_not_label_pixels(run_entry):
+def test_a_detection_network_cannot_train_on_segmentation_data(run_entry):
     done = run_entry("train.py", "model=mask_rcnn", "device=cpu", "logger=none", ok=False)
     assert "error: model=mask_rcnn finds objects and this data set labels pixels: give dataset=coco" in done.stderr
 
 
-def test_a_checkpoint_of_other_classes_is_refused(root, finished, tmp_path, run_entry):
+def test_a_checkpoint_with_other_classes_is_rejected(root, finished, tmp_path, run_entry):
     other = shutil.copytree(root, tmp_path / "other")
     file = other / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
@@ -409,8 +407,8 @@ def test_a_checkpoint_of_other_classes_is_refused(root, finished, tmp_path, run_
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "coco_sample").is_dir(), reason="no ../shared/data/coco_sample here")
-def test_real_annotations_are_read_as_pycocotools_does():
-    """50 images, 470 objects, 5 of them crowds as run lengths, one image without any."""
+def test_real_annotations_are_read_as_by_pycocotools():
+    """50 images, one of them empty, with 470 objects, 5 of which are crowds in RLE."""
     root = SHARED / "data" / "coco_sample"
     dataset = loaded(root, "train2017")
     official = COCO(root / "annotations" / "instances_train2017.json")

@@ -1,4 +1,4 @@
-"""Processes that share out the images of a detection data set find what one finds alone."""
+"""Several processes that split a detection data set get the same results as a single process."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from ccnet.engine.evaluation.detection import evaluate_objects
 
 
 class Finder(torch.nn.Module):
-    """Finds each object a pixel too far to the right, and once more elsewhere; many with equal scores."""
+    """A network that detects every object one pixel too far right and once more elsewhere, with many tied scores."""
 
     def __init__(self, dataset):
         super().__init__()
@@ -33,7 +33,7 @@ def validated(rank=0, *, folder):
     return {"scores": repr(found.scores), "results": found.results, "samples": len(found.samples)}
 
 
-def test_two_processes_score_as_one_to_the_last_digit(tmp_path):
+def test_two_processes_score_exactly_like_one(tmp_path):
     write_coco(tmp_path / "data", images=3, split="val2017")  # and two without objects
     one = validated(folder=tmp_path / "data")
     assert len(one["results"]) > 10

@@ -1,11 +1,11 @@
-"""Files of predicted label maps."""
+"""Saved files of predicted label maps."""
 
 import pytest
 
 from ccnet.engine.evaluation.prediction_files import PredictionFiles
 
 
-def test_pictures_of_one_name_are_refused_for_saving(tmp_path):
+def test_saving_rejects_images_of_the_same_name(tmp_path):
     class Twice:
         palette, result_values = ((0, 0, 0),), (0,)
 

@@ -1,4 +1,4 @@
-"""Test protocols on clips, and the memory that they hold."""
+"""Test-time protocols on clips, and their peak memory."""
 
 import weakref
 
@@ -11,7 +11,7 @@ from ccnet.engine.evaluation.protocols import MultiScale, Slide, Whole
 
 
 class Pointwise(nn.Module):
-    """A network that sees one pixel of one frame at a time."""
+    """A network whose receptive field is a single pixel of a single frame."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class Pointwise(nn.Module):
 
 
 @torch.no_grad()
-def test_protocols_treat_the_frames_of_a_clip_as_they_treat_images():
+def test_protocols_treat_the_frames_of_a_clip_like_images():
     model, clip = Pointwise(), torch.rand(1, 3, 4, 20, 30)
     frames = clip[0].transpose(0, 1)
     for protocol in (Slide((16, 24)), Slide((40, 50)), MultiScale(Slide((16, 24)), scales=[0.5, 1.5])):
@@ -32,7 +32,7 @@ def test_protocols_treat_the_frames_of_a_clip_as_they_treat_images():
 
 
 class Live(TorchDispatchMode):
-    """The most bytes that tensors made under it held at one time."""
+    """Track the peak number of bytes held by tensors created in this mode."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Test protocols against what they must leave alone, and by their effect on networks that are known."""
+"""Test-time protocols preserve what they must, and have the expected effect on simple networks."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ccnet.models import create_model
 
 
 class Pointwise(nn.Module):
-    """A network that sees one pixel at a time: whatever a protocol does with windows and mirrors, it cannot tell."""
+    """A network whose receptive field is a single pixel, so that windows and flips cannot change its output."""
 
     def __init__(self):
         super().__init__()
@@ -37,8 +37,8 @@ def test_sliding_windows_cover_the_image_and_average(size):
 
 
 @torch.no_grad()
-def test_windows_lie_two_thirds_of_a_crop_apart_and_inside():
-    """769 pixels on 1024x2048, the authors' evaluation: 2 rows and 4 columns of windows, stride 513."""
+def test_windows_are_two_thirds_of_a_crop_apart_and_inside_the_image():
+    """The authors' evaluation, a crop of 769 on 1024x2048: 2 rows and 4 columns of windows with stride 513."""
     windows = [list(Slide((769, 769))._windows(side, 769)) for side in (1024, 2048)]
     assert [[(w.start, w.stop) for w in row] for row in windows] == [
         [(0, 769), (255, 1024)],
@@ -58,7 +58,7 @@ def test_overlapping_windows_are_averaged():
 
 
 @torch.no_grad()
-def test_one_window_or_one_scale_is_the_whole_image(network):
+def test_a_single_window_or_scale_equals_the_whole_image(network):
     image = torch.rand(1, 3, 41, 57)
     want = Whole()(network, image)
     assert torch.allclose(Slide((41, 57))(network, image), want, atol=1e-6)
@@ -78,8 +78,8 @@ def test_flip_is_undone_on_a_wide_image(network):
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
 @torch.no_grad()
-def test_scales_are_averaged_at_the_images_size(average):
-    """A plain image stays plain at every scale."""
+def test_scales_are_averaged_at_the_size_of_the_image(average):
+    """An image of one colour stays so at every scale."""
     model, image = Pointwise(), torch.rand(1, 3, 1, 1).expand(1, 3, 40, 60)
     got = MultiScale(Slide((16, 24)), scales=[0.5, 1.25], average=average)(model, image)
     want = Whole()(model, image)
@@ -87,7 +87,7 @@ def test_scales_are_averaged_at_the_images_size(average):
     assert set(model.seen) == {(16, 24), (40, 60)}
 
 
-def test_bad_settings_are_named():
+def test_errors_name_invalid_settings():
     with pytest.raises(ValueError, match=r"crop_size=\[0, 4\]"):
         Slide((0, 4))
     with pytest.raises(ValueError, match="scales is"):

@@ -1,4 +1,4 @@
-"""Every target that stood in conf/, or came from a published file, before this project was the package `ccnet`."""
+"""Every target in conf/ or in imported published files from before this project was the package `ccnet`."""
 
 # Part of the configuration -> former targets.
 FORMER_TARGETS = {

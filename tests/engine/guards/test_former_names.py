@@ -1,4 +1,4 @@
-"""Checkpoints from before this project was the package `ccnet` name classes that have moved since."""
+"""Checkpoints that predate the package `ccnet` refer to classes that have since moved."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from ccnet.models import list_models
 from ccnet.models.factory import build
 
 PAIRS = [(part, target) for part, targets in FORMER_TARGETS.items() for target in targets]
-# Classes whose own name has changed too, former -> present.
+# Classes that were also renamed, former -> current name.
 RENAMED = {"DirectHead": "PyramidHead", "GivenLosses": "DetectionLoss"}
 
 
@@ -40,7 +40,7 @@ def targets(node):
 
 
 def written(path, config, weights=None):
-    """Write a checkpoint whose configuration has former names."""
+    """Write a checkpoint whose configuration contains former names."""
     config = former_names(config)
     assert not any(target.startswith("ccnet") for target in targets(config))
     checkpoints.save(Checkpoint(weights or {"w": torch.ones(1)}, config, list("abcd"), [[0, 0, 0]] * 4, 1, {}), path)
@@ -48,7 +48,7 @@ def written(path, config, weights=None):
 
 
 @pytest.mark.parametrize(("part", "former"), PAIRS)
-def test_every_former_target_names_something_that_a_checkpoint_may_name(tmp_path, part, former):
+def test_every_former_target_maps_to_an_allowed_target(tmp_path, part, former):
     present = present_names({"_target_": former})
     found = get_object(present["_target_"])
     name = former.rpartition(".")[2]
@@ -90,7 +90,7 @@ def test_every_protocol_is_instantiated(tmp_path, protocol):
 
 
 @pytest.mark.parametrize("dataset", choices("dataset"))
-def test_every_data_set_is_named(tmp_path, dataset):
+def test_every_data_set_is_resolved(tmp_path, dataset):
     config = composed(f"dataset={dataset}")
     saved = checkpoints.load(written(tmp_path / "best.safetensors", config))
     assert saved.config == config
@@ -98,11 +98,11 @@ def test_every_data_set_is_named(tmp_path, dataset):
         samples = build_dataset(OmegaConf.create(saved.config["dataset"]), "val", lambda image, labels: (image, labels))
         assert samples[0][0].ndim == 3
     else:
-        with pytest.raises(InstantiationException, match=r"dataset\."):  # from the class, which looks for files
+        with pytest.raises(InstantiationException, match=r"dataset\."):  # raised by the class, which looks for files
             build_dataset(OmegaConf.create(saved.config["dataset"]), "val", None)
 
 
-def test_every_loss_optimizer_task_and_logger_is_named(tmp_path):
+def test_every_loss_optimizer_task_and_logger_is_resolved(tmp_path):
     seen = set()
     for group in ("loss", "optimizer", "task", "logger"):
         for choice in choices(group):

@@ -1,4 +1,4 @@
-"""Mutated checkpoints give labels or a clean error; see tests/fuzzing.py."""
+"""Mutated checkpoints yield predictions or a clean error; see tests/fuzzing.py."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def scratch(tmp_path_factory):
 
 
 def use(path):
-    """Label one small image, as evaluate.py and predict.py do with a checkpoint."""
+    """Segment one small image with a checkpoint, as evaluate.py and predict.py do."""
     saved = checkpoints.load(path)
     network = checkpoints.network(saved)
     crop = saved.setting("recipe.train_transform.crop_size")
@@ -61,7 +61,7 @@ def test_fuzzed_bytes_of_a_checkpoint(contents, scratch, data, name):
 @examples(60)
 @given(data=st.data())
 def test_fuzzed_content_of_a_checkpoint(run, scratch, data):
-    """Mutate the configuration above all, and the rest, in both kinds of file; the checksums are right."""
+    """Mutate mainly the configuration, but also the rest, of both kinds of file; the checksums are valid."""
     content = torch.load(run / "last.pt", weights_only=True)
     kept = {"weights": content.pop("weights"), "training": content.pop("training")}
     config = content["config"]
@@ -86,7 +86,7 @@ def test_fuzzed_content_of_a_checkpoint(run, scratch, data):
 
 
 def step_from(path, config, folder):
-    """Make one step from a checkpoint, whose training state may be empty, and save; return the iteration."""
+    """Take one step from a checkpoint, whose training state may be empty, and save; return the iteration."""
     saved = checkpoints.load(path)
     network = checkpoints.network(saved)
     algorithm = instantiate(config.optimizer.algorithm, network.parameters())
@@ -104,7 +104,7 @@ def step_from(path, config, folder):
 
 @pytest.fixture(scope="module")
 def begun(run, tmp_path_factory):
-    """Return each optimiser's configuration, and the content of its ``last.pt`` after one step."""
+    """Return the configuration of each optimiser and the content of its ``last.pt`` after one step."""
     found = {}
     for optimizer in ("adamw", "sgd", "sgd_steps"):
         config = composed("recipe.max_iters=3", f"optimizer={optimizer}")
@@ -117,7 +117,7 @@ def begun(run, tmp_path_factory):
 @examples(20)
 @given(data=st.data(), optimizer=st.sampled_from(["adamw", "sgd", "sgd_steps"]))
 def test_fuzzed_training_state(begun, scratch, data, optimizer):
-    """Mutate the state of optimiser, schedule and random generators; the checksums are right."""
+    """Mutate the state of the optimiser, schedule and random generators; the checksums are valid."""
     config, content = begun[optimizer]
     training = dict(content["training"])
     part = data.draw(st.sampled_from(["optimizer", "optimizer", "schedule", None]))
@@ -133,7 +133,7 @@ def test_fuzzed_training_state(begun, scratch, data, optimizer):
 @examples(12)
 @given(data=st.data())
 def test_fuzzed_header_of_a_safetensors_file(contents, scratch, data):
-    """Mutate the names, types, shapes and offsets of the tensors, which are JSON."""
+    """Mutate the JSON header: names, types, shapes and offsets of the tensors."""
     whole = contents["best.safetensors"]
     length = int.from_bytes(whole[:8], "little")
     header = json.dumps(data.draw(mutated(json.loads(whole[8 : 8 + length])))).encode()
@@ -150,7 +150,7 @@ def published():
 
 @pytest.fixture(scope="module")
 def published_bytes(published):
-    """Return a small .pth file, whose tensors have the right names and a shape of (1,)."""
+    """Return a small .pth file whose tensors have the correct names and the shape (1,)."""
     file = io.BytesIO()
     small = {key: tensor.flatten()[:1].clone() for key, tensor in published["mmseg"].items()}
     torch.save({"state_dict": small, "meta": {"iter": 1, "CLASSES": ["a", "b", "c"]}}, file)
@@ -194,7 +194,7 @@ def test_fuzzed_tensors_of_a_published_checkpoint(published, scratch, data, layo
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
-def test_the_unchanged_checkpoints_are_read(run, scratch, name):
-    """Otherwise every example might be refused for a reason of its own."""
+def test_unchanged_checkpoints_are_read(run, scratch, name):
+    """Otherwise every fuzzed example might be rejected for an unrelated reason."""
     assert clean(use, place(scratch, name, (run / name).read_bytes())).shape == (1, 33, 33)
     assert load_file(run / "best.safetensors")

@@ -1,4 +1,4 @@
-"""Mutated options and configurations give a run or a clean error; see tests/fuzzing.py."""
+"""Mutated options and configurations result in a run or a clean error; see tests/fuzzing.py."""
 
 import shutil
 import sys
@@ -40,7 +40,7 @@ _OVERRIDES = {
 }  # fmt: skip
 
 
-# Not those that ask for hours or for more memory than there is: these are a user's to ask for.
+# Excludes values that ask for hours or for too much memory: users may legitimately request those.
 _VALUES = st.one_of(
     st.sampled_from(
         ["-1", "0", "1", "3", "0.5", "-0.5", "nan", "inf", "-inf", "1e400", "true", "null", "a", "''", "[]", "[1]",
@@ -56,7 +56,7 @@ _VALUES = st.one_of(
 @given(changed=st.dictionaries(st.sampled_from(sorted(_OVERRIDES)), _VALUES,
                                min_size=1, max_size=2))  # fmt: skip
 def test_fuzzed_command_line(scratch, changed):
-    """Options give a run of one iteration or one message."""
+    """Options result in a run of one iteration or in a single message."""
     options = [f"{name}={value}" for name, value in (_OVERRIDES | changed).items() if name in changed or name[0] != "o"]
     folder = scratch / "train"
 
@@ -76,7 +76,7 @@ def test_fuzzed_command_line(scratch, changed):
 @examples(20)
 @given(data=st.data())
 def test_fuzzed_configuration(data):
-    """Build every part, as training does before its first step."""
+    """Build every component, as training does before its first step."""
     node = OmegaConf.to_container(composed("backbone.name=resnet10t"), resolve=False)
     parts = ("model", "dataset", "recipe", "loss", "optimizer", "protocol", "num_classes", "accumulate", "clip_norm")
     changed = data.draw(mutated({part: node[part] for part in parts}))
@@ -97,7 +97,7 @@ def test_fuzzed_configuration(data):
     clean(work)
 
 
-def test_the_unchanged_configuration_is_trained(scratch):
-    """Otherwise every example might be refused for a reason of its own."""
+def test_the_unchanged_configuration_trains(scratch):
+    """Otherwise every fuzzed example might be rejected for an unrelated reason."""
     options = [f"{name}={value}" for name, value in _OVERRIDES.items()]
     assert clean(training.train, composed(*options), scratch / "unchanged") is not None

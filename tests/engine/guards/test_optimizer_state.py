@@ -1,4 +1,4 @@
-"""A run resumes from the state of its own optimiser and schedule alone."""
+"""A run resumes only from a state that matches its optimiser and schedule."""
 
 from types import SimpleNamespace
 
@@ -25,8 +25,8 @@ from ccnet.engine.training.state import TrainingState
         (lambda kept: kept.update(wandb_id=3), "identity and wandb_id are no texts"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_before_a_step_writes_into_it(tmp_path, spoil, message):
-    """A fused step writes as many numbers into the state as the parameter has."""
+def test_a_mismatched_state_is_rejected_before_a_step_writes_into_it(tmp_path, spoil, message):
+    """A fused step writes as many elements into the state as the parameter has, even if the state is smaller."""
 
     def begin():
         layer = torch.nn.Linear(50, 40)

@@ -1,4 +1,4 @@
-"""A run writes down no secret of the environment."""
+"""A run writes no secrets from the environment to disk."""
 
 import subprocess
 
@@ -14,8 +14,8 @@ SECRETS = {
 }
 
 
-def test_a_run_writes_no_secret_of_the_environment(run_entry, tmp_path, monkeypatch):
-    """The remote of the repository holds a token, its changes a password; W&B writes its log offline."""
+def test_a_run_writes_no_secrets_from_the_environment(run_entry, tmp_path, monkeypatch):
+    """The git remote URL contains a token and the diff a password; W&B logs offline."""
     for command in (["init", "-q"], ["remote", "add", "origin", "https://ghp_remote:x-oauth-basic@github.com/x/y.git"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     (tmp_path / "settings.ini").write_text("password = diffsecret")
@@ -32,7 +32,7 @@ def test_a_run_writes_no_secret_of_the_environment(run_entry, tmp_path, monkeypa
             assert secret.encode() not in content, name
 
 
-def test_a_sweep_writes_no_secret_of_its_command_line(run_entry, tmp_path, monkeypatch):
+def test_a_sweep_writes_no_secrets_from_its_command_line(run_entry, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
     done = run_entry("train.py", "-m", *TINY, "+dataset.note=x,hf_qWeRtYuIoP", ok=False)
     assert "error: the command line holds the value of the environment variable HF_TOKEN" in str(done.returncode)
@@ -48,7 +48,7 @@ def test_a_sweep_writes_no_secret_of_its_command_line(run_entry, tmp_path, monke
         ("hydra.run.dir=hf_qWeRtYuIoP", "the folder holds the value of the environment variable HF_TOKEN"),
     ],
 )
-def test_a_secret_in_the_configuration_is_refused(run_entry, tmp_path, monkeypatch, option, message):
+def test_a_secret_in_the_configuration_is_rejected(run_entry, tmp_path, monkeypatch, option, message):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     done = run_entry("train.py", *TINY, option.replace("https:", "'https:") + ("'" if "https" in option else ""),

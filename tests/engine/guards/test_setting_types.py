@@ -1,4 +1,4 @@
-"""A setting of the wrong type or out of bounds gets one message."""
+"""A setting of the wrong type or out of bounds produces a single message."""
 
 import pytest
 from conftest import TINY
@@ -33,7 +33,7 @@ from conftest import TINY
         ("loss.weights.aux=[1]", "loss.weights is {'main': 1.0, 'aux': [1]}: give a mapping, each of it a number"),
     ],
 )
-def test_a_bad_value_gets_one_message(run_entry, tmp_path, option, message):
+def test_an_invalid_value_produces_a_single_message(run_entry, tmp_path, option, message):
     names = option.split("=")[0]
     done = run_entry("train.py", *(part for part in TINY if part.split("=")[0] != names), option, ok=False)
     assert f"error: {message}" in done.stderr

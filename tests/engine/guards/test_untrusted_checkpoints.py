@@ -1,4 +1,4 @@
-"""Untrusted checkpoints: they run no code, and they fill neither memory nor disk."""
+"""Untrusted checkpoints cannot run code or exhaust memory or disk."""
 
 import struct
 import zipfile
@@ -46,7 +46,7 @@ from ccnet.models.backbone import TimmBackbone
     ],
 )
 def test_a_config_cannot_hide_a_forbidden_target(tmp_path, monkeypatch, config, message):
-    """Each case is one that an earlier or a simpler check would miss; all are .pt, since JSON has fewer types."""
+    """An earlier or simpler check would miss each of these cases; all are .pt, since JSON has fewer types."""
     monkeypatch.chdir(tmp_path)
     path = stranger(tmp_path / "last.pt", config)
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
@@ -54,7 +54,7 @@ def test_a_config_cannot_hide_a_forbidden_target(tmp_path, monkeypatch, config, 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_deeply_nested_config_is_refused(tmp_path):
+def test_a_deeply_nested_config_is_rejected(tmp_path):
     node = {}
     for _ in range(200):
         node = {"x": node}
@@ -66,7 +66,7 @@ def test_a_deeply_nested_config_is_refused(tmp_path):
         checkpoints.load(tmp_path / "best.safetensors")
 
 
-def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+def test_an_archive_that_unpacks_to_more_than_its_size_is_rejected(tmp_path):
     stranger(tmp_path / "small.pt", {})
     with (
         zipfile.ZipFile(tmp_path / "small.pt") as given,
@@ -82,7 +82,7 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
 
 
 def test_a_network_larger_than_its_weights_is_not_built(tmp_path):
-    """One asks for a terabyte; the other for 5 GB, which the system would grant and later kill the process for."""
+    """One needs a terabyte; the other 5 GB, which the system would grant, only to kill the process later."""
     saved = Checkpoint({"w": torch.ones(2)}, small_config(channels=10**10), list("abcd"), [[0, 0, 0]] * 4, 1, {})
     with pytest.raises(ValueError, match=r"cannot be built from its config"):
         checkpoints.network(saved)
@@ -95,7 +95,7 @@ def test_a_network_larger_than_its_weights_is_not_built(tmp_path):
         import_checkpoint(tmp_path / "view.pth")
 
 
-def test_every_entry_point_refuses_an_untrusted_checkpoint(run_entry, tmp_path):
+def test_every_entry_point_rejects_a_malicious_checkpoint(run_entry, tmp_path):
     evil = stranger(tmp_path / "last.pt", {"model": {"backbone": {}, "head": NAMED}})
     write_pair(tmp_path / "in.png", tmp_path / "x.png", classes=2)
     for command in (
@@ -111,7 +111,7 @@ def test_every_entry_point_refuses_an_untrusted_checkpoint(run_entry, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_backbone_weights_that_are_more_than_tensors_are_refused_and_run_nothing(tmp_path):
+def test_backbone_weights_with_other_objects_than_tensors_are_rejected_and_run_no_code(tmp_path):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
@@ -124,7 +124,7 @@ def test_backbone_weights_that_are_more_than_tensors_are_refused_and_run_nothing
 
 
 def test_no_resolver_evaluates_code():
-    from ccnet import train  # noqa: F401, with everything that it imports
+    from ccnet import train  # noqa: F401, including everything it imports
 
     assert not OmegaConf.has_resolver("eval")
     sources = [path.read_text() for folder in ("engine", "data", "models", "losses", "kernels") for path in

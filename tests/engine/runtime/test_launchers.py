@@ -1,4 +1,4 @@
-"""Processes of launchers: runs in processes of their own, and their GPUs."""
+"""Launchers: runs in separate processes, and the GPUs assigned to them."""
 
 import os
 import signal
@@ -22,13 +22,13 @@ from ccnet.engine.runtime.stop_signals import EXIT_CODE
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by SIGKILL"),
     ],
 )
-def test_in_own_process_returns_the_result_or_says_how_the_process_ended(end, message):
+def test_in_own_process_returns_the_result_or_reports_how_the_process_ended(end, message):
     assert in_own_process(lambda: {"mIoU": 1.0}) == {"mIoU": 1.0}
     with pytest.raises(ChildProcessError, match=f"{message}.*resume=auto"):
         in_own_process(end)
 
 
-def test_parallel_runs_take_turns_with_the_gpus(monkeypatch):
+def test_parallel_runs_share_the_gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert choose_device("auto") == torch.device("cuda")

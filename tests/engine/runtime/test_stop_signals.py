@@ -1,4 +1,4 @@
-"""Requests to stop: a second signal, and jobs that are queued again."""
+"""Stop requests: a second signal, and jobs that are requeued."""
 
 import multiprocessing
 import os
@@ -10,11 +10,11 @@ import pytest
 from ccnet.engine.runtime.stop_signals import EXIT_CODE, StopRequest
 
 
-def test_a_second_signal_ends_the_process_at_once():
+def test_a_second_signal_ends_the_process_immediately():
     def twice():
         with StopRequest() as request:
             os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGINT)  # at once: the same request, passed on
+            os.kill(os.getpid(), signal.SIGINT)  # immediately: the same request, forwarded
             assert request.received == "SIGTERM"
             time.sleep(1.1)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Sweeps: the paper's tables, runs that fail, several at once, a search, jobs of Slurm."""
+"""Sweeps: the paper's tables, failing runs, parallel runs, hyperparameter search and Slurm jobs."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ def is_picture(path):
 
 
 def test_table_2_sweeps_the_recurrence():
-    """Cityscapes brings the category consistent loss, which only the last row has."""
+    """Cityscapes selects the category consistent loss by default, but only the last row uses it."""
     seen = []
     for own in jobs("recurrence"):
         config = composed("dataset=cityscapes", "num_classes=19", "backbone=beacons", "model.head.channels=16", *own)
@@ -109,7 +109,7 @@ def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
     assert f"begun     {tmp_path}/20, not finished" in said
 
 
-def test_overrides_of_any_type_name_the_runs(tmp_path):
+def test_runs_are_named_after_overrides_of_any_type(tmp_path):
     given = [
         [
             "+experiment=contexts/fcn",
@@ -131,7 +131,7 @@ def test_overrides_of_any_type_name_the_runs(tmp_path):
     assert {path.name for path in tmp_path.glob("sweep*.png")} == {"sweep.png", "sweep_recipe.lr.png"}
 
 
-def test_the_report_names_a_result_of_an_earlier_version(tmp_path):
+def test_the_report_names_a_result_from_an_earlier_version(tmp_path):
     results.write_result(tmp_path / "0", {"overrides": ["seed=1"], "mIoU": 50.0})
     with pytest.raises(ValueError, match=r"0/result.json has no overrides by option, an earlier version wrote it"):
         report(tmp_path)
@@ -139,7 +139,7 @@ def test_the_report_names_a_result_of_an_earlier_version(tmp_path):
 
 @contextmanager
 def failing(monkeypatch, *numbers):
-    """Let the runs of these numbers fail; yield the list of the numbers of all runs that train."""
+    """Make the runs with the given numbers fail; yield the list of numbers of all runs that train."""
     trained = []
 
     def flaky(config, split, transform):
@@ -220,7 +220,7 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'ccnet[joblib]'")
     folder, out = tmp_path / "sweep", tmp_path / "out"
     endless = ["recipe.max_iters=100000", "recipe.val_every=100000", "model.head.recurrence=0,1,2,3"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     with open(out, "w") as written:
         launcher = subprocess.Popen(
             [sys.executable, ROOT / "train.py", "-m", "hydra/launcher=parallel", *TINY, *endless, "num_workers=1",
@@ -244,7 +244,7 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
         run = next(run for worker in children(launcher.pid) for run in children(worker))
         os.kill(run, signal.SIGKILL)
         wait(lambda: under_way() == {"0", "1", "2"})
-        os.kill(launcher.pid, signal.SIGINT)  # the launcher alone
+        os.kill(launcher.pid, signal.SIGINT)  # only the launcher
         assert launcher.wait(10) == -signal.SIGINT
         wait(lambda: not members(launcher.pid))
     finally:
@@ -287,14 +287,14 @@ def test_an_extended_sweep_overwrites_no_run(tmp_path, monkeypatch):
     ("choice", "extra"),
     [("hydra/launcher=parallel", "joblib"), ("hydra/launcher=slurm", "slurm"), ("+sweep=search", "optuna")],
 )
-def test_a_missing_plugin_is_named(run_entry, monkeypatch, choice, extra):
+def test_an_error_names_a_missing_plugin(run_entry, monkeypatch, choice, extra):
     monkeypatch.setattr("ccnet.engine.sweeps.callback._installed", lambda package: False)
     done = run_entry("train.py", "-m", choice, *ONE_STEP, "seed=0,1", ok=False)
     assert f"pip install 'ccnet[{extra}]'" in str(done.returncode)
 
 
 def test_a_slurm_job_requests_a_signal_before_its_end(tmp_path, run_entry, monkeypatch):
-    """Everything up to sbatch, in whose place a script fails."""
+    """Everything runs up to sbatch, which is replaced by a script that fails."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'ccnet[slurm]'")
     for name in ("sbatch", "srun"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")

@@ -1,4 +1,4 @@
-"""Two processes that share each batch give the results of one process with the whole batch."""
+"""Two processes that split each batch get the same results as one process with the whole batch."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -30,9 +30,9 @@ OHEM = [
 
 
 def iterations(rank=0, number=1, overrides=(), count=ITERATIONS, spoilt=()):
-    """Return the terms of each iteration, then gradients and batch norm's statistics of the last one, in float64.
+    """Return the loss terms of each iteration, then gradients and batch norm statistics of the last one, in float64.
 
-    In iterations that are ``spoilt`` the last picture of the batch is no number.
+    In ``spoilt`` iterations the last image of the batch is NaN.
     """
     torch.manual_seed(1)
     config = composed("num_classes=4", *OHEM, *overrides)
@@ -46,7 +46,7 @@ def iterations(rank=0, number=1, overrides=(), count=ITERATIONS, spoilt=()):
         images = torch.rand(BATCH, 3, 33, 41, generator=generator, dtype=torch.float64)
         images[-1] *= float("nan") if iteration in spoilt else 1
         labels = torch.randint(0, 4, (BATCH, 33, 41), generator=generator)
-        labels[0, 5:] = 255  # the processes have unequal numbers of valid pixels
+        labels[0, 5:] = 255  # the processes have different numbers of valid pixels
         own = slice(rank * BATCH // number, (rank + 1) * BATCH // number)
         loss, parts, _ = train_step(
             task, forward, criterion, optimizer, images[own], labels[own],
@@ -69,7 +69,7 @@ def assert_close(one, two):
             assert torch.allclose(values, two[kind][name], rtol=0, atol=1e-6), name
 
 
-def test_a_run_on_the_second_gpu_makes_it_the_current_device(monkeypatch):
+def test_a_run_on_the_second_gpu_makes_it_current(monkeypatch):
     current = [torch.device("cuda", 0)]
 
     @contextmanager
@@ -92,7 +92,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert any("running_var" in name for name in one["state"])
 
 
-def test_all_processes_skip_a_step_that_is_nonfinite_in_one(tmp_path):
+def test_all_processes_skip_a_step_that_is_non_finite_in_one(tmp_path):
     before = iterations(count=2)["state"]
     first, second = together(partial(iterations, number=2, count=3, spoilt=[2]), tmp_path)
     assert not first["terms"][2]["loss"].isfinite()
@@ -117,7 +117,7 @@ class Pointwise(torch.nn.Module):
         return {"out": self.classify(images)}
 
 
-def test_accumulated_pieces_give_the_cross_entropy_of_the_batch():
+def test_accumulated_chunks_give_the_cross_entropy_of_the_batch():
     images, labels = torch.rand(4, 3, 9, 7), torch.randint(0, 4, (4, 9, 7))
     labels[:2, 1:] = 255
     task, criterion = instantiate(composed().task), WeightedSum({"main": CrossEntropy()}, {"main": 1.0})
@@ -146,13 +146,13 @@ def test_without_sync_each_process_uses_its_own_statistics(tmp_path, term):
     assert apart == other
 
 
-def test_a_batch_size_that_processes_cannot_share(tmp_path):
+def test_a_batch_size_that_processes_cannot_split_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"recipe.batch_size=4 is shared by 3 processes.* give a multiple of 3"):
         train_loader(Seeded(range(9), 0), batch_size=4, iterations=1, num_workers=0, processes=3)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_load_disjoint_parts_of_one_sequence(processes):
+def test_processes_load_disjoint_parts_of_the_same_sequence(processes):
     def batches(**share):
         loader = train_loader(Seeded(torch.arange(7), 5), batch_size=4, iterations=6, start=1, num_workers=0, **share)
         return torch.stack(list(loader))

@@ -31,14 +31,14 @@ def composed(*overrides):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a finished run of four iterations."""
+    """Return the folder of a finished run of four iterations."""
     folder = tmp_path_factory.mktemp("whole")
     training.train(composed(), folder)
     return folder
 
 
 def at_call(number, do, function):
-    """Return a function that first calls `do` at its `number`-th call."""
+    """Wrap `function` so that its `number`-th call first calls `do`."""
     calls = []
 
     def changed(*arguments, **named):
@@ -81,10 +81,10 @@ def test_a_signal_saves_the_run_and_resume_auto_continues_it(
     assert (found, saved.iteration) == (folder, iteration)
     training.train(composed(), folder, saved)
     assert same_weights(whole, folder)
-    assert (folder / "val.csv").read_text().count("\n") == 3  # the validation that was dropped has been done again
+    assert (folder / "val.csv").read_text().count("\n") == 3  # the validation that was lost has been repeated
 
 
-def test_resume_auto_says_which_checkpoints_it_skipped_and_why(whole, tmp_path, capsys):
+def test_resume_auto_reports_which_checkpoints_it_skipped_and_why(whole, tmp_path, capsys):
     for name in ("a", "b"):
         shutil.copytree(whole, tmp_path / name)
     (tmp_path / "b" / "last.pt").write_bytes((whole / "last.pt").read_bytes()[:5000])
@@ -126,7 +126,7 @@ def test_a_flipped_bit_in_the_tensors_is_detected(whole, tmp_path, name):
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint(whole, tmp_path):
-    """A limit on the size of files stands in for a full disk."""
+    """A file size limit simulates a full disk."""
     folder = shutil.copytree(whole, tmp_path / "run")
     saved = checkpoints.load(folder / "last.pt")
     names = sorted(path.name for path in folder.iterdir())
@@ -143,7 +143,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(whole, tmp_path):
 
 
 def nan_at(number):
-    """Return a training step whose images hold a NaN at the `number`-th call."""
+    """Return a training step whose images contain a NaN in the `number`-th call."""
     calls = []
 
     def step(task, model, criterion, optimizer, images, labels, **named):
@@ -173,7 +173,7 @@ def test_a_nan_loss_is_detected_before_a_checkpoint_is_written(tmp_path, monkeyp
     assert not (tmp_path / "last.pt").exists()
 
 
-def test_last_and_previous_checkpoint_are_of_different_iterations(whole, tmp_path):
+def test_last_and_previous_checkpoints_are_from_different_iterations(whole, tmp_path):
     saved = {name: checkpoints.load(whole / f"{name}.pt") for name in ("last", "previous")}
     assert [saved[name].iteration for name in ("last", "previous")] == [4, 2]
     folder = shutil.copytree(whole, tmp_path / "run")
@@ -181,7 +181,7 @@ def test_last_and_previous_checkpoint_are_of_different_iterations(whole, tmp_pat
     _, start = find_start(composed("resume=auto"), tmp_path / "new")
     training.train(composed(), folder, start)
     assert same_weights(whole, folder)
-    assert checkpoints.load(folder / "previous.pt").iteration == 2  # not what was damaged
+    assert checkpoints.load(folder / "previous.pt").iteration == 2  # not the damaged one
 
 
 def test_skip_nonfinite_allows_that_many_steps(tmp_path, monkeypatch, capsys):
@@ -216,7 +216,7 @@ class Greedy(torch.nn.Module):
         return {"out": images.new_empty(2**57)}
 
 
-def test_out_of_memory_says_what_to_turn_down():
+def test_an_out_of_memory_error_says_what_to_reduce():
     images, labels = torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Training steps: fused optimisers equal plain ones, nonfinite steps change nothing, the host never waits."""
+"""Training steps: fused optimisers match plain ones, non-finite steps change nothing, the host never waits."""
 
 import copy
 
@@ -22,7 +22,7 @@ LOSSES = ("ce", "ce_ohem", "ce_ccl")
 
 
 def parts(*overrides, memory_format=torch.channels_last):
-    """Task, network, criterion, optimiser, images, labels of a tiny run."""
+    """Return the task, network, criterion, optimiser, images and labels of a tiny run."""
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=[*TINY, "num_classes=4", "model.head.dropout=0", *overrides])
     model = build(config.model).train().to(memory_format=memory_format)
@@ -33,7 +33,7 @@ def parts(*overrides, memory_format=torch.channels_last):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_fused_optimiser_equals_the_plain_one_also_after_resuming(name):
+def test_a_fused_optimiser_equals_the_plain_one_even_after_resuming(name):
     made = {}
     for fused in (True, False):
         torch.manual_seed(0)
@@ -41,7 +41,7 @@ def test_a_fused_optimiser_equals_the_plain_one_also_after_resuming(name):
         train_step(task, model, criterion, optimizer, *batch)
         state = TrainingState(model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1), "")
         kept = copy.deepcopy(optimizer.state_dict())
-        for entry in kept["state"].values():  # as a checkpoint from JAX has them: in the usual order in memory
+        for entry in kept["state"].values():  # contiguous, as in a checkpoint from JAX
             entry |= {key: value.contiguous() for key, value in entry.items() if value.ndim}
         training = {
             "optimizer": kept,
@@ -55,7 +55,7 @@ def test_a_fused_optimiser_equals_the_plain_one_also_after_resuming(name):
         assert any(not parameter.is_contiguous() for parameter in model.parameters())
         made[fused] = model.state_dict()
     for key, value in made[False].items():
-        if not key.endswith("key_conv.bias"):  # the softmax does not see it: its gradient is noise about zero
+        if not key.endswith("key_conv.bias"):  # the softmax is invariant to it: its gradient is noise around zero
             assert torch.allclose(value, made[True][key], rtol=1e-4, atol=1e-5), key
 
 
@@ -71,7 +71,7 @@ def spoil_gradient(images, model):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
-def test_a_nonfinite_step_changes_nothing(name, fused, spoil):
+def test_a_non_finite_step_changes_nothing(name, fused, spoil):
     for steps_before in (0, 2):
         parts_ = parts(f"optimizer={name}", f"optimizer.algorithm.fused={fused}")
         task, model, criterion, optimizer, images, labels = parts_
@@ -89,7 +89,7 @@ def test_a_nonfinite_step_changes_nothing(name, fused, spoil):
 
 
 class NobodyWaits(TorchDispatchMode):
-    """Raise at operations that synchronise with the device."""
+    """Raise AssertionError in operations that synchronise with the device."""
 
     ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "item", "unique")
 
@@ -104,10 +104,10 @@ class NobodyWaits(TorchDispatchMode):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_step_never_synchronises_with_the_device(loss, monkeypatch):
-    # On a CPU the category consistent loss looks at the labels' range, where that costs no waiting.
+    # On a CPU the category consistent loss checks the range of the labels, which costs no synchronisation there.
     monkeypatch.setattr("ccnet.losses.category_consistent.is_readable", lambda array: False)
     given = parts(f"loss={loss}", "model=ccnet")
-    train_step(*given, clip_norm=1.0)  # the first one asks whether it may begin
+    train_step(*given, clip_norm=1.0)  # the first step checks whether training may start
     with NobodyWaits():
         outcome = train_step(*given, clip_norm=1.0, accumulate=2, keep_buffers=True)
     with pytest.raises(AssertionError, match="waits for the device"), NobodyWaits():

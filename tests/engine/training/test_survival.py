@@ -1,7 +1,7 @@
-"""Runs as real processes that are killed or stopped, lose a worker or run out of disk space, and are resumed.
+"""Runs in real processes that are killed or stopped, lose a worker or run out of disk space, and are resumed.
 
-``KILLS=20 python -m pytest -s tests/engine/training/test_survival.py -k kill_9`` starts ``python train.py`` again after
-each of twenty kills and prints when they came; ``results/survival.md`` has such a table.
+``KILLS=20 python -m pytest -s tests/engine/training/test_survival.py -k kill_9`` restarts ``python train.py`` after
+each of twenty kills and prints when they occurred; ``results/survival.md`` contains such a table.
 """
 
 import csv
@@ -40,9 +40,9 @@ STARTED = []
 
 
 class Run:
-    """A process of ``train.py`` and the processes that it starts.
+    """A ``train.py`` process and its child processes.
 
-    It is forked from a server that has imported torch, which takes seconds; or it is a ``python train.py``.
+    It is either forked from a server that has already imported torch, which takes seconds, or a ``python train.py``.
     """
 
     def __init__(self, folder, *arguments, command=None, environment=(), hook=None):
@@ -82,12 +82,12 @@ class Run:
 
     @property
     def iteration(self):
-        """Of the newest line in the log."""
+        """The iteration in the latest row of the log."""
         lines = rows(self.folder / "runs" / "new" / "train.csv")
         return int(lines[-1]["iteration"]) if lines else 0
 
     def until(self, condition, timeout=90):
-        """Wait for it; false if the process ends before."""
+        """Wait for ``condition``; return False if the process ends first."""
         end = time.monotonic() + timeout
         while not condition():
             if not self.running:
@@ -97,17 +97,17 @@ class Run:
         return True
 
     def signal(self, number, *, all=True):
-        """All processes, as clusters do, or the first one."""
-        own_group = all and os.getpgid(self.pid) == self.pid  # not yet at its very start
+        """Send a signal to all processes, as clusters do, or only to the first one."""
+        own_group = all and os.getpgid(self.pid) == self.pid  # false if the process has only just started
         (os.killpg if own_group else os.kill)(self.pid, number)
 
     def hold(self):
-        """Stop it, so that nothing changes while one looks."""
+        """Pause the process so that nothing changes during inspection."""
         self.signal(signal.SIGSTOP, all=False)
         self.until(lambda: Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T", 20)
 
     def held_while_writing(self):
-        """Hold it where a part of a checkpoint is on the disk; false if it ends before."""
+        """Pause the process while a checkpoint is partly written; return False if it ends first."""
         part = self.folder / "runs" / "new" / PART
         while self.until(part.exists):
             self.hold()
@@ -117,10 +117,10 @@ class Run:
         return False
 
     def wait(self, timeout=90):
-        """The exit code, once none of its processes is left."""
+        """Wait until none of its processes is left and return the exit code."""
         self.until(lambda: not self.running, timeout)
         code = self._process.wait() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
-        end = time.monotonic() + 15  # data workers look every five seconds whether their parent lives
+        end = time.monotonic() + 15  # data workers check every five seconds whether their parent is alive
         while members(self.pid):
             assert time.monotonic() < end, f"left behind: {members(self.pid)}"
             time.sleep(0.05)
@@ -133,7 +133,7 @@ def _train(output, folder, arguments, environment, hook):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ |= environment
-    multiprocessing.set_start_method("fork", force=True)  # not this server's way, which data workers would take too
+    multiprocessing.set_start_method("fork", force=True)  # data workers must not inherit the server's start method
     os.chdir(folder)
     sys.argv = [str(ROOT / "train.py"), *arguments]
     if hook:
@@ -192,14 +192,14 @@ def _nothing_left_behind():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of the uninterrupted run."""
+    """Return the folder of the uninterrupted run."""
     run = Run(tmp_path_factory.mktemp("whole"))
     assert run.wait() == 0, run.text
     return run.folder / "runs" / "new"
 
 
 def hold_between_renames():
-    """Wait between the renaming of last.pt to previous.pt and that of the new file to last.pt."""
+    """Wait between renaming last.pt to previous.pt and renaming the new file to last.pt."""
     replace, seen = os.replace, []
 
     def held(source, target):
@@ -228,7 +228,7 @@ def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tm
             assert run.until(lambda: (folder / PART).exists() and not (folder / checkpoints.LAST).exists())
             run.hold()
         else:
-            if generator.random() < 0.8:  # else already while it starts
+            if generator.random() < 0.8:  # otherwise kill it during startup
                 assert run.until(lambda: "parameters on" in run.text)  # noqa: B023
             start, at = run.iteration, time.monotonic() + generator.uniform(0, 3)
             run.until(lambda: time.monotonic() > at or run.iteration > start + 3)  # noqa: B023
@@ -252,7 +252,7 @@ def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tm
 
 
 def test_a_request_to_stop_saves_and_exits_with_75_at_any_moment(whole, tmp_path):
-    """All processes of the run receive the signal, and wrappers may send it twice."""
+    """All processes of the run receive the signal, and wrapper scripts may send it twice."""
     folder = tmp_path / "runs" / "new"
     early = Run(tmp_path, command=[sys.executable])
     time.sleep(1)
@@ -300,7 +300,7 @@ def test_workers_ignore_signals_from_their_first_moment():
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def test_a_killed_worker_ends_the_run_with_one_message(whole, tmp_path):
+def test_a_killed_worker_ends_the_run_with_a_single_message(whole, tmp_path):
     run = Run(tmp_path)
     assert run.until(lambda: run.iteration >= 2), run.text
     os.kill(children(run.pid)[0], signal.SIGKILL)
@@ -317,7 +317,7 @@ def test_a_killed_worker_ends_the_run_with_one_message(whole, tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder on a disk of 32 MiB."""
+    """Return a folder on a 32 MiB disk."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -329,7 +329,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_ends_the_run_with_one_message_and_the_run_resumes(whole, disk):
+def test_a_full_disk_ends_the_run_with_a_single_message_and_the_run_resumes(whole, disk):
     folder = disk / "runs" / "new"
     run = Run(disk, "logger=wandb")
     assert run.until(lambda: run.iteration >= 2), run.text
@@ -416,7 +416,7 @@ def break_a_picture_of_the_second():
 
 
 def signalled_at_fourth(number, ranks):
-    """Send a signal to the processes of `ranks` in their fourth step."""
+    """Send a signal to the processes in `ranks` in their fourth step."""
     import ccnet.engine.training.torch_step
 
     step, steps = ccnet.engine.training.torch_step.train_step, []
@@ -430,7 +430,7 @@ def signalled_at_fourth(number, ranks):
     ccnet.engine.training.torch_step.train_step = signalled
 
 
-def test_two_processes_resume_after_one_of_them_has_gone(tmp_path):
+def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
     unbroken = pair(tmp_path / "whole")
     broken = pair(tmp_path / "own", hook=break_a_picture_of_the_second)
     assert [run.wait() for run in broken] == [1, 1], broken[0].text + broken[1].text

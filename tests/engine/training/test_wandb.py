@@ -1,4 +1,4 @@
-"""Weights & Biases without a network, with one that fails, and when a run is resumed; with a fake server."""
+"""Weights & Biases without a network, with a failing network, and in resumed runs, against a fake server."""
 
 import json
 import os
@@ -18,7 +18,7 @@ LOGGED = [*TINY, "logger=wandb", "logger.timeout=2"]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """As much of W&B's server as a run needs; it keeps the history and the attributes of each run."""
+    """A minimal fake of the W&B server that records the history and attributes of each run."""
 
     protocol_version = "HTTP/1.1"
 
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.history, server.about = {}, []
-    server.handle_error = lambda *_: None  # connections that a killed run leaves
+    server.handle_error = lambda *_: None  # connections left by a killed run
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -86,7 +86,7 @@ def server():
 
 
 def without_tables():
-    """Leave out tables: they are artifacts, which the fake server does not accept."""
+    """Disable tables: they are artifacts, which the fake server does not accept."""
     from ccnet.engine.training.wandb_logger import WandbRun
 
     WandbRun.validation = lambda *_: None
@@ -116,7 +116,7 @@ def test_a_resumed_run_continues_its_wandb_run(server, tmp_path):
 
 
 def test_a_signal_that_also_ends_wandb_loses_nothing(tmp_path):
-    """Slurm signals all processes of a job."""
+    """Slurm sends the signal to all processes of a job."""
     run = Run(tmp_path, *LOGGED, "recipe.max_iters=60")
     assert run.until(lambda: run.iteration >= 3), run.text
     for pid in children(run.pid):
@@ -127,7 +127,7 @@ def test_a_signal_that_also_ends_wandb_loses_nothing(tmp_path):
     assert newest(tmp_path / "runs" / "new").iteration >= 3
 
 
-def test_without_a_network_a_run_goes_on_offline_after_the_timeout(tmp_path):
+def test_without_a_network_a_run_continues_offline_after_the_timeout(tmp_path):
     environment = KEY | {"WANDB_BASE_URL": "http://127.0.0.1:9"}
     run = Run(tmp_path, *LOGGED, "logger.mode=online", environment=environment)
     assert run.wait() == 0, run.text
@@ -146,13 +146,13 @@ def test_a_lost_network_does_not_delay_the_run(server, tmp_path):
     assert "wandb sync" in run.text
 
 
-def test_online_without_a_key_is_an_error_and_not_a_prompt(tmp_path):
+def test_online_without_a_key_is_an_error_rather_than_a_prompt(tmp_path):
     run = Run(tmp_path, *LOGGED, "logger.mode=online", environment={"HOME": str(tmp_path)})
     assert run.wait() == 1
     assert "error: logger.mode=online, but there is no key" in run.text
 
 
-def test_the_runs_of_a_sweep_are_one_group_also_when_resumed(run_entry, tmp_path, monkeypatch):
+def test_the_runs_of_a_sweep_form_one_group_even_when_resumed(run_entry, tmp_path, monkeypatch):
     import wandb
 
     started, init = [], wandb.init
@@ -168,7 +168,7 @@ def test_the_runs_of_a_sweep_are_one_group_also_when_resumed(run_entry, tmp_path
     assert started == [(f"ablation/{number}", "ablation") for number in range(3)]
 
 
-def test_offline_parts_of_a_run_become_one_when_synchronised(server, tmp_path):
+def test_offline_parts_of_a_run_are_merged_when_synchronised(server, tmp_path):
     for command in (Run(tmp_path, *LOGGED, "recipe.max_iters=8", hook=without_tables), None):
         run = command or Run(tmp_path, *LOGGED, "recipe.max_iters=8", hook=without_tables)
         if command:
