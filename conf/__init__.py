@@ -1,4 +1,4 @@
-"""The Hydra configuration of every entry point, and where it is installed."""
+"""The Hydra configuration of every entry point, and its location."""
 
 from pathlib import Path
 

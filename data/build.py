@@ -16,17 +16,17 @@ def build_dataset(config: DictConfig, split: str, transform: Callable[..., Any] 
     Args:
         config: the ``dataset`` node.
         split: "train", "val" or the name of another node in it.
-        transform: (image, annotations) -> (image, annotations); None leaves them as stored.
+        transform: (image, annotations) -> (image, annotations); None returns them as stored.
 
     Raises:
-        ValueError: the data set has no such split, or the transform is not one.
+        ValueError: the data set has no such split, or the transform is not callable.
     """
     if not isinstance(config.get(split), DictConfig):
         nodes = [str(name) for name, node in config.items() if isinstance(node, DictConfig) and "_target_" in node]
         raise ValueError(f"this data set has no split {split!r}: choose one of {', '.join(nodes)}")
     if not (transform is None or callable(transform)):
         raise ValueError(
-            f"recipe.train_transform is {transform}: give it a _target_, such as ccnet.data.transforms.train_transform"
+            f"recipe.train_transform is {transform}: set its _target_, such as ccnet.data.transforms.train_transform"
         )
     root = {"root": root_of(config)} if "root" in config else {}
     return instantiate(config[split], transform=transform, **root)

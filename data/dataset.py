@@ -1,4 +1,4 @@
-"""The interface of data sets that training, evaluation and drawing use. Imports no torch."""
+"""The data-set interface that training, evaluation and drawing rely on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORE_INDEX = 255  # the label of pixels that are neither trained on nor scored
+IGNORE_INDEX = 255  # the label of pixels excluded from training and scoring
 
 
 @runtime_checkable
@@ -26,7 +26,7 @@ class ImageDataset(Protocol):
         ...
 
     def name(self, index: int, /) -> str:
-        """Return the name of image ``index``, without suffix, for files made from it."""
+        """Return the name of image ``index`` without suffix, used to name output files."""
         ...
 
     def __len__(self) -> int:
@@ -40,27 +40,27 @@ class ImageDataset(Protocol):
 
 @runtime_checkable
 class SegmentationDataset(ImageDataset, Protocol):
-    """A map-style data set of images, or of clips of T frames, with a class for every pixel."""
+    """A map-style data set of images, or of clips of T frames, with a class label for every pixel."""
 
     @property
     def ignore_index(self) -> int:
-        """The label of pixels that are neither trained on nor scored."""
+        """The label of pixels excluded from training and scoring."""
         ...
 
     @property
     def has_labels(self) -> bool:
-        """False for a test split whose labels the benchmark keeps: every pixel is ``ignore_index``."""
+        """False for a test split whose labels are not public: every pixel is then ``ignore_index``."""
         ...
 
     @property
     def result_values(self) -> Sequence[int]:
-        """The K pixel values that stand for the classes in the benchmark's result files."""
+        """The K pixel values that represent the classes in the benchmark's result files."""
         ...
 
     def read(self, index: int, /) -> tuple[Tensor, Tensor]:
-        """Return image and labels as stored, before the transform: uint8 (3, H, W) and (H, W).
+        """Return the image and its labels as stored, before the transform: uint8 (3, H, W) and (H, W).
 
-        A clip has uint8 (T, 3, H, W) and (T, H, W).
+        Clips are uint8 (T, 3, H, W) and (T, H, W).
 
         Raises:
             OSError: a file is missing.
@@ -69,9 +69,9 @@ class SegmentationDataset(ImageDataset, Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
-        """Return image and labels after the transform.
+        """Return the image and its labels after the transform.
 
-        The image is RGB float32 (3, H, W) in [0, 1], the labels are int64 (H, W) in [0, K) or ``ignore_index``. A clip
-        has (3, T, H, W) and (T, H, W), and only its last frame has labels.
+        The image is RGB float32 (3, H, W) in [0, 1], the labels are int64 (H, W) in [0, K) or ``ignore_index``. Clips
+        are (3, T, H, W) and (T, H, W), and only the last frame is labelled.
         """
         ...

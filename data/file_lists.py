@@ -1,4 +1,4 @@
-"""Paths of images and labels: from lists of names, by matching names, and checked to be there."""
+"""Paths of images and labels: read from lists, matched by name, and checked for existence."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -9,12 +9,12 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 def read_list(path: Path) -> list[tuple[str, list[str]]]:
     """Return (place, words) for each non-empty line of a text file, such as a list of image names.
 
-    The place is "FILE, line NUMBER", for messages.
+    The place is "FILE, line NUMBER", for error messages.
     """
     try:
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from error
     listed = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
     if not listed:
         raise ValueError(f"{path} lists no images")
@@ -22,30 +22,30 @@ def read_list(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def inside(root: Path, name: str, place: str) -> Path:
-    """Return ``root / name`` for a name from an untrusted list; raise ValueError if it leads out of ``root``.
+    """Return ``root / name`` for a name from an untrusted list; raise ValueError if it points outside ``root``.
 
-    Only the text of the name counts: links in ``root`` are the user's own and may lead anywhere.
+    The check is purely lexical: symbolic links in ``root`` are the user's own and may point anywhere.
 
     Args:
-        root: the data set's folder, or one in it.
+        root: the folder of the data set, or a subfolder.
         name: a relative path.
-        place: the list and the line, for the message.
+        place: the list and the line number, for the message.
     """
     path = PurePath(name)
     if path.is_absolute() or path.drive or ".." in path.parts:
-        raise ValueError(f"{place}: {name!r} leads out of {root}: name files in that folder, by relative paths")
+        raise ValueError(f"{place}: {name!r} points outside {root}: use relative paths to files in that folder")
     return root / path
 
 
 def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Pair the images in one folder with the label images in another that have the same name without suffix.
+    """Pair each image in one folder with the label image in another that has the same name without suffix.
 
     Raises:
         FileNotFoundError: there are no images, or some have no label image.
     """
     paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise FileNotFoundError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise FileNotFoundError(f"{images} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     found = {path.relative_to(labels).with_suffix(""): path for path in labels.rglob("*.png")}
     stems = [path.relative_to(images).with_suffix("") for path in paths]
     without = [path for path, stem in zip(paths, stems, strict=True) if stem not in found]
@@ -58,14 +58,14 @@ def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
 
 
 def check_files(pairs: Sequence[tuple[Path, Path | None]], source: str) -> list[tuple[Path, Path | None]]:
-    """Return ``pairs``; raise FileNotFoundError with the names of the files that are missing.
+    """Return ``pairs``; raise FileNotFoundError, naming the missing files, unless all files exist.
 
     Args:
         source: the list or folder that the pairs come from, for the message.
     """
     missing = [path for pair in pairs for path in pair if path is not None and not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"{source} names {len(missing)} files that are missing: {_first(missing)}")
+        raise FileNotFoundError(f"{source}: missing images or label images ({len(missing)}): {_first(missing)}")
     return list(pairs)
 
 

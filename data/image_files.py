@@ -1,4 +1,4 @@
-"""Decoding of image files. They are untrusted: sizes are checked before decoding, and few formats are tried."""
+"""Decoding of untrusted image files: sizes are checked before decoding, and only a few formats are accepted."""
 
 import functools
 import threading
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from .size_limit import ImageTooLarge, check_size
 
-# The formats of IMAGE_SUFFIXES in file_lists.py. Pillow knows more, and runs Ghostscript for one of them.
+# The formats of IMAGE_SUFFIXES in file_lists.py. Pillow supports more, and runs Ghostscript for one of them.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-RGB_PNG, GREY_PNG = bytes([8, 2]), bytes([8, 0])  # bit depth and colour type in a PNG's header
+RGB_PNG, GREY_PNG = bytes([8, 2]), bytes([8, 0])  # bit depth and colour type in the PNG header
 
 
 class UnreadableImage(ValueError):
-    """A file that is not an image, or not a complete one."""
+    """A file that is not an image, or is truncated."""
 
 
 def read_image(path: Path) -> Tensor:
-    """Return an image file as RGB uint8 (3, H, W), rotated upright as its EXIF orientation says.
+    """Read an image file as RGB uint8 (3, H, W), with its EXIF orientation applied.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UnreadableImage: the file is not an image, or is truncated.
         ImageTooLarge: see :func:`~ccnet.data.size_limit.check_size`.
     """
@@ -39,7 +39,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def open_upright(path: Path) -> Image.Image:
-    """Return the decoded image, rotated as its EXIF orientation says: cameras set it, and masks may inherit it."""
+    """Decode an image and apply its EXIF orientation, which cameras set and masks may inherit."""
     try:
         with _pillow_limit_lifted(), Image.open(path, formats=_FORMATS) as image:
             check_size(image.height, image.width, path)
@@ -49,8 +49,8 @@ def open_upright(path: Path) -> Image.Image:
         raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
-    except Exception as error:  # each of Pillow's decoders fails in its own way
-        raise UnreadableImage(f"{path} cannot be read as an image, it may be truncated: {error}") from error
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions
+        raise UnreadableImage(f"{path} cannot be read as an image and may be truncated: {error}") from error
 
 
 _lifting = threading.Lock()
@@ -58,7 +58,7 @@ _lifting = threading.Lock()
 
 @contextmanager
 def _pillow_limit_lifted() -> Iterator[None]:
-    """Lift Pillow's own limit, which is global and lower than this project's; its message warns of an attack."""
+    """Lift Pillow's own limit, which is global, lower than this project's, and reported as a possible attack."""
     with _lifting:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -68,15 +68,15 @@ def _pillow_limit_lifted() -> Iterator[None]:
 
 
 def png_decoder() -> str:
-    """Return the name of the decoder of 8-bit RGB and grey PNGs: "pywuffs" if it is installed, else "Pillow"."""
+    """Return the name of the decoder for 8-bit RGB and grey PNGs: "pywuffs" if it is installed, else "Pillow"."""
     return "pywuffs" if _wuffs_decoder(RGB_PNG) else "Pillow"
 
 
 def decode_png(path: Path, kind: bytes) -> np.ndarray | None:
-    """Decode a PNG with pywuffs into uint8 (H, W, channels); return None where Pillow has to decode it.
+    """Decode a PNG with pywuffs into uint8 (H, W, channels); return None if Pillow has to decode it.
 
     Args:
-        kind: ``RGB_PNG`` or ``GREY_PNG``; Pillow decodes all others.
+        kind: ``RGB_PNG`` or ``GREY_PNG``, the kind to decode; any other PNG is left to Pillow.
     """
     decoder = _wuffs_decoder(kind) if path.suffix.lower() == ".png" else None
     if decoder is None or not path.is_file():
@@ -91,7 +91,7 @@ def decode_png(path: Path, kind: bytes) -> np.ndarray | None:
 
 @functools.cache
 def _wuffs_decoder(kind: bytes) -> Any:
-    """Return a decoder of the optional pywuffs (``pip install -e '.[fast]'``), twice as fast as Pillow, or None."""
+    """Return a decoder from pywuffs (``pip install -e '.[fast]'``), twice as fast as Pillow; None if not installed."""
     try:
         from pywuffs import ImageDecoderType, PixelFormat  # pyright: ignore[reportMissingImports]
         from pywuffs.aux import ImageDecoder, ImageDecoderConfig  # pyright: ignore[reportMissingImports]

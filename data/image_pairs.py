@@ -1,4 +1,4 @@
-"""The base of all data sets whose images and label images are files."""
+"""The base class of data sets whose images and label images are files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ PairTransform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tens
 
 
 class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
-    """Image files and their label images: a :class:`~ccnet.data.dataset.SegmentationDataset`.
+    """A :class:`~ccnet.data.dataset.SegmentationDataset` of image files and their label images.
 
     Args:
-        pairs: (image, label image) paths; None instead of a label image in a split without labels.
+        pairs: (image, label image) paths; the label image is None in a split without labels.
         classes: K names, in label order.
         palette: K RGB triples.
         label_ids: as in :class:`~ccnet.data.label_files.LabelReader`; None if the values in the files are class
             indices, with 255 for ignored pixels.
         result_values: the K values in the benchmark's result files; the class indices by default.
-        transform: applied to the pair that ``read`` returns; None leaves it as it is.
+        transform: applied to the pair that ``read`` returns; None returns the pair unchanged.
     """
 
     ignore_index = IGNORE_INDEX
@@ -63,7 +63,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         return all(label is not None for _, label in self.pairs)
 
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Return image and labels as stored; without a label image, every pixel is ignored."""
+        """Return the image and its labels as stored; without a label image, every pixel is ``IGNORE_INDEX``."""
         image_path, label_path = self.pairs[index]
         image = read_image(image_path)
         if label_path is None:
@@ -73,7 +73,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         if image.shape[1:] != label.shape:
             raise ValueError(
                 f"{label_path} has {label.shape[1]}x{label.shape[0]} pixels and {image_path} "
-                f"{image.shape[2]}x{image.shape[1]}: a label image must have the size of its image"
+                f"{image.shape[2]}x{image.shape[1]}: a label image must be the same size as its image"
             )
         return tv_tensors.Image(image), tv_tensors.Mask(label)
 

@@ -1,4 +1,4 @@
-"""Read a whole data set and report its contents and its faults."""
+"""Read a whole data set and report its contents and problems."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .dataset import SegmentationDataset
 
-_VALUES = 256  # of a label image, uint8
+_VALUES = 256  # the possible values of a uint8 label image
 
 
 @dataclass
@@ -22,8 +22,8 @@ class DatasetReport:
     Attributes:
         sizes: the number of images of each size (H, W).
         pixels: the number of pixels of each label value, 0 to 255.
-        pixels_with: the number of pixels, of any value, in the images in which the value occurs.
-        problems: one line per sample that is wrong.
+        pixels_with: for each label value, the total number of pixels in the images that contain it.
+        problems: one line per invalid sample.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -32,11 +32,11 @@ class DatasetReport:
     problems: list[str] = field(default_factory=list)
 
     def add(self, size: tuple[int, ...] | None, counts: np.ndarray, problem: str | None) -> None:
-        """Count one image, or note its problem.
+        """Count one image, or record its problem.
 
         Args:
             size: the image's (H, W).
-            counts: the number of its pixels of each label value.
+            counts: the image's number of pixels of each label value.
             problem: why it cannot be used; None if it can.
         """
         if problem or size is None:
@@ -47,17 +47,17 @@ class DatasetReport:
         self.pixels_with += np.where(counts > 0, counts.sum(), 0)
 
     def weights(self, number: int) -> np.ndarray:
-        """Return median-frequency weights (K,): the median of the classes' frequencies over each class's own.
+        """Return median-frequency weights (K,): the median class frequency divided by each class's frequency.
 
-        The frequency of a class is its share of the pixels of those images in which it occurs (Eigen and Fergus,
-        ICCV 2015). The weight is NaN for a class that does not occur.
+        The frequency of a class is its fraction of the pixels in the images that contain it (Eigen and Fergus, ICCV
+        2015). The weight of a class that does not occur is NaN.
         """
         pixels, pixels_with = self.pixels[:number], self.pixels_with[:number]
         frequency = np.where(pixels > 0, pixels / np.maximum(pixels_with, 1), np.nan)
         return np.nanmedian(frequency) / frequency if (pixels > 0).any() else frequency
 
     def class_rows(self, classes: Sequence[str], ignore_index: int) -> list[tuple[str, float, float, float]]:
-        """Return a row per class, and one of ignored pixels, for a table with the columns of ``CLASS_COLUMNS``."""
+        """Return the rows of a ``CLASS_COLUMNS`` table: one per class, and one for ignored pixels."""
         total = max(int(self.pixels.sum()), 1)
         labels = [*range(len(classes)), ignore_index]
         weights = [*self.weights(len(classes)).tolist(), float("nan")]
@@ -67,12 +67,12 @@ class DatasetReport:
         ]
 
 
-# Name; its share of all pixels; the share of all pixels that lies in images with the class; its weight.
+# Name; percentage of all pixels; percentage of all pixels that lie in images containing the class; weight.
 CLASS_COLUMNS = ("class", "percent", "pictures_percent", "weight")
 
 
 def inspect_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, title: str = "check") -> DatasetReport:
-    """Read every image and label image of a data set in `num_workers` processes."""
+    """Read every image and label image of a data set with ``num_workers`` processes and report what was found."""
     report = DatasetReport()
     loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
     for found in tqdm(loader, desc=title, dynamic_ncols=True):
@@ -81,7 +81,7 @@ def inspect_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, title
 
 
 def still(array: Tensor, ndim: int = 2) -> Tensor:
-    """Return an image or labels of `ndim` axes unchanged; of a clip, the last frame, which has the labels."""
+    """Return an image or labels with ``ndim`` axes unchanged; of a clip, return the last frame, the labelled one."""
     return array.as_subclass(Tensor) if array.ndim == ndim else array.as_subclass(Tensor)[-1]
 
 

@@ -1,4 +1,4 @@
-"""Label files, whose pixels hold class numbers or colours."""
+"""Label images, whose pixels hold class numbers or colours."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +13,11 @@ _UNKNOWN = 254  # marks pixels whose value is not a label of the data set
 
 
 class LabelReader:
-    """Reads label files and maps their values to class indices.
+    """Reads label images and maps their pixel values to class indices.
 
     Args:
-        label_ids: value in the file -> class index or ``IGNORE_INDEX``. The values are either numbers, in grey or
-            palette images of up to 16 bits, or RGB triples, in colour images.
+        label_ids: maps pixel values to class indices or ``IGNORE_INDEX``. The values are either numbers, for grey or
+            palette images of up to 16 bits, or RGB triples, for colour images.
     """
 
     def __init__(self, label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int]):
@@ -28,16 +28,16 @@ class LabelReader:
         self._index[_code(values) if self.colour else values] = list(label_ids.values())
 
     def __call__(self, path: Path) -> Tensor:
-        """Return the labels, uint8 (H, W).
+        """Return the labels in a file, uint8 (H, W).
 
         Raises:
             FileNotFoundError, UnreadableImage, ImageTooLarge: see :func:`~ccnet.data.image_files.read_image`.
-            ValueError: the file holds a value that is not in ``label_ids``, or colours instead of numbers.
+            ValueError: the file contains a value that is not in ``label_ids``, or colours instead of numbers.
         """
         raw = self._read(path)
         codes = _code(raw) if self.colour else raw
         if codes.dtype == bool:
-            codes = codes.astype(np.uint8)  # in Pillow's memory, True is the byte 255
+            codes = codes.astype(np.uint8)  # Pillow stores True as the byte 255
         if codes.dtype == np.uint8:  # bytes.translate is several times faster than fancy indexing
             table = self._index[:256].tobytes()
             labels = np.frombuffer(bytearray(codes.tobytes().translate(table)), dtype=np.uint8).reshape(codes.shape)
@@ -56,12 +56,12 @@ class LabelReader:
             return np.asarray(image.convert("RGB"))
         if image.mode not in ("L", "P", "1", "I", "I;16"):
             raise ValueError(
-                f"{path} is a colour image (mode {image.mode}): a label image holds one class number per pixel"
+                f"{path} is a colour image (mode {image.mode}): a label image must hold one class number per pixel"
             )
         return np.asarray(image)
 
     def _unknown(self, path: Path, raw: np.ndarray) -> str:
-        """Return a message with the unknown values in the file."""
+        """Return an error message that lists the unknown values in the file."""
         found = np.unique(raw.reshape(-1, 3), axis=0) if self.colour else np.unique(raw)
         found = [tuple(value) if self.colour else value for value in found.tolist()]
         known = set(self.values)
@@ -69,8 +69,8 @@ class LabelReader:
         listed = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         allowed = "" if self.colour else f" ({_ranges(np.array(sorted(known)))})"
         return (
-            f"{path} holds the label value {listed}, outside the {len(known)} values of this dataset{allowed}: "
-            "correct the file, or the dataset's class list"
+            f"{path} contains unknown label values: {listed}; this data set defines {len(known)} values{allowed}: "
+            "correct the file, or the class list of the data set"
         )
 
 

@@ -1,4 +1,4 @@
-"""Letterboxing: fit a whole image into a frame of fixed size, centred, and map predictions back."""
+"""Letterboxing: fit a whole image, centred, into a frame of fixed size, and map predictions back."""
 
 import math
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from torch.nn.functional import grid_sample
 
 
 class Placement(NamedTuple):
-    """How an image lies in a frame.
+    """How an image is placed in a frame.
 
     Attributes:
         image: (H, W) of the image, pixels.
         frame: (H, W) of the frame, pixels.
-        zoom_out: how much more than the image the frame shows; 1 fits the upright image exactly.
+        zoom_out: factor by which the image is shrunk relative to the largest size that fits upright.
         angle: rotation of the image in the frame, degrees.
     """
 
@@ -30,7 +30,7 @@ class Placement(NamedTuple):
 
 
 def resample(images: Tensor, placement: Placement, *, mode: str = "bilinear") -> Tensor:
-    """Draw images into the frame: float (N, C, H, W) -> (N, C, *frame), with zeros outside the image.
+    """Resample images into the frame, with zeros outside them: float (N, C, H, W) -> (N, C, *frame).
 
     Args:
         mode: "bilinear" or "nearest".
@@ -47,7 +47,7 @@ def resample(images: Tensor, placement: Placement, *, mode: str = "bilinear") ->
 
 
 def restore(maps: Tensor, placement: Placement) -> Tensor:
-    """Map (N, C, *frame) of an upright placement back to the image, (N, C, H, W), by nearest neighbour."""
+    """Map predictions of an upright placement to the image by nearest neighbour: (N, C, *frame) -> (N, C, H, W)."""
     for dim, side, frame in zip((-2, -1), placement.image, placement.frame, strict=True):
         centres = (torch.arange(side, device=maps.device) + 0.5 - side / 2) / placement.step + frame / 2
         maps = maps.index_select(dim, centres.long().clamp(0, frame - 1))

@@ -1,4 +1,4 @@
-"""A DataLoader that leaves signals to the process that trains, ends its workers and times the wait for batches."""
+"""A DataLoader that leaves signals to the training process, stops its workers, and times the wait for batches."""
 
 import multiprocessing
 import os
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # by which a cluster or a person ends a job
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # signals with which a cluster or a user ends a job
 
 
 class Loader(DataLoader):
     """A DataLoader whose workers ignore the signals that end a job.
 
-    Those signals reach every process of a job, but the training process still needs its batch. They are blocked before
-    the workers start, because ``worker_init_fn`` would run too late. Closing the iterator ends the workers.
+    Those signals reach every process of a job, but the training process still needs its next batch. They are blocked
+    before the workers start, because ``worker_init_fn`` would run too late. Closing the iterator stops the workers.
 
     Attributes:
-        waited: seconds spent waiting for batches, since it was last set to 0.
+        waited: seconds spent waiting for batches since it was last reset to 0.
     """
 
     waited = 0.0
@@ -34,11 +34,11 @@ class Loader(DataLoader):
             num_workers=num_workers,
             worker_init_fn=_heed_parent,
             multiprocessing_context=_start_method(num_workers),
-            generator=torch.Generator(),  # else each new loader draws from the generator that dropout uses
+            generator=torch.Generator(),  # otherwise, creating a loader would advance the generator that dropout uses
             **named,
         )
 
-    def __iter__(self) -> Generator:  # pyright: ignore[reportIncompatibleMethodOverride], no one needs torch's class
+    def __iter__(self) -> Generator:  # pyright: ignore[reportIncompatibleMethodOverride], nobody relies on torch's class
         with _signals_blocked():
             batches = super().__iter__()
         return self._timed(batches)
@@ -54,16 +54,16 @@ class Loader(DataLoader):
                 self.waited += time.perf_counter() - start
                 yield batch
         finally:
-            # An error's traceback keeps the iterator alive, and its workers would miss the signal at the exit.
+            # An error's traceback keeps the iterator alive, and its workers would miss the signal at exit.
             if end_workers := getattr(batches, "_shutdown_workers", None):
                 end_workers()
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Hold the signals back in this process until the block ends; processes started in the block never get them."""
+    """Defer the signals in this process until the block ends; processes started in the block never receive them."""
     arrived: list[int] = []
-    main = threading.current_thread() is threading.main_thread()  # other threads' signals may interrupt it
+    main = threading.current_thread() is threading.main_thread()  # it also handles other threads' signals
     handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _ENDING * main}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
@@ -77,7 +77,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _heed_parent(worker: int) -> None:
-    """End this worker when its parent sends SIGTERM, as a parent that exits does before it waits for its children."""
+    """End this worker when its parent sends SIGTERM, as an exiting parent does before it joins its children."""
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
@@ -88,10 +88,10 @@ def _heed_parent(worker: int) -> None:
 
 
 def _start_method(num_workers: int) -> str | None:
-    """Return how workers start: as is the system's default, which has to be named in a parallel sweep.
+    """Return the start method of the workers: the system's default, or "spawn" if JAX is loaded; None without workers.
 
-    There joblib has set a default of its own, with which only joblib can start processes. Forking a process in which
-    JAX runs may hang.
+    The default has to be passed explicitly because, in a parallel sweep, joblib replaces it with a method that only
+    joblib can use. Forking a process that runs JAX may hang.
     """
     if not num_workers:
         return None

@@ -1,4 +1,4 @@
-"""Check that the folders of a data set are there, before torch is imported."""
+"""Check that the folders of a data set exist, before torch is imported."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ _LAYOUTS = {
 
 
 def check_root(dataset: DictConfig, splits: Sequence[str] = ("train", "val")) -> None:
-    """Raise FileNotFoundError unless the folders that ``splits`` need are there.
+    """Raise FileNotFoundError unless the folders that ``splits`` need exist.
 
-    An entry point calls it right after composing, so that a mistyped folder is answered at once. The data set repeats
-    the check when it is built. Data sets that are not in ``data/sets`` are left to that second check.
+    Entry points call it right after composing the configuration, so that a mistyped folder fails immediately. The data
+    set repeats the check when it is built. Data sets outside ``data/sets`` are only checked then.
 
     Args:
         dataset: the ``dataset`` node of the configuration.
-        splits: names of nodes in it.
+        splits: the names of the nodes to check.
 
     Raises:
         FileNotFoundError: a folder is missing. The message shows the expected layout and where to get the data set.
@@ -46,6 +46,6 @@ def check_root(dataset: DictConfig, splits: Sequence[str] = ("train", "val")) ->
 
 
 def root_of(dataset: DictConfig) -> str | None:
-    """Return ``dataset.root`` as text (``dataset.root=2026`` arrives as a number); None if it is not set."""
+    """Return ``dataset.root`` as a string (``dataset.root=2026`` arrives as a number); None if it is not set."""
     root = dataset.get("root")
     return root and str(root)

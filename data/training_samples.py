@@ -1,7 +1,7 @@
 """Reproducible training samples.
 
-Sample number p of a run, its place in the data set and its augmentation, is a function of the seed and p alone. So a
-run that resumes at sample p continues exactly, whatever the number of workers, and no random state has to be saved.
+Both the index and the augmentation of the p-th sample depend only on the seed and p. A run resumed at sample p
+therefore continues exactly, with any number of workers and without saving RNG state.
 """
 
 import warnings
@@ -18,14 +18,14 @@ from .loader import Loader
 
 
 class TrainingSampler(Sampler[tuple[int, int]]):
-    """Yields (sample number, index into the data set) and shuffles the data set anew in every epoch.
+    """Yields (sample number, index into the data set) and reshuffles the data set every epoch.
 
     Args:
         length: the number of images in the data set.
-        seed: the seed of the order.
-        start, stop: the first sample number, and the one after the last.
-        share: (rank, number of ranks, batch size): only the rank's part of each batch. Together, the ranks see the
-            same batches as a single process.
+        seed: the seed of the shuffling.
+        start, stop: the range of sample numbers, without ``stop`` itself.
+        share: (rank, number of ranks, batch size); only the rank's part of each batch is yielded. Together, the ranks
+            see the same batches as a single process.
     """
 
     def __init__(self, length: int, *, seed: int, start: int, stop: int, share: tuple[int, int, int] = (0, 1, 1)):
@@ -50,15 +50,16 @@ class TrainingSampler(Sampler[tuple[int, int]]):
 class Seeded(Dataset[tuple[Tensor, Any]]):
     """A data set whose random transforms are seeded by the sample number.
 
-    It is indexed by (sample number, index into the data set), as :class:`TrainingSampler` yields them.
+    It is indexed by the (sample number, index into the data set) pairs that :class:`TrainingSampler` yields.
 
     Args:
         dataset: the data set to draw from.
-        seed: the seed of order and augmentation.
-        skip_broken: how many images may be unreadable. Each is replaced by the next readable one, with a warning.
+        seed: the seed of shuffling and augmentation.
+        skip_broken: the number of unreadable images to tolerate. Each is replaced by the next readable one, with a
+            warning.
 
     Attributes:
-        broken: bool (len(dataset),), the images found to be unreadable, in memory shared by all workers.
+        broken: bool (len(dataset),), True for images found to be unreadable; in memory shared by all workers.
     """
 
     def __init__(self, dataset: ImageDataset, seed: int, *, skip_broken: int = 0):
@@ -70,7 +71,7 @@ class Seeded(Dataset[tuple[Tensor, Any]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Any]:
         number, index = key
-        with torch.random.fork_rng(devices=[]):  # without workers, this process also trains
+        with torch.random.fork_rng(devices=[]):  # without workers, this is the training process
             while True:
                 torch.manual_seed(_mix(self.seed, number, stream=1))
                 try:
@@ -80,20 +81,20 @@ class Seeded(Dataset[tuple[Tensor, Any]]):
                     index = (index + 1) % len(self.dataset)
 
     def names(self, iteration: int, batch_size: int) -> list[str]:
-        """Return the names of the samples in batch number ``iteration``, counted from 0."""
+        """Return the names of the samples in the batch of an iteration, counted from 0."""
         start = iteration * batch_size
         sampler = TrainingSampler(len(self.dataset), seed=self.seed, start=start, stop=start + batch_size)
         return [self.dataset.name(index) for _, index in sampler]
 
     def _skip(self, index: int, error: Exception) -> None:
-        """Mark an image as broken; raise its error if there are too many."""
+        """Mark an image as broken; raise its error if there are more than ``skip_broken``."""
         if not self.broken[index]:
             if self.broken.sum() >= min(self.skip_broken, len(self) - 1):
                 raise error
             self.broken[index] = True
             warnings.warn(
-                f"{self.dataset.name(index)} is skipped, number {self.broken.sum()} of at most {self.skip_broken}: "
-                f"{error}",
+                f"skipping image {self.dataset.name(index)} "
+                f"({self.broken.sum()} of at most {self.skip_broken}): {error}",
                 stacklevel=2,
             )
 
@@ -110,16 +111,16 @@ def train_loader(
     process: int = 0,
     processes: int = 1,
 ) -> Loader:
-    """Return a loader of the batches number ``start`` to ``iterations`` - 1 of a run.
+    """Return a loader for the remaining batches of a run, from ``start`` to ``iterations`` - 1.
 
     Args:
         samples: the training samples, all of one size unless ``collate`` accepts others.
         batch_size: samples per iteration, summed over all processes.
-        pieces: into how many pieces each process splits its part of a batch, to accumulate gradients.
-        iterations: the iterations of the whole run.
-        start: the iterations already done.
-        num_workers: worker processes; 0 loads in this process.
-        collate: makes a batch of a list of samples; torch's own stacks them.
+        pieces: the number of pieces into which each process splits its part of a batch, to accumulate gradients.
+        iterations: the number of iterations of the whole run.
+        start: the number of iterations already completed.
+        num_workers: the number of worker processes; 0 loads in this process.
+        collate: makes a batch from a list of samples; by default torch's, which stacks them.
         process, processes: the rank of this process and the number of ranks; each loads its part of every batch.
 
     Raises:
@@ -130,7 +131,7 @@ def train_loader(
     if batch_size % (processes * pieces):
         raise ValueError(
             f"recipe.batch_size={batch_size} is shared by {processes} processes, each of which splits its part into "
-            f"accumulate={pieces} pieces: give a multiple of {processes * pieces}"
+            f"accumulate={pieces} pieces: set it to a multiple of {processes * pieces}"
         )
     sampler = TrainingSampler(
         len(samples),

@@ -1,7 +1,7 @@
 """Paired transforms: an image, its labels and all frames of a clip are transformed alike.
 
 The training transforms choose the crop first and resample only the pixels in it. For a 769x769 crop of a Cityscapes
-frame enlarged twice, that is a tenth of the work of a resize followed by a crop.
+frame at scale 2, that is a tenth of the work of resizing the full frame and then cropping.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from .dataset import IGNORE_INDEX
 from .letterbox import Placement, resample
 from .size_limit import check_size
 
-MEAN_COLOUR = (124, 116, 104)  # of padding; it normalises to about zero, as in the authors' code
+MEAN_COLOUR = (124, 116, 104)  # the padding; it normalises to about zero, as in the authors' code
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 
@@ -23,16 +23,16 @@ Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 class ScaleCrop:
     """Random resize and crop in one step: bilinear for images, nearest neighbour for labels.
 
-    The windows have the same distribution as those of a random resize followed by torchvision's ``RandomCrop``; their
-    edges are rounded to whole pixels of the source.
+    The crops have the same distribution as with a random resize followed by torchvision's ``RandomCrop``, except that
+    their edges are rounded to whole source pixels.
 
     Args:
         crop_size: (H, W) in pixels. Smaller images are padded on all sides, their labels with ``IGNORE_INDEX``.
-        scale: the smallest and the largest factor; the factor is uniform between them.
-        short_sides: instead of ``scale``, lengths of the short side in pixels; each is equally likely.
+        scale: the range from which the scale factor is drawn uniformly.
+        short_sides: instead of ``scale``, the possible lengths of the short side in pixels, all equally likely.
 
     Raises:
-        ValueError: both ``scale`` and ``short_sides`` are given, or a value is out of range.
+        ValueError: both ``scale`` and ``short_sides`` are set, or a value is out of range.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ScaleCrop:
         short_sides: Sequence[int] | None = None,
     ):
         if scale is not None and short_sides is not None:
-            raise ValueError(f"give either scale or short_sides, got {list(scale)} and {list(short_sides)}")
+            raise ValueError(f"set either scale or short_sides, not both: got {list(scale)} and {list(short_sides)}")
         _check(crop_size, short_sides, scale)
         self.crop_size, self.scale, self.short_sides = tuple(crop_size), scale, short_sides
 
@@ -78,20 +78,20 @@ class ScaleCrop:
 
 def _check(crop_size: Sequence[int], short_sides: Sequence[int] | None, scale: Sequence[float] | None) -> None:
     if len(crop_size) != 2:
-        raise ValueError(f"crop_size is {list(crop_size)}: give height and width")
+        raise ValueError(f"crop_size is {list(crop_size)}: set it to [height, width]")
     height, width = crop_size
     check_size(height, width, f"crop_size={list(crop_size)}")
     if short_sides is not None and not (short_sides and min(short_sides) >= 1):
-        raise ValueError(f"short_sides is {list(short_sides)}: give lengths in pixels")
+        raise ValueError(f"short_sides is {list(short_sides)}: set it to one or more lengths in pixels")
     if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
-        raise ValueError(f"scale is {list(scale)}: give the smallest and the largest factor, above 0")
+        raise ValueError(f"scale is {list(scale)}: set it to [smallest, largest], both above 0")
 
 
 def _window(side: int, scaled: int, crop: int) -> tuple[slice, slice]:
-    """Draw a crop of one side of the scaled image; return its source pixels, and where they go in the crop.
+    """Draw a random crop along one axis; return the source pixels, and the part of the crop that they fill.
 
     Args:
-        side: the source's length, pixels.
+        side: the length of the source, pixels.
         scaled: the length after scaling.
         crop: the length of the crop.
     """
@@ -117,7 +117,7 @@ def _resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class Flip:
-    """Random horizontal flip, which swaps the classes that have a side.
+    """Random horizontal flip, which swaps left and right classes.
 
     Args:
         probability: the probability of a flip.
@@ -139,7 +139,7 @@ class Flip:
 
 
 def swapped_classes(number: int, pairs: Sequence[Sequence[int]]) -> Tensor:
-    """Return the class that each class becomes in a flip, int64 (number,).
+    """Return the class that each class becomes when the image is flipped, int64 (number,).
 
     Args:
         number: the number of classes.
@@ -151,19 +151,19 @@ def swapped_classes(number: int, pairs: Sequence[Sequence[int]]) -> Tensor:
     swap = torch.arange(number)
     for one, other in pairs:
         if not (0 <= one < number and 0 <= other < number):
-            raise ValueError(f"flip_pairs has {one} and {other}: give classes from 0 to {number - 1}")
+            raise ValueError(f"flip_pairs contains {one} and {other}: classes must be from 0 to {number - 1}")
         swap[one], swap[other] = other, one
     return swap
 
 
 class RandomWarp:
-    """The whole image in a frame of fixed size, at a random scale and angle (CE2P's augmentation for LIP).
+    """Places the whole image in a frame of fixed size at a random scale and angle (CE2P's augmentation for LIP).
 
     Args:
-        size: (H, W) in pixels. Outside the image, the frame has the mean colour and labels ``IGNORE_INDEX``.
+        size: (H, W) in pixels. Around the image, the frame is filled with the mean colour and ``IGNORE_INDEX``.
         scale_std: standard deviation of the scale, normal around 1, clipped at one standard deviation.
         angle_std: standard deviation of the angle in degrees, normal around 0, clipped at two standard deviations.
-        angle_share: the share of images that are rotated at all.
+        angle_share: the probability that an image is rotated.
     """
 
     def __init__(self, size: Sequence[int], *, scale_std: float, angle_std: float, angle_share: float):
@@ -182,7 +182,7 @@ class RandomWarp:
         placement = Placement((height, width), self.size, scale, angle)
         mean = torch.tensor(MEAN_COLOUR, dtype=torch.float32).view(3, 1, 1)
         warped = resample((_plain(image) - mean).unsqueeze(0), placement)[0] + mean
-        # Outside the image, resample gives zeros: shifted labels make them IGNORE_INDEX.
+        # resample pads with zeros; shifting the labels turns that padding into IGNORE_INDEX.
         shifted = (_plain(labels).float() - IGNORE_INDEX).view(1, 1, height, width)
         warped_labels = resample(shifted, placement, mode="nearest")[0, 0] + IGNORE_INDEX
         return tv_tensors.Image(warped.round().to(torch.uint8)), tv_tensors.Mask(warped_labels.to(torch.uint8))
@@ -197,13 +197,13 @@ def train_transform(
     flip_pairs: Sequence[Sequence[int]] | None = None,
     color_jitter: Sequence[float] | None = None,
 ) -> v2.Compose:
-    """Return random scaling, random crop with padding, flip and colour jitter, then RGB in [0, 1].
+    """Return the training transform: random scale, padded crop, flip and colour jitter, then RGB in [0, 1].
 
     Args:
-        crop_size, scale, short_sides: see :class:`ScaleCrop`; without the last two, images keep their size.
+        crop_size, scale, short_sides: see :class:`ScaleCrop`; without the last two, images are not resized.
         flip: the probability of a horizontal flip.
         flip_pairs: the ``pairs`` of :class:`Flip`.
-        color_jitter: brightness, contrast, saturation and hue of torchvision's ``ColorJitter``.
+        color_jitter: brightness, contrast, saturation and hue for torchvision's ``ColorJitter``; None to disable.
     """
     steps: list[Callable] = [ScaleCrop(crop_size, scale=scale, short_sides=short_sides), Flip(flip, flip_pairs)]
     if color_jitter is not None:
@@ -220,7 +220,7 @@ def warp_transform(
     flip: float = 0.5,
     flip_pairs: Sequence[Sequence[int]] | None = None,
 ) -> v2.Compose:
-    """Return a random warp of the whole image and a flip, then RGB in [0, 1].
+    """Return the training transform for LIP: random warp of the whole image and flip, then RGB in [0, 1].
 
     Args:
         crop_size, scale_std, angle_std, angle_share: see :class:`RandomWarp`.
@@ -231,7 +231,7 @@ def warp_transform(
 
 
 def eval_transform() -> v2.Compose:
-    """Return the transform of evaluation: the whole image at its own size, RGB in [0, 1]."""
+    """Return the evaluation transform: the whole image at its own size, RGB in [0, 1]."""
     return v2.Compose(_to_float())
 
 

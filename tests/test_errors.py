@@ -65,7 +65,7 @@ def test_an_error_for_a_bad_label_during_training_names_file_and_value(run_entry
         "recipe.train_transform.crop_size=[32,32]", "recipe.batch_size=2", *SMALL_NET, f"num_workers={num_workers}",
         ok=False,
     )  # fmt: skip
-    assert ".png holds the label value 3, outside the 4 values of this dataset (0 to 2, 255)" in done.stderr
+    assert ".png contains unknown label values: 3; this data set defines 4 values (0 to 2, 255)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not multiprocessing.active_children()  # otherwise the process would wait for it on exit
 

@@ -10,10 +10,10 @@ from .class_table import read_classes
 
 
 class ADE20K(ImagePairs):
-    """Scenes with 150 classes; label 0 is unlabelled and ignored.
+    """Scenes with 150 classes; label 0 (unlabelled) is ignored.
 
     Args:
-        root: the folder that holds ``ADEChallengeData2016``, or that folder itself.
+        root: the folder that contains ``ADEChallengeData2016``, or that folder itself.
         split: "training" or "validation".
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """

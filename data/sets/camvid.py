@@ -1,7 +1,7 @@
 """CamVid in SegNet's split: Brostow et al., Semantic object classes in video, 2009; Badrinarayanan et al., 2017.
 
 Two layouts are supported: SegNet's, 360x480 with 12 label values, and the original one, 720x960, whose label images
-show 32 classes in colour.
+encode 32 classes as colours.
 """
 
 import re
@@ -12,7 +12,7 @@ from ..file_lists import check_files, inside, read_list
 from ..image_pairs import ImagePairs, PairTransform
 from . import layouts
 
-# SegNet's 11 classes: the colour of each, and the colours of those of CamVid's 32 classes that it merges.
+# SegNet's 11 classes: the colour of each, and the colours of the CamVid classes that are merged into it.
 _CLASSES = {
     "Sky": ((128, 128, 128), [(128, 128, 128)]),
     # building, archway, bridge, tunnel, wall
@@ -40,7 +40,7 @@ PALETTE = tuple(colour for colour, _ in _CLASSES.values())
 UNLABELLED = 11
 _VOID = (0, 0, 0)
 
-# SegNet's split as ranges of frame numbers; val is a clip in a gap of a training sequence.
+# SegNet's split as ranges of frame numbers; val is a clip from a gap in a training sequence.
 _SPLITS = {
     "train": {"0001TP": [(6690, 8520)], "0006R0": [(930, 3930)], "0016E5": [(390, 7920), (8190, 8640)]},
     "val": {"0016E5": [(7959, 8159)]},
@@ -50,10 +50,10 @@ _FRAME = re.compile(r"(?P<sequence>[^_]+)_f?(?P<number>\d+)")
 
 
 class CamVid(ImagePairs):
-    """Driving frames of 360x480 pixels with 11 classes; label 11, unlabelled, is ignored.
+    """Frames of driving videos, 360x480 pixels, with 11 classes; label 11 (unlabelled) is ignored.
 
     Args:
-        root: the folder with ``train.txt``.
+        root: the folder that contains ``train.txt``.
         split: "train", "val" or "test".
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
@@ -71,11 +71,11 @@ class CamVid(ImagePairs):
 
 
 class CamVidFull(ImagePairs):
-    """Driving frames of 720x960 pixels; CamVid's 32 classes are merged into SegNet's 11, and void is ignored.
+    """Frames of driving videos, 720x960 pixels; the 32 classes are merged into SegNet's 11, and void is ignored.
 
     Args:
-        root: the folder with ``701_StillsRaw_full`` and ``LabeledApproved_full``.
-        split: "train", "val" or "test", SegNet's 367, 101 and 233 frames.
+        root: the folder that contains ``701_StillsRaw_full`` and ``LabeledApproved_full``.
+        split: "train", "val" or "test": 367, 101 and 233 frames, as in SegNet.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
@@ -84,7 +84,7 @@ class CamVidFull(ImagePairs):
         frames = sorted(images.glob("*.png"))
         chosen = [path for path in frames if _in_split(path, split)]
         if not chosen:
-            raise FileNotFoundError(f"{images} holds no frames of {split} among its {len(frames)} images")
+            raise FileNotFoundError(f"{images} contains no {split} frames among its {len(frames)} images")
         merged = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
         super().__init__(
             check_files([(path, labels / f"{path.stem}_L.png") for path in chosen], str(images)),
@@ -96,7 +96,7 @@ class CamVidFull(ImagePairs):
 
 
 def frame_of(path: Path) -> tuple[str, int]:
-    """Return the sequence and the frame number (at 30 Hz) in a frame's file name."""
+    """Return the sequence and the frame number (at 30 Hz) encoded in a frame's file name."""
     match = _FRAME.match(path.stem)
     if not match:
         raise ValueError(f"{path} is not named like a CamVid frame, SEQUENCE_NUMBER")
@@ -109,7 +109,7 @@ def _in_split(path: Path, split: str) -> bool:
 
 
 def _read_pairs(root: Path, listed: Path) -> list[tuple[Path, Path]]:
-    """Return the (image, label image) paths that a list names, below ``root``."""
+    """Return the (image, label image) paths in a list, resolved below ``root``."""
     pairs = []
     for place, words in read_list(listed):
         if len(words) != 2:

@@ -1,4 +1,4 @@
-"""CamVid as clips: T consecutive frames of a sequence, with labels for the last one."""
+"""CamVid as clips: T consecutive frames of a sequence, of which the last is labelled."""
 
 from collections import Counter
 from itertools import pairwise
@@ -17,18 +17,18 @@ from .camvid import CamVid, CamVidFull, frame_of
 class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
     """One clip of T frames per labelled frame of a split, so that every labelled frame is scored exactly once.
 
-    A clip is a labelled frame, which comes last and has labels, and the T - 1 frames before it, whose pixels are
-    ignored, as in a running video. It never crosses a sequence boundary or a gap: a step of more than one and a half
-    times the usual step of the sequence, which is 30 frames (1 s) in training and 2 frames (1/15 s) in validation.
-    Where fewer than T - 1 frames come before, the first one is repeated.
+    A clip ends with the labelled frame, as in streaming video; the labels of the T - 1 frames before it are ignored. It
+    never crosses a sequence boundary or a gap (a frame interval more than 1.5 times the usual one in the sequence: 30
+    frames or 1 s in training, 2 frames or 1/15 s in validation). If fewer than T - 1 frames precede the labelled one,
+    the first frame is repeated.
 
     Args:
         root: as for :class:`~ccnet.data.sets.camvid.CamVid` or, with ``full``, ``CamVidFull``.
         split: "train", "val" or "test".
-        frames: T.
-        full: 720x960 instead of 360x480.
+        frames: number of frames per clip, T.
+        full: use frames of 720x960 instead of 360x480 pixels.
         transform: (tv_tensors.Image uint8 (T, 3, H, W), tv_tensors.Mask uint8 (T, H, W)) -> the same shapes; None
-            leaves them as they are.
+            returns them unchanged.
     """
 
     ignore_index = IGNORE_INDEX
@@ -44,7 +44,7 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         full: bool = False,
     ):
         if frames < 1:
-            raise ValueError(f"frames is {frames}: give the length of a clip, 1 or more")
+            raise ValueError(f"frames is {frames}: set it to the length of a clip, 1 or more")
         self._stills = (CamVidFull if full else CamVid)(root, split=split, transform=None)
         self.classes, self.palette = self._stills.classes, self._stills.palette
         self.result_values = self._stills.result_values
@@ -55,7 +55,7 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return RGB float32 (3, T, H, W) in [0, 1] and int64 (T, H, W), ignored in all frames but the last."""
+        """Return RGB float32 (3, T, H, W) in [0, 1] and labels int64 (T, H, W), ignored in all frames but the last."""
         pair = self.read(index)
         images, labels = self.transform(*pair) if self.transform else pair
         return images.transpose(0, 1), labels
@@ -74,7 +74,7 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         return self._stills.name(self.clips[index][-1])
 
     def _runs(self) -> list[list[int]]:
-        """Return runs of consecutive frames, as indices."""
+        """Split the frames into runs without gaps; return the indices of each run."""
         frames = sorted((*frame_of(path), index) for index, (path, _) in enumerate(self._stills.pairs))
         steps = {
             sequence: Counter(b[1] - a[1] for a, b in pairwise(frames) if a[0] == b[0] == sequence)

@@ -13,10 +13,10 @@ class Cityscapes(ImagePairs):
     """Street scenes of 1024x2048 pixels with 19 classes; the other 16 label ids are ignored.
 
     Args:
-        root: the folder with ``leftImg8bit`` and ``gtFine``.
-        split: "train", "val", "trainval", or "test", whose labels the benchmark keeps.
-        labels: "labelIds", mapped to the classes while reading, or "labelTrainIds", the files that cityscapesScripts
-            makes of them.
+        root: the folder that contains ``leftImg8bit`` and ``gtFine``.
+        split: "train", "val", "trainval", or "test", whose labels are not public.
+        labels: the label files to read: "labelIds", mapped to the classes on reading, or "labelTrainIds", which
+            cityscapesScripts generates.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
@@ -34,7 +34,7 @@ class Cityscapes(ImagePairs):
         folders = [path for path in layouts.CITYSCAPES.find(root, split) if path.parent.name == "leftImg8bit"]
         images = [path for folder in folders for path in sorted(folder.glob("*/*_leftImg8bit.png"))]
         if not images:
-            raise FileNotFoundError(f"{folders[0]} holds no CITY/*_leftImg8bit.png\n{layouts.CITYSCAPES.tree}")
+            raise FileNotFoundError(f"{folders[0]} contains no CITY/*_leftImg8bit.png\n{layouts.CITYSCAPES.tree}")
         pairs = [(path, None if split == "test" else _label_path(path, labels)) for path in images]
         super().__init__(
             check_files(pairs, str(folders[0].parent)),

@@ -1,4 +1,4 @@
-"""The JSON files beside the data sets, which list their classes."""
+"""The class tables, stored as JSON files beside the data sets."""
 
 import json
 from pathlib import Path
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def read_classes(name: str) -> list[dict[str, Any]]:
-    """Return the entries of ``data/sets/<name>.json``, one per class: "name", "colour" and what the data set adds."""
+    """Return the entries of ``data/sets/<name>.json``, one per class: "name", "colour" and extra fields."""
     return json.loads((Path(__file__).parent / f"{name}.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""COCO, objects with boxes and masks: Lin et al., Microsoft COCO, ECCV 2014, arXiv:1405.0312.
+"""COCO, objects annotated with boxes and masks: Lin et al., Microsoft COCO, ECCV 2014, arXiv:1405.0312.
 
 Any data set with COCO's layout and annotation format can be read.
 """
@@ -24,18 +24,18 @@ from .folder import distinct_colours
 
 
 class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Images and the objects in them; the category ids, 1 to 90 with gaps, become labels 1 to K in their order.
+    """Images and the objects in them; the category ids (1 to 90 with gaps) are mapped to labels 1 to K, in order.
 
     A sample is an image, RGB float32 (3, H, W) in [0, 1], and a target for torchvision's detection networks: "boxes"
     (n, 4) float32, x1, y1, x2, y2 in pixels; "labels" (n,) int64 from 1 to K; "masks" (n, H, W) uint8 in {0, 1};
     "image_id", the image's id in the annotations.
 
     Args:
-        root: the folder with ``annotations`` and the folders of images.
-        split: the name of a folder of images, "train2017" or "val2017".
+        root: the folder that contains ``annotations`` and the image folders.
+        split: the name of an image folder, "train2017" or "val2017".
         transform: (tv_tensors.Image uint8, target with tv_tensors) -> a sample; see :func:`instances_transform`.
-        training: skip crowds, objects smaller than a pixel, and images left without an object, as Mask R-CNN's
-            training does. Otherwise every image of the split counts.
+        training: skip crowds, objects smaller than a pixel, and images left without objects, as Mask R-CNN's
+            training does. Otherwise every image of the split is used.
     """
 
     def __init__(self, root: str | Path | None, *, split: str, transform: Callable[..., Any], training: bool = False):
@@ -54,12 +54,12 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 objects[annotation["image_id"]].append(annotation)
         self.images = [image for image in content["images"] if not training or objects[image["id"]]]
         if not self.images:
-            raise ValueError(f"{self.annotation_file} lists no {'objects' if training else 'images'} to work with")
-        # As bytes, which all workers share; each worker would copy Python objects, whose reference counts change.
+            raise ValueError(f"{self.annotation_file} lists no {'usable objects' if training else 'images'}")
+        # Bytes are shared by all workers; Python objects would be copied as their reference counts change.
         self._objects = [json.dumps(objects[image["id"]]).encode() for image in self.images]
 
     def _check(self, content: dict[str, Any], image_ids: Collection[int]) -> None:
-        """Raise an error if an image file is missing, or an annotation belongs to an unlisted image or category."""
+        """Raise an error if an image file is missing or an annotation refers to an unlisted image or category."""
         present = {entry.name for entry in os.scandir(self.folder)}
         missing = [image["file_name"] for image in content["images"] if image["file_name"] not in present]
         if missing:
@@ -71,8 +71,8 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         for annotation in content["annotations"]:
             if annotation["category_id"] not in known or annotation["image_id"] not in image_ids:
                 raise ValueError(
-                    f"{self.annotation_file}: annotation {annotation['id']} belongs to category "
-                    f"{annotation['category_id']} and image {annotation['image_id']}, and the file does not list both"
+                    f"{self.annotation_file}: annotation {annotation['id']} refers to category "
+                    f"{annotation['category_id']} and image {annotation['image_id']}, but the file does not list both"
                 )
 
     def __len__(self) -> int:
@@ -85,8 +85,8 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         size = image.shape[1], image.shape[2]
         if size != (entry["height"], entry["width"]):
             raise ValueError(
-                f"{path} has {size[1]}x{size[0]} pixels and {self.annotation_file} says "
-                f"{entry['width']}x{entry['height']}: the objects would lie elsewhere"
+                f"{path} has {size[1]}x{size[0]} pixels, but {self.annotation_file} says "
+                f"{entry['width']}x{entry['height']}: the annotations would not match the image"
             )
         target = self._target(json.loads(self._objects[index]), size) | {"image_id": torch.tensor(entry["id"])}
         return self.transform(tv_tensors.Image(image), target)
@@ -101,7 +101,9 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             try:
                 mask[:] = rle.decode(rle.segmToRle(entry["segmentation"], size[1], size[0]))
             except (ValueError, TypeError, RuntimeError) as error:  # invalid run lengths
-                raise ValueError(f"{self.annotation_file}: annotation {entry['id']} has no mask: {error}") from error
+                raise ValueError(
+                    f"{self.annotation_file}: annotation {entry['id']} has an invalid mask: {error}"
+                ) from error
         return {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),  # pyright: ignore[reportCallIssue]
             "labels": torch.tensor(labels, dtype=torch.int64),
@@ -113,7 +115,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return Path(self.images[index]["file_name"]).stem
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the annotations of this data set's images in COCO's format, for COCO's scores.
+        """Return the annotations of this data set's images in COCO's format, for COCO's metrics.
 
         Raises:
             ValueError: an annotation cannot be scored.
@@ -126,13 +128,13 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             if not (is_number(entry.get("area")) and is_integer(entry.get("iscrowd", 0))):
                 raise ValueError(
                     f"{self.annotation_file}: annotation {entry['id']} has area={entry.get('area')!r} and iscrowd="
-                    f"{entry.get('iscrowd', 0)!r}: scores need the pixels of each object, and 0 or 1"
+                    f"{entry.get('iscrowd', 0)!r}: scoring needs the area in pixels, and 0 or 1"
                 )
         return {"images": self.images, "categories": content["categories"], "annotations": annotations}
 
 
 def instances_transform(*, flip: float = 0.0) -> v2.Compose:
-    """Return a random flip of image, boxes and masks, then RGB in [0, 1]. The network itself resizes.
+    """Return a random flip of image, boxes and masks, then RGB in [0, 1]. Resizing is left to the network.
 
     Args:
         flip: the probability of a horizontal flip.

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """Return True for a finite number that is exact as a float."""
+    """Return True for a finite number below 2^53 in magnitude, up to which floats represent integers exactly."""
     return isinstance(value, (int, float)) and -(2**53) < value < 2**53
 
 
@@ -23,7 +23,7 @@ def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(is_number(value) for value in values)
 
 
-# List in the annotation file -> the fields that are read of its entries, and their checks.
+# For each list in an annotation file, the fields that are read from its entries, and their checks.
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "images": {"id": is_integer, "file_name": _is_text, "height": is_integer, "width": is_integer},
     "annotations": {
@@ -38,40 +38,40 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
 
 
 def read_annotations(path: Path) -> dict[str, Any]:
-    """Return the content of an annotation file in COCO's format.
+    """Read and check an annotation file in COCO's format.
 
     Raises:
-        ValueError: the file is not JSON, or a field that is read here is missing or has another type.
+        ValueError: the file is not valid JSON, or a required field is missing or has the wrong type.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON, it may be truncated: {error}") from error
+        raise ValueError(f"{path} is not valid JSON and may be truncated: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _FIELDS):
         raise ValueError(f"{path} is not an annotation file in COCO's format: it needs the lists {', '.join(_FIELDS)}")
     for part, fields in _FIELDS.items():
         for number, entry in enumerate(content[part]):
             if not (isinstance(entry, dict) and all(good(entry.get(name)) for name, good in fields.items())):
                 raise ValueError(
-                    f"{path}: entry {number} of {part} lacks one of {', '.join(fields)}, or has one of another type "
-                    f"than in COCO's format: {str(entry)[:200]}"
+                    f"{path}: entry {number} of {part} lacks one of {', '.join(fields)}, or one of them has the wrong "
+                    f"type for COCO's format: {str(entry)[:200]}"
                 )
     return content
 
 
 def check_segmentation(annotation: dict[str, Any], size: tuple[int, int], file: Path) -> None:
-    """Raise ValueError if a mask does not lie in its image: the mask's own size decides how much memory it takes."""
+    """Raise ValueError unless a mask lies within its image: its claimed size determines how much memory it takes."""
     given, (height, width) = annotation["segmentation"], size
     fits = _is_rle_of(given, height, width) if isinstance(given, dict) else _are_polygons_near(given, 2 * max(size))
     if not fits:
         raise ValueError(
-            f"{file}: annotation {annotation['id']} has a mask that does not lie in its image of {width}x{height} "
+            f"{file}: annotation {annotation['id']} has a mask that does not lie within its image of {width}x{height} "
             f"pixels: {str(given)[:100]}"
         )
 
 
 def _is_rle_of(given: dict[str, Any], height: int, width: int) -> bool:
-    """Return True for run lengths of a mask of that size, compressed to text or as a list."""
+    """Return True for the run-length encoding of a mask of that size, as a compressed string or as a list."""
     counts = given.get("counts")
     readable = _is_text(counts) or (
         isinstance(counts, list) and all(is_integer(count) and count >= 0 for count in counts)
@@ -80,5 +80,5 @@ def _is_rle_of(given: dict[str, Any], height: int, width: int) -> bool:
 
 
 def _are_polygons_near(polygons: list[Any], farthest: float) -> bool:
-    """Return True for polygons whose coordinates are at most ``farthest``: some reach a little out of their image."""
+    """Return True if all coordinates are at most ``farthest``: some polygons extend slightly beyond their image."""
     return all(_are_numbers(polygon) and max(map(abs, polygon), default=0) <= farthest for polygon in polygons)

@@ -11,18 +11,18 @@ from .layouts import find_folders
 
 
 class Folder(ImagePairs):
-    """Images in one folder and masks, label images (.png) of the same names, in another.
+    """Images in one folder, and masks (label images, .png) with the same names in another.
 
-    A mask holds a class number from 0 to K - 1 per pixel (255 is ignored), as grey values or as palette indices.
+    A mask holds one class number from 0 to K - 1 per pixel (255 is ignored), as grey values or palette indices.
 
     Args:
         images: the folder of images, searched recursively.
         masks: the folder of masks, with the same subfolders.
         classes: K names, or K itself.
         palette: K RGB triples; distinct colours by default.
-        ignore_label: another value in the masks that is ignored.
+        ignore_label: an additional mask value to ignore.
         split: "train" or "val", two disjoint parts of the images, or "all".
-        val_share: the share of images in "val", evenly spaced in the sorted list of names.
+        val_share: the fraction of images in "val", evenly spaced over the sorted list of names.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
@@ -40,10 +40,10 @@ class Folder(ImagePairs):
     ):
         folders = find_folders(images, masks)
         if classes is None:
-            raise ValueError("dataset.classes is not set: give dataset.classes=[NAME,NAME,...] or their number")
+            raise ValueError("dataset.classes is not set: pass dataset.classes=[NAME,NAME,...] or their number")
         names = [f"class {index}" for index in range(classes)] if isinstance(classes, int) else list(classes)
         if not 2 <= len(names) <= 254:
-            raise ValueError(f"dataset.classes gives {len(names)} classes: give 2 to 254, as names or as a count")
+            raise ValueError(f"dataset.classes has {len(names)} classes: pass 2 to 254, as names or as a number")
         if palette is not None and len(palette) != len(names):
             raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")
         label_ids = {index: index for index in range(len(names))} | {IGNORE_INDEX: IGNORE_INDEX}
@@ -63,17 +63,17 @@ def _split(pairs: list[tuple[Path, Path]], split: str, val_share: float) -> list
         return pairs
     if split not in ("train", "val") or not 0 < val_share < 1:
         raise ValueError(
-            f"split is {split!r} and val_share {val_share}: choose train, val or all, and a share in (0, 1)"
+            f"split is {split!r} and val_share {val_share}: choose train, val or all, and a fraction in (0, 1)"
         )
     if len(pairs) < 2:
-        raise ValueError(f"{len(pairs)} image cannot be split into training and validation: give at least 2")
+        raise ValueError(f"{len(pairs)} image cannot be split into training and validation: at least 2 are needed")
     number = min(max(round(len(pairs) * val_share), 1), len(pairs) - 1)
     chosen = {int((index + 0.5) * len(pairs) / number) for index in range(number)}
     return [pair for index, pair in enumerate(pairs) if (index in chosen) == (split == "val")]
 
 
 def distinct_colours(number: int) -> list[tuple[int, int, int]]:
-    """Return RGB triples whose hues are a golden angle apart, so that neighbours in the list differ most."""
+    """Return RGB triples whose hues are a golden angle apart, so that adjacent colours differ clearly."""
     colours = []
     for index in range(number):
         hue, saturation, value = index * 0.618034 % 1, 0.85 - 0.35 * (index % 3 == 1), 0.95 - 0.3 * (index % 2)

@@ -1,6 +1,6 @@
-"""The layout of each data set on disk, which error messages show when files are missing.
+"""The on-disk layout of each data set, shown in error messages when files are missing.
 
-Imports no torch, so that an entry point can look for the files before it loads anything.
+Imports no torch, so that an entry point can check for the files before it loads anything else.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ class Layout:
         name: the data set's name in messages.
         tree: its folders and files, shown in messages.
         source: where to get it, shown in messages.
-        required: split -> the files and folders that the split needs, relative to the root.
-        folder: a folder in the root that the user may give instead of the root.
-        aliases: required path -> another path that serves as well.
+        required: maps a split to the files and folders that it needs, relative to the root.
+        folder: a subfolder of the root that the user may pass instead of the root.
+        aliases: maps a required path to an accepted alternative.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Layout:
         told = f"The layout of {self.name}:\n\n{self.tree}\n\nWhere to get it: {self.source}"
         if root is None:
             raise FileNotFoundError(
-                f"dataset.root is not set: give the folder of {self.name} with dataset.root=DIR.\n{told}"
+                f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{told}"
             )
         root = Path(root).expanduser()
         if self.folder and root.name == self.folder:
@@ -59,14 +59,14 @@ class Layout:
 
 
 def find_folders(images: str | Path | None, masks: str | Path | None) -> tuple[Path, Path]:
-    """Return the folders of a user's own images and masks; raise FileNotFoundError unless both are there."""
+    """Return the folders of a user's own images and masks; raise FileNotFoundError unless both exist."""
     return _given_folder("images", images), _given_folder("masks", masks)
 
 
 def _given_folder(option: str, folder: str | Path | None) -> Path:
     if folder is None or not Path(folder).expanduser().is_dir():
         raise FileNotFoundError(
-            f"dataset.{option}={folder} is not a folder: give the folders of images and of masks with "
+            f"dataset.{option}={folder} is not a folder: pass the folders of images and of masks as "
             "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number"
         )
     return Path(folder).expanduser()
@@ -125,7 +125,7 @@ CAMVID_FULL = Layout(
 def _cityscapes(split: str) -> list[str]:
     _known(split, "train", "val", "trainval", "test")
     parts = ["train", "val"] if split == "trainval" else [split]
-    labels = [] if split == "test" else [f"gtFine/{part}" for part in parts]  # the benchmark keeps the test labels
+    labels = [] if split == "test" else [f"gtFine/{part}" for part in parts]  # the test labels are not public
     return [f"leftImg8bit/{part}" for part in parts] + labels
 
 
@@ -159,7 +159,7 @@ COCO = Layout(
 
 def _lip(split: str) -> list[str]:
     _known(split, "train", "val", "test")
-    if split == "test":  # the benchmark keeps the test labels
+    if split == "test":  # the test labels are not public
         return ["Testing_images/test_id.txt", "Testing_images/testing_images"]
     return [
         f"TrainVal_images/{split}_id.txt",
@@ -182,7 +182,7 @@ LIP = Layout(
 def _voc(split: str) -> list[str]:
     _known(split, "train", "val", "trainval", "test", "train_aug")
     required = [f"VOC2012/ImageSets/Segmentation/{split}.txt", "VOC2012/JPEGImages"]
-    if split == "test":  # the benchmark keeps the test labels
+    if split == "test":  # the test labels are not public
         return required
     return [*required, "VOC2012/SegmentationClassAug" if split == "train_aug" else "VOC2012/SegmentationClass"]
 

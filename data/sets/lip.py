@@ -7,15 +7,15 @@ from ..image_pairs import ImagePairs, PairTransform
 from . import layouts
 from .class_table import read_classes
 
-FLIP_PAIRS = ((14, 15), (16, 17), (18, 19))  # left and right arm, leg and shoe: a mirror swaps their classes
+FLIP_PAIRS = ((14, 15), (16, 17), (18, 19))  # left and right arm, leg and shoe: a flip swaps their classes
 
 
 class LIP(ImagePairs):
-    """Single persons with 20 classes; class 0, the background, is scored like the others.
+    """Images of single persons with 20 classes; class 0 (background) is scored like the others.
 
     Args:
-        root: the folder with ``TrainVal_images`` and ``TrainVal_parsing_annotations``.
-        split: "train", "val", or "test", whose labels the benchmark keeps.
+        root: the folder that contains ``TrainVal_images`` and ``TrainVal_parsing_annotations``.
+        split: "train", "val", or "test", whose labels are not public.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 

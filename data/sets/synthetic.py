@@ -1,8 +1,8 @@
 """Beacons: a synthetic task that cannot be solved without context from the whole image.
 
-Many shapes that look alike lie on a textured background. The colour of one small beacon somewhere in the image is the
-class of every shape. A network that sees only the neighbourhood of a shape has to guess; one loop of criss-cross
-attention carries the colour along the beacon's row and column, two loops carry it everywhere.
+Several similar shapes lie on a textured background. The colour of one small beacon somewhere in the image determines
+the class of every shape. A network that sees only the neighbourhood of a shape has to guess; one pass of criss-cross
+attention carries the colour along the beacon's row and column, and two passes carry it everywhere.
 """
 
 import math
@@ -22,7 +22,7 @@ _SPLITS = {"train": 0, "val": 1}  # part of each image's seed
 
 
 class Beacons(Dataset[tuple[Tensor, Tensor]]):
-    """Images drawn on the fly; the same seed, split and index give the same image on every machine.
+    """Images drawn on the fly; the same seed, split and index produce the same image on every machine.
 
     Args:
         split: "train" or "val".
@@ -56,7 +56,7 @@ class Beacons(Dataset[tuple[Tensor, Tensor]]):
         check_size(size, size, f"size={size}")
         if not (1 <= length < 2**31 and 0 <= shapes <= 1000 and 1 <= beacon <= size):
             raise ValueError(
-                f"length is {length}, shapes {shapes} and beacon {beacon} in images of {size} pixels: give at least 1 "
+                f"length is {length}, shapes {shapes} and beacon {beacon} in images of {size} pixels: use at least 1 "
                 "image, at most 1000 shapes and a beacon that fits into the image"
             )
         self.split, self.length, self.seed = split, length, seed
@@ -75,7 +75,7 @@ class Beacons(Dataset[tuple[Tensor, Tensor]]):
         return self.transform(*pair) if self.transform else pair
 
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Return image uint8 (3, H, W) and labels uint8 (H, W), before the transform."""
+        """Return the image, uint8 (3, H, W), and its labels, uint8 (H, W), before the transform."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         image, label = _draw(

@@ -48,7 +48,9 @@ def test_camvid_full_merges_32_colours_into_11_classes(tmp_path):
     wrong = np.array(Image.open(label))
     wrong[0, 0] = (1, 2, 3)
     Image.fromarray(wrong).save(label)
-    with pytest.raises(ValueError, match=r"_L\.png holds the label value \(1, 2, 3\), outside the 32 values"):
+    with pytest.raises(
+        ValueError, match=r"_L\.png contains unknown label values: \(1, 2, 3\); this data set defines 32 values"
+    ):
         dataset[0]
 
 

@@ -130,7 +130,7 @@ def test_check_names_every_broken_file_and_fails(tmp_path, run_entry):
     assert "3 samples are wrong" in done.stderr
     assert f"{images[0]} cannot be read as an image" in done.stderr
     assert f"{labels[1]} has 30x20 pixels" in done.stderr
-    assert f"{labels[2]} holds the label value 77" in done.stderr
+    assert f"{labels[2]} contains unknown label values: 77" in done.stderr
 
 
 def test_check_runs_as_a_module(monkeypatch, capsys):

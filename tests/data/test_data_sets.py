@@ -133,9 +133,9 @@ def test_voc_reads_lists_of_names_or_paths_and_ignores_outlines(tmp_path):
         (lambda root: CamVid(root, split="train", transform=None), r"lacks train\.txt of CamVid"),
         (lambda root: ADE20K(root, split="training", transform=None), r"lacks ADEChallengeData2016/images/training"),
         (lambda root: read_folder(root / "a", root), r"dataset\.images=.*a is not a folder"),
-        (lambda root: read_folder(root, root), "holds no images"),
+        (lambda root: read_folder(root, root), "contains no images"),
         (lambda root: read_folder(root, root, classes=None), r"dataset\.classes is not set"),
-        (lambda root: read_folder(root, root, classes=["one"]), "gives 1 classes"),
+        (lambda root: read_folder(root, root, classes=["one"]), "has 1 classes"),
     ],
 )
 def test_an_error_for_a_missing_or_empty_root_shows_the_expected_layout(tmp_path, make, message):
@@ -153,7 +153,7 @@ def test_errors_name_a_missing_root_folder_or_label(name, tmp_path):
     dataset = read(write(tmp_path))
     label = dataset.pairs[1][1]
     label.unlink()
-    with pytest.raises(FileNotFoundError, match=f"names 1 files that are missing: .*{label.name}"):
+    with pytest.raises(FileNotFoundError, match=rf"missing images or label images \(1\): .*{label.name}"):
         read(tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_errors_name_an_invalid_label_value_and_its_file(name, value, tmp_path):
     dataset = read(write(tmp_path))
     label = dataset.pairs[0][1]
     Image.fromarray(np.full_like(np.array(Image.open(label)), value)).save(label)
-    with pytest.raises(ValueError, match=rf"{label.name} holds the label value \(?{value}"):
+    with pytest.raises(ValueError, match=rf"{label.name} contains unknown label values: \(?{value}"):
         dataset.read(0)
 
 

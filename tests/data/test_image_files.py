@@ -15,7 +15,7 @@ def test_errors_name_a_truncated_image(folder_data):
     images, masks = folder_data
     path = images / "2.jpg"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"2\.jpg cannot be read as an image, it may be truncated"):
+    with pytest.raises(ValueError, match=r"2\.jpg cannot be read as an image and may be truncated"):
         read_folder(images, masks)[2]
 
 
@@ -54,7 +54,7 @@ def test_pywuffs_and_pillow_decode_every_kind_of_png_identically(tmp_path, monke
             want = np.array(Image.open(path)).astype(int)
             assert np.array_equal(read(path), np.where(want == 254, 0, want)), name
     (tmp_path / "rgb.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:-300])
-    with pytest.raises(ValueError, match=r"rgb\.png cannot be read as an image, it may be truncated"):
+    with pytest.raises(ValueError, match=r"rgb\.png cannot be read as an image and may be truncated"):
         read_image(tmp_path / "rgb.png")
     # A JPEG with a .png suffix.
     Image.fromarray(pixels).save(tmp_path / "jpeg.png", format="JPEG")

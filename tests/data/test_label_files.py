@@ -10,7 +10,9 @@ from PIL import Image
 def test_errors_name_a_label_value_out_of_range(folder_data):
     images, masks = folder_data
     write_pair(images / "4.jpg", masks / "4.png", classes=5)
-    with pytest.raises(ValueError, match=r"4\.png holds the label value 3, 4, outside the 4 values.*0 to 2, 255"):
+    with pytest.raises(
+        ValueError, match=r"4\.png contains unknown label values: 3, 4; this data set defines 4 values.*0 to 2, 255"
+    ):
         read_folder(images, masks)[4]
 
 

@@ -40,7 +40,7 @@ def dataset_config(*overrides):
             ["dataset=camvid", "dataset.root=/nowhere"],
             ["dataset.root=/nowhere is not a folder: CamVid was expected there", "ROOT/trainannot/NAME.png", "SegNet"],
         ),
-        (["dataset=folder", "dataset.images=/nowhere"], ["dataset.images=/nowhere is not a folder: give the folders"]),
+        (["dataset=folder", "dataset.images=/nowhere"], ["dataset.images=/nowhere is not a folder: pass the folders"]),
     ],
     ids=["camvid", "folder"],
 )
@@ -56,7 +56,7 @@ def test_a_missing_folder_fails_before_torch_is_imported(overrides, messages):
     "name", ["ade20k", "camvid", "camvid_full", "camvid_video", "cityscapes", "coco", "lip", "voc"]
 )
 def test_errors_show_the_layout_of_every_data_set_on_disk(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"dataset\.root is not set: give the folder of"):
+    with pytest.raises(FileNotFoundError, match=r"dataset\.root is not set: pass the folder of"):
         check_root(dataset_config(f"dataset={name}"))
     with pytest.raises(FileNotFoundError, match=r"(?s)lacks .*The layout of .*ROOT/.*Where to get it: "):
         check_root(dataset_config(f"dataset={name}", f"dataset.root={tmp_path}"))

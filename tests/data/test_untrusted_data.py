@@ -107,14 +107,16 @@ def test_a_list_cannot_refer_to_files_outside_its_data_set(tmp_path):
         with pytest.raises((ValueError, FileNotFoundError)) as refused:
             CamVid(root, split="train", transform=None)
         assert f"{root}/train.txt" in str(refused.value)
-    assert f"train.txt, line 2: '../a.png' leads out of {root}: name files in that folder" in str(refused.value)
+    assert f"train.txt, line 2: '../a.png' points outside {root}: use relative paths to files in that folder" in str(
+        refused.value
+    )
 
     for folder in ("train_images", "val_images"):
         (root / "TrainVal_images" / folder).mkdir(parents=True)
     (root / "TrainVal_parsing_annotations" / "train_segmentations").mkdir(parents=True)
     for name in ("../../../secret/a", f"{outside}/a"):
         (root / "TrainVal_images" / "train_id.txt").write_text(f"{name}\n")
-        with pytest.raises(ValueError, match=r"train_id\.txt, line 1: '.*a\.jpg' leads out of"):
+        with pytest.raises(ValueError, match=r"train_id\.txt, line 1: '.*a\.jpg' points outside"):
             LIP(root, split="train", transform=None)
 
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):

@@ -97,7 +97,7 @@ def test_user_errors_produce_a_single_sentence(root, tmp_path):
 
     picture = broken / "val2017" / content["images"][1]["file_name"]
     Image.new("RGB", (5, 5)).save(picture)
-    with pytest.raises(ValueError, match=r"has 5x5 pixels and .*instances_val2017\.json says 72x64"):
+    with pytest.raises(ValueError, match=r"has 5x5 pixels, but .*instances_val2017\.json says 72x64"):
         loaded(broken)[1]
     picture.unlink()
     with pytest.raises(FileNotFoundError, match=rf"lists {picture.name}, which is not in .*val2017 \(1 of 4 images"):
@@ -106,13 +106,13 @@ def test_user_errors_produce_a_single_sentence(root, tmp_path):
     content["annotations"][0]["category_id"] = 7
     file.write_text(json.dumps(content))
     Image.new("RGB", (72, 64)).save(picture)
-    with pytest.raises(ValueError, match="annotation 1 belongs to category 7 and image 10, and the file does not"):
+    with pytest.raises(ValueError, match="annotation 1 refers to category 7 and image 10, but the file does not"):
         loaded(broken)
     file.write_text(json.dumps({"images": []}))
     with pytest.raises(ValueError, match="not an annotation file in COCO's format: it needs the lists"):
         loaded(broken)
     file.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON, it may be truncated"):
+    with pytest.raises(ValueError, match="is not valid JSON and may be truncated"):
         loaded(broken)
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks annotations/instances_val2017\.json of COCO\.\nThe layout of"):
