@@ -379,8 +379,8 @@ def test_wandb_takes_the_boxes(root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["model.frozen=true"], "give pretrained weights with backbone.weights=FILE, or model.frozen=false"),
-        (["model=ccnet"], "this data set has objects, which model=mask_rcnn finds"),
+        (["model.frozen=true"], "load pretrained weights with backbone.weights=FILE, or set model.frozen=false"),
+        (["model=ccnet"], "this data set is for detection: set model=mask_rcnn"),
         (["dataset.train.split=nowhere"], "lacks nowhere, annotations/instances_nowhere.json of COCO"),
         (["model/context=rcaa"], "Could not find 'model/context/rcaa'"),
     ],
@@ -396,7 +396,7 @@ def test_mistakes_on_the_command_line(root, run_entry, options, message):
 
 def test_a_network_that_finds_objects_does_not_label_pixels(run_entry):
     done = run_entry("train.py", "model=mask_rcnn", "device=cpu", "logger=none", ok=False)
-    assert "error: model=mask_rcnn finds objects and this data set labels pixels: give dataset=coco" in done.stderr
+    assert "error: model=mask_rcnn detects objects but this data set labels pixels: set dataset=coco" in done.stderr
 
 
 def test_a_checkpoint_of_other_classes_is_refused(root, finished, tmp_path, run_entry):
@@ -405,7 +405,7 @@ def test_a_checkpoint_of_other_classes_is_refused(root, finished, tmp_path, run_
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"categories": [*CATEGORIES, {"id": 5, "name": "ring"}]}))
     done = run_entry("evaluate.py", f"checkpoint={finished / 'best'}", f"root={other}", "device=cpu", ok=False)
-    assert "finds other objects than the data set has (3 kinds and 4): evaluate" in done.stderr
+    assert "the object classes of the checkpoint (3) and of the data set (4) differ: evaluate" in done.stderr
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "coco_sample").is_dir(), reason="no ../shared/data/coco_sample here")

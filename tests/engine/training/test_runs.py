@@ -219,9 +219,7 @@ class Greedy(torch.nn.Module):
 def test_out_of_memory_says_what_to_turn_down():
     images, labels = torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-    with pytest.raises(
-        MemoryError, match=r"reduce recipe\.batch_size or .*crop_size, .* accumulate=2, .* bf16=true"
-    ):
+    with pytest.raises(MemoryError, match=r"reduce recipe\.batch_size or .*crop_size, .* accumulate=2, .* bf16=true"):
         train_step(Semantic(), Greedy(), torch.nn.Identity(), optimizer, images, labels)
-    with pytest.raises(MemoryError, match=r"a picture of 4x4 pixels needs more memory .*: give protocol=slide"):
+    with pytest.raises(MemoryError, match=r"an image of 4x4 pixels needs more memory .*: set protocol=slide"):
         predict(Greedy(), images, Whole())
