@@ -91,7 +91,7 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
 
 
 def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:
-    """Return the protocol set on the command line, directly or through a data set, or else the run's; and its name."""
+    """Return the protocol and its name: set on the command line, directly or through a data set, or else the run's."""
     given = any(option == "dataset" or option.startswith("protocol") for option in runtime.given_overrides())
     own = saved.config.get("protocol")
     if given or own is None:
@@ -122,6 +122,6 @@ def _network(saved: "Checkpoint") -> "nn.Module":
 
 
 if __name__ == "__main__":
-    from ccnet.evaluate import main  # lets worker processes import what `main` calls by name: see entry_point
+    from ccnet.evaluate import main  # so that worker processes can import what `main` calls: see entry_point
 
     main()

@@ -1,8 +1,8 @@
 """Count what attention adds to the cost of a network, as in the paper's Tables 2 and 5.
 
 GFLOPs follow the authors' formula (their answer in CCNet's issue 2). Memory is measured in two ways: on any machine, as
-the bytes that autograd saves for the backward pass because of the module; on a GPU, as the increase of the allocator's
-peak in one forward and backward pass.
+the bytes that autograd saves for the backward pass because of the module; on a GPU, as the increase in the allocator's
+peak during one forward and backward pass.
 """
 
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def saved_bytes(make_block: Callable[..., nn.Module], shape: tuple[int, ...], dt
 def peak_bytes(
     make_block: Callable[..., nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> int:
-    """Return the increase of the allocator's peak in a forward and backward pass, in bytes, with weight gradients."""
+    """Return the increase in the allocator's peak over a forward and backward pass, in bytes, with weight gradients."""
     block = make_block(device=device, dtype=dtype)
     image = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
     peak = 0

@@ -102,7 +102,7 @@ def _cpu_seconds(loaders: dict[str, Loader], pairs: list[tuple[Path, Path]], rep
 
 
 def time_input(config: DictConfig, device: torch.device) -> str:
-    """Time all loaders, on the CPU; append the rows to ``<output>.csv`` and return the table."""
+    """Time all loaders on the CPU; append the rows to ``<output>.csv`` and return the table."""
     with tempfile.TemporaryDirectory() as folder:
         if config.input.root:
             transform = train_transform(crop_size=CROP, scale=SCALE)

@@ -87,7 +87,7 @@ def _heads(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
 
 
 def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return library attention over (N, positions, channels), and its log-sum-exp (N, positions)."""
+    """Return fused library attention over (N, positions, channels), and its log-sum-exp (N, positions)."""
     query, key, value = _heads(query, key, value)
     if not query.is_cuda:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=1.0)

@@ -54,7 +54,7 @@ def evaluate_objects(
     num_workers: int = 0,
     keep_samples: int = 0,
 ) -> DetectionEvaluation:
-    """Evaluate the average precision of a network on every image of a data set, one image at a time.
+    """Compute a network's average precision on a data set, one image at a time.
 
     With n processes, each takes every n-th image; the detections are gathered in the order of a single process.
 

@@ -150,7 +150,7 @@ def _check_crop_size(crop_size: Sequence[int] | None) -> None:
     if crop_size is None:
         raise ValueError("the checkpoint does not record its training crop size: set protocol.crop_size=[H,W]")
     if len(crop_size) != 2:
-        raise ValueError(f"crop_size is {list(crop_size)}: set height and width")
+        raise ValueError(f"crop_size is {list(crop_size)}: set it to [height, width]")
     check_size(crop_size[0], crop_size[1], f"crop_size={list(crop_size)}")
 
 

@@ -22,7 +22,7 @@ class Evaluation(NamedTuple):
     Attributes:
         scores: the scores over the whole data set.
         images_per_s: the images evaluated per second, over all processes.
-        samples: (image (3, H, W), labels (H, W), prediction (H, W)) on the host; for a clip, of its supervised frame.
+        samples: (image (3, H, W), labels (H, W), prediction (H, W)) on the host; for clips, of the supervised frame.
         confusion: the pixel counts by true and predicted class, int64 (K, K), on the host.
     """
 

@@ -39,8 +39,8 @@ class Run:
         loader: the loader of the remaining training batches.
         val_set: the validation data set.
         log: the log that metrics are written to.
-        request: the stop request, which a signal sets.
-        samples: the training samples, which count the unreadable ones among them.
+        request: the stop request, set by a signal.
+        samples: the training samples; they count the unreadable ones.
         val_images_per_s: the throughput of the latest validation.
     """
 

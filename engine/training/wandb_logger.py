@@ -17,7 +17,7 @@ from ..runtime.lost_workers import lost_worker
 
 
 class WandbRun:
-    """One W&B run. Training never blocks on W&B, and continues if W&B fails.
+    """One W&B run. Training does not wait for W&B and continues if W&B fails.
 
     Args:
         folder: the run's folder; W&B stores its files in a subfolder.
