@@ -349,7 +349,7 @@ def test_evaluate_meets_the_validation_and_saves_results_that_pycocotools_scores
     evaluation.summarize()
     assert scores["box"][0] == pytest.approx(evaluation.stats[0], abs=1e-12)
     refused = run_entry("evaluate.py", f"checkpoint={finished / 'last.pt'}", "protocol=slide", "device=cpu", ok=False)
-    assert "error: protocol=slide: Mask R-CNN sees whole images" in refused.stderr
+    assert "error: protocol=slide: Mask R-CNN processes whole images" in refused.stderr
 
 
 def test_predict_writes_objects_and_draws_them(root, finished, tmp_path, run_entry):
