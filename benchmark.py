@@ -1,12 +1,12 @@
 """Benchmark the attention operator, its kernels, whole networks and the input pipeline.
 
-python benchmark.py                          every implementation of the operator, checked and timed side by side
+python benchmark.py                          every implementation of the operator, verified and timed side by side
 python benchmark.py framework=jax            the same in JAX, under jit
-python benchmark.py mode=tune                search tile sizes on this GPU, write kernels/configs/<gpu>.json
+python benchmark.py mode=tune                search for tile sizes on this GPU, write kernels/configs/<gpu>.json
 python benchmark.py mode=complexity          added GFLOPs and memory, as in the paper's Tables 2 and 5
 python benchmark.py mode=zoo                 every network: parameters, GFLOPs, memory, images/s
-python benchmark.py mode=train               whole training iterations of ccnet, fcn and nonlocal
-python benchmark.py mode=input               images/s per core of the input pipeline at the Cityscapes recipe
+python benchmark.py mode=train               full training iterations of ccnet, fcn and nonlocal
+python benchmark.py mode=input               images/s per core of the input pipeline with the Cityscapes recipe
 """
 
 import hydra
@@ -17,7 +17,7 @@ from ccnet.conf import CONF
 from ccnet.engine import runtime
 from ccnet.engine.sweeps.entry_point import entry_point
 
-# Mode -> a function of `benchmarks`, which imports its file when it is asked for.
+# Mode -> function in `benchmarks`, whose module is imported on first use.
 _MODES = {
     "compare": "compare_operators",
     "tune": "tune_kernels",
@@ -39,6 +39,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    from ccnet.benchmark import main  # a launcher's processes import what `main` calls by name: see entry_point
+    from ccnet.benchmark import main  # so that worker processes can import what `main` calls: see entry_point
 
     main()

@@ -1,11 +1,12 @@
-"""Read a whole data set, and report its contents and its faults.
+"""Read a whole data set and report its contents and problems.
 
     python check_data.py dataset=camvid dataset.root=DIR
     python check_data.py dataset=cityscapes dataset.root=DIR splits=[train,val,test] num_workers=8
 
-Prints the number and sizes of the pictures and the class frequencies with median-frequency weights, and writes them as
-CSV beside a picture of random samples, before and after augmentation. Exits with 1 if a file is missing or unreadable,
-does not fit its picture, or holds a label value that the data set does not have; the error names each such file.
+Prints the number and sizes of the images and the class frequencies with median-frequency weights, and writes the latter
+as CSV next to a figure of random samples before and after augmentation. Exits with code 1 if a file is missing or
+unreadable, does not match its image, or contains a label value that the data set does not define; the error lists all
+such files.
 """
 
 from pathlib import Path
@@ -38,16 +39,16 @@ def main(config: DictConfig) -> None:
     print(f"\ntables and samples in {folder}")
     if problems:
         shown = "\n".join(f"  {line}" for line in problems)
-        raise ValueError(f"{len(problems)} samples are wrong:\n{shown}")
+        raise ValueError(f"{len(problems)} samples are invalid:\n{shown}")
 
 
 def _check_split(config: DictConfig, split: str, folder: Path) -> list[str]:
-    """Print and write what is in a split; return its problems."""
+    """Print and write the contents of a split; return its problems."""
     from ccnet.data.inspection import CLASS_COLUMNS, inspect_dataset
 
     dataset: Any = data.build_dataset(config.dataset, split, None)
     if not hasattr(dataset, "read"):
-        raise ValueError("check_data.py reads data sets that label pixels, and this one has objects")
+        raise ValueError("check_data.py supports data sets that label pixels, but this one is for detection")
     report = inspect_dataset(dataset, num_workers=config.num_workers, title=split)
     print(f"\n{_summary(split, dataset, report)}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def _summary(split: str, dataset: "SegmentationDataset", report: "DatasetReport"
     sizes = [f"{count} of {height}x{width}" for (height, width), count in report.sizes.most_common(3)]
     more = f" and {len(report.sizes) - 3} other sizes" if len(report.sizes) > 3 else ""
     return (
-        f"{split}: {len(dataset)} samples, {len(report.problems)} of them wrong; {', '.join(sizes)}{more} (HxW); "
+        f"{split}: {len(dataset)} samples, {len(report.problems)} of them invalid; {', '.join(sizes)}{more} (HxW); "
         f"{len(dataset.classes)} classes" + ("" if dataset.has_labels else "; no labels")
     )
 
@@ -75,12 +76,12 @@ def _draw_samples(path: Path, dataset: "SegmentationDataset", config: DictConfig
     augment = instantiate(config.recipe.train_transform)
     indices = torch.randperm(len(dataset))[: config.samples].sort().values.tolist()
     rows = [_columns(dataset, index, augment) for index in indices]
-    titles = ("picture", "labels", "augmented", "augmented again")
+    titles = ("image", "labels", "augmented", "augmented again")
     drawing.save_samples(path, rows, titles, dataset.classes, dataset.palette)
 
 
 def _columns(dataset: "SegmentationDataset", index: int, augment: Any) -> "list[tuple[np.ndarray, np.ndarray | None]]":
-    """Return (picture (H, W, 3), labels (H, W) to draw over it, or None) for each column of the picture of samples."""
+    """Return (image (H, W, 3), labels (H, W) to draw over it or None) for each column of the sample figure."""
     import torch
 
     from ccnet.data.inspection import still
@@ -97,6 +98,6 @@ def _columns(dataset: "SegmentationDataset", index: int, augment: Any) -> "list[
 
 
 if __name__ == "__main__":
-    from ccnet.check_data import main  # a launcher's processes import what `main` calls by name: see entry_point
+    from ccnet.check_data import main  # so that worker processes can import what `main` calls: see entry_point
 
     main()

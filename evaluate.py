@@ -2,13 +2,13 @@
 
 python evaluate.py checkpoint=RUN/best                                    on the data set it was trained on
 python evaluate.py checkpoint=RUN/best protocol=slide                     whole | slide | ms_flip | slide_ms_flip
-python evaluate.py checkpoint=RUN/best root=DIR                           the data set has moved
+python evaluate.py checkpoint=RUN/best root=DIR                           if the data set has moved
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    on another one with the same classes
 python evaluate.py checkpoint=RUN/best split=test submission=true         a zip for the benchmark's server
-torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               eight GPUs share the images; same scores
+torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               images split across eight GPUs; same scores
 python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: see models/published
 
-A network that detects objects is scored by COCO's AP, and its detections are saved in COCO's result format.
+A detection network is scored by COCO AP, and its detections are saved in COCO's results format.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 @entry_point
 def main(config: DictConfig) -> float:
-    """Print the scores and save them beside the checkpoint; return the mIoU, or the mask AP."""
+    """Print the scores and save them next to the checkpoint; return the mIoU or the mask AP."""
     path = checkpoints.find(config.checkpoint)
     if "dataset" in runtime.given_overrides():
         data.check_root(config.dataset, [config.split])
@@ -46,7 +46,7 @@ def main(config: DictConfig) -> float:
     protocol_node, protocol_name = _protocol_node(config, saved)
     if protocol_name != "whole" and not task.predicts_label_maps:
         raise ValueError(
-            f"protocol={protocol_name}: Mask R-CNN sees whole images, resized as in training; leave it out"
+            f"protocol={protocol_name}: Mask R-CNN processes whole images, resized as in training; remove protocol"
         )
     protocol = instantiate(protocol_node)
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
@@ -86,12 +86,12 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
     if "dataset" in runtime.given_overrides():
         return config.dataset
     if "dataset" not in saved.config:
-        raise ValueError(f"{config.checkpoint} does not tell its data set: give dataset=NAME dataset.root=DIR")
+        raise ValueError(f"{config.checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR")
     return saved.config["dataset"] | ({} if config.root is None else {"root": config.root})
 
 
 def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:
-    """Return the protocol that the command line names, itself or by its data set, or else the run's; and its name."""
+    """Return the protocol and its name: set on the command line, directly or through a data set, or else the run's."""
     given = any(option == "dataset" or option.startswith("protocol") for option in runtime.given_overrides())
     own = saved.config.get("protocol")
     if given or own is None:
@@ -103,7 +103,7 @@ def _prediction_files(config: DictConfig, stem: Path, dataset: "SegmentationData
     if not (dataset.has_labels or config.save_predictions or config.submission):
         raise ValueError(
             f"split={config.split} has no labels to compare with: write its predictions with submission=true or "
-            "save_predictions=true, or choose a split that has them"
+            "save_predictions=true, or choose a split with labels"
         )
     files = []
     if config.save_predictions:
@@ -114,7 +114,7 @@ def _prediction_files(config: DictConfig, stem: Path, dataset: "SegmentationData
 
 
 def _network(saved: "Checkpoint") -> "nn.Module":
-    """Return the network in the memory format of its run, so that its last validation is met to the last digit."""
+    """Return the network in the memory format of its run, so that its validation scores are reproduced exactly."""
     import torch
 
     memory_format = torch.channels_last if saved.setting("channels_last") else torch.contiguous_format
@@ -122,6 +122,6 @@ def _network(saved: "Checkpoint") -> "nn.Module":
 
 
 if __name__ == "__main__":
-    from ccnet.evaluate import main  # a launcher's processes import what `main` calls by name: see entry_point
+    from ccnet.evaluate import main  # so that worker processes can import what `main` calls: see entry_point
 
     main()

@@ -1,10 +1,10 @@
 """Export a trained network to ONNX.
 
-    python export.py checkpoint=RUN/best output=network.onnx                     any picture size
-    python export.py checkpoint=RUN/best output=network.onnx size=[769,769]      one picture size
+    python export.py checkpoint=RUN/best output=network.onnx                     any image size
+    python export.py checkpoint=RUN/best output=network.onnx size=[769,769]      a fixed image size
 
-The network's input "image" is RGB in [0, 1], (N, 3, H, W) float32, its output "logits" (N, K, H, W). The file uses
-standard operators only: attention is exported as its reference implementation, without the Triton kernels.
+The network's input "image" is RGB in [0, 1], (N, 3, H, W) float32; its output is "logits" (N, K, H, W). The file uses
+only standard operators: attention is exported as its reference implementation, without the Triton kernels.
 """
 
 import hydra
@@ -18,16 +18,16 @@ from ccnet.engine.sweeps.entry_point import entry_point
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
 @entry_point
 def main(config: DictConfig) -> None:
-    """Write the file, once ONNX Runtime has reproduced the network's logits with it."""
+    """Export the network and verify that ONNX Runtime reproduces its logits."""
     model = checkpoints.network(checkpoints.load(checkpoints.find(config.checkpoint)))
     output = runtime.given_path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     error = checkpoints.export_onnx(model, output, size=config.size and tuple(config.size))
     size = "x".join(map(str, config.size)) if config.size else "any size"
-    print(f"{output}: images of {size}, logits within {error:.1e} of the network's in ONNX Runtime")
+    print(f"{output}: images of {size}; ONNX Runtime's logits are within {error:.1e} of the network's")
 
 
 if __name__ == "__main__":
-    from ccnet.export import main  # a launcher's processes import what `main` calls by name: see entry_point
+    from ccnet.export import main  # so that worker processes can import what `main` calls: see entry_point
 
     main()

@@ -1,17 +1,17 @@
-"""Segment pictures with a trained network.
+"""Segment images with a trained network.
 
     python predict.py checkpoint=RUN/best input=photo.jpg
-    python predict.py checkpoint=RUN/best input=FOLDER output=FOLDER      pictures, or the frames of a video
+    python predict.py checkpoint=RUN/best input=FOLDER output=FOLDER      images, or the frames of a video
     python predict.py checkpoint=RUN/best input=FRAMES video=out.mp4      also the overlays as a video (.mp4 or .gif)
-    python predict.py checkpoint=RUN/best input=photo.jpg attention=[y,x] also where a point attends (paper, Fig. 7)
+    python predict.py checkpoint=RUN/best input=photo.jpg attention=[y,x] also where a point attends to (paper, Fig. 7)
     python predict.py checkpoint=[RUN1/best,RUN2/best] input=FOLDER       networks side by side (paper, Fig. 6)
     python predict.py checkpoint=FILE.pth input=photo.jpg                 published weights: see models/published
 
-For each picture NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours, and
-NAME_overlay.png, the classes over the picture with a legend; with the options above also NAME_attention.png and
-comparison.png. Of several networks, the first one writes the masks. With ``labels=FOLDER``, label images in the form
-that predict.py writes, the comparison also shows the truth and marks errors. A network that detects objects writes
-NAME.json, the objects in COCO's result format, and NAME_overlay.png, the likely ones drawn over the picture.
+For each image NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours, and
+NAME_overlay.png, the classes drawn over the image with a legend; with the options above also NAME_attention.png and
+comparison.png. With several networks, the first one writes the masks. With ``labels=FOLDER``, a folder of label images
+in the format that predict.py writes, the comparison also shows the ground truth and marks errors. A detection network
+writes NAME.json, the objects in COCO's results format, and NAME_overlay.png, the likely ones drawn over the image.
 """
 
 import json
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
 @entry_point
 def main(config: DictConfig) -> None:
-    """Write the predictions for every picture of ``input`` into ``output``."""
+    """Write the predictions for every image in ``input`` to ``output``."""
     names = [str(name) for name in _as_list(config.checkpoint)]
     files = [checkpoints.find(name) for name in names]
     paths = _pictures(runtime.given_path(config.input))
     output = runtime.given_path(config.output)
     if output.resolve() == paths[0].parent.resolve():
-        raise ValueError(f"output={output} is the folder of the input, whose pictures a mask could overwrite")
+        raise ValueError(f"output={output} is the folder of the input, whose images a mask could overwrite")
     loaded = [checkpoints.load(file, **config.published) for file in files]
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
     if all(label_maps):
@@ -56,16 +56,16 @@ def main(config: DictConfig) -> None:
     elif len(loaded) == 1:
         _detect(config, loaded[0], paths, output)
     else:
-        raise ValueError("networks that find objects are not drawn side by side: give one checkpoint")
+        raise ValueError("detection networks cannot be compared side by side: set a single checkpoint")
 
 
 def _segment(
     config: DictConfig, names: Sequence[str], loaded: Sequence["Checkpoint"], paths: Sequence[Path], output: Path
 ) -> None:
-    """Write masks and overlays, and the attention, the comparison and the video that are asked for."""
+    """Write masks and overlays and, if requested, attention, comparison and video."""
     classes, palette = loaded[0].classes, loaded[0].palette
     if any(saved.classes != classes for saved in loaded):
-        raise ValueError("the checkpoints do not know the same classes: compare networks of one data set")
+        raise ValueError("the checkpoints have different classes: compare networks trained on the same data set")
     if config.video:
         drawing.check_video(runtime.given_path(config.video))
     truths = _truths(paths, config.labels, len(classes))
@@ -105,7 +105,7 @@ def _segment(
 
 
 def _detect(config: DictConfig, saved: "Checkpoint", paths: Sequence[Path], output: Path) -> None:
-    """Write the objects as NAME.json, and the likely ones drawn over the picture as NAME_overlay.png."""
+    """Write the objects as NAME.json, and the image with the likely ones as NAME_overlay.png."""
     from ccnet.data.image_files import read_image
 
     framework = training.choose_framework(config.framework, config.device)
@@ -122,11 +122,11 @@ def _detect(config: DictConfig, saved: "Checkpoint", paths: Sequence[Path], outp
         likely = evaluation.likely_objects(objects)
         drawing.save_objects(output / f"{path.stem}_overlay.png", picture, likely, saved.classes)
     least = evaluation.DRAWN_SCORE
-    print(f"objects of {len(paths)} pictures in {output}, those with a score of at least {least} drawn")
+    print(f"objects of {len(paths)} images in {output}, those with a score of at least {least} drawn")
 
 
 def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") -> "Predictor":
-    """Return the checkpoint's network with the protocol given on the command line, or else the run's own."""
+    """Return the checkpoint's network with the protocol set on the command line, or else the run's own."""
     config = guards.replaced(
         config,
         dataset=saved.config.get("dataset"),
@@ -143,7 +143,7 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
 
 
 def _truths(paths: Sequence[Path], folder: str | None, classes: int) -> "list[np.ndarray] | None":
-    """Return the label images with the pictures' names; None if there is no folder of them."""
+    """Return the label images with the same names as the images; None if no folder is set."""
     if folder is None:
         return None
     from ccnet.data.label_files import LabelReader
@@ -153,18 +153,20 @@ def _truths(paths: Sequence[Path], folder: str | None, classes: int) -> "list[np
 
 
 def _pictures(source: Path) -> list[Path]:
-    """Return the picture itself, or the pictures of a folder ordered by name."""
+    """Return the image itself, or the images of a folder ordered by name."""
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise FileNotFoundError(f"input={source} is neither a picture nor a folder of pictures")
+        raise FileNotFoundError(f"input={source} is neither an image nor a folder of images")
     paths = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise FileNotFoundError(f"input={source} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
+        raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     stems = [path.stem for path in paths]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice:
-        raise ValueError(f"input={source} holds several pictures named {twice!r}: their masks would collide")
+        raise ValueError(
+            f"input={source} contains several images named {twice!r}: their masks would overwrite each other"
+        )
     return paths
 
 
@@ -173,6 +175,6 @@ def _as_list(value: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    from ccnet.predict import main  # a launcher's processes import what `main` calls by name: see entry_point
+    from ccnet.predict import main  # so that worker processes can import what `main` calls: see entry_point
 
     main()

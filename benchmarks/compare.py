@@ -7,9 +7,9 @@ from .comparison_rows import TOLERANCE
 
 
 def compare_operators(config: DictConfig, device: torch.device) -> str:
-    """Check and time every implementation on one shape, in torch or in JAX; return the table.
+    """Verify and time every implementation on one shape, in torch or in JAX; return the table.
 
-    The rows are appended to ``<output>.csv`` and drawn.
+    The rows are appended to ``<output>.csv`` and plotted.
     """
     on_gpu = device.type == "cuda"
     dtype = config.dtype or ("bfloat16" if on_gpu else "float32")

@@ -1,4 +1,4 @@
-"""Time implementations of the operator in JAX side by side, under ``jax.jit``, each once it has been checked."""
+"""Time JAX implementations of the operator side by side under ``jax.jit``, after verifying their results."""
 
 import statistics
 import time
@@ -20,21 +20,21 @@ from .comparison_rows import TOLERANCE, save_rows
 from .peers import ORACLES
 from .timing import Timing, provenance
 
-CALLS = 5  # between two readings of the clock, so that waiting for the device counts little
+CALLS = 5  # between two clock readings, so that synchronisation adds little to the time
 
 
 def triton(query: Array, key: Array, value: Array) -> Array:
-    """Return this project's attention by its Triton kernels."""
+    """Return this project's attention, computed by its Triton kernels."""
     return criss_cross_attention(query, key, value, channel_axis=-1, backend="triton")
 
 
 def reference(query: Array, key: Array, value: Array) -> Array:
-    """Return this project's attention by its reference implementation."""
+    """Return this project's attention, computed by its reference implementation."""
     return criss_cross_attention(query, key, value, channel_axis=-1, backend="reference")
 
 
 def einsum(query: Array, key: Array, value: Array) -> Array:
-    """Return the attention as one would write it: scores along both axes, one softmax, two weighted sums."""
+    """Return the attention in its straightforward form: scores along both axes, one softmax, two weighted sums."""
     height = query.shape[1]
     columns = jnp.einsum("nywd,nxwd->nywx", query, key)
     columns = jnp.where(jnp.eye(height, dtype=bool)[:, None, :], -jnp.inf, columns)
@@ -45,7 +45,7 @@ def einsum(query: Array, key: Array, value: Array) -> Array:
 
 
 def non_local(query: Array, key: Array, value: Array) -> Array:
-    """Return full attention; the value is cut into slabs as wide as the query, which JAX's attention needs."""
+    """Return full attention; the value is split into slabs as wide as the query, as JAX's attention requires."""
     batch, height, width, channels = value.shape
     d = query.shape[-1]
     slabs = channels // d
@@ -64,7 +64,7 @@ PEERS = {
 
 
 def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
-    """Check and time every peer on one shape; append the rows to a CSV file, draw them, return the table."""
+    """Verify and time every peer on one shape; append the rows to a CSV file, plot them and return the table."""
     device = local_devices(config.device)[0]
     batch, *spatial = shape
     d, c = config.query_channels, config.value_channels
@@ -79,7 +79,7 @@ def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
         try:
             error = _largest_error(function, attends, inputs)
             if not error < TOLERANCE[dtype]:
-                raise ValueError(f"wrong by {error:.1e} of the largest element: not timed")
+                raise ValueError(f"the error is {error:.1e} of the largest element, above the tolerance")
         except (ValueError, RuntimeError, NotImplementedError) as reason:
             tqdm.write(f"{peer}: not measured. {str(reason).splitlines()[0]}")
             continue
@@ -96,7 +96,7 @@ def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
 
 
 def _calls(function: Callable[..., Array]) -> dict[str, Callable[..., Any]]:
-    """Return the calls to time: forward, and forward with backward; under jit there is no backward alone."""
+    """Return the calls to time: forward, and forward with backward; under jit, backward cannot be timed alone."""
 
     def both(query: Array, key: Array, value: Array, upstream: Array) -> tuple[Array, tuple[Array, ...]]:
         out, pull = jax.vjp(function, query, key, value)
@@ -106,9 +106,9 @@ def _calls(function: Callable[..., Array]) -> dict[str, Callable[..., Any]]:
 
 
 def _largest_error(function: Callable[..., Array], attends: str, inputs: list[Array]) -> float:
-    """Return the largest error of output and gradients against torch in float64, as a share of the largest element.
+    """Return the largest error of output and gradients against torch in float64, relative to the largest element.
 
-    Full attention is checked on one image.
+    Full attention is verified on one image.
     """
     if attends == "all":
         inputs = [array[:1] for array in inputs]

@@ -1,4 +1,4 @@
-"""Time implementations of the operator side by side, each once its results have been checked.
+"""Time torch implementations of the operator side by side, after verifying their results.
 
 An implementation with a wrong output or gradient is not timed.
 """
@@ -19,7 +19,7 @@ from .timing import Timing, machine_of, measure, provenance
 
 
 def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Return query, key, value and the gradient of the output, channels-last, with scores of standard deviation 1."""
+    """Return query, key, value and upstream gradient, channels-last; the scores have standard deviation 1."""
     batch, *spatial = shape
     sizes = [(d, d**-0.25), (d, d**-0.25), (c, 1.0), (c, 1.0)]
     arrays = [torch.randn(batch, *spatial, width, device=device) * scale for width, scale in sizes]
@@ -28,7 +28,7 @@ def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: to
 
 
 def largest_error(peer: peers.Peer, inputs: list[Tensor]) -> float:
-    """Return the largest error of the output and of every gradient that there is, against float64."""
+    """Return the largest error of the output and any gradients against float64, relative to the largest element."""
     images = 1 if peer.attends == "all" else None  # the full maps of a whole batch would not fit
     *arrays, upstream = (array[:images] for array in inputs)
     results = []
@@ -43,7 +43,7 @@ def largest_error(peer: peers.Peer, inputs: list[Tensor]) -> float:
 
 
 def calls_of(peer: peers.Peer, sets: list[list[Tensor]]) -> dict[str, Callable[[int], Any]]:
-    """Return the calls to time: forward without a graph, backward alone, both."""
+    """Return the calls to time: forward without autograd, backward alone, and both."""
 
     def forward(i: int) -> Tensor:
         with torch.no_grad():
@@ -68,7 +68,7 @@ def calls_of(peer: peers.Peer, sets: list[list[Tensor]]) -> dict[str, Callable[[
 
 
 def _graph_replay(call: Callable[[int], Any], count: int) -> Callable[[int], Any]:
-    """Return the call as replays of CUDA graphs, which take no time of the CPU."""
+    """Return the call as replays of CUDA graphs, which have no launch overhead on the CPU."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -83,7 +83,7 @@ def _graph_replay(call: Callable[[int], Any], count: int) -> Callable[[int], Any
 
 
 def peak_mib(call: Callable[[int], Any], device: torch.device) -> float:
-    """Return by how many MiB the call raises the allocator's peak; NaN on a CPU."""
+    """Return how much the call increases the allocator's peak, in MiB; NaN on a CPU."""
     if device.type != "cuda":
         return float("nan")
     torch.cuda.synchronize()
@@ -95,7 +95,7 @@ def peak_mib(call: Callable[[int], Any], device: torch.device) -> float:
 
 
 def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: list[int]) -> str:
-    """Check and time every peer on one shape; append the rows to a CSV file, draw them, return the table."""
+    """Verify and time every peer on one shape; append the rows to a CSV file, plot them and return the table."""
     torch.manual_seed(config.seed)
     problem = plan.Problem(
         shape[0],
@@ -117,7 +117,7 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
         try:
             error = largest_error(peer, sets[0])
             if not error < TOLERANCE[dtype]:
-                raise ValueError(f"wrong by {error:.1e} of the largest element: not timed")
+                raise ValueError(f"the error is {error:.1e} of the largest element, above the tolerance")
             calls = calls_of(peer, sets)
         except (ValueError, RuntimeError, NotImplementedError) as reason:
             tqdm.write(f"{name}: not measured. {str(reason).splitlines()[0]}")
@@ -142,7 +142,7 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
 
 
 def _percent_of_floor(cost: plan.Cost, timing: Timing, machine: DictConfig | None) -> float | str:
-    """Return the least time that the machine's memory or arithmetic allows, in percent of the median."""
+    """Return the roofline time from the machine's bandwidth and arithmetic throughput, in percent of the median."""
     if machine is None:
         return ""
     floor_us = max(cost.bytes / machine.terabytes_per_second / 1e6, cost.flops / machine.teraflops / 1e6)

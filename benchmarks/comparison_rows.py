@@ -1,4 +1,4 @@
-"""The rows of a comparison: when an implementation may be timed, and how the times are written and drawn."""
+"""The rows of a comparison: the tolerances of the verification, and how the times are saved and plotted."""
 
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,17 @@ from matplotlib.ticker import NullFormatter
 from ..engine.drawing.png_files import write_figure
 from ..engine.drawing.tables import Table
 
-# The largest error against float64, as a share of the largest element, that still counts as the same operator.
+# The largest error against float64, relative to the largest element, at which an implementation counts as correct.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def save_rows(rows: list[dict[str, Any]], about: dict[str, str], output: Path) -> str:
-    """Append measurements to ``<output>.csv`` and draw them; return their table.
+    """Append measurements to ``<output>.csv`` and plot them; return their table.
 
     Args:
         rows: one mapping per measurement, all with the same keys.
-        about: the origin of the measurements, for the file.
-        output: the path that the files start with.
+        about: the provenance of the measurements, added to each row of the file.
+        output: the common prefix of the file paths.
     """
     if not rows:
         return "nothing was measured"
@@ -29,7 +29,7 @@ def save_rows(rows: list[dict[str, Any]], about: dict[str, str], output: Path) -
 
 
 def draw(rows: list[dict[str, Any]], machine: str, path: Path) -> None:
-    """Write a bar chart of the medians, grouped by pass, on a logarithmic axis."""
+    """Plot the medians as a bar chart, grouped by pass, on a logarithmic axis."""
     directions = list(dict.fromkeys(row["pass"] for row in rows))
     figure = Figure(figsize=(7, 1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()

@@ -1,8 +1,8 @@
 """Count what attention adds to the cost of a network, as in the paper's Tables 2 and 5.
 
-GFLOPs follow the authors' formula (their answer in CCNet's issue 2). Memory is counted in two ways: on any machine, the
-bytes that autograd keeps for the backward pass because of the module; on a GPU, by how much one forward and backward
-pass raises the allocator's peak.
+GFLOPs follow the authors' formula (their answer in CCNet's issue 2). Memory is measured in two ways: on any machine, as
+the bytes that autograd saves for the backward pass because of the module; on a GPU, as the increase in the allocator's
+peak during one forward and backward pass.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from ..kernels.torch_ops.recompute import recomputed_projection
 from . import peers
 from .timing import provenance
 
-# (GFLOPs, MB) in the paper for 1x3x769x769; memory in float32.
+# (GFLOPs, MB) from the paper, for an input of 1x3x769x769; memory in float32.
 PAPER = {
     ("criss-cross", 1): (8.3, 53),
     ("criss-cross", 2): (16.5, 127),
@@ -35,19 +35,19 @@ PAPER = {
 
 
 def published_gflops(height: int, width: int, c: int, d: int, keys: int) -> float:
-    """Return the authors' count: three 1x1 convolutions with bias, scores, weighted sum."""
+    """Return GFLOPs as the authors count them: three 1x1 convolutions with bias, scores and weighted sum."""
     return 2 * height * width * ((c + 1) * (2 * d + c) + keys * (d + c)) / 1e9
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor, image: Tensor, gamma: Tensor) -> Tensor:
-    """Return gamma times the attention by the Triton kernels, plus the image."""
-    # Called without the choice of a backend: on fake tensors the kernels need no GPU.
+    """Return gamma times the attention, computed by the Triton kernels, plus the image."""
+    # Bypasses the selection of a backend, because the kernels need no GPU on fake tensors.
     options = Options(axes=(0, 1), scale=1.0, precision=float32_precision(), channel_axis=1, backend="triton")
     return operators.attend(Call(query, key, value, options, image, gamma))
 
 
 def einsum(query: Tensor, key: Tensor, value: Tensor, image: Tensor, gamma: Tensor) -> Tensor:
-    """Return gamma times the attention by einsums, plus the image."""
+    """Return gamma times the attention, computed by einsums, plus the image."""
     return gamma * peers.einsum(query, key, value) + image
 
 
@@ -59,7 +59,7 @@ def non_local(query: Tensor, key: Tensor, value: Tensor, image: Tensor, gamma: T
 
 
 class Block(nn.Module):
-    """Projections, attention, gamma and residual, R times with shared weights."""
+    """Projections, attention, gamma and residual, applied R times with shared weights."""
 
     def __init__(self, attend: Callable, c: int, d: int, recurrence: int, recompute: bool, **factory):
         super().__init__()
@@ -80,10 +80,10 @@ class Block(nn.Module):
 
 
 def saved_bytes(make_block: Callable[..., nn.Module], shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Return the bytes alive after a forward pass, without its input, its result and the weights.
+    """Return the bytes alive after a forward pass, excluding its input, its output and the weights.
 
-    The input does not count, because a network without the block keeps it for the next layer, as a network with the
-    block keeps the result. Nothing is computed.
+    The input is excluded because a network without the block would save it for the next layer, just as a network with
+    the block saves the output. Nothing is computed.
     """
     with FakeTensorMode():
         block = make_block(dtype=dtype)
@@ -97,11 +97,11 @@ def saved_bytes(make_block: Callable[..., nn.Module], shape: tuple[int, ...], dt
 def peak_bytes(
     make_block: Callable[..., nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> int:
-    """Return by how many bytes a forward and backward pass raises the allocator's peak, weight gradients included."""
+    """Return the increase in the allocator's peak over a forward and backward pass, in bytes, with weight gradients."""
     block = make_block(device=device, dtype=dtype)
     image = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
     peak = 0
-    for _ in range(2):  # the first pass also allocates the workspaces of libraries
+    for _ in range(2):  # the first pass also allocates library workspaces
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         block(image).backward(torch.ones_like(image))
@@ -112,7 +112,7 @@ def peak_bytes(
 
 
 def count_complexity(config: DictConfig, device: torch.device) -> str:
-    """Count the cost of every variant; append it to ``<output>_complexity.csv`` and return the table."""
+    """Count the cost of every variant; append the rows to ``<output>_complexity.csv`` and return the table."""
     height, width = (-(-size // config.complexity.output_stride) for size in config.complexity.crop)
     c, d = config.value_channels, config.query_channels
     shape = (1, c, height, width)

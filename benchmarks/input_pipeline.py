@@ -1,7 +1,7 @@
-"""Time the input pipeline at the paper's Cityscapes recipe, beside a plain chain of torchvision's transforms.
+"""Time the input pipeline with the paper's Cityscapes recipe, next to a plain pipeline of torchvision transforms.
 
-Both read a 2048x1024 PNG and its label PNG, scale by U(0.75, 2), crop 769x769, flip, and return float32 in [0, 1] and
-int64. The plain chain decodes, resizes and flips whole pictures, as torchvision's own training recipes do.
+Both read a 2048x1024 PNG and its label PNG, scale by U(0.75, 2), crop to 769x769, flip, and return float32 in [0, 1]
+and int64. The plain pipeline decodes, resizes and flips full images, as torchvision's own training recipes do.
 """
 
 import os
@@ -35,7 +35,7 @@ Loader = Callable[[Path, Path], tuple[Tensor, Tensor]]
 
 
 def made_pair(folder: Path) -> tuple[Path, Path]:
-    """Write a picture and its labels as files of about the size of Cityscapes' (2.3 MB, 20 kB); return their paths."""
+    """Write a synthetic image and its labels with the file sizes of Cityscapes (2.3 MB, 20 kB); return their paths."""
     generator = torch.Generator().manual_seed(0)
 
     def field(channels: int, cells: int) -> Tensor:
@@ -50,12 +50,12 @@ def made_pair(folder: Path) -> tuple[Path, Path]:
 
 
 def plain_loader(decode: Callable[[Path], Tensor]) -> Loader:
-    """Return a loader that transforms whole pictures by torchvision; `decode` returns uint8 (C, H, W)."""
+    """Return a loader that transforms full images with torchvision; `decode` returns uint8 (C, H, W)."""
     fill = {tv_tensors.Image: list(MEAN_COLOUR), tv_tensors.Mask: IGNORE_INDEX}
     dtype = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
     chain = v2.Compose(
         [
-            # Scales by U(0.75, 2): torchvision compares the first side of the size with the width.
+            # Scales by U(0.75, 2); the sides are swapped because torchvision compares the first one with the width.
             v2.ScaleJitter((SIZE[1], SIZE[0]), SCALE, antialias=True),
             v2.RandomHorizontalFlip(),
             v2.RandomCrop(CROP, pad_if_needed=True, fill=fill),
@@ -67,24 +67,24 @@ def plain_loader(decode: Callable[[Path], Tensor]) -> Loader:
 
 
 def pillow(path: Path) -> Tensor:
-    """Return a picture uint8 (C, H, W), decoded by Pillow."""
+    """Return an image uint8 (C, H, W), decoded by Pillow."""
     return v2.functional.pil_to_tensor(Image.open(path))
 
 
 def torchvision_io(path: Path) -> Tensor:
-    """Return a picture uint8 (C, H, W), decoded by torchvision."""
+    """Return an image uint8 (C, H, W), decoded by torchvision."""
     return torchvision.io.decode_image(str(path), mode=torchvision.io.ImageReadMode.UNCHANGED)
 
 
 def crop_first(pairs: list[tuple[Path, Path]]) -> Loader:
-    """Return a loader that does what ``train.py dataset=cityscapes`` does for a sample."""
+    """Return a loader that processes samples as ``train.py dataset=cityscapes`` does."""
     transform = train_transform(crop_size=CROP, scale=SCALE)
     dataset = ImagePairs(pairs, classes=[str(index) for index in range(19)], palette=[], transform=transform)
     return lambda *pair: dataset[pairs.index(pair)]
 
 
 def _cpu_seconds(loaders: dict[str, Loader], pairs: list[tuple[Path, Path]], repeats: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of each sample of each loader, in one thread; the loaders take turns."""
+    """Return the single-threaded CPU seconds of each loader, per sample; the loaders take turns."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds = {name: [] for name in loaders}
@@ -94,7 +94,7 @@ def _cpu_seconds(loaders: dict[str, Loader], pairs: list[tuple[Path, Path]], rep
                 torch.manual_seed(number)
                 start = time.process_time()
                 load(*pairs[number % len(pairs)])
-                if number:  # the first turn is a warm-up
+                if number:  # the first round is a warm-up
                     seconds[name].append(time.process_time() - start)
     finally:
         torch.set_num_threads(threads)
@@ -102,7 +102,7 @@ def _cpu_seconds(loaders: dict[str, Loader], pairs: list[tuple[Path, Path]], rep
 
 
 def time_input(config: DictConfig, device: torch.device) -> str:
-    """Time all loaders, which run on the CPU; append to ``<output>.csv`` and return the table."""
+    """Time all loaders on the CPU; append the rows to ``<output>.csv`` and return the table."""
     with tempfile.TemporaryDirectory() as folder:
         if config.input.root:
             transform = train_transform(crop_size=CROP, scale=SCALE)

@@ -1,7 +1,7 @@
-"""Implementations to compare criss-cross attention with, written for this comparison.
+"""Implementations to compare this project's criss-cross attention with, written for this comparison.
 
 A peer takes query, key (N, D, H, W) and value (N, C, H, W) and returns (N, C, H, W). It computes in the dtype of its
-inputs, as a user's own code would. Legend: L is the length of the line attended along, M the number of heads.
+inputs, as a user's own code would. Notation: L is the length of a row or column, M the number of heads.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from ..kernels import criss_cross_attention
 
-# The backward pass is timed alone, by running it again and again on one graph.
+# The backward pass is timed alone, by running it repeatedly on the same graph.
 torch._functorch.config.donated_buffer = False
 
 
 class Peer(NamedTuple):
-    """An implementation.
+    """An implementation to compare.
 
     Attributes:
-        function: query, key, value -> result.
-        attends: the positions that it attends to: "cross", "rows" or "all".
-        has_gradient: whether it can be differentiated.
+        function: query, key, value -> output.
+        attends: the positions that a query attends to: "cross", "rows" or "all".
+        has_gradient: whether it is differentiable.
     """
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,13 +39,13 @@ triton_rows = partial(triton, axes=(1,))
 
 
 def _masked_diagonal(energy: Tensor) -> Tensor:
-    """Return (..., L, L) with the diagonal masked, since a position is a key of its row and of its column."""
+    """Mask the diagonal of (..., L, L), because a position is a key of both its row and its column."""
     itself = torch.eye(energy.shape[-1], dtype=torch.bool, device=energy.device)
     return energy.masked_fill(itself, float("-inf"))
 
 
 def einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return the attention as most ports compute it: two einsums, one softmax, two einsums."""
+    """Return the attention as most reimplementations compute it: two einsums, one softmax, two einsums."""
     height, width = query.shape[-2:]
     column = _masked_diagonal(torch.einsum("ndhw,ndgw->nwhg", query, key)).permute(0, 2, 1, 3)  # n h w g
     row = torch.einsum("ndhw,ndhv->nhwv", query, key)
@@ -74,9 +74,9 @@ def bmm(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _heads(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-    """Return (N, positions, channels) as heads (N, M, positions, D).
+    """Split (N, positions, channels) into heads (N, M, positions, D).
 
-    Library kernels need one width, so query and key are repeated for every D channels of the value.
+    Library kernels need equal widths, so query and key are repeated for every D channels of the value.
     """
     width = query.shape[-1]
     heads = value.shape[-1] // width
@@ -87,7 +87,7 @@ def _heads(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
 
 
 def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return library attention over (N, positions, channels), and its log-sum-exp (N, positions)."""
+    """Return fused library attention over (N, positions, channels), and its log-sum-exp (N, positions)."""
     query, key, value = _heads(query, key, value)
     if not query.is_cuda:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=1.0)
@@ -99,7 +99,7 @@ def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
 
 
 def axial_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return library attention along rows and columns, merged by log-sum-exp, each position counted once."""
+    """Return library attention along rows and columns, merged by log-sum-exp so that each position counts once."""
     query, key, value = (array.movedim(1, -1) for array in (query, key, value))  # n h w c
     batch, height, width, _ = query.shape
     out_row, lse_row = _attention_with_lse(*(array.flatten(0, 1) for array in (query, key, value)))
@@ -117,7 +117,7 @@ def axial_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return full attention by the library's fused kernels."""
+    """Return full attention, computed by the library's fused kernels."""
     size = value.shape[-2:]
     query, key, value = _heads(*(array.flatten(2).mT for array in (query, key, value)))
     out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
@@ -125,7 +125,7 @@ def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def non_local_oracle(query: Tensor, key: Tensor, value: Tensor, rows: int = 2048) -> Tensor:
-    """Return full attention written out, `rows` rows of the (positions, positions) map at a time."""
+    """Return full attention, computed explicitly for `rows` rows of the (positions, positions) map at a time."""
     flat = [array.flatten(2).mT for array in (query, key, value)]
     parts = [(part @ flat[1].mT).softmax(dim=-1) @ flat[2] for part in flat[0].split(rows, dim=1)]
     return torch.cat(parts, dim=1).mT.unflatten(-1, value.shape[2:])

@@ -1,4 +1,4 @@
-"""Time calls on a device, and record the machine that a measurement was made on."""
+"""Time calls on a device, and record the provenance of measurements."""
 
 import datetime
 import statistics
@@ -15,8 +15,8 @@ class Timing(NamedTuple):
     """Microseconds per call.
 
     Attributes:
-        median_us, p20_us, p80_us: the median and the 20 and 80 percent quantiles.
-        host_us: the time that the CPU spends on a call to the GPU.
+        median_us, p20_us, p80_us: the median and the 20th and 80th percentiles.
+        host_us: the time that the CPU spends on launching a call on the GPU.
     """
 
     median_us: float
@@ -26,7 +26,7 @@ class Timing(NamedTuple):
 
 
 def measure(call: Callable[[int], Any], repeats: int, device: torch.device) -> Timing:
-    """Time ``call(i)`` for i = 0, 1, ..., so that the call can rotate through inputs."""
+    """Time ``call(i)`` for i = 0, 1, ..., so that the call can cycle through inputs."""
     for i in range(3):
         call(i)
     if device.type == "cpu":
@@ -59,7 +59,7 @@ def machine_of(device: torch.device) -> str:
 
 
 def provenance(device: torch.device) -> dict[str, str]:
-    """Return the machine, versions, commit and date that every published row carries."""
+    """Return the machine, versions, commit and date that are recorded in every published row."""
     describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(describe, capture_output=True, text=True)
     try:

@@ -1,4 +1,4 @@
-"""Time whole training iterations of several networks, in turns on one machine."""
+"""Time full training iterations of several networks, which take turns on one machine."""
 
 import gc
 import statistics
@@ -23,7 +23,7 @@ from ..engine.training.torch_step import TorchStep, memory_format
 from ..models.factory import build, compose_conf
 from .timing import provenance
 
-KERNELS = ("line_forward_kernel", "line_backward_kernel")  # of the criss-cross attention
+KERNELS = ("line_forward_kernel", "line_backward_kernel")  # kernels of criss-cross attention
 
 
 class Rounds(NamedTuple):
@@ -31,7 +31,7 @@ class Rounds(NamedTuple):
 
     Attributes:
         milliseconds: the time of an iteration.
-        mib: the peak memory of the GPU.
+        mib: the peak GPU memory.
     """
 
     milliseconds: list[float]
@@ -39,11 +39,11 @@ class Rounds(NamedTuple):
 
 
 def time_training(config: DictConfig, device: torch.device) -> str:
-    """Time the networks in turns; append to ``<output>_train.csv`` and return the table.
+    """Time the networks in turns; append the rows to ``<output>_train.csv`` and return the table.
 
-    The batch is random and in host memory. An iteration is its copy to the device, forward, loss, backward and the
-    optimiser's step, queued as in training. On a CPU the process time counts, which a busy machine lengthens little,
-    and the peak memory is that of a separate process (on Linux).
+    The batch is random and in host memory. An iteration consists of its copy to the device, forward pass, loss,
+    backward pass and optimiser step, queued as in training. On a CPU, process time is measured, which other load on
+    the machine barely affects, and the peak memory is that of a separate process (on Linux).
     """
     options = config.train
     setting = list(options.settings[device.type])
@@ -78,7 +78,7 @@ def time_training(config: DictConfig, device: torch.device) -> str:
 
 
 def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Tensor]:
-    """Yield the loss of one training iteration after another."""
+    """Run training iterations endlessly and yield the loss of each."""
     seed_everything(seed)
     run = replaced(run, num_classes=19)
     model = build(run.model).train().to(device).to(memory_format=memory_format(run))
@@ -98,7 +98,7 @@ def _endless(batch: tuple[Tensor, Tensor]) -> Generator[tuple[Tensor, Tensor], N
 
 
 def _round(run: DictConfig, device: torch.device, seed: int, number: int, warmup: int) -> tuple[float, float]:
-    """Return the milliseconds of an iteration, and the GPU's peak memory in MiB."""
+    """Return the milliseconds per iteration and the peak GPU memory in MiB."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     gc.collect()
     if device.type == "cuda":
@@ -114,7 +114,7 @@ def _round(run: DictConfig, device: torch.device, seed: int, number: int, warmup
     _finish(device)
     seconds = clock() - start
     if not loss.isfinite():
-        raise ArithmeticError(f"model={run.model._target_} ended with a loss of {loss}: nothing to time")
+        raise ArithmeticError(f"model={run.model._target_} ended with a loss of {loss}: its time is meaningless")
     mib = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else float("nan")
     return 1e3 * seconds / number, mib
 
@@ -125,13 +125,13 @@ def _finish(device: torch.device) -> None:
 
 
 def _alone(function: Callable[..., float], *arguments: object) -> float:
-    """Return ``function(*arguments)``, called in a new process."""
+    """Call ``function(*arguments)`` in a new process and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def _peak_of_process(run: DictConfig, seed: int) -> float:
-    """Return by how many MiB two iterations raise the peak memory of the process."""
+    """Return how much two iterations increase the peak memory of the process, in MiB."""
     before = _highest_mib()
     losses = _iterations(run, torch.device("cpu"), seed)
     for _ in range(2):
@@ -140,13 +140,13 @@ def _peak_of_process(run: DictConfig, seed: int) -> float:
 
 
 def _highest_mib() -> float:
-    """Return the peak memory of this process; getrusage would return the parent's if that is higher."""
+    """Return this process's peak resident memory in MiB; getrusage would report the parent's if it is higher."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
 def _attention_share(run: DictConfig, device: torch.device, seed: int) -> float:
-    """Return the share of the criss-cross kernels in the GPU's time of one iteration."""
+    """Return the fraction of the GPU time of one iteration that is spent in the criss-cross kernels."""
     losses = _iterations(run, device, seed)
     for _ in range(3):
         next(losses)
@@ -158,6 +158,6 @@ def _attention_share(run: DictConfig, device: torch.device, seed: int) -> float:
 
 
 def share_of(names: Iterable[str], times: Iterable[tuple[str, float]]) -> float:
-    """Return the share of the time in (kernel name, time) pairs whose name contains one of `names`."""
+    """Return the fraction of the total time in (kernel name, time) pairs whose names contain any of `names`."""
     times = list(times)
     return sum(time for key, time in times if any(name in key for name in names)) / sum(time for _, time in times)

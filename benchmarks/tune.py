@@ -1,4 +1,4 @@
-"""Search the fastest tile sizes on this GPU, and pin them in ``kernels/configs/<gpu>.json`` for every later run."""
+"""Search for the fastest tile sizes on this GPU, and save them in ``kernels/configs/<gpu>.json`` for later runs."""
 
 import itertools
 from typing import Any
@@ -15,7 +15,7 @@ from .timing import measure, provenance
 
 
 def candidates(problem: plan.Problem, length: int) -> list[plan.Tile]:
-    """Return the tiles worth compiling: a warp per 16 queries, no dimension more than twice as long as needed."""
+    """Return the tiles worth compiling: one warp per 16 queries, no dimension more than twice as long as needed."""
     enough = max(32, 2 * length)
     found = []
     for m, n, c, stages in itertools.product((32, 64, 128), (16, 32, 64, 128), (16, 32, 64, 128), (2, 3, 4)):
@@ -25,7 +25,7 @@ def candidates(problem: plan.Problem, length: int) -> list[plan.Tile]:
 
 
 def fits(kernel: str, problem: plan.Problem, device: plan.Device) -> bool:
-    """Return True if the pinned tile compiles without spills and fits into the GPU's shared memory."""
+    """Return True if the current tile compiles without spills and fits into the GPU's shared memory."""
     from ..kernels.compiled import compile_launch
 
     make = plan.forward_launches if kernel == "forward" else plan.backward_launches
@@ -37,13 +37,13 @@ def fits(kernel: str, problem: plan.Problem, device: plan.Device) -> bool:
 
 
 def tune_kernels(config: DictConfig, device: torch.device) -> str:
-    """Time every candidate for every dtype and range of lengths; write the best ones and return where.
+    """Time every candidate for every dtype and range of lengths; save the best ones and return a line naming the file.
 
     Raises:
         ValueError: the device is not a GPU.
     """
     if device.type != "cuda":
-        raise ValueError(f"mode=tune times kernels on an NVIDIA GPU, and this is {device}")
+        raise ValueError(f"mode=tune times kernels on an NVIDIA GPU, but the device is {device}")
     from ..kernels.torch_ops.passes import device_of
 
     torch.manual_seed(config.seed)

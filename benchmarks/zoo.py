@@ -1,4 +1,4 @@
-"""Measure every network of the zoo on one input: its cost, and its speed on this machine."""
+"""Measure the cost and speed of every network in the zoo for one input."""
 
 import statistics
 import time
@@ -15,16 +15,16 @@ from ..models import create_model, list_models
 from ..models.heads.context import ContextHead
 from .timing import measure, provenance
 
-# Settings of a network that have rows of their own in the paper.
+# Settings of a network that have separate rows in the paper.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ccnet": [{"head__recurrence": recurrence} for recurrence in (1, 2, 3)],
     "nonlocal": [{"head__recurrence": recurrence} for recurrence in (1, 2)],
 }
-LEFT_OUT = ("mask_rcnn",)  # its cost depends on the objects in a picture
+LEFT_OUT = ("mask_rcnn",)  # its cost depends on the objects in an image
 
 
 def measure_zoo(config: DictConfig, device: torch.device) -> str:
-    """Count and time the networks; write ``<output>_zoo.csv`` anew and return the table in Markdown."""
+    """Measure the networks; overwrite ``<output>_zoo.csv`` and return the table in Markdown."""
     options = config.zoo
     size = tuple(options.size)
     names = options.models or [name for name in list_models() if name not in LEFT_OUT]
@@ -58,7 +58,7 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the rows of ``<output>_zoo.csv`` as the table in the README."""
+    """Return the rows of ``<output>_zoo.csv`` as the Markdown table in the README."""
     header = ("network", "parameters, M", "GFLOPs", "added", "kept for backward, MB", "added", "images/s")
     fields = ("network", "parameters_m", "gflops", "added_gflops", "saved_mb", "added_mb", "images_per_s")
     return Table(header, [[str(row[field]) for field in fields] for row in rows]).markdown()
@@ -66,7 +66,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 @torch.inference_mode()
 def _images_per_s(model: torch.nn.Module, size: tuple[int, int], device: torch.device, repeats: int) -> float:
-    """Return the network's speed; on a CPU per core, by process time, which a busy machine lengthens little."""
+    """Return the network's speed; on a CPU per core, in process time, which other processes barely affect."""
     model = model.eval().to(device=device).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last)
     if device.type == "cuda":

@@ -140,17 +140,17 @@ def test_a_data_set_with_another_number_of_classes_is_rejected(run_entry, tmp_pa
         run_entry, tmp_path, "evaluate.py", f"checkpoint={tmp_path / 'run' / 'best'}", "dataset=camvid",
         f"dataset.root={camvid_root}", "device=cpu", f"output={tmp_path / 'scores'}",
     )  # fmt: skip
-    assert "knows 4 classes (background, red beacon, green beacon, ...) and the data set has 11 (Sky," in message
+    assert "has 4 classes (background, red beacon, green beacon, ...) but the data set has 11 (Sky," in message
 
 
 def test_a_missing_or_unreadable_input_is_reported(run_entry, tmp_path):
     run_entry("train.py", *TINY, "recipe.max_iters=1", f"hydra.run.dir={tmp_path / 'run'}")
     best = f"checkpoint={tmp_path / 'run' / 'best'}"
     message = refused(run_entry, tmp_path, "predict.py", best, "input=nothing.jpg", "device=cpu")
-    assert "input=nothing.jpg is neither a picture nor a folder" in message
+    assert "input=nothing.jpg is neither an image nor a folder" in message
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     here = f"output={tmp_path}"
     message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", here, "device=cpu")
-    assert "is the folder of the input, whose pictures a mask could overwrite" in message
+    assert "is the folder of the input, whose images a mask could overwrite" in message
     message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", "device=cpu")
     assert "broken.jpg cannot be read as an image" in message

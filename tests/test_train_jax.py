@@ -113,8 +113,8 @@ def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):
 def test_errors_name_what_jax_does_not_support(run_entry):
     for options, message in (
         (["framework=tensorflow"], "framework is 'tensorflow': choose 'torch' or 'jax'"),
-        (["framework=jax", "optimizer.algorithm._target_=torch.optim.Adam"], "has no Adam with these settings"),
-        (["framework=jax", "device=cuda"], "device=cuda, but JAX finds none"),
+        (["framework=jax", "optimizer.algorithm._target_=torch.optim.Adam"], "does not support Adam with these"),
+        (["framework=jax", "device=cuda"], "device=cuda, but JAX finds no such device"),
     ):
         done = run_entry("train.py", *TINY, *options, ok=False)
         assert message in done.stderr

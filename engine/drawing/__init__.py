@@ -1,4 +1,4 @@
-"""Tables, charts, pictures and videos."""
+"""Tables, charts, images and videos."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Draw attention over a picture."""
+"""Draw attention over an image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from .png_files import write_figure
 
 
 def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], point: Sequence[int]) -> None:
-    """Write where a point attends after each loop, over the picture, as in the paper's Fig. 7.
+    """Save a figure of where a point attends to after each loop, over the image, as in the paper's Fig. 7.
 
     Args:
         path: the PNG file.
@@ -28,7 +28,7 @@ def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], po
     grey = image.mean(axis=2)
     for loop, (axis, weights) in enumerate(zip(axes[1:], maps, strict=True), 1):
         axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        # Logarithmic, over three decades: one strong position would hide all the others.
+        # Logarithmic over three decades, because one strong position would hide all others.
         levels = np.log10(np.maximum(weights / weights.max(), 1e-3)) / 3 + 1
         heat = Image.fromarray((255 * levels).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
         shares = np.asarray(heat) / 255
@@ -39,5 +39,5 @@ def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], po
         axis.set_axis_off()
     bar = figure.colorbar(axes[-1].images[-1], ax=axes, shrink=0.8, ticks=[0, 1 / 3, 2 / 3, 1])
     bar.ax.set_yticklabels(["0.001 or less", "0.01", "0.1", "1"], fontsize=8)
-    bar.set_label("attention, share of the largest", fontsize=8)
+    bar.set_label("attention, relative to the maximum", fontsize=8)
     write_figure(path, figure, bbox_inches="tight")

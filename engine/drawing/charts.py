@@ -1,4 +1,4 @@
-"""Draw charts: the curves and the confusion matrix of a run, the comparisons of a sweep."""
+"""Draw charts: the curves and the confusion matrix of a run, and the comparisons of a sweep."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from .png_files import write_figure
 
-_SIDE_BY_SIDE = 8  # most values of an option that are spread evenly along the axis
-_NAMED = 20  # most settings in a legend
-_NAMED_CLASSES = 40  # most classes whose names can be read beside a confusion matrix
+_SIDE_BY_SIDE = 8  # maximum number of option values that are spaced evenly along the axis
+_NAMED = 20  # maximum number of settings in a legend
+_NAMED_CLASSES = 40  # maximum number of classes whose names are legible next to a confusion matrix
 _FAILED = "#d62728"
 
 
@@ -23,7 +23,7 @@ def save_curves(
     validation: Sequence[dict[str, float]],
     scores: Sequence[str],
 ) -> None:
-    """Write the loss, term by term, and the validation scores over the iterations.
+    """Plot the loss, with its individual terms, and the validation scores over the iterations.
 
     Args:
         path: the PNG file.
@@ -32,7 +32,7 @@ def save_curves(
         scores: the names of the scores to draw.
     """
     figure = Figure(figsize=(10, 3.6))
-    # Margins by hand: a constrained layout draws everything twice.
+    # Manual margins, because a constrained layout draws everything twice.
     margins = {"left": 0.08, "right": 0.985, "top": 0.91, "bottom": 0.14, "wspace": 0.2}
     left, right = figure.subplots(1, 2, gridspec_kw=margins)
     for name in [key for key in train[0] if key.startswith("loss")] if train else []:
@@ -53,11 +53,11 @@ def save_curves(
 
 
 def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], score: str) -> None:
-    """Write a bar chart of the settings of a sweep: their score in percent, averaged over the seeds.
+    """Plot the settings of a sweep as a bar chart: their score in percent, averaged over the seeds.
 
     Args:
         path: the PNG file.
-        settings: the scores of the runs of each setting, None for a run that failed.
+        settings: the scores of the runs of each setting, None for a failed run.
         score: the score's name.
     """
     figure = Figure(figsize=(7, 1.1 + 0.42 * len(settings)))
@@ -77,7 +77,7 @@ def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], 
         text = f"{mean:.1f} ± {spread:.1f}" if len(values) > 1 else f"{mean:.1f}"
         axis.annotate(text, (max(*values, mean + spread), row), (6, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(settings)), names, fontsize=9)
-    axis.set_ylim(len(settings) - 0.4, -0.6)  # the first on top
+    axis.set_ylim(len(settings) - 0.4, -0.6)  # the first setting on top
     axis.set(xlabel=f"validation {score}, percent", xlim=(0, 108))
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
@@ -85,9 +85,9 @@ def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], 
 
 
 def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Sequence[float]]], score: str) -> None:
-    """Write the score over the values of a numeric option, one line per setting of the other options.
+    """Plot the score over the values of a numeric option, one line per setting of the other options.
 
-    A few values are spread evenly; many values, such as a search tries, are drawn to scale.
+    A few values are spaced evenly; many values, as from a search, are drawn to scale.
 
     Args:
         path: the PNG file.
@@ -124,7 +124,7 @@ def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Se
 
 
 def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]], score: str) -> None:
-    """Write the score over the cost, one point per setting.
+    """Plot the score over the cost, one point per setting.
 
     Args:
         path: the PNG file.
@@ -139,7 +139,7 @@ def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]],
         axis.errorbar(gflops, np.mean(values), yerr=spread or None, fmt="o", capsize=3, alpha=0.85, label=name or "all")
     axis.set(xlabel="GFLOPs of one training crop", ylabel=f"validation {score}, percent")
     low, high = min(gflops for gflops, _ in settings.values()), max(gflops for gflops, _ in settings.values())
-    room = max(0.06 * (high - low), 0.02 * high)  # so that costs that are almost equal look equal
+    room = max(0.06 * (high - low), 0.02 * high)  # so that nearly equal costs look equal
     axis.set_xlim(low - room, high + room)
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.ticklabel_format(useOffset=False)
@@ -154,23 +154,23 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _legend_beside(axis: Axes) -> None:
-    """Put the legend to the right of the axes, where it hides nothing; leave it out if the names would not fit."""
+    """Put the legend to the right of the axes, where it hides nothing; omit it if the names would not fit."""
     if 0 < len(axis.get_legend_handles_labels()[0]) <= _NAMED:
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
 
 
 def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Write a confusion matrix whose rows are in percent of the true class.
+    """Plot a confusion matrix, with each row in percent of the true class.
 
     Args:
         path: the PNG file.
-        counts: pixels (K, K) by true class and predicted class.
-        classes: the K names.
+        counts: the pixel counts (K, K) by true and predicted class.
+        classes: the names of the K classes.
     """
     number = len(classes)
     with np.errstate(invalid="ignore"):
-        shares = 100 * counts / counts.sum(axis=1, keepdims=True)  # NaN, drawn white: the class does not occur
-    named = number <= _NAMED_CLASSES  # the CSV file has the names in any case
+        shares = 100 * counts / counts.sum(axis=1, keepdims=True)  # NaN, drawn white, if the class does not occur
+    named = number <= _NAMED_CLASSES  # the CSV file always has the names
     side = 3 + 0.34 * number if named else 12
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()

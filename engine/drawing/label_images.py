@@ -1,6 +1,6 @@
-"""Draw label maps: as masks, over a picture, and where they are wrong.
+"""Draw label maps as colour masks, image overlays and error maps.
 
-A palette is one RGB triple per class.
+A palette contains one RGB triple per class.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ from ...data import IGNORE_INDEX
 from .png_files import write_png
 
 _VOID = (0, 0, 0)
-_OPACITY = 0.55  # of a class's colour over the picture
+_OPACITY = 0.55  # opacity of the class colours over an image
 _RIGHT, _WRONG = (225, 228, 232), (214, 39, 40)
 
 Palette = Sequence[Sequence[int]]
 
 
 def colourise(labels: np.ndarray, palette: Palette) -> np.ndarray:
-    """Return class indices (H, W) as RGB uint8 (H, W, 3); ignored pixels are black."""
+    """Convert class indices (H, W) to an RGB uint8 image (H, W, 3); ignored pixels are black."""
     table = np.full((256, 3), _VOID, dtype=np.uint8)
     table[: len(palette)] = palette
     return table[labels]
 
 
 def blend(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
-    """Return RGB uint8 (H, W, 3) with its classes (H, W) drawn over it; ignored pixels are darkened."""
+    """Blend the class colours of labels (H, W) over an RGB uint8 image (H, W, 3); ignored pixels are darkened."""
     return ((1 - _OPACITY) * image + _OPACITY * colourise(labels, palette)).round().astype(np.uint8)
 
 
 def mark_errors(prediction: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return RGB uint8 (H, W, 3): wrong pixels red, right ones grey, ignored ones black.
+    """Return an RGB uint8 error map (H, W, 3): wrong pixels in red, correct ones in grey, ignored ones in black.
 
     Args:
         prediction, labels: class indices (H, W).
@@ -44,7 +44,7 @@ def mark_errors(prediction: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def save_mask(path: Path, labels: np.ndarray, palette: Palette) -> None:
-    """Write class indices (H, W) as a PNG whose pixel values are the indices, shown in the palette's colours."""
+    """Save class indices (H, W) as a palette PNG, whose pixel values are the class indices."""
     picture = Image.fromarray(labels.astype(np.uint8))
     flat = [channel for colour in palette for channel in colour]
     picture.putpalette(flat + [0] * (768 - len(flat)))
@@ -52,7 +52,7 @@ def save_mask(path: Path, labels: np.ndarray, palette: Palette) -> None:
 
 
 def save_overlay(path: Path, image: np.ndarray, labels: np.ndarray, classes: Sequence[str], palette: Palette) -> None:
-    """Write a picture with its classes drawn over it, beside a legend with the share of each class.
+    """Save an image overlaid with its class colours, next to a legend with the percentage of each class.
 
     Args:
         path: the PNG file.

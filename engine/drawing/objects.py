@@ -1,4 +1,4 @@
-"""Draw objects: masks, boxes, class names and scores over a picture."""
+"""Draw detected objects over an image: masks, boxes, class names and scores."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from ...data.sets.folder import distinct_colours
 from .png_files import write_figure, write_png
 
-_OPACITY = 0.45  # of a mask over the picture
-_FONT = "fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib; torchvision's default font has one small size
+_OPACITY = 0.45  # opacity of the masks over an image
+_FONT = "fonts/ttf/DejaVuSans.ttf"  # ships with matplotlib; torchvision's default font has a single, small size
 
 
 def draw_objects(image: Tensor, objects: Mapping[str, Tensor], classes: Sequence[str]) -> Tensor:
-    """Return a copy of a picture with masks, boxes, names and scores drawn over it, one colour per object.
+    """Return a copy of an image with masks, boxes, names and scores drawn over it, one colour per object.
 
     Args:
         image: RGB uint8 (3, H, W).
@@ -34,12 +34,12 @@ def draw_objects(image: Tensor, objects: Mapping[str, Tensor], classes: Sequence
         return image.clone()
     colours = [(red, green, blue) for red, green, blue in distinct_colours(len(objects["labels"]))]
     drawn = image
-    for mask, colour in zip(objects["masks"].bool(), colours, strict=True):  # one by one: overlaps stay visible
+    for mask, colour in zip(objects["masks"].bool(), colours, strict=True):  # one by one, so that overlaps stay visible
         drawn = draw_segmentation_masks(drawn, mask, alpha=_OPACITY, colors=colour)
     line = max(10, min(24, image.shape[1] // 24))  # pixels
     drawn = draw_bounding_boxes(drawn, objects["boxes"], colors=[*colours], width=max(1, line // 8))
-    # Labels stand above the boxes, where they do not hide small objects: torchvision puts them into a box, here one
-    # without area or outline.
+    # Captions go above the boxes, where they do not hide small objects. torchvision draws them inside a box, so each
+    # gets a box of its own, without area or outline.
     corners = objects["boxes"][:, :2] - torch.tensor([1, line])
     return draw_bounding_boxes(
         drawn,
@@ -55,14 +55,14 @@ def draw_objects(image: Tensor, objects: Mapping[str, Tensor], classes: Sequence
 
 
 def save_objects(path: Path, image: Tensor, objects: Mapping[str, Tensor], classes: Sequence[str]) -> None:
-    """Write a picture with its objects drawn over it; see :func:`draw_objects`."""
+    """Save an image with its objects drawn over it; see :func:`draw_objects`."""
     write_png(path, Image.fromarray(_pixels(draw_objects(image, objects, classes))))
 
 
 def save_object_panel(
     path: Path, samples: Sequence[tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]], classes: Sequence[str]
 ) -> None:
-    """Write rows of picture, truth and prediction.
+    """Save a panel with one row of image, ground truth and prediction per sample.
 
     Args:
         path: the PNG file.

@@ -1,4 +1,4 @@
-"""Draw grids of pictures: samples, truth, predictions and errors side by side over a legend of the classes.
+"""Draw grids of images: samples, ground truth, predictions and errors side by side, with a legend of the classes.
 
 Figures are built without pyplot, which would keep every figure of a sweep alive in a global list.
 """
@@ -21,7 +21,7 @@ _LEGEND_COLUMNS = 6
 def save_panel(
     path: Path, samples: Sequence[tuple[Tensor, Tensor, Tensor]], classes: Sequence[str], palette: Palette
 ) -> None:
-    """Write rows of picture, truth, prediction and errors.
+    """Save a panel with one row of image, ground truth, prediction and errors per sample.
 
     Args:
         path: the PNG file.
@@ -49,12 +49,12 @@ def save_samples(
     classes: Sequence[str],
     palette: Palette,
 ) -> None:
-    """Write rows of pictures, some with labels drawn over them.
+    """Save a grid of images, some with labels drawn over them.
 
     Args:
         path: the PNG file.
-        rows: (RGB uint8 (H, W, 3), labels (H, W) or None) for each column.
-        titles: the columns' titles.
+        rows: for each row, one (RGB uint8 (H, W, 3), labels (H, W) or None) per column.
+        titles: the column titles.
         classes, palette: the names and colours of the K classes.
     """
     pictures = [[image if labels is None else blend(image, labels, palette) for image, labels in row] for row in rows]
@@ -69,13 +69,13 @@ def save_side_by_side(
     classes: Sequence[str],
     palette: Palette,
 ) -> None:
-    """Write rows of a picture, its truth, and the predictions of several networks, each beside its errors.
+    """Save a panel with one row per image: image, ground truth and each network's prediction next to its errors.
 
     Args:
         path: the PNG file.
-        rows: (RGB uint8 (H, W, 3), labels (H, W), one prediction (H, W) per network); without labels there are
-            neither truth nor errors.
-        names: the networks' checkpoints.
+        rows: (RGB uint8 (H, W, 3), labels (H, W), one prediction (H, W) per network); if the labels are None, ground
+            truth and errors are omitted.
+        names: the checkpoint of each network.
         classes, palette: the names and colours of the K classes.
     """
     labelled = rows[0][1] is not None
@@ -100,7 +100,7 @@ def _classes_in(maps: Iterable[np.ndarray]) -> list[int]:
 
 
 def _shortened(names: Sequence[str]) -> list[str]:
-    """Return the paths without the folders that all of them start or end with."""
+    """Return the paths without their common leading and trailing parts."""
     parts = [Path(name.removesuffix(".safetensors")).parts for name in names]
     if len(parts) > 1:
         while min(map(len, parts)) > 1 and len({part[0] for part in parts}) == 1:
@@ -118,12 +118,12 @@ def _save_grid(
     classes: Sequence[str],
     palette: Palette,
 ) -> None:
-    """Write rows of pictures under column titles, over a legend of the classes `shown`."""
+    """Save a grid of images under column titles, with a legend of the classes `shown` at the bottom."""
     ratios = [max(picture.shape[0] / picture.shape[1] for picture in row) for row in rows]
     legend_height = 0.3 + 0.18 * -(-len(shown) // _LEGEND_COLUMNS)
     width, height = 10, 0.3 + 10 / len(titles) * sum(ratios) + legend_height
     figure = Figure(figsize=(width, height))
-    # Margins by hand: a constrained layout draws everything twice.
+    # Manual margins, because a constrained layout draws everything twice.
     margins = {"left": 0.005, "right": 0.995, "top": 1 - 0.3 / height, "bottom": legend_height / height}
     grid = {"height_ratios": ratios, "wspace": 0.03, "hspace": 0.06} | margins
     axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw=grid)

@@ -1,4 +1,4 @@
-"""Write pictures and figures as PNG files, whole or not at all."""
+"""Write images and figures as PNG files, atomically."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ..runtime.atomic_files import replacing
 
 
 def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture."""
+    """Write an image."""
     with replacing(path) as unfinished:
         picture.save(unfinished, format="PNG")
 

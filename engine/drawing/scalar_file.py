@@ -1,4 +1,4 @@
-"""A CSV file that grows with a run."""
+"""A CSV file that a run appends its metrics to."""
 
 import csv
 from pathlib import Path
@@ -8,12 +8,12 @@ from .tables import Table
 
 
 class ScalarFile:
-    """A CSV file to which a run adds one row of numbers at a time.
+    """A CSV file to which a run appends one row of numbers at a time.
 
     Args:
         path: the file; an existing one is continued.
         keep_until: the iteration that the run continues from; later rows of an existing file are dropped, because the
-            run makes them again.
+            run will write them again.
     """
 
     def __init__(self, path: Path, keep_until: int):
@@ -21,7 +21,7 @@ class ScalarFile:
         self.rows: list[dict[str, float]] = []
         if path.exists() and keep_until:
             lines = path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a full disk may have cut off the last
+            whole = [line for line in lines if line.endswith("\n")]  # a full disk may have truncated the last one
             number = {"iteration": int}
             read = [
                 {key: number.get(key, float)(value) for key, value in row.items() if value}
@@ -34,7 +34,7 @@ class ScalarFile:
             path.unlink(missing_ok=True)
 
     def add(self, row: dict[str, float]) -> None:
-        """Append a row; its keys are those of the rows before."""
+        """Append a row, which has the same keys as the previous ones."""
         self.rows.append(row)
         if len(self.rows) == 1:
             self._write_all()

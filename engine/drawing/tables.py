@@ -1,4 +1,4 @@
-"""Tables: shown as text or Markdown, written as CSV."""
+"""Tables, rendered as text or Markdown and written as CSV."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from ..runtime.atomic_files import naming, replacing
 class Table(NamedTuple):
     """A header and rows of cells; the first column names the row.
 
-    Text and Markdown show a float with two decimals and everything else as `str` does; the first column is aligned
-    left, the others right. A CSV file holds every number in full.
+    Text and Markdown show floats with two decimals and everything else as `str` does; the first column is
+    left-aligned, the others are right-aligned. CSV files contain numbers at full precision.
 
     Attributes:
         header: the column names.
@@ -24,11 +24,11 @@ class Table(NamedTuple):
 
     @classmethod
     def of_records(cls, records: Sequence[Mapping[str, Any]]) -> "Table":
-        """Return the table of one or more measurements with the same keys, their numbers as rounded by the caller."""
+        """Return a table of one or more measurements with the same keys; numbers are shown as rounded by the caller."""
         return cls(tuple(records[0]), [[str(value) for value in record.values()] for record in records])
 
     def text(self) -> str:
-        """Return aligned columns for the terminal."""
+        """Return the table as aligned columns for the terminal."""
         lines = [list(self.header), *self._shown()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = []
@@ -45,12 +45,12 @@ class Table(NamedTuple):
         return "\n".join(f"| {' | '.join(line)} |" for line in (shown[0], alignment, *shown[1:]))
 
     def write_csv(self, path: Path) -> None:
-        """Write a CSV file, whole or not at all."""
+        """Write a CSV file atomically."""
         with replacing(path) as unfinished, open(unfinished, "w", newline="") as file:
             csv.writer(file).writerows([self.header, *self.rows])
 
     def append_csv(self, path: Path) -> None:
-        """Append the rows to a CSV file with the same header; start the file if there is none."""
+        """Append the rows to a CSV file with the same header, which is created if needed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.rows if path.exists() else [self.header, *self.rows]
         with naming(path), open(path, "a", newline="") as file:

@@ -26,7 +26,7 @@ def check_video(path: Path) -> None:
 
 
 class Video(ABC):
-    """A video to which frames of one size are added; see :func:`open_video`."""
+    """A video that frames of equal size are appended to; see :func:`open_video`."""
 
     @abstractmethod
     def add(self, frame: np.ndarray) -> None:
@@ -34,14 +34,14 @@ class Video(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Write what is not in the file yet."""
+        """Write all remaining data to the file."""
 
 
 @contextmanager
 def open_video(path: Path, *, fps: float) -> Iterator[Video]:
-    """Open a video for writing, as .mp4 (H.264, by PyAV) or .gif.
+    """Open a video for writing, as .mp4 (H.264, via PyAV) or .gif.
 
-    The file is written whole when the block ends, or not at all when it fails.
+    The file appears at the end of the ``with`` block, and only if the block succeeds.
 
     Args:
         path: the file.
@@ -64,14 +64,14 @@ class _Gif(Video):
         self._frames.append(Image.fromarray(frame))
 
     def finish(self) -> None:
-        palette = self._frames[0].quantize(256)  # with a palette for each frame, colours would flicker
+        palette = self._frames[0].quantize(256)  # with one palette per frame, colours would flicker
         first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self._frames]
         duration = round(1000 / self._fps)  # ms
         first.save(self._path, format="GIF", save_all=True, append_images=others, duration=duration, loop=0)
 
 
 class _Mp4(Video):
-    """An H.264 video; every frame is encoded at once."""
+    """An H.264 video; every frame is encoded immediately."""
 
     def __init__(self, path: Path, fps: float, resources: ExitStack):
         import av
@@ -85,7 +85,7 @@ class _Mp4(Video):
     def add(self, frame: np.ndarray) -> None:
         from av import VideoFrame
 
-        even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]  # yuv420p has even sides
+        even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]  # yuv420p requires even sides
         if not self._started:
             self._stream.height, self._stream.width = even.shape[:2]
             self._started = True

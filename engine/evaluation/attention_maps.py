@@ -1,4 +1,4 @@
-"""Compute where a point of the image attends after each loop of criss-cross attention (the paper's Fig. 7)."""
+"""Compute where a point of the image attends to after each loop of criss-cross attention (the paper's Fig. 7)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +11,12 @@ from ...models.criss_cross import CrissCrossAttention
 
 
 def check_attention(model: Any) -> CrissCrossAttention:
-    """Return the network's criss-cross attention; raise ValueError if it has none, or runs in JAX."""
+    """Return the network's criss-cross attention module; raise ValueError if it has none or runs in JAX."""
     if not isinstance(model, nn.Module):
-        raise ValueError(
-            "attention=... is drawn from torch networks: leave out framework=jax, which has the same weights"
-        )
+        raise ValueError("attention=... needs a torch network: remove framework=jax, the weights are the same")
     attention = next((module for module in model.modules() if isinstance(module, CrissCrossAttention)), None)
     if attention is None:
-        raise ValueError("this network has no criss-cross attention (another model, or R = 0): there is none to draw")
+        raise ValueError("attention=...: this network has no criss-cross attention (it is another model, or R = 0)")
     return attention
 
 
@@ -27,8 +25,8 @@ def attention_of_point(model: nn.Module, image: Tensor, point: Sequence[int], *,
 
         maps[R] = row ``point`` of A_R A_(R-1) ... A_1,   A_r the attention of loop r
 
-    Each loop has its own attention, because the features change from loop to loop; the residual connections are left
-    out. The loops share their weights, so `loops` may exceed the R that the network was trained with.
+    Each loop has its own attention, because the features change from loop to loop; residual connections are ignored.
+    The loops share their weights, so `loops` may exceed the R that the network was trained with.
 
     Args:
         model: a network with a :class:`models.criss_cross.CrissCrossAttention`, in eval mode.
@@ -37,16 +35,14 @@ def attention_of_point(model: nn.Module, image: Tensor, point: Sequence[int], *,
         loops: the largest R.
 
     Returns:
-        One map (h, w) for each R, at the size of the features; its values are non-negative and sum to 1.
+        One map (h, w) for each R, at feature resolution; its values are non-negative and sum to 1.
 
     Raises:
         ValueError: the point is outside the image, or the network has no criss-cross attention.
     """
     size = image.shape[-2:]
     if len(point) != 2 or not all(0 <= p < side for p, side in zip(point, size, strict=True)):
-        raise ValueError(
-            f"attention={list(point)} is outside the picture: give [y,x] within {size[0]}x{size[1]} pixels"
-        )
+        raise ValueError(f"attention={list(point)} is outside the image: set [y,x] within {size[0]}x{size[1]} pixels")
     attention = check_attention(model)
     features = _input_of(attention, model, image)
     projected = []
@@ -60,11 +56,11 @@ def attention_of_point(model: nn.Module, image: Tensor, point: Sequence[int], *,
 
 
 def _composed(projected: list[tuple[Tensor, Tensor]], point: Sequence[int], axes: Sequence[int] | None) -> Tensor:
-    """Return a row of the product of the loops' attention matrices without building the matrices."""
+    """Return one row of the product of the loops' attention matrices without materialising the matrices."""
     query, key = projected[-1]
     weights = criss_cross_weights(query, key, point, axes=axes)
     for query, key in reversed(projected[:-1]):
-        # Attention is linear in its values, so the gradient of a weighted sum of its results is the weights times A.
+        # Attention is linear in the value, so the gradient of a weighted sum of its outputs is the weights times A.
         with torch.enable_grad():
             value = torch.zeros_like(weights).unsqueeze(1).requires_grad_()
             result = criss_cross_attention(query.to(value.dtype), key.to(value.dtype), value, axes=axes)
@@ -74,7 +70,7 @@ def _composed(projected: list[tuple[Tensor, Tensor]], point: Sequence[int], axes
 
 
 def _input_of(module: nn.Module, model: nn.Module, image: Tensor) -> Tensor:
-    """Return the first input of `module` when `model` runs on the image."""
+    """Run `model` on the image and return the first input that `module` receives."""
     seen = []
     handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks, computed by faster-coco-eval, a reimplementation of pycocotools."""
+"""COCO average precision of boxes and masks, computed by faster-coco-eval, a reimplementation of pycocotools."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,15 +12,15 @@ from torch import Tensor
 from ..drawing.tables import Table
 
 COLUMNS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to an object
+MASK_THRESHOLD = 0.5  # probability above which a pixel belongs to an object
 
 
 class DetectionScores(NamedTuple):
-    """Shares in [0, 1]; NaN where the ground truth has no such object.
+    """Scores in [0, 1]; NaN where the ground truth has no such object.
 
     Attributes:
-        mask, box: six shares each, in the order of ``COLUMNS``: AP averaged over the IoU thresholds 0.50 to 0.95,
-            AP at 0.50 and at 0.75, and AP of objects of less than 32x32, of up to 96x96, and of more pixels.
+        mask, box: six scores each, in the order of ``COLUMNS``: AP averaged over the IoU thresholds 0.50 to 0.95,
+            AP at 0.50 and at 0.75, and AP of small (below 32x32 pixels), medium (up to 96x96) and large objects.
         class_mask_ap, class_box_ap: the AP of each of the K classes.
     """
 
@@ -31,11 +31,11 @@ class DetectionScores(NamedTuple):
 
     @property
     def headline(self) -> float:
-        """The share that decides which checkpoint is the best: mask AP."""
+        """The metric that selects the best checkpoint: mask AP."""
         return self.mask[0]
 
     def summary(self) -> dict[str, float]:
-        """Return percentages by name, the headline first."""
+        """Return percentages by name, the headline metric first."""
         mask_ap, box_ap = (
             {f"{kind}_{c}": 100 * v for c, v in zip(COLUMNS, values, strict=True)}
             for kind, values in (("mask", self.mask), ("box", self.box))
@@ -43,24 +43,24 @@ class DetectionScores(NamedTuple):
         return {"mask_AP": mask_ap.pop("mask_AP"), "box_AP": box_ap.pop("box_AP")} | mask_ap | box_ap
 
     def table(self, classes: Sequence[str]) -> Table:
-        """Return percentages: one row per class, then the means."""
+        """Return a table of percentages: one row per class, then the means."""
         per_class = zip(classes, self.class_mask_ap, self.class_box_ap, strict=True)
         rows = [(name, 100 * mask_ap, 100 * box_ap) for name, mask_ap, box_ap in per_class]
         return Table(("class", "mask AP", "box AP"), [*rows, ("mean", 100 * self.mask[0], 100 * self.box[0])])
 
 
 def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
-    """Return the detections of one image in COCO's result format.
+    """Return the detections of one image in COCO's results format.
 
     Args:
         output: the network's output: "boxes" (n, 4) x1, y1, x2, y2 in pixels, "labels" (n,) from 1, "scores" (n,),
             and "masks" (n, 1, H, W) in [0, 1].
         image_id: the image's id in the data set.
-        category_ids: the data set's id of each label, or its name.
+        category_ids: the data set's category id, or class name, of each label.
 
     Returns:
         n dicts of "image_id", "category_id", "bbox" (x, y, width, height), "score" and "segmentation" (compressed
-        run lengths).
+        RLE).
     """
     boxes = output["boxes"].float().cpu()
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
@@ -80,13 +80,13 @@ def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequenc
 
 
 def average_precision(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> DetectionScores:
-    """Return the scores of detections against the ground truth.
+    """Score detections against the ground truth.
 
-    Crowd regions are neither hits nor misses; only the 100 best detections of an image count.
+    Crowd regions count as neither hits nor misses; only the 100 highest-scoring detections per image count.
 
     Args:
-        ground_truth: the annotations in COCO's format.
-        results: the detections in COCO's result format; see :func:`coco_results`.
+        ground_truth: the annotations in COCO format.
+        results: the detections in COCO's results format; see :func:`coco_results`.
     """
     truth = COCO(ground_truth)
     found = {
@@ -100,7 +100,7 @@ def average_precision(ground_truth: dict[str, Any], results: Sequence[dict[str, 
         evaluation = COCOeval_faster(truth, found[kind], iouType=name)
         evaluation.evaluate()
         evaluation.accumulate()
-        # Axes: IoU thresholds, recalls, classes, sizes (all, small, medium, large), numbers of detections.
+        # Axes: IoU thresholds, recalls, classes, sizes (all, small, medium, large), maximum numbers of detections.
         precision = np.asarray(evaluation.eval["precision"])[..., -1]
         every = precision[..., 0]
         shares[kind] = [_mean(every), _mean(every[0]), _mean(every[5]), *(_mean(precision[..., i]) for i in (1, 2, 3))]
@@ -115,6 +115,6 @@ def _encoded(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _mean(precision: np.ndarray) -> float:
-    """Return the mean over existing objects; -1 marks where the ground truth has none."""
+    """Return the mean of the valid entries; COCO marks those without ground truth as -1."""
     existing = precision[precision > -1]
     return float(existing.mean()) if existing.size else float("nan")

@@ -1,4 +1,4 @@
-"""The scores of semantic segmentation, all computed from one confusion matrix."""
+"""Semantic segmentation scores, all computed from one confusion matrix."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from ..drawing.tables import Table
 
 
 class Scores(NamedTuple):
-    """Shares in [0, 1]; NaN for a class without pixels to count, which no mean includes.
+    """Scores in [0, 1]; NaN for classes without pixels, which are excluded from the means.
 
     Attributes:
         miou: the mean of `class_iou`.
-        pixel_accuracy: the share of valid pixels that are right.
+        pixel_accuracy: the fraction of valid pixels classified correctly.
         mean_accuracy: the mean of `class_accuracy`.
-        class_iou: intersection over union of each of the K classes.
-        class_accuracy: the share of each class's pixels that are right.
+        class_iou: the intersection over union of each of the K classes.
+        class_accuracy: the fraction of each class's pixels classified correctly.
     """
 
     miou: float
@@ -29,11 +29,11 @@ class Scores(NamedTuple):
 
     @property
     def headline(self) -> float:
-        """The share that decides which checkpoint is the best: mIoU."""
+        """The metric that selects the best checkpoint: mIoU."""
         return self.miou
 
     def summary(self) -> dict[str, float]:
-        """Return percentages by name, the headline first."""
+        """Return percentages by name, the headline metric first."""
         return {
             "mIoU": 100 * self.miou,
             "pixel_acc": 100 * self.pixel_accuracy,
@@ -41,7 +41,7 @@ class Scores(NamedTuple):
         }
 
     def table(self, classes: Sequence[str]) -> Table:
-        """Return percentages: one row per class, then the means; NaN where a class does not occur."""
+        """Return a table of percentages: one row per class, then the means; NaN for classes that do not occur."""
         per_class = zip(classes, self.class_iou, self.class_accuracy, strict=True)
         rows = [(name, 100 * iou, 100 * accuracy) for name, iou, accuracy in per_class]
         return Table(("class", "IoU", "accuracy"), [*rows, ("mean", 100 * self.miou, 100 * self.mean_accuracy)])
@@ -51,9 +51,9 @@ class ConfusionMatrix:
     """Pixel counts by true and predicted class, exact in int64.
 
     Args:
-        num_classes: K.
+        num_classes: the number of classes, K.
         ignore_index: the label of pixels that are not counted.
-        device: where to count; nothing is copied to the host before :meth:`scores`.
+        device: the device to count on; nothing is copied to the host before :meth:`scores`.
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, device: torch.device | str = "cpu"):
@@ -62,7 +62,7 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, labels: Tensor) -> None:
-        """Count a prediction against its labels, int64 of the same shape."""
+        """Add the pixel counts of a prediction and its labels, both int64 and of the same shape."""
         valid = labels != self.ignore_index
         pairs = labels[valid] * self.num_classes + prediction[valid]
         self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.counts)
@@ -73,7 +73,7 @@ class ConfusionMatrix:
             dist.all_reduce(self.counts)
 
     def scores(self) -> Scores:
-        """Return the scores of everything counted so far."""
+        """Return the scores over all pixels counted so far."""
         counts = self.counts.double().cpu()
         hits, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
         iou = hits / (true + predicted - hits)  # 0 / 0 is NaN, for a class that does not occur

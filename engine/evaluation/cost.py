@@ -1,4 +1,4 @@
-"""Count the cost of a network without running it: parameters, FLOPs, memory kept for the backward pass."""
+"""Count the cost of a network without running it: parameters, FLOPs and memory saved for the backward pass."""
 
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -22,10 +22,10 @@ class Cost(NamedTuple):
 
     Attributes:
         parameters: the number of parameters, in millions.
-        gflops: FLOPs of a forward pass in eval mode, in 10^9: those of convolutions and attention, a multiply-add
-            counted as two.
-        saved_mb: memory that a forward pass in training mode keeps for the backward pass, in 10^6 bytes, in float32
-            and with the attention in its Triton kernels; without the parameters.
+        gflops: FLOPs of the convolutions and the attention in a forward pass in eval mode, in 10^9; a multiply-add
+            counts as two.
+        saved_mb: memory that a forward pass in training mode saves for the backward pass, in 10^6 bytes, in float32
+            and with the Triton attention kernels, excluding the parameters.
     """
 
     parameters: float
@@ -41,7 +41,7 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
             state: dict[str, Tensor] = {
                 name: mode.from_tensor(array) for name, array in [*model.named_parameters(), *model.named_buffers()]
             }
-            image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm over a pooled image needs two
+            image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm after global pooling needs two
             with FlopCounterMode(display=False) as counter, _AttentionFormula():
                 functional_call(model.eval(), state, (image,))
             with _triton_path(model), Storages() as storages, _FusedAttention():
@@ -71,15 +71,15 @@ class Storages(TorchDispatchMode):
         return result
 
     def alive(self) -> dict[int, int]:
-        """Return the bytes of each storage that is still referenced."""
+        """Return the size in bytes of each storage that is still referenced."""
         return {key: size for key, (reference, size) in self.seen.items() if not reference.expired()}
 
 
 class _AttentionFormula(TorchFunctionMode):
     """Count full attention as one score matrix and one weighted sum.
 
-    The networks call the library once per slab of the value's channels and repeat the scores, which a count of the
-    algorithm leaves out.
+    The networks call the library kernel once per slab of value channels, which recomputes the scores every time; the
+    FLOPs of the algorithm do not include these repetitions.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -90,7 +90,7 @@ class _AttentionFormula(TorchFunctionMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Send fake tensors through fused attention as real ones are, instead of holding the whole attention map."""
+    """Dispatch fake tensors to fused attention, as for real ones, instead of materialising the full attention map."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is scaled_dot_product_attention:
@@ -100,7 +100,7 @@ class _FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def _triton_path(model: nn.Module):
-    """Use the Triton operators on fake tensors: nothing is launched, so no GPU is needed."""
+    """Use the Triton operators on fake tensors: no kernel is launched, so no GPU is needed."""
     try:
         from triton import knobs
     except ImportError:

@@ -1,4 +1,4 @@
-"""Detect objects, and score the detections on a data set."""
+"""Detect objects and score the detections on a data set."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ...data.loader import Loader
 from ..runtime.distributed import from_all, rank, world_size
 from .average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
 
-DRAWN_SCORE = 0.5  # the least score of an object that is drawn
+DRAWN_SCORE = 0.5  # the minimum score of the objects that are drawn
 
 
 class DetectionEvaluation(NamedTuple):
@@ -21,9 +21,9 @@ class DetectionEvaluation(NamedTuple):
 
     Attributes:
         scores: the scores over the whole data set.
-        images_per_s: how many images all processes together evaluated in a second.
-        samples: (image (3, H, W), true objects, detected objects) for a picture, on the host.
-        results: every detection in COCO's result format.
+        images_per_s: the images evaluated per second, over all processes.
+        samples: (image (3, H, W), true objects, detected objects) of the samples to draw, on the host.
+        results: every detection in COCO's results format.
     """
 
     scores: DetectionScores
@@ -33,14 +33,14 @@ class DetectionEvaluation(NamedTuple):
 
 
 def collate(samples: Sequence[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:
-    """Join samples into lists of images and of targets, because images differ in size."""
+    """Collate samples into a list of images and a list of targets, because images differ in size."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
 
 
 @torch.inference_mode()
 def detect(model: nn.Module, image: Tensor, *, bf16: bool = False) -> dict[str, Tensor]:
-    """Return "boxes", "labels", "scores" and "masks" of RGB (3, H, W) in [0, 1], as torchvision's detectors do."""
+    """Return "boxes", "labels", "scores" and "masks" of an RGB image (3, H, W) in [0, 1], in torchvision's format."""
     with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
         return model([image])[0]
 
@@ -54,17 +54,17 @@ def evaluate_objects(
     num_workers: int = 0,
     keep_samples: int = 0,
 ) -> DetectionEvaluation:
-    """Score a network on every image of a data set by average precision, one image at a time.
+    """Compute a network's average precision on a data set, one image at a time.
 
-    Of several processes, each takes every n-th image; the detections are gathered in the order of a single process.
+    With n processes, each takes every n-th image; the detections are gathered in the order of a single process.
 
     Args:
         model: the network.
         dataset: the data set, with ``category_ids`` and ``ground_truth()``.
         device: the device of the network.
-        bf16: run under autocast to bfloat16.
-        num_workers: processes that load images.
-        keep_samples: how many samples to keep for a picture, spread evenly over the data set.
+        bf16: run under bfloat16 autocast.
+        num_workers: the number of processes that load images.
+        keep_samples: the number of samples to keep for drawing, evenly spaced over the data set.
     """
     was_training = model.training
     model.eval()
@@ -93,7 +93,7 @@ def evaluate_objects(
 
 
 def likely_objects(output: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the objects that are likely enough to be drawn, on the host, with masks (n, H, W) in {0, 1}."""
+    """Return the objects whose scores are high enough to draw, on the host, with masks (n, H, W) in {0, 1}."""
     likely = output["scores"] >= DRAWN_SCORE
     found = {key: value[likely].cpu() for key, value in output.items()}
     return found | {"masks": (found["masks"][:, 0] > MASK_THRESHOLD).byte()}

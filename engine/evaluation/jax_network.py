@@ -14,15 +14,15 @@ from ...models.nnx import twin
 
 
 class JaxNetwork:
-    """A Flax network that takes and returns torch tensors; for evaluation, where the copies cost little.
+    """A Flax network that takes and returns torch tensors; for evaluation, where the copies are cheap.
 
     Args:
         network: a network of ``models.nnx``.
-        bf16: run its convolutions in bfloat16.
+        bf16: run convolutions in bfloat16.
 
     Attributes:
         mean: the mean colour of the RGB input, (1, 3, 1, 1), as in the torch network.
-        training: always False; :meth:`eval` and :meth:`train` do nothing and exist for callers of torch networks.
+        training: always False; :meth:`eval` and :meth:`train` are no-ops, for callers that expect a torch network.
     """
 
     training = False
@@ -40,12 +40,12 @@ class JaxNetwork:
 
     @classmethod
     def of(cls, network: torch.nn.Module, *, bf16: bool = False, device: str = "auto") -> "JaxNetwork":
-        """Return the twin of a torch network, on the first device of that kind."""
+        """Return the Flax twin of a torch network on the first device of type `device`."""
         with jax.default_device(local_devices(device)[0]):
             return cls(twin(network), bf16=bf16)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return {"out": logits (N, K, *S, H, W)} of images (N, 3, *S, H, W), on the CPU."""
+        """Return {"out": logits (N, K, *S, H, W)} for images (N, 3, *S, H, W), on the CPU."""
         logits = self._forward(self.state, jnp.asarray(images.movedim(1, -1).cpu().numpy()))
         return {"out": torch.from_numpy(np.array(logits)).movedim(-1, 1)}
 
@@ -59,7 +59,7 @@ class JaxNetwork:
 
 
 def local_devices(name: str, batch_size: int = 1) -> Sequence[Any]:
-    """Return the local devices of the kind `name` that can share a batch equally; "auto" leaves the kind to JAX.
+    """Return as many local devices of type `name` as can split a batch evenly; "auto" uses JAX's default type.
 
     Raises:
         ValueError: there is no such device.
@@ -68,6 +68,6 @@ def local_devices(name: str, batch_size: int = 1) -> Sequence[Any]:
     try:
         devices = jax.local_devices(backend=kind)
     except RuntimeError as error:
-        raise ValueError(f"device={name}, but JAX finds none: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"device={name}, but JAX finds no such device: {str(error).splitlines()[0]}") from error
     share = next(count for count in range(len(devices), 0, -1) if batch_size % count == 0)
     return devices[:share]

@@ -1,4 +1,4 @@
-"""Write predicted label maps as files: in the palette for people, or with a benchmark's label values for its server."""
+"""Write predicted label maps as files: colour PNGs for viewing, or label values for a benchmark's server."""
 
 import zipfile
 from collections import Counter
@@ -18,10 +18,10 @@ class PredictionFiles:
     """A folder with one PNG per image of a data set, named after the image.
 
     Args:
-        folder: the folder, which is created.
+        folder: the output folder, created if needed.
         dataset: a data set of label maps, with ``name(i)``, ``palette`` and, for a submission, ``result_values``.
-        submission: write grey values as the benchmark's server expects them (Cityscapes: label ids 7 to 33, ADE20K: 1
-            to 150, LIP and others: the class indices) instead of class indices in the palette.
+        submission: write greyscale PNGs with the values that the benchmark's server expects (Cityscapes: label ids 7
+            to 33, ADE20K: 1 to 150, LIP and others: class indices) instead of palette PNGs of class indices.
 
     Raises:
         ValueError: two images of the data set have the same name.
@@ -32,8 +32,8 @@ class PredictionFiles:
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
             raise ValueError(
-                f"{len(repeated)} names of this data set belong to several pictures, such as {repeated[0]!r}, whose "
-                "predictions would overwrite one another"
+                f"{len(repeated)} image names occur more than once in this data set, such as {repeated[0]!r}: the "
+                "predictions would overwrite each other"
             )
         self.folder, self.submission = folder, submission
         self._names, self._palette = names, dataset.palette
@@ -41,7 +41,7 @@ class PredictionFiles:
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, index: int, prediction: Tensor) -> None:
-        """Write the predicted class indices (H, W) of image `index`."""
+        """Write the predicted class indices (H, W) for image `index`."""
         path = self.folder / f"{self._names[index]}.png"
         if self._values is None:
             save_mask(path, prediction.numpy(), self._palette)
@@ -49,9 +49,9 @@ class PredictionFiles:
             write_png(path, Image.fromarray(self._values[prediction.numpy()]))
 
     def pack(self) -> Path:
-        """Write the files of all images to one zip beside the folder; return its path."""
+        """Pack the files of all images into a zip archive next to the folder; return its path."""
         path = self.folder.with_suffix(".zip")
-        # Stored, not deflated: PNGs are compressed already.
+        # Stored, not deflated: PNGs are already compressed.
         with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
             for name in self._names:
                 archive.write(self.folder / f"{name}.png", f"{name}.png")

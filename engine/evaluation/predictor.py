@@ -1,4 +1,4 @@
-"""Predict the label map of a picture outside of any data set."""
+"""Predict the label map of an image that belongs to no data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from .segmentation import predict
 
 
 class Predictor:
-    """A network with its protocol; called with a picture, it returns the label map.
+    """A network with its test protocol; calling it with an image returns the label map.
 
     Args:
         network: the torch network, or a :class:`JaxNetwork`.
-        protocol: how an image becomes logits.
+        protocol: the test protocol.
         device: the device of the torch network.
-        frames: the T of the clips that the network was trained on, 1 for pictures.
-        bf16: run under autocast to bfloat16.
+        frames: the clip length T that the network was trained with; 1 for images.
+        bf16: run under bfloat16 autocast.
     """
 
     def __init__(self, network: Any, protocol: Protocol, *, device: torch.device, frames: int = 1, bf16: bool = False):
@@ -29,12 +29,12 @@ class Predictor:
         self.device, self.frames, self.bf16 = device, frames, bf16
 
     def __call__(self, picture: Tensor, before: Sequence[Path] = ()) -> np.ndarray:
-        """Return the class indices (H, W) of a picture.
+        """Return the class indices (H, W) of an image.
 
         Args:
-            picture: RGB uint8 (3, H, W); for a network that was trained on clips, the last frame of a clip.
-            before: the files of the frames before it, which fill the clip; the first frame is repeated if there are
-                too few.
+            picture: RGB uint8 (3, H, W); for a network trained on clips, the last frame of the clip.
+            before: the files of the preceding frames, which complete the clip; if there are too few, the first one is
+                repeated.
         """
         image = self.batch(picture)
         if self.frames == 1:
@@ -45,5 +45,5 @@ class Predictor:
         return labels[0, -1].cpu().numpy()
 
     def batch(self, picture: Tensor) -> Tensor:
-        """Return a picture RGB uint8 (3, H, W) as (1, 3, H, W) in [0, 1] on the device."""
+        """Convert an RGB uint8 image (3, H, W) to a batch (1, 3, H, W) in [0, 1] on the device."""
         return picture.unsqueeze(0).to(self.device) / 255

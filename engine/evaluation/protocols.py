@@ -1,8 +1,8 @@
-"""Test protocols, which turn an image into logits: whole, in sliding windows, at several scales and mirrored.
+"""Test protocols, which turn an image into logits: whole image, sliding windows, multiple scales and flipping.
 
 Each protocol is called with a network and images (N, 3, H, W) in [0, 1] and returns logits or probabilities
-(N, K, H, W); clips (N, 3, T, H, W) keep their T. Sums are accumulated in place, so memory holds two maps of the image's
-size and what one pass needs, whatever the number of passes.
+(N, K, H, W); clips (N, 3, T, H, W) keep their T. Sums are accumulated in-place, so however many passes there are, peak
+memory is two maps of the image's size plus the memory of a single pass.
 """
 
 import math
@@ -21,7 +21,7 @@ Protocol = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Whole:
-    """The whole image in one pass."""
+    """Process the whole image in one pass."""
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
@@ -29,20 +29,20 @@ class Whole:
 
 
 class Slide:
-    """Sliding windows of the training crop's size; logits are averaged where windows overlap.
+    """Process sliding windows of the training crop size; logits are averaged where windows overlap.
 
     As in the CCNet authors' evaluation, the stride is two thirds of the window, rounded up, and the last window of a
-    row or column is moved back inside the image. An image smaller than the window is padded with the mean colour.
+    row or column is shifted back inside the image. An image smaller than the window is padded with the mean colour.
 
     Args:
-        crop_size: the window (H, W) in pixels.
-        stride: the stride as a share of the window.
+        crop_size: the window size (H, W) in pixels.
+        stride: the stride as a fraction of the window size.
     """
 
     def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
         _check_crop_size(crop_size)
         if not 0 < stride <= 1:
-            raise ValueError(f"stride is {stride}: give a share of the window in (0, 1]")
+            raise ValueError(f"stride is {stride}: set a fraction of the window size in (0, 1]")
         self.crop_size = (crop_size[0], crop_size[1])
         self.stride = stride
 
@@ -72,14 +72,14 @@ class Slide:
 
 
 class Letterbox:
-    """The whole image scaled to fit a frame of fixed size, as in CE2P's evaluation of LIP.
+    """Process the whole image scaled to fit a frame of fixed size, as in CE2P's evaluation on LIP.
 
     The image is centred and padded with the mean colour. Logits are resampled to the image's size by nearest
-    neighbour, so that the most likely class of a pixel stays that of the frame.
+    neighbour, so that each pixel takes the predicted class of a frame pixel.
 
     Args:
-        crop_size: the frame (H, W) in pixels.
-        protocol: the protocol for the frame; :class:`Whole` by default.
+        crop_size: the frame size (H, W) in pixels.
+        protocol: the protocol applied to the frame; :class:`Whole` by default.
     """
 
     def __init__(self, crop_size: Sequence[int], *, protocol: Protocol | None = None):
@@ -95,14 +95,14 @@ class Letterbox:
 
 
 class MultiScale:
-    """The average over several sizes of the image, each also mirrored if `flip` is set.
+    """Average the predictions over several image scales, each also horizontally flipped if `flip` is set.
 
     Args:
-        protocol: the protocol at each size.
-        scales: factors on height and width.
-        flip: include the mirrored image.
-        average: "logits", or "probabilities" after the softmax.
-        flip_pairs: pairs of classes that swap in the mirror, such as left and right arm.
+        protocol: the protocol applied at each scale.
+        scales: the scale factors of height and width.
+        flip: include the flipped image.
+        average: what to average, "logits" or "probabilities" (after the softmax).
+        flip_pairs: pairs of classes to swap when flipping, such as left and right arm.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class MultiScale:
         flip_pairs: Sequence[Sequence[int]] | None = None,
     ):
         if not scales or min(scales) <= 0:
-            raise ValueError(f"scales is {list(scales)}: give one or more positive factors")
+            raise ValueError(f"scales is {list(scales)}: set one or more positive factors")
         if average not in ("logits", "probabilities"):
             raise ValueError(f"average is {average!r}: choose 'logits' or 'probabilities'")
         self.protocol, self.scales, self.flip, self.average = protocol, tuple(scales), flip, average
@@ -148,9 +148,9 @@ class MultiScale:
 
 def _check_crop_size(crop_size: Sequence[int] | None) -> None:
     if crop_size is None:
-        raise ValueError("the checkpoint does not tell its training's crop: give protocol.crop_size=[H,W]")
+        raise ValueError("the checkpoint does not record its training crop size: set protocol.crop_size=[H,W]")
     if len(crop_size) != 2:
-        raise ValueError(f"crop_size is {list(crop_size)}: give height and width")
+        raise ValueError(f"crop_size is {list(crop_size)}: set it to [height, width]")
     check_size(crop_size[0], crop_size[1], f"crop_size={list(crop_size)}")
 
 
@@ -160,7 +160,7 @@ def _mean(model: Any, images: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Return images or clips resized to (H, W), the frames of a clip one by one."""
+    """Resize images, or each frame of clips, to (H, W)."""
     if list(x.shape[-2:]) == list(size):
         return x
     frames = x.flatten(1, -3) if x.ndim > 4 else x

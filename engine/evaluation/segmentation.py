@@ -1,4 +1,4 @@
-"""Predict label maps, and score them on a data set."""
+"""Predict label maps and score them on a data set."""
 
 import time
 from collections.abc import Callable
@@ -21,9 +21,9 @@ class Evaluation(NamedTuple):
 
     Attributes:
         scores: the scores over the whole data set.
-        images_per_s: how many images all processes together evaluated in a second.
-        samples: (image (3, H, W), labels (H, W), prediction (H, W)) on the host; of a clip, the supervised frame.
-        confusion: pixel counts int64 (K, K) by true and predicted class, on the host.
+        images_per_s: the images evaluated per second, over all processes.
+        samples: (image (3, H, W), labels (H, W), prediction (H, W)) on the host; for clips, of the supervised frame.
+        confusion: the pixel counts by true and predicted class, int64 (K, K), on the host.
     """
 
     scores: Scores
@@ -34,14 +34,14 @@ class Evaluation(NamedTuple):
 
 @torch.inference_mode()
 def predict(model: Any, images: Tensor, protocol: Protocol, *, bf16: bool = False) -> Tensor:
-    """Return the class indices (N, H, W) of images (N, 3, H, W) in [0, 1]; clips (N, 3, T, H, W) give (N, T, H, W).
+    """Predict class indices: images (N, 3, H, W) in [0, 1] -> (N, H, W), clips (N, 3, T, H, W) -> (N, T, H, W).
 
     Raises:
-        MemoryError: the device ran out of memory; the message names the settings that save some.
+        MemoryError: the device ran out of memory; the message lists the settings that reduce memory use.
     """
     size = "x".join(map(str, images.shape[-2:]))
     with (
-        enough_memory(f"a picture of {size} pixels", "give protocol=slide, which cuts it up, or bf16=true"),
+        enough_memory(f"an image of {size} pixels", "set protocol=slide, which splits it into windows, or bf16=true"),
         torch.autocast(images.device.type, torch.bfloat16, enabled=bf16),
     ):
         return protocol(model, images).argmax(dim=1)
@@ -58,21 +58,22 @@ def evaluate(
     keep_samples: int = 0,
     on_prediction: Callable[[int, Tensor], None] | None = None,
 ) -> Evaluation:
-    """Score a network on every image of a data set, one image at a time and at the image's own size.
+    """Evaluate a network on every image of a data set, one image at a time and at its original size.
 
-    Images are not batched: they differ in size, and a score must not depend on a batch size. Of several processes, each
+    Images are not batched: they differ in size, and scores must not depend on a batch size. With n processes, each
     takes every n-th image, and the counts are summed, so that every image counts exactly once.
 
     Args:
         model: the network; a torch module or a :class:`JaxNetwork`.
         dataset: the data set.
-        protocol: how an image becomes logits.
+        protocol: the test protocol.
         device: the device of the torch network.
-        bf16: run under autocast to bfloat16.
-        num_workers: processes that load images.
-        keep_samples: how many samples to keep for a picture; they are spread evenly over the data set, because
-            neighbouring frames of a video look alike.
-        on_prediction: called with the index of each image of this process and its prediction (H, W) on the host.
+        bf16: run under bfloat16 autocast.
+        num_workers: the number of processes that load images.
+        keep_samples: the number of samples to keep for drawing; they are evenly spaced over the data set, because
+            neighbouring video frames look alike.
+        on_prediction: called with the index of each image that this process evaluates and the prediction (H, W), on
+            the host.
     """
     was_training = model.training
     model.eval()
@@ -104,5 +105,5 @@ def evaluate(
 
 
 def _supervised(image: Tensor, labels: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a picture unchanged; of a clip, the last frame, which is the one with labels."""
+    """Return the sample of an image unchanged; of a clip, return the last frame, the one with labels."""
     return (image, labels, prediction) if labels.ndim == 2 else (image[:, -1], labels[-1], prediction[-1])

@@ -1,4 +1,4 @@
-"""The training loop, its step in torch and in JAX, and its logs."""
+"""The training loop, its steps in torch and in JAX, and its logs."""
 
 import lazy_loader
 

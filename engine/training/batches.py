@@ -1,4 +1,4 @@
-"""The batches that a run has left, on their way to the device."""
+"""Prefetch the remaining batches of a run to the device."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -16,7 +16,7 @@ from ..runtime.distributed import rank, world_size
 
 
 def remaining_batches(config: DictConfig, train_set: ImageDataset, task: Task, *, start: int) -> Loader:
-    """Return this process's part of the batches from iteration `start` to the last one."""
+    """Return a loader of this process's portion of the batches, from iteration `start` to the last one."""
     return train_loader(
         Seeded(train_set, config.seed, skip_broken=config.skip_broken),
         batch_size=config.recipe.batch_size,
@@ -33,21 +33,21 @@ def remaining_batches(config: DictConfig, train_set: ImageDataset, task: Task, *
 def prefetch(
     batches: Generator[tuple[Any, Any]], place: Callable[[Any, Any], tuple[Any, Any]], device: torch.device
 ) -> Generator[tuple[Any, Any]]:
-    """Yield (images, labels) where `place` puts them.
+    """Yield (images, labels) after `place` has moved them to the device.
 
-    On a GPU, a stream of its own copies them while the previous steps, which the host has only queued, still run.
-    Closing the generator closes `batches`.
+    On a GPU, a separate CUDA stream copies them while the steps that the host has already queued are still running.
+    Closing the generator also closes `batches`.
     """
     copying = torch.cuda.Stream(device) if device.type == "cuda" else None
     with closing(batches):
         for batch in batches:
-            with torch.cuda.stream(copying):  # does nothing if it is None
+            with torch.cuda.stream(copying):  # no-op if it is None
                 placed = place(*batch)
             if copying:
                 computing = torch.cuda.current_stream(device)
                 computing.wait_stream(copying)
                 for tensor in _tensors(placed):
-                    tensor.record_stream(computing)  # else the next copy reuses its memory once the host drops it
+                    tensor.record_stream(computing)  # else the next copy may reuse its memory once the host drops it
             yield placed
 
 

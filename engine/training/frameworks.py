@@ -1,4 +1,4 @@
-"""The framework that a command computes in: torch, or JAX with the twin of a torch network."""
+"""The framework that a command computes in: torch, or JAX with the Flax twin of a torch network."""
 
 from typing import Any, Protocol
 
@@ -13,10 +13,10 @@ from .torch_step import Step, TorchStep
 
 
 class Framework(Protocol):
-    """What the entry points need of :class:`Torch` and :class:`Jax` alike.
+    """Common interface of :class:`Torch` and :class:`Jax` that the entry points use.
 
     Attributes:
-        device: the torch device of batches and of the torch network.
+        device: the torch device of the batches and of the torch network.
     """
 
     device: torch.device
@@ -28,29 +28,29 @@ class Framework(Protocol):
     def step(
         self, config: DictConfig, task: Task, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Step:
-        """Return the training step that the run's configuration describes."""
+        """Return the training step described by the run's configuration."""
         ...
 
 
 class Torch:
-    """Compute in torch, on the device called ``device``."""
+    """Compute in torch on the device named ``device``."""
 
     def __init__(self, device: str):
         self.device = choose_device(device)
 
     def evaluated(self, network: nn.Module, *, bf16: bool = False) -> nn.Module:
-        """Return the network on its device; the callers run it under autocast."""
+        """Return the network on its device; callers run it under autocast."""
         return network.to(self.device)
 
     def step(
         self, config: DictConfig, task: Task, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Step:
-        """Return a step that shares each batch with the other ranks."""
+        """Return a data-parallel training step, in which each rank processes its portion of the batch."""
         return TorchStep.of(config, task, model, criterion, optimizer, self.device)
 
 
 class Jax:
-    """Compute in JAX, on the local devices of the kind ``device``; torch stays on the CPU."""
+    """Compute in JAX on the local devices of type ``device``; torch stays on the CPU."""
 
     device = torch.device("cpu")
 
@@ -58,7 +58,7 @@ class Jax:
         self._name = device
 
     def evaluated(self, network: nn.Module, *, bf16: bool = False) -> Any:
-        """Return the network's twin on the first device."""
+        """Return the network's Flax twin on the first device."""
         from ..evaluation.jax_network import JaxNetwork
 
         return JaxNetwork.of(network, bf16=bf16, device=self._name)
@@ -66,16 +66,18 @@ class Jax:
     def step(
         self, config: DictConfig, task: Task, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Step:
-        """Return a step over all local devices that can share a batch equally.
+        """Return a training step over as many local devices as can split the batch evenly.
 
         Raises:
-            ValueError: there are several processes, or the batch is accumulated.
+            ValueError: there are several processes, or gradient accumulation is enabled.
         """
         from ..evaluation.jax_network import local_devices
         from .jax_step import JaxStep
 
         if world_size() > 1 or config.accumulate > 1:
-            raise ValueError("framework=jax runs in one process, without accumulate: leave out torchrun and accumulate")
+            raise ValueError(
+                "framework=jax runs in a single process without gradient accumulation: remove torchrun and accumulate"
+            )
         return JaxStep(
             model,
             criterion,
@@ -88,7 +90,7 @@ class Jax:
 
 
 def choose_framework(name: str, device: str) -> Framework:
-    """Return the framework called `name`, "torch" or "jax", on the device called `device`."""
+    """Return the framework named `name`, "torch" or "jax", on the device named `device`."""
     if name == "torch":
         return Torch(device)
     if name == "jax":
@@ -97,5 +99,5 @@ def choose_framework(name: str, device: str) -> Framework:
 
 
 def framework_of(config: DictConfig) -> Framework:
-    """Return the framework of a run's configuration; torch if an early version wrote it, which knew no other."""
+    """Return the framework of a run's configuration; torch if the configuration predates the option."""
     return choose_framework(config.get("framework", "torch"), config.device)

@@ -1,8 +1,8 @@
-"""A training step in JAX for a network that torch describes.
+"""A training step in JAX for a network defined in torch.
 
 The torch network, its optimiser and its schedule hold the initial weights, the parameter groups and the current
 hyperparameters. The step itself (forward, backward and update) runs in JAX over the local devices.
-:meth:`JaxStep.write_back` copies weights and optimiser state back to torch, so that checkpoints are the same.
+:meth:`JaxStep.write_back` copies weights and optimiser state back to torch, so that checkpoints have the same format.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,22 +23,22 @@ from ..evaluation.jax_network import JaxNetwork
 from ..runtime.memory import process_peak_mib
 from .nonfinite import Outcome
 
-# The state that torch's optimisers keep per parameter, by torch's names.
+# The per-parameter state of torch's optimisers, by torch's names.
 _KEPT = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
 _UNSUPPORTED = ("dampening", "maximize", "amsgrad")
 
 
 class JaxStep:
-    """One optimiser step per call, on batches of torch tensors.
+    """A training step that performs one optimiser update per call, on batches of torch tensors.
 
     Args:
         network: the torch network to start from.
-        criterion: one of ``losses``: (output, labels) -> total, terms.
-        optimizer: torch's SGD or AdamW of the network's parameters, with the state to continue from.
-        devices: the devices that share each batch.
-        seed: the seed of the dropout.
-        bf16: convolve in bfloat16; weights, losses and updates stay in float32.
-        clip_norm: the norm that the gradient of all parameters is clipped to.
+        criterion: a loss from ``losses``: (output, labels) -> total, terms.
+        optimizer: torch's SGD or AdamW over the network's parameters, with the state to continue from.
+        devices: the devices that each batch is split across.
+        seed: the dropout seed.
+        bf16: run convolutions in bfloat16; weights, losses and updates stay in float32.
+        clip_norm: the maximum gradient norm over all parameters, for clipping; None to disable.
 
     Raises:
         ValueError: the optimiser has no counterpart in JAX.
@@ -57,8 +57,8 @@ class JaxStep:
     ):
         if type(optimizer) not in _KEPT or any(g.get(key) for g in optimizer.param_groups for key in _UNSUPPORTED):
             raise ValueError(
-                f"framework=jax has no {type(optimizer).__name__} with these settings: choose SGD or AdamW without "
-                f"{', '.join(_UNSUPPORTED)}"
+                f"framework=jax does not support {type(optimizer).__name__} with these settings: choose SGD or AdamW "
+                f"without {', '.join(_UNSUPPORTED)}"
             )
         self.network, self.criterion, self.optimizer = network, criterion, optimizer
         self.seed, self.bf16, self.clip_norm = seed, bf16, clip_norm
@@ -73,23 +73,23 @@ class JaxStep:
         self._evaluated: JaxNetwork | None = None
 
     def place(self, images: Tensor, labels: Tensor) -> tuple[jax.Array, jax.Array]:
-        """Return images (N, 3, H, W), channels last, and labels (N, H, W), split over the devices."""
+        """Shard images (N, 3, H, W), converted to channels last, and labels (N, H, W) across the devices."""
         batch = images.movedim(1, -1).numpy(), labels.to(torch.int32).numpy()
         return jax.device_put(batch, self._split)
 
     def __call__(self, images: jax.Array, labels: jax.Array, iteration: int) -> Outcome:
-        """Train on a placed batch after `iteration` iterations; return without waiting for the devices.
+        """Train on the placed batch of an iteration, counted from 0; return without waiting for the devices.
 
-        If the loss or the gradient is not finite, nothing changes.
+        If the loss or the gradient is not finite, the update is skipped.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), iteration)
         with jax.set_mesh(self.mesh):
             self._state, outcome = self._step(self._state, self._hyperparameters(), (images, labels), key)
-        self.optimizer.step()  # no gradients, so it does nothing; but torch's schedule warns if it is not called
+        self.optimizer.step()  # a no-op without gradients, but torch's schedule warns if it is not called
         return outcome
 
     def evaluated(self) -> JaxNetwork:
-        """Return the network as it is now, for a validation; it is compiled once per run."""
+        """Return the current network for validation; it is compiled once per run."""
         network = self._network(*jax.device_put(self._state[:2], self.mesh.devices[0]))
         if self._evaluated is None:
             self._evaluated = JaxNetwork(network, bf16=self.bf16)
@@ -97,7 +97,7 @@ class JaxStep:
         return self._evaluated
 
     def write_back(self) -> None:
-        """Copy weights and optimiser state into the torch network and its optimiser."""
+        """Copy the weights and the optimiser state into the torch network and its optimiser."""
         parameters, statistics, kept = jax.device_get(self._state)
         self.network.load_state_dict(state_dict(self._network(parameters, statistics)), strict=True)
         count = torch.tensor(float(kept["step"]))
@@ -106,14 +106,14 @@ class JaxStep:
             self.optimizer.state[parameter] = entry | ({"step": count.clone()} if len(entry) > 1 else {})
 
     def peak_memory_mib(self) -> float:
-        """Return the peak of the first device's allocator, or of the process where the allocator does not count."""
+        """Return the first device's peak memory in MiB, or the process's if the allocator keeps no statistics."""
         count = self.mesh.devices[0].memory_stats()
         if count:
             return count["peak_bytes_in_use"] / 2**20
         return process_peak_mib()
 
     def _read_optimizer(self) -> dict[str, Any]:
-        """Return the optimiser's state, with zeros where it has not made a step yet."""
+        """Return the optimiser state, with zeros for parameters that have not been updated yet."""
         entries = {name: self.optimizer.state.get(parameter, {}) for parameter, name in self._names.items()}
         kept: dict[str, Any] = {
             key: {
@@ -126,7 +126,7 @@ class JaxStep:
         return kept | {"step": jnp.asarray(max(steps, default=0), jnp.int32)}
 
     def _hyperparameters(self) -> dict[str, Any]:
-        """Return the current hyperparameters: rate and decay by parameter, the others from the first group."""
+        """Return the current hyperparameters: learning rate and decay per parameter, the rest from the first group."""
         groups = self.optimizer.param_groups
         first = {key: np.float32(groups[0][key]) for key in ("momentum", "eps") if key in groups[0]}
         first |= {f"beta{i}": np.float32(beta) for i, beta in enumerate(groups[0].get("betas", ()), 1)}
@@ -152,7 +152,7 @@ class JaxStep:
         (loss, (terms, now)), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
         grad_norm = optax.tree.norm(gradients)
         if self.clip_norm is not None:
-            factor = jnp.minimum(1, self.clip_norm / (grad_norm + 1e-6))  # torch's rule
+            factor = jnp.minimum(1, self.clip_norm / (grad_norm + 1e-6))  # as in torch
             gradients = jax.tree.map(lambda gradient: factor * gradient, gradients)
         updates, kept_now = self._optax(gradients, parameters, kept, hyper)
         changed = optax.apply_updates(parameters, updates), now, kept_now
@@ -161,7 +161,7 @@ class JaxStep:
         return kept_or_changed, Outcome(loss, terms, grad_norm)
 
     def _optax(self, gradients, parameters, kept, hyper):
-        """Return the updates and the optimiser's next state."""
+        """Return the updates and the new optimiser state."""
         decay = jax.tree.map(lambda rate, parameter: rate * parameter, hyper["weight_decay"], parameters)
         if isinstance(self.optimizer, torch.optim.SGD):
             rule = optax.trace(hyper["momentum"], nesterov=self.optimizer.defaults["nesterov"])

@@ -1,4 +1,4 @@
-"""The log of a run: CSV files and pictures in its folder, and W&B."""
+"""The log of a run: CSV files and plots in its folder, and W&B."""
 
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +16,12 @@ from ..runtime.atomic_files import write_text
 from ..runtime.distributed import rank
 from .state import TrainingState
 
-if TYPE_CHECKING:  # W&B takes a second to import, which a run without it saves
+if TYPE_CHECKING:  # importing W&B takes a second, which runs without it are spared
     from .wandb_logger import WandbRun
 
 
 class NoLog:
-    """Stands in for a :class:`RunLog` in all processes but the first."""
+    """A log that records nothing; replaces :class:`RunLog` in all processes but the first."""
 
     def train(self, iteration: int, values: dict[str, float]) -> None:
         """Do nothing."""
@@ -37,18 +37,18 @@ class NoLog:
 
 
 class RunLog:
-    """The log of one training run; leaving its ``with`` block closes W&B.
+    """The log of one training run; leaving its ``with`` block finishes the W&B run.
 
-    ``train.csv`` and ``val.csv`` hold the scalars, ``val_classes.csv`` the scores by class of the newest validation,
-    ``curves.png`` and ``predictions.png`` the pictures.
+    ``train.csv`` and ``val.csv`` contain the scalars, ``val_classes.csv`` the per-class scores of the latest
+    validation, and ``curves.png`` and ``predictions.png`` the plots.
 
     Args:
-        config: the run's configuration, complete.
+        config: the complete configuration of the run.
         folder: the run's folder.
-        task: draws the predictions.
-        dataset: names the classes and their colours.
-        state: says where the run resumes; keeps the id of the W&B run.
-        group: the name under which W&B shows runs together, unless the configuration gives one.
+        task: the task, which draws the predictions.
+        dataset: the data set, which provides the class names and colours.
+        state: the training state, which provides the iteration to resume from and stores the id of the W&B run.
+        group: the W&B group of the run, unless the configuration sets one.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RunLog:
             self._wandb.scalars(iteration, {f"train/{name}": value for name, value in values.items()})
 
     def validation(self, iteration: int, result: TaskEvaluation) -> None:
-        """Log a validation: scores in percent, the table by class, curves and predictions."""
+        """Log a validation: scores in percent, the per-class table, curves and predictions."""
         summary = result.scores.summary()
         table = result.scores.table(self.classes)
         by_class = {f"{table.header[1]}/{name}": share for name, share, *_ in table.rows[:-1]}
@@ -106,11 +106,11 @@ def _start_wandb(config: DictConfig, folder: Path, *, run_id: str | None, group:
 
 
 def open_log(config: DictConfig, folder: Path, **options: Any) -> RunLog | NoLog:
-    """Write ``config.yaml`` and open the run's log; in all processes but the first, do neither.
+    """Write ``config.yaml`` and open the run's log; in all processes but the first, return a :class:`NoLog`.
 
     Args:
-        config: the run's configuration, complete.
-        folder: the run's folder, which need not exist.
+        config: the complete configuration of the run.
+        folder: the run's folder, created if needed.
         **options: further arguments of :class:`RunLog`.
     """
     if rank():

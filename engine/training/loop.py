@@ -1,4 +1,4 @@
-"""The training loop: steps, log lines, validations and checkpoints until the last iteration or a request to stop."""
+"""The training loop: steps, logging, validation and checkpoints until the last iteration or a stop request."""
 
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -27,21 +27,21 @@ from .torch_step import Step
 
 @dataclass(kw_only=True)
 class Run:
-    """A training run under way.
+    """A training run in progress.
 
     Attributes:
-        config: the run's configuration, complete; checkpoints hold it.
-        folder: the folder that everything is written into.
-        task: how validations are scored.
-        state: the weights, the optimiser and the iteration to go on from.
-        step: makes one training step.
-        device: the device of the validations.
-        loader: the batches of training samples that are left.
-        val_set: the data set of the validations.
-        log: where the numbers go.
-        request: says when to stop.
-        samples: the training samples; counts those that cannot be read.
-        val_images_per_s: the speed of the newest validation.
+        config: the complete configuration of the run, which is stored in its checkpoints.
+        folder: the output folder of the run.
+        task: the task, which runs and scores validations.
+        state: the weights, the optimiser and the iteration to continue from.
+        step: the training step.
+        device: the device that validations run on.
+        loader: the loader of the remaining training batches.
+        val_set: the validation data set.
+        log: the log that metrics are written to.
+        request: the stop request, set by a signal.
+        samples: the training samples; they count the unreadable ones.
+        val_images_per_s: the throughput of the latest validation.
     """
 
     config: DictConfig
@@ -77,8 +77,8 @@ class Run:
         """Train until the last iteration.
 
         Raises:
-            NonFiniteLoss: more than `skip_nonfinite` steps were not finite; none of them has changed the weights.
-            Stopped: a signal asked for it; a checkpoint is written.
+            NonFiniteLoss: more than `skip_nonfinite` steps were not finite; none of them changed the weights.
+            Stopped: a signal requested it; a checkpoint has been written.
         """
         try:
             self._fit()
@@ -89,7 +89,7 @@ class Run:
     def _fit(self) -> None:
         last, state = self.config.recipe.max_iters, self.state
         with tqdm(total=last, initial=state.iteration, dynamic_ncols=True, desc="train", disable=rank() > 0) as bar:
-            self._validate_if_due()  # before workers start: a run that was stopped in a validation resumes with it
+            self._validate_if_due()  # before the workers start: a run stopped during validation resumes with it
             with closing(prefetch(iter(self.loader), self.step.place, self.device)) as batches:
                 for images, labels in batches:
                     learning_rate = state.learning_rate
@@ -107,14 +107,14 @@ class Run:
                         self.request.stop()
 
     def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint, unless one of the steps since the last one was not finite and not to be skipped."""
+        """Write a checkpoint; raise NonFiniteLoss instead if more steps were not finite than may be skipped."""
         self._nonfinite.check()
         self.state.skipped = self._nonfinite.skipped
         self.step.write_back()
         self.state.save(self.folder, self._plain_config, self.samples.dataset, best=best)
 
     def _log(self, outcome: Outcome, learning_rate: float) -> dict[str, str]:
-        """Log a line; return the part of it that the progress bar shows."""
+        """Log the current metrics; return those that the progress bar shows."""
         self._nonfinite.check()
         speed = self._throughput.read()
         memory = {"memory_mib": self.step.peak_memory_mib()}
@@ -132,7 +132,7 @@ class Run:
     def _validate_if_due(self) -> bool:
         if not self.state.validation_due(self.config.recipe.val_every, self.config.recipe.max_iters):
             return False
-        self.save()  # a validation may be broken off: resuming starts with it
+        self.save()  # if the validation is interrupted, the run resumes with it
         with self.request.at_once():
             result = self.task.evaluate(
                 self.step.evaluated(),

@@ -1,4 +1,4 @@
-"""Learning rate schedules that torch lacks."""
+"""Learning rate schedules that torch does not provide."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupSteps(LRScheduler):
-    """Linear warm-up, then a division by 10 at given iterations: Mask R-CNN's schedule.
+    """Linear warm-up followed by step decay by a factor of 10, as in Mask R-CNN.
 
     Args:
         optimizer: the optimiser whose learning rates are scheduled.
-        warmup: the iterations until the full learning rate.
+        warmup: the number of warm-up iterations.
         steps: the iterations at which the learning rate is divided by 10.
-        start: the factor at iteration 0; a third in maskrcnn-benchmark.
+        start: the learning rate factor at iteration 0; 1/3 in maskrcnn-benchmark.
     """
 
     def __init__(self, optimizer: Optimizer, *, warmup: int, steps: Sequence[int], start: float = 1 / 3):

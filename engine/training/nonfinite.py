@@ -12,12 +12,12 @@ class NonFiniteLoss(ValueError):
 
 
 class Outcome(NamedTuple):
-    """The result of a training step: scalar arrays of torch or JAX, which may still be on the device.
+    """The result of a training step: torch or JAX scalars, which may still be on the device.
 
     Attributes:
         loss: the loss of the batch.
-        terms: the terms of the loss by name, unweighted.
-        grad_norm: the norm of the gradient of all parameters, before clipping.
+        terms: the unweighted loss terms, by name.
+        grad_norm: the gradient norm over all parameters, before clipping.
     """
 
     loss: Any
@@ -25,14 +25,14 @@ class Outcome(NamedTuple):
     grad_norm: Any
 
     def numbers(self) -> dict[str, float]:
-        """Return the scalars under their names in the log; waits for the device."""
+        """Wait for the device and return the scalars by the names used in the log."""
         named = {"loss": self.loss, **{f"loss/{name}": term for name, term in self.terms.items()}}
         return {name: value.item() for name, value in (named | {"grad_norm": self.grad_norm}).items()}
 
 
 def step_if(finite: Tensor, optimizer: Any) -> None:
-    """Step the optimiser if the flag is true; a fused optimiser decides on the device, as under a GradScaler."""
-    # If a fused SGD skips its very first step, torch leaves the momentum uninitialised: there the host decides.
+    """Step the optimiser if `finite` is true; a fused optimiser checks it on the device, as with a GradScaler."""
+    # If a fused SGD skips its very first step, torch leaves the momentum uninitialised, so the host checks that one.
     if getattr(optimizer, "_step_supports_amp_scaling", False) and optimizer.state:
         optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
         try:
@@ -44,15 +44,15 @@ def step_if(finite: Tensor, optimizer: Any) -> None:
 
 
 class NonFiniteDetector:
-    """Collects the outcomes of steps and reads them when the device is waited for anyway.
+    """Collects step outcomes and reads them only when the host synchronises with the device anyway.
 
-    The device itself has skipped the steps that were not finite, see :func:`step_if`.
+    Steps that were not finite have already been skipped on the device, see :func:`step_if`.
 
     Args:
-        allowed: how many steps may be skipped.
-        skipped: how many have been skipped before.
-        names: returns the names of the samples of an iteration, counted from 0.
-        say: is called with a message about every skipped step.
+        allowed: the maximum number of skipped steps.
+        skipped: the number of steps skipped so far.
+        names: returns the sample names of an iteration, counted from 0.
+        say: called with a message about every skipped step.
     """
 
     def __init__(self, *, allowed: int, skipped: int, names: Callable[[int], list[str]], say: Callable[[str], None]):
@@ -68,7 +68,8 @@ class NonFiniteDetector:
         """Read the outcomes since the last check.
 
         Raises:
-            NonFiniteLoss: more steps than allowed were skipped; the message names the batch and the terms.
+            NonFiniteLoss: more steps were not finite than may be skipped; the message lists the loss terms and the
+                samples of the batch.
         """
         unread, self._unread = self._unread, []
         for iteration, outcome in unread:
@@ -76,11 +77,11 @@ class NonFiniteDetector:
             if problem is None:
                 continue
             names = ", ".join(self._names(iteration))
-            message = f"iteration {iteration + 1}: {problem}: lower recipe.lr, or look at the data. The batch: {names}"
+            message = f"iteration {iteration + 1}: {problem}: lower recipe.lr or check the data. Batch: {names}"
             if self.skipped == self.allowed:
                 raise NonFiniteLoss(message)
             self.skipped += 1
-            self._say(f"step {self.skipped} of at most {self.allowed} left out: {message}")
+            self._say(f"skipped step {self.skipped} of at most {self.allowed}: {message}")
 
 
 def _problem(outcome: Outcome) -> str | None:

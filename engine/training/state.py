@@ -1,4 +1,4 @@
-"""The state of a training run, written to checkpoints and restored from them."""
+"""The state of a training run, saved to and restored from checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from ..runtime.distributed import from_all, rank
 
 
 class TrainingState:
-    """Network, optimiser, schedule and random generators at an iteration.
+    """The network, optimiser, schedule and random generators at an iteration.
 
-    The data have no state: a sample is a function of its number (see ``data/training_samples.py``).
+    The data pipeline has no state: a sample depends only on the seed and its index (``data/training_samples.py``).
 
     Args:
         model: the torch network.
@@ -27,10 +27,10 @@ class TrainingState:
         identity: the fingerprint of the run's configuration.
 
     Attributes:
-        iteration: iterations done.
-        validated: the iteration of the newest validation.
-        scores: the scores of the newest validation.
-        skipped: how many steps were skipped because they were not finite.
+        iteration: the number of completed iterations.
+        validated: the iteration of the latest validation.
+        scores: the scores of the latest validation.
+        skipped: the number of steps skipped because they were not finite.
         best_score: the best headline score so far, in [0, 1]; -1 before the first validation.
         wandb_id: the id of the run in W&B.
     """
@@ -44,7 +44,7 @@ class TrainingState:
         self.skipped: int = 0
         self.best_score: float = -1.0
         self.wandb_id: str | None = None
-        self._saved = 0  # the iteration of the newest checkpoint
+        self._saved = 0  # the iteration of the latest checkpoint
         self._last_is_whole = True  # False if last.pt is damaged and the run resumed from previous.pt
 
     @property
@@ -53,12 +53,12 @@ class TrainingState:
         return float(self.schedule.get_last_lr()[0])
 
     def advance(self) -> None:
-        """Advance the schedule and the iteration after a step."""
+        """Advance the schedule and the iteration counter after a step."""
         self.schedule.step()
         self.iteration += 1
 
     def validation_due(self, every: int, last: int) -> bool:
-        """Return True if a validation belongs to this iteration and has not been done."""
+        """Return True if a validation is due at this iteration and has not been done yet."""
         return self.validated < self.iteration and (self.iteration % every == 0 or self.iteration == last)
 
     def record(self, scores: TaskScores) -> bool:
@@ -69,9 +69,9 @@ class TrainingState:
         return is_best
 
     def save(self, folder: Path, config: dict[str, Any], dataset: ImageDataset, *, best: bool = False) -> None:
-        """Write ``last.pt``, with `best` also ``best.safetensors``. All processes have to call it.
+        """Write ``last.pt`` and, if `best`, also ``best.safetensors``; must be called by all processes.
 
-        The existing ``last.pt`` becomes ``previous.pt``, unless it is of the same iteration or damaged.
+        An existing ``last.pt`` is kept as ``previous.pt``, unless it is from the same iteration or damaged.
         """
         made = Checkpoint(
             weights=self.model.state_dict(),
@@ -107,12 +107,12 @@ class TrainingState:
         """Continue from a checkpoint whose weights the network already has.
 
         Raises:
-            ValueError: its training state does not fit this network and optimiser.
+            ValueError: its training state does not match this network and optimiser.
         """
         try:
             self._restore(saved)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{saved.source} does not hold the state of such a training: {error}") from error
+            raise ValueError(f"the training state in {saved.source} does not match this run: {error}") from error
 
     def _restore(self, saved: Checkpoint) -> None:
         training = saved.training
@@ -120,8 +120,10 @@ class TrainingState:
         _lay_out_as_parameters(self.optimizer)
         self.schedule.load_state_dict(alike(training["schedule"], self.schedule.state_dict(), "schedule"))
         if self.schedule.last_epoch != saved.iteration:
-            raise ValueError(f"its schedule is at {self.schedule.last_epoch} and its weights at {saved.iteration}")
-        if rank() < len(training["random"]):  # else the run resumes with more processes than it had
+            raise ValueError(
+                f"its schedule is at iteration {self.schedule.last_epoch} but its weights are from {saved.iteration}"
+            )
+        if rank() < len(training["random"]):  # false if the run resumes with more processes than before
             _set_random_state(training["random"][rank()])
         self.iteration = self._saved = self.schedule.last_epoch
         self._last_is_whole = saved.source is None or saved.source.name == LAST
@@ -131,13 +133,13 @@ class TrainingState:
         )
         self.identity, self.wandb_id = training["identity"], training["wandb_id"]
         if not (isinstance(self.identity, str) and isinstance(self.wandb_id, str | None)):
-            raise ValueError("identity and wandb_id are no texts")
+            raise ValueError("identity and wandb_id must be strings")
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimiser's state the strides of its parameters.
+    """Match the strides of the optimiser state to those of the parameters.
 
-    Fused optimisers walk a parameter and its state in memory order, and a checkpoint may hold another order.
+    Fused optimisers traverse a parameter and its state in memory order, which may differ in a checkpoint.
     """
     for parameter, entry in optimizer.state.items():
         for key, value in entry.items():
@@ -146,7 +148,7 @@ def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _random_state() -> dict[str, torch.Tensor]:
-    """Return the states of torch's generators on the CPU and on this process's GPU."""
+    """Return the states of torch's random generators for the CPU and this process's GPU."""
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
 

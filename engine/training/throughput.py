@@ -1,4 +1,4 @@
-"""Images per second, seconds per step and the share of the time that a run waits for data."""
+"""Images per second, seconds per step and the fraction of the time that a run waits for data."""
 
 import time
 
@@ -6,10 +6,10 @@ from ...data.loader import Loader
 
 
 class Throughput:
-    """Measures a run from one line of its log to the next.
+    """Measures the throughput of a run between consecutive log lines.
 
     Args:
-        loader: counts the seconds spent waiting for batches.
+        loader: the loader, which counts the seconds spent waiting for batches.
     """
 
     def __init__(self, loader: Loader):
@@ -17,19 +17,19 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Start measuring now: what ran before, such as a validation, does not count."""
+        """Start measuring now, so that anything before, such as a validation, does not count."""
         self._start, self._images, self._iterations = time.perf_counter(), 0, 0
         self._loader.waited = 0.0
 
     def add(self, images: int) -> None:
-        """Count an iteration and the images that it takes in all processes together."""
+        """Count an iteration and the images that it processes over all ranks."""
         self._images += images
         self._iterations += 1
 
     def read(self) -> dict[str, float]:
-        """Return "images_per_s", "step_s" and "data_wait", a share of the time, and restart.
+        """Return "images_per_s", "step_s" and "data_wait" (a fraction of the time), and restart.
 
-        Call it when the device has done the steps that were counted, as after reading a loss.
+        Call it once the device has finished the counted steps, for example after reading a loss.
         """
         seconds = time.perf_counter() - self._start
         measured = {

@@ -20,27 +20,27 @@ class Step(Protocol):
     """A training step, :class:`TorchStep` or :class:`engine.training.jax_step.JaxStep`."""
 
     def place(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """Return a batch of the loader where the step needs it."""
+        """Move a batch from the loader to the devices that the step runs on."""
         ...
 
     def __call__(self, images: Any, labels: Any, iteration: int) -> Outcome:
-        """Train on a placed batch after `iteration` iterations; change nothing if loss or gradient is not finite."""
+        """Train on the placed batch of an iteration, counted from 0; skip the update if it is not finite."""
         ...
 
     def evaluated(self) -> Any:
-        """Return the network as it is now, for a validation."""
+        """Return the current network for validation."""
         ...
 
     def write_back(self) -> None:
-        """Copy weights and optimiser state into the torch network and its optimiser, before they are saved."""
+        """Copy the weights and the optimiser state into the torch network and its optimiser before saving."""
 
     def peak_memory_mib(self) -> float:
-        """Return the peak memory so far."""
+        """Return the peak memory so far, in MiB."""
         ...
 
 
 def memory_format(config: DictConfig) -> torch.memory_format:
-    """Return the memory format of a run's network and its images."""
+    """Return the memory format of a run's network and images."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
@@ -50,15 +50,15 @@ def on_device(model: nn.Module, device: torch.device, config: DictConfig) -> nn.
 
 
 class TorchStep:
-    """:func:`train_step` with the settings of a run; the processes of ``torchrun`` share each batch.
+    """:func:`train_step` with the settings of a run; under ``torchrun``, each batch is split across the processes.
 
     Args:
-        task: says how the model is called.
+        task: the task, which calls the model.
         model: the network, on its device.
         criterion: (output, labels) -> total, terms.
         optimizer: the optimiser of the model's parameters.
         device: the device of the model.
-        memory_format: the memory format of images.
+        memory_format: the memory format of the images.
         compile: run the forward pass through torch.compile.
         **options: further arguments of :func:`train_step`.
     """
@@ -91,7 +91,7 @@ class TorchStep:
         optimizer: torch.optim.Optimizer,
         device: torch.device,
     ) -> "TorchStep":
-        """Return the step that a run's configuration describes."""
+        """Return the training step described by a run's configuration."""
         return cls(
             task,
             model,
@@ -116,7 +116,7 @@ class TorchStep:
         return self.model
 
     def write_back(self) -> None:
-        """Do nothing: the torch network is trained in place."""
+        """Do nothing: the torch network is trained in-place."""
 
     def peak_memory_mib(self) -> float:
         if self.device.type == "cuda":
@@ -126,8 +126,7 @@ class TorchStep:
 
 @enough_memory(
     "a training step",
-    "turn down recipe.batch_size or recipe.train_transform.crop_size, take the batch in pieces with accumulate=2, or "
-    "give bf16=true",
+    "reduce recipe.batch_size or recipe.train_transform.crop_size, split the batch with accumulate=2, or set bf16=true",
 )
 def train_step(
     task: Task,
@@ -142,26 +141,26 @@ def train_step(
     clip_norm: float | None = None,
     keep_buffers: bool = False,
 ) -> Outcome:
-    """Make one optimiser step, or skip it if the loss or the gradient is not finite.
+    """Perform one optimiser step, or skip it if the loss or the gradient is not finite.
 
-    With a fused optimiser, the host does not synchronise with the device and can queue the next step meanwhile.
+    With a fused optimiser, the host does not synchronise with the device and can already queue the next step.
 
     Args:
-        task: says how the model is called.
+        task: the task, which calls the model.
         model: the network, or a wrapper that averages gradients over processes.
         criterion: (output, labels) -> total, terms.
         optimizer: the optimiser of the model's parameters.
-        images: this process's part of the batch, on the model's device.
+        images: this process's portion of the batch, on the model's device.
         labels: the labels of these images.
-        bf16: run the forward pass under autocast.
-        accumulate: the number of pieces that the batch goes through the network in, one by one, to save memory. A
-            piece is weighted by its share of the valid pixels, so that the cross entropy is that of the whole batch.
-            Batch norm, OHEM and the category consistent loss see one piece at a time.
-        clip_norm: the norm that the gradient of all parameters is clipped to.
-        keep_buffers: if the step is skipped, keep the running statistics of batch norm, too.
+        bf16: run the forward pass under bfloat16 autocast.
+        accumulate: the number of micro-batches that the batch is split into to save memory. Each is weighted by its
+            fraction of the valid pixels, so that the cross entropy is that of the whole batch. Batch norm, OHEM and
+            the category consistent loss see one micro-batch at a time.
+        clip_norm: the maximum gradient norm over all parameters, for clipping; None to disable.
+        keep_buffers: also restore the running statistics of batch norm if the step is skipped.
 
     Raises:
-        MemoryError: out of memory; the message says what to turn down.
+        MemoryError: out of memory; the message lists the settings to reduce.
     """
     optimizer.zero_grad(set_to_none=True)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if keep_buffers else []
@@ -180,7 +179,7 @@ def train_step(
     grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, grad_norm)
-    # Loss and gradients are the same in every process, so all of them decide alike.
+    # Loss and gradients are the same in every process, so all of them make the same decision.
     finite = total.isfinite() & grad_norm.isfinite()
     step_if(finite, optimizer)
     for buffer, before in buffers:
@@ -189,7 +188,7 @@ def train_step(
 
 
 def _pieces(images: Any, labels: Any, number: int) -> Iterator[tuple[bool, Tensor | float, Any, Any]]:
-    """Yield (is it the last, its share of the batch, images, labels) of each of `number` equal pieces."""
+    """Yield (is last, fraction of the batch, images, labels) for each of `number` equal micro-batches."""
     if number == 1:
         yield True, 1.0, images, labels
         return

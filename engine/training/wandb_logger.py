@@ -1,4 +1,4 @@
-"""Weights & Biases: online for users who are logged in, offline for all others, and never a prompt."""
+"""Weights & Biases logging: online for users who are logged in, offline for all others, never prompting."""
 
 import netrc
 import os
@@ -17,22 +17,22 @@ from ..runtime.lost_workers import lost_worker
 
 
 class WandbRun:
-    """One W&B run. Training neither waits for W&B nor ends because W&B does.
+    """One W&B run. Training does not wait for W&B and continues if W&B fails.
 
     Args:
-        folder: the run's folder; W&B keeps its files in a folder in it.
-        name: the name in the list of runs.
-        config: the run's configuration, plain.
+        folder: the run's folder; W&B stores its files in a subfolder.
+        name: the display name of the run.
+        config: the run's configuration, as plain Python values.
         project: the W&B project.
-        entity: the W&B user or team; None for the default one.
-        group: the name under which runs are shown together.
-        mode: "auto", or one of W&B's own: "online", "offline", "disabled".
-        timeout: seconds. If W&B cannot be reached for so long, the run goes on offline; data that are not uploaded so
-            long after the run has ended stay in its folder.
+        entity: the W&B user or team; None for the default.
+        group: the W&B group of the run.
+        mode: "auto", or one of W&B's own modes: "online", "offline", "disabled".
+        timeout: seconds to wait for a connection at the start, after which the run continues offline, and for uploads
+            to finish at the end; data not uploaded by then stay in the run's folder.
         run_id: the id of the W&B run to continue, if any.
 
     Attributes:
-        run_id: the id with which a later :class:`WandbRun` continues this run.
+        run_id: the id to pass to a later :class:`WandbRun` to continue this run.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class WandbRun:
     ):
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-        elif mode == "online" and not _logged_in():  # W&B would prompt if there is a terminal
-            raise ValueError("logger.mode=online, but there is no key: wandb login, or WANDB_API_KEY, gives W&B one")
-        # W&B sends reports of its own errors, which wait and complain if there is no network.
+        elif mode == "online" and not _logged_in():  # in a terminal, W&B would prompt
+            raise ValueError("logger.mode=online, but W&B has no API key: run wandb login or set WANDB_API_KEY")
+        # W&B reports its own errors over the network, which hangs and prints warnings if there is no connection.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
         def start(mode: Any) -> wandb.Run:
@@ -71,7 +71,7 @@ class WandbRun:
                     console="off",
                     init_timeout=timeout,
                     finish_timeout=timeout,
-                    # The address of a git remote may hold a token, and a diff anything.
+                    # The URL of a git remote may contain a token, and a diff may contain anything.
                     disable_git=True,
                     disable_code=True,
                 ),
@@ -98,7 +98,7 @@ class WandbRun:
         rows: Sequence[Sequence[Any]],
         panels: Sequence[tuple[np.ndarray, dict[str, Any]]],
     ) -> None:
-        """Log the table by class and the panels: RGB uint8 images with the arguments of ``wandb.Image``."""
+        """Log the per-class table and the panels: RGB uint8 images with further arguments of ``wandb.Image``."""
         with self._expendable():
             images = [wandb.Image(pixels, **drawn) for pixels, drawn in panels]
             table = wandb.Table(columns=list(header), data=[list(row) for row in rows])
@@ -106,10 +106,10 @@ class WandbRun:
                 self.run.log({"val/classes": table, "val/predictions": images}, step=iteration)
             except ConnectionError:
                 raise
-            except Exception as error:  # W&B sends a table at once and raises errors of many kinds
+            except Exception as error:  # W&B uploads a table immediately and raises many kinds of errors
                 if lost_worker(error):
                     raise
-                self._say(f"W&B has not taken the table of iteration {iteration}: {error or type(error).__name__}")
+                self._say(f"W&B did not accept the table of iteration {iteration}: {error or type(error).__name__}")
 
     def close(self, failed: bool) -> None:
         """Finish the W&B run, because a sweep starts the next one in the same process."""
@@ -118,21 +118,21 @@ class WandbRun:
 
     @contextmanager
     def _expendable(self, errors: type[Exception] = ConnectionError) -> Iterator[None]:
-        """Go on without W&B if its process has gone: a signal to all processes of a job ends it."""
+        """Continue without W&B if its process has died, as after a signal to all processes of a job."""
         try:
             yield
         except errors as error:
-            self._say(f"This run goes on without W&B: {str(error) or type(error).__name__}")
+            self._say(f"This run continues without W&B: {str(error) or type(error).__name__}")
             with suppress(Exception):
-                wandb.teardown()  # else the next run of a sweep looks for the process that has gone
+                wandb.teardown()  # else the next run of a sweep would try to use the dead process
             self.run = wandb.init(mode="disabled")
 
     def _say(self, text: str) -> None:
-        print(f"{text}. Later: wandb sync {Path(self.run.dir).parent}", file=sys.stderr)
+        print(f"{text}. To upload it later: wandb sync {Path(self.run.dir).parent}", file=sys.stderr)
 
 
 def _logged_in() -> bool:
-    """Return True if W&B finds a key or a token without asking: in the environment or in a netrc file."""
+    """Return True if W&B finds a key or token without prompting, in the environment or in a netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""

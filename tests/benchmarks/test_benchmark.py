@@ -119,7 +119,7 @@ def test_zoo_table(tmp_path, run_entry):
 def test_tuning_needs_a_gpu(config):
     from ccnet.benchmarks.tune import tune_kernels
 
-    with pytest.raises(ValueError, match="on an NVIDIA GPU, and this is cpu"):
+    with pytest.raises(ValueError, match="on an NVIDIA GPU, but the device is cpu"):
         tune_kernels(config, torch.device("cpu"))
 
 

@@ -59,7 +59,7 @@ def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
         "check_data.py", *chosen, "recipe.train_transform.crop_size=[33,41]", "num_workers=0", "samples=1",
         "splits=[train]",
     )  # fmt: skip
-    assert "0 of them wrong" in checked.stdout
+    assert "0 of them invalid" in checked.stdout
     assert np.array(Image.open(tmp_path / "outputs" / "check" / name / "train_samples.png")).std() > 10
 
     run_entry("train.py", *chosen, *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
@@ -89,7 +89,7 @@ def test_check_of_real_camvid_reports_the_published_class_weights(tmp_path, run_
     done = run_entry(
         "check_data.py", "dataset=camvid", f"dataset.root={CAMVID}", "splits=[val]", "num_workers=2", "samples=1"
     )  # fmt: skip
-    assert "val: 101 samples, 0 of them wrong; 101 of 360x480 (HxW); 11 classes" in done.stdout
+    assert "val: 101 samples, 0 of them invalid; 101 of 360x480 (HxW); 11 classes" in done.stdout
     table = (tmp_path / "outputs" / "check" / "camvid" / "val_classes.csv").read_text().splitlines()[1:12]
     published = json.loads((METADATA / "camvid" / "camvid.json").read_text())["frequency"]["val"]["median_freq_weight"]
     assert [float(line.split(",")[-1]) for line in table] == pytest.approx(published, abs=1e-4)
@@ -125,9 +125,9 @@ def test_check_names_every_broken_file_and_fails(tmp_path, run_entry):
     Image.new("L", (30, 20)).save(labels[1])
     Image.fromarray(np.full((48, 64), 77, np.uint8)).save(labels[2])
     done = run_entry("check_data.py", "dataset=cityscapes", f"dataset.root={root}", "num_workers=1", ok=False)
-    assert "train: 3 samples, 3 of them wrong" in done.stdout
-    assert "val: 3 samples, 0 of them wrong" in done.stdout
-    assert "3 samples are wrong" in done.stderr
+    assert "train: 3 samples, 3 of them invalid" in done.stdout
+    assert "val: 3 samples, 0 of them invalid" in done.stdout
+    assert "3 samples are invalid" in done.stderr
     assert f"{images[0]} cannot be read as an image" in done.stderr
     assert f"{labels[1]} has 30x20 pixels" in done.stderr
     assert f"{labels[2]} contains unknown label values: 77" in done.stderr

@@ -395,9 +395,9 @@ def test_evaluate_and_predict_accept_a_published_file(states, run_entry, written
     assert (mask.view(48, 64) == want).float().mean() > 0.999
 
     message = run_entry("evaluate.py", *options, ok=False).stderr
-    assert "does not tell its data set: give dataset=NAME dataset.root=DIR" in message
+    assert "does not name its data set: set dataset=NAME dataset.root=DIR" in message
     message = run_entry("evaluate.py", *options, "dataset=camvid", f"dataset.root={camvid_root}", ok=False).stderr
-    assert "knows 3 classes (class 0, class 1, class 2) and the data set has 11 (Sky," in message
+    assert "has 3 classes (class 0, class 1, class 2) but the data set has 11 (Sky," in message
 
 
 def test_training_can_start_from_a_published_file(states, run_entry, written, tmp_path):

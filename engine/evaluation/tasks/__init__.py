@@ -1,4 +1,4 @@
-"""The kinds of segmentation, semantic and detection, behind one interface."""
+"""The tasks, semantic segmentation and detection, behind a common interface."""
 
 import lazy_loader
 

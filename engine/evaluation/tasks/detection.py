@@ -1,4 +1,4 @@
-"""Detection: objects with boxes and masks."""
+"""The detection task: objects with boxes and masks."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -31,32 +31,32 @@ class Detection:
     predicts_label_maps = False
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
-        """Raise ValueError unless the network finds objects and is not frozen at random weights."""
+        """Raise ValueError unless the network detects objects and its frozen layers are pretrained."""
         if not isinstance(model, MaskRCNN):
-            raise ValueError("this data set has objects, which model=mask_rcnn finds: give that, or another data set")
+            raise ValueError("this data set is for detection: set model=mask_rcnn, or choose another data set")
         backbone = config.model.backbone
         if config.model.frozen and not backbone.pretrained and backbone.weights is None:
             raise ValueError(
-                "model.frozen=true keeps the backbone's first layers and its batch norm as they start, and they start "
-                "at random: give pretrained weights with backbone.weights=FILE, or model.frozen=false"
+                "model.frozen=true freezes the backbone's first layers and its batch norm, which are not pretrained "
+                "here: load pretrained weights with backbone.weights=FILE, or set model.frozen=false"
             )
 
     def check_classes(self, known: Sequence[str], dataset: Any) -> None:
-        """Raise ValueError unless the network and the data set have the same kinds of objects."""
+        """Raise ValueError unless the network and the data set have the same object classes."""
         if list(dataset.classes) != list(known):
             raise ValueError(
-                f"the checkpoint finds other objects than the data set has ({len(known)} kinds and "
-                f"{len(dataset.classes)}): evaluate it on a data set with its own kinds"
+                f"the object classes of the checkpoint ({len(known)}) and of the data set ({len(dataset.classes)}) "
+                "differ: evaluate it on a data set with the same classes"
             )
 
     def eval_transform(self) -> Callable:
-        """Return the transform that keeps pictures and objects as they are."""
+        """Return the transform that leaves images and objects unchanged."""
         return instances_transform()
 
     def to_device(
         self, images: list[Tensor], targets: list[dict], device: torch.device, memory_format: torch.memory_format
     ) -> tuple[list[Tensor], list[dict]]:
-        """Return images and targets on the device; the network itself pads the images to one batch."""
+        """Move images and targets to the device; the network itself pads the images to form a batch."""
         images = [image.to(device, non_blocking=True) for image in images]
         return images, [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in targets]
 
@@ -65,7 +65,7 @@ class Detection:
         return model(images, targets)
 
     def cost(self, model: nn.Module, config: DictConfig) -> dict[str, float]:
-        """Return the parameters, in millions; the rest of the cost depends on the objects in a picture."""
+        """Return the number of parameters, in millions; all other costs depend on the objects in an image."""
         return {"parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6}
 
     def evaluate(
@@ -77,15 +77,15 @@ class Detection:
         on_prediction: Callable | None = None,
         **options: Any,
     ) -> DetectionEvaluation:
-        """Score the network by average precision; it sees whole images, and its predictions are no label maps."""
+        """Score the network by average precision on whole images; `protocol` and `on_prediction` are not used."""
         return evaluate_objects(model, dataset, **options)
 
     def save_panel(self, path: Path, samples: Sequence, classes: Sequence[str], palette: Sequence) -> None:
-        """Write rows of picture, truth and prediction."""
+        """Save a panel with one row of image, ground truth and prediction per sample."""
         save_object_panel(path, samples, classes)
 
     def write_report(self, stem: Path, result: DetectionEvaluation, dataset: Any, about: Mapping[str, Any]) -> None:
-        """Print the scores and write them as .csv and .json, with a panel and the results in COCO's format."""
+        """Print the scores and write them as .csv and .json, with a panel and the results in COCO's results format."""
         result.scores.table(dataset.classes).write_csv(Path(f"{stem}.csv"))
         measured = {"images_per_s": result.images_per_s} | result.scores.summary() | result.scores._asdict()
         write_text(Path(f"{stem}.json"), json.dumps({**about, **measured}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for every pixel."""
+"""The semantic segmentation task: a class for every pixel."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -32,35 +32,35 @@ class Semantic:
     predicts_label_maps = True
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
-        """Raise ValueError unless the network labels pixels and the crops are at least as large as its stride."""
+        """Raise ValueError unless the network labels pixels and the crops are no smaller than its output stride."""
         if isinstance(model, MaskRCNN):
             raise ValueError(
-                "model=mask_rcnn finds objects and this data set labels pixels: give dataset=coco, or another model"
+                "model=mask_rcnn detects objects but this data set labels pixels: set dataset=coco or another model"
             )
         crop, stride = config.recipe.train_transform.crop_size, config.model.backbone.output_stride
         if min(crop) < stride:
             raise ValueError(
                 f"recipe.train_transform.crop_size={list(crop)} is smaller than the network's output stride {stride}: "
-                "give a crop of several times the stride"
+                "set a crop of several times the stride"
             )
 
     def check_classes(self, known: Sequence[str], dataset: Any) -> None:
         """Raise ValueError unless the network and the data set have the same number of classes."""
         if len(dataset.classes) != len(known):
             raise ValueError(
-                f"the checkpoint knows {len(known)} classes ({_few(known)}) and the data set has "
-                f"{len(dataset.classes)} ({_few(dataset.classes)}): evaluate it on a data set with its own classes"
+                f"the checkpoint has {len(known)} classes ({_few(known)}) but the data set has "
+                f"{len(dataset.classes)} ({_few(dataset.classes)}): evaluate it on a data set with the same classes"
             )
 
     def eval_transform(self) -> Callable:
-        """Return the transform that keeps whole pictures at their own size."""
+        """Return the transform that keeps full images at their original size."""
         return eval_transform()
 
     def to_device(
         self, images: Tensor, labels: Tensor, device: torch.device, memory_format: torch.memory_format
     ) -> tuple[Tensor, Tensor]:
-        """Return images and labels on the device."""
-        layout = memory_format if images.ndim == 4 else torch.preserve_format  # channels_last has no five-axis form
+        """Move images and labels to the device."""
+        layout = memory_format if images.ndim == 4 else torch.preserve_format  # channels_last requires four axes
         images = images.to(device, memory_format=layout, non_blocking=True)
         return images, labels.to(device, non_blocking=True)
 
@@ -77,13 +77,13 @@ class Semantic:
         return segmentation.evaluate(model, dataset, protocol, **options)
 
     def save_panel(self, path: Path, samples: Sequence, classes: Sequence[str], palette: Sequence) -> None:
-        """Write rows of picture, truth, prediction and errors."""
+        """Save a panel with one row of image, ground truth, prediction and errors per sample."""
         save_panel(path, samples, classes, palette)
 
     def write_report(self, stem: Path, result: segmentation.Evaluation, dataset: Any, about: Mapping[str, Any]) -> None:
         """Print the scores and write them as .csv and .json, with a panel and the confusion matrix.
 
-        A data set without labels has no scores, so only the speed is reported.
+        For a data set without labels, only the speed is reported.
         """
         trained = "" if about["iteration"] is None else f", iteration {about['iteration']}"
         print(f"\n{about['checkpoint']}{trained}, on {about['images']} images, {about['protocol']}")

@@ -1,6 +1,6 @@
-"""The interface through which training and evaluation treat every kind of segmentation alike.
+"""The common interface of the tasks, which training and evaluation use.
 
-A data set chooses its task (``conf/task``).
+A data set selects its task (``conf/task``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from ...drawing.tables import Table
 
 
 class TaskScores(Protocol):
-    """The scores of a validation: a NamedTuple of plain numbers, which checkpoints hold."""
+    """The scores of a validation: a NamedTuple of plain numbers, which is stored in checkpoints."""
 
     @property
     def headline(self) -> float:
-        """The share in [0, 1] that decides which checkpoint is the best."""
+        """The metric in [0, 1] that selects the best checkpoint."""
         ...
 
     def _asdict(self) -> dict[str, Any]:
@@ -28,11 +28,11 @@ class TaskScores(Protocol):
         ...
 
     def summary(self) -> dict[str, float]:
-        """Return percentages by name, the headline first."""
+        """Return percentages by name, the headline metric first."""
         ...
 
     def table(self, classes: Sequence[str]) -> Table:
-        """Return percentages: one row per class, then the means."""
+        """Return a table of percentages: one row per class, then the means."""
         ...
 
 
@@ -41,8 +41,8 @@ class TaskEvaluation(Protocol):
 
     Attributes:
         scores: the scores over the whole data set.
-        images_per_s: how many images all processes together evaluated in a second.
-        samples: a few (image, labels, prediction) for a picture.
+        images_per_s: the images evaluated per second, over all processes.
+        samples: a few (image, labels, prediction) to draw.
     """
 
     @property
@@ -56,13 +56,12 @@ class TaskEvaluation(Protocol):
 
 
 class Task(Protocol):
-    """A kind of segmentation: what a batch (images, labels) holds and how predictions are scored and drawn.
+    """A task: what a batch (images, labels) contains and how predictions are scored and drawn.
 
     Attributes:
         scores: the class of a validation's scores.
-        collate: joins samples into a batch; None for torch's default.
-        predicts_label_maps: whether a prediction is a label map, which the protocols transform and which prediction
-            files hold.
+        collate: collates samples into a batch; None for torch's default.
+        predicts_label_maps: whether predictions are label maps, as test protocols and prediction files require.
     """
 
     @property
@@ -75,25 +74,25 @@ class Task(Protocol):
     def predicts_label_maps(self) -> bool: ...
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
-        """Raise ValueError unless the network and the run's configuration fit this task."""
+        """Raise ValueError unless the network and the run's configuration are valid for this task."""
 
     def check_classes(self, known: Sequence[str], dataset: Any) -> None:
-        """Raise ValueError unless a network that knows these classes can be evaluated on the data set."""
+        """Raise ValueError unless a network with these classes can be evaluated on the data set."""
 
     def eval_transform(self) -> Callable:
         """Return the transform of validation samples."""
         ...
 
     def to_device(self, images: Any, labels: Any, device: torch.device, memory_format: Any) -> tuple[Any, Any]:
-        """Return the batch on the device."""
+        """Move the batch to the device."""
         ...
 
     def forward(self, model: nn.Module, images: Any, labels: Any) -> dict[str, Tensor]:
-        """Return the training outputs that the criterion reads."""
+        """Return the training outputs that the criterion expects."""
         ...
 
     def cost(self, model: nn.Module, config: DictConfig) -> dict[str, float]:
-        """Return the cost of the network for one training crop, by name, for the table of a sweep."""
+        """Return the costs of the network for one training crop, by name, for the table of a sweep."""
         ...
 
     def evaluate(
@@ -112,24 +111,24 @@ class Task(Protocol):
         ...
 
     def save_panel(self, path: Path, samples: list, classes: Sequence[str], palette: Sequence) -> None:
-        """Write a picture of the samples: image, truth and prediction side by side."""
+        """Save a panel with one row of image, ground truth and prediction per sample."""
 
     def write_report(self, stem: Path, result: Any, dataset: Any, about: Mapping[str, Any]) -> None:
-        """Print the scores and write them, with pictures, to files that start with `stem`.
+        """Print the scores and write them, with figures, to files whose paths start with `stem`.
 
         Args:
-            stem: the path that all files start with.
+            stem: the common prefix of the file paths.
             result: what :meth:`evaluate` returned.
             dataset: the data set that it was evaluated on.
-            about: "checkpoint", "iteration", "protocol" and "images", which head the report.
+            about: "checkpoint", "iteration", "protocol" and "images", for the header of the report.
         """
 
     def wandb_panels(self, samples: list, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
-        """Return RGB uint8 images, each with the arguments of ``wandb.Image`` that draw truth and prediction."""
+        """Return RGB uint8 images, each with the ``wandb.Image`` arguments that draw ground truth and prediction."""
         ...
 
 
 def score_table(scores: TaskScores, classes: Sequence[str]) -> str:
-    """Return the scores as text, in percent: a table by class, and the summary."""
+    """Return the scores as text, in percent: a per-class table and the summary."""
     summary = "  ".join(f"{name} {value:.2f}" for name, value in scores.summary().items())
     return f"{scores.table(classes).text()}\n{summary}"

@@ -48,7 +48,7 @@ def test_attention_maps_are_rows_of_the_loops_attention_matrices(ccnet):
 def test_attention_maps_reject_networks_without_attention_and_points_outside(ccnet):
     image = torch.rand(1, 3, 41, 57)
     for point in ((41, 3), (-1, 3), (3,)):
-        with pytest.raises(ValueError, match=r"is outside the picture: give \[y,x\] within 41x57 pixels"):
+        with pytest.raises(ValueError, match=r"is outside the image: set \[y,x\] within 41x57 pixels"):
             attention_of_point(ccnet, image, point)
     other = create_model("fcn", num_classes=5, backbone="resnet10t", head__channels=16).eval()
     with pytest.raises(ValueError, match="has no criss-cross attention"):

@@ -347,7 +347,7 @@ def test_evaluate_matches_validation_and_its_saved_results_match_pycocotools(roo
     evaluation.summarize()
     assert scores["box"][0] == pytest.approx(evaluation.stats[0], abs=1e-12)
     refused = run_entry("evaluate.py", f"checkpoint={finished / 'last.pt'}", "protocol=slide", "device=cpu", ok=False)
-    assert "error: protocol=slide: Mask R-CNN sees whole images" in refused.stderr
+    assert "error: protocol=slide: Mask R-CNN processes whole images" in refused.stderr
 
 
 def test_predict_saves_and_draws_objects(root, finished, tmp_path, run_entry):
@@ -377,8 +377,8 @@ def test_wandb_accepts_the_boxes(root):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["model.frozen=true"], "give pretrained weights with backbone.weights=FILE, or model.frozen=false"),
-        (["model=ccnet"], "this data set has objects, which model=mask_rcnn finds"),
+        (["model.frozen=true"], "load pretrained weights with backbone.weights=FILE, or set model.frozen=false"),
+        (["model=ccnet"], "this data set is for detection: set model=mask_rcnn"),
         (["dataset.train.split=nowhere"], "lacks nowhere, annotations/instances_nowhere.json of COCO"),
         (["model/context=rcaa"], "Could not find 'model/context/rcaa'"),
     ],
@@ -394,7 +394,7 @@ def test_user_errors_on_the_command_line(root, run_entry, options, message):
 
 def test_a_detection_network_cannot_train_on_segmentation_data(run_entry):
     done = run_entry("train.py", "model=mask_rcnn", "device=cpu", "logger=none", ok=False)
-    assert "error: model=mask_rcnn finds objects and this data set labels pixels: give dataset=coco" in done.stderr
+    assert "error: model=mask_rcnn detects objects but this data set labels pixels: set dataset=coco" in done.stderr
 
 
 def test_a_checkpoint_with_other_classes_is_rejected(root, finished, tmp_path, run_entry):
@@ -403,7 +403,7 @@ def test_a_checkpoint_with_other_classes_is_rejected(root, finished, tmp_path, r
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"categories": [*CATEGORIES, {"id": 5, "name": "ring"}]}))
     done = run_entry("evaluate.py", f"checkpoint={finished / 'best'}", f"root={other}", "device=cpu", ok=False)
-    assert "finds other objects than the data set has (3 kinds and 4): evaluate" in done.stderr
+    assert "the object classes of the checkpoint (3) and of the data set (4) differ: evaluate" in done.stderr
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "coco_sample").is_dir(), reason="no ../shared/data/coco_sample here")

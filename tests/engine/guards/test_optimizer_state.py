@@ -20,9 +20,9 @@ from ccnet.engine.training.state import TrainingState
         (lambda kept: kept["optimizer"]["state"][1].pop("exp_avg_sq"), "state is of other parameters"),
         (lambda kept: kept["optimizer"]["param_groups"][0].update(params=[1, 0]), "groups are of other parameters"),
         (lambda kept: kept["optimizer"]["param_groups"][0].update(amsgrad=True), "param_groups.0.amsgrad is 'True'"),
-        (lambda kept: kept["schedule"].update(last_epoch=7), "schedule is at 7 and its weights at 1"),
+        (lambda kept: kept["schedule"].update(last_epoch=7), "schedule is at iteration 7 but its weights are from 1"),
         (lambda kept: kept["schedule"].update(_schedule_phases=[]), "schedule._schedule_phases is '\\[\\]'"),
-        (lambda kept: kept.update(wandb_id=3), "identity and wandb_id are no texts"),
+        (lambda kept: kept.update(wandb_id=3), "identity and wandb_id must be strings"),
     ],
 )
 def test_a_mismatched_state_is_rejected_before_a_step_writes_into_it(tmp_path, spoil, message):
@@ -41,6 +41,6 @@ def test_a_mismatched_state_is_rejected_before_a_step_writes_into_it(tmp_path, s
     state.save(tmp_path, {}, SimpleNamespace(classes=["a"], palette=[(0, 0, 0)]))
     saved = checkpoints.load(tmp_path / "last.pt")
     spoil(saved.training)
-    with pytest.raises(ValueError, match=f"last.pt does not hold the state of such a training: .*{message}"):
+    with pytest.raises(ValueError, match=f"the training state in .*last.pt does not match this run: .*{message}"):
         begin()[1].restore(saved)
     begin()[1].restore(checkpoints.load(tmp_path / "last.pt"))

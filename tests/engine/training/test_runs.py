@@ -190,7 +190,7 @@ def test_skip_nonfinite_allows_that_many_steps(tmp_path, monkeypatch, capsys):
     saved = checkpoints.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
     assert all(values.isfinite().all() for values in saved.weights.values())  # batch norm's statistics are among them
-    assert "0 pictures that cannot be read, 1 steps that were not finite" in capsys.readouterr().out
+    assert "0 unreadable images, 1 steps that were not finite" in capsys.readouterr().out
 
 
 def test_an_unreadable_image_is_named_and_skipped_if_allowed(folder_data):
@@ -219,9 +219,7 @@ class Greedy(torch.nn.Module):
 def test_an_out_of_memory_error_says_what_to_reduce():
     images, labels = torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-    with pytest.raises(
-        MemoryError, match=r"turn down recipe\.batch_size or .*crop_size, .* accumulate=2, .* bf16=true"
-    ):
+    with pytest.raises(MemoryError, match=r"reduce recipe\.batch_size or .*crop_size, .* accumulate=2, .* bf16=true"):
         train_step(Semantic(), Greedy(), torch.nn.Identity(), optimizer, images, labels)
-    with pytest.raises(MemoryError, match=r"a picture of 4x4 pixels needs more memory .*: give protocol=slide"):
+    with pytest.raises(MemoryError, match=r"an image of 4x4 pixels needs more memory .*: set protocol=slide"):
         predict(Greedy(), images, Whole())

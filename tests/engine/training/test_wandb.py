@@ -133,7 +133,7 @@ def test_without_a_network_a_run_continues_offline_after_the_timeout(tmp_path):
     assert run.wait() == 0, run.text
     (part,) = (tmp_path / "runs" / "new" / "wandb").glob("offline-run-*")
     assert run.text.count("W&B could not be reached, so this run is logged offline") == 1
-    assert f"Later: wandb sync {part}" in run.text
+    assert f"To upload it later: wandb sync {part}" in run.text
 
 
 def test_a_lost_network_does_not_delay_the_run(server, tmp_path):
@@ -149,7 +149,7 @@ def test_a_lost_network_does_not_delay_the_run(server, tmp_path):
 def test_online_without_a_key_is_an_error_rather_than_a_prompt(tmp_path):
     run = Run(tmp_path, *LOGGED, "logger.mode=online", environment={"HOME": str(tmp_path)})
     assert run.wait() == 1
-    assert "error: logger.mode=online, but there is no key" in run.text
+    assert "error: logger.mode=online, but W&B has no API key" in run.text
 
 
 def test_the_runs_of_a_sweep_form_one_group_even_when_resumed(run_entry, tmp_path, monkeypatch):
