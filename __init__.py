@@ -2,7 +2,7 @@
 
     from ccnet import create_model, criss_cross_attention
 
-Public names are loaded on first use: ``import ccnet`` imports neither torch nor jax.
+Public names are imported lazily: ``import ccnet`` loads neither torch nor jax.
 """
 
 import lazy_loader

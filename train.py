@@ -1,11 +1,11 @@
-"""Train a network for segmentation or for detection.
+"""Train a segmentation or detection network.
 
-    python train.py                                                   the embedded data set, about two minutes
-    python train.py model=ccnet dataset=camvid dataset.root=DIR       a real one, with its recipe
-    python train.py -m model.head.recurrence=0,1,2                    a sweep, which ends in a table and a picture
+    python train.py                                                   the built-in data set, about two minutes
+    python train.py model=ccnet dataset=camvid dataset.root=DIR       a real data set, with its recipe
+    python train.py -m model.head.recurrence=0,1,2                    a sweep, summarised in a table and plots
     python train.py resume=RUN                                        resume a run exactly where it stopped
-    torchrun --nproc-per-node=8 train.py dataset=cityscapes           on eight GPUs, which share each batch
-    python train.py init=FILE dataset=camvid dataset.root=DIR         from the network of a run, or a published one
+    torchrun --nproc-per-node=8 train.py dataset=cityscapes           on eight GPUs, with each batch split among them
+    python train.py init=FILE dataset=camvid dataset.root=DIR         start from the weights of a run, or published ones
 
 All options are in ``conf/``; ``python train.py --help`` lists them.
 """
@@ -27,27 +27,27 @@ from ccnet.engine.sweeps.entry_point import entry_point
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 @entry_point
 def main(config: DictConfig) -> float:
-    """Start or resume one training; return the best validation score (mIoU, mask AP), which a search maximises."""
-    if config.resume is None:  # a resumed run has its own data set
+    """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises."""
+    if config.resume is None:  # a resumed run uses the data set in its checkpoint
         data.check_root(config.dataset)
     folder, saved = checkpoints.find_start(config, Path(HydraConfig.get().runtime.output_dir))
     if saved:
         done = sweeps.finished_score(folder, saved.config["recipe"]["max_iters"]) if config.resume == "auto" else None
         if done is not None:
-            print(f"{folder} is finished")
+            print(f"{folder} is already finished")
             return done
         config = checkpoints.continued(config, saved)
     with runtime.processes(training.framework_of(config).device):
         starts = runtime.from_all(saved.iteration if saved else 0)
         if len(set(starts)) > 1:
             raise ValueError(
-                f"the processes found checkpoints of the iterations {starts}: all machines need to see the run's folder"
+                f"processes found checkpoints of different iterations, {starts}: all machines must see the run's folder"
             )
         return train(config, runtime.from_first(folder), saved)
 
 
 def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | None" = None) -> float:
-    """Train from the start, or from `saved`; write everything into `folder` and return the best score in [0, 1]."""
+    """Train from scratch or resume from `saved`; write all output to `folder` and return the best score, in [0, 1]."""
     began = time.perf_counter()
     guards.check_run(guards.plain(config), folder)
     framework = training.framework_of(config)
@@ -101,6 +101,6 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
 
 
 if __name__ == "__main__":
-    from ccnet.train import main  # a launcher's processes import what `main` calls by name: see entry_point
+    from ccnet.train import main  # so that launchers pickle `main` by reference: see entry_point
 
     main()

@@ -1,2 +1,2 @@
-"""What the entry points share, in rooms; each imports only from rooms named before it:
+"""Code shared by the entry points. Each subpackage imports only from those listed before it:
 runtime, guards, drawing, checkpoints, evaluation, training, sweeps."""

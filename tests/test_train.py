@@ -139,7 +139,7 @@ def test_resume_uses_the_configuration_of_the_run(finished, tmp_path, run_entry)
     assert "device: cpu\n" in (folder / "config.yaml").read_text()
     assert json.loads((folder / "result.json").read_text())["iterations"] == 4
     refused = run_entry("train.py", f"resume={folder}", "recipe.lr=1", ok=False)
-    assert "error: a resumed run keeps its own configuration: leave out recipe.lr=1" in refused.stderr
+    assert "error: a resumed run keeps its own configuration: remove recipe.lr=1" in refused.stderr
 
 
 @pytest.mark.parametrize("name", ["best", "last.pt"])

@@ -1,4 +1,4 @@
-"""Read, write, resume and export networks."""
+"""Write and read checkpoints, resume runs from them and export their networks."""
 
 import lazy_loader
 

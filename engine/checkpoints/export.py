@@ -1,4 +1,4 @@
-"""Export a semantic network to ONNX, and compare it with the file in ONNX Runtime."""
+"""Export a segmentation network to ONNX and verify the exported file in ONNX Runtime."""
 
 import logging
 from pathlib import Path
@@ -10,20 +10,20 @@ from torch.export import Dim
 
 from ..runtime.atomic_files import replacing
 
-TOLERANCE = 1e-4  # largest difference allowed, relative to the largest logit
+TOLERANCE = 1e-4  # maximum difference, relative to the largest logit
 
 
 def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = None) -> float:
-    """Write a semantic network to an ONNX file.
+    """Export a segmentation network to an ONNX file.
 
     Args:
         model: the network, (N, 3, H, W) -> {"out": (N, K, H, W)}, in eval mode.
-        path: the file; it is written atomically, and only if the comparison succeeds.
-        size: (H, W) of every input, in pixels; None for any size.
+        path: the output file; it is written atomically, and only if the verification succeeds.
+        size: fixed input size (H, W) in pixels; None for dynamic sizes.
 
     Returns:
-        The largest difference between ONNX Runtime's logits and the network's, relative to the largest logit, at
-        the given size or over three sizes.
+        The largest difference between the logits of ONNX Runtime and of the network, relative to the largest logit, at
+        the fixed size or over three sizes.
 
     Raises:
         ValueError: the logits differ by more than 1e-4, or the ONNX packages are not installed.
@@ -57,7 +57,7 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
 
 
 class _Logits(nn.Module):
-    """A network that returns its logits as a tensor, since ONNX has no dicts."""
+    """Wrapper that returns a network's logits as a tensor, since ONNX has no dicts."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -69,7 +69,7 @@ class _Logits(nn.Module):
 
 @torch.inference_mode()
 def _difference(model: nn.Module, session: Any, image: Tensor) -> float:
-    """Return the largest difference between the file's logits and the network's, relative to the largest logit."""
+    """Return the largest difference between the logits of the file and the network, relative to the largest logit."""
     want = model(image)["out"]
     got = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
     return ((got - want).abs().max() / want.abs().max()).item()

@@ -1,4 +1,4 @@
-"""Networks from checkpoints: built once from the configuration, then filled with the weights."""
+"""Restore networks from checkpoints: build them from the configuration, then load the weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,25 +17,26 @@ from .record import Checkpoint
 
 
 def network(checkpoint: Checkpoint) -> nn.Module:
-    """Return the checkpoint's network with its weights, in eval mode."""
+    """Restore a checkpoint's network, weights included, and return it in eval mode."""
     model = _model_node(checkpoint)
     head = model.get("head")
     number = head["num_classes"] if isinstance(head, dict) and "num_classes" in head else model.get("num_classes")
     if number != len(checkpoint.classes):
-        raise ValueError(f"the checkpoint's network has {number} classes and it names {len(checkpoint.classes)}")
+        raise ValueError(f"the checkpoint's network has {number} classes, but it names {len(checkpoint.classes)}")
     return _filled(_built(model, checkpoint.weights), checkpoint.weights).eval()
 
 
 def start_from(path: Path, config: DictConfig, *, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network of a checkpoint for a new run to train, and the ``model`` node that builds it.
+    """Return a checkpoint's network as the starting point of a new run, and the ``model`` node that builds it.
 
-    Classifiers start from random weights if the run has another number of classes than the checkpoint; the embedding
-    of the category consistent loss always does.
+    Classifiers are initialised randomly if the run and the checkpoint differ in the number of classes; the embedding
+    of the category consistent loss always is.
 
     Args:
         path: a run's checkpoint, or a published one.
-        config: the new run's configuration, which says what a published file does not, and whether to embed.
-        num_classes: K of the new run's data set.
+        config: the new run's configuration; it supplies what a published file does not record, and determines the
+            embedding.
+        num_classes: the number of classes (K) of the new run's data set.
     """
     given = load(path, **config.published)
     model = _model_node(given)
@@ -53,17 +54,17 @@ def start_from(path: Path, config: DictConfig, *, num_classes: int) -> tuple[nn.
 
 
 def initial_network(config: DictConfig, saved: Checkpoint | None, *, num_classes: int) -> tuple[nn.Module, DictConfig]:
-    """Return the network to train, and the configuration with what is known only now.
+    """Return the network to train, and the configuration with the values that only become known at run time.
 
-    That is the number of classes and, with ``init``, the ``model`` node of the checkpoint that it names.
+    These are the number of classes and, with ``init``, the ``model`` node of the checkpoint that ``init`` names.
 
     Args:
         config: the run's configuration.
         saved: the checkpoint to resume from, if any.
-        num_classes: K of the data set.
+        num_classes: the number of classes (K) of the data set.
 
     Raises:
-        ValueError: ``init`` is given together with options of another network.
+        ValueError: ``init`` is combined with options for a different network.
     """
     if saved:
         return network(saved).train(), replaced(config, num_classes=num_classes)
@@ -71,13 +72,13 @@ def initial_network(config: DictConfig, saved: Checkpoint | None, *, num_classes
         return build(config.model, num_classes=num_classes), replaced(config, num_classes=num_classes)
     given = [f"{option}={value}" for option, value in given_overrides().items() if _chooses_network(option)]
     if given:
-        raise ValueError(f"init={config.init} brings its own network: leave out {' '.join(given)}")
+        raise ValueError(f"init={config.init} already determines the network: remove {' '.join(given)}")
     made, node = start_from(find(config.init), config, num_classes=num_classes)
     return made, replaced(config, num_classes=num_classes, model=node)
 
 
 def _model_node(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the checkpoint's ``model`` node, whose backbone neither downloads nor reads weights of its own."""
+    """Return a checkpoint's ``model`` node, with a backbone that neither downloads nor reads pretrained weights."""
     model = checkpoint.setting("model")
     if not isinstance(model.get("backbone"), dict):
         raise ValueError("the checkpoint's config has no model.backbone")
@@ -90,7 +91,7 @@ def _built(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
     except InstantiationException as error:
         raise ValueError(f"the checkpoint's network cannot be built from its config: {error.__cause__}") from error
     if not isinstance(made, nn.Module):
-        raise ValueError(f"the checkpoint's config describes a {type(made).__name__} and no network")
+        raise ValueError(f"the checkpoint's config describes a {type(made).__name__}, not a network")
     return made
 
 
@@ -98,7 +99,7 @@ def _filled(made: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     try:
         made.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint's weights do not fit the network of its config: {error}") from error
+        raise ValueError(f"the checkpoint's weights do not match the network in its config: {error}") from error
     return made
 
 

@@ -1,13 +1,13 @@
-"""Find and read checkpoints, without running anything that they may contain.
+"""Find and read checkpoints without executing any code that they may contain.
 
-Three kinds of file become the same record:
+Three kinds of file are read into the same record:
 
-- a run's weights, ``best.safetensors``: tensors, and in the header the configuration, the classes with their colours
-  and the scores;
-- a run's state, ``last.pt`` and ``previous.pt``: the same, and what resuming the run needs besides;
+- a run's weights, ``best.safetensors``: the tensors, with the configuration, the classes and their colours, and the
+  scores in the header;
+- a run's state, ``last.pt`` and ``previous.pt``: the same, plus everything needed to resume the run;
 - a published checkpoint; see :func:`models.import_checkpoint`.
 
-A run's own files carry checksums, and a file that does not match them is refused.
+A run's own files carry checksums, and a file that does not match them is rejected.
 """
 
 import json
@@ -27,14 +27,14 @@ _PUBLISHED_SUFFIX = ".pth"
 
 
 def find(path: str | Path | None) -> Path:
-    """Return the file that ``RUN/best``, ``RUN/last`` or a full file name stands for.
+    """Return the checkpoint file for ``RUN/best``, ``RUN/last`` or a full file name.
 
     Raises:
-        ValueError: no path is given.
+        ValueError: ``path`` is None.
         FileNotFoundError: there is no such file.
     """
     if path is None:
-        raise ValueError("checkpoint is not set: give checkpoint=RUN/best, RUN the folder of a training run")
+        raise ValueError("checkpoint is not set: use checkpoint=RUN/best, where RUN is the folder of a training run")
     path = given_path(path)
     candidates = [path]
     if path.suffix not in (*_OWN_SUFFIXES, _PUBLISHED_SUFFIX):
@@ -51,12 +51,12 @@ def load(path: Path, **published: Any) -> Checkpoint:
 
     Args:
         path: a run's checkpoint, or a published one.
-        **published: arguments of :func:`models.import_checkpoint`; they concern published checkpoints alone.
+        **published: arguments of :func:`models.import_checkpoint`; they apply to published checkpoints only.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint, is damaged, or its configuration names anything that a checkpoint must
-            not; see ``engine/guards``.
+        ValueError: the file is not a checkpoint, is damaged, or its configuration references code that is not allowed;
+            see ``engine/guards``.
     """
     file = tensor_files.read(path)
     if HEADER not in file.metadata and not _is_state(file.content):
@@ -83,13 +83,13 @@ def _from_weights(file: TensorFile) -> Checkpoint:
     header = file.metadata[HEADER]
     found = Checkpoint(file.content, **json.loads(header))
     if file.metadata.get(CHECKSUM, "") not in ("", checksum(header, found.weights)):
-        raise ValueError("its content does not meet its checksum")
+        raise ValueError("its content does not match its checksum")
     return found
 
 
 def _from_state(file: TensorFile) -> Checkpoint:
     if not file.checksums_match:
-        raise ValueError("its content does not meet its checksum")
+        raise ValueError("its content does not match its checksum")
     return Checkpoint(**file.content)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint in memory: tensors and a plain configuration, never a pickled object."""
+"""A checkpoint in memory: tensors and a plain configuration, never pickled objects."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,25 +10,25 @@ from torch import Tensor
 from ...models import tensor_files
 from ..guards.checks import checked_config
 
-# A run's state at its newest checkpoint, and at the one before.
+# The files with a run's newest state and with the one before.
 LAST, PREVIOUS = "last.pt", "previous.pt"
 _TRAINING = {"optimizer", "schedule", "random", "best_score", "validated", "skipped", "identity", "wandb_id"}
 
 
 @dataclass
 class Checkpoint:
-    """Everything that a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         weights: the network's state dict, on the CPU.
-        config: the run's configuration, resolved.
-        classes: K names.
-        palette: K RGB triples.
-        iteration: iterations done; None if a published file does not say.
-        scores: scores of the newest validation.
-        training: state of the optimiser, the schedule and the random generators, and the best score; empty unless
+        config: the run's resolved configuration.
+        classes: the names of the K classes.
+        palette: the RGB colours of the K classes.
+        iteration: the number of completed iterations; None if a published file does not record it.
+        scores: the scores of the latest validation.
+        training: the state of the optimiser, scheduler and random number generators, and the best score; empty unless
             the file is a run's ``last.pt`` or ``previous.pt``.
-        source: the file that it was read from.
+        source: the file that the checkpoint was read from.
     """
 
     weights: dict[str, Tensor]
@@ -41,21 +41,21 @@ class Checkpoint:
     source: Path | None = None
 
     def setting(self, name: str) -> Any:
-        """Return a value of the configuration by its dotted name; raise ValueError if it has none."""
+        """Return a value of the configuration by its dotted name; raise ValueError if it is missing."""
         value: Any = self.config
         for key in name.split("."):
             if not (isinstance(value, dict) and key in value):
-                raise ValueError(f"the checkpoint's config has no {name}: train.py and published files give it one")
+                raise ValueError(f"the checkpoint's config has no {name}, unlike those of train.py and published files")
             value = value[key]
         return value
 
 
 def checked(found: Checkpoint) -> Checkpoint:
-    """Return an untrusted checkpoint, its configuration under present names, once every field has been checked.
+    """Check every field of an untrusted checkpoint and return it, with current names in its configuration.
 
     Raises:
-        ValueError: a field has another type than :class:`Checkpoint` says, or :func:`checked_config` refuses the
-            configuration.
+        ValueError: a field does not have the type that :class:`Checkpoint` declares, or :func:`checked_config` rejects
+            the configuration.
     """
     valid = {
         "weights": isinstance(found.weights, dict)
@@ -68,9 +68,9 @@ def checked(found: Checkpoint) -> Checkpoint:
         "training": isinstance(found.training, dict) and (not found.training or found.training.keys() >= _TRAINING),
     }
     if wrong := [name for name, good in valid.items() if not good]:
-        raise ValueError(f"its {' and '.join(wrong)} cannot be what they should be")
+        raise ValueError(f"invalid {' and '.join(wrong)}")
     if len(found.classes) != len(found.palette):
-        raise ValueError(f"it names {len(found.classes)} classes and has {len(found.palette)} colours")
+        raise ValueError(f"it names {len(found.classes)} classes but has {len(found.palette)} colours")
     found.config = checked_config(found.config)
     return found
 

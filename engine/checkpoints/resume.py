@@ -1,4 +1,4 @@
-"""Where a run starts: anew, from a checkpoint of its own, or from the newest one that fits."""
+"""Decide where a run starts: from scratch, from a given run's checkpoint, or from the newest one that matches."""
 
 import hashlib
 import itertools
@@ -19,19 +19,19 @@ from ..runtime.launchers import is_first
 from .reading import find, load
 from .record import LAST, PREVIOUS, Checkpoint
 
-# Settings that may change when a run is resumed: how it computes, not what, and what it may skip.
+# Settings that may change when a run is resumed: those for how it computes, not what, and for what it may skip.
 _FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
 
 
 def fingerprint(config: DictConfig) -> str:
-    """Return a hash that two configurations share if they ask for the same training."""
+    """Return a hash that is the same for configurations that describe the same training run."""
     kept = {key: value for key, value in plain(config).items() if key not in _FREE}
-    # Former names keep the hash that earlier versions wrote into their checkpoints: resume=auto finds those runs too.
+    # Former names preserve the hashes in the checkpoints of earlier versions, so that resume=auto finds those too.
     return hashlib.sha256(json.dumps(former_names(kept), sort_keys=True).encode()).hexdigest()
 
 
 def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
-    """Return the configuration to resume with: what to compute from the checkpoint, how from the command line.
+    """Return the configuration to resume with: the checkpoint's, but with run-time settings from the command line.
 
     Args:
         config: the command line's configuration.
@@ -44,17 +44,17 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
 
 
 def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | None]:
-    """Return the folder that a run writes into, and the checkpoint that it resumes from, if any.
+    """Return the folder that a run writes to, and the checkpoint that it resumes from, if any.
 
     Args:
-        config: the command line's configuration. ``resume`` is null, the folder of a run, or "auto": the newest intact
-            checkpoint of this configuration in ``folder`` or in a folder beside it.
-        folder: what a new run would write into.
+        config: the command line's configuration. ``resume`` is null, a run's folder, or "auto" for the newest intact
+            checkpoint of this configuration in ``folder`` or one of its sibling folders.
+        folder: the folder that a new run would write to.
 
     Raises:
-        ValueError: options beside ``resume=FOLDER`` would change what the run computes, or no checkpoint in that
-            folder is intact.
-        FileNotFoundError: there is no checkpoint in that folder.
+        ValueError: options passed with ``resume=FOLDER`` would change what the run computes, or that folder has no
+            intact checkpoint.
+        FileNotFoundError: that folder has no checkpoint.
     """
     if config.resume is None:
         return folder, None
@@ -63,15 +63,15 @@ def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | Non
         if HydraConfig.initialized():
             runtime: Any = HydraConfig.get().runtime
             with read_write(runtime):
-                runtime.output_dir = str(folder)  # where an error of this run is noted
+                runtime.output_dir = str(folder)  # where an error of this run is recorded
         return folder, saved
     changed = [override for override in _overrides() if _group(override) not in _FREE]
     if changed:
-        raise ValueError(f"a resumed run keeps its own configuration: leave out {' '.join(changed)}")
+        raise ValueError(f"a resumed run keeps its own configuration: remove {' '.join(changed)}")
     folder = given_path(config.resume)
     saved = _first_intact(_own(folder) or [find(folder / LAST)])
     if saved is None:
-        raise ValueError(f"{folder} has no checkpoint that could be read: start the run anew")
+        raise ValueError(f"{folder} has no readable checkpoint: start a new run")
     return folder, saved
 
 
@@ -85,9 +85,9 @@ def _group(override: str) -> str:
 
 
 def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
-    """Return the run that ``resume=auto`` continues and its checkpoint, or else a free folder for a new run."""
+    """Return the run that ``resume=auto`` continues and its checkpoint, or an unused folder for a new run and None."""
     runs = [folder, *(other for other in folder.parent.glob("*") if other != folder)]
-    # A sweep started again finds each run in its own folder; the runs beside it may be under way in other processes.
+    # A restarted sweep finds each run in its own folder; the runs beside it may be active in other processes.
     paths = sorted(
         (path for run in runs for path in _own(run)),
         key=lambda path: (path.parent != folder, _age(path)),
@@ -99,11 +99,11 @@ def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
             others += 1
         elif (saved := _intact(path)) and saved.training["identity"] == identity:
             _say(f"resume=auto: {path}, iteration {saved.iteration}")
-            with suppress(OSError):  # a kill would leave the empty folder; one that holds anything stays
+            with suppress(OSError):  # removes it only if empty, before a kill could leave it behind
                 folder.rmdir()
             return path.parent, saved
-    skipped = f", passed over {others} of other configurations" if others else ""
-    _say(f"resume=auto: no checkpoint of this configuration in {folder.parent}{skipped}: a new run")
+    skipped = f", skipped {others} of other configurations" if others else ""
+    _say(f"resume=auto: no checkpoint of this configuration in {folder.parent}{skipped}: starting a new run")
     return _free(folder), None
 
 
@@ -113,27 +113,27 @@ def _own(folder: Path) -> list[Path]:
 
 
 def _age(path: Path) -> int:
-    """Return a number that is smaller for newer files."""
+    """Return a sort key that puts newer files first."""
     try:
         return -path.stat().st_mtime_ns
-    except FileNotFoundError:  # its run has just written the next one
+    except FileNotFoundError:  # its run has just replaced it
         return 0
 
 
 def _identity(path: Path) -> str | None:
-    """Return the fingerprint that a checkpoint holds, or None if it cannot be read.
+    """Return the fingerprint stored in a checkpoint, or None if it cannot be read.
 
-    Among many runs most checkpoints belong to others. So this maps the file and reads no tensor, and :func:`load`
-    opens again the few that fit.
+    Most of the checkpoints may belong to other configurations. This function therefore memory-maps the file without
+    reading any tensor, and :func:`load` reopens the few that match.
     """
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)["training"]["identity"]
-    except Exception:  # each kind of damage raises an error of its own, and the full reading says which
+    except Exception:  # each kind of damage raises a different error; load() reports it
         return None
 
 
 def _free(folder: Path) -> Path:
-    """Return ``folder``, or one beside it if another configuration's run is in there: sweeps may be extended."""
+    """Return ``folder``, or a numbered sibling if a different run occupies it, as when a sweep is extended."""
     numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if not _own(path))
 
@@ -143,18 +143,18 @@ def _first_intact(paths: Iterable[Path]) -> Checkpoint | None:
 
 
 def _intact(path: Path) -> Checkpoint | None:
-    """Return a run's checkpoint, or None, having said why, if the run cannot be resumed from it."""
+    """Return a run's checkpoint; if the run cannot be resumed from it, print the reason and return None."""
     try:
         saved = load(path)
         if not saved.training:
-            raise ValueError("it holds weights and no state of a training, start from them with init=FILE")
+            raise ValueError("it contains weights but no training state; use init=FILE to start from them")
         return saved
     except (ValueError, OSError) as error:
-        _say(f"passed over {path}: {error}")
+        _say(f"skipped {path}: {error}")
         return None
 
 
 def _say(text: str) -> None:
-    """Print a line in the first process."""
+    """Print a line on rank 0 only."""
     if is_first():
         print(text)

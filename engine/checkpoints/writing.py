@@ -1,4 +1,4 @@
-"""Write checkpoints, whole or not at all, with checksums."""
+"""Write checkpoints atomically, with checksums."""
 
 import json
 import os
@@ -14,19 +14,19 @@ from ..runtime.atomic_files import replacing
 from ..runtime.lost_workers import lost_worker
 from .record import Checkpoint
 
-HEADER, CHECKSUM = "ccnet", "crc32"  # entries of a .safetensors file's metadata
+HEADER, CHECKSUM = "ccnet", "crc32"  # keys in the metadata of a .safetensors file
 
 
 def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> None:
-    """Write ``path`` atomically: a run's weights as .safetensors, its state as .pt.
+    """Write a checkpoint atomically: a run's weights as .safetensors, its full state as .pt.
 
     Args:
-        checkpoint: what to write; .safetensors leaves out ``training``.
-        path: the file. A run that is killed while writing keeps the file that it had.
-        before: where an existing file is moved; None to replace it.
+        checkpoint: what to write; .safetensors files omit ``training``.
+        path: the file; if the run is killed while writing, the existing file is kept.
+        before: the path to move an existing file to; None to overwrite it.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
+        OSError: the disk is full, or the folder is not writable.
     """
     write = _write_weights if path.suffix == ".safetensors" else _write_state
     with replacing(path) as unfinished:
@@ -34,19 +34,19 @@ def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> N
             write(checkpoint, unfinished)
             with open(unfinished, "rb+") as file:
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise errors of their own
             if lost_worker(error):
                 raise
             raise OSError(
-                f"{path} could not be written, is the disk full? The checkpoint before is as it was: make space, and "
-                f"resume=auto goes on from there. {error}"
+                f"{path} could not be written; the disk may be full. The previous checkpoint is intact: free some disk "
+                f"space and continue from it with resume=auto. {error}"
             ) from error
         if before and path.exists():
             os.replace(path, before)
 
 
 def checksum(header: str, weights: dict[str, Tensor]) -> str:
-    """Return the CRC-32 of a .safetensors file's header and tensors, whatever their order in the file."""
+    """Return the CRC-32 of a .safetensors file's header and tensors, regardless of their order in the file."""
     total = zlib.crc32(header.encode())
     for key in sorted(weights):
         total = zlib.crc32(key.encode(), total)
@@ -62,5 +62,5 @@ def _write_weights(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def _write_state(checkpoint: Checkpoint, path: Path) -> None:
-    # torch writes a CRC-32 for every tensor.
+    # torch.save stores a CRC-32 for every tensor.
     torch.save({key: value for key, value in vars(checkpoint).items() if key != "source"}, path)

@@ -1,4 +1,4 @@
-"""Check what is not trusted: configurations, checkpoints, the environment's secrets."""
+"""Validate untrusted configurations and checkpoints, and keep secrets out of files."""
 
 import lazy_loader
 

@@ -1,9 +1,9 @@
-"""Which code the configuration in an untrusted checkpoint may name.
+"""Restrict the code that the configuration in an untrusted checkpoint may reference.
 
-Hydra calls whatever a ``_target_`` names. So each part of a checkpoint's configuration may only name classes that one
-package of this project, or torch's optimisers, define themselves; a recipe may also name the functions of ``data``
-that make its transform. The configuration must be plain besides: OmegaConf parses a string in place of a mapping as
-YAML and takes a tuple for a list, and either could hide a name from this check.
+Hydra calls whatever a ``_target_`` names. Each part of a checkpoint's configuration may therefore reference only
+classes defined in specific packages of this project or in ``torch.optim``; a recipe may also reference the functions
+in ``data`` that create its transform. The configuration must also be plain: OmegaConf parses a string in place of a
+mapping as YAML and treats a tuple as a list, and either could hide a target from this check.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-# Part of the configuration -> packages whose classes it may name.
+# Part of the configuration -> packages whose classes it may reference.
 _PACKAGES = {
     "model": ("ccnet.models",),
     "backbone": ("ccnet.models",),
@@ -23,21 +23,19 @@ _PACKAGES = {
     "optimizer": ("torch.optim", "ccnet.engine.training.lr_schedules"),
     "logger": ("ccnet.engine.training.wandb_logger",),
 }
-_DEPTH = 16  # the project's own reach 6; recursion fails near 100
+_DEPTH = 16  # the project's own configurations are at most 6 levels deep; recursion fails near 100
 
 
 def check_targets(config: dict[str, Any]) -> None:
-    """Raise ValueError if a configuration names other code, holds an interpolation, or is not plain."""
+    """Raise ValueError if a configuration references any other code, contains an interpolation or is not plain."""
     for part, node in config.items():
         if part in _PACKAGES and not isinstance(node, dict):
-            raise ValueError(f"its config has {_shown(node)} for {part}, where a mapping belongs")
+            raise ValueError(f"its config has {_shown(node)} for {part} instead of a mapping")
         for key, value in _leaves(node):
             if isinstance(value, str) and "${" in value:  # a resolver could read the environment
-                raise ValueError(f"its config is not resolved: {part} holds {value!r}")
+                raise ValueError(f"its config is not resolved: {part} contains {value!r}")
             if key == "_target_" and value is not None and not _trusted(part, value):
-                raise ValueError(
-                    f"its config names {_shown(value)} in {part}, where this project defines no such thing"
-                )
+                raise ValueError(f"its config names {_shown(value)} in {part}, which is not an allowed target there")
 
 
 def _trusted(part: str, target: Any) -> bool:
@@ -51,7 +49,7 @@ def _leaves(node: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any
     if type(node) is dict:
         for name, value in node.items():
             if not isinstance(name, str):
-                raise ValueError(f"its config has the key {_shown(name)}, which is no text")
+                raise ValueError(f"its config has the key {_shown(name)}, which is not a string")
             yield from _leaves(value, name, depth + 1)
     elif type(node) is list:
         for value in node:
@@ -59,21 +57,21 @@ def _leaves(node: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any
     elif node is None or isinstance(node, (str, bool, int, float)):
         yield key, node
     else:
-        raise ValueError(f"its config holds {_shown(node)}: only texts, numbers, lists and mappings belong there")
+        raise ValueError(f"its config contains {_shown(node)}: only strings, numbers, lists and mappings are allowed")
 
 
 def _defined_in(package: str, target: Any, part: str) -> bool:
-    """Return whether ``package`` defines the class or transform ``target``, and does not merely import it."""
+    """Return whether ``package`` itself defines the class or transform ``target``, rather than merely importing it."""
     if not isinstance(target, str) or not target.startswith(f"{package}."):
         return False
     try:
         found = get_object(target)
-    except Exception:  # there is no such name, or importing it fails
+    except Exception:  # the name does not exist, or importing it fails
         return False
     allowed = isinstance(found, type) or (part == "recipe" and callable(found) and target.endswith("_transform"))
     return allowed and f"{getattr(found, '__module__', '')}.".startswith(f"{package}.")
 
 
 def _shown(value: Any) -> str:
-    """Return the first 80 characters of a value, and its type unless it is a string."""
+    """Return the first 80 characters of a value, followed by its type unless it is a string."""
     return f"{str(value)[:80]!r} ({type(value).__name__})" if not isinstance(value, str) else repr(value[:80])

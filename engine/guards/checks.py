@@ -1,4 +1,4 @@
-"""All checks of a run's configuration, and of a checkpoint's, in one call each."""
+"""Run all checks on the configuration of a run or of a checkpoint."""
 
 import sys
 from pathlib import Path
@@ -11,22 +11,21 @@ from .setting_types import check_settings
 
 
 def check_run(config: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError if a run cannot work with its configuration, or would write a secret down.
+    """Raise ValueError if a run's configuration is invalid or would write a secret to disk.
 
     Args:
-        config: plain and resolved.
-        folder: what the run writes into.
+        config: plain dicts and lists with interpolations resolved.
+        folder: the run's output folder.
     """
     check_settings(config)
     refuse_secrets(config | {"the folder": str(folder), "the command line": sys.argv})
 
 
 def checked_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's configuration under present names.
+    """Check a checkpoint's configuration and return it with current names.
 
     Raises:
-        ValueError: the configuration is not plain, names code that a checkpoint must not name, or has a value that
-            the code cannot work with.
+        ValueError: the configuration is not plain, references code that is not allowed, or contains an invalid value.
     """
     config = present_names(config)
     check_targets(config)

@@ -1,10 +1,10 @@
-"""Targets that were named before this project was the package `ccnet`, and their present names."""
+"""Translate between the current names of `_target_`s and those from before this project was the package `ccnet`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Former -> present, for modules and for single classes; of several that fit, the longest counts. Both columns must be
-# free of repetitions: a run's fingerprint is taken over former names.
+# Former -> current name, for modules and single classes; the longest matching prefix applies. The mapping must be
+# invertible, since a run's fingerprint is computed from former names.
 _PRESENT = {
     "data": "ccnet.data.sets",
     "data.transforms": "ccnet.data.transforms",
@@ -22,12 +22,12 @@ _FORMER = {present: former for former, present in _PRESENT.items()}
 
 
 def present_names(node: Any) -> Any:
-    """Return a plain configuration with every `_target_` under its present name."""
+    """Return a plain configuration with every `_target_` replaced by its current name."""
     return _each_target(node, lambda target: _renamed(target, _PRESENT))
 
 
 def former_names(node: Any) -> Any:
-    """Return a plain configuration with every `_target_` under the name that it had at first."""
+    """Return a plain configuration with every `_target_` replaced by its original name."""
     return _each_target(node, lambda target: _renamed(target, _FORMER))
 
 

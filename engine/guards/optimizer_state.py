@@ -1,7 +1,7 @@
-"""Compare a checkpoint's optimiser and schedule with those that are to load it.
+"""Check the optimiser and scheduler states in a checkpoint against the objects that are to load them.
 
-torch's optimisers and schedules load whatever they are given, and a fused step assumes that each tensor of its state
-has the parameter's size: it would write past the end of a smaller one.
+torch's optimisers and schedulers load a state without validating it, and a fused step assumes that each state tensor
+has the size of its parameter: it would write past the end of a smaller one.
 """
 
 import copy
@@ -15,17 +15,17 @@ from ...models import tensor_files
 
 
 def alike(saved: Any, own: Any, name: str) -> Any:
-    """Return ``saved``, which may differ from ``own`` in its numbers alone.
+    """Return ``saved`` after checking that it differs from ``own`` only in its numbers.
 
-    Keys that only one of the two has, as between versions of torch, are taken from ``own``.
+    Where the keys differ, as between torch versions, those of ``own`` are kept.
 
     Args:
         saved: nested dicts and lists from a checkpoint.
-        own: the same from the object that is to load it.
-        name: what the message calls the place of a difference.
+        own: the corresponding state of the object that is to load it.
+        name: the name of the state in error messages.
 
     Raises:
-        ValueError: the two differ in more than numbers.
+        ValueError: the two differ in more than their numbers.
     """
     if isinstance(own, dict) and isinstance(saved, dict):
         result = copy.copy(own)
@@ -38,37 +38,38 @@ def alike(saved: Any, own: Any, name: str) -> Any:
         return saved
     if type(own) is type(saved) and not isinstance(own, (dict, list, tuple)) and own == saved:
         return own
-    raise ValueError(f"{name} is {str(saved)[:80]!r} where this training has {str(own)[:80]!r}")
+    raise ValueError(f"{name} is {str(saved)[:80]!r}, but this run has {str(own)[:80]!r}")
 
 
 def optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the part of ``saved`` that ``optimizer`` can load.
 
     Args:
-        saved: the ``state_dict`` of an optimiser, from a checkpoint.
+        saved: an optimiser's ``state_dict`` from a checkpoint.
         optimizer: the optimiser that is to load it.
 
     Raises:
-        ValueError: the state belongs to another kind of optimiser or to other parameters.
+        ValueError: the state belongs to a different kind of optimiser or to different parameters.
     """
     own = optimizer.state_dict()["param_groups"]
     groups = alike(saved["param_groups"], own, "optimizer.param_groups")
     if [group["params"] for group in groups] != [group["params"] for group in own]:
-        raise ValueError("the optimizer's groups are of other parameters")
+        raise ValueError("the optimizer's groups belong to different parameters")
     state = saved["state"]
     parameters = [(parameter, group.get("fused")) for group in optimizer.param_groups for parameter in group["params"]]
     kinds = {frozenset(entry) for entry in state.values()}
     if len(kinds) > 1 or not state.keys() <= set(range(len(parameters))):
-        raise ValueError("the optimizer's state is of other parameters")
+        raise ValueError("the optimizer's state belongs to different parameters")
     for number, (parameter, fused) in enumerate(parameters):
-        if fused:  # a fused step needs the state of every parameter; those without a gradient so far have none
+        if fused:  # a fused step needs state for every parameter; those that have had no gradient yet have none
             state.setdefault(
                 number, {key: parameter.new_zeros(_shape(key, parameter)) for key in next(iter(kinds), ())}
             )
         for key, value in state.get(number, {}).items():
             if not (_fits(value, key, parameter) if fused else _is_plain(value)):
                 raise ValueError(
-                    f"the optimizer's {key} of parameter {number} is no tensor of its shape, {tuple(parameter.shape)}"
+                    f"the optimizer's {key} of parameter {number} does not fit that parameter, whose shape is "
+                    f"{tuple(parameter.shape)}"
                 )
     return {"state": state, "param_groups": groups}
 

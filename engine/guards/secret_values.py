@@ -1,4 +1,4 @@
-"""Keep the environment's secrets out of what a run writes: its files are copied, shared and uploaded."""
+"""Keep secrets in environment variables out of a run's files, which may be copied, shared and uploaded."""
 
 import os
 import re
@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _NAMED = re.compile(r"(^|_)(API_?KEY|ACCESS_?KEY|KEY|TOKEN|SECRET|PASS(WORD|WD)?|PWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
-_SHORTEST = 8  # characters; shorter values, such as "1" or "true", are in configurations by chance
+_SHORTEST = 8  # characters; shorter values, such as "1" or "true", occur in configurations by chance
 _IN_ADDRESS = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 
 def refuse_secrets(written: Mapping[str, Any]) -> None:
-    """Raise ValueError if a run's checkpoints, tables or W&B would contain a secret.
+    """Raise ValueError if a run's checkpoints, tables or W&B logs would contain a secret.
 
-    Masking the value would not do: it would change the configuration, and the run could not be resumed.
+    Masking the value is not an option: it would change the configuration, and the run could not be resumed.
 
     Args:
-        written: the configuration, plain and resolved, and anything else that the run writes; names for the message
-            -> values.
+        written: the plain, resolved configuration and anything else that the run writes, as {name in the error
+            message: value}.
     """
-    # A path is not a secret: PWD holds one, GOOGLE_APPLICATION_CREDENTIALS another.
+    # Paths, such as those in PWD and GOOGLE_APPLICATION_CREDENTIALS, are not secrets.
     secrets = {
         value: name
         for name, value in os.environ.items()
@@ -29,13 +29,13 @@ def refuse_secrets(written: Mapping[str, Any]) -> None:
         name = next((name for value, name in secrets.items() if value in text), None)
         if name:
             raise ValueError(
-                f"{place} holds the value of the environment variable {name}, and a run writes its configuration into "
-                "its checkpoints and logs: leave it out, and let what needs it read the environment"
+                f"{place} contains the value of the environment variable {name}, and a run writes its configuration to "
+                "its checkpoints and logs: remove it, and let the code that needs it read the environment"
             )
         if _IN_ADDRESS.search(text):
             raise ValueError(
-                f"{place} holds a password in an address, and a run writes its configuration into its checkpoints and "
-                "logs: leave it out"
+                f"{place} contains a URL with a password, and a run writes its configuration to its checkpoints and "
+                "logs: remove it"
             )
 
 

@@ -1,7 +1,7 @@
-"""Check the types and bounds of a configuration's values: one message now instead of a traceback later.
+"""Check the types and bounds of a configuration's values, to fail early with one message instead of a traceback.
 
-The settings that train.py reads itself have bounds here. The arguments of a node with a ``_target_`` have the types
-that the class or function declares.
+Settings that train.py reads itself are checked against the bounds below, and the arguments of a node with a
+``_target_`` against the type annotations of that class or function.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 
 _MOST = 2**31 - 1
-# Setting -> type, smallest and largest value, and whether it may be null.
+# Setting -> type, minimum, maximum, and whether it may be null.
 _BOUNDS = {
     "seed": (int, -(2**63), 2**63 - 1, False),
     "num_workers": (int, 0, 1024, False),
@@ -36,10 +36,10 @@ _BOUNDS = {
     "published.recurrence": (int, 1, 64, False),
 }
 _PARTS = ("model", "backbone", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "logger")
-# Nodes that must build an object without further arguments.
+# Nodes that Hydra must be able to instantiate without further arguments.
 _MADE = ("model", "task", "loss", "protocol", "optimizer.algorithm", "optimizer.schedule")
 _HYDRA = {"_args_": list[Any], "_convert_": str, "_partial_": bool, "_recursive_": bool}
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
 _MISSING = object()
 
 
@@ -47,7 +47,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the setting, if a value has the wrong type or is out of bounds.
 
     Args:
-        config: plain and resolved. Settings may be missing, as they are in the configuration of a checkpoint.
+        config: plain dicts and lists with interpolations resolved; settings may be missing, as in a checkpoint's
+            configuration.
     """
     for name, (kind, least, most, optional) in _BOUNDS.items():
         value = _select(config, name)
@@ -55,24 +56,26 @@ def check_settings(config: Mapping[str, Any]) -> None:
             continue
         if not (_fits(value, kind) and least <= value <= most):
             bounds = "" if kind is bool else f" from {least} to {most}"
-            raise ValueError(f"{name} is {_shown(value)}: give {_NAMES[kind]}{bounds}{' or null' if optional else ''}")
+            raise ValueError(
+                f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
+            )
     for name in _PARTS:
         if not isinstance(config.get(name, {}), Mapping):
-            raise ValueError(f"{name} is {_shown(config[name])}: give a mapping, as conf/{name} does")
+            raise ValueError(f"{name} is {_shown(config[name])}, but must be a mapping, as in conf/{name}")
     if _select(config, "recipe.train_transform") is None:
-        raise ValueError("recipe.train_transform is null: give one, as conf/recipe does")
+        raise ValueError("recipe.train_transform is null, but must be set, as in conf/recipe")
     for name in _MADE:
         node = _select(config, name)
         if node not in (_MISSING, None) and (not _is_made(node) or node.get("_partial_")):
-            raise ValueError(f"{name} is {_shown(node)}: give a mapping with a _target_ and no _partial_")
+            raise ValueError(f"{name} is {_shown(node)}, but must be a mapping with a _target_ and no _partial_")
     for name, node in _nodes(config):
         for argument, hint in _HYDRA.items():
             if argument in node and not _fits(node[argument], hint):
-                raise ValueError(f"{name}.{argument} is {_shown(node[argument])}: give {_described(hint)}")
+                raise ValueError(f"{name}.{argument} is {_shown(node[argument])}, but must be {_described(hint)}")
         for argument, hint in _arguments(node["_target_"]).items():
-            value = node.get(argument)  # null is filled in later, or the class says what it needs
+            value = node.get(argument)  # null is filled in later, or rejected by the class itself
             if value is not None and not _fits(value, hint):
-                raise ValueError(f"{name}.{argument} is {_shown(value)}: give {_described(hint)}")
+                raise ValueError(f"{name}.{argument} is {_shown(value)}, but must be {_described(hint)}")
 
 
 def _select(config: Any, name: str) -> Any:
@@ -88,7 +91,7 @@ def _nodes(node: Any, name: str = "") -> Iterator[tuple[str, Mapping]]:
     """Yield (dotted name, mapping) for every node that has a ``_target_``."""
     if isinstance(node, Mapping):
         if "_target_" in node and not isinstance(node["_target_"], str | None):
-            raise ValueError(f"{name}._target_ is {_shown(node['_target_'])}: give the name of a class")
+            raise ValueError(f"{name}._target_ is {_shown(node['_target_'])}, but must be the name of a class")
         if node.get("_target_") is not None:
             yield name, node
         for key, value in node.items():
@@ -99,7 +102,7 @@ def _nodes(node: Any, name: str = "") -> Iterator[tuple[str, Mapping]]:
 
 
 def _arguments(target: str) -> dict[str, Any]:
-    """Return argument -> annotation, base classes included; empty if they cannot be read."""
+    """Return {argument: annotation}, including those of base classes; empty if they cannot be read."""
     try:
         found = get_object(target)
         makers = [kind.__init__ for kind in found.__mro__] if isinstance(found, type) else [found]
@@ -108,12 +111,12 @@ def _arguments(target: str) -> dict[str, Any]:
             if inspect.isfunction(maker):
                 hints |= get_type_hints(maker)
         return hints
-    except Exception:  # instantiating the target raises a better message
+    except Exception:  # instantiating the target raises a clearer error
         return {}
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a plain value has the annotated type. Unknown annotations accept any value."""
+    """Return whether a plain value matches a type annotation. Unknown annotations match any value."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in inner)
@@ -132,12 +135,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and (_is_made(value) or all(_fits(part, inner[1]) for part in value.values()))
     if origin is Callable or isinstance(hint, type):
-        return value == {} or _is_made(value)  # an empty mapping stands for none
+        return value == {} or _is_made(value)  # an empty mapping means none
     return True
 
 
 def _is_made(value: Any) -> bool:
-    """Return whether a value is a mapping from which Hydra builds an object."""
+    """Return whether a value is a mapping that Hydra instantiates."""
     return isinstance(value, Mapping) and value.get("_target_") is not None
 
 
@@ -146,9 +149,9 @@ def _described(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_described(part) for part in inner))
     if origin in (list, Sequence):
-        return f"a list, each of it {_described(inner[0])}"
+        return f"a list in which each item is {_described(inner[0])}"
     if origin in (dict, Mapping):
-        return f"a mapping, each of it {_described(inner[1])}"
+        return f"a mapping in which each value is {_described(inner[1])}"
     return _NAMES.get(hint, "a path" if hint is Path else "anything" if hint is Any else "a mapping with a _target_")
 
 

@@ -1,7 +1,7 @@
-"""Composed configurations as plain values, with what is found out after they are composed.
+"""Convert composed configurations to plain values, with values that only become known at run time.
 
-A composed configuration is never assigned to. What only a data set or a checkpoint can tell, such as the number of
-classes, comes in as a value.
+A composed configuration is never modified. Values that depend on the data set or a checkpoint, such as the number of
+classes, are passed in and set on a copy.
 """
 
 import copy
@@ -11,15 +11,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 def plain(config: DictConfig, **found_later: Any) -> dict[str, Any]:
-    """Return a configuration as resolved dicts and lists, with ``found_later`` in place of its own values."""
+    """Return a configuration as plain dicts and lists with interpolations resolved, updated with ``found_later``."""
     return cast(dict[str, Any], OmegaConf.to_container(replaced(config, **found_later), resolve=True))
 
 
 def replaced(config: DictConfig, **found_later: Any) -> DictConfig:
-    """Return a copy of a configuration with ``found_later`` in place of its own values.
+    """Return a copy of a configuration in which ``found_later`` replaces the values of the same names.
 
-    Interpolations, such as ``${num_classes}``, give the new values; a mapping replaces the node of that name as a
-    whole.
+    Interpolations such as ``${num_classes}`` resolve to the new values; a mapping replaces the entire node of that
+    name.
     """
     made = copy.deepcopy(config)
     with open_dict(made):

@@ -1,4 +1,4 @@
-"""Paths from the command line, and atomic writes, which survive a kill and a full disk."""
+"""Command-line paths, and atomic writes that leave files intact if the process is killed or the disk is full."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def given_path(value: str | int | float | Path) -> Path:
-    """Return a path from the command line or YAML, where a folder called 2026 is read as a number."""
+    """Convert a value from the command line or YAML, where a folder named 2026 is parsed as a number, to a path."""
     return Path(str(value)).expanduser()
 
 
@@ -15,7 +15,7 @@ def given_path(value: str | int | float | Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the block ends and is removed if the block fails.
 
-    A kill leaves the temporary file beside `path`. The next writer overwrites it, so there is never a second one.
+    If the process is killed, the temporary file remains beside `path` until the next write overwrites it.
     """
     unfinished = path.with_name(f".{path.name}.part")
     try:

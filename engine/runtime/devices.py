@@ -1,4 +1,4 @@
-"""Choose the device of a run, and seed its random generators."""
+"""Choose a run's device and seed its random number generators."""
 
 import random
 
@@ -10,14 +10,14 @@ from .launchers import parallel_worker
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`.
+    """Return the torch device for `name`.
 
     Args:
-        name: a name of torch, or "auto": a GPU if there is one, else the CPU. The runs of a parallel sweep take turns
-            with the GPUs.
+        name: the name of a torch device, or "auto" for a GPU if there is one and the CPU otherwise. The runs of a
+            parallel sweep are distributed over the GPUs.
 
     Raises:
-        ValueError: torch does not know the device, or finds no GPU.
+        ValueError: torch does not recognise the name, or finds no GPU although one is requested.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,20 +27,20 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={name} is unknown to torch: give auto, cpu, cuda or cuda:1") from error
+        raise ValueError(f"torch does not recognise device={name}: use auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch finds no GPU: give device=cpu, or check the driver")
+        raise ValueError("device=cuda, but torch finds no GPU: set device=cpu, or check the driver")
     return device
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that initial weights and dropout may draw from."""
+    """Seed every random number generator that weight initialisation and dropout may use."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def seed_dropout(seed: int) -> None:
-    """Let dropout draw differently in each process, once all of them have built the same network."""
+    """Give each process its own dropout seed; call this after all of them have built the same network."""
     if rank():
         torch.manual_seed(seed + rank())

@@ -1,4 +1,4 @@
-"""The processes that ``torchrun`` starts: join them, exchange values, share gradients."""
+"""Join the processes started by ``torchrun``, exchange values and average gradients."""
 
 import os
 import warnings
@@ -16,18 +16,18 @@ T = TypeVar("T")
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that ``torchrun`` has started, and leave them at the end.
+    """Join the process group that ``torchrun`` started, for the duration of the block.
 
     Yields:
-        The device of this process, which becomes torch's current one: with several GPUs, the one of its local rank.
+        The device of this process, set as torch's current device; with several GPUs, the one with its local rank.
 
     Raises:
-        ConnectionError: another process has gone; its own error says why.
+        ConnectionError: another process has died; its own error says why.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized()
     if device.type == "cuda" and device.index is None and not alone:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    # A checkpoint keeps the random state of the current device.
+    # Checkpoints store the random state of the current device.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         if alone:
             yield device
@@ -38,13 +38,13 @@ def processes(device: torch.device) -> Iterator[torch.device]:
 
 @contextmanager
 def _joined(device: torch.device) -> Iterator[None]:
-    # Tensors on the CPU go by gloo, so that asking for a request to stop does not wait for the GPU.
+    # CPU tensors go through gloo, so that polling for stop requests does not wait for the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            raise ConnectionError("another process of this run has gone: its own error says why") from error
+            raise ConnectionError("another process of this run has died: its own error says why") from error
         raise
     finally:
         dist.destroy_process_group()
@@ -61,13 +61,13 @@ def world_size() -> int:
 
 
 def wait_for_all() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this point."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def from_first(value: T) -> T:
-    """Return rank 0's `value`, such as a folder that is named by the time, in every process."""
+    """Broadcast rank 0's `value`, such as a folder name that contains the time, to every process."""
     if world_size() == 1:
         return value
     values = [value]
@@ -76,7 +76,7 @@ def from_first(value: T) -> T:
 
 
 def from_all(value: T) -> list[T]:
-    """Return the `value` of every process, by rank."""
+    """Gather `value` from every process, in order of rank."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -93,16 +93,16 @@ def any_of_all(flag: bool) -> bool:
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the module to call for a training step: `model`, or a wrapper that averages gradients over processes.
+    """Return the module to call in a training step: `model`, or a wrapper that averages gradients over processes.
 
-    The wrapper trains the parameters of `model`, whose batch norm then runs over the batch of all processes.
+    The wrapper shares `model`'s parameters and synchronises its batch norm across processes.
     """
     if world_size() == 1:
         return model
     from .sync_batch_norm import share_batch_norm  # imports timm, which takes seconds
 
     share_batch_norm(model, device)
-    # 1x1 convolutions cause it: their strides can be written in two ways.
+    # Caused by 1x1 convolutions, whose weights have ambiguous strides.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(
         model,

@@ -1,6 +1,6 @@
-"""The processes that torchrun and Hydra's launchers start: joblib's on one machine, submitit's under Slurm.
+"""Support for processes started by torchrun or by Hydra's launchers: joblib on one machine, submitit under Slurm.
 
-Nothing here needs torch, so that an entry point starts, and fails, without loading it.
+Nothing here imports torch, so that an entry point can start, or fail, without loading it.
 """
 
 import ctypes
@@ -20,12 +20,12 @@ _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def is_first() -> bool:
-    """Return True in the first of the processes that were started, even before they have joined."""
+    """Return True on rank 0, even before the process group is initialised."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def join_job() -> None:
-    """Export a submitit job's ranks and addresses as torchrun does, so that its processes find each other."""
+    """Export a submitit job's rank and address variables as torchrun does, so that its processes find each other."""
     if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -35,7 +35,7 @@ def join_job() -> None:
 
 
 def parallel_worker() -> int | None:
-    """Return the index of this process among those of joblib's launcher; None elsewhere."""
+    """Return the index of this process among the workers of the joblib launcher; None outside of it."""
     worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
     return int(worker[1]) - 1 if worker else None
 
@@ -43,11 +43,11 @@ def parallel_worker() -> int | None:
 def in_own_process(run: Callable[[], T]) -> T | None:
     """Call `run` in a child process and return its result.
 
-    If the child is killed, joblib's other processes and the sweep live on. If the sweep itself ends, the child receives
-    SIGTERM, and so saves.
+    If the child is killed, the other joblib workers and the sweep continue. If the sweep itself ends, the child
+    receives SIGTERM and saves a checkpoint.
 
     Raises:
-        ChildProcessError: the process has ended without a result.
+        ChildProcessError: the child process ended without returning a result.
     """
     if sys.platform != "linux":
         return run()
@@ -63,7 +63,7 @@ def in_own_process(run: Callable[[], T]) -> T | None:
         result = None
     process.join()
     if process.exitcode:
-        raise ChildProcessError(f"{_ended(process.exitcode)}: start the sweep again with resume=auto")
+        raise ChildProcessError(f"{_ended(process.exitcode)}: restart the sweep with resume=auto")
     return result
 
 
@@ -71,8 +71,8 @@ def _ended(code: int) -> str:
     if code == EXIT_CODE:
         return "stopped and saved"
     if code > 0:
-        return f"ended with {code}"
-    return f"ended by {signal.Signals(-code).name}, as the system does when memory runs out"
+        return f"exited with code {code}"
+    return f"killed by {signal.Signals(-code).name}, as happens when the system runs out of memory"
 
 
 def _send(run: Callable[[], T], sender: Connection) -> None:

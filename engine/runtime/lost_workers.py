@@ -4,9 +4,9 @@ import traceback
 
 
 def lost_worker(error: BaseException) -> bool:
-    """Return True if `error` says that a data-loading worker has died.
+    """Return True if `error` means that a data-loading worker has died.
 
-    torch raises such an error wherever this process happens to be, or fails to read what the worker has sent.
+    torch's signal handler raises the error at an arbitrary point of this process, or reading the worker's data fails.
     """
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker (pid")

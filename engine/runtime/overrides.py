@@ -1,4 +1,4 @@
-"""The overrides on the command line, parsed by Hydra."""
+"""Command-line overrides, parsed by Hydra."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 
 def given_overrides() -> dict[str, Any]:
-    """Return this run's overrides as {option: value}; empty where Hydra has not started the run."""
+    """Return this run's overrides as {option: value}; empty if the run was not started by Hydra."""
     return parse_overrides(HydraConfig.get().overrides.task) if HydraConfig.initialized() else {}
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return ``["+experiment=fcn", "recipe.lr=1e-2"]`` as ``{"+experiment": "fcn", "recipe.lr": 0.01}``."""
+    """Parse ``["+experiment=fcn", "recipe.lr=1e-2"]`` into ``{"+experiment": "fcn", "recipe.lr": 0.01}``."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return {override.get_key_element(): override.value() for override in parsed}

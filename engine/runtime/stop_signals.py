@@ -1,4 +1,4 @@
-"""End a run when a cluster or a person asks for it, with nothing lost."""
+"""Stop a run at the request of the cluster or the user, without losing work."""
 
 import os
 import signal
@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-EXIT_CODE = 75  # "try again later" of sysexits.h: the run is saved and can be resumed
+EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h, "try again later": the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_REQUEUE = signal.SIGUSR2  # sent by Slurm, through submitit, when a job's time is nearly over
-_ECHO = 1.0  # seconds: a cluster signals every process, and torchrun passes the signal on to its workers again
+_REQUEUE = signal.SIGUSR2  # sent by Slurm, at submitit's request, shortly before a job's time limit
+_ECHO = 1.0  # seconds; a cluster signals every process, and torchrun forwards the signal to its workers once more
 
 
 class Stopped(SystemExit):
-    """Raised when the run was asked to stop and its checkpoint is written."""
+    """Raised once a run that was asked to stop has written its checkpoint."""
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT within its ``with`` block; a second one ends the process at once.
+    """Records the first SIGTERM or SIGINT within its ``with`` block; a second one ends the process immediately.
 
-    It also remembers SIGUSR2 if submitit handles it. Submitit's handler, which puts the job back into the queue, is
-    called once the run is saved. Signals within a second of the first belong to the same request, because wrappers
-    pass on signals that all processes receive anyway.
+    SIGUSR2 is recorded too if submitit handles it; submitit's handler, which requeues the job, is called once the run
+    is saved. Signals within a second of the first count as the same request, because wrappers forward signals that
+    all processes receive anyway.
 
     Attributes:
         received: the name of the signal, or None.
@@ -37,7 +37,7 @@ class StopRequest:
         self._process = os.getpid()
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             numbers = (*_SIGNALS, _REQUEUE) if callable(signal.getsignal(_REQUEUE)) else _SIGNALS
             self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
@@ -50,21 +50,21 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise :class:`Stopped` in the middle of the block, whose work may be lost, when a request arrives."""
+        """Raise :class:`Stopped` as soon as a request arrives, even mid-block; unfinished work may be lost."""
         self._raise = True
         try:
             if self.received:
                 self.stop()
             yield
         except Exception as error:
-            if self.received:  # the signal has also ended a process that this one waits for
+            if self.received:  # the signal has also ended a process that this one was waiting for
                 raise Stopped(EXIT_CODE) from error
             raise
         finally:
             self._raise = False
 
     def stop(self) -> None:
-        """Raise :class:`Stopped`, after submitit's own handler if it was SIGUSR2."""
+        """Raise :class:`Stopped`, after calling submitit's own handler if the signal was SIGUSR2."""
         if self.received == _REQUEUE.name and os.getpid() == self._process:  # not in a forked data worker
             self._before[_REQUEUE](_REQUEUE, None)
         raise Stopped(EXIT_CODE)

@@ -1,4 +1,4 @@
-"""Batch norm over the batch of all processes, also on devices that torch's own does not support."""
+"""Synchronised batch norm across processes, including on devices that ``nn.SyncBatchNorm`` does not support."""
 
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
@@ -9,12 +9,12 @@ from ...losses.all_reduce import sum_over_processes
 
 
 class SharedBatchNorm(_BatchNorm):
-    """``nn.SyncBatchNorm`` in plain tensor code, because torch's own runs on GPUs only.
+    """Device-independent version of ``nn.SyncBatchNorm``, which itself runs on GPUs only.
 
-    Mean and variance take two passes: a second exchange between processes, but no loss of digits.
+    The variance is computed in a second pass, which takes another all-reduce but avoids cancellation.
 
     Args:
-        norm: the layer to replace, torch's or timm's with an activation; its parameters and buffers are shared.
+        norm: the layer to replace, torch's or timm's with a fused activation; its parameters and buffers are shared.
     """
 
     def __init__(self, norm: _BatchNorm):
@@ -26,7 +26,7 @@ class SharedBatchNorm(_BatchNorm):
         self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, *S); return the same shape."""
+        """Normalise each channel of (N, C, *S); the shape is unchanged."""
         features = input
         if not self.training:
             return self.act(self.drop(super().forward(features)))
@@ -58,11 +58,11 @@ class SharedBatchNorm(_BatchNorm):
         return values.reshape(1, -1, *[1] * (axes - 2))
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Accept any number of axes."""
+        """Accept inputs with any number of dimensions."""
 
 
 def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network with every batch norm over all processes; the parameters stay the same objects."""
+    """Replace every batch norm of the network by a synchronised one with the same parameters; return the network."""
     if device.type == "cuda":
         return convert_sync_batchnorm(network)
     for name, child in network.named_children():

@@ -1,4 +1,4 @@
-"""The start of an entry point, and the results and reports of sweeps."""
+"""Start-up of the entry points, and the results and reports of sweeps."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Check a sweep before its first run, and report on it after the last."""
+"""Check a sweep before its first run and report on it after its last."""
 
 import importlib.util
 import signal
@@ -12,18 +12,18 @@ from omegaconf import DictConfig
 from ..guards.secret_values import refuse_secrets
 from .results import RESULT
 
-# Plugins of Hydra, and the extras of this package that install them.
+# Hydra plugins, and this package's extras that install them.
 _EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_submitit_launcher": "slurm", "hydra_optuna_sweeper": "optuna"}
 
 
 class SweepReport(Callback):
-    """Hydra callback that checks a multirun before it starts and reports on it at its end; see :mod:`.report`."""
+    """Hydra callback that checks a multirun before it starts and reports on it when it ends; see :mod:`.report`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit if the launcher or the sweeper is not installed, or Hydra would write a secret into multirun.yaml.
+        """Exit if the launcher or sweeper is not installed, or if Hydra would write a secret to multirun.yaml.
 
-        Also let Ctrl-C end a parallel sweep's launcher at once: the signal reaches the runs too, which then save, but
-        joblib would kill them if it handled it.
+        Also let Ctrl-C end a parallel sweep's launcher immediately: the runs receive the signal too and save their
+        state, whereas joblib would kill them if it handled the signal.
         """
         try:
             refuse_secrets({"the command line": sys.argv})
@@ -38,7 +38,7 @@ class SweepReport(Callback):
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table, write it and its pictures into the sweep's folder; exit with code 1 if a run failed."""
+        """Print the tables, write them and the plots to the sweep's folder, and exit with code 1 if a run failed."""
         from .report import report  # matplotlib takes a second, and Hydra loads this callback before every command
 
         folder = Path(config.hydra.sweep.dir)
@@ -49,5 +49,5 @@ class SweepReport(Callback):
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(f"hydra_plugins.{package}") is not None
-    except ModuleNotFoundError:  # there is no plugin at all
+    except ModuleNotFoundError:  # no Hydra plugin is installed
         return False

@@ -1,4 +1,4 @@
-"""How an entry point starts and how it fails. Neither needs torch, so that a mistake is answered at once."""
+"""Start entry points and report their errors, without importing torch, so that a user error fails immediately."""
 
 import errno
 import functools
@@ -24,15 +24,15 @@ _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaC
 
 
 def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
-    """Decorate `main` to turn a user's mistake into one message and exit code 1, and to leave no empty folder behind.
+    """Decorate `main` so that a user error produces a single message and exit code 1, and leaves no empty folder.
 
-    ``HYDRA_FULL_ERROR=1`` shows the whole traceback, as it does for Hydra's own messages. If a run of a sweep fails,
-    by whatever error, the error goes into its ``result.json`` and the sweep goes on; such a run has no score.
+    ``HYDRA_FULL_ERROR=1`` shows the full traceback, as it does for Hydra's own errors. If a run of a sweep fails for
+    any reason, the error is recorded in its ``result.json`` and the sweep continues; such a run has no score.
     """
 
-    # hydra.main hands this function to the launcher. joblib and submitit pickle it with cloudpickle, which refers to
-    # the functions of an importable module by name but copies everything that `__main__` defines. So an entry point
-    # ends with `if __name__ == "__main__":`, imports its own main from ccnet and calls that one.
+    # hydra.main passes this function to the launcher. joblib and submitit pickle it with cloudpickle, which pickles
+    # functions of importable modules by reference but everything defined in `__main__` by value. An entry point
+    # therefore ends with `if __name__ == "__main__":`, where it imports its own main from ccnet and calls that.
     @functools.wraps(main)
     def started(config: DictConfig) -> Any:
         join_job()
@@ -50,7 +50,7 @@ def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
 
 def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if not is_first():
-        _remove_if_empty(_folder())  # its name may hold a later second than the first process's, which all will use
+        _remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all use
     try:
         with _explain_lost_workers():
             return main(config)
@@ -58,12 +58,12 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         while isinstance(error, InstantiationException) and error.__cause__ is not None:
-            error = error.__cause__  # the error of the class that Hydra called
-        print(f"{_process()}error: {_message(error)}\n(HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)
+            error = error.__cause__  # the error raised by the class that Hydra instantiated
+        print(f"{_process()}error: {_message(error)}\n(set HYDRA_FULL_ERROR=1 for the traceback)", file=sys.stderr)
         if not _in_sweep():
             raise SystemExit(1) from error
         if _process() and isinstance(error, ConnectionError):
-            return None  # the process that has gone records why
+            return None  # the process that died records why
         return _record_failure(_message(error))
     except Exception as error:
         if not _in_sweep():
@@ -83,8 +83,8 @@ def _explain_lost_workers() -> Iterator[None]:
         if not lost_worker(error):
             raise
         raise ChildProcessError(
-            "a process that loads data is gone, most likely ended by the system because memory ran out: turn down "
-            "num_workers or recipe.batch_size, or give the job more memory; a training goes on with resume=auto. "
+            "a data-loading worker has died, most likely killed by the system because memory ran out: reduce "
+            "num_workers or recipe.batch_size, or give the job more memory; resume=auto continues a training run. "
             f"{error.__cause__ or error}"
         ) from error
 
@@ -98,22 +98,22 @@ def _record_failure(message: str) -> None:
 
 
 def _process() -> str:
-    """Return a prefix that says which of several processes is speaking; empty if there is one."""
+    """Return a message prefix with the rank of this process; empty if there is only one process."""
     return f"process {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
 
 
 def _message(error: BaseException) -> str:
-    """Return the error's text, without the traceback that torch prefixes to an error from a data worker."""
+    """Return the error message, without the traceback that torch prepends to errors from data-loading workers."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{text}: make space; a training then goes on with resume=auto"
+        return f"{text}: free some disk space; resume=auto then continues a training run"
     return text
 
 
 def _folder() -> Path:
-    """Return the folder that Hydra has made for this run."""
+    """Return the output folder that Hydra created for this run."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 

@@ -1,6 +1,6 @@
-"""Compare the runs of a sweep in tables and pictures: ``python -m ccnet.engine.sweeps.report SWEEP``.
+"""Compare the runs of a sweep in tables and plots: ``python -m ccnet.engine.sweeps.report SWEEP``.
 
-A sweep writes them when it ends. The command writes them again, also for a sweep that is under way or was cut off.
+A sweep writes them when it ends. The command regenerates them, even if the sweep is still running or was interrupted.
 """
 
 import json
@@ -21,27 +21,27 @@ Overrides = dict[str, Any]  # {option: value}
 
 
 def report(folder: Path) -> list[str]:
-    """Print a sweep's tables and write them and its pictures into its folder.
+    """Print a sweep's tables, and write the tables and plots to its folder.
 
-    The table lists the runs (``sweep.csv``, ``sweep.md``). Settings that were run with several seeds also get their
-    mean, standard deviation and share of runs that succeeded (``sweep_seeds.csv``).
+    The main table lists the runs (``sweep.csv``, ``sweep.md``). For settings that were run with several seeds, a second
+    one lists mean, standard deviation and the number of successful runs (``sweep_seeds.csv``).
 
-    The pictures show a bar per setting (``sweep.png``), the score against the cost (``sweep_cost.png``) and the score
-    over each option that was given several numbers (``sweep_OPTION.png``), with error bars for the seeds.
+    The plots show one bar per setting (``sweep.png``), score against cost (``sweep_cost.png``) and score against each
+    numeric option that was varied (``sweep_OPTION.png``), with error bars over the seeds.
 
     Args:
-        folder: the sweep's folder, with a folder per run.
+        folder: the sweep's folder, with one subfolder per run.
 
     Returns:
-        "name: error" of each run that failed.
+        "name: error" for each run that failed.
 
     Raises:
-        FileNotFoundError: no run in the folder has ended.
-        ValueError: a result is of an earlier version.
+        FileNotFoundError: no run in the folder has finished or failed.
+        ValueError: a result was written by an earlier version.
     """
     paths = sorted(folder.rglob(RESULT), key=lambda path: [*map(_natural, path.relative_to(folder).parts)])
     if not paths:
-        raise FileNotFoundError(f"{folder} has no run that has ended: give the folder of a sweep, outputs/sweeps/TIME")
+        raise FileNotFoundError(f"{folder} has no results of runs: pass the folder of a sweep, outputs/sweeps/TIME")
     runs = [_read(path) for path in paths]
     names = _names([run["overrides"] for run in runs])
     done = _succeeded(runs)
@@ -56,7 +56,7 @@ def report(folder: Path) -> list[str]:
     written = {"table": [folder / "sweep.csv", folder / "sweep.md"]}
     if done:
         settings = _by_setting(runs)
-        written["pictures"] = _draw(folder, settings, done, columns)
+        written["plots"] = _draw(folder, settings, done, columns)
         if any(len(group) > 1 for _, group in settings):
             tables.append(_over_seeds(settings, columns[0]))
             tables[1].write_csv(folder / "sweep_seeds.csv")
@@ -68,7 +68,7 @@ def report(folder: Path) -> list[str]:
     for line in failed:
         print(f"failed    {line}")
     for path in unfinished(folder):
-        print(f"begun     {path}, not finished")
+        print(f"started   {path}, not finished")
     for what, files in written.items():
         print(f"{what:10}{', '.join(map(str, files))}")
     return failed
@@ -77,12 +77,12 @@ def report(folder: Path) -> list[str]:
 def _read(path: Path) -> Run:
     run = json.loads(path.read_text())
     if not isinstance(run.get("overrides"), dict):
-        raise ValueError(f"{path} has no overrides by option, an earlier version wrote it: run the sweep again")
+        raise ValueError(f"{path} was written by an earlier version in another format: rerun the sweep")
     return run
 
 
 def _draw(folder: Path, settings: list[tuple[Overrides, list[Run]]], done: list[Run], columns: list[str]) -> list[Path]:
-    """Draw the runs by the first of the columns, the score; return the paths of the pictures."""
+    """Plot the first of the columns, which is the score; return the paths of the plots."""
     score = columns[0]
     names = _names([overrides for overrides, _ in settings], _short)
     by_name = {name: runs for name, (_, runs) in zip(names, settings, strict=True)}
@@ -106,7 +106,7 @@ def _succeeded(runs: list[Run]) -> list[Run]:
 
 
 def _by_setting(runs: list[Run]) -> list[tuple[Overrides, list[Run]]]:
-    """Group runs that differ in nothing but the seed: (overrides without the seed, runs)."""
+    """Group runs that differ only in the seed, as (overrides without the seed, runs)."""
     groups: dict[tuple, tuple[Overrides, list[Run]]] = {}
     for run in runs:
         setting = _without(run["overrides"], "seed")
@@ -116,7 +116,7 @@ def _by_setting(runs: list[Run]) -> list[tuple[Overrides, list[Run]]]:
 
 
 def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> Table:
-    """Return the table with the mean and the spread of each setting over its seeds."""
+    """Return a table of the mean and standard deviation of each setting over its seeds."""
     rows = []
     for name, (_, runs) in zip(_names([overrides for overrides, _ in settings]), settings, strict=True):
         values = [run[score] for run in _succeeded(runs)]
@@ -126,7 +126,7 @@ def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> Tabl
 
 
 def _trends(runs: list[Run], score: str) -> dict[str, dict[str, dict[float, list[float]]]]:
-    """Return {option: {setting of the others: {value: scores by seed}}} of the options that were given only numbers."""
+    """Return {option: {setting of the other options: {value: scores}}} for the options with numeric values only."""
     given = [{_bare(option): value for option, value in run["overrides"].items()} for run in runs]
     trends = {}
     for option in sorted({option for own in given for option in own} - {"seed"}):
@@ -135,7 +135,7 @@ def _trends(runs: list[Run], score: str) -> dict[str, dict[str, dict[float, list
             continue
         names = _names([_without(own, option, "seed") for own in given])
         if len(set(names)) == len(set(zip(names, values, strict=True))):
-            names = [""] * len(runs)  # a search, not a grid: no two runs make a line
+            names = [""] * len(runs)  # a search rather than a grid: no two runs lie on a line
         settings: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for name, value, run in zip(names, values, runs, strict=True):
             settings[name][value].append(run[score])
@@ -152,12 +152,12 @@ def _without(overrides: Overrides, *options: str) -> Overrides:
 
 
 def _bare(option: str) -> str:
-    """Return the option's name, without the + that adds it to the configuration."""
+    """Return an option's name without the ``+`` that adds it to the configuration."""
     return option.lstrip("+")
 
 
 def _names(overrides: Sequence[Overrides], text: Callable[[Any], str] | None = None) -> list[str]:
-    """Name each run by the overrides that not all runs share; `text` writes a value."""
+    """Name each run by the overrides that are not common to all runs; `text` formats a value."""
     text = text or _text
     pairs = [{(option, _text(value)) for option, value in own.items()} for own in overrides]
     shared = set.intersection(*pairs) if len(pairs) > 1 else set()
@@ -168,7 +168,7 @@ def _names(overrides: Sequence[Overrides], text: Callable[[Any], str] | None = N
 
 
 def _text(value: Any) -> str:
-    """Write a value as an override does."""
+    """Format a value as in an override."""
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
     if isinstance(value, dict):
@@ -177,7 +177,7 @@ def _text(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """Write a value as an override does, but a search's long number with three digits."""
+    """Format a value as in an override, but round the long floats of a search to three significant digits."""
     text = _text(value)
     return f"{value:.3g}" if isinstance(value, float) and len(text.partition(".")[2]) > 3 else text
 
@@ -189,7 +189,7 @@ def _natural(part: str) -> tuple[int, int, str]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        raise SystemExit("give the folder of a sweep: python -m ccnet.engine.sweeps.report outputs/sweeps/TIME")
+        raise SystemExit("usage: python -m ccnet.engine.sweeps.report outputs/sweeps/TIME")
     try:
         report(Path(sys.argv[1]).expanduser())
     except (FileNotFoundError, ValueError) as error:

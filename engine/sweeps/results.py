@@ -1,4 +1,4 @@
-"""``result.json``: the overrides and scores of a run, in its folder."""
+"""``result.json`` in a run's folder: the run's overrides and scores."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ RESULT = "result.json"
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write the overrides of this run, {option: value}, and its result for the sweep's table.
+    """Write the overrides of this run, {option: value}, and its result, to be read by the sweep's report.
 
     Args:
         folder: the run's folder.
-        result: scores, the one to compare runs by first; {"error": message} if the run has failed.
+        result: scores, starting with the one that runs are compared by; {"error": message} if the run failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"overrides": given_overrides()} | result, indent=1)
@@ -26,14 +26,14 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 
 def sweep_name() -> str | None:
-    """Return the name of the sweep's folder, which groups its runs in W&B; None outside of a sweep."""
+    """Return the name of the sweep's folder, which groups its runs in W&B; None outside a sweep."""
     if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
         return None
     return Path(HydraConfig.get().sweep.dir).resolve().name
 
 
 def finished_score(folder: Path, iterations: int) -> float | None:
-    """Return the best score, in [0, 1], of the run in `folder`; None unless all its iterations are done."""
+    """Return the best score, in [0, 1], of the run in `folder`; None if it has not completed all iterations."""
     try:
         result = json.loads((folder / RESULT).read_text())
     except (OSError, ValueError):
@@ -44,6 +44,6 @@ def finished_score(folder: Path, iterations: int) -> float | None:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Return the folders of runs that have begun and have no result yet: they are under way, or were killed."""
+    """Return the folders of runs that have started but have no result: they are still running, or were killed."""
     runs = sorted(path.parent for path in folder.rglob("config.yaml"))
     return [run for run in runs if not (run / RESULT).exists() and "wandb" not in run.relative_to(folder).parts]

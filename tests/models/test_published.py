@@ -413,7 +413,7 @@ def test_training_can_start_from_a_published_file(states, run_entry, written, tm
         f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     message = run_entry(*command, "model=fcn", ok=False).stderr
-    assert f"init={path} brings its own network: leave out model=fcn" in message
+    assert f"init={path} already determines the network: remove model=fcn" in message
     run_entry(*command)
     saved = checkpoints.load(tmp_path / "run" / "best.safetensors")
     assert saved.weights["head.classify.weight"].shape == (4, HEAD, 1, 1)

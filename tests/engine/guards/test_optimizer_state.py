@@ -17,8 +17,11 @@ from ccnet.engine.training.state import TrainingState
             r"exp_avg of parameter 0.*\(40, 50\)",
         ),
         (lambda kept: kept["optimizer"]["state"][1].update(step=torch.zeros(50)), "step of parameter 1"),
-        (lambda kept: kept["optimizer"]["state"][1].pop("exp_avg_sq"), "state is of other parameters"),
-        (lambda kept: kept["optimizer"]["param_groups"][0].update(params=[1, 0]), "groups are of other parameters"),
+        (lambda kept: kept["optimizer"]["state"][1].pop("exp_avg_sq"), "state belongs to different parameters"),
+        (
+            lambda kept: kept["optimizer"]["param_groups"][0].update(params=[1, 0]),
+            "groups belong to different parameters",
+        ),
         (lambda kept: kept["optimizer"]["param_groups"][0].update(amsgrad=True), "param_groups.0.amsgrad is 'True'"),
         (lambda kept: kept["schedule"].update(last_epoch=7), "schedule is at iteration 7 but its weights are from 1"),
         (lambda kept: kept["schedule"].update(_schedule_phases=[]), "schedule._schedule_phases is '\\[\\]'"),

@@ -35,17 +35,17 @@ def test_a_run_writes_no_secrets_from_the_environment(run_entry, tmp_path, monke
 def test_a_sweep_writes_no_secrets_from_its_command_line(run_entry, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
     done = run_entry("train.py", "-m", *TINY, "+dataset.note=x,hf_qWeRtYuIoP", ok=False)
-    assert "error: the command line holds the value of the environment variable HF_TOKEN" in str(done.returncode)
+    assert "error: the command line contains the value of the environment variable HF_TOKEN" in str(done.returncode)
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("+dataset.note=${oc.env:HF_TOKEN}", "dataset.note holds the value of the environment variable HF_TOKEN"),
-        ("+dataset.note=x-ghp_aSdFgHjKl-x", "dataset.note holds the value of the environment variable GITHUB_TOKEN"),
-        ("+dataset.note=https://me:pass@host/x", "dataset.note holds a password in an address"),
-        ("hydra.run.dir=hf_qWeRtYuIoP", "the folder holds the value of the environment variable HF_TOKEN"),
+        ("+dataset.note=${oc.env:HF_TOKEN}", "dataset.note contains the value of the environment variable HF_TOKEN"),
+        ("+dataset.note=x-ghp_aSdFgHjKl-x", "dataset.note contains the value of the environment variable GITHUB_TOKEN"),
+        ("+dataset.note=https://me:pass@host/x", "dataset.note contains a URL with a password"),
+        ("hydra.run.dir=hf_qWeRtYuIoP", "the folder contains the value of the environment variable HF_TOKEN"),
     ],
 )
 def test_a_secret_in_the_configuration_is_rejected(run_entry, tmp_path, monkeypatch, option, message):

@@ -18,9 +18,9 @@ from ccnet.models.backbone import TimmBackbone
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model": "{backbone: {}, _target_: logging.FileHandler, filename: ran}"}, "where a mapping belongs"),
-        ({"dataset": "{train: {_target_: logging.FileHandler, filename: ran}}"}, "where a mapping belongs"),
-        ({"model": {"backbone": {}, "head": (NAMED,)}}, "only texts, numbers, lists and mappings"),
+        ({"model": "{backbone: {}, _target_: logging.FileHandler, filename: ran}"}, "instead of a mapping"),
+        ({"dataset": "{train: {_target_: logging.FileHandler, filename: ran}}"}, "instead of a mapping"),
+        ({"model": {"backbone": {}, "head": (NAMED,)}}, "only strings, numbers, lists and mappings"),
         ({"model": {"backbone": {}, "head": [[{"x": NAMED}]]}}, "names 'logging.FileHandler' in model"),
         ({"model": {"backbone": {}, "_args_": [NAMED]}}, "names 'logging.FileHandler' in model"),
         ({"model": {"_target_": ["logging.FileHandler"], "filename": "ran"}}, "names 'logging.FileHandler'"),
@@ -42,7 +42,7 @@ from ccnet.models.backbone import TimmBackbone
         ({"optimizer": {"_target_": "torch.optim.os.system", "command": "touch ran"}}, "names 'torch.optim.os.system'"),
         ({"model": {"backbone": {"name": "${oc.env:HOME}"}}}, "is not resolved"),
         ({"model": {"backbone": {"name": "${oc.decode:'1'}"}}}, "is not resolved"),
-        ({"model": {3: NAMED}}, "which is no text"),
+        ({"model": {3: NAMED}}, "which is not a string"),
     ],
 )
 def test_a_config_cannot_hide_a_forbidden_target(tmp_path, monkeypatch, config, message):

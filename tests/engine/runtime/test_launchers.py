@@ -18,8 +18,8 @@ from ccnet.engine.runtime.stop_signals import EXIT_CODE
     ("end", "message"),
     [
         (partial(sys.exit, EXIT_CODE), "stopped and saved"),
-        (partial(os._exit, 3), "ended with 3"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by SIGKILL"),
+        (partial(os._exit, 3), "exited with code 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "killed by SIGKILL"),
     ],
 )
 def test_in_own_process_returns_the_result_or_reports_how_the_process_ended(end, message):

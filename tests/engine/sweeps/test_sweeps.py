@@ -106,7 +106,7 @@ def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
     assert is_picture(tmp_path / "sweep.png")
     said = capsys.readouterr().out
     assert "failed    loss.terms.ccl.distance=quadratic seed=2: iteration 9: the loss is nan" in said
-    assert f"begun     {tmp_path}/20, not finished" in said
+    assert f"started   {tmp_path}/20, not finished" in said
 
 
 def test_runs_are_named_after_overrides_of_any_type(tmp_path):
@@ -133,7 +133,7 @@ def test_runs_are_named_after_overrides_of_any_type(tmp_path):
 
 def test_the_report_names_a_result_from_an_earlier_version(tmp_path):
     results.write_result(tmp_path / "0", {"overrides": ["seed=1"], "mIoU": 50.0})
-    with pytest.raises(ValueError, match=r"0/result.json has no overrides by option, an earlier version wrote it"):
+    with pytest.raises(ValueError, match=r"0/result.json was written by an earlier version"):
         report(tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
         with suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)
     (lost,) = {path.parent.name for path in folder.glob("*/result.json")}
-    assert "ended by SIGKILL" in json.loads((folder / lost / "result.json").read_text())["error"]
+    assert "killed by SIGKILL" in json.loads((folder / lost / "result.json").read_text())["error"]
     assert all(checkpoints.load(folder / number / "last.pt").iteration >= 1 for number in under_way() - {lost})
     assert under_way() == {"0", "1", "2"}
 

@@ -96,14 +96,14 @@ def test_resume_auto_reports_which_checkpoints_it_skipped_and_why(whole, tmp_pat
     found, saved = find_start(composed("resume=auto"), tmp_path / "new")
     assert (found, saved.iteration) == (tmp_path / "a", 4)
     said = capsys.readouterr().out
-    assert f"passed over {tmp_path}/b/last.pt: " in said
-    assert f"passed over {tmp_path}/b/previous.pt: " in said
-    assert "its content does not meet its checksum" in said
+    assert f"skipped {tmp_path}/b/last.pt: " in said
+    assert f"skipped {tmp_path}/b/previous.pt: " in said
+    assert "its content does not match its checksum" in said
     assert f"resume=auto: {tmp_path}/a/last.pt, iteration 4" in said
     found, saved = find_start(composed("resume=auto", "recipe.lr=0.5"), tmp_path / "new")
     assert (found, saved) == (tmp_path / "new", None)
-    assert "passed over 3 of other configurations: a new run" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="has no checkpoint that could be read"):
+    assert "skipped 3 of other configurations: starting a new run" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="has no readable checkpoint"):
         find_start(composed(f"resume={tmp_path / 'b'}"), tmp_path / "new")
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         find_start(composed(f"resume={tmp_path / 'c'}"), tmp_path / "new")

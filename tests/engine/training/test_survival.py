@@ -306,8 +306,8 @@ def test_a_killed_worker_ends_the_run_with_a_single_message(whole, tmp_path):
     os.kill(children(run.pid)[0], signal.SIGKILL)
     assert run.wait(20) == 1
     assert "Traceback" not in run.text
-    assert run.text.count("error: a process that loads data is gone") == 1
-    assert "turn down num_workers or recipe.batch_size" in run.text and "resume=auto" in run.text
+    assert run.text.count("error: a data-loading worker has died") == 1
+    assert "reduce num_workers or recipe.batch_size" in run.text and "resume=auto" in run.text
     assert newest(tmp_path / "runs" / "new").iteration >= 1  # a line of the log comes before its checkpoint
     run = Run(tmp_path, "num_workers=0")
     assert run.wait() == 0, run.text
@@ -435,12 +435,12 @@ def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
     broken = pair(tmp_path / "own", hook=break_a_picture_of_the_second)
     assert [run.wait() for run in broken] == [1, 1], broken[0].text + broken[1].text
     assert re.search(r"process 1: error: beacon \d is broken", broken[1].text)
-    assert "process 0: error: another process of this run has gone" in broken[0].text
+    assert "process 0: error: another process of this run has died" in broken[0].text
     assert [run.wait() for run in unbroken] == [0, 0], unbroken[0].text + unbroken[1].text
     folder = tmp_path / "cut" / "runs" / "new"
     runs = pair(tmp_path / "cut", hook=partial(signalled_at_fourth, signal.SIGKILL, "1"))
     assert [run.wait(30) for run in runs] == [1, -signal.SIGKILL]
-    assert "process 0: error: another process of this run has gone" in runs[0].text
+    assert "process 0: error: another process of this run has died" in runs[0].text
     assert newest(folder).iteration == 3
     runs = pair(tmp_path / "cut", hook=partial(signalled_at_fourth, signal.SIGTERM, "01"))
     assert [run.wait(30) for run in runs] == [75, 75], runs[0].text + runs[1].text
