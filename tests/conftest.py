@@ -22,6 +22,8 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+# Seconds after which a test gives up on a process that hangs. No test depends on how fast the machine is.
+PATIENCE = 600
 
 # A run that takes seconds: few, small images of the embedded data set and a narrow network.
 TINY = [

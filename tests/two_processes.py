@@ -5,6 +5,7 @@ import os
 
 import torch
 import torch.distributed as dist
+from conftest import PATIENCE
 
 
 def together(work, folder, number=2):
@@ -18,7 +19,7 @@ def together(work, folder, number=2):
     for process in started:
         process.start()
     for process in started:
-        process.join(120)
+        process.join(PATIENCE)
     assert [process.exitcode for process in started] == [0] * number
     return [torch.load(folder / f"{rank}.result", weights_only=True) for rank in range(number)]
 

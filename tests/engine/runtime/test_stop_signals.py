@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from conftest import PATIENCE
 
 from ccnet.engine.runtime.stop_signals import EXIT_CODE, StopRequest
 
@@ -21,7 +22,7 @@ def test_a_second_signal_ends_the_process_immediately():
 
     process = multiprocessing.get_context("fork").Process(target=twice)
     process.start()
-    process.join(20)
+    process.join(PATIENCE)
     assert process.exitcode == -signal.SIGTERM
 
 

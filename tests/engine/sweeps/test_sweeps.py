@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, children, members
+from conftest import PATIENCE, ROOT, TINY, children, members
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
@@ -229,7 +229,7 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
             start_new_session=True,
         )  # fmt: skip
     signal.signal(signal.SIGINT, before)
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
 
     def wait(condition):
         while not condition():
@@ -245,7 +245,7 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
         os.kill(run, signal.SIGKILL)
         wait(lambda: under_way() == {"0", "1", "2"})
         os.kill(launcher.pid, signal.SIGINT)  # only the launcher
-        assert launcher.wait(10) == -signal.SIGINT
+        assert launcher.wait(PATIENCE) == -signal.SIGINT
         wait(lambda: not members(launcher.pid))
     finally:
         with suppress(ProcessLookupError):

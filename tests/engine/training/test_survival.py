@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, children, members
+from conftest import PATIENCE, ROOT, TINY, children, members
 
 from ccnet.data.loader import Loader
 from ccnet.engine import checkpoints, drawing
@@ -86,13 +86,13 @@ class Run:
         lines = rows(self.folder / "runs" / "new" / "train.csv")
         return int(lines[-1]["iteration"]) if lines else 0
 
-    def until(self, condition, timeout=90):
+    def until(self, condition):
         """Wait for ``condition``; return False if the process ends first."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + PATIENCE
         while not condition():
             if not self.running:
                 return condition()
-            assert time.monotonic() < end, f"not seen within {timeout} s: {self.text[-3000:]}"
+            assert time.monotonic() < end, f"not seen within {PATIENCE} s: {self.text[-3000:]}"
             time.sleep(0.002)
         return True
 
@@ -116,11 +116,11 @@ class Run:
             self.signal(signal.SIGCONT, all=False)
         return False
 
-    def wait(self, timeout=90):
+    def wait(self):
         """Wait until none of its processes is left and return the exit code."""
-        self.until(lambda: not self.running, timeout)
+        self.until(lambda: not self.running)
         code = self._process.wait() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
-        end = time.monotonic() + 15  # data workers check every five seconds whether their parent is alive
+        end = time.monotonic() + PATIENCE  # data workers check every five seconds whether their parent is alive
         while members(self.pid):
             assert time.monotonic() < end, f"left behind: {members(self.pid)}"
             time.sleep(0.05)
@@ -304,7 +304,7 @@ def test_a_killed_worker_ends_the_run_with_a_single_message(whole, tmp_path):
     run = Run(tmp_path)
     assert run.until(lambda: run.iteration >= 2), run.text
     os.kill(children(run.pid)[0], signal.SIGKILL)
-    assert run.wait(20) == 1
+    assert run.wait() == 1
     assert "Traceback" not in run.text
     assert run.text.count("error: a data-loading worker has died") == 1
     assert "reduce num_workers or recipe.batch_size" in run.text and "resume=auto" in run.text
@@ -339,7 +339,7 @@ def test_a_full_disk_ends_the_run_with_a_single_message_and_the_run_resumes(whol
         while file.write(bytes(4096)):
             pass
     run.signal(signal.SIGCONT, all=False)
-    assert run.wait(30) == 1
+    assert run.wait() == 1
     assert run.text.count("error: ") == 1 and "Traceback" not in run.text
     assert re.search(
         r"error: .*(last\.pt could not be written|No space left on device: .*\.csv).*resume=auto", run.text
@@ -439,11 +439,11 @@ def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
     assert [run.wait() for run in unbroken] == [0, 0], unbroken[0].text + unbroken[1].text
     folder = tmp_path / "cut" / "runs" / "new"
     runs = pair(tmp_path / "cut", hook=partial(signalled_at_fourth, signal.SIGKILL, "1"))
-    assert [run.wait(30) for run in runs] == [1, -signal.SIGKILL]
+    assert [run.wait() for run in runs] == [1, -signal.SIGKILL]
     assert "process 0: error: another process of this run has died" in runs[0].text
     assert newest(folder).iteration == 3
     runs = pair(tmp_path / "cut", hook=partial(signalled_at_fourth, signal.SIGTERM, "01"))
-    assert [run.wait(30) for run in runs] == [75, 75], runs[0].text + runs[1].text
+    assert [run.wait() for run in runs] == [75, 75], runs[0].text + runs[1].text
     runs = pair(tmp_path / "cut")
     assert [run.wait() for run in runs] == [0, 0], runs[0].text
     assert_same(tmp_path / "whole" / "runs" / "new", folder)

@@ -10,7 +10,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import TINY
+from conftest import PATIENCE, TINY
 from test_survival import Run, children, newest
 
 KEY = {"WANDB_API_KEY": "0" * 40}
@@ -99,7 +99,7 @@ def test_a_resumed_run_continues_its_wandb_run(server, tmp_path):
     )
     assert run.until(lambda: run.iteration >= 3), run.text
     run.signal(signal.SIGTERM)
-    assert run.wait(40) == 75, run.text
+    assert run.wait() == 75, run.text
     (name,) = server.history
     first = len(server.history[name])
     run = Run(
@@ -122,7 +122,7 @@ def test_a_signal_that_also_ends_wandb_loses_nothing(tmp_path):
     for pid in children(run.pid):
         os.kill(pid, signal.SIGTERM)
     run.signal(signal.SIGTERM)
-    assert run.wait(40) == 75, run.text
+    assert run.wait() == 75, run.text
     assert "Traceback" not in run.text
     assert newest(tmp_path / "runs" / "new").iteration >= 3
 
@@ -174,11 +174,11 @@ def test_offline_parts_of_a_run_are_merged_when_synchronised(server, tmp_path):
         if command:
             assert run.until(lambda: run.iteration >= 3), run.text  # noqa: B023
             run.signal(signal.SIGTERM)
-        assert run.wait(40) == (75 if command else 0), run.text
+        assert run.wait() == (75 if command else 0), run.text
     parts = sorted((tmp_path / "runs" / "new" / "wandb").glob("offline-run-*"))
     assert len(parts) == 2
     environment = os.environ | KEY | {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}
     command = [sys.executable, "-m", "wandb", "sync", *parts]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=PATIENCE)
     (rows,) = server.history.values()
     assert [row["_step"] for row in rows if "train/loss" in row] == list(range(1, 9))
