@@ -104,7 +104,7 @@ class Run:
     def hold(self):
         """Pause the process so that nothing changes during inspection."""
         self.signal(signal.SIGSTOP, all=False)
-        self.until(lambda: Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T", 20)
+        self.until(lambda: Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T")
 
     def held_while_writing(self):
         """Pause the process while a checkpoint is partly written; return False if it ends first."""
