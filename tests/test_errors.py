@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
-from conftest import TINY, write_pair
+from conftest import PATIENCE, TINY, write_pair
 from safetensors.torch import save_file
 
 from ccnet.engine import checkpoints
@@ -67,6 +67,8 @@ def test_an_error_for_a_bad_label_during_training_names_file_and_value(run_entry
     )  # fmt: skip
     assert ".png contains unknown label values: 3; this data set defines 4 values (0 to 2, 255)" in done.stderr
     assert "Traceback" not in done.stderr
+    for worker in multiprocessing.active_children():
+        worker.join(PATIENCE)
     assert not multiprocessing.active_children()  # otherwise the process would wait for it on exit
 
 
