@@ -39,6 +39,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    from ccnet.benchmark import main  # so that worker processes can import what `main` calls: see entry_point
+    from ccnet.benchmark import main  # so that launchers pickle `main` by reference: see entry_point
 
     main()

@@ -98,6 +98,6 @@ def _columns(dataset: "SegmentationDataset", index: int, augment: Any) -> "list[
 
 
 if __name__ == "__main__":
-    from ccnet.check_data import main  # so that worker processes can import what `main` calls: see entry_point
+    from ccnet.check_data import main  # so that launchers pickle `main` by reference: see entry_point
 
     main()

@@ -122,6 +122,6 @@ def _network(saved: "Checkpoint") -> "nn.Module":
 
 
 if __name__ == "__main__":
-    from ccnet.evaluate import main  # so that worker processes can import what `main` calls: see entry_point
+    from ccnet.evaluate import main  # so that launchers pickle `main` by reference: see entry_point
 
     main()

@@ -175,6 +175,6 @@ def _as_list(value: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    from ccnet.predict import main  # so that worker processes can import what `main` calls: see entry_point
+    from ccnet.predict import main  # so that launchers pickle `main` by reference: see entry_point
 
     main()
