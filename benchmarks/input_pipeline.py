@@ -67,12 +67,12 @@ def plain_loader(decode: Callable[[Path], Tensor]) -> Loader:
 
 
 def pillow(path: Path) -> Tensor:
-    """Return an image uint8 (C, H, W), decoded by Pillow."""
+    """Return a uint8 image (C, H, W) decoded by Pillow."""
     return v2.functional.pil_to_tensor(Image.open(path))
 
 
 def torchvision_io(path: Path) -> Tensor:
-    """Return an image uint8 (C, H, W), decoded by torchvision."""
+    """Return a uint8 image (C, H, W) decoded by torchvision."""
     return torchvision.io.decode_image(str(path), mode=torchvision.io.ImageReadMode.UNCHANGED)
 
 

@@ -12,7 +12,7 @@ from .dataset import IGNORE_INDEX
 from .image_files import read_image
 from .label_files import LabelReader
 
-# (image uint8 (3, H, W), labels uint8 (H, W)) -> (image, labels); a clip has (T, 3, H, W) and (T, H, W).
+# (uint8 image (3, H, W), uint8 labels (H, W)) -> (image, labels); a clip has (T, 3, H, W) and (T, H, W).
 PairTransform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
 

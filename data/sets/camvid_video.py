@@ -55,13 +55,13 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return RGB float32 (3, T, H, W) in [0, 1] and labels int64 (T, H, W), ignored in all frames but the last."""
+        """Return a float32 RGB clip (3, T, H, W) in [0, 1] and int64 labels (T, H, W), ignored in all frames but the last."""
         pair = self.read(index)
         images, labels = self.transform(*pair) if self.transform else pair
         return images.transpose(0, 1), labels
 
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Return frames uint8 (T, 3, H, W) and labels uint8 (T, H, W), before the transform."""
+        """Return uint8 frames (T, 3, H, W) and uint8 labels (T, H, W), before the transform."""
         *before, last = self.clips[index]
         image, label = self._stills.read(last)
         images = torch.stack([*(self._stills.read(still)[0] for still in before), image])

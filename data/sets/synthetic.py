@@ -94,7 +94,7 @@ class Beacons(Dataset[tuple[Tensor, Tensor]]):
 def _draw(
     rng: np.random.Generator, *, size: int, shapes: int, beacon: int, colours: Sequence[Sequence[int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an image uint8 (size, size, 3) and its labels uint8 (size, size)."""
+    """Draw a uint8 image (size, size, 3) and its uint8 labels (size, size)."""
     coarse = np.kron(rng.uniform(70, 150, (8, 8)), np.ones((math.ceil(size / 8),) * 2))[:size, :size]
     image = coarse[..., None] + rng.normal(0, 12, (size, size, 3))
     label = np.zeros((size, size), dtype=np.uint8)

@@ -115,7 +115,7 @@ def _family(found: Mapping[str, Tensor]) -> str:
 
 
 def _conv_module(ours: str, theirs: str) -> Names:
-    """Return the names of mmsegmentation's ConvModule, a convolution followed by batch norm."""
+    """Map our module names to those of mmsegmentation's ConvModule, a convolution followed by batch norm."""
     return [(f"{ours}.0", f"{theirs}.conv"), (f"{ours}.1", f"{theirs}.bn")]
 
 
