@@ -55,7 +55,7 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a float32 RGB clip (3, T, H, W) in [0, 1] and int64 labels (T, H, W), ignored in all frames but the last."""
+        """Return a float32 RGB clip (3, T, H, W) in [0, 1] and int64 labels (T, H, W), valid in the last frame only."""
         pair = self.read(index)
         images, labels = self.transform(*pair) if self.transform else pair
         return images.transpose(0, 1), labels
