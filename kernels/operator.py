@@ -40,6 +40,8 @@ def criss_cross_attention(
         backend: "triton" is the fused kernels (NVIDIA GPU of compute capability 8.0 or newer; float32,
             float16, bfloat16; D up to 128), "reference" the formula in plain tensor code. "auto" takes the
             kernels on a GPU that can run them, and falls back to the reference elsewhere; on a GPU it warns once.
+            Under torch.func transforms (grad, vmap, jvp, ...) and in forward mode each of them is the reference; on
+            meta tensors each gives shapes.
 
     Returns:
         like ``value``. Softmax and sums run in float32 (float64 for float64 input).

@@ -13,14 +13,14 @@ from torch import Tensor
 from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
-from . import reference
+from . import reference, transforms
 
 
 def attend(call: Call[Tensor]) -> Tensor:
     """Attend with the kernels where they can take the call, else with the reference.
 
     Backend "auto" is silent on the CPU and in an export, where the reference is expected, and says once why a
-    GPU falls back to it.
+    GPU falls back to it. Under torch.func transforms and in forward mode every backend is the reference.
 
     Args:
         call: validated.
@@ -33,6 +33,8 @@ def attend(call: Call[Tensor]) -> Tensor:
         return reference.attend(call)
     obstacle = _obstacle(call)
     if obstacle is None:
+        if transforms.are_active(*call.arrays()):
+            return reference.attend(call)
         from . import operators
 
         return operators.attend(call)
@@ -67,6 +69,8 @@ def _device_obstacle(device: str, index: int | None, dtype: str) -> str | None:
         return f"the kernels take {', '.join(plan.ITEM_SIZE)}, not {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if device == "meta":  # the operators know the shapes of their results
+        return None
     if device == "cuda":
         return _gpu_obstacle(index)
     from .launch import is_interpreted
