@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import conv2d
 
 from ..engine.drawing.tables import Table
 from ..engine.evaluation.cost import Storages
@@ -71,7 +72,7 @@ class Block(nn.Module):
         """Return the features (N, C, H, W) after R loops."""
         for _ in range(self.recurrence):
             if self.recompute:
-                projection = recomputed_projection(self.projection, image)
+                projection = recomputed_projection(conv2d, image, *self.projection.parameters())
             else:
                 projection = nullcontext(self.projection(image))
             with projection as projected:

@@ -54,3 +54,8 @@ class Call(NamedTuple, Generic[Array]):
     options: Options
     residual: Array | None = None
     gamma: Array | None = None
+
+    def arrays(self) -> tuple[Array, ...]:
+        """Return the arrays of the call, three or five."""
+        given = self.query, self.key, self.value, self.residual, self.gamma
+        return tuple(array for array in given if array is not None)

@@ -40,6 +40,8 @@ def criss_cross_attention(
         backend: "triton" selects the fused kernels (NVIDIA GPU of compute capability 8.0 or newer; float32,
             float16, bfloat16; D up to 128), "reference" the formula in plain tensor code. "auto" uses the kernels
             on a GPU that supports them and otherwise falls back to the reference; on a GPU it then warns once.
+            Under torch.func transforms (grad, vmap, jvp, ...) and in forward mode, every backend uses the reference;
+            on meta tensors, every backend returns shapes.
 
     Returns:
         The attention output, same shape and dtype as ``value``. Softmax and sums are computed in float32 (float64

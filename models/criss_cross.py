@@ -4,8 +4,8 @@ Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, sections 3.2 (criss-cross att
 Shapes: N images, C channels, D query channels, S one to three spatial dimensions.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,11 +29,10 @@ class CrissCrossAttention(nn.Module):
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`models.layers.residual_weight`.
         recompute: recompute query, key and value in the backward pass instead of storing them, which saves 45 percent
-            of the memory at the cost of one more convolution. Under torch.compile, the compiler decides what to store.
+            of the memory at the cost of one more convolution. Under torch.compile, the compiler decides what to store;
+            inside torch.utils.checkpoint, the checkpoint does; under torch.func transforms, everything is stored.
         backend: see :func:`kernels.criss_cross_attention`.
     """
-
-    one: Tensor
 
     def __init__(
         self,
@@ -51,31 +50,40 @@ class CrissCrossAttention(nn.Module):
         self.key_conv = nn.Conv2d(channels, query_channels, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = residual_weight(gamma)
-        if self.gamma is None:
-            self.register_buffer("one", torch.ones(1), persistent=False)
         self.axes = None if axes is None else tuple(axes)
         self.recompute = recompute
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the attention; the shape (N, C, *S), with one to three spatial dimensions S, is unchanged."""
-        sizes = [conv.out_channels for conv in (self.query_conv, self.key_conv, self.value_conv)]
-        gamma = self.one if self.gamma is None else self.gamma
-        recompute = self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        with recomputed_projection(self._project, x) if recompute else nullcontext(self._project(x)) as projected:
+        convolutions = (self.query_conv, self.key_conv, self.value_conv)
+        sizes = [conv.out_channels for conv in convolutions]
+        weights = [conv.weight for conv in convolutions]
+        biases = [conv.bias for conv in convolutions if conv.bias is not None]  # none of them is None
+        gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
+        project = recomputed_projection if self.recompute else _projection
+        with project(_project, x, *weights, *biases) as projected:
             query, key, value = torch.split(projected, sizes, dim=1)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
 
-    def _project(self, x: Tensor) -> Tensor:
-        """Fuse the three 1x1 convolutions, (N, C, *S) -> (N, 2 D + C, *S); the operator reads the slices in-place."""
-        convolutions = (self.query_conv, self.key_conv, self.value_conv)
-        weight = torch.cat([conv.weight for conv in convolutions])
-        bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])  # all three have a bias
-        if x.ndim == 4:
-            return conv2d(x, weight, bias)
-        # View one or three spatial axes as two; neither memory format needs a copy.
-        flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
-        return conv2d(flat, weight, bias).view(x.shape[0], -1, *x.shape[2:])
+
+def _projection(project: Callable[..., Tensor], *inputs: Tensor) -> AbstractContextManager[Tensor]:
+    return nullcontext(project(*inputs))
+
+
+def _project(x: Tensor, *parameters: Tensor) -> Tensor:
+    """Fuse the three 1x1 convolutions, (N, C, *S) -> (N, 2 D + C, *S); the operator reads the slices in place.
+
+    Args:
+        x: (N, C, *S).
+        *parameters: the weights of query, key and value, then their biases.
+    """
+    weight, bias = torch.cat(parameters[:3]), torch.cat(parameters[3:])
+    if x.ndim == 4:
+        return conv2d(x, weight, bias)
+    # View one or three spatial axes as two, neither memory format needs a copy.
+    flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
+    return conv2d(flat, weight, bias).view(x.shape[0], -1, *x.shape[2:])
 
 
 class RecurrentCrissCrossAttention(nn.Module):

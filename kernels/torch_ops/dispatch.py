@@ -13,14 +13,14 @@ from torch import Tensor
 from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
-from . import reference
+from . import reference, transforms
 
 
 def attend(call: Call[Tensor]) -> Tensor:
     """Attend with the kernels if they support the call, otherwise with the reference.
 
     Backend "auto" is silent on the CPU and during export, where the reference is expected; on a GPU it logs once
-    why it falls back.
+    why it falls back. Under torch.func transforms and in forward mode, every backend uses the reference.
 
     Args:
         call: the validated call.
@@ -33,6 +33,8 @@ def attend(call: Call[Tensor]) -> Tensor:
         return reference.attend(call)
     obstacle = _obstacle(call)
     if obstacle is None:
+        if transforms.are_active(*call.arrays()):
+            return reference.attend(call)
         from . import operators
 
         return operators.attend(call)
@@ -67,6 +69,8 @@ def _device_obstacle(device: str, index: int | None, dtype: str) -> str | None:
         return f"the kernels support {', '.join(plan.ITEM_SIZE)}, not {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if device == "meta":  # the operators know the shapes of their results
+        return None
     if device == "cuda":
         return _gpu_obstacle(index)
     from .launch import is_interpreted

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call, Options
-from . import passes
+from . import passes, reference, transforms
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,6 +53,18 @@ def _to_last(array: Tensor, channel_axis: int) -> Tensor:
 
 def _from_last(array: Tensor, channel_axis: int) -> Tensor:
     return array.movedim(-1, 1) if channel_axis == 1 else array
+
+
+def _plain_gradients(
+    query: Tensor, key: Tensor, value: Tensor, gamma: Tensor | None, options: Sequence[Any], grad: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the gradients of query, key, value and gamma for a ``grad`` under a transform, by the plain formula."""
+
+    def scaled(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor) -> Tensor:
+        return (gamma * reference.attend(Call(query, key, value, _options(*options)))).to(grad.dtype)
+
+    gradients: Any = torch.func.vjp(scaled, query, key, value, value.new_ones(()) if gamma is None else gamma)[1]
+    return gradients(grad)
 
 
 def _on_device(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
@@ -102,8 +114,12 @@ def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(query, key, value, out, stats)
 
 
-def _attention_backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _attention_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
     query, key, value, out, stats = ctx.saved_tensors
+    if transforms.are_active(grad):
+        return *_plain_gradients(query, key, value, None, ctx.options, grad)[:3], *[None] * 4
     grad = grad.to(value.dtype)
     dquery, dkey, dvalue, _ = torch.ops.ccnet.criss_cross_backward.default(
         query, key, value, out, stats, grad, None, *ctx.options
@@ -156,8 +172,13 @@ def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(query, key, value, out, stats, gamma)
 
 
-def _residual_backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+def _residual_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 10
     query, key, value, out, stats, gamma = ctx.saved_tensors
+    if transforms.are_active(grad):
+        dquery, dkey, dvalue, dgamma = _plain_gradients(query, key, value, gamma, ctx.options, grad)
+        return dquery, dkey, dvalue, grad, dgamma, *[None] * 5
     dquery, dkey, dvalue, delta = torch.ops.ccnet.criss_cross_backward.default(
         query, key, value, out, stats, grad.to(value.dtype), gamma, *ctx.options
     )

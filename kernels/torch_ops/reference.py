@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call, Options
+from .transforms import without_autocast
 
 
 def attend(call: Call[Tensor]) -> Tensor:
@@ -26,7 +27,7 @@ def attend(call: Call[Tensor]) -> Tensor:
 
 def _attended_value(call: Call[Tensor]) -> Tensor:
     query, key, value, options, *_ = call
-    with torch.autocast(query.device.type, enabled=False):  # autocast would cast the products back to half precision
+    with without_autocast(query.device.type):  # autocast would cast the products back to half precision
         attention = _attention(query, key, options)
         value_last = _channels_last(value, options.channel_axis).to(attention[0].dtype)
         *others, last = zip(options.axes, attention, strict=True)
@@ -42,7 +43,7 @@ def _attended_value(call: Call[Tensor]) -> Tensor:
 
 def attention_weights(query: Tensor, key: Tensor, position: Sequence[int], recurrence: int, options: Options) -> Tensor:
     """Implement :func:`ccnet.kernels.criss_cross_weights`."""
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device.type):
         attention = _attention(query, key, options)
         batch_and_space = _channels_last(query, options.channel_axis).shape[:-1]
         row = torch.zeros(batch_and_space, dtype=attention[0].dtype, device=query.device)

@@ -1,0 +1,154 @@
+"""CrissCrossAttention under torch.func, forward mode, checkpoint, in-place changes, and on meta tensors."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.utils.checkpoint import checkpoint
+
+from ccnet.models import CrissCrossAttention, create_model, list_models
+
+needs_interpreter = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the Triton kernels take CPU tensors in its interpreter only"
+)
+BACKENDS = pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_interpreter)])
+RECOMPUTE = pytest.mark.parametrize("recompute", [False, True])
+
+
+def pair(backend, recompute=True):
+    """Return the module under test, an equal one that keeps the formula's arrays, and an input."""
+    module = CrissCrossAttention(8, backend=backend, recompute=recompute)
+    nn.init.ones_(module.gamma)
+    oracle = CrissCrossAttention(8, backend="reference", recompute=False)
+    oracle.load_state_dict(module.state_dict())
+    return module, oracle, torch.randn(2, 8, 3, 2).to(memory_format=torch.channels_last)
+
+
+def assert_close(got, want):
+    got, want = torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(want)
+    for ours, theirs in zip(got, want, strict=True):
+        assert (ours - theirs).abs().max() < 1e-4 * max(1, theirs.abs().max())
+
+
+@RECOMPUTE
+@BACKENDS
+def test_torch_func(backend, recompute):
+    module, oracle, x = pair(backend, recompute)
+    parameters = {key: parameter.detach() for key, parameter in module.named_parameters()}
+    tangents = {key: torch.randn_like(parameter) for key, parameter in parameters.items()}
+    results = []
+    for network in (module, oracle):
+
+        def apply(parameters, x, network=network):
+            return functional_call(network, parameters, (x,))
+
+        gradient = grad(lambda *inputs, apply=apply: apply(*inputs).square().sum())
+        results.append(
+            [
+                gradient(parameters, x),
+                vmap(gradient, (None, 0))(parameters, x[:, None]),
+                vmap(apply, (0, None))({key: torch.stack([p, 2 * p]) for key, p in parameters.items()}, x),
+                jvp(apply, (parameters, x), (tangents, x)),
+                jacrev(network)(x[:1, :, :2]),
+            ]
+        )
+    assert_close(*results)
+
+
+@RECOMPUTE
+@BACKENDS
+def test_forward_mode(backend, recompute):
+    module, oracle, x = pair(backend, recompute)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        assert_close(*(forward_ad.unpack_dual(network(dual)).tangent for network in (module, oracle)))
+
+
+@BACKENDS
+def test_gradients_are_those_of_the_weights_of_a_functional_call(backend):
+    """The module has its own weights again when the backward pass projects again."""
+    module, oracle, x = pair(backend)
+    results = []
+    for network in (module, oracle):
+        others = {key: (1.5 * p.detach()).requires_grad_() for key, p in module.named_parameters()}
+        out = functional_call(network, others, (x,))
+        results.append(torch.autograd.grad(out.square().sum(), list(others.values())))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("changed", ["gamma", "query_conv.weight", "value_conv.bias", "x"])
+@needs_interpreter
+def test_an_in_place_change_before_the_backward_pass_is_an_error(changed):
+    module, _, x = pair("triton")
+    module.query_conv.requires_grad_(False)
+    out = module(x)
+    with torch.no_grad():
+        (x if changed == "x" else module.get_parameter(changed)).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@RECOMPUTE
+@BACKENDS
+def test_checkpoint(backend, recompute, use_reentrant):
+    module, oracle, x = pair(backend, recompute)
+    results = []
+    for function in (lambda x: checkpoint(module, x, use_reentrant=use_reentrant), oracle):
+        leaf = x.clone().requires_grad_()
+        function(leaf).square().sum().backward()
+        results.append(leaf.grad)
+    assert_close(results, [results[1]] * 2)
+    assert_close([p.grad for p in module.parameters()], [p.grad for p in oracle.parameters()])
+
+
+@RECOMPUTE
+@BACKENDS
+def test_the_callers_hooks_get_every_saved_tensor(backend, recompute):
+    """The module's own hooks would hide its tensors from those of a checkpoint around it, which would drop none."""
+    module, _, x = pair(backend, recompute)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: packed.append(tensor.shape), lambda _: None):
+        module(x.requires_grad_())
+    assert x.shape in packed
+    assert module.gamma.shape in packed
+
+
+@BACKENDS
+def test_saved_tensor_hooks_may_be_forbidden(backend):
+    module, oracle, x = pair(backend)
+    with torch.autograd.graph.disable_saved_tensors_hooks("no hooks here"):
+        assert_close(module(x), oracle(x))
+
+
+@needs_interpreter
+def test_compiles_without_a_graph_break():
+    module, oracle, x = pair("triton")
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    results = [
+        torch.autograd.grad(network(x).square().sum(), list(owner.parameters()))
+        for network, owner in ((compiled, module), (oracle, oracle))
+    ]
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("name", sorted(set(list_models()) - {"mask_rcnn"}))
+def test_create_model_on_meta(name):
+    """Mask R-CNN is built on meta too, but how many objects it finds depends on the image."""
+    with torch.device("meta"):
+        network = create_model(name, num_classes=3, backbone="resnet10t").eval()
+        size = (2, 33, 33) if name.endswith("3d") else (33, 33)
+        out = network(torch.rand(1, 3, *size))["out"]
+    assert (out.shape, out.device.type) == ((1, 3, *size), "meta")
+
+
+@BACKENDS
+def test_a_module_built_on_meta_trains_once_it_has_weights(backend):
+    with torch.device("meta"):
+        module = CrissCrossAttention(8, gamma="fixed", backend=backend)
+    module(torch.empty(2, 8, 3, 2, device="meta")).sum().backward()
+    same = CrissCrossAttention(8, gamma="fixed", backend="reference")
+    module.to_empty(device="cpu").load_state_dict(same.state_dict())
+    x = torch.randn(2, 8, 3, 2)
+    assert_close(module(x), same(x))
