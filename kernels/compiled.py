@@ -62,7 +62,7 @@ def compile_launch(kernel: str, launch: plan.Launch, dtype: str, capability: tup
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+        options=launch.options,
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 CONFIGS = Path(__file__).parent / "configs"
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 MIN_CAPABILITY = (8, 0)
+# By major compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.8 for Blackwell),
+# which assembles what Triton compiles for JAX. Triton's own ptxas may be newer.
+PTX_VERSIONS = {8: 85, 9: 85, 10: 87, 12: 87}
 MAX_QUERY_CHANNELS = 128  # a tile holds all of them at once, within registers; value channels go in slabs
 
 
@@ -85,6 +88,12 @@ class Launch(NamedTuple):
     num_warps: int
     num_stages: int
     compiled: dict[Any, Any]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Triton's options, the same for every framework and for the compile tests."""
+        # Triton fuses multiplications and additions up to 3.9, and from 3.10 on only where asked to.
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
 def kept_dtype(dtype: str) -> str:
