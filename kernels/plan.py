@@ -269,8 +269,9 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         if kernel == "backward":
             if wide:
                 # Two warps of 16 queries cannot hold 128 channels of query, key and their gradients. Four can, and in
-                # slabs of 32 each has columns of its own. Prefetching the next slab would spill.
-                return Tile(16, 16, 32, 4, 1)
+                # slabs of 64 each has columns of its own. Prefetching the next slab would spill, and so do slabs of
+                # 32 without gamma.
+                return Tile(16, 16, 64, 4, 1)
             return Tile(32, 32, 16, 4, 2) if datacenter else Tile(16, 16, 32, 2, 2)
         warps = 8 if blackwell else 4  # Blackwell's products read shared memory, so more warps repeat none of them
         if wide:
