@@ -50,7 +50,8 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
     for planned in launches:
         if previous is not None:  # a pass reads the statistics of the pass before while it writes its own
             stats = torch.empty_like(stats)
-        arrays = query, key, value, out, stats, previous, residual, call.gamma, result
+        added = (residual, call.gamma, result) if planned.constants["HAS_RESIDUAL"] else (None, None, None)
+        arrays = query, key, value, out, stats, previous, *added
         launch.run(line_forward_kernel, planned, arrays, strides, call.options.scale)
         previous = stats
     return out, stats
