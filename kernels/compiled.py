@@ -38,12 +38,14 @@ class Report(NamedTuple):
         stack: bytes per thread; more than 0 if registers were spilled.
         shared: bytes of shared memory per block.
         tensor_core: whether it multiplies on tensor cores.
+        in_flight: at each wait in an innermost loop, how many copies to shared memory may still be on their way.
     """
 
     registers: int
     stack: int
     shared: int
     tensor_core: bool
+    in_flight: tuple[int, ...]
 
 
 def compile_case(case: Case, capability: tuple[int, int]) -> Report:
@@ -71,7 +73,15 @@ def compile_case(case: Case, capability: tuple[int, int]) -> Report:
     assert found is not None, usage
     registers, stack = map(int, found.groups())
     tensor_core = any(name in compiled.asm["ptx"] for name in TENSOR_CORE)
-    return Report(registers, stack, compiled.metadata.shared, tensor_core)
+    return Report(registers, stack, compiled.metadata.shared, tensor_core, _in_flight(compiled.asm["ptx"]))
+
+
+def _in_flight(ptx: str) -> tuple[int, ...]:
+    # A loop is a label with a later branch back to it; the lookahead finds loops inside loops.
+    loops = re.findall(r"(?ms)^(?=(\$L__BB\w+):(.*?)\bbra(?:\.uni)?\s+\1;)", ptx)
+    bodies = [body for _, body in loops]
+    innermost = [body for body in bodies if not any(other in body for other in bodies if other is not body)]
+    return tuple(int(copies) for body in innermost for copies in re.findall(r"cp\.async\.wait_group\s+(\d+)", body))
 
 
 def _argument_type(name: str, pointers: dict[str, str | None]) -> str:

@@ -288,14 +288,15 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         if tall and not wide:
             return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
         return Tile(64, 32, 128, 4, 3)
+    # With two stages the loop over slabs would wait for the copies that it has just issued.
     if wide:
-        return Tile(64, 64, 32, 8, 2) if datacenter else Tile(32, 32, 32, 4, 2)
+        return Tile(64, 64, 32, 8, 3) if datacenter else Tile(32, 32, 32, 4, 3)
     if length <= 64:
-        return Tile(64, 64, 32, 4, 2)
+        return Tile(64, 64, 32, 4, 3)
     if length <= 128:
-        return Tile(128, 128 if datacenter else 64, 32, 8, 2)
+        return Tile(128, 128 if datacenter else 64, 32, 8, 3)
     block_n = 64 if datacenter else 32
-    return Tile(128, block_n, 32, 8, 2) if tall else Tile(64, block_n, 32, 4, 2)
+    return Tile(128, block_n, 32, 8, 3) if tall else Tile(64, block_n, 32, 4, 3)
 
 
 class Cost(NamedTuple):

@@ -58,6 +58,18 @@ def test_a_spill_is_a_fault(compilers):
     assert "spilled" in compilers.submit(launch_set.fault, "sm_80", case._replace(launch=launch)).result()
 
 
+@pytest.mark.parametrize("gpu", launch_set.GPUS)
+def test_a_backward_loop_that_waits_for_its_last_copy_is_a_fault(gpu, compilers):
+    """Two stages wait for the copies that were issued last (cp.async.wait_group 0), three for earlier ones."""
+    problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16")
+    case = launch_cases.backward_cases(problem, launch_set.GPUS[gpu])[-1]
+    # The kernel names its loop's stages itself; a third for the compiler keeps the fault from excusing them.
+    two_stages = case._replace(launch=case.launch._replace(constants=case.launch.constants | {"STAGES": 2}))
+    three, two = (compilers.submit(launch_set.fault, gpu, each) for each in (case, two_stages))
+    assert three.result() is None
+    assert "waits for its last copy: (0" in two.result()
+
+
 def test_every_supported_triton_is_compiled_with():
     """The Makefile, CI and the README name the same minor versions."""
     minors = re.search(r"^TRITON := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
