@@ -255,10 +255,11 @@ def table_path(device_name: str) -> Path:
 def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     """Return a tile that compiles without spills for sm_80, sm_90 and sm_100: see ``launch_set.py``.
 
-    In half precision, a line of up to 128 is one tile. On longer lines, and in float32, whose three TF32 products need
-    three times the registers, the kernels loop, in tiles small enough that a line just above a power of two (129 and
-    257 come from crops of 1025 and 2049 at stride 8) is not padded to the next one. A warp owns 16 queries, and more
-    warps would repeat each other's products.
+    In half precision, a line of up to 128 is one tile; on Hopper and datacenter Blackwell the forward pass also holds
+    161 to 256 keys in one. On other lines, and in float32, whose three TF32 products need three times the registers,
+    the kernels loop, in tiles small enough that a line just above a power of two (129 and 257 come from crops of 1025
+    and 2049 at stride 8) is not padded to the next one. A warp owns 16 queries, and more warps would repeat each
+    other's products.
     """
     # Consumer GPUs, also newer ones, have Ampere's matrix instructions and small shared memory.
     hopper, blackwell = (device.capability[0] == major for major in (9, 10))
@@ -285,6 +286,9 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         if length <= 128:
             # With slabs of 32 two programs share a multiprocessor, and one loads while the other multiplies.
             return Tile(128, 128, 32, 8, 3) if datacenter or wide else Tile(128, 128, 64, 8, 2)
+        if datacenter and not wide and 160 < length <= 256:
+            # The loop over keys would repeat the scores for each slab of 128 channels.
+            return Tile(128, 256, 32, 8, 3) if tall else Tile(64, 256, 32, 4, 3)
         if tall and not wide:
             return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
         return Tile(64, 32, 128, 4, 3)

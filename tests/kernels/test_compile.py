@@ -4,6 +4,7 @@ The compiler runs in processes of its own, since Triton may be the interpreter i
 """
 
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import re
@@ -68,6 +69,17 @@ def test_a_backward_loop_that_waits_for_its_last_copy_is_a_fault(gpu, compilers)
     three, two = (compilers.submit(launch_set.fault, gpu, each) for each in (case, two_stages))
     assert three.result() is None
     assert "waits for its last copy: (0" in two.result()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_table_pins_the_tiles_of_the_rule(dtype):
+    """No tile was measured yet, and one changed in the rule alone would not be used."""
+    if any(row["median_us"] is not None for row in plan.load_table("NVIDIA H200")):
+        pytest.skip("the table was tuned")
+    rule, table = (launch_set.GPUS["sm_90"]._replace(name=name) for name in ("none", "NVIDIA H200"))
+    for kernel, length in itertools.product(("forward", "backward"), range(1, 321)):
+        problem = plan.Problem(8, (length, length), (0, 1), 64, 512, dtype)
+        assert plan.choose_tile(kernel, problem, length, table) == plan.choose_tile(kernel, problem, length, rule)
 
 
 def test_every_supported_triton_is_compiled_with():
