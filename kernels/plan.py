@@ -118,11 +118,11 @@ def forward_launches(
         one_key_tile = length <= tile.block_n
         slabs = -(-problem.value_channels // tile.block_c)
         blocks = lines * -(-length // tile.block_m)
-        # Another group of slabs repeats the scores, D of D + C of the work; idle processors cost more.
+        # Another group of slabs repeats the scores, D of D + C of the work: worth it for idle processors alone.
         splits = slabs
         if one_key_tile:
             splits = 1
-            while splits < slabs and blocks * splits < 2 * device.processors:
+            while splits < slabs and blocks * splits < device.processors:
                 splits *= 2
         constants = {
             "MASK_SELF": not last,

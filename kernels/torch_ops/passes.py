@@ -130,9 +130,9 @@ def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
 
 @cache
 def device_of(index: int | None) -> plan.Device:
-    """Return the properties of a GPU on which tile sizes depend; the interpreter (None) is taken for a Hopper."""
+    """Return the properties of a GPU on which tile sizes depend; the interpreter (None) is taken for a small Hopper."""
     if index is None:
-        return plan.Device("interpreter", (9, 0), 1, 232448)
+        return plan.Device("interpreter", (9, 0), 2, 232448)
     properties = torch.cuda.get_device_properties(index)
     return plan.Device(
         properties.name,

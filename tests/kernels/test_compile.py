@@ -169,6 +169,14 @@ def test_pinned_rows_of_the_devices_file_win_over_the_rule(tmp_path, monkeypatch
     assert plan.choose_tile("backward", problem, 97, device) != plan.Tile(**tile)
 
 
+@pytest.mark.parametrize(("batch", "splits"), [(1, 2), (8, 1)])
+def test_a_line_is_split_until_every_processor_has_a_program(batch, splits):
+    """A split repeats the scores: 97 lines on 132 processors take two, 776 none."""
+    problem = plan.Problem(batch, (97, 97), (0, 1), 64, 512, "bfloat16")
+    launches = plan.forward_launches(problem, launch_set.GPUS["sm_90"])
+    assert [launch.constants["SPLITS"] for launch in launches] == [splits, splits]
+
+
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 @pytest.mark.parametrize("length", [129, 257, 513])
 def test_no_cliff_above_a_power_of_two(kernel, length):
