@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ..kernels import plan
+from ..kernels.launch_cases import backward_cases, forward_cases
 from . import peers
 from .compare_torch import calls_of, largest_error, make_inputs
 from .comparison_rows import TOLERANCE
@@ -25,12 +26,12 @@ def candidates(problem: plan.Problem, length: int) -> list[plan.Tile]:
 
 
 def fits(kernel: str, problem: plan.Problem, device: plan.Device) -> bool:
-    """Return True if the current tile compiles without spills and fits into the GPU's shared memory."""
-    from ..kernels.compiled import compile_launch
+    """Return True if the pinned tile compiles without spills and fits into the GPU's shared memory."""
+    from ..kernels.compiled import compile_case
 
-    make = plan.forward_launches if kernel == "forward" else plan.backward_launches
-    for launch in make(problem, device):
-        report = compile_launch(kernel, launch, problem.dtype, device.capability)
+    make = forward_cases if kernel == "forward" else backward_cases
+    for case in make(problem, device):
+        report = compile_case(case, device.capability)
         if report.stack or report.shared > device.shared_memory:
             return False
     return True

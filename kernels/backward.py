@@ -48,7 +48,8 @@ def _accumulate(
     if LAST and not ONCE:
         last = visit == visits - 1
     if not first:
-        x += tl.load(partial_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        # Not `x +=`, which folds into the product as its accumulator: that does not compile in the pipelined loop.
+        x = tl.fma(x, 1.0, tl.load(partial_ptr + offs, mask=mask, other=0.0).to(tl.float32))
     if last:
         tl.store(result_ptr + offs, x.to(result_ptr.dtype.element_ty), mask=mask)
     else:

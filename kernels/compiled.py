@@ -18,9 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import plan
 from .backward import line_backward_kernel
 from .forward import line_forward_kernel
+from .launch_cases import Case
 
 KERNELS: dict[str, Any] = {"forward": line_forward_kernel, "backward": line_backward_kernel}
 TRITON_DTYPE = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -38,31 +38,32 @@ class Report(NamedTuple):
         stack: bytes of stack per thread; more than 0 if registers were spilled.
         shared: bytes of shared memory per block.
         tensor_core: whether the launch uses tensor cores.
+        in_flight: the number of copies to shared memory that may still be in flight, at each wait in an innermost loop.
     """
 
     registers: int
     stack: int
     shared: int
     tensor_core: bool
+    in_flight: tuple[int, ...]
 
 
-def compile_launch(kernel: str, launch: plan.Launch, dtype: str, capability: tuple[int, int]) -> Report:
-    """Compile a launch of ``kernel`` ("forward" or "backward") for a compute capability and report its resources."""
-    function = KERNELS[kernel]
-    constants = dict(launch.constants)
-    if kernel == "forward" and not constants["HAS_RESIDUAL"]:
-        constants |= {"residual_ptr": None, "gamma_ptr": None, "result_ptr": None}
+def compile_case(case: Case, capability: tuple[int, int]) -> Report:
+    """Compile a launch for a compute capability and report its resources."""
+    function = KERNELS[case.kernel]
+    unused = {name: None for name, dtype in case.pointers.items() if dtype is None}
+    constants = case.launch.constants | unused
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, name in enumerate(function.arg_names):
-        signature[name] = "constexpr" if name in constants else _argument_type(name, dtype, launch)
+        signature[name] = "constexpr" if name in constants else _argument_type(name, case.pointers)
         # As the launcher infers from real arrays: 16-byte aligned pointers, strides that are multiples of 16.
         if name not in constants and name.endswith(("_ptr", "_stride")):
             attributes[(index,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+        options={**case.launch.options, "ptx_version": case.ptx_version},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -72,24 +73,19 @@ def compile_launch(kernel: str, launch: plan.Launch, dtype: str, capability: tup
     assert found is not None, usage
     registers, stack = map(int, found.groups())
     tensor_core = any(name in compiled.asm["ptx"] for name in TENSOR_CORE)
-    return Report(registers, stack, compiled.metadata.shared, tensor_core)
+    return Report(registers, stack, compiled.metadata.shared, tensor_core, _in_flight(compiled.asm["ptx"]))
 
 
-def _argument_type(name: str, dtype: str, launch: plan.Launch) -> str:
+def _in_flight(ptx: str) -> tuple[int, ...]:
+    # A loop is a label with a later branch back to it; the lookahead finds loops inside loops.
+    loops = re.findall(r"(?ms)^(?=(\$L__BB\w+):(.*?)\bbra(?:\.uni)?\s+\1;)", ptx)
+    bodies = [body for _, body in loops]
+    innermost = [body for body in bodies if not any(other in body for other in bodies if other is not body)]
+    return tuple(int(copies) for body in innermost for copies in re.findall(r"cp\.async\.wait_group\s+(\d+)", body))
+
+
+def _argument_type(name: str, pointers: dict[str, str | None]) -> str:
     if name == "scale":
         return "fp32"
-    if not name.endswith("_ptr"):
-        return "i32"
-    if name == "partial_dvalue_ptr":
-        wide = plan.backward_partials((launch,))[2]
-        return "*fp32" if wide else f"*{TRITON_DTYPE[dtype]}"
-    if name.startswith("partial_") or name in (
-        "stats_ptr",
-        "previous_stats_ptr",
-        "gamma_ptr",
-        "delta_ptr",
-    ):
-        return "*fp32"
-    if name == "out_ptr":
-        dtype = plan.kept_dtype(dtype)
-    return f"*{TRITON_DTYPE[dtype]}"
+    dtype = pointers.get(name)
+    return "i32" if dtype is None else f"*{TRITON_DTYPE[dtype]}"

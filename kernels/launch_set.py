@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from . import plan
+from .launch_cases import Case, backward_cases, for_jax, forward_cases
 
 GPUS = {
     "sm_80": plan.Device("A100", (8, 0), 108, 166912),
@@ -23,28 +24,40 @@ GPUS = {
 # (dtype, D, lengths) at the paper's C = 512. The lengths cover every branch of the tile rule: crops of 769, 1025 and
 # 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
 SHAPES = [
-    ("bfloat16", 64, (64, 97, 129, 200, 256)),
+    ("bfloat16", 64, (64, 97, 129, 177, 200, 256)),
     ("bfloat16", 128, (97,)),
     ("float32", 64, (97,)),
     ("float32", 128, (97,)),
 ]
+# One axis is the first pass and the last at once, three have a pass between. Beside lines of 256, which add up several
+# tiles, lines of 128 leave their partial sums in float32 too.
+OTHER_SPACES = [(97,), (97, 97, 97), (128, 256), (256, 128)]
 
 
-def launches(gpu: str, fused: tuple[bool, ...] = (True, False)) -> list[tuple[str, plan.Launch, str]]:
-    """Return each distinct (kernel, launch, dtype) of the last pass, which does the most work, and of all at length 97.
+def cases(gpu: str) -> list[Case]:
+    """Return every distinct launch: each pass, with and without gamma or residual, as torch and as JAX make it.
+
+    JAX's launches differ only in their PTX version, and are included for lines of 97 and 129.
 
     Args:
         gpu: a name in `GPUS`.
-        fused: forward variants at length 97, with the residual (True) or without; other lengths always have it.
     """
     shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else SHAPES
-    found: dict[tuple[Any, ...], tuple[str, plan.Launch, str]] = {}
-    for device, (dtype, query_channels, lengths) in itertools.product(_with_tables(gpu), shapes):
-        for length in lengths:
-            problem = plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
-            for kernel, launch in _passes(problem, device, fused if length == 97 else (True,)):
-                constants = tuple(sorted(launch.constants.items()))
-                found[kernel, dtype, constants, launch.num_warps, launch.num_stages] = (kernel, launch, dtype)
+    problems = [
+        plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
+        for dtype, query_channels, lengths in shapes
+        for length in lengths
+    ]
+    problems += [plan.Problem(1, spatial, tuple(range(len(spatial))), 64, 512, "bfloat16") for spatial in OTHER_SPACES]
+    found: dict[Any, Case] = {}
+    for device, problem in itertools.product(_with_tables(gpu), problems):
+        made = list(_calls(problem, device))
+        if problem.spatial in ((97, 97), (129, 129)):
+            made += [for_jax(case, device.capability) for case in made]
+        for case in made:
+            constants, pointers = (tuple(sorted(part.items())) for part in (case.launch.constants, case.pointers))
+            options = tuple(case.launch.options.items())
+            found.setdefault((case.kernel, constants, pointers, options, case.ptx_version), case)
     return list(found.values())
 
 
@@ -55,40 +68,48 @@ def _with_tables(gpu: str) -> list[plan.Device]:
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 
 
-def _passes(problem: plan.Problem, device: plan.Device, fused: tuple[bool, ...]) -> Iterator[tuple[str, plan.Launch]]:
-    for has_residual in fused:
-        yield "forward", plan.forward_launches(problem, device, has_residual)[-1]
-    backward = plan.backward_launches(problem, device, has_gamma=True)
-    for launch in backward if problem.spatial == (97, 97) else backward[-1:]:
-        yield "backward", launch
+def _calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
+    yield from forward_cases(problem, device)
+    # Autocast leaves a residual in float32, whatever the value is in.
+    residuals = {problem.dtype, "float32"} if problem.spatial == (97, 97) else {problem.dtype}
+    for residual in sorted(residuals):
+        for save_out in (True, False):
+            yield from forward_cases(problem, device, residual, save_out)
+    for has_gamma in (True, False):
+        yield from backward_cases(problem, device, has_gamma)
 
 
-def fault(gpu: str, kernel: str, launch: plan.Launch, dtype: str) -> str | None:
+def fault(gpu: str, case: Case) -> str | None:
     """Compile a launch and describe what is wrong with it; return None if nothing is."""
     os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it on its first import, which follows
-    from .compiled import compile_launch
+    from .compiled import compile_case
 
     try:
-        report = compile_launch(kernel, launch, dtype, GPUS[gpu].capability)
+        report = compile_case(case, GPUS[gpu].capability)
     except Exception as error:  # the compiler raises many exception types
         return f"does not compile: {str(error).splitlines()[0]}"
     if report.stack:
         return f"{report.stack} bytes of registers spilled"
     if report.shared > GPUS[gpu].shared_memory:
         return f"needs {report.shared} bytes of shared memory, the GPU has {GPUS[gpu].shared_memory}"
-    return None if report.tensor_core else "does not use tensor cores"
+    if not report.tensor_core:
+        return "does not use tensor cores"
+    # With two stages, the loop waits for the copies it has just issued, and so for their full latency.
+    if case.kernel == "backward" and case.launch.num_stages > 2 and min(report.in_flight, default=0) == 0:
+        return f"the loop over slabs waits for its last copy: {report.in_flight} in flight"
+    return None
 
 
 def main() -> int:
-    """Compile all launches in two processes, print what is wrong, and return the exit status."""
+    """Compile all launches on all processors, print what is wrong, and return the exit status."""
     import triton  # pyright: ignore[reportMissingTypeStubs]
 
     started = time.monotonic()
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [(gpu, *job, pool.submit(fault, gpu, *job)) for gpu in GPUS for job in launches(gpu)]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [(gpu, case, pool.submit(fault, gpu, case)) for gpu in GPUS for case in cases(gpu)]
         found = [job for job in jobs if job[-1].result() is not None]
-    for gpu, kernel, launch, dtype, job in found:
-        print(f"{gpu} {kernel} {dtype}: {job.result()}: {launch.constants}, {launch.num_warps} warps")
+    for gpu, case, job in found:
+        print(f"{gpu} {case.kernel}: {job.result()}: {case}")
     seconds = time.monotonic() - started
     print(f"triton {triton.__version__}: {len(jobs)} launches, {len(found)} failed, {seconds:.0f} s", flush=True)
     return 1 if found else 0

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 CONFIGS = Path(__file__).parent / "configs"
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 MIN_CAPABILITY = (8, 0)
+# By major compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.8 for Blackwell),
+# which assembles what Triton compiles for JAX. Triton's own ptxas may be newer.
+PTX_VERSIONS = {8: 85, 9: 85, 10: 87, 12: 87}
 MAX_QUERY_CHANNELS = 128  # a tile holds all of them at once, within registers; value channels go in slabs
 
 
@@ -86,6 +89,12 @@ class Launch(NamedTuple):
     num_stages: int
     compiled: dict[Any, Any]
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Triton's options, the same for every framework and for the compile tests."""
+        # Triton fuses multiplications and additions up to 3.9, and from 3.10 on only where asked to.
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
 
 def kept_dtype(dtype: str) -> str:
     """Return the dtype of the output that the backward pass reads: float32 for float16, else the value's.
@@ -109,11 +118,11 @@ def forward_launches(
         one_key_tile = length <= tile.block_n
         slabs = -(-problem.value_channels // tile.block_c)
         blocks = lines * -(-length // tile.block_m)
-        # Each extra group of slabs recomputes the scores, D / (D + C) of the FLOPs; idle multiprocessors cost more.
+        # Each extra group of slabs recomputes the scores, D / (D + C) of the FLOPs: worth it only for idle processors.
         splits = slabs
         if one_key_tile:
             splits = 1
-            while splits < slabs and blocks * splits < 2 * device.processors:
+            while splits < slabs and blocks * splits < device.processors:
                 splits *= 2
         constants = {
             "MASK_SELF": not last,
@@ -246,10 +255,11 @@ def table_path(device_name: str) -> Path:
 def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     """Return a tile that compiles without spills for sm_80, sm_90 and sm_100 (see ``launch_set.py``).
 
-    In half precision, a line of up to 128 positions is one tile. The kernels loop over tiles for longer lines, and for
-    float32, whose three TF32 products need three times the registers. These tiles are small enough that a line just
-    above a power of two (129 and 257, from crops of 1025 and 2049 at stride 8) is not padded to the next one. Each warp
-    owns 16 queries; additional warps would duplicate products.
+    In half precision, a line of up to 128 is one tile; on Hopper and datacenter Blackwell the forward pass also holds
+    161 to 256 keys in one. On other lines, and in float32, whose three TF32 products need three times the registers,
+    the kernels loop, in tiles small enough that a line just above a power of two (129 and 257 come from crops of 1025
+    and 2049 at stride 8) is not padded to the next one. A warp owns 16 queries, and more warps would repeat each
+    other's products.
     """
     # Consumer GPUs, even newer ones, have Ampere's matrix instructions and little shared memory.
     hopper, blackwell = (device.capability[0] == major for major in (9, 10))
@@ -260,8 +270,9 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         if kernel == "backward":
             if wide:
                 # Two warps of 16 queries cannot hold 128 channels of query, key and their gradients. Four can, and in
-                # slabs of 32 each has columns of its own. Prefetching the next slab would spill.
-                return Tile(16, 16, 32, 4, 1)
+                # slabs of 64 each has columns of its own. Prefetching the next slab would spill, and so do slabs of
+                # 32 without gamma.
+                return Tile(16, 16, 64, 4, 1)
             return Tile(32, 32, 16, 4, 2) if datacenter else Tile(16, 16, 32, 2, 2)
         warps = 8 if blackwell else 4  # Blackwell's MMAs read shared memory, so extra warps duplicate nothing
         if wide:
@@ -275,17 +286,21 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         if length <= 128:
             # With slabs of 32, two programs share a multiprocessor, so that one loads while the other multiplies.
             return Tile(128, 128, 32, 8, 3) if datacenter or wide else Tile(128, 128, 64, 8, 2)
+        if datacenter and not wide and 160 < length <= 256:
+            # The loop over keys would repeat the scores for each slab of 128 channels.
+            return Tile(128, 256, 32, 8, 3) if tall else Tile(64, 256, 32, 4, 3)
         if tall and not wide:
             return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
         return Tile(64, 32, 128, 4, 3)
+    # With two stages the loop over slabs would wait for the copies that it has just issued.
     if wide:
-        return Tile(64, 64, 32, 8, 2) if datacenter else Tile(32, 32, 32, 4, 2)
+        return Tile(64, 64, 32, 8, 3) if datacenter else Tile(32, 32, 32, 4, 3)
     if length <= 64:
-        return Tile(64, 64, 32, 4, 2)
+        return Tile(64, 64, 32, 4, 3)
     if length <= 128:
-        return Tile(128, 128 if datacenter else 64, 32, 8, 2)
+        return Tile(128, 128 if datacenter else 64, 32, 8, 3)
     block_n = 64 if datacenter else 32
-    return Tile(128, block_n, 32, 8, 2) if tall else Tile(64, block_n, 32, 4, 2)
+    return Tile(128, block_n, 32, 8, 3) if tall else Tile(64, block_n, 32, 4, 3)
 
 
 class Cost(NamedTuple):

@@ -23,12 +23,10 @@ from jax import lax
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..plan import Launch
+from ..plan import PTX_VERSIONS, Launch
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _ALIGNMENT = 16  # bytes of a pointer, or elements of a stride, that let the compiler load 16 bytes at a time
-# The PTX versions of the oldest ptxas that JAX supports (CUDA 12.6; 12.8 for Blackwell); Triton's own may be newer.
-_PTX_VERSIONS = {8: 85, 9: 85, 10: 87, 12: 87}
 
 
 class Updated(NamedTuple):
@@ -99,7 +97,8 @@ def launch(
     parameters = tuple((name, _parameter(kernel, name, arguments[name])) for name in names)
     arch = 10 * capability[0] + capability[1]
     sorted_constants = tuple(sorted(constants.items()))
-    opaque = _call(kernel, parameters, sorted_constants, planned.grid, planned.num_warps, planned.num_stages, arch)
+    options = {**planned.options, "ptx_version": PTX_VERSIONS.get(capability[0])}
+    opaque = _call(kernel, parameters, sorted_constants, planned.grid, tuple(options.items()), arch)
     return dict(zip(made, call(*operands, opaque=opaque), strict=True))
 
 
@@ -122,8 +121,7 @@ def _call(
     parameters: tuple[tuple[str, tuple[str, bool, Any]], ...],
     constants: tuple[tuple[str, Any], ...],
     grid: int,
-    num_warps: int,
-    num_stages: int,
+    options: tuple[tuple[str, Any], ...],
     arch: int,
 ) -> bytes:
     """Compile the kernel and return everything about the call except its buffers, in JAX's serialised format."""
@@ -138,10 +136,10 @@ def _call(
     compiled = triton.compile(
         ASTSource(kernel, signature, dict(constants), attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": num_warps, "num_stages": num_stages, "ptx_version": _PTX_VERSIONS.get(arch // 10)},
+        options=dict(options),
     )
     made = library.TritonKernel(
-        compiled.metadata.name, num_warps, 1, compiled.metadata.shared, compiled.asm["ptx"], "", arch
+        compiled.metadata.name, compiled.metadata.num_warps, 1, compiled.metadata.shared, compiled.asm["ptx"], "", arch
     )
     values = [
         library.create_array_parameter(0, _ALIGNMENT) if value is None else library.create_scalar_parameter(value, kind)

@@ -47,9 +47,7 @@ def run(
         compiled, constants = found
         compiled[(launch.grid, 1, 1)](*arguments, *constants)
         return
-    compiled = kernel[(launch.grid,)](
-        *arguments, **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages
-    )
+    compiled = kernel[(launch.grid,)](*arguments, **launch.constants, **launch.options)
     if not is_interpreted():
         constants = [launch.constants[name] for name in kernel.arg_names[len(arguments) :]]
         launch.compiled[kind] = compiled, constants

@@ -50,7 +50,8 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
     for planned in launches:
         if previous is not None:  # a pass reads the previous statistics while it writes its own
             stats = torch.empty_like(stats)
-        arrays = query, key, value, out, stats, previous, residual, call.gamma, result
+        added = (residual, call.gamma, result) if planned.constants["HAS_RESIDUAL"] else (None, None, None)
+        arrays = query, key, value, out, stats, previous, *added
         launch.run(line_forward_kernel, planned, arrays, strides, call.options.scale)
         previous = stats
     return out, stats
@@ -129,9 +130,9 @@ def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
 
 @cache
 def device_of(index: int | None) -> plan.Device:
-    """Return the GPU properties that determine tile sizes; the interpreter (None) counts as a Hopper GPU."""
+    """Return the properties of a GPU on which tile sizes depend; the interpreter (None) is taken for a small Hopper."""
     if index is None:
-        return plan.Device("interpreter", (9, 0), 1, 232448)
+        return plan.Device("interpreter", (9, 0), 2, 232448)
     properties = torch.cuda.get_device_properties(index)
     return plan.Device(
         properties.name,

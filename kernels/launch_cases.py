@@ -1,0 +1,76 @@
+"""The launches of a call with the dtypes of their pointers, as torch and JAX make them.
+
+A kernel is compiled for these dtypes, and for whether an unused pointer is passed or None. Both frameworks pass the
+same, which ``tests/kernels/test_launch_cases.py`` checks; for JAX, Triton writes an older PTX. This is arithmetic
+without torch, jax or triton, as in ``plan.py``.
+"""
+
+from typing import NamedTuple
+
+from . import plan
+
+
+class Case(NamedTuple):
+    """A launch as it is compiled.
+
+    Attributes:
+        kernel: "forward" or "backward".
+        launch: the planned launch.
+        pointers: dtype of each pointer by name, as "float16"; None where no array is passed.
+        ptx_version: version of PTX that JAX asks for, as 85; None for Triton's own choice, which torch takes.
+    """
+
+    kernel: str
+    launch: plan.Launch
+    pointers: dict[str, str | None]
+    ptx_version: int | None = None
+
+
+def forward_cases(
+    problem: plan.Problem, device: plan.Device, residual: str | None = None, save_out: bool = True
+) -> list[Case]:
+    """Return the forward pass's cases, one per axis.
+
+    Args:
+        problem: the call.
+        device: the GPU it runs on.
+        residual: dtype of the residual, if the call has one.
+        save_out: whether a backward pass will read the attention's output.
+    """
+    dtype = problem.dtype
+    found: list[Case] = []
+    for launch in plan.forward_launches(problem, device, residual is not None, save_out):
+        fused = launch.constants["HAS_RESIDUAL"]
+        pointers = {
+            **dict.fromkeys(("query_ptr", "key_ptr", "value_ptr"), dtype),
+            "out_ptr": plan.kept_dtype(dtype) if save_out else dtype,
+            "stats_ptr": "float32",
+            "previous_stats_ptr": "float32" if launch.constants["HAS_PREVIOUS"] else None,
+            "residual_ptr": residual if fused else None,
+            "gamma_ptr": "float32" if fused else None,
+            "result_ptr": residual if fused else None,
+        }
+        found.append(Case("forward", launch, pointers))
+    return found
+
+
+def backward_cases(problem: plan.Problem, device: plan.Device, has_gamma: bool = False) -> list[Case]:
+    """Return the backward pass's cases, one per axis; ``has_gamma`` if the forward pass added a residual."""
+    dtype = problem.dtype
+    launches = plan.backward_launches(problem, device, has_gamma)
+    gradients = ("dquery_ptr", "dkey_ptr", "dvalue_ptr")
+    wide = zip(gradients, plan.backward_partials(launches), strict=True)
+    pointers = {
+        **dict.fromkeys(("query_ptr", "key_ptr", "value_ptr", "grad_ptr", *gradients), dtype),
+        "out_ptr": plan.kept_dtype(dtype),
+        "stats_ptr": "float32",
+        "gamma_ptr": "float32" if has_gamma else None,
+        "delta_ptr": "float32",
+        **{f"partial_{name}": "float32" if is_wide else dtype for name, is_wide in wide},
+    }
+    return [Case("backward", launch, pointers) for launch in launches]
+
+
+def for_jax(case: Case, capability: tuple[int, int]) -> Case:
+    """Return the case as JAX compiles it for a compute capability."""
+    return case._replace(ptx_version=plan.PTX_VERSIONS.get(capability[0]))

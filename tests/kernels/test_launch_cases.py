@@ -1,0 +1,120 @@
+"""The cases that are compiled are the launches that torch and JAX make: same constants, pointers and dtypes."""
+
+import jax.numpy as jnp
+import pytest
+import torch
+
+from ccnet.kernels import launch_cases, plan
+from ccnet.kernels.call import Call, Options
+
+pytest.importorskip("triton", reason="triton is not installed")
+from ccnet.kernels.jax_ops import binding
+from ccnet.kernels.jax_ops import passes as jax_passes
+from ccnet.kernels.torch_ops import launch as torch_launch
+from ccnet.kernels.torch_ops import passes as torch_passes
+
+# (spatial, axes): one axis or two, one tile, several, or both; a pass between.
+SPACES = [((5,), (0,)), ((130,), (0,)), ((5, 6), (0, 1)), ((3, 130), (0, 1)), ((2, 3, 4), (0, 1, 2))]
+# (residual, save_out) of the forward pass.
+KINDS = [(None, True), ("float16", True), ("float16", False), ("float32", True), ("float32", False)]
+
+
+def call_of(make, spatial, axes, dtype, residual):
+    """Return a call on arrays that ``make`` makes of a shape and the name of a dtype."""
+    options = Options(axes, 1.0, "tf32x3", -1, "triton")
+    query, key, value = (make((2, *spatial, channels), dtype) for channels in (8, 8, 20))
+    if residual is None:
+        return Call(query, key, value, options, None, None)
+    return Call(query, key, value, options, make((2, *spatial, 20), residual), make((1,), "float32"))
+
+
+def problem_of(spatial, axes, dtype):
+    return plan.Problem(2, spatial, axes, 8, 20, dtype, widest_stride=20)
+
+
+def expected(cases):
+    return [(case.launch.constants, case.pointers) for case in cases]
+
+
+@pytest.fixture
+def torch_launches(monkeypatch):
+    """Return the list to which each launch of torch's passes adds its constants and its pointers' dtypes."""
+    made = []
+
+    def record(kernel, launch, arrays, strides, scale):
+        names = [name for name in kernel.arg_names if name.endswith("_ptr")]
+        dtypes = [None if array is None else str(array.dtype)[6:] for array in arrays]
+        made.append((launch.constants, dict(zip(names, dtypes, strict=True))))
+
+    monkeypatch.setattr(torch_launch, "run", record)
+    return made
+
+
+@pytest.fixture
+def jax_launches(monkeypatch):
+    """Return the list to which each launch of JAX's passes adds its constants and its pointers' dtypes."""
+    made = []
+
+    def record(kernel, planned, arguments, capability):
+        pointers = {name: value for name, value in arguments.items() if name.endswith("_ptr")}
+        arrays = {name: getattr(value, "array", value) for name, value in pointers.items()}
+        dtypes = {name: None if array is None else jnp.dtype(array.dtype).name for name, array in arrays.items()}
+        made.append((planned.constants, dtypes))
+        results = {name for name, value in pointers.items() if isinstance(value, binding.Updated | binding.Written)}
+        return {name: jnp.zeros(arrays[name].shape, arrays[name].dtype) for name in results}
+
+    monkeypatch.setattr(jax_passes, "launch", record)
+    return made
+
+
+def torch_array(shape, dtype):
+    return torch.zeros(shape, dtype=getattr(torch, dtype))
+
+
+@pytest.mark.parametrize(("spatial", "axes"), SPACES, ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("residual", "save_out"), KINDS)
+def test_forward(torch_launches, jax_launches, spatial, axes, dtype, residual, save_out):
+    residual = dtype if residual == "float16" else residual
+    call = call_of(torch_array, spatial, axes, dtype, residual)
+    torch_passes.forward(call, None if residual is None else torch.zeros_like(call.residual), save_out)
+    problem = problem_of(spatial, axes, dtype)
+    assert torch_launches == expected(
+        launch_cases.forward_cases(problem, torch_passes.device_of(None), residual, save_out)
+    )
+    jax_passes.forward(call_of(jnp.zeros, spatial, axes, dtype, residual), save_out)
+    assert jax_launches == expected(launch_cases.forward_cases(problem, jax_passes.device(), residual, save_out))
+
+
+@pytest.mark.parametrize(("spatial", "axes"), SPACES, ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("has_gamma", [True, False])
+def test_backward(torch_launches, jax_launches, spatial, axes, dtype, has_gamma):
+    residual = dtype if has_gamma else None
+    problem = problem_of(spatial, axes, dtype)
+    for make, passes, made, device in (
+        (torch_array, torch_passes, torch_launches, torch_passes.device_of(None)),
+        (jnp.zeros, jax_passes, jax_launches, jax_passes.device()),
+    ):
+        call = call_of(make, spatial, axes, dtype, residual)
+        out = make((2, *spatial, 20), plan.kept_dtype(dtype))
+        passes.backward(call, out, make((2, *spatial, 2), "float32"), make((2, *spatial, 20), dtype))
+        assert made == expected(launch_cases.backward_cases(problem, device, has_gamma))
+
+
+def test_jax_asks_for_an_older_ptx(monkeypatch):
+    """Only the version of PTX differs from what torch compiles."""
+    asked = []
+    monkeypatch.setattr(binding, "_call", lambda *launch: asked.append(dict(launch[4])))
+
+    def ffi_call(target, results, **_):
+        return lambda *_, opaque: [jnp.zeros(result.shape, result.dtype) for result in results]
+
+    monkeypatch.setattr(binding.jax.ffi, "ffi_call", ffi_call)
+    monkeypatch.setattr(jax_passes.line_forward_kernel, "do_not_specialize", (), raising=False)
+    jax_passes.forward(call_of(jnp.zeros, (5,), (0,), "float32", None), save_out=True)
+    device = jax_passes.device()
+    (case,) = launch_cases.forward_cases(problem_of((5,), (0,), "float32"), device)
+    version = launch_cases.for_jax(case, device.capability).ptx_version
+    assert version is not None
+    assert asked == [{**case.launch.options, "ptx_version": version}]
