@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 
 from ccnet.models.factory import build
 
+pytestmark = pytest.mark.slow
+
 
 def composed(*overrides, name="config"):
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):

@@ -14,6 +14,8 @@ from PIL import Image
 
 from ccnet import train as training
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

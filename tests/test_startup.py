@@ -8,6 +8,9 @@ import sys
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
+
 SLOW = {"torch", "torchvision", "timm", "matplotlib", "numpy", "PIL", "jax", "wandb"}
 
 # Run an entry point as a user does, then report the loaded modules and the CPU time.

@@ -17,6 +17,9 @@ from ccnet.engine import checkpoints
 from ccnet.engine.training.torch_step import train_step
 from ccnet.models.factory import build
 
+pytestmark = pytest.mark.slow
+
+
 HERE = ("device=cpu", "num_workers=0")  # for an evaluation; starting a data worker takes seconds once JAX runs
 
 

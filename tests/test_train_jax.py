@@ -17,6 +17,9 @@ jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.
 pytest.importorskip("flax", reason="Flax is not installed: pip install -e '.[jax]'")
 pytest.importorskip("optax", reason="optax is not installed: pip install -e '.[jax]'")
 
+pytestmark = pytest.mark.slow
+
+
 NO_DROPOUT = ("model.head.dropout=0", "model.aux_head.dropout=0")
 
 

@@ -12,6 +12,8 @@ from ccnet.benchmarks import peers as benchmark_peers
 from ccnet.benchmarks import training_step as benchmark_train
 from ccnet.kernels import plan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config():

@@ -20,6 +20,9 @@ from PIL import Image
 
 from ccnet.data.sets.class_table import read_classes
 
+pytestmark = pytest.mark.slow
+
+
 CAMVID = SHARED / "data" / "camvid"
 METADATA = SHARED / "data" / "metadata"
 

@@ -17,6 +17,9 @@ from conftest import ROOT
 
 from ccnet.kernels import launch_cases, launch_set, plan
 
+pytestmark = pytest.mark.slow
+
+
 # Triton is not imported here: this process may import it later, in interpreter mode.
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)

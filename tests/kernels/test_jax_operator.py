@@ -20,6 +20,9 @@ jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.
 import jax.numpy as jnp  # noqa: E402
 from jax.sharding import Mesh, PartitionSpec  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
+
 OPERATORS = [criss_cross_attention, criss_cross_residual]
 
 

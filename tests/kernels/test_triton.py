@@ -13,9 +13,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 from ccnet.kernels.torch_ops.launch import is_interpreted
 from ccnet.kernels.torch_ops.passes import device_of
 
-pytestmark = pytest.mark.skipif(
-    not is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"),
+]
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}  # relative to the largest element
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda dtype: str(dtype)[6:])

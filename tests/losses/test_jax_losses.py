@@ -10,6 +10,8 @@ from ccnet.losses import CategoryConsistent, CrossEntropy, OhemCrossEntropy, Wei
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def float64():

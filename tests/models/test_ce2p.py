@@ -14,6 +14,8 @@ from ccnet.engine import checkpoints
 from ccnet.losses import balanced_edge_loss, edge_targets
 from ccnet.models import create_model
 
+pytestmark = pytest.mark.slow
+
 
 def small(name="ce2p", num_classes=5, **overrides):
     return create_model(name, num_classes=num_classes, backbone="resnet10t", head__channels=16, **overrides)

@@ -16,6 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from ccnet.models.nnx import state_dict, twin  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
+
 SMALL = {"num_classes": 5, "head__channels": 16, "aux_head__channels": 16}
 NAMES = ["fcn", "ccnet", "nonlocal", "hv", "hv_vh", "pspnet", "deeplabv3", "gcn"]
 NETWORKS = [(name, "resnet10t", (65, 97)) for name in NAMES] + [

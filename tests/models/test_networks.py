@@ -11,6 +11,9 @@ from ccnet.models.context.global_convolution import GlobalConvolution
 from ccnet.models.context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
 from ccnet.models.context.non_local import NonLocal
 
+pytestmark = pytest.mark.slow
+
+
 needs_interpreter = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the Triton kernels only take CPU tensors in interpreter mode"
 )

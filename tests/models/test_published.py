@@ -17,6 +17,9 @@ from ccnet.engine.checkpoints import reading
 from ccnet.models import import_checkpoint
 from ccnet.models.published import importing
 
+pytestmark = pytest.mark.slow
+
+
 AUTHORS_MEAN_BGR = torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(1, 3, 1, 1)
 MMSEG_MEAN, MMSEG_STD = (
     torch.tensor(rgb).view(1, 3, 1, 1) for rgb in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

@@ -9,6 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ccnet.models import CrissCrossAttention, create_model, list_models
 
+pytestmark = pytest.mark.slow
+
+
 needs_interpreter = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the Triton kernels take CPU tensors in its interpreter only"
 )

@@ -11,6 +11,9 @@ import onnxruntime
 
 from ccnet.engine.checkpoints import export
 
+pytestmark = pytest.mark.slow
+
+
 TINY = {"num_classes": 5, "backbone": "beacons", "head__channels": 16}
 
 

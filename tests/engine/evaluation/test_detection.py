@@ -28,6 +28,9 @@ from pycocotools import mask as official_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+pytestmark = pytest.mark.slow
+
+
 SMALL_NET = ["backbone=resnet10t", "backbone.pretrained=false", "model.frozen=false", "model.channels=16"]
 TINY = [
     "model=mask_rcnn", "dataset=coco", *SMALL_NET, "recipe.max_iters=2", "recipe.val_every=1", "recipe.batch_size=2",

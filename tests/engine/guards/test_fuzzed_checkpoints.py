@@ -20,6 +20,8 @@ from ccnet.engine.drawing.label_images import save_mask
 from ccnet.engine.evaluation.segmentation import predict
 from ccnet.engine.training.state import TrainingState
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

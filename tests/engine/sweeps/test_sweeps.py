@@ -31,6 +31,9 @@ from ccnet.engine.sweeps.report import report
 from ccnet.models.criss_cross import CrissCrossAttention
 from ccnet.models.factory import build
 
+pytestmark = pytest.mark.slow
+
+
 ONE_STEP = [*TINY, "recipe.max_iters=1"]
 
 

@@ -16,6 +16,8 @@ from ccnet.engine.training.torch_step import train_step
 from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
 
+pytestmark = pytest.mark.slow
+
 
 def composed(*overrides):
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):

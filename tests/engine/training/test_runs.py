@@ -23,6 +23,8 @@ from ccnet.engine.runtime import stop_signals as stopping
 from ccnet.engine.training import torch_step
 from ccnet.engine.training.torch_step import train_step
 
+pytestmark = pytest.mark.slow
+
 
 def composed(*overrides):
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):

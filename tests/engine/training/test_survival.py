@@ -29,6 +29,9 @@ from ccnet.data.loader import Loader
 from ccnet.engine import checkpoints, drawing
 from ccnet.engine.drawing import ScalarFile
 
+pytestmark = pytest.mark.slow
+
+
 KILLS = int(os.environ.get("KILLS", "0"))
 ITERATIONS, VALIDATED = (3 * KILLS, 4) if KILLS else (10, 5)  # every so many
 SMALL = [

@@ -13,6 +13,9 @@ import pytest
 from conftest import PATIENCE, TINY
 from test_survival import Run, children, newest
 
+pytestmark = pytest.mark.slow
+
+
 KEY = {"WANDB_API_KEY": "0" * 40}
 LOGGED = [*TINY, "logger=wandb", "logger.timeout=2"]
 
