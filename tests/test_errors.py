@@ -81,7 +81,7 @@ def test_a_file_that_is_not_a_checkpoint_is_rejected(run_entry, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     write_pair(tmp_path / "x.png", tmp_path / "label.png", classes=2)
     message = refused(run_entry, tmp_path, "predict.py", f"checkpoint={tmp_path / 'other.safetensors'}", "input=x.png")
-    assert "other.safetensors cannot be imported as a published checkpoint: its tensor names (weight, ...) match neither" in message
+    assert "other.safetensors cannot be imported as a published checkpoint: its tensor names (weight" in message
 
 
 def test_a_pickled_object_is_not_run(tmp_path):
