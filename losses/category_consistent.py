@@ -51,7 +51,8 @@ def category_consistent_loss(
     h is the embedding of a pixel and mu the mean embedding of its class over the mini-batch (equations 3 to 8). With
     "quadratic", the middle branch applies to every d > delta_v, as in De Brabandere et al. (2017), on which the paper
     builds; this variant diverges more often in the paper's Table 3. Gradients also flow through mu and are finite
-    everywhere: the gradient of a norm is defined as zero at zero, the distance to the mean in a class of one pixel.
+    everywhere: the gradient of a norm is defined as zero where the norm is zero, as it is for the distance to the mean
+    in a class with only one pixel.
 
     Args:
         embedding: (N, E, h, w).

@@ -27,7 +27,10 @@ _DEPTH = 16  # the project's own configurations are at most 6 levels deep; recur
 
 
 def check_targets(config: dict[str, Any]) -> None:
-    """Raise ValueError if a configuration references any other code, contains an interpolation or is not plain."""
+    """Raise ValueError if a configuration contains a target that is not allowed, an interpolation or a non-plain value.
+
+    Plain values are dicts with string keys, lists, strings, numbers, booleans and None.
+    """
     for part, node in config.items():
         if part in _PACKAGES and not isinstance(node, dict):
             raise ValueError(f"its config has {_shown(node)} for {part} instead of a mapping")
