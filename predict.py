@@ -101,7 +101,7 @@ def _segment(
     if compared:
         drawing.save_side_by_side(output / "comparison.png", rows, names, classes, palette)
         print(f"comparison in {output / 'comparison.png'}")
-    print(f"{len(paths)} masks and overlays in {output}")
+    print(f"masks and overlays in {output}, images: {len(paths)}")
 
 
 def _detect(config: DictConfig, saved: "Checkpoint", paths: Sequence[Path], output: Path) -> None:

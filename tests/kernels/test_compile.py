@@ -49,7 +49,7 @@ def is_hardest(case):
 
 @pytest.mark.parametrize("gpu", launch_set.GPUS)
 def test_no_spills_within_shared_memory_on_tensor_cores(gpu, compilers):
-    """This is for the installed Triton; ``make compile-all`` compiles every launch, with every supported one."""
+    """Only the installed Triton is tested; ``make compile-all`` compiles every launch with every supported version."""
     jobs = [(case, compilers.submit(launch_set.fault, gpu, case)) for case in launch_set.cases(gpu) if is_hardest(case)]
     assert [(found.result(), case) for case, found in jobs if found.result() is not None] == []
 
