@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from ..kernels import plan
+from ..kernels import plan, tiles
 from ..kernels.launch_cases import backward_cases, forward_cases
 from . import peers
 from .compare_torch import calls_of, largest_error, make_inputs
@@ -15,13 +15,13 @@ from .comparison_rows import TOLERANCE
 from .timing import measure, provenance
 
 
-def candidates(problem: plan.Problem, length: int) -> list[plan.Tile]:
+def candidates(problem: plan.Problem, length: int) -> list[tiles.Tile]:
     """Return the tiles worth compiling: one warp per 16 queries, no dimension more than twice as long as needed."""
     enough = max(32, 2 * length)
     found = []
     for m, n, c, stages in itertools.product((32, 64, 128), (16, 32, 64, 128), (16, 32, 64, 128), (2, 3, 4)):
         if max(m, n) < enough and c <= problem.value_channels:
-            found.append(plan.Tile(m, n, c, m // 16, stages))
+            found.append(tiles.Tile(m, n, c, m // 16, stages))
     return found
 
 
@@ -71,5 +71,5 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
                 best = median, tile
         if best:
             rows.append(row | {"tile": best[1]._asdict(), "median_us": round(best[0], 1)})
-    path = plan.write_table(gpu, rows, {"origin": "tuned", **provenance(device)})
+    path = tiles.write_table(gpu, rows, {"origin": "tuned", **provenance(device)})
     return f"{len(rows)} rows in {path}"

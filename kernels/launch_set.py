@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from . import plan
+from . import plan, tiles
 from .launch_cases import Case, backward_cases, for_jax, forward_cases
 
 GPUS = {
@@ -63,7 +63,7 @@ def cases(gpu: str) -> list[Case]:
 
 def _with_tables(gpu: str) -> list[plan.Device]:
     """Return the GPU without a table, for which the rule applies, and every GPU of its capability with a table."""
-    headers = [json.loads(path.read_text()) for path in plan.CONFIGS.glob("*.json")]
+    headers = [json.loads(path.read_text()) for path in tiles.CONFIGS.glob("*.json")]
     names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from ccnet.kernels import launch_cases, launch_set, plan
+from ccnet.kernels import launch_cases, launch_set, plan, tiles
 
 pytestmark = pytest.mark.slow
 
@@ -77,12 +77,12 @@ def test_a_backward_loop_that_waits_for_its_last_copy_is_a_fault(gpu, compilers)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_table_pins_the_tiles_of_the_rule(dtype):
     """No tile was measured yet, and one changed in the rule alone would not be used."""
-    if any(row["median_us"] is not None for row in plan.load_table("NVIDIA H200")):
+    if any(row["median_us"] is not None for row in tiles.load_table("NVIDIA H200")):
         pytest.skip("the table was tuned")
     rule, table = (launch_set.GPUS["sm_90"]._replace(name=name) for name in ("none", "NVIDIA H200"))
     for kernel, length in itertools.product(("forward", "backward"), range(1, 321)):
         problem = plan.Problem(8, (length, length), (0, 1), 64, 512, dtype)
-        assert plan.choose_tile(kernel, problem, length, table) == plan.choose_tile(kernel, problem, length, rule)
+        assert tiles.choose_tile(kernel, problem, length, table) == tiles.choose_tile(kernel, problem, length, rule)
 
 
 def test_every_supported_triton_version_is_covered():
@@ -155,7 +155,7 @@ def test_a_cached_kernel_is_launched_as_by_triton(compilers):
 
 
 def test_pinned_rows_of_a_device_take_precedence_over_the_rule(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "CONFIGS", tmp_path)
+    monkeypatch.setattr(tiles, "CONFIGS", tmp_path)
     tile = {"block_m": 32, "block_n": 16, "block_c": 32, "num_warps": 2, "num_stages": 1}
     row = {
         "kernel": "forward",
@@ -165,11 +165,11 @@ def test_pinned_rows_of_a_device_take_precedence_over_the_rule(tmp_path, monkeyp
         "max_query_channels": 64,
     }
     device = plan.Device("NVIDIA Test", (9, 0), 132, 232448)
-    assert plan.write_table(device, [row | {"tile": tile}], {"origin": "a test"}).name == "nvidia_test.json"
+    assert tiles.write_table(device, [row | {"tile": tile}], {"origin": "a test"}).name == "nvidia_test.json"
     problem = plan.Problem(1, (97, 101), (0, 1), 64, 512, "bfloat16")
-    assert plan.choose_tile("forward", problem, 97, device) == plan.Tile(**tile)
-    assert plan.choose_tile("forward", problem, 101, device) != plan.Tile(**tile)
-    assert plan.choose_tile("backward", problem, 97, device) != plan.Tile(**tile)
+    assert tiles.choose_tile("forward", problem, 97, device) == tiles.Tile(**tile)
+    assert tiles.choose_tile("forward", problem, 101, device) != tiles.Tile(**tile)
+    assert tiles.choose_tile("backward", problem, 97, device) != tiles.Tile(**tile)
 
 
 @pytest.mark.parametrize(("batch", "splits"), [(1, 2), (8, 1)])
@@ -187,7 +187,7 @@ def test_no_cliff_above_a_power_of_two(kernel, length):
     problem = plan.Problem(8, (length, length), (0, 1), 64, 512, "bfloat16")
 
     def padded(length):
-        tile = plan.choose_tile(kernel, problem, length, launch_set.GPUS["sm_90"])
+        tile = tiles.choose_tile(kernel, problem, length, launch_set.GPUS["sm_90"])
         return -(-length // tile.block_m) * tile.block_m * -(-length // tile.block_n) * tile.block_n
 
     assert padded(length) <= 2.3 * padded(length - 1)

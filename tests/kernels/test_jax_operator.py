@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from test_reference import CASES
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights, plan
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights, plan, tiles
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
@@ -218,7 +218,7 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(primitives.forward_p, "impl", lowering.forward_on_cuda)
     monkeypatch.setattr(primitives.backward_p, "impl", lowering.backward_on_cuda)
     name = passes.device().name
-    pinned = plan.load_table(name)
+    pinned = tiles.load_table(name)
     yield partial(plan.use_table, name)
     plan.use_table(name, pinned)
 
