@@ -31,7 +31,7 @@ def fits(kernel: str, problem: plan.Problem, device: plan.Device) -> bool:
 
     make = forward_cases if kernel == "forward" else backward_cases
     for case in make(problem, device):
-        report = compile_case(case, device.capability)
+        report = compile_case(case, device)
         if report.stack or report.shared > device.shared_memory:
             return False
     return True
