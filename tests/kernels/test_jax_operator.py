@@ -183,7 +183,7 @@ def test_bad_input_is_rejected():
 
 
 def test_on_amd_gpus_jax_uses_the_reference_and_says_so(caplog):
-    arrays = [jnp.ones((1, 4, 5, 6))] * 3
+    arrays = [jnp.ones((1, 4, 5, 6), jnp.float32)] * 3
     fallback.warn_once.cache_clear()
     traced = jax.jit(criss_cross_attention).trace(*arrays)
     assert "triton_kernel" not in traced.lower(lowering_platforms=("rocm",)).as_text()
