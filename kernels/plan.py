@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 CONFIGS = Path(__file__).parent / "configs"
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 MIN_CAPABILITY = (8, 0)
-# By major compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.8 for Blackwell),
-# which assembles what Triton compiles for JAX. Triton's own ptxas may be newer.
-PTX_VERSIONS = {8: 85, 9: 85, 10: 87, 12: 87}
+# By major compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.9 for Blackwell),
+# which assembles what Triton compiles for JAX. Triton's own ptxas may be newer. PTX 8.7 spills on sm_100.
+PTX_VERSIONS = {8: 85, 9: 85, 10: 88, 12: 88}
 MAX_QUERY_CHANNELS = 128  # a tile holds all of them at once, within registers; value channels go in slabs
 
 
