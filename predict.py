@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.data.file_lists import IMAGE_SUFFIXES
+from ccnet.data.reading.file_lists import IMAGE_SUFFIXES
 from ccnet.engine import checkpoints, drawing, evaluation, guards, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
 
@@ -70,7 +70,7 @@ def _segment(
         drawing.check_video(runtime.given_path(config.video))
     truths = _truths(paths, config.labels, len(classes))
 
-    from ccnet.data.image_files import read_image
+    from ccnet.data.reading.image_files import read_image
 
     framework = training.choose_framework(config.framework, config.device)
     first, *others = [_predictor(config, saved, framework) for saved in loaded]
@@ -106,7 +106,7 @@ def _segment(
 
 def _detect(config: DictConfig, saved: "Checkpoint", paths: Sequence[Path], output: Path) -> None:
     """Write the objects as NAME.json, and the image with the likely ones as NAME_overlay.png."""
-    from ccnet.data.image_files import read_image
+    from ccnet.data.reading.image_files import read_image
 
     framework = training.choose_framework(config.framework, config.device)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
@@ -146,7 +146,7 @@ def _truths(paths: Sequence[Path], folder: str | None, classes: int) -> "list[np
     """Return the label images with the same names as the images; None if no folder is set."""
     if folder is None:
         return None
-    from ccnet.data.label_files import LabelReader
+    from ccnet.data.reading.label_files import LabelReader
 
     read = LabelReader({index: index for index in (*range(classes), data.IGNORE_INDEX)})
     return [read(runtime.given_path(folder) / f"{path.stem}.png").numpy() for path in paths]

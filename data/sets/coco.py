@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..image_files import read_image
+from ..reading.image_files import read_image
 from . import layouts
 from .coco_annotations import check_segmentation, is_integer, is_number, read_annotations
 from .folder import distinct_colours
