@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from .image_files import open_upright
-from .label_values import Value, shown_value, shown_values
+from .label_values import Value, shown_values
 
 _UNKNOWN = 254  # marks pixels whose value is not a label of the data set
 _NUMBERS = ("L", "P", "1", "I", "F")  # Pillow's modes with one number per pixel, and I;16
@@ -18,17 +18,15 @@ _NUMBERS = ("L", "P", "1", "I", "F")  # Pillow's modes with one number per pixel
 class UnknownLabels(ValueError):
     """Label values that the data set does not define.
 
-    Attributes:
-        pixels: the number of pixels of each of these values, as :func:`~ccnet.data.reading.label_values.shown_value`
-            writes it.
+    Args:
+        message: the file and the values.
+        pixels: the number of pixels of each of these values.
+        total: the number of pixels in the file.
     """
 
-    def __init__(self, message: str, pixels: dict[str, int]):
-        super().__init__(message, pixels)  # both, so that it can be pickled by a worker process
-        self.pixels = pixels
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    def __init__(self, message: str, pixels: Mapping[Value, int] | None = None, total: int = 0):
+        super().__init__(message)
+        self.pixels, self.total = pixels or {}, total
 
 
 class LabelReader:
@@ -40,6 +38,7 @@ class LabelReader:
     """
 
     def __init__(self, label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | Mapping[Value, int]):
+        self.label_ids = label_ids
         self.values = list(label_ids)
         values = np.array(self.values)
         self.colour = values.ndim == 2
@@ -91,7 +90,8 @@ class LabelReader:
         return UnknownLabels(
             f"{path} contains unknown label values: {shown_values(bad)}; this data set defines {len(known)} "
             f"values{allowed}: correct the file, or the class list of the data set",
-            {shown_value(value): number for value, number in bad.items()},
+            bad,
+            codes.size,
         )
 
     def _value(self, code: int) -> Value:
