@@ -22,8 +22,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..data import IGNORE_INDEX
-from ..data.image_files import png_decoder
 from ..data.image_pairs import ImagePairs
+from ..data.reading import fast_decoders
 from ..data.sets.cityscapes import Cityscapes
 from ..data.transforms import MEAN_COLOUR, train_transform
 from ..engine.drawing.tables import Table
@@ -114,7 +114,7 @@ def time_input(config: DictConfig, device: torch.device) -> str:
         loaders = {
             "plain chain, Pillow": plain_loader(pillow),
             "plain chain, torchvision.io": plain_loader(torchvision_io),
-            f"crop first, {png_decoder()}": crop_first(pairs),
+            f"crop first, {fast_decoders.names()}": crop_first(pairs),
         }
         seconds = _cpu_seconds(loaders, pairs, config.repeats)
     about = provenance(torch.device("cpu"))

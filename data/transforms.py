@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from .dataset import IGNORE_INDEX
 from .letterbox import Placement, resample
-from .size_limit import check_size
+from .reading.size_limit import check_size
 
 MEAN_COLOUR = (124, 116, 104)  # the padding; it normalises to about zero, as in the authors' code
 
