@@ -10,7 +10,7 @@ from PIL import Image
 
 from .grey_levels import raw_mode
 
-_ORIENTATION = (b"eXIf", b"XML:com.adobe.xmp")  # parts of a PNG that may say how to turn it, also after the pixels
+ORIENTATION_PARTS = (b"eXIf", b"XML:com.adobe.xmp")  # parts of a PNG that may say how to turn it, also after the pixels
 
 Decoder = Callable[[bytes], Any]
 
@@ -26,7 +26,7 @@ def decode(image: Image.Image, path: Path) -> np.ndarray | None:
     if decoder is None:
         return None
     content = path.read_bytes()
-    if image.format == "PNG" and any(part in content for part in _ORIENTATION):
+    if image.format == "PNG" and any(part in content for part in ORIENTATION_PARTS):
         return None
     try:
         pixels = decoder(content)

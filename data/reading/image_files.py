@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 
-from .fast_decoders import decode
+from .fast_decoders import ORIENTATION_PARTS, decode
 from .grey_levels import rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
@@ -79,6 +79,34 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
         image.load()
         turn = _UPRIGHT.get(_orientation(image))  # after loading: Pillow itself turns a TIFF, and drops the tag
         return image if turn is None else image.transpose(turn), samples
+
+
+def orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image file, from 1 to 8, which :func:`read_image` undoes."""
+    with _opened(path) as image:
+        # Pillow decodes a PNG to find it.
+        plain = image.format == "PNG" and not any(part in path.read_bytes() for part in ORIENTATION_PARTS)
+        return 1 if plain else _orientation(image)
+
+
+def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an array (..., H, W) of an upright image to the orientation of the pixels in its file."""
+    flips = {
+        2: array[..., ::-1],
+        3: array[..., ::-1, ::-1],
+        4: array[..., ::-1, :],
+        5: array.swapaxes(-1, -2),
+        6: array.swapaxes(-1, -2)[..., ::-1, :],
+        7: array[..., ::-1, ::-1].swapaxes(-1, -2),
+        8: array.swapaxes(-1, -2)[..., ::-1],
+    }
+    return flips.get(orientation, array)
+
+
+def frame_count(path: Path) -> int:
+    """Return the number of frames or pages in an image file; :func:`read_image` reads the first one."""
+    with _opened(path) as image:
+        return getattr(image, "n_frames", 1) if image.format in ("GIF", "TIFF", "WEBP") else 1
 
 
 @contextmanager
