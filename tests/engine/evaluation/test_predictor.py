@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from ccnet.engine.evaluation import predictor as module
+from ccnet.engine.evaluation.detection import as_stored_objects
 from ccnet.engine.evaluation.memory_needed import peak_bytes
 from ccnet.engine.evaluation.predictor import Predictor
 from ccnet.engine.evaluation.protocols import Slide, Whole
@@ -73,3 +74,17 @@ def test_the_frames_of_a_clip_are_read_like_the_image_and_have_its_size(tmp_path
     assert (seen[0][:, :, 0] == 1).all() and (seen[0][:, :, 1] == 0).all()
     with pytest.raises(ValueError, match=r"before\.png has 6x4 pixels and the frame after it 5x4"):
         predict(torch.zeros(3, 4, 5, dtype=torch.uint8), [path])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_objects_are_turned_to_the_orientation_of_the_file(orientation):
+    masks = torch.zeros(1, 1, 6, 9)
+    masks[0, 0, 1:3, 2:7] = 1
+    turned = as_stored_objects({"boxes": torch.tensor([[2.0, 1, 7, 3]]), "masks": masks}, orientation)
+    rows, columns = np.nonzero(turned["masks"][0, 0].numpy())
+    assert turned["boxes"].tolist() == [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = Image.fromarray(turned["masks"][0, 0].numpy().astype(np.uint8))
+    upright.info["exif"] = exif.tobytes()
+    assert np.array_equal(np.array(ImageOps.exif_transpose(upright)), masks[0, 0].numpy())
