@@ -136,6 +136,6 @@ def inexact(saved: Checkpoint, config: DictConfig, contents: Mapping[str, str], 
     ]
     before = len(saved.training["random"])
     if before != processes:
-        reasons.append(f"{processes} processes instead of {before}")
+        reasons.append(f"number of processes {processes} instead of {before}")
     known = saved.training.get("contents") or {}
     return reasons + changed({name: known[name] for name in contents if name in known}, contents if known else {})

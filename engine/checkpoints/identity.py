@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..guards.setting_types import BOUNDS
 from ..guards.settings import plain, replaced
 from .locations import absolute, changed, digest, is_location, weight_files
-from .options import completed, flat, text
+from .options import completed, flat, is_interpolated, text
 from .record import Checkpoint
 
 # Options for how a run is executed, and for what it may skip.
@@ -66,7 +66,9 @@ class Wanted:
         now = self._plain(flat(saved.config).get(LENGTH, self.length))
         was, now = flat(completed(saved.config, now, self.given)[0]), flat(now)
         names = [name for name in {**now, **was} if _matters(name, self.config)]
-        return _differing(names, was, now) or self._other_files(saved, was, now)
+        # Of options that differ because another one does, only that one is named.
+        own = [name for name in names if not is_interpolated(self.config, name)]
+        return _differing(own, was, now) or _differing(names, was, now) or self._other_files(saved, was, now)
 
     def _plain(self, length: int) -> dict[str, Any]:
         if length not in self._of_length:

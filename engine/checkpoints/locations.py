@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...data import ImageDataset, contents_of
 from ..guards.settings import plain, replaced
 from ..runtime.atomic_files import given_path
-from .options import flat, text
+from .options import flat, is_interpolated, text
 from .reading import find
 
 # The same options in train.py, evaluate.py and predict.py.
@@ -27,18 +27,9 @@ def located(config: DictConfig) -> DictConfig:
     """Return a configuration whose locations are absolute, so that the run can be resumed from any folder."""
     made = replaced(config)
     for name, value in flat(plain(config)).items():
-        if is_location(name) and value is not None and not _is_interpolated(made, name):
+        if is_location(name) and value is not None and not is_interpolated(made, name):
             OmegaConf.update(made, name, absolute(value))
     return made
-
-
-def _is_interpolated(config: DictConfig, name: str) -> bool:
-    node: Any = config
-    for key in name.split("."):
-        if OmegaConf.is_interpolation(node, key):
-            return True
-        node = node[key]
-    return False
 
 
 def moved(config: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

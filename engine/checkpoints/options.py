@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ...conf import CONF
 from ..guards.setting_types import BOUNDS
@@ -31,6 +31,18 @@ def text(options: Mapping[str, Any], name: str) -> str:
         return f"{name}=nothing"
     value = options[name]
     return f"{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+
+
+def is_interpolated(config: DictConfig, name: str) -> bool:
+    """Return True if an option takes its value from another one."""
+    node: Any = config
+    for key in name.split("."):
+        if not isinstance(node, DictConfig) or key not in node:
+            return False
+        if OmegaConf.is_interpolation(node, key):
+            return True
+        node = node[key]
+    return False
 
 
 def completed(

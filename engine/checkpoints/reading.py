@@ -83,10 +83,10 @@ def peek(path: Path) -> Checkpoint:
     """
     try:
         found = checked(Checkpoint(**torch.load(path, map_location="cpu", mmap=True, weights_only=True)))
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # each kind of damage raises a different error
-        raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
+        raise ValueError(f"it is not a checkpoint of this project, or it is damaged: {error}") from error
     if not found.training:
         raise ValueError("it contains weights but no training state; use init=FILE to start from them")
     light = {key: found.training.get(key) for key in ("identity", "contents")}

@@ -119,7 +119,7 @@ class TrainingState:
             ValueError: its training state does not match this network and optimiser.
         """
         try:
-            self._restore(saved, same_length=max_iters in (None, saved.config["recipe"]["max_iters"]))
+            self._restore(saved, same_length=max_iters is None or max_iters == saved.config["recipe"]["max_iters"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"the training state in {saved.source} does not match this run: {error}") from error
 
