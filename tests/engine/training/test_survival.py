@@ -1,5 +1,7 @@
 """Runs in real processes that are killed or stopped, lose a worker or run out of disk space, and are resumed.
 
+Before each kill, another process tries to join the run.
+
 ``KILLS=20 python -m pytest -s tests/engine/training/test_survival.py -k kill_9`` restarts ``python train.py`` after
 each of twenty kills and prints when they occurred; ``results/survival.md`` contains such a table.
 """
@@ -214,6 +216,17 @@ def hold_between_renames():
     os.replace = held
 
 
+def refused_beside(run, command):
+    """Assert that a second process of the same command line ends with a message and changes nothing."""
+    folder = run.folder / "runs" / "new"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    other = Run(run.folder, command=command)
+    assert other.wait() == 1
+    assert re.search(rf"error: .*{folder} is in use by process {run.pid} on ", other.text), other.text
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["new"]
+
+
 def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tmp_path):
     generator = random.Random(int(os.environ.get("SEED", "0")))
     command = [sys.executable] if KILLS else None
@@ -237,6 +250,8 @@ def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tm
             run.until(lambda: time.monotonic() > at or run.iteration > start + 3)  # noqa: B023
             run.hold()
         elapsed, text, logged = time.monotonic() - began, run.text, run.iteration
+        if "parameters on" in text:
+            refused_beside(run, command)
         parts = [path.name for path in folder.glob(".*")]
         run.signal(signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL
