@@ -30,6 +30,7 @@ from conftest import PATIENCE, ROOT, TINY, children, members
 from ccnet.data.loader import Loader
 from ccnet.engine import checkpoints, drawing
 from ccnet.engine.drawing import ScalarFile
+from ccnet.engine.runtime import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
 
@@ -155,7 +156,7 @@ def rows(path):
 
 def newest(folder):
     """Return the checkpoint that a run would resume from; None if there is none yet."""
-    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+    for name in (LAST, PREVIOUS):
         if (folder / name).exists():
             return checkpoints.load(folder / name)
     return None
@@ -209,7 +210,7 @@ def hold_between_renames():
 
     def held(source, target):
         replace(source, target)
-        seen.append(str(target).endswith(checkpoints.PREVIOUS))
+        seen.append(str(target).endswith(PREVIOUS))
         if sum(seen) == 2:
             os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -241,7 +242,7 @@ def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tm
         if moment == "writing":
             assert run.held_while_writing()
         elif moment == "renaming":
-            assert run.until(lambda: (folder / PART).exists() and not (folder / checkpoints.LAST).exists())
+            assert run.until(lambda: (folder / PART).exists() and not (folder / LAST).exists())
             run.hold()
         else:
             if generator.random() < 0.8:  # otherwise kill it during startup
