@@ -2,7 +2,7 @@
 
 python evaluate.py checkpoint=RUN/best                                    on the data set it was trained on
 python evaluate.py checkpoint=RUN/best protocol=slide                     whole | slide | ms_flip | slide_ms_flip
-python evaluate.py checkpoint=RUN/best root=DIR                           if the data set has moved
+python evaluate.py checkpoint=RUN/best dataset.root=DIR                   if the data set has moved
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    on another one with the same classes
 python evaluate.py checkpoint=RUN/best split=test submission=true         a zip for the benchmark's server
 torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               images split across eight GPUs; same scores
@@ -87,7 +87,7 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
         return config.dataset
     if "dataset" not in saved.config:
         raise ValueError(f"{config.checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR")
-    return saved.config["dataset"] | ({} if config.root is None else {"root": config.root})
+    return checkpoints.moved(saved.config, runtime.given_overrides())["dataset"]
 
 
 def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:

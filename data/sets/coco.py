@@ -5,6 +5,7 @@ Any data set with COCO's layout and annotation format can be read.
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from ..contents import with_sizes
 from ..image_files import read_image
 from . import layouts
 from .coco_annotations import check_segmentation, is_integer, is_number, read_annotations
@@ -113,6 +115,11 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def name(self, index: int) -> str:
         """Return the file name of the image, without suffix."""
         return Path(self.images[index]["file_name"]).stem
+
+    def stamp(self, index: int) -> str:
+        """Return the name of the image, the size of its file, and a checksum of its objects."""
+        path = self.folder / self.images[index]["file_name"]
+        return f"{with_sizes(self.name(index), [path])} {zlib.crc32(self._objects[index])}"
 
     def ground_truth(self) -> dict[str, Any]:
         """Return the annotations of this data set's images in COCO's format, for COCO's metrics.
