@@ -26,8 +26,13 @@ from ccnet.engine.sweeps.entry_point import entry_point
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 @entry_point
-def main(config: DictConfig) -> float:
-    """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises."""
+def main(config: DictConfig) -> float | None:
+    """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises.
+
+    None, for a run without a score, tells a search that the trial has failed.
+    """
+    guards.refuse_environment(config)
+    timeout = config.collective_timeout  # of this job, whatever an earlier one used
     if config.resume is None:  # a resumed run uses the data set in its checkpoint
         data.check_root(config.dataset)
     folder, saved = checkpoints.find_start(config, Path(HydraConfig.get().runtime.output_dir))
@@ -37,7 +42,7 @@ def main(config: DictConfig) -> float:
             print(f"{folder} is already finished")
             return done
         config = checkpoints.continued(config, saved)
-    with runtime.processes(training.framework_of(config).device):
+    with runtime.processes(training.framework_of(config).device, timeout=timeout):
         starts = runtime.from_all(saved.iteration if saved else 0)
         if len(set(starts)) > 1:
             raise ValueError(
@@ -46,8 +51,12 @@ def main(config: DictConfig) -> float:
         return train(config, runtime.from_first(folder), saved)
 
 
-def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | None" = None) -> float:
-    """Train from scratch or resume from `saved`; write all output to `folder` and return the best score, in [0, 1]."""
+def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | None" = None) -> float | None:
+    """Train from scratch or resume from `saved`, and write all output to `folder`.
+
+    Returns:
+        The best score in [0, 1]; None if no validation had anything to score.
+    """
     began = time.perf_counter()
     guards.check_run(guards.plain(config), folder)
     framework = training.framework_of(config)
@@ -67,9 +76,9 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     schedule = instantiate(config.optimizer.schedule, optimizer)
     state = training.TrainingState(model, optimizer, schedule, identity)
     cost = task.cost(model, config)
-    runtime.seed_dropout(config.seed)
     if saved:
         state.restore(saved)
+        training.check_scores(task, state, train_set.classes)
 
     step = framework.step(config, task, model, criterion, optimizer)
     loader = training.remaining_batches(config, train_set, task, start=state.iteration)
@@ -97,7 +106,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
         cost |= {"val_images_per_s": run.val_images_per_s}
         sweeps.write_result(folder, training.run_result(task, state, cost, time.perf_counter() - began))
         print(training.closing_lines(task, state, train_set.classes, folder, unreadable))
-    return state.best_score
+    return state.score
 
 
 if __name__ == "__main__":

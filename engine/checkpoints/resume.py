@@ -18,9 +18,13 @@ from ..runtime.atomic_files import given_path
 from ..runtime.launchers import is_first
 from .reading import find, load
 from .record import LAST, PREVIOUS, Checkpoint
+from .wandb_account import own_account
 
 # Settings that may change when a run is resumed: those for how it computes, not what, and for what it may skip.
-_FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
+_FREE = (
+    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
+    "collective_timeout", "allow_env",
+)  # fmt: skip
 
 
 def fingerprint(config: DictConfig) -> str:
@@ -40,7 +44,8 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     given = {_group(override) for override in _overrides()}
     taken = [key for key in _FREE if key != "resume" and (config.resume == "auto" or key in given)]
     now = plain(config)
-    return OmegaConf.create(saved.config | {key: now[key] for key in taken})
+    account = {} if "logger" in taken else own_account(saved, now)
+    return OmegaConf.create(saved.config | account | {key: now[key] for key in taken})
 
 
 def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | None]:
