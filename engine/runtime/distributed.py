@@ -53,15 +53,21 @@ def processes(device: torch.device, *, timeout: float = 600) -> Iterator[torch.d
 @contextmanager
 def _joined(device: torch.device, timeout: float) -> Iterator[None]:
     limit = timedelta(seconds=timeout)
-    store, own, size = next(rendezvous("env://", timeout=limit))
-    # CPU tensors go through gloo, so that polling for stop requests does not wait for the GPU.
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore("group", store),
-        rank=own,
-        world_size=size,
-        timeout=limit,
-    )
+    try:
+        store, own, size = next(rendezvous("env://", timeout=limit))
+        # CPU tensors go through gloo, so that polling for stop requests does not wait for the GPU.
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=own,
+            world_size=size,
+            timeout=limit,
+        )
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(
+            f"not all processes of this run have joined within {timeout:g} s (collective_timeout): {reason}"
+        ) from error
     try:
         yield
     except RuntimeError as error:

@@ -51,9 +51,11 @@ def _end_at_second(reader: int) -> None:
     """Read signal numbers until a zero; end the process at a second signal."""
     first: float | None = None
     while number := int.from_bytes(os.read(reader, 1)):
+        if number not in (*_SIGNALS, _REQUEUE):
+            continue
         if first is None:
             first = time.monotonic()
-        elif number in _SIGNALS and time.monotonic() - first > _ECHO:
+        elif number != _REQUEUE and time.monotonic() - first > _ECHO:
             ctypes.CDLL(None).signal(number, None)  # SIG_DFL; signal.signal works in the main thread only
             os.kill(os.getpid(), number)
 

@@ -14,7 +14,10 @@ from ccnet.engine.guards import plain
 from ccnet.engine.guards.former_names import former_names
 
 # Settings that may change when a run is resumed, and that its fingerprint ignores.
-FREE = {"resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite"}
+FREE = {
+    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
+    "collective_timeout", "allow_env",
+}  # fmt: skip
 
 
 def composed(*overrides):
