@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
 _NAMED = re.compile(
@@ -30,7 +30,7 @@ def refuse_environment(config: DictConfig) -> None:
     allowed = allowed_variables(config.get("allow_env"))
     found = [_from_environment(config)]
     if HydraConfig.initialized():
-        hydra = HydraConfig.get()
+        hydra: Any = HydraConfig.get()
         node = "run" if OmegaConf.is_missing(hydra.job, "num") else "sweep"  # it names the run's folder
         found.append(_from_environment(hydra[node], f"hydra.{node}"))
     for option, names in itertools.chain(*found):
@@ -97,7 +97,7 @@ def _is_path(value: str) -> bool:
     return os.path.isabs(value) and os.path.exists(value)
 
 
-def _from_environment(node: Container, name: str = "") -> Iterator[tuple[str, set[str]]]:
+def _from_environment(node: DictConfig | ListConfig, name: str = "") -> Iterator[tuple[str, set[str]]]:
     """Yield (option, environment variables that its value comes from), following interpolations to other options."""
     keys = list(node) if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
@@ -105,7 +105,7 @@ def _from_environment(node: Container, name: str = "") -> Iterator[tuple[str, se
         if OmegaConf.is_missing(node, key):
             continue
         with _recorded() as names:
-            value = node[key]  # pyright: ignore[reportIndexIssue], both kinds of container have it
+            value = node[key]
         if names:
             yield option, names
         if isinstance(value, (DictConfig, ListConfig)):

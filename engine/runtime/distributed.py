@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,7 +59,7 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
         # CPU tensors go through gloo, so that polling for stop requests does not wait for the GPU.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", store),
+            store=c10d.PrefixStore("group", store),
             rank=own,
             world_size=size,
             timeout=limit,
@@ -76,18 +77,19 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
         if not (timed_out or isinstance(error, dist.DistError) or "gloo/transport" in text):
             raise
         missing = _missing(store, own, size, wait=timed_out)
-        if missing:
+        if timed_out:
+            others = f"process {', '.join(map(str, missing))}" if missing else "one process, now back"
             raise TimeoutError(
-                f"process {', '.join(map(str, missing))} of 0 to {size - 1} has not taken part in a collective "
-                f"operation for {timeout:g} s (collective_timeout): it hangs, or was stopped or killed. resume=auto "
-                "continues the run from its newest checkpoint"
+                f"a collective operation has waited for {timeout:g} s (collective_timeout), but {others} of 0 to "
+                f"{size - 1} has not taken part: it hangs, or was stopped or killed. resume=auto continues from the "
+                "newest checkpoint"
             ) from error
         raise ConnectionError("another process of this run has died: its own error says why") from error
     finally:
         dist.destroy_process_group()
 
 
-def _missing(store: dist.Store, own: int, size: int, *, wait: bool) -> list[int]:
+def _missing(store: c10d.Store, own: int, size: int, *, wait: bool) -> list[int]:
     """Report that a collective operation has failed here; if `wait`, return the ranks that do not report the same.
 
     When an operation times out, gloo closes its connections, so that it fails in all processes that take part in it.

@@ -478,7 +478,8 @@ def stopped_at_fourth(wait):
 def test_a_stopped_process_is_named_after_the_timeout(tmp_path):
     runs = pair(tmp_path, hook=partial(stopped_at_fourth, 1))
     assert runs[0].wait() == 1
-    assert re.search(r"process 0: error: process 1 of 0 to 1 .* \(collective_timeout\).*resume=auto", runs[0].text)
+    named = r"process 0: error: .* \(collective_timeout\), but process 1 of 0 to 1 has not taken part: .*resume=auto"
+    assert re.search(named, runs[0].text)
     assert "Traceback" not in runs[0].text
     assert newest(tmp_path / "runs" / "new").iteration == 3
 
