@@ -19,7 +19,10 @@ from .options import completed, flat, is_interpolated, text
 from .record import Checkpoint
 
 # Options for how a run is executed, and for what it may skip.
-EXECUTION = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
+EXECUTION = (
+    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
+    "collective_timeout", "allow_env",
+)  # fmt: skip
 LENGTH = "recipe.max_iters"
 _MISSING = object()
 

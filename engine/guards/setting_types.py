@@ -20,6 +20,7 @@ BOUNDS = {
     "num_workers": (int, 0, 1024, False),
     "log_every": (int, 1, _MOST, False),
     "save_every": (int, 1, _MOST, True),
+    "collective_timeout": (float, 1, 1e6, False),
     "accumulate": (int, 1, _MOST, False),
     "clip_norm": (float, 1e-12, 1e12, True),
     "skip_nonfinite": (int, 0, _MOST, False),
