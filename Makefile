@@ -38,13 +38,12 @@ build/triton-%/installed:
 bench: .venv/installed  ## the attention operator beside its alternatives
 	$(BIN)/python benchmark.py
 
-# The folder of the results, and which steps to run, such as GPU_STEPS='[tests,tune]'; null runs those not yet done.
-GPU_OUTPUT ?= results/gpu
-GPU_STEPS ?= null
+# For example OPTIONS='output=/tmp/gpu gpu.steps=[compile,tests] gpu.minutes=9'; see docs/kernels.md.
+OPTIONS ?= output=results/gpu
 
 gpu:  ## everything that results/ calls "not measured", on an NVIDIA GPU; BIN=/usr/bin takes another Python
 	@mkdir -p build/root && ln -sfn ../.. build/root/ccnet
-	PYTHONPATH=$(CURDIR)/build/root:$$PYTHONPATH $(BIN)/python3 benchmark.py mode=gpu output=$(GPU_OUTPUT) 'gpu.steps=$(GPU_STEPS)'
+	PYTHONPATH=$(CURDIR)/build/root:$$PYTHONPATH $(BIN)/python3 benchmark.py mode=gpu $(OPTIONS)
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=python3.12")'

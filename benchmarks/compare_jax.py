@@ -91,7 +91,7 @@ def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
                 row["tflops"] = round(cost.flops / timing.median_us / 1e6, 2)
                 rows.add(row | {"error": f"{error:.1e}", "d": d, "c": c, "seed": config.seed})
     table = rows.finish()
-    if device.platform == "gpu":
+    if device.platform != "cpu":
         require_none([line for line in failures if line.startswith("triton,")], table)
     return table
 

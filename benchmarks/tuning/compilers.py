@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any
 
 _SPAWN = multiprocessing.get_context("spawn")  # a forked process could not use the parent's CUDA context
@@ -59,7 +58,7 @@ class Compilers:
             process.join()
             return f"ended its process with exit code {process.exitcode}"
 
-    def _process(self) -> tuple[Any, Connection]:
+    def _process(self) -> tuple[Any, Any]:
         """Return this thread's process, started if necessary, and the connection to it."""
         if getattr(self._own, "process", None) is None:
             ours, theirs = _SPAWN.Pipe()
@@ -72,7 +71,7 @@ class Compilers:
         return self._own.process
 
 
-def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+def _serve(function: Callable[[Any], Any], connection: Any) -> None:
     os.setpgrp()  # so that killing the group also ends the assembler that it may have started
     connection.send("started")
     with suppress(EOFError):  # the parent has ended

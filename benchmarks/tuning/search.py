@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from ...kernels import plan
 from ...kernels.tiles import Device, Problem, Tile
 from ..comparison_rows import check_error
-from ..failures import first_line
+from ..failures import first_line, tolerated
 from .candidates import candidates
 from .examine import Job, Needs
 from .log import BROKE, Log, described
@@ -49,6 +49,9 @@ class Search:
         seconds: the time limit.
         log: where candidates are recorded.
         clock: returns the time in seconds.
+
+    Attributes:
+        failures: the ranges without a sound candidate, with reasons.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Search:
     ):
         self.device, self.compilers, self.make_trial, self.log = device, compilers, make_trial, log
         self.clock, self.deadline = clock, clock() + seconds
+        self.failures: list[str] = []
 
     def run(
         self, ranges: list[Range], batch: int, value_channels: int, table: TunedTable | None
@@ -75,12 +79,12 @@ class Search:
         records: list[dict[str, Any]] = []
         queued: list[tuple[Problem, list[tuple[Tile, Future[Needs | str]]]]] = []
         for index, each in enumerate(ranges):
+            if table is not None:
+                table.restore()
             for ahead in ranges[len(queued) : index + 2]:  # while one range is timed, the next one is compiled
                 problem = problem_of(ahead, batch, value_channels)
                 queued.append((problem, self._compile(ahead, problem)))
             problem, jobs = queued[index]
-            if table is not None:
-                table.restore()
             timed = self._try_all(each, problem, jobs)
             records.append(self._conclude(each, problem, timed, jobs[0][0], table))
         return records
@@ -92,8 +96,13 @@ class Search:
 
     def _try_all(self, each: Range, problem: Problem, jobs: list[tuple[Tile, "Future[Needs | str]"]]) -> list[Timed]:
         """Return the sound candidates of a range, with their times unless this run only compiles."""
-        trial = None if self.make_trial is None else self.make_trial(each, problem)
         found: list[Timed] = []
+        trial = None
+        if self.make_trial is not None:
+            with tolerated(str(each), self.failures):
+                trial = self.make_trial(each, problem)
+            if trial is None:
+                return found
         for tile, job in jobs:
             needs = self._result(job)
             if needs.fault is None and self.log.has_broken(each, tile):
@@ -126,10 +135,10 @@ class Search:
     ) -> dict[str, Any]:
         """Pin the fastest candidate that every kind of call can use; return the record of the range."""
         record: dict[str, Any] = {"range": str(each), "sound": len(timed), "tile": "", "median_us": "", "before_us": ""}
-        if table is None:
+        if table is None and timed:
             return record | {"tile": "only compiled"}
         before = [found.median_us for found in timed if found.tile == current]
-        for found in sorted(timed):
+        for found in sorted(timed) if table is not None else ():
             every = self.compilers.submit(Job(each.kernel, problem, found.tile, self.device, every_form=True))
             needs = self._result(every)
             if needs.fault is None:
@@ -139,7 +148,8 @@ class Search:
             self.log.add(
                 each, found.tile, needs, found.median_us, f"not pinned, because of another kind of call: {needs.fault}"
             )
-        return record | {"tile": "none is sound: not pinned"}
+        self.failures.append(f"{each}: no candidate is sound")
+        return record | {"tile": "none is sound"}
 
     def _result(self, job: "Future[Needs | str]") -> Needs:
         """Wait for a compiled job; a job that failed is unsound."""

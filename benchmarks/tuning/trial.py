@@ -84,10 +84,10 @@ class Trial:
 
     def _oracle(self, call: Call[Tensor], grad: Tensor) -> list[Tensor]:
         """Return what :meth:`run` should return for the last image, in float64."""
-        leaves = [array[-1:].double().requires_grad_() for array in (call.query, call.key, call.value)]
+        query, key, value = (array[-1:].double().requires_grad_() for array in call.arrays()[:3])
         residual, gamma = (array.double() for array in call.arrays()[3:])
         options = {"axes": self.options.axes, "channel_axis": -1, "backend": "reference"}
-        result = criss_cross_residual(*leaves, residual[-1:], gamma, **options)
+        result = criss_cross_residual(query, key, value, residual[-1:], gamma, **options)
         if self.kernel == "forward":
             return [result.detach()]
-        return list(torch.autograd.grad(result, leaves, grad[-1:].double()))
+        return list(torch.autograd.grad(result, (query, key, value), grad[-1:].double()))

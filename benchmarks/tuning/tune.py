@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from ...engine.drawing.tables import Table
 from ...kernels import launch_set
 from ...kernels.tiles import Problem
+from ..failures import require_none
 from ..timing import input_sets, provenance
 from .compilers import Compilers
 from .examine import examine
@@ -28,7 +29,7 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
     ``tune.compile_only=sm_90``, the candidates are only compiled, which needs no GPU.
 
     Raises:
-        ValueError: the device is not a GPU, or an option is not among its choices.
+        ValueError: the device is not a GPU, an option is not among its choices, or a range has no sound candidate.
         TimeoutError: the time limit; another call continues.
     """
     options = config.tune
@@ -60,7 +61,9 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
             raise TimeoutError(f"tune.minutes={options.minutes}: {error}; run the command again to continue") from None
     if not records:
         return "every range was measured before with these versions and kernels"
-    return f"{Table.of_records(records).text()}\n\n{path}"
+    text = f"{Table.of_records(records).text()}\n\n{path}"
+    require_none(search.failures, text)
+    return text
 
 
 def ranges(config: DictConfig) -> list[Range]:

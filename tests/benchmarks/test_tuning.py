@@ -235,6 +235,25 @@ def test_a_wrong_or_failing_tile_is_skipped_and_named(tmp_path):
     assert "skipped: ValueError: the error is 5.0e-01 of the largest element, above the tolerance" in outcomes
 
 
+def test_a_range_that_fails_does_not_affect_the_others(tmp_path):
+    def trial(each, problem):
+        if each == SHORT:
+            raise torch.OutOfMemoryError("out of memory")
+        return Stopwatch(each, problem, error=lambda tile: 1.0 if each.shortest == 1 else 0.0)
+
+    tuned = TunedTable(DEVICE, CONDITIONS)
+    searching = search_of(tmp_path, trial=trial)
+    wrong = LONG._replace(shortest=1, longest=64, length=64)
+    records = searching.run([SHORT, wrong, LONG], 8, 512, tuned)
+    assert [record["tile"] for record in records[:2]] == ["none is sound"] * 2 and records[2]["median_us"]
+    assert searching.failures == [
+        f"{SHORT}: not measured. OutOfMemoryError: out of memory",
+        f"{SHORT}: no candidate is sound",
+        f"{wrong}: no candidate is sound",
+    ]
+    assert tuned.has(LONG) and not tuned.has(wrong)
+
+
 def test_at_the_time_limit_the_table_holds_what_was_found(tmp_path):
     now = [0.0]
 
@@ -323,6 +342,46 @@ def test_tuning_needs_a_gpu(config):
     config.tune.compile_only = "sm_70"
     with pytest.raises(ValueError, match=r"tune\.compile_only is 'sm_70': choose one of sm_80, sm_90, sm_100"):
         tune.tune_kernels(config, torch.device("cpu"))
+
+
+class InProcess(Immediately):
+    """Stands in for `Compilers`."""
+
+    def __init__(self, function, processes, seconds):
+        super().__init__(lambda job: sound(job) if function is examine.examine else None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_the_modes_on_a_gpu(tmp_path, config, monkeypatch):
+    """The GPU, the compilers and the timer are replaced."""
+    from ccnet.benchmarks.tuning import trial
+    from ccnet.kernels.torch_ops import passes
+
+    made = []
+
+    def stopwatch(kernel, problem, device, copies, repeats):
+        made.append((kernel, problem.dtype, problem.spatial, copies, repeats))
+        return Stopwatch(Range(kernel, problem.dtype, 1, 1, problem.spatial[-1], 64), problem)
+
+    monkeypatch.setattr(trial, "Trial", stopwatch)
+    monkeypatch.setattr(passes, "device_of", lambda _: DEVICE)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for module in (tune, warm_cache):
+        monkeypatch.setattr(module, "Compilers", InProcess)
+    monkeypatch.setattr(tune, "provenance", lambda _: CONDITIONS | {"machine": DEVICE.name})
+    config.output, config.tune.dtypes = str(tmp_path / "k"), ["bfloat16", "float32"]
+    said = tune.tune_kernels(config, torch.device("cuda"))
+    assert "forward, bfloat16, lines of 65 to 128" in said and str(tmp_path / "k_tune.csv") in said
+    rows = json.loads(tiles.table_path(DEVICE.name).read_text())["rows"]
+    assert len(rows) == len(made) == 14
+    assert ("backward", "bfloat16", (97, 97), 2, 100) in made
+    assert tune.tune_kernels(config, torch.device("cuda")).startswith("every range was measured before")
+    assert warm_cache.compile_ahead(config, torch.device("cuda")).endswith(" launches compiled")
 
 
 @pytest.mark.slow
