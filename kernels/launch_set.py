@@ -23,6 +23,8 @@ GPUS = {
     "sm_80": plan.Device("A100", (8, 0), 108, 166912),
     "sm_90": plan.Device("H100", (9, 0), 132, 232448),
     "sm_100": plan.Device("B200", (10, 0), 148, 232448),
+    "gfx942": plan.Device("MI300X", (9, 4), 304, plan.AMD_SHARED_MEMORY["gfx942"], "gfx942"),
+    "gfx950": plan.Device("MI355X", (9, 5), 256, plan.AMD_SHARED_MEMORY["gfx950"], "gfx950"),
 }
 # (dtype, D, lengths) at the paper's C = 512. The lengths cover every branch of the tile rule: crops of 769, 1025 and
 # 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
@@ -32,6 +34,14 @@ SHAPES = [
     ("float32", 64, (97,)),
     ("float32", 128, (97,)),
 ]
+# On AMD GPUs, other branches of the rule depend on D and on float32.
+AMD_SHAPES = [
+    ("bfloat16", 64, (64, 97, 129, 200)),
+    ("bfloat16", 128, (97, 129)),
+    ("float32", 64, (64, 97, 129)),
+    ("float32", 128, (97,)),
+    ("float16", 64, (97,)),
+]
 # One axis is the first pass and the last at once, three have a pass between. Beside lines of 256, which add up several
 # tiles, lines of 128 leave their partial sums in float32 too.
 OTHER_SPACES = [(97,), (97, 97, 97), (128, 256), (256, 128)]
@@ -40,12 +50,13 @@ OTHER_SPACES = [(97,), (97, 97, 97), (128, 256), (256, 128)]
 def cases(gpu: str) -> list[Case]:
     """Return every distinct launch: each pass, with and without gamma or residual, as torch and as JAX make it.
 
-    JAX's launches differ only in their PTX version, and are included for lines of 97 and 129.
+    JAX's launches differ only in their PTX version, and are included for lines of 97 and 129. JAX has none on AMD GPUs,
+    where arrays beyond 2 GB are included for these lines in bfloat16 instead.
 
     Args:
         gpu: a name in `GPUS`.
     """
-    shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else SHAPES
+    shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else AMD_SHAPES if GPUS[gpu].arch else SHAPES
     problems = [
         plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
         for dtype, query_channels, lengths in shapes
@@ -55,7 +66,11 @@ def cases(gpu: str) -> list[Case]:
     found: list[Case] = []
     for device, problem in itertools.product(_with_tables(gpu), problems):
         made = list(calls(problem, device))
-        if problem.spatial in ((97, 97), (129, 129)):
+        both_forms = problem.spatial in ((97, 97), (129, 129))
+        if device.arch:
+            both_forms &= problem.dtype == "bfloat16" and problem.query_channels == 64
+            made = [case._replace(small=small) for case in made for small in ((True, False) if both_forms else (True,))]
+        elif both_forms:
             made += [for_jax(case, device.capability) for case in made]
         found += made
     return distinct(found)
@@ -67,7 +82,7 @@ def distinct(cases: Iterable[Case]) -> list[Case]:
     for case in cases:
         constants, pointers = (tuple(sorted(part.items())) for part in (case.launch.constants, case.pointers))
         options = tuple(case.launch.options.items())
-        found.setdefault((case.kernel, constants, pointers, options, case.ptx_version), case)
+        found.setdefault((case.kernel, constants, pointers, options, case.ptx_version, case.small), case)
     return list(found.values())
 
 
@@ -96,7 +111,7 @@ def fault(gpu: str, case: Case) -> str | None:
     from .compiled import compile_case
 
     try:
-        report = compile_case(case, GPUS[gpu].capability)
+        report = compile_case(case, GPUS[gpu])
     except Exception as error:  # the compiler raises many exception types
         return f"does not compile: {str(error).splitlines()[0]}"
     return weakness(report, case, GPUS[gpu].shared_memory)
@@ -111,8 +126,9 @@ def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
     if not report.tensor_core:
         return "does not use tensor cores"
     # With two stages, the loop waits for the copies it has just issued, and so for their full latency.
-    if case.kernel == "backward" and case.launch.num_stages > 2 and min(report.in_flight, default=0) == 0:
-        return f"the loop over slabs waits for its last copy: {report.in_flight} in flight"
+    copies = report.in_flight
+    if case.kernel == "backward" and case.launch.num_stages > 2 and copies is not None and min(copies, default=0) == 0:
+        return f"the loop over slabs waits for its last copy: {copies} in flight"
     return None
 
 

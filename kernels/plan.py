@@ -16,6 +16,11 @@ MIN_CAPABILITY = (8, 0)
 # By major compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.8 for Blackwell),
 # which assembles what Triton compiles for JAX. Triton's own ptxas may be newer.
 PTX_VERSIONS = {8: 85, 9: 85, 10: 87, 12: 87}
+# The AMD architectures that the kernels support, with the bytes of shared memory (LDS) of a program.
+AMD_SHARED_MEMORY = {"gfx942": 65536, "gfx950": 163840}
+# Rounding the sum of three terms to bfloat16 after each is as exact as plain attention, which rounds the part of each
+# axis and their sum.
+MAX_NARROW_TERMS = 3
 MAX_QUERY_CHANNELS = 128  # a tile holds all of them at once, within registers; value channels go in slabs
 
 
@@ -85,7 +90,7 @@ def forward_launches(
             "SPLITS": min(splits, slabs),
         }
         grid = blocks * min(splits, slabs)
-        launches.append(_launch(problem, tile, grid, length, inner, constants))
+        launches.append(_launch(problem, device, tile, grid, length, inner, constants))
     return tuple(launches)
 
 
@@ -107,21 +112,21 @@ def backward_launches(problem: Problem, device: Device, has_gamma: bool = False)
             "ONE_QUERY_TILE": length <= tile.block_m,
             "ONE_KEY_TILE": length <= tile.block_n,
         }
-        launches.append(_launch(problem, tile, lines, length, inner, constants))
+        launches.append(_launch(problem, device, tile, lines, length, inner, constants))
     return tuple(launches)
 
 
 def backward_partials(launches: tuple[Launch, ...]) -> tuple[bool, bool, bool]:
     """Return whether the partial sums of dquery, dkey and dvalue need a float32 array of their own.
 
-    dvalue is as large as the value, so its partial sum is float32 only if a line is split into several tiles. For the
-    two or three passes over short lines, the precision of the input is enough, as in the forward pass.
+    dquery adds up over passes and tiles of keys, dkey and dvalue over passes and tiles of queries. dvalue is as large
+    as the value, so its partial sum is float32 only for more than ``MAX_NARROW_TERMS`` terms; for fewer, the precision
+    of the input is enough, as in the forward pass.
     """
-    several_tiles = not all(
-        launch.constants["ONE_QUERY_TILE"] and launch.constants["ONE_KEY_TILE"] for launch in launches
-    )
-    several_terms = several_tiles or len(launches) > 1
-    return several_terms, several_terms, several_tiles
+    several_passes = len(launches) > 1
+    key_tiles = not all(launch.constants["ONE_KEY_TILE"] for launch in launches)
+    terms = sum(-(-launch.length // launch.constants["BLOCK_M"]) for launch in launches)
+    return several_passes or key_tiles, terms > 1, terms > MAX_NARROW_TERMS
 
 
 def _lines(problem: Problem, axis: int) -> tuple[int, int, int]:
@@ -138,12 +143,15 @@ def _is_wide(problem: Problem) -> bool:
     return 2 * math.prod(problem.spatial) * stride >= 2**31
 
 
-def _launch(problem: Problem, tile: Tile, grid: int, length: int, inner: int, constants: dict[str, Any]) -> Launch:
+def _launch(
+    problem: Problem, device: Device, tile: Tile, grid: int, length: int, inner: int, constants: dict[str, Any]
+) -> Launch:
     constants = {
         "D": problem.query_channels,
         "C": problem.value_channels,
         **constants,
-        "PRECISION": problem.precision,
+        # AMD's matrix units multiply float32 as it is, and Triton refuses other names there.
+        "PRECISION": "ieee" if device.arch else problem.precision,
         "STAGES": tile.num_stages,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,

@@ -17,15 +17,17 @@ class Device(NamedTuple):
 
     Attributes:
         name: device name as reported by the driver; selects the table of pinned tiles.
-        capability: compute capability, (major, minor).
+        capability: compute capability, (major, minor); on AMD GPUs, the first two digits of ``arch``.
         processors: number of multiprocessors.
         shared_memory: bytes per thread block.
+        arch: AMD's name of the architecture, such as "gfx942"; empty for NVIDIA GPUs.
     """
 
     name: str
     capability: tuple[int, int]
     processors: int
     shared_memory: int
+    arch: str = ""
 
 
 class Problem(NamedTuple):
@@ -111,6 +113,8 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     and 2049 at stride 8) is not padded to the next one. A warp owns 16 queries, and more warps would repeat each
     other's products.
     """
+    if device.arch:
+        return _amd_rule(kernel, problem, length)
     # Consumer GPUs, even newer ones, have Ampere's matrix instructions and little shared memory.
     hopper, blackwell = (device.capability[0] == major for major in (9, 10))
     datacenter = hopper or blackwell
@@ -149,8 +153,28 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         return Tile(64, 64, 32, 4, 3)
     if length <= 128:
         return Tile(128, 128 if datacenter else 64, 32, 8, 3)
-    block_n = 64 if datacenter else 32
-    return Tile(128, block_n, 32, 8, 3) if tall else Tile(64, block_n, 32, 4, 3)
+    if tall:
+        return Tile(128, 128 if datacenter else 32, 32, 8, 3)
+    return Tile(64, 64 if datacenter else 32, 32, 4, 3)
+
+
+def _amd_rule(kernel: str, problem: Problem, length: int) -> Tile:
+    """Return a tile that compiles without spills for gfx942 and gfx950, within the 64 KB of shared memory of gfx942.
+
+    A program of four wavefronts has 512 registers per thread, so that a line of up to 128 is one tile in the backward
+    pass too, and in float32, which AMD's matrix units multiply as it is. Eight wavefronts would have 256.
+    """
+    half, wide = problem.dtype != "float32", problem.query_channels > 64
+    if kernel == "forward":
+        if length <= 128:
+            if half:
+                return Tile(64, 64, 64, 4, 2) if length <= 64 else Tile(128, 128, 64, 8, 2)
+            return Tile(64, 64 if length <= 64 else 128, 32, 4, 2)
+        if half and not wide and 160 < length <= 256:
+            return Tile(64, 256, 32, 4, 2)
+        return Tile(64, 32, 128 if half else 64, 4, 2)
+    side = 128 if 64 < length <= 128 and (half or not wide) else 64
+    return Tile(side, side, 32 if half else 16, 4, 2)
 
 
 def _less_padding(length: int, large: int, small: int) -> int:

@@ -53,7 +53,7 @@ def examine(job: Job) -> Needs:
 
     needs = Needs()
     for case in launches_of(job):
-        report = compile_case(case, job.device.capability)
+        report = compile_case(case, job.device)
         needs = Needs(
             max(needs.registers, report.registers),
             max(needs.spilled, report.stack),
@@ -70,17 +70,22 @@ def launches_of(job: Job) -> list[Case]:
     length, problem, device = job.problem.spatial[-1], job.problem, job.device
     here = Range(job.kernel, problem.dtype, length, length, length, problem.query_channels)
     plan.use_table(device.name, [here.row(job.tile)])
-    if not job.every_form:
-        if job.kernel == "backward":
-            return backward_cases(problem, device, has_gamma=True)
-        return forward_cases(problem, device, problem.dtype)
-    problems = [
-        problem._replace(axes=(1,)),  # the only pass
-        problem,
-        problem._replace(spatial=(2, length, length), axes=(0, 1, 2)),  # the second axis is neither first nor last
+    if job.every_form:
+        problems = [
+            problem._replace(axes=(1,)),  # the only pass
+            problem,
+            problem._replace(spatial=(2, length, length), axes=(0, 1, 2)),  # the second axis is neither first nor last
+        ]
+        cases = [case for each in problems for case in launch_set.calls(each, device)]
+    elif job.kernel == "forward":
+        cases = forward_cases(problem, device, problem.dtype)
+    else:
+        cases = backward_cases(problem, device, has_gamma=True)
+    return [
+        case._replace(small=bool(device.arch))  # as with arrays of up to 2 GB
+        for case in launch_set.distinct(cases)
+        if case.kernel == job.kernel and case.launch.length == length
     ]
-    cases = [case for each in problems for case in launch_set.calls(each, device)]
-    return [case for case in cases if case.kernel == job.kernel and case.launch.length == length]
 
 
 def compile_launch(job: tuple[Case, Device]) -> str | None:
@@ -89,4 +94,4 @@ def compile_launch(job: tuple[Case, Device]) -> str | None:
     from ...kernels.compiled import compile_case
 
     case, device = job
-    return launch_set.weakness(compile_case(case, device.capability), case, device.shared_memory)
+    return launch_set.weakness(compile_case(case, device), case, device.shared_memory)

@@ -46,7 +46,7 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
             "the candidates without one"
         )
     else:
-        from ...kernels.torch_ops.passes import device_of
+        from ...kernels.torch_ops.devices import device_of
 
         torch.manual_seed(config.seed)
         gpu = device_of(torch.cuda.current_device())

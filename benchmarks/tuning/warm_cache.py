@@ -27,7 +27,7 @@ def compile_ahead(config: DictConfig, device: torch.device) -> str:
             f"mode=compile fills Triton's cache for an NVIDIA GPU, but the device is {device}: make compile-all "
             "compiles every launch without one"
         )
-    from ...kernels.torch_ops.passes import device_of
+    from ...kernels.torch_ops.devices import device_of
 
     gpu = device_of(torch.cuda.current_device())
     launches = wanted(gpu)

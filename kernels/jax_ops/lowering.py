@@ -7,7 +7,8 @@ The functions take and return the arrays listed in ``primitives.py``, channels-l
 # pyright: reportMissingTypeStubs=false
 # Triton and some JAX functions are untyped.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,17 @@ def backward_reference(
     if gamma is not None:
         gradients = [(gamma * gradient).astype(gradient.dtype) for gradient in gradients]
     return [*gradients, (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1, keepdims=True)]
+
+
+def on_rocm(reference: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
+    """Return the ``reference`` as it is lowered for AMD GPUs, where it logs once why it replaces the kernels."""
+
+    def lowered(*arrays: Array, **parameters: Any) -> list[Array]:
+        made = reference(*arrays, **parameters)
+        warn_once("with JAX, the kernels run on NVIDIA GPUs only")
+        return made
+
+    return lowered
 
 
 def _refuse_triton(options: Options) -> None:

@@ -360,7 +360,7 @@ class InProcess(Immediately):
 def test_the_modes_on_a_gpu(tmp_path, config, monkeypatch):
     """The GPU, the compilers and the timer are replaced."""
     from ccnet.benchmarks.tuning import trial
-    from ccnet.kernels.torch_ops import passes
+    from ccnet.kernels.torch_ops import devices
 
     made = []
 
@@ -369,7 +369,7 @@ def test_the_modes_on_a_gpu(tmp_path, config, monkeypatch):
         return Stopwatch(Range(kernel, problem.dtype, 1, 1, problem.spatial[-1], 64), problem)
 
     monkeypatch.setattr(trial, "Trial", stopwatch)
-    monkeypatch.setattr(passes, "device_of", lambda _: DEVICE)
+    monkeypatch.setattr(devices, "device_of", lambda _: DEVICE)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     for module in (tune, warm_cache):
         monkeypatch.setattr(module, "Compilers", InProcess)

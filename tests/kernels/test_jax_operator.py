@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from test_reference import CASES
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights, plan, tiles
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights, fallback, plan, tiles
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
@@ -180,6 +180,16 @@ def test_bad_input_is_rejected():
         criss_cross_attention(*(array.astype(jnp.float64) for array in (query, key, value)), backend="triton")
     with pytest.raises(ValueError, match="lowered for a platform other than CUDA"):
         jax.jit(partial(criss_cross_attention, backend="triton"))(query, key, value)
+
+
+def test_on_amd_gpus_jax_uses_the_reference_and_says_so(caplog):
+    arrays = [jnp.ones((1, 4, 5, 6), jnp.float32)] * 3
+    fallback.warn_once.cache_clear()
+    traced = jax.jit(criss_cross_attention).trace(*arrays)
+    assert "triton_kernel" not in traced.lower(lowering_platforms=("rocm",)).as_text()
+    assert "with JAX, the kernels run on NVIDIA GPUs only" in caplog.text
+    with pytest.raises(ValueError, match="lowered for a platform other than CUDA"):
+        jax.jit(partial(criss_cross_attention, backend="triton")).trace(*arrays).lower(lowering_platforms=("rocm",))
 
 
 def test_second_derivatives_are_rejected_except_by_the_reference():
