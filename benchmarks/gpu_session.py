@@ -63,7 +63,7 @@ def run_session(config: DictConfig, device: torch.device) -> str:
         SystemExit: a step failed or was not reached; the table is printed before.
     """
     if device.type != "cuda":
-        raise ValueError(f"mode=gpu measures on an NVIDIA GPU, but the device is {device}")
+        raise ValueError(f"mode=gpu measures on a GPU, but the device is {device}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step that is running is ended too
     folder = Path(config.output).absolute()
     outcomes = run_steps(chosen(steps(folder), config.gpu.steps, folder), folder, 60 * config.gpu.minutes)

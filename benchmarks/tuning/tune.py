@@ -42,7 +42,7 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
         versions["machine"] = f"{options.compile_only}, compiled only"
     elif device.type != "cuda":
         raise ValueError(
-            f"mode=tune times kernels on an NVIDIA GPU, but the device is {device}: tune.compile_only=sm_90 compiles "
+            f"mode=tune times kernels on a GPU, but the device is {device}: tune.compile_only=sm_90 compiles "
             "the candidates without one"
         )
     else:

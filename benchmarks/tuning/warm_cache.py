@@ -24,7 +24,7 @@ def compile_ahead(config: DictConfig, device: torch.device) -> str:
     """
     if device.type != "cuda":
         raise ValueError(
-            f"mode=compile fills Triton's cache for an NVIDIA GPU, but the device is {device}: make compile-all "
+            f"mode=compile fills Triton's cache for a GPU, but the device is {device}: make compile-all "
             "compiles every launch without one"
         )
     from ...kernels.torch_ops.devices import device_of

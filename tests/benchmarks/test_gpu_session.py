@@ -93,7 +93,7 @@ def test_the_exit_code_says_whether_every_step_is_done(config, monkeypatch, caps
 
 
 def test_a_session_needs_a_gpu(config):
-    with pytest.raises(ValueError, match="on an NVIDIA GPU, but the device is cpu"):
+    with pytest.raises(ValueError, match="on a GPU, but the device is cpu"):
         gpu_session.run_session(config, torch.device("cpu"))
 
 

@@ -175,7 +175,7 @@ def cache_keys():
     from ccnet.kernels.torch_ops import passes
 
     device = launch_set.GPUS["sm_90"]
-    problem = plan.Problem(1, (9, 8), (0, 1), 16, 40, "bfloat16")
+    problem = plan.Problem(1, (9, 8), (1,), 16, 40, "bfloat16")
     cases = launch_cases.forward_cases(problem, device, "bfloat16")
     cases += launch_cases.backward_cases(problem, device, has_gamma=True)
     ahead, compile_source = [], triton.compile
@@ -208,7 +208,7 @@ def cache_keys():
     passes.device_of = lambda _: device
     query, key, value = torch.randn(1, 9, 8, 80).bfloat16()[..., :72].split([16, 16, 40], dim=-1)
     residual, grad = (torch.randn(1, 9, 8, 48).bfloat16()[..., :40] for _ in range(2))
-    call = Call(query, key, value, Options((0, 1), 1.0, "tf32x3", -1, "triton"), residual, torch.ones(1))
+    call = Call(query, key, value, Options((1,), 1.0, "tf32x3", -1, "triton"), residual, torch.ones(1))
     out, stats = passes.forward(call, torch.empty(1, 9, 8, 40).bfloat16(), save_out=True)
     passes.backward(call, out, stats, grad)
     return ahead, launched
@@ -217,7 +217,7 @@ def cache_keys():
 def test_a_launch_finds_what_was_compiled_ahead(compilers):
     """Tuning and `mode=compile` compile in other processes: Triton's cache must take both for the same kernel."""
     ahead, launched = compilers.submit(cache_keys).result()
-    assert len(ahead) == 4
+    assert len(ahead) == 2
     assert ahead == launched
 
 
