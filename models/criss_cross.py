@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from ..kernels import criss_cross_residual, recomputed_projection
+from ..kernels import criss_cross_residual, recomputed_projection, split_channels
 from .layers import check_recurrence, residual_weight
 
 
@@ -63,7 +63,7 @@ class CrissCrossAttention(nn.Module):
         gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
         project = recomputed_projection if self.recompute else _projection
         with project(_project, x, *weights, *biases) as projected:
-            query, key, value = torch.split(projected, sizes, dim=1)
+            query, key, value = split_channels(projected, sizes)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
 
 
