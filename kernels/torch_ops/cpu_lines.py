@@ -1,8 +1,8 @@
 """Criss-cross attention of a block of images on a CPU, as matrix products along the lines of each axis.
 
-An array is held as rows of channels, (R, C), one row per pixel. Its lines along any axis are strided views, which batched
-matrix products read in place, so that nothing is transposed or concatenated. The scores along all axes share one array,
-(R, K) with K keys per pixel, and a single softmax normalises its rows.
+Arrays are held as rows of channels, (R, C), one row per pixel. Their lines along any axis are strided views, which
+batched matrix products read in place. The scores along all axes share one array, (R, K) with K keys per pixel, and one
+softmax normalises its rows.
 """
 
 # pyright: reportUnknownMemberType=false

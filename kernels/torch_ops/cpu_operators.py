@@ -1,10 +1,12 @@
 """Criss-cross attention on a CPU as torch custom operators: schemas, fake kernels and autograd.
 
-They compute what the reference computes, with fewer copies and temporary arrays. Results are channels-last in memory.
+They compute what the reference computes, with fewer copies and temporary arrays, and save the attention weights for the
+backward pass. Results are channels-last in memory regardless of the input layout.
 """
 
-# pyright: reportUnknownMemberType=false
-# torch leaves the registration of operators untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUntypedFunctionDecorator=false
+# torch leaves Tensor.split and the registration of operators untyped.
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,15 +23,11 @@ _OPTIONS = "int[] axes, float scale, int channel_axis"
 
 
 def supports(call: Call[Tensor]) -> bool:
-    """Return False on other devices, and where torch needs the separate operations of the reference.
-
-    They are exported, observed one by one, batched and differentiated in every mode.
-    """
-    if call.query.device.type != "cpu":
+    """Return False on other devices, and where torch has to see the separate operations of the reference."""
+    arrays = call.arrays()
+    if call.query.device.type != "cpu" or transforms.are_active(*arrays):
         return False
-    if torch.compiler.is_compiling():
-        return not transforms.are_active(*call.arrays())
-    return not transforms.are_active(*call.arrays()) and not transforms.are_intercepted(*call.arrays())
+    return torch.compiler.is_compiling() or not transforms.are_intercepted(*arrays)
 
 
 def attend(call: Call[Tensor]) -> Tensor:
@@ -46,7 +44,7 @@ def _call(
     arrays: Sequence[Tensor], axes: Sequence[int], scale: float, channel_axis: int,
     residual: Tensor | None = None, gamma: Tensor | None = None,
 ) -> Call[Tensor]:  # fmt: skip
-    """Return the call of an operator."""
+    """Return the call for the flat arguments of an operator."""
     query, key, value = arrays
     return Call(query, key, value, Options(tuple(axes), scale, "ieee", channel_axis, "auto"), residual, gamma)
 

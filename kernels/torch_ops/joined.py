@@ -4,7 +4,7 @@ The backward pass of torch.split concatenates, and so copies, the gradients of i
 gradients of query, key and value into one buffer if these are slices of one, and the split below returns that buffer.
 """
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # torch leaves Tensor.split untyped.
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from . import transforms
 def split_channels(projected: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """Split (N, C, *S) along the channels as torch.split does, with a backward pass that need not copy."""
     if torch.compiler.is_compiling() or not projected.requires_grad or transforms.are_active(projected):
-        return torch.split(projected, sizes, dim=1)
+        return torch.split(projected, list(sizes), dim=1)
     return _Split.apply(projected, sizes)  # pyright: ignore[reportReturnType]
 
 
