@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
-from . import devices, reference, transforms
+from . import cpu_operators, devices, reference, transforms
 
 
 def attend(call: Call[Tensor]) -> Tensor:
@@ -29,7 +29,11 @@ def attend(call: Call[Tensor]) -> Tensor:
         ValueError: backend is "triton", but the kernels do not support the call.
     """
     backend = call.options.backend
-    if backend == "reference" or (backend == "auto" and (not call.query.is_cuda or _is_exporting())):
+    if backend == "reference":
+        return reference.attend(call)
+    if backend == "auto" and (not call.query.is_cuda or _is_exporting()):
+        if not _is_exporting() and cpu_operators.supports(call):
+            return cpu_operators.attend(call)
         return reference.attend(call)
     obstacle = _obstacle(call)
     if obstacle is None:
