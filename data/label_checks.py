@@ -70,7 +70,7 @@ def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
     if not counts:
         return []
     found = {split: numbers > 0 for split, numbers in counts.items()}
-    anywhere = np.any([*found.values()], axis=0)
+    anywhere = np.stack([*found.values()]).any(axis=0)
     untrained = anywhere & ~found.get("train", anywhere)
     lines = []
     if not anywhere.all():

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image, PngImagePlugin
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from .fast_decoders import decode
-from .grey_levels import rgb_pixels, sample_format
+from .grey_levels import SampleFormat, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
 # The content decides, not the suffix. Pillow supports more formats, and runs Ghostscript for one of them.
@@ -59,7 +60,7 @@ def describe(path: Path) -> str:
         return f"{sample_format(image).bits}-bit {image.mode}"
 
 
-def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, str]:
+def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, SampleFormat]:
     """Decode an image and apply its EXIF orientation, which cameras set and masks may inherit.
 
     Args:
@@ -82,7 +83,7 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile]:
     """Open an image without decoding it; the caller's errors in decoding it name the file."""
     try:
         with (
