@@ -64,9 +64,11 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     task = instantiate(config.task)
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
+    doubts = [*data.first_look(train_set, "train"), *data.first_look(val_set, "val")]
 
     asked = config
-    model, config = checkpoints.initial_network(asked, saved, num_classes=len(train_set.classes))
+    config = training.with_class_weights(config, train_set)
+    model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
@@ -100,6 +102,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
             request=request,
         )
         run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
+        for line in doubts:
+            run.say(f"warning: {line}")
         run.fit()
 
     unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))

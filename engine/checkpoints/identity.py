@@ -67,7 +67,7 @@ class Wanted:
     def differences(self, saved: Checkpoint) -> list[str]:
         """Return what a checkpoint's run computes differently, such as "seed=0 instead of 1", apart from its length."""
         now = self._plain(flat(saved.config).get(LENGTH, self.length))
-        was, now = flat(completed(saved.config, now, self.given)[0]), flat(now)
+        was, now = _as_asked(flat(completed(saved.config, now, self.given)[0])), flat(now)
         names = [name for name in {**now, **was} if _matters(name, self.config)]
         # Of options that differ because another one does, only that one is named.
         own = [name for name in names if not is_interpolated(self.config, name)]
@@ -106,10 +106,22 @@ def _differing(names: Any, was: Mapping[str, Any], now: Mapping[str, Any]) -> li
     ]
 
 
+def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's options without the class weights that were computed when its run started."""
+    computed = options.get("class_weights")
+    made = {
+        name: None if name.endswith(".class_weights") and name.startswith("loss.") and value == computed else value
+        for name, value in options.items()
+    }
+    return made | {"class_weights": None}
+
+
 def _matters(name: str, config: DictConfig) -> bool:
     part = name.partition(".")[0]
     if part in EXECUTION or name.endswith("num_classes") or name == LENGTH or is_location(name):
         return False
+    if name == "dataset.class_weights":
+        return True
     if part == "model":
         return config.init is None  # otherwise, the checkpoint that init names determines the network
     # The rest of these acts only through interpolations elsewhere.

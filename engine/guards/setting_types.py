@@ -119,6 +119,8 @@ def _arguments(target: str) -> dict[str, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether a plain value matches a type annotation. Unknown annotations match any value."""
     origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:  # which is a class since Python 3.11
+        return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in inner)
     if hint is bool or hint is str:
