@@ -13,9 +13,9 @@ from .tiles import Device, Problem, Tile, choose_tile, power_of_two
 
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 MIN_CAPABILITY = (8, 0)
-# By major compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.8 for Blackwell),
-# which assembles what Triton compiles for JAX. Triton's own ptxas may be newer.
-PTX_VERSIONS = {8: 85, 9: 85, 10: 87, 12: 87}
+# By major compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.9 for Blackwell),
+# which assembles what Triton compiles for JAX. Triton's own ptxas may be newer. PTX 8.7 spills on sm_100.
+PTX_VERSIONS = {8: 85, 9: 85, 10: 88, 12: 88}
 # The AMD architectures that the kernels support, with the bytes of shared memory (LDS) of a program.
 AMD_SHARED_MEMORY = {"gfx942": 65536, "gfx950": 163840}
 # Rounding the sum of three terms to bfloat16 after each is as exact as plain attention, which rounds the part of each

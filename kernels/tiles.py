@@ -148,7 +148,7 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         return Tile(64, 32, 128, 4, 3)
     # With two stages the loop over slabs would wait for the copies that it has just issued.
     if wide:
-        return Tile(64, 64, 32, 8, 3) if datacenter else Tile(32, 32, 32, 4, 3)
+        return Tile(64, 64, 32, 8, 3) if datacenter else Tile(64, 32, 32, 4, 3)
     if length <= 64:
         return Tile(64, 64, 32, 4, 3)
     if length <= 128:

@@ -50,6 +50,7 @@ def forward_reference(
     options: Options,
     save_out: bool,
 ) -> list[Array]:
+    """Lower the forward pass to the reference; the statistics for the backward pass are zeros."""
     _refuse_triton(options)
     out = reference.attend(Call(query, key, value, options))
     stats = jnp.zeros((*query.shape[:-1], 2), jnp.float32)  # the reference's backward pass does not read them
@@ -71,6 +72,7 @@ def backward_reference(
     *,
     options: Options,
 ) -> list[Array]:
+    """Lower the backward pass to the derivative of the reference."""
     _refuse_triton(options)
 
     def attend(query: Array, key: Array, value: Array) -> Array:
