@@ -61,7 +61,8 @@ class CrissCrossAttention(nn.Module):
         weights = [conv.weight for conv in convolutions]
         biases = [conv.bias for conv in convolutions if conv.bias is not None]  # none of them is None
         gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
-        project = recomputed_projection if self.recompute else _projection
+        # The reference keeps copies of the projection, so that nothing would be saved.
+        project = recomputed_projection if self.recompute and self.backend != "reference" else _projection
         with project(_project, x, *weights, *biases) as projected:
             query, key, value = split_channels(projected, sizes)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
