@@ -2,8 +2,9 @@
 
 python evaluate.py checkpoint=RUN/best                                    on the data set it was trained on
 python evaluate.py checkpoint=RUN/best protocol=slide                     whole | slide | ms_flip | slide_ms_flip
-python evaluate.py checkpoint=RUN/best root=DIR                           if the data set has moved
+python evaluate.py checkpoint=RUN/best dataset.root=DIR                   if the data set has moved
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    on another one with the same classes
+python evaluate.py checkpoint=RUN/best split=all dataset=folder dataset.images=DIR dataset.masks=DIR   your own images
 python evaluate.py checkpoint=RUN/best split=test submission=true         a zip for the benchmark's server
 torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               images split across eight GPUs; same scores
 python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: see models/published
@@ -11,7 +12,7 @@ python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    publis
 A detection network is scored by COCO AP, and its detections are saved in COCO's results format.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ccnet import data
 from ccnet.conf import CONF
@@ -88,12 +89,28 @@ def main(config: DictConfig) -> float:
 
 
 def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
-    """Return the data set named on the command line, or else the checkpoint's own."""
-    if "dataset" in runtime.given_overrides():
-        return config.dataset
+    """Return the data set named on the command line, or else the checkpoint's own.
+
+    If both are of the same class, options that the command line does not set are the checkpoint's own: the classes and
+    mask values of ``dataset=folder``, for example.
+    """
+    given = runtime.given_overrides()
+    if "dataset" in given:
+        own = saved.config.get("dataset", {})
+        same = _target(config.dataset, "val") == _target(own, "val")
+        kept = {key: own[key] for key in config.dataset if key in own and not _target(own, key)} if same else {}
+        return OmegaConf.merge(
+            config.dataset, {key: value for key, value in kept.items() if f"dataset.{key}" not in given}
+        )
     if "dataset" not in saved.config:
         raise ValueError(f"{config.checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR")
-    return saved.config["dataset"] | ({} if config.root is None else {"root": config.root})
+    return checkpoints.moved(saved.config, runtime.given_overrides())["dataset"]
+
+
+def _target(dataset: Any, name: str) -> Any:
+    """Return the class of a node of a data set; None for an option."""
+    node = dataset.get(name)
+    return node.get("_target_") if isinstance(node, Mapping) else None
 
 
 def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:

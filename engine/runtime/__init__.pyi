@@ -13,5 +13,10 @@ from .memory import enough_memory as enough_memory
 from .memory import process_peak_mib as process_peak_mib
 from .memory import reset_peak as reset_peak
 from .overrides import given_overrides as given_overrides
+from .overrides import in_sweep as in_sweep
+from .run_folder import LAST as LAST
+from .run_folder import PREVIOUS as PREVIOUS
+from .run_folder import FolderLock as FolderLock
+from .run_folder import FolderTaken as FolderTaken
 from .stop_signals import Stopped as Stopped
 from .stop_signals import StopRequest as StopRequest

@@ -1,4 +1,5 @@
 from .batches import remaining_batches as remaining_batches
+from .class_weights import with_class_weights as with_class_weights
 from .frameworks import Framework as Framework
 from .frameworks import choose_framework as choose_framework
 from .frameworks import framework_of as framework_of

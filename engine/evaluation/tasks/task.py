@@ -3,6 +3,7 @@
 A data set selects its task (``conf/task``).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,11 @@ class TaskScores(Protocol):
     @property
     def headline(self) -> float:
         """The metric in [0, 1] that selects the best checkpoint."""
+        ...
+
+    @property
+    def class_scores(self) -> list[float]:
+        """The score of each class whose mean is the headline metric; NaN for classes that are left out of it."""
         ...
 
     def _asdict(self) -> dict[str, Any]:
@@ -139,5 +145,17 @@ class Task(Protocol):
 
 def score_table(scores: TaskScores, classes: Sequence[str]) -> str:
     """Return the scores as text, in percent: a per-class table and the summary."""
-    summary = "  ".join(f"{name} {value:.2f}" for name, value in scores.summary().items())
+    _, *others = scores.summary().items()
+    summary = "  ".join([headline_text(scores), *(f"{name} {value:.2f}" for name, value in others)])
     return f"{scores.table(classes).text()}\n{summary}"
+
+
+def headline_text(scores: TaskScores) -> str:
+    """Return the headline metric in percent, with the number of classes if some are left out of the mean.
+
+    For example, "mIoU 62.10" or "mIoU 62.10 over 10 of 11 classes".
+    """
+    name, value = next(iter(scores.summary().items()))
+    counted = sum(not math.isnan(score) for score in scores.class_scores)
+    total = len(scores.class_scores)
+    return f"{name} {value:.2f}" + (f" over {counted} of {total} classes" if counted < total else "")

@@ -42,7 +42,8 @@ from ccnet.models.backbone import TimmBackbone
         ({"optimizer": {"_target_": "torch.optim.os.system", "command": "touch ran"}}, "names 'torch.optim.os.system'"),
         ({"model": {"backbone": {"name": "${oc.env:HOME}"}}}, "is not resolved"),
         ({"model": {"backbone": {"name": "${oc.decode:'1'}"}}}, "is not resolved"),
-        ({"model": {3: NAMED}}, "which is not a string"),
+        ({"model": {3.5: NAMED}}, "which is neither a string nor a whole number"),
+        ({"model": {3: NAMED}}, "which is not an allowed target there"),
     ],
 )
 def test_a_config_cannot_hide_a_forbidden_target(tmp_path, monkeypatch, config, message):

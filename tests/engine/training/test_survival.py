@@ -1,5 +1,7 @@
 """Runs in real processes that are killed or stopped, lose a worker or run out of disk space, and are resumed.
 
+Before each kill, another process tries to join the run.
+
 ``KILLS=20 python -m pytest -s tests/engine/training/test_survival.py -k kill_9`` restarts ``python train.py`` after
 each of twenty kills and prints when they occurred; ``results/survival.md`` contains such a table.
 """
@@ -29,6 +31,7 @@ from conftest import PATIENCE, ROOT, TINY, children, members
 from ccnet.data.loader import Loader
 from ccnet.engine import checkpoints, drawing
 from ccnet.engine.drawing import ScalarFile
+from ccnet.engine.runtime import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +157,7 @@ def rows(path):
 
 def newest(folder):
     """Return the checkpoint that a run would resume from; None if there is none yet."""
-    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+    for name in (LAST, PREVIOUS):
         if (folder / name).exists():
             return checkpoints.load(folder / name)
     return None
@@ -208,11 +211,22 @@ def hold_between_renames():
 
     def held(source, target):
         replace(source, target)
-        seen.append(str(target).endswith(checkpoints.PREVIOUS))
+        seen.append(str(target).endswith(PREVIOUS))
         if sum(seen) == 2:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     os.replace = held
+
+
+def refused_beside(run, command):
+    """Assert that a second process of the same command line ends with a message and changes nothing."""
+    folder = run.folder / "runs" / "new"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    other = Run(run.folder, command=command)
+    assert other.wait() == 1
+    assert re.search(rf"error: .*{folder} is in use by process {run.pid} on ", other.text), other.text
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["new"]
 
 
 def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tmp_path):
@@ -229,7 +243,7 @@ def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tm
         if moment == "writing":
             assert run.held_while_writing()
         elif moment == "renaming":
-            assert run.until(lambda: (folder / PART).exists() and not (folder / checkpoints.LAST).exists())
+            assert run.until(lambda: (folder / PART).exists() and not (folder / LAST).exists())
             run.hold()
         else:
             if generator.random() < 0.8:  # otherwise kill it during startup
@@ -238,6 +252,8 @@ def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tm
             run.until(lambda: time.monotonic() > at or run.iteration > start + 3)  # noqa: B023
             run.hold()
         elapsed, text, logged = time.monotonic() - began, run.text, run.iteration
+        if "parameters on" in text:
+            refused_beside(run, command)
         parts = [path.name for path in folder.glob(".*")]
         run.signal(signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL
