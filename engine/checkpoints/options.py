@@ -1,0 +1,102 @@
+"""Options by their dotted names, and the defaults of those that a checkpoint from earlier code lacks."""
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from ...conf import CONF
+from ..guards.setting_types import BOUNDS
+
+
+def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return {dotted name: value} for a plain configuration; lists and empty mappings are values."""
+    return dict(_leaves(node, path))
+
+
+def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def text(options: Mapping[str, Any], name: str) -> str:
+    """Return an option as in an override; "nothing" instead of its value if it is missing."""
+    if name not in options:
+        return f"{name}=nothing"
+    value = options[name]
+    return f"{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+
+
+def is_interpolated(config: DictConfig, name: str) -> bool:
+    """Return True if an option takes its value from another one."""
+    node: Any = config
+    for key in name.split("."):
+        if not isinstance(node, DictConfig) or key not in node:
+            return False
+        if OmegaConf.is_interpolation(node, key):
+            return True
+        node = node[key]
+    return False
+
+
+def completed(
+    saved: Mapping[str, Any], now: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a checkpoint's configuration with defaults for the options that it lacks, and "name=default" for each.
+
+    A missing argument of a class is filled in only if that changes nothing, that is, with the default in its signature;
+    it is not listed.
+
+    Args:
+        saved: the checkpoint's configuration.
+        now: the command line's configuration, plain.
+        given: the options on the command line; their values are not defaults.
+    """
+    lacking: list[str] = []
+    return _completed(saved, now, _defaults(now, given), "", lacking), lacking
+
+
+def _completed(
+    saved: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any], path: str, lacking: list[str]
+) -> dict[str, Any]:
+    made = dict(saved)
+    for key, value in now.items():
+        name = f"{path}{key}"
+        if isinstance(made.get(key), Mapping) and isinstance(value, Mapping):
+            made[key] = _completed(made[key], value, defaults, f"{name}.", lacking)
+        elif key in made:
+            continue
+        elif name in defaults:
+            made[key] = defaults[name]
+            lacking.append(text(defaults, name))
+        elif _is_default_argument(made.get("_target_"), key, value):
+            made[key] = value
+    return made
+
+
+def _defaults(now: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of the options that the code reads itself: those at the top level, and those with bounds."""
+    base: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    written = {name: value for name, value in flat(base).items() if "${" not in str(value)}
+    read = dict(now) | {name: value for name, value in flat(now).items() if name in BOUNDS}
+    composed = {
+        name: value for name, value in read.items() if not any(f"{key}.".startswith(f"{name}.") for key in given)
+    }
+    return composed | written
+
+
+def _is_default_argument(target: Any, key: str, value: Any) -> bool:
+    """Return True if a class or function has an argument with this default."""
+    if not isinstance(target, str):
+        return False
+    try:
+        default = inspect.signature(get_object(target)).parameters[key].default
+    except Exception:  # no such argument, or a signature that cannot be read
+        return False
+    return value == (list(default) if isinstance(default, tuple) else default)
