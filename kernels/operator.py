@@ -41,8 +41,8 @@ def criss_cross_attention(
             AMD gfx942 and gfx950; float32, float16, bfloat16; D up to 128), "reference" the formula in plain tensor
             code. "auto" uses the kernels on a GPU that supports them, faster operators than the reference for torch
             tensors on a CPU, and the reference otherwise; on a GPU it then warns once. Under torch.func transforms
-            (grad, vmap, jvp, ...) and in forward mode, every backend uses the reference; on meta tensors, every
-            backend returns shapes.
+            (grad, vmap, jvp, ...) and in forward mode, every backend uses the reference;
+            on meta tensors, every backend returns shapes.
 
     Returns:
         The attention output, same shape and dtype as ``value``. Softmax and sums are computed in float32 (float64

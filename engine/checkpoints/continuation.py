@@ -11,7 +11,7 @@ from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
 from ..runtime.launchers import is_first
 from ..runtime.overrides import given_overrides
-from .identity import EXECUTION, LENGTH, Identity, fingerprint
+from .identity import EXECUTION, LENGTH, Identity, choices, fingerprint
 from .locations import LOCATIONS, absolute, changed, data_contents, moved, weight_contents
 from .options import completed, flat, text
 from .record import Checkpoint
@@ -53,7 +53,8 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     auto, given, now = config.resume == "auto", given_options(), plain(config)
     made, lacking = completed(saved.config, now, given)
     if lacking and is_first():
-        print(f"{saved.source} predates some options, which take their defaults: {' '.join(lacking)}")
+        defaults = " ".join(text(lacking, name) for name in lacking)
+        print(f"{saved.source} predates some options, which take their defaults: {defaults}")
     groups = {name.partition(".")[0] for name in given}
     made |= {key: now[key] for key in EXECUTION[1:] if key in now and (auto or key in groups)}
     if not auto and "logger" not in groups:
@@ -115,11 +116,12 @@ def identify(config: DictConfig, saved: Checkpoint | None, train_set: ImageDatas
     contents = from_first({} if rank() else data_contents(train_set, val_set))
     if saved is None:
         contents |= weight_contents(config)
-        return Identity(fingerprint(config, contents), contents)
+        return Identity(fingerprint(config, contents), contents, choices())
     reasons = inexact(saved, config, contents, world_size())
     if reasons and not rank():
         warnings.warn(f"this continuation is not exact: {'; '.join(reasons)}", stacklevel=2)
-    return Identity(saved.training["identity"], (saved.training.get("contents") or {}) | contents)
+    known = saved.training
+    return Identity(known["identity"], (known.get("contents") or {}) | contents, known.get("choices") or {})
 
 
 def inexact(saved: Checkpoint, config: DictConfig, contents: Mapping[str, str], processes: int) -> list[str]:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..guards.setting_types import BOUNDS
 from ..guards.settings import plain, replaced
 from .locations import absolute, changed, digest, is_location, weight_files
-from .options import completed, flat, is_interpolated, text
+from .options import completed, flat, is_given, is_interpolated, text
 from .record import Checkpoint
 
 # Options for how a run is executed, and for what it may skip.
@@ -33,10 +34,12 @@ class Identity(NamedTuple):
     Attributes:
         fingerprint: see :func:`fingerprint`.
         contents: hashes of the contents of the data sets, and of the files that the weights start from.
+        choices: the choice of each configuration group; {} if the run was not started by Hydra.
     """
 
     fingerprint: str
     contents: dict[str, str]
+    choices: dict[str, str]
 
 
 def fingerprint(config: DictConfig, contents: Mapping[str, str]) -> str:
@@ -61,13 +64,18 @@ class Wanted:
 
     def __init__(self, config: DictConfig, given: Mapping[str, Any], data: Callable[[], dict[str, str]]):
         self.config, self.given, self._data = config, given, data
+        self.choices = choices()
         self.length: int = OmegaConf.select(config, LENGTH)
         self._of_length: dict[int, dict[str, Any]] = {}
 
     def differences(self, saved: Checkpoint) -> list[str]:
         """Return what a checkpoint's run computes differently, such as "seed=0 instead of 1", apart from its length."""
         now = self._plain(flat(saved.config).get(LENGTH, self.length))
-        was, now = _as_asked(flat(completed(saved.config, now, self.given)[0])), flat(now)
+        was, lacking = completed(saved.config, now, self.given)
+        was, now = _as_asked(flat(was)), flat(now)
+        if self.choices and saved.training.get("choices") == self.choices:
+            # The code has gained these arguments: no other choice of a group has added them, nor the command line.
+            now |= {name: value for name, value in flat(lacking).items() if not is_given(name, self.given)}
         names = [name for name in {**now, **was} if _matters(name, self.config)]
         # Of options that differ because another one does, only that one is named.
         own = [name for name in names if not is_interpolated(self.config, name)]
@@ -118,8 +126,8 @@ def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _matters(name: str, config: DictConfig) -> bool:
     part = name.partition(".")[0]
-    if part in EXECUTION or name.endswith("num_classes") or name == LENGTH or is_location(name):
-        return False
+    if part in (*EXECUTION, "training_crop") or name.endswith("num_classes") or name == LENGTH or is_location(name):
+        return False  # num_classes and training_crop follow from the data set and the recipe
     if name == "dataset.class_weights":
         return True
     if part == "model":
@@ -130,6 +138,14 @@ def _matters(name: str, config: DictConfig) -> bool:
     if part == "recipe":
         return name.startswith("recipe.train_transform") or name in BOUNDS
     return part != "backbone"
+
+
+def choices() -> dict[str, str]:
+    """Return the choice of each configuration group that matters; {} if the run was not started by Hydra."""
+    if not HydraConfig.initialized():
+        return {}
+    groups = HydraConfig.get().runtime.choices.items()
+    return {str(name): str(choice) for name, choice in groups if not str(name).startswith(("hydra/", "logger"))}
 
 
 def of_length(config: DictConfig, iterations: int) -> DictConfig:

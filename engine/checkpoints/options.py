@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from hydra.utils import get_object
@@ -45,27 +46,32 @@ def is_interpolated(config: DictConfig, name: str) -> bool:
     return False
 
 
+def is_given(name: str, given: Mapping[str, Any]) -> bool:
+    """Return True if an option, or a part of it, is on the command line."""
+    return any(f"{key}.".startswith(f"{name}.") for key in given)
+
+
 def completed(
     saved: Mapping[str, Any], now: Mapping[str, Any], given: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return a checkpoint's configuration with defaults for the options that it lacks, and "name=default" for each.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a checkpoint's configuration with defaults for the options that it lacks, and {name: default} for those.
 
-    A missing argument of a class is filled in only if that changes nothing, that is, with the default in its signature;
-    it is not listed.
+    The default of an argument of a class is that of its signature: what the class did before the option existed.
 
     Args:
         saved: the checkpoint's configuration.
         now: the command line's configuration, plain.
         given: the options on the command line; their values are not defaults.
     """
-    lacking: list[str] = []
+    lacking: dict[str, Any] = {}
     return _completed(saved, now, _defaults(now, given), "", lacking), lacking
 
 
 def _completed(
-    saved: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any], path: str, lacking: list[str]
+    saved: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any], path: str, lacking: dict[str, Any]
 ) -> dict[str, Any]:
     made = dict(saved)
+    target = made.get("_target_") if made.get("_target_") == now.get("_target_") else None
     for key, value in now.items():
         name = f"{path}{key}"
         if isinstance(made.get(key), Mapping) and isinstance(value, Mapping):
@@ -73,30 +79,30 @@ def _completed(
         elif key in made:
             continue
         elif name in defaults:
-            made[key] = defaults[name]
-            lacking.append(text(defaults, name))
-        elif _is_default_argument(made.get("_target_"), key, value):
-            made[key] = value
+            made[key] = lacking[name] = defaults[name]
+        elif key in defaults_of(target):
+            made[key] = lacking[name] = defaults_of(target)[key]
     return made
 
 
 def _defaults(now: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of the options that the code reads itself: those at the top level, and those with bounds."""
     base: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
-    written = {name: value for name, value in flat(base).items() if "${" not in str(value)}
+    written = flat(base)
     read = dict(now) | {name: value for name, value in flat(now).items() if name in BOUNDS}
-    composed = {
-        name: value for name, value in read.items() if not any(f"{key}.".startswith(f"{name}.") for key in given)
-    }
-    return composed | written
+    composed = {name: value for name, value in read.items() if not is_given(name, given)}
+    return {name: value for name, value in (composed | written).items() if "${" not in str(written.get(name))}
 
 
-def _is_default_argument(target: Any, key: str, value: Any) -> bool:
-    """Return True if a class or function has an argument with this default."""
+@cache
+def defaults_of(target: Any) -> dict[str, Any]:
+    """Return the defaults of a class's or function's arguments, by name, as far as they are plain values."""
     if not isinstance(target, str):
-        return False
+        return {}
     try:
-        default = inspect.signature(get_object(target)).parameters[key].default
-    except Exception:  # no such argument, or a signature that cannot be read
-        return False
-    return value == (list(default) if isinstance(default, tuple) else default)
+        parameters = inspect.signature(get_object(target)).parameters
+    except Exception:  # a signature that cannot be read
+        return {}
+    found = {name: parameter.default for name, parameter in parameters.items()}
+    found = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    return {name: value for name, value in found.items() if isinstance(value, bool | int | float | str | list | None)}

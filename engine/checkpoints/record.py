@@ -65,7 +65,7 @@ def checked(found: Checkpoint) -> Checkpoint:
         "scores": isinstance(found.scores, dict),
         "training": isinstance(found.training, dict)
         and (not found.training or found.training.keys() >= _TRAINING)
-        and _is_contents(found.training.get("contents")),
+        and all(_is_texts(found.training.get(key)) for key in ("contents", "choices")),
     }
     if wrong := [name for name, good in valid.items() if not good]:
         raise ValueError(f"invalid {' and '.join(wrong)}")
@@ -79,8 +79,8 @@ def _is_list(value: Any, good: Callable[[Any], bool]) -> bool:
     return isinstance(value, (list, tuple)) and all(good(part) for part in value)
 
 
-def _is_contents(value: Any) -> bool:
-    """Return True for {name: hash}, and for None, because earlier versions did not record the contents of files."""
+def _is_texts(value: Any) -> bool:
+    """Return True for {string: string}, and for None, because earlier versions did not record it."""
     return value is None or (
         isinstance(value, dict) and all(isinstance(part, str) for part in (*value, *value.values()))
     )

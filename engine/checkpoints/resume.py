@@ -4,6 +4,7 @@ From then on, the folder of the run is locked, so that no other process can writ
 """
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -54,6 +55,7 @@ def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
         ValueError: options passed with ``resume=FOLDER`` would change what the run computes, or that folder has no
             intact checkpoint.
         FileNotFoundError: that folder has no checkpoint.
+        OSError: a checkpoint cannot be read, for a reason that may be temporary.
     """
     with ExitStack() as held:
         start = Start(folder, None)
@@ -89,7 +91,7 @@ def newest(folder: Path) -> Checkpoint:
     """
     if not any(path.is_file() for path in _states(folder)):
         find(folder / LAST)  # raises the error
-    found = _peeks(folder)
+    found = _peeks(folder, quiet=True)
     if not found:
         raise ValueError(f"{folder} has no readable checkpoint: start a new run")
     return found[0]
@@ -129,7 +131,8 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     """Return the run that ``resume=auto`` continues, or an unused folder for a new one."""
     wanted = Wanted(config, given_options(), lambda: _data_contents(config))
     found, others = [], []
-    for run in (folder, *(other for other in sorted(folder.parent.glob("*")) if other != folder)):
+    beside = (other for other in sorted(folder.parent.glob("*")) if other != folder and os.access(other, os.X_OK))
+    for run in (folder, *beside):
         if peeks := _peeks(run):
             length = flat(peeks[0].config).get(LENGTH, wanted.length)
             differences = wanted.differences(peeks[0])
@@ -149,11 +152,12 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
                 _say(f"resume=auto: skipped {run}, which is in use")
                 continue
             raise FolderTaken(f"this run is already being trained: {error}") from error
-        if saved := _first_intact(run):
-            held.enter_context(lock)
-            _say(f"resume=auto: {saved.source}, iteration {saved.iteration}")
-            return Start(run, saved)
-        lock.release()
+        with ExitStack() as unused:
+            unused.enter_context(lock)
+            if saved := _first_intact(run):
+                held.push(unused.pop_all())
+                _say(f"resume=auto: {saved.source}, iteration {saved.iteration}")
+                return Start(run, saved)
     start = Start(_free(folder, held), None)
     skipped = f", skipped {len(others)} of other configurations" if others else ""
     _say(f"resume=auto: no checkpoint of this run in {folder.parent}{skipped}: starting a new run in {start.folder}")
@@ -191,16 +195,20 @@ def _states(folder: Path) -> list[Path]:
     return [folder / name for name in (LAST, PREVIOUS)]
 
 
-def _peeks(folder: Path) -> list[Checkpoint]:
-    """Return the states of the run in ``folder`` without their tensors, most iterations first."""
+def _peeks(folder: Path, *, quiet: bool = False) -> list[Checkpoint]:
+    """Return the states of the run in ``folder`` without their tensors, most iterations first.
+
+    Damaged ones are skipped. An error that may be temporary is raised: it must not send a run back to its start.
+    """
     found = []
     for path in _states(folder):
         try:
             found.append(peek(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        except (ValueError, OSError) as error:
-            _say(f"skipped {path}: {error}")
+        except (ValueError, PermissionError) as error:
+            if not quiet:
+                _say(f"skipped {path}: {error}")
     return sorted(found, key=lambda saved: -(saved.iteration or 0))
 
 
@@ -209,7 +217,7 @@ def _first_intact(folder: Path) -> Checkpoint | None:
     for light in _peeks(folder):
         try:
             return load(light.source or folder / LAST)
-        except (ValueError, OSError) as error:
+        except (ValueError, FileNotFoundError) as error:
             _say(f"skipped {light.source}: {error}")
     return None
 

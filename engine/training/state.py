@@ -102,6 +102,7 @@ class TrainingState:
                 "skipped": self.skipped,
                 "identity": self.identity.fingerprint,
                 "contents": self.identity.contents,
+                "choices": self.identity.choices,
                 "wandb_id": self.wandb_id,
             },
         )

@@ -57,12 +57,28 @@ def test_an_option_that_a_checkpoint_lacks_has_its_default(name):
     saved = run_of(config)
     saved.config = without(saved.config, name)
     if name == "model.head.channels":  # its default in the class is another one
-        assert differences(saved, config) == [f"{name}=nothing instead of 16"]
+        assert differences(saved, config) == [f"{name}=512 instead of 16"]
         return
     assert differences(saved, config) == []
+    if name == "training_crop":  # it follows from the recipe
+        return
     made, lacking = completed(saved.config, plain(config), {})
     assert (name in EXECUTION) or made == plain(located(config))
-    assert [text.partition("=")[0] for text in lacking] == ([] if name.startswith("model") else [name])
+    assert list(lacking) == [name]
+
+
+def test_an_argument_that_a_class_has_gained_keeps_its_default(monkeypatch, capsys):
+    """Even if the configuration now sets another value: the run has not been trained with that."""
+    monkeypatch.setattr("ccnet.engine.checkpoints.identity.choices", lambda: {"model": "ccnet"})
+    config, name = composed(*TINY), "optimizer.algorithm.fused"
+    saved = run_of(config, choices={"model": "ccnet"})
+    saved.config = without(saved.config, name)
+    assert differences(saved, config) == []
+    assert continued(config, saved).optimizer.algorithm.fused is None
+    assert f"predates some options, which take their defaults: {name}=null" in capsys.readouterr().out
+    assert differences(saved, composed(*TINY, f"{name}=true"), **{name: True}) == [f"{name}=null instead of true"]
+    saved.training["choices"] = {"model": "another"}  # which may not set it
+    assert differences(saved, config) == [f"{name}=null instead of true"]
 
 
 def test_an_option_on_the_command_line_is_no_default():

@@ -1,5 +1,6 @@
 """Where a run starts: in a folder of its own, or from the newest state of the same run, whatever code wrote it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -156,6 +157,21 @@ def test_a_continuation_that_is_not_exact_says_why(whole, tmp_path):
     assert done.iteration == 4
     assert done.training["identity"] == saved.training["identity"]
     assert done.training["contents"]["training data"].startswith("8 images, ")
+
+
+def test_an_error_that_may_be_temporary_does_not_send_a_run_back_to_its_start(whole, tmp_path, monkeypatch):
+    folder = shutil.copytree(whole, tmp_path / "run")
+
+    def fails(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for resume in ("auto", folder):
+        for place in ("torch.load", "ccnet.engine.checkpoints.resume.load"):
+            with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output error"):
+                patched.setattr(place, fails)
+                start(composed(f"resume={resume}"), tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not (folder / "run.lock").exists()
 
 
 def test_a_missing_folder_is_not_called_a_full_disk(whole, tmp_path):
