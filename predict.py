@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.data.file_lists import IMAGE_SUFFIXES
+from ccnet.data.reading.file_lists import IMAGE_SUFFIXES, find_files
 from ccnet.engine import checkpoints, drawing, evaluation, guards, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
 
@@ -70,8 +70,9 @@ def _segment(
         drawing.check_video(runtime.given_path(config.video))
     truths = _truths(paths, config.labels, len(classes))
 
-    from ccnet.data.image_files import read_image
+    from ccnet.data.reading.image_files import read_image
 
+    value_range = _value_range(loaded[0])
     framework = training.choose_framework(config.framework, config.device)
     first, *others = [_predictor(config, saved, framework) for saved in loaded]
     if config.attention is not None:
@@ -82,7 +83,7 @@ def _segment(
     rows = []
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
         for index, path in enumerate(tqdm(paths, desc="predict", dynamic_ncols=True)):
-            picture = read_image(path)
+            picture = read_image(path, value_range)
             pixels = picture.permute(1, 2, 0).numpy()
             labels = first(picture, paths[:index])
             drawing.save_mask(output / f"{path.stem}.png", labels, palette)
@@ -106,13 +107,14 @@ def _segment(
 
 def _detect(config: DictConfig, saved: "Checkpoint", paths: Sequence[Path], output: Path) -> None:
     """Write the objects as NAME.json, and the image with the likely ones as NAME_overlay.png."""
-    from ccnet.data.image_files import read_image
+    from ccnet.data.reading.image_files import read_image
 
     framework = training.choose_framework(config.framework, config.device)
+    value_range = _value_range(saved)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="predict", dynamic_ncols=True):
-        picture = read_image(path)
+        picture = read_image(path, value_range)
         objects = evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
         found = [
             {"category": entry.pop("category_id")} | {key: value for key, value in entry.items() if key != "image_id"}
@@ -142,11 +144,16 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     )
 
 
+def _value_range(saved: "Checkpoint") -> Sequence[float] | None:
+    """Return the values of black and white that the network was trained with in images of more than 8 bits."""
+    return saved.config.get("dataset", {}).get("value_range")
+
+
 def _truths(paths: Sequence[Path], folder: str | None, classes: int) -> "list[np.ndarray] | None":
     """Return the label images with the same names as the images; None if no folder is set."""
     if folder is None:
         return None
-    from ccnet.data.label_files import LabelReader
+    from ccnet.data.reading.label_files import LabelReader
 
     read = LabelReader({index: index for index in (*range(classes), data.IGNORE_INDEX)})
     return [read(runtime.given_path(folder) / f"{path.stem}.png").numpy() for path in paths]
@@ -158,7 +165,7 @@ def _pictures(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise FileNotFoundError(f"input={source} is neither an image nor a folder of images")
-    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = find_files(source, pattern="*")
     if not paths:
         raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     stems = [path.stem for path in paths]

@@ -26,13 +26,17 @@ from ccnet.engine.sweeps.entry_point import entry_point
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 @entry_point
-def main(config: DictConfig) -> float:
-    """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises."""
+def main(config: DictConfig) -> float | None:
+    """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises.
+
+    None, for a run without a score, tells a search that the trial has failed.
+    """
+    guards.refuse_environment(config)
     if config.resume in (None, "auto"):  # a run that is named uses the data set in its checkpoint
         data.check_root(config.dataset)
-    device = training.framework_of(checkpoints.preview(config)).device
+    device, timeout = training.framework_of(checkpoints.preview(config)).device, config.collective_timeout
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with runtime.processes(device), checkpoints.find_start(config, folder) as start:
+    with runtime.processes(device, timeout=timeout), checkpoints.find_start(config, folder) as start:
         if start.saved is None:
             return train(config, start.folder)
         config = checkpoints.continued(config, start.saved)
@@ -44,8 +48,12 @@ def main(config: DictConfig) -> float:
         return done
 
 
-def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | None" = None) -> float:
-    """Train from scratch or resume from `saved`; write all output to `folder` and return the best score, in [0, 1]."""
+def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | None" = None) -> float | None:
+    """Train from scratch or resume from `saved`, and write all output to `folder`.
+
+    Returns:
+        The best score in [0, 1]; None if no validation had anything to score.
+    """
     began = time.perf_counter()
     config = checkpoints.located(config)
     guards.check_run(guards.plain(config), folder)
@@ -56,9 +64,11 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     task = instantiate(config.task)
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
+    doubts = [*data.first_look(train_set, "train"), *data.first_look(val_set, "val")]
 
     asked = config
-    model, config = checkpoints.initial_network(asked, saved, num_classes=len(train_set.classes))
+    config = training.with_class_weights(config, train_set)
+    model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
@@ -67,9 +77,9 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     identity = checkpoints.identify(asked, saved, train_set, val_set)
     state = training.TrainingState(model, optimizer, schedule, identity)
     cost = task.cost(model, config)
-    runtime.seed_dropout(config.seed)
     if saved:
         state.restore(saved, max_iters=config.recipe.max_iters)
+        training.check_scores(task, state, train_set.classes)
     if runtime.rank() == 0:
         sweeps.set_aside_result(folder)
 
@@ -92,6 +102,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
             request=request,
         )
         run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
+        for line in doubts:
+            run.say(f"warning: {line}")
         run.fit()
 
     unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))
@@ -100,7 +112,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
         result = training.run_result(task, state, cost, time.perf_counter() - began)
         sweeps.write_result(folder, result | {"identity": state.identity.fingerprint})
         print(training.closing_lines(task, state, train_set.classes, folder, unreadable))
-    return state.best_score
+    return state.score
 
 
 if __name__ == "__main__":

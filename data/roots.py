@@ -44,7 +44,7 @@ def check_root(dataset: DictConfig, splits: Sequence[str] = ("train", "val")) ->
             continue
         name = str(node.get("_target_")).removeprefix(f"{layouts.__package__}.")
         if name == "folder.Folder":
-            layouts.find_folders(node.get("images"), node.get("masks"))
+            layouts.find_folders(node.get("images"), node.get("masks"), node.split)
             continue
         if name == "camvid_video.CamVidVideo":
             name = "camvid.CamVidFull" if node.get("full") else "camvid.CamVid"

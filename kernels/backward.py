@@ -38,14 +38,20 @@ def _accumulate(
     x, partial_ptr, result_ptr, rows, offs_c, rows_valid, visit, visits,
     CHANNELS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Add ``x`` to the partial sum; on the last visit of the last pass, store the total in the result instead."""
+    """Add ``x`` to the partial sum; on the last visit of the last pass, store the total in the result instead.
+
+    In the last pass, a partial sum of the result's dtype is in the result itself.
+    """
     mask = rows_valid[:, None] & (offs_c < CHANNELS)[None, :]
     offs = rows[:, None] * CHANNELS + offs_c[None, :]
+    IN_RESULT: tl.constexpr = LAST and partial_ptr.dtype.element_ty == result_ptr.dtype.element_ty
+    if IN_RESULT:
+        partial_ptr = result_ptr
     first = FIRST and ONCE
-    last = LAST and ONCE
+    last = LAST and ONCE and not IN_RESULT
     if FIRST and not ONCE:
         first = visit == 0
-    if LAST and not ONCE:
+    if LAST and not ONCE and not IN_RESULT:
         last = visit == visits - 1
     if not first:
         # Not `x +=`, which folds into the product as its accumulator: that does not compile in the pipelined loop.
@@ -92,56 +98,57 @@ def line_backward_kernel(
     if HAS_GAMMA:
         gamma = tl.load(gamma_ptr).to(tl.float32)
 
-    for key_tile in tl.range(key_tiles, disable_licm=True):
+    # One loop, because addresses of keys, kept over an inner loop of query tiles, would spill.
+    for tile in tl.range(key_tiles * query_tiles, disable_licm=True):
+        key_tile = tile // query_tiles
+        query_tile = tile % query_tiles
         offs_n = key_tile * BLOCK_N + tl.arange(0, BLOCK_N)
         keys_valid = offs_n < length
         key_rows = line_rows(offs_n, inner, WIDE)
         key = load_rows(key_ptr, key_rows, key_stride, offs_d, keys_valid, D)  # [BLOCK_N, BLOCK_D]
+        offs_m = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        rows_valid = offs_m < length
+        rows = line_rows(offs_m, inner, WIDE)
+        query = load_rows(query_ptr, rows, query_stride, offs_d, rows_valid, D)  # [BLOCK_M, BLOCK_D]
 
-        for query_tile in tl.range(query_tiles, disable_licm=True):
-            offs_m = query_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-            rows_valid = offs_m < length
-            rows = line_rows(offs_m, inner, WIDE)
-            query = load_rows(query_ptr, rows, query_stride, offs_d, rows_valid, D)  # [BLOCK_M, BLOCK_D]
+        maximum = tl.load(stats_ptr + 2 * rows, mask=rows_valid, other=0.0)
+        total = tl.load(stats_ptr + 2 * rows + 1, mask=rows_valid, other=1.0)
+        energy = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        valid = is_key(offs_m, offs_n, length, MASK_SELF) & rows_valid[:, None]
+        attention = tl.where(valid, tl.exp(energy - maximum[:, None]), 0.0)  # [BLOCK_M, BLOCK_N]
+        attention *= (1.0 / total)[:, None]
+        weights = attention.to(value_ptr.dtype.element_ty)
 
-            maximum = tl.load(stats_ptr + 2 * rows, mask=rows_valid, other=0.0)
-            total = tl.load(stats_ptr + 2 * rows + 1, mask=rows_valid, other=1.0)
-            energy = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-            valid = is_key(offs_m, offs_n, length, MASK_SELF) & rows_valid[:, None]
-            attention = tl.where(valid, tl.exp(energy - maximum[:, None]), 0.0)  # [BLOCK_M, BLOCK_N]
-            attention *= (1.0 / total)[:, None]
-            weights = attention.to(value_ptr.dtype.element_ty)
-
-            # The first pass computes delta along with its first tile of keys; later tiles and passes read it.
-            known = rows_valid & (key_tile > 0) if FIRST else rows_valid
-            delta = tl.load(delta_ptr + rows, mask=known, other=0.0)
-            dattention = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for channel in tl.range(0, C, BLOCK_C, num_stages=STAGES, disable_licm=True):
-                offs_c = channel + tl.arange(0, BLOCK_C)
-                grad = load_rows(grad_ptr, rows, grad_stride, offs_c, rows_valid, C)
-                value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)
-                dattention = tl.dot(grad, tl.trans(value), dattention, input_precision=PRECISION)
-                dvalue = tl.dot(tl.trans(weights), grad, input_precision=PRECISION) * gamma
-                _accumulate(
-                    dvalue, partial_dvalue_ptr, dvalue_ptr, key_rows, offs_c, keys_valid, query_tile,
-                    query_tiles, C, FIRST, LAST, ONE_QUERY_TILE,
-                )  # fmt: skip
-                if FIRST:
-                    out = load_rows(out_ptr, rows, C, offs_c, rows_valid & (key_tile == 0), C)
-                    delta += tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+        # The first pass computes delta along with its first tile of keys; later tiles and passes read it.
+        known = rows_valid & (key_tile > 0) if FIRST else rows_valid
+        delta = tl.load(delta_ptr + rows, mask=known, other=0.0)
+        dattention = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for channel in tl.range(0, C, BLOCK_C, num_stages=STAGES, disable_licm=True):
+            offs_c = channel + tl.arange(0, BLOCK_C)
+            grad = load_rows(grad_ptr, rows, grad_stride, offs_c, rows_valid, C)
+            value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)
+            dattention = tl.dot(grad, tl.trans(value), dattention, input_precision=PRECISION)
+            dvalue = tl.dot(tl.trans(weights), grad, input_precision=PRECISION) * gamma
+            _accumulate(
+                dvalue, partial_dvalue_ptr, dvalue_ptr, key_rows, offs_c, keys_valid, query_tile,
+                query_tiles, C, FIRST, LAST, ONE_QUERY_TILE,
+            )  # fmt: skip
             if FIRST:
-                tl.store(delta_ptr + rows, delta, mask=rows_valid & (key_tile == 0))
+                out = load_rows(out_ptr, rows, C, offs_c, rows_valid & (key_tile == 0), C)
+                delta += tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+        if FIRST:
+            tl.store(delta_ptr + rows, delta, mask=rows_valid & (key_tile == 0))
 
-            denergy = (attention * (dattention - delta[:, None])).to(query.dtype)
-            dkey = tl.dot(tl.trans(denergy), query, input_precision=PRECISION) * (gamma * scale)
-            _accumulate(
-                dkey, partial_dkey_ptr, dkey_ptr, key_rows, offs_d, keys_valid, query_tile, query_tiles,
-                D, FIRST, LAST, ONE_QUERY_TILE,
-            )  # fmt: skip
-            dquery = tl.dot(denergy, key, input_precision=PRECISION) * (gamma * scale)
-            _accumulate(
-                dquery, partial_dquery_ptr, dquery_ptr, rows, offs_d, rows_valid, key_tile, key_tiles,
-                D, FIRST, LAST, ONE_KEY_TILE,
-            )  # fmt: skip
-            if not (ONE_QUERY_TILE and ONE_KEY_TILE):
-                tl.debug_barrier()  # in the next tile, threads read partial sums that other threads wrote
+        denergy = (attention * (dattention - delta[:, None])).to(query.dtype)
+        dkey = tl.dot(tl.trans(denergy), query, input_precision=PRECISION) * (gamma * scale)
+        _accumulate(
+            dkey, partial_dkey_ptr, dkey_ptr, key_rows, offs_d, keys_valid, query_tile, query_tiles,
+            D, FIRST, LAST, ONE_QUERY_TILE,
+        )  # fmt: skip
+        dquery = tl.dot(denergy, key, input_precision=PRECISION) * (gamma * scale)
+        _accumulate(
+            dquery, partial_dquery_ptr, dquery_ptr, rows, offs_d, rows_valid, key_tile, key_tiles,
+            D, FIRST, LAST, ONE_KEY_TILE,
+        )  # fmt: skip
+        if not (ONE_QUERY_TILE and ONE_KEY_TILE):
+            tl.debug_barrier()  # in the next tile, threads read partial sums that other threads wrote

@@ -18,12 +18,14 @@ class Case(NamedTuple):
         launch: the planned launch.
         pointers: dtype of each pointer by name, as "float16"; None where no array is passed.
         ptx_version: version of PTX that JAX asks for, as 85; None for Triton's own choice, which torch takes.
+        small: whether every array lies in memory of up to 2 GB, which Triton tells apart on AMD GPUs.
     """
 
     kernel: str
     launch: plan.Launch
     pointers: dict[str, str | None]
     ptx_version: int | None = None
+    small: bool = False
 
 
 def forward_cases(

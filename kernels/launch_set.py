@@ -9,17 +9,22 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import plan
+from . import plan, tiles
 from .launch_cases import Case, backward_cases, for_jax, forward_cases
+
+if TYPE_CHECKING:
+    from .compiled import Report
 
 GPUS = {
     "sm_80": plan.Device("A100", (8, 0), 108, 166912),
     "sm_90": plan.Device("H100", (9, 0), 132, 232448),
     "sm_100": plan.Device("B200", (10, 0), 148, 232448),
+    "gfx942": plan.Device("MI300X", (9, 4), 304, plan.AMD_SHARED_MEMORY["gfx942"], "gfx942"),
+    "gfx950": plan.Device("MI355X", (9, 5), 256, plan.AMD_SHARED_MEMORY["gfx950"], "gfx950"),
 }
 # (dtype, D, lengths) at the paper's C = 512. The lengths cover every branch of the tile rule: crops of 769, 1025 and
 # 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
@@ -29,6 +34,14 @@ SHAPES = [
     ("float32", 64, (97,)),
     ("float32", 128, (97,)),
 ]
+# On AMD GPUs, other branches of the rule depend on D and on float32.
+AMD_SHAPES = [
+    ("bfloat16", 64, (64, 97, 129, 200)),
+    ("bfloat16", 128, (97, 129)),
+    ("float32", 64, (64, 97, 129)),
+    ("float32", 128, (97,)),
+    ("float16", 64, (97,)),
+]
 # One axis is the first pass and the last at once, three have a pass between. Beside lines of 256, which add up several
 # tiles, lines of 128 leave their partial sums in float32 too.
 OTHER_SPACES = [(97,), (97, 97, 97), (128, 256), (256, 128)]
@@ -37,38 +50,51 @@ OTHER_SPACES = [(97,), (97, 97, 97), (128, 256), (256, 128)]
 def cases(gpu: str) -> list[Case]:
     """Return every distinct launch: each pass, with and without gamma or residual, as torch and as JAX make it.
 
-    JAX's launches differ only in their PTX version, and are included for lines of 97 and 129.
+    JAX's launches differ only in their PTX version, and are included for lines of 97 and 129. JAX has none on AMD GPUs,
+    where arrays beyond 2 GB are included for these lines in bfloat16 instead.
 
     Args:
         gpu: a name in `GPUS`.
     """
-    shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else SHAPES
+    shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else AMD_SHAPES if GPUS[gpu].arch else SHAPES
     problems = [
         plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
         for dtype, query_channels, lengths in shapes
         for length in lengths
     ]
     problems += [plan.Problem(1, spatial, tuple(range(len(spatial))), 64, 512, "bfloat16") for spatial in OTHER_SPACES]
-    found: dict[Any, Case] = {}
+    found: list[Case] = []
     for device, problem in itertools.product(_with_tables(gpu), problems):
-        made = list(_calls(problem, device))
-        if problem.spatial in ((97, 97), (129, 129)):
+        made = list(calls(problem, device))
+        both_forms = problem.spatial in ((97, 97), (129, 129))
+        if device.arch:
+            both_forms &= problem.dtype == "bfloat16" and problem.query_channels == 64
+            made = [case._replace(small=small) for case in made for small in ((True, False) if both_forms else (True,))]
+        elif both_forms:
             made += [for_jax(case, device.capability) for case in made]
-        for case in made:
-            constants, pointers = (tuple(sorted(part.items())) for part in (case.launch.constants, case.pointers))
-            options = tuple(case.launch.options.items())
-            found.setdefault((case.kernel, constants, pointers, options, case.ptx_version), case)
+        found += made
+    return distinct(found)
+
+
+def distinct(cases: Iterable[Case]) -> list[Case]:
+    """Return the launches without those that compile to the same code as an earlier one."""
+    found: dict[Any, Case] = {}
+    for case in cases:
+        constants, pointers = (tuple(sorted(part.items())) for part in (case.launch.constants, case.pointers))
+        options = tuple(case.launch.options.items())
+        found.setdefault((case.kernel, constants, pointers, options, case.ptx_version, case.small), case)
     return list(found.values())
 
 
 def _with_tables(gpu: str) -> list[plan.Device]:
     """Return the GPU without a table, for which the rule applies, and every GPU of its capability with a table."""
-    headers = [json.loads(path.read_text()) for path in plan.CONFIGS.glob("*.json")]
+    headers = [json.loads(path.read_text()) for path in tiles.CONFIGS.glob("*.json")]
     names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 
 
-def _calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
+def calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
+    """Return the launches of a problem's calls: without a residual, with one, with and without a backward pass."""
     yield from forward_cases(problem, device)
     # Autocast leaves a residual in float32, whatever the value is in.
     residuals = {problem.dtype, "float32"} if problem.spatial == (97, 97) else {problem.dtype}
@@ -85,18 +111,24 @@ def fault(gpu: str, case: Case) -> str | None:
     from .compiled import compile_case
 
     try:
-        report = compile_case(case, GPUS[gpu].capability)
+        report = compile_case(case, GPUS[gpu])
     except Exception as error:  # the compiler raises many exception types
         return f"does not compile: {str(error).splitlines()[0]}"
+    return weakness(report, case, GPUS[gpu].shared_memory)
+
+
+def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
+    """Describe what is wrong with a compiled launch on a GPU with so many bytes of shared memory; None if nothing."""
     if report.stack:
         return f"{report.stack} bytes of registers spilled"
-    if report.shared > GPUS[gpu].shared_memory:
-        return f"needs {report.shared} bytes of shared memory, the GPU has {GPUS[gpu].shared_memory}"
+    if report.shared > shared_memory:
+        return f"needs {report.shared} bytes of shared memory, the GPU has {shared_memory}"
     if not report.tensor_core:
         return "does not use tensor cores"
     # With two stages, the loop waits for the copies it has just issued, and so for their full latency.
-    if case.kernel == "backward" and case.launch.num_stages > 2 and min(report.in_flight, default=0) == 0:
-        return f"the loop over slabs waits for its last copy: {report.in_flight} in flight"
+    copies = report.in_flight
+    if case.kernel == "backward" and case.launch.num_stages > 2 and copies is not None and min(copies, default=0) == 0:
+        return f"the loop over slabs waits for its last copy: {copies} in flight"
     return None
 
 

@@ -37,10 +37,11 @@ def criss_cross_attention(
             within rows and ``axes=(0,)`` within columns.
         scale: factor applied to the scores.
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three arrays.
-        backend: "triton" selects the fused kernels (NVIDIA GPU of compute capability 8.0 or newer; float32,
-            float16, bfloat16; D up to 128), "reference" the formula in plain tensor code. "auto" uses the kernels
-            on a GPU that supports them and otherwise falls back to the reference; on a GPU it then warns once.
-            Under torch.func transforms (grad, vmap, jvp, ...) and in forward mode, every backend uses the reference;
+        backend: "triton" selects the fused kernels (NVIDIA GPU of compute capability 8.0 or newer, with torch also
+            AMD gfx942 and gfx950; float32, float16, bfloat16; D up to 128), "reference" the formula in plain tensor
+            code. "auto" uses the kernels on a GPU that supports them and otherwise falls back to the reference; on a
+            GPU it then warns once. Under torch.func transforms (grad, vmap, jvp, ...) and in forward mode, every
+            backend uses the reference;
             on meta tensors, every backend returns shapes.
 
     Returns:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from ..kernels import criss_cross_residual, recomputed_projection
+from ..kernels import criss_cross_residual, recomputed_projection, split_channels
 from .layers import check_recurrence, residual_weight
 
 
@@ -63,7 +63,7 @@ class CrissCrossAttention(nn.Module):
         gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
         project = recomputed_projection if self.recompute else _projection
         with project(_project, x, *weights, *biases) as projected:
-            query, key, value = torch.split(projected, sizes, dim=1)
+            query, key, value = split_channels(projected, sizes)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
 
 
@@ -79,11 +79,19 @@ def _project(x: Tensor, *parameters: Tensor) -> Tensor:
         *parameters: the weights of query, key and value, then their biases.
     """
     weight, bias = torch.cat(parameters[:3]), torch.cat(parameters[3:])
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_traced():
+        # Unlike conv2d, a product is channels-last for any input, and fast for both memory formats.
+        projected = torch.baddbmm(bias, x.flatten(2).mT, weight.flatten(1).t().expand(len(x), -1, -1))
+        return projected.mT.view(len(x), len(bias), *x.shape[2:])
     if x.ndim == 4:
         return conv2d(x, weight, bias)
     # View one or three spatial axes as two, neither memory format needs a copy.
     flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
     return conv2d(flat, weight, bias).view(x.shape[0], -1, *x.shape[2:])
+
+
+def _is_traced() -> bool:
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 class RecurrentCrissCrossAttention(nn.Module):

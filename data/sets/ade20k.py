@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..dataset import IGNORE_INDEX
-from ..file_lists import match_by_stem
 from ..image_pairs import ImagePairs, PairTransform
+from ..reading.file_lists import match_by_stem
 from . import layouts
 from .class_table import read_classes
 

@@ -8,8 +8,8 @@ import re
 from pathlib import Path, PurePath
 
 from ..dataset import IGNORE_INDEX
-from ..file_lists import check_files, inside, read_list
 from ..image_pairs import ImagePairs, PairTransform
+from ..reading.file_lists import check_files, find_files, inside, read_list
 from . import layouts
 
 # SegNet's 11 classes: the colour of each, and the colours of the CamVid classes that are merged into it.
@@ -81,7 +81,7 @@ class CamVidFull(ImagePairs):
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         images, labels = layouts.CAMVID_FULL.find(root, split)
-        frames = sorted(images.glob("*.png"))
+        frames = find_files(images, pattern="*.png")
         chosen = [path for path in frames if _in_split(path, split)]
         if not chosen:
             raise FileNotFoundError(f"{images} contains no {split} frames among its {len(frames)} images")

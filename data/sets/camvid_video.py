@@ -69,6 +69,14 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         labels[-1] = label
         return tv_tensors.Image(images), tv_tensors.Mask(labels)
 
+    def read_labels(self, index: int) -> Tensor:
+        """Return the labels of the last frame, uint8 (H, W), before the transform."""
+        return self._stills.read_labels(self.clips[index][-1])
+
+    def image_path(self, index: int) -> Path:
+        """Return the path of the labelled frame."""
+        return self._stills.image_path(self.clips[index][-1])
+
     def name(self, index: int) -> str:
         """Return the file name of the labelled frame, without suffix."""
         return self._stills.name(self.clips[index][-1])

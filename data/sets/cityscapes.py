@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..dataset import IGNORE_INDEX
-from ..file_lists import check_files
 from ..image_pairs import ImagePairs, PairTransform
+from ..reading.file_lists import check_files, find_files
 from . import layouts
 from .class_table import read_classes
 
@@ -32,7 +32,7 @@ class Cityscapes(ImagePairs):
         if labels not in label_ids:
             raise ValueError(f"labels is {labels!r}: choose one of {', '.join(label_ids)}")
         folders = [path for path in layouts.CITYSCAPES.find(root, split) if path.parent.name == "leftImg8bit"]
-        images = [path for folder in folders for path in sorted(folder.glob("*/*_leftImg8bit.png"))]
+        images = [path for folder in folders for path in find_files(folder, pattern="*/*_leftImg8bit.png")]
         if not images:
             raise FileNotFoundError(f"{folders[0]} contains no CITY/*_leftImg8bit.png\n{layouts.CITYSCAPES.tree}")
         pairs = [(path, None if split == "test" else _label_path(path, labels)) for path in images]

@@ -15,6 +15,7 @@ from .identity import EXECUTION, LENGTH, Identity, choices, fingerprint
 from .locations import LOCATIONS, absolute, changed, data_contents, moved, weight_contents
 from .options import completed, flat, text
 from .record import Checkpoint
+from .wandb_account import own_account
 
 # Options that may change with resume=FOLDER, although the run then differs from one that had them from the start.
 INEXACT = ("recipe.batch_size", "accumulate")
@@ -56,6 +57,8 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
         print(f"{saved.source} predates some options, which take their defaults: {defaults}")
     groups = {name.partition(".")[0] for name in given}
     made |= {key: now[key] for key in EXECUTION[1:] if key in now and (auto or key in groups)}
+    if not auto and "logger" not in groups:
+        made |= own_account(saved, now)
     options = flat(now) if auto else given
     made = moved(made, {name: options[name] for name in LOCATIONS if name in options})
     if auto and now.get("init") is not None:

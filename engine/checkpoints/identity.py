@@ -20,7 +20,10 @@ from .options import completed, flat, is_given, is_interpolated, text
 from .record import Checkpoint
 
 # Options for how a run is executed, and for what it may skip.
-EXECUTION = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
+EXECUTION = (
+    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
+    "collective_timeout", "allow_env",
+)  # fmt: skip
 LENGTH = "recipe.max_iters"
 _MISSING = object()
 
@@ -69,7 +72,8 @@ class Wanted:
         """Return what a checkpoint's run computes differently, such as "seed=0 instead of 1", apart from its length."""
         now = self._plain(flat(saved.config).get(LENGTH, self.length))
         was, lacking = completed(saved.config, now, self.given)
-        was, now = flat(was), flat(now)
+        was, now = ({"dataset.class_weights": None} | flat(node) for node in (was, now))  # not every data set has it
+        was = _as_asked(was)
         if self.choices and saved.training.get("choices") == self.choices:
             # The code has gained these arguments: no other choice of a group has added them, nor the command line.
             now |= {name: value for name, value in flat(lacking).items() if not is_given(name, self.given)}
@@ -111,10 +115,22 @@ def _differing(names: Any, was: Mapping[str, Any], now: Mapping[str, Any]) -> li
     ]
 
 
+def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's options without the class weights that were computed when its run started."""
+    computed = options.get("class_weights")
+    made = {
+        name: None if name.endswith(".class_weights") and name.startswith("loss.") and value == computed else value
+        for name, value in options.items()
+    }
+    return made | {"class_weights": None}
+
+
 def _matters(name: str, config: DictConfig) -> bool:
     part = name.partition(".")[0]
     if part in (*EXECUTION, "training_crop") or name.endswith("num_classes") or name == LENGTH or is_location(name):
         return False  # num_classes and training_crop follow from the data set and the recipe
+    if name == "dataset.class_weights":
+        return True
     if part == "model":
         return config.init is None  # otherwise, the checkpoint that init names determines the network
     # The rest of these acts only through interpolations elsewhere.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.image_files import read_image
+from ...data.reading.image_files import read_image
 from .protocols import Protocol
 from .segmentation import predict
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from ...data.letterbox import Placement, resample, restore
-from ...data.size_limit import check_size
+from ...data.reading.size_limit import check_size
 from ...data.transforms import swapped_classes
 
 Protocol = Callable[[nn.Module, Tensor], Tensor]

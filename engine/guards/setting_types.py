@@ -20,6 +20,7 @@ BOUNDS = {
     "num_workers": (int, 0, 1024, False),
     "log_every": (int, 1, _MOST, False),
     "save_every": (int, 1, _MOST, True),
+    "collective_timeout": (float, 1, 1e6, False),
     "accumulate": (int, 1, _MOST, False),
     "clip_norm": (float, 1e-12, 1e12, True),
     "skip_nonfinite": (int, 0, _MOST, False),
@@ -118,6 +119,8 @@ def _arguments(target: str) -> dict[str, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether a plain value matches a type annotation. Unknown annotations match any value."""
     origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:  # which is a class since Python 3.11
+        return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in inner)
     if hint is bool or hint is str:

@@ -1,5 +1,7 @@
 """The state of a training run, saved to and restored from checkpoints."""
 
+import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from ..evaluation.tasks import TaskScores
 from ..guards.optimizer_state import alike, optimizer_state
 from ..runtime.distributed import from_all, rank
 from ..runtime.run_folder import BEST, LAST, PREVIOUS
+
+_WANDB_ID = re.compile(r"[^/\\#?%:\x00-\x1f]{1,128}")
 
 
 class TrainingState:
@@ -34,7 +38,7 @@ class TrainingState:
         validated: the iteration of the latest validation.
         scores: the scores of the latest validation.
         skipped: the number of steps skipped because they were not finite.
-        best_score: the best headline score so far, in [0, 1]; -1 before the first validation.
+        best_score: the best headline score so far, in [0, 1]; -1 until a validation has a score that is not NaN.
         wandb_id: the id of the run in W&B.
     """
 
@@ -51,6 +55,11 @@ class TrainingState:
         self._last_is_whole = True  # False if last.pt is damaged and the run resumed from previous.pt
 
     @property
+    def score(self) -> float | None:
+        """The best headline score so far, in [0, 1]; None if there is none."""
+        return None if self.best_score < 0 else self.best_score
+
+    @property
     def learning_rate(self) -> float:
         """The learning rate of the next step, for the first parameter group."""
         return float(self.schedule.get_last_lr()[0])
@@ -65,9 +74,10 @@ class TrainingState:
         return self.validated < self.iteration and (self.iteration % every == 0 or self.iteration == last)
 
     def record(self, scores: TaskScores) -> bool:
-        """Record validation scores; return True if they are the best so far."""
-        is_best = scores.headline >= self.best_score
-        self.best_score = max(self.best_score, scores.headline)
+        """Record validation scores; return True if they are the best so far. NaN is worse than any number."""
+        score = -1.0 if math.isnan(scores.headline) else scores.headline
+        is_best = score >= self.best_score
+        self.best_score = max(self.best_score, score)
         self.validated, self.scores = self.iteration, scores._asdict()
         return is_best
 
@@ -137,8 +147,8 @@ class TrainingState:
             raise ValueError(
                 f"its schedule is at iteration {self.schedule.last_epoch} but its weights are from {saved.iteration}"
             )
-        if rank() < len(training["random"]):  # false if the run resumes with more processes than before
-            _set_random_state(training["random"][rank()])
+        states = training["random"]  # equal, unless the network draws random numbers that depend on the images
+        _set_random_state(states[rank() if rank() < len(states) else 0])  # it may resume with more processes
         self.iteration = self._saved = self.schedule.last_epoch
         self._last_is_whole = saved.source is None or saved.source.name == LAST
         self.scores = saved.scores
@@ -148,6 +158,8 @@ class TrainingState:
         self.wandb_id = training["wandb_id"]
         if not (isinstance(training["identity"], str) and isinstance(self.wandb_id, str | None)):
             raise ValueError("identity and wandb_id must be strings")
+        if self.wandb_id is not None and not _WANDB_ID.fullmatch(self.wandb_id):
+            raise ValueError(f"{self.wandb_id[:80]!r} cannot be the id of a W&B run")
 
 
 def _numbers_at(iteration: int, schedule: LRScheduler) -> list[dict[str, Any]]:

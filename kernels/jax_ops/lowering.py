@@ -7,7 +7,8 @@ The functions take and return the arrays listed in ``primitives.py``, channels-l
 # pyright: reportMissingTypeStubs=false
 # Triton and some JAX functions are untyped.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,7 @@ def forward_reference(
     options: Options,
     save_out: bool,
 ) -> list[Array]:
+    """Lower the forward pass to the reference; the statistics for the backward pass are zeros."""
     _refuse_triton(options)
     out = reference.attend(Call(query, key, value, options))
     stats = jnp.zeros((*query.shape[:-1], 2), jnp.float32)  # the reference's backward pass does not read them
@@ -70,6 +72,7 @@ def backward_reference(
     *,
     options: Options,
 ) -> list[Array]:
+    """Lower the backward pass to the derivative of the reference."""
     _refuse_triton(options)
 
     def attend(query: Array, key: Array, value: Array) -> Array:
@@ -80,6 +83,17 @@ def backward_reference(
     if gamma is not None:
         gradients = [(gamma * gradient).astype(gradient.dtype) for gradient in gradients]
     return [*gradients, (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1, keepdims=True)]
+
+
+def on_rocm(reference: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
+    """Return the ``reference`` as it is lowered for AMD GPUs, where it logs once why it replaces the kernels."""
+
+    def lowered(*arrays: Array, **parameters: Any) -> list[Array]:
+        made = reference(*arrays, **parameters)
+        warn_once("with JAX, the kernels run on NVIDIA GPUs only")
+        return made
+
+    return lowered
 
 
 def _refuse_triton(options: Options) -> None:

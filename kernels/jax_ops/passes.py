@@ -88,7 +88,6 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
     launches = plan.backward_launches(_problem(call), device(), call.gamma is not None)
     gradients = {"dquery_ptr": query, "dkey_ptr": key, "dvalue_ptr": value}
     wide = dict(zip(gradients, plan.backward_partials(launches), strict=True))
-    several_tiles = wide["dvalue_ptr"]
     delta: Any = Written((*query.shape[:-1], 1), jnp.float32)  # the first pass writes it, the others read it
     made: dict[str, Array] = {}
     for planned in launches:
@@ -103,6 +102,7 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
             "delta_ptr": delta,
         }
         last = planned.constants["LAST"]
+        several_tiles = not (planned.constants["ONE_QUERY_TILE"] and planned.constants["ONE_KEY_TILE"])
         for name, like in gradients.items():
             partial_name = f"partial_{name}"
             dtype = jnp.dtype(jnp.float32) if wide[name] else like.dtype
@@ -120,12 +120,11 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
 
 def _partial_pointer(like: Array, dtype: Any, so_far: Array | None, last: bool, several_tiles: bool) -> Any:
     """Return the argument for a gradient's partial sum, given the sum ``so_far`` (None in the first pass)."""
+    # The last pass does not write the sum if it has a single tile, or if the sum is in the gradient itself.
+    only_read = last and (not several_tiles or dtype == like.dtype)
     if so_far is None:
-        return Written(like.shape, dtype) if several_tiles or not last else _unused(like)
-    # With a single tile, the last pass only reads the sum; the gradient reuses its buffer if the dtypes match.
-    if last and (not several_tiles or dtype == like.dtype):
-        return so_far
-    return Updated(so_far)
+        return _unused(like) if only_read else Written(like.shape, dtype)
+    return so_far if only_read else Updated(so_far)
 
 
 def _unused(like: Array) -> Written:

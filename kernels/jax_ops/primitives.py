@@ -141,6 +141,8 @@ def _register(
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
     mlir.register_lowering(primitive, mlir.lower_fun(cuda, multiple_results=True), platform="cuda")
+    on_rocm = lowering.on_rocm(reference)
+    mlir.register_lowering(primitive, mlir.lower_fun(on_rocm, multiple_results=True), platform="rocm")
 
 
 def _refuse_second_derivative(*_: Any, **__: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
-from . import reference, transforms
+from . import cpu_operators, devices, reference, transforms
 
 
 def attend(call: Call[Tensor]) -> Tensor:
@@ -29,7 +29,11 @@ def attend(call: Call[Tensor]) -> Tensor:
         ValueError: backend is "triton", but the kernels do not support the call.
     """
     backend = call.options.backend
-    if backend == "reference" or (backend == "auto" and (not call.query.is_cuda or _is_exporting())):
+    if backend == "reference":
+        return reference.attend(call)
+    if backend == "auto" and (not call.query.is_cuda or _is_exporting()):
+        if not _is_exporting() and cpu_operators.supports(call):
+            return cpu_operators.attend(call)
         return reference.attend(call)
     obstacle = _obstacle(call)
     if obstacle is None:
@@ -77,7 +81,7 @@ def _device_obstacle(device: str, index: int | None, dtype: str) -> str | None:
 
     if device == "cpu" and is_interpreted():
         return None
-    return f"the arrays are on {device}, but Triton needs an NVIDIA GPU (or TRITON_INTERPRET=1)"
+    return f"the arrays are on {device}, but Triton needs an NVIDIA or AMD GPU (or TRITON_INTERPRET=1)"
 
 
 @torch.compiler.assume_constant_result
@@ -87,8 +91,10 @@ def _warn_once(obstacle: str) -> None:
 
 @cache
 def _gpu_obstacle(index: int | None) -> str | None:
-    if torch.version.cuda is None:
-        return "the kernels are written for NVIDIA GPUs"
+    arch = devices.amd_arch(index)
+    if arch:
+        known = plan.AMD_SHARED_MEMORY
+        return None if arch in known else f"the GPU is an AMD {arch}, and the kernels support {' and '.join(known)}"
     capability = torch.cuda.get_device_capability(index)
     if capability < plan.MIN_CAPABILITY:
         least = ".".join(map(str, plan.MIN_CAPABILITY))

@@ -11,6 +11,7 @@ properties that Triton specialises on, and calls them directly. Timings are in r
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -41,6 +42,8 @@ def run(
     """
     arguments = (*arrays, *strides, launch.length, launch.inner, scale)
     kinds = [None if array is None else (array.dtype, array.data_ptr() % 16 == 0) for array in arrays]
+    if torch.version.hip is not None:  # Triton's AMD backend also tells apart arrays in memory of up to 2 GB
+        kinds += [array is not None and array.untyped_storage().nbytes() < 2**31 for array in arrays]
     kind = (arrays[0].device.index, *kinds, *strides)
     found = launch.compiled.get(kind)
     if found is not None:

@@ -6,9 +6,7 @@ this and are read in place; other arrays are copied into that layout once.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# Triton and torch's GPU properties are untyped.
-
-from functools import cache
+# Triton is untyped.
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from ..backward import line_backward_kernel
 from ..call import Call
 from ..forward import line_forward_kernel
 from . import launch
+from .devices import device_of
 
 
 def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[Tensor, Tensor]:
@@ -126,20 +125,6 @@ def empty_kept(value: Tensor) -> Tensor:
 def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
     """Return an uninitialised float32 tensor of shape (N, *S, *numbers)."""
     return query.new_empty((*query.shape[:-1], *numbers), dtype=torch.float32)
-
-
-@cache
-def device_of(index: int | None) -> plan.Device:
-    """Return the properties of a GPU on which tile sizes depend; the interpreter (None) is taken for a small Hopper."""
-    if index is None:
-        return plan.Device("interpreter", (9, 0), 2, 232448)
-    properties = torch.cuda.get_device_properties(index)
-    return plan.Device(
-        properties.name,
-        (properties.major, properties.minor),
-        properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,
-    )
 
 
 def _problem(call: Call[Tensor], widest_stride: int) -> plan.Problem:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import transforms
+from .joined import storage_id
 
 
 class _Kept(NamedTuple):
@@ -60,14 +61,14 @@ def recomputed_projection(project: Callable[..., Tensor], image: Tensor, *parame
     device = image.device.type
     autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     projected = project(*inputs)
-    storage = _storage(projected)
+    storage = storage_id(projected)
     read = [_Kept(tensor, tensor._version) for tensor in inputs]
     views = 0
     again: list[Tensor] = []  # one reference to the recomputed projection per view not yet unpacked
 
     def pack(tensor: Tensor) -> _Kept | _View:
         nonlocal views
-        if _storage(tensor) != storage:
+        if storage_id(tensor) != storage:
             return _Kept(tensor.detach(), tensor._version)
         views += 1
         return _View(tensor.size(), tensor.stride(), tensor.storage_offset())
@@ -106,8 +107,3 @@ def _unchanged(kept: _Kept) -> Tensor:
         f"{tuple(tensor.shape)} in {tensor.dtype} is at version {tensor._version}; expected version {version} "
         "instead: change it after the backward pass, or change a clone"
     )
-
-
-def _storage(tensor: Tensor) -> int:
-    """Return an identifier of the tensor's storage, which fake tensors have as well, unlike an address."""
-    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

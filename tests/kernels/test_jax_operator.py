@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from test_reference import CASES
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights, plan
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights, fallback, plan, tiles
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
@@ -182,6 +182,16 @@ def test_bad_input_is_rejected():
         jax.jit(partial(criss_cross_attention, backend="triton"))(query, key, value)
 
 
+def test_on_amd_gpus_jax_uses_the_reference_and_says_so(caplog):
+    arrays = [jnp.ones((1, 4, 5, 6), jnp.float32)] * 3
+    fallback.warn_once.cache_clear()
+    traced = jax.jit(criss_cross_attention).trace(*arrays)
+    assert "triton_kernel" not in traced.lower(lowering_platforms=("rocm",)).as_text()
+    assert "with JAX, the kernels run on NVIDIA GPUs only" in caplog.text
+    with pytest.raises(ValueError, match="lowered for a platform other than CUDA"):
+        jax.jit(partial(criss_cross_attention, backend="triton")).trace(*arrays).lower(lowering_platforms=("rocm",))
+
+
 def test_second_derivatives_are_rejected_except_by_the_reference():
     arrays = [jnp.moveaxis(array, -1, 1) for array in make((3, 4), dtype=np.float32)[:3]]
 
@@ -218,7 +228,7 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(primitives.forward_p, "impl", lowering.forward_on_cuda)
     monkeypatch.setattr(primitives.backward_p, "impl", lowering.backward_on_cuda)
     name = passes.device().name
-    pinned = plan.load_table(name)
+    pinned = tiles.load_table(name)
     yield partial(plan.use_table, name)
     plan.use_table(name, pinned)
 

@@ -14,6 +14,7 @@ from ccnet.engine.checkpoints.identity import EXECUTION, Wanted
 from ccnet.engine.checkpoints.locations import data_contents, weight_contents
 from ccnet.engine.checkpoints.options import completed
 from ccnet.engine.guards import plain
+from ccnet.engine.training.class_weights import with_class_weights
 
 
 def composed(*overrides):
@@ -190,3 +191,15 @@ def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, optimizer,
     assert made.recipe.max_iters == 6
     assert argument is None or made.optimizer.schedule[argument] == 6
     assert made.optimizer.algorithm == composed(*options).optimizer.algorithm
+
+
+def test_class_weights_computed_at_the_start_do_not_make_another_run():
+    config = composed(*TINY, "dataset.class_weights=auto")
+    saved = run_of(with_class_weights(config, build_dataset(config.dataset, "train", None)))
+    assert len(saved.config["class_weights"]) == len(set(saved.config["class_weights"])) > 1
+    assert differences(saved, config) == []
+    assert differences(saved, composed(*TINY)) == ["dataset.class_weights=auto instead of null"]
+    saved = run_of(composed(*TINY))
+    for name in ("dataset.class_weights", "class_weights"):  # an earlier version had neither
+        saved.config = without(saved.config, name)
+    assert differences(saved, composed(*TINY)) == []

@@ -19,7 +19,10 @@ from ccnet.engine.runtime import FolderLock, FolderTaken
 from ccnet.engine.sweeps import finished_score, set_aside_result
 
 # Settings that may change when a run is resumed, and that its fingerprint ignores.
-FREE = {"resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite"}
+FREE = {
+    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
+    "collective_timeout", "allow_env",
+}  # fmt: skip
 
 
 def composed(*overrides):

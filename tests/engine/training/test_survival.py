@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -457,6 +458,7 @@ def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
     assert re.search(r"process 1: error: beacon \d is broken", broken[1].text)
     assert "process 0: error: another process of this run has died" in broken[0].text
     assert [run.wait() for run in unbroken] == [0, 0], unbroken[0].text + unbroken[1].text
+    assert unbroken[1].text == "" and "Warning" not in unbroken[0].text
     folder = tmp_path / "cut" / "runs" / "new"
     runs = pair(tmp_path / "cut", hook=partial(signalled_at_fourth, signal.SIGKILL, "1"))
     assert [run.wait() for run in runs] == [1, -signal.SIGKILL]
@@ -468,3 +470,43 @@ def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
     assert [run.wait() for run in runs] == [0, 0], runs[0].text
     assert_same(tmp_path / "whole" / "runs" / "new", folder)
     assert len(newest(folder).training["random"]) == 2
+
+
+def stopped_at_fourth(wait):
+    """Stop the second process in its fourth step, for which the first one then waits for ``wait`` seconds."""
+    import ccnet.engine.training.torch_step
+    from ccnet.engine.runtime import distributed
+
+    step, steps = ccnet.engine.training.torch_step.train_step, []
+    distributed._ROLL_CALL = 1.0
+
+    def stopped(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 4 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if len(steps) == 4:
+            torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=wait))
+            print("waiting")
+        return step(*arguments, **named)
+
+    ccnet.engine.training.torch_step.train_step = stopped
+
+
+def test_a_stopped_process_is_named_after_the_timeout(tmp_path):
+    runs = pair(tmp_path, hook=partial(stopped_at_fourth, 1))
+    assert runs[0].wait() == 1
+    named = r"process 0: error: .* \(collective_timeout\), but process 1 of 0 to 1 has not taken part: .*resume=auto"
+    assert re.search(named, runs[0].text)
+    assert "Traceback" not in runs[0].text
+    assert newest(tmp_path / "runs" / "new").iteration == 3
+
+
+def test_a_second_signal_ends_a_process_that_waits_for_a_stopped_one(tmp_path):
+    runs = pair(tmp_path, hook=partial(stopped_at_fourth, PATIENCE))
+    assert runs[0].until(lambda: "waiting" in runs[0].text), runs[0].text
+    time.sleep(0.5)
+    runs[0].signal(signal.SIGTERM, all=False)
+    time.sleep(1.5)  # longer than the second within which it counts as the same request
+    assert runs[0].running
+    runs[0].signal(signal.SIGTERM, all=False)
+    assert runs[0].wait() == -signal.SIGTERM

@@ -1,0 +1,35 @@
+"""The properties of a GPU, NVIDIA or AMD, as torch reports them."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# torch's GPU properties are untyped.
+
+from functools import cache
+
+import torch
+
+from .. import plan
+
+
+@cache
+def device_of(index: int | None) -> plan.Device:
+    """Return the properties of a GPU on which tile sizes depend; the interpreter (None) is taken for a small Hopper."""
+    if index is None:
+        return plan.Device("interpreter", (9, 0), 2, 232448)
+    properties = torch.cuda.get_device_properties(index)
+    arch = amd_arch(index)
+    return plan.Device(
+        properties.name,
+        (properties.major, properties.minor),
+        properties.multi_processor_count,
+        # ROCm's torch does not report it.
+        plan.AMD_SHARED_MEMORY[arch] if arch else properties.shared_memory_per_block_optin,
+        arch,
+    )
+
+
+@cache
+def amd_arch(index: int | None) -> str:
+    """Return AMD's name of a GPU's architecture, such as "gfx942"; an empty string for NVIDIA GPUs."""
+    if torch.version.hip is None:
+        return ""
+    return torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]  # without the features that follow
