@@ -29,8 +29,10 @@ class CrissCrossAttention(nn.Module):
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`models.layers.residual_weight`.
         recompute: recompute query, key and value in the backward pass instead of storing them, which saves 45 percent
-            of the memory at the cost of one more convolution. Under torch.compile, the compiler decides what to store;
-            inside torch.utils.checkpoint, the checkpoint does; under torch.func transforms, everything is stored.
+            of the memory at the cost of one more convolution. On a CPU, the last loop's are kept, which costs no
+            memory at the peak; with backend "reference", all are, as nothing would be saved. Under torch.compile, the
+            compiler decides what to store; inside torch.utils.checkpoint, the checkpoint does; under torch.func
+            transforms, everything is stored.
         backend: see :func:`kernels.criss_cross_attention`.
     """
 
@@ -61,7 +63,8 @@ class CrissCrossAttention(nn.Module):
         weights = [conv.weight for conv in convolutions]
         biases = [conv.bias for conv in convolutions if conv.bias is not None]  # none of them is None
         gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
-        project = recomputed_projection if self.recompute else _projection
+        # The reference keeps copies of the projection, so that nothing would be saved.
+        project = recomputed_projection if self.recompute and self.backend != "reference" else _projection
         with project(_project, x, *weights, *biases) as projected:
             query, key, value = split_channels(projected, sizes)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)

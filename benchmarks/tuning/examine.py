@@ -1,43 +1,37 @@
-"""Compile a candidate in the forms in which it would run, and report what it needs or why it is unsound.
+"""Compile the launches of a candidate, and report what they need or why they are unsound.
 
 This module imports neither torch nor triton, so that compiler processes start fast.
 """
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
-from ...kernels import launch_set, plan
+from ...kernels import launch_set, plan, tiles
 from ...kernels.launch_cases import Case, backward_cases, forward_cases
-from ...kernels.tiles import Device, Problem, Tile
 from .table import Range
 
 
 class Job(NamedTuple):
-    """A candidate to compile.
+    """Launches to compile.
 
     Attributes:
-        kernel: "forward" or "backward".
-        problem: the call, along two axes of equal length.
-        tile: the candidate.
         device: the GPU to compile for.
-        every_form: whether to compile the launches of every kind of call, not only those that are timed.
+        launches: the launches.
     """
 
-    kernel: str
-    problem: Problem
-    tile: Tile
-    device: Device
-    every_form: bool = False
+    device: tiles.Device
+    launches: tuple[Case, ...]
 
 
 class Needs(NamedTuple):
-    """The most that any launch of a candidate needs.
+    """The most that any launch of a job needs.
 
     Attributes:
         registers: registers per thread.
         spilled: bytes of spilled registers per thread.
         shared: bytes of shared memory per block.
-        fault: why the candidate is unsound, or None.
+        fault: why the job is unsound, or None.
     """
 
     registers: int = 0
@@ -47,12 +41,12 @@ class Needs(NamedTuple):
 
 
 def examine(job: Job) -> Needs:
-    """Compile the launches of a candidate, up to the first unsound one."""
+    """Compile the launches of a job, up to the first unsound one."""
     os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it on its first import, which follows
     from ...kernels.compiled import compile_case
 
     needs = Needs()
-    for case in launches_of(job):
+    for case in job.launches:
         report = compile_case(case, job.device)
         needs = Needs(
             max(needs.registers, report.registers),
@@ -65,33 +59,35 @@ def examine(job: Job) -> Needs:
     return needs
 
 
-def launches_of(job: Job) -> list[Case]:
-    """Return the launches to compile: the timed ones, which add a residual with a gamma, or those of every kind."""
-    length, problem, device = job.problem.spatial[-1], job.problem, job.device
-    here = Range(job.kernel, problem.dtype, length, length, length, problem.query_channels)
-    plan.use_table(device.name, [here.row(job.tile)])
-    if job.every_form:
-        problems = [
-            problem._replace(axes=(1,)),  # the only pass
-            problem,
-            problem._replace(spatial=(2, length, length), axes=(0, 1, 2)),  # the second axis is neither first nor last
-        ]
-        cases = [case for each in problems for case in launch_set.calls(each, device)]
-    elif job.kernel == "forward":
-        cases = forward_cases(problem, device, problem.dtype)
-    else:
-        cases = backward_cases(problem, device, has_gamma=True)
-    return [
-        case._replace(small=bool(device.arch))  # as with arrays of up to 2 GB
-        for case in launch_set.distinct(cases)
-        if case.kernel == job.kernel and case.launch.length == length
+def timed_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+    """Return the launches that are timed with a tile: one pass per axis, the last forward one with a residual."""
+
+    def planned() -> list[Case]:
+        if each.kernel == "forward":
+            return forward_cases(problem, device, problem.dtype)
+        return backward_cases(problem, device, has_gamma=True)
+
+    return _with_tile(planned, each, tile, device)
+
+
+def all_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+    """Return the launches of every kind of call with a tile."""
+    length = each.length
+    problems = [
+        problem._replace(axes=(1,)),  # the only pass
+        problem,
+        problem._replace(spatial=(2, length, length), axes=(0, 1, 2)),  # the second axis is neither first nor last
     ]
+    cases = _with_tile(lambda: [case for one in problems for case in launch_set.calls(one, device)], each, tile, device)
+    return [case for case in cases if case.kernel == each.kernel and case.launch.length == length]
 
 
-def compile_launch(job: tuple[Case, Device]) -> str | None:
-    """Compile one launch for a GPU; return what is wrong with it, or None."""
-    os.environ.pop("TRITON_INTERPRET", None)
-    from ...kernels.compiled import compile_case
-
-    case, device = job
-    return launch_set.weakness(compile_case(case, device), case, device.shared_memory)
+def _with_tile(planned: Callable[[], list[Case]], each: Range, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+    """Return the distinct launches that are planned while a tile is pinned."""
+    rows = tiles.load_table(device.name)
+    plan.use_table(device.name, [each.row(tile)])
+    try:
+        # As with arrays of up to 2 GB, which only AMD GPUs tell apart.
+        return [case._replace(small=bool(device.arch)) for case in launch_set.distinct(planned())]
+    finally:
+        plan.use_table(device.name, rows)

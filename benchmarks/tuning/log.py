@@ -38,9 +38,8 @@ class Log:
 
     def has_broken(self, tried: Range, tile: Tile) -> bool:
         """Return whether this candidate ended an earlier run."""
-        return self._key({"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length} | tile._asdict()) in (
-            self.broken
-        )
+        row = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length} | tile._asdict()
+        return self._key(row) in self.broken
 
     def _earlier(self) -> list[dict[str, str]]:
         if not self.path.exists():

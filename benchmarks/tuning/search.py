@@ -10,7 +10,7 @@ from ...kernels.tiles import Device, Problem, Tile
 from ..comparison_rows import check_error
 from ..failures import first_line, tolerated
 from .candidates import candidates
-from .examine import Job, Needs
+from .examine import Job, Needs, all_launches, timed_launches
 from .log import BROKE, Log, described
 from .table import Range, TunedTable
 
@@ -91,8 +91,11 @@ class Search:
 
     def _compile(self, each: Range, problem: Problem) -> list[tuple[Tile, "Future[Needs | str]"]]:
         """Queue the candidates of a range, first the tile in use."""
-        tiles = candidates(each.kernel, problem, each.length, self.device)
-        return [(tile, self.compilers.submit(Job(each.kernel, problem, tile, self.device))) for tile in tiles]
+        found: list[tuple[Tile, Future[Needs | str]]] = []
+        for tile in candidates(each.kernel, problem, each.length, self.device):
+            launches = tuple(timed_launches(each, problem, tile, self.device))
+            found.append((tile, self.compilers.submit(Job(self.device, launches))))
+        return found
 
     def _try_all(self, each: Range, problem: Problem, jobs: list[tuple[Tile, "Future[Needs | str]"]]) -> list[Timed]:
         """Return the sound candidates of a range, with their times unless this run only compiles."""
@@ -137,19 +140,25 @@ class Search:
         record: dict[str, Any] = {"range": str(each), "sound": len(timed), "tile": "", "median_us": "", "before_us": ""}
         if table is None and timed:
             return record | {"tile": "only compiled"}
-        before = [found.median_us for found in timed if found.tile == current]
-        for found in sorted(timed) if table is not None else ():
-            every = self.compilers.submit(Job(each.kernel, problem, found.tile, self.device, every_form=True))
-            needs = self._result(every)
-            if needs.fault is None:
-                table.pin(each, found.tile, found.median_us)
-                record |= {"tile": described(found.tile), "median_us": f"{found.median_us:.1f}"}
-                return record | {"before_us": f"{before[0]:.1f}" if before else ""}
-            self.log.add(
-                each, found.tile, needs, found.median_us, f"not pinned, because of another kind of call: {needs.fault}"
-            )
-        self.failures.append(f"{each}: no candidate is sound")
-        return record | {"tile": "none is sound"}
+        best = next((found for found in sorted(timed) if self._suits_every_call(each, problem, found)), None)
+        if best is None or table is None:
+            self.failures.append(f"{each}: no candidate is sound")
+            return record | {"tile": "none is sound"}
+        table.pin(each, best.tile, best.median_us)
+        before = [f"{found.median_us:.1f}" for found in timed if found.tile == current]
+        record |= {"tile": described(best.tile), "median_us": f"{best.median_us:.1f}"}
+        return record | {"before_us": before[0] if before else ""}
+
+    def _suits_every_call(self, each: Range, problem: Problem, found: Timed) -> bool:
+        """Return whether the launches of every kind of call, not only the timed ones, are sound with a tile."""
+        launches = all_launches(each, problem, found.tile, self.device)
+        jobs = [self.compilers.submit(Job(self.device, (launch,))) for launch in launches]
+        for needs in map(self._result, jobs):
+            if needs.fault is not None:
+                outcome = f"not pinned, because of another kind of call: {needs.fault}"
+                self.log.add(each, found.tile, needs, found.median_us, outcome)
+                return False
+        return True
 
     def _result(self, job: "Future[Needs | str]") -> Needs:
         """Wait for a compiled job; a job that failed is unsound."""

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from ...kernels import launch_set, plan
 from ...kernels.launch_cases import Case
 from .compilers import Compilers
-from .examine import compile_launch
+from .examine import Job, examine
 
 # (N, *S), D = 64, C = 512: of tests/kernels/test_gpu.py, in every dtype, and of the comparison, in bfloat16.
 TEST_SHAPES = [(2, 97, 97), (1, 128, 256), (1, 129, 129), (2, 17, 257), (1, 64, 48), (1, 1, 100)]
@@ -31,11 +31,13 @@ def compile_ahead(config: DictConfig, device: torch.device) -> str:
 
     gpu = device_of(torch.cuda.current_device())
     launches = wanted(gpu)
-    with Compilers(compile_launch, len(os.sched_getaffinity(0)), config.tune.compile_seconds) as compilers:
-        jobs = [(case, compilers.submit((case, gpu))) for case in launches]
-        faults = [f"{case.kernel}, {job.result()}: {case.launch}" for case, job in jobs if job.result() is not None]
-    if faults:
-        raise ValueError("\n".join([f"{len(faults)} of {len(launches)} launches are unsound:", *faults]))
+    with Compilers(examine, len(os.sched_getaffinity(0)), config.tune.compile_seconds) as compilers:
+        jobs = [compilers.submit(Job(gpu, (case,))) for case in launches]
+        results = [job.result() for job in jobs]
+    faults = [result if isinstance(result, str) else result.fault for result in results]
+    unsound = [f"{case.kernel}, {fault}: {case}" for case, fault in zip(launches, faults, strict=True) if fault]
+    if unsound:
+        raise ValueError("\n".join([f"{len(unsound)} of {len(launches)} launches are unsound:", *unsound]))
     return f"{len(launches)} launches compiled"
 
 

@@ -30,17 +30,17 @@ def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> N
         OSError: the disk is full, or the folder is not writable.
     """
     write = _write_weights if path.suffix == ".safetensors" else _write_state
-    with replacing(path) as unfinished:
-        try:
+    try:
+        with replacing(path) as unfinished:
             write(checkpoint, unfinished)
             with open(unfinished, "rb+") as file:
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise errors of their own
-            if lost_worker(error):
-                raise
-            raise _explained(error, path) from error
-        if before and path.exists():
-            os.replace(path, before)
+            if before and path.exists():
+                os.replace(path, before)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise errors of their own
+        if lost_worker(error):
+            raise
+        raise _explained(error, path) from error
 
 
 def _explained(error: Exception, path: Path) -> OSError:

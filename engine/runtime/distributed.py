@@ -78,11 +78,13 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
             raise
         missing = _missing(store, own, size, wait=timed_out)
         if timed_out:
-            others = f"process {', '.join(map(str, missing))}" if missing else "one process, now back"
+            reason = "one of the processes took part only later: if such pauses are normal, set a higher limit"
+            if missing:
+                ranks = f"process {', '.join(map(str, missing))} of 0 to {size - 1}"
+                reason = f"{ranks} has not taken part: it hangs, or was stopped or killed"
             raise TimeoutError(
-                f"a collective operation has waited for {timeout:g} s (collective_timeout), but {others} of 0 to "
-                f"{size - 1} has not taken part: it hangs, or was stopped or killed. resume=auto continues from the "
-                "newest checkpoint"
+                f"a collective operation has waited for {timeout:g} s (collective_timeout), but {reason}. resume=auto "
+                "continues from the newest checkpoint"
             ) from error
         raise ConnectionError("another process of this run has died: its own error says why") from error
     finally:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NUMBERS_PER_THREAD = 2**20  # of a product's result at a time, so that it is still in the cache when it is added
+NUMBERS_PER_THREAD = 2**19  # of a product's result at a time, so that it is still in the cache when it is added
 
 
 class Axis(NamedTuple):

@@ -1,4 +1,4 @@
-"""Choose between the Triton kernels and the reference for torch tensors."""
+"""Choose between the Triton kernels, the CPU operators and the reference for torch tensors."""
 
 # pyright: reportUnknownMemberType=false
 # torch leaves some of its decorators untyped.
@@ -17,10 +17,10 @@ from . import cpu_operators, devices, reference, transforms
 
 
 def attend(call: Call[Tensor]) -> Tensor:
-    """Attend with the kernels if they support the call, otherwise with the reference.
+    """Attend with the kernels or the CPU operators if they support the call, otherwise with the reference.
 
-    Backend "auto" is silent on the CPU and during export, where the reference is expected; on a GPU it logs once
-    why it falls back. Under torch.func transforms and in forward mode, every backend uses the reference.
+    Backend "auto" is silent on the CPU and during export; on a GPU it logs once why it falls back to the reference.
+    Under torch.func transforms and in forward mode, every backend uses the reference.
 
     Args:
         call: the validated call.

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from ccnet.benchmarks.tuning import examine, search, table, tune, warm_cache
 from ccnet.benchmarks.tuning.candidates import candidates
 from ccnet.benchmarks.tuning.compilers import Compilers
-from ccnet.benchmarks.tuning.examine import Job, Needs
+from ccnet.benchmarks.tuning.examine import Needs
 from ccnet.benchmarks.tuning.log import Log
 from ccnet.benchmarks.tuning.search import Search, problem_of
 from ccnet.benchmarks.tuning.table import Range, TunedTable
@@ -77,10 +77,8 @@ def test_tiles_wider_than_the_value_are_left_out():
 
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 def test_a_candidate_is_compiled_as_training_launches_it_and_before_it_is_pinned_in_every_form(kernel):
-    tile = plan.Tile(64, 32, 16, 4, 2)
-    job = Job(kernel, problem_of(SHORT, 8, 512), tile, DEVICE)
-    timed = [case.launch for case in examine.launches_of(job)]
-    every = [case.launch for case in examine.launches_of(job._replace(every_form=True))]
+    asked = SHORT._replace(kernel=kernel), problem_of(SHORT, 8, 512), plan.Tile(64, 32, 16, 4, 2), DEVICE
+    timed, every = ([case.launch for case in of(*asked)] for of in (examine.timed_launches, examine.all_launches))
     for launch in (*timed, *every):
         assert (launch.length, launch.num_warps, launch.constants["BLOCK_M"]) == (97, 4, 64)
     fused = "HAS_RESIDUAL" if kernel == "forward" else "HAS_GAMMA"
@@ -90,6 +88,7 @@ def test_a_candidate_is_compiled_as_training_launches_it_and_before_it_is_pinned
     first = "HAS_PREVIOUS" if kernel == "forward" else "FIRST"
     passes = {(launch.constants[first], launch.constants["MASK_SELF"]) for launch in every}
     assert len(passes) == 4  # the only one, the first, the last, one between
+    assert tiles.load_table(DEVICE.name) == []
 
 
 # ---- processes
@@ -148,15 +147,17 @@ def test_a_row_precedes_those_that_it_covers_in_part():
 
 
 class Immediately:
-    """Compilers that answer at once; ``answer(job)`` returns Needs or the reason of a failure."""
+    """Compilers that answer at once; ``answer(tile, timed)`` returns Needs or the reason of a failure."""
 
     def __init__(self, answer):
         self.answer, self.jobs = answer, []
 
     def submit(self, job):
         self.jobs.append(job)
+        launch = job.launches[0].launch
+        sizes = [launch.constants[f"BLOCK_{side}"] for side in "MNC"]
         future = Future()
-        future.set_result(self.answer(job))
+        future.set_result(self.answer(plan.Tile(*sizes, launch.num_warps, launch.num_stages), len(job.launches) > 1))
         return future
 
 
@@ -179,7 +180,7 @@ class Stopwatch:
         return self.usable
 
 
-def sound(job):
+def sound(tile, timed):
     return Needs(100, 0, 65536, None)
 
 
@@ -194,14 +195,14 @@ def logged(tmp_path):
 
 
 def test_the_fastest_sound_tile_is_pinned(tmp_path):
-    def answer(job):
-        if job.tile.block_c == 16:
+    def answer(tile, timed):
+        if tile.block_c == 16:
             return "PassManager::run failed"
-        if job.tile.num_stages == 2:
+        if tile.num_stages == 2:
             return Needs(255, 8, 65536, "8 bytes of registers spilled")
-        if job.every_form and job.tile.block_m == 64:
+        if tile.block_m == 64 and not timed:
             return Needs(255, 16, 65536, "16 bytes of registers spilled")
-        return sound(job)
+        return sound(tile, timed)
 
     def trial(each, problem):
         return Stopwatch(each, problem, times=lambda tile: tile.block_m + tile.num_stages)
@@ -303,7 +304,7 @@ def test_the_next_range_is_compiled_while_one_is_timed(tmp_path):
     seen = []
 
     def trial(each, problem):
-        seen.append((each, {job.problem.spatial[-1] for job in searching.compilers.jobs}))
+        seen.append((each, {job.launches[0].launch.length for job in searching.compilers.jobs}))
         return Stopwatch(each, problem)
 
     searching = search_of(tmp_path, trial=trial)
@@ -348,7 +349,7 @@ class InProcess(Immediately):
     """Stands in for `Compilers`."""
 
     def __init__(self, function, processes, seconds):
-        super().__init__(lambda job: sound(job) if function is examine.examine else None)
+        super().__init__(sound)
 
     def __enter__(self):
         return self

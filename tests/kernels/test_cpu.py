@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, split_channels
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, recomputed_projection, split_channels
 from ccnet.kernels.torch_ops import cpu_blocks, cpu_lines, cpu_operators
 
 OPERATORS = pytest.mark.parametrize(
@@ -238,6 +238,29 @@ def test_split_of_slices_that_are_used_otherwise():
     assert torch.allclose(*(torch.autograd.grad(grad.square().sum(), projected)[0] for grad in first))
     (unused,) = torch.autograd.grad(split_channels(projected, [3, 3, 6])[1].sum(), projected)
     assert unused[:, 3:6].eq(1).all() and unused.sum() == unused[:, 3:6].numel()
+
+
+@pytest.mark.parametrize("loops", [1, 2, 3])
+def test_only_the_projections_before_the_last_are_recomputed(loops):
+    x, weight = (torch.randn(size).requires_grad_() for size in ([1, 6, 5, 4], [12, 6, 1, 1]))
+    count = 0
+
+    def project(x, weight):
+        nonlocal count
+        count += 1
+        return torch.nn.functional.conv2d(x, weight)
+
+    def function(x):
+        for _ in range(loops):
+            with recomputed_projection(project, x, weight) as projected:
+                x = criss_cross_attention(*split_channels(projected, [3, 3, 6]))
+        return x
+
+    out = function(x)
+    torch.autograd.grad(out.sum(), x, retain_graph=True)
+    assert count == loops + (loops - 1)
+    torch.autograd.grad(out.sum(), x)
+    assert count == loops + (loops - 1) + loops
 
 
 def test_two_threads():
