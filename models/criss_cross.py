@@ -29,17 +29,10 @@ class CrissCrossAttention(nn.Module):
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`models.layers.residual_weight`.
         recompute: recompute query, key and value in the backward pass instead of storing them, which saves 45 percent
-<<<<<<< HEAD
             of the memory at the cost of one more convolution. On a CPU, the last loop's are kept, which does not raise
             the peak; with backend "reference", all are, as nothing would be saved. Under torch.compile, the compiler
             decides what to store; inside torch.utils.checkpoint, the checkpoint does; under torch.func transforms,
             everything is stored.
-=======
-            of the memory at the cost of one more convolution. On a CPU, the last loop's are kept, which costs no
-            memory at the peak; with backend "reference", all are, as nothing would be saved. Under torch.compile, the
-            compiler decides what to store; inside torch.utils.checkpoint, the checkpoint does; under torch.func
-            transforms, everything is stored.
->>>>>>> main
         backend: see :func:`kernels.criss_cross_attention`.
     """
 
