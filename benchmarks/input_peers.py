@@ -91,7 +91,7 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
     paper do not have.
     """
     try:
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     cv2.setNumThreads(1)
@@ -123,8 +123,8 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
 def albumentations(recipe: Recipe) -> Loader | None:
     """Return a pipeline of albumentations, with OpenCV as its documentation recommends."""
     try:
-        import albumentations as A
-        import cv2
+        import albumentations as A  # pyright: ignore[reportMissingImports]
+        import cv2  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     cv2.setNumThreads(1)

@@ -72,7 +72,8 @@ class Wanted:
         """Return what a checkpoint's run computes differently, such as "seed=0 instead of 1", apart from its length."""
         now = self._plain(flat(saved.config).get(LENGTH, self.length))
         was, lacking = completed(saved.config, now, self.given)
-        was, now = _as_asked(flat(was)), flat(now)
+        was, now = ({"dataset.class_weights": None} | flat(node) for node in (was, now))  # not every data set has it
+        was = _as_asked(was)
         if self.choices and saved.training.get("choices") == self.choices:
             # The code has gained these arguments: no other choice of a group has added them, nor the command line.
             now |= {name: value for name, value in flat(lacking).items() if not is_given(name, self.given)}

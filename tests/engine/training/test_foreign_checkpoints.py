@@ -57,6 +57,7 @@ def test_the_wandb_account_of_another_person_is_used_only_if_set(foreign, run_en
     done = run_entry("train.py", f"resume={folder}")
     assert "logger.entity=stranger logger.project=theirs" in done.stdout
     assert "has no files of the run abcd1234" in done.stdout
+    (folder / "result.json").unlink()  # it would end the run as finished
     (folder / "wandb" / "offline-run-20260101_000000-abcd1234").mkdir(parents=True)
     checkpoints.save(saved_with(folder, wandb_id="abcd1234", logger=logger), folder / "last.pt")
     run_entry("train.py", f"resume={folder}", "logger.entity=me", "logger.project=mine")
