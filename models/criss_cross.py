@@ -19,28 +19,21 @@ from .layers import check_recurrence, residual_weight
 class CrissCrossAttention(nn.Module):
     """Attention from each position to its row and column (in clips, also to the same position in the other frames).
 
-            y = gamma * attention(query(x), key(x), value(x)) + x        (equation 2)
+        y = gamma * attention(query(x), key(x), value(x)) + x        (equation 2)
 
-        The same weights apply to signals, images and clips: only the attention depends on the number of spatial axes.
+    The same weights apply to signals, images and clips: only the attention depends on the number of spatial axes.
 
-        Args:
-            channels: number of input and output channels C.
-            query_channels: number of query channels D; C // 8 by default, as in the paper.
-            axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
-            gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`models.layers.residual_weight`.
-            recompute: recompute query, key and value in the backward pass instead of storing them, which saves 45 percent
-    <<<<<<< HEAD
-                of the memory at the cost of one more convolution. On a CPU, the last loop's are kept, which does not raise
-                the peak; with backend "reference", all are, as nothing would be saved. Under torch.compile, the compiler
-                decides what to store; inside torch.utils.checkpoint, the checkpoint does; under torch.func transforms,
-                everything is stored.
-    =======
-                of the memory at the cost of one more convolution. On a CPU, the last loop's are kept, which costs no
-                memory at the peak; with backend "reference", all are, as nothing would be saved. Under torch.compile, the
-                compiler decides what to store; inside torch.utils.checkpoint, the checkpoint does; under torch.func
-                transforms, everything is stored.
-    >>>>>>> main
-            backend: see :func:`kernels.criss_cross_attention`.
+    Args:
+        channels: number of input and output channels C.
+        query_channels: number of query channels D; C // 8 by default, as in the paper.
+        axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
+        gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`models.layers.residual_weight`.
+        recompute: recompute query, key and value in the backward pass instead of storing them, which saves 45 percent
+            of the memory at the cost of one more convolution. On a CPU, the last loop's are kept, which does not raise
+            the peak; with backend "reference", all are, as nothing would be saved. Under torch.compile, the compiler
+            decides what to store; inside torch.utils.checkpoint, the checkpoint does; under torch.func transforms,
+            everything is stored.
+        backend: see :func:`kernels.criss_cross_attention`.
     """
 
     def __init__(
