@@ -13,7 +13,7 @@ from .roots import root_of
 
 
 def build_dataset(config: DictConfig, split: str, transform: Callable[..., Any] | None) -> ImageDataset:
-    """Instantiate ``config[split]``, with ``config.root`` where the data set has one.
+    """Instantiate ``config[split]``, with ``config.root`` if the data set lies in one folder.
 
     Args:
         config: the ``dataset`` node.
@@ -30,7 +30,7 @@ def build_dataset(config: DictConfig, split: str, transform: Callable[..., Any] 
         raise ValueError(
             f"recipe.train_transform is {transform}: set its _target_, such as ccnet.data.transforms.train_transform"
         )
-    root = {"root": root_of(config)} if "root" in config else {}
+    root = {"root": root_of(config)} if "root" in config and "images" not in config else {}
     return instantiate(config[split], transform=transform, **root)
 
 

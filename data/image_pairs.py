@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from .contents import with_sizes
 from .dataset import IGNORE_INDEX
 from .reading.grey_levels import check_value_range
 from .reading.image_files import read_image
@@ -110,3 +111,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
     def name(self, index: int) -> str:
         """Return the file name of the image, without suffix."""
         return self.pairs[index][0].stem
+
+    def stamp(self, index: int) -> str:
+        """Return the name of the image and the sizes of its files; see :func:`~ccnet.data.contents.contents_of`."""
+        return with_sizes(self.name(index), filter(None, self.pairs[index]))

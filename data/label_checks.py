@@ -70,11 +70,11 @@ def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
     if not counts:
         return []
     found = {split: numbers > 0 for split, numbers in counts.items()}
-    anywhere = np.any([*found.values()], axis=0)
-    untrained = anywhere & ~found.get("train", anywhere)
+    anywhere = np.asarray(np.stack([*found.values()]).any(axis=0))
+    untrained = np.asarray(anywhere & ~found.get("train", anywhere))
     lines = []
     if not anywhere.all():
-        lines.append(f"classes that occur nowhere in {', '.join(counts)}: {_named(classes, ~anywhere)}")
+        lines.append(f"classes that occur nowhere in {', '.join(counts)}: {_named(classes, np.asarray(~anywhere))}")
     if untrained.any():
         lines.append(f"classes that do not occur in train and cannot be learned: {_named(classes, untrained)}")
     return lines

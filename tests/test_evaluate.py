@@ -1,5 +1,6 @@
 """evaluate.py in two processes, and the files of predict.py."""
 
+import errno
 import json
 import os
 import socket
@@ -57,6 +58,33 @@ def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_ent
     for mask in sorted((tmp_path / "one" / "best_val_whole_predictions").iterdir()):
         other = tmp_path / "two" / "best_val_whole_predictions" / mask.name
         assert mask.read_bytes() == other.read_bytes()
+
+
+def test_scores_are_printed_even_if_they_cannot_be_written(finished, run_entry, monkeypatch):
+    def read_only(path, *arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    before = sorted(finished.iterdir())
+    monkeypatch.setattr("pathlib.Path.touch", read_only)
+    done = run_entry("evaluate.py", f"checkpoint={finished / 'best'}", "device=cpu", "num_workers=0", ok=False)
+    assert done.stdout.count("mIoU ") == 1
+    assert f"error: the results cannot be written to {finished}: " in done.stderr
+    assert "Set output=FOLDER" in done.stderr
+    assert sorted(finished.iterdir()) == before
+
+
+def test_the_permissions_of_every_file_follow_the_umask(finished, run_entry):
+    """The files of a run, and those of an evaluation with another umask."""
+    umask = os.umask(0o027)
+    try:
+        options = ("device=cpu", "num_workers=0", "save_predictions=true", f"output={finished / 'scores'}")
+        run_entry("evaluate.py", f"checkpoint={finished / 'best'}", *options)
+    finally:
+        os.umask(umask)
+    for path in finished.rglob("*"):
+        if path.is_file():
+            mode = 0o666 & ~(0o027 if "scores" in path.parts else umask)
+            assert path.stat().st_mode & 0o777 == mode, path
 
 
 def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_entry):

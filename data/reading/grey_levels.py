@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _DEEP = {"I": "32-bit whole numbers", "F": "32-bit floating point"}
@@ -25,7 +26,7 @@ class SampleFormat(NamedTuple):
     signed: bool
 
 
-def sample_format(image: Image.Image) -> SampleFormat:
+def sample_format(image: ImageFile) -> SampleFormat:
     """Return the sample format of an image that has been opened and not yet decoded.
 
     Afterwards, Pillow has reduced 16-bit colours to 8 bits, and may have widened 16-bit grey values to 32.
@@ -40,9 +41,9 @@ def sample_format(image: Image.Image) -> SampleFormat:
     return SampleFormat(1 if image.mode == "1" else 8, False)
 
 
-def raw_mode(image: Image.Image) -> str:
+def raw_mode(image: ImageFile) -> str:
     """Return Pillow's name for the layout of the samples in the file of an opened image, such as "RGB;16B"."""
-    arguments = [part for tile in image.tile for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
+    arguments = [part for tile in image.tile for part in ([tile[3]] if isinstance(tile[3], str) else tile[3] or ())]
     return next((part for part in arguments if isinstance(part, str)), image.mode)
 
 

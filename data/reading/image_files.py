@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image, PngImagePlugin
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from .fast_decoders import ORIENTATION_PARTS, decode
-from .grey_levels import rgb_pixels, sample_format
+from .fast_decoders import decode, may_be_turned
+from .grey_levels import SampleFormat, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
 # The content decides, not the suffix. Pillow supports more formats, and runs Ghostscript for one of them.
@@ -59,7 +60,7 @@ def describe(path: Path) -> str:
         return f"{sample_format(image).bits}-bit {image.mode}"
 
 
-def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, str]:
+def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, SampleFormat]:
     """Decode an image and apply its EXIF orientation, which cameras set and masks may inherit.
 
     Args:
@@ -84,9 +85,7 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
 def orientation(path: Path) -> int:
     """Return the EXIF orientation of an image file, from 1 to 8, which :func:`read_image` undoes."""
     with _opened(path) as image:
-        # Pillow decodes a PNG to find it.
-        plain = image.format == "PNG" and not any(part in path.read_bytes() for part in ORIENTATION_PARTS)
-        return 1 if plain else _orientation(image)
+        return 1 if image.format == "PNG" and not may_be_turned(path.read_bytes()) else _orientation(image)
 
 
 def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -110,7 +109,7 @@ def frame_count(path: Path) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile]:
     """Open an image without decoding it; the caller's errors in decoding it name the file."""
     try:
         with (

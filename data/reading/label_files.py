@@ -71,7 +71,7 @@ class LabelReader:
         codes = self._codes(path)
         if codes.dtype == np.uint8:  # bytes.translate is several times faster than fancy indexing
             table = self._index[:256].tobytes()
-            labels = np.frombuffer(bytearray(codes.tobytes().translate(table)), dtype=np.uint8).reshape(codes.shape)
+            labels = np.frombuffer(bytearray(codes).translate(table), dtype=np.uint8).reshape(codes.shape)
         else:
             inside = codes.min() >= 0 and codes.max() < len(self._index)
             labels = self._index.take(codes) if inside else np.full(codes.shape, _UNKNOWN, dtype=np.uint8)

@@ -89,6 +89,10 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         """Return the file name of the labelled frame, without suffix."""
         return self._stills.name(self.clips[index][-1])
 
+    def stamp(self, index: int) -> str:
+        """Return the name of the labelled frame and the sizes of its files; the clips follow from those."""
+        return self._stills.stamp(self.clips[index][-1])
+
     def _runs(self) -> list[list[int]]:
         """Split the frames into runs without gaps; return the indices of each run."""
         frames = sorted((*frame_of(path), index) for index, (path, _) in enumerate(self._stills.pairs))

@@ -6,6 +6,7 @@ Any data set with COCO's layout and annotation format can be read.
 import json
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from ..contents import with_sizes
 from ..reading.grey_levels import check_value_range
 from ..reading.image_files import read_image
 from . import layouts
@@ -146,6 +148,11 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def image_path(self, index: int) -> Path:
         """Return the path of the image."""
         return self.folder / self.images[index]["file_name"]
+
+    def stamp(self, index: int) -> str:
+        """Return the name of the image, the size of its file, and a checksum of its objects."""
+        path = self.folder / self.images[index]["file_name"]
+        return f"{with_sizes(self.name(index), [path])} {zlib.crc32(self._objects[index])}"
 
     def ground_truth(self) -> dict[str, Any]:
         """Return the annotations of this data set's images in COCO's format, for COCO's metrics.

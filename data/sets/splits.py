@@ -31,7 +31,7 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
             raise FileNotFoundError(f"dataset.lists.{split}={file} is not a file: expected a list of image names")
         found[split] = []
         for place, words in read_list(path):
-            name = inside(PurePath(), " ".join(words), place)
+            name = inside(folder, " ".join(words), place).relative_to(folder)
             name = name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name
             if name not in index:
                 raise FileNotFoundError(f"{place}: {name} is not an image with a label image in {folder}")

@@ -10,9 +10,13 @@ Three kinds of file are read into the same record:
 A run's own files carry checksums, and a file that does not match them is rejected.
 """
 
+import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...data.sets.folder import class_colours
 from ...models import tensor_files
@@ -69,6 +73,27 @@ def load(path: Path, **published: Any) -> Checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
     found.source = path
     return found
+
+
+def peek(path: Path) -> Checkpoint:
+    """Read a run's state without its tensors, and without verifying its checksums.
+
+    The file is memory-mapped, so that this takes milliseconds whatever its size.
+
+    Raises:
+        OSError: the file cannot be read, for a reason that may be temporary.
+        ValueError: it is not the state of a run, or is damaged.
+    """
+    try:
+        found = checked(Checkpoint(**torch.load(path, map_location="cpu", mmap=True, weights_only=True)))
+    except Exception as error:  # each kind of damage raises a different error
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a truncated file cannot be mapped
+            raise
+        raise ValueError(f"it is not a checkpoint of this project, or it is damaged: {error}") from error
+    if not found.training:
+        raise ValueError("it contains weights but no training state; use init=FILE to start from them")
+    light = {key: found.training.get(key) for key in ("identity", "contents", "choices")}
+    return replace(found, weights={}, training=light, source=path)
 
 
 def _record(file: TensorFile | Published) -> Checkpoint:

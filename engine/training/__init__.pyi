@@ -9,6 +9,7 @@ from .logger import open_log as open_log
 from .loop import Run as Run
 from .nonfinite import NonFiniteLoss as NonFiniteLoss
 from .state import TrainingState as TrainingState
+from .summary import check_scores as check_scores
 from .summary import closing_lines as closing_lines
 from .summary import opening_lines as opening_lines
 from .summary import run_result as run_result

@@ -60,3 +60,20 @@ def test_pyspng_and_pillow_decode_every_kind_of_png_identically(tmp_path, monkey
     # A JPEG with a .png suffix.
     Image.fromarray(pixels).save(tmp_path / "jpeg.png", format="JPEG")
     assert read_image(tmp_path / "jpeg.png").shape == (3, 33, 47)
+
+
+@pytest.mark.parametrize("quality", [60, 95])
+def test_simplejpeg_and_pillow_decode_identically(tmp_path, monkeypatch, quality):
+    pytest.importorskip("simplejpeg")
+    ramp = (np.mgrid[:61, :83].sum(axis=0) % 255).astype(np.uint8)
+    image = Image.fromarray(np.dstack([ramp, 255 - ramp, ramp.T.reshape(ramp.shape)]))
+    paths = []
+    for subsampling in (0, 1, 2):
+        for progressive in (False, True):
+            paths.append(tmp_path / f"{subsampling}{progressive}.jpg")
+            image.save(paths[-1], quality=quality, subsampling=subsampling, progressive=progressive)
+    with Image.open(paths[0]) as opened:
+        assert fast_decoders.decode(opened, paths[0]) is not None
+    fast = [read_image(path) for path in paths]
+    monkeypatch.setattr(fast_decoders, "_decoders", dict)
+    assert all(torch.equal(pixels, read_image(path)) for pixels, path in zip(fast, paths, strict=True))

