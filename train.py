@@ -51,6 +51,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     began = time.perf_counter()
     guards.check_run(guards.plain(config), folder)
     framework = training.framework_of(config)
+    framework.check(config)
     runtime.reset_peak(framework.device)
     runtime.seed_everything(config.seed)
     identity = checkpoints.fingerprint(config)
