@@ -1,4 +1,5 @@
 from .build import build_dataset as build_dataset
+from .build import label_format as label_format
 from .contents import contents_of as contents_of
 from .dataset import IGNORE_INDEX as IGNORE_INDEX
 from .dataset import ImageDataset as ImageDataset

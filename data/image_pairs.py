@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from .contents import with_sizes
 from .dataset import IGNORE_INDEX
 from .reading.grey_levels import check_value_range
 from .reading.image_files import read_image
-from .reading.label_files import LabelReader
+from .reading.label_files import LabelFormat, LabelReader
 from .reading.label_values import Value
 
 # (uint8 image (3, H, W), uint8 labels (H, W)) -> (image, labels); a clip has (T, 3, H, W) and (T, H, W).
@@ -57,9 +58,19 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         check_value_range(value_range)
         self.value_range = value_range and tuple(value_range)
         if label_ids is None:
-            label_ids = {index: index for index in range(len(self.classes))} | {IGNORE_INDEX: IGNORE_INDEX}
+            label_ids = ImagePairs.label_format(self.classes).label_ids
         self.result_values = tuple(result_values or range(len(self.classes)))
         self.label_reader = LabelReader(label_ids)
+
+    @classmethod
+    def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
+        """Return the format of the label images, without the files of the data set.
+
+        Args:
+            classes: the names of the K classes.
+            **options: arguments of the data set.
+        """
+        return LabelFormat({index: index for index in (*range(len(classes)), IGNORE_INDEX)})
 
     def __len__(self) -> int:
         return len(self.pairs)

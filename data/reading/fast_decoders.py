@@ -26,7 +26,7 @@ def decode(image: ImageFile, path: Path) -> np.ndarray | None:
     if decoder is None:
         return None
     content = path.read_bytes()
-    if image.format == "PNG" and any(kind in _ORIENTATION for kind in _chunks(content)):
+    if image.format == "PNG" and may_be_turned(content):
         return None
     try:
         pixels = decoder(content)
@@ -43,6 +43,11 @@ def _chunks(content: bytes) -> Iterator[bytes]:
     while place + 8 <= len(content):
         yield content[place + 4 : place + 8]
         place += 12 + int.from_bytes(content[place : place + 4])
+
+
+def may_be_turned(content: bytes) -> bool:
+    """Return whether a PNG contains metadata that may hold an orientation, which Pillow decodes the image to find."""
+    return any(kind in _ORIENTATION for kind in _chunks(content))
 
 
 def names() -> str:

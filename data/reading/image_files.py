@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from .fast_decoders import decode
+from .fast_decoders import decode, may_be_turned
 from .grey_levels import SampleFormat, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
@@ -80,6 +80,32 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
         image.load()
         turn = _UPRIGHT.get(_orientation(image))  # after loading: Pillow itself turns a TIFF, and drops the tag
         return image if turn is None else image.transpose(turn), samples
+
+
+def orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image file, from 1 to 8, which :func:`read_image` undoes."""
+    with _opened(path) as image:
+        return 1 if image.format == "PNG" and not may_be_turned(path.read_bytes()) else _orientation(image)
+
+
+def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an array (..., H, W) of an upright image to the orientation of the pixels in its file."""
+    flips = {
+        2: array[..., ::-1],
+        3: array[..., ::-1, ::-1],
+        4: array[..., ::-1, :],
+        5: array.swapaxes(-1, -2),
+        6: array.swapaxes(-1, -2)[..., ::-1, :],
+        7: array[..., ::-1, ::-1].swapaxes(-1, -2),
+        8: array.swapaxes(-1, -2)[..., ::-1],
+    }
+    return flips.get(orientation, array)
+
+
+def frame_count(path: Path) -> int:
+    """Return the number of frames or pages in an image file; :func:`read_image` reads the first one."""
+    with _opened(path) as image:
+        return getattr(image, "n_frames", 1) if image.format in ("GIF", "TIFF", "WEBP") else 1
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,20 @@ from .label_values import Value, shown_values
 
 _UNKNOWN = 254  # marks pixels whose value is not a label of the data set
 _NUMBERS = ("L", "P", "1", "I", "F")  # Pillow's modes with one number per pixel, and I;16
+
+
+class LabelFormat(NamedTuple):
+    """How a data set stores its label images.
+
+    Attributes:
+        label_ids: maps pixel values to class indices or ``IGNORE_INDEX``; see :class:`LabelReader`.
+        image_name, label_name: the names of an image and of its label image; see
+            :func:`~ccnet.data.reading.file_lists.match_by_name`.
+    """
+
+    label_ids: Mapping[Any, int]
+    image_name: str = "*"
+    label_name: str = "*"
 
 
 class UnknownLabels(ValueError):

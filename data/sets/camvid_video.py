@@ -1,8 +1,10 @@
 """CamVid as clips: T consecutive frames of a sequence, of which the last is labelled."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torchvision import tv_tensors
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import PairTransform
+from ..reading.label_files import LabelFormat
 from .camvid import CamVid, CamVidFull, frame_of
 
 
@@ -50,6 +53,11 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         self.result_values = self._stills.result_values
         self.transform = transform
         self.clips = [_clip(run, place, frames) for run in self._runs() for place in range(len(run))]
+
+    @classmethod
+    def label_format(cls, classes: Sequence[str], *, full: bool = False, **options: Any) -> LabelFormat:
+        """Return the format of the label images; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
+        return (CamVidFull if full else CamVid).label_format(classes)
 
     def __len__(self) -> int:
         return len(self.clips)

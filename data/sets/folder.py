@@ -7,10 +7,13 @@ from typing import Any
 
 from ..image_pairs import ImagePairs, PairTransform
 from ..reading.file_lists import match_by_name
+from ..reading.label_files import LabelFormat
 from ..reading.label_values import label_values
 from .layouts import find_folders
 from .splits import SPLITS, drawn, listed
 
+# Classes without an appearance of their own
+_REST = ("background", "bg", "other", "others", "rest", "none", "unlabeled", "unlabelled", "clutter", "void")
 Folders = str | Path | Mapping[str, Any] | None
 
 
@@ -75,12 +78,26 @@ class Folder(ImagePairs):
         super().__init__(
             [pairs[index] for index in chosen],
             classes=names,
-            palette=palette or distinct_colours(len(names)),
+            palette=palette or class_colours(names),
             label_ids=label_ids,
             result_values=numbers if len(numbers) == len(names) else None,
             value_range=value_range,
             transform=transform,
         )
+
+    @classmethod
+    def label_format(
+        cls,
+        classes: Sequence[str],
+        *,
+        values: Sequence[Any] | Mapping[Any, Any] | str | None = None,
+        ignore_label: int | None = None,
+        image_name: str = "*",
+        mask_name: str = "*",
+        **options: Any,
+    ) -> LabelFormat:
+        """Return the format of the masks; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
+        return LabelFormat(label_values(values, classes, ignore_label).label_ids, image_name, mask_name)
 
     def name(self, index: int) -> str:
         """Return the path of the image in its folder, without suffix, with ``_`` between its parts."""
@@ -93,6 +110,15 @@ def _part(parts: Mapping[str, list[int]], split: str, how: str) -> list[int]:
     if not parts.get(split):
         raise ValueError(f"split={split} has no images: {how}")
     return parts[split]
+
+
+def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Return an RGB triple per class: distinct colours, and dark ones for the background and for other pixels."""
+    colours = distinct_colours(len(names))
+    dark = [index for index, name in enumerate(names) if str(name).lower().strip("_ ") in _REST]
+    for number, index in enumerate(dark):
+        colours[index] = (48 + 24 * number,) * 3
+    return colours
 
 
 def distinct_colours(number: int) -> list[tuple[int, int, int]]:

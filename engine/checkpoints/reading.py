@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ...data.sets.folder import distinct_colours
+from ...data.sets.folder import class_colours
 from ...models import tensor_files
 from ...models.published.importing import Published, convert
 from ...models.tensor_files import TensorFile
@@ -31,7 +31,7 @@ _PUBLISHED_SUFFIX = ".pth"
 
 
 def find(path: str | Path | None) -> Path:
-    """Return the checkpoint file for ``RUN/best``, ``RUN/last`` or a full file name.
+    """Return the checkpoint file for ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights) or a full file name.
 
     Raises:
         ValueError: ``path`` is None.
@@ -40,6 +40,8 @@ def find(path: str | Path | None) -> Path:
     if path is None:
         raise ValueError("checkpoint is not set: use checkpoint=RUN/best, where RUN is the folder of a training run")
     path = given_path(path)
+    if path.is_dir():
+        path /= "best"
     candidates = [path]
     if path.suffix not in (*_OWN_SUFFIXES, _PUBLISHED_SUFFIX):
         candidates = [path.with_name(path.name + suffix) for suffix in _OWN_SUFFIXES]
@@ -127,5 +129,5 @@ def from_published(found: Published) -> Checkpoint:
         "bf16": False,
     }
     classes = found.classes or [f"class {index}" for index in range(found.num_classes)]
-    palette = [list(colour) for colour in found.palette or distinct_colours(found.num_classes)]
+    palette = [list(colour) for colour in found.palette or class_colours(classes)]
     return Checkpoint(found.weights, config, classes, palette, found.iteration, scores={})
