@@ -126,8 +126,7 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
                 # Fewer warps cannot hold 128 channels of query, key and their gradients. Prefetching the next slab
                 # would spill.
                 return Tile(16, 16, 64, 8, 1)
-            # Four warps would use all 255 registers on Hopper and Blackwell.
-            return Tile(32, 32, 16, 8, 2) if datacenter else Tile(16, 16, 32, 2, 2)
+            return Tile(32, 32, 16, 8, 2)  # four warps would use all 255 registers
         warps = 8 if blackwell else 4  # Blackwell's MMAs read shared memory, so extra warps duplicate nothing
         if wide:
             return Tile(64, 16, 32, warps, 2)
