@@ -38,13 +38,12 @@ build/triton-%/installed:
 bench: .venv/installed  ## the attention operator beside its alternatives
 	$(BIN)/python benchmark.py
 
+# For example OPTIONS='output=/tmp/gpu gpu.steps=[compile,tests] gpu.minutes=9'; see docs/kernels.md.
+OPTIONS ?= output=results/gpu
+
 gpu:  ## everything that results/ calls "not measured", on an NVIDIA GPU; BIN=/usr/bin takes another Python
-	$(BIN)/python3 -m pytest -m gpu
-	$(BIN)/python3 benchmark.py mode=tune 'tune.dtypes=[bfloat16]'
-	$(BIN)/python3 benchmark.py -m 'shape=[8,97,97],[8,128,256],[1,97,97]' dtype=bfloat16 output=results/attention_gpu
-	$(BIN)/python3 benchmark.py mode=complexity output=results/attention_gpu
-	$(BIN)/python3 benchmark.py mode=zoo output=results/networks_gpu
-	$(BIN)/python3 benchmark.py mode=train output=results/step_gpu
+	@mkdir -p build/root && ln -sfn ../.. build/root/ccnet
+	PYTHONPATH=$(CURDIR)/build/root:$$PYTHONPATH $(BIN)/python3 benchmark.py mode=gpu $(OPTIONS)
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v}: make PYTHON=python3.12")'

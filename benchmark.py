@@ -3,6 +3,8 @@
 python benchmark.py                          every implementation of the operator, verified and timed side by side
 python benchmark.py framework=jax            the same in JAX, under jit
 python benchmark.py mode=tune                search for tile sizes on this GPU, write kernels/configs/<gpu>.json
+python benchmark.py mode=compile             compile the launches of the GPU's tests in parallel, ahead of them
+python benchmark.py mode=gpu output=DIR      everything that needs a GPU, as independent steps
 python benchmark.py mode=complexity          added GFLOPs and memory, as in the paper's Tables 2 and 5
 python benchmark.py mode=zoo                 every network: parameters, GFLOPs, memory, images/s
 python benchmark.py mode=train               full training iterations of ccnet, fcn and nonlocal
@@ -21,6 +23,8 @@ from ccnet.engine.sweeps.entry_point import entry_point
 _MODES = {
     "compare": "compare_operators",
     "tune": "tune_kernels",
+    "compile": "compile_ahead",
+    "gpu": "run_session",
     "complexity": "count_complexity",
     "zoo": "measure_zoo",
     "train": "time_training",

@@ -2,11 +2,12 @@
 
     python check_data.py dataset=camvid dataset.root=DIR
     python check_data.py dataset=cityscapes dataset.root=DIR splits=[train,val,test] num_workers=8
+    python check_data.py dataset=folder dataset.images=DIR dataset.masks=DIR dataset.classes=2 splits=[all]
 
-Prints the number and sizes of the images and the class frequencies with median-frequency weights, and writes the latter
-as CSV next to a figure of random samples before and after augmentation. Exits with code 1 if a file is missing or
-unreadable, does not match its image, or contains a label value that the data set does not define; the error lists all
-such files.
+Prints the number, sizes and bit depths of the images and the class frequencies with median-frequency weights, or the
+number of objects of each class, and writes the latter as CSV next to a figure of random samples before and after
+augmentation. Exits with code 1 if a file is missing or unreadable or does not match its image, if labels have values
+that the data set does not define, if a class or a split has no pixels, or if masks look as if 255 were a class.
 """
 
 from pathlib import Path
@@ -24,8 +25,8 @@ from ccnet.engine.sweeps.entry_point import entry_point
 if TYPE_CHECKING:
     import numpy as np
 
-    from ccnet.data import SegmentationDataset
     from ccnet.data.inspection import DatasetReport
+    from ccnet.data.object_inspection import ObjectReport
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="check_data")
@@ -35,52 +36,98 @@ def main(config: DictConfig) -> None:
     data.check_root(config.dataset, config.splits)
     runtime.seed_everything(config.seed)
     folder = runtime.given_path(config.output)
-    problems = [problem for split in config.splits for problem in _check_split(config, split, folder)]
+    for split in config.splits:  # so that nothing of an earlier run remains
+        for name in _files(folder, split):
+            name.unlink(missing_ok=True)
+    found = {split: _check_split(config, split, folder) for split in config.splits}
+
+    from ccnet.data.label_checks import absent_classes
+
+    problems = [problem for _, _, lines in found.values() for problem in lines]
+    counts = {
+        split: report.counts(len(dataset.classes))
+        for split, (dataset, report, _) in found.items()
+        if getattr(dataset, "has_labels", True) and report.sizes
+    }
+    problems += absent_classes(counts, next(dataset.classes for dataset, *_ in found.values()))
     print(f"\ntables and samples in {folder}")
     if problems:
         shown = "\n".join(f"  {line}" for line in problems)
-        raise ValueError(f"{len(problems)} samples are invalid:\n{shown}")
+        raise ValueError(f"this data set has problems ({len(problems)}):\n{shown}")
 
 
-def _check_split(config: DictConfig, split: str, folder: Path) -> list[str]:
-    """Print and write the contents of a split; return its problems."""
+def _files(folder: Path, split: str) -> tuple[Path, Path]:
+    """Return the paths of the table and of the figure of a split."""
+    return folder / f"{split}_classes.csv", folder / f"{split}_samples.png"
+
+
+def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, DatasetReport | ObjectReport, list[str]]":
+    """Print and write the contents of a split; return the data set, its report and its problems."""
+    dataset: Any = data.build_dataset(config.dataset, split, None)
+    labelled = hasattr(dataset, "read_labels")
+    report, table = _inspect_labels(config, split, dataset) if labelled else _inspect_objects(config, split, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    table_path, samples_path = _files(folder, split)
+    print(f"\n{_summary(split, dataset, report)}")
+    if table:
+        print(f"\n{table.text()}")
+        table.write_csv(table_path)
+    if config.samples and not report.invalid:
+        _draw_samples(samples_path, dataset, config)
+    return dataset, report, _problems(split, dataset, report)
+
+
+def _inspect_labels(config: DictConfig, split: str, dataset: Any) -> "tuple[DatasetReport, drawing.Table | None]":
     from ccnet.data.inspection import CLASS_COLUMNS, inspect_dataset
 
-    dataset: Any = data.build_dataset(config.dataset, split, None)
-    if not hasattr(dataset, "read"):
-        raise ValueError("check_data.py supports data sets that label pixels, but this one is for detection")
     report = inspect_dataset(dataset, num_workers=config.num_workers, title=split)
-    print(f"\n{_summary(split, dataset, report)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    if dataset.has_labels:
-        table = drawing.Table(CLASS_COLUMNS, report.class_rows(dataset.classes, dataset.ignore_index))
-        print(f"\n{table.text()}")
-        table.write_csv(folder / f"{split}_classes.csv")
-    if not report.problems:
-        _draw_samples(folder / f"{split}_samples.png", dataset, config)
-    return report.problems
+    rows = report.class_rows(dataset.classes, dataset.ignore_index)
+    return report, drawing.Table(CLASS_COLUMNS, rows) if dataset.has_labels else None
 
 
-def _summary(split: str, dataset: "SegmentationDataset", report: "DatasetReport") -> str:
+def _inspect_objects(config: DictConfig, split: str, dataset: Any) -> "tuple[ObjectReport, drawing.Table]":
+    from ccnet.data.object_inspection import OBJECT_COLUMNS, inspect_objects
+
+    report = inspect_objects(dataset, num_workers=config.num_workers, title=split)
+    return report, drawing.Table(OBJECT_COLUMNS, report.class_rows(dataset.classes))
+
+
+def _problems(split: str, dataset: Any, report: Any) -> list[str]:
+    """Return one line per problem, and a table of the label values that the data set does not define."""
+    from ccnet.data.inspection import UNKNOWN_COLUMNS
+    from ccnet.data.label_checks import label_problems
+
+    lines = [f"{split}: {line}" for line in report.problems]
+    if not hasattr(dataset, "read_labels"):
+        return lines
+    if report.unknown:
+        table = drawing.Table(UNKNOWN_COLUMNS, report.unknown_rows()).text().replace("\n", "\n    ")
+        lines.append(f"{split}: label images contain values that the data set does not define:\n    {table}")
+    return lines + (label_problems(dataset, report, split) if dataset.has_labels else [])
+
+
+def _summary(split: str, dataset: Any, report: "DatasetReport | ObjectReport") -> str:
     sizes = [f"{count} of {height}x{width}" for (height, width), count in report.sizes.most_common(3)]
     more = f" and {len(report.sizes) - 3} other sizes" if len(report.sizes) > 3 else ""
+    kinds = "".join(f"; {count} of {kind}" for kind, count in report.kinds.most_common())
     return (
-        f"{split}: {len(dataset)} samples, {len(report.problems)} of them invalid; {', '.join(sizes)}{more} (HxW); "
-        f"{len(dataset.classes)} classes" + ("" if dataset.has_labels else "; no labels")
+        f"{split}: {len(dataset)} samples, {report.invalid} of them invalid; {', '.join(sizes)}{more} (HxW){kinds}; "
+        f"{len(dataset.classes)} classes" + ("" if getattr(dataset, "has_labels", True) else "; no labels")
     )
 
 
-def _draw_samples(path: Path, dataset: "SegmentationDataset", config: DictConfig) -> None:
+def _draw_samples(path: Path, dataset: Any, config: DictConfig) -> None:
     import torch
 
     augment = instantiate(config.recipe.train_transform)
     indices = torch.randperm(len(dataset))[: config.samples].sort().values.tolist()
-    rows = [_columns(dataset, index, augment) for index in indices]
+    columns = _label_columns if hasattr(dataset, "read_labels") else _object_columns
+    rows = [columns(dataset, index, augment) for index in indices]
     titles = ("image", "labels", "augmented", "augmented again")
     drawing.save_samples(path, rows, titles, dataset.classes, dataset.palette)
 
 
-def _columns(dataset: "SegmentationDataset", index: int, augment: Any) -> "list[tuple[np.ndarray, np.ndarray | None]]":
+def _label_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.ndarray, np.ndarray | None]]":
     """Return (image (H, W, 3), labels (H, W) to draw over it or None) for each column of the sample figure."""
     import torch
 
@@ -95,6 +142,19 @@ def _columns(dataset: "SegmentationDataset", index: int, augment: Any) -> "list[
         (still(picture, ndim=3).permute(1, 2, 0).numpy(), None if labels is None else still(labels).numpy())
         for picture, labels in columns
     ]
+
+
+def _object_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.ndarray, None]]":
+    """Return (image (H, W, 3) with its objects, None) for each column of the sample figure."""
+    import torch
+
+    image, target = dataset[index]
+    pictures = [image, drawing.draw_objects(image, target, dataset.classes)]
+    for _ in range(2):
+        augmented, objects = augment(image, target)
+        pixels = (augmented * 255).round().to(torch.uint8)
+        pictures.append(drawing.draw_objects(pixels, objects, dataset.classes))
+    return [(picture.as_subclass(torch.Tensor).permute(1, 2, 0).numpy(), None) for picture in pictures]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 python evaluate.py checkpoint=RUN/best                                    on the data set it was trained on
 python evaluate.py checkpoint=RUN/best protocol=slide                     whole | slide | ms_flip | slide_ms_flip
-python evaluate.py checkpoint=RUN/best root=DIR                           if the data set has moved
+python evaluate.py checkpoint=RUN/best dataset.root=DIR                   if the data set has moved
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    on another one with the same classes
+python evaluate.py checkpoint=RUN/best split=all dataset=folder dataset.images=DIR dataset.masks=DIR   your own images
 python evaluate.py checkpoint=RUN/best split=test submission=true         a zip for the benchmark's server
 torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               images split across eight GPUs; same scores
 python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: see models/published
@@ -11,13 +12,15 @@ python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    publis
 A detection network is scored by COCO AP, and its detections are saved in COCO's results format.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ccnet import data
 from ccnet.conf import CONF
@@ -53,15 +56,16 @@ def main(config: DictConfig) -> float:
     task.check_classes(saved.classes, dataset)
     name = "_".join([path.stem, config.split, *([protocol_name] if task.predicts_label_maps else [])])
     stem = runtime.given_path(config.output or path.parent) / name
-    files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    with _writable(stem.parent):
+        files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
+        stem.parent.mkdir(parents=True, exist_ok=True)
 
     def write_prediction(index: int, labels: "Tensor") -> None:
         for written in files:
             written.write(index, labels)
 
     framework = training.choose_framework(config.framework, config.device)
-    with runtime.processes(framework.device):
+    with runtime.processes(framework.device, timeout=config.collective_timeout):
         result = task.evaluate(
             framework.evaluated(_network(saved), bf16=saved.setting("bf16")),
             dataset,
@@ -75,19 +79,38 @@ def main(config: DictConfig) -> float:
         runtime.wait_for_all()
         if runtime.rank() == 0:
             about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol_name}
-            task.write_report(stem, result, dataset, about | {"images": len(dataset)})
-            for written in files:
-                print(f"submission   {written.pack()}" if written.submission else f"masks        {written.folder}")
+            about |= {"images": len(dataset)}
+            print(task.report(result, dataset, about))
+            with _writable(stem.parent):
+                print(task.write_report(stem, result, dataset, about))
+                for written in files:
+                    print(f"submission   {written.pack()}" if written.submission else f"masks        {written.folder}")
     return result.scores.headline
 
 
 def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
-    """Return the data set named on the command line, or else the checkpoint's own."""
-    if "dataset" in runtime.given_overrides():
-        return config.dataset
+    """Return the data set named on the command line, or else the checkpoint's own.
+
+    If both are of the same class, options that the command line does not set are the checkpoint's own: the classes and
+    mask values of ``dataset=folder``, for example.
+    """
+    given = runtime.given_overrides()
+    if "dataset" in given:
+        own = saved.config.get("dataset", {})
+        same = _target(config.dataset, "val") == _target(own, "val")
+        kept = {key: own[key] for key in config.dataset if key in own and not _target(own, key)} if same else {}
+        return OmegaConf.merge(
+            config.dataset, {key: value for key, value in kept.items() if f"dataset.{key}" not in given}
+        )
     if "dataset" not in saved.config:
         raise ValueError(f"{config.checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR")
-    return saved.config["dataset"] | ({} if config.root is None else {"root": config.root})
+    return checkpoints.moved(saved.config, runtime.given_overrides())["dataset"]
+
+
+def _target(dataset: Any, name: str) -> Any:
+    """Return the class of a node of a data set; None for an option."""
+    node = dataset.get(name)
+    return node.get("_target_") if isinstance(node, Mapping) else None
 
 
 def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:
@@ -111,6 +134,15 @@ def _prediction_files(config: DictConfig, stem: Path, dataset: "SegmentationData
     if config.submission:
         files.append(evaluation.PredictionFiles(Path(f"{stem}_submission"), dataset, submission=True))
     return files
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Add to an OSError of the block that ``output`` selects another folder than `folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"the results cannot be written to {folder}: {error}. Set output=FOLDER") from error
 
 
 def _network(saved: "Checkpoint") -> "nn.Module":

@@ -1,22 +1,28 @@
 """Segment images with a trained network.
 
-    python predict.py checkpoint=RUN/best input=photo.jpg
-    python predict.py checkpoint=RUN/best input=FOLDER output=FOLDER      images, or the frames of a video
-    python predict.py checkpoint=RUN/best input=FRAMES video=out.mp4      also the overlays as a video (.mp4 or .gif)
-    python predict.py checkpoint=RUN/best input=photo.jpg attention=[y,x] also where a point attends to (paper, Fig. 7)
-    python predict.py checkpoint=[RUN1/best,RUN2/best] input=FOLDER       networks side by side (paper, Fig. 6)
+    python predict.py checkpoint=RUN input=photo.jpg                      with the run's best weights
+    python predict.py checkpoint=RUN input=FOLDER output=FOLDER           images, also in subfolders
+    python predict.py checkpoint=RUN input=[a.jpg,FOLDER,\'frames/*.png\'] several inputs, and glob patterns
+    python predict.py checkpoint=RUN input=FRAMES video=out.mp4           also the overlays as a video (.mp4 or .gif)
+    python predict.py checkpoint=RUN input=photo.jpg probabilities=npz    also the probability of every class
+    python predict.py checkpoint=RUN input=photo.jpg attention=[y,x]      also where a point attends to (paper, Fig. 7)
+    python predict.py checkpoint=[RUN1,RUN2] input=FOLDER labels=MASKS    networks side by side (paper, Fig. 6)
     python predict.py checkpoint=FILE.pth input=photo.jpg                 published weights: see models/published
 
 For each image NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours, and
-NAME_overlay.png, the classes drawn over the image with a legend; with the options above also NAME_attention.png and
-comparison.png. With several networks, the first one writes the masks. With ``labels=FOLDER``, a folder of label images
-in the format that predict.py writes, the comparison also shows the ground truth and marks errors. A detection network
-writes NAME.json, the objects in COCO's results format, and NAME_overlay.png, the likely ones drawn over the image.
+NAME_overlay.png, the classes drawn over the image with a legend; with the options above also NAME_attention.png,
+NAME_probabilities and comparison.png. With several networks, the first one writes the masks. With ``labels=FOLDER``, a
+folder of label images in the data set's own format, the comparison also shows the ground truth and marks errors. A
+detection network writes NAME.json, the objects in COCO's results format, and NAME_overlay.png, the likely ones drawn
+over the image.
+
+Images that cannot be read or predicted are skipped and listed at the end, and the exit code is then 1.
 """
 
+import functools
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +33,15 @@ from tqdm import tqdm
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.data.file_lists import IMAGE_SUFFIXES
 from ccnet.engine import checkpoints, drawing, evaluation, guards, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from ccnet.engine.checkpoints import Checkpoint
-    from ccnet.engine.evaluation import Predictor
+    from ccnet.engine.evaluation import InputImage, Predictor, ScoreFile, Tile
     from ccnet.engine.training import Framework
 
 
@@ -45,32 +51,43 @@ def main(config: DictConfig) -> None:
     """Write the predictions for every image in ``input`` to ``output``."""
     names = [str(name) for name in _as_list(config.checkpoint)]
     files = [checkpoints.find(name) for name in names]
-    paths = _pictures(runtime.given_path(config.input))
     output = runtime.given_path(config.output)
-    if output.resolve() == paths[0].parent.resolve():
-        raise ValueError(f"output={output} is the folder of the input, whose images a mask could overwrite")
+    images = evaluation.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
-    if all(label_maps):
-        _segment(config, names, loaded, paths, output)
-    elif len(loaded) == 1:
-        _detect(config, loaded[0], paths, output)
-    else:
-        raise ValueError("detection networks cannot be compared side by side: set a single checkpoint")
+    try:
+        if all(label_maps):
+            _segment(config, names, loaded, images, output)
+        elif len(loaded) == 1:
+            _detect(config, loaded[0], images, output)
+        else:
+            raise ValueError("detection networks cannot be compared side by side: set a single checkpoint")
+    except KeyboardInterrupt:
+        raise SystemExit(f"interrupted: the images predicted so far are in {output}") from None
 
 
 def _segment(
-    config: DictConfig, names: Sequence[str], loaded: Sequence["Checkpoint"], paths: Sequence[Path], output: Path
+    config: DictConfig,
+    names: Sequence[str],
+    loaded: Sequence["Checkpoint"],
+    images: Sequence["InputImage"],
+    output: Path,
 ) -> None:
-    """Write masks and overlays and, if requested, attention, comparison and video."""
+    """Write masks and overlays and, if requested, scores, attention, comparison and video."""
     classes, palette = loaded[0].classes, loaded[0].palette
     if any(saved.classes != classes for saved in loaded):
         raise ValueError("the checkpoints have different classes: compare networks trained on the same data set")
+    compared = len(loaded) > 1 or config.labels is not None
+    if config.probabilities not in (None, *evaluation.FORMATS):
+        raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(evaluation.FORMATS)}")
+    wanted = {"attention": config.attention is not None, "probabilities": config.probabilities, "logits": config.logits}
+    kinds = ["", "_overlay", *(f"_{kind}" for kind, value in wanted.items() if value)]
+    evaluation.check_outputs(images, output, kinds, ["comparison"] if compared else [])
     if config.video:
         drawing.check_video(runtime.given_path(config.video))
-    truths = _truths(paths, config.labels, len(classes))
+    truths = _truths(config, loaded[0], images)
 
-    from ccnet.data.image_files import read_image
+    from ccnet.data.reading.image_files import frame_count, orientation, read_image
 
     framework = training.choose_framework(config.framework, config.device)
     first, *others = [_predictor(config, saved, framework) for saved in loaded]
@@ -78,96 +95,180 @@ def _segment(
         evaluation.check_attention(first.network)
     output.mkdir(parents=True, exist_ok=True)
     video_path = config.video and output / runtime.given_path(config.video).name
-    compared = bool(others) or truths is not None
-    rows = []
+    legend = drawing.VideoLegend(classes, palette)
+    rows, said, reduced, skipped = [], set(), [], evaluation.SkippedImages()
+    several: dict[Path, int] = {}
+
+    def predicted(index: int) -> "tuple[Tensor, int, list[np.ndarray], np.ndarray | None]":
+        """Return an image, its orientation, the labels of each network that is drawn, and the ground truth."""
+        path, name = images[index]
+        if (count := frame_count(path)) > 1:
+            several[path] = count
+        picture, turn = read_image(path, first.value_range), orientation(path)
+        reason = first.about_memory(picture.shape[-2:])
+        if reason and reason not in said:
+            tqdm.write(reason)
+            said.add(reason)
+        before = evaluation.frames_before(images, index, first.frames - 1)
+        with _score_files(config, first, output / name, picture.shape[-2:], classes, turn) as add:
+            labels = [first(picture, before, bar=path.name, on_tile=add)]
+        in_row = compared and len(rows) < config.compare_rows
+        labels += [other(picture, before, bar=path.name) for other in others if in_row]
+        return picture, turn, labels, truths(index, labels[0].shape) if truths and in_row else None
+
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
-        for index, path in enumerate(tqdm(paths, desc="predict", dynamic_ncols=True)):
-            picture = read_image(path)
+        alone = len(images) == 1  # its forward passes have a progress bar of their own
+        for index, (path, name) in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=alone)):
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            result = skipped.attempt(path, functools.partial(predicted, index))
+            if result is None:
+                continue
+            picture, turn, (labels, *more), truth = result
             pixels = picture.permute(1, 2, 0).numpy()
-            labels = first(picture, paths[:index])
-            drawing.save_mask(output / f"{path.stem}.png", labels, palette)
-            drawing.save_overlay(output / f"{path.stem}_overlay.png", pixels, labels, classes, palette)
+            drawing.save_mask(output / f"{name}.png", labels, palette, orientation=turn)
+            if drawing.save_overlay(output / f"{name}_overlay.png", pixels, labels, classes, palette) > 1:
+                reduced.append(path)
             if config.attention is not None:
                 maps = evaluation.attention_of_point(first.network, first.batch(picture), config.attention)
                 weights = [weight.cpu().numpy() for weight in maps]
-                drawing.save_attention(output / f"{path.stem}_attention.png", pixels, weights, config.attention)
-            if compared and index < config.compare_rows:
-                predictions = [labels, *(other(picture, paths[:index]) for other in others)]
-                rows.append((pixels, truths[index] if truths else None, predictions))
+                drawing.save_attention(output / f"{name}_attention.png", pixels, weights, config.attention)
+            if compared and len(rows) < config.compare_rows:
+                pixels_shown, *shown = drawing.thumbnails([pixels, labels, *more, *([] if truth is None else [truth])])
+                rows.append((pixels_shown, None if truth is None else shown.pop(), shown))
             if video:
-                video.add(drawing.blend(pixels, labels, palette))
+                video.add(legend.beside(drawing.blend(pixels, labels, palette), labels))
+    if video and video.fitted:
+        print(f"{video.fitted} frames differ in size from the first one and were scaled to it in the video")
     if video_path:
         print(f"video in {video_path}")
-    if compared:
+    if rows:
         drawing.save_side_by_side(output / "comparison.png", rows, names, classes, palette)
         print(f"comparison in {output / 'comparison.png'}")
-    print(f"masks and overlays in {output}, images: {len(paths)}")
+    if several:
+        listed = ", ".join(f"{path} ({count})" for path, count in [*several.items()][:5])
+        print(f"{len(several)} files have several frames or pages, of which the first was used: {listed}")
+    if reduced:
+        print(f"overlays of {len(reduced)} large images are reduced to at most 32 megapixels; the masks are not")
+    print(f"masks and overlays in {output}, images: {len(images) - skipped.number}")
+    skipped.report(len(images))
 
 
-def _detect(config: DictConfig, saved: "Checkpoint", paths: Sequence[Path], output: Path) -> None:
+def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"], output: Path) -> None:
     """Write the objects as NAME.json, and the image with the likely ones as NAME_overlay.png."""
-    from ccnet.data.image_files import read_image
+    from ccnet.data.reading.image_files import orientation, read_image
 
+    evaluation.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
+    value_range = _value_range(saved)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
-    for path in tqdm(paths, desc="predict", dynamic_ncols=True):
-        picture = read_image(path)
+    skipped = evaluation.SkippedImages()
+
+    def predicted(path: Path) -> "tuple[Tensor, int, dict[str, Tensor]]":
+        picture = read_image(path, value_range)
         objects = evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
+        return picture, orientation(path), objects
+
+    for path, name in tqdm(images, desc="predict", dynamic_ncols=True):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        result = skipped.attempt(path, functools.partial(predicted, path))
+        if result is None:
+            continue
+        picture, turn, objects = result
         found = [
             {"category": entry.pop("category_id")} | {key: value for key, value in entry.items() if key != "image_id"}
-            for entry in evaluation.coco_results(objects, 0, saved.classes)
+            for entry in evaluation.coco_results(evaluation.as_stored_objects(objects, turn), 0, saved.classes)
         ]
-        runtime.write_text(output / f"{path.stem}.json", json.dumps(found, indent=1) + "\n")
+        runtime.write_text(output / f"{name}.json", json.dumps(found, indent=1) + "\n")
         likely = evaluation.likely_objects(objects)
-        drawing.save_objects(output / f"{path.stem}_overlay.png", picture, likely, saved.classes)
+        drawing.save_objects(output / f"{name}_overlay.png", picture, likely, saved.classes)
     least = evaluation.DRAWN_SCORE
-    print(f"objects of {len(paths)} images in {output}, those with a score of at least {least} drawn")
+    done = len(images) - skipped.number
+    print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
+    skipped.report(len(images))
 
 
 def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") -> "Predictor":
-    """Return the checkpoint's network with the protocol set on the command line, or else the run's own."""
-    config = guards.replaced(
-        config,
-        dataset=saved.config.get("dataset"),
-        training_crop=saved.setting("recipe.train_transform.crop_size"),
-    )
+    """Return the checkpoint's network with the protocol set on the command line, or else the run's own.
+
+    If none is set, images for which the memory does not suffice are split into windows.
+    """
+    crop = saved.setting("recipe.train_transform.crop_size")
+    config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)
     given = any(option.startswith("protocol") for option in runtime.given_overrides())
+    protocol = instantiate(config.protocol if given else saved.config.get("protocol", config.protocol))
+    if config.logits and evaluation.averages_probabilities(protocol):
+        raise ValueError("logits=true, but this protocol averages probabilities: set protocol.average=logits")
     return evaluation.Predictor(
         framework.evaluated(checkpoints.network(saved), bf16=config.bf16),
-        instantiate(config.protocol if given else saved.config.get("protocol", config.protocol)),
+        protocol,
         device=framework.device,
         frames=saved.config.get("dataset", {}).get("frames", 1),
         bf16=config.bf16,
+        value_range=_value_range(saved),
+        windows=None if given or crop is None else evaluation.Slide(crop),
     )
 
 
-def _truths(paths: Sequence[Path], folder: str | None, classes: int) -> "list[np.ndarray] | None":
-    """Return the label images with the same names as the images; None if no folder is set."""
-    if folder is None:
+def _value_range(saved: "Checkpoint") -> Sequence[float] | None:
+    """Return the values of black and white that the network was trained with in images of more than 8 bits."""
+    return saved.config.get("dataset", {}).get("value_range")
+
+
+@contextmanager
+def _score_files(
+    config: DictConfig, predictor: "Predictor", stem: Path, size: Sequence[int], classes: Sequence[str], turn: int
+) -> "Iterator[Callable[[Tile], None] | None]":
+    """Yield a function that writes the scores of a part of an image to the files that are wanted; None if none is."""
+    normalised = evaluation.averages_probabilities(predictor.protocol)
+    shape = (size[0], size[1])
+    with ExitStack() as opened:
+        files: list[ScoreFile] = []
+        if config.probabilities:
+            path = stem.with_name(f"{stem.name}_probabilities")
+            file = evaluation.open_scores(
+                path, shape, classes, config.probabilities, normalised=normalised, orientation=turn
+            )
+            files.append(opened.enter_context(file))
+        if config.logits:
+            path = stem.with_name(f"{stem.name}_logits")
+            file = evaluation.open_scores(path, shape, classes, "npz", logits=True, orientation=turn)
+            files.append(opened.enter_context(file))
+
+        def add(tile: "Tile") -> None:
+            for file in files:
+                file.add(tile)
+
+        yield add if files else None
+
+
+def _truths(
+    config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"]
+) -> "Callable[[int, Sequence[int]], np.ndarray] | None":
+    """Return a function that reads the ground truth of an image of a given size; None if no folder is set.
+
+    The label images are in the format of the data set that the network was trained on.
+    """
+    if config.labels is None:
         return None
-    from ccnet.data.label_files import LabelReader
+    from ccnet.data.reading.label_files import LabelReader
 
-    read = LabelReader({index: index for index in (*range(classes), data.IGNORE_INDEX)})
-    return [read(runtime.given_path(folder) / f"{path.stem}.png").numpy() for path in paths]
+    stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
+    paths = evaluation.find_labels(
+        images, runtime.given_path(config.labels), image_name=stored.image_name, label_name=stored.label_name
+    )
+    read = LabelReader(stored.label_ids)
 
+    def truth(index: int, size: Sequence[int]) -> "np.ndarray":
+        labels = read(paths[index]).numpy()
+        if labels.shape != tuple(size):
+            raise ValueError(
+                f"{paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels and {images[index].path} "
+                f"{size[1]}x{size[0]}: a label image must be the same size as its image"
+            )
+        return labels
 
-def _pictures(source: Path) -> list[Path]:
-    """Return the image itself, or the images of a folder ordered by name."""
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise FileNotFoundError(f"input={source} is neither an image nor a folder of images")
-    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
-    stems = [path.stem for path in paths]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if twice:
-        raise ValueError(
-            f"input={source} contains several images named {twice!r}: their masks would overwrite each other"
-        )
-    return paths
+    return truth
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -26,51 +26,63 @@ from ccnet.engine.sweeps.entry_point import entry_point
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 @entry_point
-def main(config: DictConfig) -> float:
-    """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises."""
-    if config.resume is None:  # a resumed run uses the data set in its checkpoint
+def main(config: DictConfig) -> float | None:
+    """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises.
+
+    None, for a run without a score, tells a search that the trial has failed.
+    """
+    guards.refuse_environment(config)
+    if config.resume in (None, "auto"):  # a run that is named uses the data set in its checkpoint
         data.check_root(config.dataset)
-    folder, saved = checkpoints.find_start(config, Path(HydraConfig.get().runtime.output_dir))
-    if saved:
-        done = sweeps.finished_score(folder, saved.config["recipe"]["max_iters"]) if config.resume == "auto" else None
-        if done is not None:
-            print(f"{folder} is already finished")
-            return done
-        config = checkpoints.continued(config, saved)
-    with runtime.processes(training.framework_of(config).device):
-        starts = runtime.from_all(saved.iteration if saved else 0)
-        if len(set(starts)) > 1:
-            raise ValueError(
-                f"processes found checkpoints of different iterations, {starts}: all machines must see the run's folder"
-            )
-        return train(config, runtime.from_first(folder), saved)
+    device, timeout = training.framework_of(checkpoints.preview(config)).device, config.collective_timeout
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with runtime.processes(device, timeout=timeout), checkpoints.find_start(config, folder) as start:
+        if start.saved is None:
+            return train(config, start.folder)
+        config = checkpoints.continued(config, start.saved)
+        done = sweeps.finished_score(start.folder, start.saved, config.recipe.max_iters)
+        if done is None:
+            return train(config, start.folder, start.saved)
+        if runtime.rank() == 0:
+            print(f"{start.folder} is already finished: resume={start.folder} recipe.max_iters=MORE extends it")
+        return done
 
 
-def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | None" = None) -> float:
-    """Train from scratch or resume from `saved`; write all output to `folder` and return the best score, in [0, 1]."""
+def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | None" = None) -> float | None:
+    """Train from scratch or resume from `saved`, and write all output to `folder`.
+
+    Returns:
+        The best score in [0, 1]; None if no validation had anything to score.
+    """
     began = time.perf_counter()
+    config = checkpoints.located(config)
     guards.check_run(guards.plain(config), folder)
     framework = training.framework_of(config)
     framework.check(config)
     runtime.reset_peak(framework.device)
     runtime.seed_everything(config.seed)
-    identity = checkpoints.fingerprint(config)
 
     task = instantiate(config.task)
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
+    doubts = [*data.first_look(train_set, "train"), *data.first_look(val_set, "val")]
 
+    asked = config
+    config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
     schedule = instantiate(config.optimizer.schedule, optimizer)
+    identity = checkpoints.identify(asked, saved, train_set, val_set)
     state = training.TrainingState(model, optimizer, schedule, identity)
     cost = task.cost(model, config)
-    runtime.seed_dropout(config.seed)
     if saved:
-        state.restore(saved)
+        state.restore(saved, max_iters=config.recipe.max_iters)
+        training.check_scores(task, state, train_set.classes)
+    if runtime.rank() == 0:
+        sweeps.set_aside_result(folder)
 
     step = framework.step(config, task, model, criterion, optimizer)
     loader = training.remaining_batches(config, train_set, task, start=state.iteration)
@@ -91,14 +103,17 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
             request=request,
         )
         run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
+        for line in doubts:
+            run.say(f"warning: {line}")
         run.fit()
 
     unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))
     if runtime.rank() == 0:
         cost |= {"val_images_per_s": run.val_images_per_s}
-        sweeps.write_result(folder, training.run_result(task, state, cost, time.perf_counter() - began))
+        result = training.run_result(task, state, cost, time.perf_counter() - began)
+        sweeps.write_result(folder, result | {"identity": state.identity.fingerprint})
         print(training.closing_lines(task, state, train_set.classes, folder, unreadable))
-    return state.best_score
+    return state.score
 
 
 if __name__ == "__main__":

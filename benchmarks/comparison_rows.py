@@ -13,19 +13,40 @@ from ..engine.drawing.tables import Table
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
-def save_rows(rows: list[dict[str, Any]], about: dict[str, str], output: Path) -> str:
-    """Append measurements to ``<output>.csv`` and plot them; return their table.
+class Rows:
+    """The measurements of a comparison, appended to ``<output>.csv`` one by one.
 
     Args:
-        rows: one mapping per measurement, all with the same keys.
         about: the provenance of the measurements, added to each row of the file.
         output: the common prefix of the file paths.
     """
-    if not rows:
-        return "nothing was measured"
-    Table.of_records([row | about for row in rows]).append_csv(Path(f"{output}.csv"))
-    draw(rows, about["machine"], Path(f"{output}_{rows[0]['shape']}_{rows[0]['dtype']}.png"))
-    return Table.of_records(rows).text()
+
+    def __init__(self, about: dict[str, str], output: Path):
+        self.about, self.output = about, output
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a measurement, which has the same keys as the others."""
+        Table.of_records([row | self.about]).append_csv(Path(f"{self.output}.csv"))
+        self.rows.append(row)
+
+    def finish(self) -> str:
+        """Plot the measurements and return their table.
+
+        Raises:
+            ValueError: nothing was measured.
+        """
+        if not self.rows:
+            raise ValueError("nothing was measured")
+        first = self.rows[0]
+        draw(self.rows, self.about["machine"], Path(f"{self.output}_{first['shape']}_{first['dtype']}.png"))
+        return Table.of_records(self.rows).text()
+
+
+def check_error(error: float, dtype: str) -> None:
+    """Raise ValueError if an error, relative to the largest element, is above the dtype's tolerance."""
+    if not error < TOLERANCE[dtype]:
+        raise ValueError(f"the error is {error:.1e} of the largest element, above the tolerance")
 
 
 def draw(rows: list[dict[str, Any]], machine: str, path: Path) -> None:

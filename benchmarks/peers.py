@@ -38,6 +38,13 @@ reference = partial(criss_cross_attention, backend="reference")
 triton_rows = partial(triton, axes=(1,))
 
 
+def cpu(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return this project's attention, computed by its operators for a CPU; raise ValueError on another device."""
+    if query.device.type != "cpu":
+        raise ValueError(f"the operators for a CPU were given tensors on {query.device}")
+    return criss_cross_attention(query, key, value)
+
+
 def _masked_diagonal(energy: Tensor) -> Tensor:
     """Mask the diagonal of (..., L, L), because a position is a key of both its row and its column."""
     itself = torch.eye(energy.shape[-1], dtype=torch.bool, device=energy.device)
@@ -134,6 +141,7 @@ def non_local_oracle(query: Tensor, key: Tensor, value: Tensor, rows: int = 2048
 ORACLES = {"cross": reference, "rows": partial(reference, axes=(1,)), "all": non_local_oracle}
 PEERS = {
     "triton": Peer(triton),
+    "cpu": Peer(cpu),
     "reference": Peer(reference),
     "einsum": Peer(einsum),
     "bmm": Peer(bmm),

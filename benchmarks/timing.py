@@ -1,6 +1,7 @@
 """Time calls on a device, and record the provenance of measurements."""
 
 import datetime
+import itertools
 import statistics
 import subprocess
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from ..kernels import plan
 
 
 class Timing(NamedTuple):
@@ -25,29 +28,115 @@ class Timing(NamedTuple):
     host_us: float
 
 
+class Stream:
+    """The current CUDA stream and the CPU's clock; tests replace it with a simulation."""
+
+    def clock(self) -> float:
+        """Return the CPU's time in microseconds."""
+        return 1e6 * time.perf_counter()
+
+    def hold(self, microseconds: float) -> None:
+        """Queue a kernel that keeps the GPU busy for at least this long."""
+        torch.cuda._sleep(int(3000 * microseconds))  # in clock cycles; no GPU reaches 3 GHz
+
+    def mark(self) -> torch.cuda.Event:
+        """Queue a time stamp."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def finish(self) -> None:
+        """Wait until the GPU has done everything that is queued."""
+        torch.cuda.synchronize()
+
+
+# Calls that are queued behind one holding kernel: a GPU's queue has room for about 1000 kernels.
+BATCH = 10
+LONGEST_HOLD_US = 200_000
+# No call is timed for much longer than this, once `FEWEST` times are known.
+SECONDS, FEWEST = 3.0, 20
+
+
 def measure(call: Callable[[int], Any], repeats: int, device: torch.device) -> Timing:
-    """Time ``call(i)`` for i = 0, 1, ..., so that the call can cycle through inputs."""
+    """Time ``call(i)`` for i = 0, 1, ..., so that the call can cycle through inputs.
+
+    On a GPU, calls are queued behind a kernel that holds the GPU until the CPU has launched them all, so that the times
+    are the GPU's own, even for calls that take the CPU longer to launch.
+    """
     for i in range(3):
         call(i)
-    if device.type == "cpu":
-        spans = []
-        for i in range(repeats):
-            start = time.perf_counter()
-            call(i)
-            spans.append(1e6 * (time.perf_counter() - start))
-        host = float("nan")
-    else:
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for i, (start, end) in enumerate(events):
-            start.record()
-            call(i)
-            end.record()
-        host = 1e6 * (time.perf_counter() - begin) / repeats
-        torch.cuda.synchronize()
-        spans = [1e3 * start.elapsed_time(end) for start, end in events]
-    low, *_, high = statistics.quantiles(spans, n=5)
+    if device.type == "cuda":
+        return measure_queued(call, repeats, Stream())
+    spans: list[float] = []
+    began = time.perf_counter()
+    for i in range(repeats):
+        start = time.perf_counter()
+        call(i)
+        spans.append(1e6 * (time.perf_counter() - start))
+        if time.perf_counter() - began > SECONDS and len(spans) >= FEWEST:
+            break
+    return _summary(spans, float("nan"))
+
+
+def measure_queued(call: Callable[[int], Any], repeats: int, stream: Stream) -> Timing:
+    """Time a call that is warm; see :func:`measure`.
+
+    A batch of calls that took the CPU longer to launch than the GPU was held is timed again, behind a longer hold. A
+    call that waits for the GPU itself ends every hold early, so beyond ``LONGEST_HOLD_US`` a batch counts as it is.
+    """
+    stream.finish()
+    spans: list[float] = []
+    host: list[float] = []
+    began, hold = stream.clock(), 1000.0
+    while len(spans) < repeats:
+        numbers = range(len(spans), min(len(spans) + BATCH, repeats))
+        stream.hold(hold)
+        held = stream.mark()
+        marks, launching = _launch(call, numbers, stream)
+        is_hidden = not held.query()
+        stream.finish()
+        if not is_hidden and hold < LONGEST_HOLD_US:
+            hold = min(max(2 * hold, 1.5 * launching), LONGEST_HOLD_US)
+            continue
+        host.append(launching / len(numbers))
+        spans += _between(marks)
+        if stream.clock() - began > 1e6 * SECONDS and len(spans) >= FEWEST:
+            break
+    return _summary(spans, statistics.median(host))
+
+
+def measure_launched(call: Callable[[int], Any], repeats: int) -> Timing:
+    """Time a whole network as a user runs it on a GPU, where launching it may take longer than computing it."""
+    stream = Stream()
+    for i in range(3):
+        call(i)
+    stream.finish()
+    marks, launching = _launch(call, range(repeats), stream)
+    stream.finish()
+    return _summary(_between(marks), launching / repeats)
+
+
+def _launch(call: Callable[[int], Any], numbers: range, stream: Stream) -> tuple[list[torch.cuda.Event], float]:
+    """Launch calls; return the time stamps around each of them, and the microseconds that the CPU took."""
+    start = stream.clock()
+    marks = [stream.mark()]
+    for i in numbers:
+        call(i)
+        marks.append(stream.mark())
+    return marks, stream.clock() - start
+
+
+def _between(marks: list[torch.cuda.Event]) -> list[float]:
+    return [1e3 * before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
+
+
+def input_sets(problem: plan.Problem, cache_mib: float) -> int:
+    """Return how many sets of inputs calls must cycle through so that no cache of this size can hold them."""
+    return max(2, -(-int(cache_mib * 2**20) // plan.least_cost(problem, "forward").bytes))
+
+
+def _summary(spans: list[float], host: float) -> Timing:
+    low, *_, high = statistics.quantiles(spans, n=5) if len(spans) > 1 else spans * 2
     return Timing(statistics.median(spans), low, high, host)
 
 
@@ -61,7 +150,10 @@ def machine_of(device: torch.device) -> str:
 def provenance(device: torch.device) -> dict[str, str]:
     """Return the machine, versions, commit and date that are recorded in every published row."""
     describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True)
+    try:
+        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
     try:
         import triton
 
@@ -72,6 +164,6 @@ def provenance(device: torch.device) -> dict[str, str]:
         "machine": machine_of(device),
         "torch": torch.__version__,
         "triton": triton_version,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "date": datetime.date.today().isoformat(),
     }

@@ -1,13 +1,15 @@
 """Time full training iterations of several networks, which take turns on one machine."""
 
+import csv
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
@@ -21,6 +23,7 @@ from ..engine.runtime.devices import seed_everything
 from ..engine.training.batches import prefetch
 from ..engine.training.torch_step import TorchStep, memory_format
 from ..models.factory import build, compose_conf
+from .failures import require_none, tolerated
 from .timing import provenance
 
 KERNELS = ("line_forward_kernel", "line_backward_kernel")  # kernels of criss-cross attention
@@ -39,42 +42,84 @@ class Rounds(NamedTuple):
 
 
 def time_training(config: DictConfig, device: torch.device) -> str:
-    """Time the networks in turns; append the rows to ``<output>_train.csv`` and return the table.
+    """Time the networks in turns and return the table; their rows in ``<output>_train.csv`` are renewed every round.
 
     The batch is random and in host memory. An iteration consists of its copy to the device, forward pass, loss,
     backward pass and optimiser step, queued as in training. On a CPU, process time is measured, which other load on
     the machine barely affects, and the peak memory is that of a separate process (on Linux).
+
+    Raises:
+        ValueError: some networks failed, which then take no further turns; the table of the others is printed before.
     """
     options = config.train
     setting = list(options.settings[device.type])
     runs = {name: compose_conf([*setting, f"model={name}"], "config") for name in options.models}
-    rounds = {name: Rounds([], []) for name in runs}
-    for _ in tqdm(range(options.rounds), desc="train", disable=None):
-        for name, run in runs.items():
-            milliseconds, mib = _round(run, device, config.seed, options.iterations, options.warmup)
-            rounds[name].milliseconds.append(milliseconds)
-            rounds[name].mib.append(mib)
-    first = statistics.median(rounds[next(iter(runs))].milliseconds)
-    rows = []
-    for name, run in runs.items():
-        milliseconds = statistics.median(rounds[name].milliseconds)
-        mib = max(rounds[name].mib) if device.type == "cuda" else _alone(_peak_of_process, run, config.seed)
-        row = {
-            "network": name,
-            "step_ms": round(milliseconds, 1),
-            "fastest_ms": round(min(rounds[name].milliseconds), 1),
-            "slowest_ms": round(max(rounds[name].milliseconds), 1),
-            "ratio": round(milliseconds / first, 3),
-            "images_per_s": round(1e3 * run.recipe.batch_size / milliseconds, 2),
-            "peak_mib": round(mib),
-            "attention_share": _attention_share(run, device, config.seed) if device.type == "cuda" else "not measured",
-        }
-        rows.append(row)
     about = {"setting": " ".join(setting), "clock": "wall" if device.type == "cuda" else "process", "seed": config.seed}
-    path = Path(f"{config.output}_train.csv")
     about |= provenance(device)
-    Table.of_records([row | about for row in rows]).append_csv(path)
-    return f"{' '.join(setting)}\n\n{Table.of_records(rows).text()}\n\n{path}"
+    path = Path(f"{config.output}_train.csv")
+    earlier = _lines_of(path)
+    rounds = {name: Rounds([], []) for name in runs}
+    shares: dict[str, float] = {}
+    failures: list[str] = []
+
+    def save() -> list[dict[str, Any]]:
+        first = next((taken for taken in rounds.values() if taken.milliseconds), None)
+        rows = [
+            _row(name, taken, statistics.median(first.milliseconds), runs[name].recipe.batch_size, shares.get(name))
+            for name, taken in rounds.items()
+            if first is not None and taken.milliseconds
+        ]
+        if rows:
+            table = Table.of_records([row | about for row in rows])
+            Table(table.header, [*earlier, *table.rows]).write_csv(path)
+        return rows
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    going = dict(runs)
+    for _ in tqdm(range(options.rounds), desc="train", disable=None):
+        for name, run in list(going.items()):
+            del going[name]
+            with tolerated(name, failures):
+                milliseconds, mib = _round(run, device, config.seed, options.iterations, options.warmup)
+                rounds[name].milliseconds.append(milliseconds)
+                rounds[name].mib.append(mib)
+                going[name] = run
+        save()
+    for name, run in going.items():
+        with tolerated(f"{name}, details", failures):
+            if device.type == "cuda":
+                shares[name] = _attention_share(run, device, config.seed)
+            else:
+                rounds[name].mib.append(_alone(_peak_of_process, run, config.seed))
+        save()
+    rows = save()
+    text = f"{' '.join(setting)}\n\n{Table.of_records(rows).text() if rows else 'nothing was measured'}\n\n{path}"
+    require_none(failures, text)
+    return text
+
+
+def _row(name: str, taken: Rounds, first: float, batch: int, share: float | None) -> dict[str, Any]:
+    """Return the measurements of a network so far; ``first`` is the median of the baseline."""
+    milliseconds = statistics.median(taken.milliseconds)
+    mib = [each for each in taken.mib if not math.isnan(each)]
+    return {
+        "network": name,
+        "step_ms": round(milliseconds, 1),
+        "fastest_ms": round(min(taken.milliseconds), 1),
+        "slowest_ms": round(max(taken.milliseconds), 1),
+        "ratio": round(milliseconds / first, 3),
+        "images_per_s": round(1e3 * batch / milliseconds, 2),
+        "peak_mib": round(max(mib)) if mib else "not measured",
+        "attention_share": "not measured" if share is None else share,
+    }
+
+
+def _lines_of(path: Path) -> list[list[str]]:
+    """Return the rows of a CSV file without its header."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.reader(file))[1:]
 
 
 def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Tensor]:

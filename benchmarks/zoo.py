@@ -13,7 +13,8 @@ from ..engine.drawing.tables import Table
 from ..engine.evaluation.cost import network_cost
 from ..models import create_model, list_models
 from ..models.heads.context import ContextHead
-from .timing import measure, provenance
+from .failures import require_none, tolerated
+from .timing import measure_launched, provenance
 
 # Settings of a network that have separate rows in the paper.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -24,23 +25,33 @@ LEFT_OUT = ("mask_rcnn",)  # its cost depends on the objects in an image
 
 
 def measure_zoo(config: DictConfig, device: torch.device) -> str:
-    """Measure the networks; overwrite ``<output>_zoo.csv`` and return the table in Markdown."""
+    """Measure the networks; return the table in Markdown. ``<output>_zoo.csv`` is rewritten after each network.
+
+    Raises:
+        ValueError: some networks were not measured; the table of the others is printed before.
+    """
     options = config.zoo
     size = tuple(options.size)
     names = options.models or [name for name in list_models() if name not in LEFT_OUT]
     entries = [(name, settings) for name in names for settings in VARIANTS.get(name, [{}])]
+    about = {"backbone": options.backbone, "size": "x".join(map(str, size))}
+    about |= {"timed_size": "x".join(map(str, options.timed_size)), "dtype": "float32"} | provenance(device)
+    path = Path(f"{config.output}_zoo.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    failures: list[str] = []
     baseline = None
     for name, settings in tqdm(sorted(entries, key=lambda entry: entry[0] != "fcn"), desc="zoo", disable=None):
-        torch.manual_seed(config.seed)
-        model = create_model(name, num_classes=options.num_classes, backbone=options.backbone, **settings)
-        cost = network_cost(model, (3, *size))
-        baseline = baseline or cost
         recurrence = settings.get("head__recurrence")
-        alike = isinstance(model.head, ContextHead)  # networks that differ from fcn only in their context module
-        rows.append(
-            {
-                "network": f"{name}, R = {recurrence}" if recurrence else name,
+        network = f"{name}, R = {recurrence}" if recurrence else name
+        with tolerated(network, failures):
+            torch.manual_seed(config.seed)
+            model = create_model(name, num_classes=options.num_classes, backbone=options.backbone, **settings)
+            cost = network_cost(model, (3, *size))
+            baseline = baseline or cost
+            alike = isinstance(model.head, ContextHead)  # networks that differ from fcn only in their context module
+            row: dict[str, Any] = {
+                "network": network,
                 "parameters_m": round(cost.parameters, 1),
                 "gflops": round(cost.gflops, 1),
                 "added_gflops": round(cost.gflops - baseline.gflops, 1) if alike else "",
@@ -48,12 +59,9 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
                 "added_mb": round(cost.saved_mb - baseline.saved_mb, 1) if alike else "",
                 "images_per_s": round(_images_per_s(model, tuple(options.timed_size), device, options.repeats), 2),
             }
-        )
-    about = {"backbone": options.backbone, "size": "x".join(map(str, size))}
-    about |= {"timed_size": "x".join(map(str, options.timed_size)), "dtype": "float32"} | provenance(device)
-    path = Path(f"{config.output}_zoo.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Table.of_records([row | about for row in rows]).write_csv(path)
+            rows.append(row)
+            Table.of_records([row | about for row in rows]).write_csv(path)
+    require_none(failures, markdown(rows))
     return markdown(rows)
 
 
@@ -70,7 +78,7 @@ def _images_per_s(model: torch.nn.Module, size: tuple[int, int], device: torch.d
     model = model.eval().to(device=device).to(memory_format=torch.channels_last)
     image = torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last)
     if device.type == "cuda":
-        return 1e6 / measure(lambda _: model(image), repeats, device).median_us
+        return 1e6 / measure_launched(lambda _: model(image), repeats).median_us
     spans = []
     for _ in range(1 + repeats):
         start = time.process_time()

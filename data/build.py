@@ -1,17 +1,19 @@
 """Data sets from a composed configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 
 from .dataset import ImageDataset
+from .image_pairs import ImagePairs
+from .reading.label_files import LabelFormat
 from .roots import root_of
 
 
 def build_dataset(config: DictConfig, split: str, transform: Callable[..., Any] | None) -> ImageDataset:
-    """Instantiate ``config[split]``, with ``config.root`` where the data set has one.
+    """Instantiate ``config[split]``, with ``config.root`` if the data set lies in one folder.
 
     Args:
         config: the ``dataset`` node.
@@ -28,5 +30,19 @@ def build_dataset(config: DictConfig, split: str, transform: Callable[..., Any] 
         raise ValueError(
             f"recipe.train_transform is {transform}: set its _target_, such as ccnet.data.transforms.train_transform"
         )
-    root = {"root": root_of(config)} if "root" in config else {}
+    root = {"root": root_of(config)} if "root" in config and "images" not in config else {}
     return instantiate(config[split], transform=transform, **root)
+
+
+def label_format(config: Mapping[str, Any], classes: Sequence[str]) -> LabelFormat:
+    """Return how a data set stores its label images, without its files.
+
+    Args:
+        config: the ``dataset`` node of a checked configuration; if it is empty, the label images hold class indices.
+        classes: the names of the K classes.
+    """
+    nodes = (node for node in config.values() if isinstance(node, Mapping) and "_target_" in node)
+    options = dict(config.get("val") or next(nodes, {}))
+    dataset = get_object(options.pop("_target_", f"{__package__}.image_pairs.ImagePairs"))
+    found = getattr(dataset, "label_format", ImagePairs.label_format)
+    return found(classes, **{name: value for name, value in options.items() if name != "classes"})

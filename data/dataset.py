@@ -68,6 +68,10 @@ class SegmentationDataset(ImageDataset, Protocol):
         """
         ...
 
+    def read_labels(self, index: int, /) -> Tensor:
+        """Return the labels that :meth:`read` returns, uint8 (H, W); of a clip, those of its last frame."""
+        ...
+
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
         """Return the image and its labels after the transform.
 

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from .contents import with_sizes
 from .dataset import IGNORE_INDEX
-from .image_files import read_image
-from .label_files import LabelReader
+from .reading.grey_levels import check_value_range
+from .reading.image_files import read_image
+from .reading.label_files import LabelFormat, LabelReader
+from .reading.label_values import Value
 
 # (uint8 image (3, H, W), uint8 labels (H, W)) -> (image, labels); a clip has (T, 3, H, W) and (T, H, W).
 PairTransform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
@@ -23,10 +27,15 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         pairs: (image, label image) paths; the label image is None in a split without labels.
         classes: K names, in label order.
         palette: K RGB triples.
-        label_ids: as in :class:`~ccnet.data.label_files.LabelReader`; None if the values in the files are class
+        label_ids: as in :class:`~ccnet.data.reading.label_files.LabelReader`; None if the values in the files are class
             indices, with 255 for ignored pixels.
+        value_range: the values of black and white in grey images of more than 8 bits; see
+            :func:`~ccnet.data.reading.grey_levels.rgb_pixels`.
         result_values: the K values in the benchmark's result files; the class indices by default.
         transform: applied to the pair that ``read`` returns; None returns the pair unchanged.
+
+    Attributes:
+        label_reader: reads a label image of this data set.
     """
 
     ignore_index = IGNORE_INDEX
@@ -38,17 +47,30 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         classes: Sequence[str],
         palette: Sequence[Sequence[int]],
         transform: PairTransform | None,
-        label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | None = None,
+        label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | Mapping[Value, int] | None = None,
+        value_range: Sequence[float] | None = None,
         result_values: Sequence[int] | None = None,
     ):
         self.pairs = list(pairs)
         self.classes = tuple(classes)
         self.palette = tuple(tuple(colour) for colour in palette)
         self.transform = transform
+        check_value_range(value_range)
+        self.value_range = value_range and tuple(value_range)
         if label_ids is None:
-            label_ids = {index: index for index in range(len(self.classes))} | {IGNORE_INDEX: IGNORE_INDEX}
+            label_ids = ImagePairs.label_format(self.classes).label_ids
         self.result_values = tuple(result_values or range(len(self.classes)))
-        self._read_label = LabelReader(label_ids)
+        self.label_reader = LabelReader(label_ids)
+
+    @classmethod
+    def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
+        """Return the format of the label images, without the files of the data set.
+
+        Args:
+            classes: the names of the K classes.
+            **options: arguments of the data set.
+        """
+        return LabelFormat({index: index for index in (*range(len(classes)), IGNORE_INDEX)})
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -65,11 +87,11 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         """Return the image and its labels as stored; without a label image, every pixel is ``IGNORE_INDEX``."""
         image_path, label_path = self.pairs[index]
-        image = read_image(image_path)
+        image = read_image(image_path, self.value_range)
         if label_path is None:
             label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
         else:
-            label = self._read_label(label_path)
+            label = self.label_reader(label_path)
         if image.shape[1:] != label.shape:
             raise ValueError(
                 f"{label_path} has {label.shape[1]}x{label.shape[0]} pixels and {image_path} "
@@ -77,6 +99,19 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
             )
         return tv_tensors.Image(image), tv_tensors.Mask(label)
 
+    def read_labels(self, index: int) -> Tensor:
+        """Return the labels as stored, uint8 (H, W), without reading the image."""
+        label_path = self.pairs[index][1]
+        return self.read(index)[1] if label_path is None else self.label_reader(label_path)
+
+    def image_path(self, index: int) -> Path:
+        """Return the path of the image."""
+        return self.pairs[index][0]
+
     def name(self, index: int) -> str:
         """Return the file name of the image, without suffix."""
         return self.pairs[index][0].stem
+
+    def stamp(self, index: int) -> str:
+        """Return the name of the image and the sizes of its files; see :func:`~ccnet.data.contents.contents_of`."""
+        return with_sizes(self.name(index), filter(None, self.pairs[index]))

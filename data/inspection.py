@@ -1,9 +1,9 @@
-"""Read a whole data set and report its contents and problems."""
+"""Read the images and labels of a data set and report its contents."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -11,8 +11,31 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .dataset import SegmentationDataset
+from .reading.image_files import describe
+from .reading.label_files import UnknownLabels
+from .reading.label_values import Value, shown_value
 
-_VALUES = 256  # the possible values of a uint8 label image
+_VALUES = 256  # the possible values of labels that have been read
+
+
+class Sample(NamedTuple):
+    """What was found in one sample.
+
+    Attributes:
+        size: the (H, W) of the image; None if it cannot be used.
+        kind: the bit depth and mode of the image file, or None if there is no file.
+        counts: the number of pixels of each label, int64 (256,).
+        problem: why the sample cannot be used, or None.
+        unknown: the number of pixels of each label value that the data set does not define.
+        name: the name of the sample.
+    """
+
+    size: tuple[int, ...] | None = None
+    kind: str | None = None
+    counts: Any = 0
+    problem: str | None = None
+    unknown: dict[Value, int] | None = None
+    name: str = ""
 
 
 @dataclass
@@ -21,30 +44,47 @@ class DatasetReport:
 
     Attributes:
         sizes: the number of images of each size (H, W).
-        pixels: the number of pixels of each label value, 0 to 255.
-        pixels_with: for each label value, the total number of pixels in the images that contain it.
-        problems: one line per invalid sample.
+        kinds: the number of images of each bit depth and mode, such as "8-bit RGB".
+        pixels: the number of pixels of each label, 0 to 255.
+        pixels_with: for each label, the total number of pixels in the images that contain it.
+        problems: one line per unusable sample, without those with unknown values.
+        unknown: the number of pixels of each label value that the data set does not define.
+        files_with: the names of the samples that contain it.
+        invalid: the number of unusable samples.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(_VALUES, dtype=np.int64))
     pixels_with: np.ndarray = field(default_factory=lambda: np.zeros(_VALUES, dtype=np.int64))
     problems: list[str] = field(default_factory=list)
+    unknown: Counter[Value] = field(default_factory=Counter)
+    files_with: dict[Value, list[str]] = field(default_factory=dict)
+    invalid: int = 0
+    _total: int = 0
 
-    def add(self, size: tuple[int, ...] | None, counts: np.ndarray, problem: str | None) -> None:
-        """Count one image, or record its problem.
-
-        Args:
-            size: the image's (H, W).
-            counts: the image's number of pixels of each label value.
-            problem: why it cannot be used; None if it can.
-        """
-        if problem or size is None:
-            self.problems.append(str(problem))
+    def add(self, sample: Sample) -> None:
+        """Count one sample."""
+        if sample.kind:
+            self.kinds[sample.kind] += 1
+        if sample.size is not None:
+            self.sizes[sample.size] += 1
+            self.pixels += sample.counts
+            self.pixels_with += np.where(sample.counts > 0, sample.counts.sum(), 0)
+            self._total += int(sample.counts.sum())
             return
-        self.sizes[size] += 1
-        self.pixels += counts
-        self.pixels_with += np.where(counts > 0, counts.sum(), 0)
+        self.invalid += 1
+        if sample.unknown is None:
+            self.problems.append(str(sample.problem))
+            return
+        self._total += sample.counts
+        self.unknown.update(sample.unknown)
+        for value in sample.unknown:
+            self.files_with.setdefault(value, []).append(sample.name)
+
+    def counts(self, number: int) -> np.ndarray:
+        """Return the number of pixels of each of the K classes, int64 (K,)."""
+        return self.pixels[:number]
 
     def weights(self, number: int) -> np.ndarray:
         """Return median-frequency weights (K,): the median class frequency divided by each class's frequency.
@@ -66,17 +106,48 @@ class DatasetReport:
             for name, label, weight in zip([*classes, "ignored"], labels, weights, strict=True)
         ]
 
+    def unknown_rows(self) -> list[tuple[str, float, int, str]]:
+        """Return the rows of an ``UNKNOWN_COLUMNS`` table: one per label value that the data set does not define."""
+        return [
+            (
+                shown_value(value),
+                100 * pixels / max(self._total, 1),
+                len(self.files_with[value]),
+                self.files_with[value][0],
+            )
+            for value, pixels in self.unknown.most_common()
+        ]
+
 
 # Name; percentage of all pixels; percentage of all pixels that lie in images containing the class; weight.
 CLASS_COLUMNS = ("class", "percent", "pictures_percent", "weight")
+# Value; percentage of all pixels; number of files that contain it; the name of one of them.
+UNKNOWN_COLUMNS = ("value", "percent", "files", "such as")
 
 
-def inspect_dataset(dataset: SegmentationDataset, *, num_workers: int = 0, title: str = "check") -> DatasetReport:
-    """Read every image and label image of a data set with ``num_workers`` processes and report what was found."""
+def inspect_dataset(
+    dataset: SegmentationDataset,
+    *,
+    indices: Sequence[int] | None = None,
+    labels_only: bool = False,
+    num_workers: int = 0,
+    title: str | None = None,
+) -> DatasetReport:
+    """Read the samples of a data set and report what was found.
+
+    Args:
+        dataset: the data set.
+        indices: the samples to read; None reads all of them.
+        labels_only: whether to leave out the images.
+        num_workers: the number of processes that read.
+        title: the title of the progress bar; None shows none.
+    """
     report = DatasetReport()
-    loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for found in tqdm(loader, desc=title, dynamic_ncols=True):
-        report.add(*found)
+    chosen = range(len(dataset)) if indices is None else indices
+    samples = _Inspected(dataset, chosen, labels_only)
+    loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    for found in tqdm(loader, desc=title, dynamic_ncols=True, disable=title is None):
+        report.add(found)
     return report
 
 
@@ -86,21 +157,25 @@ def still(array: Tensor, ndim: int = 2) -> Tensor:
 
 
 class _Inspected(Dataset):
-    """A data set whose items are the arguments of :meth:`DatasetReport.add`."""
+    """The contents of the chosen samples of a data set."""
 
-    def __init__(self, dataset: SegmentationDataset):
-        self.dataset = dataset
+    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], labels_only: bool):
+        self.dataset, self.indices, self.labels_only = dataset, indices, labels_only
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[tuple[int, ...] | None, np.ndarray, str | None]:
+    def __getitem__(self, place: int) -> Sample:
+        index, kind = self.indices[place], None
         try:
-            _, labels = self.dataset.read(index)
+            if not self.labels_only and hasattr(self.dataset, "image_path"):
+                kind = describe(self.dataset.image_path(index))  # pyright: ignore[reportAttributeAccessIssue]
+            labels = still(self.dataset.read_labels(index) if self.labels_only else self.dataset.read(index)[1])
+        except UnknownLabels as error:
+            return Sample(kind=kind, counts=error.total, unknown=dict(error.pixels), name=self.dataset.name(index))
         except (ValueError, OSError) as error:
-            return None, np.zeros(_VALUES, dtype=np.int64), str(error)
-        labels = still(labels)
-        return tuple(labels.shape), np.bincount(labels.numpy().ravel(), minlength=_VALUES), None
+            return Sample(kind=kind, problem=str(error))
+        return Sample(tuple(labels.shape), kind, np.bincount(labels.numpy().ravel(), minlength=_VALUES))
 
 
 def _unchanged(item: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from .sets import layouts
 
@@ -29,15 +29,22 @@ def check_root(dataset: DictConfig, splits: Sequence[str] = ("train", "val")) ->
 
     Raises:
         FileNotFoundError: a folder is missing. The message shows the expected layout and where to get the data set.
-        ValueError: the data set has no such split.
+        ValueError: the data set has no such split, or no files although a folder is set.
     """
+    if str(OmegaConf.select(dataset, "train._target_")).endswith("synthetic.Beacons"):
+        for option in ("root", "images", "masks"):
+            if dataset.get(option) is not None:
+                raise ValueError(
+                    f"dataset.{option}={dataset[option]}, but dataset=synthetic reads no files: choose the data set "
+                    "in that folder with dataset=NAME"
+                )
     for split in splits:
         node = dataset.get(split)
         if not isinstance(node, DictConfig):
             continue
         name = str(node.get("_target_")).removeprefix(f"{layouts.__package__}.")
         if name == "folder.Folder":
-            layouts.find_folders(node.get("images"), node.get("masks"))
+            layouts.find_folders(node.get("images"), node.get("masks"), node.split)
             continue
         if name == "camvid_video.CamVidVideo":
             name = "camvid.CamVidFull" if node.get("full") else "camvid.CamVid"

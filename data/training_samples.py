@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from .dataset import ImageDataset
-from .image_files import UnreadableImage
 from .loader import Loader
+from .reading.image_files import UnreadableImage
 
 
 class TrainingSampler(Sampler[tuple[int, int]]):

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from .dataset import IGNORE_INDEX
 from .letterbox import Placement, resample
-from .size_limit import check_size
+from .reading.size_limit import check_size
 
 MEAN_COLOUR = (124, 116, 104)  # the padding; it normalises to about zero, as in the authors' code
 
@@ -109,11 +109,12 @@ def _plain(x: Tensor) -> Tensor:
 
 def _resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     """Resize labels by nearest neighbour, with pixel centres aligned as in the resized image."""
+    resized = labels.numpy()
     for dim, length in zip((-2, -1), size, strict=True):
         if labels.shape[dim] != length:
             index = ((torch.arange(length) + 0.5) * (labels.shape[dim] / length)).long()
-            labels = labels.index_select(dim, index)
-    return labels
+            resized = resized.take(index.numpy(), axis=dim)  # three times faster than torch's index_select
+    return torch.from_numpy(resized)
 
 
 class Flip:
@@ -208,7 +209,7 @@ def train_transform(
     steps: list[Callable] = [ScaleCrop(crop_size, scale=scale, short_sides=short_sides), Flip(flip, flip_pairs)]
     if color_jitter is not None:
         steps.append(v2.ColorJitter(*color_jitter))
-    return v2.Compose([*steps, *_to_float()])
+    return v2.Compose([*steps, _to_float])
 
 
 def warp_transform(
@@ -227,15 +228,14 @@ def warp_transform(
         flip, flip_pairs: see :class:`Flip`.
     """
     warp = RandomWarp(crop_size, scale_std=scale_std, angle_std=angle_std, angle_share=angle_share)
-    return v2.Compose([warp, Flip(flip, flip_pairs), *_to_float()])
+    return v2.Compose([warp, Flip(flip, flip_pairs), _to_float])
 
 
 def eval_transform() -> v2.Compose:
     """Return the evaluation transform: the whole image at its own size, RGB in [0, 1]."""
-    return v2.Compose(_to_float())
+    return v2.Compose([_to_float])
 
 
-def _to_float() -> list[v2.Transform]:
-    # scale=True rescales images only; labels keep their values.
-    dtype = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
-    return [v2.ToDtype(dtype, scale=True), v2.ToPureTensor()]
+def _to_float(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return uint8 images as float32 in [0, 1] and labels as int64, as ``v2.ToDtype`` does in twice the time."""
+    return _plain(image).to(torch.float32).mul_(1 / 255), _plain(labels).long()  # a mixed product is slower

@@ -9,12 +9,15 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import plan, tiles
 from .launch_cases import Case, backward_cases, for_jax, forward_cases
+
+if TYPE_CHECKING:
+    from .compiled import Report
 
 GPUS = {
     "sm_80": plan.Device("A100", (8, 0), 108, 166912),
@@ -60,19 +63,26 @@ def cases(gpu: str) -> list[Case]:
         for length in lengths
     ]
     problems += [plan.Problem(1, spatial, tuple(range(len(spatial))), 64, 512, "bfloat16") for spatial in OTHER_SPACES]
-    found: dict[Any, Case] = {}
+    found: list[Case] = []
     for device, problem in itertools.product(_with_tables(gpu), problems):
-        made = list(_calls(problem, device))
+        made = list(calls(problem, device))
         both_forms = problem.spatial in ((97, 97), (129, 129))
         if device.arch:
             both_forms &= problem.dtype == "bfloat16" and problem.query_channels == 64
             made = [case._replace(small=small) for case in made for small in ((True, False) if both_forms else (True,))]
         elif both_forms:
             made += [for_jax(case, device.capability) for case in made]
-        for case in made:
-            constants, pointers = (tuple(sorted(part.items())) for part in (case.launch.constants, case.pointers))
-            options = tuple(case.launch.options.items())
-            found.setdefault((case.kernel, constants, pointers, options, case.ptx_version, case.small), case)
+        found += made
+    return distinct(found)
+
+
+def distinct(cases: Iterable[Case]) -> list[Case]:
+    """Return the launches without those that compile to the same code as an earlier one."""
+    found: dict[Any, Case] = {}
+    for case in cases:
+        constants, pointers = (tuple(sorted(part.items())) for part in (case.launch.constants, case.pointers))
+        options = tuple(case.launch.options.items())
+        found.setdefault((case.kernel, constants, pointers, options, case.ptx_version, case.small), case)
     return list(found.values())
 
 
@@ -83,7 +93,8 @@ def _with_tables(gpu: str) -> list[plan.Device]:
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 
 
-def _calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
+def calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
+    """Return the launches of a problem's calls: without a residual, with one, with and without a backward pass."""
     yield from forward_cases(problem, device)
     # Autocast leaves a residual in float32, whatever the value is in.
     residuals = {problem.dtype, "float32"} if problem.spatial == (97, 97) else {problem.dtype}
@@ -103,10 +114,15 @@ def fault(gpu: str, case: Case) -> str | None:
         report = compile_case(case, GPUS[gpu])
     except Exception as error:  # the compiler raises many exception types
         return f"does not compile: {str(error).splitlines()[0]}"
+    return weakness(report, case, GPUS[gpu].shared_memory)
+
+
+def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
+    """Describe what is wrong with a compiled launch on a GPU with so many bytes of shared memory; None if nothing."""
     if report.stack:
         return f"{report.stack} bytes of registers spilled"
-    if report.shared > GPUS[gpu].shared_memory:
-        return f"needs {report.shared} bytes of shared memory, the GPU has {GPUS[gpu].shared_memory}"
+    if report.shared > shared_memory:
+        return f"needs {report.shared} bytes of shared memory, the GPU has {shared_memory}"
     if not report.tensor_core:
         return "does not use tensor cores"
     # With two stages, the loop waits for the copies it has just issued, and so for their full latency.

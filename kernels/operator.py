@@ -39,9 +39,9 @@ def criss_cross_attention(
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three arrays.
         backend: "triton" selects the fused kernels (NVIDIA GPU of compute capability 8.0 or newer, with torch also
             AMD gfx942 and gfx950; float32, float16, bfloat16; D up to 128), "reference" the formula in plain tensor
-            code. "auto" uses the kernels on a GPU that supports them and otherwise falls back to the reference; on a
-            GPU it then warns once. Under torch.func transforms (grad, vmap, jvp, ...) and in forward mode, every
-            backend uses the reference;
+            code. "auto" uses the kernels on a GPU that supports them, faster operators than the reference for torch
+            tensors on a CPU, and the reference otherwise; on a GPU it then warns once. Under torch.func transforms
+            (grad, vmap, jvp, ...) and in forward mode, every backend uses the reference;
             on meta tensors, every backend returns shapes.
 
     Returns:
@@ -53,8 +53,8 @@ def criss_cross_attention(
             cannot run here.
 
     Cost: 2 (D + C) FLOPs per position and key. For the backward pass the kernels keep the output and two float32
-    numbers per position; the reference keeps the attention weights, (N, *S, number of keys). Neither materialises a
-    map over all pairs of positions. The kernels read channels-last memory in place (including slices of a projection
+    numbers per position; the others keep the attention weights, (N, *S, number of keys). None materialises a map over
+    all pairs of positions. The kernels read channels-last memory in place (including slices of a projection
     buffer), copy other layouts to channels-last once, and return channels-last results; they support first
     derivatives only. JAX arrays are always dense: (N, *S, C) with ``channel_axis=-1`` is read in place, other layouts
     are copied. JAX chooses the backend at lowering time, so the same jitted function runs on CPU and GPU.

@@ -5,6 +5,7 @@ the call's shape and the device, so that runs are bitwise reproducible.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,12 +88,14 @@ def load_table(device_name: str) -> list[dict[str, Any]]:
 
 
 def write_table(device: Device, rows: list[dict[str, Any]], origin: dict[str, Any]) -> Path:
-    """Write ``configs/<device>.json``, a row per line, with the rows' ``origin``; return its path."""
+    """Write ``configs/<device>.json`` atomically, a row per line, with the rows' ``origin``; return its path."""
     head = {"device": device.name, "capability": list(device.capability), **origin}
     fields = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     path = table_path(device.name)
-    path.write_text("{\n" + ",\n".join([*fields, f' "rows": [\n{lines}\n ]']) + "\n}\n")
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.write_text("{\n" + ",\n".join([*fields, f' "rows": [\n{lines}\n ]']) + "\n}\n")
+    os.replace(unfinished, path)
     return path
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from ..kernels import criss_cross_residual, recomputed_projection
+from ..kernels import criss_cross_residual, recomputed_projection, split_channels
 from .layers import check_recurrence, residual_weight
 
 
@@ -29,8 +29,10 @@ class CrissCrossAttention(nn.Module):
         axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
         gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`models.layers.residual_weight`.
         recompute: recompute query, key and value in the backward pass instead of storing them, which saves 45 percent
-            of the memory at the cost of one more convolution. Under torch.compile, the compiler decides what to store;
-            inside torch.utils.checkpoint, the checkpoint does; under torch.func transforms, everything is stored.
+            of the memory at the cost of one more convolution. On a CPU, the last loop's are kept, which does not raise
+            the peak; with backend "reference", all are, as nothing would be saved. Under torch.compile, the compiler
+            decides what to store; inside torch.utils.checkpoint, the checkpoint does; under torch.func transforms,
+            everything is stored.
         backend: see :func:`kernels.criss_cross_attention`.
     """
 
@@ -61,9 +63,10 @@ class CrissCrossAttention(nn.Module):
         weights = [conv.weight for conv in convolutions]
         biases = [conv.bias for conv in convolutions if conv.bias is not None]  # none of them is None
         gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
-        project = recomputed_projection if self.recompute else _projection
+        # The reference keeps copies of the projection, so that nothing would be saved.
+        project = recomputed_projection if self.recompute and self.backend != "reference" else _projection
         with project(_project, x, *weights, *biases) as projected:
-            query, key, value = torch.split(projected, sizes, dim=1)
+            query, key, value = split_channels(projected, sizes)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
 
 
@@ -79,11 +82,19 @@ def _project(x: Tensor, *parameters: Tensor) -> Tensor:
         *parameters: the weights of query, key and value, then their biases.
     """
     weight, bias = torch.cat(parameters[:3]), torch.cat(parameters[3:])
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_traced():
+        # Unlike conv2d, a product is channels-last for any input, and fast for both memory formats.
+        projected = torch.baddbmm(bias, x.flatten(2).mT, weight.flatten(1).t().expand(len(x), -1, -1))
+        return projected.mT.view(len(x), len(bias), *x.shape[2:])
     if x.ndim == 4:
         return conv2d(x, weight, bias)
     # View one or three spatial axes as two, neither memory format needs a copy.
     flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
     return conv2d(flat, weight, bias).view(x.shape[0], -1, *x.shape[2:])
+
+
+def _is_traced() -> bool:
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 class RecurrentCrissCrossAttention(nn.Module):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.singleton import Singleton
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ..conf import CONF
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # names can be listed and checked without importing torch
 
 _FRAMEWORKS = ("torch", "jax")
 _MISSING = object()
+_COMPOSING = threading.Lock()  # Hydra loads its plugins on first use, without a lock of its own
 
 
 def list_models() -> list[str]:
@@ -117,12 +119,17 @@ def _at_most(numbers: int | None) -> Generator[None]:
     """
     from torch.nn.modules import module as registration
 
-    found = 0
+    if numbers is None:
+        yield
+        return
+    found, builder = 0, threading.get_ident()
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         nonlocal found
-        found += 0 if tensor is None else tensor.numel()
-        if numbers is not None and found > numbers:
+        if tensor is None or threading.get_ident() != builder:  # the hooks are called in every thread
+            return
+        found += tensor.numel()
+        if found > numbers:
             raise ValueError(f"its config describes a network far larger than its weights: at least {found} values")
 
     hooks = [
@@ -137,19 +144,22 @@ def _at_most(numbers: int | None) -> Generator[None]:
 
 
 def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
-    """Compose a configuration from ``conf/``, even inside a program launched by Hydra.
+    """Compose a configuration from ``conf/``, in any thread and even inside a program launched by Hydra.
+
+    ``hydra.compose`` would read and replace the state that Hydra keeps for the whole process.
 
     Args:
         overrides: Hydra overrides, as on the command line.
         name: file in ``conf/`` to start from; None for an empty configuration.
     """
-    outer = Singleton.get_state()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            return compose(name, overrides)
-    finally:
-        Singleton.set_state(outer)
+    with _COMPOSING:
+        loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))
+        config = loader.load_configuration(
+            name, [*overrides, "hydra.job.name=ccnet"], run_mode=RunMode.RUN, from_shell=False
+        )
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def _backbone(name: str, pretrained: bool) -> list[str]:

@@ -149,7 +149,7 @@ def test_a_missing_or_unreadable_input_is_reported(run_entry, tmp_path):
     run_entry("train.py", *TINY, "recipe.max_iters=1", f"hydra.run.dir={tmp_path / 'run'}")
     best = f"checkpoint={tmp_path / 'run' / 'best'}"
     message = refused(run_entry, tmp_path, "predict.py", best, "input=nothing.jpg", "device=cpu")
-    assert "input=nothing.jpg is neither an image nor a folder" in message
+    assert "input=nothing.jpg is neither an image nor a folder or pattern of images" in message
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     here = f"output={tmp_path}"
     message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", here, "device=cpu")

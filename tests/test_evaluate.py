@@ -1,5 +1,6 @@
 """evaluate.py in two processes, and the files of predict.py."""
 
+import errno
 import json
 import os
 import socket
@@ -59,6 +60,33 @@ def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_ent
         assert mask.read_bytes() == other.read_bytes()
 
 
+def test_scores_are_printed_even_if_they_cannot_be_written(finished, run_entry, monkeypatch):
+    def read_only(path, *arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    before = sorted(finished.iterdir())
+    monkeypatch.setattr("pathlib.Path.touch", read_only)
+    done = run_entry("evaluate.py", f"checkpoint={finished / 'best'}", "device=cpu", "num_workers=0", ok=False)
+    assert done.stdout.count("mIoU ") == 1
+    assert f"error: the results cannot be written to {finished}: " in done.stderr
+    assert "Set output=FOLDER" in done.stderr
+    assert sorted(finished.iterdir()) == before
+
+
+def test_the_permissions_of_every_file_follow_the_umask(finished, run_entry):
+    """The files of a run, and those of an evaluation with another umask."""
+    umask = os.umask(0o027)
+    try:
+        options = ("device=cpu", "num_workers=0", "save_predictions=true", f"output={finished / 'scores'}")
+        run_entry("evaluate.py", f"checkpoint={finished / 'best'}", *options)
+    finally:
+        os.umask(umask)
+    for path in finished.rglob("*"):
+        if path.is_file():
+            mode = 0o666 & ~(0o027 if "scores" in path.parts else umask)
+            assert path.stat().st_mode & 0o777 == mode, path
+
+
 def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_entry):
     frames, truths = tmp_path / "frames", tmp_path / "truths"
     for folder in (frames, truths):
@@ -73,7 +101,41 @@ def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_en
     for name in ("0_attention.png", "2_overlay.png", "comparison.png"):
         assert np.array(Image.open(tmp_path / "out" / name)).std() > 10
     with Image.open(tmp_path / "out" / "out.gif") as video:
-        assert (video.n_frames, video.size) == (3, (57, 41))
+        assert (video.n_frames, video.height) == (3, 41)
+        assert video.width > 57  # the legend
+
+
+def test_predict_skips_broken_images_and_keeps_the_orientation_of_the_others(finished, tmp_path, run_entry):
+    """One run over subfolders with a photo that a camera turned, a broken one, and one in the format of the masks."""
+    photos = tmp_path / "photos"
+    (photos / "day").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (41, 57, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(photos / "day" / "turned.png", exif=exif)
+    Image.fromarray(np.rot90(pixels, -1)).save(photos / "upright.png")
+    Image.fromarray(pixels).save(photos / "pages.gif", save_all=True, append_images=[Image.fromarray(255 - pixels)])
+    (photos / "day" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    output = tmp_path / "out"
+    done = run_entry(
+        "predict.py", f"checkpoint={finished}", f"input={photos}", f"output={output}", "probabilities=png",
+        "logits=true", "device=cpu", ok=False,
+    )  # fmt: skip
+    assert f"1 of 4 images were skipped:\n  {photos}/day/broken.jpg cannot be read as an image" in done.stderr
+    assert "1 files have several frames or pages, of which the first was used" in done.stdout
+    assert "images: 3" in done.stdout
+    turned, upright = (Image.open(output / name) for name in ("day/turned.png", "upright.png"))
+    assert (turned.size, turned.getexif()[0x0112], upright.size) == ((57, 41), 6, (41, 57))
+    assert np.array_equal(np.array(turned), np.rot90(np.array(upright)))
+    with np.load(output / "upright_logits.npz") as file:
+        logits, classes = file["logits"].astype(np.float32), file["classes"].tolist()
+    assert (logits.argmax(axis=0) == np.array(upright)).mean() > 0.99  # but for ties in half precision
+    grey = [np.array(Image.open(path)) for path in sorted((output / "day" / "turned_probabilities").iterdir())]
+    want = np.exp(logits - logits.max(axis=0))
+    want = np.rot90(255 * want / want.sum(axis=0), axes=(1, 2))
+    assert len(grey) == len(classes)
+    assert np.abs(np.stack(grey) - want).max() < 1.5
+    assert not [path for path in output.rglob(".*")]
 
 
 def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
@@ -81,7 +143,8 @@ def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
     Image.new("RGB", (57, 41)).save(picture)
     for option, message in (
         ("video=out.avi", r"video=out.avi ends in '.avi': choose one of .gif, .mp4"),
-        ("labels=nowhere", "nowhere/one.png does not exist"),
+        ("labels=nowhere", f"labels=nowhere has no label image one (.png, .tif, .tiff, .bmp, .gif) for {picture}"),
+        ("probabilities=jpg", "probabilities=jpg: choose one of npz, png, png16"),
     ):
         done = run_entry(
             "predict.py", f"checkpoint={finished / 'best'}", f"input={picture}", "device=cpu", option, ok=False

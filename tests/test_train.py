@@ -223,7 +223,7 @@ def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
     # On another machine, only the root has to be set again.
     moved = shutil.move(camvid_root, tmp_path / "moved")
     best = f"checkpoint={run_folder / 'best'}"
-    run_entry("evaluate.py", best, f"root={moved}", *HERE, f"output={tmp_path / 'scores'}")
+    run_entry("evaluate.py", best, f"dataset.root={moved}", *HERE, f"output={tmp_path / 'scores'}")
     scores = json.loads((tmp_path / "scores" / "best_val_whole.json").read_text())
     assert scores["miou"] == checkpoints.load(run_folder / "best.safetensors").scores["miou"]
     missing = run_entry("evaluate.py", best, "device=cpu", ok=False)

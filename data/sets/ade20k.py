@@ -1,10 +1,13 @@
 """ADE20K scene parsing, 150 classes: Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..dataset import IGNORE_INDEX
-from ..file_lists import match_by_stem
 from ..image_pairs import ImagePairs, PairTransform
+from ..reading.file_lists import match_by_stem
+from ..reading.label_files import LabelFormat
 from . import layouts
 from .class_table import read_classes
 
@@ -26,6 +29,11 @@ class ADE20K(ImagePairs):
             classes=[entry["name"] for entry in classes],
             palette=[entry["colour"] for entry in classes],
             result_values=range(1, len(classes) + 1),
-            label_ids={0: IGNORE_INDEX} | {index + 1: index for index in range(len(classes))},
+            label_ids=self.label_format([entry["name"] for entry in classes]).label_ids,
             transform=transform,
         )
+
+    @classmethod
+    def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
+        """Return the format of the label images; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
+        return LabelFormat({0: IGNORE_INDEX} | {index + 1: index for index in range(len(classes))})

@@ -5,11 +5,14 @@ encode 32 classes as colours.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 from ..dataset import IGNORE_INDEX
-from ..file_lists import check_files, inside, read_list
 from ..image_pairs import ImagePairs, PairTransform
+from ..reading.file_lists import check_files, find_files, inside, read_list
+from ..reading.label_files import LabelFormat
 from . import layouts
 
 # SegNet's 11 classes: the colour of each, and the colours of the CamVid classes that are merged into it.
@@ -60,14 +63,18 @@ class CamVid(ImagePairs):
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         folder, listed = layouts.CAMVID.find(root, split)
-        label_ids = {index: index for index in range(len(CLASSES))} | {UNLABELLED: IGNORE_INDEX}
         super().__init__(
             _read_pairs(folder, listed),
             classes=CLASSES,
             palette=PALETTE,
-            label_ids=label_ids,
+            label_ids=self.label_format(CLASSES).label_ids,
             transform=transform,
         )
+
+    @classmethod
+    def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
+        """Return the format of the label images; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
+        return LabelFormat({index: index for index in range(len(classes))} | {UNLABELLED: IGNORE_INDEX})
 
 
 class CamVidFull(ImagePairs):
@@ -81,18 +88,23 @@ class CamVidFull(ImagePairs):
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         images, labels = layouts.CAMVID_FULL.find(root, split)
-        frames = sorted(images.glob("*.png"))
+        frames = find_files(images, pattern="*.png")
         chosen = [path for path in frames if _in_split(path, split)]
         if not chosen:
             raise FileNotFoundError(f"{images} contains no {split} frames among its {len(frames)} images")
-        merged = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
         super().__init__(
             check_files([(path, labels / f"{path.stem}_L.png") for path in chosen], str(images)),
             classes=CLASSES,
             palette=PALETTE,
-            label_ids=merged | {_VOID: IGNORE_INDEX},
+            label_ids=self.label_format(CLASSES).label_ids,
             transform=transform,
         )
+
+    @classmethod
+    def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
+        """Return the format of the label images; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
+        merged = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
+        return LabelFormat(merged | {_VOID: IGNORE_INDEX}, label_name="*_L")
 
 
 def frame_of(path: Path) -> tuple[str, int]:

@@ -1,8 +1,10 @@
 """CamVid as clips: T consecutive frames of a sequence, of which the last is labelled."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torchvision import tv_tensors
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import PairTransform
+from ..reading.label_files import LabelFormat
 from .camvid import CamVid, CamVidFull, frame_of
 
 
@@ -51,6 +54,11 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         self.transform = transform
         self.clips = [_clip(run, place, frames) for run in self._runs() for place in range(len(run))]
 
+    @classmethod
+    def label_format(cls, classes: Sequence[str], *, full: bool = False, **options: Any) -> LabelFormat:
+        """Return the format of the label images; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
+        return (CamVidFull if full else CamVid).label_format(classes)
+
     def __len__(self) -> int:
         return len(self.clips)
 
@@ -69,9 +77,21 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         labels[-1] = label
         return tv_tensors.Image(images), tv_tensors.Mask(labels)
 
+    def read_labels(self, index: int) -> Tensor:
+        """Return the labels of the last frame, uint8 (H, W), before the transform."""
+        return self._stills.read_labels(self.clips[index][-1])
+
+    def image_path(self, index: int) -> Path:
+        """Return the path of the labelled frame."""
+        return self._stills.image_path(self.clips[index][-1])
+
     def name(self, index: int) -> str:
         """Return the file name of the labelled frame, without suffix."""
         return self._stills.name(self.clips[index][-1])
+
+    def stamp(self, index: int) -> str:
+        """Return the name of the labelled frame and the sizes of its files; the clips follow from those."""
+        return self._stills.stamp(self.clips[index][-1])
 
     def _runs(self) -> list[list[int]]:
         """Split the frames into runs without gaps; return the indices of each run."""

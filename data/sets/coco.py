@@ -5,8 +5,10 @@ Any data set with COCO's layout and annotation format can be read.
 
 import json
 import os
-from collections.abc import Callable, Collection
-from pathlib import Path
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,11 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ..image_files import read_image
+from ..contents import with_sizes
+from ..reading.grey_levels import check_value_range
+from ..reading.image_files import read_image
 from . import layouts
-from .coco_annotations import check_segmentation, is_integer, is_number, read_annotations
+from .coco_annotations import check_segmentation, has_mask, is_integer, is_number, read_annotations
 from .folder import distinct_colours
 
 
@@ -35,20 +39,31 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         split: the name of an image folder, "train2017" or "val2017".
         transform: (tv_tensors.Image uint8, target with tv_tensors) -> a sample; see :func:`instances_transform`.
         training: skip crowds, objects smaller than a pixel, and images left without objects, as Mask R-CNN's
-            training does. Otherwise every image of the split is used.
+            training does. Otherwise every image of the split is used. Objects without a mask are always skipped.
+        value_range: see :func:`~ccnet.data.reading.grey_levels.rgb_pixels`.
     """
 
-    def __init__(self, root: str | Path | None, *, split: str, transform: Callable[..., Any], training: bool = False):
+    def __init__(
+        self,
+        root: str | Path | None,
+        *,
+        split: str,
+        transform: Callable[..., Any] | None,
+        training: bool = False,
+        value_range: Sequence[float] | None = None,
+    ):
         self.folder, self.annotation_file = layouts.COCO.find(root, split)
         self.transform, self.training = transform, training
-        content = read_annotations(self.annotation_file)
+        check_value_range(value_range)
+        self.value_range = value_range and tuple(value_range)
+        content = self._annotations()
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.category_ids = [category["id"] for category in categories]
         self.classes = tuple(category["name"] for category in categories)
         self.palette = tuple(distinct_colours(len(categories)))
 
         objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-        self._check(content, objects)
+        self._check(content, {image["id"]: (image["height"], image["width"]) for image in content["images"]})
         for annotation in content["annotations"]:
             if not training or _usable(annotation):
                 objects[annotation["image_id"]].append(annotation)
@@ -58,22 +73,37 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         # Bytes are shared by all workers; Python objects would be copied as their reference counts change.
         self._objects = [json.dumps(objects[image["id"]]).encode() for image in self.images]
 
-    def _check(self, content: dict[str, Any], image_ids: Collection[int]) -> None:
-        """Raise an error if an image file is missing or an annotation refers to an unlisted image or category."""
-        present = {entry.name for entry in os.scandir(self.folder)}
-        missing = [image["file_name"] for image in content["images"] if image["file_name"] not in present]
+    def _annotations(self) -> dict[str, Any]:
+        """Return the contents of the annotation file without the objects that have no mask."""
+        content = read_annotations(self.annotation_file)
+        without = [annotation["id"] for annotation in content["annotations"] if not has_mask(annotation)]
+        if without:
+            warnings.warn(
+                f"{self.annotation_file}: skipping {len(without)} objects with an empty segmentation, annotations "
+                f"{', '.join(map(str, without[:5]))}{', ...' if len(without) > 5 else ''}",
+                stacklevel=3,
+            )
+            content["annotations"] = [annotation for annotation in content["annotations"] if has_mask(annotation)]
+        return content
+
+    def _check(self, content: dict[str, Any], sizes: Mapping[int, tuple[int, int]]) -> None:
+        """Raise an error if a file is missing, or an annotation refers to what is not listed or to another size."""
+        names = [image["file_name"] for image in content["images"]]
+        missing = _missing(self.folder, names)
         if missing:
             raise FileNotFoundError(
                 f"{self.annotation_file} lists {missing[0]}, which is not in {self.folder} ({len(missing)} of "
-                f"{len(content['images'])} images are missing)"
+                f"{len(names)} images are missing)"
             )
         known = set(self.category_ids)
         for annotation in content["annotations"]:
-            if annotation["category_id"] not in known or annotation["image_id"] not in image_ids:
+            if annotation["category_id"] not in known or annotation["image_id"] not in sizes:
                 raise ValueError(
                     f"{self.annotation_file}: annotation {annotation['id']} refers to category "
                     f"{annotation['category_id']} and image {annotation['image_id']}, but the file does not list both"
                 )
+            if isinstance(annotation["segmentation"], dict):  # polygons are many, and are checked when they are drawn
+                check_segmentation(annotation, sizes[annotation["image_id"]], self.annotation_file)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,7 +111,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         entry = self.images[index]
         path = self.folder / entry["file_name"]
-        image = read_image(path)
+        image = read_image(path, self.value_range)
         size = image.shape[1], image.shape[2]
         if size != (entry["height"], entry["width"]):
             raise ValueError(
@@ -89,7 +119,8 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 f"{entry['width']}x{entry['height']}: the annotations would not match the image"
             )
         target = self._target(json.loads(self._objects[index]), size) | {"image_id": torch.tensor(entry["id"])}
-        return self.transform(tv_tensors.Image(image), target)
+        sample = tv_tensors.Image(image), target
+        return self.transform(*sample) if self.transform else sample
 
     def _target(self, objects: list[dict[str, Any]], size: tuple[int, int]) -> dict[str, Tensor]:
         boxes = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32).view(-1, 4)
@@ -111,8 +142,17 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         }
 
     def name(self, index: int) -> str:
-        """Return the file name of the image, without suffix."""
-        return Path(self.images[index]["file_name"]).stem
+        """Return the file name of the image, without suffix, with ``_`` between the parts of its path."""
+        return "_".join(PurePath(self.images[index]["file_name"]).with_suffix("").parts)
+
+    def image_path(self, index: int) -> Path:
+        """Return the path of the image."""
+        return self.folder / self.images[index]["file_name"]
+
+    def stamp(self, index: int) -> str:
+        """Return the name of the image, the size of its file, and a checksum of its objects."""
+        path = self.folder / self.images[index]["file_name"]
+        return f"{with_sizes(self.name(index), [path])} {zlib.crc32(self._objects[index])}"
 
     def ground_truth(self) -> dict[str, Any]:
         """Return the annotations of this data set's images in COCO's format, for COCO's metrics.
@@ -120,7 +160,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         Raises:
             ValueError: an annotation cannot be scored.
         """
-        content = read_annotations(self.annotation_file)
+        content = self._annotations()
         sizes = {image["id"]: (image["height"], image["width"]) for image in self.images}
         annotations = [entry for entry in content["annotations"] if entry["image_id"] in sizes]
         for entry in annotations:
@@ -142,6 +182,23 @@ def instances_transform(*, flip: float = 0.0) -> v2.Compose:
     steps: list[Callable] = [v2.RandomHorizontalFlip(flip)] if flip else []
     to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
     return v2.Compose([*steps, to_float, v2.ToPureTensor()])
+
+
+def _missing(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the relative paths that do not name a file in the folder; one that points outside never does."""
+    listed: dict[PurePath, set[str]] = {}
+    missing = []
+    for name in names:
+        path = PurePath(name)
+        if path.is_absolute() or path.drive or ".." in path.parts:
+            missing.append(name)
+            continue
+        if path.parent not in listed:  # one listing per folder is far faster than a look at each file
+            inside = folder / path.parent
+            listed[path.parent] = {entry.name for entry in os.scandir(inside)} if inside.is_dir() else set()
+        if path.name not in listed[path.parent]:
+            missing.append(name)
+    return missing
 
 
 def _usable(annotation: dict[str, Any]) -> bool:

@@ -56,7 +56,22 @@ def read_annotations(path: Path) -> dict[str, Any]:
                     f"{path}: entry {number} of {part} lacks one of {', '.join(fields)}, or one of them has the wrong "
                     f"type for COCO's format: {str(entry)[:200]}"
                 )
+    for entry in content["annotations"]:
+        _make_sizes_integers(entry["segmentation"])
     return content
+
+
+def has_mask(annotation: dict[str, Any]) -> bool:
+    """Return whether an object has a mask: a run-length encoding, or a polygon that is not empty."""
+    given = annotation["segmentation"]
+    return isinstance(given, dict) or any(given)
+
+
+def _make_sizes_integers(segmentation: Any) -> None:
+    """Replace the size [480.0, 640.0] of a run-length encoding, which some tools write, by [480, 640]."""
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if isinstance(size, list) and all(isinstance(side, float) and side.is_integer() for side in size):
+        segmentation["size"] = [int(side) for side in size]
 
 
 def check_segmentation(annotation: dict[str, Any], size: tuple[int, int], file: Path) -> None:

@@ -1,75 +1,124 @@
-"""A user's own images and masks: two folders and the class names."""
+"""A user's own images and masks: folders, the class names, and the values that stand for them."""
 
 import colorsys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
 
-from ..dataset import IGNORE_INDEX
-from ..file_lists import match_by_stem
 from ..image_pairs import ImagePairs, PairTransform
+from ..reading.file_lists import match_by_name
+from ..reading.label_files import LabelFormat
+from ..reading.label_values import label_values
 from .layouts import find_folders
+from .splits import SPLITS, drawn, listed
+
+# Classes without an appearance of their own
+_REST = ("background", "bg", "other", "others", "rest", "none", "unlabeled", "unlabelled", "clutter", "void")
+Folders = str | Path | Mapping[str, Any] | None
 
 
 class Folder(ImagePairs):
-    """Images in one folder, and masks (label images, .png) with the same names in another.
-
-    A mask holds one class number from 0 to K - 1 per pixel (255 is ignored), as grey values or palette indices.
+    """Images in one folder, and masks (label images) in another or the same.
 
     Args:
-        images: the folder of images, searched recursively.
-        masks: the folder of masks, with the same subfolders.
-        classes: K names, or K itself.
-        palette: K RGB triples; distinct colours by default.
-        ignore_label: an additional mask value to ignore.
-        split: "train" or "val", two disjoint parts of the images, or "all".
-        val_share: the fraction of images in "val", evenly spaced over the sorted list of names.
+        images: the folder of images, searched recursively; or one for each split that has a folder of its own,
+            ``{"train": DIR, "val": DIR}``.
+        masks: the folder or folders of masks, with the same subfolders.
+        classes: K names, or K itself; None if ``values`` names them.
+        split: "train", "val" or "test", which are disjoint, or "all".
+        val_share, test_share: the fractions of the images in "val" and "test" if these have neither folders nor lists.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
+        values: the mask values of the classes, see :func:`~ccnet.data.reading.label_values.label_values`; 0 to K - 1
+            by default.
+        palette: K RGB triples; distinct colours by default.
+        ignore_label: a mask value to ignore in addition to 255.
+        image_name, mask_name: see :func:`~ccnet.data.reading.file_lists.match_by_name`.
+        lists: a text file of image names for each split; see :func:`~ccnet.data.sets.splits.listed`.
+        group: a pattern that keeps images of one group in one split; see :func:`~ccnet.data.sets.splits.drawn`.
+        value_range: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
     def __init__(
         self,
-        images: str | Path | None,
-        masks: str | Path | None,
+        images: Folders,
+        masks: Folders,
         *,
         classes: Sequence[str] | int | None,
         split: str,
         val_share: float,
         transform: PairTransform | None,
+        test_share: float = 0.0,
+        values: Sequence[Any] | Mapping[Any, Any] | str | None = None,
         palette: Sequence[Sequence[int]] | None = None,
         ignore_label: int | None = None,
+        image_name: str = "*",
+        mask_name: str = "*",
+        lists: Mapping[str, str] | None = None,
+        group: str | None = None,
+        value_range: Sequence[float] | None = None,
     ):
-        folders = find_folders(images, masks)
-        if classes is None:
-            raise ValueError("dataset.classes is not set: pass dataset.classes=[NAME,NAME,...] or their number")
-        names = [f"class {index}" for index in range(classes)] if isinstance(classes, int) else list(classes)
-        if not 2 <= len(names) <= 254:
-            raise ValueError(f"dataset.classes has {len(names)} classes: pass 2 to 254, as names or as a number")
+        image_folder, mask_folder = find_folders(images, masks, split)
+        names, label_ids = label_values(values, classes, ignore_label)
         if palette is not None and len(palette) != len(names):
             raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")
-        label_ids = {index: index for index in range(len(names))} | {IGNORE_INDEX: IGNORE_INDEX}
-        if ignore_label is not None:
-            label_ids[ignore_label] = IGNORE_INDEX
+        self._folder = image_folder
+        pairs = match_by_name(image_folder, mask_folder, image_name=image_name, label_name=mask_name)
+        paths = [image.relative_to(image_folder).with_suffix("") for image, _ in pairs]
+        if split == "all":
+            chosen = [*range(len(pairs))]
+        elif lists:
+            chosen = _part(listed(paths, lists, image_folder), split, "list it in dataset.lists")
+        else:
+            own = images if isinstance(images, Mapping) else {}
+            shares = {name: share for name, share in (("val", val_share), ("test", test_share)) if name not in own}
+            parts = {split: [*range(len(pairs))]} if split in own and split != "train" else drawn(paths, shares, group)
+            chosen = _part(parts, split, f"set dataset.{split}_share, dataset.images or dataset.lists")
+        first = [next(value for value, target in label_ids.items() if target == index) for index in range(len(names))]
+        numbers = [value for value in first if isinstance(value, int) and value < 256]
         super().__init__(
-            _split(match_by_stem(*folders), split, val_share),
+            [pairs[index] for index in chosen],
             classes=names,
-            palette=palette or distinct_colours(len(names)),
+            palette=palette or class_colours(names),
             label_ids=label_ids,
+            result_values=numbers if len(numbers) == len(names) else None,
+            value_range=value_range,
             transform=transform,
         )
 
+    @classmethod
+    def label_format(
+        cls,
+        classes: Sequence[str],
+        *,
+        values: Sequence[Any] | Mapping[Any, Any] | str | None = None,
+        ignore_label: int | None = None,
+        image_name: str = "*",
+        mask_name: str = "*",
+        **options: Any,
+    ) -> LabelFormat:
+        """Return the format of the masks; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
+        return LabelFormat(label_values(values, classes, ignore_label).label_ids, image_name, mask_name)
 
-def _split(pairs: list[tuple[Path, Path]], split: str, val_share: float) -> list[tuple[Path, Path]]:
-    if split == "all":
-        return pairs
-    if split not in ("train", "val") or not 0 < val_share < 1:
-        raise ValueError(
-            f"split is {split!r} and val_share {val_share}: choose train, val or all, and a fraction in (0, 1)"
-        )
-    if len(pairs) < 2:
-        raise ValueError(f"{len(pairs)} image cannot be split into training and validation: at least 2 are needed")
-    number = min(max(round(len(pairs) * val_share), 1), len(pairs) - 1)
-    chosen = {int((index + 0.5) * len(pairs) / number) for index in range(number)}
-    return [pair for index, pair in enumerate(pairs) if (index in chosen) == (split == "val")]
+    def name(self, index: int) -> str:
+        """Return the path of the image in its folder, without suffix, with ``_`` between its parts."""
+        return "_".join(PurePath(self.pairs[index][0].relative_to(self._folder)).with_suffix("").parts)
+
+
+def _part(parts: Mapping[str, list[int]], split: str, how: str) -> list[int]:
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}: choose one of {', '.join(SPLITS)}, all")
+    if not parts.get(split):
+        raise ValueError(f"split={split} has no images: {how}")
+    return parts[split]
+
+
+def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Return an RGB triple per class: distinct colours, and dark ones for the background and for other pixels."""
+    colours = distinct_colours(len(names))
+    dark = [index for index, name in enumerate(names) if str(name).lower().strip("_ ") in _REST]
+    for number, index in enumerate(dark):
+        colours[index] = (48 + 24 * number,) * 3
+    return colours
 
 
 def distinct_colours(number: int) -> list[tuple[int, int, int]]:

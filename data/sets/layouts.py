@@ -6,6 +6,7 @@ Imports no torch, so that an entry point can check for the files before it loads
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,31 @@ class Layout:
         return root / alias if alias and not (root / part).exists() and (root / alias).exists() else root / part
 
 
-def find_folders(images: str | Path | None, masks: str | Path | None) -> tuple[Path, Path]:
-    """Return the folders of a user's own images and masks; raise FileNotFoundError unless both exist."""
-    return _given_folder("images", images), _given_folder("masks", masks)
+def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
+    """Return the folders that contain a user's own images and masks of a split.
+
+    Args:
+        images, masks: one folder for all splits, or a folder for each; a split without one is drawn from "train".
+        split: the split, or "all".
+
+    Raises:
+        FileNotFoundError: a folder does not exist or is not set.
+    """
+    own = images if isinstance(images, Mapping) else masks
+    name = "train" if isinstance(own, Mapping) and split not in own else split
+    return _given_folder("images", images, name), _given_folder("masks", masks, name)
 
 
-def _given_folder(option: str, folder: str | Path | None) -> Path:
-    if folder is None or not Path(folder).expanduser().is_dir():
+def _given_folder(option: str, given: Any, name: str) -> Path:
+    if isinstance(given, Mapping):
+        option, given = f"{option}.{name}", given.get(name)
+    if given is None or not Path(str(given)).expanduser().is_dir():
         raise FileNotFoundError(
-            f"dataset.{option}={folder} is not a folder: pass the folders of images and of masks as "
-            "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number"
+            f"dataset.{option}={given} is not a folder: pass the folders of images and of masks as dataset.images=DIR "
+            "dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number. Splits in folders of their own: "
+            "dataset.images={train:DIR,val:DIR} dataset.masks={train:DIR,val:DIR}"
         )
-    return Path(folder).expanduser()
+    return Path(str(given)).expanduser()
 
 
 def _known(split: str, *splits: str) -> None:

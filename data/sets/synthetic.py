@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import PairTransform
-from ..size_limit import check_size
+from ..reading.size_limit import check_size
 
 _SPLITS = {"train": 0, "val": 1}  # part of each image's seed
 
@@ -89,6 +89,10 @@ class Beacons(Dataset[tuple[Tensor, Tensor]]):
             tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
             tv_tensors.Mask(torch.from_numpy(label)),
         )
+
+    def read_labels(self, index: int) -> Tensor:
+        """Return the labels, uint8 (H, W), before the transform."""
+        return self.read(index)[1]
 
 
 def _draw(

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..file_lists import check_files, read_list
 from ..image_pairs import ImagePairs, PairTransform
+from ..reading.file_lists import check_files, read_list
 from . import layouts
 from .class_table import read_classes
 

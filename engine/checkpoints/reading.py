@@ -10,11 +10,15 @@ Three kinds of file are read into the same record:
 A run's own files carry checksums, and a file that does not match them is rejected.
 """
 
+import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...data.sets.folder import distinct_colours
+import torch
+
+from ...data.sets.folder import class_colours
 from ...models import tensor_files
 from ...models.published.importing import Published, convert
 from ...models.tensor_files import TensorFile
@@ -27,7 +31,7 @@ _PUBLISHED_SUFFIX = ".pth"
 
 
 def find(path: str | Path | None) -> Path:
-    """Return the checkpoint file for ``RUN/best``, ``RUN/last`` or a full file name.
+    """Return the checkpoint file for ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights) or a full file name.
 
     Raises:
         ValueError: ``path`` is None.
@@ -36,6 +40,8 @@ def find(path: str | Path | None) -> Path:
     if path is None:
         raise ValueError("checkpoint is not set: use checkpoint=RUN/best, where RUN is the folder of a training run")
     path = given_path(path)
+    if path.is_dir():
+        path /= "best"
     candidates = [path]
     if path.suffix not in (*_OWN_SUFFIXES, _PUBLISHED_SUFFIX):
         candidates = [path.with_name(path.name + suffix) for suffix in _OWN_SUFFIXES]
@@ -67,6 +73,27 @@ def load(path: Path, **published: Any) -> Checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
     found.source = path
     return found
+
+
+def peek(path: Path) -> Checkpoint:
+    """Read a run's state without its tensors, and without verifying its checksums.
+
+    The file is memory-mapped, so that this takes milliseconds whatever its size.
+
+    Raises:
+        OSError: the file cannot be read, for a reason that may be temporary.
+        ValueError: it is not the state of a run, or is damaged.
+    """
+    try:
+        found = checked(Checkpoint(**torch.load(path, map_location="cpu", mmap=True, weights_only=True)))
+    except Exception as error:  # each kind of damage raises a different error
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a truncated file cannot be mapped
+            raise
+        raise ValueError(f"it is not a checkpoint of this project, or it is damaged: {error}") from error
+    if not found.training:
+        raise ValueError("it contains weights but no training state; use init=FILE to start from them")
+    light = {key: found.training.get(key) for key in ("identity", "contents", "choices")}
+    return replace(found, weights={}, training=light, source=path)
 
 
 def _record(file: TensorFile | Published) -> Checkpoint:
@@ -102,5 +129,5 @@ def from_published(found: Published) -> Checkpoint:
         "bf16": False,
     }
     classes = found.classes or [f"class {index}" for index in range(found.num_classes)]
-    palette = [list(colour) for colour in found.palette or distinct_colours(found.num_classes)]
+    palette = [list(colour) for colour in found.palette or class_colours(classes)]
     return Checkpoint(found.weights, config, classes, palette, found.iteration, scores={})

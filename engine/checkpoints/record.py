@@ -10,8 +10,6 @@ from torch import Tensor
 from ...models import tensor_files
 from ..guards.checks import checked_config
 
-# The files with a run's newest state and with the one before.
-LAST, PREVIOUS = "last.pt", "previous.pt"
 _TRAINING = {"optimizer", "schedule", "random", "best_score", "validated", "skipped", "identity", "wandb_id"}
 
 
@@ -26,8 +24,8 @@ class Checkpoint:
         palette: the RGB colours of the K classes.
         iteration: the number of completed iterations; None if a published file does not record it.
         scores: the scores of the latest validation.
-        training: the state of the optimiser, scheduler and random number generators, and the best score; empty unless
-            the file is a run's ``last.pt`` or ``previous.pt``.
+        training: the state of the optimiser, scheduler and random number generators, the best score, and the run's
+            identity; empty unless the file is a run's ``last.pt`` or ``previous.pt``.
         source: the file that the checkpoint was read from.
     """
 
@@ -65,7 +63,9 @@ def checked(found: Checkpoint) -> Checkpoint:
         "palette": _is_list(found.palette, _is_colour),
         "iteration": found.iteration is None or (type(found.iteration) is int and 0 <= found.iteration < 2**63),
         "scores": isinstance(found.scores, dict),
-        "training": isinstance(found.training, dict) and (not found.training or found.training.keys() >= _TRAINING),
+        "training": isinstance(found.training, dict)
+        and (not found.training or found.training.keys() >= _TRAINING)
+        and all(_is_texts(found.training.get(key)) for key in ("contents", "choices")),
     }
     if wrong := [name for name, good in valid.items() if not good]:
         raise ValueError(f"invalid {' and '.join(wrong)}")
@@ -77,6 +77,13 @@ def checked(found: Checkpoint) -> Checkpoint:
 
 def _is_list(value: Any, good: Callable[[Any], bool]) -> bool:
     return isinstance(value, (list, tuple)) and all(good(part) for part in value)
+
+
+def _is_texts(value: Any) -> bool:
+    """Return True for {string: string}, and for None, because earlier versions did not record it."""
+    return value is None or (
+        isinstance(value, dict) and all(isinstance(part, str) for part in (*value, *value.values()))
+    )
 
 
 def _is_colour(value: Any) -> bool:

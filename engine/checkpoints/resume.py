@@ -1,157 +1,225 @@
-"""Decide where a run starts: from scratch, from a given run's checkpoint, or from the newest one that matches."""
+"""Decide where a run starts: from scratch, or from a checkpoint of the same run, given or found beside it.
 
-import hashlib
+From then on, the folder of the run is locked, so that no other process can write to it.
+"""
+
 import itertools
-import json
-from collections.abc import Iterable
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from ..guards.former_names import former_names
-from ..guards.settings import plain
+from ...data import build_dataset
 from ..runtime.atomic_files import given_path
+from ..runtime.distributed import from_all, from_first, rank
 from ..runtime.launchers import is_first
-from .reading import find, load
-from .record import LAST, PREVIOUS, Checkpoint
-
-# Settings that may change when a run is resumed: those for how it computes, not what, and for what it may skip.
-_FREE = ("resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite")
-
-
-def fingerprint(config: DictConfig) -> str:
-    """Return a hash that is the same for configurations that describe the same training run."""
-    kept = {key: value for key, value in plain(config).items() if key not in _FREE}
-    # Former names preserve the hashes in the checkpoints of earlier versions, so that resume=auto finds those too.
-    return hashlib.sha256(json.dumps(former_names(kept), sort_keys=True).encode()).hexdigest()
+from ..runtime.overrides import in_sweep
+from ..runtime.run_folder import LAST, PREVIOUS, FolderLock, FolderTaken, holds_run
+from .continuation import check_given, given_options
+from .identity import LENGTH, Wanted
+from .locations import data_contents
+from .options import flat
+from .reading import find, load, peek
+from .record import Checkpoint
 
 
-def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
-    """Return the configuration to resume with: the checkpoint's, but with run-time settings from the command line.
+class Start(NamedTuple):
+    """Where a run starts.
 
-    Args:
-        config: the command line's configuration.
-        saved: the checkpoint to resume from.
+    Attributes:
+        folder: the folder of the run.
+        saved: the checkpoint to resume from; None for a new run.
     """
-    given = {_group(override) for override in _overrides()}
-    taken = [key for key in _FREE if key != "resume" and (config.resume == "auto" or key in given)]
-    now = plain(config)
-    return OmegaConf.create(saved.config | {key: now[key] for key in taken})
+
+    folder: Path
+    saved: Checkpoint | None
 
 
-def find_start(config: DictConfig, folder: Path) -> tuple[Path, Checkpoint | None]:
-    """Return the folder that a run writes to, and the checkpoint that it resumes from, if any.
+@contextmanager
+def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
+    """Lock the folder of a run for the duration of the block, and yield it with the checkpoint to resume from.
+
+    All processes of the run must call it. The first one decides.
 
     Args:
-        config: the command line's configuration. ``resume`` is null, a run's folder, or "auto" for the newest intact
-            checkpoint of this configuration in ``folder`` or one of its sibling folders.
+        config: the command line's configuration. ``resume`` is null, a run's folder, or "auto" for the checkpoint of
+            the same run (see :mod:`.identity`) in ``folder`` or beside it.
         folder: the folder that a new run would write to.
 
     Raises:
+        FolderTaken: the folder is in use by another process, or a new run would overwrite another one.
         ValueError: options passed with ``resume=FOLDER`` would change what the run computes, or that folder has no
             intact checkpoint.
         FileNotFoundError: that folder has no checkpoint.
+        OSError: a checkpoint cannot be read, for a reason that may be temporary.
     """
-    if config.resume is None:
-        return folder, None
+    with ExitStack() as held:
+        start = Start(folder, None)
+        if not rank():
+            start = _find(config, folder, held)
+        folder, path = from_first((start.folder, start.saved and start.saved.source))
+        if rank() and path:
+            start = Start(folder, load(path))
+        iterations = from_all(start.saved.iteration if start.saved else 0)
+        if len(set(iterations)) > 1:
+            raise ValueError(
+                f"processes found checkpoints of different iterations, {iterations}: all machines must see the run's "
+                "folder"
+            )
+        yield Start(folder, start.saved)
+
+
+def preview(config: DictConfig) -> DictConfig:
+    """Return the framework and device of a run, which must be known before its processes join and lock its folder."""
+    if config.resume in (None, "auto"):
+        return config
+    saved = newest(given_path(config.resume)).config
+    device = config.device if "device" in given_options() else saved.get("device", config.device)
+    return OmegaConf.create({"framework": saved.get("framework", "torch"), "device": device})
+
+
+def newest(folder: Path) -> Checkpoint:
+    """Return the newest state of a run without its tensors; see :func:`.reading.peek`.
+
+    Raises:
+        FileNotFoundError: the folder has no checkpoint.
+        ValueError: none of its checkpoints can be read.
+    """
+    if not any(path.is_file() for path in _states(folder)):
+        find(folder / LAST)  # raises the error
+    found = _peeks(folder, quiet=True)
+    if not found:
+        raise ValueError(f"{folder} has no readable checkpoint: start a new run")
+    return found[0]
+
+
+def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     if config.resume == "auto":
-        folder, saved = _newest(fingerprint(config), folder)
+        start = _same_run(config, folder, held)
         if HydraConfig.initialized():
             runtime: Any = HydraConfig.get().runtime
             with read_write(runtime):
-                runtime.output_dir = str(folder)  # where an error of this run is recorded
-        return folder, saved
-    changed = [override for override in _overrides() if _group(override) not in _FREE]
-    if changed:
-        raise ValueError(f"a resumed run keeps its own configuration: remove {' '.join(changed)}")
-    folder = given_path(config.resume)
-    saved = _first_intact(_own(folder) or [find(folder / LAST)])
-    if saved is None:
-        raise ValueError(f"{folder} has no readable checkpoint: start a new run")
-    return folder, saved
-
-
-def _overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-def _group(override: str) -> str:
-    """Return the first part of an override's name: "logger" for ``logger.group=a``."""
-    return override.partition("=")[0].partition(".")[0]
-
-
-def _newest(identity: str, folder: Path) -> tuple[Path, Checkpoint | None]:
-    """Return the run that ``resume=auto`` continues and its checkpoint, or an unused folder for a new run and None."""
-    runs = [folder, *(other for other in folder.parent.glob("*") if other != folder)]
-    # A restarted sweep finds each run in its own folder; the runs beside it may be active in other processes.
-    paths = sorted(
-        (path for run in runs for path in _own(run)),
-        key=lambda path: (path.parent != folder, _age(path)),
-    )
-    others = 0
-    for path in paths:
-        whose = _identity(path)
-        if whose not in (identity, None):
-            others += 1
-        elif (saved := _intact(path)) and saved.training["identity"] == identity:
-            _say(f"resume=auto: {path}, iteration {saved.iteration}")
+                runtime.output_dir = str(start.folder)  # where an error of this run is recorded
+        if start.folder != folder:
             with suppress(OSError):  # removes it only if empty, before a kill could leave it behind
                 folder.rmdir()
-            return path.parent, saved
-    skipped = f", skipped {others} of other configurations" if others else ""
-    _say(f"resume=auto: no checkpoint of this configuration in {folder.parent}{skipped}: starting a new run")
-    return _free(folder), None
+        return start
+    if config.resume is None:
+        held.enter_context(FolderLock(folder))
+        if holds_run(folder):
+            raise FolderTaken(
+                f"{folder} already holds a run, which a new one would overwrite: continue it with resume={folder}, or "
+                "choose another folder with hydra.run.dir=DIR (for a sweep: continue it with resume=auto, or choose "
+                "hydra.sweep.dir=DIR)"
+            )
+        return Start(folder, None)
+    check_given(given_options())
+    folder = given_path(config.resume)
+    newest(folder)  # raises an error before a lock could create the folder
+    held.enter_context(FolderLock(folder))
+    saved = _first_intact(folder)
+    if saved is None:
+        raise ValueError(f"{folder} has no readable checkpoint: start a new run")
+    return Start(folder, saved)
 
 
-def _own(folder: Path) -> list[Path]:
-    """Return the checkpoints of the run in ``folder``, newest first."""
-    return [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
+def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
+    """Return the run that ``resume=auto`` continues, or an unused folder for a new one."""
+    wanted = Wanted(config, given_options(), lambda: _data_contents(config))
+    found, others = [], []
+    beside = (other for other in sorted(folder.parent.glob("*")) if other != folder and os.access(other, os.X_OK))
+    for run in (folder, *beside):
+        if peeks := _peeks(run):
+            length = flat(peeks[0].config).get(LENGTH, wanted.length)
+            differences = wanted.differences(peeks[0])
+            # A sweep may vary the length: it never extends a run that may be another one of its own.
+            if length > wanted.length or (length < wanted.length and in_sweep()):
+                differences.insert(0, f"{LENGTH}={length} instead of {wanted.length}")
+            if differences:
+                others.append((len(differences), -(peeks[0].iteration or 0), run, differences))
+            else:
+                found.append((length < wanted.length, run != folder, -(peeks[0].iteration or 0), run))
+    for shorter, is_beside, _, run in sorted(found):
+        try:
+            lock = FolderLock(run)
+        except FolderTaken as error:
+            # In a sweep, two runs may be equal, and a shorter one may be complete in itself.
+            if is_beside and (in_sweep() or shorter):
+                _say(f"resume=auto: skipped {run}, which is in use")
+                continue
+            raise FolderTaken(f"this run is already being trained: {error}") from error
+        with ExitStack() as unused:
+            unused.enter_context(lock)
+            if saved := _first_intact(run):
+                held.push(unused.pop_all())
+                _say(f"resume=auto: {saved.source}, iteration {saved.iteration}")
+                return Start(run, saved)
+    start = Start(_free(folder, held), None)
+    skipped = f", skipped {len(others)} of other configurations" if others else ""
+    _say(f"resume=auto: no checkpoint of this run in {folder.parent}{skipped}: starting a new run in {start.folder}")
+    if others:
+        number, negative, run, differences = min(others)
+        shown = ", ".join(differences[:3]) + (f" and {number - 3} more" if number > 3 else "")
+        _say(f"the most similar one, {run} at iteration {-negative}, has {shown}")
+    return start
 
 
-def _age(path: Path) -> int:
-    """Return a sort key that puts newer files first."""
-    try:
-        return -path.stat().st_mtime_ns
-    except FileNotFoundError:  # its run has just replaced it
-        return 0
+def _free(folder: Path, held: ExitStack) -> Path:
+    """Lock and return ``folder``, or a numbered sibling if a different run occupies it, as when a sweep is extended."""
+    for number in itertools.count(1):
+        path = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        if holds_run(path):
+            continue
+        try:
+            lock = FolderLock(path)
+        except FolderTaken:
+            if number == 1:
+                raise
+            continue
+        if not holds_run(path):  # another process may have run in the meantime
+            held.enter_context(lock)
+            return path
+        lock.release()
+    raise AssertionError("unreachable")
 
 
-def _identity(path: Path) -> str | None:
-    """Return the fingerprint stored in a checkpoint, or None if it cannot be read.
+def _data_contents(config: DictConfig) -> dict[str, str]:
+    return data_contents(*(build_dataset(config.dataset, split, None) for split in ("train", "val")))
 
-    Most of the checkpoints may belong to other configurations. This function therefore memory-maps the file without
-    reading any tensor, and :func:`load` reopens the few that match.
+
+def _states(folder: Path) -> list[Path]:
+    return [folder / name for name in (LAST, PREVIOUS)]
+
+
+def _peeks(folder: Path, *, quiet: bool = False) -> list[Checkpoint]:
+    """Return the states of the run in ``folder`` without their tensors, most iterations first.
+
+    Damaged ones are skipped. An error that may be temporary is raised: it must not send a run back to its start.
     """
-    try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)["training"]["identity"]
-    except Exception:  # each kind of damage raises a different error; load() reports it
-        return None
+    found = []
+    for path in _states(folder):
+        try:
+            found.append(peek(path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (ValueError, PermissionError) as error:
+            if not quiet:
+                _say(f"skipped {path}: {error}")
+    return sorted(found, key=lambda saved: -(saved.iteration or 0))
 
 
-def _free(folder: Path) -> Path:
-    """Return ``folder``, or a numbered sibling if a different run occupies it, as when a sweep is extended."""
-    numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([folder], numbered) if not _own(path))
-
-
-def _first_intact(paths: Iterable[Path]) -> Checkpoint | None:
-    return next((saved for path in paths if (saved := _intact(path))), None)
-
-
-def _intact(path: Path) -> Checkpoint | None:
-    """Return a run's checkpoint; if the run cannot be resumed from it, print the reason and return None."""
-    try:
-        saved = load(path)
-        if not saved.training:
-            raise ValueError("it contains weights but no training state; use init=FILE to start from them")
-        return saved
-    except (ValueError, OSError) as error:
-        _say(f"skipped {path}: {error}")
-        return None
+def _first_intact(folder: Path) -> Checkpoint | None:
+    """Return the state of the run in ``folder`` with most iterations whose checksums are correct."""
+    for light in _peeks(folder):
+        try:
+            return load(light.source or folder / LAST)
+        except (ValueError, FileNotFoundError) as error:
+            _say(f"skipped {light.source}: {error}")
+    return None
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,6 @@
 """Write checkpoints atomically, with checksums."""
 
+import errno
 import json
 import os
 import zlib
@@ -29,20 +30,29 @@ def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> N
         OSError: the disk is full, or the folder is not writable.
     """
     write = _write_weights if path.suffix == ".safetensors" else _write_state
-    with replacing(path) as unfinished:
-        try:
+    try:
+        with replacing(path) as unfinished:
             write(checkpoint, unfinished)
             with open(unfinished, "rb+") as file:
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise errors of their own
-            if lost_worker(error):
-                raise
-            raise OSError(
-                f"{path} could not be written; the disk may be full. The previous checkpoint is intact: free some disk "
-                f"space and continue from it with resume=auto. {error}"
-            ) from error
-        if before and path.exists():
-            os.replace(path, before)
+            if before and path.exists():
+                os.replace(path, before)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise errors of their own
+        if lost_worker(error):
+            raise
+        raise _explained(error, path) from error
+
+
+def _explained(error: Exception, path: Path) -> OSError:
+    """Return an error that says what to do if a checkpoint could not be written."""
+    if not path.parent.is_dir():
+        return FileNotFoundError(f"{path} could not be written: the folder of the run has been moved or removed")
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OSError(f"{path} could not be written. The previous checkpoint is intact. {error}")
+    return OSError(
+        f"{path} could not be written; the disk may be full. The previous checkpoint is intact: free some disk space "
+        f"and continue from it with resume=auto. {error}"
+    )
 
 
 def checksum(header: str, weights: dict[str, Tensor]) -> str:

@@ -15,10 +15,12 @@ from .objects import save_objects as save_objects
 from .panels import save_panel as save_panel
 from .panels import save_samples as save_samples
 from .panels import save_side_by_side as save_side_by_side
+from .panels import thumbnails as thumbnails
 from .png_files import write_figure as write_figure
 from .png_files import write_png as write_png
 from .scalar_file import ScalarFile as ScalarFile
 from .tables import Table as Table
 from .video import Video as Video
+from .video import VideoLegend as VideoLegend
 from .video import check_video as check_video
 from .video import open_video as open_video

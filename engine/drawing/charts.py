@@ -1,5 +1,6 @@
 """Draw charts: the curves and the confusion matrix of a run, and the comparisons of a sweep."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ _SIDE_BY_SIDE = 8  # maximum number of option values that are spaced evenly alon
 _NAMED = 20  # maximum number of settings in a legend
 _NAMED_CLASSES = 40  # maximum number of classes whose names are legible next to a confusion matrix
 _FAILED = "#d62728"
+_POINTS = 200  # maximum number of points of a training curve; more would only show the noise of single batches
 
 
 def save_curves(
@@ -24,6 +26,9 @@ def save_curves(
     scores: Sequence[str],
 ) -> None:
     """Plot the loss, with its individual terms, and the validation scores over the iterations.
+
+    Long training curves show the means since the last point. The percentages end above the best score, so that low
+    ones, such as AP in early training, are legible.
 
     Args:
         path: the PNG file.
@@ -37,19 +42,30 @@ def save_curves(
     left, right = figure.subplots(1, 2, gridspec_kw=margins)
     for name in [key for key in train[0] if key.startswith("loss")] if train else []:
         points = [(row["iteration"], row[name]) for row in train if row.get(name) is not None]
-        left.plot(*zip(*points, strict=True), label=name, linewidth=1.6 if name == "loss" else 0.9)
+        iterations, means = _means(points)
+        left.plot(iterations, means, label=name, linewidth=1.6 if name == "loss" else 0.9)
     left.set(xlabel="iteration", ylabel="loss", title="training")
     left.set_ylim(bottom=0)
     for name in scores:
         points = [(row["iteration"], row[name]) for row in validation]
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    right.set(xlabel="iteration", ylabel="percent", title="validation", ylim=(0, 100))
+    best = max((row[name] for row in validation for name in scores if math.isfinite(row[name])), default=0)
+    right.set(xlabel="iteration", ylabel="percent", title="validation", ylim=(0, min(max(1.15 * best, 1), 100)))
+    last = max([row["iteration"] for row in (*train[-1:], *validation[-1:])], default=1)
     for axis in (left, right):
+        axis.set_xlim(0, 1.02 * max(last, 1))  # also for a single validation, and alike for both
         axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     write_figure(path, figure)
+
+
+def _means(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Return (iterations, values) of at most ``_POINTS`` points: each the mean of all since the one before."""
+    size = -(-len(points) // _POINTS)
+    parts = [points[start : start + size] for start in range(0, len(points), size or 1)]
+    return [part[-1][0] for part in parts], [sum(value for _, value in part) / len(part) for part in parts]
 
 
 def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], score: str) -> None:

@@ -1,24 +1,33 @@
 """Draw detected objects over an image: masks, boxes, class names and scores."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.ops import box_iou
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ...data.sets.folder import distinct_colours
-from .png_files import write_figure, write_png
+from .panels import save_grid
+from .png_files import write_png
 
 _OPACITY = 0.45  # opacity of the masks over an image
-_FONT = "fonts/ttf/DejaVuSans.ttf"  # ships with matplotlib; torchvision's default font has a single, small size
+_SAME_OBJECT = 0.5  # IoU
+_FONT = "fonts/ttf/DejaVuSans.ttf"  # ships with matplotlib
 
 
-def draw_objects(image: Tensor, objects: Mapping[str, Tensor], classes: Sequence[str]) -> Tensor:
+def draw_objects(
+    image: Tensor,
+    objects: Mapping[str, Tensor],
+    classes: Sequence[str],
+    *,
+    colours: Sequence[tuple[int, int, int]] | None = None,
+) -> Tensor:
     """Return a copy of an image with masks, boxes, names and scores drawn over it, one colour per object.
 
     Args:
@@ -26,32 +35,93 @@ def draw_objects(image: Tensor, objects: Mapping[str, Tensor], classes: Sequence
         objects: "boxes" (n, 4) x1, y1, x2, y2 in pixels; "labels" (n,) from 1; "masks" (n, H, W) in {0, 1}; and
             optionally "scores" (n,) in [0, 1].
         classes: the names of the labels 1 to K.
+        colours: n RGB triples; distinct ones by default.
 
     Returns:
         RGB uint8 (3, H, W).
     """
     if not len(objects["labels"]):
         return image.clone()
-    colours = [(red, green, blue) for red, green, blue in distinct_colours(len(objects["labels"]))]
+    colours = colours or distinct_colours(len(objects["labels"]))
     drawn = image
     for mask, colour in zip(objects["masks"].bool(), colours, strict=True):  # one by one, so that overlaps stay visible
         drawn = draw_segmentation_masks(drawn, mask, alpha=_OPACITY, colors=colour)
-    line = max(10, min(24, image.shape[1] // 24))  # pixels
+    line = max(11, round(math.sqrt(image.shape[1] * image.shape[2]) / 30))  # pixels
     drawn = draw_bounding_boxes(drawn, objects["boxes"], colors=[*colours], width=max(1, line // 8))
-    # Captions go above the boxes, where they do not hide small objects. torchvision draws them inside a box, so each
-    # gets a box of its own, without area or outline.
-    corners = objects["boxes"][:, :2] - torch.tensor([1, line])
-    return draw_bounding_boxes(
-        drawn,
-        corners.clamp(min=0).repeat(1, 2),
-        _captions(objects, classes),
-        colors=[*colours],
-        width=0,
-        font=str(Path(matplotlib.get_data_path()) / _FONT),
-        font_size=round(0.75 * line),
-        label_colors=["black" if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else "white" for colour in colours],
-        fill_labels=True,
-    )
+    return _with_captions(drawn, objects["boxes"].tolist(), _captions(objects, classes), colours, line)
+
+
+def _with_captions(
+    image: Tensor,
+    boxes: Sequence[Sequence[float]],
+    captions: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
+    line: int,
+) -> Tensor:
+    """Return an image with a caption at each box, above it if there is room."""
+    canvas = Image.fromarray(_pixels(image))
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / _FONT), round(0.75 * line))
+    taken: list[tuple[int, int, int, int]] = []
+    for box, caption, colour in zip(boxes, captions, colours, strict=True):
+        size = round(font.getlength(caption)) + line // 2, line
+        left, top = _free_place(box, size, canvas.size, taken)
+        taken.append((left, top, left + size[0], top + size[1]))
+        draw.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), fill=colour)
+        text = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else "white"
+        draw.text((left + line // 4, top + line / 2), caption, fill=text, font=font, anchor="lm")
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
+
+
+def _free_place(
+    box: Sequence[float], size: tuple[int, int], limits: tuple[int, int], taken: Sequence[tuple[int, int, int, int]]
+) -> tuple[int, int]:
+    """Return the upper left corner of a caption: the first that overlaps no other one.
+
+    Captions go above the boxes, where they do not hide small objects, or else inside, below, and further down.
+
+    Args:
+        box: x1, y1, x2, y2 of the object in pixels.
+        size: (width, height) of the caption.
+        limits: (width, height) of the image.
+        taken: x1, y1, x2, y2 of the other captions.
+    """
+    (width, height), (right, bottom) = size, limits
+    x1, y1, x2, y2 = (round(side) for side in box)
+    rows = [y1 - height, y1, y2, *range(y1 - 2 * height, -1, -height), *range(y1 + height, bottom, height)]
+    places = [(x, y) for y in rows for x in (x1, x2 - width)]
+    # Inside the image, also for a box at its edge
+    places = [(max(min(x, right - width), 0), max(min(y, bottom - height), 0)) for x, y in places]
+
+    def free(place: tuple[int, int]) -> bool:
+        x, y = place
+        return all(x >= t[2] or t[0] >= x + width or y >= t[3] or t[1] >= y + height for t in taken)
+
+    return next(filter(free, places), places[0])
+
+
+def matched_colours(
+    truth: Mapping[str, Tensor], prediction: Mapping[str, Tensor]
+) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+    """Return the colours of true and of predicted objects; a prediction has that of the object it overlaps most.
+
+    An object is given to the prediction of the same class with the highest IoU of the boxes, from 0.5. All other
+    predictions have colours of their own.
+    """
+    number = len(truth["labels"])
+    colours = distinct_colours(number + len(prediction["labels"]))
+    overlaps = box_iou(truth["boxes"].float(), prediction["boxes"].float())
+    overlaps = overlaps * (truth["labels"][:, None] == prediction["labels"])
+    own = colours[number:]
+    given: set[int] = set()
+    order = overlaps.flatten().argsort(descending=True, stable=True).tolist()
+    for true, predicted in (divmod(place, overlaps.shape[1]) for place in order):
+        if overlaps[true, predicted] < _SAME_OBJECT:
+            break
+        if true not in given and own[predicted] in colours[number:]:
+            own[predicted] = colours[true]
+            given.add(true)
+    return colours[:number], own
 
 
 def save_objects(path: Path, image: Tensor, objects: Mapping[str, Tensor], classes: Sequence[str]) -> None:
@@ -69,17 +139,14 @@ def save_object_panel(
         samples: (image (3, H, W) in [0, 1], true objects, predicted objects); see :func:`draw_objects`.
         classes: the names of the labels 1 to K.
     """
-    height, width = samples[0][0].shape[1:]
-    figure = Figure(figsize=(12, 0.3 + len(samples) * 4.0 * height / width), layout="constrained")
-    for row, (image, truth, prediction) in zip(figure.subplots(len(samples), 3, squeeze=False), samples, strict=True):
+    rows = []
+    for image, truth, prediction in samples:
         picture = (image * 255).round().to(torch.uint8)
-        columns = (picture, draw_objects(picture, truth, classes), draw_objects(picture, prediction, classes))
-        for axis, shown in zip(row, columns, strict=True):
-            axis.imshow(_pixels(shown))
-            axis.set_axis_off()
-    for axis, title in zip(figure.axes, ("image", "truth", "prediction"), strict=False):
-        axis.set_title(title, fontsize=10)
-    write_figure(path, figure)
+        shown = [picture]
+        for objects, colours in zip((truth, prediction), matched_colours(truth, prediction), strict=True):
+            shown.append(draw_objects(picture, objects, classes, colours=colours))
+        rows.append([_pixels(part) for part in shown])
+    save_grid(path, rows, ("image", "truth", "prediction"))
 
 
 def _captions(objects: Mapping[str, Tensor], classes: Sequence[str]) -> list[str]:

@@ -3,7 +3,8 @@
 Figures are built without pyplot, which would keep every figure of a sweep alive in a global list.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,13 @@ from torch import Tensor
 
 from ...data import IGNORE_INDEX
 from .label_images import Palette, blend, colourise, mark_errors
+from .legend import most_frequent_first
 from .png_files import write_figure
 
-_LEGEND_COLUMNS = 6
+_WIDTH, _COLUMN = 10, 1.5  # inches: the width of a figure, and the least width of a column
+_CHARACTER = 0.078  # inches: the mean width of a character in a title
+_TITLE_LINES = 3
+_LARGEST = 1600  # pixels: the longer side of a thumbnail
 
 
 def save_panel(
@@ -38,8 +43,8 @@ def save_panel(
         )
         for image, labels, prediction in rows
     ]
-    shown = _classes_in(part for _, *maps in rows for part in maps)
-    _save_grid(path, pictures, ("image", "truth", "prediction", "errors (red)"), shown, classes, palette)
+    shown = most_frequent_first(part for _, *maps in rows for part in maps)
+    save_grid(path, pictures, ("image", "truth", "prediction", "errors (red)"), shown, classes, palette)
 
 
 def save_samples(
@@ -58,8 +63,8 @@ def save_samples(
         classes, palette: the names and colours of the K classes.
     """
     pictures = [[image if labels is None else blend(image, labels, palette) for image, labels in row] for row in rows]
-    shown = _classes_in(labels for row in rows for _, labels in row if labels is not None)
-    _save_grid(path, pictures, titles, shown, classes, palette)
+    shown = most_frequent_first(labels for row in rows for _, labels in row if labels is not None)
+    save_grid(path, pictures, titles, shown, classes, palette)
 
 
 def save_side_by_side(
@@ -91,12 +96,13 @@ def save_side_by_side(
                 row.append(mark_errors(prediction, truth))
         pictures.append(row)
         maps += [*predictions] if truth is None else [truth, *predictions]
-    _save_grid(path, pictures, titles, _classes_in(maps), classes, palette)
+    save_grid(path, pictures, titles, most_frequent_first(maps), classes, palette)
 
 
-def _classes_in(maps: Iterable[np.ndarray]) -> list[int]:
-    """Return the classes that occur in any of the label maps, in order."""
-    return sorted({index for labels in maps for index in np.unique(labels).tolist()} - {IGNORE_INDEX})
+def thumbnails(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return images or label maps (H, W, ...) of equal size no larger than a panel can show, by nearest neighbour."""
+    step = -(-max(images[0].shape[:2]) // _LARGEST)
+    return [image[::step, ::step].copy() for image in images]
 
 
 def _shortened(names: Sequence[str]) -> list[str]:
@@ -110,41 +116,78 @@ def _shortened(names: Sequence[str]) -> list[str]:
     return ["/".join(part) for part in parts]
 
 
-def _save_grid(
+def save_grid(
     path: Path,
     rows: Sequence[Sequence[np.ndarray]],
     titles: Sequence[str],
-    shown: Sequence[int],
-    classes: Sequence[str],
-    palette: Palette,
+    shown: Sequence[int] = (),
+    classes: Sequence[str] = (),
+    palette: Palette = (),
 ) -> None:
-    """Save a grid of images under column titles, with a legend of the classes `shown` at the bottom."""
+    """Save a grid of images under column titles, with a legend of classes at the bottom.
+
+    Args:
+        path: the PNG file.
+        rows: RGB images of any size, as many per row as there are titles; those in a row are aligned at the top.
+        titles: the column titles, wrapped to the width of a column.
+        shown: the classes in the legend, in order; ``IGNORE_INDEX`` is shown as ignored.
+        classes, palette: the names and colours of the K classes.
+    """
     ratios = [max(picture.shape[0] / picture.shape[1] for picture in row) for row in rows]
-    legend_height = 0.3 + 0.18 * -(-len(shown) // _LEGEND_COLUMNS)
-    width, height = 10, 0.3 + 10 / len(titles) * sum(ratios) + legend_height
+    width = max(_WIDTH, _COLUMN * len(titles))
+    wrapped = [_wrapped(title, width / len(titles)) for title in titles]
+    title_height = 0.12 + 0.17 * max(title.count("\n") + 1 for title in wrapped)
+    names = ["ignored" if index == IGNORE_INDEX else str(classes[index]) for index in shown]
+    # In inches: the patch, the gaps, and the longest name.
+    columns = max(min(len(shown), int(width / (0.65 + 0.075 * max(map(len, names), default=0)))), 1)
+    legend_height = 0.3 + 0.18 * -(-len(shown) // columns) if shown else 0.1
+    height = title_height + width / len(titles) * sum(ratios) + legend_height
     figure = Figure(figsize=(width, height))
     # Manual margins, because a constrained layout draws everything twice.
-    margins = {"left": 0.005, "right": 0.995, "top": 1 - 0.3 / height, "bottom": legend_height / height}
+    margins = {"left": 0.005, "right": 0.995, "top": 1 - title_height / height, "bottom": legend_height / height}
     grid = {"height_ratios": ratios, "wspace": 0.03, "hspace": 0.06} | margins
     axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw=grid)
     for line, row in zip(axes, rows, strict=True):
         for axis, picture in zip(line, row, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
+            axis.set_anchor("N")
+    for axis, title in zip(axes[0], wrapped, strict=True):
+        box = axis.get_position(original=True)
+        centre = (box.x0 + box.x1) / 2, 1 - title_height / height
+        figure.text(*centre, title, fontsize=9, ha="center", va="bottom", linespacing=1.1)
     if shown:
         figure.legend(
-            [_patch(palette[index]) for index in shown],
-            [classes[index] for index in shown],
+            [_patch(None if index == IGNORE_INDEX else palette[index]) for index in shown],
+            names,
             loc="lower center",
-            ncols=min(len(shown), _LEGEND_COLUMNS),
+            ncols=columns,
             fontsize=8,
             frameon=False,
         )
     write_figure(path, figure)
 
 
-def _patch(colour: Sequence[int]) -> Patch:
+def _wrapped(title: str, inches: float) -> str:
+    """Return a title in lines that fit a column, at most three; the middle of a longer one is left out."""
+    width = max(int(inches / _CHARACTER), 6)
+    if len(title) > _TITLE_LINES * width:
+        half = (_TITLE_LINES * width - 3) // 2
+        title = f"{title[:half]}...{title[-half:]}"
+    # A path breaks after its punctuation, a single word anywhere.
+    words = re.sub(r"([/_.=,])", "\\1\0", title).replace(" ", " \0").split("\0")
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1] + word.rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+        while len(lines[-1].rstrip()) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return "\n".join(line.strip() for line in lines)
+
+
+def _patch(colour: Sequence[int] | None) -> Patch:
+    if colour is None:
+        return Patch(facecolor="#282828", edgecolor="#9a9a9a", hatch="/////", linewidth=0.5)
     red, green, blue = (channel / 255 for channel in colour)
     return Patch(facecolor=(red, green, blue), edgecolor="black", linewidth=0.5)

@@ -3,15 +3,20 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..runtime.atomic_files import replacing
 
 
-def write_png(path: Path, picture: Image.Image) -> None:
-    """Write an image."""
+def write_png(path: Path, picture: Image.Image, *, orientation: int = 1) -> None:
+    """Write an image, with an EXIF orientation if it is not upright."""
+    exif = {}
+    if orientation != 1:
+        tags = Image.Exif()
+        tags[ExifTags.Base.Orientation] = orientation
+        exif = {"exif": tags}
     with replacing(path) as unfinished:
-        picture.save(unfinished, format="PNG")
+        picture.save(unfinished, format="PNG", **exif)
 
 
 def write_figure(path: Path, figure: Figure, *, dpi: int = 120, bbox_inches: str | None = None) -> None:

@@ -1,17 +1,22 @@
 """Write frames to a video file."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..runtime.atomic_files import replacing
+from .label_images import Palette, beside
+from .legend import LegendEntry, draw_legend, legend_width, most_frequent_first
 
 SUFFIXES = (".gif", ".mp4")
+_BITS = 5  # of each channel, for counting colours
+_SAMPLES = 200_000  # pixels that the palette of a GIF is chosen from
 
 
 def check_video(path: Path) -> None:
@@ -26,11 +31,29 @@ def check_video(path: Path) -> None:
 
 
 class Video(ABC):
-    """A video that frames of equal size are appended to; see :func:`open_video`."""
+    """A video that frames are appended to; see :func:`open_video`.
+
+    Attributes:
+        size: (H, W) of the first frame, which all frames are fitted into; None before it.
+        fitted: the number of frames of another size.
+    """
+
+    def __init__(self):
+        self.size: tuple[int, int] | None = None
+        self.fitted = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame, RGB uint8 (H, W, 3); one of another size is scaled and centred on black."""
+        self.size = self.size or (frame.shape[0], frame.shape[1])
+        if frame.shape[:2] != self.size:
+            self.fitted += 1
+            height, width = self.size
+            frame = np.array(ImageOps.pad(Image.fromarray(frame), (width, height), color="black"))
+        self._append(frame)
 
     @abstractmethod
-    def add(self, frame: np.ndarray) -> None:
-        """Append a frame, RGB uint8 (H, W, 3)."""
+    def _append(self, frame: np.ndarray) -> None:
+        """Append a frame of the video's size."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -48,26 +71,52 @@ def open_video(path: Path, *, fps: float) -> Iterator[Video]:
         fps: frames per second.
     """
     with replacing(path) as unfinished, ExitStack() as resources:
-        video = _Gif(unfinished, fps) if path.suffix.lower() == ".gif" else _Mp4(unfinished, fps, resources)
+        video = _Gif(unfinished, fps, resources) if path.suffix.lower() == ".gif" else _Mp4(unfinished, fps, resources)
         yield video
         video.finish()
 
 
 class _Gif(Video):
-    """An animated GIF; all frames stay in memory until the end, because they share one palette."""
+    """An animated GIF with one palette, because colours would flicker with one per frame.
 
-    def __init__(self, path: Path, fps: float):
+    The palette has to fit all frames, which are therefore kept on disk until the end.
+    """
+
+    def __init__(self, path: Path, fps: float, resources: ExitStack):
+        super().__init__()
         self._path, self._fps = path, fps
-        self._frames: list[Image.Image] = []
+        self._spool = resources.enter_context(TemporaryFile())  # noqa: SIM115
+        self._colours = np.zeros(2 ** (3 * _BITS), dtype=np.int64)  # pixels by colour, in all frames
 
-    def add(self, frame: np.ndarray) -> None:
-        self._frames.append(Image.fromarray(frame))
+    def _append(self, frame: np.ndarray) -> None:
+        red, green, blue = np.moveaxis((frame >> (8 - _BITS)).astype(np.int32), -1, 0)
+        self._colours += np.bincount((red << 2 * _BITS | green << _BITS | blue).ravel(), minlength=len(self._colours))
+        self._spool.write(np.ascontiguousarray(frame).tobytes())
 
     def finish(self) -> None:
-        palette = self._frames[0].quantize(256)  # with one palette per frame, colours would flicker
-        first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self._frames]
+        if self.size is None:
+            raise ValueError("there are no frames to write")
+        palette = self._palette()
+        frames = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self._frames(*self.size))
         duration = round(1000 / self._fps)  # ms
-        first.save(self._path, format="GIF", save_all=True, append_images=others, duration=duration, loop=0)
+        next(frames).save(self._path, format="GIF", save_all=True, append_images=frames, duration=duration, loop=0)
+
+    def _palette(self) -> Image.Image:
+        """Return an image with the palette: the colours of all frames, with rare ones weighted up."""
+        present = np.flatnonzero(self._colours)
+        # By their square roots, so that a class with few pixels in a single frame keeps its colour.
+        weights = np.sqrt(self._colours[present])
+        pixels = np.repeat(present, np.maximum(weights * (_SAMPLES / weights.sum()), 1).astype(np.int64))
+        channels = [(pixels >> _BITS * place & (1 << _BITS) - 1) for place in (2, 1, 0)]
+        colours = np.stack(channels, axis=-1) * 255 / ((1 << _BITS) - 1)
+        return Image.fromarray(colours.round().astype(np.uint8)[None]).quantize(
+            256, method=Image.Quantize.MEDIANCUT, kmeans=1
+        )
+
+    def _frames(self, height: int, width: int) -> Iterator[Image.Image]:
+        self._spool.seek(0)
+        while content := self._spool.read(3 * height * width):
+            yield Image.frombytes("RGB", (width, height), content)
 
 
 class _Mp4(Video):
@@ -76,13 +125,14 @@ class _Mp4(Video):
     def __init__(self, path: Path, fps: float, resources: ExitStack):
         import av
 
+        super().__init__()
         self._container = resources.enter_context(av.open(str(path), "w", format="mp4"))
         self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": "20"}
         self._started = False
 
-    def add(self, frame: np.ndarray) -> None:
+    def _append(self, frame: np.ndarray) -> None:
         from av import VideoFrame
 
         even = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]  # yuv420p requires even sides
@@ -93,3 +143,26 @@ class _Mp4(Video):
 
     def finish(self) -> None:
         self._container.mux(self._stream.encode())
+
+
+class VideoLegend:
+    """A legend beside the frames of a video, which lists the classes that have occurred so far.
+
+    A class keeps its line, so that the legend does not jump. Its size is that for the first frame.
+
+    Args:
+        classes, palette: the names and colours of the K classes.
+    """
+
+    def __init__(self, classes: Sequence[str], palette: Palette):
+        self._lines = [LegendEntry(name, colour) for name, colour in zip(classes, palette, strict=True)]
+        self._seen: list[int] = []
+        self._size: Sequence[int] | None = None
+
+    def beside(self, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return a frame, RGB uint8 (H, W, 3), with the legend to its right; labels (H, W) are its class indices."""
+        self._seen += [index for index in most_frequent_first([labels]) if index not in self._seen]
+        self._size = size = self._size or frame.shape[:2]
+        shown = [self._lines[index] for index in self._seen if index < len(self._lines)]
+        canvas = draw_legend(shown, size, width=legend_width([line.text for line in self._lines], size))
+        return np.array(beside(frame, canvas.crop((0, 0, canvas.width, frame.shape[0]))))

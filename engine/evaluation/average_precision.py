@@ -34,6 +34,11 @@ class DetectionScores(NamedTuple):
         """The metric that selects the best checkpoint: mask AP."""
         return self.mask[0]
 
+    @property
+    def class_scores(self) -> list[float]:
+        """The score of each class whose mean is the headline metric; NaN for classes that are left out of it."""
+        return self.class_mask_ap
+
     def summary(self) -> dict[str, float]:
         """Return percentages by name, the headline metric first."""
         mask_ap, box_ap = (

@@ -32,6 +32,11 @@ class Scores(NamedTuple):
         """The metric that selects the best checkpoint: mIoU."""
         return self.miou
 
+    @property
+    def class_scores(self) -> list[float]:
+        """The score of each class whose mean is the headline metric; NaN for classes that are left out of it."""
+        return self.class_iou
+
     def summary(self) -> dict[str, float]:
         """Return percentages by name, the headline metric first."""
         return {

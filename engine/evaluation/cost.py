@@ -44,7 +44,7 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
             image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm after global pooling needs two
             with FlopCounterMode(display=False) as counter, _AttentionFormula():
                 functional_call(model.eval(), state, (image,))
-            with _triton_path(model), Storages() as storages, _FusedAttention():
+            with triton_path(model), Storages() as storages, FusedAttention():
                 output = functional_call(model.train(), state, (pair,))
             known = {array.untyped_storage()._cdata for array in (pair, *state.values())}
             saved = sum(size for key, size in storages.alive().items() if key not in known) / len(pair)
@@ -89,7 +89,7 @@ class _AttentionFormula(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class _FusedAttention(TorchFunctionMode):
+class FusedAttention(TorchFunctionMode):
     """Dispatch fake tensors to fused attention, as for real ones, instead of materialising the full attention map."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -99,7 +99,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 @contextmanager
-def _triton_path(model: nn.Module):
+def triton_path(model: nn.Module):
     """Use the Triton operators on fake tensors: no kernel is launched, so no GPU is needed."""
     try:
         from triton import knobs

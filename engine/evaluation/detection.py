@@ -4,12 +4,14 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
 from ...data.loader import Loader
+from ...data.reading.image_files import as_stored
 from ..runtime.distributed import from_all, rank, world_size
 from .average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
 
@@ -43,6 +45,25 @@ def detect(model: nn.Module, image: Tensor, *, bf16: bool = False) -> dict[str, 
     """Return "boxes", "labels", "scores" and "masks" of an RGB image (3, H, W) in [0, 1], in torchvision's format."""
     with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
         return model([image])[0]
+
+
+def as_stored_objects(objects: dict[str, Tensor], orientation: int) -> dict[str, Tensor]:
+    """Turn the objects of an upright image to the orientation of the pixels in its file.
+
+    Args:
+        objects: "boxes" (n, 4) and "masks" (n, 1, H, W), and others, which are kept.
+        orientation: the EXIF orientation of the image.
+    """
+    if orientation == 1:
+        return objects
+    height, width = objects["masks"].shape[-2:]
+    x, y = objects["boxes"][:, 0::2], objects["boxes"][:, 1::2]  # (n, 2): both corners
+    left, up = width - x, height - y
+    corners = {2: (left, y), 3: (left, up), 4: (x, up), 5: (y, x), 6: (y, left), 7: (up, left), 8: (up, x)}
+    x, y = corners.get(orientation, (x, y))
+    boxes = torch.stack([x.amin(dim=1), y.amin(dim=1), x.amax(dim=1), y.amax(dim=1)], dim=1)
+    masks = torch.from_numpy(np.ascontiguousarray(as_stored(objects["masks"].cpu().numpy(), orientation)))
+    return objects | {"boxes": boxes, "masks": masks}
 
 
 def evaluate_objects(

@@ -2,22 +2,44 @@
 
 Each protocol is called with a network and images (N, 3, H, W) in [0, 1] and returns logits or probabilities
 (N, K, H, W); clips (N, 3, T, H, W) keep their T. Sums are accumulated in-place, so however many passes there are, peak
-memory is two maps of the image's size plus the memory of a single pass.
+memory is two maps of the image's size plus the memory of a single pass. Sliding windows need less, see :func:`tiles`.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from ...data.letterbox import Placement, resample, restore
-from ...data.size_limit import check_size
+from ...data.reading.size_limit import check_size
 from ...data.transforms import swapped_classes
 
 Protocol = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Tile(NamedTuple):
+    """The scores of a rectangle of an image.
+
+    Attributes:
+        rows, columns: where it is in the image.
+        scores: logits or probabilities (N, K, h, w).
+    """
+
+    rows: slice
+    columns: slice
+    scores: Tensor
+
+
+def tiles(protocol: Protocol, model: nn.Module, images: Tensor) -> Iterator[Tile]:
+    """Yield the scores of images (N, 3, H, W) in rectangles that cover each pixel once; one, unless windows slide."""
+    if isinstance(protocol, Slide):
+        yield from protocol.tiles(model, images)
+    else:
+        height, width = images.shape[-2:]
+        yield Tile(slice(0, height), slice(0, width), protocol(model, images))
 
 
 class Whole:
@@ -26,6 +48,10 @@ class Whole:
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
         return model(images)["out"]
+
+    def passes(self, size: Sequence[int]) -> int:
+        """Return the number of forward passes for an image of size (H, W)."""
+        return 1
 
 
 class Slide:
@@ -48,27 +74,87 @@ class Slide:
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
-        size = images.shape[-2:]
-        padding = [max(side, crop) - side for side, crop in zip(size, self.crop_size, strict=True)]
-        if any(padding):
-            mean = _mean(model, images)
-            images = pad(images - mean, (0, padding[1], 0, padding[0])) + mean
-        total, count = None, images.new_zeros(images.shape[-2:])
-        for rows in self._windows(images.shape[-2], self.crop_size[0]):
-            for columns in self._windows(images.shape[-1], self.crop_size[1]):
-                logits = model(images[..., rows, columns])["out"].float()
-                if total is None:
-                    total = logits.new_zeros(*logits.shape[:-2], *images.shape[-2:])
-                total[..., rows, columns] += logits
-                count[rows, columns] += 1
-        assert total is not None  # there is at least one window
-        return total.div_(count)[..., : size[0], : size[1]]
+        logits = None
+        for tile in self.tiles(model, images):
+            if logits is None:
+                logits = tile.scores.new_empty(*tile.scores.shape[:-2], *images.shape[-2:])
+            logits[..., tile.rows, tile.columns] = tile.scores
+        assert logits is not None  # there is at least one window
+        return logits
 
-    def _windows(self, side: int, crop: int) -> Iterator[slice]:
+    def passes(self, size: Sequence[int]) -> int:
+        """Return the number of windows in an image of size (H, W)."""
+        return math.prod(len(self._windows(side, crop)) for side, crop in zip(size, self.crop_size, strict=True))
+
+    def tiles(self, model: nn.Module, images: Tensor) -> Iterator[Tile]:
+        """Yield the logits of each rectangle that no further window overlaps, row by row.
+
+        Apart from the images, only the overlap of two rows of windows is kept in memory: K logits per pixel, for a
+        third of a window's height times the width of the image.
+
+        Args:
+            model: the network.
+            images: (N, 3, H, W) in [0, 1], or uint8, which is converted window by window on the network's device.
+        """
+        height, width = images.shape[-2:]
+        all_rows, all_columns = (
+            self._windows(side, crop) for side, crop in zip((height, width), self.crop_size, strict=True)
+        )
+        counts = [_coverage(windows, side) for windows, side in ((all_rows, height), (all_columns, width))]
+        ends = [_finished(windows) for windows in (all_rows, all_columns)]
+        above: Tensor | None = None  # the sums of the rows that the next row of windows overlaps, over the full width
+        for rows, bottom in zip(all_rows, ends[0], strict=True):
+            below: Tensor | None = None
+            left: Tensor | None = None  # the sums of the columns that the next window overlaps
+            seen = 0
+            for columns, right in zip(all_columns, ends[1], strict=True):
+                logits = self._window(model, images[..., rows, columns])
+                if above is not None:  # in the order of the windows, as floating-point sums depend on it
+                    seen_above = above[..., max(seen, columns.start) : columns.stop]
+                    known = above.shape[-2]
+                    fresh = logits[..., :known, logits.shape[-1] - seen_above.shape[-1] :]
+                    fresh.copy_(seen_above + fresh)
+                if left is not None:
+                    logits[..., : left.shape[-1]] += left
+                finished, done = right - columns.start, bottom - rows.start
+                if done < logits.shape[-2]:
+                    if below is None:
+                        below = logits.new_empty(*logits.shape[:-2], logits.shape[-2] - done, width)
+                    below[..., columns.start : right] = logits[..., done:, :finished]
+                left, seen = logits[..., finished:].clone(), columns.stop
+                part = slice(rows.start, bottom), slice(columns.start, right)
+                count = torch.outer(*(count[along] for count, along in zip(counts, part, strict=True)))
+                yield Tile(*part, logits[..., :done, :finished].div_(count.to(logits)))
+            above = below
+
+    def _window(self, model: Any, window: Tensor) -> Tensor:
+        """Return the logits of a window, which is padded to the window size if the image is smaller."""
+        height, width = window.shape[-2:]
+        if window.dtype == torch.uint8:
+            window = window.to(model.mean.device) / 255
+        padding = [crop - side for side, crop in zip((height, width), self.crop_size, strict=True)]
+        if any(padding):
+            mean = _mean(model, window)
+            window = pad(window - mean, (0, padding[1], 0, padding[0])) + mean
+        return model(window)["out"].float()[..., :height, :width].clone()
+
+    def _windows(self, side: int, crop: int) -> list[slice]:
         step = math.ceil(crop * self.stride)
-        for index in range(math.ceil((side - crop) / step) + 1):
-            end = min(index * step + crop, side)
-            yield slice(end - crop, end)
+        ends = [min(index * step + crop, side) for index in range(math.ceil(max(side - crop, 0) / step) + 1)]
+        return [slice(max(end - crop, 0), end) for end in ends]
+
+
+def _coverage(windows: Sequence[slice], side: int) -> Tensor:
+    """Return the number of windows that cover each pixel along one side."""
+    count = torch.zeros(side)
+    for window in windows:
+        count[window] += 1
+    return count
+
+
+def _finished(windows: Sequence[slice]) -> list[int]:
+    """Return, for each window along one side, the first pixel that the next one covers; at the end, the side."""
+    return [window.start for window in windows[1:]] + [windows[-1].stop]
 
 
 class Letterbox:
@@ -92,6 +178,10 @@ class Letterbox:
         placement = Placement((images.shape[-2], images.shape[-1]), self.crop_size)
         mean = _mean(model, images)
         return restore(self.protocol(model, resample(images - mean, placement) + mean), placement)
+
+    def passes(self, size: Sequence[int]) -> int:
+        """Return the number of forward passes for an image of size (H, W)."""
+        return passes(self.protocol, self.crop_size)
 
 
 class MultiScale:
@@ -125,7 +215,7 @@ class MultiScale:
         """Return the mean logits or probabilities (N, K, H, W) of images (N, 3, H, W)."""
         total = None
         for scale in self.scales:
-            size = [max(round(side * scale), 1) for side in images.shape[-2:]]
+            size = _scaled(images.shape[-2:], scale)
             check_size(size[0], size[1], f"an image at scale {scale:g}")
             scaled = _resized(images, size)
             for mirrored in (False, True) if self.flip else (False,):
@@ -139,11 +229,29 @@ class MultiScale:
         assert total is not None  # there is at least one scale
         return total.div_(len(self.scales) * (1 + self.flip))
 
+    def passes(self, size: Sequence[int]) -> int:
+        """Return the number of forward passes for an image of size (H, W)."""
+        return (1 + self.flip) * sum(passes(self.protocol, _scaled(size, scale)) for scale in self.scales)
+
     def _unmirrored(self, logits: Tensor) -> Tensor:
         logits = logits.flip(-1)
         if self.flip_pairs:
             logits = logits[:, swapped_classes(logits.shape[1], self.flip_pairs).to(logits.device)]
         return logits
+
+
+def passes(protocol: Protocol, size: Sequence[int]) -> int:
+    """Return the number of forward passes of a protocol for an image of size (H, W)."""
+    return protocol.passes(size) if isinstance(protocol, (Whole, Slide, Letterbox, MultiScale)) else 1
+
+
+def averages_probabilities(protocol: Protocol) -> bool:
+    """Return whether the scores of a protocol are probabilities instead of logits."""
+    return isinstance(protocol, MultiScale) and protocol.average == "probabilities"
+
+
+def _scaled(size: Sequence[int], scale: float) -> list[int]:
+    return [max(round(side * scale), 1) for side in size]
 
 
 def _check_crop_size(crop_size: Sequence[int] | None) -> None:

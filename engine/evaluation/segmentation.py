@@ -13,7 +13,7 @@ from ...data.loader import Loader
 from ..runtime.distributed import rank, world_size
 from ..runtime.memory import enough_memory
 from .confusion import ConfusionMatrix, Scores
-from .protocols import Protocol
+from .protocols import Protocol, Tile, tiles
 
 
 class Evaluation(NamedTuple):
@@ -33,18 +33,39 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def predict(model: Any, images: Tensor, protocol: Protocol, *, bf16: bool = False) -> Tensor:
-    """Predict class indices: images (N, 3, H, W) in [0, 1] -> (N, H, W), clips (N, 3, T, H, W) -> (N, T, H, W).
+def predict(
+    model: Any,
+    images: Tensor,
+    protocol: Protocol,
+    *,
+    bf16: bool = False,
+    device: torch.device | None = None,
+    on_tile: Callable[[Tile], None] | None = None,
+) -> Tensor:
+    """Predict class indices: images (N, 3, H, W) -> uint8 (N, H, W), clips (N, 3, T, H, W) -> (N, T, H, W).
+
+    Args:
+        model: the network; a torch module or a :class:`JaxNetwork`.
+        images: in [0, 1], on the network's device; for :class:`Slide` also uint8, on the CPU.
+        protocol: the test protocol.
+        bf16: run under bfloat16 autocast.
+        device: the network's device; that of the images by default.
+        on_tile: called with the scores of each part of the image; see :func:`tiles`.
 
     Raises:
         MemoryError: the device ran out of memory; the message lists the settings that reduce memory use.
     """
     size = "x".join(map(str, images.shape[-2:]))
+    labels = torch.empty(images.shape[:1] + images.shape[2:], dtype=torch.uint8, device=images.device)
     with (
         enough_memory(f"an image of {size} pixels", "set protocol=slide, which splits it into windows, or bf16=true"),
-        torch.autocast(images.device.type, torch.bfloat16, enabled=bf16),
+        torch.autocast((device or images.device).type, torch.bfloat16, enabled=bf16),
     ):
-        return protocol(model, images).argmax(dim=1)
+        for tile in tiles(protocol, model, images):
+            labels[..., tile.rows, tile.columns] = tile.scores.argmax(dim=1)
+            if on_tile:
+                on_tile(tile)
+    return labels
 
 
 def evaluate(

@@ -1,13 +1,16 @@
 """Run all checks on the configuration of a run or of a checkpoint."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from .allowed_targets import check_targets
 from .former_names import present_names
-from .secret_values import refuse_secrets
+from .secret_values import allowed_variables, refuse_secrets
 from .setting_types import check_settings
+
+_WORKERS_PER_CORE = 8
 
 
 def check_run(config: dict[str, Any], folder: Path) -> None:
@@ -18,7 +21,22 @@ def check_run(config: dict[str, Any], folder: Path) -> None:
         folder: the run's output folder.
     """
     check_settings(config)
-    refuse_secrets(config | {"the folder": str(folder), "the command line": sys.argv})
+    _check_workers(config)
+    allowed = allowed_variables(config.get("allow_env"))
+    refuse_secrets(config | {"the folder": str(folder), "the command line": sys.argv}, allowed)
+
+
+def _check_workers(config: dict[str, Any]) -> None:
+    """Raise ValueError if a run would start far more processes than the machine has cores.
+
+    Checkpoints are checked without this bound, because they may come from a larger machine.
+    """
+    most = _WORKERS_PER_CORE * (os.cpu_count() or 1)
+    if config.get("num_workers", 0) > most:
+        raise ValueError(
+            f"num_workers is {config['num_workers']}, but must be at most {most} on this machine, "
+            f"{_WORKERS_PER_CORE} per core: set num_workers=N"
+        )
 
 
 def checked_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,58 @@
-"""Keep secrets in environment variables out of a run's files, which may be copied, shared and uploaded."""
+"""Keep values of environment variables out of a run's files, which may be copied, shared and uploaded."""
 
+import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-_NAMED = re.compile(r"(^|_)(API_?KEY|ACCESS_?KEY|KEY|TOKEN|SECRET|PASS(WORD|WD)?|PWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.resolvers import oc
+
+_NAMED = re.compile(
+    r"(^|_)(API_?KEY|ACCESS_?KEY|KEY|TOKEN|PAT|SECRET|PASS(WORD|WD)?|PWD|CREDENTIALS?)(_|$)", re.IGNORECASE
+)
 _SHORTEST = 8  # characters; shorter values, such as "1" or "true", occur in configurations by chance
 _IN_ADDRESS = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 
 
-def refuse_secrets(written: Mapping[str, Any]) -> None:
+def refuse_environment(config: DictConfig) -> None:
+    """Raise ValueError if an option takes its value from an environment variable that ``allow_env`` does not list.
+
+    The run would write the value to its files. The name of a variable does not tell whether its value is a secret,
+    unless the value is the path of an existing file or folder.
+
+    Args:
+        config: the composed configuration, with its interpolations.
+    """
+    allowed = allowed_variables(config.get("allow_env"))
+    found = [_from_environment(config)]
+    if HydraConfig.initialized():
+        hydra: Any = HydraConfig.get()
+        node = "run" if OmegaConf.is_missing(hydra.job, "num") else "sweep"  # it names the run's folder
+        found.append(_from_environment(hydra[node], f"hydra.{node}"))
+    for option, names in itertools.chain(*found):
+        for name in sorted(names.difference(allowed)):
+            if not _is_path(os.environ[name]):
+                raise ValueError(
+                    f"{option} takes the value of the environment variable {name}, and a run writes its configuration "
+                    f"to its checkpoints and logs: if everyone may read that value, set allow_env=[{name}]; otherwise "
+                    "remove the option, and let the code that needs the value read the environment"
+                )
+
+
+def allowed_variables(names: Any) -> list[str]:
+    """Return the value of ``allow_env`` as a list; raise ValueError unless it is a list of names or null."""
+    if isinstance(names, (list, tuple, ListConfig)) and all(isinstance(name, str) for name in names):
+        return list(names)
+    if names is None:
+        return []
+    raise ValueError(f"allow_env is {names!r}, but must be a list of environment variables, such as allow_env=[USER]")
+
+
+def refuse_secrets(written: Mapping[str, Any], allowed: Sequence[str] = ()) -> None:
     """Raise ValueError if a run's checkpoints, tables or W&B logs would contain a secret.
 
     Masking the value is not an option: it would change the configuration, and the run could not be resumed.
@@ -18,13 +60,13 @@ def refuse_secrets(written: Mapping[str, Any]) -> None:
     Args:
         written: the plain, resolved configuration and anything else that the run writes, as {name in the error
             message: value}.
+        allowed: names of environment variables whose values are no secrets.
     """
-    # Paths, such as those in PWD and GOOGLE_APPLICATION_CREDENTIALS, are not secrets.
     secrets = {
         value: name
         for name, value in os.environ.items()
-        if _NAMED.search(name) and len(value) >= _SHORTEST and not os.path.isabs(value)
-    }
+        if _NAMED.search(name) and name not in allowed and len(value) >= _SHORTEST and not os.path.isabs(value)
+    }  # absolute paths, such as those in PWD and GOOGLE_APPLICATION_CREDENTIALS, are not secrets
     for place, text in _texts(written):
         name = next((name for value, name in secrets.items() if value in text), None)
         if name:
@@ -49,3 +91,38 @@ def _texts(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, name)
     elif isinstance(node, str):
         yield name, node
+
+
+def _is_path(value: str) -> bool:
+    return os.path.isabs(value) and os.path.exists(value)
+
+
+def _from_environment(node: DictConfig | ListConfig, name: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Yield (option, environment variables that its value comes from), following interpolations to other options."""
+    keys = list(node) if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        option = f"{name}.{key}" if name else str(key)
+        if OmegaConf.is_missing(node, key):
+            continue
+        with _recorded() as names:
+            value = node[key]
+        if names:
+            yield option, names
+        if isinstance(value, (DictConfig, ListConfig)):
+            yield from _from_environment(value, option)
+
+
+@contextmanager
+def _recorded() -> Iterator[set[str]]:
+    """Yield a set that receives the names of the variables that ``${oc.env:NAME}`` reads in the block."""
+    names: set[str] = set()
+
+    def env(key: str, *default: Any) -> Any:
+        names.update({key} & os.environ.keys())
+        return oc.env(key, *default)
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+    try:
+        yield names
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)

@@ -15,11 +15,12 @@ from hydra.utils import get_object
 
 _MOST = 2**31 - 1
 # Setting -> type, minimum, maximum, and whether it may be null.
-_BOUNDS = {
+BOUNDS = {
     "seed": (int, -(2**63), 2**63 - 1, False),
     "num_workers": (int, 0, 1024, False),
     "log_every": (int, 1, _MOST, False),
     "save_every": (int, 1, _MOST, True),
+    "collective_timeout": (float, 1, 1e6, False),
     "accumulate": (int, 1, _MOST, False),
     "clip_norm": (float, 1e-12, 1e12, True),
     "skip_nonfinite": (int, 0, _MOST, False),
@@ -50,7 +51,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         config: plain dicts and lists with interpolations resolved; settings may be missing, as in a checkpoint's
             configuration.
     """
-    for name, (kind, least, most, optional) in _BOUNDS.items():
+    for name, (kind, least, most, optional) in BOUNDS.items():
         value = _select(config, name)
         if value is _MISSING or (optional and value is None):
             continue
@@ -118,6 +119,8 @@ def _arguments(target: str) -> dict[str, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether a plain value matches a type annotation. Unknown annotations match any value."""
     origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:  # which is a class since Python 3.11
+        return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in inner)
     if hint is bool or hint is str:

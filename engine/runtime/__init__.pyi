@@ -2,7 +2,6 @@ from .atomic_files import given_path as given_path
 from .atomic_files import replacing as replacing
 from .atomic_files import write_text as write_text
 from .devices import choose_device as choose_device
-from .devices import seed_dropout as seed_dropout
 from .devices import seed_everything as seed_everything
 from .distributed import from_all as from_all
 from .distributed import from_first as from_first
@@ -14,5 +13,10 @@ from .memory import enough_memory as enough_memory
 from .memory import process_peak_mib as process_peak_mib
 from .memory import reset_peak as reset_peak
 from .overrides import given_overrides as given_overrides
+from .overrides import in_sweep as in_sweep
+from .run_folder import LAST as LAST
+from .run_folder import PREVIOUS as PREVIOUS
+from .run_folder import FolderLock as FolderLock
+from .run_folder import FolderTaken as FolderTaken
 from .stop_signals import Stopped as Stopped
 from .stop_signals import StopRequest as StopRequest

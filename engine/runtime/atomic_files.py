@@ -15,12 +15,18 @@ def given_path(value: str | int | float | Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the block ends and is removed if the block fails.
 
-    If the process is killed, the temporary file remains beside `path` until the next write overwrites it.
+    The file's permissions follow the umask, however the block creates it. If the process is killed, the temporary file
+    remains beside `path` until the next write overwrites it.
     """
     unfinished = path.with_name(f".{path.name}.part")
     try:
         with naming(path):
+            unfinished.unlink(missing_ok=True)
+            unfinished.touch()
+            mode = unfinished.stat().st_mode
             yield unfinished
+            if unfinished.stat().st_mode != mode:  # safetensors creates files that only their owner can read
+                unfinished.chmod(mode)
             os.replace(unfinished, path)
     finally:
         with suppress(OSError):

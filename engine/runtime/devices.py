@@ -5,7 +5,6 @@ import random
 import numpy as np
 import torch
 
-from .distributed import rank
 from .launchers import parallel_worker
 
 
@@ -17,7 +16,7 @@ def choose_device(name: str) -> torch.device:
             parallel sweep are distributed over the GPUs.
 
     Raises:
-        ValueError: torch does not recognise the name, or finds no GPU although one is requested.
+        ValueError: torch does not recognise the name, or this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,17 +29,16 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"torch does not recognise device={name}: use auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no GPU: set device=cpu, or check the driver")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device={name}, but torch finds {torch.cuda.device_count()} GPUs, numbered from 0")
+    accelerator = torch.accelerator.current_accelerator()
+    if device.type not in ("cpu", "cuda") and (accelerator is None or device.type != accelerator.type):
+        raise ValueError(f"device={name}, but this machine has no such device: use auto, cpu, cuda or cuda:1")
     return device
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every random number generator that weight initialisation and dropout may use."""
+    """Seed every random number generator that weight initialisation and dropout may use, equally in all processes."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def seed_dropout(seed: int) -> None:
-    """Give each process its own dropout seed; call this after all of them have built the same network."""
-    if rank():
-        torch.manual_seed(seed + rank())

@@ -1,28 +1,43 @@
 """Join the processes started by ``torchrun``, exchange values and average gradients."""
 
 import os
+import re
+import threading
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from .stop_signals import second_signal_ends
+
 T = TypeVar("T")
+_TIMED_OUT = re.compile("timed out waiting|application timeout|watchdog.*timeout", re.IGNORECASE)  # gloo, NCCL
+_ROLL_CALL = 10.0  # seconds for all processes to report that a collective operation has failed
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[torch.device]:
+def processes(device: torch.device, *, timeout: float = 600) -> Iterator[torch.device]:
     """Join the process group that ``torchrun`` started, for the duration of the block.
+
+    Args:
+        device: the device of the run.
+        timeout: seconds to wait for the other processes in a collective operation.
 
     Yields:
         The device of this process, set as torch's current device; with several GPUs, the one with its local rank.
 
     Raises:
         ConnectionError: another process has died; its own error says why.
+        TimeoutError: another process has not taken part in a collective operation in time; the message names it.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized()
     if device.type == "cuda" and device.index is None and not alone:
@@ -32,22 +47,68 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         if alone:
             yield device
         else:
-            with _joined(device):
+            with second_signal_ends(), _joined(device, timeout):
                 yield device
 
 
 @contextmanager
-def _joined(device: torch.device) -> Iterator[None]:
-    # CPU tensors go through gloo, so that polling for stop requests does not wait for the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+def _joined(device: torch.device, timeout: float) -> Iterator[None]:
+    limit = timedelta(seconds=timeout)
+    try:
+        store, own, size = next(rendezvous("env://", timeout=limit))
+        # CPU tensors go through gloo, so that polling for stop requests does not wait for the GPU.
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=c10d.PrefixStore("group", store),
+            rank=own,
+            world_size=size,
+            timeout=limit,
+        )
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(
+            f"not all processes of this run have joined within {timeout:g} s (collective_timeout): {reason}"
+        ) from error
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            raise ConnectionError("another process of this run has died: its own error says why") from error
-        raise
+        text = str(error)
+        timed_out = _TIMED_OUT.search(text) is not None
+        if not (timed_out or isinstance(error, dist.DistError) or "gloo/transport" in text):
+            raise
+        missing = _missing(store, own, size, wait=timed_out)
+        if timed_out:
+            reason = "one of the processes took part only later: if such pauses are normal, set a higher limit"
+            if missing:
+                ranks = f"process {', '.join(map(str, missing))} of 0 to {size - 1}"
+                reason = f"{ranks} has not taken part: it hangs, or was stopped or killed"
+            raise TimeoutError(
+                f"a collective operation has waited for {timeout:g} s (collective_timeout), but {reason}. resume=auto "
+                "continues from the newest checkpoint"
+            ) from error
+        raise ConnectionError("another process of this run has died: its own error says why") from error
     finally:
         dist.destroy_process_group()
+
+
+def _missing(store: c10d.Store, own: int, size: int, *, wait: bool) -> list[int]:
+    """Report that a collective operation has failed here; if `wait`, return the ranks that do not report the same.
+
+    When an operation times out, gloo closes its connections, so that it fails in all processes that take part in it.
+    """
+    present = {own}
+
+    def call() -> None:
+        with suppress(RuntimeError):  # the process that holds the store may be the missing one
+            store.set(f"failed/{own}", "")
+            while wait and len(present) < size:
+                present.update(other for other in range(size) if store.check([f"failed/{other}"]))
+                time.sleep(0.1)
+
+    calling = threading.Thread(target=call, daemon=True)  # a stopped store never answers
+    calling.start()
+    calling.join(_ROLL_CALL)
+    return sorted(set(range(size)) - present) if wait else []
 
 
 def rank() -> int:
@@ -92,20 +153,35 @@ def any_of_all(flag: bool) -> bool:
     return bool(flags)
 
 
-def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the module to call in a training step: `model`, or a wrapper that averages gradients over processes.
-
-    The wrapper shares `model`'s parameters and synchronises its batch norm across processes.
-    """
+def synchronise(model: nn.Module, device: torch.device) -> None:
+    """Make the network compute over the batch of all processes: equal weights, and shared batch norm and dropout."""
     if world_size() == 1:
-        return model
+        return
+    from .shared_dropout import share_dropout
     from .sync_batch_norm import share_batch_norm  # imports timm, which takes seconds
 
     share_batch_norm(model, device)
+    share_dropout(model)
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, 0)
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a network after a first step, so that the backward pass averages the gradients over the processes.
+
+    The parameters without a gradient, as when the loss ignores an output, are expected to stay without one.
+    """
     # Caused by 1x1 convolutions, whose weights have ambiguous strides.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
-        find_unused_parameters=True,  # a loss may ignore an output
+        find_unused_parameters=any(one.requires_grad and one.grad is None for one in model.parameters()),
     )
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Average the gradients over the processes, after the backward pass of a network without :func:`parallel`."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad.div_(world_size()))

@@ -1,15 +1,39 @@
 """Peak memory usage and readable out-of-memory errors."""
 
 import resource
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def process_peak_mib() -> float:
     """Return the peak resident memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def available_memory(device: torch.device) -> int:
+    """Return the number of bytes that this process can still allocate on a device.
+
+    On the CPU, that is what the system can provide without swapping, within the limit of the container.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    known = [sys.maxsize]
+    with suppress(OSError, StopIteration):  # not Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        known.append(next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("MemAvailable:")))
+    with suppress(OSError, ValueError):  # no limit: "max", or no file
+        used = int((_CGROUP / "memory.current").read_text())
+        cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        limit = int((_CGROUP / "memory.max").read_text())
+        known.append(limit - used + int(cached.get("inactive_file", 0)))
+    return max(min(known), 0)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Stop a run at the request of the cluster or the user, without losing work."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -19,12 +20,51 @@ class Stopped(SystemExit):
     """Raised once a run that was asked to stop has written its checkpoint."""
 
 
+@contextmanager
+def second_signal_ends() -> Iterator[None]:
+    """Within the block, let a second SIGTERM or SIGINT end this process immediately, whatever it is waiting for.
+
+    Python runs signal handlers in the main thread between two bytecodes, hence never while that thread waits in C++ for
+    a peer or a GPU. Python's handler in C, however, reports every signal to a file descriptor immediately, which
+    another thread reads here. Signals within a second of the first count as the same request, because wrappers forward
+    signals that all processes receive anyway. In a thread other than the main one, the block has no effect.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watch = threading.Thread(target=_end_at_second, args=(reader,), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writer, bytes(1))  # closing it is not enough: forked data workers hold copies of it
+        watch.join()
+        os.close(reader)
+        os.close(writer)
+
+
+def _end_at_second(reader: int) -> None:
+    """Read signal numbers until a zero; end the process at a second signal."""
+    first: float | None = None
+    while number := int.from_bytes(os.read(reader, 1)):
+        if number not in (*_SIGNALS, _REQUEUE):
+            continue
+        if first is None:
+            first = time.monotonic()
+        elif number != _REQUEUE and time.monotonic() - first > _ECHO:
+            ctypes.CDLL(None).signal(number, None)  # SIG_DFL; signal.signal works in the main thread only
+            os.kill(os.getpid(), number)
+
+
 class StopRequest:
-    """Records the first SIGTERM or SIGINT within its ``with`` block; a second one ends the process immediately.
+    """Records the first SIGTERM or SIGINT within its ``with`` block; see :func:`second_signal_ends` for the second.
 
     SIGUSR2 is recorded too if submitit handles it; submitit's handler, which requeues the job, is called once the run
-    is saved. Signals within a second of the first count as the same request, because wrappers forward signals that
-    all processes receive anyway.
+    is saved.
 
     Attributes:
         received: the name of the signal, or None.
@@ -35,16 +75,19 @@ class StopRequest:
         self._raise, self._since = False, 0.0
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
+        self._watch = second_signal_ends()
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             numbers = (*_SIGNALS, _REQUEUE) if callable(signal.getsignal(_REQUEUE)) else _SIGNALS
             self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        self._watch.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.received:
             time.sleep(max(0.0, self._since + _ECHO - time.monotonic()))
+        self._watch.__exit__(None, None, None)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -71,9 +114,6 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
-            if number != _REQUEUE and time.monotonic() - self._since > _ECHO:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
             return
         self.received, self._since = signal.Signals(number).name, time.monotonic()
         if self._raise:

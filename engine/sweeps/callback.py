@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from ..guards.secret_values import refuse_secrets
-from .results import RESULT
+from ..runtime.run_folder import RESULT, holds_run
 
 # Hydra plugins, and this package's extras that install them.
 _EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_submitit_launcher": "slurm", "hydra_optuna_sweeper": "optuna"}
@@ -20,7 +20,9 @@ class SweepReport(Callback):
     """Hydra callback that checks a multirun before it starts and reports on it when it ends; see :mod:`.report`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit if the launcher or sweeper is not installed, or if Hydra would write a secret to multirun.yaml.
+        """Exit if a plugin is missing, if Hydra would write a secret to multirun.yaml, or if the folder is not new.
+
+        The folder may hold runs only if ``resume`` is set. Otherwise, new runs would overwrite them.
 
         Also let Ctrl-C end a parallel sweep's launcher immediately: the runs receive the signal too and save their
         state, whereas joblib would kill them if it handled the signal.
@@ -29,6 +31,12 @@ class SweepReport(Callback):
             refuse_secrets({"the command line": sys.argv})
         except ValueError as error:
             raise SystemExit(f"error: {error}") from error
+        folder = Path(config.hydra.sweep.dir)
+        if config.hydra.job.config_name == "config" and config.resume is None and _holds_runs(folder):
+            raise SystemExit(
+                f"error: {folder} already holds a sweep: add resume=auto to run only what is missing, or choose "
+                "another folder with hydra.sweep.dir=DIR"
+            )
         for kind in ("launcher", "sweeper"):
             package = config.hydra[kind]._target_.split(".")[1]
             if package in _EXTRAS and not _installed(package):
@@ -44,6 +52,10 @@ class SweepReport(Callback):
         folder = Path(config.hydra.sweep.dir)
         if next(folder.rglob(RESULT), None) and report(folder):
             raise SystemExit(1)
+
+
+def _holds_runs(folder: Path) -> bool:
+    return any(holds_run(run) for run in folder.glob("*"))
 
 
 def _installed(package: str) -> bool:

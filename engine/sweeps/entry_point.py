@@ -7,17 +7,19 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ..runtime.launchers import in_own_process, is_first, join_job, parallel_worker
 from ..runtime.lost_workers import lost_worker
+from ..runtime.overrides import in_sweep
+from ..runtime.run_folder import FolderLock, FolderTaken
 from .results import write_result
 
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
@@ -60,13 +62,13 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         while isinstance(error, InstantiationException) and error.__cause__ is not None:
             error = error.__cause__  # the error raised by the class that Hydra instantiated
         print(f"{_process()}error: {_message(error)}\n(set HYDRA_FULL_ERROR=1 for the traceback)", file=sys.stderr)
-        if not _in_sweep():
+        if isinstance(error, FolderTaken) or not in_sweep():  # two equal sweeps: the other one is running
             raise SystemExit(1) from error
         if _process() and isinstance(error, ConnectionError):
             return None  # the process that died records why
         return _record_failure(_message(error))
     except Exception as error:
-        if not _in_sweep():
+        if not in_sweep():
             raise
         traceback.print_exc()
         return _record_failure(f"{type(error).__name__}: {error}")
@@ -89,12 +91,10 @@ def _explain_lost_workers() -> Iterator[None]:
         ) from error
 
 
-def _in_sweep() -> bool:
-    return not OmegaConf.is_missing(HydraConfig.get().job, "num")
-
-
 def _record_failure(message: str) -> None:
-    write_result(_folder(), {"error": message})
+    """Record the error as the result of the run, unless its folder is in use by another run."""
+    with suppress(FolderTaken), FolderLock(_folder()) if is_first() else nullcontext():
+        write_result(_folder(), {"error": message})
 
 
 def _process() -> str:

@@ -14,10 +14,12 @@ from typing import Any
 from ..drawing import charts
 from ..drawing.tables import Table
 from ..runtime.atomic_files import write_text
-from .results import RESULT, unfinished
+from ..runtime.run_folder import RESULT
+from .results import unfinished
 
 Run = dict[str, Any]  # the content of a result.json
 Overrides = dict[str, Any]  # {option: value}
+_NO_COLUMNS = ("overrides", "identity")
 
 
 def report(folder: Path) -> list[str]:
@@ -46,7 +48,7 @@ def report(folder: Path) -> list[str]:
     names = _names([run["overrides"] for run in runs])
     done = _succeeded(runs)
     failed = [f"{name}: {run['error']}" for name, run in zip(names, runs, strict=True) if "error" in run]
-    columns = [key for key in done[0] if key != "overrides" and all(key in run for run in done)] if done else []
+    columns = [key for key in done[0] if key not in _NO_COLUMNS and all(key in run for run in done)] if done else []
     rows = [
         [name, *(run.get(column, "failed" if "error" in run else "") for column in columns)]
         for name, run in zip(names, runs, strict=True)

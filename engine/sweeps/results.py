@@ -1,16 +1,18 @@
 """``result.json`` in a run's folder: the run's overrides and scores."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from ..runtime.atomic_files import write_text
-from ..runtime.overrides import given_overrides
+from ..runtime.overrides import given_overrides, in_sweep
+from ..runtime.run_folder import RESULT
 
-RESULT = "result.json"
+if TYPE_CHECKING:
+    from ..checkpoints.record import Checkpoint
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
@@ -27,20 +29,49 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 def sweep_name() -> str | None:
     """Return the name of the sweep's folder, which groups its runs in W&B; None outside a sweep."""
-    if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
+    return Path(HydraConfig.get().sweep.dir).resolve().name if in_sweep() else None
+
+
+def finished_score(folder: Path, saved: "Checkpoint", iterations: int) -> float | None:
+    """Return the best score, in [0, 1], of the finished run in `folder`; None if it has iterations left.
+
+    The result must be that of the checkpoint: another run, or an earlier part of this one, may have left it.
+
+    Args:
+        folder: the run's folder.
+        saved: the run's newest checkpoint.
+        iterations: the number of iterations of the whole run.
+    """
+    result = _read(folder / RESULT)
+    if saved.iteration != iterations or result.get("iterations") != iterations:
         return None
-    return Path(HydraConfig.get().sweep.dir).resolve().name
+    identity = saved.training["identity"]
+    if result.get("identity", identity) != identity:  # missing if an earlier version wrote it
+        return None
+    return next((value / 100 for name, value in result.items() if name.startswith("best_")), None)
 
 
-def finished_score(folder: Path, iterations: int) -> float | None:
-    """Return the best score, in [0, 1], of the run in `folder`; None if it has not completed all iterations."""
+def set_aside_result(folder: Path) -> None:
+    """Rename the result of an earlier part of a run to ``result_ITERATIONS.json``; remove the error of a failed part.
+
+    Until the run is finished, it has no result.
+    """
+    path = folder / RESULT
+    iterations = _read(path).get("iterations")
+    with suppress(FileNotFoundError):
+        if isinstance(iterations, int):
+            path.replace(path.with_stem(f"{path.stem}_{iterations}"))
+        else:
+            path.unlink()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a result; {} if there is none, or if it is damaged."""
     try:
-        result = json.loads((folder / RESULT).read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
-        return None
-    if result.get("iterations") != iterations:
-        return None
-    return next(value for name, value in result.items() if name.startswith("best_")) / 100
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def unfinished(folder: Path) -> list[Path]:

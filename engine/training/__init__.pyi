@@ -1,4 +1,5 @@
 from .batches import remaining_batches as remaining_batches
+from .class_weights import with_class_weights as with_class_weights
 from .frameworks import Framework as Framework
 from .frameworks import choose_framework as choose_framework
 from .frameworks import framework_of as framework_of
@@ -8,6 +9,7 @@ from .logger import open_log as open_log
 from .loop import Run as Run
 from .nonfinite import NonFiniteLoss as NonFiniteLoss
 from .state import TrainingState as TrainingState
+from .summary import check_scores as check_scores
 from .summary import closing_lines as closing_lines
 from .summary import opening_lines as opening_lines
 from .summary import run_result as run_result

@@ -100,6 +100,10 @@ class RunLog:
 def _start_wandb(config: DictConfig, folder: Path, *, run_id: str | None, group: str | None) -> "WandbRun | None":
     if config.logger._target_ is None:
         return None
+    if run_id and not any(part.name.endswith(f"-{run_id}") for part in (folder / "wandb").glob("*run-*")):
+        # The checkpoint may be another person's, without the files that W&B writes.
+        print(f"W&B: {folder} has no files of the run {run_id} in its checkpoint, so a new W&B run starts here")
+        run_id = None
     start = instantiate(config.logger)
     name = "/".join(folder.resolve().parts[-2:])
     return start(folder, name=name, group=config.logger.get("group") or group, config=plain(config), run_id=run_id)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ...data.dataset import ImageDataset
 from ...data.loader import Loader
 from ...data.training_samples import Seeded
-from ..evaluation.tasks import Task
+from ..evaluation.tasks import Task, headline_text
 from ..guards.settings import plain
 from ..runtime.distributed import any_of_all, rank, world_size
 from ..runtime.stop_signals import Stopped, StopRequest
@@ -144,8 +144,7 @@ class Run:
                 keep_samples=4,
             )
         self.log.validation(self.state.iteration, result)
-        name, score = next(iter(result.scores.summary().items()))
-        self.say(f"iteration {self.state.iteration}: {name} {score:.2f}")
+        self.say(f"iteration {self.state.iteration}: {headline_text(result.scores)}")
         self.val_images_per_s = result.images_per_s
         self.save(best=self.state.record(result.scores))
         self._throughput.restart()

@@ -1,5 +1,8 @@
 """The state of a training run, saved to and restored from checkpoints."""
 
+import math
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...data.dataset import ImageDataset
 from ..checkpoints import writing
-from ..checkpoints.record import LAST, PREVIOUS, Checkpoint
+from ..checkpoints.identity import Identity
+from ..checkpoints.record import Checkpoint
 from ..evaluation.tasks import TaskScores
 from ..guards.optimizer_state import alike, optimizer_state
 from ..runtime.distributed import from_all, rank
+from ..runtime.run_folder import BEST, LAST, PREVIOUS
+
+_WANDB_ID = re.compile(r"[^/\\#?%:\x00-\x1f]{1,128}")
 
 
 class TrainingState:
@@ -24,18 +31,18 @@ class TrainingState:
         model: the torch network.
         optimizer: the optimiser of its parameters.
         schedule: the learning rate schedule of the optimiser.
-        identity: the fingerprint of the run's configuration.
+        identity: the identity of the run.
 
     Attributes:
         iteration: the number of completed iterations.
         validated: the iteration of the latest validation.
         scores: the scores of the latest validation.
         skipped: the number of steps skipped because they were not finite.
-        best_score: the best headline score so far, in [0, 1]; -1 before the first validation.
+        best_score: the best headline score so far, in [0, 1]; -1 until a validation has a score that is not NaN.
         wandb_id: the id of the run in W&B.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, identity: str):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, identity: Identity):
         self.identity = identity
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.iteration: int = 0
@@ -46,6 +53,11 @@ class TrainingState:
         self.wandb_id: str | None = None
         self._saved = 0  # the iteration of the latest checkpoint
         self._last_is_whole = True  # False if last.pt is damaged and the run resumed from previous.pt
+
+    @property
+    def score(self) -> float | None:
+        """The best headline score so far, in [0, 1]; None if there is none."""
+        return None if self.best_score < 0 else self.best_score
 
     @property
     def learning_rate(self) -> float:
@@ -62,9 +74,10 @@ class TrainingState:
         return self.validated < self.iteration and (self.iteration % every == 0 or self.iteration == last)
 
     def record(self, scores: TaskScores) -> bool:
-        """Record validation scores; return True if they are the best so far."""
-        is_best = scores.headline >= self.best_score
-        self.best_score = max(self.best_score, scores.headline)
+        """Record validation scores; return True if they are the best so far. NaN is worse than any number."""
+        score = -1.0 if math.isnan(scores.headline) else scores.headline
+        is_best = score >= self.best_score
+        self.best_score = max(self.best_score, score)
         self.validated, self.scores = self.iteration, scores._asdict()
         return is_best
 
@@ -87,14 +100,16 @@ class TrainingState:
                 "best_score": self.best_score,
                 "validated": self.validated,
                 "skipped": self.skipped,
-                "identity": self.identity,
+                "identity": self.identity.fingerprint,
+                "contents": self.identity.contents,
+                "choices": self.identity.choices,
                 "wandb_id": self.wandb_id,
             },
         )
         if rank():
             return
         if best:
-            writing.save(made, folder / "best.safetensors")
+            writing.save(made, folder / BEST)
         writing.save(made, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
         self._saved = self.iteration
         self._last_is_whole = True
@@ -103,37 +118,59 @@ class TrainingState:
     def _keep_last(self) -> bool:
         return self._saved != self.iteration and self._last_is_whole
 
-    def restore(self, saved: Checkpoint) -> None:
+    def restore(self, saved: Checkpoint, *, max_iters: int | None = None) -> None:
         """Continue from a checkpoint whose weights the network already has.
+
+        Args:
+            saved: the checkpoint.
+            max_iters: the number of iterations of the whole run. If the checkpoint is from a run of another length, the
+                schedule continues as in a run that had this length from the start; None for the same length.
 
         Raises:
             ValueError: its training state does not match this network and optimiser.
         """
         try:
-            self._restore(saved)
+            self._restore(saved, same_length=max_iters is None or max_iters == saved.config["recipe"]["max_iters"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"the training state in {saved.source} does not match this run: {error}") from error
 
-    def _restore(self, saved: Checkpoint) -> None:
+    def _restore(self, saved: Checkpoint, *, same_length: bool) -> None:
         training = saved.training
+        numbers = [] if same_length else _numbers_at(saved.iteration or 0, self.schedule)
         self.optimizer.load_state_dict(optimizer_state(training["optimizer"], self.optimizer))
         _lay_out_as_parameters(self.optimizer)
-        self.schedule.load_state_dict(alike(training["schedule"], self.schedule.state_dict(), "schedule"))
+        if same_length:
+            self.schedule.load_state_dict(alike(training["schedule"], self.schedule.state_dict(), "schedule"))
+        for group, own in zip(self.optimizer.param_groups, numbers, strict=not same_length):
+            group.update(own)
         if self.schedule.last_epoch != saved.iteration:
             raise ValueError(
                 f"its schedule is at iteration {self.schedule.last_epoch} but its weights are from {saved.iteration}"
             )
-        if rank() < len(training["random"]):  # false if the run resumes with more processes than before
-            _set_random_state(training["random"][rank()])
+        states = training["random"]  # equal, unless the network draws random numbers that depend on the images
+        _set_random_state(states[rank() if rank() < len(states) else 0])  # it may resume with more processes
         self.iteration = self._saved = self.schedule.last_epoch
         self._last_is_whole = saved.source is None or saved.source.name == LAST
         self.scores = saved.scores
         self.validated, self.skipped, self.best_score = (
             alike(training[key], 0, key) for key in ("validated", "skipped", "best_score")
         )
-        self.identity, self.wandb_id = training["identity"], training["wandb_id"]
-        if not (isinstance(self.identity, str) and isinstance(self.wandb_id, str | None)):
+        self.wandb_id = training["wandb_id"]
+        if not (isinstance(training["identity"], str) and isinstance(self.wandb_id, str | None)):
             raise ValueError("identity and wandb_id must be strings")
+        if self.wandb_id is not None and not _WANDB_ID.fullmatch(self.wandb_id):
+            raise ValueError(f"{self.wandb_id[:80]!r} cannot be the id of a W&B run")
+
+
+def _numbers_at(iteration: int, schedule: LRScheduler) -> list[dict[str, Any]]:
+    """Advance a new schedule to an iteration; return what it sets there, and the rest of each parameter group."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch expects a step of the optimiser before each
+        for _ in range(iteration):
+            schedule.step()
+    return [
+        {key: value for key, value in group.items() if key != "params"} for group in schedule.optimizer.param_groups
+    ]
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +21,28 @@ def opening_lines(model: nn.Module, train_set: ImageDataset, val_set: Sized, dev
     )
 
 
-def run_result(task: Task, state: TrainingState, cost: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """Return the result of a finished run: its scores in percent, the headline metric first, and its cost."""
+NO_SCORE = "no validation had anything to score, such as a labelled pixel: check the labels of the validation set"
+
+
+def check_scores(task: Task, state: TrainingState, classes: Sequence[str]) -> None:
+    """Raise ValueError unless the scores of a resumed run, from an untrusted checkpoint, are those of its task."""
+    if not state.scores and not state.validated:
+        return
+    try:
+        score_table(task.scores(**state.scores), classes)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"the scores in the checkpoint are not those of a validation of this task: {error}") from error
+
+
+def run_result(task: Task, state: TrainingState, cost: Mapping[str, float], seconds: float) -> dict[str, Any]:
+    """Return the result of a finished run: its scores in percent, the headline metric first, and its cost.
+
+    A run without a score cannot be compared with others: its result is an error, as if it had failed.
+    """
+    if state.score is None:
+        return {"error": NO_SCORE}
     summary = task.scores(**state.scores).summary()
-    best = {f"best_{next(iter(summary))}": 100 * state.best_score}
+    best = {f"best_{next(iter(summary))}": 100 * state.score}
     return {**summary, **best, **cost, "iterations": state.iteration, "seconds": seconds}
 
 
@@ -36,7 +55,9 @@ def closing_lines(task: Task, state: TrainingState, classes: Sequence[str], fold
         "best weights": "best.safetensors",
     }
     lines = [f"\n{score_table(task.scores(**state.scores), classes)}\n"]
-    lines += [f"{what:13}{folder / name}" for what, name in files.items()]
+    lines += [f"{what:13}{folder / name}" for what, name in files.items() if (folder / name).exists()]
+    if state.score is None:
+        lines.append(f"no score     {NO_SCORE}")
     if unreadable or state.skipped:
         lines.append(f"skipped      {unreadable} unreadable images, {state.skipped} steps that were not finite")
     return "\n".join(lines)

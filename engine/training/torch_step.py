@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...data import IGNORE_INDEX
 from ...losses.all_reduce import sum_over_processes
 from ..evaluation.tasks import Task
-from ..runtime.distributed import parallel
+from ..runtime.distributed import average_gradients, parallel, synchronise, world_size
 from ..runtime.memory import enough_memory, process_peak_mib
 from .nonfinite import Outcome, step_if
 
@@ -52,6 +52,9 @@ def on_device(model: nn.Module, device: torch.device, config: DictConfig) -> nn.
 class TorchStep:
     """:func:`train_step` with the settings of a run; under ``torchrun``, each batch is split across the processes.
 
+    With several processes, the first step averages the gradients itself and shows which parameters have one. The
+    wrapper that averages them in later steps, during the backward pass, has to know that.
+
     Args:
         task: the task, which calls the model.
         model: the network, on its device.
@@ -77,9 +80,12 @@ class TorchStep:
     ):
         self.task, self.model, self.criterion, self.optimizer = task, model, criterion, optimizer
         self.device, self.memory_format, self.options = device, memory_format, options
-        self._forward = parallel(model, device)
-        if compile:
-            self._forward = cast(nn.Module, torch.compile(self._forward))
+        self._compile = compile
+        synchronise(model, device)
+        self._forward: nn.Module | None = None if world_size() > 1 else self._compiled(model)
+
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        return cast(nn.Module, torch.compile(model)) if self._compile else model
 
     @classmethod
     def of(
@@ -110,7 +116,14 @@ class TorchStep:
         return self.task.to_device(images, labels, self.device, self.memory_format)
 
     def __call__(self, images: Any, labels: Any, iteration: int) -> Outcome:
-        return train_step(self.task, self._forward, self.criterion, self.optimizer, images, labels, **self.options)
+        model = self._forward or self.model
+        averaged = self._forward is not None
+        outcome = train_step(
+            self.task, model, self.criterion, self.optimizer, images, labels, averaged=averaged, **self.options
+        )
+        if not averaged:
+            self._forward = self._compiled(parallel(self.model, self.device))
+        return outcome
 
     def evaluated(self) -> nn.Module:
         return self.model
@@ -140,6 +153,7 @@ def train_step(
     accumulate: int = 1,
     clip_norm: float | None = None,
     keep_buffers: bool = False,
+    averaged: bool = True,
 ) -> Outcome:
     """Perform one optimiser step, or skip it if the loss or the gradient is not finite.
 
@@ -147,7 +161,7 @@ def train_step(
 
     Args:
         task: the task, which calls the model.
-        model: the network, or a wrapper that averages gradients over processes.
+        model: the network, or a wrapper that averages its gradients over the processes.
         criterion: (output, labels) -> total, terms.
         optimizer: the optimiser of the model's parameters.
         images: this process's portion of the batch, on the model's device.
@@ -158,6 +172,7 @@ def train_step(
             the category consistent loss see one micro-batch at a time.
         clip_norm: the maximum gradient norm over all parameters, for clipping; None to disable.
         keep_buffers: also restore the running statistics of batch norm if the step is skipped.
+        averaged: whether `model` averages the gradients over the processes, or is the only one.
 
     Raises:
         MemoryError: out of memory; the message lists the settings to reduce.
@@ -176,6 +191,8 @@ def train_step(
         total = total + share * loss.detach()
         report = {name: report.get(name, 0) + share * term for name, term in terms.items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not averaged:
+        average_gradients(parameters)
     grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, grad_norm)

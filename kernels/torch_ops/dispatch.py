@@ -1,4 +1,4 @@
-"""Choose between the Triton kernels and the reference for torch tensors."""
+"""Choose between the Triton kernels, the CPU operators and the reference for torch tensors."""
 
 # pyright: reportUnknownMemberType=false
 # torch leaves some of its decorators untyped.
@@ -13,14 +13,14 @@ from torch import Tensor
 from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
-from . import devices, reference, transforms
+from . import cpu_operators, devices, reference, transforms
 
 
 def attend(call: Call[Tensor]) -> Tensor:
-    """Attend with the kernels if they support the call, otherwise with the reference.
+    """Attend with the kernels or the CPU operators if they support the call, otherwise with the reference.
 
-    Backend "auto" is silent on the CPU and during export, where the reference is expected; on a GPU it logs once
-    why it falls back. Under torch.func transforms and in forward mode, every backend uses the reference.
+    Backend "auto" is silent on the CPU and during export; on a GPU it logs once why it falls back to the reference.
+    Under torch.func transforms and in forward mode, every backend uses the reference.
 
     Args:
         call: the validated call.
@@ -29,7 +29,11 @@ def attend(call: Call[Tensor]) -> Tensor:
         ValueError: backend is "triton", but the kernels do not support the call.
     """
     backend = call.options.backend
-    if backend == "reference" or (backend == "auto" and (not call.query.is_cuda or _is_exporting())):
+    if backend == "reference":
+        return reference.attend(call)
+    if backend == "auto" and (not call.query.is_cuda or _is_exporting()):
+        if not _is_exporting() and cpu_operators.supports(call):
+            return cpu_operators.attend(call)
         return reference.attend(call)
     obstacle = _obstacle(call)
     if obstacle is None:

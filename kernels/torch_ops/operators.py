@@ -55,18 +55,6 @@ def _from_last(array: Tensor, channel_axis: int) -> Tensor:
     return array.movedim(-1, 1) if channel_axis == 1 else array
 
 
-def _plain_gradients(
-    query: Tensor, key: Tensor, value: Tensor, gamma: Tensor | None, options: Sequence[Any], grad: Tensor
-) -> tuple[Tensor, ...]:
-    """Return the gradients of query, key, value and gamma for a ``grad`` under a transform, by the plain formula."""
-
-    def scaled(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor) -> Tensor:
-        return (gamma * reference.attend(Call(query, key, value, _options(*options)))).to(grad.dtype)
-
-    gradients: Any = torch.func.vjp(scaled, query, key, value, value.new_ones(()) if gamma is None else gamma)[1]
-    return gradients(grad)
-
-
 def _on_device(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
     """Make the first tensor's device current during the call, because Triton launches on the current device."""
 
@@ -119,7 +107,8 @@ def _attention_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor 
         return (None,) * 7
     query, key, value, out, stats = ctx.saved_tensors
     if transforms.are_active(grad):
-        return *_plain_gradients(query, key, value, None, ctx.options, grad)[:3], *[None] * 4
+        call = Call(query, key, value, _options(*ctx.options))
+        return *reference.gradients(call, grad), None, None, None
     grad = grad.to(value.dtype)
     dquery, dkey, dvalue, _ = torch.ops.ccnet.criss_cross_backward.default(
         query, key, value, out, stats, grad, None, *ctx.options
@@ -177,7 +166,8 @@ def _residual_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor 
         return (None,) * 10
     query, key, value, out, stats, gamma = ctx.saved_tensors
     if transforms.are_active(grad):
-        dquery, dkey, dvalue, dgamma = _plain_gradients(query, key, value, gamma, ctx.options, grad)
+        call = Call(query, key, value, _options(*ctx.options), None, gamma)
+        dquery, dkey, dvalue, dgamma = reference.gradients(call, grad)
         return dquery, dkey, dvalue, grad, dgamma, *[None] * 5
     dquery, dkey, dvalue, delta = torch.ops.ccnet.criss_cross_backward.default(
         query, key, value, out, stats, grad.to(value.dtype), gamma, *ctx.options

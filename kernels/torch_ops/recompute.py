@@ -1,5 +1,6 @@
 """Recompute the projections in the backward pass, so that only their input is kept."""
 
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import transforms
+from .joined import storage_id
 
 
 class _Kept(NamedTuple):
@@ -15,6 +17,13 @@ class _Kept(NamedTuple):
 
     tensor: Tensor
     version: int
+
+
+class _Available(list[Tensor]):
+    """One reference to a projection for each of its views that the backward pass has not read yet."""
+
+
+_latest: weakref.ref[_Available] | None = None  # the projection that a CPU still keeps
 
 
 class _View(NamedTuple):
@@ -31,6 +40,9 @@ def recomputed_projection(project: Callable[..., Tensor], image: Tensor, *parame
 
     With query, key and value as slices of one projection, a criss-cross loop then keeps 2 C numbers per pixel (its
     input and the attention output) instead of 3 C + 2 D, at the cost of one more projection in the backward pass.
+
+    On a CPU, a projection is dropped when the next one is computed. The last loop's stays, because the backward pass
+    reads it first, when nothing is gained by recomputing it: a single loop costs no time, two cost one projection.
 
     Nothing is dropped where there is no backward pass, and where others decide what to keep: under torch.compile, a
     torch.func transform or forward mode, and inside torch.utils.checkpoint and other hooks on saved tensors.
@@ -53,21 +65,24 @@ def recomputed_projection(project: Callable[..., Tensor], image: Tensor, *parame
         ...     query, key, value = projected.split([64, 64, 512], dim=1)
         ...     out = criss_cross_residual(query, key, value, image, gamma)
     """
+    global _latest
     inputs = image, *parameters
     if not _can_recompute(inputs):
         yield project(*inputs)
         return
+    if _latest is not None and (earlier := _latest()) is not None:
+        earlier.clear()
     device = image.device.type
     autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     projected = project(*inputs)
-    storage = _storage(projected)
+    storage = storage_id(projected)
     read = [_Kept(tensor, tensor._version) for tensor in inputs]
     views = 0
-    again: list[Tensor] = []  # one reference to the recomputed projection per view not yet unpacked
+    available = _Available()
 
     def pack(tensor: Tensor) -> _Kept | _View:
         nonlocal views
-        if _storage(tensor) != storage:
+        if storage_id(tensor) != storage:
             return _Kept(tensor.detach(), tensor._version)
         views += 1
         return _View(tensor.size(), tensor.stride(), tensor.storage_offset())
@@ -77,13 +92,16 @@ def recomputed_projection(project: Callable[..., Tensor], image: Tensor, *parame
             return _unchanged(saved)
         for kept in read:
             _unchanged(kept)
-        if len(again) == 0:
+        if len(available) == 0:
             with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=autocast):
-                again.extend([project(*inputs)] * views)
-        return again.pop().as_strided(*saved)
+                available.extend([project(*inputs)] * views)
+        return available.pop().as_strided(*saved)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield projected
+    if device == "cpu" and not transforms.are_intercepted(image):
+        available.extend([projected.detach()] * views)
+        _latest = weakref.ref(available)
 
 
 def _can_recompute(inputs: tuple[Tensor, ...]) -> bool:
@@ -106,8 +124,3 @@ def _unchanged(kept: _Kept) -> Tensor:
         f"{tuple(tensor.shape)} in {tensor.dtype} is at version {tensor._version}; expected version {version} "
         "instead: change it after the backward pass, or change a clone"
     )
-
-
-def _storage(tensor: Tensor) -> int:
-    """Return an identifier of the tensor's storage, which fake tensors have as well, unlike an address."""
-    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

@@ -8,6 +8,7 @@ axes other than that of the line.
 # torch leaves Tensor.split untyped.
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,23 @@ def attend(call: Call[Tensor]) -> Tensor:
     if residual is None or gamma is None:
         return out
     return (gamma * out + residual).to(residual.dtype)
+
+
+def gradients(call: Call[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of query, key, value and gamma; torch can differentiate, trace and batch them.
+
+    Args:
+        call: the call; its residual is not read.
+        grad: gradient of ``gamma * attention``, or of the attention if gamma is None.
+    """
+    query, key, value, options, _, gamma = call
+
+    def scaled(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor) -> Tensor:
+        return (gamma * attend(Call(query, key, value, options))).to(grad.dtype)
+
+    pull: Any = torch.func.vjp(scaled, query, key, value, value.new_ones(()) if gamma is None else gamma)[1]
+    *others, dgamma = pull(grad)
+    return *others, None if gamma is None else dgamma
 
 
 def _attended_value(call: Call[Tensor]) -> Tensor:

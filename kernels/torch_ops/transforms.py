@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 
 def are_active(*arrays: Tensor) -> bool:
@@ -22,6 +23,14 @@ def are_active(*arrays: Tensor) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(forward_ad.unpack_dual(array).tangent is not None for array in arrays)
+
+
+def are_intercepted(*arrays: Tensor) -> bool:
+    """Return whether something sees each of torch's operations: a dispatch mode or a subclass of Tensor.
+
+    Fake and distributed tensors, tracers and FLOP counters are of that kind.
+    """
+    return torch._C._len_torch_dispatch_stack() > 0 or any(type(array) not in (Tensor, Parameter) for array in arrays)
 
 
 def can_hook_saved_tensors() -> bool:

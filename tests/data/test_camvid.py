@@ -49,7 +49,7 @@ def test_camvid_full_merges_32_colours_into_11_classes(tmp_path):
     wrong[0, 0] = (1, 2, 3)
     Image.fromarray(wrong).save(label)
     with pytest.raises(
-        ValueError, match=r"_L\.png contains unknown label values: \(1, 2, 3\); this data set defines 32 values"
+        ValueError, match=r"_L\.png contains unknown label values: 1 2 3; this data set defines 32 values"
     ):
         dataset[0]
 

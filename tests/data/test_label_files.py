@@ -25,7 +25,7 @@ def test_errors_name_a_mask_of_another_size(folder_data):
 
 def test_a_colour_mask_is_rejected(folder_data):
     images, masks = folder_data
-    Image.new("RGB", (64, 48)).save(masks / "0.png")
+    Image.new("RGB", (64, 48), (128, 0, 0)).save(masks / "0.png")
     with pytest.raises(ValueError, match=r"0\.png is a colour image \(mode RGB\)"):
         read_folder(images, masks)[0]
 

@@ -8,26 +8,26 @@ from omegaconf import OmegaConf
 from PIL import Image
 from untrusted_files import bomb, small_config
 
-from ccnet.data import image_files as pictures
-from ccnet.data.image_files import UnreadableImage, read_image
-from ccnet.data.label_files import LabelReader
+from ccnet.data.reading import fast_decoders
+from ccnet.data.reading.image_files import UnreadableImage, read_image
+from ccnet.data.reading.label_files import LabelReader
+from ccnet.data.reading.size_limit import ImageTooLarge
 from ccnet.data.sets.camvid import CamVid
 from ccnet.data.sets.coco import Coco
 from ccnet.data.sets.lip import LIP
 from ccnet.data.sets.voc import VOC
-from ccnet.data.size_limit import ImageTooLarge
 from ccnet.data.training_samples import Seeded
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint
 from ccnet.models.factory import build
 
 
-@pytest.fixture(params=["pywuffs", "Pillow"])
+@pytest.fixture(params=["pyspng", "Pillow"])
 def decoder(request, monkeypatch):
     if request.param == "Pillow":
-        monkeypatch.setattr(pictures, "_wuffs_decoder", lambda kind: None)
-    elif pictures.png_decoder() != "pywuffs":
-        pytest.skip("pywuffs is not installed: pip install -e '.[fast]'")
+        monkeypatch.setattr(fast_decoders, "_decoders", dict)
+    else:
+        pytest.importorskip("pyspng")
 
 
 def test_an_error_for_an_image_over_the_limit_says_how_to_raise_it(tmp_path, decoder, recwarn):

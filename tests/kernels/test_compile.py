@@ -163,6 +163,64 @@ def test_a_cached_kernel_is_launched_as_by_triton(compilers):
     assert wide[0] != first[0]
 
 
+def cache_keys():
+    """Return the hashes of a call's launches in Triton's cache: compiled without a GPU, and as they are launched."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from ccnet.kernels import compiled
+    from ccnet.kernels.call import Call, Options
+    from ccnet.kernels.torch_ops import passes
+
+    device = launch_set.GPUS["sm_90"]
+    problem = plan.Problem(1, (9, 8), (1,), 16, 40, "bfloat16")
+    cases = launch_cases.forward_cases(problem, device, "bfloat16")
+    cases += launch_cases.backward_cases(problem, device, has_gamma=True)
+    ahead, compile_source = [], triton.compile
+
+    def compile_and_note(*args, **kwargs):
+        made = compile_source(*args, **kwargs)
+        ahead.append(made.hash)
+        return made
+
+    triton.compile = compile_and_note
+    for case in cases:
+        compiled.compile_case(case, device)
+
+    launched = []
+
+    class Driver:
+        utils = SimpleNamespace(
+            load_binary=lambda *_: (1, 1, 128, 0, 1024),
+            get_device_properties=lambda _: {"max_shared_mem": 232448},
+            unload_module=lambda *_: None,
+        )
+        get_current_device = get_current_stream = lambda *_: 0
+        get_current_target = lambda _: GPUTarget("cuda", 90, 32)  # noqa: E731
+
+        def launcher_cls(self, _, metadata):
+            launched.append(metadata.hash)
+            return lambda *_: None
+
+    triton.runtime.driver.set_active(Driver())
+    passes.device_of = lambda _: device
+    query, key, value = torch.randn(1, 9, 8, 80).bfloat16()[..., :72].split([16, 16, 40], dim=-1)
+    residual, grad = (torch.randn(1, 9, 8, 48).bfloat16()[..., :40] for _ in range(2))
+    call = Call(query, key, value, Options((1,), 1.0, "tf32x3", -1, "triton"), residual, torch.ones(1))
+    out, stats = passes.forward(call, torch.empty(1, 9, 8, 40).bfloat16(), save_out=True)
+    passes.backward(call, out, stats, grad)
+    return ahead, launched
+
+
+def test_a_launch_finds_what_was_compiled_ahead(compilers):
+    """Tuning and `mode=compile` compile in other processes: Triton's cache must take both for the same kernel."""
+    ahead, launched = compilers.submit(cache_keys).result()
+    assert len(ahead) == 2
+    assert ahead == launched
+
+
 def test_pinned_rows_of_a_device_take_precedence_over_the_rule(tmp_path, monkeypatch):
     monkeypatch.setattr(tiles, "CONFIGS", tmp_path)
     tile = {"block_m": 32, "block_n": 16, "block_c": 32, "num_warps": 2, "num_stages": 1}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ccnet.benchmarks import peers as benchmark_peers
+from ccnet.benchmarks.tuning import warm_cache
 from ccnet.kernels import criss_cross_attention, criss_cross_residual
 
 pytestmark = [
@@ -15,8 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 
-SHAPES = [(2, 97, 97), (1, 128, 256), (1, 129, 129), (2, 17, 257), (1, 64, 48), (1, 1, 100)]
-SHAPES += [(1, 4, 33, 20), (3, 1025)]
+SHAPES = warm_cache.TEST_SHAPES
 
 
 def make(shape, d=64, c=512, dtype=torch.bfloat16, deviation=1.0):

@@ -1,4 +1,4 @@
-"""The reference equals a dense oracle that follows the definition position by position."""
+"""The reference and the CPU operators equal a dense oracle that follows the definition position by position."""
 
 import itertools
 
@@ -39,11 +39,12 @@ def make(spatial, *, batch=2, d=3, c=5, dtype=torch.float64):
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
+@pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize(("spatial", "axes"), CASES, ids=str)
-def test_equals_dense_oracle(spatial, axes):
+def test_equals_dense_oracle(spatial, axes, backend):
     inputs = make(spatial)
     upstream = torch.randn_like(inputs[2])
-    got = criss_cross_attention(*inputs, axes=axes)
+    got = criss_cross_attention(*inputs, axes=axes, backend=backend)
     want = dense(*inputs, axes)
     assert (got - want).abs().max() < 1e-10
     gradients = [torch.autograd.grad(out, inputs, upstream) for out in (got, want)]

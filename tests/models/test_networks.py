@@ -172,7 +172,7 @@ def test_a_clips_last_frame_is_classified_by_its_first(recurrence, solved):
     assert loss < 0.35 if solved else loss > 0.65, loss  # chance level is log 2 = 0.69
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_interpreter)])
+@pytest.mark.parametrize("backend", ["reference", "auto", pytest.param("triton", marks=needs_interpreter)])
 def test_recomputed_projections_give_the_same_gradients(backend):
     """Recomputing query, key and value in the backward pass gives the same output and gradients up to rounding."""
     module = CrissCrossAttention(16, gamma="fixed", backend=backend)

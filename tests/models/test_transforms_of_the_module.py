@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from ccnet.models import CrissCrossAttention, create_model, list_models
+from ccnet.models.criss_cross import _project
 
 pytestmark = pytest.mark.slow
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.slow
 needs_interpreter = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the Triton kernels take CPU tensors in its interpreter only"
 )
-BACKENDS = pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_interpreter)])
+BACKENDS = pytest.mark.parametrize("backend", ["reference", "auto", pytest.param("triton", marks=needs_interpreter)])
 RECOMPUTE = pytest.mark.parametrize("recompute", [False, True])
 
 
@@ -60,6 +61,29 @@ def test_torch_func(backend, recompute):
 
 
 @RECOMPUTE
+def test_second_derivatives(recompute):
+    module, oracle, x = pair("auto", recompute)
+    results = []
+    for network in (module, oracle):
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(network(leaf).square().sum(), leaf, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), [leaf, *network.parameters()]))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_projection_is_the_convolutions(layout):
+    """On a CPU it is a matrix product, whose result is channels-last for every input."""
+    module, _, x = pair("auto")
+    x = x.to(memory_format=layout)
+    convolutions = (module.query_conv, module.key_conv, module.value_conv)
+    parameters = [conv.weight for conv in convolutions] + [conv.bias for conv in convolutions]
+    projected = _project(x, *parameters)
+    assert projected.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(projected, torch.cat([conv(x) for conv in convolutions], dim=1), atol=1e-5)
+
+
+@RECOMPUTE
 @BACKENDS
 def test_forward_mode(backend, recompute):
     module, oracle, x = pair(backend, recompute)
@@ -81,9 +105,9 @@ def test_gradients_are_those_of_the_weights_of_a_functional_call(backend):
 
 
 @pytest.mark.parametrize("changed", ["gamma", "query_conv.weight", "value_conv.bias", "x"])
-@needs_interpreter
-def test_an_in_place_change_before_the_backward_pass_is_an_error(changed):
-    module, _, x = pair("triton")
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
+def test_an_in_place_change_before_the_backward_pass_is_an_error(backend, changed):
+    module, _, x = pair(backend)
     module.query_conv.requires_grad_(False)
     out = module(x)
     with torch.no_grad():
@@ -125,9 +149,9 @@ def test_saved_tensor_hooks_may_be_forbidden(backend):
         assert_close(module(x), oracle(x))
 
 
-@needs_interpreter
-def test_compiles_without_a_graph_break():
-    module, oracle, x = pair("triton")
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
+def test_compiles_without_a_graph_break(backend):
+    module, oracle, x = pair(backend)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     results = [
         torch.autograd.grad(network(x).square().sum(), list(owner.parameters()))

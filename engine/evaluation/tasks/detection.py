@@ -84,17 +84,25 @@ class Detection:
         """Save a panel with one row of image, ground truth and prediction per sample."""
         save_object_panel(path, samples, classes)
 
-    def write_report(self, stem: Path, result: DetectionEvaluation, dataset: Any, about: Mapping[str, Any]) -> None:
-        """Print the scores and write them as .csv and .json, with a panel and the results in COCO's results format."""
+    def report(self, result: DetectionEvaluation, dataset: Any, about: Mapping[str, Any]) -> str:
+        """Return the scores as text."""
+        return (
+            f"\n{about['checkpoint']}, iteration {about['iteration']}, on {about['images']} images\n"
+            f"\n{score_table(result.scores, dataset.classes)}\n\n{result.images_per_s:.1f} images/s\n"
+        )
+
+    def write_report(self, stem: Path, result: DetectionEvaluation, dataset: Any, about: Mapping[str, Any]) -> str:
+        """Write the scores as .csv and .json, with a panel and the detections in COCO's results format.
+
+        Returns:
+            The names of the files.
+        """
         result.scores.table(dataset.classes).write_csv(Path(f"{stem}.csv"))
         measured = {"images_per_s": result.images_per_s} | result.scores.summary() | result.scores._asdict()
         write_text(Path(f"{stem}.json"), json.dumps({**about, **measured}, indent=1) + "\n")
         write_text(Path(f"{stem}_results.json"), json.dumps(result.results))
         save_object_panel(Path(f"{stem}.png"), result.samples, dataset.classes)
-        print(f"\n{about['checkpoint']}, iteration {about['iteration']}, on {about['images']} images\n")
-        print(score_table(result.scores, dataset.classes))
-        print(f"\n{result.images_per_s:.1f} images/s\n")
-        print(f"table        {stem}.csv, .json\nresults      {stem}_results.json\npredictions  {stem}.png")
+        return f"table        {stem}.csv, .json\nresults      {stem}_results.json\npredictions  {stem}.png"
 
     def wandb_panels(self, samples: Sequence, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
         """Return images with boxes, which W&B draws with the class names."""

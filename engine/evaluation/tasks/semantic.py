@@ -80,25 +80,30 @@ class Semantic:
         """Save a panel with one row of image, ground truth, prediction and errors per sample."""
         save_panel(path, samples, classes, palette)
 
-    def write_report(self, stem: Path, result: segmentation.Evaluation, dataset: Any, about: Mapping[str, Any]) -> None:
-        """Print the scores and write them as .csv and .json, with a panel and the confusion matrix.
-
-        For a data set without labels, only the speed is reported.
-        """
+    def report(self, result: segmentation.Evaluation, dataset: Any, about: Mapping[str, Any]) -> str:
+        """Return the scores as text; for a data set without labels, only the speed."""
         trained = "" if about["iteration"] is None else f", iteration {about['iteration']}"
-        print(f"\n{about['checkpoint']}{trained}, on {about['images']} images, {about['protocol']}")
-        print(f"{result.images_per_s:.1f} images/s\n")
+        header = (
+            f"\n{about['checkpoint']}{trained}, on {about['images']} images, {about['protocol']}\n"
+            f"{result.images_per_s:.1f} images/s\n"
+        )
+        return f"{header}\n{score_table(result.scores, dataset.classes)}\n" if dataset.has_labels else header
+
+    def write_report(self, stem: Path, result: segmentation.Evaluation, dataset: Any, about: Mapping[str, Any]) -> str:
+        """Write the scores as .csv and .json, with a panel and the confusion matrix, and return the names of the files.
+
+        For a data set without labels, only the .json file is written.
+        """
         measured = {"images_per_s": result.images_per_s} | (result.scores._asdict() if dataset.has_labels else {})
         write_text(Path(f"{stem}.json"), json.dumps({**about, **measured}, indent=1) + "\n")
         if not dataset.has_labels:
-            return
+            return f"speed        {stem}.json"
         result.scores.table(dataset.classes).write_csv(Path(f"{stem}.csv"))
         counts = [[name, *row] for name, row in zip(dataset.classes, result.confusion.tolist(), strict=True)]
         Table(("true / predicted", *dataset.classes), counts).write_csv(Path(f"{stem}_confusion.csv"))
         save_confusion(Path(f"{stem}_confusion.png"), result.confusion.numpy(), dataset.classes)
         save_panel(Path(f"{stem}.png"), result.samples, dataset.classes, dataset.palette)
-        print(score_table(result.scores, dataset.classes))
-        print(f"\ntable        {stem}.csv, .json\npredictions  {stem}.png\nconfusion    {stem}_confusion.csv, .png")
+        return f"table        {stem}.csv, .json\npredictions  {stem}.png\nconfusion    {stem}_confusion.csv, .png"
 
     def wandb_panels(self, samples: Sequence, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
         """Return images with label maps, which W&B shows with the class names."""

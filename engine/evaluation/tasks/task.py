@@ -3,6 +3,7 @@
 A data set selects its task (``conf/task``).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,11 @@ class TaskScores(Protocol):
     @property
     def headline(self) -> float:
         """The metric in [0, 1] that selects the best checkpoint."""
+        ...
+
+    @property
+    def class_scores(self) -> list[float]:
+        """The score of each class whose mean is the headline metric; NaN for classes that are left out of it."""
         ...
 
     def _asdict(self) -> dict[str, Any]:
@@ -113,15 +119,24 @@ class Task(Protocol):
     def save_panel(self, path: Path, samples: list, classes: Sequence[str], palette: Sequence) -> None:
         """Save a panel with one row of image, ground truth and prediction per sample."""
 
-    def write_report(self, stem: Path, result: Any, dataset: Any, about: Mapping[str, Any]) -> None:
-        """Print the scores and write them, with figures, to files whose paths start with `stem`.
+    def report(self, result: Any, dataset: Any, about: Mapping[str, Any]) -> str:
+        """Return the scores as text.
 
         Args:
-            stem: the common prefix of the file paths.
             result: what :meth:`evaluate` returned.
             dataset: the data set that it was evaluated on.
             about: "checkpoint", "iteration", "protocol" and "images", for the header of the report.
         """
+        ...
+
+    def write_report(self, stem: Path, result: Any, dataset: Any, about: Mapping[str, Any]) -> str:
+        """Write the scores and figures to files whose paths start with `stem`; return lines that name the files.
+
+        Args:
+            stem: the common prefix of the file paths.
+            result, dataset, about: see :meth:`report`.
+        """
+        ...
 
     def wandb_panels(self, samples: list, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
         """Return RGB uint8 images, each with the ``wandb.Image`` arguments that draw ground truth and prediction."""
@@ -130,5 +145,17 @@ class Task(Protocol):
 
 def score_table(scores: TaskScores, classes: Sequence[str]) -> str:
     """Return the scores as text, in percent: a per-class table and the summary."""
-    summary = "  ".join(f"{name} {value:.2f}" for name, value in scores.summary().items())
+    _, *others = scores.summary().items()
+    summary = "  ".join([headline_text(scores), *(f"{name} {value:.2f}" for name, value in others)])
     return f"{scores.table(classes).text()}\n{summary}"
+
+
+def headline_text(scores: TaskScores) -> str:
+    """Return the headline metric in percent, with the number of classes if some are left out of the mean.
+
+    For example, "mIoU 62.10" or "mIoU 62.10 over 10 of 11 classes".
+    """
+    name, value = next(iter(scores.summary().items()))
+    counted = sum(not math.isnan(score) for score in scores.class_scores)
+    total = len(scores.class_scores)
+    return f"{name} {value:.2f}" + (f" over {counted} of {total} classes" if counted < total else "")

@@ -6,6 +6,7 @@ from PIL import Image
 
 from ccnet.data.sets.folder import distinct_colours
 from ccnet.engine.drawing import draw_objects, save_object_panel, save_objects
+from ccnet.engine.drawing.objects import _free_place, matched_colours
 
 CLASSES = ("disc", "bar")
 FIRST, SECOND = (torch.tensor(colour) for colour in distinct_colours(2))
@@ -83,9 +84,32 @@ def test_a_panel_shows_ground_truth_beside_prediction(tmp_path):
     second = {key: value[1:] for key, value in objects.items()}
     save_object_panel(tmp_path / "panel.png", [(picture() / 255, first, second)], CLASSES)
     pixels = np.array(Image.open(tmp_path / "panel.png").convert("RGB")).astype(int)
-    colour = np.array(distinct_colours(1)[0])  # every image starts with the first colour
-    outlined = np.abs(pixels - colour).max(axis=2) <= 8
-    image, truth, prediction = np.array_split(outlined, 3, axis=1)
-    assert not image.any()
-    rows = [np.nonzero(part)[0].mean() for part in (truth, prediction)]
-    assert rows[0] < rows[1]  # the first object is drawn over the second
+    for colour, column in ((FIRST, 1), (SECOND, 2)):  # these objects differ, and so do their colours
+        outlined = np.abs(pixels - colour.numpy()).max(axis=2) <= 8
+        assert [bool(part.any()) for part in np.array_split(outlined, 3, axis=1)] == [
+            index == column for index in range(3)
+        ]
+
+
+def test_an_object_has_one_colour_in_ground_truth_and_prediction():
+    objects = two_objects()
+    shifted = objects | {"boxes": objects["boxes"].flip(0) + 5, "labels": objects["labels"].flip(0)}
+    truth, prediction = matched_colours(objects, shifted)
+    assert prediction == truth[::-1]
+    truth, prediction = matched_colours(objects, shifted | {"labels": objects["labels"]})  # of other classes
+    assert len({*truth, *prediction}) == 4
+    none = {key: value[:0] for key, value in objects.items()}
+    assert matched_colours(none, objects)[0] == matched_colours(objects, none)[1] == []
+
+
+def test_captions_of_objects_at_one_place_do_not_overlap():
+    taken = []
+    for _ in range(8):
+        x, y = _free_place((100, 50, 160, 90), (80, 14), (320, 240), taken)
+        taken.append((x, y, x + 80, y + 14))
+    covered = np.zeros((240, 320), dtype=int)
+    for x1, y1, x2, y2 in taken:
+        covered[y1:y2, x1:x2] += 1
+    assert covered.max() == 1
+    assert covered.sum() == 8 * 80 * 14
+    assert taken[0][:2] == (100, 36)  # the first is above the box

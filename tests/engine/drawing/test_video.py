@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ccnet.engine.drawing import open_video
+from ccnet.engine.drawing import VideoLegend, open_video
 
 
 def test_an_mp4_contains_every_frame_in_order(tmp_path):
@@ -16,3 +17,59 @@ def test_an_mp4_contains_every_frame_in_order(tmp_path):
         found = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert [frame.shape for frame in found] == [(40, 56, 3)] * 4  # H.264 has even sides
     assert [round(frame.mean() / 60) for frame in found] == [0, 1, 2, 3]
+
+
+def gif_frames(path, frames):
+    with open_video(path, fps=10) as made:
+        for frame in frames:
+            made.add(frame)
+    with Image.open(path) as read:
+        found = []
+        for number in range(read.n_frames):
+            read.seek(number)
+            found.append(np.array(read.convert("RGB")).astype(int))
+    return found, made
+
+
+def test_a_gif_has_the_colours_of_all_frames(tmp_path):
+    """A class that occurs only in the last frame, in a few pixels, after frames of many other colours."""
+    generator = np.random.default_rng(0)
+    frames = [generator.integers(0, 120, (60, 80, 3), dtype=np.uint8) for _ in range(5)]
+    frames[-1][10:14, 20:24] = 220, 20, 60
+    frames[-1][40:44, 20:24] = 0, 220, 220
+    found, _ = gif_frames(tmp_path / "out.gif", frames)
+    assert len(found) == 5
+    for rows, colour in ((slice(10, 14), (220, 20, 60)), (slice(40, 44), (0, 220, 220))):
+        assert np.abs(found[-1][rows, 20:24] - colour).max() <= 24
+    assert np.abs(found[0] - frames[0]).mean() < 16
+
+
+def test_frames_of_another_size_are_fitted_into_the_first(tmp_path):
+    # Pillow joins frames that are equal.
+    grey = [
+        np.full((*size, 3), level, dtype=np.uint8) for size, level in (((40, 60), 0), ((40, 60), 99), ((80, 60), 255))
+    ]
+    found, made = gif_frames(tmp_path / "out.gif", grey)
+    assert [frame.shape for frame in found] == [(40, 60, 3)] * 3
+    assert made.fitted == 1
+    assert [round(frame.mean()) for frame in found] == [0, 99, 128]  # 30 of 60 columns are white
+    assert (found[2][:, :14] == 0).all()
+
+
+def test_a_video_has_a_legend_of_constant_size_in_which_classes_keep_their_place():
+    palette = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    legend = VideoLegend(["road", "car", "a long name of a class"], palette)
+    frame = np.zeros((90, 120, 3), dtype=np.uint8)
+    shown = []
+    for classes in ([1], [0, 0, 1], [2]):
+        labels = np.resize(np.array(classes, dtype=np.uint8), (90, 120))
+        shown.append(legend.beside(frame, labels))
+    assert len({picture.shape for picture in shown}) == 1
+    assert shown[0].shape[0] == 90 and shown[0].shape[1] > 120
+
+    def places(picture, colour):
+        return np.nonzero((picture[:, 120:] == colour).all(axis=2).any(axis=1))[0]
+
+    assert len(places(shown[0], palette[0])) == 0
+    assert np.array_equal(places(shown[0], palette[1]), places(shown[2], palette[1]))
+    assert places(shown[1], palette[0]).min() > places(shown[1], palette[1]).max()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ccnet.engine.evaluation.confusion import ConfusionMatrix
+from ccnet.engine.evaluation.tasks import headline_text, score_table
 
 
 def test_scores_equal_sets_of_pixels():
@@ -47,3 +48,12 @@ def test_scores_agree_with_scikit_learn():
     assert scores.miou == pytest.approx(metrics.jaccard_score(true, guessed, average="macro"))
     assert scores.pixel_accuracy == pytest.approx(metrics.accuracy_score(true, guessed))
     assert scores.mean_accuracy == pytest.approx(metrics.balanced_accuracy_score(true, guessed))
+
+
+def test_the_text_of_the_scores_says_if_classes_are_left_out():
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.zeros(4, 4, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int64))
+    assert headline_text(matrix.scores()) == "mIoU 100.00 over 1 of 2 classes"
+    assert "mIoU 100.00 over 1 of 2 classes  pixel_acc 100.00" in score_table(matrix.scores(), ["road", "car"])
+    matrix.update(torch.ones(4, 4, dtype=torch.int64), torch.ones(4, 4, dtype=torch.int64))
+    assert headline_text(matrix.scores()) == "mIoU 100.00"

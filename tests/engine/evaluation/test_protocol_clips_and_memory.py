@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ccnet.engine.evaluation.protocols import MultiScale, Slide, Whole
+from ccnet.engine.evaluation.protocols import MultiScale, Slide, Whole, passes, tiles
+from ccnet.engine.evaluation.segmentation import predict
 
 
 class Pointwise(nn.Module):
@@ -67,3 +68,62 @@ def test_memory_does_not_grow_with_the_number_of_scales():
         largest, six = peak([1.75], protocol), peak([1.75, 0.5, 0.75, 1.0, 1.25, 1.5], protocol)
         assert a_map < largest
         assert six <= largest + 2 * a_map
+
+
+@torch.inference_mode()
+def test_windows_are_predicted_in_memory_that_does_not_grow_with_the_height():
+    model, protocol = Pointwise(), Slide((48, 48))
+
+    def peak(height):
+        image = torch.randint(255, (1, 3, height, 96), dtype=torch.uint8)
+        with Live() as live:
+            labels = predict(model, image, protocol)
+        assert torch.equal(labels, (model(image / 255)["out"]).argmax(dim=1).to(torch.uint8))
+        return live.peak - image.nbytes - labels.nbytes
+
+    low, high = peak(96), peak(960)
+    assert high - low < 2 * 960 * 4  # how often each row is covered
+    assert high < 5 * 960 * 96 * 4 / 4  # a map of logits
+
+
+@torch.inference_mode()
+def test_tiles_add_windows_up_in_the_order_of_the_windows():
+    """The sums are equal to the bit to those of windows added to a map of the whole image."""
+
+    class Position(Pointwise):
+        def forward(self, image):
+            ramp = torch.linspace(0.1, 0.7, image.shape[-1])
+            return {"out": super().forward(image)["out"] * ramp}
+
+    model, image = Position(), torch.rand(1, 3, 47, 61)
+    for protocol in (Slide((16, 24)), Slide((16, 24), stride=0.3), Slide((16, 70)), Slide((60, 24))):
+        crop = protocol.crop_size
+        total, count = torch.zeros(1, 5, 47, 61), torch.zeros(47, 61)
+        for rows in protocol._windows(47, crop[0]):
+            for columns in protocol._windows(61, crop[1]):
+                part = image[..., rows, columns]
+                padding = (0, crop[1] - part.shape[-1], 0, crop[0] - part.shape[-2])
+                padded = torch.nn.functional.pad(part - 0.4, padding) + 0.4 if any(padding) else part
+                total[..., rows, columns] += model(padded)["out"][..., : part.shape[-2], : part.shape[-1]]
+                count[rows, columns] += 1
+        covered = torch.zeros(47, 61)
+        for tile in tiles(protocol, model, image):
+            covered[tile.rows, tile.columns] += 1
+            assert torch.equal(tile.scores, (total / count)[..., tile.rows, tile.columns])
+        assert (covered == 1).all()
+
+
+def test_the_number_of_passes_is_that_of_the_calls():
+    class Counted(Pointwise):
+        calls = 0
+
+        def forward(self, image):
+            self.calls += 1
+            return super().forward(image)
+
+    image = torch.rand(1, 3, 47, 61)
+    for protocol in (Whole(), Slide((16, 24)), MultiScale(Slide((16, 24)), scales=[0.5, 1.5])):
+        model = Counted()
+        with torch.no_grad():
+            protocol(model, image)
+        assert model.calls == passes(protocol, (47, 61))

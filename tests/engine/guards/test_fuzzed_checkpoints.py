@@ -92,7 +92,8 @@ def step_from(path, config, folder):
     saved = checkpoints.load(path)
     network = checkpoints.network(saved)
     algorithm = instantiate(config.optimizer.algorithm, network.parameters())
-    state = TrainingState(network, algorithm, instantiate(config.optimizer.schedule, algorithm), identity="")
+    identity = checkpoints.Identity("", {}, {})
+    state = TrainingState(network, algorithm, instantiate(config.optimizer.schedule, algorithm), identity)
     if saved.training:
         state.restore(saved)
     for parameter in network.parameters():

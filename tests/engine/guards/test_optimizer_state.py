@@ -1,5 +1,6 @@
 """A run resumes only from a state that matches its optimiser and schedule."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_mismatched_state_is_rejected_before_a_step_writes_into_it(tmp_path, s
         layer = torch.nn.Linear(50, 40)
         optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
-        return layer, TrainingState(layer, optimizer, schedule, "identity")
+        return layer, TrainingState(layer, optimizer, schedule, checkpoints.Identity("identity", {}, {}))
 
     layer, state = begin()
     layer(torch.ones(3, 50)).sum().backward()
@@ -47,3 +48,51 @@ def test_a_mismatched_state_is_rejected_before_a_step_writes_into_it(tmp_path, s
     with pytest.raises(ValueError, match=f"the training state in .*last.pt does not match this run: .*{message}"):
         begin()[1].restore(saved)
     begin()[1].restore(checkpoints.load(tmp_path / "last.pt"))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "schedule"),
+    [
+        (
+            partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+            lambda optimizer, length: torch.optim.lr_scheduler.PolynomialLR(optimizer, length, power=0.9),
+        ),
+        (
+            partial(torch.optim.AdamW, lr=0.1),
+            lambda optimizer, length: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=length),
+        ),
+    ],
+)
+def test_a_longer_run_continues_with_the_learning_rates_of_its_length(tmp_path, algorithm, schedule):
+    """Also after the last iteration of the shorter one, where its learning rate is 0."""
+
+    def begin(length):
+        layer = torch.nn.Linear(3, 2)
+        optimizer = algorithm(layer.parameters())
+        return TrainingState(layer, optimizer, schedule(optimizer, length), checkpoints.Identity("", {}, {}))
+
+    def step(state):
+        state.model(torch.ones(1, 3)).sum().backward()
+        state.optimizer.step()
+        group = state.optimizer.param_groups[0]
+        used = state.learning_rate, group["lr"], group.get("momentum"), group.get("betas")
+        if state.iteration + 1 < length:
+            state.advance()
+        return used
+
+    length = 4
+    short = begin(4)
+    for _ in range(4):
+        step(short)
+    short.iteration = 4
+    short.schedule.last_epoch = 4
+    short.save(tmp_path, {"recipe": {"max_iters": 4}}, SimpleNamespace(classes=["a"], palette=[(0, 0, 0)]))
+    length = 9
+    longer = begin(9)
+    longer.restore(checkpoints.load(tmp_path / "last.pt"), max_iters=9)
+    assert longer.iteration == 4
+    whole = begin(9)
+    want = [step(whole) for _ in range(9)]
+    assert [step(longer) for _ in range(5)] == want[4:]
+    state = longer.optimizer.state[longer.model.weight]
+    assert state  # the optimiser has kept its momentum

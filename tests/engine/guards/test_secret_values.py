@@ -1,9 +1,13 @@
 """A run writes no secrets from the environment to disk."""
 
+import re
 import subprocess
 
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+
+from ccnet.engine.guards import check_run, plain, refuse_environment
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -42,7 +46,7 @@ def test_a_sweep_writes_no_secrets_from_its_command_line(run_entry, tmp_path, mo
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("+dataset.note=${oc.env:HF_TOKEN}", "dataset.note contains the value of the environment variable HF_TOKEN"),
+        ("+dataset.note=${oc.env:HF_TOKEN}", "dataset.note takes the value of the environment variable HF_TOKEN"),
         ("+dataset.note=x-ghp_aSdFgHjKl-x", "dataset.note contains the value of the environment variable GITHUB_TOKEN"),
         ("+dataset.note=https://me:pass@host/x", "dataset.note contains a URL with a password"),
         ("hydra.run.dir=hf_qWeRtYuIoP", "the folder contains the value of the environment variable HF_TOKEN"),
@@ -56,3 +60,56 @@ def test_a_secret_in_the_configuration_is_rejected(run_entry, tmp_path, monkeypa
     assert message in done.stderr
     assert not any(secret in done.stdout + done.stderr for secret in SECRETS.values())
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def refused(*options):
+    """Return the options that :func:`refuse_environment` names, or those composed if it accepts them."""
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=list(options))
+    try:
+        refuse_environment(config)
+    except ValueError as error:
+        found = re.match(r"(\S+) takes the value of the environment variable (\w+)", str(error))
+        if found is None:
+            raise
+        return found.groups()
+    return config
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["+dataset.note=${oc.env:LUNCH}"], ("dataset.note", "LUNCH")),
+        (["+dataset.note=a-${oc.env:LUNCH}-b"], ("dataset.note", "LUNCH")),
+        (["+note='${oc.decode:${oc.env:PIN}}'"], ("note", "PIN")),
+        (["+dataset.note=[1,{a:${oc.env:LUNCH}}]"], ("dataset.note.1.a", "LUNCH")),
+        (["+logger.tags=${oc.dict.values:oc.env}", "+oc.env={a:'${oc.env:LUNCH}'}"], ("logger.tags.0", "LUNCH")),
+        (["logger.entity=${oc.env:LUNCH}", "allow_env=[PIN]"], ("logger.entity", "LUNCH")),
+    ],
+)
+def test_an_option_with_a_value_from_the_environment_is_rejected_whatever_its_name(monkeypatch, options, found):
+    monkeypatch.setenv("LUNCH", "soup")
+    monkeypatch.setenv("PIN", "1234")
+    assert refused(*options) == found
+
+
+def test_values_from_the_environment_are_accepted_if_allowed_or_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("LUNCH", "soup")
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    assert refused("+a=${oc.env:LUNCH}", "+b=${a}", "allow_env=[LUNCH]").b == "soup"
+    assert refused("+dataset.note=${oc.env:SCRATCH}/data").dataset.note == f"{tmp_path}/data"
+    assert refused("+a=${oc.env:NOT_SET,default}").a == "default"
+    allowed = refused("+a=${oc.env:HF_TOKEN}", "allow_env=[HF_TOKEN]")
+    check_run(plain(allowed), tmp_path)
+    with pytest.raises(ValueError, match="a contains the value of the environment variable HF_TOKEN"):
+        check_run(plain(allowed) | {"allow_env": []}, tmp_path)
+    with pytest.raises(ValueError, match="allow_env is 'LUNCH', but must be a list"):
+        refused("allow_env=LUNCH")
+
+
+def test_a_folder_named_after_the_environment_is_rejected(run_entry, tmp_path, monkeypatch):
+    monkeypatch.setenv("LUNCH", "soup")
+    done = run_entry("train.py", *TINY, "hydra.run.dir=${oc.env:LUNCH}", ok=False)
+    assert "hydra.run.dir takes the value of the environment variable LUNCH" in done.stderr
+    assert not list(tmp_path.rglob("*.*"))

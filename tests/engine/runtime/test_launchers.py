@@ -41,3 +41,12 @@ def test_parallel_runs_share_the_gpus(monkeypatch):
         chosen.append(choose_device("auto"))
     assert chosen == [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 0)]
     assert choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="device=cuda:2, but torch finds 2 GPUs, numbered from 0"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["meta", "no such device", "cuda"])
+def test_a_device_that_the_machine_lacks_is_rejected(monkeypatch, name):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"device={name}|does not recognise device={name}"):
+        choose_device(name)

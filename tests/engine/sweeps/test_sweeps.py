@@ -24,7 +24,7 @@ from PIL import Image
 from ccnet import train as training
 from ccnet.data.build import build_dataset
 from ccnet.engine import checkpoints
-from ccnet.engine.checkpoints import find_start
+from ccnet.engine.checkpoints import Checkpoint, find_start
 from ccnet.engine.runtime.overrides import parse_overrides
 from ccnet.engine.sweeps import results
 from ccnet.engine.sweeps.report import report
@@ -280,9 +280,11 @@ def test_a_search_survives_a_failed_trial_and_resumes(tmp_path, run_entry, monke
 
 def test_an_extended_sweep_overwrites_no_run(tmp_path, monkeypatch):
     training.train(composed(*ONE_STEP), tmp_path / "0")
-    found, saved = find_start(composed(*ONE_STEP, "resume=auto", "seed=1"), tmp_path / "0")
+    with find_start(composed(*ONE_STEP, "resume=auto", "seed=1"), tmp_path / "0") as (found, saved):
+        pass
     assert (found, saved) == (tmp_path / "0_2", None)
-    found, saved = find_start(composed(*ONE_STEP, "resume=auto"), tmp_path / "1")
+    with find_start(composed(*ONE_STEP, "resume=auto"), tmp_path / "1") as (found, saved):
+        pass
     assert (found, saved.iteration) == (tmp_path / "0", 1)
 
 
@@ -311,9 +313,10 @@ def test_a_slurm_job_requests_a_signal_before_its_end(tmp_path, run_entry, monke
 
 
 def test_a_truncated_result_is_ignored(tmp_path):
-    results.write_result(tmp_path, {"best_mIoU": 50.0, "iterations": 4})
-    assert results.finished_score(tmp_path, 4) == 0.5
-    assert [path.name for path in tmp_path.iterdir()] == [results.RESULT]
-    assert results.finished_score(tmp_path, 8) is None
-    (tmp_path / results.RESULT).write_text(json.dumps({"overrides": {}})[:5])
-    assert results.finished_score(tmp_path, 4) is None
+    saved = Checkpoint({}, {}, [], [], 4, {}, {"identity": "a"})
+    results.write_result(tmp_path, {"best_mIoU": 50.0, "iterations": 4, "identity": "a"})
+    assert results.finished_score(tmp_path, saved, 4) == 0.5
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert results.finished_score(tmp_path, saved, 8) is None
+    (tmp_path / "result.json").write_text(json.dumps({"overrides": {}})[:5])
+    assert results.finished_score(tmp_path, saved, 4) is None

@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from two_processes import together
 
 from ccnet.data.training_samples import Seeded, train_loader
-from ccnet.engine.runtime.distributed import parallel, processes
-from ccnet.engine.training.torch_step import train_step
+from ccnet.engine.runtime.distributed import processes
+from ccnet.engine.training.torch_step import TorchStep, train_step
 from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
 
@@ -27,7 +27,7 @@ def composed(*overrides):
 ITERATIONS, BATCH = 10, 4
 OHEM = [
     "loss=ce_ccl", "loss.terms.main._target_=ccnet.losses.OhemCrossEntropy", "+loss.terms.main.min_kept=1500",
-    "+loss.terms.main.threshold=0.2", "model.head.dropout=0", "model.aux_head.dropout=0",
+    "+loss.terms.main.threshold=0.2",
 ]  # fmt: skip
 
 
@@ -41,7 +41,10 @@ def iterations(rank=0, number=1, overrides=(), count=ITERATIONS, spoilt=()):
     task, criterion = instantiate(config.task), instantiate(config.loss)
     model = build(config.model).double().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    forward = parallel(model, torch.device("cpu"))
+    step = TorchStep(
+        task, model, criterion, optimizer, device=torch.device("cpu"),
+        accumulate=config.accumulate, clip_norm=config.clip_norm, keep_buffers=True,
+    )  # fmt: skip
     generator = torch.Generator().manual_seed(2)
     terms = []
     for iteration in range(count):
@@ -50,10 +53,7 @@ def iterations(rank=0, number=1, overrides=(), count=ITERATIONS, spoilt=()):
         labels = torch.randint(0, 4, (BATCH, 33, 41), generator=generator)
         labels[0, 5:] = 255  # the processes have different numbers of valid pixels
         own = slice(rank * BATCH // number, (rank + 1) * BATCH // number)
-        loss, parts, _ = train_step(
-            task, forward, criterion, optimizer, images[own], labels[own],
-            accumulate=config.accumulate, clip_norm=config.clip_norm, keep_buffers=True,
-        )  # fmt: skip
+        loss, parts, _ = step(images[own], labels[own], iteration)
         terms.append({"loss": loss} | parts)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {"terms": terms, "gradients": gradients, "state": model.state_dict()}
@@ -87,6 +87,7 @@ def test_a_run_on_the_second_gpu_makes_it_current(monkeypatch):
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    """Dropout included, as shipped."""
     one = iterations()
     first, second = together(partial(iterations, number=2), tmp_path)
     assert_close(one, first)
@@ -105,9 +106,9 @@ def test_all_processes_skip_a_step_that_is_non_finite_in_one(tmp_path):
 
 def test_a_term_of_weight_zero_leaves_parameters_without_gradient(tmp_path):
     overrides = ["loss.weights.aux=0"]
-    whole = iterations(count=2, overrides=overrides)["terms"][1]["loss"]
-    shared, _ = together(partial(iterations, number=2, overrides=overrides, count=2), tmp_path)
-    assert abs(whole - shared["terms"][1]["loss"]) < 1e-6
+    whole = iterations(count=3, overrides=overrides)["terms"][2]["loss"]
+    shared, _ = together(partial(iterations, number=2, overrides=overrides, count=3), tmp_path)
+    assert abs(whole - shared["terms"][2]["loss"]) < 1e-6
 
 
 class Pointwise(torch.nn.Module):

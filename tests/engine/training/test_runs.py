@@ -39,6 +39,12 @@ def whole(tmp_path_factory):
     return folder
 
 
+def start(config, folder):
+    """Return where a run would start."""
+    with find_start(config, folder) as found:
+        return found
+
+
 def at_call(number, do, function):
     """Wrap `function` so that its `number`-th call first calls `do`."""
     calls = []
@@ -79,7 +85,7 @@ def test_a_signal_saves_the_run_and_resume_auto_continues_it(
     assert ended.value.code == stopping.EXIT_CODE == 75
     assert f"stopped after iteration {iteration}, continue with resume={folder}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
-    found, saved = find_start(composed("resume=auto", "num_workers=3"), tmp_path / "runs" / "new")
+    found, saved = start(composed("resume=auto", "num_workers=3"), tmp_path / "runs" / "new")
     assert (found, saved.iteration) == (folder, iteration)
     training.train(composed(), folder, saved)
     assert same_weights(whole, folder)
@@ -93,27 +99,36 @@ def test_resume_auto_reports_which_checkpoints_it_skipped_and_why(whole, tmp_pat
     flipped = bytearray((whole / "previous.pt").read_bytes())
     flipped[len(flipped) // 2] ^= 1
     (tmp_path / "b" / "previous.pt").write_bytes(flipped)
-    for age, name in enumerate(("a/previous.pt", "a/last.pt", "b/previous.pt", "b/last.pt")):
-        os.utime(tmp_path / name, (age, age))
-    found, saved = find_start(composed("resume=auto"), tmp_path / "new")
-    assert (found, saved.iteration) == (tmp_path / "a", 4)
+    (tmp_path / "a" / "last.pt").unlink()
+    found, saved = start(composed("resume=auto"), tmp_path / "new")
+    assert (found, saved.iteration) == (tmp_path / "a", 2)
     said = capsys.readouterr().out
     assert f"skipped {tmp_path}/b/last.pt: " in said
+    assert f"resume=auto: {tmp_path}/a/previous.pt, iteration 2" in said
+    shutil.rmtree(tmp_path / "a")
+    found, saved = start(composed("resume=auto"), tmp_path / "new")
+    said = capsys.readouterr().out
+    assert (found, saved) == (tmp_path / "new", None)
     assert f"skipped {tmp_path}/b/previous.pt: " in said
     assert "its content does not match its checksum" in said
-    assert f"resume=auto: {tmp_path}/a/last.pt, iteration 4" in said
-    found, saved = find_start(composed("resume=auto", "recipe.lr=0.5"), tmp_path / "new")
+    shutil.copytree(whole, tmp_path / "a")
+    found, saved = start(composed("resume=auto", "recipe.lr=0.5"), tmp_path / "new")
     assert (found, saved) == (tmp_path / "new", None)
-    assert "skipped 3 of other configurations: starting a new run" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "skipped 2 of other configurations: starting a new run" in said
+    assert "/a at iteration 4, has recipe.lr=0.003 instead of 0.5" in said
     with pytest.raises(ValueError, match="has no readable checkpoint"):
-        find_start(composed(f"resume={tmp_path / 'b'}"), tmp_path / "new")
+        start(composed(f"resume={tmp_path / 'b'}"), tmp_path / "new")
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
-        find_start(composed(f"resume={tmp_path / 'c'}"), tmp_path / "new")
+        start(composed(f"resume={tmp_path / 'c'}"), tmp_path / "new")
 
 
 def test_the_fingerprint_ignores_how_a_run_is_executed():
-    assert fingerprint(composed()) == fingerprint(composed("num_workers=4", "log_every=7", "resume=auto"))
-    assert fingerprint(composed()) != fingerprint(composed("seed=1"))
+    own = fingerprint(composed(), {"training data": "a"})
+    assert own == fingerprint(composed("num_workers=4", "log_every=7", "resume=auto"), {"training data": "a"})
+    assert own == fingerprint(composed("recipe.max_iters=9"), {"training data": "a"})
+    assert own != fingerprint(composed("seed=1"), {"training data": "a"})
+    assert own != fingerprint(composed(), {"training data": "b"})
 
 
 @pytest.mark.parametrize("name", ["last.pt", "best.safetensors"])
@@ -180,8 +195,8 @@ def test_last_and_previous_checkpoints_are_from_different_iterations(whole, tmp_
     assert [saved[name].iteration for name in ("last", "previous")] == [4, 2]
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "last.pt").write_bytes(b"damaged")
-    _, start = find_start(composed("resume=auto"), tmp_path / "new")
-    training.train(composed(), folder, start)
+    _, begun = start(composed("resume=auto"), tmp_path / "new")
+    training.train(composed(), folder, begun)
     assert same_weights(whole, folder)
     assert checkpoints.load(folder / "previous.pt").iteration == 2  # not the damaged one
 

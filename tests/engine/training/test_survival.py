@@ -1,5 +1,7 @@
 """Runs in real processes that are killed or stopped, lose a worker or run out of disk space, and are resumed.
 
+Before each kill, another process tries to join the run.
+
 ``KILLS=20 python -m pytest -s tests/engine/training/test_survival.py -k kill_9`` restarts ``python train.py`` after
 each of twenty kills and prints when they occurred; ``results/survival.md`` contains such a table.
 """
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from conftest import PATIENCE, ROOT, TINY, children, members
 from ccnet.data.loader import Loader
 from ccnet.engine import checkpoints, drawing
 from ccnet.engine.drawing import ScalarFile
+from ccnet.engine.runtime import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +157,7 @@ def rows(path):
 
 def newest(folder):
     """Return the checkpoint that a run would resume from; None if there is none yet."""
-    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+    for name in (LAST, PREVIOUS):
         if (folder / name).exists():
             return checkpoints.load(folder / name)
     return None
@@ -207,11 +211,22 @@ def hold_between_renames():
 
     def held(source, target):
         replace(source, target)
-        seen.append(str(target).endswith(checkpoints.PREVIOUS))
+        seen.append(str(target).endswith(PREVIOUS))
         if sum(seen) == 2:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     os.replace = held
+
+
+def refused_beside(run, command):
+    """Assert that a second process of the same command line ends with a message and changes nothing."""
+    folder = run.folder / "runs" / "new"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    other = Run(run.folder, command=command)
+    assert other.wait() == 1
+    assert re.search(rf"error: .*{folder} is in use by process {run.pid} on ", other.text), other.text
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["new"]
 
 
 def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tmp_path):
@@ -228,15 +243,18 @@ def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tm
         if moment == "writing":
             assert run.held_while_writing()
         elif moment == "renaming":
-            assert run.until(lambda: (folder / PART).exists() and not (folder / checkpoints.LAST).exists())
+            assert run.until(lambda: (folder / PART).exists() and not (folder / LAST).exists())
             run.hold()
         else:
             if generator.random() < 0.8:  # otherwise kill it during startup
                 assert run.until(lambda: "parameters on" in run.text)  # noqa: B023
-            start, at = run.iteration, time.monotonic() + generator.uniform(0, 3)
-            run.until(lambda: time.monotonic() > at or run.iteration > start + 3)  # noqa: B023
+            enough = run.iteration + generator.randrange(5)
+            run.until(lambda: run.iteration >= enough)  # noqa: B023
+            time.sleep(generator.uniform(0, 0.3))
             run.hold()
         elapsed, text, logged = time.monotonic() - began, run.text, run.iteration
+        if "parameters on" in text:
+            refused_beside(run, command)
         parts = [path.name for path in folder.glob(".*")]
         run.signal(signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL
@@ -440,6 +458,7 @@ def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
     assert re.search(r"process 1: error: beacon \d is broken", broken[1].text)
     assert "process 0: error: another process of this run has died" in broken[0].text
     assert [run.wait() for run in unbroken] == [0, 0], unbroken[0].text + unbroken[1].text
+    assert unbroken[1].text == "" and "Warning" not in unbroken[0].text
     folder = tmp_path / "cut" / "runs" / "new"
     runs = pair(tmp_path / "cut", hook=partial(signalled_at_fourth, signal.SIGKILL, "1"))
     assert [run.wait() for run in runs] == [1, -signal.SIGKILL]
@@ -451,3 +470,43 @@ def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
     assert [run.wait() for run in runs] == [0, 0], runs[0].text
     assert_same(tmp_path / "whole" / "runs" / "new", folder)
     assert len(newest(folder).training["random"]) == 2
+
+
+def stopped_at_fourth(wait):
+    """Stop the second process in its fourth step, for which the first one then waits for ``wait`` seconds."""
+    import ccnet.engine.training.torch_step
+    from ccnet.engine.runtime import distributed
+
+    step, steps = ccnet.engine.training.torch_step.train_step, []
+    distributed._ROLL_CALL = 1.0
+
+    def stopped(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 4 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if len(steps) == 4:
+            torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=wait))
+            print("waiting")
+        return step(*arguments, **named)
+
+    ccnet.engine.training.torch_step.train_step = stopped
+
+
+def test_a_stopped_process_is_named_after_the_timeout(tmp_path):
+    runs = pair(tmp_path, hook=partial(stopped_at_fourth, 1))
+    assert runs[0].wait() == 1
+    named = r"process 0: error: .* \(collective_timeout\), but process 1 of 0 to 1 has not taken part: .*resume=auto"
+    assert re.search(named, runs[0].text)
+    assert "Traceback" not in runs[0].text
+    assert newest(tmp_path / "runs" / "new").iteration == 3
+
+
+def test_a_second_signal_ends_a_process_that_waits_for_a_stopped_one(tmp_path):
+    runs = pair(tmp_path, hook=partial(stopped_at_fourth, PATIENCE))
+    assert runs[0].until(lambda: "waiting" in runs[0].text), runs[0].text
+    time.sleep(0.5)
+    runs[0].signal(signal.SIGTERM, all=False)
+    time.sleep(1.5)  # longer than the second within which it counts as the same request
+    assert runs[0].running
+    runs[0].signal(signal.SIGTERM, all=False)
+    assert runs[0].wait() == -signal.SIGTERM

@@ -1,0 +1,177 @@
+"""Run everything that needs a GPU as independent steps: a failure or a time limit ends one step and not the session."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+
+from ..engine.drawing.tables import Table
+from ..kernels import tiles
+
+ROOT = Path(__file__).parent.parent
+# The operator's shapes; the first is also timed in JAX.
+SHAPES = ("8x97x97", "8x128x256", "1x97x97")
+DONE, TAIL = "done", 30
+
+
+class Step(NamedTuple):
+    """One step of a session.
+
+    Attributes:
+        name: what the user selects it by.
+        arguments: the arguments of the Python interpreter.
+        seconds: the time limit.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    seconds: float
+
+
+class Outcome(NamedTuple):
+    """What became of a step.
+
+    Attributes:
+        step: its name.
+        status: "done", or why it is not.
+        seconds: how long it took.
+        log: the file with its output.
+    """
+
+    step: str
+    status: str
+    seconds: float
+    log: str
+
+
+def run_session(config: DictConfig, device: torch.device) -> str:
+    """Run the steps and return a table of them; all results and logs go to the folder ``output``.
+
+    Steps that the folder records as done are skipped, unless ``gpu.steps`` names them.
+
+    Raises:
+        ValueError: the device is not a GPU, or a step does not exist.
+        SystemExit: a step failed or was not reached; the table is printed before.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"mode=gpu measures on a GPU, but the device is {device}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step that is running is ended too
+    folder = Path(config.output).absolute()
+    outcomes = run_steps(chosen(steps(folder), config.gpu.steps, folder), folder, 60 * config.gpu.minutes)
+    table = Table.of_records([{**outcome._asdict(), "seconds": round(outcome.seconds)} for outcome in outcomes]).text()
+    if any(outcome.status != DONE for outcome in outcomes):
+        print(table)
+        raise SystemExit(1)
+    return table
+
+
+def steps(folder: Path) -> list[Step]:
+    """Return all steps, the most important first: correctness, the operator, its tiles, networks."""
+
+    def benchmark(name: str, seconds: float, *overrides: str) -> Step:
+        return Step(name, ("-m", "ccnet.benchmark", *overrides), seconds)
+
+    def shape(text: str) -> str:
+        return f"shape=[{text.replace('x', ',')}]"
+
+    tests = [str(ROOT / "tests" / name) for name in ("kernels/test_gpu.py", "engine/training/test_step.py")]
+    operator, bfloat16 = f"output={folder}/attention", "dtype=bfloat16"
+    return [
+        benchmark("compile", 240, "mode=compile"),
+        Step("tests", ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--durations=5", *tests), 360),
+        *(benchmark(f"operator-{text}", 180, shape(text), bfloat16, operator) for text in SHAPES),
+        benchmark("tune", 360, "mode=tune", "tune.dtypes=[bfloat16]", "tune.minutes=5.5", f"output={folder}/kernels"),
+        *(
+            benchmark(f"tuned-{text}", 90, shape(text), bfloat16, "peers=[triton]", f"{operator}_tuned")
+            for text in SHAPES
+        ),
+        benchmark("train", 300, "mode=train", f"output={folder}/step"),
+        benchmark("complexity", 120, "mode=complexity", operator),
+        benchmark("zoo", 240, "mode=zoo", f"output={folder}/networks"),
+        benchmark(f"jax-{SHAPES[0]}", 180, "framework=jax", shape(SHAPES[0]), bfloat16, operator),
+    ]
+
+
+def chosen(every: list[Step], names: Sequence[str] | None, folder: Path) -> list[Step]:
+    """Return the steps that are named, or if none are, those that the folder does not record as done."""
+    if names is None:
+        done = {row["step"] for row in _recorded(folder) if row["status"] == DONE}
+        return [step for step in every if step.name not in done]
+    known = [step.name for step in every]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"gpu.steps names {', '.join(unknown)}: choose from {', '.join(known)}")
+    return [step for step in every if step.name in names]
+
+
+def run_steps(chosen_steps: list[Step], folder: Path, seconds: float) -> list[Outcome]:
+    """Run steps one after the other within a total time limit, and record each in ``steps.csv`` when it ends."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
+    outcomes: list[Outcome] = []
+    for step in chosen_steps:
+        left = deadline - time.monotonic()
+        if left < 1:
+            outcomes.append(Outcome(step.name, "not reached", 0.0, ""))
+            continue
+        print(f"== {step.name}, at most {min(step.seconds, left):.0f} s", flush=True)
+        began = time.time()
+        outcome = _run(step, min(step.seconds, left), folder / "logs" / f"{step.name}.log")
+        outcomes.append(outcome)
+        for table in tiles.CONFIGS.glob("*.json"):
+            if table.stat().st_mtime >= began:  # the step tuned it
+                shutil.copy(table, folder)
+        _record(outcome, folder)
+        print("\n".join(_lines(Path(outcome.log))[-TAIL:]))
+        print(f"== {step.name}: {outcome.status}, {outcome.seconds:.0f} s", flush=True)
+    return outcomes
+
+
+def _run(step: Step, seconds: float, log: Path) -> Outcome:
+    path = os.pathsep.join(filter(None, [str(ROOT.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    began = time.monotonic()
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *step.arguments], cwd=ROOT, env=environment, process_group=0,
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            code = process.wait(seconds)
+            status = DONE if code == 0 else f"failed with exit code {code}"
+        except subprocess.TimeoutExpired:
+            status = f"stopped after {seconds:.0f} s"
+        finally:
+            _end(process)
+    return Outcome(step.name, status, time.monotonic() - began, str(log))
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process group, including what the process left behind."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def _recorded(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(_lines(folder / "steps.csv")))
+
+
+def _record(outcome: Outcome, folder: Path) -> None:
+    kept: list[dict[str, Any]] = [row for row in _recorded(folder) if row["step"] != outcome.step]
+    row = outcome._asdict() | {"seconds": round(outcome.seconds), "log": f"logs/{Path(outcome.log).name}"}
+    Table.of_records([*kept, row]).write_csv(folder / "steps.csv")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.exists() else []

@@ -1,0 +1,92 @@
+"""The tiles worth timing: some ten for each kernel, dtype and range of line lengths.
+
+They vary the rule's tile (``kernels/tiles.py``) in one or two sizes at a time: stages, slab width, queries, keys. A
+whole line in one tile keeps its softmax weights on chip; tiles that loop over keys suit lengths that a power of two
+would pad too much. In the forward pass a tile holds up to 256 keys; in the backward pass, which keeps two such maps,
+every tile of 256 keys spills. Most have one warp per 16 queries, because more repeat each other's products; a tile that
+needs the registers of eight warps has those. Half-precision tiles compile without spills for sm_90 with Triton 3.6 and
+3.8; elsewhere the search finds out which do.
+"""
+
+from ...kernels.tiles import Device, Problem, Tile, choose_tile
+
+# (BLOCK_M, BLOCK_N, BLOCK_C, warps, stages) by the longest line that the list is meant for.
+_HALF = {
+    "forward": {
+        64: [
+            (64, 64, 64, 4, 3), (64, 64, 64, 4, 2), (64, 64, 64, 4, 4), (64, 64, 32, 4, 3), (64, 64, 32, 4, 4),
+            (64, 64, 128, 4, 2), (64, 64, 128, 4, 3), (32, 64, 64, 2, 3), (32, 64, 128, 2, 2),
+        ],
+        128: [
+            (128, 128, 32, 8, 3), (128, 128, 32, 8, 2), (128, 128, 32, 8, 4), (128, 128, 64, 8, 2),
+            (128, 128, 64, 8, 3), (128, 128, 16, 8, 4), (64, 128, 32, 4, 3), (64, 128, 64, 4, 2), (64, 128, 64, 4, 3),
+            (64, 128, 128, 4, 2),
+        ],
+        160: [
+            (64, 32, 128, 4, 3), (64, 32, 128, 4, 2), (64, 32, 128, 4, 4), (128, 32, 128, 8, 3), (64, 64, 128, 4, 3),
+            (64, 64, 64, 4, 3), (64, 256, 32, 4, 3), (64, 256, 32, 4, 2), (64, 256, 32, 8, 3), (128, 256, 32, 8, 3),
+        ],
+        256: [
+            (128, 256, 32, 8, 3), (128, 256, 32, 8, 2), (128, 256, 16, 8, 4), (128, 256, 64, 8, 2), (64, 256, 32, 4, 3),
+            (64, 256, 32, 4, 2), (64, 256, 32, 4, 4), (64, 256, 32, 8, 3), (128, 64, 128, 8, 3), (64, 64, 128, 4, 3),
+        ],
+        1024: [
+            (64, 32, 128, 4, 3), (64, 32, 128, 4, 2), (64, 32, 128, 4, 4), (64, 64, 128, 4, 3), (128, 32, 128, 8, 3),
+            (128, 64, 128, 8, 3), (128, 64, 128, 8, 2), (128, 128, 128, 8, 2), (64, 64, 64, 4, 3), (128, 64, 64, 8, 3),
+        ],
+    },
+    "backward": {
+        64: [
+            (64, 64, 32, 4, 3), (64, 64, 32, 4, 2), (64, 64, 32, 4, 4), (64, 64, 64, 4, 2), (64, 64, 64, 4, 3),
+            (64, 64, 16, 4, 4), (64, 64, 32, 8, 3), (64, 64, 64, 8, 3), (64, 32, 32, 4, 3),
+        ],
+        128: [
+            (128, 128, 32, 8, 3), (128, 128, 32, 8, 2), (128, 128, 32, 8, 4), (128, 128, 16, 8, 3),
+            (128, 128, 16, 8, 4), (128, 64, 32, 8, 3), (128, 64, 16, 8, 4), (64, 128, 32, 8, 3), (64, 128, 16, 8, 3),
+            (64, 64, 32, 4, 3),
+        ],
+        160: [
+            (64, 64, 32, 4, 3), (64, 64, 32, 4, 4), (64, 64, 32, 8, 3), (128, 128, 32, 8, 3), (128, 128, 16, 8, 4),
+            (128, 64, 32, 8, 3), (64, 32, 32, 4, 3), (128, 32, 64, 8, 3), (64, 128, 16, 8, 3), (64, 128, 32, 8, 3),
+        ],
+        256: [
+            (128, 128, 32, 8, 3), (128, 128, 32, 8, 2), (128, 128, 32, 8, 4), (128, 128, 16, 8, 4), (128, 64, 32, 8, 3),
+            (128, 64, 32, 8, 4), (128, 64, 64, 8, 3), (64, 64, 32, 4, 3), (64, 128, 16, 8, 3), (64, 128, 32, 8, 3),
+        ],
+        1024: [
+            (64, 64, 32, 4, 3), (64, 64, 32, 4, 4), (64, 64, 32, 8, 3), (128, 128, 32, 8, 3), (128, 128, 16, 8, 4),
+            (128, 64, 32, 8, 3), (128, 64, 64, 8, 3), (128, 32, 64, 8, 3), (64, 32, 32, 4, 3), (64, 128, 16, 8, 3),
+        ],
+    },
+}  # fmt: skip
+# Three TF32 products need three times the registers.
+_FLOAT32 = {
+    "forward": {
+        1024: [
+            (64, 32, 64, 4, 2), (64, 32, 64, 4, 3), (64, 16, 64, 4, 2), (64, 16, 64, 4, 3), (64, 32, 32, 4, 2),
+            (64, 32, 32, 4, 3), (64, 32, 64, 8, 2), (64, 64, 32, 4, 2),
+        ],
+    },
+    "backward": {
+        1024: [
+            (32, 32, 16, 4, 2), (32, 32, 16, 4, 3), (32, 32, 16, 4, 1), (16, 16, 32, 2, 2), (16, 16, 32, 2, 3),
+            (16, 16, 64, 2, 2), (16, 32, 16, 2, 2), (32, 16, 16, 2, 2), (16, 16, 32, 4, 2),
+        ],
+    },
+}  # fmt: skip
+
+
+def candidates(kernel: str, problem: Problem, length: int, device: Device) -> list[Tile]:
+    """Return the tiles to time for lines of ``length``, first the one in use.
+
+    Args:
+        kernel: "forward" or "backward".
+        problem: the call to time; tiles wider than its value are left out.
+        length: the number of pixels on a line.
+        device: the GPU.
+    """
+    lists = (_FLOAT32 if problem.dtype == "float32" else _HALF)[kernel]
+    fitting = next((longest for longest in lists if length <= longest), max(lists))
+    listed = [Tile(*sizes) for sizes in lists[fitting]]
+    found = [choose_tile(kernel, problem, length, device), *listed]
+    return [tile for tile in dict.fromkeys(found) if tile.block_c <= max(16, problem.value_channels)]

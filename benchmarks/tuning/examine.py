@@ -1,0 +1,93 @@
+"""Compile the launches of a candidate, and report what they need or why they are unsound.
+
+This module imports neither torch nor triton, so that compiler processes start fast.
+"""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ...kernels import launch_set, plan, tiles
+from ...kernels.launch_cases import Case, backward_cases, forward_cases
+from .table import Range
+
+
+class Job(NamedTuple):
+    """Launches to compile.
+
+    Attributes:
+        device: the GPU to compile for.
+        launches: the launches.
+    """
+
+    device: tiles.Device
+    launches: tuple[Case, ...]
+
+
+class Needs(NamedTuple):
+    """The most that any launch of a job needs.
+
+    Attributes:
+        registers: registers per thread.
+        spilled: bytes of spilled registers per thread.
+        shared: bytes of shared memory per block.
+        fault: why the job is unsound, or None.
+    """
+
+    registers: int = 0
+    spilled: int = 0
+    shared: int = 0
+    fault: str | None = None
+
+
+def examine(job: Job) -> Needs:
+    """Compile the launches of a job, up to the first unsound one."""
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it on its first import, which follows
+    from ...kernels.compiled import compile_case
+
+    needs = Needs()
+    for case in job.launches:
+        report = compile_case(case, job.device)
+        needs = Needs(
+            max(needs.registers, report.registers),
+            max(needs.spilled, report.stack),
+            max(needs.shared, report.shared),
+            launch_set.weakness(report, case, job.device.shared_memory),
+        )
+        if needs.fault is not None:
+            break
+    return needs
+
+
+def timed_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+    """Return the launches that are timed with a tile: one pass per axis, the last forward one with a residual."""
+
+    def planned() -> list[Case]:
+        if each.kernel == "forward":
+            return forward_cases(problem, device, problem.dtype)
+        return backward_cases(problem, device, has_gamma=True)
+
+    return _with_tile(planned, each, tile, device)
+
+
+def all_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+    """Return the launches of every kind of call with a tile."""
+    length = each.length
+    problems = [
+        problem._replace(axes=(1,)),  # the only pass
+        problem,
+        problem._replace(spatial=(2, length, length), axes=(0, 1, 2)),  # the second axis is neither first nor last
+    ]
+    cases = _with_tile(lambda: [case for one in problems for case in launch_set.calls(one, device)], each, tile, device)
+    return [case for case in cases if case.kernel == each.kernel and case.launch.length == length]
+
+
+def _with_tile(planned: Callable[[], list[Case]], each: Range, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+    """Return the distinct launches that are planned while a tile is pinned."""
+    rows = tiles.load_table(device.name)
+    plan.use_table(device.name, [each.row(tile)])
+    try:
+        # As with arrays of up to 2 GB, which only AMD GPUs tell apart.
+        return [case._replace(small=bool(device.arch)) for case in launch_set.distinct(planned())]
+    finally:
+        plan.use_table(device.name, rows)

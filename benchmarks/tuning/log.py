@@ -1,0 +1,57 @@
+"""The record of a search, written as it goes."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...engine.drawing.tables import Table
+from ...kernels.tiles import Tile
+from .examine import Needs
+from .table import Range
+
+BROKE = "broke the GPU's context"  # after an illegal access, say, nothing else runs in the same process
+
+
+class Log:
+    """One line per candidate, printed and appended to a CSV file as soon as it is known.
+
+    Args:
+        path: the file.
+        about: the provenance of the measurements, added to each row.
+    """
+
+    def __init__(self, path: Path, about: dict[str, str]):
+        self.path, self.about = path, about
+        self.broken = {self._key(row) for row in self._earlier() if row["outcome"].startswith(BROKE)}
+
+    def add(self, tried: Range, tile: Tile, needs: Needs, median_us: float | None, outcome: str) -> None:
+        """Record what became of a candidate."""
+        row: dict[str, Any] = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length}
+        row |= tile._asdict()
+        row |= {"registers": needs.registers, "spilled": needs.spilled, "shared_kb": round(needs.shared / 1024, 1)}
+        row |= {"median_us": "" if median_us is None else round(median_us, 1), "outcome": outcome}
+        Table.of_records([row | self.about]).append_csv(self.path)
+        resources = f"{needs.registers} registers, {needs.shared / 1024:.0f} KB: " if needs.registers else ""
+        tqdm.write(f"{tried.kernel} {tried.dtype} {tried.length}, {described(tile)}: {resources}{outcome}")
+
+    def has_broken(self, tried: Range, tile: Tile) -> bool:
+        """Return whether this candidate ended an earlier run."""
+        row = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length} | tile._asdict()
+        return self._key(row) in self.broken
+
+    def _earlier(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    @staticmethod
+    def _key(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row[name]) for name in ("kernel", "dtype", "length", *Tile._fields))
+
+
+def described(tile: Tile) -> str:
+    """Return a tile for people to read, such as "128x128x32, 8 warps, 3 stages"."""
+    return f"{tile.block_m}x{tile.block_n}x{tile.block_c}, {tile.num_warps} warps, {tile.num_stages} stages"

@@ -1,0 +1,177 @@
+"""Search for the fastest tiles: compile the candidates in parallel, time the sound ones, pin the best of each range."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol
+
+from ...kernels import plan
+from ...kernels.tiles import Device, Problem, Tile
+from ..comparison_rows import check_error
+from ..failures import first_line, tolerated
+from .candidates import candidates
+from .examine import Job, Needs, all_launches, timed_launches
+from .log import BROKE, Log, described
+from .table import Range, TunedTable
+
+
+class Submits(Protocol):
+    """Whatever compiles jobs, see ``compilers.py``."""
+
+    def submit(self, argument: Job) -> "Future[Needs | str]": ...
+
+
+class Measures(Protocol):
+    """The passes of one range's call on a GPU, see ``trial.py``."""
+
+    def error(self) -> float: ...
+
+    def median_us(self) -> float: ...
+
+    def is_usable(self) -> bool: ...
+
+
+class Timed(NamedTuple):
+    """A candidate that computes the correct result."""
+
+    median_us: float
+    tile: Tile
+    needs: Needs
+
+
+class Search:
+    """One run of the search.
+
+    Args:
+        device: the GPU to tune for.
+        compilers: compile jobs in parallel.
+        make_trial: prepares the call of a range on the GPU; None to compile only.
+        seconds: the time limit.
+        log: where candidates are recorded.
+        clock: returns the time in seconds.
+
+    Attributes:
+        failures: the ranges without a sound candidate, with reasons.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        compilers: Submits,
+        make_trial: Callable[[Range, Problem], Measures] | None,
+        seconds: float,
+        log: Log,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.device, self.compilers, self.make_trial, self.log = device, compilers, make_trial, log
+        self.clock, self.deadline = clock, clock() + seconds
+        self.failures: list[str] = []
+
+    def run(
+        self, ranges: list[Range], batch: int, value_channels: int, table: TunedTable | None
+    ) -> list[dict[str, Any]]:
+        """Try the candidates of each range in order; return one record per range.
+
+        Raises:
+            TimeoutError: the time limit; what was found until then is in the table and in the log.
+            RuntimeError: a candidate made the GPU unusable for this process.
+        """
+        records: list[dict[str, Any]] = []
+        queued: list[tuple[Problem, list[tuple[Tile, Future[Needs | str]]]]] = []
+        for index, each in enumerate(ranges):
+            if table is not None:
+                table.restore()
+            for ahead in ranges[len(queued) : index + 2]:  # while one range is timed, the next one is compiled
+                problem = problem_of(ahead, batch, value_channels)
+                queued.append((problem, self._compile(ahead, problem)))
+            problem, jobs = queued[index]
+            timed = self._try_all(each, problem, jobs)
+            records.append(self._conclude(each, problem, timed, jobs[0][0], table))
+        return records
+
+    def _compile(self, each: Range, problem: Problem) -> list[tuple[Tile, "Future[Needs | str]"]]:
+        """Queue the candidates of a range, first the tile in use."""
+        found: list[tuple[Tile, Future[Needs | str]]] = []
+        for tile in candidates(each.kernel, problem, each.length, self.device):
+            launches = tuple(timed_launches(each, problem, tile, self.device))
+            found.append((tile, self.compilers.submit(Job(self.device, launches))))
+        return found
+
+    def _try_all(self, each: Range, problem: Problem, jobs: list[tuple[Tile, "Future[Needs | str]"]]) -> list[Timed]:
+        """Return the sound candidates of a range, with their times unless this run only compiles."""
+        found: list[Timed] = []
+        trial = None
+        if self.make_trial is not None:
+            with tolerated(str(each), self.failures):
+                trial = self.make_trial(each, problem)
+            if trial is None:
+                return found
+        for tile, job in jobs:
+            needs = self._result(job)
+            if needs.fault is None and self.log.has_broken(each, tile):
+                needs = needs._replace(fault=f"{BROKE} in an earlier run")
+            if needs.fault is not None:
+                self.log.add(each, tile, needs, None, f"skipped: {needs.fault}")
+            elif trial is None:
+                self.log.add(each, tile, needs, None, "would be timed")
+                found.append(Timed(0.0, tile, needs))
+            else:
+                median, outcome = self._time(trial, each, tile)
+                self.log.add(each, tile, needs, median, outcome)
+                if outcome.startswith(BROKE):
+                    raise RuntimeError(f"{each}: {described(tile)} {outcome}. Run the command again to skip it")
+                if median is not None:
+                    found.append(Timed(median, tile, needs))
+        return found
+
+    def _time(self, trial: Measures, each: Range, tile: Tile) -> tuple[float | None, str]:
+        plan.use_table(self.device.name, [each.row(tile)])
+        try:
+            check_error(trial.error(), each.dtype)
+            median = trial.median_us()
+        except Exception as reason:  # launching raises many exception types
+            return None, f"{'skipped' if trial.is_usable() else BROKE}: {first_line(reason)}"
+        return median, f"{median:.1f} us"
+
+    def _conclude(
+        self, each: Range, problem: Problem, timed: list[Timed], current: Tile, table: TunedTable | None
+    ) -> dict[str, Any]:
+        """Pin the fastest candidate that every kind of call can use; return the record of the range."""
+        record: dict[str, Any] = {"range": str(each), "sound": len(timed), "tile": "", "median_us": "", "before_us": ""}
+        if table is None and timed:
+            return record | {"tile": "only compiled"}
+        best = next((found for found in sorted(timed) if self._suits_every_call(each, problem, found)), None)
+        if best is None or table is None:
+            self.failures.append(f"{each}: no candidate is sound")
+            return record | {"tile": "none is sound"}
+        table.pin(each, best.tile, best.median_us)
+        before = [f"{found.median_us:.1f}" for found in timed if found.tile == current]
+        record |= {"tile": described(best.tile), "median_us": f"{best.median_us:.1f}"}
+        return record | {"before_us": before[0] if before else ""}
+
+    def _suits_every_call(self, each: Range, problem: Problem, found: Timed) -> bool:
+        """Return whether the launches of every kind of call, not only the timed ones, are sound with a tile."""
+        launches = all_launches(each, problem, found.tile, self.device)
+        jobs = [self.compilers.submit(Job(self.device, (launch,))) for launch in launches]
+        for needs in map(self._result, jobs):
+            if needs.fault is not None:
+                outcome = f"not pinned, because of another kind of call: {needs.fault}"
+                self.log.add(each, found.tile, needs, found.median_us, outcome)
+                return False
+        return True
+
+    def _result(self, job: "Future[Needs | str]") -> Needs:
+        """Wait for a compiled job; a job that failed is unsound."""
+        left = self.deadline - self.clock()
+        if left <= 0:
+            raise TimeoutError("the time limit is reached")
+        try:
+            result = job.result(timeout=left)
+        except TimeoutError:
+            raise TimeoutError("the time limit is reached") from None
+        return Needs(fault=result) if isinstance(result, str) else result
+
+
+def problem_of(each: Range, batch: int, value_channels: int) -> Problem:
+    """Return the call to time: two passes over a square, whose lines are adjacent and apart in memory, in turn."""
+    return Problem(batch, (each.length, each.length), (0, 1), each.query_channels, value_channels, each.dtype)

@@ -1,0 +1,93 @@
+"""The table of pinned tiles as it is tuned: every measured row replaces its predecessor in the file at once."""
+
+import datetime
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...kernels import plan, tiles
+
+ORIGIN = "rows with a median_us were measured by mode=tune; the others are the rule's tiles, compiled without spills"
+_SOURCES = ("addressing.py", "backward.py", "forward.py")
+
+
+class Range(NamedTuple):
+    """What one row of the table is for.
+
+    Attributes:
+        kernel: "forward" or "backward".
+        dtype: name of the dtype, such as "bfloat16".
+        shortest, longest: the lengths of the lines.
+        length: the length that is timed.
+        query_channels: the most query channels.
+    """
+
+    kernel: str
+    dtype: str
+    shortest: int
+    longest: int
+    length: int
+    query_channels: int
+
+    def __str__(self) -> str:
+        return f"{self.kernel}, {self.dtype}, lines of {self.shortest} to {self.longest}"
+
+    def row(self, tile: tiles.Tile) -> dict[str, Any]:
+        """Return a row of the table with these lengths."""
+        row = {"kernel": self.kernel, "dtype": self.dtype, "min_length": self.shortest, "max_length": self.longest}
+        return row | {"max_query_channels": self.query_channels, "tile": tile._asdict()}
+
+
+def measured_with(versions: dict[str, str]) -> dict[str, str]:
+    """Return what a measurement depends on: the versions of torch and Triton, and the kernels' source."""
+    folder = Path(tiles.__file__).parent
+    source = b"".join((folder / name).read_bytes() for name in _SOURCES)
+    return {
+        "torch": versions["torch"],
+        "triton": versions["triton"],
+        "kernels": hashlib.sha256(source).hexdigest()[:12],
+    }
+
+
+class TunedTable:
+    """A device's table, written anew after every measured row.
+
+    Args:
+        device: the GPU.
+        conditions: what the measurements depend on, see :func:`measured_with`.
+    """
+
+    def __init__(self, device: tiles.Device, conditions: dict[str, str]):
+        self.device, self.conditions = device, conditions
+        self.rows = list(tiles.load_table(device.name))
+
+    def has(self, wanted: Range) -> bool:
+        """Return whether this range was measured under the same conditions, by a run that ended early, say."""
+        return any(
+            _covers(wanted, row)
+            and row.get("measured", {}).items() >= (self.conditions | {"length": wanted.length}).items()
+            and row["max_length"] - row["min_length"] == wanted.longest - wanted.shortest
+            for row in self.rows
+        )
+
+    def pin(self, measured: Range, tile: tiles.Tile, median_us: float) -> Path:
+        """Put a measured row in the place of those that it covers, write the file and return its path."""
+        about = self.conditions | {"length": measured.length, "date": datetime.date.today().isoformat()}
+        row = measured.row(tile) | {"median_us": round(median_us, 1), "measured": about}
+        places = [index for index, old in enumerate(self.rows) if _covers(measured, old)]
+        self.rows = [old for old in self.rows if not _covers(measured, old)]
+        # The first row that matches a length counts: a new one precedes those that it covers only in part.
+        self.rows.insert(places[0] if places else 0, row)
+        path = tiles.write_table(self.device, self.rows, {"origin": ORIGIN})
+        self.restore()
+        return path
+
+    def restore(self) -> None:
+        """Use the table as it is now in this process, after candidates were tried."""
+        plan.use_table(self.device.name, self.rows)
+
+
+def _covers(wanted: Range, row: dict[str, Any]) -> bool:
+    alike = (row["kernel"], row["dtype"]) == (wanted.kernel, wanted.dtype)
+    channels = row["max_query_channels"] <= wanted.query_channels
+    return alike and channels and wanted.shortest <= row["min_length"] and row["max_length"] <= wanted.longest

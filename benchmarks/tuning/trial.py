@@ -1,0 +1,93 @@
+"""Verify and time the passes of one call on a GPU, with whatever tile is pinned."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels import criss_cross_residual
+from ...kernels.call import Call, Options
+from ...kernels.precision import float32_precision
+from ...kernels.tiles import Problem
+from ...kernels.torch_ops import passes
+from ..timing import Stream, measure_queued
+
+
+class Trial:
+    """The forward or backward passes of a call, one along each axis, as a network runs them in training.
+
+    Query, key and value are slices of one projection, the last forward pass adds a residual, and the backward pass has
+    gamma. The passes are launched directly, without autograd.
+
+    Args:
+        kernel: "forward" or "backward".
+        problem: the call.
+        device: the GPU; tests pass a CPU, where the kernels run in Triton's interpreter.
+        copies: the number of input sets that timed calls cycle through, so that no cache can hold them.
+        repeats: the number of timed calls.
+    """
+
+    def __init__(self, kernel: str, problem: Problem, device: torch.device, copies: int, repeats: int):
+        self.kernel, self.repeats = kernel, repeats
+        self.options = Options(problem.axes, 1.0, float32_precision(), channel_axis=-1, backend="triton")
+        self.sets = [self._inputs(problem, device) for _ in range(copies)]
+        self.wanted = self._oracle(*self.sets[0])
+        # The backward pass starts from what the rule's forward pass saved.
+        self.saved = [self._forward(call)[1:] for call, _ in self.sets] if kernel == "backward" else []
+
+    def error(self) -> float:
+        """Return the largest error on the last image against float64, relative to the largest element."""
+        errors = [
+            ((ours[-1:] - want).abs().max() / want.abs().max()).item()
+            for ours, want in zip(self.run(0), self.wanted, strict=True)
+        ]
+        return max(errors)
+
+    def median_us(self) -> float:
+        """Return the time of all passes on the GPU, in microseconds."""
+        for i in range(3):
+            self.run(i)
+        return measure_queued(self.run, self.repeats, Stream()).median_us
+
+    def is_usable(self) -> bool:
+        """Return whether the GPU still runs anything in this process."""
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+    def run(self, i: int) -> Sequence[Tensor]:
+        """Launch the passes on the i-th set of inputs; return the result, or the gradients of query, key and value."""
+        index = i % len(self.sets)
+        call, grad = self.sets[index]
+        if self.kernel == "forward":
+            return self._forward(call)[:1]
+        return passes.backward(call, *self.saved[index], grad)[:3]
+
+    def _inputs(self, problem: Problem, device: torch.device) -> tuple[Call[Tensor], Tensor]:
+        """Return a call whose scores have a standard deviation of 1, and the gradient of its result."""
+        dtype, widths = getattr(torch, problem.dtype), (problem.query_channels,) * 2 + (problem.value_channels,)
+        size = problem.batch, *problem.spatial
+        projection = torch.randn(*size, sum(widths), device=device)
+        projection[..., : 2 * widths[0]] *= widths[0] ** -0.25
+        query, key, value = projection.to(dtype).split(widths, dim=-1)
+        residual, grad = (torch.randn(value.shape, device=device).to(dtype) for _ in range(2))
+        return Call(query, key, value, self.options, residual, torch.full((1,), 0.7, device=device)), grad
+
+    def _forward(self, call: Call[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the result with the residual, the output that the backward pass reads, and the statistics."""
+        residual: Any = call.residual
+        result = torch.empty_like(residual)
+        return result, *passes.forward(call, result, save_out=True)
+
+    def _oracle(self, call: Call[Tensor], grad: Tensor) -> list[Tensor]:
+        """Return what :meth:`run` should return for the last image, in float64."""
+        query, key, value = (array[-1:].double().requires_grad_() for array in call.arrays()[:3])
+        residual, gamma = (array.double() for array in call.arrays()[3:])
+        options = {"axes": self.options.axes, "channel_axis": -1, "backend": "reference"}
+        result = criss_cross_residual(query, key, value, residual[-1:], gamma, **options)
+        if self.kernel == "forward":
+            return [result.detach()]
+        return list(torch.autograd.grad(result, (query, key, value), grad[-1:].double()))

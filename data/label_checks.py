@@ -1,0 +1,84 @@
+"""Find out whether the labels of a data set allow a network to learn every class."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .dataset import IGNORE_INDEX
+from .inspection import DatasetReport, inspect_dataset
+
+_LOOKED_AT = 32  # masks per split that training reads before its first step, to start quickly
+
+
+def first_look(dataset: Any, split: str) -> list[str]:
+    """Return what the first few labels of a data set, evenly spaced, show to be wrong, one line each.
+
+    Args:
+        dataset: any data set; those without labels for each pixel are not looked at.
+        split: its name, for the messages.
+
+    Raises:
+        ValueError: the labels contain values that the data set does not define.
+    """
+    if not getattr(dataset, "has_labels", False):
+        return []
+    number = min(len(dataset), _LOOKED_AT)
+    indices = [index * len(dataset) // number for index in range(number)]
+    report = inspect_dataset(dataset, indices=indices, labels_only=True)
+    if report.unknown:
+        raise ValueError(unknown_values(report, split) + "; check_data.py lists them all")
+    lines = label_problems(dataset, report, split)
+    absent = [name for name, pixels in zip(dataset.classes, report.pixels, strict=False) if not pixels]
+    # A few masks cannot show all of many classes.
+    if not lines and absent and split == "train" and (number == len(dataset) or 4 * len(dataset.classes) <= number):
+        lines = [f"{split}: none of {number} label images contains {', '.join(absent)}"]
+    return lines
+
+
+def unknown_values(report: DatasetReport, split: str) -> str:
+    """Return a line that lists the values that a data set does not define."""
+    values = ", ".join(f"{value} ({share:.2f}%)" for value, share, *_ in report.unknown_rows()[:5])
+    example = report.unknown_rows()[0][3]
+    return f"{split}: label images such as {example} contain values that the data set does not define: {values}"
+
+
+def label_problems(dataset: Any, report: DatasetReport, split: str) -> list[str]:
+    """Return a line if no pixel of a split has a class, or if one of two classes looks like the ignored value 255."""
+    number = len(dataset.classes)
+    if not report.sizes or report.pixels[:number].all():
+        return []
+    ids = getattr(getattr(dataset, "label_reader", None), "label_ids", {})
+    ignored = report.pixels[IGNORE_INDEX] > 0
+    if number == 2 and report.pixels[0] and ignored and ids.get(0) == 0 and ids.get(255) == IGNORE_INDEX:
+        return [
+            f"{split}: the label images contain only 0 and 255, and 255 is ignored, so that {dataset.classes[1]} is "
+            "never learned: if 255 stands for it, set dataset.values=[0,255]"
+        ]
+    if not report.pixels[:number].any():
+        return [f"{split}: no pixel has a class, all of them are ignored"]
+    return []
+
+
+def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[str]:
+    """Return a line for the classes that occur in none of the splits, and one for those that "train" lacks.
+
+    Args:
+        counts: for each split, the number of pixels or objects of each class (K,).
+        classes: the K names.
+    """
+    if not counts:
+        return []
+    found = {split: numbers > 0 for split, numbers in counts.items()}
+    anywhere = np.asarray(np.stack([*found.values()]).any(axis=0))
+    untrained = np.asarray(anywhere & ~found.get("train", anywhere))
+    lines = []
+    if not anywhere.all():
+        lines.append(f"classes that occur nowhere in {', '.join(counts)}: {_named(classes, np.asarray(~anywhere))}")
+    if untrained.any():
+        lines.append(f"classes that do not occur in train and cannot be learned: {_named(classes, untrained)}")
+    return lines
+
+
+def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
+    return ", ".join(name for name, here in zip(classes, chosen.tolist(), strict=True) if here)

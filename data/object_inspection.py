@@ -1,0 +1,107 @@
+"""Read the images and objects of a detection data set and report its contents."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .reading.image_files import describe
+from .sets.coco import Coco
+
+
+class ObjectSample(NamedTuple):
+    """What was found in one sample.
+
+    Attributes:
+        size: the (H, W) of the image; None if it cannot be used.
+        kind: the bit depth and mode of the image file; None if it cannot be read.
+        labels: the labels of its objects, from 1.
+        problem: why the sample cannot be used, or None.
+    """
+
+    size: tuple[int, ...] | None = None
+    kind: str | None = None
+    labels: Sequence[int] = ()
+    problem: str | None = None
+
+
+@dataclass
+class ObjectReport:
+    """The contents of a detection data set.
+
+    Attributes:
+        sizes: the number of images of each size (H, W).
+        kinds: the number of images of each bit depth and mode, such as "8-bit RGB".
+        objects: the number of objects of each label.
+        images_with: the number of images that contain each label.
+        problems: one line per unusable sample.
+    """
+
+    sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    objects: Counter[int] = field(default_factory=Counter)
+    images_with: Counter[int] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def invalid(self) -> int:
+        """The number of unusable samples."""
+        return len(self.problems)
+
+    def add(self, sample: ObjectSample) -> None:
+        """Count one sample."""
+        if sample.kind:
+            self.kinds[sample.kind] += 1
+        if sample.size is None:
+            self.problems.append(str(sample.problem))
+            return
+        self.sizes[sample.size] += 1
+        self.objects.update(sample.labels)
+        self.images_with.update(set(sample.labels))
+
+    def counts(self, number: int) -> np.ndarray:
+        """Return the number of objects of each of the K classes, int64 (K,)."""
+        return np.array([self.objects[label] for label in range(1, number + 1)], dtype=np.int64)
+
+    def class_rows(self, classes: Sequence[str]) -> list[tuple[str, int, int]]:
+        """Return the rows of an ``OBJECT_COLUMNS`` table: one per class."""
+        return [(name, self.objects[label], self.images_with[label]) for label, name in enumerate(classes, 1)]
+
+
+OBJECT_COLUMNS = ("class", "objects", "images")
+
+
+def inspect_objects(dataset: Coco, *, num_workers: int = 0, title: str = "check") -> ObjectReport:
+    """Read every image and its objects with ``num_workers`` processes and report what was found."""
+    report = ObjectReport()
+    loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    for found in tqdm(loader, desc=title, dynamic_ncols=True):
+        report.add(found)
+    return report
+
+
+class _Inspected(Dataset):
+    """The contents of the samples of a data set."""
+
+    def __init__(self, dataset: Coco):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> ObjectSample:
+        kind = None
+        try:
+            kind = describe(self.dataset.image_path(index))
+            image, target = self.dataset[index]
+        except (ValueError, OSError) as error:
+            return ObjectSample(kind=kind, problem=str(error))
+        return ObjectSample(tuple(image.shape[-2:]), kind, target["labels"].tolist())
+
+
+def _unchanged(item: Any) -> Any:
+    return item

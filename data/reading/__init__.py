@@ -1,0 +1,5 @@
+"""Untrusted files of images, labels and lists."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

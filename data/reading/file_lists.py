@@ -1,0 +1,147 @@
+"""Paths of images and labels: listed in files, found in folders, matched by name, and checked for existence."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that store values unchanged
+
+
+def read_list(path: Path) -> list[tuple[str, list[str]]]:
+    """Return (place, words) for each non-empty line of a text file, such as a list of image names.
+
+    The place is "FILE, line NUMBER", for error messages.
+    """
+    try:
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from error
+    listed = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
+    if not listed:
+        raise ValueError(f"{path} lists no images")
+    return listed
+
+
+def inside(root: Path, name: str, place: str) -> Path:
+    """Return ``root / name`` for a name from an untrusted list; raise ValueError if it points outside ``root``.
+
+    The check is purely lexical: symbolic links in ``root`` are the user's own and may point anywhere.
+
+    Args:
+        root: the folder of the data set, or a subfolder.
+        name: a relative path.
+        place: the list and the line number, for the message.
+    """
+    path = PurePath(name)
+    if path.is_absolute() or path.drive or ".." in path.parts:
+        raise ValueError(f"{place}: {name!r} points outside {root}: use relative paths to files in that folder")
+    return root / path
+
+
+def find_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, *, pattern: str = "**/*") -> list[Path]:
+    """Return the files in a folder with one of the suffixes, in any case, sorted by path.
+
+    Hidden files and folders, whose names begin with a dot, are skipped: ``._NAME.jpg`` and ``.ipynb_checkpoints`` are
+    not the user's images.
+
+    Args:
+        folder: the folder.
+        suffixes: lower case, with their dots.
+        pattern: a glob pattern relative to the folder.
+    """
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if path.suffix.lower() in suffixes and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Pair each image in one folder with the label image in another that has the same name without suffix.
+
+    Raises:
+        FileNotFoundError: there are no images, or some have no label image.
+    """
+    return match_by_name(images, labels, image_name="*", label_name="*")
+
+
+def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: str) -> list[tuple[Path, Path]]:
+    """Pair the images in one folder with the label images in another, which has the same subfolders.
+
+    Args:
+        images: the folder of the images, searched recursively.
+        labels: the folder of the label images; it may be the same.
+        image_name, label_name: the names of an image and of its label image, without suffix, in which ``*`` stands for
+            the part that both have in common: "*" and "*_mask", or "image_*" and "mask_*".
+
+    Raises:
+        FileNotFoundError: there are no images, or some have no label image; the message shows what was expected and
+            what is there.
+        ValueError: a name is no such pattern, or two files have the same name without suffix.
+    """
+    there = find_files(labels, LABEL_SUFFIXES)
+    found = _by_key(labels, there, label_name, "label images")
+    taken = {path for path in found.values() if images == labels and label_name != "*"}
+    pictures = _by_key(images, (path for path in find_files(images) if path not in taken), image_name, "images")
+    if not pictures:
+        raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")
+    without = [key for key in pictures if key not in found]
+    if without:
+        expected = labels / without[0].parent / label_name.replace("*", without[0].name)
+        others = there or sorted(path for path in labels.rglob("*") if path.is_file())
+        shown = [str(path.relative_to(labels)) for path in others]
+        raise FileNotFoundError(
+            f"{len(without)} of {len(pictures)} images have no label image in {labels}: {pictures[without[0]]} needs "
+            f"{expected} ({', '.join(LABEL_SUFFIXES)}); there is {_first(shown) or 'nothing'}"
+            f"{_suggestion([path.relative_to(labels) for path in there], without)}"
+        )
+    return [(path, found[key]) for key, path in pictures.items()]
+
+
+def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[PurePath, Path]:
+    """Return the files whose names match a pattern, by their relative path with the part that ``*`` stands for."""
+    if name.count("*") != 1:
+        raise ValueError(f"the name {name!r} of {kind} must contain one *, the part that an image and its mask share")
+    before, after = PurePath(name).name.split("*")
+    if PurePath(after).suffix.lower() in IMAGE_SUFFIXES:
+        after = after[: -len(PurePath(after).suffix)]
+    found: dict[PurePath, Path] = {}
+    for path in paths:
+        stem = path.stem
+        if len(stem) > len(before) + len(after) and stem.startswith(before) and stem.endswith(after):
+            key = path.relative_to(folder).parent / stem[len(before) : len(stem) - len(after)]
+            if key in found:
+                raise ValueError(f"{folder} contains two {kind} of one name: {found[key].name} and {path.name}")
+            found[key] = path
+    return found
+
+
+def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
+    """Return a hint if the label images have longer names that contain those of the images."""
+    stems = {path.with_suffix("") for path in there}
+    key = without[0]
+    patterns = {
+        stem.name.replace(key.name, "*", 1) for stem in stems if stem.parent == key.parent and key.name in stem.name
+    }
+
+    def matches(pattern: str) -> int:
+        return sum(key.parent / pattern.replace("*", key.name) in stems for key in without[:100])
+
+    best = max(sorted(patterns), key=matches, default=None)
+    return f". If these are the masks, set dataset.mask_name='{best}'" if best else ""
+
+
+def check_files(pairs: Sequence[tuple[Path, Path | None]], source: str) -> list[tuple[Path, Path | None]]:
+    """Return ``pairs``; raise FileNotFoundError, naming the missing files, unless all files exist.
+
+    Args:
+        source: the list or folder that the pairs come from, for the message.
+    """
+    missing = [path for pair in pairs for path in pair if path is not None and not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{source}: missing images or label images ({len(missing)}): {_first(missing)}")
+    return list(pairs)
+
+
+def _first(paths: Sequence[str | Path]) -> str:
+    return ", ".join(map(str, paths[:5])) + (", ..." if len(paths) > 5 else "")

@@ -1,0 +1,100 @@
+"""Conversion of decoded images to RGB of 8 bits, which networks are trained on."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_DEEP = {"I": "32-bit whole numbers", "F": "32-bit floating point"}
+
+
+class SampleFormat(NamedTuple):
+    """How a file stores a sample, one channel of one pixel.
+
+    Attributes:
+        bits: the number of bits.
+        signed: whether it may be negative.
+    """
+
+    bits: int
+    signed: bool
+
+
+def sample_format(image: ImageFile) -> SampleFormat:
+    """Return the sample format of an image that has been opened and not yet decoded.
+
+    Afterwards, Pillow has reduced 16-bit colours to 8 bits, and may have widened 16-bit grey values to 32.
+    """
+    raw = raw_mode(image)
+    if image.mode in ("I", "F") and (stored := re.search(r";(\d+)[A-Z]*?(S|F)?$", raw)):
+        return SampleFormat(int(stored[1]), stored[2] is not None)
+    if image.mode in ("I", "F"):
+        return SampleFormat(32, True)
+    if stored := re.fullmatch(r"(?:I|L|LA|RGB|RGBA|RGBX|RGBa|CMYK);(\d+)[A-Z]*", raw):
+        return SampleFormat(int(stored[1]), False)
+    return SampleFormat(1 if image.mode == "1" else 8, False)
+
+
+def raw_mode(image: ImageFile) -> str:
+    """Return Pillow's name for the layout of the samples in the file of an opened image, such as "RGB;16B"."""
+    arguments = [part for tile in image.tile for part in ([tile[3]] if isinstance(tile[3], str) else tile[3] or ())]
+    return next((part for part in arguments if isinstance(part, str)), image.mode)
+
+
+def rgb_pixels(
+    image: Image.Image, samples: SampleFormat, value_range: Sequence[float] | None, path: Path
+) -> np.ndarray:
+    """Return the pixels of a decoded image as RGB, uint8 (H, W, 3).
+
+    Grey images of 9 to 16 bits are scaled by their full range or by ``value_range``, those of 32 bits by
+    ``value_range``. 8-bit images are not scaled. Transparency is discarded.
+
+    Args:
+        image: the decoded image.
+        samples: the sample format of the file.
+        value_range: (the value of black, the value of white), for grey images of more than 8 bits; NaN is black.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: the mode is not supported, or there is no range to scale by.
+    """
+    if image.mode in _EIGHT_BITS:
+        if samples.bits > 8 and value_range is not None:
+            raise ValueError(
+                f"{path} has {samples.bits}-bit colours (mode {image.mode}), but value_range={list(value_range)} "
+                "applies to grey images only: convert it to 8 bits"
+            )
+        image.info.pop("transparency", None)  # Pillow warns about it
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.mode not in _DEEP and not image.mode.startswith("I;16"):
+        raise ValueError(f"{path} has mode {image.mode}, which is not supported: convert it to RGB or grey")
+    values = np.asarray(image)
+    if value_range is None:
+        if samples.bits > 16 or samples.signed:
+            low, high = np.nanmin(values), np.nanmax(values)
+            kind = _DEEP.get(image.mode, image.mode) if samples.bits > 16 else "signed 16-bit numbers"
+            raise ValueError(
+                f"{path} has mode {image.mode}, {kind} (here from {low:.6g} to {high:.6g}): set the values of black "
+                "and white with dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
+            )
+        value_range = 0, 2**samples.bits - 1
+    low, high = value_range
+    grey = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
+    grey = np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def check_value_range(value_range: Sequence[float] | None) -> None:
+    """Raise ValueError unless ``value_range`` is None or two different finite numbers, black and white."""
+    if value_range is None:
+        return
+    if len(value_range) != 2 or not all(map(math.isfinite, value_range)) or value_range[0] == value_range[1]:
+        raise ValueError(
+            f"dataset.value_range={list(value_range)}: set it to the values of black and white, such as [0,4095]"
+        )

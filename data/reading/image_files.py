@@ -1,0 +1,159 @@
+"""Decoding of untrusted image files: sizes are checked before decoding, and only a few formats are accepted."""
+
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, PngImagePlugin
+from PIL.ImageFile import ImageFile
+from torch import Tensor
+
+from .fast_decoders import decode, may_be_turned
+from .grey_levels import SampleFormat, rgb_pixels, sample_format
+from .size_limit import ImageTooLarge, check_size
+
+# The content decides, not the suffix. Pillow supports more formats, and runs Ghostscript for one of them.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+_TEXT_LIMIT = 2**26  # bytes of an inflated text or colour profile in a PNG; Pillow refuses more than 1 MB
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(ValueError):
+    """A file that is not an image, or is truncated."""
+
+
+def read_image(path: Path, value_range: Sequence[float] | None = None) -> Tensor:
+    """Read an image file as RGB uint8 (3, H, W), with its EXIF orientation applied.
+
+    Args:
+        path: the file.
+        value_range: the values of black and white in grey images of more than 8 bits; see
+            :func:`~ccnet.data.reading.grey_levels.rgb_pixels`.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        UnreadableImage: the file is not an image, or is truncated.
+        ImageTooLarge: see :func:`~ccnet.data.reading.size_limit.check_size`.
+        ValueError: the pixels cannot be converted to 8 bits.
+    """
+    image, samples = open_upright(path, fast_mode="RGB")
+    pixels = image if isinstance(image, np.ndarray) else rgb_pixels(image, samples, value_range, path)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def describe(path: Path) -> str:
+    """Return the bit depth and the mode of an image file, such as "16-bit I;16", without decoding it."""
+    with _opened(path) as image:
+        return f"{sample_format(image).bits}-bit {image.mode}"
+
+
+def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, SampleFormat]:
+    """Decode an image and apply its EXIF orientation, which cameras set and masks may inherit.
+
+    Args:
+        path: the file.
+        fast_mode: "RGB" or "L". An image of this mode may be returned as an array.
+
+    Returns:
+        A Pillow image, or the same pixels as uint8 (H, W, 3) or (H, W); and the format of the samples in the file, see
+        :func:`~ccnet.data.reading.grey_levels.sample_format`.
+    """
+    with _opened(path) as image:
+        samples = sample_format(image)
+        # Pillow decodes a PNG to find its orientation, so that is left to `decode`.
+        upright = image.format == "PNG" or _orientation(image) == 1
+        if image.mode == fast_mode and upright and (pixels := decode(image, path)) is not None:
+            return pixels, samples
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))  # after loading: Pillow itself turns a TIFF, and drops the tag
+        return image if turn is None else image.transpose(turn), samples
+
+
+def orientation(path: Path) -> int:
+    """Return the EXIF orientation of an image file, from 1 to 8, which :func:`read_image` undoes."""
+    with _opened(path) as image:
+        return 1 if image.format == "PNG" and not may_be_turned(path.read_bytes()) else _orientation(image)
+
+
+def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an array (..., H, W) of an upright image to the orientation of the pixels in its file."""
+    flips = {
+        2: array[..., ::-1],
+        3: array[..., ::-1, ::-1],
+        4: array[..., ::-1, :],
+        5: array.swapaxes(-1, -2),
+        6: array.swapaxes(-1, -2)[..., ::-1, :],
+        7: array[..., ::-1, ::-1].swapaxes(-1, -2),
+        8: array.swapaxes(-1, -2)[..., ::-1],
+    }
+    return flips.get(orientation, array)
+
+
+def frame_count(path: Path) -> int:
+    """Return the number of frames or pages in an image file; :func:`read_image` reads the first one."""
+    with _opened(path) as image:
+        return getattr(image, "n_frames", 1) if image.format in ("GIF", "TIFF", "WEBP") else 1
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile]:
+    """Open an image without decoding it; the caller's errors in decoding it name the file."""
+    try:
+        with (
+            _pillow_limits_lifted(),
+            warnings.catch_warnings(action="ignore"),  # of metadata that is damaged and not used
+            Image.open(path, formats=FORMATS) as image,
+        ):
+            check_size(image.height, image.width, path)
+            yield image
+    except ImageTooLarge:
+        raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage(
+            f"{path} cannot be read as an image: its content is in none of the formats {', '.join(FORMATS)}"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions
+        raise UnreadableImage(f"{path} cannot be read as an image and may be truncated: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1, upright, if the metadata is missing or damaged."""
+    try:
+        # The other tags stay untouched: `ImageOps.exif_transpose` writes all of them anew, and fails on an odd one.
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # each kind of damage raises a different error; viewers ignore them all
+        return 1
+
+
+_lifting = threading.Lock()
+
+
+@contextmanager
+def _pillow_limits_lifted() -> Iterator[None]:
+    """Lift Pillow's own limits, which are global.
+
+    That on the size of an image is lower than this project's and is reported as a possible attack; that on the
+    metadata of a PNG refuses colour profiles that people have.
+    """
+    with _lifting:
+        before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, _TEXT_LIMIT
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before

@@ -1,0 +1,142 @@
+"""Label images, whose pixels hold class numbers or colours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .image_files import open_upright
+from .label_values import Value, shown_values
+
+_UNKNOWN = 254  # marks pixels whose value is not a label of the data set
+_NUMBERS = ("L", "P", "1", "I", "F")  # Pillow's modes with one number per pixel, and I;16
+
+
+class LabelFormat(NamedTuple):
+    """How a data set stores its label images.
+
+    Attributes:
+        label_ids: maps pixel values to class indices or ``IGNORE_INDEX``; see :class:`LabelReader`.
+        image_name, label_name: the names of an image and of its label image; see
+            :func:`~ccnet.data.reading.file_lists.match_by_name`.
+    """
+
+    label_ids: Mapping[Any, int]
+    image_name: str = "*"
+    label_name: str = "*"
+
+
+class UnknownLabels(ValueError):
+    """Label values that the data set does not define.
+
+    Args:
+        message: the file and the values.
+        pixels: the number of pixels of each of these values.
+        total: the number of pixels in the file.
+    """
+
+    def __init__(self, message: str, pixels: Mapping[Value, int] | None = None, total: int = 0):
+        super().__init__(message)
+        self.pixels, self.total = pixels or {}, total
+
+
+class LabelReader:
+    """Reads label images and maps their pixel values to class indices.
+
+    Args:
+        label_ids: maps pixel values to class indices or ``IGNORE_INDEX``. The values are either numbers, for grey or
+            palette images of up to 16 bits, or RGB triples, for colour images.
+    """
+
+    def __init__(self, label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | Mapping[Value, int]):
+        self.label_ids = label_ids
+        self.values = list(label_ids)
+        values = np.array(self.values)
+        self.colour = values.ndim == 2
+        self._index = np.full(2 ** (24 if self.colour else 16), _UNKNOWN, dtype=np.uint8)
+        self._index[_code(values) if self.colour else values] = list(label_ids.values())
+
+    def __call__(self, path: Path) -> Tensor:
+        """Return the labels in a file, uint8 (H, W).
+
+        Raises:
+            FileNotFoundError, UnreadableImage, ImageTooLarge: see :func:`~ccnet.data.reading.image_files.read_image`.
+            UnknownLabels: the file contains values that are not in ``label_ids``.
+            ValueError: it contains colours instead of numbers, or fractions.
+        """
+        codes = self._codes(path)
+        if codes.dtype == np.uint8:  # bytes.translate is several times faster than fancy indexing
+            table = self._index[:256].tobytes()
+            labels = np.frombuffer(bytearray(codes).translate(table), dtype=np.uint8).reshape(codes.shape)
+        else:
+            inside = codes.min() >= 0 and codes.max() < len(self._index)
+            labels = self._index.take(codes) if inside else np.full(codes.shape, _UNKNOWN, dtype=np.uint8)
+        if (labels == _UNKNOWN).any():
+            raise self._unknown(path, codes)
+        return torch.from_numpy(labels)
+
+    def _codes(self, path: Path) -> np.ndarray:
+        """Return the value of each pixel (H, W); colours as one number."""
+        image, _ = open_upright(path, fast_mode="RGB" if self.colour else "L")
+        if isinstance(image, np.ndarray):
+            return _code(image) if self.colour else image
+        if self.colour:
+            image.info.pop("transparency", None)  # Pillow warns about it
+            return _code(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
+        if image.mode == "1":
+            # A bit is 0 or 1; programs that save a mask of 0 and 255 with fewer bits turn 255 into 1.
+            white = 255 if 1 not in self.values and 255 in self.values else 1
+            return np.asarray(image).astype(np.uint8) * white
+        if image.mode in _NUMBERS or image.mode.startswith("I;16"):
+            return _whole(np.asarray(image), path)
+        return _grey(image, path)
+
+    def _unknown(self, path: Path, codes: np.ndarray) -> UnknownLabels:
+        """Return an error that lists the unknown values in the file."""
+        known = set(self.values)
+        found, numbers = np.unique(codes, return_counts=True)
+        pixels = dict(zip(map(self._value, found.tolist()), numbers.tolist(), strict=True))
+        bad = {value: number for value, number in pixels.items() if value not in known}
+        allowed = "" if self.colour else f" ({shown_values(known)})"
+        return UnknownLabels(
+            f"{path} contains unknown label values: {shown_values(bad)}; this data set defines {len(known)} "
+            f"values{allowed}: correct the file, or the class list of the data set",
+            bad,
+            codes.size,
+        )
+
+    def _value(self, code: int) -> Value:
+        return (code >> 16, code >> 8 & 255, code & 255) if self.colour else code
+
+
+def _whole(values: np.ndarray, path: Path) -> np.ndarray:
+    """Return floating-point values as integers; raise ValueError if some are fractions."""
+    if values.dtype.kind != "f":
+        return values
+    whole = np.nan_to_num(values, nan=0.5).astype(np.int64)
+    if (whole != values).any():
+        raise ValueError(f"{path} contains fractions: a label image must hold one class number per pixel")
+    return whole
+
+
+def _grey(image: Image.Image, path: Path) -> np.ndarray:
+    """Return one channel of a colour image whose channels are equal; raise ValueError for any other."""
+    pixels = np.asarray(image.convert("RGB"))
+    if (pixels == pixels[..., :1]).all():
+        return pixels[..., 0]
+    some = pixels[:: max(len(pixels) // 64, 1)].reshape(-1, 3)
+    colours = {tuple(colour) for colour in np.unique(some, axis=0).tolist()}
+    raise ValueError(
+        f"{path} is a colour image (mode {image.mode}), but a label image must hold one class number per pixel: map "
+        f"its colours ({shown_values(colours)}) to classes with dataset.values"
+    )
+
+
+def _code(colours: np.ndarray) -> np.ndarray:
+    """Encode RGB (..., 3) as one number (...)."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue

@@ -1,0 +1,166 @@
+"""The values in label images, numbers or colours, and the classes that they stand for."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..dataset import IGNORE_INDEX
+
+Value = int | tuple[int, ...]  # a number, or an RGB triple
+_IGNORED = ("ignore", "ignored", "void")
+_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
+# "0 road", "128,0,0 car" and "car,128,0,0"; the last is a row of the class_dict.csv that some data sets come with.
+_LINE = re.compile(
+    r"(?P<value>\d+(?:[\s,;]+\d+[\s,;]+\d+)?)[\s,;]+(?P<name>[^\d\s,;].*)"
+    r"|(?P<name_first>[^\d\s,;].*?)[\s,;]+(?P<value_last>\d+(?:[\s,;]+\d+[\s,;]+\d+)?)"
+)
+
+
+class LabelValues(NamedTuple):
+    """What the values in label images stand for.
+
+    Attributes:
+        classes: the names of the K classes.
+        label_ids: maps each value to a class index or ``IGNORE_INDEX``.
+    """
+
+    classes: list[str]
+    label_ids: dict[Value, int]
+
+
+def label_values(
+    values: Sequence[Any] | Mapping[Any, Any] | str | None,
+    classes: Sequence[str] | int | None,
+    ignore_label: int | None = None,
+) -> LabelValues:
+    """Return the classes of a data set and the values that stand for them in its label images.
+
+    Args:
+        values: the values, in one of these forms. None: 0 to K - 1.
+            A list: one number or RGB triple per class, in the order of ``classes``.
+            "1-150": a range of numbers, one per class.
+            A mapping of values (0, or "128 0 0") to class names or class indices, or to "ignore". Several values may
+            stand for the same class.
+            A file with two columns, value and class name, such as "128 0 0  car".
+        classes: K names, or K; with a mapping or a file of names, None takes the classes from there, in order.
+        ignore_label: an additional number to ignore. 255 is ignored unless it stands for a class.
+
+    Raises:
+        ValueError: the values do not fit the classes, or do not have one of these forms.
+    """
+    if isinstance(values, str):
+        bounds = _RANGE.fullmatch(values)
+        values = [*range(int(bounds[1]), int(bounds[2]) + 1)] if bounds else _read_columns(Path(values).expanduser())
+    pairs = [(_value(key), _target(name)) for key, name in values.items()] if isinstance(values, Mapping) else None
+    names = _class_names(classes, values, pairs)
+    if not 2 <= len(names) <= 254:
+        raise ValueError(f"dataset.classes has {len(names)} classes: pass 2 to 254, as names or as a number")
+    if pairs is None:
+        listed = [_value(value) for value in (range(len(names)) if values is None else values)]
+        if len(listed) != len(names):
+            raise ValueError(
+                f"dataset.values lists {len(listed)} values for {len(names)} classes: list one per class, in the order "
+                "of dataset.classes"
+            )
+        pairs = list(zip(listed, range(len(names)), strict=True))
+    label_ids = {value: _index(target, names) for value, target in pairs}
+    if len({isinstance(value, int) for value in label_ids}) > 1:
+        raise ValueError("dataset.values mixes numbers and colours: use one of them")
+    if len(label_ids) < len(pairs):
+        raise ValueError(f"dataset.values lists a value twice: {', '.join(str(value) for value, _ in pairs)}")
+    if without := [name for index, name in enumerate(names) if index not in label_ids.values()]:
+        raise ValueError(f"dataset.values has no value for {', '.join(without)}: map at least one value to every class")
+    if isinstance(next(iter(label_ids)), int):
+        label_ids.setdefault(IGNORE_INDEX, IGNORE_INDEX)
+        if ignore_label is not None:
+            label_ids[ignore_label] = IGNORE_INDEX
+    return LabelValues(names, label_ids)
+
+
+def _class_names(classes: Sequence[str] | int | None, values: Any, pairs: Sequence[tuple] | None) -> list[str]:
+    if isinstance(classes, int):
+        return [f"class {index}" for index in range(classes)]
+    if classes is not None:
+        return [str(name) for name in classes]
+    named = [target for _, target in pairs or () if isinstance(target, str)]
+    if pairs is None or len(named) + sum(target == IGNORE_INDEX for _, target in pairs) < len(pairs):
+        raise ValueError(
+            "dataset.classes is not set: pass dataset.classes=[NAME,NAME,...] or their number, or name them in "
+            "dataset.values"
+        )
+    return list(dict.fromkeys(named))
+
+
+def _value(given: Any) -> Value:
+    """Return a number, or an RGB triple from [128, 0, 0], "128 0 0" or "[128,0,0]"."""
+    parts = [given] if isinstance(given, int) else re.findall(r"\d+", given) if isinstance(given, str) else list(given)
+    numbers = [int(part) for part in parts if isinstance(part, (int, str)) and not isinstance(part, bool)]
+    if len(numbers) == len(parts) == 1 and 0 <= numbers[0] < 2**16:
+        return numbers[0]
+    if len(numbers) == len(parts) == 3 and all(0 <= number < 256 for number in numbers):
+        return tuple(numbers)
+    raise ValueError(
+        f"dataset.values contains {given!r}: a value is a whole number from 0 to 65535, or a colour such as '128 0 0'"
+    )
+
+
+def _target(given: Any) -> str | int:
+    """Return a class name, a class index, or ``IGNORE_INDEX``."""
+    if given is None or (isinstance(given, str) and given.lower() in _IGNORED):
+        return IGNORE_INDEX
+    return given if isinstance(given, int) and not isinstance(given, bool) else str(given)
+
+
+def _index(target: str | int, names: Sequence[str]) -> int:
+    if target == IGNORE_INDEX or (isinstance(target, int) and 0 <= target < len(names)):
+        return int(target)
+    if target not in names:
+        raise ValueError(
+            f"dataset.values names the class {target!r}, which is not in dataset.classes ({', '.join(names)}); pixels "
+            "to leave out are mapped to 'ignore'"
+        )
+    return list(names).index(str(target))
+
+
+def _read_columns(path: Path) -> dict[Value, str]:
+    """Return {value: class name} from a text file of two columns; a first line without a number is a heading."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"dataset.values={path} is neither a range such as 1-150 nor a file: pass a list, a mapping, or a file "
+            "with two columns, value and class name"
+        )
+    found: dict[Value, str] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#") or (number == 1 and not re.search(r"\d", line)):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if not match:
+            raise ValueError(
+                f"{path}, line {number}: expected a value and a class name, such as '128 0 0  car': {line!r}"
+            )
+        value = _value(match["value"] or match["value_last"])
+        if value in found:
+            raise ValueError(f"{path}, line {number}: the value {shown_value(value)} is listed twice")
+        found[value] = (match["name"] or match["name_first"]).strip()
+    return found
+
+
+def shown_value(value: Value) -> str:
+    """Return a value as in ``dataset.values``: "7", or "128 0 0"."""
+    return str(value) if isinstance(value, int) else " ".join(map(str, value))
+
+
+def shown_values(values: Iterable[Value], most: int = 5) -> str:
+    """Return the first few values as text; runs of numbers as "0 to 10"."""
+    ordered = sorted(values)  # pyright: ignore[reportArgumentType], all numbers or all colours
+    runs: list[list[Value]] = []
+    for value in ordered:
+        if runs and isinstance(value, int) and runs[-1][-1] == value - 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    ends = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(shown_value, run) for run in runs]
+    texts = [text for texts in ends for text in texts]
+    return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")

@@ -1,0 +1,104 @@
+"""Disjoint splits of a user's own images: listed in files, or drawn by image or by group."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+
+from ..reading.file_lists import IMAGE_SUFFIXES, inside, read_list
+
+SPLITS = ("train", "val", "test")
+
+
+def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: Path) -> dict[str, list[int]]:
+    """Return the indices of the images that each list names: {split: indices}, in the order of the lists.
+
+    Args:
+        names: the paths of the images relative to ``folder``, without suffix.
+        lists: a text file for each split, with one relative path per line, with or without suffix.
+        folder: the folder of the images.
+
+    Raises:
+        FileNotFoundError: a list is missing, or names an image that is not in the folder.
+        ValueError: two lists name the same image.
+    """
+    index = {name: number for number, name in enumerate(names)}
+    found: dict[str, list[int]] = {}
+    owner: dict[int, str] = {}
+    for split, file in lists.items():
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"dataset.lists.{split}={file} is not a file: expected a list of image names")
+        found[split] = []
+        for place, words in read_list(path):
+            name = inside(folder, " ".join(words), place).relative_to(folder)
+            name = name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name
+            if name not in index:
+                raise FileNotFoundError(f"{place}: {name} is not an image with a label image in {folder}")
+            if owner.setdefault(index[name], split) != split:
+                raise ValueError(
+                    f"{place}: {name} is also in the list of {owner[index[name]]}: splits must not overlap"
+                )
+            found[split].append(index[name])
+    return found
+
+
+def drawn(names: Sequence[PurePath], shares: Mapping[str, float], group: str | None) -> dict[str, list[int]]:
+    """Divide images into splits, the same way every time: {split: indices}, with the rest in "train".
+
+    Args:
+        names: the paths of the images, in order, without suffix.
+        shares: the fraction of the images in each split but "train"; splits with 0 are left out.
+        group: a regular expression found in every path. Images for which its groups match the same text, or the whole
+            expression if it has none, belong to the same split. None: images are evenly spaced over the list.
+
+    Raises:
+        ValueError: the fractions do not leave an image for each split, or a path does not match ``group``.
+    """
+    shares = {split: share for split, share in shares.items() if share}
+    if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        given = ", ".join(f"dataset.{split}_share={share}" for split, share in shares.items())
+        raise ValueError(f"{given}: set fractions from 0 to 1, with less than 1 in total")
+    members = _groups(names, group)
+    if len(members) <= len(shares):
+        what = f"{len(names)} images" if group is None else f"{len(members)} groups of images"
+        raise ValueError(
+            f"{what} cannot be divided into {', '.join(['train', *shares])}: {len(shares) + 1} are needed. To check or "
+            "evaluate all of them, choose the split 'all'"
+        )
+    if group is not None:
+        return _by_group(members, shares, len(names))
+    rest, found = [*range(len(names))], {}
+    for split, share in shares.items():
+        number = min(max(round(len(names) * share), 1), len(rest) - 1)
+        chosen = {int((index + 0.5) * len(rest) / number) for index in range(number)}
+        found[split] = [image for place, image in enumerate(rest) if place in chosen]
+        rest = [image for place, image in enumerate(rest) if place not in chosen]
+    return found | {"train": rest}
+
+
+def _groups(names: Sequence[PurePath], group: str | None) -> dict[str, list[int]]:
+    """Return the indices of the images of each group; without a pattern, each image is a group."""
+    members: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        match = re.search(group or ".*", name.as_posix())
+        if not match:
+            raise ValueError(f"dataset.group={group!r} does not match {name}: it must match the path of every image")
+        members.setdefault("\n".join(map(str, match.groups() or (match[0],))), []).append(index)
+    return members
+
+
+def _by_group(members: Mapping[str, list[int]], shares: Mapping[str, float], number: int) -> dict[str, list[int]]:
+    """Assign groups, the largest first, to the split that lacks most images; every split gets at least one."""
+    lacking = {split: share * number for split, share in shares.items()}
+    lacking = {"train": number - sum(lacking.values())} | lacking
+    found: dict[str, list[int]] = {split: [] for split in lacking}
+    # Groups of one size are shuffled: neighbours in the order of names, such as frames of one day, are alike.
+    order = sorted(members, key=lambda name: (-len(members[name]), hashlib.sha256(name.encode()).digest()))
+    for place, name in enumerate(order):
+        empty = [split for split in lacking if not found[split]]
+        candidates = empty if len(order) - place == len(empty) else lacking
+        split = max(candidates, key=lambda candidate: lacking[candidate])
+        found[split] += members[name]
+        lacking[split] -= len(members[name])
+    return {split: sorted(indices) for split, indices in found.items()}

@@ -1,0 +1,119 @@
+"""Legends of the classes in a label map, drawn beside an image."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ...data import IGNORE_INDEX
+
+_COLUMNS = 3  # maximum number of columns beside an image; further classes are summed up in the last line
+_FEWEST_ROWS = 10  # a legend may be taller than a small image
+_HATCH = (40, 40, 40), (125, 125, 125)  # stripes that mark ignored pixels
+
+
+class LegendEntry(NamedTuple):
+    """A line of a legend.
+
+    Attributes:
+        text: the name of the class, with its share if known.
+        colour: RGB; None for the pattern of ignored pixels, "" for a line without a colour.
+    """
+
+    text: str
+    colour: Sequence[int] | str | None
+
+
+def count_classes(labels: np.ndarray) -> np.ndarray:
+    """Return the number of pixels of each value 0 to 255 in labels (H, W), counted by rows to save memory."""
+    counts = np.zeros(256, dtype=np.int64)
+    for top in range(0, len(labels), 1024):
+        counts += np.bincount(labels[top : top + 1024].ravel(), minlength=256)
+    return counts
+
+
+def most_frequent_first(maps: Iterable[np.ndarray]) -> list[int]:
+    """Return the values that occur in label maps, the most frequent first and ``IGNORE_INDEX`` last."""
+    counts = sum((count_classes(labels) for labels in maps), np.zeros(256, dtype=np.int64))
+    present = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    return sorted(present, key=lambda index: index == IGNORE_INDEX)
+
+
+def entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> list[LegendEntry]:
+    """Return the legend of the classes that occur, the most frequent first, with their percentages of all pixels.
+
+    Args:
+        counts: the number of pixels of each value; see :func:`count_classes`.
+        classes, palette: the names and colours of the K classes.
+    """
+    present = [int(index) for index in np.argsort(-counts[: len(classes)], kind="stable") if counts[index]]
+    lines = [LegendEntry(f"{classes[index]}  {_percent(counts[index], counts)}", palette[index]) for index in present]
+    if ignored := counts[IGNORE_INDEX]:
+        lines.append(LegendEntry(f"ignored  {_percent(ignored, counts)}", None))
+    return lines
+
+
+def line_height(size: Sequence[int]) -> int:
+    """Return the height of a line in pixels for an image of size (H, W): legible when the image fills a screen."""
+    return max(16, round(math.sqrt(size[0] * size[1]) / 34))
+
+
+def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int | None = None) -> Image.Image:
+    """Draw a legend to put beside an image, in as many columns as its height needs.
+
+    Args:
+        lines: the entries; those that do not fit are counted in the last line.
+        size: (H, W) of the image, which sets the size of the text.
+        width: the width in pixels, for a legend in one column that is no taller than the image; by default, that of
+            the text.
+    """
+    line = line_height(size)
+    font = ImageFont.load_default(size=round(0.7 * line))
+    rows = max(size[0] // line - 1, _FEWEST_ROWS if width is None else 1)
+    most = rows * _COLUMNS if width is None else rows
+    if len(lines) > most:
+        lines = [*lines[: most - 1], LegendEntry(f"and {len(lines) - most + 1} more", "")]
+    columns = [lines[start : start + rows] for start in range(0, len(lines), rows)]
+    widths = [round(max(font.getlength(entry.text) for entry in column)) + 2 * line for column in columns]
+    height = max(size[0], (min(rows, len(lines)) + 1) * line)
+    canvas = Image.new("RGB", (width or sum(widths) + line, height), "white")
+    draw, left = ImageDraw.Draw(canvas), line // 2
+    for column, its_width in zip(columns, widths, strict=True):
+        for row, entry in enumerate(column):
+            top = line // 2 + row * line
+            box = (left, top + line // 6, left + line, top + line * 5 // 6)
+            if entry.colour is None:
+                stripes = hatch((box[3] - box[1], box[2] - box[0]), period=max(line // 4, 4))
+                canvas.paste(Image.fromarray(stripes), box[:2])
+            if entry.colour != "":
+                fill = None if entry.colour is None else tuple(entry.colour)
+                draw.rectangle(box, fill=fill, outline="black", width=max(line // 20, 1))
+            draw.text((left + 1.4 * line, top + line // 2), entry.text, fill="black", font=font, anchor="lm")
+        left += its_width
+    return canvas
+
+
+def legend_width(texts: Sequence[str], size: Sequence[int]) -> int:
+    """Return the width in pixels of a legend in one column; see :func:`draw_legend`."""
+    line = line_height(size)
+    font = ImageFont.load_default(size=round(0.7 * line))
+    return round(max(font.getlength(text) for text in texts)) + 3 * line
+
+
+def hatch(size: Sequence[int], *, period: int | None = None) -> np.ndarray:
+    """Return diagonal stripes, RGB uint8 (H, W, 3), which mark ignored pixels.
+
+    Args:
+        size: (H, W).
+        period: the distance of the stripes in pixels; by default, one that is visible in an image of this size.
+    """
+    period = period or max(8, round(math.sqrt(size[0] * size[1]) / 40))
+    stripe = (np.arange(size[0])[:, None] + np.arange(size[1])) % period < period / 2
+    return np.array(_HATCH, dtype=np.uint8)[stripe.astype(np.uint8)]
+
+
+def _percent(count: int, counts: np.ndarray) -> str:
+    share = 100 * count / counts.sum()
+    return f"{share:.1f}%" if share >= 0.05 else "<0.1%"

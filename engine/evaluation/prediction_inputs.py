@@ -1,0 +1,176 @@
+"""Find the images to predict, the names of their output files and their label images, and record those skipped."""
+
+import errno
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TypeVar
+
+from ...data.reading.file_lists import IMAGE_SUFFIXES, LABEL_SUFFIXES, find_files
+from ..runtime.atomic_files import given_path
+
+Result = TypeVar("Result")
+
+_LISTED = 50  # maximum number of skipped images in a message
+
+
+class InputImage(NamedTuple):
+    """An image to predict.
+
+    Attributes:
+        path: the file.
+        name: its path relative to the folder that was passed, without suffix, which names the output files.
+    """
+
+    path: Path
+    name: PurePath
+
+
+def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
+    """Return the images that files, folders and glob patterns name, in this order; each once.
+
+    Args:
+        sources: paths of images, folders, which are searched recursively, and patterns such as "frames/*/left_*.png".
+            Hidden files are skipped.
+        output: the output folder; if it is inside a folder that is searched, its files are not inputs.
+
+    Raises:
+        FileNotFoundError: a source names no image.
+    """
+    found: dict[Path, InputImage] = {}
+    inside = output.resolve()
+    for source in sources:
+        for image in _images_of(given_path(source)):
+            # Resolving a path reads the disk, so only those that may be in `output` are resolved.
+            if output.name in image.path.parts and inside in image.path.resolve().parents:
+                continue
+            found.setdefault(image.path, image)
+    if not found:
+        raise FileNotFoundError(f"input={', '.join(map(str, sources))} contains no images outside output={output}")
+    return [*found.values()]
+
+
+def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[str], reserved: Sequence[str]) -> None:
+    """Raise ValueError if two images would write the same file, or an image could be overwritten.
+
+    Args:
+        images: the images.
+        output: the output folder.
+        kinds: the endings of the output files of an image, such as "" and "_overlay".
+        reserved: names in the output folder that other files take, such as "comparison".
+    """
+    for folder, parent in {(output / image.name.parent, image.path.parent) for image in images}:
+        if folder.resolve() == parent.resolve():
+            raise ValueError(f"output={output} is the folder of the input, whose images a mask could overwrite")
+    written: dict[str, Path | str] = dict.fromkeys(reserved, "another output")
+    for image in images:
+        for kind in kinds:
+            file = f"{image.name}{kind}"
+            if file in written:
+                raise ValueError(
+                    f"{written[file]} and {image.path} would both write {output / file}: rename one of them, or "
+                    "predict them with different output folders"
+                )
+            written[file] = image.path
+
+
+def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[Path]:
+    """Return the files of up to ``number`` images before one, in its folder: the frames that complete its clip."""
+    folder = images[index].path.parent
+    found = []
+    for image in reversed(images[max(index - number, 0) : index]):
+        if image.path.parent != folder:
+            break
+        found.insert(0, image.path)
+    return found
+
+
+def find_labels(
+    images: Sequence[InputImage], folder: Path, *, image_name: str = "*", label_name: str = "*"
+) -> list[Path]:
+    """Return the label image of each image.
+
+    Args:
+        images: the images.
+        folder: the folder of the label images, with or without the subfolders of the images.
+        image_name, label_name: see :func:`~ccnet.data.reading.file_lists.match_by_name`.
+
+    Raises:
+        FileNotFoundError: an image has no label image.
+    """
+    there = {path.relative_to(folder).with_suffix(""): path for path in find_files(folder, LABEL_SUFFIXES)}
+    before, after = image_name.split("*")
+    found = []
+    for image in images:
+        stem = image.name.name.removeprefix(before).removesuffix(after)
+        expected = image.name.with_name(label_name.replace("*", stem))
+        path = there.get(expected) or there.get(PurePath(expected.name)) or there.get(image.name)
+        if path is None:
+            raise FileNotFoundError(
+                f"labels={folder} has no label image {expected} ({', '.join(LABEL_SUFFIXES)}) for {image.path}"
+            )
+        found.append(path)
+    return found
+
+
+class SkippedImages:
+    """The images that could not be predicted, and why."""
+
+    def __init__(self):
+        self._errors: list[tuple[Path, Exception]] = []
+
+    def attempt(self, path: Path, work: Callable[[], Result]) -> Result | None:
+        """Return the result of reading or predicting an image; if that fails, record the error and return None."""
+        try:
+            return work()
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._errors.append((path, error))
+            return None
+
+    @property
+    def number(self) -> int:
+        """The number of skipped images."""
+        return len(self._errors)
+
+    def report(self, total: int) -> None:
+        """Raise ValueError if images were skipped; the message lists them.
+
+        Args:
+            total: the number of images, with those skipped.
+        """
+        if total == len(self._errors) == 1:
+            path, error = self._errors[0]
+            raise ValueError(_message(path, error)) from error
+        if self._errors:
+            listed = [f"  {_message(path, error)}" for path, error in self._errors[:_LISTED]]
+            more = [f"  and {len(self._errors) - _LISTED} more"] if len(self._errors) > _LISTED else []
+            raise ValueError("\n".join([f"{len(self._errors)} of {total} images were skipped:", *listed, *more]))
+
+
+def _images_of(source: Path) -> Iterator[InputImage]:
+    if source.is_file():
+        yield InputImage(source, PurePath(source.stem))
+        return
+    if source.is_dir():
+        root, paths = source, find_files(source)
+    elif glob.has_magic(str(source)):
+        parts = source.parts
+        root = Path(*parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
+        matched = [Path(match) for match in sorted(glob.glob(str(source), recursive=True))]
+        paths = [path for path in matched if path.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images")
+    paths = [path for path in paths if path.is_file()]  # opening a named pipe would wait forever
+    if not paths:
+        raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
+    for path in paths:
+        yield InputImage(path, PurePath(path.relative_to(root).with_suffix("")))
+
+
+def _message(path: Path, error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if isinstance(error, RuntimeError):
+        text = text.splitlines()[0]
+    return text if str(path) in text else f"{path}: {text}"

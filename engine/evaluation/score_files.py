@@ -1,0 +1,88 @@
+"""Write the scores of every class for an image: probabilities or logits, as .npz or as one grey image per class."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ...data.reading.image_files import as_stored
+from ..drawing.png_files import write_png
+from ..runtime.atomic_files import naming, replacing
+from .protocols import Tile
+
+FORMATS = {"npz": np.float16, "png": np.uint8, "png16": np.uint16}
+
+
+class ScoreFile:
+    """The scores (K, H, W) of one image, collected part by part on disk; see :func:`open_scores`.
+
+    Args:
+        scratch: the file to collect them in.
+        shape: (K, H, W).
+        kind: a key of ``FORMATS``.
+        logits: write logits instead of probabilities; the file is then an .npz.
+        normalised: the scores that arrive are probabilities already.
+    """
+
+    def __init__(self, scratch: Path, shape: tuple[int, int, int], kind: str, *, logits: bool, normalised: bool):
+        self._largest = None if logits or kind == "npz" else np.iinfo(FORMATS[kind]).max
+        self._softmax = not (logits or normalised)
+        self.scores = np.lib.format.open_memmap(scratch, mode="w+", dtype=FORMATS[kind], shape=shape)
+
+    def add(self, tile: Tile) -> None:
+        """Add the scores (1, K, h, w) of a part of the image."""
+        scores: Tensor = tile.scores[0].float()
+        if self._softmax:
+            scores = scores.softmax(dim=0)
+        if self._largest:
+            scores = (scores * self._largest).round()
+        self.scores[:, tile.rows, tile.columns] = scores.cpu().numpy()
+
+
+@contextmanager
+def open_scores(
+    path: Path,
+    size: tuple[int, int],
+    classes: Sequence[str],
+    kind: str,
+    *,
+    logits: bool = False,
+    normalised: bool = False,
+    orientation: int = 1,
+) -> Iterator[ScoreFile]:
+    """Collect the scores of an image and write them when the ``with`` block succeeds.
+
+    Args:
+        path: the output without suffix. "npz": ``path.npz`` with the float16 array "probabilities" or "logits"
+            (K, H, W), and "classes", the names. "png", "png16": the folder ``path`` with a grey image for each class,
+            ``000_NAME.png``, in which a probability of 1 is 255 or 65535.
+        size: (H, W) of the upright image.
+        classes: the names of the K classes.
+        kind: "npz", "png" or "png16".
+        logits: write logits, as "npz".
+        normalised: the scores are probabilities already.
+        orientation: the EXIF orientation of the image, in which the scores are written.
+    """
+    scratch = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with naming(path):
+            file = ScoreFile(scratch, (len(classes), *size), kind, logits=logits, normalised=normalised)
+            yield file
+            scores = as_stored(file.scores, orientation)
+            if kind == "npz":
+                name = "logits" if logits else "probabilities"
+                with replacing(path.with_name(f"{path.name}.npz")) as unfinished, open(unfinished, "wb") as opened:
+                    np.savez(opened, allow_pickle=False, classes=np.array([*classes]), **{name: scores})
+                return
+            path.mkdir(exist_ok=True)
+            for index, (title, values) in enumerate(zip(classes, scores, strict=True)):
+                stem = f"{index:03d}_{re.sub(r'[^0-9A-Za-z]+', '_', title).strip('_')}"
+                write_png(path / f"{stem}.png", Image.fromarray(np.ascontiguousarray(values)))
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)

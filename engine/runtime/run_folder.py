@@ -1,0 +1,144 @@
+"""The folder of a run: its file names, and the lock that keeps other processes out of it. Imports no torch."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# The newest state of a run, the one before, its best weights, and its result once it is finished.
+LAST, PREVIOUS, BEST, RESULT = "last.pt", "previous.pt", "best.safetensors", "result.json"
+LOCK = "run.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system, or its server, does not support locks
+_LEASE = 120.0  # seconds; a file server keeps the locks of a machine that has died for about 90
+_HELD: set[int] = set()  # descriptors of the locks that this process holds
+
+
+class FolderTaken(ValueError):
+    """The folder of a run is in use by another process, or holds another run."""
+
+
+class FolderLock:
+    """An exclusive lock on the folder of a run, held until the ``with`` block ends or the process dies.
+
+    The kernel releases the lock with the last descriptor of its file, whatever ends the process. Forked processes, such
+    as data workers, close their copy at once, so that they cannot keep the lock after the run has died. On a network
+    file system the server enforces the lock between machines; if it has no locks, a warning is printed instead.
+
+    Args:
+        folder: the folder of the run, created if needed.
+
+    Raises:
+        FolderTaken: another process holds the lock. If that process is on another machine, this one first waits for two
+            minutes, because a file server keeps the locks of a machine that has died for a while.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._path = folder, folder / LOCK
+        self._descriptor = self._acquire()
+        _HELD.add(self._descriptor)
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with suppress(OSError):  # on a full disk the lock holds all the same
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Release the lock and remove its file; do nothing if this is a forked process."""
+        if self._descriptor in _HELD:
+            with suppress(OSError):
+                self._path.unlink()  # still locked: afterwards, the file may belong to another process
+            _HELD.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _acquire(self) -> int:
+        began, waiting = time.monotonic(), False
+        while (descriptor := self._try()) is None:
+            holder = self._holder()
+            remote = holder.get("host", socket.gethostname()) != socket.gethostname()
+            if time.monotonic() - began > (_LEASE if remote else 0 if holder else 1):
+                raise FolderTaken(
+                    f"{self.folder} is in use by {_named(holder)}: wait for that run to end, or stop it, or choose "
+                    "another folder with hydra.run.dir=DIR"
+                )
+            if remote and not waiting:
+                waiting = True
+                print(f"{self.folder} is in use by {_named(holder)}: waiting for {_LEASE:.0f} s", file=sys.stderr)
+            time.sleep(5 if remote else 0.02)
+        return descriptor
+
+    def _try(self) -> int | None:
+        """Return a descriptor of the locked file; None if another process has locked it."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:  # another process has just removed the empty folder
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
+                    return descriptor
+            except FileNotFoundError:  # its owner has just released it and removed the file
+                pass
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    print(
+                        f"{self.folder}: this file system has no locks ({error.strerror}): start no second process "
+                        "that writes to this folder",
+                        file=sys.stderr,
+                    )
+                    return descriptor
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _holder(self) -> dict[str, Any]:
+        """Return what the process that holds the lock says of itself; {} if it has not done so yet."""
+        try:
+            return dict(json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+
+def holds_run(folder: Path) -> bool:
+    """Return True if a folder holds checkpoints, or the result of a run that did not fail."""
+    if any((folder / name).exists() for name in (LAST, PREVIOUS, BEST)):
+        return True
+    try:
+        return "error" not in json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _named(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    return f"process {holder.get('pid')} on {holder.get('host')}, which started at {holder.get('since')}"
+
+
+def _close_inherited() -> None:
+    for descriptor in _HELD:
+        with suppress(OSError):
+            os.close(descriptor)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)

@@ -1,0 +1,49 @@
+"""The weights of the classes in the loss: given, or computed from the training labels."""
+
+import math
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ...data.inspection import DatasetReport, inspect_dataset
+from ..guards.settings import plain, replaced
+from ..runtime.distributed import from_all, rank, world_size
+
+
+def with_class_weights(config: DictConfig, dataset: Any) -> DictConfig:
+    """Return the configuration with ``class_weights`` set as ``dataset.class_weights`` says.
+
+    "auto" takes median-frequency weights, as check_data.py shows them; a class that does not occur has weight 1. With n
+    processes, each reads every n-th label image. The weights of a resumed run are in its configuration already.
+
+    Raises:
+        ValueError: ``dataset.class_weights`` is not "auto" and not one non-negative number per class.
+    """
+    given = OmegaConf.select(config, "dataset.class_weights")
+    if given is None or config.get("class_weights") is not None:
+        return config
+    if given == "auto":
+        return replaced(config, class_weights=_median_frequency(dataset, config.num_workers))
+    weights = plain(config)["dataset"]["class_weights"]
+    if not isinstance(weights, list) or len(weights) != len(dataset.classes) or not all(map(_is_weight, weights)):
+        raise ValueError(
+            f"dataset.class_weights is {weights!r}: set it to auto, or to a list of {len(dataset.classes)} numbers of "
+            "at least 0, one per class"
+        )
+    return replaced(config, class_weights=weights)
+
+
+def _median_frequency(dataset: Any, num_workers: int) -> list[float]:
+    own = range(rank(), len(dataset), world_size())
+    title = "class weights" if rank() == 0 else None
+    found = inspect_dataset(dataset, indices=own, labels_only=True, num_workers=num_workers, title=title)
+    total = DatasetReport()
+    for pixels, pixels_with in from_all((found.pixels, found.pixels_with)):
+        total.pixels += pixels
+        total.pixels_with += pixels_with
+    weights = total.weights(len(dataset.classes)).tolist()
+    return [1.0 if math.isnan(weight) else round(weight, 6) for weight in weights]
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf

@@ -1,0 +1,117 @@
+"""Criss-cross attention on a CPU, one block of images after the other: layouts, precision and temporary arrays.
+
+Shapes: N images, S spatial sizes, D query channels, C value channels, K keys per pixel.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# torch leaves Tensor.split untyped.
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..call import Call
+from .cpu_lines import axes_of, softmax_weights, weighted_sum, weights_gradient
+
+SCORES_PER_BLOCK = 2**21  # a block has at most as many scores, or consists of one image
+
+
+class Blocks:
+    """A call on channels-last arrays of any strides, computed in blocks of images that share temporary arrays.
+
+    As in the reference, half precision is widened to float32 first, and only results are rounded.
+    """
+
+    def __init__(self, call: Call[Tensor]):
+        self.call = call
+        self.images, *spatial = call.query.shape[:-1]
+        self.axes = axes_of(spatial, call.options.axes)
+        self.keys = sum(axis.length for axis in self.axes)
+        self.pixels = math.prod(spatial)
+        self.dtype = wide_dtype(call.query)
+        self.images_per_block = max(1, min(self.images, SCORES_PER_BLOCK // (self.pixels * self.keys)))
+        self.gamma = 1.0 if call.gamma is None else call.gamma.item()
+
+    def forward(self, result: Tensor, kept: Tensor | None) -> None:
+        """Write the result of the call.
+
+        Args:
+            result: (N, *S, C), contiguous.
+            kept: (N, *S, K), contiguous, in the dtype of the sums; receives the attention weights. None discards them.
+        """
+        query, key, value, options, residual, _ = self.call
+        scratch = self._scores_of_a_block() if kept is None else query.new_empty(0)
+        for block in self._blocks():
+            q, k, v = (self._rows(array[block]) for array in (query, key, value))
+            weights = scratch[: len(q)] if kept is None else self._rows(kept[block])
+            softmax_weights(q, k, self.axes, options.scale, weights)
+            target = result[block]
+            if target.dtype == self.dtype:
+                added = None if residual is None else self._rows(residual[block])
+                weighted_sum(weights, v, self.axes, target.view(v.shape), factor=self.gamma, residual=added)
+                continue
+            wide = torch.empty_like(v)
+            weighted_sum(weights, v, self.axes, wide)
+            if residual is None:
+                target.copy_(wide.view(target.shape))
+            else:
+                torch.add(residual[block], wide.view(target.shape), alpha=self.gamma, out=target)
+
+    def backward(self, weights: Tensor, grad: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """Write the gradients of query, key and value; return that of gamma, without dimensions.
+
+        Args:
+            weights: (N, *S, K), as :meth:`forward` wrote them.
+            grad: (N, *S, C), the gradient of the result.
+            gradients: arrays for the gradients of query, key and value, contiguous or slices of a contiguous one.
+        """
+        query, key, value, options, *_ = self.call
+        widths = [array.shape[-1] for array in gradients]
+        scratch = self._scores_of_a_block()
+        wide = None if query.dtype == self.dtype else scratch.new_empty(len(scratch), sum(widths))
+        scale = self.gamma * options.scale
+        dgamma = scratch.new_zeros(())
+        for block in self._blocks():
+            q, k, v, g, w = (self._rows(array[block]) for array in (query, key, value, grad, weights))
+            targets = [array[block] for array in gradients]
+            if wide is None:
+                rows = [target.view(len(q), width) for target, width in zip(targets, widths, strict=True)]
+            else:
+                rows = wide[: len(q)].split(widths, dim=1)
+            dquery, dkey, dvalue = rows
+
+            weighted_sum(w, g, self.axes, dvalue, factor=self.gamma, to_keys=True)
+            # The softmax's gradient, w * (d - sum(w * d)), in place; the sums add up to the gradient of gamma.
+            dscores = scratch[: len(q)]
+            weights_gradient(g, v, self.axes, dscores)
+            sums = dscores.mul_(w).sum(-1, keepdim=True)
+            dscores.addcmul_(w, sums, value=-1)
+            dgamma += sums.sum()
+            weighted_sum(dscores, k, self.axes, dquery, factor=scale)
+            weighted_sum(dscores, q, self.axes, dkey, factor=scale, to_keys=True)
+            if wide is not None:
+                for target, row in zip(targets, rows, strict=True):
+                    target.copy_(row.view(target.shape))
+        return dgamma
+
+    def _blocks(self) -> Iterator[slice]:
+        """Yield the range of images of each block."""
+        for first in range(0, self.images, self.images_per_block):
+            yield slice(first, min(first + self.images_per_block, self.images))
+
+    def _scores_of_a_block(self) -> Tensor:
+        """Return uninitialised rows for the scores of the largest block, (images * pixels, K)."""
+        return self.call.query.new_empty((self.images_per_block * self.pixels, self.keys), dtype=self.dtype)
+
+    def _rows(self, array: Tensor) -> Tensor:
+        """Return (n, *S, C) as (n * pixels, C) in the dtype of the sums, as a view if the memory layout permits."""
+        if array.dtype != self.dtype or array.stride(-1) != 1:
+            array = array.new_empty(array.shape, dtype=self.dtype).copy_(array)
+        return array.reshape(-1, array.shape[-1])
+
+
+def wide_dtype(array: Tensor) -> torch.dtype:
+    """Return the dtype of scores, weights and sums."""
+    return torch.promote_types(array.dtype, torch.float32)

@@ -1,0 +1,114 @@
+"""Criss-cross attention of a block of images on a CPU, as matrix products along the lines of each axis.
+
+Arrays are held as rows of channels, (R, C), one row per pixel. Their lines along any axis are strided views, which
+batched matrix products read in place. The scores along all axes share one array, (R, K) with K keys per pixel, and one
+softmax normalises its rows.
+"""
+
+# pyright: reportUnknownMemberType=false
+# torch leaves its `out` arguments partly untyped.
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NUMBERS_PER_THREAD = 2**19  # of a product's result at a time, so that it is still in the cache when it is added
+
+
+class Axis(NamedTuple):
+    """The lines along one spatial axis.
+
+    Attributes:
+        length: the number L of positions on a line.
+        inner: the product of the sizes of the later spatial axes.
+        start: index of the first of the axis's L keys among the K keys of a pixel.
+        has_itself: whether a position is one of its own keys on this axis.
+    """
+
+    length: int
+    inner: int
+    start: int
+    has_itself: bool
+
+    def lines(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield views of (R, C) that together hold every line once, as batches (lines, L, C)."""
+        grid = rows.view(-1, self.length, self.inner, rows.shape[-1])
+        yield from (grid.movedim(2, 0) if self.inner < len(grid) else grid.transpose(1, 2))  # the fewer batches
+
+    def scores(self, joint: Tensor) -> Iterator[Tensor]:
+        """Yield views of this axis's part of (R, K), in the order of ``lines``, as batches (lines, L, L)."""
+        return self.lines(joint.narrow(1, self.start, self.length))
+
+
+def axes_of(spatial: Sequence[int], axes: Sequence[int]) -> list[Axis]:
+    """Return the axes to attend along, in the order of their keys; a position is a key of itself on the last one."""
+    found: list[Axis] = []
+    start = 0
+    for axis in axes:
+        found.append(Axis(spatial[axis], math.prod(spatial[axis + 1 :]), start, axis == axes[-1]))
+        start += spatial[axis]
+    return found
+
+
+def softmax_weights(query: Tensor, key: Tensor, axes: Sequence[Axis], scale: float, weights: Tensor) -> None:
+    """Write the joint softmax over the keys of all axes to ``weights``, (R, K); query and key are (R, D)."""
+    for axis in axes:
+        for q, k, scores in zip(axis.lines(query), axis.lines(key), axis.scores(weights), strict=True):
+            _multiply(q, k.mT, scores, factor=scale)
+            if not axis.has_itself:
+                scores.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))
+    torch.softmax(weights, -1, out=weights)
+
+
+def weighted_sum(
+    weights: Tensor, values: Tensor, axes: Sequence[Axis], out: Tensor,
+    *, factor: float = 1, residual: Tensor | None = None, to_keys: bool = False,
+) -> None:  # fmt: skip
+    """Write ``factor * weights @ values``, plus the residual if there is one, to ``out``.
+
+    Args:
+        weights: (R, K), or gradients of the scores.
+        values: (R, C).
+        axes: the axes of the keys.
+        out: (R, C).
+        factor: factor of the sums.
+        residual: (R, C).
+        to_keys: multiply by ``weights^T`` instead, which sums over the pixels that attend to a key.
+    """
+    for axis in axes:
+        added = axis.lines(out if residual is None else residual)
+        for w, v, o, a in zip(axis.scores(weights), axis.lines(values), axis.lines(out), added, strict=True):
+            _multiply(w.mT if to_keys else w, v, o, factor=factor, add=None if residual is None else a)
+        residual = out
+
+
+def weights_gradient(grad: Tensor, value: Tensor, axes: Sequence[Axis], dweights: Tensor) -> None:
+    """Write the gradient of the weights to ``dweights``, (R, K); grad and value are (R, C)."""
+    for axis in axes:
+        for g, v, d in zip(axis.lines(grad), axis.lines(value), axis.scores(dweights), strict=True):
+            _multiply(g, v.mT, d)
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1, add: Tensor | None = None) -> None:
+    """Write ``factor * left @ right``, plus ``add`` if given, to ``out``, (lines, m, n).
+
+    Batched products are fast and parallel only if their result is contiguous. Others pass through a small buffer.
+    """
+    if out.is_contiguous():
+        torch.baddbmm(out if add is None else add, left, right, beta=int(add is not None), alpha=factor, out=out)
+        return
+    lines, m, n = out.shape
+    step = min(lines, torch.get_num_threads() * max(1, NUMBERS_PER_THREAD // (m * n)))
+    buffer = out.new_empty((step, m, n))
+    for first in range(0, lines, step):
+        some = slice(first, min(first + step, lines))
+        product = torch.bmm(left[some], right[some], out=buffer[: some.stop - first])
+        if add is not None:
+            torch.add(add[some], product, alpha=factor, out=out[some])
+        elif factor == 1:
+            out[some] = product
+        else:
+            torch.mul(product, factor, out=out[some])

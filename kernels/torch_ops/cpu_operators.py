@@ -1,0 +1,165 @@
+"""Criss-cross attention on a CPU as torch custom operators: schemas, fake kernels and autograd.
+
+They compute what the reference computes, with fewer copies and temporary arrays, and save the attention weights for the
+backward pass. Results are channels-last in memory regardless of the input layout.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUntypedFunctionDecorator=false
+# torch leaves Tensor.split and the registration of operators untyped.
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..call import Call, Options
+from . import reference, transforms
+from .cpu_blocks import Blocks, wide_dtype
+from .joined import are_slices
+
+_OPTIONS = "int[] axes, float scale, int channel_axis"
+
+
+def supports(call: Call[Tensor]) -> bool:
+    """Return False on other devices, and where torch has to see the separate operations of the reference."""
+    arrays = call.arrays()
+    if call.query.device.type != "cpu" or transforms.are_active(*arrays):
+        return False
+    return torch.compiler.is_compiling() or not transforms.are_intercepted(*arrays)
+
+
+def attend(call: Call[Tensor]) -> Tensor:
+    """Attend; the caller ensures that the call is supported."""
+    query, key, value, options, residual, gamma = call
+    save = torch.is_grad_enabled() and any(array.requires_grad for array in call.arrays())
+    result, _ = torch.ops.ccnet.cpu_attention.default(
+        query, key, value, residual, gamma, options.axes, options.scale, options.channel_axis, save
+    )
+    return result
+
+
+def _call(
+    arrays: Sequence[Tensor], axes: Sequence[int], scale: float, channel_axis: int,
+    residual: Tensor | None = None, gamma: Tensor | None = None,
+) -> Call[Tensor]:  # fmt: skip
+    """Return the call for the flat arguments of an operator."""
+    query, key, value = arrays
+    return Call(query, key, value, Options(tuple(axes), scale, "ieee", channel_axis, "auto"), residual, gamma)
+
+
+def _to_last(array: Tensor, channel_axis: int) -> Tensor:
+    return array.movedim(1, -1) if channel_axis == 1 else array
+
+
+def _from_last(array: Tensor, channel_axis: int) -> Tensor:
+    return array.movedim(-1, 1) if channel_axis == 1 else array
+
+
+# ---- the forward pass, with or without a residual
+
+torch.library.define(
+    "ccnet::cpu_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor? residual, Tensor? gamma, "
+    f"{_OPTIONS}, bool save) -> (Tensor result, Tensor weights)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.register_fake("ccnet::cpu_attention")
+def _empty_results(
+    query: Tensor, key: Tensor, value: Tensor, residual: Tensor | None, gamma: Tensor | None,
+    axes: Sequence[int], scale: float, channel_axis: int, save: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    shape = _to_last(value, channel_axis).shape
+    result = value.new_empty(shape, dtype=value.dtype if residual is None else residual.dtype)
+    keys = sum(shape[1 + axis] for axis in axes)
+    weights = query.new_empty((*shape[:-1], keys) if save else (0,), dtype=wide_dtype(query))
+    return _from_last(result, channel_axis), weights
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, residual: Tensor | None, gamma: Tensor | None,
+    axes: Sequence[int], scale: float, channel_axis: int, save: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    result, weights = _empty_results(query, key, value, residual, gamma, axes, scale, channel_axis, save)
+    arrays = [_to_last(array, channel_axis) for array in (query, key, value)]
+    added = None if residual is None else _to_last(residual, channel_axis)
+    blocks = Blocks(_call(arrays, axes, scale, -1, added, gamma))
+    with transforms.without_autocast("cpu"):
+        blocks.forward(_to_last(result, channel_axis), weights if save else None)
+    return result, weights
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, _, gamma, *ctx.options, _ = inputs
+    _, weights = output
+    ctx.mark_non_differentiable(weights)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, value, gamma, weights)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 9
+    query, key, value, gamma, weights = ctx.saved_tensors
+    if torch.is_grad_enabled() or transforms.are_active(grad):  # which may differentiate the gradients again
+        gradients = reference.gradients(_call((query, key, value), *ctx.options, gamma=gamma), grad)
+    else:
+        axis = ctx.options[-1]
+        joined = not transforms.are_intercepted(grad) and are_slices((query, key, value), axis)
+        *gradients, dgamma = torch.ops.ccnet.cpu_attention_backward.default(
+            query, key, value, weights, grad, gamma, *ctx.options, joined
+        )
+        if joined:
+            gradients = gradients[0].split([array.shape[axis] for array in (query, key, value)], dim=axis)
+        gradients = *gradients, None if gamma is None else dgamma.to(gamma.dtype).reshape(gamma.shape)
+    dquery, dkey, dvalue, dgamma = gradients
+    return dquery, dkey, dvalue, None if gamma is None else grad, dgamma, None, None, None, None
+
+
+torch.library.impl("ccnet::cpu_attention", "cpu", _forward)
+torch.library.register_autograd("ccnet::cpu_attention", _differentiate, setup_context=_save)
+
+
+# ---- the backward pass
+
+torch.library.define(
+    "ccnet::cpu_attention_backward",
+    "(Tensor query, Tensor key, Tensor value, Tensor weights, Tensor grad, Tensor? gamma, "
+    f"{_OPTIONS}, bool joined) -> (Tensor dquery, Tensor dkey, Tensor dvalue, Tensor dgamma)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.register_fake("ccnet::cpu_attention_backward")
+def _empty_gradients(
+    query: Tensor, key: Tensor, value: Tensor, weights: Tensor, grad: Tensor, gamma: Tensor | None,
+    axes: Sequence[int], scale: float, channel_axis: int, joined: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return empty gradients; if ``joined``, the first has the channels of all three, the others have none."""
+    widths = [array.shape[channel_axis] for array in (query, key, value)]
+    widths = [sum(widths), 0, 0] if joined else widths
+    shape = _to_last(query, channel_axis).shape[:-1]
+    dquery, dkey, dvalue = (_from_last(query.new_empty((*shape, width)), channel_axis) for width in widths)
+    return dquery, dkey, dvalue, weights.new_empty(())
+
+
+def _backward(
+    query: Tensor, key: Tensor, value: Tensor, weights: Tensor, grad: Tensor, gamma: Tensor | None,
+    axes: Sequence[int], scale: float, channel_axis: int, joined: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    results = _empty_gradients(query, key, value, weights, grad, gamma, axes, scale, channel_axis, joined)
+    arrays = [_to_last(array, channel_axis) for array in (query, key, value)]
+    *gradients, dgamma = results
+    gradients = [_to_last(gradient, channel_axis) for gradient in gradients]
+    if joined:
+        gradients = gradients[0].split([array.shape[-1] for array in arrays], dim=-1)
+    with transforms.without_autocast("cpu"):
+        blocks = Blocks(_call(arrays, axes, scale, -1, gamma=gamma))
+        dgamma.copy_(blocks.backward(weights, _to_last(grad, channel_axis), gradients))
+    return results
+
+
+torch.library.impl("ccnet::cpu_attention_backward", "cpu", _backward)

@@ -1,0 +1,119 @@
+"""The steps of ``make gpu`` are independent: none ends the others, and each is recorded when it ends."""
+
+import csv
+import time
+
+import pytest
+import torch
+from conftest import PATIENCE, ROOT, members
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ccnet.benchmarks import gpu_session
+from ccnet.benchmarks.gpu_session import Step
+from ccnet.kernels import tiles
+
+
+def python(name, code, seconds=PATIENCE):
+    return Step(name, ("-c", code), seconds)
+
+
+def recorded(folder):
+    with open(folder / "steps.csv", newline="") as file:
+        return {row["step"]: row["status"] for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = OmegaConf.load(ROOT / "conf" / "benchmark.yaml")
+    config.output = str(tmp_path / "gpu")
+    return config
+
+
+def test_a_failure_or_a_time_limit_ends_one_step_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tiles, "CONFIGS", tmp_path / "configs")
+    (tmp_path / "configs").mkdir()
+    table = tmp_path / "configs" / "nvidia_test.json"
+    steps = [
+        python("crash", "import os; print('before', flush=True); os._exit(3)"),
+        python("hang", "import time; time.sleep(3600)", seconds=0.5),
+        python("tune", f"open({str(table)!r}, 'w').write('[]'); raise ValueError('no more')"),
+        python("fine", "import ccnet, os; print(os.getcwd(), ccnet.__file__)"),
+    ]
+    folder = tmp_path / "gpu"
+    outcomes = gpu_session.run_steps(steps, folder, PATIENCE)
+    assert [outcome.status for outcome in outcomes] == [
+        "failed with exit code 3", "stopped after 0 s", "failed with exit code 1", "done",
+    ]  # fmt: skip
+    assert recorded(folder) == {outcome.step: outcome.status for outcome in outcomes}
+    assert (folder / "logs" / "crash.log").read_text() == "before\n"
+    assert "no more" in (folder / "logs" / "tune.log").read_text()
+    assert (folder / "logs" / "fine.log").read_text().split() == [str(ROOT), str(ROOT / "__init__.py")]
+    assert (folder / "nvidia_test.json").read_text() == "[]"
+    assert "== fine: done" in capsys.readouterr().out
+    # The next run skips what is done, and a named step runs in any case.
+    assert [step.name for step in gpu_session.chosen(steps, None, folder)] == ["crash", "hang", "tune"]
+    assert [step.name for step in gpu_session.chosen(steps, ["fine", "hang"], folder)] == ["hang", "fine"]
+    with pytest.raises(ValueError, match=r"gpu\.steps names tests: choose from crash, hang"):
+        gpu_session.chosen(steps, ["tests"], folder)
+    gpu_session.run_steps([python("hang", "pass")], folder, PATIENCE)
+    assert recorded(folder)["hang"] == "done" and len(recorded(folder)) == 4
+
+
+def test_a_step_leaves_no_process(tmp_path):
+    group = tmp_path / "group"
+    code = (
+        "import os, subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'])\n"
+        f"open({str(group)!r}, 'w').write(str(os.getpgrp()))\n"
+        "sys.exit(4)"
+    )
+    (outcome,) = gpu_session.run_steps([python("leaves", code)], tmp_path / "gpu", PATIENCE)
+    assert outcome.status == "failed with exit code 4"
+    while members(int(group.read_text())):  # killed, but perhaps not gone yet
+        time.sleep(0.01)
+
+
+def test_steps_beyond_the_total_time_are_named(tmp_path):
+    outcomes = gpu_session.run_steps([python("first", "pass"), python("second", "pass")], tmp_path / "gpu", 0.5)
+    assert [outcome.status for outcome in outcomes] == ["not reached"] * 2
+
+
+def test_the_exit_code_says_whether_every_step_is_done(config, monkeypatch, capsys):
+    monkeypatch.setattr(
+        gpu_session, "steps", lambda folder: [python("one", "pass"), python("two", "raise SystemExit(2)")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        gpu_session.run_session(config, torch.device("cuda"))
+    assert ended.value.code == 1
+    assert "failed with exit code 2" in capsys.readouterr().out
+    config.gpu.steps = ["one"]
+    table = gpu_session.run_session(config, torch.device("cuda"))
+    assert table.splitlines()[2].split()[:2] == ["one", "done"]
+
+
+def test_a_session_needs_a_gpu(config):
+    with pytest.raises(ValueError, match="on a GPU, but the device is cpu"):
+        gpu_session.run_session(config, torch.device("cpu"))
+
+
+def test_every_step_is_a_command_that_exists(tmp_path):
+    steps = gpu_session.steps(tmp_path)
+    order = [step.name.partition("-")[0] for step in steps]
+    assert list(dict.fromkeys(order)) == [
+        "compile", "tests", "operator", "tune", "tuned", "train", "complexity", "zoo", "jax",
+    ]  # fmt: skip
+    modes = {}
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        for step in steps:
+            _, module, *overrides = step.arguments
+            if module == "pytest":
+                assert all((ROOT / word).is_file() for word in overrides if word.endswith(".py"))
+                continue
+            assert module == "ccnet.benchmark"
+            modes[step.name] = compose("benchmark", overrides=overrides)
+    assert [list(modes[f"operator-{shape}"].shape) for shape in gpu_session.SHAPES] == [
+        [8, 97, 97], [8, 128, 256], [1, 97, 97],
+    ]  # fmt: skip
+    assert 60 * modes["tune"].tune.minutes < next(step.seconds for step in steps if step.name == "tune")
+    assert all(str(config.output).startswith(str(tmp_path)) for name, config in modes.items() if name != "compile")

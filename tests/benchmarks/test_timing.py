@@ -1,0 +1,79 @@
+"""Times on a GPU leave out what the CPU takes to launch a call, shown on a simulated stream."""
+
+import pytest
+
+from ccnet.benchmarks import timing
+from ccnet.kernels import plan
+
+
+class Mark:
+    def __init__(self, stream, time):
+        self.stream, self.time = stream, time
+
+    def query(self):
+        return self.stream.now >= self.time
+
+    def elapsed_time(self, later):
+        return (later.time - self.time) / 1e3
+
+
+class Simulated:
+    """A CPU clock and a GPU that works off its queue, in microseconds."""
+
+    def __init__(self, launching, computing, waits=False):
+        self.launching, self.computing, self.waits = launching, computing, waits
+        self.now = self.end = 0.0
+        self.held = []
+
+    def clock(self):
+        return self.now
+
+    def _queue(self, microseconds):
+        self.end = max(self.end, self.now) + microseconds
+
+    def hold(self, microseconds):
+        self.held.append(microseconds)
+        self._queue(microseconds)
+
+    def mark(self):
+        self._queue(0)
+        return Mark(self, self.end)
+
+    def finish(self):
+        self.now = max(self.now, self.end)
+
+    def call(self, i):
+        self.now += self.launching
+        self._queue(self.computing)
+        if self.waits:
+            self.finish()
+
+
+@pytest.mark.parametrize("launching", [5, 50, 190, 4000])
+def test_the_time_to_launch_does_not_count(launching):
+    stream = Simulated(launching, computing=30)
+    found = timing.measure_queued(stream.call, 25, stream)
+    assert found.median_us == pytest.approx(30)
+    assert found.p20_us == pytest.approx(30) and found.p80_us == pytest.approx(30)
+    assert found.host_us == pytest.approx(launching)
+
+
+def test_a_call_that_waits_for_the_gpu_is_timed_all_the_same():
+    stream = Simulated(launching=100, computing=30, waits=True)
+    assert timing.measure_queued(stream.call, 25, stream).median_us == pytest.approx(130)
+    assert max(stream.held) == timing.LONGEST_HOLD_US
+
+
+def test_a_slow_call_is_timed_less_often():
+    stream = Simulated(launching=10, computing=1e6)
+    counted = []
+    timing.measure_queued(lambda i: (counted.append(i), stream.call(i)), 1000, stream)
+    assert len(counted) == timing.FEWEST
+
+
+def test_inputs_together_exceed_the_cache():
+    problem = plan.Problem(1, (97, 97), (0, 1), 64, 512, "bfloat16")
+    size = plan.least_cost(problem, "forward").bytes
+    sets = timing.input_sets(problem, 256)
+    assert (sets - 1) * size < 256 * 2**20 <= sets * size
+    assert timing.input_sets(problem._replace(batch=64), 256) == 2

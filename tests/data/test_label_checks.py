@@ -1,0 +1,134 @@
+"""Labels that do not allow a network to learn every class are reported, by check_data.py and before training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from coco_data import CATEGORIES, write_coco
+from conftest import write_pair
+from PIL import Image
+
+from ccnet.data import first_look
+from ccnet.data.inspection import inspect_dataset
+from ccnet.data.label_checks import absent_classes, label_problems
+from ccnet.data.sets import Folder
+
+BINARY = (
+    "train: the label images contain only 0 and 255, and 255 is ignored, so that car is never learned: if 255 stands "
+    "for it, set dataset.values=[0,255]"
+)
+
+
+def write_binary(root, values=(0, 255), number=3):
+    """Write images, and masks of the two values in two halves."""
+    for index in range(number):
+        write_pair(root / "images" / f"{index}.png", root / "masks" / f"{index}.png", classes=2, seed=index)
+        mask = np.array(values, np.uint8)[np.array(Image.open(root / "masks" / f"{index}.png"))]
+        Image.fromarray(mask).save(root / "masks" / f"{index}.png")
+    return root / "images", root / "masks"
+
+
+def folder(images, masks, classes=("road", "car"), split="all", **options):
+    return Folder(images, masks, classes=classes, split=split, val_share=0.3, transform=None, **options)
+
+
+def test_masks_of_0_and_255_with_two_classes_are_reported(tmp_path):
+    folders = write_binary(tmp_path)
+    assert first_look(folder(*folders), "train") == [BINARY]
+    assert label_problems(folder(*folders), inspect_dataset(folder(*folders)), "train") == [BINARY]
+    for good in (folder(*folders, values=[0, 255]), folder(*write_binary(tmp_path / "b", (0, 1)))):
+        assert first_look(good, "train") == label_problems(good, inspect_dataset(good), "train") == []
+
+
+def test_splits_without_a_valid_pixel_are_reported(tmp_path):
+    dataset = folder(*write_binary(tmp_path, (255, 255)))
+    assert first_look(dataset, "val") == ["val: no pixel has a class, all of them are ignored"]
+
+
+def test_absent_classes_are_reported(tmp_path):
+    dataset = folder(*write_binary(tmp_path, (0, 1)), classes=("road", "car", "sky", "tree"))
+    assert first_look(dataset, "train") == ["train: none of 3 label images contains sky, tree"]
+    assert first_look(dataset, "val") == []  # the scores say over how many classes they are
+    counts = {"train": np.array([5, 0, 0]), "val": np.array([5, 1, 0])}
+    assert absent_classes(counts, ["road", "car", "sky"]) == [
+        "classes that occur nowhere in train, val: sky",
+        "classes that do not occur in train and cannot be learned: car",
+    ]
+    assert absent_classes({}, ["road"]) == []
+
+
+def test_a_first_look_reads_few_labels_and_none_of_a_detection_data_set(tmp_path):
+    read = []
+
+    class Many:
+        has_labels, classes = True, ("road", "car")
+
+        def __len__(self):
+            return 10_000
+
+        def read_labels(self, index):
+            read.append(index)
+            return torch.zeros(4, 4, dtype=torch.uint8)
+
+    assert first_look(Many(), "train") == ["train: none of 32 label images contains car"]
+    assert len(read) == 32
+    assert np.ptp(read) > 9000
+    assert first_look(object(), "train") == []
+
+
+def test_a_first_look_finds_undefined_values(tmp_path):
+    dataset = folder(*write_binary(tmp_path, (0, 7)))
+    with pytest.raises(ValueError, match=r"train: label images such as 0 contain values .*: 7 \(50\.00%\); check_data"):
+        first_look(dataset, "train")
+
+
+def check(run_entry, images, masks, *options, **expected):
+    return run_entry(
+        "check_data.py", "dataset=folder", f"dataset.images={images}", f"dataset.masks={masks}", "splits=[all]",
+        "dataset.classes=[road,car]", "recipe.train_transform.crop_size=[32,32]", "num_workers=0", *options, **expected,
+    )  # fmt: skip
+
+
+def test_check_data_reports_masks_of_0_and_255_and_leaves_no_figure_of_an_earlier_run(tmp_path, run_entry):
+    images, masks = write_binary(tmp_path, number=1)
+    output = tmp_path / "outputs" / "check" / "folder"
+    done = check(run_entry, images, masks, "samples=2", ok=False)
+    assert BINARY.replace("train:", "all:") in done.stderr
+    assert "classes that occur nowhere in all: car" in done.stderr
+    assert "1 of 8-bit RGB" in done.stdout
+    assert (output / "all_samples.png").is_file()
+    check(run_entry, images, masks, "samples=0", "dataset.values=[0,255]")
+    assert not (output / "all_samples.png").exists()
+
+
+def test_check_data_reports_undefined_values_in_one_table_and_bit_depths(tmp_path, run_entry):
+    images, masks = write_binary(tmp_path, number=3)
+    Image.fromarray(np.zeros((48, 64), np.uint16)).save(images / "0.png")
+    for name, value in (("1", 7), ("2", 7), ("2", 9)):
+        mask = np.array(Image.open(masks / f"{name}.png"))
+        mask[value] = value
+        Image.fromarray(mask).save(masks / f"{name}.png")
+    done = check(run_entry, images, masks, "dataset.values=[0,255]", ok=False)
+    assert "2 of 8-bit RGB; 1 of 16-bit I;16" in done.stdout
+    table = done.stderr.partition("values that the data set does not define:\n")[2].splitlines()
+    assert [line.split() for line in table[2:4]] == [["7", "1.39", "2", "1"], ["9", "0.69", "1", "2"]]
+
+
+def test_check_data_supports_detection(tmp_path, run_entry):
+    content = write_coco(tmp_path / "root", images=3, split="val")
+    options = ("check_data.py", "model=mask_rcnn", "dataset=coco", f"dataset.root={tmp_path / 'root'}")
+    done = run_entry(*options, "dataset.val.split=val", "splits=[val]", "num_workers=0", "samples=2")
+    assert "val: 5 samples, 0 of them invalid; " in done.stdout
+    output = tmp_path / "outputs" / "check" / "coco"
+    assert np.array(Image.open(output / "val_samples.png")).std() > 10
+    rows = [line.split(",") for line in (output / "val_classes.csv").read_text().splitlines()]
+    objects = {row[0]: int(row[1]) for row in rows[1:]}
+    assert sum(objects.values()) == len(content["annotations"])
+    content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] != CATEGORIES[0]["id"]]
+    broken = tmp_path / "root" / "val" / content["images"][1]["file_name"]
+    broken.write_bytes(broken.read_bytes()[:-400])
+    (tmp_path / "root" / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    done = run_entry(*options, "dataset.val.split=val", "splits=[val]", "num_workers=0", ok=False)
+    assert f"classes that occur nowhere in val: {CATEGORIES[0]['name']}" in done.stderr
+    assert f"val: {broken} cannot be read as an image and may be truncated" in done.stderr

@@ -1,0 +1,435 @@
+"""What people have and what happens: one test for each row of the tables in docs/data.md, which it quotes."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image, PngImagePlugin
+
+from ccnet.data.reading.image_files import UnreadableImage, describe, read_image
+from ccnet.data.reading.label_files import LabelReader
+from ccnet.data.reading.label_values import label_values
+from ccnet.data.sets.folder import Folder
+
+ROWS = {}
+
+
+def row(text):
+    """Register a test for the row of docs/data.md that begins with ``text``."""
+
+    def register(test):
+        ROWS[text] = test
+        return test
+
+    return register
+
+
+def test_the_tables_of_the_documentation_have_these_rows():
+    page = (ROOT / "docs" / "data.md").read_text().partition("## What people have")[2]
+    found = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert [text for text in found if text not in ("images", "masks", "files and folders")] == [*ROWS]
+
+
+GENERATOR = np.random.default_rng(0)
+DEEP = GENERATOR.integers(0, 65536, (20, 30), dtype=np.uint16)
+PHOTO = GENERATOR.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+MASK = GENERATOR.integers(0, 3, (20, 30), dtype=np.uint8)
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def grey(path, value_range=None):
+    """Return the grey values of an image whose three channels are equal."""
+    image = read_image(path, value_range)
+    assert image.dtype == torch.uint8
+    assert (image == image[:1]).all()
+    return image[0].numpy()
+
+
+@row("16-bit grey PNG or TIFF")
+def test_deep_grey(tmp_path):
+    for name, pixels in (("a.png", DEEP), ("a.tif", DEEP), ("b.tif", DEEP.astype(">u2"))):
+        path = save(tmp_path / name, pixels)
+        assert describe(path).startswith("16-bit I;16")
+        assert np.array_equal(grey(path), np.round(DEEP / 257))
+        assert np.array_equal(grey(path, [0, 4095]), np.round(DEEP.clip(0, 4095) * (255 / 4095)))
+    assert np.array_equal(grey(save(tmp_path / "lzw.tif", DEEP, compression="tiff_lzw")), np.round(DEEP / 257))
+
+
+@row("32-bit grey TIFF, whole numbers or floating point")
+def test_32_bits(tmp_path):
+    unit = save(tmp_path / "unit.tif", (DEEP / 65535).astype(np.float32))
+    assert np.array_equal(grey(unit, [0, 1]), np.round(DEEP / 257))
+    assert np.array_equal(grey(unit, [1, 0]), np.round(255 - DEEP / 257))
+    holes = (DEEP / 65535).astype(np.float32)
+    holes[0, 0] = np.nan
+    assert grey(save(tmp_path / "holes.tif", holes), [0, 1])[0, 0] == 0
+    whole = save(tmp_path / "whole.tif", DEEP.astype(np.int32) - 1000)
+    assert np.array_equal(grey(whole, [-1000, 64535]), np.round(DEEP / 257))
+    for path, mode in ((unit, "F, 32-bit floating point"), (whole, "I, 32-bit whole numbers")):
+        with pytest.raises(
+            ValueError, match=rf"{path.name} has mode {mode} \(here from .*: set .*value_range="
+        ) as told:
+            read_image(path)
+        assert not isinstance(told.value, UnreadableImage)  # skip_broken must not skip them all
+
+
+@row("16-bit colour PNG")
+def test_16_bit_colour(tmp_path):
+    """Pillow cannot write one: its chunks are assembled here."""
+    deep = GENERATOR.integers(0, 65536, (4, 5, 3)).astype(">u2")
+    rows = b"".join(b"\0" + line.tobytes() for line in deep)
+    parts = [(b"IHDR", bytes([0, 0, 0, 5, 0, 0, 0, 4, 16, 2, 0, 0, 0])), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in parts:
+        content += len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    assert describe(path) == "16-bit RGB"
+    assert np.array_equal(read_image(path).permute(1, 2, 0), deep >> 8)
+    with pytest.raises(ValueError, match=r"a\.png has 16-bit colours .* value_range=\[0, 4095\] applies to grey"):
+        read_image(path, [0, 4095])
+
+
+@row("grey, palette, 1-bit, CMYK, transparent (LA, RGBA)")
+def test_8_bit_modes(tmp_path, recwarn):
+    photo = Image.fromarray(PHOTO)
+    for name, image, options in (
+        ("grey.png", photo.convert("L"), {}),
+        ("palette.png", photo.quantize(9), {"transparency": bytes(range(9))}),
+        ("bits.png", photo.convert("1"), {}),
+        ("cmyk.tif", photo.convert("CMYK"), {}),
+        ("la.png", photo.convert("LA"), {}),
+        ("rgba.png", photo.convert("RGBA"), {}),
+    ):
+        image.save(tmp_path / name, **options)
+        want = image.convert("RGB")
+        assert np.array_equal(read_image(tmp_path / name).permute(1, 2, 0), want), name
+    assert not recwarn.list
+
+
+@row("any other mode, such as LAB")
+def test_other_modes(tmp_path):
+    Image.fromarray(PHOTO).convert("RGB").convert("YCbCr").save(tmp_path / "ycc.tif")
+    assert read_image(tmp_path / "ycc.tif").shape == (3, 20, 30)
+    Image.frombytes("LAB", (30, 20), PHOTO.tobytes()).save(tmp_path / "lab.tif")
+    with pytest.raises(ValueError, match=r"lab\.tif has mode LAB, which is not supported: convert it to RGB or grey"):
+        read_image(tmp_path / "lab.tif")
+
+
+@row("a photo with an EXIF orientation, and odd tags")
+def test_orientation_beside_odd_tags(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = tmp_path / "a.jpg"
+    Image.fromarray(PHOTO).save(photo, exif=exif)
+    plain = read_image(save(tmp_path / "plain.jpg", PHOTO))
+    assert torch.equal(read_image(photo), plain.rot90(-1, (1, 2)))
+    # A tag of type "signed short" with a value out of range: Pillow reads it, but cannot write it again.
+    block = (
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x02"
+        + bytes.fromhex("0112 0003 00000001 0006 0000")
+        + bytes.fromhex("9286 0002 00000004 ffffffff")
+    )
+    broken = block + b"\0\0\0\0"
+    Image.fromarray(PHOTO).save(photo, exif=broken)
+    assert torch.equal(read_image(photo), plain.rot90(-1, (1, 2)))
+    Image.fromarray(PHOTO).save(photo, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nonsense")
+    assert torch.equal(read_image(photo), plain)
+
+
+@row("a PNG with more than 1 MB of text or colour profile")
+def test_large_metadata(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("history", "x" * 2**21, zip=True)
+    path = save(tmp_path / "a.png", PHOTO, pnginfo=text, icc_profile=bytes(2**21))
+    before = PngImagePlugin.MAX_TEXT_CHUNK
+    assert np.array_equal(read_image(path).permute(1, 2, 0), PHOTO)
+    assert before == PngImagePlugin.MAX_TEXT_CHUNK
+
+
+@row("content and suffix that differ, such as a GIF named .jpg")
+def test_the_content_decides(tmp_path):
+    for name, kind in (("gif.jpg", "GIF"), ("jpeg.png", "JPEG"), ("png.tif", "PNG"), ("bmp.jpeg", "BMP")):
+        buffer = io.BytesIO()
+        Image.fromarray(PHOTO).save(buffer, kind)
+        (tmp_path / name).write_bytes(buffer.getvalue())
+        buffer.seek(0)
+        assert np.array_equal(read_image(tmp_path / name).permute(1, 2, 0), Image.open(buffer).convert("RGB")), name
+
+
+@row("a truncated file, or one that is no image")
+def test_unreadable_files(tmp_path):
+    path = save(tmp_path / "a.jpg", PHOTO)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UnreadableImage, match=r"a\.jpg cannot be read as an image and may be truncated"):
+        read_image(path)
+    path.write_text("<html>not found</html>")
+    with pytest.raises(UnreadableImage, match=r"a\.jpg cannot be read as an image: its content is in none of .* JPEG"):
+        read_image(path)
+
+
+def labels(path, values=None, classes=3, ignore_label=None):
+    """Read one mask as ``dataset=folder`` does."""
+    return LabelReader(label_values(values, classes, ignore_label).label_ids)(path).numpy()
+
+
+@row("0 to K - 1, and 255 to ignore")
+def test_class_indices(tmp_path):
+    mask = MASK.copy()
+    mask[0] = 255
+    palette = Image.fromarray(mask)
+    palette.putpalette([255, 0, 0, 0, 0, 9] * 128)
+    palette.save(tmp_path / "palette.png")
+    for path in (save(tmp_path / "grey.png", mask), save(tmp_path / "deep.png", mask.astype(np.uint16)),
+                 save(tmp_path / "float.tif", mask.astype(np.float32)), tmp_path / "palette.png"):  # fmt: skip
+        assert np.array_equal(labels(path), mask), path.name
+    with pytest.raises(ValueError, match=r"half\.tif contains fractions"):
+        labels(save(tmp_path / "half.tif", mask.astype(np.float32) / 2))
+
+
+@row("0 and 255")
+def test_binary_masks(tmp_path):
+    binary = (MASK > 0).astype(np.uint8)
+    path = save(tmp_path / "a.png", binary * 255)
+    assert np.array_equal(labels(path, [0, 255], 2), binary)
+    Image.fromarray(binary * 255).convert("1").save(tmp_path / "bits.png")
+    assert np.array_equal(labels(tmp_path / "bits.png", [0, 255], 2), binary)
+    assert np.array_equal(labels(tmp_path / "bits.png", None, 2), binary)
+
+
+@row("1 to K, with 0 for no data")
+def test_one_based_values(tmp_path):
+    path = save(tmp_path / "a.png", MASK)
+    want = np.where(MASK == 0, 255, MASK - 1)
+    for values, classes in (
+        ("1-2", 2),
+        ([1, 2], ["road", "car"]),
+        ({0: "ignore", 1: "road", 2: "car"}, None),
+        ({"0": None, "1": 0, "2": 1}, ["road", "car"]),
+    ):
+        assert np.array_equal(labels(path, values, classes, 0), want), values
+
+
+@row("several values for one class")
+def test_merged_values(tmp_path):
+    path = save(tmp_path / "a.png", MASK)
+    found = label_values({0: "road", 2: "road", 1: "car"}, None)
+    assert found.classes == ["road", "car"]
+    assert np.array_equal(LabelReader(found.label_ids)(path), np.array([0, 1, 0])[MASK])
+
+
+@row("colours")
+def test_colours(tmp_path):
+    colours = np.array([[0, 0, 0], [128, 0, 0], [64, 0, 128]], np.uint8)
+    path = save(tmp_path / "a.png", colours[MASK])
+    for values in (
+        colours.tolist(),
+        {"0 0 0": "sky", "128 0 0": "road", "[64,0,128]": "car"},
+        {"0,0,0": "sky", "128,0,0": "road", "64,0,128": "car"},
+    ):
+        classes = ["sky", "road", "car"] if isinstance(values, list) else None
+        assert np.array_equal(labels(path, values, classes), MASK)
+    with pytest.raises(ValueError, match=r"a\.png is a colour image .*\(0 0 0, 64 0 128, 128 0 0\) .*dataset\.values"):
+        labels(path)
+    with pytest.raises(ValueError, match=r"a\.png contains unknown label values: 64 0 128; this .* defines 2 values"):
+        labels(path, {"0 0 0": "sky", "128 0 0": "road"}, None)
+
+
+@row("a table of values and names in a file")
+def test_a_file_of_values(tmp_path):
+    colours = np.array([[0, 0, 0], [128, 0, 0], [64, 0, 128]], np.uint8)
+    path = save(tmp_path / "a.png", colours[MASK])
+    table = tmp_path / "classes.txt"
+    for text in (
+        "0 0 0\tsky\n128 0 0\troad\n64 0 128\tcar of 2 seats\n",
+        "name,r,g,b\nsky,0,0,0\nroad,128,0,0\ncar of 2 seats,64,0,128\n",
+        "value,name\n# a comment\n\n0,0,0,sky\n128,0,0,road\n64,0,128,car of 2 seats\n",
+    ):
+        table.write_text(text)
+        assert label_values(str(table), None).classes == ["sky", "road", "car of 2 seats"]
+        assert np.array_equal(labels(path, str(table), None), MASK)
+    table.write_text("0 sky\n1 road\n255 ignore\n")
+    assert label_values(str(table), None) == (["sky", "road"], {0: 0, 1: 1, 255: 255})
+    for text, told in (
+        ("0 sky\nroad\n", "line 2: expected a value and a class name"),
+        ("0 sky\n0 car", "0 is listed"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ValueError, match=told):
+            label_values(str(table), None)
+
+
+@row("grey masks saved as RGB")
+def test_grey_masks_saved_as_rgb(tmp_path):
+    path = save(tmp_path / "a.png", np.repeat(MASK[..., None], 3, axis=2))
+    assert np.array_equal(labels(path), MASK)
+
+
+@row("any other value")
+def test_values_that_the_data_set_does_not_define(tmp_path):
+    path = save(tmp_path / "a.png", MASK)
+    with pytest.raises(ValueError, match=r"unknown label values: 2; this data set defines 3 values \(0, 1, 255\)"):
+        labels(path, None, 2)
+    for values, classes, told in (
+        ([0], 2, "lists 1 values for 2 classes"),
+        ({0: "road", 1: "car"}, ["road"], "has 1 classes"),
+        ({0: "road", 1: "car"}, ["road", "sky"], r"names the class 'car', which is not in dataset\.classes"),
+        ({0: "road", 1: "ignore"}, ["road", "sky"], "has no value for sky"),
+        ({0: "road", "1 2 3": "sky"}, None, "mixes numbers and colours"),
+        ([0, "7 7"], 2, "contains '7 7'"),
+        (None, None, r"dataset\.classes is not set"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            label_values(values, classes)
+    with pytest.raises(FileNotFoundError, match="neither a range such as 1-150 nor a file"):
+        label_values("/nowhere", 2)
+
+
+def pictures(root, *names):
+    for name in names:
+        save(root / name, PHOTO)
+    return root
+
+
+def masks(root, *names):
+    for name in names:
+        save(root / name, MASK, format=None)
+    return root
+
+
+def folder(images, masks, split="all", **options):
+    options = {"classes": 3, "val_share": 0.2} | options
+    return Folder(images, masks, split=split, transform=None, **options)
+
+
+def names(dataset):
+    return [dataset.name(index) for index in range(len(dataset))]
+
+
+@row("hidden files and folders, such as ._a.jpg and .ipynb_checkpoints")
+def test_hidden_files_are_skipped(tmp_path):
+    images = pictures(tmp_path / "images", "a.jpg", "b/c.jpg", ".ipynb_checkpoints/a-checkpoint.jpg")
+    there = masks(tmp_path / "masks", "a.png", "b/c.png")
+    (images / "._a.jpg").write_bytes(b"\0\5\x16\7")
+    (there / "._a.png").write_bytes(b"\0\5\x16\7")
+    assert names(folder(images, there)) == ["a", "b_c"]
+
+
+@row("masks in .PNG, .tif, .bmp or .gif")
+def test_formats_of_masks(tmp_path):
+    images = pictures(tmp_path / "images", *(f"{index}.JPG" for index in range(4)))
+    there = masks(tmp_path / "masks", "0.PNG", "1.tif", "2.bmp", "3.gif")
+    dataset = folder(images, there)
+    assert all(np.array_equal(dataset.read_labels(index), MASK) for index in range(4))
+
+
+@row("other names, such as NAME_mask.png or 1-mask.png")
+def test_names_of_masks(tmp_path):
+    images = pictures(tmp_path / "images", "1.jpg", "11.jpg", "sub/1.jpg")
+    there = masks(tmp_path / "masks", "1-mask.png", "11-mask.png", "sub/1-mask.PNG")
+    assert names(folder(images, there, mask_name="*-mask")) == ["1", "11", "sub_1"]
+    assert names(folder(images, there, mask_name="*-mask.png")) == ["1", "11", "sub_1"]
+    with pytest.raises(FileNotFoundError) as told:
+        folder(images, there)
+    assert str(told.value) == (
+        f"3 of 3 images have no label image in {there}: {images}/1.jpg needs {there}/1 (.png, .tif, .tiff, .bmp, .gif);"
+        " there is 1-mask.png, 11-mask.png, sub/1-mask.PNG. If these are the masks, set dataset.mask_name='*-mask'"
+    )
+    numbered = pictures(tmp_path / "numbered", "image_7.jpg")
+    masks(tmp_path / "numbered", "mask_7.png")
+    assert names(folder(numbered, numbered, image_name="image_*", mask_name="mask_*")) == ["image_7"]
+    together = pictures(tmp_path / "together", "7.png")
+    masks(tmp_path / "together", "7_mask.png")
+    assert names(folder(together, together, mask_name="*_mask")) == ["7"]
+    with pytest.raises(ValueError, match=r"the name 'mask' of label images must contain one \*"):
+        folder(images, there, mask_name="mask")
+
+
+@row("two images, or two masks, of one name")
+def test_two_files_of_one_name(tmp_path):
+    images = pictures(tmp_path / "images", "1.jpg", "1.png")
+    with pytest.raises(ValueError, match=r"images contains two images of one name: 1\.jpg and 1\.png"):
+        folder(images, masks(tmp_path / "masks", "1.png"))
+
+
+@row("folders for train, val and test")
+def test_folders_of_splits(tmp_path):
+    places = {
+        split: pictures(tmp_path / split / "images", *(f"{split}{index}.jpg" for index in range(5)))
+        for split in ("train", "val", "test")
+    }
+    there = {
+        split: masks(tmp_path / split / "masks", *(f"{split}{index}.png" for index in range(5))) for split in places
+    }
+    for split in places:
+        assert names(folder(places, there, split)) == [f"{split}{index}" for index in range(5)]
+    del places["val"]  # drawn from train
+    drawn = [names(folder(places, there, split)) for split in ("train", "val")]
+    assert drawn == [["train0", "train1", "train3", "train4"], ["train2"]]
+
+
+@row("lists of names")
+def test_lists_of_names(tmp_path):
+    images = pictures(tmp_path / "images", "a.jpg", "b c.jpg", "sub/d.jpg")
+    there = masks(tmp_path / "masks", "a.png", "b c.png", "sub/d.png")
+    lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}
+    (tmp_path / "train.txt").write_text("sub/d\na.jpg\n")
+    (tmp_path / "val.txt").write_text("b c\n")
+    assert names(folder(images, there, "train", lists=lists)) == ["sub_d", "a"]
+    assert names(folder(images, there, "val", lists=lists)) == ["b c"]
+    with pytest.raises(ValueError, match=r"split=test has no images: list it in dataset\.lists"):
+        folder(images, there, "test", lists=lists)
+    (tmp_path / "val.txt").write_text("a\n")
+    with pytest.raises(ValueError, match=r"val\.txt, line 1: a is also in the list of train"):
+        folder(images, there, "val", lists=lists)
+    (tmp_path / "val.txt").write_text("e\n")
+    with pytest.raises(FileNotFoundError, match=r"val\.txt, line 1: e is not an image"):
+        folder(images, there, "val", lists=lists)
+
+
+@row("one folder for all")
+def test_fractions(tmp_path):
+    stems = [f"{index:02d}" for index in range(20)]
+    images = pictures(tmp_path / "images", *(f"{stem}.jpg" for stem in stems))
+    there = masks(tmp_path / "masks", *(f"{stem}.png" for stem in stems))
+    parts = [names(folder(images, there, split, test_share=0.1)) for split in ("train", "val", "test")]
+    assert sorted(name for part in parts for name in part) == stems
+    assert [len(part) for part in parts] == [14, 4, 2]
+    assert parts[1] == names(folder(images, there, "val")) == ["02", "07", "12", "17"]  # as in earlier versions
+    with pytest.raises(ValueError, match=r"split=test has no images: set dataset\.test_share"):
+        folder(images, there, "test")
+    with pytest.raises(ValueError, match=r"val_share=0\.8, dataset\.test_share=0\.3: set fractions"):
+        folder(images, there, "val", val_share=0.8, test_share=0.3)
+
+
+@row("frames of one video, or slices of one patient")
+def test_groups_stay_together(tmp_path):
+    stems = [f"p{patient}_{number}" for patient in range(10) for number in range(1 + patient % 3)]
+    images = pictures(tmp_path / "images", *(f"{stem}.jpg" for stem in stems))
+    there = masks(tmp_path / "masks", *(f"{stem}.png" for stem in stems))
+    options = {"group": r"^(p\d+)_", "test_share": 0.2}
+    parts = [names(folder(images, there, split, **options)) for split in ("train", "val", "test")]
+    assert sorted(name for part in parts for name in part) == sorted(stems)
+    patients = [{stem.partition("_")[0] for stem in part} for part in parts]
+    assert not (patients[0] & patients[1] or patients[1] & patients[2] or patients[0] & patients[2])
+    assert [len(part) for part in parts] == [11, 4, 4]
+    with pytest.raises(ValueError, match=r"dataset\.group='frame' does not match p0_0"):
+        folder(images, there, "val", group="frame")
+    with pytest.raises(ValueError, match=r"1 groups of images cannot be divided into train, val: 2 are needed"):
+        folder(images, there, "val", group="^p")
+
+
+@row("a single image")
+def test_a_single_image(tmp_path):
+    images, there = pictures(tmp_path / "images", "a.jpg"), masks(tmp_path / "masks", "a.png")
+    assert names(folder(images, there)) == ["a"]
+    with pytest.raises(ValueError, match=r"1 images cannot be divided .* choose the split 'all'"):
+        folder(images, there, "train")

@@ -1,0 +1,97 @@
+"""Legends, overlays and panels: what they show, and that it fits."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccnet.data.sets.folder import class_colours, distinct_colours
+from ccnet.engine.drawing import blend, colourise, mark_errors, save_mask, save_overlay
+from ccnet.engine.drawing.charts import _means
+from ccnet.engine.drawing.legend import (
+    LegendEntry,
+    count_classes,
+    draw_legend,
+    entries,
+    line_height,
+    most_frequent_first,
+)
+from ccnet.engine.drawing.panels import _wrapped, save_grid
+
+PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def test_a_legend_lists_the_classes_present_most_frequent_first_and_ignored_pixels_last():
+    labels = np.repeat(np.array([2, 2, 2, 0, 255, 255], dtype=np.uint8), 4).reshape(4, 6)
+    lines = entries(count_classes(labels), ("road", "car", "sky"), PALETTE)
+    assert [line.text for line in lines] == ["sky  50.0%", "road  16.7%", "ignored  33.3%"]
+    assert [line.colour for line in lines] == [PALETTE[2], PALETTE[0], None]
+    assert most_frequent_first([labels]) == [2, 0, 255]
+
+
+@pytest.mark.parametrize(("size", "number"), [((364, 500), 150), ((3000, 4000), 12), ((60, 80), 30), ((500, 3000), 20)])
+def test_a_legend_grows_with_the_image_and_not_with_the_classes(size, number):
+    lines = [LegendEntry(f"class number {index}  10.0%", PALETTE[0]) for index in range(number)]
+    legend = draw_legend(lines, size)
+    assert legend.height <= max(size[0], 12 * line_height(size))
+    assert legend.width <= 3 * 14 * line_height(size)
+    assert line_height(size) * min(1200 / size[1], 1) >= 14  # pixels on a screen 1200 pixels wide
+
+
+def test_ignored_pixels_are_hatched_everywhere():
+    labels = np.zeros((40, 40), dtype=np.uint8)
+    labels[20:] = 255
+    image = np.full((40, 40, 3), 100, dtype=np.uint8)
+    for drawn in (colourise(labels, PALETTE), blend(image, labels, PALETTE), mark_errors(labels * 0, labels)):
+        assert len(np.unique(drawn[:20].reshape(-1, 3), axis=0)) == 1
+        assert len(np.unique(drawn[20:].reshape(-1, 3), axis=0)) == 2
+
+
+def test_an_overlay_above_32_megapixels_is_reduced(tmp_path, monkeypatch):
+    image, labels = np.zeros((60, 90, 3), dtype=np.uint8), np.zeros((60, 90), dtype=np.uint8)
+    assert save_overlay(tmp_path / "a.png", image, labels, ("road",), PALETTE[:1]) == 1
+    monkeypatch.setattr("ccnet.engine.drawing.label_images._LARGEST_OVERLAY", 60 * 90 // 4)
+    assert save_overlay(tmp_path / "a.png", image, labels, ("road",), PALETTE[:1]) == 2
+    colour = np.array(Image.open(tmp_path / "a.png"))[:30, :45]
+    assert (colour == colour[0, 0]).all()
+
+
+def test_a_mask_is_stored_like_the_photo_with_its_tag(tmp_path):
+    labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    save_mask(tmp_path / "a.png", labels, PALETTE, orientation=8)
+    with Image.open(tmp_path / "a.png") as mask:
+        assert mask.getexif()[0x0112] == 8
+        assert np.array_equal(np.array(mask.transpose(Image.Transpose.ROTATE_90)), labels)
+
+
+def test_background_and_other_are_dark():
+    colours = class_colours(["background", "car", "other", "sky"])
+    assert max(colours[0]) < max(colours[2]) < 80
+    assert [colours[1], colours[3]] == distinct_colours(4)[1::2]
+
+
+@pytest.mark.parametrize("inches", [0.5, 1.5, 5])
+def test_titles_fit_their_columns(inches):
+    for title in ("errors (red)", "outputs/ccnet_camvid/2026-11-26_15-10-59/best", "x" * 200, "a=1,b=2/" * 30):
+        lines = _wrapped(title, inches).split("\n")
+        assert max(map(len, lines)) <= max(inches / 0.078, 6)
+        assert len(lines) <= 5
+
+
+def test_images_of_one_row_are_aligned_at_the_top(tmp_path):
+    tall, wide = np.zeros((60, 30, 3), dtype=np.uint8), np.full((20, 80, 3), (255, 0, 0), dtype=np.uint8)
+    save_grid(tmp_path / "a.png", [[tall, wide]], ("", ""))
+    pixels = np.array(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    halves = np.array_split(pixels, 2, axis=1)
+    tops = [
+        np.nonzero((np.abs(half - colour).sum(axis=2) < 9).any(axis=1))[0].min()
+        for half, colour in zip(halves, ((0, 0, 0), (255, 0, 0)), strict=True)
+    ]
+    assert abs(tops[0] - tops[1]) <= 1
+
+
+def test_long_curves_show_means_since_the_last_point():
+    iterations, means = _means([(index, index % 2) for index in range(1, 2001)])
+    assert (len(iterations), iterations[0], iterations[-1]) == (200, 10, 2000)
+    assert set(means) == {0.5}
+    assert _means([(1, 3.0)]) == ([1], [3.0])
+    assert _means([]) == ([], [])

@@ -1,0 +1,113 @@
+"""The lock on the folder of a run keeps other processes out, and any death releases it."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from conftest import PATIENCE
+
+from ccnet.engine.runtime import run_folder
+from ccnet.engine.runtime.run_folder import LOCK, FolderLock, FolderTaken, holds_run
+
+# Lock a folder, fork a process that outlives this one, as a data worker does, and wait.
+HOLDER = r"""
+import os, sys, time
+from pathlib import Path
+from ccnet.engine.runtime.run_folder import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+if not os.fork():
+    lock.release()
+os.write(1, f"{os.getpid()}\n".encode())
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Return a process that holds the lock on ``tmp_path / "run"``, and the id of its forked process."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / "run"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    pids = {int(process.stdout.readline()) for _ in range(2)}
+    yield process, (pids - {process.pid}).pop()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_second_process_is_refused_until_the_first_has_died(tmp_path, holder):
+    process, worker = holder
+    folder = tmp_path / "run"
+    with pytest.raises(
+        FolderTaken, match=rf"in use by process {process.pid} on .*, which started at 20.*hydra.run.dir"
+    ):
+        FolderLock(folder)
+    assert (folder / LOCK).exists()  # neither the forked process nor the refused one has removed it
+    process.kill()
+    process.wait(PATIENCE)
+    os.kill(worker, 0)  # it is alive, but does not hold the lock
+    with FolderLock(folder):
+        assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
+        with pytest.raises(FolderTaken):
+            FolderLock(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_lock_file_that_its_owner_removes_meanwhile_is_not_mistaken_for_the_lock(tmp_path, monkeypatch):
+    first, flock, removed = FolderLock(tmp_path), run_folder.fcntl.flock, []
+
+    def release_first(descriptor, operation):
+        if not removed:
+            removed.append(first.release())
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", release_first)
+    with FolderLock(tmp_path):
+        assert removed and json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_a_process_on_another_machine_is_given_time_to_be_declared_dead(tmp_path, holder, monkeypatch, capsys):
+    process, _ = holder
+    path = tmp_path / "run" / LOCK
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "elsewhere"}))
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if sum(slept) > 60:
+            process.kill()
+            process.wait(PATIENCE)
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: sum(slept), strftime=time.strftime)
+    monkeypatch.setattr(run_folder, "time", clock)
+    FolderLock(tmp_path / "run").release()
+    assert 60 < sum(slept) < 120
+    assert capsys.readouterr().err.count(f"in use by process {process.pid} on elsewhere") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, capsys, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    FolderLock(tmp_path).release()
+    assert "this file system has no locks" in capsys.readouterr().err
+
+
+def test_a_folder_holds_a_run_if_starting_another_would_lose_something(tmp_path):
+    assert not holds_run(tmp_path / "missing")
+    for name in ("config.yaml", "train.csv"):
+        (tmp_path / name).touch()
+    (tmp_path / "result.json").write_text('{"error": "no such class"}')
+    assert not holds_run(tmp_path)
+    (tmp_path / "result.json").write_text('{"mIoU": 3}')
+    assert holds_run(tmp_path)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "previous.pt").touch()
+    assert holds_run(tmp_path)

@@ -1,0 +1,273 @@
+"""The operators for a CPU agree with the reference in every layout, dtype and mode of torch."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, recomputed_projection, split_channels
+from ccnet.kernels.torch_ops import cpu_blocks, cpu_lines, cpu_operators
+
+OPERATORS = pytest.mark.parametrize(
+    "operator", [criss_cross_attention, criss_cross_residual], ids=["attention", "residual"]
+)
+OPTIONS = ([0, 1], 0.5, 1)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fill new memory with NaN, so that missing stores are detected."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["whole", "split"])
+def pieces(request, monkeypatch):
+    """Run once as small inputs do, and once in blocks of one image and products of one line, as for large inputs."""
+    if request.param == "split":
+        monkeypatch.setattr(cpu_blocks, "SCORES_PER_BLOCK", 1)
+        monkeypatch.setattr(cpu_lines, "NUMBERS_PER_THREAD", 1)
+
+
+def contiguous(batch, spatial, widths, dtype):
+    return [torch.randn(batch, width, *spatial, dtype=dtype) for width in widths]
+
+
+def channels_last(batch, spatial, widths, dtype):
+    return [torch.randn(batch, *spatial, width, dtype=dtype).movedim(-1, 1) for width in widths]
+
+
+def slices(batch, spatial, widths, dtype):
+    return list(torch.randn(batch, *spatial, sum(widths), dtype=dtype).movedim(-1, 1).split(widths, 1))
+
+
+def irregular(batch, spatial, widths, dtype):
+    """Return every second image, mirrored in memory order."""
+    arrays = [torch.randn(2 * batch, width, *reversed(spatial), dtype=dtype) for width in widths]
+    return [array[::2].permute(0, 1, *range(array.ndim - 1, 1, -1)) for array in arrays]
+
+
+def constant(batch, spatial, widths, dtype):
+    return [torch.randn(width, *[1] * len(spatial), dtype=dtype).expand(batch, width, *spatial) for width in widths]
+
+
+def make(operator, *, batch=2, spatial=(5, 4), dtype=torch.float64, layout=channels_last):
+    """Return the operator's leaves."""
+    arrays = layout(batch, spatial, [3, 3, 6, 6], dtype)
+    arrays.append(torch.tensor([0.7], dtype=dtype))
+    arrays = arrays[:3] if operator is criss_cross_attention else arrays
+    return [array.detach().requires_grad_() for array in arrays]
+
+
+def results(operator, arrays, upstream, **options):
+    out = operator(*arrays, **options)
+    return [out, *torch.autograd.grad(out, arrays, upstream.to(out.dtype))]
+
+
+def check(operator, arrays, tolerance=1e-10, **options):
+    """Compare output and gradients with the reference in float64, relative to the largest element."""
+    wide = [array.detach().double().requires_grad_() for array in arrays]
+    upstream = torch.randn(arrays[2].shape).bfloat16().double()  # exact in every dtype
+    got = results(operator, arrays, upstream, **options)
+    for ours, want in zip(got, results(operator, wide, upstream, backend="reference", **options), strict=True):
+        assert (ours - want).abs().max() <= tolerance * max(1, want.abs().max())
+    with torch.no_grad():
+        assert torch.equal(operator(*arrays, **options), got[0])
+    return got
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last, slices, irregular, constant])
+@pytest.mark.parametrize(
+    ("spatial", "axes"),
+    [((7,), None), ((5, 4), None), ((3, 17), (0,)), ((3, 17), (1,)), ((1, 6), None), ((1, 1), None)]
+    + [((3, 4, 2), axes) for axes in (None, (0,), (1,), (2,), (0, 1), (0, 2), (1, 2))],
+    ids=str,
+)
+@OPERATORS
+def test_equals_the_reference(operator, spatial, axes, layout, pieces):
+    check(operator, make(operator, spatial=spatial, layout=layout), axes=axes, scale=0.7)
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+def test_channels_in_the_last_axis(layout):
+    arrays = [array.detach().movedim(1, -1).requires_grad_() for array in make(criss_cross_attention, layout=layout)]
+    check(criss_cross_attention, arrays, channel_axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "residual", "tolerance"),
+    [
+        (torch.float32, torch.float32, 3e-6),
+        (torch.float32, torch.float64, 3e-6),
+        (torch.float32, torch.bfloat16, 2e-2),
+        (torch.float16, torch.float16, 1e-3),
+        (torch.bfloat16, torch.bfloat16, 8e-3),
+        (torch.bfloat16, torch.float32, 8e-3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", [contiguous, channels_last, slices])
+def test_precision(dtype, residual, tolerance, layout, pieces):
+    """Only inputs and results are rounded to half precision, which has an error of 2^-9 (2^-12 in float16)."""
+    arrays = [array.detach().to(dtype).requires_grad_() for array in make(criss_cross_residual, layout=layout)]
+    check(criss_cross_attention, arrays[:3], tolerance)
+    arrays[3] = arrays[3].detach().to(residual).requires_grad_()
+    got = check(criss_cross_residual, arrays, tolerance)
+    assert [array.dtype for array in got] == [residual, dtype, dtype, dtype, residual, dtype]
+
+
+def test_autocast_changes_nothing():
+    arrays = make(criss_cross_residual, dtype=torch.float32)
+    upstream = torch.randn(arrays[2].shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = results(criss_cross_residual, arrays, upstream)
+    for ours, want in zip(under, results(criss_cross_residual, arrays, upstream), strict=True):
+        assert torch.equal(ours, want)
+
+
+@pytest.mark.slow
+@OPERATORS
+def test_first_and_second_derivatives(operator):
+    arrays = make(operator, batch=1, spatial=(2, 2))
+    assert torch.autograd.gradcheck(operator, arrays)
+    assert torch.autograd.gradgradcheck(operator, arrays)
+
+
+def test_first_gradients_may_be_taken_twice():
+    arrays = make(criss_cross_attention)
+    out = criss_cross_attention(*arrays)
+    once, twice = (torch.autograd.grad(out.sum(), arrays, retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, once, twice))
+
+
+@pytest.mark.parametrize("changed", range(5))
+def test_an_in_place_change_before_the_backward_pass_is_an_error(changed):
+    arrays = make(criss_cross_residual)
+    out = criss_cross_residual(*arrays)
+    with torch.no_grad():
+        arrays[changed].mul_(2)
+    if changed == 3:  # the backward pass does not read the residual
+        out.sum().backward()
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.slow
+@OPERATORS
+def test_opcheck(operator):
+    """Schema, autograd registration, fake kernels, and tracing with static and dynamic shapes."""
+    query, key, value, *others = make(operator)
+    residual, gamma = others or (None, None)
+    forward = torch.ops.ccnet.cpu_attention.default
+    torch.library.opcheck(forward, (query, key, value, residual, gamma, *OPTIONS, True))
+    arrays = [array.detach() for array in (query, key, value)]
+    _, weights = forward(*arrays, None, gamma, *OPTIONS, True)
+    for joined in (False, True):
+        arguments = (*arrays, weights, arrays[2], None if gamma is None else gamma.detach(), *OPTIONS, joined)
+        torch.library.opcheck(torch.ops.ccnet.cpu_attention_backward.default, arguments)
+
+
+@OPERATORS
+def test_compiles_without_a_graph_break_and_keeps_the_operators(operator):
+    arrays = make(operator, dtype=torch.float32)
+    upstream = torch.randn(arrays[2].shape)
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+    with torch.profiler.profile() as profile:
+        got = results(compiled, arrays, upstream)
+    assert {"ccnet::cpu_attention", "ccnet::cpu_attention_backward"} <= {event.key for event in profile.events()}
+    for ours, want in zip(got, results(operator, arrays, upstream), strict=True):
+        assert torch.allclose(ours, want, atol=1e-5)
+
+
+class _Network(torch.nn.Module):
+    def forward(self, query, key, value):
+        return criss_cross_attention(query, key, value)
+
+
+def test_exported_programs_and_traces_contain_standard_operations_only():
+    arrays = [array.detach() for array in make(criss_cross_attention)]
+    exported = torch.export.export(_Network(), tuple(arrays))
+    assert "ccnet." not in str(exported.graph)
+    traced = torch.jit.trace(_Network(), arrays)
+    assert "ccnet::" not in str(traced.graph)
+    want = criss_cross_attention(*arrays)
+    assert torch.allclose(exported.module()(*arrays), want)
+    assert torch.allclose(traced(*arrays), want)
+
+
+def test_flops_are_counted():
+    """Dispatch modes see the operations of the reference: 2 (D + C) FLOPs for each of H + W scores per pixel."""
+    arrays = [array.detach() for array in make(criss_cross_attention)]
+    with FlopCounterMode(display=False) as counter:
+        criss_cross_attention(*arrays)
+    assert counter.get_total_flops() == 2 * (2 * 5 * 4) * (5 + 4) * (3 + 6)
+
+
+def test_subclasses_of_tensor_use_the_reference(monkeypatch):
+    class Mine(torch.Tensor):
+        pass
+
+    monkeypatch.setattr(cpu_operators, "attend", lambda call: pytest.fail("subclasses may redefine any operation"))
+    arrays = [array.detach().as_subclass(Mine) for array in make(criss_cross_attention)]
+    assert type(criss_cross_attention(*arrays)) is Mine
+
+
+def test_gradients_of_slices_need_no_copy():
+    projected = torch.randn(2, 5, 4, 12).movedim(-1, 1).requires_grad_()
+    seen = []
+    query, key, value = split_channels(projected, [3, 3, 6])
+    value.register_hook(seen.append)
+    out = criss_cross_attention(query, key, value)
+    (got,) = torch.autograd.grad(out.sum(), projected)
+    assert got.untyped_storage().data_ptr() == seen[0].untyped_storage().data_ptr()
+    want = criss_cross_attention(*projected.split([3, 3, 6], 1), backend="reference").sum()
+    assert torch.allclose(got, *torch.autograd.grad(want, projected), atol=1e-5)
+
+
+def test_split_of_slices_that_are_used_otherwise():
+    projected = torch.randn(2, 12, 5, 4, dtype=torch.float64, requires_grad=True)
+
+    def function(split):
+        query, key, value = split(projected, [3, 3, 6])
+        return (criss_cross_attention(query, key, value) + value).square().sum() + query.sum()
+
+    ours, want = (function(split) for split in (split_channels, lambda array, sizes: array.split(sizes, 1)))
+    first = [torch.autograd.grad(loss, projected, create_graph=True)[0] for loss in (ours, want)]
+    assert torch.allclose(*first)
+    assert torch.allclose(*(torch.autograd.grad(grad.square().sum(), projected)[0] for grad in first))
+    (unused,) = torch.autograd.grad(split_channels(projected, [3, 3, 6])[1].sum(), projected)
+    assert unused[:, 3:6].eq(1).all() and unused.sum() == unused[:, 3:6].numel()
+
+
+@pytest.mark.parametrize("loops", [1, 2, 3])
+def test_only_the_projections_before_the_last_are_recomputed(loops):
+    x, weight = (torch.randn(size).requires_grad_() for size in ([1, 6, 5, 4], [12, 6, 1, 1]))
+    count = 0
+
+    def project(x, weight):
+        nonlocal count
+        count += 1
+        return torch.nn.functional.conv2d(x, weight)
+
+    def function(x):
+        for _ in range(loops):
+            with recomputed_projection(project, x, weight) as projected:
+                x = criss_cross_attention(*split_channels(projected, [3, 3, 6]))
+        return x
+
+    out = function(x)
+    torch.autograd.grad(out.sum(), x, retain_graph=True)
+    assert count == loops + (loops - 1)
+    torch.autograd.grad(out.sum(), x)
+    assert count == loops + (loops - 1) + loops
+
+
+def test_two_threads():
+    arrays = make(criss_cross_residual, spatial=(9, 7))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        check(criss_cross_residual, arrays)
+    finally:
+        torch.set_num_threads(threads)

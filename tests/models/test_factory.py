@@ -1,0 +1,37 @@
+"""Networks by name, built in several threads at once and inside programs launched by Hydra."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+
+from ccnet.models import create_model
+from ccnet.models.factory import compose_conf
+
+OPTIONS = dict(backbone="resnet10t", head__channels=16, aux_head__channels=16)
+
+
+def test_threads_build_networks_at_once_even_in_a_program_launched_by_hydra():
+    started = threading.Barrier(4)
+
+    def built(number):
+        started.wait()
+        return create_model("ccnet", num_classes=number, head__recurrence=number, **OPTIONS).head
+
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"), ThreadPoolExecutor(4) as pool:
+        outer, before = GlobalHydra.instance(), dict(Singleton._instances)
+        heads = pool.map(built, range(1, 5))
+        for _ in range(3):  # meanwhile, the program composes its own
+            assert compose("config", overrides=["seed=7"]).seed == 7
+        assert [(head.classify.out_channels, head.recurrence) for head in heads] == [(n, n) for n in range(1, 5)]
+        assert GlobalHydra.instance() is outer
+        assert Singleton._instances.items() >= before.items()
+
+
+def test_a_composed_configuration_is_that_of_hydra():
+    options = ["model=ccnet", "dataset=camvid", "+sweep=recurrence", "num_classes=4"]
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        assert compose("config", overrides=options) == compose_conf(options, "config")
