@@ -1,8 +1,11 @@
 """Choose between the Triton kernels and the reference for JAX arrays, as far as possible before lowering."""
 
+# pyright: reportUnknownMemberType=false
+# jax.numpy leaves some of its functions untyped.
+
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -58,13 +61,14 @@ def attention_weights(query: Array, key: Array, position: Sequence[int], recurre
 
 def _as_jax(call: Call[Array]) -> Call[Array]:
     """Return the call with JAX arrays and a constant scale: a learned or traced scale is multiplied into the query."""
-    query, key, value, options, *residual_and_gamma = call
-    arrays = [jnp.asarray(array) for array in (query, key, value)]
-    scale: Any = options.scale
+    options, scale = call.options, cast(Any, call.options.scale)
+    query, key, value = jnp.asarray(call.query), jnp.asarray(call.key), jnp.asarray(call.value)
     if isinstance(scale, jax.Array):
-        arrays[0] = (arrays[0] * scale).astype(arrays[0].dtype)
+        query = (query * scale).astype(query.dtype)
         options = options._replace(scale=1.0)
-    return Call(*arrays, options, *(None if array is None else jnp.asarray(array) for array in residual_and_gamma))
+    residual = None if call.residual is None else jnp.asarray(call.residual)
+    gamma = None if call.gamma is None else jnp.asarray(call.gamma)
+    return Call(query, key, value, options, residual, gamma)
 
 
 def _obstacle(call: Call[Array]) -> str | None:

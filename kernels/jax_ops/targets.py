@@ -1,5 +1,8 @@
 """The GPU that a call is lowered for: the one that runs it, or a target that is named on a machine without one."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# JAX's devices are untyped.
+
 import logging
 import os
 from collections.abc import Generator

@@ -106,7 +106,11 @@ def _layers(source: Source) -> Layers:
 
 def _activation(function: Callable[..., Any], *settings: str) -> Rule:
     """Return the rule of an activation whose ``settings`` are the function's arguments."""
-    return Rule(lambda source: Activation(function, *(getattr(source, name) for name in settings)), unused=("inplace",))
+
+    def make(source: Any) -> Activation:
+        return Activation(function, *(getattr(source, name) for name in settings))
+
+    return Rule(make, unused=("inplace",))
 
 
 def _gelu(source: Any) -> Activation:
