@@ -106,7 +106,11 @@ def _layers(source: Source) -> Layers:
 
 def _activation(function: Callable[..., Any], *settings: str) -> Rule:
     """Return the rule of an activation whose ``settings`` are the function's arguments."""
-    return Rule(lambda source: Activation(function, *(getattr(source, name) for name in settings)), unused=("inplace",))
+
+    def make(source: Any) -> Activation:
+        return Activation(function, *(getattr(source, name) for name in settings))
+
+    return Rule(make, unused=("inplace",))
 
 
 def _gelu(source: Any) -> Activation:
@@ -125,11 +129,26 @@ def _average_pool(source: Any, kind: str = "average") -> Pool:
     return Pool(kind, source.kernel_size, source.stride)
 
 
-_CONV = {
-    "fixed": {"padding_mode": "zeros", "output_padding": (0, 0)},
-    "unused": ("in_channels", "out_channels", "kernel_size", "_reversed_padding_repeated_twice", "padding"),
-}
-_NORM = {"fixed": {"affine": True, "track_running_stats": True}, "unused": ("num_features",)}
+def _conv(make: Callable[[Any], nnx.Module]) -> Rule:
+    return Rule(
+        make,
+        fixed={"padding_mode": "zeros", "output_padding": (0, 0)},
+        unused=("in_channels", "out_channels", "kernel_size", "_reversed_padding_repeated_twice", "padding"),
+    )
+
+
+def _norm(make: Callable[[Any], nnx.Module]) -> Rule:
+    return Rule(make, fixed={"affine": True, "track_running_stats": True}, unused=("num_features",))
+
+
+def _relu6(source: Any) -> Activation:
+    return Activation(jax.nn.relu6)
+
+
+def _identity(source: Any) -> Layers:
+    return Layers([])
+
+
 _BLOCK = ("stride", "dilation", "has_pw_act")  # the convolutions and the batch norm record them too
 _NET = (
     *("return_layers", "in_chans", "drop_rate", "grad_checkpointing", "_stage_out_idx"),
@@ -137,18 +156,18 @@ _NET = (
 )
 
 _LAYERS: dict[type[torch.nn.Module], Rule] = {
-    torch.nn.Conv2d: Rule(Conv, **_CONV),
-    Conv2dSame: Rule(partial(Conv, same=True), **_CONV),
+    torch.nn.Conv2d: _conv(Conv),
+    Conv2dSame: _conv(partial(Conv, same=True)),
     torch.nn.Conv1d: Rule(
         ChannelConvolution,
         fixed={"in_channels": 1, "out_channels": 1, "stride": (1,), "dilation": (1,), "padding_mode": "zeros"}
         | {"output_padding": (0,), "groups": 1},
         unused=("kernel_size", "padding", "_reversed_padding_repeated_twice"),
     ),
-    torch.nn.BatchNorm2d: Rule(BatchNorm, **_NORM),
-    BatchNormAct2d: Rule(_batch_norm_act, **_NORM),
+    torch.nn.BatchNorm2d: _norm(BatchNorm),
+    BatchNormAct2d: _norm(_batch_norm_act),
     torch.nn.ReLU: _activation(jax.nn.relu),
-    torch.nn.ReLU6: Rule(lambda source: Activation(jax.nn.relu6), {"min_val": 0.0, "max_val": 6.0}, ("inplace",)),
+    torch.nn.ReLU6: Rule(_relu6, {"min_val": 0.0, "max_val": 6.0}, ("inplace",)),
     torch.nn.LeakyReLU: _activation(jax.nn.leaky_relu, "negative_slope"),
     torch.nn.SiLU: _activation(jax.nn.silu),
     torch.nn.Mish: _activation(jax.nn.mish),
@@ -159,7 +178,7 @@ _LAYERS: dict[type[torch.nn.Module], Rule] = {
     timm_activations.Sigmoid: _activation(jax.nn.sigmoid),
     timm_activations.GELU: _activation(partial(jax.nn.gelu, approximate=False)),
     timm_activations.GELUTanh: _activation(partial(jax.nn.gelu, approximate=True)),
-    torch.nn.Identity: Rule(lambda source: Layers([])),
+    torch.nn.Identity: Rule(_identity),
     torch.nn.MaxPool2d: Rule(_max_pool, fixed={"dilation": 1}),
     torch.nn.AvgPool2d: Rule(_average_pool, fixed={"ceil_mode": True, "padding": 0}, unused=("count_include_pad",)),
     AvgPool2dSame: Rule(
