@@ -19,11 +19,13 @@ class LegendEntry(NamedTuple):
 
     Attributes:
         text: the name of the class, with its share if known.
-        colour: RGB; None for the pattern of ignored pixels, "" for a line without a colour.
+        colour: RGB; None for a line without a colour.
+        ignored: show the pattern of ignored pixels.
     """
 
     text: str
-    colour: Sequence[int] | str | None
+    colour: Sequence[int] | None = None
+    ignored: bool = False
 
 
 def count_classes(labels: np.ndarray) -> np.ndarray:
@@ -51,7 +53,7 @@ def entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence[Sequen
     present = [int(index) for index in np.argsort(-counts[: len(classes)], kind="stable") if counts[index]]
     lines = [LegendEntry(f"{classes[index]}  {_percent(counts[index], counts)}", palette[index]) for index in present]
     if ignored := counts[IGNORE_INDEX]:
-        lines.append(LegendEntry(f"ignored  {_percent(ignored, counts)}", None))
+        lines.append(LegendEntry(f"ignored  {_percent(ignored, counts)}", ignored=True))
     return lines
 
 
@@ -74,7 +76,7 @@ def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int
     rows = max(size[0] // line - 1, _FEWEST_ROWS if width is None else 1)
     most = rows * _COLUMNS if width is None else rows
     if len(lines) > most:
-        lines = [*lines[: most - 1], LegendEntry(f"and {len(lines) - most + 1} more", "")]
+        lines = [*lines[: most - 1], LegendEntry(f"and {len(lines) - most + 1} more")]
     columns = [lines[start : start + rows] for start in range(0, len(lines), rows)]
     widths = [round(max(font.getlength(entry.text) for entry in column)) + 2 * line for column in columns]
     height = max(size[0], (min(rows, len(lines)) + 1) * line)
@@ -84,10 +86,10 @@ def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int
         for row, entry in enumerate(column):
             top = line // 2 + row * line
             box = (left, top + line // 6, left + line, top + line * 5 // 6)
-            if entry.colour is None:
+            if entry.ignored:
                 stripes = hatch((box[3] - box[1], box[2] - box[0]), period=max(line // 4, 4))
                 canvas.paste(Image.fromarray(stripes), box[:2])
-            if entry.colour != "":
+            if entry.ignored or entry.colour is not None:
                 fill = None if entry.colour is None else tuple(entry.colour)
                 draw.rectangle(box, fill=fill, outline="black", width=max(line // 20, 1))
             draw.text((left + 1.4 * line, top + line // 2), entry.text, fill="black", font=font, anchor="lm")

@@ -62,7 +62,7 @@ def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[st
     for folder, parent in {(output / image.name.parent, image.path.parent) for image in images}:
         if folder.resolve() == parent.resolve():
             raise ValueError(f"output={output} is the folder of the input, whose images a mask could overwrite")
-    written: dict[str, Path | str] = dict.fromkeys(reserved, "another output")
+    written: dict[str, Path | str] = {name: "another output" for name in reserved}
     for image in images:
         for kind in kinds:
             file = f"{image.name}{kind}"

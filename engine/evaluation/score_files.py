@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ from ..runtime.atomic_files import naming, replacing
 from .protocols import Tile
 
 FORMATS = {"npz": np.float16, "png": np.uint8, "png16": np.uint16}
+_ONE = {"png": 2**8 - 1, "png16": 2**16 - 1}  # the value that stands for a probability of 1
 
 
 class ScoreFile:
@@ -29,7 +31,7 @@ class ScoreFile:
     """
 
     def __init__(self, scratch: Path, shape: tuple[int, int, int], kind: str, *, logits: bool, normalised: bool):
-        self._largest = None if logits or kind == "npz" else np.iinfo(FORMATS[kind]).max
+        self._one = _ONE.get(kind)
         self._softmax = not (logits or normalised)
         self.scores = np.lib.format.open_memmap(scratch, mode="w+", dtype=FORMATS[kind], shape=shape)
 
@@ -38,8 +40,8 @@ class ScoreFile:
         scores: Tensor = tile.scores[0].float()
         if self._softmax:
             scores = scores.softmax(dim=0)
-        if self._largest:
-            scores = (scores * self._largest).round()
+        if self._one:
+            scores = (scores * self._one).round()
         self.scores[:, tile.rows, tile.columns] = scores.cpu().numpy()
 
 
@@ -75,9 +77,12 @@ def open_scores(
             yield file
             scores = as_stored(file.scores, orientation)
             if kind == "npz":
-                name = "logits" if logits else "probabilities"
+                arrays: dict[str, Any] = {
+                    "logits" if logits else "probabilities": scores,
+                    "classes": np.array([*classes]),
+                }
                 with replacing(path.with_name(f"{path.name}.npz")) as unfinished, open(unfinished, "wb") as opened:
-                    np.savez(opened, allow_pickle=False, classes=np.array([*classes]), **{name: scores})
+                    np.savez(opened, allow_pickle=False, **arrays)
                 return
             path.mkdir(exist_ok=True)
             for index, (title, values) in enumerate(zip(classes, scores, strict=True)):
