@@ -58,6 +58,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     config = checkpoints.located(config)
     guards.check_run(guards.plain(config), folder)
     framework = training.framework_of(config)
+    framework.check(config)
     runtime.reset_peak(framework.device)
     runtime.seed_everything(config.seed)
 

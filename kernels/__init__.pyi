@@ -1,3 +1,4 @@
+from .jax_ops.targets import set_jax_target as set_jax_target
 from .operator import criss_cross_attention as criss_cross_attention
 from .operator import criss_cross_residual as criss_cross_residual
 from .operator import criss_cross_weights as criss_cross_weights

@@ -75,4 +75,4 @@ def backward_cases(problem: plan.Problem, device: plan.Device, has_gamma: bool =
 
 def for_jax(case: Case, capability: tuple[int, int]) -> Case:
     """Return the case as JAX compiles it for a compute capability."""
-    return case._replace(ptx_version=plan.PTX_VERSIONS.get(capability[0]))
+    return case._replace(ptx_version=plan.PTX_VERSIONS.get(capability))

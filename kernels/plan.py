@@ -13,9 +13,13 @@ from .tiles import Device, Problem, Tile, choose_tile, power_of_two
 
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 MIN_CAPABILITY = (8, 0)
-# By major compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.9 for Blackwell),
-# which assembles what Triton compiles for JAX. Triton's own ptxas may be newer. PTX 8.7 spills on sm_100.
-PTX_VERSIONS = {8: 85, 9: 85, 10: 88, 12: 88}
+# By compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.9 for Blackwell), which
+# assembles what Triton compiles for JAX. Triton's own ptxas may be newer; it decides for GPUs that are not listed.
+# LLVM ends the process if the version is too old for the GPU: sm_103 and sm_121 need 8.8. PTX 8.7 spills on sm_100.
+PTX_VERSIONS = {
+    **dict.fromkeys([(8, 0), (8, 6), (8, 7), (8, 9), (9, 0)], 85),
+    **dict.fromkeys([(10, 0), (10, 3), (12, 0), (12, 1)], 88),
+}
 # The AMD architectures that the kernels support, with the bytes of shared memory (LDS) of a program.
 AMD_SHARED_MEMORY = {"gfx942": 65536, "gfx950": 163840}
 # Rounding the sum of three terms to bfloat16 after each is as exact as plain attention, which rounds the part of each

@@ -123,11 +123,10 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         # Register use of a tile varies by dozens between Triton versions; these tiles work with 3.6 to 3.9.
         if kernel == "backward":
             if wide:
-                # Two warps of 16 queries cannot hold 128 channels of query, key and their gradients. Four can, and in
-                # slabs of 64 each has columns of its own. Prefetching the next slab would spill, and so do slabs of
-                # 32 without gamma.
-                return Tile(16, 16, 64, 4, 1)
-            return Tile(32, 32, 16, 4, 2) if datacenter else Tile(16, 16, 32, 2, 2)
+                # Fewer warps cannot hold 128 channels of query, key and their gradients. Prefetching the next slab
+                # would spill.
+                return Tile(16, 16, 64, 8, 1)
+            return Tile(32, 32, 16, 8, 2)  # four warps would use all 255 registers
         warps = 8 if blackwell else 4  # Blackwell's MMAs read shared memory, so extra warps duplicate nothing
         if wide:
             return Tile(64, 16, 32, warps, 2)

@@ -35,6 +35,10 @@ def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> N
         raise ValueError(f"residual must have the shape of value, got {tuple(residual.shape)} and {tuple(value.shape)}")
     if any(size != 1 for size in gamma.shape):
         raise ValueError(f"gamma must have exactly one element, got shape {tuple(gamma.shape)}")
+    for name, array in (("residual", residual), ("gamma", gamma)):
+        dtype = str(array.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise ValueError(f"{name} must have a floating-point dtype, got {dtype}: cast it first")
     if is_torch(value) and not value.device == residual.device == gamma.device:
         raise ValueError(
             f"value, residual and gamma must be on the same device, got {value.device}, {residual.device} and "
@@ -61,8 +65,9 @@ def is_torch(array: Any) -> bool:
 
 
 def is_jax(array: Any) -> bool:
+    """Return whether JAX can take the array: its own arrays and, once JAX has been imported, numpy's."""
     jax = sys.modules.get("jax")
-    return jax is not None and isinstance(array, jax.Array)
+    return jax is not None and (isinstance(array, jax.Array) or type(array).__module__ == "numpy")
 
 
 def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[int, ...]:
@@ -81,7 +86,10 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
     for array in arrays.values():
         other = tuple(array.shape)
         if len(other) != len(shape) or _without_channels(other, channel_axis) != batch_and_space:
-            raise ValueError(f"query, key and value must agree in N and S of {layout}, got {_shapes(arrays)}")
+            raise ValueError(
+                f"query, key and value must agree in N and S of {layout}, got {_shapes(arrays)}"
+                + _hint(arrays, channel_axis)
+            )
     if shape[channel_axis] == 0 or any(size == 0 for size in batch_and_space[1:]):
         raise ValueError(f"channels and spatial sizes must be at least 1, got {_shapes(arrays)}")
 
@@ -115,6 +123,12 @@ def _check_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple[i
             f"choose distinct ones from {tuple(known)}; batch and channels do not count"
         )
     return tuple(sorted(axes))
+
+
+def _hint(arrays: Mapping[str, ArrayLike], channel_axis: int) -> str:
+    """Return the advice for arrays that agree in the other layout, or an empty string."""
+    others = {_without_channels(tuple(array.shape), -channel_axis) for array in arrays.values()}
+    return f": pass channel_axis={-channel_axis} if channels are in that position" if len(others) == 1 else ""
 
 
 def _without_channels(shape: tuple[int, ...], channel_axis: int) -> tuple[int, ...]:

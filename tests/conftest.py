@@ -17,7 +17,7 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it on first import; the kernels then run on the CPU
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX's CUDA plugin fails without a GPU
-    os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # so that a batch can be sharded
+    os.environ["JAX_NUM_CPU_DEVICES"] = "4"  # so that a batch can be sharded
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run once: not worth optimising
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -58,10 +58,11 @@ def test_a_crop_smaller_than_the_stride_is_rejected(run_entry, tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_error_for_a_bad_label_during_training_names_file_and_value(run_entry, tmp_path, folder_data, num_workers):
     images, masks = folder_data
-    for index in range(6):
-        write_pair(images / f"{index}.jpg", masks / f"{index}.png", classes=4)
+    for index in range(64):  # before its first step, a run looks at every second one
+        write_pair(tmp_path / f"x/{index:02}.jpg", tmp_path / f"y/{index:02}.png", classes=3 + index % 2)
     done = run_entry(
-        "train.py", "dataset=folder", f"dataset.images={images}", f"dataset.masks={masks}", "dataset.classes=3",
+        "train.py", "dataset=folder", "dataset.classes=3",
+        f"dataset.images={{train:{tmp_path}/x,val:{images}}}", f"dataset.masks={{train:{tmp_path}/y,val:{masks}}}",
         "recipe.train_transform.crop_size=[32,32]", "recipe.batch_size=2", *SMALL_NET, f"num_workers={num_workers}",
         ok=False,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from conftest import TINY
 from PIL import Image
 from test_train import composed, rows, run
 
+from ccnet import data
 from ccnet.engine import checkpoints
 from ccnet.engine.training import TrainingState
 from ccnet.train import train
@@ -111,6 +112,17 @@ def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):
         masks.append(np.array(Image.open(output / "photo.png")))
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
     assert (masks[0] == masks[1]).mean() > 0.999
+
+
+@pytest.mark.parametrize("model", ["ccnet", "mask_rcnn"])
+def test_an_unsupported_network_stops_the_run_before_data_is_read(tmp_path, monkeypatch, model):
+    def read(*arguments, **named):
+        pytest.fail("the data was read")
+
+    monkeypatch.setattr(data, "build_dataset", read)
+    overrides = ["backbone=timm", "backbone.name=convnext_atto"] if model == "ccnet" else ["model=mask_rcnn"]
+    with pytest.raises(ValueError, match=r"has no JAX counterpart: JAX supports the backbones that docs/jax\.md lists"):
+        run(tmp_path, "framework=jax", *overrides)
 
 
 def test_errors_name_what_jax_does_not_support(run_entry):

@@ -89,12 +89,12 @@ def newest(folder: Path) -> Checkpoint:
         FileNotFoundError: the folder has no checkpoint.
         ValueError: none of its checkpoints can be read.
     """
-    if not any(path.is_file() for path in _states(folder)):
+    states = [path for path in _states(folder) if path.is_file()]
+    if not states:
         find(folder / LAST)  # raises the error
-    found = _peeks(folder, quiet=True)
-    if not found:
-        raise ValueError(f"{folder} has no readable checkpoint: start a new run")
-    return found[0]
+    if found := _peeks(folder, quiet=True):
+        return found[0]
+    raise _unreadable(states[0])
 
 
 def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
@@ -123,7 +123,7 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     held.enter_context(FolderLock(folder))
     saved = _first_intact(folder)
     if saved is None:
-        raise ValueError(f"{folder} has no readable checkpoint: start a new run")
+        raise _unreadable(folder / LAST)
     return Start(folder, saved)
 
 
@@ -220,6 +220,16 @@ def _first_intact(folder: Path) -> Checkpoint | None:
         except (ValueError, FileNotFoundError) as error:
             _say(f"skipped {light.source}: {error}")
     return None
+
+
+def _unreadable(path: Path) -> ValueError:
+    """Return the error for a run without a readable state, with the reason why its newest one is not."""
+    reason = ""
+    try:
+        load(path)
+    except (ValueError, OSError) as error:
+        reason = f" ({error})"
+    return ValueError(f"{path.parent} has no readable checkpoint: start a new run{reason}")
 
 
 def _say(text: str) -> None:

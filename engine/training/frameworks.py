@@ -1,11 +1,12 @@
 """The framework that a command computes in: torch, or JAX with the Flax twin of a torch network."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ...models.factory import build
 from ..evaluation.tasks import Task
 from ..runtime.devices import choose_device
 from ..runtime.distributed import world_size
@@ -20,6 +21,10 @@ class Framework(Protocol):
     """
 
     device: torch.device
+
+    def check(self, config: DictConfig) -> None:
+        """Raise ValueError if the framework cannot train the network of a run's configuration; read no data."""
+        ...
 
     def evaluated(self, network: nn.Module, *, bf16: bool = False) -> Any:
         """Return a callable with the weights of `network` for evaluation and prediction."""
@@ -37,6 +42,9 @@ class Torch:
 
     def __init__(self, device: str):
         self.device = choose_device(device)
+
+    def check(self, config: DictConfig) -> None:
+        """Accept every network."""
 
     def evaluated(self, network: nn.Module, *, bf16: bool = False) -> nn.Module:
         """Return the network on its device; callers run it under autocast."""
@@ -57,6 +65,27 @@ class Jax:
     def __init__(self, device: str):
         self._name = device
 
+    def check(self, config: DictConfig) -> None:
+        """Build the network with random weights and convert it, so that an unsupported one fails before data is read.
+
+        With ``init``, the network depends on a checkpoint and is only checked when the training step is built.
+
+        Raises:
+            ValueError: the network has no JAX counterpart, there are several processes, or gradient accumulation is
+                enabled.
+        """
+        from ...models.nnx import twin
+
+        if world_size() > 1 or config.accumulate > 1:
+            raise ValueError(
+                "framework=jax runs in a single process without gradient accumulation: remove torchrun and accumulate"
+            )
+        if config.init is None:
+            model = cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True))
+            if isinstance(model.get("backbone"), dict):
+                model["backbone"] |= {"pretrained": False, "weights": None}
+            twin(build(model, num_classes=2))
+
     def evaluated(self, network: nn.Module, *, bf16: bool = False) -> Any:
         """Return the network's Flax twin on the first device."""
         from ..evaluation.jax_network import JaxNetwork
@@ -66,18 +95,10 @@ class Jax:
     def step(
         self, config: DictConfig, task: Task, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Step:
-        """Return a training step over as many local devices as can split the batch evenly.
-
-        Raises:
-            ValueError: there are several processes, or gradient accumulation is enabled.
-        """
+        """Return a training step over as many local devices as can split the batch evenly."""
         from ..evaluation.jax_network import local_devices
         from .jax_step import JaxStep
 
-        if world_size() > 1 or config.accumulate > 1:
-            raise ValueError(
-                "framework=jax runs in a single process without gradient accumulation: remove torchrun and accumulate"
-            )
         return JaxStep(
             model,
             criterion,

@@ -97,7 +97,7 @@ def launch(
     parameters = tuple((name, _parameter(kernel, name, arguments[name])) for name in names)
     arch = 10 * capability[0] + capability[1]
     sorted_constants = tuple(sorted(constants.items()))
-    options = {**planned.options, "ptx_version": PTX_VERSIONS.get(capability[0])}
+    options = {**planned.options, "ptx_version": PTX_VERSIONS.get(capability)}
     opaque = _call(kernel, parameters, sorted_constants, planned.grid, tuple(options.items()), arch)
     return dict(zip(made, call(*operands, opaque=opaque), strict=True))
 

@@ -1,26 +1,35 @@
 """Choose between the Triton kernels and the reference for JAX arrays, as far as possible before lowering."""
 
+# pyright: reportUnknownMemberType=false
+# jax.numpy leaves some of its functions untyped.
+
 import importlib.util
 from collections.abc import Sequence
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
 from . import reference
+from .promotion import usual_promotion
 
 
+@usual_promotion()
 def attend(call: Call[Array]) -> Array:
     """Attend with the primitives, which lower to the kernels on a GPU, or fall back to the reference.
 
     Args:
-        call: the validated call.
+        call: the validated call; its arrays may be numpy's.
 
     Raises:
         ValueError: backend is "triton", but the kernels do not support the call.
+        TypeError: the call is differentiated in forward mode, and backend is not "reference".
     """
+    call = _as_jax(call)
     backend = call.options.backend
     if backend == "reference" or call.query.size == 0:
         return reference.attend(call)
@@ -28,7 +37,15 @@ def attend(call: Call[Array]) -> Array:
     if obstacle is None:
         from . import gradients
 
-        return gradients.attend(call)
+        try:
+            return gradients.attend(call)
+        except TypeError as error:
+            if "forward-mode" not in str(error):
+                raise
+            raise TypeError(
+                "the criss-cross attention has no forward-mode derivative (jvp, jacfwd) in the kernels: use "
+                "backend='reference'"
+            ) from error
     if backend == "triton":
         raise refusal(obstacle)
     if jax.default_backend() == "gpu":
@@ -36,9 +53,22 @@ def attend(call: Call[Array]) -> Array:
     return reference.attend(call)
 
 
+@usual_promotion()
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:
     """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel, as a single row is too little work."""
-    return reference.attention_weights(query, key, position, recurrence, options)
+    return reference.attention_weights(jnp.asarray(query), jnp.asarray(key), position, recurrence, options)
+
+
+def _as_jax(call: Call[Array]) -> Call[Array]:
+    """Return the call with JAX arrays and a constant scale: a learned or traced scale is multiplied into the query."""
+    options, scale = call.options, cast(Any, call.options.scale)
+    query, key, value = jnp.asarray(call.query), jnp.asarray(call.key), jnp.asarray(call.value)
+    if isinstance(scale, jax.Array):
+        query = (query * scale).astype(query.dtype)
+        options = options._replace(scale=1.0)
+    residual = None if call.residual is None else jnp.asarray(call.residual)
+    gamma = None if call.gamma is None else jnp.asarray(call.gamma)
+    return Call(query, key, value, options, residual, gamma)
 
 
 def _obstacle(call: Call[Array]) -> str | None:

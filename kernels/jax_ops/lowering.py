@@ -22,7 +22,7 @@ from . import reference
 
 def forward_on_cuda(*arrays: Array, options: Options, save_out: bool) -> list[Array]:
     """Lower the forward pass to kernel launches, or to the reference where the kernels cannot run."""
-    if not _kernels_run(options):
+    if not arrays[0].size or not _kernels_run(options):
         return forward_reference(*arrays, options=options, save_out=save_out)
     from . import passes
 
@@ -32,7 +32,7 @@ def forward_on_cuda(*arrays: Array, options: Options, save_out: bool) -> list[Ar
 
 def backward_on_cuda(*arrays: Array, options: Options) -> list[Array]:
     """Lower the backward pass to kernel launches, or to the reference where the kernels cannot run."""
-    if not _kernels_run(options):
+    if not arrays[0].size or not _kernels_run(options):
         return backward_reference(*arrays, options=options)
     from . import passes
 
@@ -125,7 +125,7 @@ def _obstacle() -> str | None:
     if triton.knobs.runtime.interpret:  # pyright: ignore[reportAttributeAccessIssue]
         return "Triton is in interpreter mode (TRITON_INTERPRET=1)"
     from .binding import triton_library
-    from .passes import device
+    from .targets import device
 
     try:
         triton_library()

@@ -9,10 +9,8 @@ reads, updates or writes, and a result may reuse the buffer of a read-only point
 # Triton and JAX's devices are untyped.
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -21,6 +19,7 @@ from ..backward import line_backward_kernel
 from ..call import Call
 from ..forward import line_forward_kernel
 from .binding import Updated, Written, launch
+from .targets import device
 
 
 def forward(call: Call[Array], save_out: bool) -> list[Array]:
@@ -163,15 +162,3 @@ def _problem(call: Call[Array]) -> plan.Problem:
         call.options.precision,
         widest_stride=max(query_channels, value_channels),
     )
-
-
-@cache
-def device() -> plan.Device:
-    """Return the GPU properties that determine tile sizes; on a machine without a GPU, those of an H200."""
-    try:
-        gpu = jax.devices("cuda")[0]
-    except RuntimeError:
-        return plan.Device("NVIDIA H200", (9, 0), 132, 232448)
-    major, minor = map(int, gpu.compute_capability.split("."))
-    # JAX does not report the size of shared memory, but no tile depends on it.
-    return plan.Device(gpu.device_kind, (major, minor), gpu.core_count, 0)

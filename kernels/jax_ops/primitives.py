@@ -1,4 +1,4 @@
-"""The forward and backward passes as JAX primitives: their shapes, ``vmap`` rules and registration.
+"""The forward and backward passes as JAX primitives: their shapes, ``vmap`` rules, partitioning and registration.
 
     forward:  query, key, value                               -> out, stats
               query, key, value, residual, gamma              -> result; with ``save_out`` result, out, stats
@@ -24,6 +24,9 @@ from jax.interpreters import ad, batching, mlir
 from .. import plan
 from ..call import Options
 from . import lowering
+from .partitioning import needs_devices, partitioned
+from .promotion import usual_promotion
+from .targets import running_on
 
 forward_p = Primitive("criss_cross_forward")
 backward_p = Primitive("criss_cross_backward")
@@ -58,9 +61,22 @@ def _backward_shapes(
     return [query, key, value, stats.update(shape=(*query.shape[:-1], 1))]
 
 
+def _forward_kinds(count: int, *, save_out: bool) -> tuple[Sequence[str], Sequence[str]]:
+    taken = ("query", "query", "value", "value", "gamma")[:count]
+    if count == 3:
+        return taken, ("value", "stats")
+    return taken, ("value", "value", "stats") if save_out else ("value",)
+
+
+def _backward_kinds(count: int) -> tuple[Sequence[str], Sequence[str]]:
+    taken = ("query", "query", "value", "value", "stats", "value", "gamma")[:count]
+    return taken, ("query", "query", "value", "delta")
+
+
 # ---- vmap: fold the mapped axis into the batch axis
 
 
+@usual_promotion()
 def _batch_forward(
     arrays: Sequence[Array], axes: Sequence[int | None], *, options: Options, save_out: bool
 ) -> tuple[list[Array], list[int]]:
@@ -77,6 +93,7 @@ def _batch_forward(
     return _unfold_all(made, size)
 
 
+@usual_promotion()
 def _batch_backward(
     arrays: Sequence[Array], axes: Sequence[int | None], *, options: Options
 ) -> tuple[list[Array], list[int]]:
@@ -102,16 +119,21 @@ def _fold_all(arrays: Sequence[Array], axes: Sequence[int | None], size: int) ->
 def _fold(array: Array, axis: int | None, size: int) -> Array:
     """Fold the mapped ``axis`` of length ``size`` into the batch axis, repeating the array if ``axis`` is None."""
     array = jnp.broadcast_to(array, (size, *array.shape)) if axis is None else jnp.moveaxis(array, axis, 0)
-    return array.reshape(-1, *array.shape[2:])
+    return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
 def _unfold_all(made: Sequence[Array], size: int) -> tuple[list[Array], list[int]]:
-    return [array.reshape(size, -1, *array.shape[1:]) for array in made], [0] * len(made)
+    # A mapped axis of length 0 leaves no images; the number per element is then arbitrary.
+    return [array.reshape(size, _images_per_element(array, size), *array.shape[1:]) for array in made], [0] * len(made)
+
+
+def _images_per_element(folded: Array, size: int) -> int:
+    return folded.shape[0] // max(size, 1)
 
 
 def _gamma_per_image(gamma: Array, axis: int | None, images: Array, size: int) -> Array:
     """Repeat each gamma for its images, in a shape that broadcasts over them."""
-    gammas = jnp.repeat(_fold(gamma, axis, size), images.shape[0] // size)
+    gammas = jnp.repeat(_fold(gamma, axis, size), _images_per_element(images, size))
     return gammas.reshape(-1, *[1] * (images.ndim - 1))
 
 
@@ -121,6 +143,7 @@ def _gamma_per_image(gamma: Array, axis: int | None, images: Array, size: int) -
 def _register(
     primitive: Primitive,
     shapes: Callable[..., list[Any]],
+    kinds: Callable[..., tuple[Sequence[str], Sequence[str]]],
     batch: Callable[..., tuple[list[Array], list[int]]],
     reference: Callable[..., list[Array]],
     cuda: Callable[..., list[Array]],
@@ -132,17 +155,32 @@ def _register(
         return jax.jit(partial(primitive.bind, **parameters))
 
     def run_eagerly(*arrays: Array, **parameters: Any) -> list[Array]:
-        return jitted(**parameters)(*arrays)
+        with jax.disable_jit(False):  # a user's disable_jit() would bind the primitive again, without end
+            return jitted(**parameters)(*arrays)
 
     primitive.multiple_results = True
     primitive.def_abstract_eval(shapes)
     primitive.def_impl(run_eagerly)
     ad.primitive_jvps[primitive] = _refuse_second_derivative
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
-    mlir.register_lowering(primitive, mlir.lower_fun(cuda, multiple_results=True), platform="cuda")
-    on_rocm = lowering.on_rocm(reference)
-    mlir.register_lowering(primitive, mlir.lower_fun(on_rocm, multiple_results=True), platform="rocm")
+    needs_devices(primitive)
+    for platform, function in ((None, reference), ("cuda", cuda), ("rocm", lowering.on_rocm(reference))):
+        mlir.register_lowering(primitive, _lower_for_its_device(partitioned(function, kinds)), platform=platform)
+
+
+def _lower_for_its_device(function: Callable[..., list[Array]]) -> Callable[..., Any]:
+    """Return a lowering rule that tells ``function`` which device will run the program."""
+    lower = mlir.lower_fun(function, multiple_results=True)
+
+    def rule(ctx: Any, *values: Any, **parameters: Any) -> Any:
+        axis_context = ctx.module_context.axis_context
+        devices = getattr(axis_context, "device_assignment", None) or getattr(
+            getattr(axis_context, "mesh", None), "_flat_devices_tuple", None
+        )
+        with running_on(devices[0] if devices else None), usual_promotion():
+            return lower(ctx, *values, **parameters)
+
+    return rule
 
 
 def _refuse_second_derivative(*_: Any, **__: Any) -> Any:
@@ -151,5 +189,14 @@ def _refuse_second_derivative(*_: Any, **__: Any) -> Any:
     )
 
 
-_register(forward_p, _forward_shapes, _batch_forward, lowering.forward_reference, lowering.forward_on_cuda)
-_register(backward_p, _backward_shapes, _batch_backward, lowering.backward_reference, lowering.backward_on_cuda)
+_register(
+    forward_p, _forward_shapes, _forward_kinds, _batch_forward, lowering.forward_reference, lowering.forward_on_cuda
+)
+_register(
+    backward_p,
+    _backward_shapes,
+    _backward_kinds,
+    _batch_backward,
+    lowering.backward_reference,
+    lowering.backward_on_cuda,
+)

@@ -1,4 +1,4 @@
-"""Flax NNX twins of timm's ResNets and MobileNetV2s, built from timm's modules: any width, depth, stem and stride."""
+"""Flax NNX twins of timm's ResNets, EfficientNets and MobileNets, of any width, depth, stem and stride."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .layers import Twin
 
 
 class Residual(nnx.Module):
-    """A basic or bottleneck block of a ResNet: convolutions, each followed by batch norm and ReLU.
+    """A basic or bottleneck block of a ResNet: convolutions, each followed by batch norm and an activation.
 
     Args:
         block: the timm block.
@@ -22,6 +22,7 @@ class Residual(nnx.Module):
         for index in range(1, self.depth + 1):
             for part in (f"conv{index}", f"bn{index}", f"act{index}"):
                 setattr(self, part, twin(getattr(block, part)))
+        self.se = None if block.se is None else twin(block.se)
         self.downsample = None if block.downsample is None else twin(block.downsample)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -30,30 +31,36 @@ class Residual(nnx.Module):
         for index in range(1, self.depth + 1):
             x = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(x), train)
             if index == self.depth:
-                x = x + shortcut
+                x = (x if self.se is None else self.se(x, train)) + shortcut
             x = getattr(self, f"act{index}")(x)
         return x
 
 
 class Inverted(nnx.Module):
-    """A MobileNetV2 block: 1x1, depthwise 3x3 and 1x1 convolutions, with a skip connection if the shapes match.
+    """A block of an EfficientNet or MobileNet, with a skip connection if the shapes match.
+
+    Each convolution is followed by batch norm; channel attention comes before the last of several convolutions.
 
     Args:
-        block: the timm block; the network's first block has no expansion, only a depthwise and a 1x1 convolution.
+        block: the timm block.
         twin: converts a submodule to its twin.
+        order: names of the convolutions.
     """
 
-    def __init__(self, block: Any, twin: Twin):
-        self.order = ("conv_pw", "conv_dw", "conv_pwl") if hasattr(block, "conv_pwl") else ("conv_dw", "conv_pw")
-        for index, name in enumerate(self.order, 1):
+    def __init__(self, block: Any, twin: Twin, order: tuple[str, ...]):
+        self.order = order
+        for index, name in enumerate(order, 1):
             setattr(self, name, twin(getattr(block, name)))
             setattr(self, f"bn{index}", twin(getattr(block, f"bn{index}")))
+        self.se = twin(block.se) if len(order) > 1 else None
         self.has_skip = block.has_skip
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the block: (N, H, W, C) -> (N, h, w, out)."""
         shortcut = x
         for index, name in enumerate(self.order, 1):
+            if self.se is not None and index == len(self.order):
+                x = self.se(x, train)
             x = getattr(self, f"bn{index}")(getattr(self, name)(x), train)
         return x + shortcut if self.has_skip else x
 
@@ -62,14 +69,15 @@ class FeatureNet(nnx.Module):
     """Counterpart of a timm feature network, which applies layers in order and returns the outputs of some of them.
 
     Args:
-        net: the timm feature network.
+        net: the source of the timm feature network.
         twin: converts a submodule to its twin.
     """
 
     def __init__(self, net: Any, twin: Twin):
         self.levels = tuple(info["module"] for info in net.feature_info.get_dicts())
-        self.parts = tuple(name for name, _ in net.named_children())
-        for name, part in net.named_children():
+        parts = net.parts()
+        self.parts = tuple(parts)
+        for name, part in parts.items():
             setattr(self, name, twin(part))
 
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
@@ -77,7 +85,7 @@ class FeatureNet(nnx.Module):
         found: dict[str, Array] = {}
         for name in self.parts:
             layer = getattr(self, name)
-            # A ResNet's stages are children of the network, a MobileNetV2's are children of its `blocks`.
+            # A ResNet's stages are children of the network, those of the others are children of its `blocks`.
             stages = {f"blocks.{i}": stage for i, stage in enumerate(layer)} if name == "blocks" else {name: layer}
             for key, stage in stages.items():
                 found[key] = x = stage(x, train)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import PartitionSpec
 
 from ...kernels import criss_cross_residual
 from ...kernels.jax_ops.gradients import KEPT
@@ -17,7 +16,7 @@ from .layers import Twin, adaptive_average, parameter, resize
 
 
 class CrissCrossAttention(nnx.Module):
-    """Counterpart of ``models.CrissCrossAttention``; on a device mesh, each device processes its shard of the batch."""
+    """Counterpart of ``models.CrissCrossAttention``."""
 
     def __init__(self, module: criss_cross.CrissCrossAttention, twin: Twin):
         self.query_conv, self.key_conv = twin(module.query_conv), twin(module.key_conv)
@@ -38,10 +37,6 @@ class CrissCrossAttention(nnx.Module):
 
         if self.recompute:  # only the projections: the attention names the arrays that it saves
             attend = jax.checkpoint(attend, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.size > 1:  # XLA cannot partition a kernel call and would gather the batch
-            split, whole = PartitionSpec("batch"), PartitionSpec()
-            attend = jax.shard_map(attend, in_specs=(split, whole, whole), out_specs=split)
         return attend(x, weights, gamma)
 
 

@@ -3,6 +3,7 @@
 # Some JAX functions are only partially typed.
 # pyright: reportUnknownMemberType=false
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -40,21 +41,19 @@ def statistic(tensor: Tensor) -> nnx.BatchStat[Array]:
 
 
 class Conv(nnx.Module):
-    """Counterpart of ``nn.Conv2d`` with zero padding.
+    """Counterpart of ``nn.Conv2d`` with zero padding, and of timm's ``Conv2dSame``.
 
     Args:
         conv: the torch layer whose settings and weights are copied.
+        same: pad like TensorFlow's "SAME", whatever the layer's own padding is.
     """
 
-    def __init__(self, conv: nn.Conv2d):
+    def __init__(self, conv: nn.Conv2d, same: bool = False):
         self.weight = parameter(conv.weight)
         self.bias = None if conv.bias is None else parameter(conv.bias)
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
-        if isinstance(conv.padding, str):  # "same", used only with odd kernels and stride 1
-            sides = [d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        else:
-            sides = conv.padding
-        self.padding = tuple((side, side) for side in sides)
+        named = "same" if same else conv.padding
+        self.padding = named.upper() if isinstance(named, str) else tuple((side, side) for side in named)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the convolution: (N, H, W, C) -> (N, h, w, out)."""
@@ -78,23 +77,24 @@ class Conv(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Counterpart of ``nn.BatchNorm2d``, and of timm's batch norm with a built-in ReLU6.
+    """Counterpart of ``nn.BatchNorm2d``, and of timm's batch norm with a built-in activation.
 
     Batch statistics are computed in float32 or wider; the running variance is unbiased.
 
     Args:
         norm: the torch layer whose settings, weights and statistics are copied.
+        act: the twin of the activation that follows; None for none.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d):
+    def __init__(self, norm: nn.BatchNorm2d, act: Any = None):
         mean, var, count, momentum = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
-        assert mean is not None and var is not None and count is not None and momentum is not None  # torch's defaults
+        if mean is None or var is None or count is None or momentum is None:
+            raise ValueError("JAX supports batch norm only with running statistics and a momentum")
         self.weight, self.bias = parameter(norm.weight), parameter(norm.bias)
         self.running_mean, self.running_var = statistic(mean), statistic(var)
         self.num_batches_tracked = statistic(count.int())
         self.momentum, self.eps = momentum, norm.eps
-        act = getattr(norm, "act", None)
-        self.limit = 6 if isinstance(act, nn.ReLU6) else None
+        self.act = act
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Normalise (N, H, W, C); with ``train``, use the batch statistics and update the running ones.
@@ -115,7 +115,7 @@ class BatchNorm(nnx.Module):
             mean, var = self.running_mean[...], self.running_var[...]
         scale = self.weight[...] * lax.rsqrt(var + self.eps)
         normal = (x * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
-        return normal if self.limit is None else jnp.clip(normal, 0, self.limit)
+        return normal if self.act is None else self.act(normal)
 
 
 class Layers(nnx.Module):
@@ -145,44 +145,49 @@ class Pool(nnx.Module):
 
     Args:
         kind: "max", "average" or "same".
-        kernel, stride, padding: size, stride and padding of the square window in pixels; only "max" is padded.
+        kernel, stride, padding: size, stride and padding of the window in pixels, as one number or as (height, width);
+            only "max" is padded.
     """
 
-    def __init__(self, kind: str, kernel: int, stride: int, padding: int = 0):
-        self.kind, self.kernel, self.stride, self.padding = kind, kernel, stride, padding
+    def __init__(self, kind: str, kernel: Any, stride: Any, padding: Any = 0):
+        self.kind, self.kernel, self.stride, self.padding = kind, _pair(kernel), _pair(stride), _pair(padding)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the pooling: (N, H, W, C) -> (N, h, w, C)."""
-        window, steps = (1, self.kernel, self.kernel, 1), (1, self.stride, self.stride, 1)
+        window, steps = (1, *self.kernel, 1), (1, *self.stride, 1)
         if self.kind == "max":
-            around = (self.padding, self.padding)
-            padding = ((0, 0), around, around, (0, 0))
+            padding = ((0, 0), *((side, side) for side in self.padding), (0, 0))
             return lax.reduce_window(x, -jnp.inf, lax.max, window, steps, padding)
-        # Windows may extend past the border: with ceil_mode, torch averages over the pixels inside the image, while
-        # timm's "same" pooling also counts the padded zeros.
-        over = [-(-side // self.stride) * self.stride - side + self.kernel - self.stride for side in x.shape[1:3]]
+        if self.kind == "same":  # also counts the padded zeros
+            return lax.reduce_window(x, 0.0, lax.add, window, steps, "SAME") / math.prod(self.kernel)
+        # With ceil_mode, windows may extend past the border, and torch averages over the pixels inside the image.
+        sizes = zip(x.shape[1:3], self.kernel, self.stride, strict=True)
+        over = [-(-size // stride) * stride - size + kernel - stride for size, kernel, stride in sizes]
         padding = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
         total = lax.reduce_window(x, 0.0, lax.add, window, steps, padding)
-        if self.kind == "same":
-            return total / self.kernel**2
         count = lax.reduce_window(jnp.ones_like(x[:1, :, :, :1]), 0.0, lax.add, window, steps, padding)
         return total / count
 
 
+def _pair(sides: Any) -> tuple[int, int]:
+    """Return (height, width) of a torch setting that is one number or a pair."""
+    return (sides, sides) if isinstance(sides, int) else tuple(sides)
+
+
 class Activation(nnx.Module):
-    """ReLU, ReLU6 or leaky ReLU.
+    """An elementwise activation.
 
     Args:
-        limit: upper bound of the output, 6 for ReLU6.
-        slope: negative slope, for leaky ReLU.
+        function: maps an array and ``arguments`` to an array.
+        arguments: its settings, such as a negative slope.
     """
 
-    def __init__(self, limit: float | None = None, slope: float = 0.0):
-        self.limit, self.slope = limit, slope
+    def __init__(self, function: Callable[..., Array], *arguments: Any):
+        self.function, self.arguments = function, arguments
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the layer; the shape is unchanged."""
-        return jnp.where(x > 0, x, self.slope * x) if self.slope else jnp.clip(x, 0, self.limit)
+        return self.function(x, *self.arguments)
 
 
 def dropout2d(x: Array, rate: float, key: Array | None) -> Array:

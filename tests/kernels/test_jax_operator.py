@@ -127,8 +127,7 @@ def test_vmap_over_gamma_and_over_one_argument():
 
 def test_shard_map_over_the_batch():
     """Each shard attends within its own images; the gradient of the shared gamma is summed over the shards."""
-    mesh = Mesh(np.array(jax.devices()), ("batch",))
-    assert mesh.size == 2
+    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
     split, whole = PartitionSpec("batch"), PartitionSpec()
     arrays = [jnp.asarray(array) for array in make((4, 5), dtype=np.float32)]
     attend = partial(criss_cross_residual, channel_axis=-1)
@@ -328,6 +327,58 @@ def test_lowering_for_cuda_on_a_machine_without_one(plugin):
     assert done.stdout.splitlines() == forward + backward
 
 
+EVERY_TARGET = """
+from ccnet.kernels import plan
+from ccnet.kernels.compiled import compile_case
+from ccnet.kernels.launch_cases import for_jax, forward_cases
+
+problem = plan.Problem(1, (5,), (0,), 16, 16, "bfloat16")
+for capability in (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1):
+    device = plan.Device("", capability, 100, 0)
+    for case in forward_cases(problem, device):
+        compile_case(for_jax(case, capability), device)
+        print(*capability)
+"""
+
+
+def test_jaxs_ptx_compiles_for_every_gpu():
+    """LLVM ends the process if a PTX version is too old for its target."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_TARGET], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()) == {"8 0", "8 6", "8 9", "9 0", "10 0", "10 3", "12 0", "12 1"}
+
+
+def test_the_target_of_a_machine_without_a_gpu(monkeypatch, caplog):
+    from ccnet.kernels import set_jax_target
+    from ccnet.kernels.jax_ops import targets
+
+    monkeypatch.setattr(targets, "_first_gpu", lambda: None)
+    targets._warn_of_default.cache_clear()
+    assert targets.device().capability == (9, 0)
+    assert "has no GPU, so criss-cross attention is lowered for sm_90" in caplog.text
+    monkeypatch.setenv("CCNET_JAX_TARGET", "sm_121")
+    assert targets.device().capability == (12, 1)
+    set_jax_target("sm_86")
+    assert targets.device().capability == (8, 6)
+    set_jax_target(None)
+    monkeypatch.delenv("CCNET_JAX_TARGET")
+    gpus = [
+        SimpleNamespace(platform="gpu", compute_capability=version, device_kind=kind, core_count=108)
+        for version, kind in (("8.0", "NVIDIA A100"), ("10.0", "NVIDIA B200"))
+    ]
+    monkeypatch.setattr(targets, "_properties", targets._properties.__wrapped__)
+    for gpu in gpus:  # two GPUs in one machine: a program is lowered for the one that runs it
+        with targets.running_on(gpu):
+            assert targets.device().name == gpu.device_kind
+    with pytest.raises(ValueError, match="target 'sm_91' is unknown: choose one of sm_80, sm_86"):
+        set_jax_target("sm_91")
+
+
 @pytest.mark.parametrize("absent", ["jax", "torch"])
 def test_either_framework_alone_is_sufficient(absent):
     """The operator and the losses work if the other framework cannot be imported."""
@@ -345,3 +396,53 @@ print(tuple(kernels.criss_cross_attention(x, x, x).shape), losses.cross_entropy(
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(1, 4, 5, 6) ")
+
+
+# ---- JAX's own switches
+
+
+def test_the_operator_works_under_jaxs_switches():
+    arrays = [jnp.asarray(array) for array in make((3, 4), dtype=np.float32)]
+    attend = partial(criss_cross_residual, channel_axis=-1)
+    half = [*(array.astype(jnp.bfloat16) for array in arrays[:3]), *arrays[3:]]  # the residual and gamma are float32
+    want = [jax.grad(lambda *arrays: attend(*arrays).sum(), range(5))(*case) for case in (arrays, half)]
+    for switch in (
+        jax.disable_jit(),
+        jax.debug_nans(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.checking_leaks(),
+    ):
+        with switch:
+            for case, expected in zip((arrays, half), want, strict=True):
+                got = jax.grad(lambda *arrays: attend(*arrays).sum(), range(5))(*case)
+                agree([a.astype(jnp.float32) for a in got], [b.astype(jnp.float32) for b in expected], 2e-2)
+
+
+def test_check_grads_passes_numpy_arrays():
+    from jax.test_util import check_grads
+
+    check_grads(partial(criss_cross_residual, channel_axis=-1), tuple(make((3, 4))), order=1, modes=["rev"])
+
+
+def test_a_learned_scale_and_an_empty_vmap():
+    query, key, value = (jnp.asarray(array) for array in make((3, 4), dtype=np.float32)[:3])
+    attend = partial(criss_cross_attention, channel_axis=-1)
+    slope = jax.jit(jax.grad(lambda scale: attend(query, key, value, scale=scale).sum()))(jnp.float32(0.7))
+    reference = jax.grad(lambda factor: attend(factor * query, key, value).sum())(0.7)
+    assert float(slope) == pytest.approx(float(reference), rel=1e-3, abs=1e-4)
+    nothing = [jnp.zeros((0, *array.shape), array.dtype) for array in (query, key, value)]
+    assert jax.vmap(attend)(*nothing).shape[0] == 0
+
+
+def test_unsupported_calls_are_explained():
+    query, key, value, residual, gamma = (jnp.asarray(array) for array in make((3, 4), dtype=np.float32))
+    attend = partial(criss_cross_residual, channel_axis=-1)
+    with pytest.raises(TypeError, match=r"no forward-mode derivative .*use backend='reference'"):
+        jax.jvp(lambda query: attend(query, key, value, residual, gamma), (query,), (query,))
+    with pytest.raises(ValueError, match="residual must have a floating-point dtype, got int32"):
+        attend(query, key, value, residual.astype(jnp.int32), gamma)
+    with pytest.raises(ValueError, match="gamma must have a floating-point dtype, got int32"):
+        attend(query, key, value, residual, gamma.astype(jnp.int32))
+    with pytest.raises(ValueError, match="pass channel_axis=-1 if channels are in that position"):
+        criss_cross_attention(query, key, value)

@@ -182,9 +182,10 @@ def test_bad_input_is_rejected(arguments, message):
         criss_cross_attention(**arguments)
 
 
-def test_numpy_arrays_are_rejected():
+def test_numpy_arrays_are_rejected_beside_tensors():
+    query = torch.zeros(1, 1, 2, 2)
     with pytest.raises(ValueError, match=r"numpy\.ndarray: pass only torch tensors or only jax arrays"):
-        criss_cross_attention(*[torch.zeros(1, 1, 2, 2).numpy()] * 3)
+        criss_cross_attention(query, query.numpy(), query.numpy())
 
 
 @pytest.mark.parametrize("position", [(4, 0), (-1, 0), (1,), (1, 1, 1)])

@@ -131,8 +131,7 @@ def test_a_batch_sharded_over_devices_counts_as_one_batch():
     network, images = train_network()
     small = twin(network)
     value, _, found = loss_and_gradients(small, to_jax(images))
-    mesh = Mesh(np.array(jax.devices()), ("batch",))
-    assert mesh.size == 2
+    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
     spread = jax.device_put(to_jax(images), NamedSharding(mesh, PartitionSpec("batch")))
     with jax.set_mesh(mesh):
         value_, output_, found_ = loss_and_gradients(small, spread)
@@ -177,7 +176,7 @@ def test_create_model_builds_in_jax():
         assert relative(to_torch(jax.jit(network)(to_jax(images))["out"]), same(images)["out"]) < 1e-4
     with pytest.raises(ValueError, match="'tensorflow': choose 'torch' or 'jax'"):
         create_model("ccnet", num_classes=2, framework="tensorflow")
-    with pytest.raises(ValueError, match=r"timm.* has no JAX counterpart.*ResNets .* and MobileNetV2s"):
+    with pytest.raises(ValueError, match=r"timm.* has no JAX counterpart.*ResNets, EfficientNets and MobileNets"):
         create_model("ccnet", num_classes=2, backbone="convnext_atto", framework="jax")
     with pytest.raises(ValueError, match=r"RGB images \(N, H, W, 3\) or clips .* at least 8x8"):
         network(jnp.zeros((1, 3, 64, 64)))

@@ -1,0 +1,110 @@
+"""How XLA distributes the primitives over a device mesh: each device runs the kernels on its shard.
+
+The batch, the spatial axes that are not attended and the value channels may be sharded. Other axes are gathered, since
+every position needs whole lines and all query channels.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# JAX leaves custom partitioning untyped.
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax._src import dispatch  # pyright: ignore[reportPrivateImportUsage]
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import Primitive
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ..call import Options
+from .promotion import usual_promotion
+from .targets import current_gpu, running_on
+
+# Factors of the last axis of each kind of array; "c" may be sharded.
+_LAST = {"query": "d", "value": "c", "stats": "t", "delta": "u"}
+
+
+def partitioned(
+    function: Callable[..., list[Array]], kinds: Callable[..., tuple[Sequence[str], Sequence[str]]]
+) -> Callable[..., list[Array]]:
+    """Return a lowering of a primitive that XLA can partition.
+
+    Args:
+        function: the lowering on one device, called with the primitive's arrays and parameters.
+        kinds: called with the number of arrays and the parameters; returns the kind of each array and of each result:
+            "query" (N, *S, D), "value" (N, *S, C), "stats" (N, *S, 2), "delta" (N, *S, 1) or "gamma" (1,). A result
+            without value channels that is computed from all of them, such as "delta", is a sum over them.
+    """
+
+    def lowered(*arrays: Array, options: Options, **parameters: Any) -> list[Array]:
+        taken, made = kinds(len(arrays), **parameters)
+        space = [f"s{axis}" for axis in range(arrays[0].ndim - 2)]
+        attended = [space[axis] for axis in options.axes]
+
+        gpu = current_gpu()  # XLA calls `partition` later, when it compiles the program
+
+        def run(*arrays: Array) -> list[Array]:
+            with running_on(gpu), usual_promotion():
+                return function(*arrays, options=options, **parameters)
+
+        def partition(mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:
+            found = [argument.sharding for argument in arguments]
+            if not all(isinstance(sharding, NamedSharding) for sharding in found):
+                # Without a mesh of its own, XLA has already made the shardings follow the rule.
+                return mesh, run, [result.sharding for result in results], tuple(found)
+            *lines, channels = _spec(found[2], arguments[2].ndim)
+            others = _spec(found[0], arguments[0].ndim)[:-1]
+            lines = [own if own is not None else other for own, other in zip(lines, others, strict=True)]
+            lines = [None if axis - 1 in options.axes else names for axis, names in enumerate(lines)]
+            over = _names(channels)
+            if set(over) & {name for line in lines for name in _names(line)}:
+                channels, over = None, ()
+
+            def shard(kind: str) -> NamedSharding:
+                last = channels if kind == "value" else None
+                return NamedSharding(mesh, PartitionSpec() if kind == "gamma" else PartitionSpec(*lines, last))
+
+            def run_shard(*arrays: Array) -> list[Array]:
+                made_here = run(*arrays)
+                if not over or made[0] == "value":
+                    return made_here
+                sums = zip(made, made_here, strict=True)
+                return [array if kind == "value" else jax.lax.psum(array, over) for kind, array in sums]
+
+            return mesh, run_shard, [shard(kind) for kind in made], tuple(shard(kind) for kind in taken)
+
+        rule = custom_partitioning(run)
+        rule.def_partition(
+            partition,
+            sharding_rule=", ".join(_factors(kind, space) for kind in taken)
+            + " -> "
+            + ", ".join(_factors(kind, space) for kind in made),
+            need_replication_factors=tuple(
+                factor
+                for factor in dict.fromkeys(" ".join(_factors(kind, space) for kind in (*taken, *made)).split())
+                if factor in attended or factor in ("d", "t", "u", "g")
+            ),
+        )
+        return rule(*arrays)
+
+    return lowered
+
+
+def needs_devices(primitive: Primitive) -> None:
+    """Declare that the lowering of a primitive depends on the devices, as that of custom partitioning does."""
+    dispatch.prim_requires_devices_during_lowering.add(primitive)  # JAX has no public function for it
+
+
+def _factors(kind: str, space: Sequence[str]) -> str:
+    return "g" if kind == "gamma" else " ".join(("n", *space, _LAST[kind]))
+
+
+def _spec(sharding: NamedSharding, rank: int) -> list[Any]:
+    """Return one entry per axis of a sharding's partition spec."""
+    return [*sharding.spec, *[None] * (rank - len(sharding.spec))]
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """Return the mesh axes of an entry of a partition spec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

@@ -1,0 +1,83 @@
+"""Comparison of a backbone's twin with timm's network, before anyone relies on the twin."""
+
+# Some JAX functions are only partially typed.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from ..backbone import TimmBackbone
+
+TOLERANCE = 1e-3  # relative to the largest value: float32 rounding stays below 1e-4
+_SIZE = (2, 3, 33, 41)  # N, channels, H, W; odd, so that differences in padding show
+_compared: set[Any] = set()
+
+
+def compare(backbone: TimmBackbone, convert: Callable[[torch.nn.Module], Any]) -> None:
+    """Raise ValueError unless the twin computes the same features as timm's network, once per architecture.
+
+    Both run in evaluation mode on one small random image pair. Weights and statistics are random too, because a batch
+    norm that is initialised to zero would hide the branch before it.
+
+    Args:
+        backbone: the torch backbone, which is left unchanged.
+        convert: converts it to its twin.
+    """
+    architecture = repr(backbone), nnx.graphdef(convert(backbone))
+    if architecture in _compared:
+        return
+    difference = largest_difference(backbone, convert)
+    if not difference < TOLERANCE:  # also refuses NaN
+        raise ValueError(
+            f"the JAX twin of this backbone differs from timm's network by {difference:.1e} of its largest feature, on "
+            "random weights: train and evaluate it with framework=torch"
+        )
+    _compared.add(architecture)
+
+
+def largest_difference(backbone: TimmBackbone, convert: Callable[[torch.nn.Module], Any]) -> float:
+    """Return the largest difference between the features of both, relative to the largest value of each feature map."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_SIZE, generator=generator)
+    random = _with_random_weights(backbone, images, generator)
+    with torch.no_grad():
+        expected = random(images)
+    graph, state = nnx.split(convert(random))
+
+    @jax.jit
+    def features(state: Any, images: jax.Array) -> list[jax.Array]:
+        return nnx.merge(graph, state)(images)
+
+    with jax.default_matmul_precision("highest"):  # GPUs round float32 factors to TF32 otherwise
+        found = features(state, jnp.asarray(images.movedim(1, -1).numpy()))
+    return max(
+        float(np.abs(np.moveaxis(np.asarray(ours), -1, 1) - theirs.numpy()).max() / theirs.abs().max())
+        for ours, theirs in zip(found, expected, strict=True)
+    )
+
+
+@torch.no_grad()
+def _with_random_weights(backbone: TimmBackbone, images: torch.Tensor, generator: torch.Generator) -> TimmBackbone:
+    """Return a copy with random weights, whose running statistics are those of ``images``, in evaluation mode.
+
+    Matching statistics keep all activations near 1, where activation functions differ most.
+    """
+    made = copy.deepcopy(backbone).cpu().float().train().requires_grad_(False)
+    for tensor in made.parameters():
+        if tensor.ndim > 1:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+        else:
+            tensor.normal_(0, 0.1, generator=generator)
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5, generator=generator)
+            module.momentum = 1
+    made(images)
+    return made.eval()

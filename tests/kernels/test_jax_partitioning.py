@@ -1,0 +1,90 @@
+"""The operator in programs that run on several devices: the users' own meshes, with and without explicit axis types."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from ccnet.kernels import criss_cross_residual
+
+jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
+import jax.numpy as jnp  # noqa: E402
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+SHAPE = (4, 4, 6)  # N and S
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Return query, key, value, residual and gamma."""
+    generator = np.random.default_rng(0)
+    images = [generator.standard_normal((*SHAPE, channels), np.float32) for channels in (3, 3, 8, 8)]
+    return [jnp.asarray(array) for array in (*images, np.ones(1, np.float32))]
+
+
+def both(*arrays, **options):
+    """Return the output and the gradients with respect to all arrays."""
+
+    def loss(*arrays):
+        out = criss_cross_residual(*arrays, channel_axis=-1, **options)
+        return (out**2).sum(), out
+
+    (_, out), gradients = jax.value_and_grad(loss, range(5), has_aux=True)(*arrays)
+    return out, *gradients
+
+
+def mesh(**sizes):
+    names, kind = tuple(sizes), AxisType.Auto
+    return jax.make_mesh(tuple(sizes.values()), names, axis_types=(kind,) * len(names))
+
+
+def spread(arrays, mesh, *spec, channels=None):
+    """Shard the images by ``spec``, one entry per axis before the channels, and the value channels by ``channels``."""
+    spec = (*spec, *[None] * (len(SHAPE) - len(spec)))
+    kinds = [PartitionSpec(*spec, None)] * 2 + [PartitionSpec(*spec, channels)] * 2 + [PartitionSpec()]
+    return [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, kinds, strict=True)]
+
+
+def agree(ours, theirs):
+    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-4 * np.abs(b).max(), f"result {index}"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "spec", "channels", "axes"),
+    [
+        ({"data": 4}, ("data",), None, None),
+        ({"data": 2, "model": 2}, ("data",), "model", None),
+        ({"rows": 4}, (None, "rows"), None, (1,)),
+    ],
+    ids=["batch", "batch and channels", "an axis that is not attended"],
+)
+def test_each_device_attends_within_its_shard(arrays, sizes, spec, channels, axes):
+    """Under plain jit, XLA gathers nothing, and results are those of a single device."""
+    sharded = spread(arrays, mesh(**sizes), *spec, channels=channels)
+    program = jax.jit(partial(both, axes=axes)).lower(*sharded).compile()
+    assert "all-gather" not in program.as_text()
+    agree(program(*sharded), jax.jit(partial(both, axes=axes))(*arrays))
+
+
+def test_an_attended_axis_is_gathered(arrays):
+    sharded = spread(arrays, mesh(rows=4), None, "rows")
+    agree(jax.jit(both)(*sharded), jax.jit(both)(*arrays))
+
+
+def test_explicit_axis_types(arrays):
+    explicit = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        out, *gradients = jax.jit(both)(*spread(arrays, explicit, "data"))
+    assert out.sharding.spec[0] == "data"
+    agree([out, *gradients], jax.jit(both)(*arrays))
+
+
+def test_within_the_users_shard_map(arrays):
+    devices = Mesh(np.array(jax.devices()), ("anything",))
+    split, whole = PartitionSpec("anything"), PartitionSpec()
+    attend = partial(criss_cross_residual, channel_axis=-1)
+    sharded = jax.shard_map(attend, mesh=devices, in_specs=(split,) * 4 + (whole,), out_specs=split)
+    agree([jax.jit(sharded)(*arrays)], [attend(*arrays)])

@@ -1,0 +1,120 @@
+"""Twins of timm's backbones compute what timm computes, and everything else is refused."""
+
+from functools import partial
+
+import pytest
+import torch
+from timm.layers import DropBlock2d, EcaModule, SEModule
+from timm.layers.activations import GELU
+from timm.models._efficientnet_blocks import ConvBnAct, EdgeResidual, InvertedResidual, SqueezeExcite
+from timm.models.resnet import BasicBlock
+from torch import nn
+
+from ccnet.models.backbone import TimmBackbone
+
+jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
+nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from ccnet.models.nnx import comparison, state_dict, twin, twins  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+EXPAND = {"in_chs": 8, "out_chs": 8, "exp_ratio": 2.0, "act_layer": nn.SiLU}
+
+
+def with_hook():
+    module = nn.ReLU()
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (BasicBlock(8, 8, drop_block=partial(DropBlock2d, drop_prob=0.1)), r"BasicBlock .* drop_block=DropBlock2d"),
+        (BasicBlock(8, 8, drop_path=nn.Dropout(0.1)), r"BasicBlock .* its drop_path=Dropout"),
+        (BasicBlock(8, 8, stride=2, aa_layer=nn.AvgPool2d), r"BasicBlock .* its aa=AvgPool2d"),
+        (BasicBlock(8, 8, act_layer=nn.ELU), r"ELU has no JAX counterpart"),
+        (InvertedResidual(**EXPAND, drop_path_rate=0.1), r"InvertedResidual .* its drop_path=DropPath"),
+        (SEModule(8, add_maxpool=True), r"SEModule .* its add_maxpool=True"),
+        (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), r"padding_mode=reflect, and JAX supports only .*zeros"),
+        (nn.AvgPool2d(2), r"ceil_mode=False, and JAX supports only ceil_mode=True"),
+        (nn.BatchNorm2d(3, affine=False), r"affine=False, and JAX supports only affine=True"),
+        (nn.BatchNorm2d(3, momentum=None), r"running statistics and a momentum"),
+        (with_hook(), r"ReLU has no JAX counterpart: it has a forward hook"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_settings_without_a_counterpart_are_refused_by_name(module, reason):
+    with pytest.raises(ValueError, match=reason):
+        twin(module)
+
+
+def test_an_attribute_that_nobody_knows_is_refused():
+    module = nn.ReLU()
+    module.temperature = 2.0
+    with pytest.raises(ValueError, match=r"ReLU has no JAX counterpart: JAX does not support its temperature=2\.0"):
+        twin(module)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        BasicBlock(8, 8, attn_layer="se"),
+        BasicBlock(8, 8, attn_layer="eca", act_layer=GELU),
+        EcaModule(16),
+        InvertedResidual(**EXPAND, se_layer=SqueezeExcite),
+        InvertedResidual(**EXPAND | {"act_layer": nn.Hardswish}, stride=2, pad_type="same"),
+        EdgeResidual(**EXPAND, se_layer=partial(SqueezeExcite, gate_layer=nn.Hardsigmoid)),
+        ConvBnAct(8, 8, 3, act_layer=nn.Mish, skip=True),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+@torch.no_grad()
+def test_blocks_compute_the_same(module):
+    images = torch.randn(2, 16 if isinstance(module, EcaModule) else 8, 7, 9)
+    for norm in (part for part in module.eval().modules() if isinstance(part, nn.BatchNorm2d)):
+        norm.weight.uniform_(0.5, 1.5)
+        norm.running_mean.normal_(0, 0.1)
+    made = twin(module)
+    got = jnp.moveaxis(made(jnp.asarray(images.movedim(1, -1).numpy())), -1, 1)
+    want = module(images).numpy()
+    assert np.abs(np.asarray(got) - want).max() < 1e-5 * np.abs(want).max()
+    assert state_dict(made).keys() == module.state_dict().keys()
+
+
+def test_a_twin_that_computes_something_else_is_refused():
+    """The comparison does not trust the attributes: here, a twin drops the network's channel attention."""
+    backbone = TimmBackbone("mobilenetv3_small_050")
+
+    def without_attention(module):
+        made = twins._twin(module)
+        for _, part in nnx.iter_modules(made):
+            if type(part).__name__ == "Inverted":
+                part.se = None
+        return made
+
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    with pytest.raises(ValueError, match=r"differs from timm's network by .*framework=torch"):
+        comparison.compare(backbone, without_attention)
+    twin(backbone)
+    assert all(torch.equal(before[key], tensor) for key, tensor in backbone.state_dict().items())
+
+
+def backbones():
+    """Return the timm models that this test lists: all of them take minutes, so the families' smallest are chosen."""
+    return ["resnet10t", "ecaresnet26t", "mobilenetv2_035", "mobilenetv3_small_050", "mnasnet_small"]
+
+
+@pytest.mark.parametrize("name", backbones())
+def test_supported_backbones_agree_with_timm(name):
+    assert comparison.largest_difference(TimmBackbone(name), twins._twin) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "regnetx_002", "resnetblur18"])
+def test_other_backbones_are_refused_in_one_sentence(name):
+    with pytest.raises(ValueError, match="has no JAX counterpart: ") as refused:
+        twin(TimmBackbone(name))
+    assert "\n" not in str(refused.value)
