@@ -117,7 +117,8 @@ def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
     colours = distinct_colours(len(names))
     dark = [index for index, name in enumerate(names) if str(name).lower().strip("_ ") in _REST]
     for number, index in enumerate(dark):
-        colours[index] = (48 + 24 * number,) * 3
+        level = min(48 + 24 * number, 96)
+        colours[index] = level, level, level
     return colours
 
 

@@ -98,7 +98,7 @@ def find_labels(
     Raises:
         FileNotFoundError: an image has no label image.
     """
-    there = {path.relative_to(folder).with_suffix(""): path for path in find_files(folder, LABEL_SUFFIXES)}
+    there = {PurePath(path.relative_to(folder).with_suffix("")): path for path in find_files(folder, LABEL_SUFFIXES)}
     before, after = image_name.split("*")
     found = []
     for image in images:
