@@ -39,10 +39,11 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
     """
     found: dict[Path, InputImage] = {}
     inside = output.resolve()
-    for source in sources:
-        for image in _images_of(given_path(source)):
+    for source in map(given_path, sources):
+        named = source.is_file() or source.resolve() == inside  # see check_outputs
+        for image in _images_of(source):
             # Resolving a path reads the disk, so only those that may be in `output` are resolved.
-            if output.name in image.path.parts and inside in image.path.resolve().parents:
+            if not named and output.name in image.path.parts and inside in image.path.resolve().parents:
                 continue
             found.setdefault(image.path, image)
     if not found:
