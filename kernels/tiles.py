@@ -160,8 +160,9 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
 def _amd_rule(kernel: str, problem: Problem, length: int) -> Tile:
     """Return a tile that compiles without spills for gfx942 and gfx950, within the 64 KB of shared memory of gfx942.
 
-    A program of four wavefronts has 512 registers per thread, so that a line of up to 128 is one tile in the backward
-    pass too, and in float32, which AMD's matrix units multiply as it is. Eight wavefronts would have 256.
+    A program of four wavefronts has 512 registers per thread, so that a line of up to 128 is one tile in half
+    precision's backward pass too. In float32, which AMD's matrix units multiply as it is, that would need more shared
+    memory. Eight wavefronts would have 256 registers.
     """
     half, wide = problem.dtype != "float32", problem.query_channels > 64
     if kernel == "forward":
@@ -172,7 +173,7 @@ def _amd_rule(kernel: str, problem: Problem, length: int) -> Tile:
         if half and not wide and 160 < length <= 256:
             return Tile(64, 256, 32, 4, 2)
         return Tile(64, 32, 128 if half else 64, 4, 2)
-    side = 128 if 64 < length <= 128 and (half or not wide) else 64
+    side = 128 if half and 64 < length <= 128 else 64
     return Tile(side, side, 32 if half else 16, 4, 2)
 
 
