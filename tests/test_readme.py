@@ -85,6 +85,7 @@ def test_paths_in_code_exist(page):
 def test_extras_exist(page):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {extra for group in re.findall(r"[`'\"]\.\[([\w,]+)\]", PAGES[page]) for extra in group.split(",")}
+    named |= {extra for line in re.findall(r"other extras: ([\w, ]+)", PAGES[page]) for extra in line.split(", ")}
     assert named <= extras.keys()
 
 
