@@ -99,7 +99,7 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
 
 
 def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[PurePath, Path]:
-    """Return the files whose names match a pattern, by their relative path with the part that ``*`` stands for."""
+    """Return the files that match a pattern, keyed by their relative path, reduced to what ``*`` matches."""
     if name.count("*") != 1:
         raise ValueError(f"the name {name!r} of {kind} must contain one *, the part that an image and its mask share")
     before, after = PurePath(name).name.split("*")

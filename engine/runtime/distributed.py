@@ -181,7 +181,7 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Average the gradients over the processes, after the backward pass of a network without :func:`parallel`."""
+    """All-reduce (mean) the gradients of a network that :func:`parallel` does not wrap, after its backward pass."""
     for parameter in parameters:
         if parameter.grad is not None:
             dist.all_reduce(parameter.grad.div_(world_size()))
