@@ -74,18 +74,23 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
     with _opened(path) as image:
         samples = sample_format(image)
         # Pillow decodes a PNG to find its orientation, so that is left to `decode`.
-        upright = image.format == "PNG" or _orientation(image) == 1
+        upright = image.format == "PNG" or exif_orientation(image) == 1
         if image.mode == fast_mode and upright and (pixels := decode(image, path)) is not None:
             return pixels, samples
-        image.load()
-        turn = _UPRIGHT.get(_orientation(image))  # after loading: Pillow itself turns a TIFF, and drops the tag
-        return image if turn is None else image.transpose(turn), samples
+        return loaded_upright(image), samples
+
+
+def loaded_upright(image: ImageFile) -> Image.Image:
+    """Decode an opened image and apply its EXIF orientation."""
+    image.load()
+    turn = _UPRIGHT.get(exif_orientation(image))  # after loading: Pillow itself turns a TIFF, and drops the tag
+    return image if turn is None else image.transpose(turn)
 
 
 def orientation(path: Path) -> int:
     """Return the EXIF orientation of an image file, from 1 to 8, which :func:`read_image` undoes."""
     with _opened(path) as image:
-        return 1 if image.format == "PNG" and not may_be_turned(path.read_bytes()) else _orientation(image)
+        return 1 if image.format == "PNG" and not may_be_turned(path.read_bytes()) else exif_orientation(image)
 
 
 def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -102,37 +107,34 @@ def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
     return flips.get(orientation, array)
 
 
-def frame_count(path: Path) -> int:
-    """Return the number of frames or pages in an image file; :func:`read_image` reads the first one."""
-    with _opened(path) as image:
-        return getattr(image, "n_frames", 1) if image.format in ("GIF", "TIFF", "WEBP") else 1
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile]:
     """Open an image without decoding it; the caller's errors in decoding it name the file."""
+    with reading(path), Image.open(path, formats=FORMATS) as image:
+        check_size(image.height, image.width, path)
+        yield image
+
+
+@contextmanager
+def reading(subject: object) -> Iterator[None]:
+    """Lift Pillow's limits while a file is read, and raise its errors as this project's, which name ``subject``."""
     try:
-        with (
-            _pillow_limits_lifted(),
-            warnings.catch_warnings(action="ignore"),  # of metadata that is damaged and not used
-            Image.open(path, formats=FORMATS) as image,
-        ):
-            check_size(image.height, image.width, path)
-            yield image
+        with _pillow_limits_lifted(), warnings.catch_warnings(action="ignore"):  # of damaged metadata, which is unused
+            yield
     except ImageTooLarge:
         raise
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
+        raise FileNotFoundError(f"{subject} does not exist") from None
     except Image.UnidentifiedImageError:
         raise UnreadableImage(
-            f"{path} cannot be read as an image: its content is in none of the formats {', '.join(FORMATS)}"
+            f"{subject} cannot be read as an image: its content is in none of the formats {', '.join(FORMATS)}"
         ) from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions
-        raise UnreadableImage(f"{path} cannot be read as an image and may be truncated: {error}") from error
+        raise UnreadableImage(f"{subject} cannot be read as an image and may be truncated: {error}") from error
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1, upright, if the metadata is missing or damaged."""
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image; 1, upright, if the metadata is missing or damaged."""
     try:
         # The other tags stay untouched: `ImageOps.exif_transpose` writes all of them anew, and fails on an odd one.
         return image.getexif().get(ExifTags.Base.Orientation, 1)
