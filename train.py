@@ -112,7 +112,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
         cost |= {"val_images_per_s": run.val_images_per_s}
         result = training.run_result(task, state, cost, time.perf_counter() - began)
         sweeps.write_result(folder, result | {"identity": state.identity.fingerprint})
-        print(training.closing_lines(task, state, train_set.classes, folder, unreadable))
+        empty = run.empty_batches
+        print(training.closing_lines(task, state, train_set.classes, folder, unreadable=unreadable, empty=empty))
     return state.score
 
 
