@@ -19,7 +19,8 @@ def decode(image: ImageFile, path: Path) -> np.ndarray | None:
     """Return the pixels of an 8-bit RGB or grey file, uint8 (H, W, 3) or (H, W); None if Pillow has to decode it.
 
     Args:
-        image: the image, opened by Pillow but not decoded; a JPEG must be upright.
+        image: the image, opened by Pillow but not decoded. A PNG with an orientation is left to Pillow; a JPEG is
+            returned as stored.
         path: its file.
     """
     decoder = _decoders().get((str(image.format), image.mode, raw_mode(image)))

@@ -74,9 +74,9 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
     with _opened(path) as image:
         samples = sample_format(image)
         # Pillow decodes a PNG to find its orientation, so that is left to `decode`.
-        upright = image.format == "PNG" or exif_orientation(image) == 1
-        if image.mode == fast_mode and upright and (pixels := decode(image, path)) is not None:
-            return pixels, samples
+        turn = 1 if image.format == "PNG" else exif_orientation(image)
+        if image.mode == fast_mode and (pixels := decode(image, path)) is not None:
+            return _as_upright(pixels, turn), samples
         return loaded_upright(image), samples
 
 
@@ -105,6 +105,14 @@ def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
         8: array.swapaxes(-1, -2)[..., ::-1],
     }
     return flips.get(orientation, array)
+
+
+def _as_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an array (H, W) or (H, W, 3) from the orientation in its file to an upright one."""
+    inverse = {6: 8, 8: 6}.get(orientation, orientation)
+    channels_first = np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels
+    turned = as_stored(channels_first, inverse)
+    return np.ascontiguousarray(np.moveaxis(turned, 0, -1) if pixels.ndim == 3 else turned)
 
 
 @contextmanager

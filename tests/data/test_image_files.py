@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from made_roots import read_folder
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ccnet.data.reading import fast_decoders
+from ccnet.data.reading import fast_decoders, grey_levels
 from ccnet.data.reading.image_files import read_image
 from ccnet.data.reading.label_files import LabelReader
 
@@ -29,6 +29,29 @@ def test_images_and_masks_follow_their_exif_orientation(tmp_path):
     Image.fromarray(pixels[..., 0] % 5).save(tmp_path / "mask.png", exif=exif)
     labels = LabelReader({index: index for index in range(5)})(tmp_path / "mask.png")
     assert np.array_equal(labels, np.rot90(pixels[..., 0] % 5, -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_every_orientation_is_undone_as_pillow_does(tmp_path, orientation, suffix):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    upright = np.array(ImageOps.exif_transpose(Image.open(path)))
+    assert np.array_equal(read_image(path).permute(1, 2, 0), upright)
+
+
+def test_bands_of_rows_do_not_change_the_pixels(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8)
+    deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
+    for image in (Image.fromarray(pixels).quantize(99), Image.fromarray(pixels[..., 0]), deep):
+        image.save(tmp_path / "a.png")
+        whole = read_image(tmp_path / "a.png")
+        monkeypatch.setattr(grey_levels, "_BAND", 100)
+        assert torch.equal(read_image(tmp_path / "a.png"), whole)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("decoder", ["pyspng", "Pillow"])
