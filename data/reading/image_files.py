@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from .fast_decoders import decode, may_be_turned
+from . import fast_decoders
 from .grey_levels import SampleFormat, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
@@ -71,12 +71,16 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
         A Pillow image, or the same pixels as uint8 (H, W, 3) or (H, W); and the format of the samples in the file, see
         :func:`~ccnet.data.reading.grey_levels.sample_format`.
     """
+    content = fast_decoders.read(path)
+    header = content and fast_decoders.header_of(content)
+    # Pillow decodes a PNG to find its orientation, so that it might as well return the pixels.
+    if content and header and header.mode == fast_mode and not (header.may_be_turned and header.kind == "PNG"):
+        check_size(header.height, header.width, path)
+        if (pixels := fast_decoders.decode(content, header)) is not None:
+            turn = orientation(path) if header.may_be_turned else 1
+            return _as_upright(pixels, turn), SampleFormat(bits=8, signed=False)
     with _opened(path) as image:
         samples = sample_format(image)
-        # Pillow decodes a PNG to find its orientation, so that is left to `decode`.
-        turn = 1 if image.format == "PNG" else exif_orientation(image)
-        if image.mode == fast_mode and (pixels := decode(image, path)) is not None:
-            return _as_upright(pixels, turn), samples
         return loaded_upright(image), samples
 
 
@@ -90,7 +94,9 @@ def loaded_upright(image: ImageFile) -> Image.Image:
 def orientation(path: Path) -> int:
     """Return the EXIF orientation of an image file, from 1 to 8, which :func:`read_image` undoes."""
     with _opened(path) as image:
-        return 1 if image.format == "PNG" and not may_be_turned(path.read_bytes()) else exif_orientation(image)
+        if image.format == "PNG" and not fast_decoders.may_be_turned(path.read_bytes()):
+            return 1
+        return exif_orientation(image)
 
 
 def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
