@@ -111,8 +111,8 @@ def _decoders() -> dict[tuple[str, str], Callable[[bytes], Any]]:
     try:
         import pyspng  # pyright: ignore[reportMissingImports]
 
-        found["PNG", "RGB"] = lambda content: pyspng.load(_stored(content) or content, format="RGB")
-        found["PNG", "L"] = functools.partial(pyspng.load, format="L")
+        found["PNG", "RGB"] = lambda content: pyspng.load(_stored(content, 3) or content, format="RGB")
+        found["PNG", "L"] = lambda content: pyspng.load(_stored(content, 1) or content, format="L")
     except ImportError:
         pass
     try:
@@ -124,13 +124,13 @@ def _decoders() -> dict[tuple[str, str], Callable[[bytes], Any]]:
     return found
 
 
-def _stored(content: bytes) -> bytes | None:
-    """Return an RGB PNG with its pixels stored instead of deflated; None if that is not possible.
+def _stored(content: bytes, channels: int) -> bytes | None:
+    """Return an 8-bit PNG with its pixels stored instead of deflated; None if that is not possible.
 
     ISA-L inflates three times as fast as the zlib in pyspng, to which the result leaves little more than the filters.
     """
     height, width, interlaced = *struct.unpack_from(">II", content, 16)[::-1], content[28]
-    size = height * (1 + 3 * width)
+    size = height * (1 + channels * width)
     isal = _isal()
     if isal is None or interlaced or size > _INFLATED:
         return None

@@ -142,6 +142,8 @@ class JaxStep:
     def _update(self, state, hyper, batch, key):
         parameters, statistics, kept = state
         images, labels = batch
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) * np.float32(1 / 255)
 
         def objective(parameters):
             network = self._network(parameters, statistics)
