@@ -134,6 +134,8 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
     failures: list[str] = []
     for name in tqdm(config.peers, desc=f"{shape} {dtype}", disable=None):
         peer = peers.PEERS[name]
+        if device.type not in peer.devices:
+            continue
         for direction, prepare in passes_of(peer, device).items():
             with tolerated(f"{name}, {direction}", failures):
                 error = largest_error(peer, sets[0], of_gradients=direction in ("backward", "both"))
