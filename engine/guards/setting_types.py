@@ -22,6 +22,8 @@ BOUNDS = {
     "save_every": (int, 1, _MOST, True),
     "collective_timeout": (float, 1, 1e6, False),
     "accumulate": (int, 1, _MOST, False),
+    "frozen_stages": (int, 0, 4, False),
+    "norm_eval": (bool, 0, 1, False),
     "clip_norm": (float, 1e-12, 1e12, True),
     "skip_nonfinite": (int, 0, _MOST, False),
     "skip_broken": (int, 0, _MOST, False),
@@ -33,6 +35,7 @@ BOUNDS = {
     "recipe.val_every": (int, 1, _MOST, False),
     "recipe.lr": (float, 0, 1e6, False),
     "recipe.weight_decay": (float, 0, 1e6, False),
+    "optimizer.norm_weight_decay": (float, 0, 1e6, True),
     "dataset.frames": (int, 1, 1024, False),
     "published.recurrence": (int, 1, 64, False),
 }
@@ -60,6 +63,14 @@ def check_settings(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
             )
+    factors = _select(config, "optimizer.lr_factors")
+    if factors not in (_MISSING, None) and not (
+        isinstance(factors, Mapping) and all(_fits(value, float) and value > 0 for value in factors.values())
+    ):
+        raise ValueError(
+            f"optimizer.lr_factors is {_shown(factors)}, but must map parts of the network to numbers above 0, such as "
+            "{backbone: 0.1}, or be null; frozen_stages=N leaves stages of the backbone untrained"
+        )
     for name in _PARTS:
         if not isinstance(config.get(name, {}), Mapping):
             raise ValueError(f"{name} is {_shown(config[name])}, but must be a mapping, as in conf/{name}")

@@ -8,6 +8,9 @@ from .logger import RunLog as RunLog
 from .logger import open_log as open_log
 from .loop import Run as Run
 from .nonfinite import NonFiniteLoss as NonFiniteLoss
+from .parts import freeze as freeze
+from .parts import make_optimizer as make_optimizer
+from .parts import make_schedule as make_schedule
 from .state import TrainingState as TrainingState
 from .summary import check_scores as check_scores
 from .summary import closing_lines as closing_lines

@@ -61,8 +61,8 @@ class TrainingState:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step, for the first parameter group."""
-        return float(self.schedule.get_last_lr()[0])
+        """The learning rate of the next step, for parameters with the factor 1."""
+        return float(self.schedule.get_last_lr()[0]) / self.optimizer.param_groups[0].get("lr_factor", 1.0)
 
     def advance(self) -> None:
         """Advance the schedule and the iteration counter after a step."""
