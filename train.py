@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, guards, runtime, sweeps, training
+from ccnet.engine import checkpoints, evaluation, guards, runtime, sweeps, training
 from ccnet.engine.sweeps.entry_point import entry_point
 from ccnet.models.factory import compose_conf
 
@@ -59,15 +59,18 @@ def _started(config: DictConfig, folder: Path) -> float | None:
     if config.resume in (None, "auto"):  # a run that is named uses the data set in its checkpoint
         data.check_root(config.dataset)
     device, timeout = training.framework_of(checkpoints.preview(config)).device, config.collective_timeout
+    config = training.with_length(config)
     with runtime.processes(device, timeout=timeout), checkpoints.find_start(config, folder) as start:
         if start.saved is None:
             return train(config, start.folder)
         config = checkpoints.continued(config, start.saved)
-        done = sweeps.finished_score(start.folder, start.saved, config.recipe.max_iters)
+        patience = config.recipe.patience
+        done = sweeps.finished_score(start.folder, start.saved, config.recipe.max_iters, patience)
         if done is None:
             return train(config, start.folder, start.saved)
         if runtime.rank() == 0:
-            print(f"{start.folder} is already finished: resume={start.folder} recipe.max_iters=MORE extends it")
+            more = "patience" if sweeps.is_exhausted(start.saved, patience) else "max_iters"
+            print(f"{start.folder} is already finished: resume={start.folder} recipe.{more}=MORE extends it")
         return done
 
 
@@ -94,6 +97,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
+    evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
     training.freeze(config, model)
@@ -134,9 +138,9 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))
     if runtime.rank() == 0:
         cost |= {"val_images_per_s": run.val_images_per_s}
-        result = training.run_result(task, state, cost, time.perf_counter() - began)
+        result = training.run_result(task, state, cost, time.perf_counter() - began, config.recipe.monitor)
         sweeps.write_result(folder, result | {"identity": state.identity.fingerprint})
-        print(training.closing_lines(task, state, train_set.classes, folder, unreadable))
+        print(training.closing_lines(task, state, train_set.classes, folder, unreadable, config.recipe.patience))
     return state.score
 
 

@@ -21,7 +21,7 @@ from ..engine.drawing.tables import Table
 from ..engine.guards.settings import replaced
 from ..engine.runtime.devices import seed_everything
 from ..engine.training.batches import prefetch
-from ..engine.training.parts import make_optimizer
+from ..engine.training.setup.optimizer import make_optimizer
 from ..engine.training.torch_step import TorchStep, memory_format
 from ..models.factory import build, compose_conf
 from .failures import require_none, tolerated

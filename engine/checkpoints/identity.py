@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..guards.setting_types import BOUNDS
 from ..guards.settings import plain, replaced
 from .locations import absolute, changed, digest, is_location, weight_files
-from .options import completed, flat, is_given, is_interpolated, text
+from .options import CHECKED, completed, flat, is_given, is_interpolated, text
 from .record import Checkpoint
 
 # Options for how a run is executed, and for what it may skip.
@@ -25,6 +25,8 @@ EXECUTION = (
     "collective_timeout", "allow_env",
 )  # fmt: skip
 LENGTH = "recipe.max_iters"
+PATIENCE = "recipe.patience"
+_LENGTHS = (LENGTH, PATIENCE, "recipe.epochs")
 _MISSING = object()
 
 
@@ -127,7 +129,7 @@ def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _matters(name: str, config: DictConfig) -> bool:
     part = name.partition(".")[0]
-    if part in (*EXECUTION, "training_crop") or name.endswith("num_classes") or name == LENGTH or is_location(name):
+    if part in (*EXECUTION, "training_crop") or name.endswith("num_classes") or name in _LENGTHS or is_location(name):
         return False  # num_classes and training_crop follow from the data set and the recipe
     if name == "dataset.class_weights":
         return True
@@ -137,7 +139,7 @@ def _matters(name: str, config: DictConfig) -> bool:
     if part == "dataset":
         return name.startswith(("dataset.train.", "dataset.val.")) or name in BOUNDS
     if part == "recipe":
-        return name.startswith("recipe.train_transform") or name in BOUNDS
+        return name.startswith("recipe.train_transform") or name in CHECKED
     return part != "backbone"
 
 

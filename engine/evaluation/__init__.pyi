@@ -43,6 +43,7 @@ from .tasks import Semantic as Semantic
 from .tasks import Task as Task
 from .tasks import TaskEvaluation as TaskEvaluation
 from .tasks import TaskScores as TaskScores
+from .tasks import check_monitor as check_monitor
 from .tasks import score_table as score_table
 from .tasks import task_of as task_of
 from .trained_network import DetectedObjects as DetectedObjects

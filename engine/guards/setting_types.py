@@ -33,6 +33,8 @@ BOUNDS = {
     "recipe.max_iters": (int, 1, _MOST, False),
     "recipe.batch_size": (int, 1, _MOST, False),
     "recipe.val_every": (int, 1, _MOST, False),
+    "recipe.epochs": (int, 1, _MOST, True),
+    "recipe.patience": (int, 1, _MOST, True),
     "recipe.lr": (float, 0, 1e6, False),
     "recipe.weight_decay": (float, 0, 1e6, False),
     "optimizer.norm_weight_decay": (float, 0, 1e6, True),
@@ -71,6 +73,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
             f"optimizer.lr_factors is {_shown(factors)}, but must map parts of the network to numbers above 0, such as "
             "{backbone: 0.1}, or be null; frozen_stages=N leaves stages of the backbone untrained"
         )
+    monitor = _select(config, "recipe.monitor")
+    if monitor not in (_MISSING, None) and not isinstance(monitor, str):
+        raise ValueError(f"recipe.monitor is {_shown(monitor)}, but must be the name of a score or null")
     for name in _PARTS:
         if not isinstance(config.get(name, {}), Mapping):
             raise ValueError(f"{name} is {_shown(config[name])}, but must be a mapping, as in conf/{name}")

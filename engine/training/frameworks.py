@@ -10,7 +10,7 @@ from ...models.factory import build
 from ..evaluation.tasks import Task
 from ..runtime.devices import choose_device
 from ..runtime.distributed import world_size
-from .parts import held_modules
+from .setup.freezing import held_modules
 from .torch_step import Step, TorchStep
 
 

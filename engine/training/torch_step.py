@@ -14,7 +14,7 @@ from ..evaluation.tasks import Task
 from ..runtime.distributed import average_gradients, parallel, synchronise, world_size
 from ..runtime.memory import enough_memory, process_peak_mib
 from .nonfinite import Outcome, step_if
-from .parts import held_modules
+from .setup.freezing import held_modules
 
 
 class Step(Protocol):
@@ -64,7 +64,7 @@ class TorchStep:
         device: the device of the model.
         memory_format: the memory format of the images.
         compile: run the forward pass through torch.compile.
-        frozen_stages, norm_eval: the modules that stay in eval mode; see :func:`engine.training.parts.held_modules`.
+        frozen_stages, norm_eval: the modules that stay in eval mode; see :func:`engine.training.setup.held_modules`.
         **options: further arguments of :func:`train_step`.
     """
 
