@@ -79,6 +79,7 @@ class Wanted:
         if self.choices and saved.training.get("choices") == self.choices:
             # The code has gained these arguments: no other choice of a group has added them, nor the command line.
             now |= {name: value for name, value in flat(lacking).items() if not is_given(name, self.given)}
+        was, now = _without_ramps(was), _without_ramps(now)
         names = [name for name in {**now, **was} if _matters(name, self.config)]
         # Of options that differ because another one does, only that one is named.
         own = [name for name in names if not is_interpolated(self.config, name)]
@@ -127,6 +128,11 @@ def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
     return made | {"class_weights": None}
 
 
+def _without_ramps(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without ramps of loss terms that are switched off, which earlier checkpoints do not have."""
+    return {name: value for name, value in options.items() if not name.startswith("loss.ramp") or value}
+
+
 def _matters(name: str, config: DictConfig) -> bool:
     part = name.partition(".")[0]
     if part in (*EXECUTION, "training_crop") or name.endswith("num_classes") or name in _LENGTHS or is_location(name):
@@ -148,7 +154,9 @@ def choices() -> dict[str, str]:
     if not HydraConfig.initialized():
         return {}
     groups = HydraConfig.get().runtime.choices.items()
-    return {str(name): str(choice) for name, choice in groups if not str(name).startswith(("hydra/", "logger"))}
+    return {
+        str(name): str(choice) for name, choice in groups if choice and not str(name).startswith(("hydra/", "logger"))
+    }
 
 
 def of_length(config: DictConfig, iterations: int) -> DictConfig:

@@ -64,6 +64,7 @@ class JaxStep:
             )
         self.network, self.criterion, self.optimizer = network, criterion, optimizer
         self.seed, self.bf16, self.clip_norm = seed, bf16, clip_norm
+        self._has_ramp = bool(getattr(criterion, "ramp", {}))
         self.mesh = Mesh(np.array(devices), ("batch",))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec("batch"))
@@ -89,7 +90,9 @@ class JaxStep:
         """
         key = jax.random.fold_in(jax.random.key(self.seed), iteration)
         with jax.set_mesh(self.mesh):
-            self._state, outcome = self._step(self._state, self._hyperparameters(), (images, labels), key)
+            self._state, outcome = self._step(
+                self._state, self._hyperparameters(), (images, labels), key, jnp.float32(iteration)
+            )
         self.optimizer.step()  # a no-op without gradients, but torch's schedule warns if it is not called
         return outcome
 
@@ -144,7 +147,7 @@ class JaxStep:
         states = [_state(parameters, nnx.Param), _state(statistics, nnx.BatchStat)]
         return nnx.merge(self._graph, *states, copy=True)
 
-    def _update(self, state, hyper, batch, key):
+    def _update(self, state, hyper, batch, key, iteration):
         parameters, statistics, kept = state
         images, labels = batch
         trained = {name: parameters[name] for name in self._names.values()}
@@ -152,7 +155,8 @@ class JaxStep:
         def objective(trained):
             network = self._network(parameters | trained, statistics)
             output = network(images, train=True, key=key, dtype=jnp.bfloat16 if self.bf16 else jnp.float32)
-            loss, terms = self.criterion({name: jnp.moveaxis(x, -1, 1) for name, x in output.items()}, labels)
+            output = {name: jnp.moveaxis(x, -1, 1) for name, x in output.items()}
+            loss, terms = self.criterion(output, labels, **({"iteration": iteration} if self._has_ramp else {}))
             return loss, (terms, _named(nnx.state(network, nnx.BatchStat)))
 
         (loss, (terms, now)), gradients = jax.value_and_grad(objective, has_aux=True)(trained)

@@ -1,7 +1,8 @@
 """A training step in torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -127,8 +128,11 @@ class TorchStep:
         averaged = self._forward is not None
         for module in self._held:  # a validation leaves the whole network in training mode
             module.training = False
+        criterion = (
+            partial(self.criterion, iteration=iteration) if getattr(self.criterion, "ramp", {}) else self.criterion
+        )
         outcome = train_step(
-            self.task, model, self.criterion, self.optimizer, images, labels, averaged=averaged, **self.options
+            self.task, model, criterion, self.optimizer, images, labels, averaged=averaged, **self.options
         )
         if not averaged:
             self._forward = self._compiled(parallel(self.model, self.device))
@@ -153,7 +157,7 @@ class TorchStep:
 def train_step(
     task: Task,
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Callable[..., tuple[Tensor, dict[str, Tensor]]],
     optimizer: torch.optim.Optimizer,
     images: Any,
     labels: Any,
