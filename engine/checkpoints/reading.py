@@ -21,13 +21,9 @@ import torch
 from ...data.sets.folder import class_colours
 from ...models import tensor_files
 from ...models.published.importing import Published, convert
-from ...models.tensor_files import TensorFile
+from ...models.tensor_files import HEADER, TensorFile
 from ..runtime.atomic_files import given_path
 from .record import Checkpoint, checked
-from .writing import CHECKSUM, HEADER, checksum
-
-_OWN_SUFFIXES = (".safetensors", ".pt")
-_PUBLISHED_SUFFIX = ".pth"
 
 
 def find(path: str | Path | None) -> Path:
@@ -39,17 +35,7 @@ def find(path: str | Path | None) -> Path:
     """
     if path is None:
         raise ValueError("checkpoint is not set: use checkpoint=RUN/best, where RUN is the folder of a training run")
-    path = given_path(path)
-    if path.is_dir():
-        path /= "best"
-    candidates = [path]
-    if path.suffix not in (*_OWN_SUFFIXES, _PUBLISHED_SUFFIX):
-        candidates = [path.with_name(path.name + suffix) for suffix in _OWN_SUFFIXES]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    listed = " or ".join(str(candidate) for candidate in candidates)
-    raise FileNotFoundError(f"there is no checkpoint {listed}: a run writes best.safetensors and last.pt")
+    return tensor_files.find(given_path(path))
 
 
 def load(path: Path, **published: Any) -> Checkpoint:
@@ -107,11 +93,9 @@ def _is_state(content: Any) -> bool:
 
 
 def _from_weights(file: TensorFile) -> Checkpoint:
-    header = file.metadata[HEADER]
-    found = Checkpoint(file.content, **json.loads(header))
-    if file.metadata.get(CHECKSUM, "") not in ("", checksum(header, found.weights)):
+    if not file.checksums_match:
         raise ValueError("its content does not match its checksum")
-    return found
+    return Checkpoint(file.content, **json.loads(file.metadata[HEADER]))
 
 
 def _from_state(file: TensorFile) -> Checkpoint:
