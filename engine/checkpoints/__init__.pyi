@@ -1,6 +1,8 @@
 from .continuation import continued as continued
 from .continuation import identify as identify
 from .export import export_onnx as export_onnx
+from .folders import half_precision as half_precision
+from .folders import write_folder as write_folder
 from .identity import Identity as Identity
 from .identity import fingerprint as fingerprint
 from .locations import located as located
@@ -8,6 +10,10 @@ from .locations import moved as moved
 from .networks import initial_network as initial_network
 from .networks import network as network
 from .networks import start_from as start_from
+from .pretrained import DEFAULT as DEFAULT
+from .pretrained import PACKAGED as PACKAGED
+from .pretrained import download as download
+from .pretrained import packaged_file as packaged_file
 from .reading import find as find
 from .reading import load as load
 from .record import Checkpoint as Checkpoint

@@ -1,10 +1,11 @@
 """Find and read checkpoints without executing any code that they may contain.
 
-Three kinds of file are read into the same record:
+Four kinds of file are read into the same record:
 
 - a run's weights, ``best.safetensors``: the tensors, with the configuration, the classes and their colours, and the
   scores in the header;
 - a run's state, ``last.pt`` and ``previous.pt``: the same, plus everything needed to resume the run;
+- a folder with ``config.json`` and ``model.safetensors``; see ``folders.py``;
 - a published checkpoint; see :func:`models.import_checkpoint`.
 
 A run's own files carry checksums, and a file that does not match them is rejected.
@@ -23,6 +24,8 @@ from ...models import tensor_files
 from ...models.published.importing import Published, convert
 from ...models.tensor_files import TensorFile
 from ..runtime.atomic_files import given_path
+from .folders import CONFIG, WEIGHTS, from_folder, is_folder
+from .pretrained import PACKAGED, packaged_file
 from .record import Checkpoint, checked
 from .writing import CHECKSUM, HEADER, checksum
 
@@ -33,15 +36,20 @@ _PUBLISHED_SUFFIX = ".pth"
 def find(path: str | Path | None) -> Path:
     """Return the checkpoint file for ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights) or a full file name.
 
+    Accepts also a folder with ``config.json`` and ``model.safetensors``, and the name of a packaged network. Nothing is
+    downloaded.
+
     Raises:
         ValueError: ``path`` is None.
         FileNotFoundError: there is no such file.
     """
     if path is None:
         raise ValueError("checkpoint is not set: use checkpoint=RUN/best, where RUN is the folder of a training run")
+    if path in PACKAGED:
+        return packaged_file(str(path))
     path = given_path(path)
     if path.is_dir():
-        path /= "best"
+        path /= WEIGHTS if is_folder(path) else "best"
     candidates = [path]
     if path.suffix not in (*_OWN_SUFFIXES, _PUBLISHED_SUFFIX):
         candidates = [path.with_name(path.name + suffix) for suffix in _OWN_SUFFIXES]
@@ -65,10 +73,11 @@ def load(path: Path, **published: Any) -> Checkpoint:
             see ``engine/guards``.
     """
     file = tensor_files.read(path)
-    if HEADER not in file.metadata and not _is_state(file.content):
+    folder = HEADER not in file.metadata and path.name == WEIGHTS and is_folder(path.parent)
+    if HEADER not in file.metadata and not folder and not _is_state(file.content):
         file = convert(file.content, path, **published)
     try:
-        found = checked(_record(file))
+        found = checked(from_folder(file, path.with_name(CONFIG)) if folder else _record(file))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
     found.source = path
