@@ -159,7 +159,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
 
     evaluation.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
-    value_range = _value_range(saved)
+    value_range = evaluation.value_range_of(saved)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
     skipped = evaluation.SkippedImages()
@@ -196,23 +196,16 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     crop = saved.setting("recipe.train_transform.crop_size")
     config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)
     given = any(option.startswith("protocol") for option in runtime.given_overrides())
-    protocol = instantiate(config.protocol if given else saved.config.get("protocol", config.protocol))
-    if config.logits and evaluation.averages_probabilities(protocol):
-        raise ValueError("logits=true, but this protocol averages probabilities: set protocol.average=logits")
-    return evaluation.Predictor(
+    made = evaluation.Predictor.of(
+        saved,
         framework.evaluated(checkpoints.network(saved), bf16=config.bf16),
-        protocol,
         device=framework.device,
-        frames=saved.config.get("dataset", {}).get("frames", 1),
+        protocol=instantiate(config.protocol) if given else None,
         bf16=config.bf16,
-        value_range=_value_range(saved),
-        windows=None if given or crop is None else evaluation.Slide(crop),
     )
-
-
-def _value_range(saved: "Checkpoint") -> Sequence[float] | None:
-    """Return the values of black and white that the network was trained with in images of more than 8 bits."""
-    return saved.config.get("dataset", {}).get("value_range")
+    if config.logits and evaluation.averages_probabilities(made.protocol):
+        raise ValueError("logits=true, but this protocol averages probabilities: set protocol.average=logits")
+    return made
 
 
 @contextmanager

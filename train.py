@@ -7,7 +7,7 @@
     torchrun --nproc-per-node=8 train.py dataset=cityscapes           on eight GPUs, with each batch split among them
     python train.py init=FILE dataset=camvid dataset.root=DIR         start from the weights of a run, or published ones
 
-All options are in ``conf/``; ``python train.py --help`` lists them.
+All options are in ``conf/``; ``python train.py --help`` lists them. In Python, :func:`run` takes the same ones.
 """
 
 import time
@@ -22,6 +22,7 @@ from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, guards, runtime, sweeps, training
 from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.models.factory import compose_conf
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -31,11 +32,33 @@ def main(config: DictConfig) -> float | None:
 
     None, for a run without a score, tells a search that the trial has failed.
     """
+    return _started(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+def run(*overrides: str, folder: str | Path) -> float | None:
+    """Start or resume a run from Python; return its best validation score.
+
+    Args:
+        *overrides: the options of the command line, such as ``"dataset=folder"`` and ``"dataset.images=photos"``.
+        folder: the folder of the run. A new run refuses one that holds another; with ``"resume=auto"``, that is
+            continued if it is the same run.
+
+    Raises:
+        ValueError: an option is wrong, or the data are; the message says what to do.
+
+    Example:
+        >>> run("dataset=folder", "dataset.images=photos", "dataset.masks=masks", "dataset.classes=2", folder="run")
+    """
+    with runtime.as_command_line(overrides):
+        return _started(compose_conf([*overrides], "config"), runtime.given_path(folder))
+
+
+def _started(config: DictConfig, folder: Path) -> float | None:
+    """Start or resume the run of a composed configuration; `folder` is where a new one writes to."""
     guards.refuse_environment(config)
     if config.resume in (None, "auto"):  # a run that is named uses the data set in its checkpoint
         data.check_root(config.dataset)
     device, timeout = training.framework_of(checkpoints.preview(config)).device, config.collective_timeout
-    folder = Path(HydraConfig.get().runtime.output_dir)
     with runtime.processes(device, timeout=timeout), checkpoints.find_start(config, folder) as start:
         if start.saved is None:
             return train(config, start.folder)

@@ -33,10 +33,12 @@ def python_blocks() -> list:
 
 
 @pytest.mark.parametrize("block", python_blocks())
-def test_python_runs(block):
+def test_python_runs(block, folder_data, tmp_path, monkeypatch):
+    """A block runs in a folder with `images` and `masks` of three classes, and trains for one iteration."""
     if "jax" in block:
         pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
-    exec(block, {})
+    monkeypatch.chdir(tmp_path)
+    exec(re.sub(r"max_iters=\d+", "max_iters=1", block), {})
 
 
 @pytest.mark.parametrize("command", commands())

@@ -23,6 +23,7 @@ from .prediction_inputs import find_inputs as find_inputs
 from .prediction_inputs import find_labels as find_labels
 from .prediction_inputs import frames_before as frames_before
 from .predictor import Predictor as Predictor
+from .predictor import value_range_of as value_range_of
 from .protocols import Letterbox as Letterbox
 from .protocols import MultiScale as MultiScale
 from .protocols import Slide as Slide
@@ -44,3 +45,7 @@ from .tasks import TaskEvaluation as TaskEvaluation
 from .tasks import TaskScores as TaskScores
 from .tasks import score_table as score_table
 from .tasks import task_of as task_of
+from .trained_network import DetectedObjects as DetectedObjects
+from .trained_network import Prediction as Prediction
+from .trained_network import TrainedNetwork as TrainedNetwork
+from .trained_network import load as load
