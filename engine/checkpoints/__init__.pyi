@@ -7,6 +7,7 @@ from .identity import Identity as Identity
 from .identity import fingerprint as fingerprint
 from .locations import located as located
 from .locations import moved as moved
+from .model_card import record_of as record_of
 from .networks import initial_network as initial_network
 from .networks import network as network
 from .networks import start_from as start_from

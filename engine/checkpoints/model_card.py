@@ -32,7 +32,7 @@ _SETTINGS = {
 }
 # Row of the card -> entry of the run's result.
 _RECORDED = {
-    "parameters, M": "parameters_m",
+    "parameters, M": "parameters",
     "GFLOPs of one crop": "gflops",
     "machine": "machine",
     "hours": "hours",
@@ -104,8 +104,8 @@ def record_of(result: Mapping[str, Any]) -> dict[str, Any]:
     provenance = result.get("provenance")
     record = {**result, **(provenance if isinstance(provenance, Mapping) else {})}
     if isinstance(seconds := result.get("seconds"), (int, float)):
-        record["hours"] = round(seconds / 3600, 2)
-    return record
+        record["hours"] = seconds / 3600
+    return {key: round(value, 2) if isinstance(value, float) else value for key, value in record.items()}
 
 
 def _source(saved: Checkpoint) -> tuple[str, str] | None:
@@ -117,13 +117,13 @@ def _source(saved: Checkpoint) -> tuple[str, str] | None:
 def _data(source: tuple[str, str] | None) -> str:
     if source is None:
         return (
-            "The network was trained on a data set that is not public. The code is released under the MIT licence; "
-            "the weights are subject to the terms of that data set."
+            "The network was not trained on a public data set. The code is released under the MIT licence; the terms\n"
+            "of the weights are those of whoever provides them."
         )
     name, origin = source
     return (
-        f"Trained on the training split of {name}: {origin}. The code is released under the MIT licence. The weights "
-        f"are derived from {name}, so its terms apply to them: check that they permit your use. Expect good results "
+        f"Trained on the training split of {name}: {origin}.\nThe code is released under the MIT licence. The weights "
+        f"are derived from {name}, so its terms apply to them:\ncheck that they permit your use. Expect good results "
         "only for images like those."
     )
 
