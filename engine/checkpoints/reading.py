@@ -77,7 +77,7 @@ def load(path: Path, **published: Any) -> Checkpoint:
     if HEADER not in file.metadata and not folder and not _is_state(file.content):
         file = convert(file.content, path, **published)
     try:
-        found = checked(from_folder(file, path.with_name(CONFIG)) if folder else _record(file))
+        found = checked(_record(file, path.with_name(CONFIG) if folder else None))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
     found.source = path
@@ -105,9 +105,11 @@ def peek(path: Path) -> Checkpoint:
     return replace(found, weights={}, training=light, source=path)
 
 
-def _record(file: TensorFile | Published) -> Checkpoint:
+def _record(file: TensorFile | Published, config: Path | None) -> Checkpoint:
     if isinstance(file, Published):
         return from_published(file)
+    if config is not None:
+        return from_folder(file, config)
     return _from_weights(file) if HEADER in file.metadata else _from_state(file)
 
 
