@@ -77,6 +77,9 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         device: its device.
         classes: the names of the K classes.
         palette: the RGB colours of the K classes.
+        crop_size: the size (H, W) of the training crops; None if a published checkpoint does not record it.
+        dataset: the configuration of the data set that it was trained on.
+        segments: whether it predicts label maps; False if it detects objects.
     """
 
     _hub_mixin_config = {}  # noqa: RUF012, else the mixin would copy the arguments of __init__, tensors included
@@ -86,9 +89,11 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         self.device = choose_device(device)
         self.module: nn.Module = networks.network(saved).to(self.device)
         self.classes, self.palette = list(saved.classes), [list(colour) for colour in saved.palette]
+        self.crop_size = saved.config.get("recipe", {}).get("train_transform", {}).get("crop_size")
+        self.dataset: dict[str, Any] = saved.config.get("dataset", {})
         self._value_range = value_range_of(saved)
-        semantic = task_of(saved.config).predicts_label_maps
-        self._predictor = Predictor.of(saved, self.module, device=self.device) if semantic else None
+        self.segments = task_of(saved.config).predicts_label_maps
+        self._predictor = Predictor.of(saved, self.module, device=self.device) if self.segments else None
 
     def __call__(self, *inputs: Any) -> Any:
         """Return the outputs of the torch network; see :class:`models.segmentor.Segmentor`."""
