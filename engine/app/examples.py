@@ -26,7 +26,7 @@ def write_examples(dataset: Mapping[str, Any], folder: Path) -> list[Path]:
         made = instantiate(node, transform=None)
         images = [made.read(index)[0].permute(1, 2, 0).numpy() for index in range(min(_NUMBER, len(made)))]
         return [_written(folder / f"beacons_{index}.png", image) for index, image in enumerate(images, 1)]
-    return [_written(folder / f"street_{index}.png", street_scene(index)) for index in range(1, _NUMBER + 1)]
+    return [_written(folder / f"street_{index}.png", street_scene(index)[0]) for index in range(1, _NUMBER + 1)]
 
 
 def _written(path: Path, image: np.ndarray) -> Path:

@@ -14,7 +14,8 @@ _KEPT = 3600  # seconds that images, and files made from them, are kept
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1500px !important; margin: 0 auto !important; }
-.overlay img { width: 100%; height: auto; cursor: crosshair; }
+.overlay .image-frame { width: 100% !important; }
+.overlay img { width: 100% !important; height: auto !important; cursor: crosshair; }
 .legend { list-style: none; margin: 0; padding: 0; display: grid; gap: 2px 24px;
           grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); }
 .legend li { display: flex; align-items: center; gap: 8px; margin: 0; }
@@ -109,12 +110,11 @@ class _AttentionRow:
     def __init__(self, title: str, index: int):
         self.index = index
         self.title = gr.Markdown(f"### {title}", visible=False)
+        ids = [f"attention-{index}-{loop}" for loop in range(1, LOOPS + 1)]
         with gr.Row():
             self.maps = [
-                gr.Image(
-                    visible=False, interactive=False, buttons=[], elem_id=f"attention-{index}-{loop}", min_width=260
-                )
-                for loop in range(1, LOOPS + 1)
+                gr.Image(visible=False, interactive=False, buttons=[], format="png", elem_id=name, min_width=260)
+                for name in ids
             ]
         self.outputs = [self.title, *self.maps]
 

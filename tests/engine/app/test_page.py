@@ -68,7 +68,7 @@ def page(server, browser):
 
 @pytest.fixture
 def photo(tmp_path):
-    Image.fromarray(app.street_scene(0, size=(90, 120))).save(tmp_path / "street.png")
+    Image.fromarray(app.street_scene(0, size=(90, 120))[0]).save(tmp_path / "street.png")
     return tmp_path / "street.png"
 
 

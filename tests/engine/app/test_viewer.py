@@ -11,6 +11,7 @@ from untrusted_files import bomb
 from ccnet.engine.app import Viewer, street_scene
 from ccnet.engine.app.examples import write_examples
 from ccnet.engine.app.legend_html import legend_html
+from ccnet.engine.app.street_scene import CLASSES, ROAD, SKY, write_streets
 from ccnet.engine.evaluation import TrainedNetwork
 
 
@@ -27,7 +28,7 @@ def viewer(network, monkeypatch):
 
 @pytest.fixture
 def photo(tmp_path):
-    Image.fromarray(street_scene(0, size=(80, 120))).save(tmp_path / "a photo.png")
+    Image.fromarray(street_scene(0, size=(80, 120))[0]).save(tmp_path / "a photo.png")
     return tmp_path / "a photo.png"
 
 
@@ -62,7 +63,7 @@ def test_attention_is_drawn_around_the_point_that_was_clicked(viewer, photo):
 
 def test_large_images_are_drawn_smaller_and_stay_aligned(viewer, network, monkeypatch, tmp_path):
     monkeypatch.setattr(viewer, "max_megapixels", 10)
-    Image.fromarray(street_scene(1, size=(301, 1601))).save(tmp_path / "wide.png")
+    Image.fromarray(street_scene(1, size=(301, 1601))[0]).save(tmp_path / "wide.png")
     answer = viewer.answer(tmp_path / "wide.png")
     assert viewer.overlay(answer, 0, 0.5).shape == (151, 801, 3)
     made = viewer.attention(answer, 0, (400, 50))[0].image
@@ -109,3 +110,15 @@ def test_examples_suit_the_network(network, tmp_path):
     assert len({path.read_bytes() for path in streets}) == 3
     beacons = {"val": {"_target_": "ccnet.data.sets.synthetic.Beacons", "split": "val", "length": 2, "size": 65}}
     assert [Image.open(path).size for path in write_examples(beacons, tmp_path)] == [(65, 65)] * 2
+
+
+def test_a_street_has_every_class_and_labels_that_fit_its_shapes(tmp_path):
+    write_streets(tmp_path, 6)
+    seen = set()
+    for path in sorted((tmp_path / "masks").iterdir()):
+        labels, image = np.array(Image.open(path)), np.array(Image.open(tmp_path / "images" / path.name))
+        assert labels.shape == image.shape[:2] == (360, 480)
+        assert (labels[0] != ROAD).all() and (labels[-1] != SKY).all()
+        assert np.ptp(image[labels == ROAD].mean(axis=0)) < 12  # grey
+        seen |= set(np.unique(labels))
+    assert seen == set(range(len(CLASSES)))
