@@ -29,7 +29,7 @@ def serving(viewer: Viewer, *, host: str, port: int, max_upload_mb: float) -> It
     with tempfile.TemporaryDirectory(prefix="ccnet-app-") as name:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
         os.environ["GRADIO_TEMP_DIR"] = name  # read when a component is built
-        import gradio as gr
+        from gradio.themes import Default
 
         from .layout import CSS, build_page
 
@@ -51,7 +51,7 @@ def serving(viewer: Viewer, *, host: str, port: int, max_upload_mb: float) -> It
                 mcp_server=False,
                 pwa=False,
                 # The fonts of the default theme would be loaded from Google.
-                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                 css=CSS,
                 prevent_thread_lock=True,
             )

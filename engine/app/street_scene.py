@@ -110,8 +110,8 @@ def _houses(canvas: _Canvas, rng: np.random.Generator, vanishing: Point, size: S
         storeys = rng.uniform(0.75, 1.5)
         corners = ((near, 0), (far, 0), (far, storeys), (near, storeys))
         canvas.polygon([_on_wall(vanishing, size, side, *corner) for corner in corners], wall, BUILDING)
-        for floor in np.arange(0.18, storeys - 0.15, 0.26):
-            for start in np.linspace(0.12, 0.72, 3):
+        for floor in np.arange(0.18, storeys - 0.15, 0.26).tolist():
+            for start in (0.12, 0.42, 0.72):
                 left, right = (near + (far - near) * part for part in (start, start + 0.16))
                 corners = ((left, floor), (right, floor), (right, floor + 0.15), (left, floor + 0.15))
                 window = [_on_wall(vanishing, size, side, *corner) for corner in corners]

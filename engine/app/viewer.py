@@ -81,7 +81,11 @@ class Viewer:
             pixels = np.ascontiguousarray(read_image(path).permute(1, 2, 0).numpy())
         except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(str(path), path.name)) from error
-        return Answer(path.stem, pixels, [self._labels(network, pixels) for network in self.networks])
+        return self.predict(path.stem, pixels)
+
+    def predict(self, name: str, pixels: np.ndarray) -> Answer:
+        """Predict an image, RGB uint8 (H, W, 3), with every network; see :class:`Answer` for the name."""
+        return Answer(name, pixels, [self._labels(network, pixels) for network in self.networks])
 
     def overlay(self, answer: Answer, index: int, opacity: float) -> np.ndarray:
         """Return the image with the classes that network `index` predicts blended over it, scaled down."""
