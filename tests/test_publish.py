@@ -62,6 +62,12 @@ def test_predict_without_a_checkpoint_uses_the_packaged_network(packaged, run_en
     assert np.array_equal(np.array(Image.open(tmp_path / "predictions" / "photo.png")), labels)
 
 
+def test_a_run_starts_from_the_packaged_network(packaged, run_entry, tmp_path):
+    run_entry("train.py", *TINY, "recipe.max_iters=1", f"init={pretrained.DEFAULT}")
+    (config,) = tmp_path.glob("outputs/*/*/config.yaml")
+    assert f"init: {pretrained.DEFAULT}\n" in config.read_text()  # the name, which no folder holds
+
+
 def test_a_rounding_that_costs_too_much_is_refused(run_folder, run_entry, tmp_path):
     done = run_entry(
         "publish.py", f"checkpoint={run_folder}", f"output={tmp_path / 'out'}", *HERE,
