@@ -15,7 +15,7 @@ _KEPT = 3600  # seconds that images, and files made from them, are kept
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1500px !important; margin: 0 auto !important; }
 .overlay .image-frame { width: 100% !important; }
-.overlay img { width: 100% !important; height: auto !important; cursor: crosshair; }
+.overlay img { width: 100% !important; height: auto !important; object-fit: contain !important; cursor: crosshair; }
 .legend { list-style: none; margin: 0; padding: 0; display: grid; gap: 2px 24px; max-height: 340px; overflow-y: auto;
           grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); }
 .legend li { display: flex; align-items: center; gap: 8px; margin: 0; }

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ...data.reading.image_files import read_image, size_of
 from ...models.criss_cross import CrissCrossAttention
 from ..drawing import attention_title, blend, draw_attention, save_mask, save_overlay
-from ..evaluation import TrainedNetwork, attention_of_point
+from ..evaluation import Prediction, TrainedNetwork, attention_of_point
 from .legend_html import legend_html
 
 _LARGEST_SHOWN = 1280  # pixels per side of an overlay on the page; the files to download have the size of the image
@@ -46,7 +46,7 @@ class Viewer:
     """One or two networks, and what the page shows of their predictions.
 
     Images that are larger than those that a network was trained on are scaled down for it, so that their shorter side
-    is that of its training crops; its labels are scaled back up by nearest neighbour.
+    is that of its training crops; its probabilities are scaled back up.
 
     Args:
         networks: title -> network; at most two.
@@ -133,11 +133,9 @@ class Viewer:
         ]
 
     def _labels(self, network: TrainedNetwork, pixels: np.ndarray) -> np.ndarray:
-        labels = network.predict(self._scaled(network, pixels)).labels
-        if labels.shape == pixels.shape[:2]:
-            return labels
-        size = pixels.shape[1], pixels.shape[0]
-        return np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+        found = network.predict(self._scaled(network, pixels))
+        assert isinstance(found, Prediction)
+        return found.labels if found.labels.shape == pixels.shape[:2] else _enlarged(found, pixels.shape[:2])
 
     def _scaled(self, network: TrainedNetwork, pixels: np.ndarray) -> np.ndarray:
         if network.crop_size is None or min(pixels.shape[:2]) <= min(network.crop_size):
@@ -145,6 +143,17 @@ class Viewer:
         factor = min(network.crop_size) / min(pixels.shape[:2])
         size = round(pixels.shape[1] * factor), round(pixels.shape[0] * factor)
         return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def _enlarged(found: Prediction, size: tuple[int, ...]) -> np.ndarray:
+    """Return the most probable class of each pixel of a larger image of size (H, W), among those that occur."""
+    labels, most = np.zeros(size, dtype=np.uint8), np.full(size, -1, dtype=np.float32)
+    for index in np.unique(found.labels):
+        small = Image.fromarray(found.probabilities[index])
+        probability = np.asarray(small.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        labels[probability > most] = index
+        np.maximum(most, probability, out=most)
+    return labels
 
 
 def _step(pixels: np.ndarray, largest: int) -> int:
