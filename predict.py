@@ -1,5 +1,6 @@
 """Segment images with a trained network.
 
+    python predict.py input=photo.jpg                                     with the network that comes with the package
     python predict.py checkpoint=RUN input=photo.jpg                      with the run's best weights
     python predict.py checkpoint=RUN input=FOLDER output=FOLDER           images, also in subfolders
     python predict.py checkpoint=RUN input=[a.jpg,FOLDER,\'frames/*.png\'] several inputs, and glob patterns
@@ -49,11 +50,13 @@ if TYPE_CHECKING:
 @entry_point
 def main(config: DictConfig) -> None:
     """Write the predictions for every image in ``input`` to ``output``."""
-    names = [str(name) for name in _as_list(config.checkpoint)]
+    names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
     output = runtime.given_path(config.output)
     images = evaluation.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
+    if not config.checkpoint:
+        print(f"checkpoint is not set: using {names[0]}, which knows {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
     try:
         if all(label_maps):
