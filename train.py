@@ -141,7 +141,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
         result = training.run_result(task, state, cost, time.perf_counter() - began, config.recipe.monitor)
         origin = runtime.provenance(framework.device) | {"training_images": len(train_set)}
         sweeps.write_result(folder, result | {"identity": state.identity.fingerprint, "provenance": origin})
-        print(training.closing_lines(task, state, train_set.classes, folder, unreadable, config.recipe.patience))
+        counts = {"unreadable": unreadable, "empty": run.empty_batches}
+        print(training.closing_lines(task, state, train_set.classes, folder, **counts, patience=config.recipe.patience))
     return state.score
 
 

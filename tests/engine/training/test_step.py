@@ -13,6 +13,7 @@ from ccnet.data.loader import Loader
 from ccnet.engine.checkpoints import Checkpoint, Identity
 from ccnet.engine.evaluation.tasks.semantic import Semantic
 from ccnet.engine.training.batches import prefetch
+from ccnet.engine.training.nonfinite import NonFiniteDetector
 from ccnet.engine.training.state import TrainingState
 from ccnet.engine.training.throughput import Throughput
 from ccnet.engine.training.torch_step import train_step
@@ -86,6 +87,25 @@ def test_a_non_finite_step_changes_nothing(name, fused, spoil):
         weights, state = model.state_dict(), optimizer.state_dict()["state"]
         assert all(torch.equal(value, weights[key]) for key, value in before[0].items())
         assert all(torch.equal(v, state[p][key]) for p, entry in before[1].items() for key, v in entry.items())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_batches_without_a_labelled_pixel_are_reported_once_and_counted(loss, accumulate):
+    task, model, criterion, optimizer, images, labels = parts(f"loss={loss}")
+    said = []
+    names = lambda iteration: [f"image {iteration}"]  # noqa: E731
+    detector = NonFiniteDetector(allowed=0, skipped=0, names=names, say=said.append)
+    for iteration, ignored in enumerate([False, True, True]):
+        shown = torch.full_like(labels, 255) if ignored else labels
+        outcome = train_step(task, model, criterion, optimizer, images, shown, accumulate=accumulate)
+        detector.add(iteration, outcome)
+    detector.check()
+    assert detector.empty == 2
+    assert len(said) == 1 and said[0].startswith(
+        "warning: iteration 2: the loss and its gradient are 0, as for a batch"
+    )
+    assert said[0].endswith("Batch: image 1")
 
 
 class NobodyWaits(TorchDispatchMode):
