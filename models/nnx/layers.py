@@ -140,11 +140,32 @@ class Layers(nnx.Module):
         return x
 
 
-class Pool(nnx.Module):
-    """Counterpart of ``nn.MaxPool2d``, ``nn.AvgPool2d`` with ceil_mode, and timm's ``AvgPool2dSame``.
+class NamedLayers(nnx.Module):
+    """Counterpart of a timm module that applies named submodules in order, such as an MLP.
 
     Args:
-        kind: "max", "average" or "same".
+        module: the timm module.
+        twin: converts a submodule to its twin.
+        parts: names of the submodules, in order.
+    """
+
+    def __init__(self, module: Any, twin: Twin, parts: tuple[str, ...]):
+        self.parts = parts
+        for name in parts:
+            setattr(self, name, twin(getattr(module, name)))
+
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Apply the submodules: (N, H, W, C) -> (N, h, w, out)."""
+        for name in self.parts:
+            x = getattr(self, name)(x, train)
+        return x
+
+
+class Pool(nnx.Module):
+    """Counterpart of ``nn.MaxPool2d``, ``nn.AvgPool2d`` and timm's ``AvgPool2dSame``.
+
+    Args:
+        kind: "max", "average" (``nn.AvgPool2d`` with ceil_mode), "valid" (without) or "same".
         kernel, stride, padding: size, stride and padding of the window in pixels, as one number or as (height, width);
             only "max" is padded.
     """
@@ -158,8 +179,8 @@ class Pool(nnx.Module):
         if self.kind == "max":
             padding = ((0, 0), *((side, side) for side in self.padding), (0, 0))
             return lax.reduce_window(x, -jnp.inf, lax.max, window, steps, padding)
-        if self.kind == "same":  # also counts the padded zeros
-            return lax.reduce_window(x, 0.0, lax.add, window, steps, "SAME") / math.prod(self.kernel)
+        if self.kind in ("same", "valid"):  # "same" also counts the padded zeros
+            return lax.reduce_window(x, 0.0, lax.add, window, steps, self.kind.upper()) / math.prod(self.kernel)
         # With ceil_mode, windows may extend past the border, and torch averages over the pixels inside the image.
         sizes = zip(x.shape[1:3], self.kernel, self.stride, strict=True)
         over = [-(-size // stride) * stride - size + kernel - stride for size, kernel, stride in sizes]
