@@ -186,7 +186,7 @@ class Pool(nnx.Module):
         over = [-(-size // stride) * stride - size + kernel - stride for size, kernel, stride in sizes]
         padding = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
         total = lax.reduce_window(x, 0.0, lax.add, window, steps, padding)
-        count = lax.reduce_window(jnp.ones_like(x[:1, :, :, :1]), 0.0, lax.add, window, steps, padding)
+        count = lax.reduce_window(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, window, steps, padding)
         return total / count
 
 
