@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
+from ccnet.benchmarks.jax_backbones import markdown, read_rows
+
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
 }
@@ -26,7 +28,7 @@ def commands() -> list[str]:
 
 def python_blocks() -> list:
     return [
-        pytest.param(block, id=f"{page}-{number}")
+        pytest.param(block, id=f"{page}-{number}", marks=[pytest.mark.slow] if "optax" in block else [])
         for page, text in PAGES.items()
         for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
     ]
@@ -34,8 +36,9 @@ def python_blocks() -> list:
 
 @pytest.mark.parametrize("block", python_blocks())
 def test_python_runs(block):
-    if "jax" in block:
-        pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
+    for module, extra in (("jax", "jax"), ("equinox", "dev")):
+        if module in block:
+            pytest.importorskip(module, reason=f"pip install 'ccnet[{extra}]'")
     exec(block, {})
 
 
@@ -101,3 +104,10 @@ def test_the_zoo_table_matches_the_measurements():
     start = next(number for number, line in enumerate(lines) if line.startswith("| network |")) + 2
     assert lines[start : start + len(measured)] == measured
     assert not lines[start + len(measured)].startswith("|")
+
+
+def test_the_list_of_jax_backbones_matches_the_measurements():
+    rows = read_rows(ROOT / "results" / "networks_jax_backbones.csv")
+    assert markdown(rows) in PAGES["jax.md"]
+    assert {row["outcome"] for row in rows} <= {"agrees", "refused", "too large"}
+    assert len(rows) > 500

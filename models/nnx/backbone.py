@@ -38,12 +38,18 @@ class FeatureNet(nnx.Module):
 
 
 class Backbone(nnx.Module):
-    """Counterpart of ``models.backbone.TimmBackbone``."""
+    """Counterpart of ``models.backbone.TimmBackbone``.
+
+    Attributes:
+        deterministic: whether a call without ``train`` is in evaluation mode, as it is at first. Flax's ``train()`` and
+            ``eval()`` set it.
+    """
 
     def __init__(self, backbone: TimmBackbone, twin: Twin):
         self.net = twin(backbone.net)
         self.output_stride = backbone.output_stride
+        self.deterministic = True
 
-    def __call__(self, x: Array, train: bool = False) -> list[Array]:
+    def __call__(self, x: Array, train: bool | None = None) -> list[Array]:
         """Return the selected feature maps of normalised images (N, H, W, 3)."""
-        return self.net(x, train)
+        return self.net(x, not self.deterministic if train is None else train)

@@ -50,7 +50,12 @@ class FCNHead(nnx.Module):
 
 
 class Segmentor(nnx.Module):
-    """Counterpart of ``models.segmentor.Segmentor``, channels-last."""
+    """Counterpart of ``models.segmentor.Segmentor``, channels-last.
+
+    Attributes:
+        deterministic: whether a call without ``train`` is in evaluation mode, as it is at first. Flax's ``train()`` and
+            ``eval()`` set it.
+    """
 
     def __init__(self, network: segmentor.Segmentor, twin: Twin):
         self.mean, self.std = statistic(network.mean), statistic(network.std)
@@ -58,22 +63,24 @@ class Segmentor(nnx.Module):
         self.aux_head = None if network.aux_head is None else twin(network.aux_head)
         self.embed = None if network.embed is None else twin(network.embed)
         self.align_corners = network.align_corners
+        self.deterministic = True
 
     def __call__(
-        self, image: Array, *, train: bool = False, key: Array | None = None, dtype: jnp.dtype = jnp.float32
+        self, image: Array, *, train: bool | None = None, key: Array | None = None, dtype: jnp.dtype = jnp.float32
     ) -> dict[str, Array]:
         """Segment RGB images in [0, 1]: (N, H, W, 3) -> {"out": logits (N, H, W, K)}.
 
         Args:
             image: (N, H, W, 3), or clips (N, T, H, W, 3), whose outputs have T in the same position.
             train: use the batch statistics and update the running ones, apply dropout, and also return "aux" (shaped
-                like "out") and "embedding" (N, h, w, E), if built.
+                like "out") and "embedding" (N, h, w, E), if built. None follows ``train()`` and ``eval()``.
             key: random key for the dropout in training.
             dtype: dtype of the convolutions, such as bfloat16; logits are float32.
 
         Raises:
             ValueError: the shape is wrong, the image is smaller than the output stride, or dropout needs a key.
         """
+        train = not self.deterministic if train is None else train
         size, stride = image.shape[-3:-1], self.backbone.output_stride
         if image.ndim not in (4, 5) or image.shape[-1] != 3 or min(size) < stride:
             raise ValueError(

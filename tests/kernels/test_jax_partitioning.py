@@ -84,7 +84,7 @@ def test_explicit_axis_types(arrays):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_within_a_partly_manual_shard_map(arrays, kind):
-    """The batch axis is manual; JAX itself gathers explicit axes where a shard_map ends, so only Auto shards channels."""
+    """The batch axis is manual. Only Auto shards the channels too: JAX gathers explicit axes where a shard_map ends."""
     devices = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
     batch, whole = PartitionSpec("data"), PartitionSpec()
     shard = jax.shard_map(

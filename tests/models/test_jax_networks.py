@@ -201,6 +201,20 @@ def test_dropout_drops_channels_only_in_training():
         network(images, train=True)
 
 
+def test_train_and_eval_set_the_mode():
+    network = twin(trained("fcn", head__dropout=0.0, aux_head__dropout=0.0))
+    images = jnp.asarray(np.random.default_rng(0).random((2, 33, 33, 3), np.float32))
+    forward = nnx.jit(lambda network, images: network(images))
+    before = forward(network, images)
+    network.train()
+    assert set(forward(network, images)) == {"out", "aux"}
+    assert network.backbone.net.bn1.num_batches_tracked[...] == 1
+    network.eval()
+    after = forward(network, images)
+    assert set(after) == {"out"} and not jnp.array_equal(after["out"], before["out"])  # the statistics have changed
+    assert network.backbone.net.bn1.num_batches_tracked[...] == 1
+
+
 def test_bfloat16_stays_close_to_float32():
     network = twin(trained("ccnet"))
     images = jnp.asarray(np.random.default_rng(0).random((1, 33, 41, 3), np.float32))
