@@ -1,11 +1,11 @@
 """Flax NNX twins of timm's feature networks."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 from jax import Array
 
-from ..backbone import TimmBackbone
 from .layers import Twin
 
 
@@ -13,17 +13,15 @@ class FeatureNet(nnx.Module):
     """Counterpart of a timm feature network, which applies layers in order and returns the outputs of some of them.
 
     Args:
-        net: the source of the timm feature network.
-        twin: converts a submodule to its twin.
+        parts: the twins of the layers by timm's names, in order.
+        levels: names of the layers whose outputs are returned; "blocks.0" is the first stage of "blocks".
     """
 
-    def __init__(self, net: Any, twin: Twin):
-        # timm may hold the module "stages.0" as "stages_0".
-        self.levels = tuple(info["module"].replace(".", "_") for info in net.feature_info.get_dicts())
-        parts = net.parts()
+    def __init__(self, parts: Mapping[str, nnx.Module], levels: Sequence[str]):
+        self.levels = tuple(level.replace(".", "_") for level in levels)  # timm may hold "stages.0" as "stages_0"
         self.parts = tuple(parts)
         for name, part in parts.items():
-            setattr(self, name, twin(part))
+            setattr(self, name, part)
 
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
         """Return the selected feature maps of normalised images (N, H, W, 3)."""
@@ -45,7 +43,7 @@ class Backbone(nnx.Module):
             ``eval()`` set it.
     """
 
-    def __init__(self, backbone: TimmBackbone, twin: Twin):
+    def __init__(self, backbone: Any, twin: Twin):
         self.net = twin(backbone.net)
         self.output_stride = backbone.output_stride
         self.deterministic = True

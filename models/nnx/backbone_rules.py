@@ -36,6 +36,11 @@ def _layers_by_name(source: Source, twin: Twin) -> NamedLayers:
     return NamedLayers(source, twin, tuple(source.parts()))
 
 
+def _feature_net(source: Any, twin: Twin) -> FeatureNet:
+    levels = [info["module"] for info in source.feature_info.get_dicts()]
+    return FeatureNet({name: twin(part) for name, part in source.parts().items()}, levels)
+
+
 _BLOCK = ("stride", "dilation", "has_pw_act")  # the convolutions and the batch norm record them too
 _NET = (
     *("return_layers", "in_chans", "drop_rate", "grad_checkpointing", "_stage_out_idx"),
@@ -62,8 +67,8 @@ BACKBONES: dict[type[torch.nn.Module], Rule] = {
     SEModule: Rule(with_parts(SqueezeExcite, ("fc1", "bn", "act", "fc2", "gate"))),
     EffectiveSEModule: Rule(with_parts(SqueezeExcite, ("fc", "gate"))),
     EcaModule: Rule(with_parts(EfficientChannelAttention)),
-    FeatureListNet: Rule(with_parts(FeatureNet), fixed={"output_fmt": "NCHW"}, unused=_NET),
-    EfficientNetFeatures: Rule(with_parts(FeatureNet), unused=_NET),
-    MobileNetV3Features: Rule(with_parts(FeatureNet), unused=_NET),
+    FeatureListNet: Rule(_feature_net, fixed={"output_fmt": "NCHW"}, unused=_NET),
+    EfficientNetFeatures: Rule(_feature_net, unused=_NET),
+    MobileNetV3Features: Rule(_feature_net, unused=_NET),
     TimmBackbone: Rule(with_parts(Backbone), unused=("channels", "mean", "std")),
 }

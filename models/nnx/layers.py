@@ -5,39 +5,46 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from flax import nnx
 from jax import Array, lax
-from torch import Tensor, nn
 
-Twin = Callable[[nn.Module], Any]  # converts a torch submodule to its twin; see models.nnx.twins.twin
+if TYPE_CHECKING:  # networks of configurations and weight files need no torch
+    from torch import Tensor
+
+Twin = Callable[[Any], Any]  # converts a torch submodule, or a native Part, to its twin
 
 
-def from_torch(tensor: Tensor) -> Array:
-    """Convert a torch parameter, or a tensor of its shape, to the twin's layout: (H, W, I, O) for convolutions."""
-    array = tensor.detach().cpu().numpy()
+def from_torch(tensor: "Tensor | np.ndarray") -> Array:
+    """Convert a torch parameter, or an array of its shape, to the twin's layout: (H, W, I, O) for convolutions."""
+    array = _numpy(tensor)
     return jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
 
 
-def to_torch(array: Array) -> Tensor:
+def _numpy(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else np.asarray(tensor)
+
+
+def to_torch(array: Array) -> "Tensor":
     """Convert an array to torch's layout, the inverse of :func:`from_torch`."""
+    import torch
+
     values = np.asarray(array)
     return torch.from_numpy(np.array(values.transpose(3, 2, 0, 1) if values.ndim == 4 else values, order="C"))
 
 
-def parameter(tensor: Tensor) -> nnx.Param[Array]:
+def parameter(tensor: "Tensor | np.ndarray") -> nnx.Param[Array]:
     """Convert a torch parameter to a trainable variable."""
     return nnx.Param(from_torch(tensor))
 
 
-def statistic(tensor: Tensor) -> nnx.BatchStat[Array]:
-    """Convert a torch buffer to a non-trainable variable."""
-    return nnx.BatchStat(jnp.asarray(tensor.detach().cpu().numpy()))
+def statistic(tensor: "Tensor | np.ndarray", dtype: Any = None) -> nnx.BatchStat[Array]:
+    """Convert a torch buffer, or an array of its shape, to a non-trainable variable."""
+    return nnx.BatchStat(jnp.asarray(_numpy(tensor), dtype))
 
 
 class Conv(nnx.Module):
@@ -48,7 +55,7 @@ class Conv(nnx.Module):
         same: pad like TensorFlow's "SAME", whatever the layer's own padding is.
     """
 
-    def __init__(self, conv: nn.Conv2d, same: bool = False):
+    def __init__(self, conv: Any, same: bool = False):
         self.weight = parameter(conv.weight)
         self.bias = None if conv.bias is None else parameter(conv.bias)
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
@@ -86,13 +93,13 @@ class BatchNorm(nnx.Module):
         act: the twin of the activation that follows; None for none.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d, act: Any = None):
+    def __init__(self, norm: Any, act: Any = None):
         mean, var, count, momentum = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
         if mean is None or var is None or count is None or momentum is None:
             raise ValueError("JAX supports batch norm only with running statistics and a momentum")
         self.weight, self.bias = parameter(norm.weight), parameter(norm.bias)
         self.running_mean, self.running_var = statistic(mean), statistic(var)
-        self.num_batches_tracked = statistic(count.int())
+        self.num_batches_tracked = statistic(count, jnp.int32)
         self.momentum, self.eps = momentum, norm.eps
         self.act = act
 

@@ -1,19 +1,19 @@
 """Flax NNX counterparts of the heads and of the semantic segmentation network."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from .. import segmentor
-from ..heads import context, fcn
 from .layers import Twin, dropout2d, resize, statistic
 
 
 class ContextHead(nnx.Module):
     """Counterpart of ``models.heads.context.ContextHead``."""
 
-    def __init__(self, head: context.ContextHead, twin: Twin):
+    def __init__(self, head: Any, twin: Twin):
         self.reduce, self.context, self.project = twin(head.reduce), twin(head.context), twin(head.project)
         self.bottleneck, self.classify = twin(head.bottleneck), twin(head.classify)
         self.recurrence, self.dropout = head.recurrence, head.dropout.p
@@ -39,7 +39,7 @@ class ContextHead(nnx.Module):
 class FCNHead(nnx.Module):
     """Counterpart of ``models.heads.fcn.FCNHead``."""
 
-    def __init__(self, head: fcn.FCNHead, twin: Twin):
+    def __init__(self, head: Any, twin: Twin):
         self.hidden, self.classify = twin(head.hidden), twin(head.classify)
         self.dropout = head.dropout.p
 
@@ -57,7 +57,7 @@ class Segmentor(nnx.Module):
             ``eval()`` set it.
     """
 
-    def __init__(self, network: segmentor.Segmentor, twin: Twin):
+    def __init__(self, network: Any, twin: Twin):
         self.mean, self.std = statistic(network.mean), statistic(network.std)
         self.backbone, self.head = twin(network.backbone), twin(network.head)
         self.aux_head = None if network.aux_head is None else twin(network.aux_head)
