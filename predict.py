@@ -1,5 +1,6 @@
 """Segment images with a trained network.
 
+    python predict.py input=photo.jpg                                     with the network that comes with the package
     python predict.py checkpoint=RUN input=photo.jpg                      with the run's best weights
     python predict.py checkpoint=RUN input=FOLDER output=FOLDER           images, also in subfolders
     python predict.py checkpoint=RUN input=[a.jpg,FOLDER,\'frames/*.png\'] several inputs, and glob patterns
@@ -49,11 +50,13 @@ if TYPE_CHECKING:
 @entry_point
 def main(config: DictConfig) -> None:
     """Write the predictions for every image in ``input`` to ``output``."""
-    names = [str(name) for name in _as_list(config.checkpoint)]
+    names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
     output = runtime.given_path(config.output)
     images = evaluation.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
+    if not config.checkpoint:
+        print(f"checkpoint is not set: using {names[0]}, which knows {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
     try:
         if all(label_maps):
@@ -97,7 +100,7 @@ def _segment(
     video_path = config.video and output / runtime.given_path(config.video).name
     legend = drawing.VideoLegend(classes, palette)
     rows, said, reduced, skipped = [], set(), [], evaluation.SkippedImages()
-    read = FrameReader(_value_range(loaded[0]), keep=first.frames - 1)
+    read = FrameReader(evaluation.value_range_of(loaded[0]), keep=first.frames - 1)
 
     def predicted(index: int) -> "tuple[Tensor, int, list[np.ndarray], np.ndarray | None]":
         """Return an image, its orientation, the labels of each network that is drawn, and the ground truth."""
@@ -156,7 +159,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
 
     evaluation.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
-    read = FrameReader(_value_range(saved))
+    read = FrameReader(evaluation.value_range_of(saved))
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
     skipped = evaluation.SkippedImages()
@@ -193,22 +196,16 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     crop = saved.setting("recipe.train_transform.crop_size")
     config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)
     given = any(option.startswith("protocol") for option in runtime.given_overrides())
-    protocol = instantiate(config.protocol if given else saved.config.get("protocol", config.protocol))
-    if config.logits and evaluation.averages_probabilities(protocol):
-        raise ValueError("logits=true, but this protocol averages probabilities: set protocol.average=logits")
-    return evaluation.Predictor(
+    made = evaluation.Predictor.of(
+        saved,
         framework.evaluated(checkpoints.network(saved), bf16=config.bf16),
-        protocol,
         device=framework.device,
-        frames=saved.config.get("dataset", {}).get("frames", 1),
+        protocol=instantiate(config.protocol) if given else None,
         bf16=config.bf16,
-        windows=None if given or crop is None else evaluation.Slide(crop),
     )
-
-
-def _value_range(saved: "Checkpoint") -> Sequence[float] | None:
-    """Return the values of black and white that the network was trained with in images of more than 8 bits."""
-    return saved.config.get("dataset", {}).get("value_range")
+    if config.logits and evaluation.averages_probabilities(made.protocol):
+        raise ValueError("logits=true, but this protocol averages probabilities: set protocol.average=logits")
+    return made
 
 
 @contextmanager

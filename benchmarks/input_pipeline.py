@@ -25,8 +25,8 @@ from ..data.reading import fast_decoders
 from ..data.sets.cityscapes import Cityscapes
 from ..data.transforms import train_transform
 from ..engine.drawing.tables import Table
+from ..engine.runtime.provenance import provenance
 from .input_peers import Loader, Recipe, albumentations, mmsegmentation, pillow, torchvision_io, torchvision_loader
-from .timing import provenance
 
 CITYSCAPES = Recipe("cityscapes", size=(1024, 2048), crop=(769, 769), scale=(0.75, 2.0))
 ADE20K = Recipe("ade20k", size=(512, 683), crop=(512, 512), short_sides=(300, 375, 450, 525, 600))

@@ -54,6 +54,12 @@ def read_image(path: Path, value_range: Sequence[float] | None = None) -> Tensor
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Return the size (H, W) of an image as stored in its file, without decoding it."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
 def describe(path: Path) -> str:
     """Return the bit depth and the mode of an image file, such as "16-bit I;16", without decoding it."""
     with _opened(path) as image:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checkpoints.record import Checkpoint
 from ..runtime.memory import available_memory
 from .memory_needed import peak_bytes
 from .protocols import Protocol, Slide, Tile, Whole, passes
@@ -45,6 +47,36 @@ class Predictor:
         self.device, self.frames, self.bf16 = device, frames, bf16
         self.windows = windows if isinstance(protocol, Whole) else None
         self._needed: dict[tuple[int, int], int] = {}  # bytes for an image of size (H, W)
+
+    @classmethod
+    def of(
+        cls,
+        saved: Checkpoint,
+        network: Any,
+        *,
+        device: torch.device,
+        protocol: Protocol | None = None,
+        bf16: bool = False,
+    ) -> "Predictor":
+        """Return the predictor of a checkpoint's network, with the protocol and the image format of its run.
+
+        Args:
+            saved: the checkpoint.
+            network: its network, in either framework.
+            device: the device of a torch network.
+            protocol: the test protocol; None for the run's own. If that is set neither here nor in the checkpoint,
+                images for which the memory does not suffice are split into windows.
+            bf16: run under bfloat16 autocast.
+        """
+        crop, own = saved.setting("recipe.train_transform.crop_size"), saved.config.get("protocol")
+        return cls(
+            network,
+            protocol or (instantiate(own) if own else Whole()),
+            device=device,
+            frames=saved.config.get("dataset", {}).get("frames", 1),
+            bf16=bf16,
+            windows=None if protocol or crop is None else Slide(crop),
+        )
 
     def __call__(
         self,
@@ -141,6 +173,11 @@ class _Counted:
         outputs = self._network(images)
         self._on_pass()
         return outputs
+
+
+def value_range_of(saved: Checkpoint) -> Sequence[float] | None:
+    """Return the values of black and white that a network was trained with in images of more than 8 bits."""
+    return saved.config.get("dataset", {}).get("value_range")
 
 
 def _last_frame(tile: Tile) -> Tile:

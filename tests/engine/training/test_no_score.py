@@ -24,7 +24,7 @@ def test_the_newest_weights_are_the_best_until_there_is_a_number():
     nan = float("nan")
     for score, is_best, best in [(nan, True, None), (nan, True, None), (0.0, True, 0.0), (nan, False, 0.0),
                                  (0.3, True, 0.3), (nan, False, 0.3), (0.2, False, 0.3)]:  # fmt: skip
-        assert state.record(SimpleNamespace(headline=score, _asdict=dict)) is is_best
+        assert state.record(SimpleNamespace(_asdict=dict), score) is is_best
         assert state.score == best
 
 
