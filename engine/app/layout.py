@@ -15,7 +15,8 @@ _KEPT = 3600  # seconds that images, and files made from them, are kept
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1500px !important; margin: 0 auto !important; }
 .overlay .image-frame { width: 100% !important; }
-.overlay img { width: 100% !important; height: auto !important; object-fit: contain !important; cursor: crosshair; }
+.overlay img { width: 100% !important; height: auto !important; max-height: 80vh; object-fit: contain !important;
+               cursor: crosshair; }
 .legend { list-style: none; margin: 0; padding: 0; display: grid; gap: 2px 24px; max-height: 340px; overflow-y: auto;
           grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); }
 .legend li { display: flex; align-items: center; gap: 8px; margin: 0; }
@@ -132,13 +133,13 @@ def _hidden(rows: Sequence[_AttentionRow]) -> list[Any]:
     return [gr.update(visible=False) for row in rows for _ in row.outputs]
 
 
-def _answer(viewer: Viewer, path: str) -> Answer:
-    """Return the predictions for an uploaded file; show why there are none."""
+def _answer(viewer: Viewer, path: str) -> Answer | None:
+    """Return the predictions for an uploaded file; if there are none, show why and return None."""
     try:
         return viewer.answer(Path(path))
     except (ValueError, MemoryError, RuntimeError) as error:
-        message = str(error) if isinstance(error, ValueError) else f"The image could not be segmented: {error}"
-        raise gr.Error(message, duration=None, print_exception=False) from error
+        gr.Warning(str(error) or type(error).__name__, title="The image cannot be segmented", duration=None)
+        return None
 
 
 def _filled(viewer: Viewer, answer: Answer | None, index: int, opacity: float, folder: Path) -> list[Any]:

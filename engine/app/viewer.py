@@ -15,7 +15,9 @@ from ..drawing import attention_title, blend, draw_attention, save_mask, save_ov
 from ..evaluation import Prediction, TrainedNetwork, attention_of_point
 from .legend_html import legend_html
 
-_LARGEST_SHOWN = 1280  # pixels per side of an overlay on the page; the files to download have the size of the image
+# Pixels of the longer side of an overlay on the page. Smaller images are enlarged, because Gradio reports clicks on
+# images wrongly that are drawn larger than they are. The files to download have the size of the image.
+_LARGEST_SHOWN = 1800
 _LARGEST_ATTENTION = 640  # likewise, of an attention map
 _MARK = (0, 230, 118)
 
@@ -88,10 +90,12 @@ class Viewer:
         return Answer(name, pixels, [self._labels(network, pixels) for network in self.networks])
 
     def overlay(self, answer: Answer, index: int, opacity: float) -> np.ndarray:
-        """Return the image with the classes that network `index` predicts blended over it, scaled down."""
+        """Return the image with the classes that network `index` predicts blended over it, scaled for the page."""
         step = _step(answer.pixels, _LARGEST_SHOWN)
         labels = np.ascontiguousarray(answer.labels[index][::step, ::step])
-        return blend(_reduced(answer.pixels, step), labels, self.networks[index].palette, opacity=opacity)
+        overlay = blend(_reduced(answer.pixels, step), labels, self.networks[index].palette, opacity=opacity)
+        zoom = _zoom(answer.pixels)
+        return overlay.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
     def legend(self, answer: Answer, index: int) -> str:
         """Return the legend of a prediction as HTML: the classes that occur and their percentages of the image."""
@@ -119,8 +123,9 @@ class Viewer:
         network = self.networks[index]
         if not any(isinstance(module, CrissCrossAttention) for module in network.module.modules()):
             return []
-        step, (height, width) = _step(answer.pixels, _LARGEST_SHOWN), answer.pixels.shape[:2]
-        x, y = (min(max(int(at) * step, 0), side - 1) for at, side in zip(clicked, (width, height), strict=True))
+        scale = _step(answer.pixels, _LARGEST_SHOWN) / _zoom(answer.pixels)
+        height, width = answer.pixels.shape[:2]
+        x, y = (min(max(int(at * scale), 0), side - 1) for at, side in zip(clicked, (width, height), strict=True))
         scaled = self._scaled(network, answer.pixels)
         batch = torch.from_numpy(scaled).permute(2, 0, 1)[None].to(network.device) / 255
         point = [y * scaled.shape[0] // height, x * scaled.shape[1] // width]
@@ -159,6 +164,11 @@ def _enlarged(found: Prediction, size: tuple[int, ...]) -> np.ndarray:
 def _step(pixels: np.ndarray, largest: int) -> int:
     """Return the smallest stride at which no side of the image exceeds a size."""
     return -(-max(pixels.shape[:2]) // largest)
+
+
+def _zoom(pixels: np.ndarray) -> int:
+    """Return the factor by which a small image is enlarged on the page; 1 for a large one."""
+    return max(_LARGEST_SHOWN // max(pixels.shape[:2]), 1)
 
 
 def _reduced(pixels: np.ndarray, step: int) -> np.ndarray:

@@ -96,8 +96,9 @@ def test_an_upload_shows_overlays_legends_files_and_attention(page, photo, viewe
     assert started.value.suggested_filename == "street.png"
     assert np.array_equal(np.array(Image.open(started.value.path())), answer.labels[0])
 
-    box = page.locator("#overlay-0 img").bounding_box()
-    page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + 0.25 * box["height"])
+    image = page.locator("#overlay-0 img")
+    box = image.bounding_box()
+    image.click(position={"x": 0.75 * box["width"], "y": 0.25 * box["height"]})
     page.wait_for_selector("#attention-0-3 img")
     for loop in (1, 2, 3):
         assert f"R = {loop}: " in page.locator(f"#attention-0-{loop}").inner_text()
@@ -105,10 +106,11 @@ def test_an_upload_shows_overlays_legends_files_and_attention(page, photo, viewe
         assert np.abs(np.argwhere(marked).mean(axis=0) - (22.5, 90)).max() <= 2
     assert page.get_by_text("This network has no criss-cross attention.").is_visible()  # fcn
 
+    before = page.locator("#overlay-0 img").get_attribute("src")
     page.fill("#opacity input[type=number]", "0")
     page.keyboard.press("Tab")
-    page.wait_for_function("before => document.querySelector('#overlay-0 img').src != before",
-                           arg=page.locator("#overlay-0 img").get_attribute("src"))  # fmt: skip
+    page.wait_for_function("before => document.querySelector('#overlay-0 img').src != before", arg=before)
+    assert np.array_equal(picture(page, "overlay-0"), viewer.overlay(answer, 0, 0.0))
 
 
 def test_an_example_can_be_chosen(page):
@@ -117,11 +119,14 @@ def test_an_example_can_be_chosen(page):
     assert page.locator("#legend-0 li").count() > 0
 
 
-def test_a_broken_file_gives_a_message(page, tmp_path):
+def test_a_broken_file_gives_a_message(page, photo, tmp_path):
+    upload(page, photo)
+    page.wait_for_selector("#overlay-0 img")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     upload(page, tmp_path / "broken.jpg")
     page.get_by_text("broken.jpg cannot be read as an image").wait_for()
-    assert page.locator("#overlay-0 img").count() == 0
+    page.wait_for_selector("#overlay-0 img", state="detached")  # that of the image before
+    assert page.locator("#mask-0").is_disabled()
 
 
 def test_a_large_image_gives_a_message(page, tmp_path):
