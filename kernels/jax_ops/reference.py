@@ -75,7 +75,8 @@ def gradients(call: Call[Array], out: Array, maximum: Array, total: Array, grad:
         parts = _product(dscores, k), _product(dscores.mT, q), _product(weights.mT, g)
         made.append([_lines_back(part, axis) for part in parts])
     sums = [sum(parts[1:], start=parts[0]) for parts in zip(*made, strict=True)]
-    return [*(array.astype(like.dtype) for array, like in zip(sums, call, strict=False)), delta]
+    arrays = zip(sums, (query, key, value), strict=True)
+    return [*(gradient.astype(array.dtype) for gradient, array in arrays), delta]
 
 
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:

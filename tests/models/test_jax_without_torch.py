@@ -17,7 +17,8 @@ from ccnet.models.factory import compose_conf
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
 
-from ccnet.models.nnx import load_network, native_backbones, parts, state_dict  # noqa: E402
+from ccnet.models.nnx import load_network, state_dict  # noqa: E402
+from ccnet.models.nnx.native import backbones, parts  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,7 @@ def test_backbones_compute_the_same_as_timms(name):
             module.weight.uniform_(0.5, 1.5)
             module.running_mean.normal_(0, 0.1)
     weights = parts.Weights({key: tensor.numpy() for key, tensor in backbone.state_dict().items()})
-    made = parts.build(native_backbones.backbone(weights, name, 8, (-2, -1)))
+    made = parts.build(backbones.backbone(weights, name, 8, (-2, -1)))
     images = torch.randn(1, 3, 65, 47)
     for ours, theirs in zip(nnx.jit(lambda n, x: n(x))(made, to_jax(images)), backbone(images), strict=True):
         assert relative(to_torch(ours), theirs) < 1e-4

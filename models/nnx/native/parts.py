@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from .layers import Activation, BatchNorm, Conv, Layers, Pool, Twin
+from ..layers import Activation, BatchNorm, Conv, Layers, Pool, Twin
 
 
 class Part:
@@ -100,7 +100,7 @@ def batch_norm(weights: Weights, act: Callable[..., Any] | None = None) -> Part:
 
 def activation(function: Callable[..., Any], *settings: Any) -> Part:
     """Describe an activation."""
-    return Part(lambda *_: Activation(function, *settings))
+    return Part(lambda part, twin: Activation(function, *settings))
 
 
 def sequence(parts: Sequence[Part]) -> Part:
@@ -109,8 +109,8 @@ def sequence(parts: Sequence[Part]) -> Part:
 
 
 def pool(kind: str, kernel: int, stride: int, padding: int = 0) -> Part:
-    """Describe a pooling; see :class:`.layers.Pool`."""
-    return Part(lambda *_: Pool(kind, kernel, stride, padding))
+    """Describe a pooling; see :class:`models.nnx.layers.Pool`."""
+    return Part(lambda part, twin: Pool(kind, kernel, stride, padding))
 
 
 def conv_bn_relu(weights: Weights, *, dilation: int = 1, negative_slope: float = 0.0) -> Part:

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
-from .backbone import Backbone, FeatureNet
-from .blocks import Inverted, Residual
-from .channel_attention import ChannelConvolution, EfficientChannelAttention, SqueezeExcite
-from .layers import Twin
+from ..backbone import Backbone, FeatureNet
+from ..blocks import Inverted, Residual
+from ..channel_attention import ChannelConvolution, EfficientChannelAttention, SqueezeExcite
+from ..layers import Twin
 from .parts import Part, Weights, activation, batch_norm, conv, pool, sequence
 
 _RESNETS = re.compile(r"(wide_|se|eca)?res(net|next)\d+[cdst]?(_\d+(x\d+d)?)?")
