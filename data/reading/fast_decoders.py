@@ -92,7 +92,7 @@ def _jpeg_header(content: bytes) -> Header | None:
 
     height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     mode, turned = _JPEG_MODES.get(colours), b"Exif\0\0" in content or b"Orientation" in content
-    return Header("JPEG", mode, height, width, turned) if mode else None
+    return Header("JPEG", mode, int(height), int(width), turned) if mode else None
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:

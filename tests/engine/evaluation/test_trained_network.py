@@ -15,7 +15,7 @@ from ccnet.train import run
 
 SMALL = [
     "recipe.max_iters=1", "recipe.batch_size=2", "backbone=resnet10t", "backbone.pretrained=false",
-    "+recipe.head.channels=16", "recipe.train_transform.crop_size=[33,33]", "num_workers=0", "logger=none",
+    "recipe.head.channels=16", "recipe.train_transform.crop_size=[33,33]", "num_workers=0", "logger=none",
     "device=cpu",
 ]  # fmt: skip
 
