@@ -50,7 +50,7 @@ def main(config: DictConfig) -> None:
     output = runtime.given_path(config.output)
     stored = replace(stored, scores=exact._asdict())
     protocol = saved.config.get("protocol", {}).get("_target_", "Whole").rpartition(".")[2]
-    scored_on = f"Percent on the {len(dataset)} images of the val split, protocol {protocol}, single scale."
+    scored_on = f"Percent on the {len(dataset)} images of the val split, protocol {protocol}."
     checkpoints.write_folder(stored, output)
     evaluation.write_card(stored, output, scored_on=scored_on + sentence, record=_record(config, path))
     size = (output / "model.safetensors").stat().st_size / 1e6

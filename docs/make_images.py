@@ -58,7 +58,7 @@ def draw_network(network: evaluation.TrainedNetwork, pixels: np.ndarray, path: P
     viewer = app.Viewer({"network": network})
     answer = viewer.predict("photo", pixels)
     height, width = pixels.shape[:2]
-    maps = viewer.attention(answer, 0, (round(POINT[1] * width), round(POINT[0] * height)))[:2]
+    maps = viewer.attention(answer, 0, (round(POINT[0] * height), round(POINT[1] * width)))[:2]
     panels = {"image": pixels, "classes": viewer.overlay(answer, 0, 0.6)} | {made.title: made.image for made in maps}
     figure = Figure(figsize=(12, 12 / len(panels) * height / width + 0.75), layout="constrained")
     for axis, (title, shown) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
@@ -100,8 +100,7 @@ def photograph_page(title: str, network: evaluation.TrainedNetwork, pixels: np.n
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:
-    """Write a PNG of at most 256 colours, which is a third of the size and looks the same in a browser."""
-    Image.fromarray(pixels).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.fromarray(pixels).save(path, optimize=True)
     print(path)
 
 

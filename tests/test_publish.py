@@ -44,7 +44,7 @@ def packaged(run_folder, tmp_path, run_entry, monkeypatch):
 def test_a_run_is_published_with_its_records_and_the_scores_of_the_stored_weights(packaged, run_entry, tmp_path):
     assert torch.float16 in {tensor.dtype for tensor in load_file(packaged / "model.safetensors").values()}
     card = (packaged / "README.md").read_text()
-    assert "Percent on the 3 images of the val split, protocol Whole" in card
+    assert "Percent on the 3 images of the val split, protocol Whole." in card
     assert "| iterations | 2 (0.5 epochs of 8 images) |" in card and "| machine | one |" in card
     assert f"| commit of the code | {runtime.provenance(torch.device('cpu'))['commit']} |" in card
     run_entry("evaluate.py", f"checkpoint={pretrained.DEFAULT}", *HERE)

@@ -74,7 +74,8 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
         def attend(found: Answer | None, event: gr.SelectData) -> list[Any]:
             if found is None:
                 return [gr.update(), *(gr.update() for row in rows for _ in row.outputs)]
-            shown = [row.drawn(viewer.attention(found, row.index, event.index)) for row in rows]
+            point = viewer.point_of(found, event.index)
+            shown = [row.drawn(viewer.attention(found, row.index, point)) for row in rows]
             return [gr.update(visible=False), *(value for row in shown for value in row)]
 
         # The networks run one image at a time, and hooks on them read the attention.

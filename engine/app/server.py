@@ -57,4 +57,4 @@ def serving(viewer: Viewer, *, host: str, port: int, max_upload_mb: float) -> It
             )
             yield page
         finally:
-            page.close()
+            page.close(verbose=False)

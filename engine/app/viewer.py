@@ -112,24 +112,28 @@ class Viewer:
         save_overlay(overlay, answer.pixels, labels, network.classes, network.palette)
         return mask, overlay
 
-    def attention(self, answer: Answer, index: int, clicked: Sequence[int]) -> list[AttentionMap]:
+    def point_of(self, answer: Answer, clicked: Sequence[int]) -> tuple[int, int]:
+        """Return the point (y, x) of the image that (x, y) on the overlay of the page shows."""
+        scale = _step(answer.pixels, _LARGEST_SHOWN) / _zoom(answer.pixels)
+        height, width = answer.pixels.shape[:2]
+        return min(max(int(clicked[1] * scale), 0), height - 1), min(max(int(clicked[0] * scale), 0), width - 1)
+
+    def attention(self, answer: Answer, index: int, point: Sequence[int]) -> list[AttentionMap]:
         """Return where a point attends to after R = 1, 2, 3 loops; [] if the network has no criss-cross attention.
 
         Args:
             answer: the prediction.
             index: the network.
-            clicked: (x, y) in pixels of the overlay that the page shows.
+            point: (y, x) in pixels of the image.
         """
         network = self.networks[index]
         if not any(isinstance(module, CrissCrossAttention) for module in network.module.modules()):
             return []
-        scale = _step(answer.pixels, _LARGEST_SHOWN) / _zoom(answer.pixels)
-        height, width = answer.pixels.shape[:2]
-        x, y = (min(max(int(at * scale), 0), side - 1) for at, side in zip(clicked, (width, height), strict=True))
+        (y, x), (height, width) = point, answer.pixels.shape[:2]
         scaled = self._scaled(network, answer.pixels)
         batch = torch.from_numpy(scaled).permute(2, 0, 1)[None].to(network.device) / 255
-        point = [y * scaled.shape[0] // height, x * scaled.shape[1] // width]
-        maps = [weights.cpu().numpy() for weights in attention_of_point(network.module, batch, point)]
+        at = [y * scaled.shape[0] // height, x * scaled.shape[1] // width]
+        maps = [weights.cpu().numpy() for weights in attention_of_point(network.module, batch, at)]
         step = _step(answer.pixels, _LARGEST_ATTENTION)
         shown = _reduced(answer.pixels, step)
         return [

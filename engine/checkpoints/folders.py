@@ -20,8 +20,8 @@ CONFIG = "config.json"
 
 # Parts of a run's configuration that are kept, and options of its data set that say where files lie.
 _KEPT = (
-    "model", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "clip_norm", "seed", "accumulate",
-    "bf16", "channels_last",
+    "model", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "clip_norm", "frozen_stages", "norm_eval",
+    "seed", "accumulate", "bf16", "channels_last",
 )  # fmt: skip
 _LOCATIONS = ("root", "images", "masks")
 _FIELDS = {"config", "classes", "palette", "iteration", "scores"}

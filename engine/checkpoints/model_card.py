@@ -20,14 +20,17 @@ _SETTINGS = {
     "channels of the head": ("model.head.channels",),
     "residual weight gamma": ("model.head.context.gamma",),
     "weights of the loss terms": ("loss.weights",),
+    "iterations of a ramp of the weights": ("loss.ramp",),
     "optimiser": ("optimizer.algorithm._target_",),
     "schedule": ("optimizer.schedule._target_",),
     "learning rate": ("recipe.lr", "optimizer.algorithm.lr"),
+    "learning rate factors": ("optimizer.lr_factors",),
     "weight decay": ("recipe.weight_decay", "optimizer.algorithm.weight_decay"),
     "crop, H x W": ("recipe.train_transform.crop_size",),
     "scales": ("recipe.train_transform.scale",),
     "batch size": ("recipe.batch_size",),
     "bfloat16 autocast": ("bf16",),
+    "frozen stages of the backbone": ("frozen_stages",),
     "seed": ("seed",),
 }
 # Row of the card -> entry of the run's result.
@@ -146,7 +149,7 @@ def _shown(name: str, options: Mapping[str, Any], saved: Checkpoint) -> str | No
         value = options[name]
         return str(value).rpartition(".")[2] if name.endswith("_target_") else _text(value)
     inside = {key.removeprefix(f"{name}."): value for key, value in options.items() if key.startswith(f"{name}.")}
-    inside = {key: value for key, value in inside.items() if "." not in key}
+    inside = {key: value for key, value in inside.items() if "." not in key and value != 0}
     return ", ".join(f"{key} {value}" for key, value in inside.items()) or None
 
 

@@ -54,12 +54,14 @@ def test_the_files_are_those_of_predict(viewer, photo, tmp_path):
 
 def test_attention_is_drawn_around_the_point_that_was_clicked(viewer, photo):
     answer = viewer.answer(photo)
-    maps = viewer.attention(answer, 0, (90 * 15 + 7, 20 * 15 + 7))
+    point = viewer.point_of(answer, (90 * 15 + 7, 20 * 15 + 7))
+    assert point == (20, 90)
+    maps = viewer.attention(answer, 0, point)
     assert [made.title.partition(":")[0] for made in maps] == ["R = 1", "R = 2", "R = 3"]
     for made in maps:
         assert made.image.shape == (80, 120, 3)
         assert tuple(made.image[20, 90]) == (0, 230, 118)  # the mark
-    assert len(viewer.attention(answer, 0, (5000, -3))) == 3  # a click on the edge may be rounded to outside
+    assert viewer.point_of(answer, (5000, -3)) == (0, 119)  # a click on the edge may be rounded to outside
     plain = Viewer({"fcn": TrainedNetwork(stand_in("fcn"), device="cpu")})
     assert plain.attention(plain.answer(photo), 0, (1, 1)) == []
 
@@ -69,7 +71,7 @@ def test_large_images_are_drawn_smaller_and_stay_aligned(viewer, network, monkey
     Image.fromarray(street_scene(1, size=(301, 2001))[0]).save(tmp_path / "wide.png")
     answer = viewer.answer(tmp_path / "wide.png")
     assert viewer.overlay(answer, 0, 0.5).shape == (151, 1001, 3)
-    made = viewer.attention(answer, 0, (400, 50))[0].image
+    made = viewer.attention(answer, 0, viewer.point_of(answer, (400, 50)))[0].image
     assert made.shape == (76, 501, 3)
     assert tuple(made[25, 200]) == (0, 230, 118)
 
