@@ -24,8 +24,8 @@ _compared: set[Any] = set()
 def compare(backbone: TimmBackbone, convert: Callable[[torch.nn.Module], Any]) -> None:
     """Raise ValueError unless the twin computes the same features as timm's network, once per architecture.
 
-    Both run in evaluation mode on one small random image pair, in float32 and, if they differ, in float64. Weights and statistics are random too, because a batch
-    norm that is initialised to zero would hide the branch before it.
+    Both run in evaluation mode on one small random image pair, in float32 and, if they differ, in float64. Weights and
+    statistics are random too, because a batch norm that is initialised to zero would hide the branch before it.
 
     Args:
         backbone: the torch backbone, which is left unchanged.
