@@ -132,12 +132,13 @@ def _label_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.nda
     import torch
 
     from ccnet.data.inspection import still
+    from ccnet.data.transforms import as_float
 
     image, labels = dataset.read(index)
     columns = [(image, None), (image, labels)]
     for _ in range(2):
         augmented, augmented_labels = augment(image, labels)
-        columns.append(((augmented * 255).round().to(torch.uint8), augmented_labels))
+        columns.append(((as_float(augmented) * 255).round().to(torch.uint8), augmented_labels))
     return [
         (still(picture, ndim=3).permute(1, 2, 0).numpy(), None if labels is None else still(labels).numpy())
         for picture, labels in columns

@@ -7,7 +7,7 @@
     torchrun --nproc-per-node=8 train.py dataset=cityscapes           on eight GPUs, with each batch split among them
     python train.py init=FILE dataset=camvid dataset.root=DIR         start from the weights of a run, or published ones
 
-All options are in ``conf/``; ``python train.py --help`` lists them.
+All options are in ``conf/``; ``python train.py --help`` lists them. In Python, :func:`run` takes the same ones.
 """
 
 import time
@@ -20,8 +20,9 @@ from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, guards, runtime, sweeps, training
+from ccnet.engine import checkpoints, evaluation, guards, runtime, sweeps, training
 from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.models.factory import compose_conf
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -31,20 +32,45 @@ def main(config: DictConfig) -> float | None:
 
     None, for a run without a score, tells a search that the trial has failed.
     """
+    return _started(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+def run(*overrides: str, folder: str | Path) -> float | None:
+    """Start or resume a run from Python; return its best validation score.
+
+    Args:
+        *overrides: the options of the command line, such as ``"dataset=folder"`` and ``"dataset.images=photos"``.
+        folder: the folder of the run. A new run refuses one that holds another; with ``"resume=auto"``, that is
+            continued if it is the same run.
+
+    Raises:
+        ValueError: an option is wrong, or the data are; the message says what to do.
+
+    Example:
+        >>> run("dataset=folder", "dataset.images=photos", "dataset.masks=masks", "dataset.classes=2", folder="run")
+    """
+    with runtime.as_command_line(overrides):
+        return _started(compose_conf([*overrides], "config"), runtime.given_path(folder))
+
+
+def _started(config: DictConfig, folder: Path) -> float | None:
+    """Start or resume the run of a composed configuration; `folder` is where a new one writes to."""
     guards.refuse_environment(config)
     if config.resume in (None, "auto"):  # a run that is named uses the data set in its checkpoint
         data.check_root(config.dataset)
     device, timeout = training.framework_of(checkpoints.preview(config)).device, config.collective_timeout
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    config = training.with_length(config)
     with runtime.processes(device, timeout=timeout), checkpoints.find_start(config, folder) as start:
         if start.saved is None:
             return train(config, start.folder)
         config = checkpoints.continued(config, start.saved)
-        done = sweeps.finished_score(start.folder, start.saved, config.recipe.max_iters)
+        patience = config.recipe.patience
+        done = sweeps.finished_score(start.folder, start.saved, config.recipe.max_iters, patience)
         if done is None:
             return train(config, start.folder, start.saved)
         if runtime.rank() == 0:
-            print(f"{start.folder} is already finished: resume={start.folder} recipe.max_iters=MORE extends it")
+            more = "patience" if sweeps.is_exhausted(start.saved, patience) else "max_iters"
+            print(f"{start.folder} is already finished: resume={start.folder} recipe.{more}=MORE extends it")
         return done
 
 
@@ -71,10 +97,12 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
+    evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
-    optimizer = instantiate(config.optimizer.algorithm, model.parameters())
-    schedule = instantiate(config.optimizer.schedule, optimizer)
+    training.freeze(config, model)
+    optimizer = training.make_optimizer(config, model)
+    schedule = training.make_schedule(config, optimizer)
     identity = checkpoints.identify(asked, saved, train_set, val_set)
     state = training.TrainingState(model, optimizer, schedule, identity)
     cost = task.cost(model, config)
@@ -110,9 +138,11 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))
     if runtime.rank() == 0:
         cost |= {"val_images_per_s": run.val_images_per_s}
-        result = training.run_result(task, state, cost, time.perf_counter() - began)
-        sweeps.write_result(folder, result | {"identity": state.identity.fingerprint})
-        print(training.closing_lines(task, state, train_set.classes, folder, unreadable))
+        result = training.run_result(task, state, cost, time.perf_counter() - began, config.recipe.monitor)
+        origin = runtime.provenance(framework.device) | {"training_images": len(train_set)}
+        sweeps.write_result(folder, result | {"identity": state.identity.fingerprint, "provenance": origin})
+        counts = {"unreadable": unreadable, "empty": run.empty_batches}
+        print(training.closing_lines(task, state, train_set.classes, folder, **counts, patience=config.recipe.patience))
     return state.score
 
 

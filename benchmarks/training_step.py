@@ -20,11 +20,12 @@ from tqdm import tqdm
 from ..engine.drawing.tables import Table
 from ..engine.guards.settings import replaced
 from ..engine.runtime.devices import seed_everything
+from ..engine.runtime.provenance import provenance
 from ..engine.training.batches import prefetch
+from ..engine.training.setup.optimizer import make_optimizer
 from ..engine.training.torch_step import TorchStep, memory_format
 from ..models.factory import build, compose_conf
 from .failures import require_none, tolerated
-from .timing import provenance
 
 KERNELS = ("line_forward_kernel", "line_backward_kernel")  # kernels of criss-cross attention
 
@@ -127,7 +128,7 @@ def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Te
     seed_everything(seed)
     run = replaced(run, num_classes=19)
     model = build(run.model).train().to(device).to(memory_format=memory_format(run))
-    optimizer = instantiate(run.optimizer.algorithm, model.parameters())
+    optimizer = make_optimizer(run, model)
     step = TorchStep.of(run, instantiate(run.task), model, instantiate(run.loss).to(device), optimizer, device)
     size = run.recipe.batch_size, *run.recipe.train_transform.crop_size
     images, labels = torch.rand(size[0], 3, *size[1:]), torch.randint(0, run.num_classes, size)

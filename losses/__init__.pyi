@@ -7,6 +7,7 @@ from .detection_loss import DetectionLoss as DetectionLoss
 from .edge import EdgeCrossEntropy as EdgeCrossEntropy
 from .edge import balanced_edge_loss as balanced_edge_loss
 from .edge import edge_targets as edge_targets
+from .library_loss import LibraryLoss as LibraryLoss
 from .ohem import OhemCrossEntropy as OhemCrossEntropy
 from .ohem import ohem_cross_entropy as ohem_cross_entropy
 from .weighted_sum import WeightedSum as WeightedSum

@@ -59,5 +59,14 @@ def gather_from_processes(values: Array) -> Array:
     return torch.cat(parts)
 
 
+def concatenate_processes(values: Array) -> Array:
+    """Concatenate ``values`` (n, ...), of the same shape on every rank, over all ranks; differentiable."""
+    if not _shared(values):
+        return values
+    parts = [torch.zeros_like(values) for _ in range(dist.get_world_size())]
+    parts[dist.get_rank()] = values
+    return sum_over_processes(torch.cat(parts))
+
+
 def _shared(values: Array) -> bool:
     return is_torch(values) and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import reduce
 from operator import add
+from typing import Any
 
 from .torch_and_jax import Array, Module, ModuleDict, stop_gradient
 
@@ -14,22 +15,33 @@ class WeightedSum(Module):
         terms: name -> module that maps (network output, labels) to a scalar, or to a NamedTuple whose ``total`` is
             added to the loss and whose other fields are only reported.
         weights: name -> weight. A term with weight 0 is not computed.
+        ramp: name -> iterations over which the weight of a term rises linearly from 0; 0 or no entry for none.
 
     Raises:
-        ValueError: terms and weights have different names, or every weight is 0.
+        ValueError: terms and weights have different names, a ramp names no term, or every weight is 0.
     """
 
-    def __init__(self, terms: Mapping[str, Module], weights: Mapping[str, float]):
+    def __init__(
+        self, terms: Mapping[str, Module], weights: Mapping[str, float], ramp: Mapping[str, int] | None = None
+    ):
         super().__init__()
         if set(terms) != set(weights):
             raise ValueError(f"loss terms {sorted(terms)} need one weight each, got {sorted(weights)}")
         if not any(weights.values()):
             raise ValueError("every loss weight is 0: set at least one to a nonzero value")
+        if unknown := sorted(set(ramp or {}) - set(terms)):
+            raise ValueError(f"loss.ramp names {unknown}, but the loss terms are {sorted(terms)}")
+        self.ramp = {name: length for name, length in (ramp or {}).items() if length and weights[name]}
         self.terms = ModuleDict({name: term for name, term in terms.items() if weights[name]})
         self.weights = {name: float(weights[name]) for name in self.terms}
 
-    def forward(self, output: dict[str, Array], labels: Array) -> tuple[Array, dict[str, Array]]:
+    def forward(self, output: dict[str, Array], labels: Array, iteration: Any = None) -> tuple[Array, dict[str, Array]]:
         """Return the loss for labels (N, H, W), and the unweighted, detached terms by name.
+
+        Args:
+            output: the network's outputs by name.
+            labels: (N, H, W).
+            iteration: the number of completed iterations, a whole number or a JAX scalar; None for the full weights.
 
         Raises:
             ValueError: a term reads an output that the network does not return.
@@ -46,7 +58,14 @@ class WeightedSum(Module):
                 ) from error
             parts: dict[str, Array] = value._asdict() if hasattr(value, "_asdict") else {"total": value}
             total = parts.pop("total")
-            weighted.append(self.weights[name] * total)
+            weighted.append(self._weight(name, iteration) * total)
             report[name] = stop_gradient(total)
             report |= {f"{name}/{part}": stop_gradient(array) for part, array in parts.items()}
         return reduce(add, weighted), report
+
+    def _weight(self, name: str, iteration: Any) -> Any:
+        """Return the weight of a term at an iteration, a number or a JAX scalar."""
+        if iteration is None or name not in self.ramp:
+            return self.weights[name]
+        share = iteration / self.ramp[name]
+        return self.weights[name] * (min(share, 1.0) if isinstance(share, float) else share.clip(max=1.0))

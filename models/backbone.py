@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import tensor_files
 
+_COUNTER = "num_batches_tracked"  # batch norm buffer that frozen layers and older files lack and that is not used here
 # One model of each family that timm can dilate, suggested in the error for a model that it cannot dilate.
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
 
@@ -23,7 +24,8 @@ class TimmBackbone(nn.Module):
         out_indices: timm's feature levels to return; the auxiliary head reads the first and the main head the last.
             (-2, -1) are the third and fourth stages. Later levels are not built.
         pretrained: have timm download ImageNet weights.
-        weights: local state dict of the same timm model to use instead: .safetensors, or .pth with tensors only.
+        weights: local state dict of the same timm model to use instead: .safetensors, or .pth with tensors only; or
+            the checkpoint of a run, such as RUN/best, whose backbone is taken with the statistics of its images.
 
     Attributes:
         channels: width of each returned level.
@@ -57,11 +59,14 @@ class TimmBackbone(nn.Module):
             )
         self.output_stride = output_stride
         self.net = _build(name, output_stride, tuple(out_indices), pretrained and weights is None)
-        if weights is not None:
-            _load_weights(self.net, name, Path(weights))
         self.channels = list(self.net.feature_info.channels())
         self.mean = tuple(self.net.pretrained_cfg["mean"])
         self.std = tuple(self.net.pretrained_cfg["std"])
+        if weights is not None:
+            state = _read_weights(name, Path(weights).expanduser())
+            _load_weights(self.net, name, weights, state)
+            if {"mean", "std"} <= state.keys():  # a run's
+                self.mean, self.std = (tuple(state[key].flatten().tolist()) for key in ("mean", "std"))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the selected feature maps (N, channels[i], h_i, w_i) of normalised images (N, 3, H, W)."""
@@ -94,27 +99,47 @@ def _no_stride(name: str, output_stride: int) -> str:
     )
 
 
-def _load_weights(net: nn.Module, name: str, path: Path) -> None:
-    """Load all tensors of ``net`` from the file; on failure, raise before changing any."""
-    if not path.is_file():
-        raise FileNotFoundError(f"backbone.weights={path} is not a file: expected a state dict of timm's {name}")
+def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weight file by timm's names, with underscores in place of dots."""
     try:
-        state = tensor_files.read(path).content
-        # timm's feature networks write stages.0 as stages_0: normalise the keys before comparing them.
-        state = {key.replace(".", "_"): tensor for key, tensor in state.get("state_dict", state).items()}
+        path = path if path.is_file() else tensor_files.find(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"backbone.weights={path} is neither a state dict of timm's {name} nor the checkpoint of a run: {error}"
+        ) from error
+    try:
+        file = tensor_files.read(path)
+        state = file.content
+        if tensor_files.HEADER in file.metadata or "weights" in state:
+            if not file.checksums_match:
+                raise ValueError("its content does not match its checksum")
+            state = state.get("weights", state)
+        state = {_timm_name(key): tensor for key, tensor in state.get("state_dict", state).items()}
         if not all(tensor_files.is_plain(tensor) for tensor in state.values()):
             raise ValueError("it contains something other than plain, complete tensors")
     except Exception as error:  # each format raises its own errors for a damaged file
         raise ValueError(f"{path} is not a state dict that can be read safely: {error}") from error
+    return state
+
+
+def _timm_name(key: str) -> str:
+    """Return timm's name of a tensor in a run or in a file; feature networks write stages.0 as stages_0."""
+    for prefix in ("backbone.net.", "backbone.body."):  # of a Segmentor or Parser, and of a Mask R-CNN
+        key = key.removeprefix(prefix)
+    return key.replace(".", "_")
+
+
+def _load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, Tensor]) -> None:
+    """Load all tensors of ``net``; on failure, raise before changing any."""
     own = net.state_dict()
     wrong = [
         f"{key} {tuple(tensor.shape)}"
         for key, tensor in own.items()
-        if (found := state.get(key.replace(".", "_"))) is None or found.shape != tensor.shape
+        if not key.endswith(_COUNTER) and ((found := state.get(_timm_name(key))) is None or found.shape != tensor.shape)
     ]
     if wrong:
         raise ValueError(
             f"{path} does not contain the weights of timm's {name}: {len(wrong)} of {len(own)} tensors are "
             f"missing or have another shape, starting with {', '.join(wrong[:3])}"
         )
-    net.load_state_dict({key: state[key.replace(".", "_")] for key in own})
+    net.load_state_dict({key: state.get(_timm_name(key), tensor) for key, tensor in own.items()})

@@ -172,6 +172,7 @@ def _backbone(name: str, pretrained: bool) -> list[str]:
 def _changed(config: DictConfig, name: str, settings: Mapping[str, Any]) -> DictConfig:
     """Return a copy of ``config`` with these model settings."""
     made = config.copy()
+    made.model = OmegaConf.to_container(config.model, resolve=True)  # a node that is an interpolation cannot be changed
     for setting, value in settings.items():
         key = "model." + setting.replace("__", ".")
         if OmegaConf.select(made, key, default=_MISSING) is _MISSING:

@@ -1,4 +1,4 @@
-"""Read tensor files without executing code in them or unpacking more bytes than the file contains."""
+"""Find and read tensor files without executing code in them or unpacking more bytes than the file contains."""
 
 import os
 import pickle
@@ -12,6 +12,29 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+HEADER, CHECKSUM = "ccnet", "crc32"  # keys in the metadata of a run's .safetensors file
+FOLDER_WEIGHTS = "model.safetensors"  # in a folder with config.json, the layout of Hugging Face repositories
+_OWN_SUFFIXES = (".safetensors", ".pt")
+_PUBLISHED_SUFFIX = ".pth"
+
+
+def find(path: Path) -> Path:
+    """Return the file for ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights), a folder or a full file name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if path.is_dir():
+        path /= FOLDER_WEIGHTS if (path / FOLDER_WEIGHTS).is_file() else "best"
+    candidates = [path]
+    if path.suffix not in (*_OWN_SUFFIXES, _PUBLISHED_SUFFIX):
+        candidates = [path.with_name(path.name + suffix) for suffix in _OWN_SUFFIXES]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    listed = " or ".join(str(candidate) for candidate in candidates)
+    raise FileNotFoundError(f"there is no checkpoint {listed}: a run writes best.safetensors and last.pt")
+
 
 class TensorFile(NamedTuple):
     """The content of a tensor file.
@@ -19,8 +42,8 @@ class TensorFile(NamedTuple):
     Attributes:
         content: the saved object; for a .safetensors file, a dict of tensors.
         metadata: strings in the header of a .safetensors file; empty for torch's formats.
-        checksums_match: whether every CRC-32 in torch's zip archive is correct. False for torch's older format, which
-            has none; True for .safetensors, whose metadata may contain a checksum for the caller to verify.
+        checksums_match: whether every CRC-32 in torch's zip archive, or that in the metadata of a run's .safetensors
+            file, is correct. False for torch's older format, which has none; True for other .safetensors files.
     """
 
     content: Any
@@ -55,7 +78,18 @@ def _read_safetensors(path: Path) -> TensorFile:
     handle: Any = safe_open(path, framework="pt")
     with handle as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, a handle is not iterable
-        return TensorFile(tensors, file.metadata() or {}, checksums_match=True)
+        metadata: dict[str, str] = file.metadata() or {}
+    expected = metadata.get(CHECKSUM) and checksum(metadata.get(HEADER, ""), tensors)
+    return TensorFile(tensors, metadata, checksums_match=not expected or expected == metadata[CHECKSUM])
+
+
+def checksum(header: str, weights: Mapping[str, Tensor]) -> str:
+    """Return the CRC-32 of a .safetensors file's header and tensors, regardless of their order in the file."""
+    total = zlib.crc32(header.encode())
+    for key in sorted(weights):
+        total = zlib.crc32(key.encode(), total)
+        total = zlib.crc32(weights[key].reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
 
 
 def _read_torch(path: Path) -> TensorFile:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import TINY
 from PIL import Image
@@ -12,6 +13,7 @@ from test_train import composed, rows, run
 from ccnet import data
 from ccnet.engine import checkpoints
 from ccnet.engine.training import TrainingState
+from ccnet.models.factory import build
 from ccnet.train import train
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
@@ -61,6 +63,24 @@ def test_a_jax_run_gives_the_same_results_as_a_torch_run(finished, tmp_path):
     for ours, theirs in zip(states[0].values(), states[1].values(), strict=True):
         assert ours["step"] == theirs["step"] == 4
         assert ours["exp_avg"].shape == theirs["exp_avg"].shape
+
+
+def test_parts_learn_as_differently_as_in_torch(tmp_path):
+    weights = tmp_path / "resnet10t.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), weights)
+    options = [
+        "frozen_stages=1", "norm_eval=true", "optimizer.lr_factors={backbone:0.1,bias:2}",
+        "optimizer.norm_weight_decay=0", f"backbone.weights={weights}", "recipe.max_iters=2", *NO_DROPOUT,
+    ]  # fmt: skip
+    for name in ("jax", "torch"):
+        run(tmp_path / name, f"framework={name}", *options)
+    ours, theirs = (checkpoints.load(tmp_path / name / "last.pt") for name in ("jax", "torch"))
+    start = build(composed(*options, "num_classes=4").model).state_dict()
+    for name, value in theirs.weights.items():
+        assert torch.equal(ours.weights[name], start[name]) == torch.equal(value, start[name]), name
+        assert torch.allclose(ours.weights[name], value, rtol=1e-3, atol=2e-3), name
+    groups = [saved.training["optimizer"]["param_groups"] for saved in (ours, theirs)]
+    assert groups[0] == groups[1] and len(groups[0]) == 5
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, monkeypatch):

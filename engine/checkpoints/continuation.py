@@ -11,7 +11,7 @@ from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
 from ..runtime.launchers import is_first
 from ..runtime.overrides import given_overrides
-from .identity import EXECUTION, LENGTH, Identity, choices, fingerprint
+from .identity import EXECUTION, LENGTH, PATIENCE, Identity, choices, fingerprint
 from .locations import LOCATIONS, absolute, changed, data_contents, moved, weight_contents
 from .options import completed, flat, text
 from .record import Checkpoint
@@ -19,7 +19,7 @@ from .wandb_account import own_account
 
 # Options that may change with resume=FOLDER, although the run then differs from one that had them from the start.
 INEXACT = ("recipe.batch_size", "accumulate")
-_FREE = (*LOCATIONS, LENGTH, *INEXACT)
+_FREE = (*LOCATIONS, LENGTH, PATIENCE, *INEXACT)
 
 
 def given_options() -> dict[str, Any]:
@@ -68,8 +68,11 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
             if name in given:
                 part, _, key = name.rpartition(".")
                 made |= {part: made[part] | {key: given[name]}} if part else {key: given[name]}
+    if PATIENCE in options:
+        made |= {"recipe": made["recipe"] | {"patience": options[PATIENCE]}}
     if options.get(LENGTH) not in (None, made["recipe"]["max_iters"]):
         made = _of_length(made, options[LENGTH], saved, schedule=now["optimizer"]["schedule"] if auto else None)
+        made |= {"recipe": made["recipe"] | {"epochs": options.get("recipe.epochs")}}
     return OmegaConf.create(made)
 
 

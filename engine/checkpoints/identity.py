@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..guards.setting_types import BOUNDS
 from ..guards.settings import plain, replaced
 from .locations import absolute, changed, digest, is_location, weight_files
-from .options import completed, flat, is_given, is_interpolated, text
+from .options import CHECKED, completed, flat, is_given, is_interpolated, text
 from .record import Checkpoint
 
 # Options for how a run is executed, and for what it may skip.
@@ -25,6 +25,8 @@ EXECUTION = (
     "collective_timeout", "allow_env",
 )  # fmt: skip
 LENGTH = "recipe.max_iters"
+PATIENCE = "recipe.patience"
+_LENGTHS = (LENGTH, PATIENCE, "recipe.epochs")
 _MISSING = object()
 
 
@@ -77,6 +79,7 @@ class Wanted:
         if self.choices and saved.training.get("choices") == self.choices:
             # The code has gained these arguments: no other choice of a group has added them, nor the command line.
             now |= {name: value for name, value in flat(lacking).items() if not is_given(name, self.given)}
+        was, now = _without_ramps(was), _without_ramps(now)
         names = [name for name in {**now, **was} if _matters(name, self.config)]
         # Of options that differ because another one does, only that one is named.
         own = [name for name in names if not is_interpolated(self.config, name)]
@@ -125,9 +128,14 @@ def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
     return made | {"class_weights": None}
 
 
+def _without_ramps(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without ramps of loss terms that are switched off, which earlier checkpoints do not have."""
+    return {name: value for name, value in options.items() if not name.startswith("loss.ramp") or value}
+
+
 def _matters(name: str, config: DictConfig) -> bool:
     part = name.partition(".")[0]
-    if part in (*EXECUTION, "training_crop") or name.endswith("num_classes") or name == LENGTH or is_location(name):
+    if part in (*EXECUTION, "training_crop") or name.endswith("num_classes") or name in _LENGTHS or is_location(name):
         return False  # num_classes and training_crop follow from the data set and the recipe
     if name == "dataset.class_weights":
         return True
@@ -137,7 +145,7 @@ def _matters(name: str, config: DictConfig) -> bool:
     if part == "dataset":
         return name.startswith(("dataset.train.", "dataset.val.")) or name in BOUNDS
     if part == "recipe":
-        return name.startswith("recipe.train_transform") or name in BOUNDS
+        return name.startswith("recipe.train_transform") or name in CHECKED
     return part != "backbone"
 
 
@@ -146,7 +154,9 @@ def choices() -> dict[str, str]:
     if not HydraConfig.initialized():
         return {}
     groups = HydraConfig.get().runtime.choices.items()
-    return {str(name): str(choice) for name, choice in groups if not str(name).startswith(("hydra/", "logger"))}
+    return {
+        str(name): str(choice) for name, choice in groups if choice and not str(name).startswith(("hydra/", "logger"))
+    }
 
 
 def of_length(config: DictConfig, iterations: int) -> DictConfig:

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from ...conf import CONF
 from ..guards.setting_types import BOUNDS
 
+CHECKED = (*BOUNDS, "optimizer.lr_factors", "recipe.monitor")  # options that the code reads itself, by name
+
 
 def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Return {dotted name: value} for a plain configuration; lists and empty mappings are values."""
@@ -86,10 +88,10 @@ def _completed(
 
 
 def _defaults(now: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of the options that the code reads itself: those at the top level, and those with bounds."""
+    """Return the defaults of the options that the code reads itself: at the top level, or checked by name."""
     base: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
     written = flat(base)
-    read = dict(now) | {name: value for name, value in flat(now).items() if name in BOUNDS}
+    read = dict(now) | {name: value for name, value in flat(now).items() if name in CHECKED}
     composed = {name: value for name, value in read.items() if not is_given(name, given)}
     return {name: value for name, value in (composed | written).items() if "${" not in str(written.get(name))}
 

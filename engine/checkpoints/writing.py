@@ -3,19 +3,16 @@
 import errno
 import json
 import os
-import zlib
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
+from ...models.tensor_files import CHECKSUM, HEADER, checksum
 from ..runtime.atomic_files import replacing
 from ..runtime.lost_workers import lost_worker
 from .record import Checkpoint
-
-HEADER, CHECKSUM = "ccnet", "crc32"  # keys in the metadata of a .safetensors file
 
 
 def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> None:
@@ -53,15 +50,6 @@ def _explained(error: Exception, path: Path) -> OSError:
         f"{path} could not be written; the disk may be full. The previous checkpoint is intact: free some disk space "
         f"and continue from it with resume=auto. {error}"
     )
-
-
-def checksum(header: str, weights: dict[str, Tensor]) -> str:
-    """Return the CRC-32 of a .safetensors file's header and tensors, regardless of their order in the file."""
-    total = zlib.crc32(header.encode())
-    for key in sorted(weights):
-        total = zlib.crc32(key.encode(), total)
-        total = zlib.crc32(weights[key].reshape(-1).view(torch.uint8).numpy().data, total)
-    return f"{total:08x}"
 
 
 def _write_weights(checkpoint: Checkpoint, path: Path) -> None:

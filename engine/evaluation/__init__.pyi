@@ -23,6 +23,7 @@ from .prediction_inputs import find_inputs as find_inputs
 from .prediction_inputs import find_labels as find_labels
 from .prediction_inputs import frames_before as frames_before
 from .predictor import Predictor as Predictor
+from .predictor import value_range_of as value_range_of
 from .protocols import Letterbox as Letterbox
 from .protocols import MultiScale as MultiScale
 from .protocols import Slide as Slide
@@ -42,5 +43,13 @@ from .tasks import Semantic as Semantic
 from .tasks import Task as Task
 from .tasks import TaskEvaluation as TaskEvaluation
 from .tasks import TaskScores as TaskScores
+from .tasks import check_monitor as check_monitor
+from .tasks import headline_text as headline_text
 from .tasks import score_table as score_table
 from .tasks import task_of as task_of
+from .trained_network import DetectedObjects as DetectedObjects
+from .trained_network import Prediction as Prediction
+from .trained_network import TrainedNetwork as TrainedNetwork
+from .trained_network import from_pretrained as from_pretrained
+from .trained_network import load as load
+from .trained_network import write_card as write_card

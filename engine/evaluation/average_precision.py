@@ -1,5 +1,6 @@
 """COCO average precision of boxes and masks, computed by faster-coco-eval, a reimplementation of pycocotools."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,11 @@ class DetectionScores(NamedTuple):
     box: list[float]
     class_mask_ap: list[float]
     class_box_ap: list[float]
+
+    @classmethod
+    def empty(cls, number: int) -> "DetectionScores":
+        """Return the scores of `number` classes without any objects: NaN."""
+        return cls(*[[math.nan] * len(COLUMNS)] * 2, *[[math.nan] * number] * 2)
 
     @property
     def headline(self) -> float:

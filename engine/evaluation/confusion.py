@@ -1,5 +1,6 @@
 """Semantic segmentation scores, all computed from one confusion matrix."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,11 @@ class Scores(NamedTuple):
     mean_accuracy: float
     class_iou: list[float]
     class_accuracy: list[float]
+
+    @classmethod
+    def empty(cls, number: int) -> "Scores":
+        """Return the scores of `number` classes without any pixels: NaN."""
+        return cls(*[math.nan] * 3, *[[math.nan] * number] * 2)
 
     @property
     def headline(self) -> float:

@@ -22,6 +22,8 @@ BOUNDS = {
     "save_every": (int, 1, _MOST, True),
     "collective_timeout": (float, 1, 1e6, False),
     "accumulate": (int, 1, _MOST, False),
+    "frozen_stages": (int, 0, 4, False),
+    "norm_eval": (bool, 0, 1, False),
     "clip_norm": (float, 1e-12, 1e12, True),
     "skip_nonfinite": (int, 0, _MOST, False),
     "skip_broken": (int, 0, _MOST, False),
@@ -31,8 +33,11 @@ BOUNDS = {
     "recipe.max_iters": (int, 1, _MOST, False),
     "recipe.batch_size": (int, 1, _MOST, False),
     "recipe.val_every": (int, 1, _MOST, False),
+    "recipe.epochs": (int, 1, _MOST, True),
+    "recipe.patience": (int, 1, _MOST, True),
     "recipe.lr": (float, 0, 1e6, False),
     "recipe.weight_decay": (float, 0, 1e6, False),
+    "optimizer.norm_weight_decay": (float, 0, 1e6, True),
     "dataset.frames": (int, 1, 1024, False),
     "published.recurrence": (int, 1, 64, False),
 }
@@ -60,6 +65,17 @@ def check_settings(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
             )
+    factors = _select(config, "optimizer.lr_factors")
+    if factors not in (_MISSING, None) and not (
+        isinstance(factors, Mapping) and all(_fits(value, float) and value > 0 for value in factors.values())
+    ):
+        raise ValueError(
+            f"optimizer.lr_factors is {_shown(factors)}, but must map parts of the network to numbers above 0, such as "
+            "{backbone: 0.1}, or be null; frozen_stages=N leaves stages of the backbone untrained"
+        )
+    monitor = _select(config, "recipe.monitor")
+    if monitor not in (_MISSING, None) and not isinstance(monitor, str):
+        raise ValueError(f"recipe.monitor is {_shown(monitor)}, but must be the name of a score or null")
     for name in _PARTS:
         if not isinstance(config.get(name, {}), Mapping):
             raise ValueError(f"{name} is {_shown(config[name])}, but must be a mapping, as in conf/{name}")

@@ -1,16 +1,33 @@
 """Command-line overrides, parsed by Hydra."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+_called_with: ContextVar[Sequence[str] | None] = ContextVar("called_with", default=None)
+
 
 def given_overrides() -> dict[str, Any]:
-    """Return this run's overrides as {option: value}; empty if the run was not started by Hydra."""
-    return parse_overrides(HydraConfig.get().overrides.task) if HydraConfig.initialized() else {}
+    """Return this run's overrides as {option: value}; empty if neither Hydra nor a call has passed any."""
+    called = _called_with.get()
+    if called is None:
+        called = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return parse_overrides(called)
+
+
+@contextmanager
+def as_command_line(overrides: Sequence[str]) -> Iterator[None]:
+    """Treat the overrides of a call from Python like those of a command line, for the duration of the block."""
+    token = _called_with.set(overrides)
+    try:
+        yield
+    finally:
+        _called_with.reset(token)
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

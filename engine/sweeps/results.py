@@ -32,7 +32,7 @@ def sweep_name() -> str | None:
     return Path(HydraConfig.get().sweep.dir).resolve().name if in_sweep() else None
 
 
-def finished_score(folder: Path, saved: "Checkpoint", iterations: int) -> float | None:
+def finished_score(folder: Path, saved: "Checkpoint", iterations: int, patience: int | None = None) -> float | None:
     """Return the best score, in [0, 1], of the finished run in `folder`; None if it has iterations left.
 
     The result must be that of the checkpoint: another run, or an earlier part of this one, may have left it.
@@ -41,14 +41,22 @@ def finished_score(folder: Path, saved: "Checkpoint", iterations: int) -> float 
         folder: the run's folder.
         saved: the run's newest checkpoint.
         iterations: the number of iterations of the whole run.
+        patience: the number of validations without a better score after which it ends; None for no such end.
     """
     result = _read(folder / RESULT)
-    if saved.iteration != iterations or result.get("iterations") != iterations:
+    if saved.iteration != iterations and not is_exhausted(saved, patience):
+        return None
+    if result.get("iterations") != saved.iteration:
         return None
     identity = saved.training["identity"]
     if result.get("identity", identity) != identity:  # missing if an earlier version wrote it
         return None
     return next((value / 100 for name, value in result.items() if name.startswith("best_")), None)
+
+
+def is_exhausted(saved: "Checkpoint", patience: int | None) -> bool:
+    """Return True if the score of a run has not improved for `patience` validations; None is unlimited patience."""
+    return patience is not None and saved.training.get("stale", 0) >= patience
 
 
 def set_aside_result(folder: Path) -> None:

@@ -1,5 +1,4 @@
 from .batches import remaining_batches as remaining_batches
-from .class_weights import with_class_weights as with_class_weights
 from .frameworks import Framework as Framework
 from .frameworks import choose_framework as choose_framework
 from .frameworks import framework_of as framework_of
@@ -8,6 +7,11 @@ from .logger import RunLog as RunLog
 from .logger import open_log as open_log
 from .loop import Run as Run
 from .nonfinite import NonFiniteLoss as NonFiniteLoss
+from .setup import freeze as freeze
+from .setup import make_optimizer as make_optimizer
+from .setup import make_schedule as make_schedule
+from .setup import with_class_weights as with_class_weights
+from .setup import with_length as with_length
 from .state import TrainingState as TrainingState
 from .summary import check_scores as check_scores
 from .summary import closing_lines as closing_lines

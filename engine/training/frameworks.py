@@ -10,6 +10,7 @@ from ...models.factory import build
 from ..evaluation.tasks import Task
 from ..runtime.devices import choose_device
 from ..runtime.distributed import world_size
+from .setup.freezing import held_modules
 from .torch_step import Step, TorchStep
 
 
@@ -107,6 +108,7 @@ class Jax:
             seed=config.seed,
             bf16=config.bf16,
             clip_norm=config.clip_norm,
+            held=held_modules(model, frozen_stages=config.frozen_stages, norm_eval=config.norm_eval),
         )
 
 

@@ -5,7 +5,7 @@ hyperparameters. The step itself (forward, backward and update) runs in JAX over
 :meth:`JaxStep.write_back` copies weights and optimiser state back to torch, so that checkpoints have the same format.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from torch import Tensor
 
 from ...models.nnx import state_dict, twin
-from ...models.nnx.layers import from_torch, to_torch
+from ...models.nnx.layers import from_torch, hold_statistics, to_torch
 from ..evaluation.jax_network import JaxNetwork
 from ..runtime.memory import process_peak_mib
 from .nonfinite import Outcome
@@ -34,11 +34,12 @@ class JaxStep:
     Args:
         network: the torch network to start from.
         criterion: a loss from ``losses``: (output, labels) -> total, terms.
-        optimizer: torch's SGD or AdamW over the network's parameters, with the state to continue from.
+        optimizer: torch's SGD or AdamW over the parameters to train, with the state to continue from.
         devices: the devices that each batch is split across.
         seed: the dropout seed.
         bf16: run convolutions in bfloat16; weights, losses and updates stay in float32.
         clip_norm: the maximum gradient norm over all parameters, for clipping; None to disable.
+        held: names of the torch modules that stay in eval mode; of them, only batch norms have one in JAX.
 
     Raises:
         ValueError: the optimiser has no counterpart in JAX.
@@ -54,6 +55,7 @@ class JaxStep:
         seed: int,
         bf16: bool = False,
         clip_norm: float | None = None,
+        held: Iterable[str] = (),
     ):
         if type(optimizer) not in _KEPT or any(g.get(key) for g in optimizer.param_groups for key in _UNSUPPORTED):
             raise ValueError(
@@ -62,11 +64,15 @@ class JaxStep:
             )
         self.network, self.criterion, self.optimizer = network, criterion, optimizer
         self.seed, self.bf16, self.clip_norm = seed, bf16, clip_norm
+        self._has_ramp = bool(getattr(criterion, "ramp", {}))
         self.mesh = Mesh(np.array(devices), ("batch",))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec("batch"))
-        self._names = {parameter: name for name, parameter in network.named_parameters()}
-        graph, parameters, statistics = nnx.split(twin(network), nnx.Param, nnx.BatchStat)
+        trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        self._names = {parameter: name for name, parameter in network.named_parameters() if parameter in trained}
+        made = twin(network)
+        hold_statistics(made, held)
+        graph, parameters, statistics = nnx.split(made, nnx.Param, nnx.BatchStat)
         self._graph = graph
         self._state = jax.device_put((_named(parameters), _named(statistics), self._read_optimizer()), everywhere)
         self._step = jax.jit(self._update, donate_argnums=0)
@@ -84,7 +90,9 @@ class JaxStep:
         """
         key = jax.random.fold_in(jax.random.key(self.seed), iteration)
         with jax.set_mesh(self.mesh):
-            self._state, outcome = self._step(self._state, self._hyperparameters(), (images, labels), key)
+            self._state, outcome = self._step(
+                self._state, self._hyperparameters(), (images, labels), key, jnp.float32(iteration)
+            )
         self.optimizer.step()  # a no-op without gradients, but torch's schedule warns if it is not called
         return outcome
 
@@ -139,23 +147,27 @@ class JaxStep:
         states = [_state(parameters, nnx.Param), _state(statistics, nnx.BatchStat)]
         return nnx.merge(self._graph, *states, copy=True)
 
-    def _update(self, state, hyper, batch, key):
+    def _update(self, state, hyper, batch, key, iteration):
         parameters, statistics, kept = state
         images, labels = batch
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) * np.float32(1 / 255)
+        trained = {name: parameters[name] for name in self._names.values()}
 
-        def objective(parameters):
-            network = self._network(parameters, statistics)
+        def objective(trained):
+            network = self._network(parameters | trained, statistics)
             output = network(images, train=True, key=key, dtype=jnp.bfloat16 if self.bf16 else jnp.float32)
-            loss, terms = self.criterion({name: jnp.moveaxis(x, -1, 1) for name, x in output.items()}, labels)
+            output = {name: jnp.moveaxis(x, -1, 1) for name, x in output.items()}
+            loss, terms = self.criterion(output, labels, **({"iteration": iteration} if self._has_ramp else {}))
             return loss, (terms, _named(nnx.state(network, nnx.BatchStat)))
 
-        (loss, (terms, now)), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
+        (loss, (terms, now)), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
         grad_norm = optax.tree.norm(gradients)
         if self.clip_norm is not None:
             factor = jnp.minimum(1, self.clip_norm / (grad_norm + 1e-6))  # as in torch
             gradients = jax.tree.map(lambda gradient: factor * gradient, gradients)
-        updates, kept_now = self._optax(gradients, parameters, kept, hyper)
-        changed = optax.apply_updates(parameters, updates), now, kept_now
+        updates, kept_now = self._optax(gradients, trained, kept, hyper)
+        changed = parameters | cast(dict, optax.apply_updates(trained, updates)), now, kept_now
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         kept_or_changed = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
         return kept_or_changed, Outcome(loss, terms, grad_norm)

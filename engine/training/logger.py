@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...data.dataset import ImageDataset
 from ..drawing.charts import save_curves
 from ..drawing.scalar_file import ScalarFile
-from ..evaluation.tasks import Task, TaskEvaluation
+from ..evaluation.tasks import Task, TaskEvaluation, reported_scores
 from ..guards.settings import plain
 from ..runtime.atomic_files import write_text
 from ..runtime.distributed import rank
@@ -77,8 +77,8 @@ class RunLog:
         """Log a validation: scores in percent, the per-class table, curves and predictions."""
         summary = result.scores.summary()
         table = result.scores.table(self.classes)
-        by_class = {f"{table.header[1]}/{name}": share for name, share, *_ in table.rows[:-1]}
-        self._validation.add({"iteration": iteration} | summary | {"images_per_s": result.images_per_s} | by_class)
+        reported = reported_scores(result.scores, self.classes)
+        self._validation.add({"iteration": iteration} | summary | {"images_per_s": result.images_per_s} | reported)
         table.write_csv(self.folder / "val_classes.csv")
         save_curves(self.folder / "curves.png", self._train.rows, self._validation.rows, list(summary)[:2])
         self.task.save_panel(self.folder / "predictions.png", result.samples, self.classes, self.palette)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ...data.dataset import ImageDataset
 from ...data.loader import Loader
 from ...data.training_samples import Seeded
-from ..evaluation.tasks import Task, headline_text
+from ..evaluation.tasks import Task, headline_text, monitored_score
 from ..guards.settings import plain
 from ..runtime.distributed import any_of_all, rank, world_size
 from ..runtime.stop_signals import Stopped, StopRequest
@@ -73,8 +73,14 @@ class Run:
         if not rank():
             tqdm.write(text)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the score has not improved for ``recipe.patience`` validations."""
+        patience = self.config.recipe.patience
+        return patience is not None and self.state.stale >= patience
+
     def fit(self) -> None:
-        """Train until the last iteration.
+        """Train until the last iteration, or until the score has not improved for ``recipe.patience`` validations.
 
         Raises:
             NonFiniteLoss: more than `skip_nonfinite` steps were not finite; none of them changed the weights.
@@ -90,6 +96,8 @@ class Run:
         last, state = self.config.recipe.max_iters, self.state
         with tqdm(total=last, initial=state.iteration, dynamic_ncols=True, desc="train", disable=rank() > 0) as bar:
             self._validate_if_due()  # before the workers start: a run stopped during validation resumes with it
+            if self.exhausted:
+                return
             with closing(prefetch(iter(self.loader), self.step.place, self.device)) as batches:
                 for images, labels in batches:
                     learning_rate = state.learning_rate
@@ -102,9 +110,16 @@ class Run:
                         bar.set_postfix(self._log(outcome, learning_rate))
                     if not self._validate_if_due() and state.iteration % (self.config.save_every or last) == 0:
                         self.save()
+                    if self.exhausted:
+                        return
                     if any_of_all(self.request.received is not None) and state.iteration < last:
                         self.save()
                         self.request.stop()
+
+    @property
+    def empty_batches(self) -> int:
+        """The number of batches without a labelled pixel since the run was started or resumed."""
+        return self._nonfinite.empty
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint; raise NonFiniteLoss instead if more steps were not finite than may be skipped."""
@@ -146,6 +161,7 @@ class Run:
         self.log.validation(self.state.iteration, result)
         self.say(f"iteration {self.state.iteration}: {headline_text(result.scores)}")
         self.val_images_per_s = result.images_per_s
-        self.save(best=self.state.record(result.scores))
+        score = monitored_score(result.scores, self.val_set.classes, self.config.recipe.monitor)
+        self.save(best=self.state.record(result.scores, score))
         self._throughput.restart()
         return True

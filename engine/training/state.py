@@ -38,7 +38,8 @@ class TrainingState:
         validated: the iteration of the latest validation.
         scores: the scores of the latest validation.
         skipped: the number of steps skipped because they were not finite.
-        best_score: the best headline score so far, in [0, 1]; -1 until a validation has a score that is not NaN.
+        best_score: the best score so far, in [0, 1]; -1 until a validation has a score that is not NaN.
+        stale: the number of validations since the score last improved.
         wandb_id: the id of the run in W&B.
     """
 
@@ -50,19 +51,20 @@ class TrainingState:
         self.scores: dict[str, Any] = {}
         self.skipped: int = 0
         self.best_score: float = -1.0
+        self.stale: int = 0
         self.wandb_id: str | None = None
         self._saved = 0  # the iteration of the latest checkpoint
         self._last_is_whole = True  # False if last.pt is damaged and the run resumed from previous.pt
 
     @property
     def score(self) -> float | None:
-        """The best headline score so far, in [0, 1]; None if there is none."""
+        """The best score so far, in [0, 1]; None if there is none."""
         return None if self.best_score < 0 else self.best_score
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step, for the first parameter group."""
-        return float(self.schedule.get_last_lr()[0])
+        """The learning rate of the next step, for parameters with the factor 1."""
+        return float(self.schedule.get_last_lr()[0]) / self.optimizer.param_groups[0].get("lr_factor", 1.0)
 
     def advance(self) -> None:
         """Advance the schedule and the iteration counter after a step."""
@@ -73,10 +75,16 @@ class TrainingState:
         """Return True if a validation is due at this iteration and has not been done yet."""
         return self.validated < self.iteration and (self.iteration % every == 0 or self.iteration == last)
 
-    def record(self, scores: TaskScores) -> bool:
-        """Record validation scores; return True if they are the best so far. NaN is worse than any number."""
-        score = -1.0 if math.isnan(scores.headline) else scores.headline
+    def record(self, scores: TaskScores, score: float) -> bool:
+        """Record a validation; return True if it is the best so far.
+
+        Args:
+            scores: its scores.
+            score: the one that checkpoints are chosen by, in [0, 1]. NaN is worse than any number.
+        """
+        score = -1.0 if math.isnan(score) else score
         is_best = score >= self.best_score
+        self.stale = 0 if score > self.best_score else self.stale + 1
         self.best_score = max(self.best_score, score)
         self.validated, self.scores = self.iteration, scores._asdict()
         return is_best
@@ -98,6 +106,7 @@ class TrainingState:
                 "schedule": self.schedule.state_dict(),
                 "random": from_all(_random_state()),
                 "best_score": self.best_score,
+                "stale": self.stale,
                 "validated": self.validated,
                 "skipped": self.skipped,
                 "identity": self.identity.fingerprint,
@@ -155,6 +164,7 @@ class TrainingState:
         self.validated, self.skipped, self.best_score = (
             alike(training[key], 0, key) for key in ("validated", "skipped", "best_score")
         )
+        self.stale = alike(training.get("stale", 0), 0, "stale")
         self.wandb_id = training["wandb_id"]
         if not (isinstance(training["identity"], str) and isinstance(self.wandb_id, str | None)):
             raise ValueError("identity and wandb_id must be strings")

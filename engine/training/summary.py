@@ -34,20 +34,47 @@ def check_scores(task: Task, state: TrainingState, classes: Sequence[str]) -> No
         raise ValueError(f"the scores in the checkpoint are not those of a validation of this task: {error}") from error
 
 
-def run_result(task: Task, state: TrainingState, cost: Mapping[str, float], seconds: float) -> dict[str, Any]:
+def run_result(
+    task: Task, state: TrainingState, cost: Mapping[str, float], seconds: float, monitor: str | None
+) -> dict[str, Any]:
     """Return the result of a finished run: its scores in percent, the headline metric first, and its cost.
 
     A run without a score cannot be compared with others: its result is an error, as if it had failed.
+
+    Args:
+        task: the task of the run.
+        state: its final state.
+        cost: the costs of the network, by name.
+        seconds: how long the run has taken.
+        monitor: the name of the score that its checkpoints are chosen by; None for the headline metric.
     """
     if state.score is None:
         return {"error": NO_SCORE}
     summary = task.scores(**state.scores).summary()
-    best = {f"best_{next(iter(summary))}": 100 * state.score}
+    best = {f"best_{monitor or next(iter(summary))}": 100 * state.score}
     return {**summary, **best, **cost, "iterations": state.iteration, "seconds": seconds}
 
 
-def closing_lines(task: Task, state: TrainingState, classes: Sequence[str], folder: Path, unreadable: int) -> str:
-    """Return the lines printed at the end of a run: the per-class scores and the files that it has written."""
+def closing_lines(
+    task: Task,
+    state: TrainingState,
+    classes: Sequence[str],
+    folder: Path,
+    *,
+    unreadable: int,
+    empty: int,
+    patience: int | None,
+) -> str:
+    """Return the lines printed at the end of a run: the per-class scores and the files that it has written.
+
+    Args:
+        task, state: the task and the final state of the run.
+        classes: the names of the classes.
+        folder: the folder of the run.
+        unreadable: the number of images that could not be read.
+        empty: the number of batches without a labelled pixel.
+        patience: ``recipe.patience``.
+    """
     files = {
         "scores": "val.csv",
         "curves": "curves.png",
@@ -56,8 +83,12 @@ def closing_lines(task: Task, state: TrainingState, classes: Sequence[str], fold
     }
     lines = [f"\n{score_table(task.scores(**state.scores), classes)}\n"]
     lines += [f"{what:13}{folder / name}" for what, name in files.items() if (folder / name).exists()]
+    if patience is not None and state.stale >= patience:
+        lines.append(f"ended early  {state.stale} validations without a better score (recipe.patience)")
     if state.score is None:
         lines.append(f"no score     {NO_SCORE}")
     if unreadable or state.skipped:
         lines.append(f"skipped      {unreadable} unreadable images, {state.skipped} steps that were not finite")
+    if empty:
+        lines.append(f"no labels    {empty} batches without a labelled pixel, from which nothing was learned")
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """A training step in torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,6 +15,7 @@ from ..evaluation.tasks import Task
 from ..runtime.distributed import average_gradients, parallel, synchronise, world_size
 from ..runtime.memory import enough_memory, process_peak_mib
 from .nonfinite import Outcome, step_if
+from .setup.freezing import held_modules
 
 
 class Step(Protocol):
@@ -63,6 +65,7 @@ class TorchStep:
         device: the device of the model.
         memory_format: the memory format of the images.
         compile: run the forward pass through torch.compile.
+        frozen_stages, norm_eval: the modules that stay in eval mode; see :func:`engine.training.setup.held_modules`.
         **options: further arguments of :func:`train_step`.
     """
 
@@ -76,12 +79,15 @@ class TorchStep:
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
         compile: bool = False,
+        frozen_stages: int = 0,
+        norm_eval: bool = False,
         **options: Any,
     ):
         self.task, self.model, self.criterion, self.optimizer = task, model, criterion, optimizer
         self.device, self.memory_format, self.options = device, memory_format, options
         self._compile = compile
         synchronise(model, device)
+        self._held = list(held_modules(model, frozen_stages=frozen_stages, norm_eval=norm_eval).values())
         self._forward: nn.Module | None = None if world_size() > 1 else self._compiled(model)
 
     def _compiled(self, model: nn.Module) -> nn.Module:
@@ -106,6 +112,8 @@ class TorchStep:
             device=device,
             memory_format=memory_format(config),
             compile=config.compile,
+            frozen_stages=config.frozen_stages,
+            norm_eval=config.norm_eval,
             bf16=config.bf16,
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
@@ -118,8 +126,13 @@ class TorchStep:
     def __call__(self, images: Any, labels: Any, iteration: int) -> Outcome:
         model = self._forward or self.model
         averaged = self._forward is not None
+        for module in self._held:  # a validation leaves the whole network in training mode
+            module.training = False
+        criterion = (
+            partial(self.criterion, iteration=iteration) if getattr(self.criterion, "ramp", {}) else self.criterion
+        )
         outcome = train_step(
-            self.task, model, self.criterion, self.optimizer, images, labels, averaged=averaged, **self.options
+            self.task, model, criterion, self.optimizer, images, labels, averaged=averaged, **self.options
         )
         if not averaged:
             self._forward = self._compiled(parallel(self.model, self.device))
@@ -144,7 +157,7 @@ class TorchStep:
 def train_step(
     task: Task,
     model: nn.Module,
-    criterion: nn.Module,
+    criterion: Callable[..., tuple[Tensor, dict[str, Tensor]]],
     optimizer: torch.optim.Optimizer,
     images: Any,
     labels: Any,

@@ -4,7 +4,7 @@
 # pyright: reportUnknownMemberType=false
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -91,6 +91,9 @@ class BatchNorm(nnx.Module):
     Args:
         norm: the torch layer whose settings, weights and statistics are copied.
         act: the twin of the activation that follows; None for none.
+
+    Attributes:
+        held: normalise with the running statistics in training too, and leave them unchanged.
     """
 
     def __init__(self, norm: Any, act: Any = None):
@@ -102,6 +105,7 @@ class BatchNorm(nnx.Module):
         self.num_batches_tracked = statistic(count, jnp.int32)
         self.momentum, self.eps = momentum, norm.eps
         self.act = act
+        self.held = False
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Normalise (N, H, W, C); with ``train``, use the batch statistics and update the running ones.
@@ -109,7 +113,7 @@ class BatchNorm(nnx.Module):
         Raises:
             ValueError: the batch has a single value per channel in training.
         """
-        if train:
+        if train and not self.held:
             wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             mean, var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
             count = x.size // x.shape[-1]
@@ -123,6 +127,16 @@ class BatchNorm(nnx.Module):
         scale = self.weight[...] * lax.rsqrt(var + self.eps)
         normal = (x * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
         return normal if self.act is None else self.act(normal)
+
+
+def hold_statistics(network: nnx.Module, names: Iterable[str]) -> None:
+    """Keep batch norms of a network in eval mode; names of other modules are ignored."""
+    for name in names:
+        module: Any = network
+        for part in name.split("."):
+            module = getattr(module, part, None)
+        if isinstance(module, BatchNorm):
+            module.held = True
 
 
 class Layers(nnx.Module):

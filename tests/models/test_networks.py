@@ -262,7 +262,7 @@ def test_local_weights_of_another_model_are_rejected(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), path)
     with pytest.raises(ValueError, match=r"does not contain the weights of timm's resnet10t: \d+ of \d+ tensors"):
         TimmBackbone("resnet10t", weights=path)
-    with pytest.raises(FileNotFoundError, match=r"missing\.pth is not a file"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.pth is neither a state dict"):
         TimmBackbone("resnet10t", weights=tmp_path / "missing.pth")
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="not a state dict that can be read safely"):

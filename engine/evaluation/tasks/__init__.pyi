@@ -4,5 +4,8 @@ from .semantic import Semantic as Semantic
 from .task import Task as Task
 from .task import TaskEvaluation as TaskEvaluation
 from .task import TaskScores as TaskScores
+from .task import check_monitor as check_monitor
 from .task import headline_text as headline_text
+from .task import monitored_score as monitored_score
+from .task import reported_scores as reported_scores
 from .task import score_table as score_table

@@ -65,13 +65,13 @@ class Task(Protocol):
     """A task: what a batch (images, labels) contains and how predictions are scored and drawn.
 
     Attributes:
-        scores: the class of a validation's scores.
+        scores: the class of a validation's scores; its ``empty(K)`` returns those of K classes without any objects.
         collate: collates samples into a batch; None for torch's default.
         predicts_label_maps: whether predictions are label maps, as test protocols and prediction files require.
     """
 
     @property
-    def scores(self) -> type: ...
+    def scores(self) -> Any: ...
 
     @property
     def collate(self) -> Callable[..., Any] | None: ...
@@ -141,6 +141,24 @@ class Task(Protocol):
     def wandb_panels(self, samples: list, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
         """Return RGB uint8 images, each with the ``wandb.Image`` arguments that draw ground truth and prediction."""
         ...
+
+
+def reported_scores(scores: TaskScores, classes: Sequence[str]) -> dict[str, float]:
+    """Return the percentages of a validation by the names in ``val.csv``, such as "mIoU" and "IoU/car"."""
+    table = scores.table(classes)
+    return scores.summary() | {f"{table.header[1]}/{name}": share for name, share, *_ in table.rows[:-1]}
+
+
+def monitored_score(scores: TaskScores, classes: Sequence[str], name: str | None) -> float:
+    """Return the score that checkpoints are chosen by, in [0, 1]: the one of that name, or the headline metric."""
+    return scores.headline if name is None else reported_scores(scores, classes)[name] / 100
+
+
+def check_monitor(task: Task, classes: Sequence[str], name: str | None) -> None:
+    """Raise ValueError unless a validation of this task reports a score of that name; None is the headline metric."""
+    names = reported_scores(task.scores.empty(len(classes)), classes)
+    if name is not None and name not in names:
+        raise ValueError(f"recipe.monitor={name} is not a score that is reported: choose one of {', '.join(names)}")
 
 
 def score_table(scores: TaskScores, classes: Sequence[str]) -> str:

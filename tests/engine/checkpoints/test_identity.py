@@ -14,7 +14,7 @@ from ccnet.engine.checkpoints.identity import EXECUTION, Wanted
 from ccnet.engine.checkpoints.locations import data_contents, weight_contents
 from ccnet.engine.checkpoints.options import completed
 from ccnet.engine.guards import plain
-from ccnet.engine.training.class_weights import with_class_weights
+from ccnet.engine.training.setup import with_class_weights
 
 
 def composed(*overrides):

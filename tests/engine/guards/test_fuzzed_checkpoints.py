@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from ccnet import train as training
 from ccnet.engine import checkpoints
-from ccnet.engine.checkpoints.writing import CHECKSUM, HEADER, checksum
 from ccnet.engine.drawing.label_images import save_mask
 from ccnet.engine.evaluation.segmentation import predict
 from ccnet.engine.training.state import TrainingState
+from ccnet.models.tensor_files import CHECKSUM, HEADER, checksum
 
 pytestmark = pytest.mark.slow
 

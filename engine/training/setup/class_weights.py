@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ...data.inspection import DatasetReport, inspect_dataset
-from ..guards.settings import plain, replaced
-from ..runtime.distributed import from_all, rank, world_size
+from ....data.inspection import DatasetReport, inspect_dataset
+from ...guards.settings import plain, replaced
+from ...runtime.distributed import from_all, rank, world_size
 
 
 def with_class_weights(config: DictConfig, dataset: Any) -> DictConfig:

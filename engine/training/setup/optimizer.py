@@ -1,0 +1,79 @@
+"""The optimiser of a run and its schedule, with learning rates and weight decays for parts of the network."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from ....models.stages import first_stages
+
+_PEAKS = ("max_lr", "base_lr")  # arguments of torch's schedules that are learning rates, one per group
+
+
+def make_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser of a run, without the parameters of frozen stages.
+
+    Each group of parameters has its learning rate and weight decay, and records the factor as "lr_factor".
+
+    Raises:
+        ValueError: ``optimizer.lr_factors`` names a part that the network does not have.
+    """
+    frozen = {
+        parameter
+        for module in first_stages(model, config.frozen_stages).values()
+        for parameter in module.parameters(recurse=False)
+    }
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter not in frozen}
+    factors, decay = config.optimizer.lr_factors or {}, config.optimizer.norm_weight_decay
+    if not factors and decay is None:
+        return instantiate(config.optimizer.algorithm, trained.values())
+    _check_parts(factors, trained)
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in trained.items():
+        key = lr_factor(name, factors), decay is not None and parameter.ndim <= 1
+        groups.setdefault(key, []).append(parameter)
+    rate = config.optimizer.algorithm.lr
+    nodes = [
+        {"params": parameters, "lr": factor * rate, "lr_factor": factor} | ({"weight_decay": decay} if is_norm else {})
+        for (factor, is_norm), parameters in groups.items()
+    ]
+    return instantiate(config.optimizer.algorithm, nodes)
+
+
+def make_schedule(config: DictConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Return the learning rate schedule of a run, which scales each group by its factor."""
+    node = config.optimizer.schedule
+    factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
+    given = {key: node[key] for key in _PEAKS if node.get(key) is not None and any(factor != 1 for factor in factors)}
+    peaks = {key: [factor * rate for factor in factors] for key, rate in given.items()}
+    return instantiate(node, optimizer, _convert_="all", **peaks)
+
+
+def lr_factor(name: str, factors: Mapping[str, float]) -> float:
+    """Return the learning rate factor of a parameter: that of the longest part which its name contains, or 1.
+
+    Args:
+        name: the dotted name of the parameter, such as "backbone.net.layer4.0.bn1.bias".
+        factors: {part: factor}; a part is one or more consecutive components of a name, such as "backbone", "layer4",
+            "backbone.net.layer4" or "bias".
+    """
+    parts = [part for part in factors if _is_part(part, name)]
+    return float(factors[max(parts, key=len)]) if parts else 1.0
+
+
+def _is_part(part: str, name: str) -> bool:
+    return f".{part}." in f".{name}."
+
+
+def _check_parts(factors: Mapping[str, Any], names: Iterable[str]) -> None:
+    names = list(names)
+    if unknown := [part for part in factors if not any(_is_part(part, name) for name in names)]:
+        parts = list(dict.fromkeys(name.partition(".")[0] for name in names))
+        raise ValueError(
+            f"optimizer.lr_factors names {', '.join(unknown)}, but no trained parameter has such a part in its name: "
+            f"the parts of this network are {', '.join(parts)}"
+        )

@@ -1,0 +1,26 @@
+"""The length of a run, given in iterations or in epochs."""
+
+import math
+
+from omegaconf import DictConfig
+
+from ....data.build import build_dataset
+from ...checkpoints.identity import LENGTH, of_length
+from ...runtime.overrides import given_overrides
+
+
+def with_length(config: DictConfig) -> DictConfig:
+    """Return the configuration with ``recipe.max_iters`` set to the iterations of ``recipe.epochs``, if that is set.
+
+    The last iteration completes the last epoch. A run that is resumed by its folder keeps its length.
+
+    Raises:
+        ValueError: both are given.
+    """
+    epochs = config.recipe.epochs
+    if epochs is None or config.resume not in (None, "auto"):
+        return config
+    if LENGTH in given_overrides():
+        raise ValueError(f"{LENGTH}={config.recipe.max_iters} and recipe.epochs={epochs}: set only one of them")
+    images = len(build_dataset(config.dataset, "train", None))
+    return of_length(config, math.ceil(epochs * images / config.recipe.batch_size))

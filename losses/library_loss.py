@@ -1,0 +1,52 @@
+"""Dice, focal and Lovasz losses of segmentation_models.pytorch, as terms of the weighted sum."""
+
+# segmentation_models.pytorch is untyped, and an optional dependency.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+import importlib
+from typing import Any
+
+from .all_reduce import concatenate_processes, gather_from_processes
+from .torch_and_jax import Array, Module, is_torch
+
+_CLASSES = {"dice": "DiceLoss", "focal": "FocalLoss", "lovasz": "LovaszLoss"}
+_LIBRARY = "segmentation_models_pytorch"
+
+
+class LibraryLoss(Module):
+    """A loss of segmentation_models.pytorch over the valid pixels of one of the network's outputs; torch only.
+
+    With several ranks, each computes it over the global batch, whose logits are gathered: these losses are no sums over
+    pixels. Without valid pixels, the loss is zero with zero gradients.
+
+    Args:
+        kind: "dice", "focal" or "lovasz".
+        output: the name of the output, such as "out" or "aux".
+        ignore_index: label of the pixels to ignore.
+        **options: further arguments of the library's class, such as ``gamma`` of the focal loss.
+
+    Raises:
+        ValueError: there is no such loss, or the library is not installed.
+    """
+
+    def __init__(self, kind: str, *, output: str = "out", ignore_index: int = 255, **options: Any):
+        super().__init__()
+        if kind not in _CLASSES:
+            raise ValueError(f"kind is {kind!r}: choose one of {', '.join(_CLASSES)}")
+        try:
+            library: Any = importlib.import_module(f"{_LIBRARY}.losses")
+        except ImportError as error:
+            raise ValueError(f"the {kind} loss needs {error.name}: pip install 'ccnet[losses]'") from error
+        self.output, self.ignore_index = output, ignore_index
+        self.loss: Module = getattr(library, _CLASSES[kind])("multiclass", ignore_index=ignore_index, **options)
+
+    def forward(self, output: dict[str, Array], labels: Array) -> Array:
+        """Return the scalar loss of the network output for labels (N, H, W), or (N, T, H, W) for clips."""
+        logits = output[self.output]
+        if not is_torch(logits):
+            raise ValueError("the losses of segmentation_models.pytorch support torch only: set framework=torch")
+        logits = concatenate_processes(logits.float()).flatten(3)  # the library expects float32 and two spatial axes
+        labels = gather_from_processes(labels).flatten(2)
+        if not (labels != self.ignore_index).any():
+            return logits.sum() * 0
+        return self.loss(logits, labels)

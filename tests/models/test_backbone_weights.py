@@ -1,0 +1,58 @@
+"""Backbones that are taken from runs, whatever the run's head was."""
+
+import pytest
+import torch
+
+from ccnet.engine.checkpoints import Checkpoint, save
+from ccnet.models import create_model
+from ccnet.models.backbone import TimmBackbone
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that writes the checkpoints of a run of a network, and returns its folder."""
+
+    def written(network, counters=True):
+        state = {key: value for key, value in network.state_dict().items() if counters or "num_batches" not in key}
+        for name in ("best.safetensors", "last.pt"):
+            save(Checkpoint(state, {}, [], [], 0, {}), tmp_path / name)
+        return tmp_path
+
+    return written
+
+
+@pytest.mark.parametrize("file", ["", "best", "last", "best.safetensors", "last.pt"])
+def test_the_backbone_of_a_run_is_taken_alone(run, file):
+    network = create_model("ccnet", num_classes=5, backbone="resnet10t", head__channels=8)
+    network.mean += 0.1
+    folder = run(network)
+    taken = TimmBackbone("resnet10t", weights=folder / file)
+    assert all(
+        torch.equal(value, network.backbone.net.state_dict()[key]) for key, value in taken.net.state_dict().items()
+    )
+    assert torch.equal(torch.tensor(taken.mean), network.mean.flatten())
+
+
+def test_a_detector_and_a_segmentation_network_exchange_backbones(run):
+    settings = {"num_classes": 3, "backbone": "resnet10t"}
+    detector = create_model("mask_rcnn", channels=16, frozen=True, **settings)
+    folder = run(detector)  # its batch norm is frozen, and has no counters
+    made = create_model("fcn", backbone__weights=str(folder), head__channels=8, **settings)
+    ours, theirs = made.backbone.net.state_dict(), detector.backbone.body.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items() if key in theirs)
+    assert sum(key in theirs for key in ours) > 60
+    back = create_model("mask_rcnn", channels=16, backbone__weights=str(run(made)), **settings)
+    assert all(torch.equal(value, ours[key]) for key, value in back.backbone.body.state_dict().items() if key in ours)
+
+
+def test_other_runs_are_refused(run, tmp_path):
+    folder = run(create_model("fcn", num_classes=2, backbone="resnet18", head__channels=8))
+    with pytest.raises(ValueError, match=r"does not contain the weights of timm's resnet10t: .* tensors are missing"):
+        TimmBackbone("resnet10t", weights=folder / "best")
+    with pytest.raises(FileNotFoundError, match=r"is neither a state dict of timm's resnet18 nor .* a run writes best"):
+        TimmBackbone("resnet18", weights=tmp_path / "gone" / "best")
+    content = bytearray((folder / "best.safetensors").read_bytes())
+    content[-100] ^= 1
+    (folder / "best.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        TimmBackbone("resnet18", weights=folder / "best")
