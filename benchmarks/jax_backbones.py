@@ -37,8 +37,8 @@ def compare_backbones(config: DictConfig, device: torch.device) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {row["backbone"] for row in read_rows(path)}
     failures: list[str] = []
-    sizes = _parameters(options.names or timm.list_models())
-    for name in tqdm(sorted(sizes.keys() - done, key=sizes.__getitem__), desc="backbones", disable=None):
+    sizes = _parameters([name for name in options.names or timm.list_models() if name not in done])
+    for name in tqdm(sorted(sizes, key=sizes.__getitem__), desc="backbones", disable=None):
         with tolerated(name, failures):
             too_large = sizes[name] > 1e6 * options.max_parameters_m
             row = {

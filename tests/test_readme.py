@@ -113,4 +113,4 @@ def test_the_list_of_jax_backbones_matches_the_measurements():
     rows = read_rows(ROOT / "results" / "networks_jax_backbones.csv")
     assert markdown(rows) in PAGES["jax.md"]
     assert {row["outcome"] for row in rows} <= {"agrees", "refused", "too large"}
-    assert len(rows) > 500
+    assert f"{len(rows)} of the 505" in " ".join(PAGES["jax.md"].split())

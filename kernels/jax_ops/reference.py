@@ -74,7 +74,7 @@ def gradients(call: Call[Array], out: Array, maximum: Array, total: Array, grad:
         dscores = weights * (_product(g, v.mT) - _lines(shift, axis)) * options.scale
         parts = _product(dscores, k), _product(dscores.mT, q), _product(weights.mT, g)
         made.append([_lines_back(part, axis) for part in parts])
-    sums = [sum(parts[1:], start=parts[0]) for parts in zip(*made, strict=True)]
+    sums = [reduce(jnp.add, parts) for parts in zip(*made, strict=True)]
     arrays = zip(sums, (query, key, value), strict=True)
     return [*(gradient.astype(array.dtype) for gradient, array in arrays), delta]
 

@@ -112,6 +112,13 @@ def test_a_twin_that_computes_something_else_is_refused():
     assert all(torch.equal(before[key], tensor) for key, tensor in backbone.state_dict().items())
 
 
+def test_rounding_alone_refuses_no_twin(monkeypatch):
+    """Where float32 differs, as in very deep networks, float64 decides."""
+    monkeypatch.setattr(comparison, "TOLERANCE", 0)
+    monkeypatch.setattr(comparison, "_compared", set())
+    twin(TimmBackbone("mobilenetv3_small_050"))
+
+
 def backbones():
     """Return the timm models that this test lists: all of them take minutes, so the families' smallest are chosen."""
     resnets = ["resnet10t", "ecaresnet26t", "resnetblur18"]
