@@ -87,8 +87,10 @@ def _segment(
         drawing.check_video(runtime.given_path(config.video))
     truths = _truths(config, loaded[0], images)
 
+    from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.reading.image_files import frame_count, orientation, read_image
 
+    channels, rgb = evaluation.channels_of(loaded[0]), evaluation.drawn_channels_of(loaded[0])
     framework = training.choose_framework(config.framework, config.device)
     first, *others = [_predictor(config, saved, framework) for saved in loaded]
     if config.attention is not None:
@@ -104,7 +106,7 @@ def _segment(
         path, name = images[index]
         if (count := frame_count(path)) > 1:
             several[path] = count
-        picture, turn = read_image(path, first.value_range), orientation(path)
+        picture, turn = read_image(path, first.value_range, channels), orientation(path)
         reason = first.about_memory(picture.shape[-2:])
         if reason and reason not in said:
             tqdm.write(reason)
@@ -124,7 +126,7 @@ def _segment(
             if result is None:
                 continue
             picture, turn, (labels, *more), truth = result
-            pixels = picture.permute(1, 2, 0).numpy()
+            pixels = drawn_channels(picture, rgb).permute(1, 2, 0).numpy()
             drawing.save_mask(output / f"{name}.png", labels, palette, orientation=turn)
             if drawing.save_overlay(output / f"{name}_overlay.png", pixels, labels, classes, palette) > 1:
                 reduced.append(path)
@@ -155,6 +157,7 @@ def _segment(
 
 def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"], output: Path) -> None:
     """Write the objects as NAME.json, and the image with the likely ones as NAME_overlay.png."""
+    from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.reading.image_files import orientation, read_image
 
     evaluation.check_outputs(images, output, ["", "_overlay"], [])
@@ -165,7 +168,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     skipped = evaluation.SkippedImages()
 
     def predicted(path: Path) -> "tuple[Tensor, int, dict[str, Tensor]]":
-        picture = read_image(path, value_range)
+        picture = read_image(path, value_range, evaluation.channels_of(saved))
         objects = evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
         return picture, orientation(path), objects
 
@@ -181,7 +184,8 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         ]
         runtime.write_text(output / f"{name}.json", json.dumps(found, indent=1) + "\n")
         likely = evaluation.likely_objects(objects)
-        drawing.save_objects(output / f"{name}_overlay.png", picture, likely, saved.classes)
+        drawn = drawn_channels(picture, evaluation.drawn_channels_of(saved))
+        drawing.save_objects(output / f"{name}_overlay.png", drawn, likely, saved.classes)
     least = evaluation.DRAWN_SCORE
     done = len(images) - skipped.number
     print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")

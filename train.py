@@ -97,6 +97,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
+    training.check_channels(config, train_set)
     evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)

@@ -72,7 +72,7 @@ def rgb_pixels(
             )
         image.info.pop("transparency", None)  # Pillow warns about it
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    if image.mode not in _DEEP and not image.mode.startswith("I;16"):
+    if not is_deep(image):
         raise ValueError(f"{path} has mode {image.mode}, which is not supported: convert it to RGB or grey")
     values = np.asarray(image)
     if value_range is None:
@@ -84,10 +84,19 @@ def rgb_pixels(
                 "and white with dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
             )
         value_range = 0, 2**samples.bits - 1
+    return np.repeat(scaled(values, value_range)[..., None], 3, axis=2)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether a decoded image is grey with more than 8 bits."""
+    return image.mode in _DEEP or image.mode.startswith("I;16")
+
+
+def scaled(values: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
+    """Return values as uint8, scaled such that those of black and white become 0 and 255; NaN is black."""
     low, high = value_range
     grey = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
-    grey = np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    return np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
 
 
 def check_value_range(value_range: Sequence[float] | None) -> None:

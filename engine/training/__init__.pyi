@@ -7,6 +7,7 @@ from .logger import RunLog as RunLog
 from .logger import open_log as open_log
 from .loop import Run as Run
 from .nonfinite import NonFiniteLoss as NonFiniteLoss
+from .setup import check_channels as check_channels
 from .setup import freeze as freeze
 from .setup import make_optimizer as make_optimizer
 from .setup import make_schedule as make_schedule

@@ -202,7 +202,7 @@ _BACKBONES: dict[type[torch.nn.Module], Rule] = {
     FeatureListNet: Rule(_with_parts(backbone_twins.FeatureNet), fixed={"output_fmt": "NCHW"}, unused=_NET),
     EfficientNetFeatures: Rule(_with_parts(backbone_twins.FeatureNet), unused=_NET),
     MobileNetV3Features: Rule(_with_parts(backbone_twins.FeatureNet), unused=_NET),
-    TimmBackbone: Rule(_with_parts(backbone_twins.Backbone), unused=("channels", "mean", "std")),
+    TimmBackbone: Rule(_with_parts(backbone_twins.Backbone), unused=("channels", "mean", "std", "in_channels")),
 }
 
 _NETWORKS: dict[type[torch.nn.Module], Rule] = {

@@ -1,3 +1,4 @@
+from .checks import check_channels as check_channels
 from .class_weights import with_class_weights as with_class_weights
 from .freezing import freeze as freeze
 from .freezing import held_modules as held_modules
