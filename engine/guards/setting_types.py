@@ -32,6 +32,7 @@ BOUNDS = {
     "compile": (bool, 0, 1, False),
     "recipe.max_iters": (int, 1, _MOST, False),
     "recipe.batch_size": (int, 1, _MOST, False),
+    "recipe.base_batch_size": (int, 1, _MOST, True),
     "recipe.val_every": (int, 1, _MOST, False),
     "recipe.epochs": (int, 1, _MOST, True),
     "recipe.patience": (int, 1, _MOST, True),

@@ -62,14 +62,14 @@ def test_the_jax_twin_takes_more_channels():
     assert np.allclose(np.moveaxis(np.asarray(found), -1, 1), expected.numpy(), atol=1e-3)
 
 
-def in_fourth_channel(folder, number=8, size=48):
+def in_fourth_channel(folder, number=8, size=48, side=16):
     """Write RGBA images whose squares differ from their surroundings in the fourth channel only."""
     generator = np.random.default_rng(1)
     for index in range(number):
         labels = np.zeros((size, size), dtype=np.uint8)
         for _ in range(2):
-            y, x = generator.integers(0, size - 16, 2)
-            labels[y : y + 16, x : x + 16] = 1
+            y, x = generator.integers(0, size - side, 2)
+            labels[y : y + side, x : x + side] = 1
         pixels = generator.integers(0, 256, (size, size, 4)).astype(np.uint8)
         pixels[..., 3] = 60 + 120 * labels + generator.integers(0, 40, labels.shape)
         for kind, array in (("images", pixels), ("masks", labels)):
