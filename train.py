@@ -107,7 +107,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     optimizer = training.make_optimizer(config, model)
     schedule = training.make_schedule(config, optimizer)
     identity = checkpoints.identify(asked, saved, train_set, val_set)
-    state = training.TrainingState(model, optimizer, schedule, identity)
+    ema = training.AveragedWeights(model, config.ema) if config.ema is not None else None
+    state = training.TrainingState(model, optimizer, schedule, identity, ema=ema)
     cost = task.cost(model, config)
     if saved:
         state.restore(saved, max_iters=config.recipe.max_iters)

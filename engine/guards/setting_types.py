@@ -24,6 +24,8 @@ BOUNDS = {
     "accumulate": (int, 1, _MOST, False),
     "frozen_stages": (int, 0, 4, False),
     "norm_eval": (bool, 0, 1, False),
+    "grad_checkpointing": (bool, 0, 1, False),
+    "ema": (float, 1e-6, 1 - 1e-9, True),
     "clip_norm": (float, 1e-12, 1e12, True),
     "skip_nonfinite": (int, 0, _MOST, False),
     "skip_broken": (int, 0, _MOST, False),

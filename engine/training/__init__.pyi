@@ -1,3 +1,4 @@
+from .averaging import AveragedWeights as AveragedWeights
 from .batches import remaining_batches as remaining_batches
 from .frameworks import Framework as Framework
 from .frameworks import choose_framework as choose_framework

@@ -1,3 +1,4 @@
+from .checkpointing import checkpoint_gradients as checkpoint_gradients
 from .checks import check_batch as check_batch
 from .checks import check_channels as check_channels
 from .class_weights import with_class_weights as with_class_weights
