@@ -8,6 +8,7 @@ python benchmark.py mode=gpu output=DIR      everything that needs a GPU, as ind
 python benchmark.py mode=complexity          added GFLOPs and memory, as in the paper's Tables 2 and 5
 python benchmark.py mode=zoo                 every network: parameters, GFLOPs, memory, images/s
 python benchmark.py mode=train               full training iterations of ccnet, fcn and nonlocal
+python benchmark.py mode=backbones           every JAX backbone beside timm's, on random weights
 python benchmark.py mode=input               images/s per core of the input pipeline with the Cityscapes recipe
 """
 
@@ -28,6 +29,7 @@ _MODES = {
     "complexity": "count_complexity",
     "zoo": "measure_zoo",
     "train": "time_training",
+    "backbones": "compare_backbones",
     "input": "time_input",
 }
 

@@ -11,7 +11,7 @@ that the data set does not define, if a class or a split has no pixels, or if ma
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.utils import instantiate
@@ -69,7 +69,7 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
     folder.mkdir(parents=True, exist_ok=True)
     table_path, samples_path = _files(folder, split)
     print(f"\n{_summary(split, dataset, report)}")
-    if labelled and (found := report.statistics()):
+    if labelled and (found := cast(Any, report).statistics()):
         mean, std = (",".join(map(str, values)) for values in found)
         print(f"statistics of the channels: backbone.mean=[{mean}] backbone.std=[{std}]")
     if table:
@@ -136,13 +136,14 @@ def _label_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.nda
 
     from ccnet.data.inspection import still
     from ccnet.data.reading.bands import drawn_channels
+    from ccnet.data.transforms import as_float
 
     image, labels = dataset.read(index)
     rgb = getattr(dataset, "rgb", None)
     columns = [(image, None), (image, labels)]
     for _ in range(2):
         augmented, augmented_labels = augment(image, labels)
-        columns.append(((augmented * 255).round().to(torch.uint8), augmented_labels))
+        columns.append(((as_float(augmented) * 255).round().to(torch.uint8), augmented_labels))
     return [
         (
             drawn_channels(still(picture, ndim=3), rgb).permute(1, 2, 0).numpy(),

@@ -56,7 +56,8 @@ def main(config: DictConfig) -> float:
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
     task.check_classes(saved.classes, dataset)
     name = "_".join([path.stem, config.split, *([protocol_name] if task.predicts_label_maps else [])])
-    stem = runtime.given_path(config.output or path.parent) / name
+    own = HydraConfig.get().runtime.output_dir if config.checkpoint in checkpoints.PACKAGED else path.parent
+    stem = runtime.given_path(config.output or own) / name
     with _writable(stem.parent):
         files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
         stem.parent.mkdir(parents=True, exist_ok=True)

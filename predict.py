@@ -1,5 +1,6 @@
 """Segment images with a trained network.
 
+    python predict.py input=photo.jpg                                     with the network that comes with the package
     python predict.py checkpoint=RUN input=photo.jpg                      with the run's best weights
     python predict.py checkpoint=RUN input=FOLDER output=FOLDER           images, also in subfolders
     python predict.py checkpoint=RUN input=[a.jpg,FOLDER,\'frames/*.png\'] several inputs, and glob patterns
@@ -11,10 +12,10 @@
 
 For each image NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours, and
 NAME_overlay.png, the classes drawn over the image with a legend; with the options above also NAME_attention.png,
-NAME_probabilities and comparison.png. With several networks, the first one writes the masks. With ``labels=FOLDER``, a
-folder of label images in the data set's own format, the comparison also shows the ground truth and marks errors. A
-detection network writes NAME.json, the objects in COCO's results format, and NAME_overlay.png, the likely ones drawn
-over the image.
+NAME_probabilities and comparison.png. The frames of an animation and the pages of a TIFF become NAME_0001.png and so
+on. With several networks, the first one writes the masks. With ``labels=FOLDER``, a folder of label images in the data
+set's own format, the comparison also shows the ground truth and marks errors. A detection network writes NAME.json, the
+objects in COCO's results format, and NAME_overlay.png, the likely ones drawn over the image.
 
 Images that cannot be read or predicted are skipped and listed at the end, and the exit code is then 1.
 """
@@ -49,11 +50,13 @@ if TYPE_CHECKING:
 @entry_point
 def main(config: DictConfig) -> None:
     """Write the predictions for every image in ``input`` to ``output``."""
-    names = [str(name) for name in _as_list(config.checkpoint)]
+    names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
     output = runtime.given_path(config.output)
     images = evaluation.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
+    if not config.checkpoint:
+        print(f"checkpoint is not set: using {names[0]}, which knows {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
     try:
         if all(label_maps):
@@ -88,9 +91,9 @@ def _segment(
     truths = _truths(config, loaded[0], images)
 
     from ccnet.data.reading.bands import drawn_channels
-    from ccnet.data.reading.image_files import frame_count, orientation, read_image
+    from ccnet.data.reading.frames import FrameReader
 
-    channels, rgb = evaluation.channels_of(loaded[0]), evaluation.drawn_channels_of(loaded[0])
+    rgb = evaluation.drawn_channels_of(loaded[0])
     framework = training.choose_framework(config.framework, config.device)
     first, *others = [_predictor(config, saved, framework) for saved in loaded]
     if config.attention is not None:
@@ -99,37 +102,38 @@ def _segment(
     video_path = config.video and output / runtime.given_path(config.video).name
     legend = drawing.VideoLegend(classes, palette)
     rows, said, reduced, skipped = [], set(), [], evaluation.SkippedImages()
-    several: dict[Path, int] = {}
+    channels = evaluation.channels_of(loaded[0])
+    read = FrameReader(evaluation.value_range_of(loaded[0]), channels=channels, keep=first.frames - 1)
 
     def predicted(index: int) -> "tuple[Tensor, int, list[np.ndarray], np.ndarray | None]":
         """Return an image, its orientation, the labels of each network that is drawn, and the ground truth."""
-        path, name = images[index]
-        if (count := frame_count(path)) > 1:
-            several[path] = count
-        picture, turn = read_image(path, first.value_range, channels), orientation(path)
+        image = images[index]
+        preceding = evaluation.frames_before(images, index, first.frames - 1)
+        before = [read(frame.path, frame.frame)[0] for frame in preceding]
+        picture, turn = read(image.path, image.frame)
         reason = first.about_memory(picture.shape[-2:])
         if reason and reason not in said:
             tqdm.write(reason)
             said.add(reason)
-        before = evaluation.frames_before(images, index, first.frames - 1)
-        with _score_files(config, first, output / name, picture.shape[-2:], classes, turn) as add:
-            labels = [first(picture, before, bar=path.name, on_tile=add)]
+        with _score_files(config, first, output / image.name, picture.shape[-2:], classes, turn) as add:
+            labels = [first(picture, before, bar=image.name.name, on_tile=add)]
         in_row = compared and len(rows) < config.compare_rows
-        labels += [other(picture, before, bar=path.name) for other in others if in_row]
+        labels += [other(picture, before, bar=image.name.name) for other in others if in_row]
         return picture, turn, labels, truths(index, labels[0].shape) if truths and in_row else None
 
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
         alone = len(images) == 1  # its forward passes have a progress bar of their own
-        for index, (path, name) in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=alone)):
+        for index, image in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=alone)):
+            name = image.name
             (output / name).parent.mkdir(parents=True, exist_ok=True)
-            result = skipped.attempt(path, functools.partial(predicted, index))
+            result = skipped.attempt(image, functools.partial(predicted, index))
             if result is None:
                 continue
             picture, turn, (labels, *more), truth = result
             pixels = drawn_channels(picture, rgb).permute(1, 2, 0).numpy()
             drawing.save_mask(output / f"{name}.png", labels, palette, orientation=turn)
             if drawing.save_overlay(output / f"{name}_overlay.png", pixels, labels, classes, palette) > 1:
-                reduced.append(path)
+                reduced.append(image)
             if config.attention is not None:
                 maps = evaluation.attention_of_point(first.network, first.batch(picture), config.attention)
                 weights = [weight.cpu().numpy() for weight in maps]
@@ -146,9 +150,6 @@ def _segment(
     if rows:
         drawing.save_side_by_side(output / "comparison.png", rows, names, classes, palette)
         print(f"comparison in {output / 'comparison.png'}")
-    if several:
-        listed = ", ".join(f"{path} ({count})" for path, count in [*several.items()][:5])
-        print(f"{len(several)} files have several frames or pages, of which the first was used: {listed}")
     if reduced:
         print(f"overlays of {len(reduced)} large images are reduced to at most 32 megapixels; the masks are not")
     print(f"masks and overlays in {output}, images: {len(images) - skipped.number}")
@@ -158,23 +159,23 @@ def _segment(
 def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"], output: Path) -> None:
     """Write the objects as NAME.json, and the image with the likely ones as NAME_overlay.png."""
     from ccnet.data.reading.bands import drawn_channels
-    from ccnet.data.reading.image_files import orientation, read_image
+    from ccnet.data.reading.frames import FrameReader
 
     evaluation.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
-    value_range = evaluation.value_range_of(saved)
+    read = FrameReader(evaluation.value_range_of(saved), channels=evaluation.channels_of(saved))
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
     skipped = evaluation.SkippedImages()
 
-    def predicted(path: Path) -> "tuple[Tensor, int, dict[str, Tensor]]":
-        picture = read_image(path, value_range, evaluation.channels_of(saved))
-        objects = evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
-        return picture, orientation(path), objects
+    def predicted(image: "InputImage") -> "tuple[Tensor, int, dict[str, Tensor]]":
+        picture, turn = read(image.path, image.frame)
+        return picture, turn, evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
 
-    for path, name in tqdm(images, desc="predict", dynamic_ncols=True):
+    for image in tqdm(images, desc="predict", dynamic_ncols=True):
+        name = image.name
         (output / name).parent.mkdir(parents=True, exist_ok=True)
-        result = skipped.attempt(path, functools.partial(predicted, path))
+        result = skipped.attempt(image, functools.partial(predicted, image))
         if result is None:
             continue
         picture, turn, objects = result
@@ -260,7 +261,7 @@ def _truths(
         labels = read(paths[index]).numpy()
         if labels.shape != tuple(size):
             raise ValueError(
-                f"{paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels and {images[index].path} "
+                f"{paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels and {images[index]} "
                 f"{size[1]}x{size[0]}: a label image must be the same size as its image"
             )
         return labels

@@ -143,8 +143,10 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     if runtime.rank() == 0:
         cost |= {"val_images_per_s": run.val_images_per_s}
         result = training.run_result(task, state, cost, time.perf_counter() - began, config.recipe.monitor)
-        sweeps.write_result(folder, result | {"identity": state.identity.fingerprint})
-        print(training.closing_lines(task, state, train_set.classes, folder, unreadable, config.recipe.patience))
+        origin = runtime.provenance(framework.device) | {"training_images": len(train_set)}
+        sweeps.write_result(folder, result | {"identity": state.identity.fingerprint, "provenance": origin})
+        counts = {"unreadable": unreadable, "empty": run.empty_batches}
+        print(training.closing_lines(task, state, train_set.classes, folder, **counts, patience=config.recipe.patience))
     return state.score
 
 

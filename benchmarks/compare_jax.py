@@ -15,11 +15,12 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ..engine.evaluation.jax_network import local_devices
+from ..engine.runtime.provenance import provenance
 from ..kernels import criss_cross_attention, plan
 from .comparison_rows import Rows, check_error
 from .failures import require_none, tolerated
 from .peers import ORACLES
-from .timing import Timing, provenance
+from .timing import Timing
 
 CALLS = 5  # between two clock readings, so that synchronisation adds little to the time
 

@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from ..engine.runtime.provenance import machine_of, provenance
 from ..kernels import plan
 from . import peers
 from .comparison_rows import Rows, check_error
 from .failures import require_none, tolerated
-from .timing import Timing, input_sets, machine_of, measure, provenance
+from .timing import Timing, input_sets, measure
 
 
 def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -134,6 +135,8 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
     failures: list[str] = []
     for name in tqdm(config.peers, desc=f"{shape} {dtype}", disable=None):
         peer = peers.PEERS[name]
+        if device.type not in peer.devices:
+            continue
         for direction, prepare in passes_of(peer, device).items():
             with tolerated(f"{name}, {direction}", failures):
                 error = largest_error(peer, sets[0], of_gradients=direction in ("backward", "both"))

@@ -19,13 +19,13 @@ from torch.nn.functional import conv2d
 
 from ..engine.drawing.tables import Table
 from ..engine.evaluation.cost import Storages
+from ..engine.runtime.provenance import provenance
 from ..kernels.call import Call, Options
 from ..kernels.precision import float32_precision
 from ..kernels.torch_ops import operators
 from ..kernels.torch_ops.recompute import recomputed_projection
 from . import peers
 from .failures import require_none, tolerated
-from .timing import provenance
 
 # (GFLOPs, MB) from the paper, for an input of 1x3x769x769; memory in float32.
 PAPER = {

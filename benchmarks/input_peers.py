@@ -1,8 +1,9 @@
 """Input pipelines of other projects for the recipes that benchmark.py mode=input measures.
 
-Each loader reads an image and its labels, resizes, crops and flips them at random, and returns float32 in [0, 1] and
-int64. The pipelines are written out with the functions that these projects call, so that one version of OpenCV serves
-them all; a peer whose library is not installed is skipped.
+Each loader reads an image and its labels, resizes, crops and flips them at random, and returns a uint8 image and its
+labels: these projects, too, leave the normalisation to the device, or can. The pipelines are written out with the
+functions that these projects call, so that one version of OpenCV serves them all; a peer whose library is not installed
+is skipped.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,12 +53,10 @@ class Recipe(NamedTuple):
 def torchvision_loader(recipe: Recipe, decode: Callable[[Path], Tensor]) -> Loader:
     """Return a loader that transforms full images with torchvision; ``decode`` returns uint8 (C, H, W)."""
     fill = {tv_tensors.Image: list(MEAN_COLOUR), tv_tensors.Mask: IGNORE_INDEX}
-    dtype = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
     chain = v2.Compose(
         [
             v2.RandomHorizontalFlip(),
             v2.RandomCrop(recipe.crop, pad_if_needed=True, fill=fill),
-            v2.ToDtype(dtype, scale=True),
             v2.ToPureTensor(),
         ]
     )
@@ -114,8 +113,8 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
             labels = cv2.copyMakeBorder(
                 np.ascontiguousarray(labels), 0, below, 0, right, cv2.BORDER_CONSTANT, value=IGNORE_INDEX
             )
-        packed = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return packed.flip(0).float() / 255, torch.from_numpy(labels.astype(np.int64))
+        packed = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # BGR; the device swaps the channels
+        return packed, torch.from_numpy(labels.astype(np.int64))
 
     return load
 
@@ -138,7 +137,7 @@ def albumentations(recipe: Recipe) -> Loader | None:
     def load(image: Path, label: Path) -> tuple[Tensor, Tensor]:
         pixels = cv2.cvtColor(cv2.imread(str(image)), cv2.COLOR_BGR2RGB)
         found = chain(image=pixels, mask=cv2.imread(str(label), cv2.IMREAD_UNCHANGED))
-        packed = torch.from_numpy(np.ascontiguousarray(found["image"].transpose(2, 0, 1)))
-        return packed.float() / 255, torch.from_numpy(found["mask"].astype(np.int64))
+        # As its ToTensorV2 does, which copies nothing
+        return torch.from_numpy(found["image"].transpose(2, 0, 1)), torch.from_numpy(found["mask"])
 
     return load

@@ -1,12 +1,9 @@
-"""Time calls on a device, and record the provenance of measurements."""
+"""Time calls on a device."""
 
-import datetime
 import itertools
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -138,32 +135,3 @@ def input_sets(problem: plan.Problem, cache_mib: float) -> int:
 def _summary(spans: list[float], host: float) -> Timing:
     low, *_, high = statistics.quantiles(spans, n=5) if len(spans) > 1 else spans * 2
     return Timing(statistics.median(spans), low, high, host)
-
-
-def machine_of(device: torch.device) -> str:
-    """Return the name of the GPU, or the number of threads on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def provenance(device: torch.device) -> dict[str, str]:
-    """Return the machine, versions, commit and date that are recorded in every published row."""
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no git on this machine
-        commit = ""
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = "none"
-    return {
-        "machine": machine_of(device),
-        "torch": torch.__version__,
-        "triton": triton_version,
-        "commit": commit or "unknown",
-        "date": datetime.date.today().isoformat(),
-    }

@@ -20,12 +20,12 @@ from tqdm import tqdm
 from ..engine.drawing.tables import Table
 from ..engine.guards.settings import replaced
 from ..engine.runtime.devices import seed_everything
+from ..engine.runtime.provenance import provenance
 from ..engine.training.batches import prefetch
 from ..engine.training.setup.optimizer import make_optimizer
 from ..engine.training.torch_step import TorchStep, memory_format
 from ..models.factory import build, compose_conf
 from .failures import require_none, tolerated
-from .timing import provenance
 
 KERNELS = ("line_forward_kernel", "line_backward_kernel")  # kernels of criss-cross attention
 

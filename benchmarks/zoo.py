@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from ..engine.drawing.tables import Table
 from ..engine.evaluation.cost import network_cost
+from ..engine.runtime.provenance import provenance
 from ..models import create_model, list_models
 from ..models.heads.context import ContextHead
 from .failures import require_none, tolerated
-from .timing import measure_launched, provenance
+from .timing import measure_launched
 
 # Settings of a network that have separate rows in the paper.
 VARIANTS: dict[str, list[dict[str, Any]]] = {

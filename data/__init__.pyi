@@ -6,3 +6,4 @@ from .dataset import ImageDataset as ImageDataset
 from .dataset import SegmentationDataset as SegmentationDataset
 from .label_checks import first_look as first_look
 from .roots import check_root as check_root
+from .roots import layout_of as layout_of

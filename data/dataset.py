@@ -34,7 +34,7 @@ class ImageDataset(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Any]:
-        """Return the image, RGB float32 (3, H, W) in [0, 1], and its annotations."""
+        """Return the image, RGB (3, H, W), uint8 or float32 in [0, 1], and its annotations."""
         ...
 
 
@@ -75,7 +75,8 @@ class SegmentationDataset(ImageDataset, Protocol):
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
         """Return the image and its labels after the transform.
 
-        The image is RGB float32 (3, H, W) in [0, 1], the labels are int64 (H, W) in [0, K) or ``ignore_index``. Clips
-        are (3, T, H, W) and (T, H, W), and only the last frame is labelled.
+        The image is RGB (3, H, W), uint8 from the training transforms and float32 in [0, 1] from the evaluation
+        transform; the labels are uint8 or int64 (H, W) in [0, K) or ``ignore_index``. Clips are (3, T, H, W) and
+        (T, H, W), and only the last frame is labelled.
         """
         ...

@@ -11,9 +11,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # signals with which a cluster or a user ends a job
+
+
+def stack_pairs(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Collate pairs of image (3, ..., H, W) and labels; images interleaved in memory become a channels-last batch."""
+    images, labels = zip(*samples, strict=True)
+    if not all(image.movedim(0, -1).is_contiguous() for image in images):
+        return default_collate([*images]), default_collate([*labels])
+    return default_collate([image.movedim(0, -1) for image in images]).movedim(-1, 1), default_collate([*labels])
 
 
 class Loader(DataLoader):

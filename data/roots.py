@@ -1,6 +1,7 @@
 """Check that the folders of a data set exist, before torch is imported."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -42,14 +43,22 @@ def check_root(dataset: DictConfig, splits: Sequence[str] = ("train", "val")) ->
         node = dataset.get(split)
         if not isinstance(node, DictConfig):
             continue
-        name = str(node.get("_target_")).removeprefix(f"{layouts.__package__}.")
-        if name == "folder.Folder":
+        if _name(node) == "folder.Folder":
             layouts.find_folders(node.get("images"), node.get("masks"), node.split)
-            continue
-        if name == "camvid_video.CamVidVideo":
-            name = "camvid.CamVidFull" if node.get("full") else "camvid.CamVid"
-        if name in _LAYOUTS:
-            _LAYOUTS[name].find(root_of(dataset), node.split)
+        elif layout := layout_of(node):
+            layout.find(root_of(dataset), node.split)
+
+
+def layout_of(node: Mapping[str, Any]) -> layouts.Layout | None:
+    """Return the layout of a public data set from the node of one of its splits; None for another data set."""
+    name = _name(node)
+    if name == "camvid_video.CamVidVideo":
+        name = "camvid.CamVidFull" if node.get("full") else "camvid.CamVid"
+    return _LAYOUTS.get(name)
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return str(node.get("_target_")).removeprefix(f"{layouts.__package__}.")
 
 
 def root_of(dataset: DictConfig) -> str | None:

@@ -1,11 +1,13 @@
 """The tile sizes of a launch: pinned by measurements in ``configs/<device>.json`` where there are any, else by a rule.
 
 This is pure arithmetic without torch, jax or triton. Nothing is autotuned during training: the choice depends only on
-the call's shape and the device, so that runs are bitwise reproducible.
+the call's shape, the device and the version of Triton, so that runs are bitwise reproducible.
 """
 
+import importlib.metadata
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,8 +74,24 @@ def _pinned_tile(kernel: str, problem: Problem, length: int, device_name: str) -
         if (row["kernel"], row["dtype"]) == (kernel, problem.dtype) and (
             row["min_length"] <= length <= row["max_length"] and problem.query_channels <= row["max_query_channels"]
         ):
+            # Another version may spill registers in the tile that this one runs fastest.
+            if "measured" in row and not triton_version().startswith(_minor(row["measured"]["triton"])):
+                continue
             return Tile(**row["tile"])
     return None
+
+
+@cache
+def triton_version() -> str:
+    """Return the installed version of Triton, empty if there is none; Triton itself is not imported."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2]) + "."
 
 
 tables: dict[str, list[dict[str, Any]]] = {}
@@ -107,11 +125,12 @@ def table_path(device_name: str) -> Path:
 def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     """Return a tile that compiles without spills for sm_80, sm_90 and sm_100 (see ``launch_set.py``).
 
-    In half precision, a line of up to 128 is one tile; on Hopper and datacenter Blackwell the forward pass also holds
-    161 to 256 keys in one. On other lines, and in float32, whose three TF32 products need three times the registers,
-    the kernels loop, in tiles small enough that a line just above a power of two (129 and 257 come from crops of 1025
-    and 2049 at stride 8) is not padded to the next one. A warp owns 16 queries, and more warps would repeat each
-    other's products.
+    In half precision, a line of up to 128 is one tile of keys; on Hopper and datacenter Blackwell the forward pass also
+    holds 161 to 256 keys in one. On other lines, and in float32, whose three TF32 products need three times the
+    registers, the kernels loop, in tiles small enough that a line just above a power of two (129 and 257 come from
+    crops of 1025 and 2049 at stride 8) is not padded to the next one. A warp owns 16 queries, and more warps would
+    repeat each other's products. Hopper's tiles for lines of 65 to 128 and 161 to 256 are the fastest of those measured
+    on an H200 that no supported Triton version spills (``results/kernels_log.md``).
     """
     if device.arch:
         return _amd_rule(kernel, problem, length)
@@ -137,10 +156,13 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         if length <= 64:
             return Tile(64, 64, 64, 4, 3)
         if length <= 128:
-            # With slabs of 32, two programs share a multiprocessor, so that one loads while the other multiplies.
+            if hopper and not wide:  # two programs share a multiprocessor, so that one loads while the other multiplies
+                return Tile(64, 128, 64, 4, 3)
             return Tile(128, 128, 32, 8, 3) if datacenter or wide else Tile(128, 128, 64, 8, 2)
         if datacenter and not wide and 160 < length <= 256:
             # The loop over keys would repeat the scores for each slab of 128 channels.
+            if hopper:
+                return Tile(128, 256, 32, 8, 5) if tall else Tile(64, 256, 32, 4, 4)
             return Tile(128, 256, 32, 8, 3) if tall else Tile(64, 256, 32, 4, 3)
         if tall and not wide:
             return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
@@ -151,9 +173,9 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     if length <= 64:
         return Tile(64, 64, 32, 4, 3)
     if length <= 128:
-        return Tile(128, 128 if datacenter else 64, 32, 8, 3)
+        return Tile(128, 128 if datacenter else 64, 32, 8, 4 if hopper else 3)
     if tall:
-        return Tile(128, 128 if datacenter else 32, 32, 8, 3)
+        return Tile(128, 128 if datacenter else 32, 32, 8, 5 if hopper else 3)
     return Tile(64, 64 if datacenter else 32, 32, 4, 3)
 
 

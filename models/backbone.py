@@ -69,12 +69,12 @@ class TimmBackbone(nn.Module):
         self.net = _build(name, output_stride, tuple(out_indices), in_channels, pretrained and weights is None)
         self.in_channels = in_channels
         self.channels = list(self.net.feature_info.channels())
-        known = {key: tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std")}
+        known: dict[str, tuple[float, ...]] = {key: tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std")}
         if weights is not None:
             state = _read_weights(name, Path(weights).expanduser())
             _load_weights(self.net, name, weights, state)
             if known.keys() <= state.keys():  # a run's
-                known = {key: tuple(state[key].flatten().tolist()) for key in known}
+                known = {key: tuple(float(value) for value in state[key].flatten()) for key in known}
         self.mean, self.std = (
             _statistics(key, given, known[key], in_channels) for key, given in (("mean", mean), ("std", std))
         )

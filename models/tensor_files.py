@@ -13,18 +13,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 HEADER, CHECKSUM = "ccnet", "crc32"  # keys in the metadata of a run's .safetensors file
+FOLDER_WEIGHTS = "model.safetensors"  # in a folder with config.json, the layout of Hugging Face repositories
 _OWN_SUFFIXES = (".safetensors", ".pt")
 _PUBLISHED_SUFFIX = ".pth"
 
 
 def find(path: Path) -> Path:
-    """Return the file for ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights) or a full file name.
+    """Return the file for ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights), a folder or a full file name.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     if path.is_dir():
-        path /= "best"
+        path /= FOLDER_WEIGHTS if (path / FOLDER_WEIGHTS).is_file() else "best"
     candidates = [path]
     if path.suffix not in (*_OWN_SUFFIXES, _PUBLISHED_SUFFIX):
         candidates = [path.with_name(path.name + suffix) for suffix in _OWN_SUFFIXES]

@@ -121,9 +121,11 @@ def test_predict_skips_broken_images_and_keeps_the_orientation_of_the_others(fin
         "predict.py", f"checkpoint={finished}", f"input={photos}", f"output={output}", "probabilities=png",
         "logits=true", "device=cpu", ok=False,
     )  # fmt: skip
-    assert f"1 of 4 images were skipped:\n  {photos}/day/broken.jpg cannot be read as an image" in done.stderr
-    assert "1 files have several frames or pages, of which the first was used" in done.stdout
-    assert "images: 3" in done.stdout
+    assert f"1 of 5 images were skipped:\n  {photos}/day/broken.jpg cannot be read as an image" in done.stderr
+    assert "images: 4" in done.stdout
+    assert sorted(path.name for path in output.glob("pages*.png")) == [
+        f"pages_000{number}{kind}.png" for number in (1, 2) for kind in ("", "_overlay")
+    ]
     turned, upright = (Image.open(output / name) for name in ("day/turned.png", "upright.png"))
     assert (turned.size, turned.getexif()[0x0112], upright.size) == ((57, 41), 6, (41, 57))
     assert np.array_equal(np.array(turned), np.rot90(np.array(upright)))

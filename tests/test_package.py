@@ -88,6 +88,8 @@ def test_wheel_holds_the_package_files(wheel, tracked):
     def belongs(path: Path) -> bool:
         if path.suffix == ".yaml":
             return path.parts[0] == "conf"
+        if path.parts[:2] == ("models", "pretrained"):
+            return len(path.parts) == 4
         inside = path.parent in packages or (path.parent.parent in packages and path.parent.name == "configs")
         return inside and (path.suffix in (".py", ".pyi", ".json") or path.name == "py.typed")
 

@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
+from ccnet.benchmarks.jax_backbones import markdown, read_rows
+
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
 }
@@ -26,7 +28,7 @@ def commands() -> list[str]:
 
 def python_blocks() -> list:
     return [
-        pytest.param(block, id=f"{page}-{number}")
+        pytest.param(block, id=f"{page}-{number}", marks=[pytest.mark.slow] if "optax" in block else [])
         for page, text in PAGES.items()
         for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
     ]
@@ -35,8 +37,9 @@ def python_blocks() -> list:
 @pytest.mark.parametrize("block", python_blocks())
 def test_python_runs(block, folder_data, tmp_path, monkeypatch):
     """A block runs in a folder with `images` and `masks` of three classes, and trains for one iteration."""
-    if "jax" in block:
-        pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
+    for module, extra in (("jax", "jax"), ("equinox", "dev")):
+        if module in block:
+            pytest.importorskip(module, reason=f"pip install 'ccnet[{extra}]'")
     monkeypatch.chdir(tmp_path)
     block = re.sub(r"max_iters=\d+", "max_iters=1", block)
     exec(block.replace('"logger=none"', '"logger=none", "num_workers=0"'), {})  # workers would import torch anew
@@ -104,3 +107,10 @@ def test_the_zoo_table_matches_the_measurements():
     start = next(number for number, line in enumerate(lines) if line.startswith("| network |")) + 2
     assert lines[start : start + len(measured)] == measured
     assert not lines[start + len(measured)].startswith("|")
+
+
+def test_the_list_of_jax_backbones_matches_the_measurements():
+    rows = read_rows(ROOT / "results" / "networks_jax_backbones.csv")
+    assert markdown(rows) in PAGES["jax.md"]
+    assert {row["outcome"] for row in rows} <= {"agrees", "refused", "too large"}
+    assert len(rows) > 500

@@ -140,7 +140,7 @@ def test_an_unsupported_network_stops_the_run_before_data_is_read(tmp_path, monk
         pytest.fail("the data was read")
 
     monkeypatch.setattr(data, "build_dataset", read)
-    overrides = ["backbone=timm", "backbone.name=convnext_atto"] if model == "ccnet" else ["model=mask_rcnn"]
+    overrides = ["backbone=timm", "backbone.name=test_nfnet"] if model == "ccnet" else ["model=mask_rcnn"]
     with pytest.raises(ValueError, match=r"has no JAX counterpart: JAX supports the backbones that docs/jax\.md lists"):
         run(tmp_path, "framework=jax", *overrides)
 

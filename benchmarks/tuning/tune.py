@@ -8,10 +8,11 @@ import torch
 from omegaconf import DictConfig
 
 from ...engine.drawing.tables import Table
+from ...engine.runtime.provenance import provenance
 from ...kernels import launch_set
 from ...kernels.tiles import Problem
 from ..failures import require_none
-from ..timing import input_sets, provenance
+from ..timing import input_sets
 from .compilers import Compilers
 from .examine import examine
 from .log import Log

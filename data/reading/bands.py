@@ -84,7 +84,8 @@ def _checked(path: Path, channels: int, opened: Callable[[], Any]) -> np.ndarray
             f"{path} has the shape {tuple(found.shape)}: expected (H, W, {channels}) or ({channels}, H, W), as "
             f"backbone.in_channels={channels} says"
         )
-    check_size(*(shape[1:] if first else shape[:2]), path)
+    height, width = shape[1:] if first else shape[:2]
+    check_size(height, width, path)
     try:
         values = np.asarray(found).reshape(shape)
     except Exception as error:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_BAND = 2**24  # pixels that are converted at once
 _DEEP = {"I": "32-bit whole numbers", "F": "32-bit floating point"}
 
 
@@ -71,12 +72,12 @@ def rgb_pixels(
                 "applies to grey images only: convert it to 8 bits"
             )
         image.info.pop("transparency", None)  # Pillow warns about it
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return _by_rows(image, lambda part: np.asarray(part if part.mode == "RGB" else part.convert("RGB")))
     if not is_deep(image):
         raise ValueError(f"{path} has mode {image.mode}, which is not supported: convert it to RGB or grey")
-    values = np.asarray(image)
     if value_range is None:
         if samples.bits > 16 or samples.signed:
+            values = np.asarray(image)
             low, high = np.nanmin(values), np.nanmax(values)
             kind = _DEEP.get(image.mode, image.mode) if samples.bits > 16 else "signed 16-bit numbers"
             raise ValueError(
@@ -84,7 +85,8 @@ def rgb_pixels(
                 "and white with dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
             )
         value_range = 0, 2**samples.bits - 1
-    return np.repeat(scaled(values, value_range)[..., None], 3, axis=2)
+    bounds = value_range
+    return _by_rows(image, lambda part: scaled(np.asarray(part), bounds)[..., None])
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -97,6 +99,17 @@ def scaled(values: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
     low, high = value_range
     grey = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
     return np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
+
+
+def _by_rows(image: Image.Image, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """Return the pixels (H, W, 3) of an image that is converted in bands of rows, to save memory."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    rows = max(_BAND // width, 1)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = convert(image if rows >= height else image.crop((0, top, width, bottom)))
+    return pixels
 
 
 def check_value_range(value_range: Sequence[float] | None) -> None:

@@ -12,9 +12,9 @@ from PIL import ExifTags, Image, PngImagePlugin
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
+from . import fast_decoders
 from .bands import UnreadableImage as UnreadableImage
 from .bands import eight_bits, is_array, pillow_channels, read_array
-from .fast_decoders import decode, may_be_turned
 from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
@@ -52,18 +52,27 @@ def read_image(path: Path, value_range: Sequence[float] | None = None, channels:
     if values is not None:
         pixels = eight_bits(values, value_range, path)
         return torch.from_numpy(pixels).permute(2, 0, 1).expand(channels, -1, -1)  # a grey array becomes RGB
-    if channels != 3:
-        image, samples = open_upright(path, fast_mode="L" if channels == 1 else "")
-        if isinstance(image, np.ndarray):
-            pixels = image[..., None]
-        elif channels == 1 and is_deep(image):
-            pixels = rgb_pixels(image, samples, value_range, path)[..., :1]
-        else:
-            pixels = pillow_channels(image, channels, path)
-        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-    image, samples = open_upright(path, fast_mode="RGB")
-    pixels = image if isinstance(image, np.ndarray) else rgb_pixels(image, samples, value_range, path)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    image, samples = open_upright(path, fast_mode={3: "RGB", 1: "L"}.get(channels, ""))
+    if isinstance(image, np.ndarray):
+        pixels = image.reshape(*image.shape[:2], channels)
+    else:
+        pixels = in_channels(image, samples, value_range, channels, path)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def in_channels(
+    image: Image.Image, samples: SampleFormat, value_range: Sequence[float] | None, channels: int, path: Path
+) -> np.ndarray:
+    """Return the pixels of a decoded image in a number of channels, uint8 (H, W, C); see :func:`read_image`."""
+    if channels == 3 or (channels == 1 and is_deep(image)):
+        return rgb_pixels(image, samples, value_range, path)[..., :channels]
+    return pillow_channels(image, channels, path)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return the size (H, W) of an image as stored in its file, without decoding it."""
+    with _opened(path) as image:
+        return image.height, image.width
 
 
 def describe(path: Path) -> str:
@@ -85,15 +94,24 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
         A Pillow image, or the same pixels as uint8 (H, W, 3) or (H, W); and the format of the samples in the file, see
         :func:`~ccnet.data.reading.grey_levels.sample_format`.
     """
+    content = fast_decoders.read(path)
+    header = content and fast_decoders.header_of(content)
+    # Pillow decodes a PNG to find its orientation, so that it might as well return the pixels.
+    if content and header and header.mode == fast_mode and not (header.may_be_turned and header.kind == "PNG"):
+        check_size(header.height, header.width, path)
+        if (pixels := fast_decoders.decode(content, header)) is not None:
+            turn = orientation(path) if header.may_be_turned else 1
+            return _as_upright(pixels, turn), SampleFormat(bits=8, signed=False)
     with _opened(path) as image:
         samples = sample_format(image)
-        # Pillow decodes a PNG to find its orientation, so that is left to `decode`.
-        upright = image.format == "PNG" or _orientation(image) == 1
-        if image.mode == fast_mode and upright and (pixels := decode(image, path)) is not None:
-            return pixels, samples
-        image.load()
-        turn = _UPRIGHT.get(_orientation(image))  # after loading: Pillow itself turns a TIFF, and drops the tag
-        return image if turn is None else image.transpose(turn), samples
+        return loaded_upright(image), samples
+
+
+def loaded_upright(image: ImageFile) -> Image.Image:
+    """Decode an opened image and apply its EXIF orientation."""
+    image.load()
+    turn = _UPRIGHT.get(exif_orientation(image))  # after loading: Pillow itself turns a TIFF, and drops the tag
+    return image if turn is None else image.transpose(turn)
 
 
 def orientation(path: Path) -> int:
@@ -101,7 +119,9 @@ def orientation(path: Path) -> int:
     if is_array(path):
         return 1
     with _opened(path) as image:
-        return 1 if image.format == "PNG" and not may_be_turned(path.read_bytes()) else _orientation(image)
+        if image.format == "PNG" and not fast_decoders.may_be_turned(path.read_bytes()):
+            return 1
+        return exif_orientation(image)
 
 
 def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -118,39 +138,42 @@ def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
     return flips.get(orientation, array)
 
 
-def frame_count(path: Path) -> int:
-    """Return the number of frames or pages in an image file; :func:`read_image` reads the first one."""
-    if is_array(path):
-        return 1
-    with _opened(path) as image:
-        return getattr(image, "n_frames", 1) if image.format in ("GIF", "TIFF", "WEBP") else 1
+def _as_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an array (H, W) or (H, W, 3) from the orientation in its file to an upright one."""
+    inverse = {6: 8, 8: 6}.get(orientation, orientation)
+    channels_first = np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels
+    turned = as_stored(channels_first, inverse)
+    return np.ascontiguousarray(np.moveaxis(turned, 0, -1) if pixels.ndim == 3 else turned)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile]:
     """Open an image without decoding it; the caller's errors in decoding it name the file."""
+    with reading(path), Image.open(path, formats=FORMATS) as image:
+        check_size(image.height, image.width, path)
+        yield image
+
+
+@contextmanager
+def reading(subject: object) -> Iterator[None]:
+    """Lift Pillow's limits while a file is read, and raise its errors as this project's, which name ``subject``."""
     try:
-        with (
-            _pillow_limits_lifted(),
-            warnings.catch_warnings(action="ignore"),  # of metadata that is damaged and not used
-            Image.open(path, formats=FORMATS) as image,
-        ):
-            check_size(image.height, image.width, path)
-            yield image
+        with _pillow_limits_lifted(), warnings.catch_warnings(action="ignore"):  # of damaged metadata, which is unused
+            yield
     except ImageTooLarge:
         raise
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
+        raise FileNotFoundError(f"{subject} does not exist") from None
     except Image.UnidentifiedImageError:
         raise UnreadableImage(
-            f"{path} cannot be read as an image: its content is in none of the formats {', '.join(FORMATS)}"
+            f"{subject} cannot be read as an image: its content is in none of the formats {', '.join(FORMATS)}"
         ) from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions
-        raise UnreadableImage(f"{path} cannot be read as an image and may be truncated: {error}") from error
+        raise UnreadableImage(f"{subject} cannot be read as an image and may be truncated: {error}") from error
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1, upright, if the metadata is missing or damaged."""
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image; 1, upright, if the metadata is missing or damaged."""
     try:
         # The other tags stay untouched: `ImageOps.exif_transpose` writes all of them anew, and fails on an odd one.
         return image.getexif().get(ExifTags.Base.Orientation, 1)

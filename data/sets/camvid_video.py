@@ -63,7 +63,7 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a float32 RGB clip (3, T, H, W) in [0, 1] and int64 labels (T, H, W), valid in the last frame only."""
+        """Return an RGB clip (3, T, H, W) and labels (T, H, W), valid in the last frame only, after the transform."""
         pair = self.read(index)
         images, labels = self.transform(*pair) if self.transform else pair
         return images.transpose(0, 1), labels

@@ -11,6 +11,7 @@ from ...data import ImageDataset, contents_of
 from ..guards.settings import plain, replaced
 from ..runtime.atomic_files import given_path
 from .options import flat, is_interpolated, text
+from .pretrained import PACKAGED
 from .reading import find
 
 # The same options in train.py, evaluate.py and predict.py.
@@ -68,8 +69,8 @@ def _with_value(node: Mapping[str, Any], new: Any, names: list[str], path: str =
 
 
 def absolute(value: Any) -> str | None:
-    """Return the absolute path of a location; None if it is not set."""
-    return None if value is None else str(given_path(value).absolute())
+    """Return the absolute path of a location; None if it is not set, and the name of a packaged network as it is."""
+    return value if value is None or value in PACKAGED else str(given_path(value).absolute())
 
 
 def data_contents(train_set: ImageDataset, val_set: ImageDataset) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """Find and read checkpoints without executing any code that they may contain.
 
-Three kinds of file are read into the same record:
+Four kinds of file are read into the same record:
 
 - a run's weights, ``best.safetensors``: the tensors, with the configuration, the classes and their colours, and the
   scores in the header;
 - a run's state, ``last.pt`` and ``previous.pt``: the same, plus everything needed to resume the run;
+- a folder with ``config.json`` and ``model.safetensors``; see ``folders.py``;
 - a published checkpoint; see :func:`models.import_checkpoint`.
 
 A run's own files carry checksums, and a file that does not match them is rejected.
@@ -23,11 +24,16 @@ from ...models import tensor_files
 from ...models.published.importing import Published, convert
 from ...models.tensor_files import HEADER, TensorFile
 from ..runtime.atomic_files import given_path
+from .folders import CONFIG, WEIGHTS, from_folder, is_folder
+from .pretrained import PACKAGED, packaged_file
 from .record import Checkpoint, checked
 
 
 def find(path: str | Path | None) -> Path:
     """Return the checkpoint file for ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights) or a full file name.
+
+    Accepts also a folder with ``config.json`` and ``model.safetensors``, and the name of a packaged network. Nothing is
+    downloaded.
 
     Raises:
         ValueError: ``path`` is None.
@@ -35,6 +41,8 @@ def find(path: str | Path | None) -> Path:
     """
     if path is None:
         raise ValueError("checkpoint is not set: use checkpoint=RUN/best, where RUN is the folder of a training run")
+    if path in PACKAGED:
+        return packaged_file(str(path))
     return tensor_files.find(given_path(path))
 
 
@@ -51,10 +59,11 @@ def load(path: Path, **published: Any) -> Checkpoint:
             see ``engine/guards``.
     """
     file = tensor_files.read(path)
-    if HEADER not in file.metadata and not _is_state(file.content):
+    folder = HEADER not in file.metadata and path.name == WEIGHTS and is_folder(path.parent)
+    if HEADER not in file.metadata and not folder and not _is_state(file.content):
         file = convert(file.content, path, **published)
     try:
-        found = checked(_record(file))
+        found = checked(_record(file, path.with_name(CONFIG) if folder else None))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
     found.source = path
@@ -82,9 +91,11 @@ def peek(path: Path) -> Checkpoint:
     return replace(found, weights={}, training=light, source=path)
 
 
-def _record(file: TensorFile | Published) -> Checkpoint:
+def _record(file: TensorFile | Published, config: Path | None) -> Checkpoint:
     if isinstance(file, Published):
         return from_published(file)
+    if config is not None:
+        return from_folder(file, config)
     return _from_weights(file) if HEADER in file.metadata else _from_state(file)
 
 

@@ -31,12 +31,12 @@ def colourise(labels: np.ndarray, palette: Palette) -> np.ndarray:
     return _hatch_ignored(table[labels], labels)
 
 
-def blend(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
+def blend(image: np.ndarray, labels: np.ndarray, palette: Palette, *, opacity: float = _OPACITY) -> np.ndarray:
     """Blend the class colours of labels (H, W) over an RGB uint8 image (H, W, 3); ignored pixels are hatched."""
     blended = colourise(labels, palette)
     for top in range(0, len(image), _BAND):
         band = slice(top, top + _BAND)
-        blended[band] = ((1 - _OPACITY) * image[band] + _OPACITY * blended[band]).round()
+        blended[band] = ((1 - opacity) * image[band] + opacity * blended[band]).round()
     return blended
 
 

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,6 +13,7 @@ from ...data import IGNORE_INDEX
 
 _COLUMNS = 3  # maximum number of columns beside an image; further classes are summed up in the last line
 _FEWEST_ROWS = 10  # a legend may be taller than a small image
+_FONT = "fonts/ttf/DejaVuSans.ttf"  # ships with matplotlib
 _HATCH = (40, 40, 40), (125, 125, 125)  # stripes that mark ignored pixels
 
 
@@ -57,6 +60,11 @@ def entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence[Sequen
     return lines
 
 
+def text_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of legends and captions at a size in pixels."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / _FONT), size)
+
+
 def line_height(size: Sequence[int]) -> int:
     """Return the height of a line in pixels for an image of size (H, W): legible when the image fills a screen."""
     return max(16, round(math.sqrt(size[0] * size[1]) / 34))
@@ -72,11 +80,13 @@ def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int
             the text.
     """
     line = line_height(size)
-    font = ImageFont.load_default(size=round(0.7 * line))
+    font = text_font(round(0.65 * line))
     rows = max(size[0] // line - 1, _FEWEST_ROWS if width is None else 1)
     most = rows * _COLUMNS if width is None else rows
     if len(lines) > most:
-        lines = [*lines[: most - 1], LegendEntry(f"and {len(lines) - most + 1} more")]
+        ignored = [entry for entry in lines if entry.ignored]
+        kept = lines[: most - 1 - len(ignored)]
+        lines = [*kept, LegendEntry(f"and {len(lines) - len(kept) - len(ignored)} more"), *ignored]
     columns = [lines[start : start + rows] for start in range(0, len(lines), rows)]
     widths = [round(max(font.getlength(entry.text) for entry in column)) + 2 * line for column in columns]
     height = max(size[0], (min(rows, len(lines)) + 1) * line)
@@ -100,7 +110,7 @@ def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int
 def legend_width(texts: Sequence[str], size: Sequence[int]) -> int:
     """Return the width in pixels of a legend in one column; see :func:`draw_legend`."""
     line = line_height(size)
-    font = ImageFont.load_default(size=round(0.7 * line))
+    font = text_font(round(0.65 * line))
     return round(max(font.getlength(text) for text in texts)) + 3 * line
 
 

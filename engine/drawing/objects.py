@@ -3,22 +3,24 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.ops import box_iou
+from torchvision.transforms.v2.functional import InterpolationMode, resize
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ...data.sets.folder import distinct_colours
-from .panels import save_grid
+from .legend import text_font
+from .panels import column_pixels, save_grid
 from .png_files import write_png
 
 _OPACITY = 0.45  # opacity of the masks over an image
 _SAME_OBJECT = 0.5  # IoU
-_FONT = "fonts/ttf/DejaVuSans.ttf"  # ships with matplotlib
+_PANEL_LINE = 16  # pixels: the height of a caption in a panel
 
 
 def draw_objects(
@@ -27,6 +29,7 @@ def draw_objects(
     classes: Sequence[str],
     *,
     colours: Sequence[tuple[int, int, int]] | None = None,
+    line: int | None = None,
 ) -> Tensor:
     """Return a copy of an image with masks, boxes, names and scores drawn over it, one colour per object.
 
@@ -36,6 +39,7 @@ def draw_objects(
             optionally "scores" (n,) in [0, 1].
         classes: the names of the labels 1 to K.
         colours: n RGB triples; distinct ones by default.
+        line: the height of a caption in pixels; by default, one that is legible when the image fills a screen.
 
     Returns:
         RGB uint8 (3, H, W).
@@ -46,7 +50,7 @@ def draw_objects(
     drawn = image
     for mask, colour in zip(objects["masks"].bool(), colours, strict=True):  # one by one, so that overlaps stay visible
         drawn = draw_segmentation_masks(drawn, mask, alpha=_OPACITY, colors=colour)
-    line = max(11, round(math.sqrt(image.shape[1] * image.shape[2]) / 30))  # pixels
+    line = line or max(11, round(math.sqrt(image.shape[1] * image.shape[2]) / 30))  # pixels
     drawn = draw_bounding_boxes(drawn, objects["boxes"], colors=[*colours], width=max(1, line // 8))
     return _with_captions(drawn, objects["boxes"].tolist(), _captions(objects, classes), colours, line)
 
@@ -61,7 +65,7 @@ def _with_captions(
     """Return an image with a caption at each box, above it if there is room."""
     canvas = Image.fromarray(_pixels(image))
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / _FONT), round(0.75 * line))
+    font = text_font(round(0.75 * line))
     taken: list[tuple[int, int, int, int]] = []
     for box, caption, colour in zip(boxes, captions, colours, strict=True):
         size = round(font.getlength(caption)) + line // 2, line
@@ -141,12 +145,30 @@ def save_object_panel(
     """
     rows = []
     for image, truth, prediction in samples:
-        picture = (image * 255).round().to(torch.uint8)
+        # Captions would be illegible if the drawing were scaled down to the panel.
+        picture, truth, prediction = _resized(image, truth, prediction, width=column_pixels(3))
         shown = [picture]
         for objects, colours in zip((truth, prediction), matched_colours(truth, prediction), strict=True):
-            shown.append(draw_objects(picture, objects, classes, colours=colours))
+            shown.append(draw_objects(picture, objects, classes, colours=colours, line=_PANEL_LINE))
         rows.append([_pixels(part) for part in shown])
     save_grid(path, rows, ("image", "truth", "prediction"))
+
+
+def _resized(image: Tensor, *objects: Mapping[str, Tensor], width: int) -> tuple[Any, ...]:
+    """Return an image (3, H, W) in [0, 1] as uint8, and objects in it, all scaled to a width in pixels."""
+    factor = width / image.shape[-1]
+    size = [max(round(image.shape[-2] * factor), 1), width]
+    scaled = [
+        {
+            **those,
+            "boxes": those["boxes"] * factor,
+            "masks": resize(those["masks"].to(torch.uint8), size, InterpolationMode.NEAREST)
+            if len(those["masks"])
+            else those["masks"],
+        }
+        for those in objects
+    ]
+    return resize((image * 255).round().to(torch.uint8), size, antialias=True), *scaled
 
 
 def _captions(objects: Mapping[str, Tensor], classes: Sequence[str]) -> list[str]:

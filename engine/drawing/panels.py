@@ -15,7 +15,7 @@ from torch import Tensor
 from ...data import IGNORE_INDEX
 from .label_images import Palette, blend, colourise, mark_errors
 from .legend import most_frequent_first
-from .png_files import write_figure
+from .png_files import DPI, write_figure
 
 _WIDTH, _COLUMN = 10, 1.5  # inches: the width of a figure, and the least width of a column
 _CHARACTER = 0.078  # inches: the mean width of a character in a title
@@ -105,6 +105,11 @@ def thumbnails(images: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [image[::step, ::step].copy() for image in images]
 
 
+def column_pixels(columns: int) -> int:
+    """Return the width in pixels of an image in a grid of this many columns."""
+    return round(max(_WIDTH / columns, _COLUMN) * DPI)
+
+
 def _shortened(names: Sequence[str]) -> list[str]:
     """Return the paths without their common leading and trailing parts."""
     parts = [Path(name.removesuffix(".safetensors")).parts for name in names]
@@ -136,11 +141,11 @@ def save_grid(
     ratios = [max(picture.shape[0] / picture.shape[1] for picture in row) for row in rows]
     width = max(_WIDTH, _COLUMN * len(titles))
     wrapped = [_wrapped(title, width / len(titles)) for title in titles]
-    title_height = 0.12 + 0.17 * max(title.count("\n") + 1 for title in wrapped)
+    title_height = 0.08 + 0.14 * max(title.count("\n") + 1 for title in wrapped)
     names = ["ignored" if index == IGNORE_INDEX else str(classes[index]) for index in shown]
     # In inches: the patch, the gaps, and the longest name.
     columns = max(min(len(shown), int(width / (0.65 + 0.075 * max(map(len, names), default=0)))), 1)
-    legend_height = 0.3 + 0.18 * -(-len(shown) // columns) if shown else 0.1
+    legend_height = 0.15 + 0.175 * -(-len(shown) // columns) if shown else 0.1
     height = title_height + width / len(titles) * sum(ratios) + legend_height
     figure = Figure(figsize=(width, height))
     # Manual margins, because a constrained layout draws everything twice.
@@ -149,7 +154,7 @@ def save_grid(
     axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw=grid)
     for line, row in zip(axes, rows, strict=True):
         for axis, picture in zip(line, row, strict=True):
-            axis.imshow(picture, interpolation="nearest")
+            axis.imshow(picture, interpolation="antialiased")
             axis.set_axis_off()
             axis.set_anchor("N")
     for axis, title in zip(axes[0], wrapped, strict=True):
@@ -160,7 +165,8 @@ def save_grid(
         figure.legend(
             [_patch(None if index == IGNORE_INDEX else palette[index]) for index in shown],
             names,
-            loc="lower center",
+            loc="upper center",
+            bbox_to_anchor=(0.5, legend_height / height),
             ncols=columns,
             fontsize=8,
             frameon=False,

@@ -7,6 +7,8 @@ from PIL import ExifTags, Image
 
 from ..runtime.atomic_files import replacing
 
+DPI = 120  # of figures, pixels per inch
+
 
 def write_png(path: Path, picture: Image.Image, *, orientation: int = 1) -> None:
     """Write an image, with an EXIF orientation if it is not upright."""
@@ -19,7 +21,7 @@ def write_png(path: Path, picture: Image.Image, *, orientation: int = 1) -> None
         picture.save(unfinished, format="PNG", **exif)
 
 
-def write_figure(path: Path, figure: Figure, *, dpi: int = 120, bbox_inches: str | None = None) -> None:
+def write_figure(path: Path, figure: Figure, *, dpi: int = DPI, bbox_inches: str | None = None) -> None:
     """Write a matplotlib figure."""
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=dpi, bbox_inches=bbox_inches)

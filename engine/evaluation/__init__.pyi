@@ -46,9 +46,12 @@ from .tasks import Task as Task
 from .tasks import TaskEvaluation as TaskEvaluation
 from .tasks import TaskScores as TaskScores
 from .tasks import check_monitor as check_monitor
+from .tasks import headline_text as headline_text
 from .tasks import score_table as score_table
 from .tasks import task_of as task_of
 from .trained_network import DetectedObjects as DetectedObjects
 from .trained_network import Prediction as Prediction
 from .trained_network import TrainedNetwork as TrainedNetwork
+from .trained_network import from_pretrained as from_pretrained
 from .trained_network import load as load
+from .trained_network import write_card as write_card

@@ -1,11 +1,11 @@
 """Count the cost of a network without running it: parameters, FLOPs and memory saved for the backward pass."""
 
+import importlib.util
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
@@ -37,10 +37,8 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
     """Return the cost for one input of shape (3, H, W) or (3, T, H, W); the network is left unchanged."""
     was_training = model.training
     try:
-        with FakeTensorMode() as mode:
-            state: dict[str, Tensor] = {
-                name: mode.from_tensor(array) for name, array in [*model.named_parameters(), *model.named_buffers()]
-            }
+        with torch.device("meta"):
+            state = without_data(model, torch.device("meta"))
             image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm after global pooling needs two
             with FlopCounterMode(display=False) as counter, _AttentionFormula():
                 functional_call(model.eval(), state, (image,))
@@ -53,6 +51,15 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
         model.train(was_training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Cost(parameters / 1e6, counter.get_total_flops() / 1e9, saved / 1e6)
+
+
+def without_data(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Return tensors like the parameters and buffers of a network, on the meta device or in a mode of fake tensors."""
+    arrays = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        name: torch.empty_like(array, device=device).requires_grad_(array.requires_grad)
+        for name, array in arrays.items()
+    }
 
 
 class Storages(TorchDispatchMode):
@@ -100,20 +107,16 @@ class FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def triton_path(model: nn.Module):
-    """Use the Triton operators on fake tensors: no kernel is launched, so no GPU is needed."""
-    try:
-        from triton import knobs
-    except ImportError:
+    """Use the Triton operators on meta tensors: no kernel is launched, so no GPU is needed."""
+    if importlib.util.find_spec("triton") is None:
         yield
         return
     modules = [module for module in model.modules() if isinstance(module, CrissCrossAttention)]
     backends = [module.backend for module in modules]
-    with knobs.runtime.scope():
-        knobs.runtime.interpret = True
-        for module in modules:
-            module.backend = "triton"
-        try:
-            yield
-        finally:
-            for module, backend in zip(modules, backends, strict=True):
-                module.backend = backend
+    for module in modules:
+        module.backend = "triton"
+    try:
+        yield
+    finally:
+        for module, backend in zip(modules, backends, strict=True):
+            module.backend = backend

@@ -34,7 +34,7 @@ class JaxNetwork:
 
         @jax.jit  # compiles once per image size
         def forward(state, images):
-            return nnx.merge(self.graph, state)(images, dtype=dtype)["out"]
+            return nnx.merge(self.graph, state)(images, train=False, dtype=dtype)["out"]
 
         self._forward = forward
 

@@ -1,7 +1,7 @@
 """Estimate the peak memory of a forward pass without running it."""
 
 import weakref
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .cost import FusedAttention, triton_path
+from .cost import FusedAttention, triton_path, without_data
 
 
 def peak_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
@@ -20,16 +20,18 @@ def peak_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
         model: the network, on the device that it will run on; left unchanged.
         shape: (3, H, W) or (3, T, H, W).
     """
-    device = next(model.parameters()).device
+    on, contexts = next(model.parameters()).device, ExitStack()
+    if on.type == "cuda":  # the kernels accept meta tensors
+        on = torch.device("meta")
+        contexts.enter_context(triton_path(model))
+    else:
+        contexts.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
     was_training = model.training
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            state: dict[str, Tensor] = {
-                name: mode.from_tensor(array) for name, array in [*model.named_parameters(), *model.named_buffers()]
-            }
-            kernels = triton_path(model) if device.type == "cuda" else nullcontext()
-            with kernels, FusedAttention(), _Peak() as live:
-                image = torch.empty(1, *shape, device=device)
+        with contexts, torch.no_grad():
+            state = without_data(model, on)
+            with FusedAttention(), _Peak() as live:
+                image = torch.empty(1, *shape, device=on)
                 functional_call(model.eval(), state, (image,))["out"].argmax(dim=1)
     finally:
         model.train(was_training)

@@ -11,6 +11,7 @@ from ..runtime.atomic_files import given_path
 
 Result = TypeVar("Result")
 
+_DIGITS = 4  # of the number of a frame in its name, at least
 _LISTED = 50  # maximum number of skipped images in a message
 
 
@@ -20,14 +21,21 @@ class InputImage(NamedTuple):
     Attributes:
         path: the file.
         name: its path relative to the folder that was passed, without suffix, which names the output files.
+        frame: the index of the frame or page in a file with several; None in any other file.
     """
 
     path: Path
     name: PurePath
+    frame: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.frame is None else f"{self.path}, frame {self.frame + 1}"
 
 
 def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
     """Return the images that files, folders and glob patterns name, in this order; each once.
+
+    A file with several frames or pages becomes as many images, named NAME_0001, NAME_0002 and so on.
 
     Args:
         sources: paths of images, folders, which are searched recursively, and patterns such as "frames/*/left_*.png".
@@ -48,7 +56,7 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
             found.setdefault(image.path, image)
     if not found:
         raise FileNotFoundError(f"input={', '.join(map(str, sources))} contains no images outside output={output}")
-    return [*found.values()]
+    return [frame for image in found.values() for frame in _frames_of(image)]
 
 
 def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[str], reserved: Sequence[str]) -> None:
@@ -63,27 +71,33 @@ def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[st
     for folder, parent in {(output / image.name.parent, image.path.parent) for image in images}:
         if folder.resolve() == parent.resolve():
             raise ValueError(f"output={output} is the folder of the input, whose images a mask could overwrite")
-    written: dict[str, Path | str] = {name: "another output" for name in reserved}
+    written: dict[str, InputImage | str] = {name: "another output" for name in reserved}
     for image in images:
         for kind in kinds:
             file = f"{image.name}{kind}"
             if file in written:
                 raise ValueError(
-                    f"{written[file]} and {image.path} would both write {output / file}: rename one of them, or "
+                    f"{written[file]} and {image} would both write {output / file}: rename one of them, or "
                     "predict them with different output folders"
                 )
-            written[file] = image.path
+            written[file] = image
 
 
-def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[Path]:
-    """Return the files of up to ``number`` images before one, in its folder: the frames that complete its clip."""
-    folder = images[index].path.parent
-    found = []
+def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[InputImage]:
+    """Return up to ``number`` images before one, the frames that complete its clip.
+
+    The frames of a clip are those of one file, or files of one folder.
+    """
+    found: list[InputImage] = []
     for image in reversed(images[max(index - number, 0) : index]):
-        if image.path.parent != folder:
+        if _clip_of(image) != _clip_of(images[index]):
             break
-        found.insert(0, image.path)
+        found.insert(0, image)
     return found
+
+
+def _clip_of(image: InputImage) -> Path:
+    return image.path.parent if image.frame is None else image.path
 
 
 def find_labels(
@@ -108,7 +122,7 @@ def find_labels(
         path = there.get(expected) or there.get(PurePath(expected.name)) or there.get(image.name)
         if path is None:
             raise FileNotFoundError(
-                f"labels={folder} has no label image {expected} ({', '.join(LABEL_SUFFIXES)}) for {image.path}"
+                f"labels={folder} has no label image {expected} ({', '.join(LABEL_SUFFIXES)}) for {image}"
             )
         found.append(path)
     return found
@@ -118,16 +132,16 @@ class SkippedImages:
     """The images that could not be predicted, and why."""
 
     def __init__(self):
-        self._errors: list[tuple[Path, Exception]] = []
+        self._errors: list[tuple[InputImage, Exception]] = []
 
-    def attempt(self, path: Path, work: Callable[[], Result]) -> Result | None:
+    def attempt(self, image: InputImage, work: Callable[[], Result]) -> Result | None:
         """Return the result of reading or predicting an image; if that fails, record the error and return None."""
         try:
             return work()
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            self._errors.append((path, error))
+            self._errors.append((image, error))
             return None
 
     @property
@@ -142,10 +156,10 @@ class SkippedImages:
             total: the number of images, with those skipped.
         """
         if total == len(self._errors) == 1:
-            path, error = self._errors[0]
-            raise ValueError(_message(path, error)) from error
+            image, error = self._errors[0]
+            raise ValueError(_message(image, error)) from error
         if self._errors:
-            listed = [f"  {_message(path, error)}" for path, error in self._errors[:_LISTED]]
+            listed = [f"  {_message(image, error)}" for image, error in self._errors[:_LISTED]]
             more = [f"  and {len(self._errors) - _LISTED} more"] if len(self._errors) > _LISTED else []
             raise ValueError("\n".join([f"{len(self._errors)} of {total} images were skipped:", *listed, *more]))
 
@@ -170,8 +184,21 @@ def _images_of(source: Path) -> Iterator[InputImage]:
         yield InputImage(path, PurePath(path.relative_to(root).with_suffix("")))
 
 
-def _message(path: Path, error: Exception) -> str:
+def _frames_of(image: InputImage) -> list[InputImage]:
+    from ...data.reading.frames import frames_of  # imports torch
+
+    frames = frames_of(image.path)
+    if len(frames) == 1:
+        return [image._replace(frame=frames[0] or None)]
+    digits = max(len(str(frames[-1] + 1)), _DIGITS)
+    return [
+        image._replace(name=image.name.with_name(f"{image.name.name}_{frame + 1:0{digits}}"), frame=frame)
+        for frame in frames
+    ]
+
+
+def _message(image: InputImage, error: Exception) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, RuntimeError):
         text = text.splitlines()[0]
-    return text if str(path) in text else f"{path}: {text}"
+    return text if str(image) in text else f"{image}: {text}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from hydra.utils import instantiate
 from torch import Tensor
 from tqdm import tqdm
 
-from ...data.reading.image_files import read_image
 from ..checkpoints.record import Checkpoint
 from ..runtime.memory import available_memory
 from .memory_needed import peak_bytes
@@ -32,8 +30,6 @@ class Predictor:
         device: the device of the torch network.
         frames: the clip length T that the network was trained with; 1 for images.
         bf16: run under bfloat16 autocast.
-        value_range: the values of black and white in grey images of more than 8 bits; see
-            :func:`~ccnet.data.reading.image_files.read_image`.
         windows: the windows to split an image into if it is too large for :class:`Whole`; None to try it regardless.
     """
 
@@ -45,12 +41,10 @@ class Predictor:
         device: torch.device,
         frames: int = 1,
         bf16: bool = False,
-        value_range: Sequence[float] | None = None,
         windows: Slide | None = None,
     ):
         self.network, self.protocol = network, protocol
         self.device, self.frames, self.bf16 = device, frames, bf16
-        self.value_range = value_range
         self._channels: int = network.mean.shape[1]
         self.windows = windows if isinstance(protocol, Whole) else None
         self._needed: dict[tuple[int, int], int] = {}  # bytes for an image of size (H, W)
@@ -82,14 +76,13 @@ class Predictor:
             device=device,
             frames=saved.config.get("dataset", {}).get("frames", 1),
             bf16=bf16,
-            value_range=value_range_of(saved),
             windows=None if protocol or crop is None else Slide(crop),
         )
 
     def __call__(
         self,
         picture: Tensor,
-        before: Sequence[Path] = (),
+        before: Sequence[Tensor] = (),
         *,
         on_tile: Callable[[Tile], None] | None = None,
         bar: str | None = None,
@@ -98,7 +91,7 @@ class Predictor:
 
         Args:
             picture: uint8 (C, H, W), RGB if C is 3; for a network trained on clips, the last frame of the clip.
-            before: the files of the preceding frames, which complete the clip; if there are too few, the first one is
+            before: the preceding frames, likewise, which complete the clip; if there are too few, the first one is
                 repeated.
             on_tile: called with the scores (1, K, h, w) of each part of the image.
             bar: the title of a progress bar over the forward passes, shown if there are many; None to show none.
@@ -160,15 +153,14 @@ class Predictor:
         with tqdm(total=number, desc=title, unit="pass", leave=False, dynamic_ncols=True) as bar:
             yield _Counted(self.network, bar.update)
 
-    def _clip(self, picture: Tensor, before: Sequence[Path]) -> Tensor:
+    def _clip(self, picture: Tensor, before: Sequence[Tensor]) -> Tensor:
         """Return the frames (1, C, T, H, W), uint8."""
-        files = before[-(self.frames - 1) :]
-        clip = [*(read_image(path, self.value_range, self._channels) for path in files), picture]
-        for path, frame in zip(files, clip, strict=False):
+        clip = [*before[-(self.frames - 1) :], picture]
+        for frame in clip:
             if frame.shape != picture.shape:
                 raise ValueError(
-                    f"{path} has {frame.shape[2]}x{frame.shape[1]} pixels and the frame after it {picture.shape[2]}x"
-                    f"{picture.shape[1]}: the frames of a clip must have the same size"
+                    f"the frame has {picture.shape[2]}x{picture.shape[1]} pixels and one before it {frame.shape[2]}x"
+                    f"{frame.shape[1]}: the frames of a clip must have the same size"
                 )
         return torch.stack([clip[0]] * (self.frames - len(clip)) + clip, dim=1).unsqueeze(0)
 

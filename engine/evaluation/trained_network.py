@@ -1,26 +1,34 @@
-"""Load a trained network in Python and segment images with it."""
+"""Load a trained network in Python, segment images with it, and share it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub import ModelHubMixin
 from PIL import Image
 from torch import Tensor, nn
 
 from ...data.reading.bands import drawn_channels, pillow_channels
 from ...data.reading.image_files import read_image
 from ..checkpoints import networks, reading
+from ..checkpoints.folders import write_folder
+from ..checkpoints.model_card import model_card
+from ..checkpoints.pretrained import PACKAGED, download
 from ..checkpoints.record import Checkpoint
 from ..drawing.label_images import blend
 from ..drawing.objects import draw_objects
+from ..runtime.atomic_files import given_path, write_text
 from ..runtime.devices import choose_device
 from .average_precision import MASK_THRESHOLD
 from .detection import detect, likely_objects
 from .predictor import Predictor, channels_of, drawn_channels_of, value_range_of
 from .protocols import Tile, averages_probabilities
 from .tasks import task_of
+
+CARD = "README.md"
 
 
 class Prediction(NamedTuple):
@@ -55,8 +63,11 @@ class DetectedObjects(NamedTuple):
     overlay: np.ndarray
 
 
-class TrainedNetwork:
+class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
     """A trained network with its classes; calling it is calling the torch network.
+
+    ``save_pretrained(FOLDER)`` writes config.json, model.safetensors and a model card, which
+    ``push_to_hub("OWNER/NAME")`` uploads to Hugging Face; see ``huggingface_hub.ModelHubMixin`` for their options.
 
     Args:
         saved: the checkpoint.
@@ -67,16 +78,24 @@ class TrainedNetwork:
         device: its device.
         classes: the names of the K classes.
         palette: the RGB colours of the K classes.
+        crop_size: the size (H, W) of the training crops; None if a published checkpoint does not record it.
+        dataset: the configuration of the data set that it was trained on.
+        segments: whether it predicts label maps; False if it detects objects.
     """
 
+    _hub_mixin_config = {}  # noqa: RUF012, else the mixin would copy the arguments of __init__, tensors included
+
     def __init__(self, saved: Checkpoint, *, device: str = "auto"):
+        self._saved = replace(saved, weights={}, training={})
         self.device = choose_device(device)
         self.module: nn.Module = networks.network(saved).to(self.device)
         self.classes, self.palette = list(saved.classes), [list(colour) for colour in saved.palette]
+        self.crop_size = saved.config.get("recipe", {}).get("train_transform", {}).get("crop_size")
+        self.dataset: dict[str, Any] = saved.config.get("dataset", {})
         self._value_range, self._rgb = value_range_of(saved), drawn_channels_of(saved)
         self._channels = channels_of(saved)
-        semantic = task_of(saved.config).predicts_label_maps
-        self._predictor = Predictor.of(saved, self.module, device=self.device) if semantic else None
+        self.segments = task_of(saved.config).predicts_label_maps
+        self._predictor = Predictor.of(saved, self.module, device=self.device) if self.segments else None
 
     def __call__(self, *inputs: Any) -> Any:
         """Return the outputs of the torch network; see :class:`models.segmentor.Segmentor`."""
@@ -99,6 +118,17 @@ class TrainedNetwork:
         """
         pixels = _pixels(image, self._value_range, self._channels)
         return self._detected(pixels) if self._predictor is None else self._segmented(pixels, self._predictor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "TrainedNetwork":
+        """Load a network; see :func:`from_pretrained`."""
+        return from_pretrained(pretrained_model_name_or_path, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        saved = replace(self._saved, weights=self.module.state_dict())
+        write_folder(saved, save_directory)
+        if not (save_directory / CARD).exists():
+            write_card(saved, save_directory)
 
     def _segmented(self, pixels: Tensor, predictor: Predictor) -> Prediction:
         probabilities = np.empty((len(self.classes), *pixels.shape[1:]), dtype=np.float32)
@@ -138,6 +168,42 @@ def load(path: str | Path, *, device: str = "auto", **published: Any) -> Trained
         >>> labels, probabilities, overlay = network.predict("photo.jpg")
     """
     return TrainedNetwork(reading.load(reading.find(path), **published), device=device)
+
+
+def from_pretrained(name: str | Path, *, device: str = "auto", **options: Any) -> TrainedNetwork:
+    """Load a pretrained network; one that comes with the package is never looked for on the internet.
+
+    Configurations from folders and repositories may only reference the classes of this project that checkpoints may.
+
+    Args:
+        name: "ccnet_mobilenetv2_camvid"; a folder that ``save_pretrained`` has written, or anything else that
+            :func:`load` takes; or a Hugging Face repository "OWNER/NAME", unless there is a folder of this name.
+        device: the name of a torch device; "auto" for a GPU if there is one and the CPU otherwise.
+        **options: of a download: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``force_download``.
+
+    Raises:
+        FileNotFoundError: there is no such network.
+        ValueError: its files are damaged, or reference code that is not allowed.
+        OSError: it cannot be downloaded.
+
+    Example:
+        >>> network = ccnet.from_pretrained("ccnet_mobilenetv2_camvid")
+        >>> labels, probabilities, overlay = network.predict("photo.jpg")
+    """
+    found = name in PACKAGED or given_path(name).exists()
+    return load(name if found else download(str(name), **options), device=device)
+
+
+def write_card(
+    saved: Checkpoint, folder: Path, *, scored_on: str = "", record: Mapping[str, Any] | None = None
+) -> None:
+    """Write the model card of a network to README.md in its folder; see :func:`model_card`."""
+    try:
+        scores = task_of(saved.config).scores(**saved.scores).table(saved.classes)
+    except (TypeError, ValueError):  # a published checkpoint has no scores, and untrusted ones need not be scores
+        scores = None
+    card = model_card(saved, folder.resolve().name, scores=scores, scored_on=scored_on, record=record or {})
+    write_text(folder / CARD, card)
 
 
 def _pixels(image: Any, value_range: Sequence[float] | None, channels: int) -> Tensor:

@@ -15,6 +15,8 @@ from .memory import reset_peak as reset_peak
 from .overrides import as_command_line as as_command_line
 from .overrides import given_overrides as given_overrides
 from .overrides import in_sweep as in_sweep
+from .provenance import machine_of as machine_of
+from .provenance import provenance as provenance
 from .run_folder import LAST as LAST
 from .run_folder import PREVIOUS as PREVIOUS
 from .run_folder import FolderLock as FolderLock

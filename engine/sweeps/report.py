@@ -19,7 +19,7 @@ from .results import unfinished
 
 Run = dict[str, Any]  # the content of a result.json
 Overrides = dict[str, Any]  # {option: value}
-_NO_COLUMNS = ("overrides", "identity")
+_NO_COLUMNS = ("overrides", "identity", "provenance")
 
 
 def report(folder: Path) -> list[str]:

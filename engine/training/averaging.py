@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ class AveragedWeights:
     def update(self, iteration: int) -> None:
         """Take in the weights after an iteration, counted from 0."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
-        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
+        cast(Any, torch)._foreach_lerp_(self._averages, self._sources, 1 - decay)
         for counter, source in self._counters:
             counter.copy_(source)
 

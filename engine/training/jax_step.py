@@ -150,6 +150,8 @@ class JaxStep:
     def _update(self, state, hyper, batch, key, iteration):
         parameters, statistics, kept = state
         images, labels = batch
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) * np.float32(1 / 255)
         trained = {name: parameters[name] for name in self._names.values()}
 
         def objective(trained):

@@ -116,6 +116,11 @@ class Run:
                         self.save()
                         self.request.stop()
 
+    @property
+    def empty_batches(self) -> int:
+        """The number of batches without a labelled pixel since the run was started or resumed."""
+        return self._nonfinite.empty
+
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint; raise NonFiniteLoss instead if more steps were not finite than may be skipped."""
         self._nonfinite.check()

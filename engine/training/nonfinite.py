@@ -1,4 +1,4 @@
-"""Detect non-finite losses and gradients without synchronising with the device."""
+"""Detect steps that are not finite or learn nothing, without synchronising with the device."""
 
 import math
 from collections.abc import Callable
@@ -46,17 +46,22 @@ def step_if(finite: Tensor, optimizer: Any) -> None:
 class NonFiniteDetector:
     """Collects step outcomes and reads them only when the host synchronises with the device anyway.
 
-    Steps that were not finite have already been skipped on the device, see :func:`step_if`.
+    Steps that were not finite have already been skipped on the device, see :func:`step_if`. Of the steps whose loss and
+    gradient are exactly zero, as they are if all pixels are ignored, the first one is reported.
 
     Args:
         allowed: the maximum number of skipped steps.
         skipped: the number of steps skipped so far.
         names: returns the sample names of an iteration, counted from 0.
         say: called with a message about every skipped step.
+
+    Attributes:
+        empty: the number of steps whose loss and gradient were zero.
     """
 
     def __init__(self, *, allowed: int, skipped: int, names: Callable[[int], list[str]], say: Callable[[str], None]):
         self.allowed, self.skipped = allowed, skipped
+        self.empty = 0
         self._names, self._say = names, say
         self._unread: list[tuple[int, Outcome]] = []
 
@@ -73,7 +78,10 @@ class NonFiniteDetector:
         """
         unread, self._unread = self._unread, []
         for iteration, outcome in unread:
-            problem = _problem(outcome)
+            numbers = outcome.numbers()
+            if numbers["loss"] == numbers["grad_norm"] == 0:
+                self._report_empty(iteration)
+            problem = _problem(numbers)
             if problem is None:
                 continue
             names = ", ".join(self._names(iteration))
@@ -83,9 +91,17 @@ class NonFiniteDetector:
             self.skipped += 1
             self._say(f"skipped step {self.skipped} of at most {self.allowed}: {message}")
 
+    def _report_empty(self, iteration: int) -> None:
+        if not self.empty:
+            self._say(
+                f"warning: iteration {iteration + 1}: the loss and its gradient are 0, as for a batch without a "
+                "labelled pixel: the network learns nothing from it. Further batches of this kind are counted. Batch: "
+                + ", ".join(self._names(iteration))
+            )
+        self.empty += 1
 
-def _problem(outcome: Outcome) -> str | None:
-    numbers = outcome.numbers()
+
+def _problem(numbers: dict[str, float]) -> str | None:
     if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
         return None
     listed = ", ".join(f"{name.removeprefix('loss/')} {value:.3g}" for name, value in numbers.items() if name != "loss")

@@ -56,9 +56,25 @@ def run_result(
 
 
 def closing_lines(
-    task: Task, state: TrainingState, classes: Sequence[str], folder: Path, unreadable: int, patience: int | None
+    task: Task,
+    state: TrainingState,
+    classes: Sequence[str],
+    folder: Path,
+    *,
+    unreadable: int,
+    empty: int,
+    patience: int | None,
 ) -> str:
-    """Return the lines printed at the end of a run: the per-class scores and the files that it has written."""
+    """Return the lines printed at the end of a run: the per-class scores and the files that it has written.
+
+    Args:
+        task, state: the task and the final state of the run.
+        classes: the names of the classes.
+        folder: the folder of the run.
+        unreadable: the number of images that could not be read.
+        empty: the number of batches without a labelled pixel.
+        patience: ``recipe.patience``.
+    """
     files = {
         "scores": "val.csv",
         "curves": "curves.png",
@@ -73,4 +89,6 @@ def closing_lines(
         lines.append(f"no score     {NO_SCORE}")
     if unreadable or state.skipped:
         lines.append(f"skipped      {unreadable} unreadable images, {state.skipped} steps that were not finite")
+    if empty:
+        lines.append(f"no labels    {empty} batches without a labelled pixel, from which nothing was learned")
     return "\n".join(lines)

@@ -7,10 +7,9 @@ The functions take and return the arrays listed in ``primitives.py``, channels-l
 # pyright: reportMissingTypeStubs=false
 # Triton and some JAX functions are untyped.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -50,10 +49,10 @@ def forward_reference(
     options: Options,
     save_out: bool,
 ) -> list[Array]:
-    """Lower the forward pass to the reference; the statistics for the backward pass are zeros."""
+    """Lower the forward pass to the reference; the statistics are the maximum of the scores and the sum of weights."""
     _refuse_triton(options)
-    out = reference.attend(Call(query, key, value, options))
-    stats = jnp.zeros((*query.shape[:-1], 2), jnp.float32)  # the reference's backward pass does not read them
+    out, weights = reference.attend_and_weigh(Call(query, key, value, options))
+    stats = jnp.concatenate([weights.maximum, weights.total], axis=-1)
     kept = out.astype(plan.kept_dtype(str(value.dtype)))
     if residual is None or gamma is None:
         return [kept, stats]
@@ -74,15 +73,11 @@ def backward_reference(
 ) -> list[Array]:
     """Lower the backward pass to the derivative of the reference."""
     _refuse_triton(options)
-
-    def attend(query: Array, key: Array, value: Array) -> Array:
-        return reference.attend(Call(query, key, value, options))
-
-    _, gradients_of = jax.vjp(attend, query, key, value)
-    gradients: Sequence[Array] = gradients_of(grad)
+    maximum, total = jnp.split(stats, 2, axis=-1)
+    *gradients, delta = reference.gradients(Call(query, key, value, options), out, maximum, total, grad)
     if gamma is not None:
         gradients = [(gamma * gradient).astype(gradient.dtype) for gradient in gradients]
-    return [*gradients, (out.astype(jnp.float32) * grad.astype(jnp.float32)).sum(-1, keepdims=True)]
+    return [*gradients, delta]
 
 
 def on_rocm(reference: Callable[..., list[Array]]) -> Callable[..., list[Array]]:

@@ -31,8 +31,9 @@ def attend(call: Call[Tensor]) -> Tensor:
     backend = call.options.backend
     if backend == "reference":
         return reference.attend(call)
-    if backend == "auto" and (not call.query.is_cuda or _is_exporting()):
-        if not _is_exporting() and cpu_operators.supports(call):
+    exporting = transforms.is_exporting()  # the reference exports everywhere
+    if backend == "auto" and (exporting or not call.query.is_cuda):
+        if not exporting and cpu_operators.supports(call):
             return cpu_operators.attend(call)
         return reference.attend(call)
     obstacle = _obstacle(call)
@@ -51,11 +52,6 @@ def attend(call: Call[Tensor]) -> Tensor:
 def attention_weights(query: Tensor, key: Tensor, position: Sequence[int], recurrence: int, options: Options) -> Tensor:
     """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel, as a single row is too little work."""
     return reference.attention_weights(query, key, position, recurrence, options)
-
-
-def _is_exporting() -> bool:
-    # Exported programs and ONNX cannot contain a Triton kernel; the reference exports everywhere.
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _obstacle(call: Call[Tensor]) -> str | None:

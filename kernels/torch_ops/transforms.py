@@ -1,4 +1,5 @@
-"""What torch is doing around a call besides reverse-mode autograd: torch.func transforms, forward mode, autocast.
+"""What torch is doing around a call besides reverse-mode autograd: torch.func transforms, forward mode, export,
+autocast.
 
 The kernels have a derivative in reverse mode alone. Under a transform the plain formula runs, of which torch knows
 every derivative and every batched form.
@@ -31,6 +32,12 @@ def are_intercepted(*arrays: Tensor) -> bool:
     Fake and distributed tensors, tracers and FLOP counters are of that kind.
     """
     return torch._C._len_torch_dispatch_stack() > 0 or any(type(array) not in (Tensor, Parameter) for array in arrays)
+
+
+def is_exporting() -> bool:
+    """Return whether torch.export or torch.jit.trace runs; their programs cannot contain a Triton kernel."""
+    # Not torch.compiler.is_exporting(), which torch.compile of torch 2.11 takes for True.
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def can_hook_saved_tensors() -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ...kernels.torch_ops import transforms
 from ..layers import conv_bn_relu, resize
 
 
@@ -89,7 +90,7 @@ class AtrousPyramid(nn.Module):
 
 def _average_cells(x: Tensor, bins: int) -> Tensor:
     """Apply adaptive average pooling: (N, C, H, W) -> (N, C, bins, bins)."""
-    if bins == 1 or not torch.compiler.is_exporting():
+    if bins == 1 or not transforms.is_exporting():
         return adaptive_avg_pool2d(x, bins)
     # torch.export would bake the bins of the traced size into the graph; matrix products keep the size dynamic.
     rows, columns = (_cell_weights(size, bins, like=x) for size in x.shape[-2:])

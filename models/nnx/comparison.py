@@ -16,7 +16,7 @@ from flax import nnx
 from ..backbone import TimmBackbone
 
 TOLERANCE = 1e-3  # relative to the largest value: float32 rounding stays below 1e-4
-_SIZE = (33, 41)  # H, W; odd, so that differences in padding show
+_SIZE = (33, 41)  # height, width; odd, so that differences in padding show
 _compared: set[Any] = set()
 
 
@@ -42,23 +42,36 @@ def compare(backbone: TimmBackbone, convert: Callable[[torch.nn.Module], Any]) -
     _compared.add(architecture)
 
 
-def largest_difference(backbone: TimmBackbone, convert: Callable[[torch.nn.Module], Any]) -> float:
-    """Return the largest difference between the features of both, relative to the largest value of each feature map."""
+def largest_difference(
+    backbone: TimmBackbone,
+    convert: Callable[[torch.nn.Module], Any],
+    size: tuple[int, int] = _SIZE,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Return the largest difference between the features of both, relative to the largest value of each feature map.
+
+    Args:
+        backbone: the torch backbone, which is left unchanged.
+        convert: converts it to its twin.
+        size: height and width of the two random images.
+        dtype: float32, or float64 to tell an error from the rounding of a deep network.
+    """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, backbone.in_channels, *_SIZE, generator=generator)
+    images = torch.randn((2, backbone.in_channels, *size), generator=generator, dtype=dtype)
     random = _with_random_weights(backbone, images, generator)
     with torch.no_grad():
         expected = random(images)
-    graph, state = nnx.split(convert(random))
 
     @jax.jit
     def features(state: Any, images: jax.Array) -> list[jax.Array]:
         return nnx.merge(graph, state)(images)
 
-    with jax.default_matmul_precision("highest"):  # GPUs round float32 factors to TF32 otherwise
-        found = features(state, jnp.asarray(images.movedim(1, -1).numpy()))
+    # GPUs round float32 factors to TF32 otherwise.
+    with jax.enable_x64(dtype == torch.float64), jax.default_matmul_precision("highest"):
+        graph, state = nnx.split(convert(random))
+        found = [np.asarray(array) for array in features(state, jnp.asarray(images.movedim(1, -1).numpy()))]
     return max(
-        float(np.abs(np.moveaxis(np.asarray(ours), -1, 1) - theirs.numpy()).max() / theirs.abs().max())
+        float(np.abs(np.moveaxis(ours, -1, 1) - theirs.numpy()).max() / theirs.abs().max())
         for ours, theirs in zip(found, expected, strict=True)
     )
 
@@ -69,15 +82,16 @@ def _with_random_weights(backbone: TimmBackbone, images: torch.Tensor, generator
 
     Matching statistics keep all activations near 1, where activation functions differ most.
     """
-    made = copy.deepcopy(backbone).cpu().float().train().requires_grad_(False)
-    for tensor in made.parameters():
+    made = copy.deepcopy(backbone).cpu().to(images.dtype).train().requires_grad_(False)
+    for name, tensor in made.named_parameters():
         if tensor.ndim > 1:
             tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
-        else:
+        elif name.endswith("bias"):
             tensor.normal_(0, 0.1, generator=generator)
+        else:  # the factors of norms and of layer scale
+            tensor.uniform_(0.5, 1.5, generator=generator)
     for module in made.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1.5, generator=generator)
             module.momentum = 1
     made(images)
     return made.eval()

@@ -3,6 +3,8 @@
 # Some JAX functions are only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,15 +12,13 @@ from jax import Array
 
 from ...kernels import criss_cross_residual
 from ...kernels.jax_ops.gradients import KEPT
-from .. import criss_cross
-from ..context import global_convolution, horizontal_vertical, non_local, pyramid
 from .layers import Twin, adaptive_average, parameter, resize
 
 
 class CrissCrossAttention(nnx.Module):
     """Counterpart of ``models.CrissCrossAttention``."""
 
-    def __init__(self, module: criss_cross.CrissCrossAttention, twin: Twin):
+    def __init__(self, module: Any, twin: Twin):
         self.query_conv, self.key_conv = twin(module.query_conv), twin(module.key_conv)
         self.value_conv = twin(module.value_conv)
         self.gamma = None if module.gamma is None else parameter(module.gamma)
@@ -43,7 +43,7 @@ class CrissCrossAttention(nnx.Module):
 class ParallelHorizontalVertical(nnx.Module):
     """Counterpart of ``models.context.horizontal_vertical.ParallelHorizontalVertical``."""
 
-    def __init__(self, module: horizontal_vertical.ParallelHorizontalVertical, twin: Twin):
+    def __init__(self, module: Any, twin: Twin):
         self.hv, self.vh = twin(module.hv), twin(module.vh)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -54,7 +54,7 @@ class ParallelHorizontalVertical(nnx.Module):
 class NonLocal(nnx.Module):
     """Counterpart of ``models.context.non_local.NonLocal``, but the (H W, H W) attention matrix is materialised."""
 
-    def __init__(self, module: non_local.NonLocal, twin: Twin):
+    def __init__(self, module: Any, twin: Twin):
         self.query_conv, self.key_conv = twin(module.query_conv), twin(module.key_conv)
         self.value_conv = twin(module.value_conv)
         self.gamma = None if module.gamma is None else parameter(module.gamma)
@@ -73,7 +73,7 @@ class NonLocal(nnx.Module):
 class PyramidPooling(nnx.Module):
     """Counterpart of ``models.context.pyramid.PyramidPooling``."""
 
-    def __init__(self, module: pyramid.PyramidPooling, twin: Twin):
+    def __init__(self, module: Any, twin: Twin):
         self.bins, self.align_corners = module.bins, module.align_corners
         self.branches, self.fuse = twin(module.branches), twin(module.fuse)
 
@@ -89,7 +89,7 @@ class PyramidPooling(nnx.Module):
 class AtrousPyramid(nnx.Module):
     """Counterpart of ``models.context.pyramid.AtrousPyramid``."""
 
-    def __init__(self, module: pyramid.AtrousPyramid, twin: Twin):
+    def __init__(self, module: Any, twin: Twin):
         self.local, self.dilated = twin(module.local), twin(module.dilated)
         self.image, self.fuse = twin(module.image), twin(module.fuse)
 
@@ -103,7 +103,7 @@ class AtrousPyramid(nnx.Module):
 class GlobalConvolution(nnx.Module):
     """Counterpart of ``models.context.global_convolution.GlobalConvolution``."""
 
-    def __init__(self, module: global_convolution.GlobalConvolution, twin: Twin):
+    def __init__(self, module: Any, twin: Twin):
         self.left, self.right = twin(module.left), twin(module.right)
 
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -5,39 +5,46 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from flax import nnx
 from jax import Array, lax
-from torch import Tensor, nn
 
-Twin = Callable[[nn.Module], Any]  # converts a torch submodule to its twin; see models.nnx.twins.twin
+if TYPE_CHECKING:  # networks of configurations and weight files need no torch
+    from torch import Tensor
+
+Twin = Callable[[Any], Any]  # converts a torch submodule, or a native Part, to its twin
 
 
-def from_torch(tensor: Tensor) -> Array:
-    """Convert a torch parameter, or a tensor of its shape, to the twin's layout: (H, W, I, O) for convolutions."""
-    array = tensor.detach().cpu().numpy()
+def from_torch(tensor: "Tensor | np.ndarray") -> Array:
+    """Convert a torch parameter, or an array of its shape, to the twin's layout: (H, W, I, O) for convolutions."""
+    array = _numpy(tensor)
     return jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
 
 
-def to_torch(array: Array) -> Tensor:
+def _numpy(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else np.asarray(tensor)
+
+
+def to_torch(array: Array) -> "Tensor":
     """Convert an array to torch's layout, the inverse of :func:`from_torch`."""
+    import torch
+
     values = np.asarray(array)
     return torch.from_numpy(np.array(values.transpose(3, 2, 0, 1) if values.ndim == 4 else values, order="C"))
 
 
-def parameter(tensor: Tensor) -> nnx.Param[Array]:
+def parameter(tensor: "Tensor | np.ndarray") -> nnx.Param[Array]:
     """Convert a torch parameter to a trainable variable."""
     return nnx.Param(from_torch(tensor))
 
 
-def statistic(tensor: Tensor) -> nnx.BatchStat[Array]:
-    """Convert a torch buffer to a non-trainable variable."""
-    return nnx.BatchStat(jnp.asarray(tensor.detach().cpu().numpy()))
+def statistic(tensor: "Tensor | np.ndarray", dtype: Any = None) -> nnx.BatchStat[Array]:
+    """Convert a torch buffer, or an array of its shape, to a non-trainable variable."""
+    return nnx.BatchStat(jnp.asarray(_numpy(tensor), dtype))
 
 
 class Conv(nnx.Module):
@@ -48,7 +55,7 @@ class Conv(nnx.Module):
         same: pad like TensorFlow's "SAME", whatever the layer's own padding is.
     """
 
-    def __init__(self, conv: nn.Conv2d, same: bool = False):
+    def __init__(self, conv: Any, same: bool = False):
         self.weight = parameter(conv.weight)
         self.bias = None if conv.bias is None else parameter(conv.bias)
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
@@ -89,13 +96,13 @@ class BatchNorm(nnx.Module):
         held: normalise with the running statistics in training too, and leave them unchanged.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d, act: Any = None):
+    def __init__(self, norm: Any, act: Any = None):
         mean, var, count, momentum = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
         if mean is None or var is None or count is None or momentum is None:
             raise ValueError("JAX supports batch norm only with running statistics and a momentum")
         self.weight, self.bias = parameter(norm.weight), parameter(norm.bias)
         self.running_mean, self.running_var = statistic(mean), statistic(var)
-        self.num_batches_tracked = statistic(count.int())
+        self.num_batches_tracked = statistic(count, jnp.int32)
         self.momentum, self.eps = momentum, norm.eps
         self.act = act
         self.held = False
@@ -154,11 +161,32 @@ class Layers(nnx.Module):
         return x
 
 
-class Pool(nnx.Module):
-    """Counterpart of ``nn.MaxPool2d``, ``nn.AvgPool2d`` with ceil_mode, and timm's ``AvgPool2dSame``.
+class NamedLayers(nnx.Module):
+    """Counterpart of a timm module that applies named submodules in order, such as an MLP.
 
     Args:
-        kind: "max", "average" or "same".
+        module: the timm module.
+        twin: converts a submodule to its twin.
+        parts: names of the submodules, in order.
+    """
+
+    def __init__(self, module: Any, twin: Twin, parts: tuple[str, ...]):
+        self.parts = parts
+        for name in parts:
+            setattr(self, name, twin(getattr(module, name)))
+
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Apply the submodules: (N, H, W, C) -> (N, h, w, out)."""
+        for name in self.parts:
+            x = getattr(self, name)(x, train)
+        return x
+
+
+class Pool(nnx.Module):
+    """Counterpart of ``nn.MaxPool2d``, ``nn.AvgPool2d`` and timm's ``AvgPool2dSame``.
+
+    Args:
+        kind: "max", "average" (``nn.AvgPool2d`` with ceil_mode), "valid" (without) or "same".
         kernel, stride, padding: size, stride and padding of the window in pixels, as one number or as (height, width);
             only "max" is padded.
     """
@@ -172,14 +200,14 @@ class Pool(nnx.Module):
         if self.kind == "max":
             padding = ((0, 0), *((side, side) for side in self.padding), (0, 0))
             return lax.reduce_window(x, -jnp.inf, lax.max, window, steps, padding)
-        if self.kind == "same":  # also counts the padded zeros
-            return lax.reduce_window(x, 0.0, lax.add, window, steps, "SAME") / math.prod(self.kernel)
+        if self.kind in ("same", "valid"):  # "same" also counts the padded zeros
+            return lax.reduce_window(x, 0.0, lax.add, window, steps, self.kind.upper()) / math.prod(self.kernel)
         # With ceil_mode, windows may extend past the border, and torch averages over the pixels inside the image.
         sizes = zip(x.shape[1:3], self.kernel, self.stride, strict=True)
         over = [-(-size // stride) * stride - size + kernel - stride for size, kernel, stride in sizes]
         padding = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
         total = lax.reduce_window(x, 0.0, lax.add, window, steps, padding)
-        count = lax.reduce_window(jnp.ones_like(x[:1, :, :, :1]), 0.0, lax.add, window, steps, padding)
+        count = lax.reduce_window(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, window, steps, padding)
         return total / count
 
 

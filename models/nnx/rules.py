@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from flax import nnx
 
+from .layers import Twin
+
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -18,12 +20,12 @@ class Rule(NamedTuple):
     is switched off: None, False or the identity.
 
     Attributes:
-        make: the constructor of the twin, called with a :class:`Source`.
+        make: the constructor of the twin, called with a :class:`Source` and a function that converts submodules.
         fixed: settings of which the twin supports a single value.
         unused: settings that do not affect the outputs, or that follow from the weights.
     """
 
-    make: Callable[[Any], nnx.Module]
+    make: Callable[[Any, Twin], nnx.Module]
     fixed: Mapping[str, Any] = MappingProxyType({})
     unused: tuple[str, ...] = ()
 
@@ -54,8 +56,8 @@ class Source:
         return parts
 
 
-def convert(module: torch.nn.Module, rule: Rule) -> nnx.Module:
-    """Return the twin of ``module``.
+def convert(module: torch.nn.Module, rule: Rule, twin: Twin) -> nnx.Module:
+    """Return the twin of ``module``, whose submodules are converted by ``twin``.
 
     Raises:
         ValueError: the module has a setting that the twin does not implement.
@@ -68,7 +70,7 @@ def convert(module: torch.nn.Module, rule: Rule) -> nnx.Module:
         if vars(module)[name]:
             raise _refusal(module, "it has a forward hook")
     source = Source(module)
-    made = rule.make(source)
+    made = rule.make(source, twin)
     understood = source.read_names.union(rule.fixed, rule.unused)
     for name, value in attributes.items():
         if name not in understood and not _is_off(value):

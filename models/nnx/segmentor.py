@@ -1,19 +1,19 @@
 """Flax NNX counterparts of the heads and of the semantic segmentation network."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from .. import segmentor
-from ..heads import context, fcn
 from .layers import Twin, dropout2d, resize, statistic
 
 
 class ContextHead(nnx.Module):
     """Counterpart of ``models.heads.context.ContextHead``."""
 
-    def __init__(self, head: context.ContextHead, twin: Twin):
+    def __init__(self, head: Any, twin: Twin):
         self.reduce, self.context, self.project = twin(head.reduce), twin(head.context), twin(head.project)
         self.bottleneck, self.classify = twin(head.bottleneck), twin(head.classify)
         self.recurrence, self.dropout = head.recurrence, head.dropout.p
@@ -39,7 +39,7 @@ class ContextHead(nnx.Module):
 class FCNHead(nnx.Module):
     """Counterpart of ``models.heads.fcn.FCNHead``."""
 
-    def __init__(self, head: fcn.FCNHead, twin: Twin):
+    def __init__(self, head: Any, twin: Twin):
         self.hidden, self.classify = twin(head.hidden), twin(head.classify)
         self.dropout = head.dropout.p
 
@@ -50,30 +50,37 @@ class FCNHead(nnx.Module):
 
 
 class Segmentor(nnx.Module):
-    """Counterpart of ``models.segmentor.Segmentor``, channels-last."""
+    """Counterpart of ``models.segmentor.Segmentor``, channels-last.
 
-    def __init__(self, network: segmentor.Segmentor, twin: Twin):
+    Attributes:
+        deterministic: whether a call without ``train`` is in evaluation mode, as it is at first. Flax's ``train()`` and
+            ``eval()`` set it.
+    """
+
+    def __init__(self, network: Any, twin: Twin):
         self.mean, self.std = statistic(network.mean), statistic(network.std)
         self.backbone, self.head = twin(network.backbone), twin(network.head)
         self.aux_head = None if network.aux_head is None else twin(network.aux_head)
         self.embed = None if network.embed is None else twin(network.embed)
         self.align_corners = network.align_corners
+        self.deterministic = True
 
     def __call__(
-        self, image: Array, *, train: bool = False, key: Array | None = None, dtype: jnp.dtype = jnp.float32
+        self, image: Array, *, train: bool | None = None, key: Array | None = None, dtype: jnp.dtype = jnp.float32
     ) -> dict[str, Array]:
         """Segment RGB images in [0, 1]: (N, H, W, 3) -> {"out": logits (N, H, W, K)}.
 
         Args:
             image: (N, H, W, 3), or clips (N, T, H, W, 3), whose outputs have T in the same position.
             train: use the batch statistics and update the running ones, apply dropout, and also return "aux" (shaped
-                like "out") and "embedding" (N, h, w, E), if built.
+                like "out") and "embedding" (N, h, w, E), if built. None follows ``train()`` and ``eval()``.
             key: random key for the dropout in training.
             dtype: dtype of the convolutions, such as bfloat16; logits are float32.
 
         Raises:
             ValueError: the shape is wrong, the image is smaller than the output stride, or dropout needs a key.
         """
+        train = not self.deterministic if train is None else train
         size, stride = image.shape[-3:-1], self.backbone.output_stride
         number = self.mean.shape[1]
         if image.ndim not in (4, 5) or image.shape[-1] != number or min(size) < stride:

@@ -33,10 +33,11 @@ def config():
 
 @pytest.fixture(autouse=True)
 def configs(tmp_path, monkeypatch):
-    """Use an empty folder of tables."""
+    """Use an empty folder of tables, and the version of Triton in ``CONDITIONS``."""
     folder = tmp_path / "configs"
     folder.mkdir()
     monkeypatch.setattr(tiles, "CONFIGS", folder)
+    monkeypatch.setattr(tiles, "triton_version", lambda: CONDITIONS["triton"])
     yield folder
     for name in (DEVICE.name, "H100"):
         tiles.tables.pop(name, None)
@@ -64,15 +65,15 @@ def test_there_are_some_ten_candidates_for_every_range(config):
     assert wide == {129, 177, 256}
 
 
-def test_the_ranges_cover_the_lengths_of_the_shipped_table(config):
+def test_the_rows_of_the_shipped_table_are_ranges_that_are_tuned(config):
     rows = json.loads((ROOT / "kernels" / "configs" / "nvidia_h200.json").read_text())["rows"]
     shipped = {(row["kernel"], row["dtype"], row["min_length"], row["max_length"]) for row in rows}
-    assert {each[:4] for each in tune.ranges(config)} == shipped
+    assert shipped and shipped <= {each[:4] for each in tune.ranges(config)}
 
 
 def test_tiles_wider_than_the_value_are_left_out():
     problem = problem_of(SHORT, 8, 32)
-    assert {tile.block_c for tile in candidates("forward", problem, 97, DEVICE)} == {16, 32}
+    assert {tile.block_c for tile in candidates("forward", problem, 97, DEVICE)} == {32}
 
 
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
@@ -196,7 +197,7 @@ def logged(tmp_path):
 
 def test_the_fastest_sound_tile_is_pinned(tmp_path):
     def answer(tile, timed):
-        if tile.block_c == 16:
+        if tile.block_m == 128 and tile.block_c == 64:
             return "PassManager::run failed"
         if tile.num_stages == 2:
             return Needs(255, 8, 65536, "8 bytes of registers spilled")
@@ -211,7 +212,7 @@ def test_the_fastest_sound_tile_is_pinned(tmp_path):
     (record,) = search_of(tmp_path, answer, trial).run([SHORT], 8, 512, tuned)
     # 64 queries are faster, but with them another kind of call spills.
     assert record["tile"] == "128x128x32, 8 warps, 3 stages" and record["median_us"] == "131.0"
-    assert record["before_us"] == "131.0"
+    assert record["before_us"] == "67.0"
     outcomes = [outcome for _, outcome in logged(tmp_path)]
     assert "skipped: PassManager::run failed" in outcomes
     assert "skipped: 8 bytes of registers spilled" in outcomes
@@ -226,7 +227,7 @@ def test_a_wrong_or_failing_tile_is_skipped_and_named(tmp_path):
         return 7.0
 
     def trial(each, problem):
-        return Stopwatch(each, problem, times, error=lambda tile: 0.5 if tile.block_c == 16 else 1e-3)
+        return Stopwatch(each, problem, times, error=lambda tile: 0.5 if tile.num_stages == 5 else 1e-3)
 
     tuned = TunedTable(DEVICE, CONDITIONS)
     (record,) = search_of(tmp_path, trial=trial).run([SHORT], 8, 512, tuned)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from made_roots import read_folder
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
-from ccnet.data.reading import fast_decoders
-from ccnet.data.reading.image_files import read_image
+from ccnet.data.reading import fast_decoders, grey_levels
+from ccnet.data.reading.image_files import UnreadableImage, read_image
 from ccnet.data.reading.label_files import LabelReader
 
 
@@ -31,12 +31,40 @@ def test_images_and_masks_follow_their_exif_orientation(tmp_path):
     assert np.array_equal(labels, np.rot90(pixels[..., 0] % 5, -1))
 
 
-@pytest.mark.parametrize("decoder", ["pyspng", "Pillow"])
-def test_pyspng_and_pillow_decode_every_kind_of_png_identically(tmp_path, monkeypatch, decoder):
-    if decoder == "pyspng":
-        pytest.importorskip("pyspng")
-    else:
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_every_orientation_is_undone_as_pillow_does(tmp_path, orientation, suffix):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    upright = np.array(ImageOps.exif_transpose(Image.open(path)))
+    assert np.array_equal(read_image(path).permute(1, 2, 0), upright)
+
+
+def test_bands_of_rows_do_not_change_the_pixels(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8)
+    deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
+    for image in (Image.fromarray(pixels).quantize(99), Image.fromarray(pixels[..., 0]), deep):
+        image.save(tmp_path / "a.png")
+        whole = read_image(tmp_path / "a.png")
+        monkeypatch.setattr(grey_levels, "_BAND", 100)
+        assert torch.equal(read_image(tmp_path / "a.png"), whole)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("decoder", ["isal", "pyspng", "Pillow"])
+def test_all_decoders_read_every_kind_of_png_identically(tmp_path, monkeypatch, decoder):
+    if decoder == "Pillow":
         monkeypatch.setattr(fast_decoders, "_decoders", dict)
+    else:
+        pytest.importorskip("pyspng")
+    if decoder == "isal":
+        pytest.importorskip("isal")
+        monkeypatch.setattr(fast_decoders, "_BLOCK", 500)  # several blocks also in a small image
+    else:
+        monkeypatch.setattr(fast_decoders, "_isal", lambda: None)
     pixels = np.random.default_rng(0).integers(0, 255, (33, 47, 3), dtype=np.uint8)
     read = LabelReader({index: index for index in range(254)} | {255: 255, 254: 0})
     for name, image in {
@@ -49,6 +77,9 @@ def test_pyspng_and_pillow_decode_every_kind_of_png_identically(tmp_path, monkey
     }.items():
         path = tmp_path / f"{name}.png"
         image.save(path)
+        content = path.read_bytes()
+        if decoder == "isal" and name in ("rgb", "grey"):
+            assert len(fast_decoders._stored(content, 3 if name == "rgb" else 1)) > 33 * 47
         if name != "deep":
             assert np.array_equal(read_image(path).permute(1, 2, 0), np.array(Image.open(path).convert("RGB"))), name
         if name in ("grey", "palette", "bits", "deep"):
@@ -62,6 +93,41 @@ def test_pyspng_and_pillow_decode_every_kind_of_png_identically(tmp_path, monkey
     assert read_image(tmp_path / "jpeg.png").shape == (3, 33, 47)
 
 
+def test_a_damaged_png_is_read_alike_with_and_without_isal(tmp_path, monkeypatch):
+    """Every byte of a small file in turn."""
+    pytest.importorskip("isal")
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+
+    def result():
+        try:
+            return read_image(path).tolist()
+        except UnreadableImage:
+            return None
+
+    for place in range(33, len(content)):  # after the header
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x11]) + content[place + 1 :])
+        found = result()
+        with monkeypatch.context() as patch:
+            patch.setattr(fast_decoders, "_isal", lambda: None)
+            assert found == result(), place
+
+
+@pytest.mark.parametrize("key", ["exif", "Raw profile type exif", "xmp"])
+def test_every_place_of_an_orientation_is_found(tmp_path, key):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = PngImagePlugin.PngInfo()
+    if key == "Raw profile type exif":  # as ImageMagick writes it
+        text.add_text(key, f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}", zip=True)
+    elif key == "xmp":
+        text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=text, exif=exif if key == "exif" else b"")
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), np.rot90(pixels, -1))
+
+
 @pytest.mark.parametrize("quality", [60, 95])
 def test_simplejpeg_and_pillow_decode_identically(tmp_path, monkeypatch, quality):
     pytest.importorskip("simplejpeg")
@@ -72,8 +138,8 @@ def test_simplejpeg_and_pillow_decode_identically(tmp_path, monkeypatch, quality
         for progressive in (False, True):
             paths.append(tmp_path / f"{subsampling}{progressive}.jpg")
             image.save(paths[-1], quality=quality, subsampling=subsampling, progressive=progressive)
-    with Image.open(paths[0]) as opened:
-        assert fast_decoders.decode(opened, paths[0]) is not None
+    content = fast_decoders.read(paths[0])
+    assert fast_decoders.decode(content, fast_decoders.header_of(content)) is not None
     fast = [read_image(path) for path in paths]
     monkeypatch.setattr(fast_decoders, "_decoders", dict)
     assert all(torch.equal(pixels, read_image(path)) for pixels, path in zip(fast, paths, strict=True))

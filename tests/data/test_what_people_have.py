@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 from PIL import Image, PngImagePlugin
 
+from ccnet.data.reading.frames import FrameReader, frames_of
 from ccnet.data.reading.image_files import UnreadableImage, describe, read_image
 from ccnet.data.reading.label_files import LabelReader
 from ccnet.data.reading.label_values import label_values
@@ -163,6 +164,16 @@ def test_the_content_decides(tmp_path):
         (tmp_path / name).write_bytes(buffer.getvalue())
         buffer.seek(0)
         assert np.array_equal(read_image(tmp_path / name).permute(1, 2, 0), Image.open(buffer).convert("RGB")), name
+
+
+@row("an animation, or a file of several pages")
+def test_several_frames(tmp_path):
+    for name in ("a.gif", "a.tif"):
+        pages = [Image.fromarray(np.full_like(PHOTO, grey)) for grey in (7, 200)]
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        assert (grey(tmp_path / name) == 7).all()
+        frames, read = frames_of(tmp_path / name), FrameReader()
+        assert [int(read(tmp_path / name, frame)[0].max()) for frame in frames] == [7, 200]
 
 
 @row("a truncated file, or one that is no image")

@@ -82,6 +82,21 @@ def test_explicit_axis_types(arrays):
     agree([out, *gradients], jax.jit(both)(*arrays))
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_within_a_partly_manual_shard_map(arrays, kind):
+    """The batch axis is manual. Only Auto shards the channels too: JAX gathers explicit axes where a shard_map ends."""
+    devices = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    batch, whole = PartitionSpec("data"), PartitionSpec()
+    shard = jax.shard_map(
+        partial(criss_cross_residual, channel_axis=-1),
+        mesh=devices, in_specs=(batch,) * 4 + (whole,), out_specs=batch, axis_names={"data"},
+    )  # fmt: skip
+    sharded = spread(arrays, devices, "data", channels="model" if kind == AxisType.Auto else None)
+    program = jax.jit(shard).lower(*sharded).compile()
+    assert "all-gather" not in program.as_text()
+    agree([program(*sharded)], [criss_cross_residual(*arrays, channel_axis=-1)])
+
+
 def test_within_the_users_shard_map(arrays):
     devices = Mesh(np.array(jax.devices()), ("anything",))
     split, whole = PartitionSpec("anything"), PartitionSpec()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights
 
 pytest.importorskip("triton", reason="triton is not installed")
+from ccnet.kernels.torch_ops import transforms
 from ccnet.kernels.torch_ops.launch import is_interpreted
 
 pytestmark = [
@@ -198,6 +199,19 @@ def test_meta_tensors_have_the_kernels_limits():
     arrays = [torch.empty(1, 300, 2, 2, device="meta")] * 3
     with pytest.raises(ValueError, match="more than 128 query channels"):
         criss_cross_attention(*arrays, backend="triton")
+
+
+def test_only_exports_count_as_exports():
+    """Otherwise compiled networks would use the formula in place of the kernels."""
+
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            return x + 1 if transforms.is_exporting() else x - 1
+
+    network, x = Network(), torch.zeros(2)
+    assert (torch.compile(network, backend="eager", fullgraph=True)(x) == -1).all()
+    assert (torch.export.export(network, (x,)).module()(x) == 1).all()
+    assert (torch.jit.trace(network, (x,))(x) == 1).all()
 
 
 def test_compiled_transforms():

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ccnet.models import create_model
+from ccnet.models import CrissCrossAttention, create_model
 from ccnet.models.backbone import TimmBackbone
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
-from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 
 from ccnet.models.nnx import state_dict, twin  # noqa: E402
 
@@ -126,19 +126,63 @@ def test_training_gives_the_same_outputs_gradients_and_statistics():
             assert found[key] == tensor == 1
 
 
-def test_a_batch_sharded_over_devices_counts_as_one_batch():
-    """Statistics, loss and gradients are those of the whole batch, as on a single device."""
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_batch_sharded_over_devices_counts_as_one_batch(kind):
+    """Statistics, loss and gradients are those of the whole batch, as on a single device, on any mesh."""
     network, images = train_network()
     small = twin(network)
     value, _, found = loss_and_gradients(small, to_jax(images))
-    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
-    spread = jax.device_put(to_jax(images), NamedSharding(mesh, PartitionSpec("batch")))
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    spread = jax.device_put(to_jax(images), NamedSharding(mesh, PartitionSpec("data")))
+    graph, state = nnx.split(small)
+    everywhere = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
     with jax.set_mesh(mesh):
-        value_, output_, found_ = loss_and_gradients(small, spread)
-    assert output_["out"].sharding.spec[0] == "batch"
+        value_, output_, found_ = loss_and_gradients(everywhere, spread)
+    assert output_["out"].sharding.spec[0] == "data"
     assert float(value_) == pytest.approx(float(value), rel=1e-5)
     for key, tensor in found.items():
         assert (found_[key] - tensor).abs().max() < 1e-3 * max(tensor.abs().max(), 1), key
+
+
+def attention_on(mesh, *spec):
+    """Return the module's output and gradients for a batch that is sharded by ``spec``, without and on the mesh."""
+    module = CrissCrossAttention(8)
+    torch.nn.init.constant_(module.gamma, 0.7)
+    graph, state = nnx.split(twin(module))
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5, 6, 8), np.float32))
+
+    def loss(state, images):
+        out = nnx.merge(graph, state)(images)
+        return (out**2).sum(), out
+
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    sharded = (
+        jax.device_put(state, NamedSharding(mesh, PartitionSpec())),
+        jax.device_put(images, NamedSharding(mesh, PartitionSpec(*spec))),
+    )
+    return both, (state, images), sharded
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("spec", [("data",), (("data", "model"),), ()], ids=["one axis", "both axes", "replicated"])
+def test_the_module_on_a_users_mesh(kind, spec):
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+    both, plain, sharded = attention_on(mesh, *spec)
+    with jax.set_mesh(mesh):
+        program = both.lower(*sharded).compile()
+        found = program(*sharded)
+    assert "all-gather" not in program.as_text()
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(both(*plain)), strict=True):
+        assert np.abs(np.asarray(ours) - np.asarray(theirs)).max() < 1e-4 * max(np.abs(theirs).max(), 1)
+
+
+def test_one_image_on_four_devices():
+    """The batch does not have to be divisible by the number of devices."""
+    mesh = jax.make_mesh((4,), ("data",))
+    module = twin(CrissCrossAttention(8))
+    image = jnp.ones((1, 5, 6, 8))
+    with jax.set_mesh(mesh):
+        assert jnp.allclose(nnx.jit(lambda module, x: module(x))(module, image), module(image), atol=1e-6)
 
 
 def test_dropout_drops_channels_only_in_training():
@@ -155,6 +199,20 @@ def test_dropout_drops_channels_only_in_training():
     assert jnp.array_equal(first, again)
     with pytest.raises(ValueError, match=r"dropout needs a random key in training: pass key=jax\.random\.key"):
         network(images, train=True)
+
+
+def test_train_and_eval_set_the_mode():
+    network = twin(trained("fcn", head__dropout=0.0, aux_head__dropout=0.0))
+    images = jnp.asarray(np.random.default_rng(0).random((2, 33, 33, 3), np.float32))
+    forward = nnx.jit(lambda network, images: network(images))
+    before = forward(network, images)
+    network.train()
+    assert set(forward(network, images)) == {"out", "aux"}
+    assert network.backbone.net.bn1.num_batches_tracked[...] == 1
+    network.eval()
+    after = forward(network, images)
+    assert set(after) == {"out"} and not jnp.array_equal(after["out"], before["out"])  # the statistics have changed
+    assert network.backbone.net.bn1.num_batches_tracked[...] == 1
 
 
 def test_bfloat16_stays_close_to_float32():
@@ -176,8 +234,8 @@ def test_create_model_builds_in_jax():
         assert relative(to_torch(jax.jit(network)(to_jax(images))["out"]), same(images)["out"]) < 1e-4
     with pytest.raises(ValueError, match="'tensorflow': choose 'torch' or 'jax'"):
         create_model("ccnet", num_classes=2, framework="tensorflow")
-    with pytest.raises(ValueError, match=r"timm.* has no JAX counterpart.*ResNets, EfficientNets and MobileNets"):
-        create_model("ccnet", num_classes=2, backbone="convnext_atto", framework="jax")
+    with pytest.raises(ValueError, match=r"timm.* has no JAX counterpart.*ResNets, EfficientNets and ConvNeXts"):
+        create_model("ccnet", num_classes=2, backbone="test_nfnet", framework="jax")
     with pytest.raises(ValueError, match=r"RGB images \(N, H, W, 3\) or clips .* at least 8x8"):
         network(jnp.zeros((1, 3, 64, 64)))
 

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ....data import IGNORE_INDEX
-from ....data.transforms import eval_transform
+from ....data.loader import stack_pairs
+from ....data.transforms import as_float, eval_transform
 from ....models.mask_rcnn import MaskRCNN
 from ...drawing.charts import save_confusion
 from ...drawing.panels import save_panel
@@ -28,7 +29,7 @@ class Semantic:
     """Images (N, 3, H, W) and labels (N, H, W), scored by mIoU; see :class:`engine.evaluation.tasks.Task`."""
 
     scores = Scores
-    collate = None
+    collate = staticmethod(stack_pairs)
     predicts_label_maps = True
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
@@ -59,10 +60,10 @@ class Semantic:
     def to_device(
         self, images: Tensor, labels: Tensor, device: torch.device, memory_format: torch.memory_format
     ) -> tuple[Tensor, Tensor]:
-        """Move images and labels to the device."""
+        """Move images and labels to the device; there, uint8 images become float32 in [0, 1]."""
         layout = memory_format if images.ndim == 4 else torch.preserve_format  # channels_last requires four axes
-        images = images.to(device, memory_format=layout, non_blocking=True)
-        return images, labels.to(device, non_blocking=True)
+        images = as_float(images.to(device, memory_format=layout, non_blocking=True))
+        return images, labels.to(device, non_blocking=True).long()
 
     def forward(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the network's outputs."""

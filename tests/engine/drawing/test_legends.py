@@ -37,6 +37,13 @@ def test_a_legend_grows_with_the_image_and_not_with_the_classes(size, number):
     assert line_height(size) * min(1200 / size[1], 1) >= 14  # pixels on a screen 1200 pixels wide
 
 
+def test_ignored_pixels_stay_in_a_legend_that_is_too_long():
+    lines = [*(LegendEntry(f"class {index}", (9, 9, 200)) for index in range(99)), LegendEntry("ignored", ignored=True)]
+    canvas = np.array(draw_legend(lines, (64, 64)))
+    last = canvas[-30:, -130:-100].reshape(-1, 3)  # the last line of the last column
+    assert (last == 125).all(axis=1).any()  # a stripe
+
+
 def test_ignored_pixels_are_hatched_everywhere():
     labels = np.zeros((40, 40), dtype=np.uint8)
     labels[20:] = 255

@@ -1,6 +1,7 @@
 """Drawn objects: the pixels of masks, boxes and labels."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -89,6 +90,20 @@ def test_a_panel_shows_ground_truth_beside_prediction(tmp_path):
         assert [bool(part.any()) for part in np.array_split(outlined, 3, axis=1)] == [
             index == column for index in range(3)
         ]
+
+
+def test_captions_in_a_panel_are_of_one_size_whatever_the_size_of_the_image(tmp_path):
+    areas = []
+    for factor in (1, 6):
+        objects = two_objects(240 * factor, 320 * factor)
+        objects["boxes"] *= factor
+        image = picture(240 * factor, 320 * factor) / 255
+        objects["masks"] = torch.zeros_like(objects["masks"])
+        first = {key: value[:1] for key, value in objects.items()}
+        save_object_panel(tmp_path / "panel.png", [(image, first, first)], CLASSES)
+        pixels = np.array(Image.open(tmp_path / "panel.png").convert("RGB")).astype(int)
+        areas.append((np.abs(pixels - FIRST.numpy()).max(axis=2) <= 8).sum())
+    assert areas[1] == pytest.approx(areas[0], rel=0.1)
 
 
 def test_an_object_has_one_colour_in_ground_truth_and_prediction():

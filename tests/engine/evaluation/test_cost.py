@@ -1,7 +1,12 @@
 """The measured cost of networks agrees with the paper and with arithmetic."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import PATIENCE
 
 from ccnet.engine.evaluation.cost import network_cost
 from ccnet.models import create_model
@@ -22,6 +27,29 @@ def test_attention_adds_the_cost_reported_in_the_paper(name, recurrence, gflops,
     cost = network_cost(network, (3, 769, 769))
     assert cost.gflops - baseline.gflops == pytest.approx(gflops, abs=0.05)
     assert cost.saved_mb - baseline.saved_mb < 65 * recurrence
+
+
+def test_the_cost_does_not_depend_on_the_device():
+    network = create_model("ccnet", num_classes=3, backbone="resnet18", head__channels=16)
+    assert network_cost(network.to("meta"), (3, 33, 33)) == network_cost(network.to_empty(device="cpu"), (3, 33, 33))
+
+
+@pytest.mark.slow
+def test_counting_leaves_the_kernels_to_the_gpu():
+    """A kernel that is first imported in Triton's interpreter would stay interpreted, and no GPU could run it."""
+    pytest.importorskip("triton")
+    program = """
+from ccnet.engine.evaluation.cost import network_cost
+from ccnet.models import create_model
+network_cost(create_model("ccnet", num_classes=2, backbone="resnet18", head__channels=16), (3, 33, 33))
+from ccnet.kernels.forward import line_forward_kernel
+print(type(line_forward_kernel).__name__)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert run.stdout.split() == ["JITFunction"], run.stderr
 
 
 def test_counts_equal_those_of_the_layers():

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path, PurePath
 
 import pytest
+from PIL import Image
 
 from ccnet.engine.evaluation.prediction_inputs import (
     InputImage,
@@ -94,14 +95,34 @@ def test_twenty_thousand_names_need_no_quadratic_number_of_steps(tmp_path):
         frames = frames_before(images, 19_999, 4)
     finally:
         sys.setprofile(None)
-    assert frames == [Path(f"in/{number}.jpg") for number in range(19_995, 19_999)]
+    assert frames == images[19_995:19_999]
     assert calls < 100 * len(images)
 
 
-def test_the_frames_of_a_clip_are_in_one_folder():
+def test_the_frames_of_a_clip_are_in_one_folder_or_one_file():
     images = [image("a/1.png"), image("b/1.png"), image("b/2.png")]
-    assert frames_before(images, 2, 4) == [Path("b/1.png")]
+    assert frames_before(images, 2, 4) == [images[1]]
     assert frames_before(images, 2, 0) == []
+    pages = [image("b/0.png"), *(image("b/1.gif")._replace(frame=index) for index in range(3)), image("b/2.png")]
+    assert frames_before(pages, 3, 4) == pages[1:3]
+    assert frames_before(pages, 4, 4) == []
+
+
+def test_the_frames_of_a_file_are_numbered_from_one(tmp_path):
+    pages = [Image.new("L", (4, 4), grey) for grey in (0, 99, 200)]
+    for name in ("a/clip.gif", "scan.tif", "one.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pages[0].save(tmp_path / name, save_all=True, append_images=[] if name == "one.gif" else pages[1:])
+    images = find_inputs([tmp_path], tmp_path / "out")
+    assert [(str(image.name), image.frame) for image in images] == [
+        *((f"a/clip_{number:04}", number - 1) for number in (1, 2, 3)),
+        ("one", None),
+        *((f"scan_{number:04}", number - 1) for number in (1, 2, 3)),
+    ]
+    with pytest.raises(
+        ValueError, match=r"scan\.tif, frame 2 and other/scan_0002\.jpg would both write out/scan_0002: "
+    ):
+        check_outputs([*images, image("other/scan_0002.jpg")], Path("out"), ["", "_overlay"], [])
 
 
 def test_label_images_are_found_by_the_names_of_the_data_set(tmp_path):
@@ -119,13 +140,13 @@ def test_label_images_are_found_by_the_names_of_the_data_set(tmp_path):
 def test_skipped_images_are_listed_at_the_end():
     skipped = SkippedImages()
     skipped.report(3)
-    assert skipped.attempt(Path("good.jpg"), lambda: 7) == 7
+    assert skipped.attempt(image("good.jpg"), lambda: 7) == 7
     for name, error in (("a.jpg", ValueError("a.jpg is truncated")), ("b.jpg", RuntimeError("too small\nstack"))):
 
         def fail(error=error):
             raise error
 
-        assert skipped.attempt(Path(name), fail) is None
+        assert skipped.attempt(image(name), fail) is None
     with pytest.raises(ValueError, match=r"^2 of 3 images were skipped:\n  a\.jpg is truncated\n  b\.jpg: too small$"):
         skipped.report(3)
 
@@ -135,4 +156,4 @@ def test_a_full_disk_is_not_skipped():
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        SkippedImages().attempt(Path("a.jpg"), write_nothing)
+        SkippedImages().attempt(image("a.jpg"), write_nothing)

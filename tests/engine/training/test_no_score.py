@@ -32,7 +32,7 @@ def test_the_newest_weights_are_the_best_until_there_is_a_number():
 def test_a_run_without_a_score_is_reported_as_failed_and_its_printed_files_exist(tmp_path, monkeypatch, capsys):
     def unlabelled(self, index, read=Beacons.__getitem__):
         image, labels = read(self, index)
-        return image, torch.full_like(labels, 255) if self.split == "val" else labels
+        return image, torch.full_like(labels, 255) if self.split == "val" or index < 6 else labels
 
     monkeypatch.setattr(Beacons, "__getitem__", unlabelled)
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
@@ -43,6 +43,8 @@ def test_a_run_without_a_score_is_reported_as_failed_and_its_printed_files_exist
     written = re.findall(rf"^\w.* ({re.escape(str(folder))}/\S+)$", text, re.MULTILINE)
     assert len(written) >= 3 and all(Path(path).exists() for path in written)
     assert "no validation had anything to score" in text
+    assert text.count("as for a batch without a labelled pixel") == 1
+    assert re.search(r"no labels +[23] batches without a labelled pixel", text)
     assert checkpoints.load(folder / "best.safetensors").iteration == 4
     assert "no validation had anything to score" in json.loads((folder / "result.json").read_text())["error"]
     (failed,) = report(tmp_path)

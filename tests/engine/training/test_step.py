@@ -9,10 +9,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ccnet.data.loader import Loader
+from ccnet.data.loader import Loader, stack_pairs
 from ccnet.engine.checkpoints import Checkpoint, Identity
 from ccnet.engine.evaluation.tasks.semantic import Semantic
 from ccnet.engine.training.batches import prefetch
+from ccnet.engine.training.nonfinite import NonFiniteDetector
 from ccnet.engine.training.state import TrainingState
 from ccnet.engine.training.throughput import Throughput
 from ccnet.engine.training.torch_step import train_step
@@ -88,6 +89,25 @@ def test_a_non_finite_step_changes_nothing(name, fused, spoil):
         assert all(torch.equal(v, state[p][key]) for p, entry in before[1].items() for key, v in entry.items())
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_batches_without_a_labelled_pixel_are_reported_once_and_counted(loss, accumulate):
+    task, model, criterion, optimizer, images, labels = parts(f"loss={loss}")
+    said = []
+    names = lambda iteration: [f"image {iteration}"]  # noqa: E731
+    detector = NonFiniteDetector(allowed=0, skipped=0, names=names, say=said.append)
+    for iteration, ignored in enumerate([False, True, True]):
+        shown = torch.full_like(labels, 255) if ignored else labels
+        outcome = train_step(task, model, criterion, optimizer, images, shown, accumulate=accumulate)
+        detector.add(iteration, outcome)
+    detector.check()
+    assert detector.empty == 2
+    assert len(said) == 1 and said[0].startswith(
+        "warning: iteration 2: the loss and its gradient are 0, as for a batch"
+    )
+    assert said[0].endswith("Batch: image 1")
+
+
 class NobodyWaits(TorchDispatchMode):
     """Raise AssertionError in operations that synchronise with the device."""
 
@@ -146,6 +166,26 @@ def test_prefetched_batches_arrive_intact():
         busy = (busy @ busy).clamp(0, 1)
         sums.append((images.mean(), labels))
     assert [(mean.item(), label.item()) for mean, label in sums] == [(number, number) for number in range(20)]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_interleaved_images_stay_so_from_the_loader_to_the_network(layout):
+    """Without rearranging them, and as uint8 until they are on the device."""
+    interleaved = torch.randint(256, (2, 5, 7, 3), dtype=torch.uint8)
+    labels = torch.randint(4, (2, 5, 7), dtype=torch.uint8)
+    loader = Loader(
+        list(zip(interleaved.permute(0, 3, 1, 2), labels, strict=True)), batch_size=2, collate_fn=stack_pairs
+    )
+    images, targets = next(iter(loader))
+    assert (images.dtype, targets.dtype) == (torch.uint8, torch.uint8)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    images, targets = Semantic().to_device(images, targets, torch.device("cpu"), layout)
+    assert images.is_contiguous(memory_format=layout)
+    assert torch.allclose(images, interleaved.permute(0, 3, 1, 2) / 255)
+    assert torch.equal(targets, labels.long())
+    zeros, ones = ((make(3, 2, 4, 5), make(2, 4, 5)) for make in (torch.zeros, torch.ones))
+    clips = stack_pairs([zeros, ones])
+    assert [tuple(part.shape) for part in clips] == [(2, 3, 2, 4, 5), (2, 2, 4, 5)]
 
 
 def test_prefetch_keeps_the_order_and_closes_its_source():

@@ -1,0 +1,42 @@
+"""Segment images on a page in the browser.
+
+    python app.py                              with the network that comes with the package
+    python app.py checkpoint=RUN               with the run's best weights
+    python app.py checkpoint=[RUN1,RUN2]       two networks side by side
+
+Drop, paste or choose an image to see its classes, and click a point of it to see where that point attends to after
+R = 1, 2 and 3 passes (paper, Fig. 7). The page is served to this machine only, unless ``host`` says otherwise, and
+neither the page nor the server needs the internet. It needs Gradio: ``pip install 'ccnet[app]'``.
+"""
+
+import importlib.util
+
+import hydra
+from omegaconf import DictConfig, ListConfig
+
+from ccnet.conf import CONF
+from ccnet.engine import app, checkpoints, evaluation
+from ccnet.engine.sweeps.entry_point import entry_point
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="app")
+@entry_point
+def main(config: DictConfig) -> None:
+    """Load the networks and serve the page until Ctrl-C."""
+    if importlib.util.find_spec("gradio") is None:
+        raise OSError("ccnet-app needs Gradio, which is not installed: pip install 'ccnet[app]'")
+    given = config.checkpoint or checkpoints.DEFAULT
+    names = [str(name) for name in (given if isinstance(given, ListConfig) else [given])]
+    networks = {name: evaluation.load(name, device=config.device, **config.published) for name in names}
+    viewer = app.Viewer(networks, max_megapixels=config.max_megapixels)
+    if config.host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"warning: host={config.host}: everyone who can reach this machine can use the page")
+    with app.serving(viewer, host=config.host, port=config.port, max_upload_mb=config.max_upload_mb) as page:
+        print(f"{' and '.join(names)}: open {page.local_url} in a browser; Ctrl-C stops the server", flush=True)
+        page.block_thread()
+
+
+if __name__ == "__main__":
+    from ccnet.app import main  # so that launchers pickle `main` by reference: see entry_point
+
+    main()

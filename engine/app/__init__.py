@@ -1,0 +1,5 @@
+"""A page in the browser that segments images: ``ccnet-app``."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,150 @@
+"""The layout of the page, and what its controls do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .viewer import Answer, Viewer
+
+LOOPS = 3
+_OPACITY = 0.55
+_KEPT = 3600  # seconds that images, and files made from them, are kept
+
+CSS = """
+.gradio-container { width: 100% !important; max-width: 1500px !important; margin: 0 auto !important; }
+.overlay .image-frame { width: 100% !important; }
+.overlay img { width: 100% !important; height: auto !important; max-height: 80vh; object-fit: contain !important;
+               cursor: crosshair; }
+.legend { list-style: none; margin: 0; padding: 0; display: grid; gap: 2px 24px; max-height: 340px; overflow-y: auto;
+          grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); }
+.legend li { display: flex; align-items: center; gap: 8px; margin: 0; }
+.legend .swatch { width: 16px; height: 16px; border-radius: 3px; border: 1px solid rgba(128, 128, 128, 0.6); }
+.legend .name { flex: 0 0 92px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.legend .bar { flex: 1; height: 6px; border-radius: 3px; background: rgba(128, 128, 128, 0.2); overflow: hidden; }
+.legend .bar span { display: block; height: 100%; background: rgb(68, 100, 173); }
+.legend .share { flex: 0 0 52px; text-align: right; font-variant-numeric: tabular-nums; }
+"""
+
+_INTRODUCTION = """# Semantic segmentation with CCNet
+Drop, paste or choose an image. Then click a point of the overlay to see where that point attends to.
+"""
+_HINT = "Click a point of an overlay above to see where it attends to after R = 1, 2 and 3 passes."
+_NO_ATTENTION = "This network has no criss-cross attention."
+
+
+def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blocks:
+    """Return the page.
+
+    Args:
+        viewer: the networks.
+        examples: images that the page offers.
+        folder: where the files to download are written.
+    """
+    with gr.Blocks(title="CCNet", analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
+        gr.Markdown(_INTRODUCTION)
+        answer = gr.State(None, time_to_live=_KEPT)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                photo = gr.Image(
+                    label="Image",
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    buttons=[],
+                    elem_id="photo",
+                    height=260,
+                )
+                gr.Examples([[str(path)] for path in examples], inputs=[photo], label="Examples, drawn by the program")
+                opacity = gr.Slider(0, 1, value=_OPACITY, step=0.05, label="Opacity of the classes", elem_id="opacity")
+            panels = [_Panel(title, index) for index, title in enumerate(viewer.titles)]
+        gr.Markdown("## Attention")
+        hint = gr.Markdown(_HINT, elem_id="hint")
+        rows = [_AttentionRow(title, index) for index, title in enumerate(viewer.titles)]
+
+        def segment(upload: dict[str, Any] | None, shown: float, request: gr.Request) -> list[Any]:
+            found = None if upload is None else _answer(viewer, upload["path"])
+            files = folder / str(request.session_hash)
+            filled = [_filled(viewer, found, index, shown, files) for index in range(len(panels))]
+            return [found, *(value for panel in filled for value in panel), gr.update(visible=True), *_hidden(rows)]
+
+        def blend(found: Answer | None, shown: float) -> list[Any]:
+            return [None if found is None else viewer.overlay(found, index, shown) for index in range(len(panels))]
+
+        def attend(found: Answer | None, event: gr.SelectData) -> list[Any]:
+            if found is None:
+                return [gr.update(), *(gr.update() for row in rows for _ in row.outputs)]
+            shown = [row.drawn(viewer.attention(found, row.index, event.index)) for row in rows]
+            return [gr.update(visible=False), *(value for row in shown for value in row)]
+
+        # The networks run one image at a time, and hooks on them read the attention.
+        alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network", "api_visibility": "private"}
+        outputs = [part for panel in panels for part in panel.outputs]
+        attention = [part for row in rows for part in row.outputs]
+        # Without `preprocess`, nothing opens the file before this project's own checks.
+        photo.change(segment, [photo, opacity], [answer, *outputs, hint, *attention], preprocess=False, **alone)
+        opacity.release(blend, [answer, opacity], [panel.overlay for panel in panels], **alone)
+        for panel in panels:
+            panel.overlay.select(attend, [answer], [hint, *attention], **alone)
+    return page
+
+
+class _Panel:
+    """The overlay of one network, with its legend and its files."""
+
+    def __init__(self, title: str, index: int):
+        with gr.Column(scale=3, min_width=320):
+            self.overlay = gr.Image(
+                label=title, interactive=False, buttons=["fullscreen"], format="png", elem_id=f"overlay-{index}",
+                elem_classes="overlay",
+            )  # fmt: skip
+            self.legend = gr.HTML(elem_id=f"legend-{index}")
+            with gr.Row():
+                self.mask = gr.DownloadButton("Download mask", size="sm", interactive=False, elem_id=f"mask-{index}")
+                self.file = gr.DownloadButton("Download overlay", size="sm", interactive=False, elem_id=f"file-{index}")
+        self.outputs = [self.overlay, self.legend, self.mask, self.file]
+
+
+class _AttentionRow:
+    """The attention of one network for R = 1, 2, 3."""
+
+    def __init__(self, title: str, index: int):
+        self.index = index
+        self.title = gr.Markdown(f"### {title}", visible=False)
+        ids = [f"attention-{index}-{loop}" for loop in range(1, LOOPS + 1)]
+        with gr.Row():
+            self.maps = [
+                gr.Image(visible=False, interactive=False, buttons=[], format="png", elem_id=name, min_width=260)
+                for name in ids
+            ]
+        self.outputs = [self.title, *self.maps]
+
+    def drawn(self, maps: Sequence[Any]) -> list[Any]:
+        """Return the updates that show the maps, or that there are none."""
+        if not maps:
+            return [gr.update(value=_NO_ATTENTION, visible=True), *(gr.update(visible=False) for _ in self.maps)]
+        return [
+            gr.update(visible=True),
+            *(gr.update(value=made.image, label=made.title, visible=True) for made in maps),
+        ]
+
+
+def _hidden(rows: Sequence[_AttentionRow]) -> list[Any]:
+    return [gr.update(visible=False) for row in rows for _ in row.outputs]
+
+
+def _answer(viewer: Viewer, path: str) -> Answer | None:
+    """Return the predictions for an uploaded file; if there are none, show why and return None."""
+    try:
+        return viewer.answer(Path(path))
+    except (ValueError, MemoryError, RuntimeError) as error:
+        gr.Warning(str(error) or type(error).__name__, title="The image cannot be segmented", duration=None)
+        return None
+
+
+def _filled(viewer: Viewer, answer: Answer | None, index: int, opacity: float, folder: Path) -> list[Any]:
+    """Return overlay, legend, mask and overlay file of one panel; an empty one without an answer."""
+    if answer is None:
+        return [None, "", gr.update(value=None, interactive=False), gr.update(value=None, interactive=False)]
+    files = [gr.update(value=path, interactive=True) for path in viewer.files(answer, index, folder)]
+    return [viewer.overlay(answer, index, opacity), viewer.legend(answer, index), *files]

@@ -1,0 +1,60 @@
+"""Serve the page from this machine, without telemetry, and without any file from the internet."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .examples import write_examples
+from .viewer import Viewer
+
+
+@contextmanager
+def serving(viewer: Viewer, *, host: str, port: int, max_upload_mb: float) -> Iterator[Any]:
+    """Serve the page until the block ends; yield Gradio's object for it, with its address in ``local_url``.
+
+    Uploads lie in a temporary folder and are removed after an hour, and at the latest when the server stops.
+
+    Args:
+        viewer: the networks.
+        host: the address to listen on; "127.0.0.1" for this machine only.
+        port: the port.
+        max_upload_mb: the largest file that is accepted.
+
+    Raises:
+        OSError: the port is in use.
+    """
+    with tempfile.TemporaryDirectory(prefix="ccnet-app-") as name:
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
+        os.environ["GRADIO_TEMP_DIR"] = name  # read when a component is built
+        from gradio.themes import Default
+
+        from .layout import CSS, build_page
+
+        examples = write_examples(viewer.networks[0].dataset, Path(name) / "examples")
+        page = build_page(viewer, examples, Path(name) / "downloads")
+        page.queue(max_size=32)
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                quiet=True,
+                show_error=True,
+                max_file_size=int(1e6 * max_upload_mb),
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                # The fonts of the default theme would be loaded from Google.
+                theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                css=CSS,
+                prevent_thread_lock=True,
+            )
+            yield page
+        finally:
+            page.close()

@@ -1,0 +1,185 @@
+"""What the page shows of an image, without the page itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from ...data.reading.image_files import read_image, size_of
+from ...models.criss_cross import CrissCrossAttention
+from ..drawing import attention_title, blend, draw_attention, save_mask, save_overlay
+from ..evaluation import Prediction, TrainedNetwork, attention_of_point
+from .legend_html import legend_html
+
+# Pixels of the longer side of an overlay on the page. Smaller images are enlarged, because Gradio reports clicks on
+# images wrongly that are drawn larger than they are. The files to download have the size of the image.
+_LARGEST_SHOWN = 1800
+_LARGEST_ATTENTION = 640  # likewise, of an attention map
+_MARK = (0, 230, 118)
+
+
+@dataclass
+class Answer:
+    """The predictions for one image.
+
+    Attributes:
+        name: the name of its file, without the suffix.
+        pixels: the upright image, RGB uint8 (H, W, 3).
+        labels: the class indices (H, W) that each network predicts.
+    """
+
+    name: str
+    pixels: np.ndarray
+    labels: list[np.ndarray]
+
+
+class AttentionMap(NamedTuple):
+    """Where a point attends to after some loops: RGB uint8 (h, w, 3), and a title."""
+
+    image: np.ndarray
+    title: str
+
+
+class Viewer:
+    """One or two networks, and what the page shows of their predictions.
+
+    Images that are larger than those that a network was trained on are scaled down for it, so that their shorter side
+    is that of its training crops; its probabilities are scaled back up.
+
+    Args:
+        networks: title -> network; at most two.
+        max_megapixels: the largest image that is accepted.
+
+    Raises:
+        ValueError: there are more than two networks, or one detects objects.
+    """
+
+    def __init__(self, networks: dict[str, TrainedNetwork], *, max_megapixels: float = 24):
+        if len(networks) > 2:
+            raise ValueError(f"{len(networks)} checkpoints are set, but the page compares at most two")
+        for title, network in networks.items():
+            if not network.segments:
+                raise ValueError(f"{title} detects objects, but the page shows label maps: use predict.py")
+        self.titles, self.networks = [*networks], [*networks.values()]
+        self.max_megapixels = max_megapixels
+
+    def answer(self, path: Path) -> Answer:
+        """Read an image and predict it with every network.
+
+        Raises:
+            ValueError: the file is not an image or too large; the message is for the reader of the page.
+        """
+        try:
+            height, width = size_of(path)
+            if height * width > 1e6 * self.max_megapixels:
+                raise ValueError(
+                    f"{path.name} has {width} x {height} pixels, {height * width / 1e6:.0f} megapixels, and this page "
+                    f"accepts up to {self.max_megapixels:g}: scale the image down and try again"
+                )
+            pixels = np.ascontiguousarray(read_image(path).permute(1, 2, 0).numpy())
+        except (ValueError, OSError) as error:
+            raise ValueError(str(error).replace(str(path), path.name)) from error
+        return self.predict(path.stem, pixels)
+
+    def predict(self, name: str, pixels: np.ndarray) -> Answer:
+        """Predict an image, RGB uint8 (H, W, 3), with every network; see :class:`Answer` for the name."""
+        return Answer(name, pixels, [self._labels(network, pixels) for network in self.networks])
+
+    def overlay(self, answer: Answer, index: int, opacity: float) -> np.ndarray:
+        """Return the image with the classes that network `index` predicts blended over it, scaled for the page."""
+        step = _step(answer.pixels, _LARGEST_SHOWN)
+        labels = np.ascontiguousarray(answer.labels[index][::step, ::step])
+        overlay = blend(_reduced(answer.pixels, step), labels, self.networks[index].palette, opacity=opacity)
+        zoom = _zoom(answer.pixels)
+        return overlay.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+    def legend(self, answer: Answer, index: int) -> str:
+        """Return the legend of a prediction as HTML: the classes that occur and their percentages of the image."""
+        network = self.networks[index]
+        return legend_html(answer.labels[index], network.classes, network.palette)
+
+    def files(self, answer: Answer, index: int, folder: Path) -> tuple[Path, Path]:
+        """Write the mask and the overlay as predict.py does; return their paths."""
+        network, labels = self.networks[index], answer.labels[index]
+        folder = folder / str(index)
+        folder.mkdir(parents=True, exist_ok=True)
+        mask, overlay = folder / f"{answer.name}.png", folder / f"{answer.name}_overlay.png"
+        save_mask(mask, labels, network.palette)
+        save_overlay(overlay, answer.pixels, labels, network.classes, network.palette)
+        return mask, overlay
+
+    def attention(self, answer: Answer, index: int, clicked: Sequence[int]) -> list[AttentionMap]:
+        """Return where a point attends to after R = 1, 2, 3 loops; [] if the network has no criss-cross attention.
+
+        Args:
+            answer: the prediction.
+            index: the network.
+            clicked: (x, y) in pixels of the overlay that the page shows.
+        """
+        network = self.networks[index]
+        if not any(isinstance(module, CrissCrossAttention) for module in network.module.modules()):
+            return []
+        scale = _step(answer.pixels, _LARGEST_SHOWN) / _zoom(answer.pixels)
+        height, width = answer.pixels.shape[:2]
+        x, y = (min(max(int(at * scale), 0), side - 1) for at, side in zip(clicked, (width, height), strict=True))
+        scaled = self._scaled(network, answer.pixels)
+        batch = torch.from_numpy(scaled).permute(2, 0, 1)[None].to(network.device) / 255
+        point = [y * scaled.shape[0] // height, x * scaled.shape[1] // width]
+        maps = [weights.cpu().numpy() for weights in attention_of_point(network.module, batch, point)]
+        step = _step(answer.pixels, _LARGEST_ATTENTION)
+        shown = _reduced(answer.pixels, step)
+        return [
+            AttentionMap(_marked(draw_attention(shown, weights), x // step, y // step), attention_title(loop, weights))
+            for loop, weights in enumerate(maps, 1)
+        ]
+
+    def _labels(self, network: TrainedNetwork, pixels: np.ndarray) -> np.ndarray:
+        found = network.predict(self._scaled(network, pixels))
+        assert isinstance(found, Prediction)
+        return found.labels if found.labels.shape == pixels.shape[:2] else _enlarged(found, pixels.shape[:2])
+
+    def _scaled(self, network: TrainedNetwork, pixels: np.ndarray) -> np.ndarray:
+        if network.crop_size is None or min(pixels.shape[:2]) <= min(network.crop_size):
+            return pixels
+        factor = min(network.crop_size) / min(pixels.shape[:2])
+        size = round(pixels.shape[1] * factor), round(pixels.shape[0] * factor)
+        return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def _enlarged(found: Prediction, size: tuple[int, ...]) -> np.ndarray:
+    """Return the most probable class of each pixel of a larger image of size (H, W), among those that occur."""
+    labels, most = np.zeros(size, dtype=np.uint8), np.full(size, -1, dtype=np.float32)
+    for index in np.unique(found.labels):
+        small = Image.fromarray(found.probabilities[index])
+        probability = np.asarray(small.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        labels[probability > most] = index
+        np.maximum(most, probability, out=most)
+    return labels
+
+
+def _step(pixels: np.ndarray, largest: int) -> int:
+    """Return the smallest stride at which no side of the image exceeds a size."""
+    return -(-max(pixels.shape[:2]) // largest)
+
+
+def _zoom(pixels: np.ndarray) -> int:
+    """Return the factor by which a small image is enlarged on the page; 1 for a large one."""
+    return max(_LARGEST_SHOWN // max(pixels.shape[:2]), 1)
+
+
+def _reduced(pixels: np.ndarray, step: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).reduce(step)) if step > 1 else pixels
+
+
+def _marked(image: np.ndarray, x: int, y: int) -> np.ndarray:
+    """Return an image with a cross at a point."""
+    made = Image.fromarray(image)
+    draw, arm = ImageDraw.Draw(made), max(round(max(image.shape) / 50), 4)
+    for width, colour in ((max(arm // 2, 3), (0, 0, 0)), (max(arm // 4, 1), _MARK)):
+        draw.line((x - arm, y, x + arm, y), fill=colour, width=width)
+        draw.line((x, y - arm, x, y + arm), fill=colour, width=width)
+    return np.asarray(made)

@@ -1,0 +1,115 @@
+"""A network in a folder, config.json and model.safetensors: the layout of Hugging Face repositories.
+
+The folder holds what prediction, evaluation and fine-tuning need, and nothing of the machine that trained the network.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...models.tensor_files import CHECKSUM, TensorFile, checksum
+from ...models.tensor_files import FOLDER_WEIGHTS as WEIGHTS
+from ..runtime.atomic_files import replacing, write_text
+from .record import Checkpoint
+
+CONFIG = "config.json"
+
+# Parts of a run's configuration that are kept, and options of its data set that say where files lie.
+_KEPT = (
+    "model", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "clip_norm", "seed", "accumulate",
+    "bf16", "channels_last",
+)  # fmt: skip
+_LOCATIONS = ("root", "images", "masks")
+_FIELDS = {"config", "classes", "palette", "iteration", "scores"}
+_SMALL = 1024  # values; smaller tensors, such as the mean colour and norms of timm's small networks, stay exact
+
+
+def write_folder(saved: Checkpoint, folder: Path) -> None:
+    """Write config.json and model.safetensors, each atomically; see :func:`half_precision` for smaller files.
+
+    Args:
+        saved: the checkpoint; its training state is not written.
+        folder: created if needed.
+    """
+    content = {
+        "config": portable(saved.config),
+        "classes": list(saved.classes),
+        "palette": [list(colour) for colour in saved.palette],
+        "iteration": saved.iteration,
+        "scores": _without_nan(saved.scores),
+    }
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in saved.weights.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as unfinished:
+        save_file(weights, unfinished, metadata={"format": "pt", CHECKSUM: checksum("", weights)})
+    write_text(folder / CONFIG, text)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder that :func:`write_folder` has written."""
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def from_folder(file: TensorFile, config: Path) -> Checkpoint:
+    """Return the checkpoint of a model.safetensors and its config.json, neither of which is trusted."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.keys() != _FIELDS:
+        raise ValueError(f"{config.name} must have exactly the keys {', '.join(sorted(_FIELDS))}")
+    content["scores"] = _with_nan(content["scores"])
+    found = Checkpoint(file.content, **content)
+    if not file.checksums_match:
+        raise ValueError("its content does not match its checksum")
+    return found
+
+
+def portable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a run's configuration that belong to the network, without the locations of files."""
+    kept: dict[str, Any] = {part: config[part] for part in _KEPT if part in config}
+    backbone = kept["model"]["backbone"] | {"pretrained": False, "weights": None}
+    return kept | {"model": kept["model"] | {"backbone": backbone}, "dataset": _unlocated(kept.get("dataset", {}))}
+
+
+def half_precision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with its large tensors in float16; vectors and small tensors stay exact.
+
+    Raises:
+        ValueError: a weight exceeds the range of float16.
+    """
+    halved = {key: _half(tensor) for key, tensor in weights.items()}
+    wrong = [key for key, tensor in halved.items() if not tensor.isfinite().all() and weights[key].isfinite().all()]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} exceed the range of float16: keep the weights in float32")
+    return halved
+
+
+def _half(tensor: Tensor) -> Tensor:
+    large = tensor.is_floating_point() and tensor.ndim > 1 and tensor.numel() > _SMALL
+    return tensor.half() if large else tensor
+
+
+def _unlocated(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: None if key in _LOCATIONS else _unlocated(value) for key, value in node.items()}
+    return node
+
+
+def _without_nan(node: Any) -> Any:
+    """Return plain scores with None for NaN, which JSON has no value for."""
+    if isinstance(node, dict):
+        return {key: _without_nan(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_without_nan(value) for value in node]
+    return None if isinstance(node, float) and math.isnan(node) else node
+
+
+def _with_nan(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _with_nan(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_nan(value) for value in node]
+    return math.nan if node is None else node

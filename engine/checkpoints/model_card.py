@@ -1,0 +1,169 @@
+"""The model card of a network: what it was trained on, how, how well it does, and how to use it.
+
+Everything in it comes from the checkpoint and the records of its run.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...data import layout_of
+from ..drawing.tables import Table
+from .options import flat
+from .record import Checkpoint
+
+# Row of the card -> options that it shows, of which the first that the configuration has is taken.
+_SETTINGS = {
+    "backbone": ("model.backbone.name",),
+    "output stride": ("model.backbone.output_stride",),
+    "context module": ("model.head.context._target_", "model.head._target_", "model._target_"),
+    "recurrence R": ("model.head.recurrence",),
+    "channels of the head": ("model.head.channels",),
+    "residual weight gamma": ("model.head.context.gamma",),
+    "weights of the loss terms": ("loss.weights",),
+    "optimiser": ("optimizer.algorithm._target_",),
+    "schedule": ("optimizer.schedule._target_",),
+    "learning rate": ("recipe.lr", "optimizer.algorithm.lr"),
+    "weight decay": ("recipe.weight_decay", "optimizer.algorithm.weight_decay"),
+    "crop, H x W": ("recipe.train_transform.crop_size",),
+    "scales": ("recipe.train_transform.scale",),
+    "batch size": ("recipe.batch_size",),
+    "bfloat16 autocast": ("bf16",),
+    "seed": ("seed",),
+}
+# Row of the card -> entry of the run's result.
+_RECORDED = {
+    "parameters, M": "parameters",
+    "GFLOPs of one crop": "gflops",
+    "machine": "machine",
+    "hours": "hours",
+    "torch": "torch",
+    "commit of the code": "commit",
+    "date": "date",
+}
+
+_CARD = """---
+library_name: ccnet
+pipeline_tag: image-segmentation
+license: other
+license_name: {licence_name}
+tags: [semantic-segmentation, criss-cross-attention, ccnet]
+---
+
+# {name}
+
+A network of the [CCNet](https://arxiv.org/abs/1811.11721) reference implementation that assigns each pixel of an RGB
+image one of {number} classes: {classes}.
+
+```python
+import ccnet
+
+network = ccnet.from_pretrained("{name}")
+labels, probabilities, overlay = network.predict("photo.jpg")
+```
+
+## Data and licence
+
+{data}
+
+## Training
+
+{training}
+
+## Scores
+
+{scores}
+"""
+
+
+def model_card(
+    saved: Checkpoint, name: str, *, scores: Table | None = None, scored_on: str = "", record: Mapping[str, Any]
+) -> str:
+    """Return the card as Markdown, with the metadata that Hugging Face reads.
+
+    Args:
+        saved: the checkpoint.
+        name: the name that :func:`ccnet.from_pretrained` accepts.
+        scores: the table of its scores, in percent.
+        scored_on: a sentence that says on which images they were measured, and how.
+        record: the run's result, as far as it is known; see :func:`record_of`.
+    """
+    source = _source(saved)
+    return _CARD.format(
+        name=name,
+        licence_name="data-set-terms" if source else "unknown",
+        number=len(saved.classes),
+        classes=", ".join(saved.classes),
+        data=_data(source),
+        training=_training(saved, record),
+        scores=_scored(scores, scored_on),
+    )
+
+
+def record_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a card shows of the content of a run's result.json."""
+    provenance = result.get("provenance")
+    record = {**result, **(provenance if isinstance(provenance, Mapping) else {})}
+    if isinstance(seconds := result.get("seconds"), (int, float)):
+        record["hours"] = seconds / 3600
+    return {key: round(value, 2) if isinstance(value, float) else value for key, value in record.items()}
+
+
+def _source(saved: Checkpoint) -> tuple[str, str] | None:
+    """Return the name of a public data set, and where it comes from, with its terms."""
+    layout = layout_of(saved.config.get("dataset", {}).get("train") or {})
+    return None if layout is None else (layout.name, layout.source)
+
+
+def _data(source: tuple[str, str] | None) -> str:
+    if source is None:
+        return (
+            "The network was not trained on a public data set. The code is released under the MIT licence; the terms\n"
+            "of the weights are those of whoever provides them."
+        )
+    name, origin = source
+    return (
+        f"Trained on the training split of {name}: {origin}.\nThe code is released under the MIT licence. The weights "
+        f"are derived from {name}, so its terms apply to them:\ncheck that they permit your use. Expect good results "
+        "only for images like those."
+    )
+
+
+def _training(saved: Checkpoint, record: Mapping[str, Any]) -> str:
+    options = {name: value for name, value in flat(saved.config).items() if value is not None}
+    rows = []
+    for row, names in _SETTINGS.items():
+        found = next((_shown(name, options, saved) for name in names if _shown(name, options, saved)), None)
+        if found:
+            rows.append((row, found))
+    rows.append(("iterations", _budget(saved, record)))
+    rows += [(row, str(record[key])) for row, key in _RECORDED.items() if record.get(key) is not None]
+    return Table(("setting", "value"), rows).markdown()
+
+
+def _shown(name: str, options: Mapping[str, Any], saved: Checkpoint) -> str | None:
+    """Return the value of an option as in the card: classes without their module, mappings as their entries."""
+    if name in options:
+        value = options[name]
+        return str(value).rpartition(".")[2] if name.endswith("_target_") else _text(value)
+    inside = {key.removeprefix(f"{name}."): value for key, value in options.items() if key.startswith(f"{name}.")}
+    inside = {key: value for key, value in inside.items() if "." not in key}
+    return ", ".join(f"{key} {value}" for key, value in inside.items()) or None
+
+
+def _text(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _budget(saved: Checkpoint, record: Mapping[str, Any]) -> str:
+    """Return the number of iterations, with the epochs if the size of the training set is known."""
+    of = record.get("iterations")
+    done = "unknown" if saved.iteration is None else str(saved.iteration)
+    text = done if of in (None, saved.iteration) else f"{done} of {of}; the best validation selects the weights"
+    images, batch = record.get("training_images"), saved.config.get("recipe", {}).get("batch_size")
+    if isinstance(saved.iteration, int) and isinstance(images, int) and isinstance(batch, int) and images:
+        text += f" ({saved.iteration * batch / images:.1f} epochs of {images} images)"
+    return text
+
+
+def _scored(scores: Table | None, scored_on: str) -> str:
+    return "No scores are recorded." if scores is None else f"{scored_on}\n\n{scores.markdown()}".strip()

@@ -1,0 +1,44 @@
+"""Record where results come from: machine, versions, commit and date."""
+
+import datetime
+import subprocess
+from pathlib import Path
+
+import torch
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def machine_of(device: torch.device) -> str:
+    """Return the name of the GPU, or the number of threads on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def provenance(device: torch.device) -> dict[str, str]:
+    """Return the machine, versions, commit and date of a result, for every published row and every run."""
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = "none"
+    return {
+        "machine": machine_of(device),
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "commit": _commit() or "unknown",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _commit() -> str:
+    """Return the commit of this repository; "" for an installed package."""
+    if not (_ROOT / ".git").exists():  # git would describe a repository that the environment lies in
+        return ""
+    try:
+        describe = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty"]
+        return subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git on this machine
+        return ""

@@ -1,0 +1,101 @@
+"""Load a network from a weight file and a configuration."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from flax import nnx
+from safetensors import safe_open
+
+from .. import segmentor
+from .backbones import backbone
+from .contexts import CONTEXTS
+from .parts import Part, Weights, build, conv, conv_bn_relu, sequence
+
+_HEADER = "ccnet"  # the metadata of a run's .safetensors file that holds its configuration; see engine.checkpoints
+
+
+def load_network(path: str | Path, config: Mapping[str, Any] | None = None) -> nnx.Module:
+    """Return the Flax NNX network of a weight file, in evaluation mode; neither torch nor timm is imported.
+
+    The semantic segmentation networks are supported with timm's ResNets (plain, c, d, s and t stems, wide, ResNeXt,
+    squeeze-and-excitation, ECA) and MobileNetV2s.
+
+    Args:
+        path: a .safetensors file with the torch network's state dict, such as a run's ``best.safetensors``.
+        config: the ``model`` node of the resolved configuration; None to read it from a run's file.
+
+    Raises:
+        ValueError: the network cannot be built without torch, or the weights do not belong to it.
+    """
+    with cast(Any, safe_open)(path, framework="numpy") as file:
+        tensors: dict[str, np.ndarray] = {name: file.get_tensor(name) for name in list(file.keys())}
+        metadata: dict[str, str] = file.metadata() or {}
+    if config is None:
+        header = metadata.get(_HEADER)
+        if header is None:
+            raise ValueError(f"{path} records no configuration: pass the model node of its configuration as config")
+        return _network(tensors, json.loads(header)["config"]["model"])
+    return _network(tensors, config)
+
+
+def _network(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> nnx.Module:
+    _require(config, "Segmentor")
+    weights, node = Weights(tensors), config["backbone"]
+    made = build(
+        Part(
+            segmentor.Segmentor,
+            mean=weights["mean"],
+            std=weights["std"],
+            backbone=backbone(
+                weights.at("backbone"), node["name"], node.get("output_stride", 8), node.get("out_indices", (-2, -1))
+            ),
+            head=_head(weights.at("head"), config["head"]),
+            aux_head=_aux_head(weights.at("aux_head"), config["aux_head"]) if config.get("aux_head") else None,
+            embed=conv(weights.at("embed")) if config.get("embedding_channels") else None,
+            align_corners=config.get("align_corners", True),
+        )
+    )
+    unused = sorted(set(tensors) - weights.used)
+    if unused:
+        raise ValueError(
+            f"the configuration does not use {len(unused)} tensors of the weight file, such as {unused[0]}"
+        )
+    return made
+
+
+def _require(config: Mapping[str, Any], *names: str) -> str:
+    """Return the class that a node names; raise ValueError unless it is one of ``names``."""
+    name = config["_target_"].rpartition(".")[2]
+    if name not in names:
+        raise ValueError(f"{config['_target_']} cannot be built without torch, only {', '.join(names)}")
+    return name
+
+
+def _head(weights: Weights, config: Mapping[str, Any]) -> Part:
+    _require(config, "ContextHead")
+    slope, recurrence = config.get("negative_slope", 0.0), config.get("recurrence", 1)
+    layers = {
+        name: conv_bn_relu(weights.at(name), negative_slope=slope) for name in ("reduce", "project", "bottleneck")
+    }
+    attend = _context(weights.at("context"), config["context"]) if recurrence else sequence([])
+    return Part(
+        segmentor.ContextHead, **layers, context=attend, classify=conv(weights.at("classify")), recurrence=recurrence,
+        dropout=_dropout(config),
+    )  # fmt: skip
+
+
+def _aux_head(weights: Weights, config: Mapping[str, Any]) -> Part:
+    _require(config, "FCNHead")
+    hidden = conv_bn_relu(weights.at("hidden"), negative_slope=config.get("negative_slope", 0.0))
+    return Part(segmentor.FCNHead, hidden=hidden, classify=conv(weights.at("classify")), dropout=_dropout(config))
+
+
+def _dropout(config: Mapping[str, Any]) -> Part:
+    return Part(lambda part, twin: nnx.Module(), p=config.get("dropout", 0.1))
+
+
+def _context(weights: Weights, config: Mapping[str, Any]) -> Part:
+    return CONTEXTS[_require(config, *CONTEXTS)](weights, config)

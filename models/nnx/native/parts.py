@@ -1,0 +1,119 @@
+"""Layers described by the tensors of a weight file, from which the twins are built without torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ..layers import Activation, BatchNorm, Conv, Layers, Pool, Twin
+
+
+class Part:
+    """Description of a layer that has the attributes which the constructor of its twin reads from a torch module.
+
+    Args:
+        make: the constructor, called with the description and :func:`build`.
+        **attributes: settings, tensors in torch's layout and descriptions of submodules.
+    """
+
+    def __init__(self, make: Callable[[Any, Twin], nnx.Module], **attributes: Any):
+        self.make = make
+        vars(self).update(attributes)
+
+
+def build(part: Part) -> nnx.Module:
+    """Return the twin of a description."""
+    return part.make(part, build)
+
+
+class Weights:
+    """The tensors of a module by name, as views of a state dict; reads are recorded.
+
+    Args:
+        tensors: the state dict.
+        prefix: the module's name followed by a dot; empty for the whole network.
+
+    Attributes:
+        used: the names in the state dict that have been read.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str = "", used: set[str] | None = None):
+        self.tensors, self.prefix = tensors, prefix
+        self.used: set[str] = set() if used is None else used
+
+    def at(self, name: str | int) -> "Weights":
+        """Return the tensors of a submodule."""
+        return Weights(self.tensors, f"{self.prefix}{name}.", self.used)
+
+    def has(self, name: str | int) -> bool:
+        """Return whether there is a submodule or a tensor of this name."""
+        full = f"{self.prefix}{name}"
+        return full in self.tensors or any(key.startswith(f"{full}.") for key in self.tensors)
+
+    def count(self) -> int:
+        """Return the number of submodules that are named 0, 1, ..."""
+        number = 0
+        while self.has(number):
+            number += 1
+        return number
+
+    def get(self, name: str) -> np.ndarray | None:
+        """Return a tensor, or None if there is none of this name."""
+        tensor = self.tensors.get(self.prefix + name)
+        if tensor is not None:
+            self.used.add(self.prefix + name)
+        return tensor
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self.get(name)
+        if tensor is None:
+            raise ValueError(f"the weight file has no tensor {self.prefix}{name}, which its configuration requires")
+        return tensor
+
+
+def conv(weights: Weights, *, stride: int = 1, dilation: int = 1, channels: int | None = None) -> Part:
+    """Describe a convolution that keeps the size, divided by the stride.
+
+    Args:
+        weights: its tensors.
+        stride, dilation: of both axes.
+        channels: number of input channels of a grouped convolution.
+    """
+    kernel = weights["weight"]
+    padding = tuple(dilation * (side - 1) // 2 for side in kernel.shape[2:])
+    groups = 1 if channels is None else channels // kernel.shape[1]
+    return Part(
+        lambda part, _: Conv(part), weight=kernel, bias=weights.get("bias"), padding=padding, groups=groups,
+        stride=(stride, stride), dilation=(dilation, dilation),
+    )  # fmt: skip
+
+
+def batch_norm(weights: Weights, act: Callable[..., Any] | None = None) -> Part:
+    """Describe a batch norm with PyTorch's default settings, followed by an activation if there is one."""
+    names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    tensors = {name: weights[name] for name in names}
+    following = None if act is None else Activation(act)
+    return Part(lambda part, _: BatchNorm(part, following), **tensors, momentum=0.1, eps=1e-5)
+
+
+def activation(function: Callable[..., Any], *settings: Any) -> Part:
+    """Describe an activation."""
+    return Part(lambda part, twin: Activation(function, *settings))
+
+
+def sequence(parts: Sequence[Part]) -> Part:
+    """Describe layers that are applied in order; none is the identity."""
+    return Part(lambda part, twin: Layers([twin(layer) for layer in part.layers]), layers=parts)
+
+
+def pool(kind: str, kernel: int, stride: int, padding: int = 0) -> Part:
+    """Describe a pooling; see :class:`models.nnx.layers.Pool`."""
+    return Part(lambda part, twin: Pool(kind, kernel, stride, padding))
+
+
+def conv_bn_relu(weights: Weights, *, dilation: int = 1, negative_slope: float = 0.0) -> Part:
+    """Describe ``models.layers.conv_bn_relu``."""
+    act = activation(jax.nn.leaky_relu, negative_slope) if negative_slope else activation(jax.nn.relu)
+    return sequence([conv(weights.at(0), dilation=dilation), batch_norm(weights.at(1)), act])

@@ -1,0 +1,97 @@
+"""Write a trained network to a folder that others can use: half-precision weights and a model card.
+
+    python publish.py checkpoint=RUN output=FOLDER                    scores on the data that the run was validated on
+    python publish.py checkpoint=RUN output=FOLDER dataset.root=DIR   if the data set has moved
+
+FOLDER then holds config.json, model.safetensors and README.md, the card. ``ccnet.from_pretrained`` and the entry points
+take it like a run, and it is a complete Hugging Face repository. The scores in the card are those of the stored
+weights; if float16 costs more than ``most_lost``, nothing is written.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from ccnet import data
+from ccnet.conf import CONF
+from ccnet.engine import checkpoints, evaluation, runtime, training
+from ccnet.engine.sweeps.entry_point import entry_point
+
+if TYPE_CHECKING:
+    from ccnet.engine.checkpoints import Checkpoint
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="publish")
+@entry_point
+def main(config: DictConfig) -> None:
+    """Score the network before and after rounding its weights, and write the folder."""
+    path = checkpoints.find(config.checkpoint)
+    saved = checkpoints.load(path, **config.published)
+    dataset = _validation_set(config, saved)
+    exact = _scores(config, saved, dataset)
+    stored, sentence = saved, ""
+    if config.half:
+        stored = replace(saved, weights=checkpoints.half_precision(saved.weights))
+        rounded = _scores(config, stored, dataset)
+        name, before = next(iter(exact.summary().items()))
+        after = rounded.summary()[name]
+        if before - after > config.most_lost:
+            raise ValueError(
+                f"float16 costs {before - after:.2f} points of {name} ({before:.2f} instead of {after:.2f}), more than "
+                f"most_lost={config.most_lost}: keep float32 with half=false"
+            )
+        sentence = f" Large tensors are stored in float16; with the run's float32 weights, {name} is {before:.2f}."
+        exact = rounded
+    output = runtime.given_path(config.output)
+    stored = replace(stored, scores=exact._asdict())
+    protocol = saved.config.get("protocol", {}).get("_target_", "Whole").rpartition(".")[2]
+    scored_on = f"Percent on the {len(dataset)} images of the val split, protocol {protocol}, single scale."
+    checkpoints.write_folder(stored, output)
+    evaluation.write_card(stored, output, scored_on=scored_on + sentence, record=_record(config, path))
+    size = (output / "model.safetensors").stat().st_size / 1e6
+    print(f"{evaluation.headline_text(exact)}\n{output}: {size:.1f} MB of weights, with config.json and README.md")
+
+
+def _validation_set(config: DictConfig, saved: "Checkpoint") -> Any:
+    if "dataset" not in saved.config:
+        raise ValueError(f"{config.checkpoint} does not name its data set: publish a run")
+    node: Any = OmegaConf.create(checkpoints.moved(saved.config, runtime.given_overrides())["dataset"])
+    data.check_root(node, ["val"])
+    return data.build_dataset(node, "val", evaluation.task_of(saved.config).eval_transform())
+
+
+def _scores(config: DictConfig, saved: "Checkpoint", dataset: Any) -> Any:
+    """Return the scores on the whole validation set, with the run's own protocol and precision."""
+    framework = training.choose_framework("torch", config.device)
+    protocol, bf16 = saved.config.get("protocol"), saved.setting("bf16")
+    return (
+        evaluation.task_of(saved.config)
+        .evaluate(
+            framework.evaluated(checkpoints.network(saved), bf16=bf16),
+            dataset,
+            instantiate(protocol) if protocol else evaluation.Whole(),
+            device=framework.device,
+            bf16=bf16,
+            num_workers=config.num_workers,
+        )
+        .scores
+    )
+
+
+def _record(config: DictConfig, path: Path) -> dict[str, Any]:
+    """Return what the run has recorded about its training, completed by the command line."""
+    result = path.parent / "result.json"
+    found = json.loads(result.read_text()) if result.is_file() else {}
+    given = {name: str(config[name]) for name in ("commit", "machine") if config[name] is not None}
+    return checkpoints.record_of(found) | given
+
+
+if __name__ == "__main__":
+    from ccnet.publish import main  # so that launchers pickle `main` by reference: see entry_point
+
+    main()

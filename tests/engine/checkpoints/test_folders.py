@@ -1,0 +1,203 @@
+"""Networks in folders: config.json, model.safetensors and a model card; the packaged one; Hugging Face repositories."""
+
+import json
+import math
+import socket
+import subprocess
+import sys
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors.torch import load_file
+from stand_in import stand_in
+from untrusted_files import NAMED
+
+import ccnet
+from ccnet.engine import checkpoints
+from ccnet.engine.checkpoints import folders, pretrained
+from ccnet.engine.evaluation import TrainedNetwork
+
+NAME = pretrained.DEFAULT
+
+
+@pytest.fixture(scope="module")
+def network():
+    return TrainedNetwork(stand_in(), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "street"
+    network.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def changed(folder, tmp_path):
+    """Return a function that copies the folder with another config.json."""
+
+    def copy(**changes):
+        content = json.loads((folder / "config.json").read_text()) | changes
+        (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return copy
+
+
+IMAGE = np.arange(3 * 40 * 56, dtype=np.uint32).reshape(40, 56, 3).astype(np.uint8)
+
+IN_ANOTHER_PROCESS = """
+import sys, numpy, torch
+import ccnet
+network = ccnet.from_pretrained(sys.argv[1], device="cpu")
+logits = network(torch.from_numpy(numpy.load(sys.argv[2])).permute(2, 0, 1)[None] / 255)["out"]
+numpy.save(sys.argv[3], logits.detach().numpy())
+"""
+
+
+@pytest.mark.slow
+def test_a_round_trip_through_another_process_keeps_every_bit(network, folder, tmp_path):
+    np.save(tmp_path / "image.npy", IMAGE)
+    arguments = [str(folder), str(tmp_path / "image.npy"), str(tmp_path / "logits.npy")]
+    subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS, *arguments], check=True, cwd=tmp_path)
+    with torch.no_grad():
+        logits = network(torch.from_numpy(IMAGE).permute(2, 0, 1)[None] / 255)["out"]
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), logits.numpy())
+
+
+def test_a_folder_holds_the_network_and_nothing_of_the_machine(network, folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert "/data" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
+    again = checkpoints.load(checkpoints.find(folder))
+    assert (again.classes, again.palette, again.iteration) == (network.classes, network.palette, 4000)
+    assert math.isnan(again.scores["class_iou"][-1])
+    assert "NaN" not in (folder / "config.json").read_text()  # which other JSON parsers reject
+    assert not {"logger", "num_workers", "device"} & again.config.keys()
+
+
+def test_a_card_says_what_the_network_was_trained_on_and_how_well_it_does(folder):
+    card = (folder / "README.md").read_text()
+    assert huggingface_hub.ModelCard(card).data.license == "other"
+    assert 'ccnet.from_pretrained("street")' in card
+    assert "Trained on the training split of CamVid" in card and "research use only" in card
+    assert "| recurrence R | 2 |" in card and "| backbone | resnet10t |" in card
+    assert "| Building | 60.00 | 60.00 |" in card and "| mean | 60.00 | 70.00 |" in card
+
+
+def test_a_card_that_someone_has_edited_is_kept(network, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    network.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"model": {"backbone": NAMED}}}, "names 'logging.FileHandler' in model"),
+        ({"config": {"model": {"backbone": {"name": "${oc.env:HOME}"}}}}, "is not resolved"),
+        ({"weights": {}}, "must have exactly the keys classes, config, iteration, palette, scores"),
+        ({"palette": [[0, 0, 0]]}, "names 11 classes but has 1 colours"),
+        ({"classes": ["a"], "palette": [[0, 0, 0]]}, "has 11 classes, but it names 1"),
+    ],
+)
+def test_a_malicious_config_is_refused(changed, monkeypatch, tmp_path, changes, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        ccnet.from_pretrained(changed(**changes))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '"config"', "\xff"])
+def test_a_damaged_config_is_refused(changed, text):
+    folder = changed()
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="not a checkpoint of this project, or it is damaged"):
+        ccnet.from_pretrained(folder)
+
+
+def test_damaged_weights_are_refused(changed):
+    path = changed() / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        ccnet.from_pretrained(path.parent)
+
+
+def test_half_precision_rounds_large_tensors_only(tmp_path):
+    saved = stand_in()
+    saved.weights = checkpoints.half_precision(saved.weights)
+    folders.write_folder(saved, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["mean"].dtype == stored["head.context.query_conv.bias"].dtype == torch.float32
+    assert stored["head.reduce.0.weight"].dtype == torch.float16
+    loaded = ccnet.from_pretrained(tmp_path, device="cpu")
+    assert {tensor.dtype for tensor in loaded.module.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match="exceed the range of float16"):
+        checkpoints.half_precision({"w": torch.full((40, 40), 1e6)})
+
+
+def test_the_packaged_name_never_touches_the_internet(folder, monkeypatch, tmp_path):
+    def no_network(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"the pretrained network {NAME} is missing from this installation"):
+        ccnet.from_pretrained(NAME)
+    (tmp_path / NAME).symlink_to(folder)
+    network = ccnet.from_pretrained(NAME, device="cpu")
+    assert isinstance(network, TrainedNetwork) and len(network.classes) == 11
+    assert checkpoints.find(NAME) == tmp_path / NAME / "model.safetensors"
+
+
+def test_a_repository_is_downloaded_as_two_files(folder, monkeypatch):
+    asked = {}
+
+    def snapshot_download(repository, **options):
+        asked.update(options, repository=repository)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    network = ccnet.from_pretrained("someone/street", device="cpu", revision="v1")
+    assert network.classes[0] == "Sky"
+    assert asked == {
+        "repository": "someone/street", "revision": "v1", "allow_patterns": ["config.json", "model.safetensors"],
+    }  # fmt: skip
+
+
+def test_a_missing_network_is_reported(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no pretrained network street: pass one of ccnet_mobilenet"):
+        ccnet.from_pretrained("street")
+
+    def absent(*_, **__):
+        response = type("Response", (), {"headers": {}, "request": None, "status_code": 404})()
+        raise RepositoryNotFoundError("404", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
+    with pytest.raises(FileNotFoundError, match="neither a folder someone/street nor a Hugging Face repository"):
+        ccnet.from_pretrained("someone/street")
+
+
+def test_push_to_hub_uploads_the_folder(network, monkeypatch):
+    sent = {}
+
+    class Api:
+        def __init__(self, **_):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, folder_path, repo_id, **_):
+            sent[repo_id] = sorted(path.name for path in folder_path.iterdir())
+            return "url"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert network.push_to_hub("someone/street") == "url"
+    assert sent == {"someone/street": ["README.md", "config.json", "model.safetensors"]}

@@ -1,0 +1,130 @@
+"""Networks, losses and the operator in JAX where torch, torchvision and timm are not installed."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from test_jax_networks import SMALL, relative, to_jax, to_torch, trained
+
+from ccnet.models.backbone import TimmBackbone
+from ccnet.models.factory import compose_conf
+
+jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
+nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
+
+from ccnet.models.nnx import load_network, state_dict  # noqa: E402
+from ccnet.models.nnx.native import backbones, parts  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+# Every stem, block, kind of attention and dilation.
+BACKBONES = ["resnet10t", "resnet26d", "resnet50c", "seresnext26d_32x4d", "ecaresnet26t", "resnet18", "mobilenetv2_035"]
+
+
+def node(name, backbone="resnet10t"):
+    """Return the resolved ``model`` node of a small network."""
+    config = compose_conf(
+        [f"+model={name}", "+backbone=timm", f"backbone.name={backbone}", f"+num_classes={SMALL['num_classes']}"]
+    )
+    config.model.head.channels = config.model.aux_head.channels = 16
+    return OmegaConf.to_container(config, resolve=True)["model"]
+
+
+@pytest.mark.parametrize("name", ["fcn", "ccnet", "hv", "hv_vh", "nonlocal", "pspnet", "deeplabv3", "gcn"])
+@torch.no_grad()
+def test_a_weight_file_gives_the_torch_networks_logits(name, tmp_path):
+    network = trained(name)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    images = torch.rand(1, 3, 33, 41)
+    made = load_network(tmp_path / "weights.safetensors", node(name))
+    assert relative(to_torch(nnx.jit(lambda n, x: n(x)["out"])(made, to_jax(images))), network(images)["out"]) < 1e-4
+    for key, tensor in state_dict(made).items():
+        assert torch.equal(tensor, network.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_backbones_compute_the_same_as_timms(name):
+    backbone = TimmBackbone(name).eval()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.running_mean.normal_(0, 0.1)
+    weights = parts.Weights({key: tensor.numpy() for key, tensor in backbone.state_dict().items()})
+    made = parts.build(backbones.backbone(weights, name, 8, (-2, -1)))
+    images = torch.randn(1, 3, 65, 47)
+    for ours, theirs in zip(nnx.jit(lambda n, x: n(x))(made, to_jax(images)), backbone(images), strict=True):
+        assert relative(to_torch(ours), theirs) < 1e-4
+    assert weights.used == weights.tensors.keys()
+
+
+def test_what_cannot_be_built_is_refused(tmp_path):
+    network = trained("ccnet")
+    path = tmp_path / "weights.safetensors"
+    save_file(network.state_dict(), path)
+    with pytest.raises(ValueError, match=r"records no configuration: pass the model node"):
+        load_network(path)
+    with pytest.raises(ValueError, match=r"'convnext_tiny' cannot be built without timm, only ResNets and"):
+        load_network(path, node("ccnet", "convnext_tiny"))
+    with pytest.raises(ValueError, match=r"CE2P\w* cannot be built without torch, only ContextHead"):
+        load_network(path, node("ccnet") | {"head": {"_target_": "ccnet.models.heads.ce2p.CE2PHead"}})
+    with pytest.raises(ValueError, match=r"does not use 3 tensors of the weight file, such as extra\.0"):
+        tensors = {f"extra.{i}": torch.zeros(1) for i in range(3)}
+        save_file(network.state_dict() | tensors, path)
+        load_network(path, node("ccnet"))
+    with pytest.raises(ValueError, match=r"has no tensor head\.reduce\.0\.weight, which its configuration requires"):
+        kept = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith("head.reduce")}
+        save_file(kept, path)
+        load_network(path, node("ccnet"))
+
+
+_PROGRAM = """
+import sys
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Blocked())
+import jax, jax.numpy as jnp
+import numpy as np
+import ccnet
+from ccnet import criss_cross_attention, losses
+from ccnet.models.nnx import load_network
+from flax import nnx
+
+image = jnp.asarray(np.load("image.npy"))
+network = load_network("best.safetensors")
+np.save("logits.npy", nnx.jit(lambda network, image: network(image)["out"])(network, image))
+labels = jnp.zeros(image.shape[:3], jnp.int32)
+loss = losses.WeightedSum({"ce": losses.CrossEntropy(), "ohem": losses.OhemCrossEntropy()}, {"ce": 1, "ohem": 1})
+
+
+def objective(logits):
+    return loss({"out": logits}, labels)[0] + losses.category_consistent_loss(logits, labels).total
+
+
+assert jnp.isfinite(jax.jit(jax.grad(objective))(jnp.moveaxis(image, -1, 1))).all()
+assert criss_cross_attention(image, image, image, channel_axis=-1).shape == image.shape
+assert not {"torch", "torchvision", "timm"} & sys.modules.keys()
+"""
+
+
+@torch.no_grad()
+def test_a_program_without_torch(tmp_path):
+    """The child process blocks the three packages; the weight file is that of a run, which holds its configuration."""
+    network = trained("ccnet")
+    header = json.dumps({"config": {"model": node("ccnet")}})
+    save_file(network.state_dict(), tmp_path / "best.safetensors", metadata={"ccnet": header})
+    images = torch.rand(2, 3, 33, 41)
+    np.save(tmp_path / "image.npy", to_jax(images))
+    subprocess.run([sys.executable, "-c", _PROGRAM], cwd=tmp_path, check=True)
+    assert relative(to_torch(np.load(tmp_path / "logits.npy")), network(images)["out"]) < 1e-4

@@ -1,0 +1,58 @@
+"""app.py: which networks it serves, to whom, and what it says without Gradio."""
+
+import importlib.util
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from stand_in import stand_in
+
+from ccnet.engine import app
+from ccnet.engine.checkpoints import folders, pretrained
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Replace the server; return what it would have been started with."""
+    started = {}
+
+    @contextmanager
+    def serving(viewer, **options):
+        started.update(options, titles=viewer.titles)
+        yield SimpleNamespace(local_url="http://127.0.0.1:7860/", block_thread=lambda: None)
+
+    monkeypatch.setattr(app, "serving", serving, raising=False)
+    return started
+
+
+@pytest.fixture
+def gradio(monkeypatch):
+    """Return a function that says whether Gradio is installed."""
+    found = importlib.util.find_spec
+
+    def installed(answer):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: answer if name == "gradio" else found(name))
+
+    return installed
+
+
+def test_the_packaged_network_is_served_to_this_machine_only(run_entry, served, gradio, monkeypatch, tmp_path):
+    gradio("installed")
+    monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
+    folders.write_folder(stand_in(), tmp_path / pretrained.DEFAULT)
+    done = run_entry("app.py", "device=cpu")
+    assert served == {"host": "127.0.0.1", "port": 7860, "max_upload_mb": 30, "titles": [pretrained.DEFAULT]}
+    assert done.stdout == f"{pretrained.DEFAULT}: open http://127.0.0.1:7860/ in a browser; Ctrl-C stops the server\n"
+    folders.write_folder(stand_in("fcn"), tmp_path / "fcn")
+    done = run_entry("app.py", f"checkpoint=[{pretrained.DEFAULT},{tmp_path / 'fcn'}]", "host=0.0.0.0", "device=cpu")
+    assert served["titles"] == [pretrained.DEFAULT, str(tmp_path / "fcn")]
+    assert "warning: host=0.0.0.0: everyone who can reach this machine can use the page" in done.stdout
+
+
+def test_without_gradio_it_says_what_to_install(run_entry, served, gradio):
+    gradio(None)
+    done = run_entry("app.py", ok=False)
+    assert "error: ccnet-app needs Gradio, which is not installed: pip install 'ccnet[app]'" in done.stderr
+    assert not served

@@ -1,0 +1,111 @@
+"""publish.py, the packaged network as the default of predict.py, and torch.hub."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from safetensors.torch import load_file
+
+import ccnet
+from ccnet import train as training
+from ccnet.engine import runtime
+from ccnet.engine.checkpoints import pretrained
+
+pytestmark = pytest.mark.slow
+
+HERE = ("device=cpu", "num_workers=0")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=[*TINY, "recipe.max_iters=2"])
+    training.train(config, folder)
+    return folder
+
+
+@pytest.fixture
+def packaged(run_folder, tmp_path, run_entry, monkeypatch):
+    """Publish the run as the network that comes with the package; return its folder."""
+    folder = tmp_path / "installed" / pretrained.DEFAULT
+    run_entry("publish.py", f"checkpoint={run_folder}", f"output={folder}", *HERE, "machine=one")
+    monkeypatch.setattr(pretrained, "_FOLDER", folder.parent)
+    return folder
+
+
+def test_a_run_is_published_with_its_records_and_the_scores_of_the_stored_weights(packaged, run_entry, tmp_path):
+    assert torch.float16 in {tensor.dtype for tensor in load_file(packaged / "model.safetensors").values()}
+    card = (packaged / "README.md").read_text()
+    assert "Percent on the 3 images of the val split, protocol Whole" in card
+    assert "| iterations | 2 (0.5 epochs of 8 images) |" in card and "| machine | one |" in card
+    assert f"| commit of the code | {runtime.provenance(torch.device('cpu'))['commit']} |" in card
+    run_entry("evaluate.py", f"checkpoint={pretrained.DEFAULT}", *HERE)
+    (scores,) = tmp_path.glob("outputs/evaluate/*/model_val_whole.json")  # not in the folder of the package
+    stated = json.loads((packaged / "config.json").read_text())["scores"]
+    assert json.loads(scores.read_text())["miou"] == stated["miou"]
+
+
+def test_predict_without_a_checkpoint_uses_the_packaged_network(packaged, run_entry, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    done = run_entry("predict.py", f"input={tmp_path / 'photo.png'}", "device=cpu")
+    assert f"checkpoint is not set: using {pretrained.DEFAULT}, which knows background, red beacon" in done.stdout
+    labels = ccnet.from_pretrained(pretrained.DEFAULT, device="cpu").predict(pixels).labels
+    assert np.array_equal(np.array(Image.open(tmp_path / "predictions" / "photo.png")), labels)
+
+
+def test_a_run_starts_from_the_packaged_network(packaged, run_entry, tmp_path):
+    run_entry("train.py", *TINY, "recipe.max_iters=1", f"init={pretrained.DEFAULT}")
+    (config,) = tmp_path.glob("outputs/*/*/config.yaml")
+    assert f"init: {pretrained.DEFAULT}\n" in config.read_text()  # the name, which no folder holds
+
+
+def test_a_rounding_that_costs_too_much_is_refused(run_folder, run_entry, tmp_path):
+    done = run_entry(
+        "publish.py", f"checkpoint={run_folder}", f"output={tmp_path / 'out'}", *HERE,
+        "most_lost=-1", ok=False,
+    )  # fmt: skip
+    assert "more than most_lost=-1: keep float32 with half=false" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_says_that_the_packaged_network_is_missing(run_entry, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    done = run_entry("predict.py", f"input={tmp_path / 'photo.png'}", ok=False)
+    assert f"error: the pretrained network {pretrained.DEFAULT} is missing from this installation" in done.stderr
+
+
+FROM_HUB = """
+import sys, torch
+repository, installed, root = sys.argv[1:]
+sys.path.insert(0, repository)
+import hubconf
+listed = [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and name[0] != "_"]
+assert listed == ["ccnet_mobilenetv2_camvid"], listed
+assert hubconf._ccnet().__file__ == root + "/__init__.py", hubconf._ccnet().__file__
+from ccnet.engine.checkpoints import pretrained
+pretrained._FOLDER = __import__("pathlib").Path(installed)
+network = torch.hub.load(repository, "ccnet_mobilenetv2_camvid", source="local", device="cpu")
+print(network.classes[0])
+"""
+
+
+def test_torch_hub_loads_the_packaged_network(packaged, tmp_path):
+    """The folder of a download has another name, and ccnet need not be installed, or may be in another version."""
+    repository = tmp_path / "owner_repository_main"
+    repository.symlink_to(ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_HUB, str(repository), str(packaged.parent), str(ROOT)],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.strip() == "background", done.stderr
+    assert set(pretrained.PACKAGED) == {pretrained.DEFAULT}
