@@ -11,7 +11,7 @@ that the data set does not define, if a class or a split has no pixels, or if ma
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.utils import instantiate
@@ -69,6 +69,9 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
     folder.mkdir(parents=True, exist_ok=True)
     table_path, samples_path = _files(folder, split)
     print(f"\n{_summary(split, dataset, report)}")
+    if labelled and (found := cast(Any, report).statistics()):
+        mean, std = (",".join(map(str, values)) for values in found)
+        print(f"statistics of the channels: backbone.mean=[{mean}] backbone.std=[{std}]")
     if table:
         print(f"\n{table.text()}")
         table.write_csv(table_path)
@@ -132,15 +135,20 @@ def _label_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.nda
     import torch
 
     from ccnet.data.inspection import still
+    from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.transforms import as_float
 
     image, labels = dataset.read(index)
+    rgb = getattr(dataset, "rgb", None)
     columns = [(image, None), (image, labels)]
     for _ in range(2):
         augmented, augmented_labels = augment(image, labels)
         columns.append(((as_float(augmented) * 255).round().to(torch.uint8), augmented_labels))
     return [
-        (still(picture, ndim=3).permute(1, 2, 0).numpy(), None if labels is None else still(labels).numpy())
+        (
+            drawn_channels(still(picture, ndim=3), rgb).permute(1, 2, 0).numpy(),
+            None if labels is None else still(labels).numpy(),
+        )
         for picture, labels in columns
     ]
 
@@ -149,11 +157,14 @@ def _object_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.nd
     """Return (image (H, W, 3) with its objects, None) for each column of the sample figure."""
     import torch
 
+    from ccnet.data.reading.bands import drawn_channels
+
     image, target = dataset[index]
-    pictures = [image, drawing.draw_objects(image, target, dataset.classes)]
+    drawn = drawn_channels(image, dataset.rgb)
+    pictures = [drawn, drawing.draw_objects(drawn, target, dataset.classes)]
     for _ in range(2):
         augmented, objects = augment(image, target)
-        pixels = (augmented * 255).round().to(torch.uint8)
+        pixels = drawn_channels((augmented * 255).round().to(torch.uint8), dataset.rgb)
         pictures.append(drawing.draw_objects(pixels, objects, dataset.classes))
     return [(picture.as_subclass(torch.Tensor).permute(1, 2, 0).numpy(), None) for picture in pictures]
 

@@ -90,8 +90,10 @@ def _segment(
         drawing.check_video(runtime.given_path(config.video))
     truths = _truths(config, loaded[0], images)
 
+    from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.reading.frames import FrameReader
 
+    rgb = evaluation.drawn_channels_of(loaded[0])
     framework = training.choose_framework(config.framework, config.device)
     first, *others = [_predictor(config, saved, framework) for saved in loaded]
     if config.attention is not None:
@@ -100,7 +102,8 @@ def _segment(
     video_path = config.video and output / runtime.given_path(config.video).name
     legend = drawing.VideoLegend(classes, palette)
     rows, said, reduced, skipped = [], set(), [], evaluation.SkippedImages()
-    read = FrameReader(evaluation.value_range_of(loaded[0]), keep=first.frames - 1)
+    channels = evaluation.channels_of(loaded[0])
+    read = FrameReader(evaluation.value_range_of(loaded[0]), channels=channels, keep=first.frames - 1)
 
     def predicted(index: int) -> "tuple[Tensor, int, list[np.ndarray], np.ndarray | None]":
         """Return an image, its orientation, the labels of each network that is drawn, and the ground truth."""
@@ -127,7 +130,7 @@ def _segment(
             if result is None:
                 continue
             picture, turn, (labels, *more), truth = result
-            pixels = picture.permute(1, 2, 0).numpy()
+            pixels = drawn_channels(picture, rgb).permute(1, 2, 0).numpy()
             drawing.save_mask(output / f"{name}.png", labels, palette, orientation=turn)
             if drawing.save_overlay(output / f"{name}_overlay.png", pixels, labels, classes, palette) > 1:
                 reduced.append(image)
@@ -155,11 +158,12 @@ def _segment(
 
 def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"], output: Path) -> None:
     """Write the objects as NAME.json, and the image with the likely ones as NAME_overlay.png."""
+    from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.reading.frames import FrameReader
 
     evaluation.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
-    read = FrameReader(evaluation.value_range_of(saved))
+    read = FrameReader(evaluation.value_range_of(saved), channels=evaluation.channels_of(saved))
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
     skipped = evaluation.SkippedImages()
@@ -181,7 +185,8 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         ]
         runtime.write_text(output / f"{name}.json", json.dumps(found, indent=1) + "\n")
         likely = evaluation.likely_objects(objects)
-        drawing.save_objects(output / f"{name}_overlay.png", picture, likely, saved.classes)
+        drawn = drawn_channels(picture, evaluation.drawn_channels_of(saved))
+        drawing.save_objects(output / f"{name}_overlay.png", drawn, likely, saved.classes)
     least = evaluation.DRAWN_SCORE
     done = len(images) - skipped.number
     print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")

@@ -59,7 +59,7 @@ def _started(config: DictConfig, folder: Path) -> float | None:
     if config.resume in (None, "auto"):  # a run that is named uses the data set in its checkpoint
         data.check_root(config.dataset)
     device, timeout = training.framework_of(checkpoints.preview(config)).device, config.collective_timeout
-    config = training.with_length(config)
+    config = training.with_linear_rule(training.with_length(config))
     with runtime.processes(device, timeout=timeout), checkpoints.find_start(config, folder) as start:
         if start.saved is None:
             return train(config, start.folder)
@@ -85,6 +85,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     guards.check_run(guards.plain(config), folder)
     framework = training.framework_of(config)
     framework.check(config)
+    training.check_batch(config)
     runtime.reset_peak(framework.device)
     runtime.seed_everything(config.seed)
 
@@ -97,6 +98,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
     task.check(config, model)
+    training.check_batch(config)  # again, because `init` may have chosen the network
+    training.check_channels(config, train_set)
     evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
@@ -104,7 +107,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     optimizer = training.make_optimizer(config, model)
     schedule = training.make_schedule(config, optimizer)
     identity = checkpoints.identify(asked, saved, train_set, val_set)
-    state = training.TrainingState(model, optimizer, schedule, identity)
+    ema = training.AveragedWeights(model, config.ema) if config.ema is not None else None
+    state = training.TrainingState(model, optimizer, schedule, identity, ema=ema)
     cost = task.cost(model, config)
     if saved:
         state.restore(saved, max_iters=config.recipe.max_iters)

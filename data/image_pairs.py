@@ -11,12 +11,13 @@ from torchvision import tv_tensors
 
 from .contents import with_sizes
 from .dataset import IGNORE_INDEX
+from .reading.bands import check_channels
 from .reading.grey_levels import check_value_range
 from .reading.image_files import read_image
 from .reading.label_files import LabelFormat, LabelReader
 from .reading.label_values import Value
 
-# (uint8 image (3, H, W), uint8 labels (H, W)) -> (image, labels); a clip has (T, 3, H, W) and (T, H, W).
+# (uint8 image (C, H, W), uint8 labels (H, W)) -> (image, labels); a clip has (T, 3, H, W) and (T, H, W).
 PairTransform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
 
@@ -31,6 +32,8 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
             indices, with 255 for ignored pixels.
         value_range: the values of black and white in grey images of more than 8 bits; see
             :func:`~ccnet.data.reading.grey_levels.rgb_pixels`.
+        channels: the number of channels C of the images; see :func:`~ccnet.data.reading.image_files.read_image`.
+        rgb: the channels that are drawn; see :func:`~ccnet.data.reading.bands.drawn_channels`.
         result_values: the K values in the benchmark's result files; the class indices by default.
         transform: applied to the pair that ``read`` returns; None returns the pair unchanged.
 
@@ -49,6 +52,8 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         transform: PairTransform | None,
         label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | Mapping[Value, int] | None = None,
         value_range: Sequence[float] | None = None,
+        channels: int = 3,
+        rgb: Sequence[int] | None = None,
         result_values: Sequence[int] | None = None,
     ):
         self.pairs = list(pairs)
@@ -56,6 +61,8 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         self.palette = tuple(tuple(colour) for colour in palette)
         self.transform = transform
         check_value_range(value_range)
+        check_channels(channels, rgb)
+        self.channels, self.rgb = channels, rgb and list(rgb)
         self.value_range = value_range and tuple(value_range)
         if label_ids is None:
             label_ids = ImagePairs.label_format(self.classes).label_ids
@@ -87,7 +94,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         """Return the image and its labels as stored; without a label image, every pixel is ``IGNORE_INDEX``."""
         image_path, label_path = self.pairs[index]
-        image = read_image(image_path, self.value_range)
+        image = read_image(image_path, self.value_range, self.channels)
         if label_path is None:
             label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
         else:

@@ -25,6 +25,7 @@ class Sample(NamedTuple):
         size: the (H, W) of the image; None if it cannot be used.
         kind: the bit depth and mode of the image file, or None if there is no file.
         counts: the number of pixels of each label, int64 (256,).
+        moments: the sums of the values in [0, 1] of each channel and of their squares, (2, C); None without an image.
         problem: why the sample cannot be used, or None.
         unknown: the number of pixels of each label value that the data set does not define.
         name: the name of the sample.
@@ -36,6 +37,7 @@ class Sample(NamedTuple):
     problem: str | None = None
     unknown: dict[Value, int] | None = None
     name: str = ""
+    moments: Any = None
 
 
 @dataclass
@@ -51,6 +53,7 @@ class DatasetReport:
         unknown: the number of pixels of each label value that the data set does not define.
         files_with: the names of the samples that contain it.
         invalid: the number of unusable samples.
+        moments: the sums of the values in [0, 1] of each channel and of their squares, (2, C); 0 without images.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -61,6 +64,7 @@ class DatasetReport:
     unknown: Counter[Value] = field(default_factory=Counter)
     files_with: dict[Value, list[str]] = field(default_factory=dict)
     invalid: int = 0
+    moments: Any = 0
     _total: int = 0
 
     def add(self, sample: Sample) -> None:
@@ -72,6 +76,8 @@ class DatasetReport:
             self.pixels += sample.counts
             self.pixels_with += np.where(sample.counts > 0, sample.counts.sum(), 0)
             self._total += int(sample.counts.sum())
+            if sample.moments is not None:
+                self.moments = self.moments + sample.moments
             return
         self.invalid += 1
         if sample.unknown is None:
@@ -81,6 +87,14 @@ class DatasetReport:
         self.unknown.update(sample.unknown)
         for value in sample.unknown:
             self.files_with.setdefault(value, []).append(sample.name)
+
+    def statistics(self) -> tuple[list[float], list[float]] | None:
+        """Return the mean and the standard deviation of each channel of the images in [0, 1]; None without images."""
+        if np.ndim(self.moments) == 0:
+            return None
+        mean, square = self.moments / max(int(self.pixels.sum()), 1)
+        std = np.sqrt(np.maximum(square - mean**2, 0))
+        return [round(float(value), 4) for value in mean], [round(float(value), 4) for value in std]
 
     def counts(self, number: int) -> np.ndarray:
         """Return the number of pixels of each of the K classes, int64 (K,)."""
@@ -170,12 +184,21 @@ class _Inspected(Dataset):
         try:
             if not self.labels_only and hasattr(self.dataset, "image_path"):
                 kind = describe(self.dataset.image_path(index))  # pyright: ignore[reportAttributeAccessIssue]
-            labels = still(self.dataset.read_labels(index) if self.labels_only else self.dataset.read(index)[1])
+            image, stored = (None, self.dataset.read_labels(index)) if self.labels_only else self.dataset.read(index)
+            labels, moments = still(stored), None if image is None else _moments(still(image, ndim=3))
         except UnknownLabels as error:
             return Sample(kind=kind, counts=error.total, unknown=dict(error.pixels), name=self.dataset.name(index))
         except (ValueError, OSError) as error:
             return Sample(kind=kind, problem=str(error))
-        return Sample(tuple(labels.shape), kind, np.bincount(labels.numpy().ravel(), minlength=_VALUES))
+        counts = np.bincount(labels.numpy().ravel(), minlength=_VALUES)
+        return Sample(tuple(labels.shape), kind, counts, moments=moments)
+
+
+def _moments(image: Tensor) -> np.ndarray:
+    """Return the sums of the values in [0, 1] of a uint8 image (C, H, W) and of their squares, (2, C)."""
+    values = np.arange(_VALUES) / 255
+    counts = np.stack([np.bincount(channel.ravel(), minlength=_VALUES) for channel in image.numpy()])
+    return np.stack([counts @ values, counts @ values**2])
 
 
 def _unchanged(item: Any) -> Any:

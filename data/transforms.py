@@ -62,14 +62,19 @@ class ScaleCrop:
         cropped = v2.functional.resize(part, size, antialias=True)
         cropped_labels = _resize_labels(_plain(labels)[..., rows, columns], size)
         if tuple(size) != self.crop_size:
-            padded = self._blank.expand(*image.shape[:-3], *self._blank.shape).clone(
-                memory_format=torch.contiguous_format
-            )
+            blank = self._blank_of(image.shape[-3])
+            padded = blank.expand(*image.shape[:-3], *blank.shape).clone(memory_format=torch.contiguous_format)
             padded[..., to_rows, to_columns, :] = cropped.movedim(-3, -1)
             padded_labels = cropped_labels.new_full((*labels.shape[:-2], *self.crop_size), IGNORE_INDEX)
             padded_labels[..., to_rows, to_columns] = cropped_labels
             cropped, cropped_labels = padded.movedim(-1, -3), padded_labels
         return tv_tensors.Image(cropped), tv_tensors.Mask(cropped_labels)
+
+    def _blank_of(self, channels: int) -> Tensor:
+        """Return the padding of a whole crop, uint8 (H, W, C)."""
+        if channels == len(MEAN_COLOUR):
+            return self._blank
+        return torch.tensor(mean_colour(channels), dtype=torch.uint8).expand(*self.crop_size, channels)
 
     def _factor(self, sides: Sequence[int]) -> float:
         if self.scale is not None:
@@ -185,12 +190,40 @@ class RandomWarp:
             angle = 0.0
         height, width = image.shape[-2:]
         placement = Placement((height, width), self.size, scale, angle)
-        mean = torch.tensor(MEAN_COLOUR, dtype=torch.float32).view(3, 1, 1)
+        mean = torch.tensor(mean_colour(image.shape[0]), dtype=torch.float32).view(-1, 1, 1)
         warped = resample((_plain(image) - mean).unsqueeze(0), placement)[0] + mean
         # resample pads with zeros; shifting the labels turns that padding into IGNORE_INDEX.
         shifted = (_plain(labels).float() - IGNORE_INDEX).view(1, 1, height, width)
         warped_labels = resample(shifted, placement, mode="nearest")[0, 0] + IGNORE_INDEX
         return tv_tensors.Image(warped.round().to(torch.uint8)), tv_tensors.Mask(warped_labels.to(torch.uint8))
+
+
+class Jitter:
+    """torchvision's ``ColorJitter`` for RGB; for other images, its brightness and contrast over all channels.
+
+    Args:
+        brightness, contrast, saturation, hue: see torchvision.
+    """
+
+    def __init__(self, brightness: float = 0, contrast: float = 0, saturation: float = 0, hue: float = 0):
+        self.rgb = v2.ColorJitter(brightness, contrast, saturation, hue)
+        self.brightness, self.contrast = brightness, contrast
+
+    def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Jitter uint8 (..., C, H, W), or a single channel; labels are unchanged."""
+        if image.shape[-3] == 3:
+            return self.rgb(image, labels)
+        brighter, stronger = (
+            1 + spread * (2 * torch.rand(()).item() - 1) for spread in (self.brightness, self.contrast)
+        )
+        values = _plain(image).float() * brighter
+        mean = values.mean()
+        return tv_tensors.Image((mean + stronger * (values - mean)).clamp(0, 255).round().to(torch.uint8)), labels
+
+
+def mean_colour(channels: int) -> list[int]:
+    """Return the padding for a number of channels: the mean colour, its mean if there is one channel, or repeated."""
+    return [sum(MEAN_COLOUR) // 3] if channels == 1 else [MEAN_COLOUR[index % 3] for index in range(channels)]
 
 
 def train_transform(
@@ -212,7 +245,7 @@ def train_transform(
     """
     steps: list[Callable] = [ScaleCrop(crop_size, scale=scale, short_sides=short_sides), Flip(flip, flip_pairs)]
     if color_jitter is not None:
-        steps.append(v2.ColorJitter(*color_jitter))
+        steps.append(Jitter(*color_jitter))
     return v2.Compose([*steps, _plain_pair])
 
 

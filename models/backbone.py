@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from . import tensor_files
@@ -26,10 +27,14 @@ class TimmBackbone(nn.Module):
         pretrained: have timm download ImageNet weights.
         weights: local state dict of the same timm model to use instead: .safetensors, or .pth with tensors only; or
             the checkpoint of a run, such as RUN/best, whose backbone is taken with the statistics of its images.
+        in_channels: number of channels C of the images; timm adapts pretrained weights of the first layer.
+        mean, std: statistics of the images in [0, 1], one number per channel. By default, those of the images that the
+            weights were trained on: repeated for more than three channels, as timm repeats the weights, and averaged
+            for one.
 
     Attributes:
         channels: width of each returned level.
-        mean, std: per-channel statistics of the RGB images in [0, 1] that the weights were trained on.
+        mean, std: per-channel statistics of the images in [0, 1].
 
     Raises:
         ValueError: timm has no such model or cannot dilate it, or the weights belong to another model.
@@ -50,6 +55,9 @@ class TimmBackbone(nn.Module):
         out_indices: Sequence[int] = (-2, -1),
         pretrained: bool = False,
         weights: str | Path | None = None,
+        in_channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ):
         super().__init__()
         if not timm.is_model(name):
@@ -58,23 +66,41 @@ class TimmBackbone(nn.Module):
                 f"timm has no backbone {name!r}" + (f": did you mean {', '.join(close)}?" if close else "")
             )
         self.output_stride = output_stride
-        self.net = _build(name, output_stride, tuple(out_indices), pretrained and weights is None)
+        self.net = _build(name, output_stride, tuple(out_indices), in_channels, pretrained and weights is None)
+        self.in_channels = in_channels
         self.channels = list(self.net.feature_info.channels())
-        self.mean = tuple(self.net.pretrained_cfg["mean"])
-        self.std = tuple(self.net.pretrained_cfg["std"])
+        known: dict[str, tuple[float, ...]] = {key: tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std")}
         if weights is not None:
             state = _read_weights(name, Path(weights).expanduser())
             _load_weights(self.net, name, weights, state)
-            if {"mean", "std"} <= state.keys():  # a run's
-                self.mean, self.std = (tuple(state[key].flatten().tolist()) for key in ("mean", "std"))
+            if known.keys() <= state.keys():  # a run's
+                known = {key: tuple(float(value) for value in state[key].flatten()) for key in known}
+        self.mean, self.std = (
+            _statistics(key, given, known[key], in_channels) for key, given in (("mean", mean), ("std", std))
+        )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the selected feature maps (N, channels[i], h_i, w_i) of normalised images (N, 3, H, W)."""
+        """Return the selected feature maps (N, channels[i], h_i, w_i) of normalised images (N, C, H, W)."""
         return self.net(image)
 
 
-def _build(name: str, output_stride: int, out_indices: tuple[int, ...], pretrained: bool) -> Any:
+def _statistics(name: str, given: Sequence[float] | None, known: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return the mean or standard deviation of each channel: as given, or else from those of the weights."""
+    if given is None:
+        if len(known) == channels:
+            return known
+        return (sum(known) / len(known),) if channels == 1 else tuple(known[i % len(known)] for i in range(channels))
+    if len(given) != channels or (name == "std" and min(given) <= 0):
+        raise ValueError(
+            f"backbone.{name}={list(given)}: set one number per channel, of which there are in_channels={channels}"
+            + (", all above 0" if name == "std" else "")
+        )
+    return tuple(given)
+
+
+def _build(name: str, output_stride: int, out_indices: tuple[int, ...], in_channels: int, pretrained: bool) -> Any:
     options: dict[str, Any] = {"features_only": True, "output_stride": output_stride, "out_indices": out_indices}
+    options |= {"in_chans": in_channels} if in_channels != 3 else {}
     try:
         net: Any = timm.create_model(name, pretrained=False, **options)
     except (TypeError, AssertionError, NotImplementedError) as error:
@@ -122,6 +148,13 @@ def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
     return state
 
 
+def _first_layer(net: Any) -> str:
+    """Return the name of the layer that reads the image; feature networks write stem.0 as stem_0."""
+    first = net.pretrained_cfg["first_conv"]
+    name = first if isinstance(first, str) else first[0]
+    return name if f"{name}.weight" in net.state_dict() else name.replace(".", "_", 1)
+
+
 def _timm_name(key: str) -> str:
     """Return timm's name of a tensor in a run or in a file; feature networks write stages.0 as stages_0."""
     for prefix in ("backbone.net.", "backbone.body."):  # of a Segmentor or Parser, and of a Mask R-CNN
@@ -132,6 +165,9 @@ def _timm_name(key: str) -> str:
 def _load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, Tensor]) -> None:
     """Load all tensors of ``net``; on failure, raise before changing any."""
     own = net.state_dict()
+    first = f"{_first_layer(net)}.weight"
+    if first in own and (found := state.get(_timm_name(first))) is not None and found.ndim == 4 and found.shape[1] == 3:
+        state |= {_timm_name(first): adapt_input_conv(own[first].shape[1], found)}
     wrong = [
         f"{key} {tuple(tensor.shape)}"
         for key, tensor in own.items()

@@ -11,7 +11,7 @@ class SegmentationNetwork(nn.Module):
     """Base class of :class:`models.segmentor.Segmentor` and :class:`models.parser.Parser`, which add the heads.
 
     The mean and standard deviation of the backbone's training images are buffers, so they are saved with the weights,
-    and callers always pass RGB images in [0, 1].
+    and callers always pass images in [0, 1]: RGB, or with the C = ``in_channels`` channels of the backbone.
 
     Args:
         backbone: maps normalised images to a list of feature maps.
@@ -23,23 +23,24 @@ class SegmentationNetwork(nn.Module):
 
     def __init__(self, backbone: TimmBackbone, *, align_corners: bool):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, -1, 1, 1))
         self.backbone = backbone
         self.align_corners = align_corners
 
     def check(self, image: Tensor, *, clips: bool) -> None:
-        """Raise ValueError unless ``image`` is (N, 3, H, W), or (N, 3, T, H, W) with ``clips``, and large enough."""
-        stride = self.backbone.output_stride
-        if image.ndim not in ((4, 5) if clips else (4,)) or image.shape[1] != 3 or min(image.shape[-2:]) < stride:
-            expected = "(N, 3, H, W) or clips (N, 3, T, H, W)" if clips else "(N, 3, H, W)"
+        """Raise ValueError unless ``image`` is (N, C, H, W), or (N, C, T, H, W) with ``clips``, and large enough."""
+        stride, number = self.backbone.output_stride, self.backbone.in_channels
+        if image.ndim not in ((4, 5) if clips else (4,)) or image.shape[1] != number or min(image.shape[-2:]) < stride:
+            expected = f"(N, {number}, H, W)" + (f" or clips (N, {number}, T, H, W)" if clips else "")
+            kind = "RGB images" if number == 3 else "images"
             raise ValueError(
-                f"expected RGB images {expected} of at least {stride}x{stride} pixels (the output stride), got "
+                f"expected {kind} {expected} of at least {stride}x{stride} pixels (the output stride), got "
                 f"{tuple(image.shape)}"
             )
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Return the backbone's feature maps (N, channels[i], h_i, w_i) of images (N, 3, H, W) in [0, 1]."""
+        """Return the backbone's feature maps (N, channels[i], h_i, w_i) of images (N, C, H, W) in [0, 1]."""
         return self.backbone((image - self.mean) / self.std)
 
     def upsample(self, logits: Tensor, size: torch.Size) -> Tensor:

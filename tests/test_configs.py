@@ -34,6 +34,19 @@ def test_every_dataset_and_loss_composes_and_instantiates(dataset, loss):
     instantiate(config.optimizer.schedule, optimizer)
 
 
+@pytest.mark.parametrize("dataset", choices("dataset"))
+def test_what_help_lists_for_the_default_data_set_works_with_the_others(dataset):
+    listed = composed()
+    own = {"train_transform", *(["head"] if dataset == "coco" else [])}  # Mask R-CNN has no such head
+    options = [f"recipe.{name}={value}" for name, value in listed.recipe.items() if name not in own | {"head"}]
+    options += [] if dataset == "coco" else ["recipe.head.channels=16", "recipe.head.gamma=fixed"]
+    config = composed(f"dataset={dataset}", *(option.replace("=None", "=null") for option in options))
+    assert set(listed.recipe) - own <= set(config.recipe)
+    if dataset != "coco":
+        channels = {part.channels for part in (config.model.head, config.model.get("aux_head")) if part is not None}
+        assert channels == {16}
+
+
 @pytest.mark.parametrize("backbone", sorted(set(choices("backbone")) - {"timm"}))
 def test_every_backbone_builds(backbone):
     config = composed(f"backbone={backbone}", "backbone.pretrained=false")

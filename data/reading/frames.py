@@ -11,8 +11,9 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 
-from .grey_levels import rgb_pixels, sample_format
-from .image_files import FORMATS, exif_orientation, loaded_upright, orientation, read_image, reading
+from .bands import is_array
+from .grey_levels import sample_format
+from .image_files import FORMATS, exif_orientation, in_channels, loaded_upright, orientation, read_image, reading
 from .size_limit import check_size
 
 _SINGLE = (b"\xff\xd8", b"BM")  # the first bytes of JPEG and BMP files, which hold one image
@@ -24,6 +25,8 @@ def frames_of(path: Path) -> list[int]:
 
     Smaller copies of a page, as in pyramidal TIFFs, are omitted. A file that is no image counts as one frame.
     """
+    if is_array(path):
+        return [0]
     with suppress(OSError, ValueError), open(path, "rb") as file:
         if file.read(2) not in _SINGLE:
             with reading(path), Image.open(file, formats=FORMATS) as image:
@@ -57,17 +60,17 @@ class FrameReader:
     quadratic time.
 
     Args:
-        value_range: see :func:`~ccnet.data.reading.image_files.read_image`.
+        value_range, channels: see :func:`~ccnet.data.reading.image_files.read_image`.
         keep: the number of recent images to keep in memory, for clips, whose frames are read several times.
     """
 
-    def __init__(self, value_range: Sequence[float] | None = None, *, keep: int = 0):
-        self.value_range = value_range
+    def __init__(self, value_range: Sequence[float] | None = None, *, channels: int = 3, keep: int = 0):
+        self.value_range, self.channels = value_range, channels
         self._recent: deque[tuple[tuple[Path, int | None], tuple[Tensor, int]]] = deque(maxlen=keep)
         self._file: tuple[Path, ImageFile] | None = None
 
     def __call__(self, path: Path, frame: int | None = None) -> tuple[Tensor, int]:
-        """Return RGB uint8 (3, H, W), upright, and the EXIF orientation of the pixels in the file.
+        """Return uint8 (C, H, W), upright, and the EXIF orientation of the pixels in the file.
 
         Args:
             path: the file.
@@ -80,7 +83,10 @@ class FrameReader:
         for key, result in self._recent:
             if key == (path, frame):
                 return result
-        result = (read_image(path, self.value_range), orientation(path)) if frame is None else self._read(path, frame)
+        if frame is None:
+            result = read_image(path, self.value_range, self.channels), orientation(path)
+        else:
+            result = self._read(path, frame)
         self._recent.append(((path, frame), result))
         return result
 
@@ -92,7 +98,7 @@ class FrameReader:
             check_size(image.height, image.width, subject)
             samples, turn = sample_format(image), exif_orientation(image)
             upright = loaded_upright(image).copy()  # later frames build on the original
-        pixels = rgb_pixels(upright, samples, self.value_range, path)
+        pixels = in_channels(upright, samples, self.value_range, self.channels, path)
         return torch.from_numpy(pixels).permute(2, 0, 1), turn
 
     def _opened(self, path: Path, frame: int) -> ImageFile:

@@ -73,7 +73,7 @@ def rgb_pixels(
             )
         image.info.pop("transparency", None)  # Pillow warns about it
         return _by_rows(image, lambda part: np.asarray(part if part.mode == "RGB" else part.convert("RGB")))
-    if image.mode not in _DEEP and not image.mode.startswith("I;16"):
+    if not is_deep(image):
         raise ValueError(f"{path} has mode {image.mode}, which is not supported: convert it to RGB or grey")
     if value_range is None:
         if samples.bits > 16 or samples.signed:
@@ -85,13 +85,20 @@ def rgb_pixels(
                 "and white with dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
             )
         value_range = 0, 2**samples.bits - 1
+    bounds = value_range
+    return _by_rows(image, lambda part: scaled(np.asarray(part), bounds)[..., None])
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether a decoded image is grey with more than 8 bits."""
+    return image.mode in _DEEP or image.mode.startswith("I;16")
+
+
+def scaled(values: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
+    """Return values as uint8, scaled such that those of black and white become 0 and 255; NaN is black."""
     low, high = value_range
-
-    def scaled(part: Image.Image) -> np.ndarray:
-        grey = (np.asarray(part).astype(np.float32) - low) * np.float32(255 / (high - low))
-        return np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)[..., None]
-
-    return _by_rows(image, scaled)
+    grey = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
+    return np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
 
 
 def _by_rows(image: Image.Image, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:

@@ -13,7 +13,9 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from . import fast_decoders
-from .grey_levels import SampleFormat, rgb_pixels, sample_format
+from .bands import UnreadableImage as UnreadableImage
+from .bands import eight_bits, is_array, pillow_channels, read_array
+from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
 # The content decides, not the suffix. Pillow supports more formats, and runs Ghostscript for one of them.
@@ -31,27 +33,40 @@ _UPRIGHT = {
 }
 
 
-class UnreadableImage(ValueError):
-    """A file that is not an image, or is truncated."""
-
-
-def read_image(path: Path, value_range: Sequence[float] | None = None) -> Tensor:
-    """Read an image file as RGB uint8 (3, H, W), with its EXIF orientation applied.
+def read_image(path: Path, value_range: Sequence[float] | None = None, channels: int = 3) -> Tensor:
+    """Read an image file as uint8 (C, H, W), RGB if C is 3, with its EXIF orientation applied.
 
     Args:
         path: the file.
         value_range: the values of black and white in grey images of more than 8 bits; see
             :func:`~ccnet.data.reading.grey_levels.rgb_pixels`.
+        channels: the number of channels C. 3 converts every image to RGB, and 1 to grey; others must be the file's own.
 
     Raises:
         FileNotFoundError: the file does not exist.
         UnreadableImage: the file is not an image, or is truncated.
         ImageTooLarge: see :func:`~ccnet.data.reading.size_limit.check_size`.
-        ValueError: the pixels cannot be converted to 8 bits.
+        ValueError: the pixels cannot be converted to 8 bits, or the file has another number of channels.
     """
-    image, samples = open_upright(path, fast_mode="RGB")
-    pixels = image if isinstance(image, np.ndarray) else rgb_pixels(image, samples, value_range, path)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    values = read_array(path, channels)
+    if values is not None:
+        pixels = eight_bits(values, value_range, path)
+        return torch.from_numpy(pixels).permute(2, 0, 1).expand(channels, -1, -1)  # a grey array becomes RGB
+    image, samples = open_upright(path, fast_mode={3: "RGB", 1: "L"}.get(channels, ""))
+    if isinstance(image, np.ndarray):
+        pixels = image.reshape(*image.shape[:2], channels)
+    else:
+        pixels = in_channels(image, samples, value_range, channels, path)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def in_channels(
+    image: Image.Image, samples: SampleFormat, value_range: Sequence[float] | None, channels: int, path: Path
+) -> np.ndarray:
+    """Return the pixels of a decoded image in a number of channels, uint8 (H, W, C); see :func:`read_image`."""
+    if channels == 3 or (channels == 1 and is_deep(image)):
+        return rgb_pixels(image, samples, value_range, path)[..., :channels]
+    return pillow_channels(image, channels, path)
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -62,6 +77,8 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def describe(path: Path) -> str:
     """Return the bit depth and the mode of an image file, such as "16-bit I;16", without decoding it."""
+    if is_array(path):
+        return "array"
     with _opened(path) as image:
         return f"{sample_format(image).bits}-bit {image.mode}"
 
@@ -99,6 +116,8 @@ def loaded_upright(image: ImageFile) -> Image.Image:
 
 def orientation(path: Path) -> int:
     """Return the EXIF orientation of an image file, from 1 to 8, which :func:`read_image` undoes."""
+    if is_array(path):
+        return 1
     with _opened(path) as image:
         if image.format == "PNG" and not fast_decoders.may_be_turned(path.read_bytes()):
             return 1

@@ -20,6 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..contents import with_sizes
+from ..reading.bands import check_channels
 from ..reading.grey_levels import check_value_range
 from ..reading.image_files import read_image
 from . import layouts
@@ -30,7 +31,7 @@ from .folder import distinct_colours
 class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """Images and the objects in them; the category ids (1 to 90 with gaps) are mapped to labels 1 to K, in order.
 
-    A sample is an image, RGB float32 (3, H, W) in [0, 1], and a target for torchvision's detection networks: "boxes"
+    A sample is an image, float32 (C, H, W) in [0, 1], and a target for torchvision's detection networks: "boxes"
     (n, 4) float32, x1, y1, x2, y2 in pixels; "labels" (n,) int64 from 1 to K; "masks" (n, H, W) uint8 in {0, 1};
     "image_id", the image's id in the annotations.
 
@@ -40,7 +41,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         transform: (tv_tensors.Image uint8, target with tv_tensors) -> a sample; see :func:`instances_transform`.
         training: skip crowds, objects smaller than a pixel, and images left without objects, as Mask R-CNN's
             training does. Otherwise every image of the split is used. Objects without a mask are always skipped.
-        value_range: see :func:`~ccnet.data.reading.grey_levels.rgb_pixels`.
+        value_range, channels, rgb: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
     def __init__(
@@ -51,10 +52,14 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         transform: Callable[..., Any] | None,
         training: bool = False,
         value_range: Sequence[float] | None = None,
+        channels: int = 3,
+        rgb: Sequence[int] | None = None,
     ):
         self.folder, self.annotation_file = layouts.COCO.find(root, split)
         self.transform, self.training = transform, training
         check_value_range(value_range)
+        check_channels(channels, rgb)
+        self.channels, self.rgb = channels, rgb and list(rgb)
         self.value_range = value_range and tuple(value_range)
         content = self._annotations()
         categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -111,7 +116,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         entry = self.images[index]
         path = self.folder / entry["file_name"]
-        image = read_image(path, self.value_range)
+        image = read_image(path, self.value_range, self.channels)
         size = image.shape[1], image.shape[2]
         if size != (entry["height"], entry["width"]):
             raise ValueError(

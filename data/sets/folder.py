@@ -35,7 +35,7 @@ class Folder(ImagePairs):
         image_name, mask_name: see :func:`~ccnet.data.reading.file_lists.match_by_name`.
         lists: a text file of image names for each split; see :func:`~ccnet.data.sets.splits.listed`.
         group: a pattern that keeps images of one group in one split; see :func:`~ccnet.data.sets.splits.drawn`.
-        value_range: see :class:`~ccnet.data.image_pairs.ImagePairs`.
+        value_range, channels, rgb: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class Folder(ImagePairs):
         lists: Mapping[str, str] | None = None,
         group: str | None = None,
         value_range: Sequence[float] | None = None,
+        channels: int = 3,
+        rgb: Sequence[int] | None = None,
     ):
         image_folder, mask_folder = find_folders(images, masks, split)
         names, label_ids = label_values(values, classes, ignore_label)
@@ -82,6 +84,8 @@ class Folder(ImagePairs):
             label_ids=label_ids,
             result_values=numbers if len(numbers) == len(names) else None,
             value_range=value_range,
+            channels=channels,
+            rgb=rgb,
             transform=transform,
         )
 

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
     """Export a segmentation network to an ONNX file.
 
     Args:
-        model: the network, (N, 3, H, W) -> {"out": (N, K, H, W)}, in eval mode.
+        model: the network, (N, C, H, W) -> {"out": (N, K, H, W)}, in eval mode.
         path: the output file; it is written atomically, and only if the verification succeeds.
         size: fixed input size (H, W) in pixels; None for dynamic sizes.
 
@@ -36,10 +36,11 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
     for noisy in ("onnx_ir", "onnxscript"):  # they log a line for every constant that they merge
         logging.getLogger(noisy).setLevel(logging.WARNING)
     batch, height, width = (2, *size) if size else (2, 65, 97)
+    channels: int = cast(Any, model).mean.shape[1]
     dynamic = {0: Dim.DYNAMIC} | ({} if size else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
     program: Any = torch.onnx.export(
         _Logits(model).eval(),
-        (torch.rand(batch, 3, height, width),),
+        (torch.rand(batch, channels, height, width),),
         dynamo=True,
         dynamic_shapes=(dynamic,),
         input_names=["image"],
@@ -50,7 +51,7 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
         program.save(unfinished)
         session = onnxruntime.InferenceSession(unfinished, providers=["CPUExecutionProvider"])
         sizes = [(batch, *size)] if size else [(batch, height, width), (1, 33, 81), (1, 128, 66)]
-        error = max(_difference(model, session, torch.rand(n, 3, h, w)) for n, h, w in sizes)
+        error = max(_difference(model, session, torch.rand(n, channels, h, w)) for n, h, w in sizes)
         if not error < TOLERANCE:
             raise ValueError(f"ONNX Runtime's logits differ from the network's by {error:.1e}: nothing was written")
     return error

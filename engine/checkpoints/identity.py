@@ -22,7 +22,7 @@ from .record import Checkpoint
 # Options for how a run is executed, and for what it may skip.
 EXECUTION = (
     "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
-    "collective_timeout", "allow_env",
+    "collective_timeout", "allow_env", "grad_checkpointing",
 )  # fmt: skip
 LENGTH = "recipe.max_iters"
 PATIENCE = "recipe.patience"

@@ -104,4 +104,5 @@ def _filled(made: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _chooses_network(option: str) -> bool:
-    return option.partition(".")[0] in ("model", "backbone")
+    # Of the backbone, the number of channels also says how images are read.
+    return option.partition(".")[0] in ("model", "backbone") and option != "backbone.in_channels"

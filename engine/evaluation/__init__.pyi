@@ -23,6 +23,8 @@ from .prediction_inputs import find_inputs as find_inputs
 from .prediction_inputs import find_labels as find_labels
 from .prediction_inputs import frames_before as frames_before
 from .predictor import Predictor as Predictor
+from .predictor import channels_of as channels_of
+from .predictor import drawn_channels_of as drawn_channels_of
 from .predictor import value_range_of as value_range_of
 from .protocols import Letterbox as Letterbox
 from .protocols import MultiScale as MultiScale

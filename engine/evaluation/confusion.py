@@ -31,7 +31,7 @@ class Scores(NamedTuple):
     @classmethod
     def empty(cls, number: int) -> "Scores":
         """Return the scores of `number` classes without any pixels: NaN."""
-        return cls(*[math.nan] * 3, *[[math.nan] * number] * 2)
+        return cls(math.nan, math.nan, math.nan, [math.nan] * number, [math.nan] * number)
 
     @property
     def headline(self) -> float:

@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from ...data.loader import Loader
+from ...data.reading.bands import drawn_channels
 from ...data.reading.image_files import as_stored
 from ..runtime.distributed import from_all, rank, world_size
 from .average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
@@ -42,7 +43,7 @@ def collate(samples: Sequence[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[
 
 @torch.inference_mode()
 def detect(model: nn.Module, image: Tensor, *, bf16: bool = False) -> dict[str, Tensor]:
-    """Return "boxes", "labels", "scores" and "masks" of an RGB image (3, H, W) in [0, 1], in torchvision's format."""
+    """Return "boxes", "labels", "scores" and "masks" of an image (C, H, W) in [0, 1], in torchvision's format."""
     with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
         return model([image])[0]
 
@@ -103,7 +104,7 @@ def evaluate_objects(
         output = detect(model, image.to(device, non_blocking=True), bf16=bf16)
         found[own[number]] = coco_results(output, target["image_id"].item(), dataset.category_ids)
         if number % spacing == 0 and len(samples) < keep_samples:
-            samples.append((image, target, likely_objects(output)))
+            samples.append((drawn_channels(image, getattr(dataset, "rgb", None)), target, likely_objects(output)))
     found = {index: objects for part in from_all(found) for index, objects in part.items()}
     seconds = time.perf_counter() - start
     model.train(was_training)

@@ -45,6 +45,7 @@ class Predictor:
     ):
         self.network, self.protocol = network, protocol
         self.device, self.frames, self.bf16 = device, frames, bf16
+        self._channels: int = network.mean.shape[1]
         self.windows = windows if isinstance(protocol, Whole) else None
         self._needed: dict[tuple[int, int], int] = {}  # bytes for an image of size (H, W)
 
@@ -89,7 +90,7 @@ class Predictor:
         """Return the class indices (H, W) of an image, uint8.
 
         Args:
-            picture: RGB uint8 (3, H, W); for a network trained on clips, the last frame of the clip.
+            picture: uint8 (C, H, W), RGB if C is 3; for a network trained on clips, the last frame of the clip.
             before: the preceding frames, likewise, which complete the clip; if there are too few, the first one is
                 repeated.
             on_tile: called with the scores (1, K, h, w) of each part of the image.
@@ -121,7 +122,9 @@ class Predictor:
             return self.protocol
         if (height, width) not in self._needed:
             frames = () if self.frames == 1 else (self.frames,)
-            self._needed[height, width] = round(_SAFETY * peak_bytes(self.network, (3, *frames, height, width)))
+            self._needed[height, width] = round(
+                _SAFETY * peak_bytes(self.network, (self._channels, *frames, height, width))
+            )
         return self.protocol if self._needed[height, width] <= available else self.windows
 
     def about_memory(self, size: Sequence[int]) -> str | None:
@@ -138,7 +141,7 @@ class Predictor:
         )
 
     def batch(self, picture: Tensor) -> Tensor:
-        """Convert an RGB uint8 image (3, H, W) to a batch (1, 3, H, W) in [0, 1] on the device."""
+        """Convert a uint8 image (C, H, W) to a batch (1, C, H, W) in [0, 1] on the device."""
         return picture.unsqueeze(0).to(self.device) / 255
 
     @contextmanager
@@ -151,7 +154,7 @@ class Predictor:
             yield _Counted(self.network, bar.update)
 
     def _clip(self, picture: Tensor, before: Sequence[Tensor]) -> Tensor:
-        """Return the frames (1, 3, T, H, W), uint8."""
+        """Return the frames (1, C, T, H, W), uint8."""
         clip = [*before[-(self.frames - 1) :], picture]
         for frame in clip:
             if frame.shape != picture.shape:
@@ -178,6 +181,16 @@ class _Counted:
 def value_range_of(saved: Checkpoint) -> Sequence[float] | None:
     """Return the values of black and white that a network was trained with in images of more than 8 bits."""
     return saved.config.get("dataset", {}).get("value_range")
+
+
+def channels_of(saved: Checkpoint) -> int:
+    """Return the number of channels of the images that a checkpoint's network takes."""
+    return saved.setting("model.backbone").get("in_channels", 3)
+
+
+def drawn_channels_of(saved: Checkpoint) -> Sequence[int] | None:
+    """Return the channels that are drawn as red, green and blue; None for the first three."""
+    return saved.config.get("dataset", {}).get("rgb")
 
 
 def _last_frame(tile: Tile) -> Tile:

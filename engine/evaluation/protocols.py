@@ -264,7 +264,7 @@ def _check_crop_size(crop_size: Sequence[int] | None) -> None:
 
 def _mean(model: Any, images: Tensor) -> Tensor:
     """Return the network's mean colour in a shape that broadcasts over images or clips."""
-    return model.mean.to(images.dtype).view(3, *[1] * (images.ndim - 2))
+    return model.mean.to(images.dtype).view(-1, *[1] * (images.ndim - 2))
 
 
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:

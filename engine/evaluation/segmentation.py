@@ -10,6 +10,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from ...data.loader import Loader
+from ...data.reading.bands import drawn_channels
 from ..runtime.distributed import rank, world_size
 from ..runtime.memory import enough_memory
 from .confusion import ConfusionMatrix, Scores
@@ -114,7 +115,8 @@ def evaluate(
         confusion.update(prediction, labels.to(device, non_blocking=True))
         keep = number % spacing == 0 and len(samples) < keep_samples
         if keep or on_prediction:
-            sample = _supervised(image[0], labels[0], prediction[0].cpu())
+            picture = drawn_channels(image[0], getattr(dataset, "rgb", None))
+            sample = _supervised(picture, labels[0], prediction[0].cpu())
             if keep:
                 samples.append(sample)
             if on_prediction:

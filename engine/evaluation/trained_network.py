@@ -11,6 +11,7 @@ from huggingface_hub import ModelHubMixin
 from PIL import Image
 from torch import Tensor, nn
 
+from ...data.reading.bands import drawn_channels, pillow_channels
 from ...data.reading.image_files import read_image
 from ..checkpoints import networks, reading
 from ..checkpoints.folders import write_folder
@@ -23,7 +24,7 @@ from ..runtime.atomic_files import given_path, write_text
 from ..runtime.devices import choose_device
 from .average_precision import MASK_THRESHOLD
 from .detection import detect, likely_objects
-from .predictor import Predictor, value_range_of
+from .predictor import Predictor, channels_of, drawn_channels_of, value_range_of
 from .protocols import Tile, averages_probabilities
 from .tasks import task_of
 
@@ -91,7 +92,8 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         self.classes, self.palette = list(saved.classes), [list(colour) for colour in saved.palette]
         self.crop_size = saved.config.get("recipe", {}).get("train_transform", {}).get("crop_size")
         self.dataset: dict[str, Any] = saved.config.get("dataset", {})
-        self._value_range = value_range_of(saved)
+        self._value_range, self._rgb = value_range_of(saved), drawn_channels_of(saved)
+        self._channels = channels_of(saved)
         self.segments = task_of(saved.config).predicts_label_maps
         self._predictor = Predictor.of(saved, self.module, device=self.device) if self.segments else None
 
@@ -103,8 +105,8 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         """Predict one image with the protocol that the run was validated with.
 
         Args:
-            image: the path of an image file, RGB or grey uint8 (H, W, 3) or (H, W), or a Pillow image. OpenCV's arrays
-                are BGR: pass ``array[..., ::-1]``.
+            image: the path of an image file, RGB or grey uint8 (H, W, 3) or (H, W), or a Pillow image; for a network of
+                C channels, uint8 (H, W, C). OpenCV's arrays are BGR: pass ``array[..., ::-1]``.
 
         Returns:
             A :class:`Prediction`, or :class:`DetectedObjects` if the network detects objects.
@@ -114,7 +116,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
             ValueError: the file is not an image, or the array is not one that this network can take.
             MemoryError: the device ran out of memory.
         """
-        pixels = _pixels(image, self._value_range)
+        pixels = _pixels(image, self._value_range, self._channels)
         return self._detected(pixels) if self._predictor is None else self._segmented(pixels, self._predictor)
 
     @classmethod
@@ -137,11 +139,13 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
             probabilities[:, tile.rows, tile.columns] = (scores if normalised else scores.softmax(dim=0)).cpu()
 
         labels = predictor(pixels, on_tile=add)
-        return Prediction(labels, probabilities, blend(_last_axis(pixels), labels, self.palette))
+        return Prediction(
+            labels, probabilities, blend(_last_axis(drawn_channels(pixels, self._rgb)), labels, self.palette)
+        )
 
     def _detected(self, pixels: Tensor) -> DetectedObjects:
         objects = detect(self.module, pixels.to(self.device) / 255)
-        drawn = draw_objects(pixels, likely_objects(objects), self.classes)
+        drawn = draw_objects(drawn_channels(pixels, self._rgb), likely_objects(objects), self.classes)
         found = {name: value.cpu().numpy() for name, value in objects.items()}
         masks = found["masks"][:, 0] > MASK_THRESHOLD
         return DetectedObjects(found["labels"] - 1, found["scores"], found["boxes"], masks, _last_axis(drawn))
@@ -202,19 +206,22 @@ def write_card(
     write_text(folder / CARD, card)
 
 
-def _pixels(image: Any, value_range: Sequence[float] | None) -> Tensor:
-    """Return an image as RGB uint8 (3, H, W)."""
+def _pixels(image: Any, value_range: Sequence[float] | None, channels: int) -> Tensor:
+    """Return an image as uint8 (C, H, W), RGB if C is 3."""
     if isinstance(image, (str, Path)):
-        return read_image(Path(image).expanduser(), value_range)
+        return read_image(Path(image).expanduser(), value_range, channels)
     if isinstance(image, Image.Image):
-        image = np.array(image if image.mode in ("RGB", "L") else image.convert("RGB"))
+        if channels == 3:
+            image = np.array(image if image.mode in ("RGB", "L") else image.convert("RGB"))
+        else:
+            image = pillow_channels(image, channels, Path("this image"))
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3):
         found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"expected a path, a Pillow image, or a uint8 array (H, W, 3) or (H, W), got {found}")
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    if image.shape[2] != 3:
-        raise ValueError(f"expected an RGB array (H, W, 3) or a grey one (H, W), got {image.shape}")
+        raise ValueError(f"expected a path, a Pillow image, or a uint8 array (H, W, {channels}) or (H, W), got {found}")
+    if image.ndim == 2 and channels in (1, 3):
+        image = np.repeat(image[..., None], channels, axis=2)
+    if image.ndim != 3 or image.shape[2] != channels:
+        raise ValueError(f"expected an array (H, W, {channels}), or a grey one for RGB, got {image.shape}")
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 

@@ -1,3 +1,4 @@
+from .averaging import AveragedWeights as AveragedWeights
 from .batches import remaining_batches as remaining_batches
 from .frameworks import Framework as Framework
 from .frameworks import choose_framework as choose_framework
@@ -7,11 +8,14 @@ from .logger import RunLog as RunLog
 from .logger import open_log as open_log
 from .loop import Run as Run
 from .nonfinite import NonFiniteLoss as NonFiniteLoss
+from .setup import check_batch as check_batch
+from .setup import check_channels as check_channels
 from .setup import freeze as freeze
 from .setup import make_optimizer as make_optimizer
 from .setup import make_schedule as make_schedule
 from .setup import with_class_weights as with_class_weights
 from .setup import with_length as with_length
+from .setup import with_linear_rule as with_linear_rule
 from .state import TrainingState as TrainingState
 from .summary import check_scores as check_scores
 from .summary import closing_lines as closing_lines

@@ -45,7 +45,9 @@ class Torch:
         self.device = choose_device(device)
 
     def check(self, config: DictConfig) -> None:
-        """Accept every network."""
+        """Raise ValueError if the network is to be compiled and checkpointed, which torch.compile does itself."""
+        if config.compile and config.grad_checkpointing:
+            raise ValueError("compile=true and grad_checkpointing=true: set only one of them")
 
     def evaluated(self, network: nn.Module, *, bf16: bool = False) -> nn.Module:
         """Return the network on its device; callers run it under autocast."""
@@ -72,8 +74,8 @@ class Jax:
         With ``init``, the network depends on a checkpoint and is only checked when the training step is built.
 
         Raises:
-            ValueError: the network has no JAX counterpart, there are several processes, or gradient accumulation is
-                enabled.
+            ValueError: the network has no JAX counterpart, there are several processes, or an option is set that JAX
+                does not support.
         """
         from ...models.nnx import twin
 
@@ -81,6 +83,8 @@ class Jax:
             raise ValueError(
                 "framework=jax runs in a single process without gradient accumulation: remove torchrun and accumulate"
             )
+        if config.ema is not None or config.grad_checkpointing:
+            raise ValueError("framework=jax supports neither ema nor grad_checkpointing: remove them")
         if config.init is None:
             model = cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True))
             if isinstance(model.get("backbone"), dict):

@@ -150,7 +150,7 @@ class Run:
         self.save()  # if the validation is interrupted, the run resumes with it
         with self.request.at_once():
             result = self.task.evaluate(
-                self.step.evaluated(),
+                self.state.ema.network if self.state.ema else self.step.evaluated(),
                 self.val_set,
                 self._protocol,
                 device=self.device,

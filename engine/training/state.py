@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..evaluation.tasks import TaskScores
 from ..guards.optimizer_state import alike, optimizer_state
 from ..runtime.distributed import from_all, rank
 from ..runtime.run_folder import BEST, LAST, PREVIOUS
+from .averaging import AveragedWeights
 
 _WANDB_ID = re.compile(r"[^/\\#?%:\x00-\x1f]{1,128}")
 
@@ -32,6 +34,7 @@ class TrainingState:
         optimizer: the optimiser of its parameters.
         schedule: the learning rate schedule of the optimiser.
         identity: the identity of the run.
+        ema: the moving average of the weights, which is saved as the best; None to save the weights themselves.
 
     Attributes:
         iteration: the number of completed iterations.
@@ -43,8 +46,16 @@ class TrainingState:
         wandb_id: the id of the run in W&B.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, identity: Identity):
-        self.identity = identity
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        identity: Identity,
+        *,
+        ema: AveragedWeights | None = None,
+    ):
+        self.identity, self.ema = identity, ema
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.iteration: int = 0
         self.validated: int = 0
@@ -67,7 +78,9 @@ class TrainingState:
         return float(self.schedule.get_last_lr()[0]) / self.optimizer.param_groups[0].get("lr_factor", 1.0)
 
     def advance(self) -> None:
-        """Advance the schedule and the iteration counter after a step."""
+        """Advance the schedule, the average of the weights and the iteration counter after a step."""
+        if self.ema:
+            self.ema.update(self.iteration)
         self.schedule.step()
         self.iteration += 1
 
@@ -113,12 +126,14 @@ class TrainingState:
                 "contents": self.identity.contents,
                 "choices": self.identity.choices,
                 "wandb_id": self.wandb_id,
-            },
+            }
+            | ({"ema": self.ema.network.state_dict()} if self.ema else {}),
         )
         if rank():
             return
         if best:
-            writing.save(made, folder / BEST)
+            averaged = {"weights": self.ema.network.state_dict()} if self.ema else {}
+            writing.save(replace(made, **averaged), folder / BEST)
         writing.save(made, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
         self._saved = self.iteration
         self._last_is_whole = True
@@ -156,6 +171,8 @@ class TrainingState:
             raise ValueError(
                 f"its schedule is at iteration {self.schedule.last_epoch} but its weights are from {saved.iteration}"
             )
+        if self.ema:
+            self.ema.load(training.get("ema"))
         states = training["random"]  # equal, unless the network draws random numbers that depend on the images
         _set_random_state(states[rank() if rank() < len(states) else 0])  # it may resume with more processes
         self.iteration = self._saved = self.schedule.last_epoch

@@ -15,6 +15,7 @@ from ..evaluation.tasks import Task
 from ..runtime.distributed import average_gradients, parallel, synchronise, world_size
 from ..runtime.memory import enough_memory, process_peak_mib
 from .nonfinite import Outcome, step_if
+from .setup.checkpointing import checkpoint_gradients
 from .setup.freezing import held_modules
 
 
@@ -65,6 +66,8 @@ class TorchStep:
         device: the device of the model.
         memory_format: the memory format of the images.
         compile: run the forward pass through torch.compile.
+        grad_checkpointing: recompute the activations of the backbone; see
+            :func:`engine.training.setup.checkpoint_gradients`.
         frozen_stages, norm_eval: the modules that stay in eval mode; see :func:`engine.training.setup.held_modules`.
         **options: further arguments of :func:`train_step`.
     """
@@ -79,6 +82,7 @@ class TorchStep:
         device: torch.device,
         memory_format: torch.memory_format = torch.contiguous_format,
         compile: bool = False,
+        grad_checkpointing: bool = False,
         frozen_stages: int = 0,
         norm_eval: bool = False,
         **options: Any,
@@ -87,6 +91,8 @@ class TorchStep:
         self.device, self.memory_format, self.options = device, memory_format, options
         self._compile = compile
         synchronise(model, device)
+        if grad_checkpointing:
+            checkpoint_gradients(model)
         self._held = list(held_modules(model, frozen_stages=frozen_stages, norm_eval=norm_eval).values())
         self._forward: nn.Module | None = None if world_size() > 1 else self._compiled(model)
 
@@ -112,6 +118,7 @@ class TorchStep:
             device=device,
             memory_format=memory_format(config),
             compile=config.compile,
+            grad_checkpointing=config.grad_checkpointing,
             frozen_stages=config.frozen_stages,
             norm_eval=config.norm_eval,
             bf16=config.bf16,

@@ -23,6 +23,8 @@ class PyramidPooling(nn.Module):
         align_corners: whether bilinear upsampling of the pooled grids aligns corners.
     """
 
+    pools = True  # globally, before a batch norm
+
     def __init__(
         self,
         channels: int,
@@ -60,6 +62,8 @@ class AtrousPyramid(nn.Module):
         dilations: one per 3x3 branch; (12, 24, 36) is meant for output stride 8.
         fuse_kernel_size: kernel size of the convolution that fuses the branches.
     """
+
+    pools = True  # globally, before a batch norm
 
     def __init__(
         self,

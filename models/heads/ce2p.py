@@ -107,6 +107,8 @@ class PyramidFeatures(nn.Module):
         bins: number of bins per side of each grid.
     """
 
+    pools = True  # see PyramidPooling
+
     def __init__(self, in_channels: int, *, channels: int = 512, bins: Sequence[int] = (1, 2, 3, 6)):
         super().__init__()
         self.context_channels = channels

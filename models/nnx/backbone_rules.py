@@ -70,5 +70,5 @@ BACKBONES: dict[type[torch.nn.Module], Rule] = {
     FeatureListNet: Rule(_feature_net, fixed={"output_fmt": "NCHW"}, unused=_NET),
     EfficientNetFeatures: Rule(_feature_net, unused=_NET),
     MobileNetV3Features: Rule(_feature_net, unused=_NET),
-    TimmBackbone: Rule(with_parts(Backbone), unused=("channels", "mean", "std")),
+    TimmBackbone: Rule(with_parts(Backbone), unused=("channels", "mean", "std", "in_channels")),
 }

@@ -59,7 +59,7 @@ def largest_difference(
         dtype: float32, or float64 to tell an error from the rounding of a deep network.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn((2, 3, *size), generator=generator, dtype=dtype)
+    images = torch.randn((2, backbone.in_channels, *size), generator=generator, dtype=dtype)
     random = _with_random_weights(backbone, images, generator)
     with torch.no_grad():
         expected = random(images)

@@ -82,10 +82,12 @@ class Segmentor(nnx.Module):
         """
         train = not self.deterministic if train is None else train
         size, stride = image.shape[-3:-1], self.backbone.output_stride
-        if image.ndim not in (4, 5) or image.shape[-1] != 3 or min(size) < stride:
+        number = self.mean.shape[1]
+        if image.ndim not in (4, 5) or image.shape[-1] != number or min(size) < stride:
+            kind = "RGB images" if number == 3 else "images"
             raise ValueError(
-                f"expected RGB images (N, H, W, 3) or clips (N, T, H, W, 3) of at least {stride}x{stride} pixels "
-                f"(the output stride), got {tuple(image.shape)}"
+                f"expected {kind} (N, H, W, {number}) or clips (N, T, H, W, {number}) of at least {stride}x{stride} "
+                f"pixels (the output stride), got {tuple(image.shape)}"
             )
         frames = image.shape[1] if image.ndim == 5 else None
         batch = image.shape[:-3]

@@ -26,5 +26,7 @@ class CaffeResNet(TimmBackbone):
         for stage, dilation in ((net.layer3, 2), (net.layer4, 4)):
             first = stage[0].conv2
             first.dilation = first.padding = (dilation, dilation)
-        self.mean = tuple(channel / 255 for channel in _MEAN)
-        self.std = (1 / 255,) * 3
+        if options.get("mean") is None:
+            self.mean = tuple(channel / 255 for channel in _MEAN)
+        if options.get("std") is None:
+            self.std = (1 / 255,) * 3

@@ -85,7 +85,8 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
             {
                 "_target_": "ccnet.models.backbone.TimmBackbone",
                 "name": f"resnet{depth(found, 'backbone.')}{'c' if deep_stem else ''}",
-            },
+            }
+            | _channels(found, "backbone.stem.0.weight" if deep_stem else "backbone.conv1.weight"),
             head,
             {"channels": width(found, "auxiliary_head.convs.0.conv.weight", 256)},
             num_classes=width(found, "decode_head.conv_seg.weight", 19),
@@ -100,6 +101,12 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
         ],
         fold=_image_branch_last if family == "deeplabv3" else None,
     )
+
+
+def _channels(found: Mapping[str, Tensor], first: str) -> Node:
+    """Return the number of input channels, inferred from the first layer; RGB is the default."""
+    number = found[first].shape[1] if first in found and found[first].ndim == 4 else 3
+    return {} if number == 3 else {"in_channels": number}
 
 
 def _family(found: Mapping[str, Tensor]) -> str:

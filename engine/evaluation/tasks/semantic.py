@@ -71,7 +71,9 @@ class Semantic:
 
     def cost(self, model: nn.Module, config: DictConfig) -> dict[str, float]:
         """Return parameters, GFLOPs and memory; see :class:`engine.evaluation.cost.Cost`."""
-        return network_cost(model, (3, *config.recipe.train_transform.crop_size))._asdict()
+        return network_cost(
+            model, (config.model.backbone.get("in_channels", 3), *config.recipe.train_transform.crop_size)
+        )._asdict()
 
     def evaluate(self, model: Any, dataset: Any, protocol: Protocol, **options: Any) -> segmentation.Evaluation:
         """Score the network on all pixels of the data set; see :func:`engine.evaluation.segmentation.evaluate`."""

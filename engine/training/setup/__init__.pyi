@@ -1,6 +1,10 @@
+from .checkpointing import checkpoint_gradients as checkpoint_gradients
+from .checks import check_batch as check_batch
+from .checks import check_channels as check_channels
 from .class_weights import with_class_weights as with_class_weights
 from .freezing import freeze as freeze
 from .freezing import held_modules as held_modules
+from .linear_rule import with_linear_rule as with_linear_rule
 from .optimizer import make_optimizer as make_optimizer
 from .optimizer import make_schedule as make_schedule
 from .run_length import with_length as with_length

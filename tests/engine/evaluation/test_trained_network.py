@@ -76,7 +76,8 @@ def test_a_detection_network_returns_objects():
     made.roi_heads.score_thresh = 0.0
     network = TrainedNetwork.__new__(TrainedNetwork)
     network.module, network.device, network.classes = made.eval(), torch.device("cpu"), ["road", "car"]
-    network._value_range = network._predictor = None
+    network._value_range = network._predictor = network._rgb = None
+    network._channels = 3
     image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     found = network.predict(image)
     assert len(found.labels) == len(found.scores) == len(found.boxes) == len(found.masks) > 0

@@ -172,6 +172,7 @@ def test_batch_norm_in_evaluation_mode_keeps_its_statistics_and_learns(weights):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, weights):
     overrides = [*ALL, weights, "model.head.dropout=0", "model.aux_head.dropout=0", "optimizer=sgd"]
+    overrides += ["grad_checkpointing=true", "loss.ramp.aux=2"]
     _, one = steps(overrides=overrides)
     for _, state in together(partial(steps, number=2, overrides=overrides), tmp_path):
         assert all(torch.allclose(value, state[name], rtol=1e-4, atol=1e-5) for name, value in one.items())

@@ -1,0 +1,168 @@
+"""Images of any number of channels: NumPy arrays, multi-band TIFFs, and images that Pillow decodes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .grey_levels import scaled
+from .size_limit import check_size
+
+_NUMPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NEEDED = "multi-band TIFFs need tifffile: pip install 'ccnet[bands]'"
+
+
+class UnreadableImage(ValueError):
+    """A file that is not an image, or is truncated."""
+
+
+def is_array(path: Path) -> bool:
+    """Return whether a file is a NumPy array, or a TIFF with samples that Pillow does not decode."""
+    start = _start(path)
+    if start.startswith(_NUMPY):
+        return True
+    library = _tifffile() if start.startswith(_TIFF) else None
+    if library is None:
+        return False
+    try:
+        with library.TiffFile(path) as file:
+            page = file.pages[0]
+            samples, kind = page.samplesperpixel, page.dtype
+    except Exception:  # Pillow's decoder says what is wrong
+        return False
+    return samples > 4 or (samples in (2, 4) and kind != np.uint8)
+
+
+def read_array(path: Path, channels: int) -> np.ndarray | None:
+    """Return the values (H, W, C) of a NumPy array or a multi-band TIFF; None if Pillow has to decode the file.
+
+    A third axis of length ``channels`` may also come first, as in the bands or pages of a TIFF.
+
+    Args:
+        path: the file.
+        channels: the number of channels that the network takes.
+
+    Raises:
+        ImageTooLarge: see :func:`~ccnet.data.reading.size_limit.check_size`.
+        UnreadableImage: the file is damaged.
+        ValueError: it is not an image of this number of channels.
+    """
+    start = _start(path)
+    if start.startswith(_NUMPY):
+        return _checked(path, channels, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    if not start.startswith(_TIFF) or not (is_array(path) or channels not in (1, 3)):
+        return None
+    library = _tifffile()
+    return None if library is None else _checked(path, channels, lambda: _Pages(library, path))
+
+
+class _Pages:
+    """A TIFF whose shape is known before it is decoded."""
+
+    def __init__(self, library: Any, path: Path):
+        self._library, self._path = library, path
+        with library.TiffFile(path) as file:
+            self.shape = tuple(file.series[0].shape)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        with self._library.TiffFile(self._path) as file:
+            return file.series[0].asarray()
+
+
+def _checked(path: Path, channels: int, opened: Callable[[], Any]) -> np.ndarray:
+    try:
+        found = opened()
+    except Exception as error:  # each kind of damage raises a different error
+        raise _unreadable(path, error) from error
+    shape = found.shape if len(found.shape) == 3 else (*found.shape, 1)
+    first = shape[0] == channels != shape[-1]
+    number = shape[0] if first else shape[-1]
+    if len(shape) != 3 or not (number == channels or (number == 1 and channels == 3)):
+        raise ValueError(
+            f"{path} has the shape {tuple(found.shape)}: expected (H, W, {channels}) or ({channels}, H, W), as "
+            f"backbone.in_channels={channels} says"
+        )
+    height, width = shape[1:] if first else shape[:2]
+    check_size(height, width, path)
+    try:
+        values = np.asarray(found).reshape(shape)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return np.moveaxis(values, 0, -1) if first else values
+
+
+def _unreadable(path: Path, error: Exception) -> UnreadableImage:
+    return UnreadableImage(f"{path} cannot be read as an image and may be damaged: {error}")
+
+
+def eight_bits(values: np.ndarray, value_range: Sequence[float] | None, path: Path) -> np.ndarray:
+    """Return values (H, W, C) as uint8: unchanged, or scaled by their full range or by ``value_range``.
+
+    Raises:
+        ValueError: there is no range to scale by.
+    """
+    if values.dtype == np.uint8 and value_range is None:
+        return np.array(values)  # in memory: the values of a file may be mapped
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if value_range is None and values.dtype != np.uint16:
+        low, high = np.nanmin(values), np.nanmax(values)
+        raise ValueError(
+            f"{path} has values of type {values.dtype} (here from {low:.6g} to {high:.6g}): set those of black and "
+            "white with dataset.value_range=[BLACK,WHITE]"
+        )
+    return scaled(values, value_range or (0, 2**16 - 1))
+
+
+def pillow_channels(image: Image.Image, channels: int, path: Path) -> np.ndarray:
+    """Return the channels of a decoded 8-bit image, uint8 (H, W, C): grey for one, the file's own for two or four.
+
+    Raises:
+        ValueError: the image has another number of channels.
+    """
+    if channels == 1:
+        return np.array(image.convert("L"))[..., None]
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if len(image.getbands()) != channels or image.mode in ("YCbCr", "LAB", "HSV"):
+        hint = f"; {_NEEDED}" if _start(path).startswith(_TIFF) and _tifffile() is None else ""
+        found = f"{path} has {len(image.getbands())} channels (mode {image.mode})"
+        raise ValueError(f"{found}, but backbone.in_channels={channels}{hint}")
+    return np.array(image)
+
+
+def drawn_channels(image: Any, rgb: Sequence[int] | None) -> Any:
+    """Return the three channels of an image (C, ...) that are drawn as red, green and blue.
+
+    Args:
+        image: a tensor or an array.
+        rgb: their indices; None for the first three, for one channel three times, and for two with the second twice.
+    """
+    number = len(image)
+    return image[[min(index, number - 1) for index in range(3)] if rgb is None else list(rgb)]
+
+
+def check_channels(channels: int, rgb: Sequence[int] | None) -> None:
+    """Raise ValueError unless ``rgb`` is None or has the indices of three channels."""
+    if rgb is not None and not (len(rgb) == 3 and all(0 <= index < channels for index in rgb)):
+        raise ValueError(
+            f"dataset.rgb={list(rgb)}: set it to three channels from 0 to {channels - 1}, drawn as red, green and blue"
+        )
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(8)
+    except OSError:
+        return b""  # whoever opens the file next says why
+
+
+def _tifffile() -> Any:
+    try:
+        import tifffile  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    return tifffile

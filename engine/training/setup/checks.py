@@ -1,0 +1,44 @@
+"""Checks of a run that need its configuration together with its network or data set."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+
+def check_channels(config: DictConfig, dataset: Any) -> None:
+    """Raise ValueError unless the data set has images with as many channels as the network takes."""
+    takes, has = config.model.backbone.get("in_channels", 3), getattr(dataset, "channels", 3)
+    if takes != has:
+        raise ValueError(
+            f"the network takes {takes} channels and the images of this data set are read with {has}: set "
+            f"backbone.in_channels={takes if config.init is not None else has}; dataset=folder and dataset=coco read "
+            "images of any number of channels"
+        )
+
+
+def check_batch(config: DictConfig) -> None:
+    """Raise ValueError if a network with global pooling would see one image at a time.
+
+    Global pooling leaves one value per image and channel, and batch norm needs two in training.
+    """
+    images = config.recipe.batch_size // config.accumulate
+    pooling = [name.rpartition(".")[2] for name in _targets(config.model) if getattr(get_object(name), "pools", False)]
+    if images == 1 and pooling:
+        raise ValueError(
+            f"recipe.batch_size={config.recipe.batch_size} with accumulate={config.accumulate} passes one image at a "
+            f"time through the network, but the batch norm after the global pooling of {pooling[0]} needs two: set "
+            "recipe.batch_size to at least twice accumulate. With several processes (torchrun), batch norm is "
+            "synchronised, so that one image per process is enough"
+        )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Yield every ``_target_`` in a ``model`` node."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == "_target_":
+                yield str(value)
+            else:
+                yield from _targets(value)

@@ -1,0 +1,26 @@
+"""The linear rule: the learning rate follows the batch size (Goyal et al., 2017, arXiv:1706.02677)."""
+
+from omegaconf import DictConfig, OmegaConf
+
+from ...guards.settings import replaced
+from ...runtime.launchers import is_first
+
+
+def with_linear_rule(config: DictConfig) -> DictConfig:
+    """Return the configuration with ``recipe.lr`` scaled to the batch size, and say so, if the recipe has a base batch.
+
+    The base of the result is its own batch size. A run that is resumed by its folder keeps its learning rate.
+    """
+    base, batch = config.recipe.get("base_batch_size"), config.recipe.batch_size
+    if base in (None, batch) or config.resume not in (None, "auto"):
+        return config
+    rate = config.recipe.lr * batch / base
+    if is_first():
+        print(
+            f"learning rate {rate:g}: recipe.lr={config.recipe.lr:g} for batches of {base} (recipe.base_batch_size), "
+            f"times {batch}/{base}"
+        )
+    made = replaced(config)
+    OmegaConf.update(made, "recipe.lr", rate)
+    OmegaConf.update(made, "recipe.base_batch_size", batch)
+    return made

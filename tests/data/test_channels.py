@@ -1,0 +1,113 @@
+"""Images of any number of channels: what is read from each kind of file, and what is drawn."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ccnet.data.image_pairs import ImagePairs
+from ccnet.data.inspection import inspect_dataset
+from ccnet.data.reading.bands import drawn_channels
+from ccnet.data.reading.frames import frames_of
+from ccnet.data.reading.image_files import describe, orientation, read_image
+from ccnet.data.transforms import mean_colour, train_transform
+
+
+def values(channels, dtype=np.uint8, size=(5, 7)):
+    high = 255 if np.dtype(dtype).kind != "u" else np.iinfo(dtype).max
+    return np.random.default_rng(0).integers(0, high, (*size, channels)).astype(dtype)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("CMYK", 4)])
+def test_pillow_images_keep_their_channels(tmp_path, mode, channels):
+    pixels = values(channels)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.fromarray(pixels.squeeze(), mode=None if mode in ("L", "RGB", "RGBA", "LA") else mode).save(path)
+    assert np.array_equal(read_image(path, channels=channels).permute(1, 2, 0).numpy(), pixels)
+    if channels > 3:
+        with pytest.raises(
+            ValueError, match=rf"a\.\w+ has 4 channels \(mode {mode}\), but backbone.in_channels=9|\(9, H, W\)"
+        ):
+            read_image(path, channels=9)
+
+
+def test_colours_become_grey_for_one_channel_and_deep_grey_is_scaled(tmp_path):
+    Image.fromarray(values(3)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", channels=1).shape == (1, 5, 7)
+    deep = values(1, np.uint16)[..., 0]
+    Image.fromarray(deep).save(tmp_path / "b.png")
+    found = read_image(tmp_path / "b.png", channels=1)
+    assert np.array_equal(found[0].numpy(), np.round(deep / 65535 * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+def test_arrays_have_their_channels_first_or_last(tmp_path, channels, first):
+    pixels = values(channels)
+    path = tmp_path / "a.npy"
+    np.save(path, np.moveaxis(pixels, -1, 0) if first else pixels)
+    assert np.array_equal(read_image(path, channels=channels).permute(1, 2, 0).numpy(), pixels)
+    assert (orientation(path), frames_of(path), describe(path)) == (1, [0], "array")
+    with pytest.raises(ValueError, match=r"a\.npy has the shape .*: expected \(H, W, 9\) or \(9, H, W\)"):
+        read_image(path, channels=9)
+
+
+def test_arrays_of_other_types_are_scaled(tmp_path):
+    np.save(tmp_path / "a.npy", values(4, np.uint16))
+    expected = np.round(values(4, np.uint16) / 65535 * 255)
+    assert np.array_equal(read_image(tmp_path / "a.npy", channels=4).permute(1, 2, 0).numpy(), expected)
+    np.save(tmp_path / "b.npy", values(4).astype(np.float32) / 255)
+    with pytest.raises(ValueError, match=r"b\.npy has values of type float32 .*dataset\.value_range"):
+        read_image(tmp_path / "b.npy", channels=4)
+    assert np.array_equal(read_image(tmp_path / "b.npy", (0, 1), 4).permute(1, 2, 0).numpy(), values(4))
+    (tmp_path / "c.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:150])
+    with pytest.raises(ValueError, match=r"c\.npy"):
+        read_image(tmp_path / "c.npy", (0, 1), 4)
+    np.save(tmp_path / "d.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"d\.npy cannot be read as an image"):
+        read_image(tmp_path / "d.npy", channels=1)
+
+
+@pytest.mark.parametrize("pages", [False, True])
+def test_bands_of_a_tiff(tmp_path, pages):
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet[bands]'")
+    pixels, path = values(6, np.uint16), tmp_path / "a.tif"
+    if pages:
+        tifffile.imwrite(path, np.moveaxis(pixels, -1, 0), photometric="minisblack")
+    else:
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+    found = read_image(path, channels=6).permute(1, 2, 0).numpy()
+    assert np.array_equal(found, np.round(pixels / 65535 * 255).astype(np.uint8))
+    assert pages or (orientation(path), frames_of(path)) == (1, [0])
+
+
+def test_three_chosen_channels_are_drawn():
+    image = torch.arange(5).view(5, 1, 1)
+    assert drawn_channels(image, [3, 2, 1]).flatten().tolist() == [3, 2, 1]
+    assert drawn_channels(image, None).flatten().tolist() == [0, 1, 2]
+    assert drawn_channels(image[:1], None).flatten().tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"dataset.rgb=\[0, 1, 5\]: set it to three channels from 0 to 4"):
+        ImagePairs([], classes=["a"], palette=[(0, 0, 0)], transform=None, channels=5, rgb=[0, 1, 5])
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_transforms_take_any_number_of_channels(tmp_path, channels):
+    Image.fromarray(values(channels).squeeze()).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((5, 7), dtype=np.uint8)).save(tmp_path / "b.png")
+    transform = train_transform(crop_size=(9, 9), scale=(0.5, 2), color_jitter=[0.3, 0.3, 0.3, 0.05])
+    pair = [(tmp_path / "a.png", tmp_path / "b.png")]
+    image, _ = ImagePairs(pair, classes=["a"], palette=[(0, 0, 0)], transform=transform, channels=channels)[0]
+    assert image.shape == (channels, 9, 9) and image.dtype == torch.uint8
+    assert mean_colour(1) == [114] and mean_colour(4) == [124, 116, 104, 124]
+
+
+def test_the_statistics_of_the_channels_are_reported(tmp_path):
+    pairs = []
+    for index in range(2):
+        pairs.append((tmp_path / f"{index}.npy", tmp_path / f"{index}.png"))
+        np.save(pairs[-1][0], values(4) // (index + 1))
+        Image.fromarray(np.zeros((5, 7), dtype=np.uint8)).save(pairs[-1][1])
+    dataset = ImagePairs(pairs, classes=["a"], palette=[(0, 0, 0)], transform=None, channels=4)
+    mean, std = inspect_dataset(dataset).statistics()
+    pixels = np.concatenate([values(4), values(4) // 2]).reshape(-1, 4) / 255
+    assert np.allclose(mean, pixels.mean(0), atol=1e-4) and np.allclose(std, pixels.std(0), atol=1e-4)

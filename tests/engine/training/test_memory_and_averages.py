@@ -1,0 +1,105 @@
+"""Gradient checkpointing changes memory and nothing else; the averaged weights are evaluated, saved and resumed."""
+
+import copy
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from ccnet import train as training
+from ccnet.engine import checkpoints
+from ccnet.engine.evaluation.tasks.semantic import Semantic
+from ccnet.engine.training import TorchStep
+from ccnet.engine.training.averaging import AveragedWeights
+from ccnet.models.factory import create_model
+
+
+def composed(*overrides):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*TINY, *overrides])
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "mobilenetv2_100", "convnext_atto"])
+def test_checkpointing_saves_memory_and_changes_no_result(backbone):
+    torch.manual_seed(0)
+    first = create_model(
+        "fcn", num_classes=3, backbone=backbone, head__channels=8, head__dropout=0, aux_head__dropout=0
+    )
+    criterion = instantiate(composed("num_classes=3").loss)
+    batches = [(torch.rand(2, 3, 65, 65), torch.randint(0, 3, (2, 65, 65))) for _ in range(2)]
+    results, kept = [], []
+    for checkpointed in (False, True):
+        model = copy.deepcopy(first).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        step = TorchStep(
+            Semantic(), model, criterion, optimizer, device=torch.device("cpu"), grad_checkpointing=checkpointed
+        )
+        seen = {}
+
+        def pack(tensor, seen=seen):
+            seen[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(batches[0][0])
+        kept.append(sum(seen.values()))
+        for iteration, batch in enumerate(batches):
+            step(*batch, iteration)
+        results.append(model.state_dict())
+    assert kept[1] < 0.8 * kept[0]
+    for name, value in results[0].items():
+        assert torch.allclose(value, results[1][name], rtol=1e-5, atol=1e-6), name
+    assert any(name.endswith("running_var") for name in results[0])
+
+
+def test_the_average_is_that_of_the_weights_and_starts_quickly():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    ema = AveragedWeights(model, 0.9)
+    expected = {name: value.clone().float() for name, value in model.state_dict().items()}
+    for iteration in range(100):
+        with torch.no_grad():
+            model[0].weight.normal_()
+            model[1].num_batches_tracked.add_(1)
+        ema.update(iteration)
+        decay = min(0.9, (1 + iteration) / (10 + iteration))
+        expected["0.weight"] = decay * expected["0.weight"] + (1 - decay) * model[0].weight.detach()
+    found = ema.network.state_dict()
+    assert torch.allclose(found["0.weight"], expected["0.weight"], atol=1e-5)
+    assert found["1.num_batches_tracked"] == 100 and not ema.network.training
+    with pytest.raises(ValueError, match=r"averaged weights \(ema\) are missing"):
+        ema.load(None)
+    with pytest.raises(ValueError, match=r"do not match the network in 0.bias"):
+        ema.load(found | {"0.bias": torch.zeros(3)})
+
+
+@pytest.mark.slow
+def test_the_average_is_validated_saved_and_resumed_exactly(tmp_path, monkeypatch):
+    seen = []
+
+    def evaluate(self, model, *arguments, original=Semantic.evaluate, **named):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return original(self, model, *arguments, **named)
+
+    monkeypatch.setattr(Semantic, "evaluate", evaluate)
+    options = ["ema=0.5", "grad_checkpointing=true", "loss.ramp.aux=3", "recipe.patience=9"]
+    training.train(composed(*options), tmp_path / "whole")
+    last, best = (checkpoints.load(tmp_path / "whole" / name) for name in ("last.pt", "best.safetensors"))
+    place = 0 if best.iteration == 2 else 1
+    assert all(torch.equal(value, seen[place][name]) for name, value in best.weights.items())
+    assert any(not torch.equal(value, last.training["ema"][name]) for name, value in last.weights.items())
+    (tmp_path / "again").mkdir()
+    training.train(composed(*options), tmp_path / "again", checkpoints.load(tmp_path / "whole" / "previous.pt"))
+    again = checkpoints.load(tmp_path / "again" / "last.pt")
+    for ours, theirs in ((again.weights, last.weights), (again.training["ema"], last.training["ema"])):
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_jax_refuses_what_it_does_not_have():
+    pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
+    from ccnet.engine.training import choose_framework
+
+    for option in ("ema=0.9", "grad_checkpointing=true"):
+        with pytest.raises(ValueError, match="framework=jax supports neither ema nor grad_checkpointing"):
+            choose_framework("jax", "cpu").check(composed(option))
