@@ -4,6 +4,7 @@ Everything in it comes from the checkpoint and the records of its run.
 """
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from ...data import layout_of
@@ -138,6 +139,7 @@ def _training(saved: Checkpoint, record: Mapping[str, Any]) -> str:
         found = next((_shown(name, options, saved) for name in names if _shown(name, options, saved)), None)
         if found:
             rows.append((row, found))
+    rows.insert(1, ("its initial weights", _initial_weights(options)))
     rows.append(("iterations", _budget(saved, record)))
     rows += [(row, str(record[key])) for row, key in _RECORDED.items() if record.get(key) is not None]
     return Table(("setting", "value"), rows).markdown()
@@ -147,6 +149,8 @@ def _shown(name: str, options: Mapping[str, Any], saved: Checkpoint) -> str | No
     """Return the value of an option as in the card: classes without their module, mappings as their entries."""
     if name in options:
         value = options[name]
+        if name.endswith(".scale"):
+            return " to ".join(map(str, value))
         return str(value).rpartition(".")[2] if name.endswith("_target_") else _text(value)
     inside = {key.removeprefix(f"{name}."): value for key, value in options.items() if key.startswith(f"{name}.")}
     inside = {key: value for key, value in inside.items() if "." not in key and value != 0}
@@ -155,6 +159,13 @@ def _shown(name: str, options: Mapping[str, Any], saved: Checkpoint) -> str | No
 
 def _text(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _initial_weights(options: Mapping[str, Any]) -> str:
+    file = options.get("model.backbone.weights")
+    if file:
+        return PurePath(str(file)).name
+    return "timm's pretrained weights" if options.get("model.backbone.pretrained") else "random"
 
 
 def _budget(saved: Checkpoint, record: Mapping[str, Any]) -> str:
