@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
@@ -37,8 +38,8 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
     """Return the cost for one input of shape (3, H, W) or (3, T, H, W); the network is left unchanged."""
     was_training = model.training
     try:
-        with torch.device("meta"):
-            state = without_data(model, torch.device("meta"))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            state = without_data(model, torch.device("cpu"))  # wherever the network is, the counts are the same
             image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm after global pooling needs two
             with FlopCounterMode(display=False) as counter, _AttentionFormula():
                 functional_call(model.eval(), state, (image,))
@@ -54,7 +55,7 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
 
 
 def without_data(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """Return tensors like the parameters and buffers of a network, on the meta device or in a mode of fake tensors."""
+    """Return tensors like the parameters and buffers of a network, in a mode of fake tensors."""
     arrays = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {
         name: torch.empty_like(array, device=device).requires_grad_(array.requires_grad)
@@ -107,7 +108,7 @@ class FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def triton_path(model: nn.Module):
-    """Use the Triton operators on meta tensors: no kernel is launched, so no GPU is needed."""
+    """Use the Triton operators on fake tensors: no kernel is launched, so no GPU is needed."""
     if importlib.util.find_spec("triton") is None:
         yield
         return

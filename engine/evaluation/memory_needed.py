@@ -1,7 +1,7 @@
 """Estimate the peak memory of a forward pass without running it."""
 
 import weakref
-from contextlib import ExitStack
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,14 @@ def peak_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
         model: the network, on the device that it will run on; left unchanged.
         shape: (3, H, W) or (3, T, H, W).
     """
-    on, contexts = next(model.parameters()).device, ExitStack()
-    if on.type == "cuda":  # the kernels accept meta tensors
-        on = torch.device("meta")
-        contexts.enter_context(triton_path(model))
-    else:
-        contexts.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+    device = next(model.parameters()).device
     was_training = model.training
     try:
-        with contexts, torch.no_grad():
-            state = without_data(model, on)
-            with FusedAttention(), _Peak() as live:
-                image = torch.empty(1, *shape, device=on)
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            state = without_data(model, device)
+            kernels = triton_path(model) if device.type == "cuda" else nullcontext()
+            with kernels, FusedAttention(), _Peak() as live:
+                image = torch.empty(1, *shape, device=device)
                 functional_call(model.eval(), state, (image,))["out"].argmax(dim=1)
     finally:
         model.train(was_training)

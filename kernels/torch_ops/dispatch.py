@@ -59,7 +59,8 @@ def _obstacle(call: Call[Tensor]) -> str | None:
     query, channel_axis = call.query, call.options.channel_axis
     if query.shape[channel_axis] > plan.MAX_QUERY_CHANNELS:
         return f"more than {plan.MAX_QUERY_CHANNELS} query channels do not fit on chip"
-    return _device_obstacle(query.device.type, query.device.index, str(query.dtype).removeprefix("torch."))
+    device = "meta" if transforms.has_no_data(query) else query.device.type
+    return _device_obstacle(device, query.device.index, str(query.dtype).removeprefix("torch."))
 
 
 @torch.compiler.assume_constant_result

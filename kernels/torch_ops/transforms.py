@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -38,6 +39,11 @@ def is_exporting() -> bool:
     """Return whether torch.export or torch.jit.trace runs; their programs cannot contain a Triton kernel."""
     # Not torch.compiler.is_exporting(), which torch.compile of torch 2.11 takes for True.
     return torch.compiler._is_exporting_flag or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def has_no_data(array: Tensor) -> bool:
+    """Return whether an array is a meta or fake tensor, for which operators compute shapes alone."""
+    return array.is_meta or isinstance(array, FakeTensor)
 
 
 def can_hook_saved_tensors() -> bool:
