@@ -1,4 +1,4 @@
-"""Make the images of the documentation: ``python docs/make_images.py``; after training, also ``--run RUN``.
+"""Make the images of docs/quickstart.md: ``python docs/make_images.py RUN``, with the run that it trains.
 
 Everything in them is drawn by the program, so no data set's licence applies.
 """
@@ -9,13 +9,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
-from ccnet import data
-from ccnet.data.reading.image_files import read_image
 from ccnet.data.sets.folder import class_colours
-from ccnet.engine import app, checkpoints, drawing, evaluation
+from ccnet.engine import app, drawing, evaluation
 from ccnet.engine.app.street_scene import CLASSES, street_scene
 
 IMAGES = Path(__file__).resolve().parent / "images"
@@ -23,19 +20,13 @@ POINT = (0.80, 0.30)  # (y, x) as fractions of the image: on the road
 
 
 def main() -> None:
-    """Make the images that the arguments ask for."""
+    """Draw the data, copy the predictions of the run and photograph the page with its network."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", default=checkpoints.DEFAULT, help="the network; the packaged one by default")
-    parser.add_argument("--photo", type=Path, help="a photo that you may publish; a drawn street by default")
-    parser.add_argument("--run", type=Path, help="the run of docs/quickstart.md, whose predictions are copied")
-    given = parser.parse_args()
+    parser.add_argument("run", type=Path, help="the run of docs/quickstart.md")
+    run = parser.parse_args().run
     draw_streets(IMAGES / "streets.png")
-    if given.run:
-        copy_predictions(given.run, IMAGES / "own_network.png")
-    network = evaluation.load(given.checkpoint, device="cpu")
-    pixels = street_scene(2)[0] if given.photo is None else read_image(given.photo).permute(1, 2, 0).numpy()
-    draw_network(network, np.ascontiguousarray(pixels), IMAGES / "network.png")
-    photograph_page(given.checkpoint, network, pixels, IMAGES / "app.png")
+    copy_predictions(run, IMAGES / "own_network.png")
+    photograph_page(run, IMAGES / "app.png")
 
 
 def draw_streets(path: Path) -> None:
@@ -53,31 +44,12 @@ def copy_predictions(run: Path, path: Path) -> None:
         _save(np.asarray(panel.convert("RGB")), path)
 
 
-def draw_network(network: evaluation.TrainedNetwork, pixels: np.ndarray, path: Path) -> None:
-    """Draw an image, its classes, and where one point attends to after one and two passes."""
-    viewer = app.Viewer({"network": network})
-    answer = viewer.predict("photo", pixels)
-    height, width = pixels.shape[:2]
-    maps = viewer.attention(answer, 0, (round(POINT[0] * height), round(POINT[1] * width)))[:2]
-    panels = {"image": pixels, "classes": viewer.overlay(answer, 0, 0.6)} | {made.title: made.image for made in maps}
-    figure = Figure(figsize=(12, 12 / len(panels) * height / width + 0.75), layout="constrained")
-    for axis, (title, shown) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        axis.imshow(shown)
-        axis.set_title(title, fontsize=10)
-        axis.set_axis_off()
-    named = [index for index in drawing.most_frequent_first(answer.labels) if index != data.IGNORE_INDEX]
-    for index in named:
-        figure.axes[0].plot([], [], "s", color=np.array(network.palette[index]) / 255, label=network.classes[index])
-    figure.legend(loc="outside lower center", ncols=len(named), fontsize=9, frameon=False)
-    drawing.write_figure(path, figure, dpi=100)
-
-
-def photograph_page(title: str, network: evaluation.TrainedNetwork, pixels: np.ndarray, path: Path) -> None:
+def photograph_page(run: Path, path: Path) -> None:
     """Take a screenshot of ccnet-app in Chromium, with the attention of a point."""
     from playwright.sync_api import sync_playwright
 
     browser = shutil.which("chromium") or shutil.which("google-chrome")
-    viewer = app.Viewer({Path(title).name: network})
+    viewer, pixels = app.Viewer({run.name: evaluation.load(run, device="cpu")}), street_scene(2)[0]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as started:
         photo = Path(folder) / "street.png"
         Image.fromarray(pixels).save(photo)
