@@ -10,8 +10,9 @@ TRITON := 3.6 3.7 3.8 3.9
 demo: .venv/installed  ## train CCNet on the embedded data set, about two minutes on a laptop
 	$(BIN)/python train.py
 
-# Two processes of one thread each: small networks do not get faster with more threads.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# Processes of one thread each: small networks do not get faster with more threads. One more than two cores, because
+# many tests wait for other processes.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: lint  ## what to run before a commit, under two minutes on two cores
 	$(PYTEST) -m "not slow"

@@ -124,7 +124,7 @@ def test_a_broken_file_gives_a_message(page, photo, tmp_path):
     page.wait_for_selector("#overlay-0 img")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     upload(page, tmp_path / "broken.jpg")
-    page.get_by_text("broken.jpg cannot be read as an image").wait_for()
+    page.get_by_text("broken.jpg cannot be read as an image").first.wait_for()
     page.wait_for_selector("#overlay-0 img", state="detached")  # that of the image before
     assert page.locator("#mask-0").is_disabled()
 
@@ -132,7 +132,7 @@ def test_a_broken_file_gives_a_message(page, photo, tmp_path):
 def test_a_large_image_gives_a_message(page, tmp_path):
     Image.new("RGB", (800, 600)).save(tmp_path / "large.png")
     upload(page, tmp_path / "large.png")
-    page.get_by_text("large.png has 800 x 600 pixels").wait_for()
+    page.get_by_text("large.png has 800 x 600 pixels").first.wait_for()
 
 
 def test_a_large_file_gives_a_message(page, tmp_path):
