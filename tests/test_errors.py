@@ -55,6 +55,7 @@ def test_a_crop_smaller_than_the_stride_is_rejected(run_entry, tmp_path):
     assert "crop_size=[4, 64] is smaller than the network's output stride 8" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_error_for_a_bad_label_during_training_names_file_and_value(run_entry, tmp_path, folder_data, num_workers):
     images, masks = folder_data

@@ -36,6 +36,7 @@ def test_statistics_are_one_number_per_channel():
         TimmBackbone("resnet10t", in_channels=1, std=[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ccnet", "ce2p", "mask_rcnn"])
 def test_every_kind_of_network_takes_more_channels(name):
     network = create_model(name, num_classes=2, backbone="resnet10t", backbone__in_channels=4).eval()
@@ -48,6 +49,7 @@ def test_every_kind_of_network_takes_more_channels(name):
                 network(torch.rand(1, 3, 33, 41))
 
 
+@pytest.mark.slow
 def test_the_jax_twin_takes_more_channels():
     jax = pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
     settings = {"num_classes": 2, "backbone": "resnet10t", "backbone__in_channels": 4, "head__channels": 8}

@@ -71,6 +71,7 @@ def test_other_targets_keep_their_names():
         assert present_names(node) == node
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", list_models())
 def test_every_network_is_rebuilt(tmp_path, model):
     config = composed(

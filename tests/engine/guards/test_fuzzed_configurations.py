@@ -73,6 +73,7 @@ def test_fuzzed_command_line(scratch, changed):
     assert score is None or -1 <= score <= 1 or score != score
 
 
+@pytest.mark.slow
 @examples(20)
 @given(data=st.data())
 def test_fuzzed_configuration(data):

@@ -21,6 +21,7 @@ def composed(*overrides):
         return compose("config", overrides=[*TINY, *overrides])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet10t", "mobilenetv2_100", "convnext_atto"])
 def test_checkpointing_saves_memory_and_changes_no_result(backbone):
     torch.manual_seed(0)
