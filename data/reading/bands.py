@@ -61,7 +61,8 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     except Exception as error:
         raise _unreadable(path, error) from error
     shape, first = _layout(found.shape, channels, path)
-    check_size(*(shape[1:] if first else shape[:2]), path)
+    height, width = shape[1:] if first else shape[:2]
+    check_size(height, width, path)
     try:
         return np.asarray(found)
     except Exception as error:
