@@ -384,6 +384,14 @@ def test_folders_of_splits(tmp_path):
     }
     for split in places:
         assert names(folder(places, there, split)) == [f"{split}{index}" for index in range(5)]
+    pictures(places["val"], "train0.jpg")
+    masks(there["val"], "train0.png")
+    everything = folder(places, there, "all")
+    assert (len(everything), names(everything)[0], names(everything)[5]) == (16, "1_train0", "2_train0")
+    lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}  # of images in these folders
+    for split in lists:
+        (tmp_path / f"{split}.txt").write_text("train0\n")
+        assert folder(places, there, split, lists=lists).image_path(0) == places[split] / "train0.jpg"
     del places["val"]  # drawn from train
     drawn = [names(folder(places, there, split)) for split in ("train", "val")]
     assert drawn == [["train0", "train1", "train3", "train4"], ["train2"]]
@@ -434,6 +442,8 @@ def test_groups_stay_together(tmp_path):
     patients = [{stem.partition("_")[0] for stem in part} for part in parts]
     assert not (patients[0] & patients[1] or patients[1] & patients[2] or patients[0] & patients[2])
     assert [len(part) for part in parts] == [11, 4, 4]
+    with pytest.raises(ValueError, match=r"dataset\.group='\(' is not a regular expression: missing \)"):
+        folder(images, there, "val", group="(")
     with pytest.raises(ValueError, match=r"dataset\.group='frame' does not match p0_0"):
         folder(images, there, "val", group="frame")
     with pytest.raises(ValueError, match=r"1 groups of images cannot be divided into train, val: 2 are needed"):
