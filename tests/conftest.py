@@ -1,11 +1,12 @@
 """Shared fixtures: generated data sets in real layouts, and the entry points as a user runs them."""
 
+import importlib.metadata
 import io
 import os
 import runpy
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,10 @@ if not torch.cuda.is_available():
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX's CUDA plugin fails without a GPU
     os.environ["JAX_NUM_CPU_DEVICES"] = "4"  # so that a batch can be sharded
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run once: not worth optimising
+    with suppress(importlib.metadata.PackageNotFoundError):
+        if importlib.metadata.version("jaxlib").startswith("0.10."):  # JAX 0.12 has no such option
+            flags = os.environ.get("XLA_FLAGS", "")
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"  # compiles in half the time
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -46,6 +51,29 @@ _FUZZING = {"deadline": 300_000, "suppress_health_check": list(HealthCheck), "da
 settings.register_profile("quick", derandomize=True, **_FUZZING)
 settings.register_profile("thorough", derandomize=False, **_FUZZING)
 settings.load_profile("quick")
+
+
+@contextmanager
+def jax_cache(folder):
+    """Keep compiled JAX programs in a folder, from which later calls take them, also programs for several devices."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_remove_custom_partitioning_ptr_from_cache_key": True,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)
