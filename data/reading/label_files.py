@@ -144,6 +144,6 @@ def _code(colours: np.ndarray) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def _colour(code: int) -> tuple[int, int, int]:
+def _colour(code: int) -> Value:
     """Return the RGB triple that :func:`_code` has encoded."""
     return code >> 16, code >> 8 & 255, code & 255
