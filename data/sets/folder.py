@@ -25,7 +25,7 @@ class Folder(ImagePairs):
             ``{"train": DIR, "val": DIR}``.
         masks: the folder or folders of masks, with the same subfolders.
         classes: K names, or K itself; None if ``values`` names them.
-        split: "train", "val" or "test", which are disjoint, or "all".
+        split: "train", "val" or "test", which are disjoint, or "all", the images in every folder.
         val_share, test_share: the fractions of the images in "val" and "test" if these have neither folders nor lists.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
         values: the mask values of the classes, see :func:`~ccnet.data.reading.label_values.label_values`; 0 to K - 1
@@ -59,19 +59,25 @@ class Folder(ImagePairs):
         channels: int = 3,
         rgb: Sequence[int] | None = None,
     ):
-        image_folder, mask_folder = find_folders(images, masks, split)
+        own = images if isinstance(images, Mapping) else {}
+        folders = [find_folders(images, masks, part) for part in (own if own and split == "all" else [split])]
         names, label_ids = label_values(values, classes, ignore_label)
         if palette is not None and len(palette) != len(names):
             raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")
-        self._folder = image_folder
-        pairs = match_by_name(image_folder, mask_folder, image_name=image_name, label_name=mask_name)
-        paths = [image.relative_to(image_folder).with_suffix("") for image, _ in pairs]
+        self._folders = dict.fromkeys(folder for folder, _ in folders)
+        pairs = [
+            pair
+            for image_folder, mask_folder in dict.fromkeys(folders)
+            for pair in match_by_name(image_folder, mask_folder, image_name=image_name, label_name=mask_name)
+        ]
+        image_folder = folders[0][0]
         if split == "all":
             chosen = [*range(len(pairs))]
         elif lists:
-            chosen = _part(listed(paths, lists, image_folder), split, "list it in dataset.lists")
+            here = {part: file for part, file in lists.items() if find_folders(images, masks, part) == folders[0]}
+            chosen = _part(listed(_names(pairs, image_folder), here, image_folder), split, "list it in dataset.lists")
         else:
-            own = images if isinstance(images, Mapping) else {}
+            paths = _names(pairs, image_folder)
             shares = {name: share for name, share in (("val", val_share), ("test", test_share)) if name not in own}
             parts = {split: [*range(len(pairs))]} if split in own and split != "train" else drawn(paths, shares, group)
             chosen = _part(parts, split, f"set dataset.{split}_share, dataset.images or dataset.lists")
@@ -104,8 +110,21 @@ class Folder(ImagePairs):
         return LabelFormat(label_values(values, classes, ignore_label).label_ids, image_name, mask_name)
 
     def name(self, index: int) -> str:
-        """Return the path of the image in its folder, without suffix, with ``_`` between its parts."""
-        return "_".join(PurePath(self.pairs[index][0].relative_to(self._folder)).with_suffix("").parts)
+        """Return the path of the image in its folder, without suffix, with ``_`` between its parts.
+
+        If there are several folders, which may contain the same names, it begins with the number of the folder.
+        """
+        path = self.pairs[index][0]
+        number, folder = next(
+            (number, folder) for number, folder in enumerate(self._folders, 1) if path.is_relative_to(folder)
+        )
+        parts = path.relative_to(folder).with_suffix("").parts
+        return "_".join(parts if len(self._folders) == 1 else (str(number), *parts))
+
+
+def _names(pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[PurePath]:
+    """Return the paths of images in their folder, without suffix."""
+    return [PurePath(image.relative_to(folder).with_suffix("")) for image, _ in pairs]
 
 
 def _part(parts: Mapping[str, list[int]], split: str, how: str) -> list[int]:

@@ -53,7 +53,8 @@ def drawn(names: Sequence[PurePath], shares: Mapping[str, float], group: str | N
             expression if it has none, belong to the same split. None: images are evenly spaced over the list.
 
     Raises:
-        ValueError: the fractions do not leave an image for each split, or a path does not match ``group``.
+        ValueError: the fractions do not leave an image for each split, a path does not match ``group``, or that is not
+            a regular expression.
     """
     shares = {split: share for split, share in shares.items() if share}
     if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
@@ -80,8 +81,12 @@ def drawn(names: Sequence[PurePath], shares: Mapping[str, float], group: str | N
 def _groups(names: Sequence[PurePath], group: str | None) -> dict[str, list[int]]:
     """Return the indices of the images of each group; without a pattern, each image is a group."""
     members: dict[str, list[int]] = {}
+    try:
+        pattern = re.compile(group or ".*")
+    except re.error as error:
+        raise ValueError(f"dataset.group={group!r} is not a regular expression: {error}") from error
     for index, name in enumerate(names):
-        match = re.search(group or ".*", name.as_posix())
+        match = pattern.search(name.as_posix())
         if not match:
             raise ValueError(f"dataset.group={group!r} does not match {name}: it must match the path of every image")
         members.setdefault("\n".join(map(str, match.groups() or (match[0],))), []).append(index)

@@ -146,15 +146,18 @@ def test_orientation_beside_odd_tags(tmp_path):
     assert torch.equal(read_image(photo), plain.rot90(-1, (1, 2)))
     Image.fromarray(PHOTO).save(photo, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nonsense")
     assert torch.equal(read_image(photo), plain)
+    Image.fromarray(PHOTO).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense")
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), PHOTO)
 
 
 @row("a PNG with more than 1 MB of text or colour profile")
 def test_large_metadata(tmp_path):
     text = PngImagePlugin.PngInfo()
     text.add_text("history", "x" * 2**21, zip=True)
-    path = save(tmp_path / "a.png", PHOTO, pnginfo=text, icc_profile=bytes(2**21))
     before = PngImagePlugin.MAX_TEXT_CHUNK
-    assert np.array_equal(read_image(path).permute(1, 2, 0), PHOTO)
+    for mode in ("RGB", "RGBA"):  # a fast decoder may read the former, Pillow reads the latter
+        Image.fromarray(PHOTO).convert(mode).save(tmp_path / "a.png", pnginfo=text, icc_profile=bytes(2**21))
+        assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0), PHOTO)
     assert before == PngImagePlugin.MAX_TEXT_CHUNK
 
 
@@ -269,7 +272,7 @@ def test_a_file_of_values(tmp_path):
         table.write_text(text)
         assert label_values(str(table), None).classes == ["sky", "road", "car of 2 seats"]
         assert np.array_equal(labels(path, str(table), None), MASK)
-    table.write_text("0 sky\n1 road\n255 ignore\n")
+    table.write_text("0 sky\n1 road\n255 ignore\n", encoding="utf-8-sig")
     assert label_values(str(table), None) == (["sky", "road"], {0: 0, 1: 1, 255: 255})
     for text, told in (
         ("0 sky\nroad\n", "line 2: expected a value and a class name"),
@@ -384,6 +387,14 @@ def test_folders_of_splits(tmp_path):
     }
     for split in places:
         assert names(folder(places, there, split)) == [f"{split}{index}" for index in range(5)]
+    pictures(places["val"], "train0.jpg")
+    masks(there["val"], "train0.png")
+    everything = folder(places, there, "all")
+    assert (len(everything), names(everything)[0], names(everything)[5]) == (16, "1_train0", "2_train0")
+    lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}  # of images in these folders
+    for split in lists:
+        (tmp_path / f"{split}.txt").write_text("train0\n")
+        assert folder(places, there, split, lists=lists).image_path(0) == places[split] / "train0.jpg"
     del places["val"]  # drawn from train
     drawn = [names(folder(places, there, split)) for split in ("train", "val")]
     assert drawn == [["train0", "train1", "train3", "train4"], ["train2"]]
@@ -394,7 +405,7 @@ def test_lists_of_names(tmp_path):
     images = pictures(tmp_path / "images", "a.jpg", "b c.jpg", "sub/d.jpg")
     there = masks(tmp_path / "masks", "a.png", "b c.png", "sub/d.png")
     lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}
-    (tmp_path / "train.txt").write_text("sub/d\na.jpg\n")
+    (tmp_path / "train.txt").write_text("sub/d\na.jpg\n", encoding="utf-8-sig")
     (tmp_path / "val.txt").write_text("b c\n")
     assert names(folder(images, there, "train", lists=lists)) == ["sub_d", "a"]
     assert names(folder(images, there, "val", lists=lists)) == ["b c"]
@@ -434,6 +445,8 @@ def test_groups_stay_together(tmp_path):
     patients = [{stem.partition("_")[0] for stem in part} for part in parts]
     assert not (patients[0] & patients[1] or patients[1] & patients[2] or patients[0] & patients[2])
     assert [len(part) for part in parts] == [11, 4, 4]
+    with pytest.raises(ValueError, match=r"dataset\.group='\(' is not a regular expression: missing \)"):
+        folder(images, there, "val", group="(")
     with pytest.raises(ValueError, match=r"dataset\.group='frame' does not match p0_0"):
         folder(images, there, "val", group="frame")
     with pytest.raises(ValueError, match=r"1 groups of images cannot be divided into train, val: 2 are needed"):
