@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ...kernels import plan
 from ...kernels.tiles import Device, Problem, Tile
-from ..comparison_rows import check_error
+from ..comparison.rows import check_error
 from ..failures import first_line, tolerated
 from .candidates import candidates
 from .examine import Job, Needs, all_launches, timed_launches

@@ -13,7 +13,7 @@ import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import criss_cross_attention
+from ...kernels import criss_cross_attention
 
 # The backward pass is timed alone, by running it repeatedly on the same graph.
 torch._functorch.config.donated_buffer = False

@@ -3,7 +3,7 @@
 import torch
 from omegaconf import DictConfig
 
-from .comparison_rows import TOLERANCE
+from .rows import TOLERANCE
 
 
 def compare_operators(config: DictConfig, device: torch.device) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from ..engine.drawing.png_files import write_figure
-from ..engine.drawing.tables import Table
+from ...engine.drawing.png_files import write_figure
+from ...engine.drawing.tables import Table
 
 # The largest error against float64, relative to the largest element, at which an implementation counts as correct.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}

@@ -14,13 +14,13 @@ from jax import Array
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from ..engine.evaluation.jax_network import local_devices
-from ..engine.runtime.provenance import provenance
-from ..kernels import criss_cross_attention, plan
-from .comparison_rows import Rows, check_error
-from .failures import require_none, tolerated
+from ...engine.evaluation.jax_network import local_devices
+from ...engine.runtime.provenance import provenance
+from ...kernels import criss_cross_attention, plan
+from ..failures import require_none, tolerated
+from ..timing import Timing
 from .peers import ORACLES
-from .timing import Timing
+from .rows import Rows, check_error
 
 CALLS = 5  # between two clock readings, so that synchronisation adds little to the time
 

@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from ..engine.runtime.provenance import machine_of, provenance
-from ..kernels import plan
+from ...engine.runtime.provenance import machine_of, provenance
+from ...kernels import plan
+from ..failures import require_none, tolerated
+from ..timing import Timing, input_sets, measure
 from . import peers
-from .comparison_rows import Rows, check_error
-from .failures import require_none, tolerated
-from .timing import Timing, input_sets, measure
+from .rows import Rows, check_error
 
 
 def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
