@@ -152,7 +152,7 @@ def test_packages_have_a_readable_size(folder):
 @pytest.mark.parametrize(
     ("importing", "source", "place"),
     [
-        ("kernels.plan", "import ccnet.models.layers", "models.layers"),
+        ("kernels.launches.plan", "import ccnet.models.layers", "models.layers"),
         ("losses.ohem", "def f():\n    from ..kernels import reference", "kernels.reference"),
         ("data.loader", "from ..engine.runtime.devices import choose_device", "engine.runtime.devices"),
         ("engine.guards.settings", "if TYPE_CHECKING:\n    from ..training import loop", "engine.training.loop"),

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from ...engine.evaluation.jax_network import local_devices
 from ...engine.runtime.provenance import provenance
-from ...kernels import criss_cross_attention, plan
+from ...kernels import criss_cross_attention
+from ...kernels.launches import plan
 from ..failures import require_none, tolerated
 from ..timing import Timing
 from .peers import ORACLES

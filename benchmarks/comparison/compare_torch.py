@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...engine.runtime.provenance import machine_of, provenance
-from ...kernels import plan
+from ...kernels.launches import plan
 from ..failures import require_none, tolerated
 from ..timing import Timing, input_sets, measure
 from . import peers

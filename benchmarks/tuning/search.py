@@ -5,8 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
-from ...kernels import plan
-from ...kernels.tiles import Device, Problem, Tile
+from ...kernels.launches import plan
+from ...kernels.launches.tiles import Device, Problem, Tile
 from ..comparison.rows import check_error
 from ..failures import first_line, tolerated
 from .candidates import candidates

@@ -12,7 +12,7 @@ from ccnet.benchmarks.comparison import compare_torch as benchmark_compare
 from ccnet.benchmarks.comparison import peers as benchmark_peers
 from ccnet.benchmarks.timing import Timing
 from ccnet.engine.evaluation.cost import Cost
-from ccnet.kernels import plan
+from ccnet.kernels.launches import plan
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ import torch
 from conftest import ROOT
 from test_reference import CASES
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights, fallback, plan, tiles
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights, fallback
+from ccnet.kernels.launches import plan, tiles
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
@@ -329,8 +330,8 @@ def test_lowering_for_cuda_on_a_machine_without_one(plugin):
 
 EVERY_TARGET = """
 from ccnet.kernels import plan
-from ccnet.kernels.compiled import compile_case
-from ccnet.kernels.launch_cases import for_jax, forward_cases
+from ccnet.kernels.launches.compiled import compile_case
+from ccnet.kernels.launches.launch_cases import for_jax, forward_cases
 
 problem = plan.Problem(1, (5,), (0,), 16, 16, "bfloat16")
 for capability in (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1):

@@ -1,4 +1,4 @@
-"""The tile sizes of a launch: pinned by measurements in ``configs/<device>.json`` where there are any, else by a rule.
+"""The tile sizes of a launch: pinned by measurements in ``kernels/configs`` where there are any, else by a rule.
 
 This is pure arithmetic without torch, jax or triton. Nothing is autotuned during training: the choice depends only on
 the call's shape, the device and the version of Triton, so that runs are bitwise reproducible.
@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class Device(NamedTuple):

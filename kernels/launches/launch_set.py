@@ -1,6 +1,6 @@
 """The launches that must compile well with every supported Triton version, and a command that compiles them all.
 
-``python -m ccnet.kernels.launch_set`` needs only Triton: no torch and no GPU.
+``python -m ccnet.kernels.launches.launch_set`` needs only Triton: no torch and no GPU.
 """
 
 import itertools

@@ -19,8 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .backward import line_backward_kernel
-from .forward import line_forward_kernel
+from ..backward import line_backward_kernel
+from ..forward import line_forward_kernel
 from .launch_cases import Case
 from .plan import Device
 
