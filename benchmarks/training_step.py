@@ -23,7 +23,7 @@ from ..engine.runtime.devices import seed_everything
 from ..engine.runtime.provenance import provenance
 from ..engine.training.batches import prefetch
 from ..engine.training.setup.optimizer import make_optimizer
-from ..engine.training.torch_step import TorchStep, memory_format
+from ..engine.training.steps.torch_step import TorchStep, memory_format
 from ..models.factory import build, compose_conf
 from .failures import require_none, tolerated
 

@@ -20,8 +20,8 @@ from ccnet.engine.evaluation.protocols import Whole
 from ccnet.engine.evaluation.segmentation import predict
 from ccnet.engine.evaluation.tasks.semantic import Semantic
 from ccnet.engine.runtime import stop_signals as stopping
-from ccnet.engine.training import torch_step
-from ccnet.engine.training.torch_step import train_step
+from ccnet.engine.training.steps import torch_step
+from ccnet.engine.training.steps.torch_step import train_step
 
 pytestmark = pytest.mark.slow
 

@@ -438,9 +438,9 @@ def break_a_picture_of_the_second():
 
 def signalled_at_fourth(number, ranks):
     """Send a signal to the processes in `ranks` in their fourth step."""
-    import ccnet.engine.training.torch_step
+    import ccnet.engine.training.steps.torch_step
 
-    step, steps = ccnet.engine.training.torch_step.train_step, []
+    step, steps = ccnet.engine.training.steps.torch_step.train_step, []
 
     def signalled(*arguments, **named):
         steps.append(1)
@@ -448,7 +448,7 @@ def signalled_at_fourth(number, ranks):
             os.kill(os.getpid(), number)
         return step(*arguments, **named)
 
-    ccnet.engine.training.torch_step.train_step = signalled
+    ccnet.engine.training.steps.torch_step.train_step = signalled
 
 
 def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
@@ -474,10 +474,10 @@ def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
 
 def stopped_at_fourth(wait):
     """Stop the second process in its fourth step, for which the first one then waits for ``wait`` seconds."""
-    import ccnet.engine.training.torch_step
+    import ccnet.engine.training.steps.torch_step
     from ccnet.engine.runtime import distributed
 
-    step, steps = ccnet.engine.training.torch_step.train_step, []
+    step, steps = ccnet.engine.training.steps.torch_step.train_step, []
     distributed._ROLL_CALL = 1.0
 
     def stopped(*arguments, **named):
@@ -489,7 +489,7 @@ def stopped_at_fourth(wait):
             print("waiting")
         return step(*arguments, **named)
 
-    ccnet.engine.training.torch_step.train_step = stopped
+    ccnet.engine.training.steps.torch_step.train_step = stopped
 
 
 def test_a_stopped_process_is_named_after_the_timeout(tmp_path):

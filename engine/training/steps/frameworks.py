@@ -6,11 +6,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ...models.factory import build
-from ..evaluation.tasks import Task
-from ..runtime.devices import choose_device
-from ..runtime.distributed import world_size
-from .setup.freezing import held_modules
+from ....models.factory import build
+from ...evaluation.tasks import Task
+from ...runtime.devices import choose_device
+from ...runtime.distributed import world_size
+from ..setup.freezing import held_modules
 from .torch_step import Step, TorchStep
 
 
@@ -77,7 +77,7 @@ class Jax:
             ValueError: the network has no JAX counterpart, there are several processes, or an option is set that JAX
                 does not support.
         """
-        from ...models.nnx import twin
+        from ....models.nnx import twin
 
         if world_size() > 1 or config.accumulate > 1:
             raise ValueError(
@@ -93,7 +93,7 @@ class Jax:
 
     def evaluated(self, network: nn.Module, *, bf16: bool = False) -> Any:
         """Return the network's Flax twin on the first device."""
-        from ..evaluation.jax_network import JaxNetwork
+        from ...evaluation.jax_network import JaxNetwork
 
         return JaxNetwork.of(network, bf16=bf16, device=self._name)
 
@@ -101,7 +101,7 @@ class Jax:
         self, config: DictConfig, task: Task, model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer
     ) -> Step:
         """Return a training step over as many local devices as can split the batch evenly."""
-        from ..evaluation.jax_network import local_devices
+        from ...evaluation.jax_network import local_devices
         from .jax_step import JaxStep
 
         return JaxStep(

@@ -17,10 +17,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from torch import Tensor
 
-from ...models.nnx import state_dict, twin
-from ...models.nnx.layers import from_torch, hold_statistics, to_torch
-from ..evaluation.jax_network import JaxNetwork
-from ..runtime.memory import process_peak_mib
+from ....models.nnx import state_dict, twin
+from ....models.nnx.layers import from_torch, hold_statistics, to_torch
+from ...evaluation.jax_network import JaxNetwork
+from ...runtime.memory import process_peak_mib
 from .nonfinite import Outcome
 
 # The per-parameter state of torch's optimisers, by torch's names.

@@ -9,18 +9,18 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ...data import IGNORE_INDEX
-from ...losses.all_reduce import sum_over_processes
-from ..evaluation.tasks import Task
-from ..runtime.distributed import average_gradients, parallel, synchronise, world_size
-from ..runtime.memory import enough_memory, process_peak_mib
+from ....data import IGNORE_INDEX
+from ....losses.all_reduce import sum_over_processes
+from ...evaluation.tasks import Task
+from ...runtime.distributed import average_gradients, parallel, synchronise, world_size
+from ...runtime.memory import enough_memory, process_peak_mib
+from ..setup.checkpointing import checkpoint_gradients
+from ..setup.freezing import held_modules
 from .nonfinite import Outcome, step_if
-from .setup.checkpointing import checkpoint_gradients
-from .setup.freezing import held_modules
 
 
 class Step(Protocol):
-    """A training step, :class:`TorchStep` or :class:`engine.training.jax_step.JaxStep`."""
+    """A training step, :class:`TorchStep` or :class:`engine.training.steps.jax_step.JaxStep`."""
 
     def place(self, images: Any, labels: Any) -> tuple[Any, Any]:
         """Move a batch from the loader to the devices that the step runs on."""
