@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, evaluation, guards, runtime, sweeps, training
+from ccnet.engine import checkpoints, evaluation, guards, resuming, runtime, sweeps, training
 from ccnet.engine.sweeps.entry_point import entry_point
 from ccnet.models.factory import compose_conf
 
@@ -58,12 +58,12 @@ def _started(config: DictConfig, folder: Path) -> float | None:
     guards.refuse_environment(config)
     if config.resume in (None, "auto"):  # a run that is named uses the data set in its checkpoint
         data.check_root(config.dataset)
-    device, timeout = training.framework_of(checkpoints.preview(config)).device, config.collective_timeout
+    device, timeout = training.framework_of(resuming.preview(config)).device, config.collective_timeout
     config = training.with_linear_rule(training.with_length(config))
-    with runtime.processes(device, timeout=timeout), checkpoints.find_start(config, folder) as start:
+    with runtime.processes(device, timeout=timeout), resuming.find_start(config, folder) as start:
         if start.saved is None:
             return train(config, start.folder)
-        config = checkpoints.continued(config, start.saved)
+        config = resuming.continued(config, start.saved)
         patience = config.recipe.patience
         done = sweeps.finished_score(start.folder, start.saved, config.recipe.max_iters, patience)
         if done is None:
@@ -106,7 +106,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     training.freeze(config, model)
     optimizer = training.make_optimizer(config, model)
     schedule = training.make_schedule(config, optimizer)
-    identity = checkpoints.identify(asked, saved, train_set, val_set)
+    identity = resuming.identify(asked, saved, train_set, val_set)
     ema = training.AveragedWeights(model, config.ema) if config.ema is not None else None
     state = training.TrainingState(model, optimizer, schedule, identity, ema=ema)
     cost = task.cost(model, config)

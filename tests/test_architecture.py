@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 
 _BELOW_ENGINE = {"conf", "data", "kernels", "losses", "models"}
-_ENGINE = ["runtime", "guards", "drawing", "checkpoints", "evaluation", "app", "training", "sweeps"]  # low to high
+# Low to high.
+_ENGINE = ["runtime", "guards", "drawing", "checkpoints", "resuming", "evaluation", "app", "training", "sweeps"]
 _ENGINE = [f"engine.{room}" for room in _ENGINE]
 
 # Package -> the packages that it may import from, besides itself. Entry points may import from all of them.

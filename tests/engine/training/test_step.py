@@ -10,8 +10,9 @@ from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccnet.data.loader import Loader, stack_pairs
-from ccnet.engine.checkpoints import Checkpoint, Identity
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.tasks.semantic import Semantic
+from ccnet.engine.resuming import Identity
 from ccnet.engine.training.batches import prefetch
 from ccnet.engine.training.state import TrainingState
 from ccnet.engine.training.steps.nonfinite import NonFiniteDetector

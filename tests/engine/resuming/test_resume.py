@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
 
 from ccnet import train as training
-from ccnet.engine import checkpoints
+from ccnet.engine import checkpoints, resuming
 from ccnet.engine.guards import plain
 from ccnet.engine.guards.former_names import former_names
 from ccnet.engine.runtime import FolderLock, FolderTaken
@@ -56,10 +56,10 @@ def former(whole, tmp_path):
 @pytest.mark.parametrize("resume", ["auto", "folder"])
 def test_an_older_run_resumes_to_the_same_result(whole, former, tmp_path, resume):
     config = composed(f"resume={former if resume == 'folder' else 'auto'}")
-    with checkpoints.find_start(config, tmp_path / "runs" / "new") as start:
+    with resuming.find_start(config, tmp_path / "runs" / "new") as start:
         folder, saved = start
     assert (folder, saved.iteration) == (former, 2)
-    training.train(checkpoints.continued(config, saved), folder, saved)
+    training.train(resuming.continued(config, saved), folder, saved)
     one, two = (checkpoints.load(path / "last.pt") for path in (whole, former))
     assert (one.iteration, repr(one.scores)) == (two.iteration, repr(two.scores))
     assert all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
@@ -67,7 +67,7 @@ def test_an_older_run_resumes_to_the_same_result(whole, former, tmp_path, resume
 
 def start(config, folder):
     """Return where a run would start."""
-    with checkpoints.find_start(config, folder) as found:
+    with resuming.find_start(config, folder) as found:
         return found
 
 
@@ -89,7 +89,7 @@ def test_a_run_that_is_in_use_is_not_joined(whole, tmp_path, monkeypatch, capsys
         with FolderLock(folder), pytest.raises(FolderTaken, match="run is in use by process"):
             start(config, own)
     # In a sweep, another of its runs may be the same, and this one must not fail for that reason.
-    monkeypatch.setattr("ccnet.engine.checkpoints.resume.in_sweep", lambda: True)
+    monkeypatch.setattr("ccnet.engine.resuming.start.in_sweep", lambda: True)
     if resume == "auto":
         with FolderLock(folder):
             assert start(config, tmp_path / "new") == (tmp_path / "new", None)
@@ -136,10 +136,10 @@ def test_auto_extends_a_shorter_run_but_never_one_of_a_sweep(whole, tmp_path, mo
         assert start(longer, own).folder == folder
     assert start(composed("resume=auto", "recipe.max_iters=3"), tmp_path / "new") == (tmp_path / "new", None)
     assert "at iteration 4, has recipe.max_iters=4 instead of 3" in capsys.readouterr().out
-    monkeypatch.setattr("ccnet.engine.checkpoints.resume.in_sweep", lambda: True)
+    monkeypatch.setattr("ccnet.engine.resuming.start.in_sweep", lambda: True)
     assert start(longer, folder) == (tmp_path / "run_2", None)
     with pytest.raises(ValueError, match=r"recipe.max_iters=3, but .*last.pt already has 4 iterations: set 4 or more"):
-        checkpoints.continued(composed("resume=auto", "recipe.max_iters=3"), checkpoints.load(folder / "last.pt"))
+        resuming.continued(composed("resume=auto", "recipe.max_iters=3"), checkpoints.load(folder / "last.pt"))
 
 
 def test_a_continuation_that_is_not_exact_says_why(whole, tmp_path):
@@ -166,7 +166,7 @@ def test_an_error_that_may_be_temporary_does_not_send_a_run_back_to_its_start(wh
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     for resume in ("auto", folder):
-        for place in ("torch.load", "ccnet.engine.checkpoints.resume.load"):
+        for place in ("torch.load", "ccnet.engine.resuming.start.load"):
             with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output error"):
                 patched.setattr(place, fails)
                 start(composed(f"resume={resume}"), tmp_path / "new")

@@ -9,11 +9,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ccnet.data import build_dataset
-from ccnet.engine.checkpoints import Checkpoint, continued, located, moved
-from ccnet.engine.checkpoints.identity import EXECUTION, Wanted
-from ccnet.engine.checkpoints.locations import data_contents, weight_contents
+from ccnet.engine.checkpoints import Checkpoint, located, moved
 from ccnet.engine.checkpoints.options import completed
 from ccnet.engine.guards import plain
+from ccnet.engine.resuming import continued
+from ccnet.engine.resuming.contents import data_contents, weight_contents
+from ccnet.engine.resuming.identity import EXECUTION, Wanted
 from ccnet.engine.training.setup import with_class_weights
 
 
@@ -69,7 +70,7 @@ def test_an_option_that_a_checkpoint_lacks_has_its_default(name):
 
 def test_an_argument_that_a_class_has_gained_keeps_its_default(monkeypatch, capsys):
     """Even if the configuration now sets another value: the run has not been trained with that."""
-    monkeypatch.setattr("ccnet.engine.checkpoints.identity.choices", lambda: {"model": "ccnet"})
+    monkeypatch.setattr("ccnet.engine.resuming.identity.choices", lambda: {"model": "ccnet"})
     config, name = composed(*TINY), "optimizer.algorithm.fused"
     saved = run_of(config, choices={"model": "ccnet"})
     saved.config = without(saved.config, name)
@@ -185,7 +186,7 @@ def test_locations_are_stored_as_absolute_paths(tmp_path, monkeypatch):
 def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, optimizer, argument, resume):
     options = [*TINY, f"optimizer={optimizer}", "recipe.lr=0.1"]
     saved = run_of(composed(*options, "recipe.max_iters=4"))
-    monkeypatch.setattr("ccnet.engine.checkpoints.continuation.given_options", lambda: {"recipe.max_iters": 6})
+    monkeypatch.setattr("ccnet.engine.resuming.continuation.given_options", lambda: {"recipe.max_iters": 6})
     now = composed(*(options if resume == "auto" else []), "recipe.max_iters=6", f"resume={resume}")
     made = continued(now, saved)
     assert made.recipe.max_iters == 6

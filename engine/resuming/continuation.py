@@ -7,14 +7,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ...data import ImageDataset
+from ..checkpoints.locations import LOCATIONS, absolute, moved
+from ..checkpoints.options import completed, flat, text
+from ..checkpoints.record import Checkpoint
 from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
 from ..runtime.launchers import is_first
 from ..runtime.overrides import given_overrides
+from .contents import changed, data_contents, weight_contents
 from .identity import EXECUTION, LENGTH, PATIENCE, Identity, choices, fingerprint
-from .locations import LOCATIONS, absolute, changed, data_contents, moved, weight_contents
-from .options import completed, flat, text
-from .record import Checkpoint
 from .wandb_account import own_account
 
 # Options that may change with resume=FOLDER, although the run then differs from one that had them from the start.

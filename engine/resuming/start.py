@@ -14,17 +14,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from ...data import build_dataset
+from ..checkpoints.options import flat
+from ..checkpoints.reading import find, load, peek
+from ..checkpoints.record import Checkpoint
 from ..runtime.atomic_files import given_path
 from ..runtime.distributed import from_all, from_first, rank
 from ..runtime.launchers import is_first
 from ..runtime.overrides import in_sweep
 from ..runtime.run_folder import LAST, PREVIOUS, FolderLock, FolderTaken, holds_run
+from .contents import data_contents
 from .continuation import check_given, given_options
 from .identity import LENGTH, Wanted
-from .locations import data_contents
-from .options import flat
-from .reading import find, load, peek
-from .record import Checkpoint
 
 
 class Start(NamedTuple):
@@ -83,7 +83,7 @@ def preview(config: DictConfig) -> DictConfig:
 
 
 def newest(folder: Path) -> Checkpoint:
-    """Return the newest state of a run without its tensors; see :func:`.reading.peek`.
+    """Return the newest state of a run without its tensors; see :func:`.checkpoints.reading.peek`.
 
     Raises:
         FileNotFoundError: the folder has no checkpoint.

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from ..checkpoints.locations import absolute, is_location
+from ..checkpoints.options import CHECKED, completed, flat, is_given, is_interpolated, text
+from ..checkpoints.record import Checkpoint
 from ..guards.setting_types import BOUNDS
 from ..guards.settings import plain, replaced
-from .locations import absolute, changed, digest, is_location, weight_files
-from .options import CHECKED, completed, flat, is_given, is_interpolated, text
-from .record import Checkpoint
+from .contents import changed, digest, weight_files
 
 # Options for how a run is executed, and for what it may skip.
 EXECUTION = (
@@ -49,7 +50,7 @@ def fingerprint(config: DictConfig, contents: Mapping[str, str]) -> str:
 
     Args:
         config: the composed configuration of a new run; its length does not matter.
-        contents: see :func:`.locations.data_contents` and :func:`.locations.weight_contents`.
+        contents: see :func:`.contents.data_contents` and :func:`.contents.weight_contents`.
     """
     kept = {name: value for name, value in flat(plain(of_length(config, 1))).items() if _matters(name, config)}
     return hashlib.sha256(json.dumps([kept, dict(contents)], sort_keys=True).encode()).hexdigest()

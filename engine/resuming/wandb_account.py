@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..checkpoints.record import Checkpoint
 from ..runtime.launchers import is_first
-from .record import Checkpoint
 
 _ACCOUNT = ("entity", "project")
 
