@@ -15,11 +15,11 @@ from timm.models._features import FeatureListNet
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 
-from ..backbone import TimmBackbone
-from .backbone import Backbone, FeatureNet
-from .blocks import ConvNeXtBlock, Inverted, RegNetBlock, Residual, Universal
-from .channel_attention import EfficientChannelAttention, SqueezeExcite
-from .layers import NamedLayers, Twin
+from ...backbone import TimmBackbone
+from ..backbone import Backbone, FeatureNet
+from ..blocks import ConvNeXtBlock, Inverted, RegNetBlock, Residual, Universal
+from ..channel_attention import EfficientChannelAttention, SqueezeExcite
+from ..layers import NamedLayers, Twin
 from .rules import Rule, Source
 
 

@@ -10,21 +10,21 @@ import torch
 from flax import nnx
 from torch import Tensor
 
-from ..backbone import TimmBackbone
-from ..context.global_convolution import GlobalConvolution
-from ..context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
-from ..context.non_local import NonLocal
-from ..context.pyramid import AtrousPyramid, PyramidPooling
-from ..criss_cross import CrissCrossAttention
-from ..heads.context import ContextHead
-from ..heads.fcn import FCNHead
-from ..segmentor import Segmentor
-from . import context as context_twins
-from . import segmentor as segmentor_twins
+from ...backbone import TimmBackbone
+from ...context.global_convolution import GlobalConvolution
+from ...context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
+from ...context.non_local import NonLocal
+from ...context.pyramid import AtrousPyramid, PyramidPooling
+from ...criss_cross import CrissCrossAttention
+from ...heads.context import ContextHead
+from ...heads.fcn import FCNHead
+from ...segmentor import Segmentor
+from .. import context as context_twins
+from .. import segmentor as segmentor_twins
+from ..layers import to_torch
 from .backbone_rules import BACKBONES, with_parts
 from .comparison import compare, largest_difference
 from .layer_rules import LAYERS, layers
-from .layers import to_torch
 from .rules import Rule, convert
 
 _NETWORKS: dict[type[torch.nn.Module], Rule] = {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from flax import nnx
 
-from .layers import Twin
+from ..layers import Twin
 
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

@@ -17,11 +17,11 @@ from timm.layers.norm import LayerNorm, LayerNorm2d
 from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.pool2d_same import AvgPool2dSame
 
-from .channel_attention import ChannelConvolution
-from .layers import Activation, BatchNorm, Conv, Layers, Pool, Twin
+from ..channel_attention import ChannelConvolution
+from ..layers import Activation, BatchNorm, Conv, Layers, Pool, Twin
+from ..timm_layers import BlurPool, GlobalResponseNorm, Linear, MixedConv, Scale
+from ..timm_layers import LayerNorm as LayerNormTwin
 from .rules import Rule, Source
-from .timm_layers import BlurPool, GlobalResponseNorm, Linear, MixedConv, Scale
-from .timm_layers import LayerNorm as LayerNormTwin
 
 
 def leaf(make: Callable[[Any], nnx.Module]) -> Callable[[Any, Twin], nnx.Module]:

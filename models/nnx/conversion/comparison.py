@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from ..backbone import TimmBackbone
+from ...backbone import TimmBackbone
 
 # Relative to the largest value. Float32 rounding reaches 3e-4 in a resnet101, and more in deeper networks.
 TOLERANCE, FLOAT64_TOLERANCE = 1e-3, 1e-9
