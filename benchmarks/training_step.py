@@ -64,6 +64,7 @@ def time_training(config: DictConfig, device: torch.device) -> str:
     failures: list[str] = []
 
     def save() -> list[dict[str, Any]]:
+        """Write the rows of the rounds so far to the file, and return them."""
         first = next((taken for taken in rounds.values() if taken.milliseconds), None)
         rows = [
             _row(name, taken, statistics.median(first.milliseconds), runs[name].recipe.batch_size, shares.get(name))

@@ -38,6 +38,7 @@ def partitioned(
     """
 
     def lowered(*arrays: Array, options: Options, **parameters: Any) -> list[Array]:
+        """Call ``function`` under a rule that tells XLA which axes of its arrays may be sharded."""
         taken, made = kinds(len(arrays), **parameters)
         space = [f"s{axis}" for axis in range(arrays[0].ndim - 2)]
         attended = [space[axis] for axis in options.axes]
@@ -45,10 +46,12 @@ def partitioned(
         gpu = current_gpu()  # XLA calls `partition` later, when it compiles the program
 
         def run(*arrays: Array) -> list[Array]:
+            """Call ``function`` on one device."""
             with running_on(gpu), usual_promotion():
                 return function(*arrays, options=options, **parameters)
 
         def partition(mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:
+            """Return the mesh, the function of one device, and the shardings of its results and of its arrays."""
             found = [argument.sharding for argument in arguments]
             if not all(isinstance(sharding, NamedSharding) for sharding in found):
                 # Without a mesh of its own, XLA has already made the shardings follow the rule.
@@ -62,10 +65,12 @@ def partitioned(
                 channels, over = None, ()
 
             def shard(kind: str) -> NamedSharding:
+                """Return the sharding of an array of a kind."""
                 last = channels if kind == "value" else None
                 return NamedSharding(mesh, PartitionSpec() if kind == "gamma" else PartitionSpec(*lines, last))
 
             def run_shard(*arrays: Array) -> list[Array]:
+                """Call ``function`` on this device's shard, and complete its sums over value channels."""
                 made_here = run(*arrays)
                 if not over or made[0] == "value":
                     return made_here

@@ -128,9 +128,11 @@ class TorchStep:
         )
 
     def place(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        """Copy a batch to the device, without waiting for the copy."""
         return self.task.to_device(images, labels, self.device, self.memory_format)
 
     def __call__(self, images: Any, labels: Any, iteration: int) -> Outcome:
+        """Call :func:`train_step` with the batch of an iteration, counted from 0."""
         model = self._forward or self.model
         averaged = self._forward is not None
         for module in self._held:  # a validation leaves the whole network in training mode
@@ -146,12 +148,14 @@ class TorchStep:
         return outcome
 
     def evaluated(self) -> nn.Module:
+        """Return the network that is trained."""
         return self.model
 
     def write_back(self) -> None:
         """Do nothing: the torch network is trained in-place."""
 
     def peak_memory_mib(self) -> float:
+        """Return the peak memory so far in MiB: the GPU's, or the process's on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return process_peak_mib()
