@@ -126,14 +126,21 @@ def test_training_gives_the_same_outputs_gradients_and_statistics():
             assert found[key] == tensor == 1
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_a_batch_sharded_over_devices_counts_as_one_batch(kind):
-    """Statistics, loss and gradients are those of the whole batch, as on a single device, on any mesh."""
+@pytest.fixture(scope="module")
+def on_one_device():
+    """Return a network, images, the loss, and gradients and statistics by name."""
     network, images = train_network()
-    small = twin(network)
-    value, _, found = loss_and_gradients(small, to_jax(images))
+    small, images = twin(network), to_jax(images)
+    value, _, found = loss_and_gradients(small, images)
+    return small, images, value, found
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_batch_sharded_over_devices_counts_as_one_batch(kind, on_one_device):
+    """Statistics, loss and gradients are those of the whole batch, as on a single device, on any mesh."""
+    small, images, value, found = on_one_device
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
-    spread = jax.device_put(to_jax(images), NamedSharding(mesh, PartitionSpec("data")))
+    spread = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
     graph, state = nnx.split(small)
     everywhere = nnx.merge(graph, jax.device_put(state, NamedSharding(mesh, PartitionSpec())))
     with jax.set_mesh(mesh):
@@ -198,7 +205,7 @@ def test_dropout_drops_channels_only_in_training():
     assert not jnp.allclose(first, second)
     assert jnp.array_equal(first, again)
     with pytest.raises(ValueError, match=r"dropout needs a random key in training: pass key=jax\.random\.key"):
-        network(images, train=True)
+        jax.eval_shape(lambda state: nnx.merge(graph, state, copy=True)(images, train=True), state)
 
 
 def test_train_and_eval_set_the_mode():

@@ -12,7 +12,6 @@ from stand_in import stand_in
 from ccnet.engine import app
 from ccnet.engine.evaluation import TrainedNetwork
 
-pytest.importorskip("gradio", reason="pip install 'ccnet[app]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'ccnet[dev]'")
 
 pytestmark = pytest.mark.slow
@@ -30,6 +29,7 @@ def viewer():
 
 @pytest.fixture(scope="module")
 def server(viewer):
+    pytest.importorskip("gradio", reason="pip install 'ccnet[app]'")  # takes seconds, so not at collection
     with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "")  # restored afterwards
         patch.setenv("GRADIO_TEMP_DIR", "")
