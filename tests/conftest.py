@@ -6,7 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,29 @@ _FUZZING = {"deadline": 300_000, "suppress_health_check": list(HealthCheck), "da
 settings.register_profile("quick", derandomize=True, **_FUZZING)
 settings.register_profile("thorough", derandomize=False, **_FUZZING)
 settings.load_profile("quick")
+
+
+@contextmanager
+def jax_cache(folder):
+    """Keep compiled JAX programs in a folder, from which later calls take them, also programs for several devices."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_remove_custom_partitioning_ptr_from_cache_key": True,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)

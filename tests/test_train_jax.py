@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY
+from conftest import TINY, jax_cache
 from PIL import Image
 from test_train import composed, rows, run
 
@@ -29,13 +29,8 @@ NO_DROPOUT = ("model.head.dropout=0", "model.aux_head.dropout=0")
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """Let the runs share a compiled step."""
-    for name, value in (
-        ("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax"))),
-        ("jax_persistent_cache_min_compile_time_secs", 0),
-    ):
-        jax.config.update(name, value)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    with jax_cache(tmp_path_factory.mktemp("jax")):
+        yield
 
 
 @pytest.fixture(scope="module")

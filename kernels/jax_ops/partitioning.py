@@ -7,10 +7,12 @@ every position needs whole lines and all query channels.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # JAX leaves custom partitioning untyped.
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax._src import dispatch  # pyright: ignore[reportPrivateImportUsage]
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -18,6 +20,7 @@ from jax.extend.core import Primitive
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..call import Options
+from ..tiles import triton_version
 from .promotion import usual_promotion
 from .targets import current_gpu, running_on
 
@@ -45,19 +48,19 @@ def partitioned(
 
         gpu = current_gpu()  # XLA calls `partition` later, when it compiles the program
 
-        def run(*arrays: Array) -> list[Array]:
-            """Call ``function`` on one device."""
+        def run(_: Array, *arrays: Array) -> list[Array]:
+            """Call ``function`` on one device; the first argument only names the call."""
             with running_on(gpu), usual_promotion():
                 return function(*arrays, options=options, **parameters)
 
         def partition(mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:
             """Return the mesh, the function of one device, and the shardings of its results and of its arrays."""
-            found = [argument.sharding for argument in arguments]
-            if not all(isinstance(sharding, NamedSharding) for sharding in found):
+            named, *found = [argument.sharding for argument in arguments]
+            if not all(isinstance(sharding, NamedSharding) for sharding in (named, *found)):
                 # Without a mesh of its own, XLA has already made the shardings follow the rule.
-                return mesh, run, [result.sharding for result in results], tuple(found)
-            *lines, channels = _spec(found[2], arguments[2].ndim)
-            others = _spec(found[0], arguments[0].ndim)[:-1]
+                return mesh, run, [result.sharding for result in results], (named, *found)
+            *lines, channels = _spec(found[2], arguments[3].ndim)
+            others = _spec(found[0], arguments[1].ndim)[:-1]
             lines = [own if own is not None else other for own, other in zip(lines, others, strict=True)]
             lines = [None if axis - 1 in options.axes else names for axis, names in enumerate(lines)]
             over = _names(channels)
@@ -69,29 +72,29 @@ def partitioned(
                 last = channels if kind == "value" else None
                 return NamedSharding(mesh, PartitionSpec() if kind == "gamma" else PartitionSpec(*lines, last))
 
-            def run_shard(*arrays: Array) -> list[Array]:
+            def run_shard(name: Array, *arrays: Array) -> list[Array]:
                 """Call ``function`` on this device's shard, and complete its sums over value channels."""
-                made_here = run(*arrays)
+                made_here = run(name, *arrays)
                 if not over or made[0] == "value":
                     return made_here
                 sums = zip(made, made_here, strict=True)
                 return [array if kind == "value" else jax.lax.psum(array, over) for kind, array in sums]
 
-            return mesh, run_shard, [shard(kind) for kind in made], tuple(shard(kind) for kind in taken)
+            whole = NamedSharding(mesh, PartitionSpec())
+            return mesh, run_shard, [shard(kind) for kind in made], (whole, *(shard(kind) for kind in taken))
 
+        inputs = ["", *(_factors(kind, space) for kind in taken)]  # the name has no axes
+        outputs = [_factors(kind, space) for kind in made]
+        gathered = {*attended, "d", "t", "u", "g"}
         rule = custom_partitioning(run)
         rule.def_partition(
             partition,
-            sharding_rule=", ".join(_factors(kind, space) for kind in taken)
-            + " -> "
-            + ", ".join(_factors(kind, space) for kind in made),
+            sharding_rule=f"{', '.join(inputs)} -> {', '.join(outputs)}",
             need_replication_factors=tuple(
-                factor
-                for factor in dict.fromkeys(" ".join(_factors(kind, space) for kind in (*taken, *made)).split())
-                if factor in attended or factor in ("d", "t", "u", "g")
+                factor for factor in dict.fromkeys(" ".join([*inputs, *outputs]).split()) if factor in gathered
             ),
         )
-        return rule(*arrays)
+        return rule(_name((function.__name__, options, parameters, str(gpu))), *arrays)
 
     return lowered
 
@@ -99,6 +102,16 @@ def partitioned(
 def needs_devices(primitive: Primitive) -> None:
     """Declare that the lowering of a primitive depends on the devices, as that of custom partitioning does."""
     dispatch.prim_requires_devices_during_lowering.add(primitive)  # JAX has no public function for it
+
+
+def _name(what: object) -> Array:
+    """Return a number that tells two calls apart, for JAX's compilation cache.
+
+    Until XLA partitions a program, it contains the address of a Python function in place of a call. Without the
+    addresses (``jax_remove_custom_partitioning_ptr_from_cache_key``), the cache would return a program that was
+    compiled for another scale, GPU or version of Triton.
+    """
+    return jnp.uint32(zlib.crc32(repr((what, triton_version())).encode()))
 
 
 def _factors(kind: str, space: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from conftest import jax_cache
 
 from ccnet.kernels import criss_cross_residual
 
@@ -67,6 +68,21 @@ def test_each_device_attends_within_its_shard(arrays, sizes, spec, channels, axe
     program = jax.jit(partial(both, axes=axes)).lower(*sharded).compile()
     assert "all-gather" not in program.as_text()
     agree(program(*sharded), jax.jit(partial(both, axes=axes))(*arrays))
+
+
+def test_the_compilation_cache_tells_options_apart(arrays, tmp_path):
+    """Also without the addresses in its keys, which change from process to process."""
+    sharded = spread(arrays, mesh(data=4), "data")
+
+    def attend(scale):
+        return jax.jit(lambda *arrays: [criss_cross_residual(*arrays, channel_axis=-1, scale=scale)])(*sharded)
+
+    with jax_cache(tmp_path):
+        outputs = [attend(scale) for scale in (1.0, 2.0, 1.0)]
+    assert len(list(tmp_path.glob("jit__lambda*-cache"))) == 2
+    agree(outputs[0], outputs[2])
+    for out, scale in zip(outputs, (1.0, 2.0), strict=False):
+        agree(out, [criss_cross_residual(*arrays, channel_axis=-1, scale=scale, backend="reference")])
 
 
 def test_an_attended_axis_is_gathered(arrays):
