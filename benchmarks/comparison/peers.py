@@ -60,12 +60,14 @@ def einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.einsum("nhwg,ncgw->nchw", column, value) + torch.einsum("nhwv,nchv->nchw", row, value)
 
 
-_compiled = cache(torch.compile)  # when it is first used: it imports the compiler, which takes seconds
+@cache  # compiled when it is first used, because importing the compiler takes seconds
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(einsum)
 
 
 def compiled_einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return ``einsum``, compiled by torch.compile."""
-    return _compiled(einsum)(query, key, value)
+    return _compiled()(query, key, value)
 
 
 def bmm(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
