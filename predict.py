@@ -13,9 +13,10 @@
 For each image NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours, and
 NAME_overlay.png, the classes drawn over the image with a legend; with the options above also NAME_attention.png,
 NAME_probabilities and comparison.png. The frames of an animation and the pages of a TIFF become NAME_0001.png and so
-on. With several networks, the first one writes the masks. With ``labels=FOLDER``, a folder of label images in the data
-set's own format, the comparison also shows the ground truth and marks errors. A detection network writes NAME.json, the
-objects in COCO's results format, and NAME_overlay.png, the likely ones drawn over the image.
+on, unless the network reads the pages as the channels of one image (docs/data.md). With several networks, the first one
+writes the masks. With ``labels=FOLDER``, a folder of label images in the data set's own format, the comparison also
+shows the ground truth and marks errors. A detection network writes NAME.json, the objects in COCO's results format, and
+NAME_overlay.png, the likely ones drawn over the image.
 
 Images that cannot be read or predicted are skipped and listed at the end, and the exit code is then 1.
 """
@@ -55,6 +56,7 @@ def main(config: DictConfig) -> None:
     output = runtime.given_path(config.output)
     images = evaluation.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
+    images = evaluation.with_frames(images, evaluation.channels_of(loaded[0]))
     if not config.checkpoint:
         print(f"checkpoint is not set: using {names[0]}, which knows {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
@@ -80,6 +82,12 @@ def _segment(
     classes, palette = loaded[0].classes, loaded[0].palette
     if any(saved.classes != classes for saved in loaded):
         raise ValueError("the checkpoints have different classes: compare networks trained on the same data set")
+    formats = [(evaluation.channels_of(saved), evaluation.value_range_of(saved)) for saved in loaded]
+    if any(found != formats[0] for found in formats):
+        raise ValueError(
+            "the checkpoints read images differently, with backbone.in_channels and dataset.value_range of "
+            f"{', '.join(f'{channels} and {limits}' for channels, limits in formats)}: predict them one at a time"
+        )
     compared = len(loaded) > 1 or config.labels is not None
     if config.probabilities not in (None, *evaluation.FORMATS):
         raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(evaluation.FORMATS)}")

@@ -8,10 +8,10 @@ from ccnet.engine.guards import plain
 from ccnet.models.factory import build, compose_conf
 
 
-def stand_in(model: str = "ccnet") -> Checkpoint:
+def stand_in(model: str = "ccnet", *overrides: str) -> Checkpoint:
     """Return the checkpoint of a small network for CamVid, trained for no iteration, whose files lie nowhere."""
     options = [f"model={model}", "dataset=camvid", "dataset.root=/data/camvid", "backbone=resnet10t"]
-    options += ["backbone.weights=/data/weights.pth", "recipe.head.channels=32", "recipe.head.gamma=fixed"]
+    options += ["backbone.weights=/data/weights.pth", "recipe.head.channels=32", "recipe.head.gamma=fixed", *overrides]
     config = plain(compose_conf([*options, "num_classes=11", "logger=none"], "config"))
     backbone = config["model"]["backbone"] | {"weights": None, "pretrained": False}
     network = build(config["model"] | {"backbone": backbone})

@@ -41,7 +41,7 @@ def observed(tmp_path, *command):
 @pytest.mark.parametrize(
     ("arguments", "answer", "code"),
     [
-        (["--help"], "recipe:", 0),
+        (["--help"], "# decay of a moving average of the weights", 0),
         (["modle=ccnet"], "Could not override 'modle'", 1),
         (["model=ccnett"], "Could not find 'model/ccnett'", 1),
         (["dataset=camvid", "dataset.root=/nowhere"], "error: dataset.root=/nowhere is not a folder", 1),

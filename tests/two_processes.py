@@ -12,7 +12,7 @@ def together(work, folder, number=2):
     """Run `work(rank)` in each of `number` processes and return the results."""
     store = folder / f"store{len(list(folder.iterdir()))}"
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy locks held by its threads
-    context.set_forkserver_preload(["torch", "ccnet.train"])
+    context.set_forkserver_preload(["torch", "torchvision", "timm", "hydra", "hypothesis", "pytest", "ccnet.train"])
     started = [
         context.Process(target=_one, args=(work, folder, store, rank, number), daemon=True) for rank in range(number)
     ]

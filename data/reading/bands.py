@@ -1,6 +1,6 @@
 """Images of any number of channels: NumPy arrays, multi-band TIFFs, and images that Pillow decodes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,19 @@ class UnreadableImage(ValueError):
     """A file that is not an image, or is truncated."""
 
 
-def is_array(path: Path) -> bool:
-    """Return whether a file is a NumPy array, or a TIFF with samples that Pillow does not decode."""
+def is_array(path: Path, channels: int = 3) -> bool:
+    """Return whether :func:`read_array` decodes a file: a NumPy array, or a TIFF that Pillow does not decode.
+
+    A TIFF that a network reads in other than one or three channels always is; its pages may be its channels.
+    """
     start = _start(path)
     if start.startswith(_NUMPY):
         return True
     library = _tifffile() if start.startswith(_TIFF) else None
     if library is None:
         return False
+    if channels not in (1, 3):
+        return True
     try:
         with library.TiffFile(path) as file:
             page = file.pages[0]
@@ -36,9 +41,9 @@ def is_array(path: Path) -> bool:
 
 
 def read_array(path: Path, channels: int) -> np.ndarray | None:
-    """Return the values (H, W, C) of a NumPy array or a multi-band TIFF; None if Pillow has to decode the file.
+    """Return the values of a NumPy array or a multi-band TIFF; None if Pillow has to decode the file.
 
-    A third axis of length ``channels`` may also come first, as in the bands or pages of a TIFF.
+    They are (H, W, C), or (C, H, W) as the bands or pages of a TIFF; a grey image for three channels is (H, W).
 
     Args:
         path: the file.
@@ -49,13 +54,44 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
         UnreadableImage: the file is damaged.
         ValueError: it is not an image of this number of channels.
     """
-    start = _start(path)
-    if start.startswith(_NUMPY):
-        return _checked(path, channels, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
-    if not start.startswith(_TIFF) or not (is_array(path) or channels not in (1, 3)):
+    if not is_array(path, channels):
         return None
-    library = _tifffile()
-    return None if library is None else _checked(path, channels, lambda: _Pages(library, path))
+    try:  # each kind of damage raises a different error
+        found = np.load(path, mmap_mode="r", allow_pickle=False) if _is_numpy(path) else _Pages(_tifffile(), path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    shape, first = _layout(found.shape, channels, path)
+    height, width = shape[1:] if first else shape[:2]
+    check_size(height, width, path)
+    try:
+        return np.asarray(found)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def channels_last(values: np.ndarray, channels: int, subject: object) -> np.ndarray:
+    """Return an array (H, W), (H, W, C) or (C, H, W) as (H, W, C), or as (H, W, 1) if it is grey and C is 3.
+
+    Raises:
+        ValueError: it is not an image of this number of channels; the message names ``subject``.
+    """
+    shape, first = _layout(values.shape, channels, subject)
+    values = values.reshape(shape)
+    return np.moveaxis(values, 0, -1) if first else values
+
+
+def _layout(shape: Sequence[int], channels: int, subject: object) -> tuple[tuple[int, ...], bool]:
+    """Return the shape of an array with an axis for its channels, and whether that is the first axis."""
+    full = tuple(shape) if len(shape) == 3 else (*shape, 1)
+    first = len(shape) == 3 and full[0] == channels != full[-1]
+    number = full[0] if first else full[-1]
+    if len(full) != 3 or not (number == channels or (number == 1 and channels == 3)):
+        grey = ", (H, W)" if channels in (1, 3) else ""
+        raise ValueError(
+            f"{subject} has the shape {tuple(shape)}: expected (H, W, {channels}){grey} or ({channels}, H, W), as "
+            f"backbone.in_channels={channels} says"
+        )
+    return full, first
 
 
 class _Pages:
@@ -71,47 +107,29 @@ class _Pages:
             return file.series[0].asarray()
 
 
-def _checked(path: Path, channels: int, opened: Callable[[], Any]) -> np.ndarray:
-    try:
-        found = opened()
-    except Exception as error:  # each kind of damage raises a different error
-        raise _unreadable(path, error) from error
-    shape = found.shape if len(found.shape) == 3 else (*found.shape, 1)
-    first = shape[0] == channels != shape[-1]
-    number = shape[0] if first else shape[-1]
-    if len(shape) != 3 or not (number == channels or (number == 1 and channels == 3)):
-        raise ValueError(
-            f"{path} has the shape {tuple(found.shape)}: expected (H, W, {channels}) or ({channels}, H, W), as "
-            f"backbone.in_channels={channels} says"
-        )
-    height, width = shape[1:] if first else shape[:2]
-    check_size(height, width, path)
-    try:
-        values = np.asarray(found).reshape(shape)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    return np.moveaxis(values, 0, -1) if first else values
-
-
 def _unreadable(path: Path, error: Exception) -> UnreadableImage:
     return UnreadableImage(f"{path} cannot be read as an image and may be damaged: {error}")
 
 
-def eight_bits(values: np.ndarray, value_range: Sequence[float] | None, path: Path) -> np.ndarray:
-    """Return values (H, W, C) as uint8: unchanged, or scaled by their full range or by ``value_range``.
+def eight_bits(values: np.ndarray, value_range: Sequence[float] | None, subject: object) -> np.ndarray:
+    """Return values (H, W, C) as uint8. Those of 8 bits are not scaled, as in images; see :func:`in_channels`.
+
+    Those of 16 bits are scaled by their full range or by ``value_range``, and others by ``value_range``.
 
     Raises:
-        ValueError: there is no range to scale by.
+        ValueError: there is no range to scale by, or they are not numbers; the message names ``subject``.
     """
-    if values.dtype == np.uint8 and value_range is None:
+    if values.dtype == np.uint8:
         return np.array(values)  # in memory: the values of a file may be mapped
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"{subject} has values of type {values.dtype}: expected real numbers")
     if value_range is None and values.dtype != np.uint16:
         low, high = np.nanmin(values), np.nanmax(values)
         raise ValueError(
-            f"{path} has values of type {values.dtype} (here from {low:.6g} to {high:.6g}): set those of black and "
-            "white with dataset.value_range=[BLACK,WHITE]"
+            f"{subject} has values of type {values.dtype} (here from {low:.6g} to {high:.6g}): train with those of "
+            "black and white, dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
         )
     return scaled(values, value_range or (0, 2**16 - 1))
 
@@ -128,7 +146,8 @@ def pillow_channels(image: Image.Image, channels: int, path: Path) -> np.ndarray
         image = image.convert("RGBA")
     if len(image.getbands()) != channels or image.mode in ("YCbCr", "LAB", "HSV"):
         hint = f"; {_NEEDED}" if _start(path).startswith(_TIFF) and _tifffile() is None else ""
-        found = f"{path} has {len(image.getbands())} channels (mode {image.mode})"
+        number = len(image.getbands())
+        found = f"{path} has {number} channel{'s' if number > 1 else ''} (mode {image.mode})"
         raise ValueError(f"{found}, but backbone.in_channels={channels}{hint}")
     return np.array(image)
 
@@ -150,6 +169,10 @@ def check_channels(channels: int, rgb: Sequence[int] | None) -> None:
         raise ValueError(
             f"dataset.rgb={list(rgb)}: set it to three channels from 0 to {channels - 1}, drawn as red, green and blue"
         )
+
+
+def _is_numpy(path: Path) -> bool:
+    return _start(path).startswith(_NUMPY)
 
 
 def _start(path: Path) -> bytes:

@@ -13,19 +13,29 @@ from torch import Tensor
 
 from .bands import is_array
 from .grey_levels import sample_format
-from .image_files import FORMATS, exif_orientation, in_channels, loaded_upright, orientation, read_image, reading
+from .image_files import (
+    FORMATS,
+    exif_orientation,
+    in_channels,
+    loaded_upright,
+    orientation,
+    pillow_image,
+    read_image,
+    reading,
+)
 from .size_limit import check_size
 
 _SINGLE = (b"\xff\xd8", b"BM")  # the first bytes of JPEG and BMP files, which hold one image
 _SUBFILE_TYPE, _REDUCED = 254, 1  # the tag of a TIFF page, and its bit for a smaller copy of another page
 
 
-def frames_of(path: Path) -> list[int]:
+def frames_of(path: Path, channels: int = 3) -> list[int]:
     """Return the indices of the frames or pages in an image file; those that cannot be read end the list.
 
-    Smaller copies of a page, as in pyramidal TIFFs, are omitted. A file that is no image counts as one frame.
+    Smaller copies of a page, as in pyramidal TIFFs, are omitted. A file that is no image counts as one frame, and so
+    does one whose pages :func:`~ccnet.data.reading.image_files.read_image` takes for the channels of one image.
     """
-    if is_array(path):
+    if is_array(path, channels):
         return [0]
     with suppress(OSError, ValueError), open(path, "rb") as file:
         if file.read(2) not in _SINGLE:
@@ -84,7 +94,7 @@ class FrameReader:
             if key == (path, frame):
                 return result
         if frame is None:
-            result = read_image(path, self.value_range, self.channels), orientation(path)
+            result = read_image(path, self.value_range, self.channels), orientation(path, self.channels)
         else:
             result = self._read(path, frame)
         self._recent.append(((path, frame), result))
@@ -105,7 +115,7 @@ class FrameReader:
         """Return the file, opened anew if a later frame has been read: Pillow fails to rewind some animated PNGs."""
         if self._file is None or self._file[0] != path or self._file[1].tell() > frame:
             self.close()
-            self._file = path, Image.open(path, formats=FORMATS)
+            self._file = path, pillow_image(path)
         return self._file[1]
 
     def close(self) -> None:

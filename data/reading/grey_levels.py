@@ -27,10 +27,11 @@ class SampleFormat(NamedTuple):
     signed: bool
 
 
-def sample_format(image: ImageFile) -> SampleFormat:
+def sample_format(image: Image.Image) -> SampleFormat:
     """Return the sample format of an image that has been opened and not yet decoded.
 
-    Afterwards, Pillow has reduced 16-bit colours to 8 bits, and may have widened 16-bit grey values to 32.
+    Afterwards, and in an image that comes from no file, Pillow has reduced 16-bit colours to 8 bits, and may have
+    widened 16-bit grey values to 32.
     """
     raw = raw_mode(image)
     if image.mode in ("I", "F") and (stored := re.search(r";(\d+)[A-Z]*?(S|F)?$", raw)):
@@ -42,9 +43,10 @@ def sample_format(image: ImageFile) -> SampleFormat:
     return SampleFormat(1 if image.mode == "1" else 8, False)
 
 
-def raw_mode(image: ImageFile) -> str:
+def raw_mode(image: Image.Image) -> str:
     """Return Pillow's name for the layout of the samples in the file of an opened image, such as "RGB;16B"."""
-    arguments = [part for tile in image.tile for part in ([tile[3]] if isinstance(tile[3], str) else tile[3] or ())]
+    tiles = image.tile if isinstance(image, ImageFile) else []
+    arguments = [part for tile in tiles for part in ([tile[3]] if isinstance(tile[3], str) else tile[3] or ())]
     return next((part for part in arguments if isinstance(part, str)), image.mode)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import fast_decoders
 from .bands import UnreadableImage as UnreadableImage
-from .bands import eight_bits, is_array, pillow_channels, read_array
+from .bands import channels_last, eight_bits, is_array, pillow_channels, read_array
 from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
@@ -50,14 +50,23 @@ def read_image(path: Path, value_range: Sequence[float] | None = None, channels:
     """
     values = read_array(path, channels)
     if values is not None:
-        pixels = eight_bits(values, value_range, path)
-        return torch.from_numpy(pixels).permute(2, 0, 1).expand(channels, -1, -1)  # a grey array becomes RGB
+        return array_image(values, value_range, channels, path)
     image, samples = open_upright(path, fast_mode={3: "RGB", 1: "L"}.get(channels, ""))
     if isinstance(image, np.ndarray):
         pixels = image.reshape(*image.shape[:2], channels)
     else:
         pixels = in_channels(image, samples, value_range, channels, path)
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def array_image(values: np.ndarray, value_range: Sequence[float] | None, channels: int, subject: object) -> Tensor:
+    """Return an array (H, W), (H, W, C) or (C, H, W) as an image, uint8 (C, H, W); see :func:`read_image`.
+
+    Raises:
+        ValueError: its shape or values are not those of an image; the message names ``subject``.
+    """
+    pixels = eight_bits(channels_last(values, channels, subject), value_range, subject)
+    return torch.from_numpy(pixels).permute(2, 0, 1).expand(channels, -1, -1)  # a grey array becomes RGB
 
 
 def in_channels(
@@ -114,9 +123,9 @@ def loaded_upright(image: ImageFile) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def orientation(path: Path) -> int:
+def orientation(path: Path, channels: int = 3) -> int:
     """Return the EXIF orientation of an image file, from 1 to 8, which :func:`read_image` undoes."""
-    if is_array(path):
+    if is_array(path, channels):
         return 1
     with _opened(path) as image:
         if image.format == "PNG" and not fast_decoders.may_be_turned(path.read_bytes()):
@@ -146,10 +155,19 @@ def _as_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(turned, 0, -1) if pixels.ndim == 3 else turned)
 
 
+def pillow_image(path: Path) -> ImageFile:
+    """Open an image with Pillow without decoding it."""
+    image = Image.open(path, formats=FORMATS)
+    image.filename = (
+        ""  # else Pillow maps uncompressed files into memory, and garbles TIFFs that are turned by 90 degrees
+    )
+    return image
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile]:
     """Open an image without decoding it; the caller's errors in decoding it name the file."""
-    with reading(path), Image.open(path, formats=FORMATS) as image:
+    with reading(path), pillow_image(path) as image:
         check_size(image.height, image.width, path)
         yield image
 

@@ -55,7 +55,8 @@ class Viewer:
         max_megapixels: the largest image that is accepted.
 
     Raises:
-        ValueError: there are more than two networks, or one detects objects.
+        ValueError: there are more than two networks, one detects objects or does not take RGB, or they scale images of
+            more than 8 bits differently.
     """
 
     def __init__(self, networks: dict[str, TrainedNetwork], *, max_megapixels: float = 24):
@@ -64,8 +65,20 @@ class Viewer:
         for title, network in networks.items():
             if not network.segments:
                 raise ValueError(f"{title} detects objects, but the page shows label maps: use predict.py")
+            if network.channels != 3:
+                raise ValueError(
+                    f"{title} takes images of {network.channels} channel{'s' * (network.channels > 1)}, but the page "
+                    "reads RGB: use predict.py"
+                )
         self.titles, self.networks = [*networks], [*networks.values()]
         self.max_megapixels = max_megapixels
+        ranges = [network.value_range for network in self.networks]
+        if any(found != ranges[0] for found in ranges):
+            raise ValueError(
+                f"the networks have dataset.value_range={ranges[0]} and {ranges[1]}, but the page reads each image "
+                "once: serve them one at a time"
+            )
+        self._value_range = ranges[0]
 
     def answer(self, path: Path) -> Answer:
         """Read an image and predict it with every network.
@@ -80,7 +93,7 @@ class Viewer:
                     f"{path.name} has {width} x {height} pixels, {height * width / 1e6:.0f} megapixels, and this page "
                     f"accepts up to {self.max_megapixels:g}: scale the image down and try again"
                 )
-            pixels = np.ascontiguousarray(read_image(path).permute(1, 2, 0).numpy())
+            pixels = np.ascontiguousarray(read_image(path, self._value_range).permute(1, 2, 0).numpy())
         except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(str(path), path.name)) from error
         return self.predict(path.stem, pixels)

@@ -22,6 +22,7 @@ from .prediction_inputs import check_outputs as check_outputs
 from .prediction_inputs import find_inputs as find_inputs
 from .prediction_inputs import find_labels as find_labels
 from .prediction_inputs import frames_before as frames_before
+from .prediction_inputs import with_frames as with_frames
 from .predictor import Predictor as Predictor
 from .predictor import channels_of as channels_of
 from .predictor import drawn_channels_of as drawn_channels_of

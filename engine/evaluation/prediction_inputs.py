@@ -33,9 +33,7 @@ class InputImage(NamedTuple):
 
 
 def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
-    """Return the images that files, folders and glob patterns name, in this order; each once.
-
-    A file with several frames or pages becomes as many images, named NAME_0001, NAME_0002 and so on.
+    """Return the image files that files, folders and glob patterns name, in this order; each once.
 
     Args:
         sources: paths of images, folders, which are searched recursively, and patterns such as "frames/*/left_*.png".
@@ -56,7 +54,17 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
             found.setdefault(image.path, image)
     if not found:
         raise FileNotFoundError(f"input={', '.join(map(str, sources))} contains no images outside output={output}")
-    return [frame for image in found.values() for frame in _frames_of(image)]
+    return [*found.values()]
+
+
+def with_frames(images: Sequence[InputImage], channels: int) -> list[InputImage]:
+    """Replace each file that has several frames or pages by as many images, named NAME_0001, NAME_0002 and so on.
+
+    Args:
+        images: the files.
+        channels: the number of channels that the network takes, which the pages of a TIFF may be.
+    """
+    return [frame for image in images for frame in _frames_of(image, channels)]
 
 
 def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[str], reserved: Sequence[str]) -> None:
@@ -184,10 +192,10 @@ def _images_of(source: Path) -> Iterator[InputImage]:
         yield InputImage(path, PurePath(path.relative_to(root).with_suffix("")))
 
 
-def _frames_of(image: InputImage) -> list[InputImage]:
+def _frames_of(image: InputImage, channels: int) -> list[InputImage]:
     from ...data.reading.frames import frames_of  # imports torch
 
-    frames = frames_of(image.path)
+    frames = frames_of(image.path, channels)
     if len(frames) == 1:
         return [image._replace(frame=frames[0] or None)]
     digits = max(len(str(frames[-1] + 1)), _DIGITS)

@@ -11,8 +11,9 @@ from huggingface_hub import ModelHubMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from ...data.reading.bands import drawn_channels, pillow_channels
-from ...data.reading.image_files import read_image
+from ...data.reading.bands import drawn_channels
+from ...data.reading.grey_levels import sample_format
+from ...data.reading.image_files import array_image, in_channels, read_image
 from ..checkpoints import networks, reading
 from ..checkpoints.folders import write_folder
 from ..checkpoints.model_card import model_card
@@ -81,6 +82,8 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         crop_size: the size (H, W) of the training crops; None if a published checkpoint does not record it.
         dataset: the configuration of the data set that it was trained on.
         segments: whether it predicts label maps; False if it detects objects.
+        channels: the number of channels C of its images.
+        value_range: the values of black and white in images of more than 8 bits; None for the full range of 16 bits.
     """
 
     _hub_mixin_config = {}  # noqa: RUF012, else the mixin would copy the arguments of __init__, tensors included
@@ -92,8 +95,8 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         self.classes, self.palette = list(saved.classes), [list(colour) for colour in saved.palette]
         self.crop_size = saved.config.get("recipe", {}).get("train_transform", {}).get("crop_size")
         self.dataset: dict[str, Any] = saved.config.get("dataset", {})
-        self._value_range, self._rgb = value_range_of(saved), drawn_channels_of(saved)
-        self._channels = channels_of(saved)
+        self.channels, self.value_range = channels_of(saved), value_range_of(saved)
+        self._rgb = drawn_channels_of(saved)
         self.segments = task_of(saved.config).predicts_label_maps
         self._predictor = Predictor.of(saved, self.module, device=self.device) if self.segments else None
 
@@ -105,8 +108,10 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         """Predict one image with the protocol that the run was validated with.
 
         Args:
-            image: the path of an image file, RGB or grey uint8 (H, W, 3) or (H, W), or a Pillow image; for a network of
-                C channels, uint8 (H, W, C). OpenCV's arrays are BGR: pass ``array[..., ::-1]``.
+            image: the path of an image file, a Pillow image, or an array (H, W, C) or (C, H, W) of the C channels that
+                the network takes, or (H, W) if these are 1 or 3. An array is treated like one in a ``.npy`` file: uint8
+                is taken as it is, and other types are scaled as in training. C = 3 is RGB, but OpenCV's arrays are BGR:
+                pass ``array[..., ::-1]``.
 
         Returns:
             A :class:`Prediction`, or :class:`DetectedObjects` if the network detects objects.
@@ -116,7 +121,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
             ValueError: the file is not an image, or the array is not one that this network can take.
             MemoryError: the device ran out of memory.
         """
-        pixels = _pixels(image, self._value_range, self._channels)
+        pixels = _pixels(image, self.value_range, self.channels)
         return self._detected(pixels) if self._predictor is None else self._segmented(pixels, self._predictor)
 
     @classmethod
@@ -207,22 +212,16 @@ def write_card(
 
 
 def _pixels(image: Any, value_range: Sequence[float] | None, channels: int) -> Tensor:
-    """Return an image as uint8 (C, H, W), RGB if C is 3."""
+    """Return an image as uint8 (C, H, W), RGB if C is 3, as :func:`read_image` returns it from a file."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image).expanduser(), value_range, channels)
-    if isinstance(image, Image.Image):
-        if channels == 3:
-            image = np.array(image if image.mode in ("RGB", "L") else image.convert("RGB"))
-        else:
-            image = pillow_channels(image, channels, Path("this image"))
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3):
-        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"expected a path, a Pillow image, or a uint8 array (H, W, {channels}) or (H, W), got {found}")
-    if image.ndim == 2 and channels in (1, 3):
-        image = np.repeat(image[..., None], channels, axis=2)
-    if image.ndim != 3 or image.shape[2] != channels:
-        raise ValueError(f"expected an array (H, W, {channels}), or a grey one for RGB, got {image.shape}")
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    if isinstance(image, np.ndarray):
+        return array_image(image, value_range, channels, "this array")
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"expected a path, a Pillow image, or an array (H, W, {channels}), got {type(image).__name__}")
+    samples = sample_format(image)
+    pixels = in_channels(image.copy(), samples, value_range, channels, Path("this image"))
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
 def _last_axis(pixels: Tensor) -> np.ndarray:

@@ -13,14 +13,17 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..runtime.launchers import in_own_process, is_first, join_job, parallel_worker
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
 from ..runtime.run_folder import FolderLock, FolderTaken
+from .help_text import commented_config
 from .results import write_result
+
+OmegaConf.register_new_resolver("commented_config", commented_config, replace=True)  # for conf/hydra/help
 
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 

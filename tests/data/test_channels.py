@@ -8,7 +8,7 @@ from PIL import Image
 from ccnet.data.image_pairs import ImagePairs
 from ccnet.data.inspection import inspect_dataset
 from ccnet.data.reading.bands import drawn_channels
-from ccnet.data.reading.frames import frames_of
+from ccnet.data.reading.frames import FrameReader, frames_of
 from ccnet.data.reading.image_files import describe, orientation, read_image
 from ccnet.data.transforms import mean_colour, train_transform
 
@@ -60,6 +60,11 @@ def test_arrays_of_other_types_are_scaled(tmp_path):
     with pytest.raises(ValueError, match=r"b\.npy has values of type float32 .*dataset\.value_range"):
         read_image(tmp_path / "b.npy", channels=4)
     assert np.array_equal(read_image(tmp_path / "b.npy", (0, 1), 4).permute(1, 2, 0).numpy(), values(4))
+    np.save(tmp_path / "8.npy", values(4))
+    assert np.array_equal(read_image(tmp_path / "8.npy", (0, 9), 4).permute(1, 2, 0).numpy(), values(4))  # as in a PNG
+    np.save(tmp_path / "t.npy", np.full((2, 2, 4), "a"))
+    with pytest.raises(ValueError, match=r"t\.npy has values of type <U1: expected real numbers"):
+        read_image(tmp_path / "t.npy", (0, 1), 4)
     (tmp_path / "c.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:150])
     with pytest.raises(ValueError, match=r"c\.npy"):
         read_image(tmp_path / "c.npy", (0, 1), 4)
@@ -79,6 +84,23 @@ def test_bands_of_a_tiff(tmp_path, pages):
     found = read_image(path, channels=6).permute(1, 2, 0).numpy()
     assert np.array_equal(found, np.round(pixels / 65535 * 255).astype(np.uint8))
     assert pages or (orientation(path), frames_of(path)) == (1, [0])
+    assert (orientation(path, 6), frames_of(path, 6)) == (1, [0])
+
+
+def test_a_tiff_that_is_not_turned_is_not_turned_back(tmp_path):
+    """RGBA, whose orientation applies where Pillow reads it in three channels."""
+    pytest.importorskip("tifffile", reason="pip install 'ccnet[bands]'")
+    pixels = values(4)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={0x0112: 6})
+    image, turn = FrameReader(channels=4)(tmp_path / "a.tif")
+    assert turn == 1 and np.array_equal(image.permute(1, 2, 0).numpy(), pixels)
+    image, turn = FrameReader()(tmp_path / "a.tif")
+    assert turn == 6 and image.shape == (3, 7, 5)
+
+
+def test_an_image_of_as_many_rows_as_channels_is_grey(tmp_path):
+    np.save(tmp_path / "a.npy", values(1, size=(3, 7))[..., 0])
+    assert read_image(tmp_path / "a.npy").shape == (3, 3, 7)
 
 
 def test_three_chosen_channels_are_drawn():

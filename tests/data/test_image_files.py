@@ -7,6 +7,7 @@ from made_roots import read_folder
 from PIL import Image, ImageOps, PngImagePlugin
 
 from ccnet.data.reading import fast_decoders, grey_levels
+from ccnet.data.reading.frames import FrameReader
 from ccnet.data.reading.image_files import UnreadableImage, read_image
 from ccnet.data.reading.label_files import LabelReader
 
@@ -26,9 +27,21 @@ def test_images_and_masks_follow_their_exif_orientation(tmp_path):
     for name in ("photo.png", "photo.tif"):
         Image.fromarray(pixels).save(tmp_path / name, exif=exif)
         assert torch.equal(read_image(tmp_path / name), torch.from_numpy(np.rot90(pixels, -1).copy()).permute(2, 0, 1))
-    Image.fromarray(pixels[..., 0] % 5).save(tmp_path / "mask.png", exif=exif)
-    labels = LabelReader({index: index for index in range(5)})(tmp_path / "mask.png")
-    assert np.array_equal(labels, np.rot90(pixels[..., 0] % 5, -1))
+    for name in ("mask.png", "mask.tif"):
+        Image.fromarray(pixels[..., 0] % 5).save(tmp_path / name, exif=exif)
+        labels = LabelReader({index: index for index in range(5)})(tmp_path / name)
+        assert np.array_equal(labels, np.rot90(pixels[..., 0] % 5, -1))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16", "P"])
+def test_uncompressed_tiffs_are_turned(tmp_path, mode):
+    """Pillow maps these modes into memory, with rows of the length that they have only when turned."""
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8))
+    image = Image.fromarray(np.array(grey, dtype=np.uint16)) if mode == "I;16" else grey.convert(mode)
+    image.save(tmp_path / "a.tif")
+    image.save(tmp_path / "b.tif", tiffinfo={0x0112: 6})
+    assert torch.equal(read_image(tmp_path / "b.tif"), read_image(tmp_path / "a.tif").rot90(-1, (1, 2)))
+    assert torch.equal(FrameReader()(tmp_path / "b.tif", 0)[0], read_image(tmp_path / "b.tif"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -62,20 +62,24 @@ def test_clips_count_as_one_set_of_pixels(library, kind):
     assert torch.allclose(loss({"out": clip}, frames), loss({"out": logits}, labels))
 
 
-def gradient_of(rank=0, number=1, kind="dice"):
-    logits, labels = example()
-    own = slice(rank * 4 // number, (rank + 1) * 4 // number)
-    logits = logits[own].requires_grad_(True)
-    loss = LibraryLoss(kind)({"out": logits}, labels[own])
-    loss.backward()
-    return loss.detach(), logits.grad / number  # what DistributedDataParallel averages
+def gradients(rank=0, number=1):
+    """Return the loss and the gradient of each kind."""
+    found = {}
+    for kind in KINDS:
+        logits, labels = example()
+        own = slice(rank * 4 // number, (rank + 1) * 4 // number)
+        logits = logits[own].requires_grad_(True)
+        loss = LibraryLoss(kind)({"out": logits}, labels[own])
+        loss.backward()
+        found[kind] = loss.detach(), logits.grad / number  # what DistributedDataParallel averages
+    return found
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(library, tmp_path):
-    for kind in KINDS:
-        loss, gradient = gradient_of(kind=kind)
-        parts = together(partial(gradient_of, number=2, kind=kind), tmp_path)
+    first, second = together(partial(gradients, number=2), tmp_path)
+    for kind, (loss, gradient) in gradients().items():
+        parts = first[kind], second[kind]
         assert all(torch.allclose(part, loss) for part, _ in parts)
         assert torch.allclose(torch.cat([part for _, part in parts]), gradient)
 

@@ -1,5 +1,6 @@
 """What the page of ccnet-app shows, without a browser."""
 
+import copy
 import re
 
 import numpy as np
@@ -100,13 +101,22 @@ def test_a_legend_lists_the_classes_that_occur_and_escapes_their_names():
     assert "rgb(4, 5, 6)" in made and "rgb(7, 8, 9)" not in made
 
 
-def test_more_than_two_networks_and_detectors_are_refused(network):
+def test_networks_that_the_page_cannot_show_are_refused(network):
     with pytest.raises(ValueError, match="3 checkpoints are set, but the page compares at most two"):
         Viewer(dict.fromkeys("abc", network))
     detector = TrainedNetwork.__new__(TrainedNetwork)
     detector.segments = False
     with pytest.raises(ValueError, match="objects detects objects"):
         Viewer({"objects": detector})
+    other = copy.copy(network)
+    other.value_range = [0, 4095]
+    with pytest.raises(
+        ValueError, match=r"have dataset.value_range=None and \[0, 4095\], .*: serve them one at a time"
+    ):
+        Viewer({"a": network, "b": other})
+    other.channels = 4
+    with pytest.raises(ValueError, match=r"b takes images of 4 channels, but the page reads RGB: use predict.py"):
+        Viewer({"b": other})
 
 
 def test_examples_suit_the_network(network, tmp_path):

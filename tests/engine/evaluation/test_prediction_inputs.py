@@ -14,6 +14,7 @@ from ccnet.engine.evaluation.prediction_inputs import (
     find_inputs,
     find_labels,
     frames_before,
+    with_frames,
 )
 
 
@@ -113,7 +114,7 @@ def test_the_frames_of_a_file_are_numbered_from_one(tmp_path):
     for name in ("a/clip.gif", "scan.tif", "one.gif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pages[0].save(tmp_path / name, save_all=True, append_images=[] if name == "one.gif" else pages[1:])
-    images = find_inputs([tmp_path], tmp_path / "out")
+    images = with_frames(find_inputs([tmp_path], tmp_path / "out"), 3)
     assert [(str(image.name), image.frame) for image in images] == [
         *((f"a/clip_{number:04}", number - 1) for number in (1, 2, 3)),
         ("one", None),

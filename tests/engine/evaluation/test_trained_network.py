@@ -53,8 +53,14 @@ def test_a_network_knows_its_classes_and_predicts_a_file_an_array_and_an_image(t
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 3)), r"got float64 \(4, 4, 3\)"),
-        (np.zeros((4, 4, 2), dtype=np.uint8), r"got \(4, 4, 2\)"),
+        (
+            np.zeros((4, 4, 3)),
+            r"this array has values of type float64 .*: train with those of black and white, dataset",
+        ),
+        (
+            np.zeros((4, 4, 2), dtype=np.uint8),
+            r"this array has the shape \(4, 4, 2\): expected \(H, W, 3\), \(H, W\) or",
+        ),
         (7, "got int"),
     ],
 )
@@ -76,8 +82,8 @@ def test_a_detection_network_returns_objects():
     made.roi_heads.score_thresh = 0.0
     network = TrainedNetwork.__new__(TrainedNetwork)
     network.module, network.device, network.classes = made.eval(), torch.device("cpu"), ["road", "car"]
-    network._value_range = network._predictor = network._rgb = None
-    network._channels = 3
+    network.value_range = network._predictor = network._rgb = None
+    network.channels = 3
     image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     found = network.predict(image)
     assert len(found.labels) == len(found.scores) == len(found.boxes) == len(found.masks) > 0

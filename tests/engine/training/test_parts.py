@@ -1,14 +1,11 @@
 """Parts of a network that learn differently: what each option does to weights and statistics."""
 
-from functools import partial
-
 import pytest
 import timm
 import torch
 from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from two_processes import together
 
 from ccnet import train as training
 from ccnet.engine import checkpoints
@@ -167,15 +164,6 @@ def test_batch_norm_in_evaluation_mode_keeps_its_statistics_and_learns(weights):
             assert torch.equal(value, after[name]) == is_statistic, name
         elif "tracked" in name:
             assert after[name] == 3
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path, weights):
-    overrides = [*ALL, weights, "model.head.dropout=0", "model.aux_head.dropout=0", "optimizer=sgd"]
-    overrides += ["grad_checkpointing=true", "loss.ramp.aux=2"]
-    _, one = steps(overrides=overrides)
-    for _, state in together(partial(steps, number=2, overrides=overrides), tmp_path):
-        assert all(torch.allclose(value, state[name], rtol=1e-4, atol=1e-5) for name, value in one.items())
 
 
 @pytest.mark.slow

@@ -1,0 +1,67 @@
+"""The configuration that ``--help`` prints, with the comments of the YAML files."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ...conf import CONF
+
+_COLUMN = 30  # of the comments
+_KEY = re.compile(r"( *)([\w./]+):(?: |$)")
+_COMMENT = re.compile(r"\s#\s+(.+)$")
+_PACKAGE = re.compile(r"^# @package (\S+)", re.MULTILINE)
+
+
+def commented_config(*, _root_: DictConfig) -> str:
+    """Return the configuration as YAML in which each option has the comment of its line in the chosen files.
+
+    It is an OmegaConf resolver, for the template of Hydra's help, in which a dollar sign is written twice.
+    """
+    chosen = {group: name for group, name in _root_.hydra.runtime.choices.items() if not group.startswith("hydra/")}
+    comments: dict[str, str] = {}
+    for group, names in chosen.items():
+        folder, _, package = group.partition("@")
+        for name in [names] if isinstance(names, str) else names or []:
+            comments |= _comments_in(CONF / folder, name, package or folder.replace("/", "."))
+    comments |= _comments_in(CONF, _root_.hydra.job.config_name, "")
+    shown = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
+    lines = [
+        f"{line:<{_COLUMN}}  # {comments[option]}" if option in comments else line
+        for option, line in _options(OmegaConf.to_yaml(shown))
+    ]
+    return "\n".join(lines).replace("$", "$$")
+
+
+def _comments_in(folder: Path, name: str, package: str) -> dict[str, str]:
+    """Return {option: comment} of a file whose options are in `package`, and of the files that it includes."""
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    if header := _PACKAGE.search(text):
+        package = header[1].replace("_global_", "")
+    comments: dict[str, str] = {}
+    content: Any = OmegaConf.load(path)
+    for included in content.get("defaults", []):
+        if isinstance(included, str) and included != "_self_":
+            file, _, inside = included.partition("@")
+            comments |= _comments_in(folder, file, ".".join(filter(None, [package, inside])))
+    for option, line in _options(text):
+        if option and (comment := _COMMENT.search(line)):
+            comments[f"{package}.{option}" if package else option] = comment[1]
+    return comments
+
+
+def _options(text: str) -> Iterator[tuple[str | None, str]]:
+    """Yield each line of a YAML text with the dotted name of the option that is set in it, if any."""
+    parents: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        option = None
+        if found := _KEY.match(line):
+            parents = [(indent, name) for indent, name in parents if indent < len(found[1])]
+            parents.append((len(found[1]), found[2]))
+            option = ".".join(name for _, name in parents)
+        yield option, line

@@ -1,0 +1,48 @@
+"""``--help`` lists every option with its comment."""
+
+import re
+
+import pytest
+from conftest import ROOT
+from hydra.core.hydra_config import HydraConfig
+
+CHOICES = ["dataset=folder", "backbone=resnet18", "loss=ce_ccl", "loss/term=[dice,focal]"]
+
+
+@pytest.fixture
+def help_of(run_entry, monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which --help sets
+
+    def shown(*arguments):
+        return run_entry(*arguments, "--help").stdout
+
+    return shown
+
+
+def options_of(text):
+    """Return {dotted option: comment} of the configuration in a help text."""
+    found, parents = {}, []
+    for line in text.partition("== Config ==")[2].splitlines():
+        if match := re.match(r"( *)(\w+):(?:.*?  # (.+))?", line):
+            depth = len(match[1]) // 2
+            parents = [*parents[:depth], match[2]]
+            found[".".join(parents)] = match[3]
+    return found
+
+
+def test_what_people_ask_for_is_listed_with_the_comments_of_the_chosen_files(help_of):
+    text = help_of("train.py", *CHOICES)
+    options, groups = options_of(text), set(re.findall(r"^([\w/]+): ", text.partition("== Config ==")[0], re.MULTILINE))
+    page = (ROOT / "docs" / "training.md").read_text().partition("## What people ask for")[2]
+    wishes = page.partition("These are absent on purpose")[0]
+    asked = re.findall(r"`([a-z_]+(?:[./][a-zA-Z_]+)+(?=[=`])|[a-z_]+(?==))", wishes)
+    assert {"ema", "backbone.in_channels", "loss.ramp.TERM", "loss/term", "loss", "dataset.values"} <= set(asked)
+    for name in asked:
+        assert name in groups or options[name.removesuffix(".TERM")], name
+
+    assert options["dataset.value_range"].startswith("values of black and white in grey images")
+    assert options["backbone.weights"].startswith("a state dict of the same timm model")  # of an included file
+    assert options["loss.terms.ccl.distance"].startswith("or quadratic")
+    assert options["loss.ramp.ccl"].startswith("such as 1000") and options["loss.ramp"].startswith("iterations over")
+    assert "images: ${dataset.images}\n" in text
+    assert options_of(help_of("predict.py"))["compare_rows"] == "maximum number of images in comparison.png"
