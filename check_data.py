@@ -29,17 +29,24 @@ if TYPE_CHECKING:
     from ccnet.data.object_inspection import ObjectReport
 
 
+_MOST_VALUES = 30  # rows of the table of label values that the data set does not define
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="check_data")
 @entry_point
 def main(config: DictConfig) -> None:
     """Check the chosen splits."""
-    data.check_root(config.dataset, config.splits)
+    splits = [config.splits] if isinstance(config.splits, str) else list(config.splits)
+    if not splits:
+        raise ValueError("splits is empty: name the splits to check, such as splits=[train,val]")
+    data.check_root(config.dataset, splits)
     runtime.seed_everything(config.seed)
     folder = runtime.given_path(config.output)
-    for split in config.splits:  # so that nothing of an earlier run remains
+    # Nothing of an earlier run remains, which may have checked other splits, or another data set of this kind.
+    for split in dict.fromkeys([*splits, *map(str, config.dataset)]):
         for name in _files(folder, split):
             name.unlink(missing_ok=True)
-    found = {split: _check_split(config, split, folder) for split in config.splits}
+    found = {split: _check_split(config, split, folder) for split in splits}
 
     from ccnet.data.label_checks import absent_classes
 
@@ -75,7 +82,7 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
     if table:
         print(f"\n{table.text()}")
         table.write_csv(table_path)
-    if config.samples and not report.invalid:
+    if config.samples > 0 and not report.invalid:
         _draw_samples(samples_path, dataset, config)
     return dataset, report, _problems(split, dataset, report)
 
@@ -98,23 +105,26 @@ def _inspect_objects(config: DictConfig, split: str, dataset: Any) -> "tuple[Obj
 def _problems(split: str, dataset: Any, report: Any) -> list[str]:
     """Return one line per problem, and a table of the label values that the data set does not define."""
     from ccnet.data.inspection import UNKNOWN_COLUMNS
-    from ccnet.data.label_checks import label_problems
+    from ccnet.data.label_checks import label_problems, undefined
 
     lines = [f"{split}: {line}" for line in report.problems]
     if not hasattr(dataset, "read_labels"):
         return lines
     if report.unknown:
-        table = drawing.Table(UNKNOWN_COLUMNS, report.unknown_rows()).text().replace("\n", "\n    ")
-        lines.append(f"{split}: label images contain values that the data set does not define:\n    {table}")
+        table = drawing.Table(UNKNOWN_COLUMNS, report.unknown_rows(_MOST_VALUES)).text()
+        more = len(report.unknown) - _MOST_VALUES
+        table += f"\nand {more} more" if more > 0 else ""
+        lines.append(f"{split}: label images contain {undefined(report)}:\n{table}".replace("\n", "\n    "))
     return lines + (label_problems(dataset, report, split) if dataset.has_labels else [])
 
 
 def _summary(split: str, dataset: Any, report: "DatasetReport | ObjectReport") -> str:
     sizes = [f"{count} of {height}x{width}" for (height, width), count in report.sizes.most_common(3)]
     more = f" and {len(report.sizes) - 3} other sizes" if len(report.sizes) > 3 else ""
+    shown = f"; {', '.join(sizes)}{more} (HxW)" if sizes else ""
     kinds = "".join(f"; {count} of {kind}" for kind, count in report.kinds.most_common())
     return (
-        f"{split}: {len(dataset)} samples, {report.invalid} of them invalid; {', '.join(sizes)}{more} (HxW){kinds}; "
+        f"{split}: {len(dataset)} samples, {report.invalid} of them invalid{shown}{kinds}; "
         f"{len(dataset.classes)} classes" + ("" if getattr(dataset, "has_labels", True) else "; no labels")
     )
 

@@ -51,24 +51,28 @@ if TYPE_CHECKING:
 @entry_point
 def main(config: DictConfig) -> None:
     """Write the predictions for every image in ``input`` to ``output``."""
+    output = runtime.given_path(config.output)
+    try:
+        _predict(config, output)
+    except KeyboardInterrupt:
+        raise SystemExit(f"interrupted: the images predicted so far are in {output}") from None
+
+
+def _predict(config: DictConfig, output: Path) -> None:
     names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
-    output = runtime.given_path(config.output)
     images = evaluation.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
     images = evaluation.with_frames(images, evaluation.channels_of(loaded[0]))
     if not config.checkpoint:
         print(f"checkpoint is not set: using {names[0]}, which knows {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
-    try:
-        if all(label_maps):
-            _segment(config, names, loaded, images, output)
-        elif len(loaded) == 1:
-            _detect(config, loaded[0], images, output)
-        else:
-            raise ValueError("detection networks cannot be compared side by side: set a single checkpoint")
-    except KeyboardInterrupt:
-        raise SystemExit(f"interrupted: the images predicted so far are in {output}") from None
+    if all(label_maps):
+        _segment(config, names, loaded, images, output)
+    elif len(loaded) == 1:
+        _detect(config, loaded[0], images, output)
+    else:
+        raise ValueError("detection networks cannot be compared side by side: set a single checkpoint")
 
 
 def _segment(
@@ -113,8 +117,8 @@ def _segment(
     channels = evaluation.channels_of(loaded[0])
     read = FrameReader(evaluation.value_range_of(loaded[0]), channels=channels, keep=first.frames - 1)
 
-    def predicted(index: int) -> "tuple[Tensor, int, list[np.ndarray], np.ndarray | None]":
-        """Return an image, its orientation, the labels of each network that is drawn, and the ground truth."""
+    def predicted(index: int) -> "tuple[Tensor, int, list[np.ndarray], np.ndarray | None, list[np.ndarray]]":
+        """Return an image, its orientation, the labels of each network that is drawn, the truth, and attention maps."""
         image = images[index]
         preceding = evaluation.frames_before(images, index, first.frames - 1)
         before = [read(frame.path, frame.frame)[0] for frame in preceding]
@@ -127,7 +131,11 @@ def _segment(
             labels = [first(picture, before, bar=image.name.name, on_tile=add)]
         in_row = compared and len(rows) < config.compare_rows
         labels += [other(picture, before, bar=image.name.name) for other in others if in_row]
-        return picture, turn, labels, truths(index, labels[0].shape) if truths and in_row else None
+        truth = truths(index, labels[0].shape) if truths and in_row else None
+        if config.attention is None:
+            return picture, turn, labels, truth, []
+        maps = evaluation.attention_of_point(first.network, first.batch(picture), config.attention)
+        return picture, turn, labels, truth, [weight.cpu().numpy() for weight in maps]
 
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
         alone = len(images) == 1  # its forward passes have a progress bar of their own
@@ -137,15 +145,13 @@ def _segment(
             result = skipped.attempt(image, functools.partial(predicted, index))
             if result is None:
                 continue
-            picture, turn, (labels, *more), truth = result
+            picture, turn, (labels, *more), truth, maps = result
             pixels = drawn_channels(picture, rgb).permute(1, 2, 0).numpy()
             drawing.save_mask(output / f"{name}.png", labels, palette, orientation=turn)
             if drawing.save_overlay(output / f"{name}_overlay.png", pixels, labels, classes, palette) > 1:
                 reduced.append(image)
             if config.attention is not None:
-                maps = evaluation.attention_of_point(first.network, first.batch(picture), config.attention)
-                weights = [weight.cpu().numpy() for weight in maps]
-                drawing.save_attention(output / f"{name}_attention.png", pixels, weights, config.attention)
+                drawing.save_attention(output / f"{name}_attention.png", pixels, maps, config.attention)
             if compared and len(rows) < config.compare_rows:
                 pixels_shown, *shown = drawing.thumbnails([pixels, labels, *more, *([] if truth is None else [truth])])
                 rows.append((pixels_shown, None if truth is None else shown.pop(), shown))

@@ -16,6 +16,7 @@ from .reading.label_files import UnknownLabels
 from .reading.label_values import Value, shown_value
 
 _VALUES = 256  # the possible values of labels that have been read
+_MOST_UNKNOWN = 10_000  # values that the data set does not define; resized colours may be millions
 
 
 class Sample(NamedTuple):
@@ -50,8 +51,8 @@ class DatasetReport:
         pixels: the number of pixels of each label, 0 to 255.
         pixels_with: for each label, the total number of pixels in the images that contain it.
         problems: one line per unusable sample, without those with unknown values.
-        unknown: the number of pixels of each label value that the data set does not define.
-        files_with: the names of the samples that contain it.
+        unknown: the number of pixels of each label value that the data set does not define, of the first 10,000.
+        files_with: the number of samples that contain it, and the name of the first one.
         invalid: the number of unusable samples.
         moments: the sums of the values in [0, 1] of each channel and of their squares, (2, C); 0 without images.
     """
@@ -62,7 +63,7 @@ class DatasetReport:
     pixels_with: np.ndarray = field(default_factory=lambda: np.zeros(_VALUES, dtype=np.int64))
     problems: list[str] = field(default_factory=list)
     unknown: Counter[Value] = field(default_factory=Counter)
-    files_with: dict[Value, list[str]] = field(default_factory=dict)
+    files_with: dict[Value, tuple[int, str]] = field(default_factory=dict)
     invalid: int = 0
     moments: Any = 0
     _total: int = 0
@@ -84,9 +85,11 @@ class DatasetReport:
             self.problems.append(str(sample.problem))
             return
         self._total += sample.counts
-        self.unknown.update(sample.unknown)
-        for value in sample.unknown:
-            self.files_with.setdefault(value, []).append(sample.name)
+        for value, pixels in sample.unknown.items():
+            if value in self.unknown or len(self.unknown) < _MOST_UNKNOWN:
+                self.unknown[value] += pixels
+                number, first = self.files_with.get(value, (0, sample.name))
+                self.files_with[value] = number + 1, first
 
     def statistics(self) -> tuple[list[float], list[float]] | None:
         """Return the mean and the standard deviation of each channel of the images in [0, 1]; None without images."""
@@ -120,16 +123,11 @@ class DatasetReport:
             for name, label, weight in zip([*classes, "ignored"], labels, weights, strict=True)
         ]
 
-    def unknown_rows(self) -> list[tuple[str, float, int, str]]:
-        """Return the rows of an ``UNKNOWN_COLUMNS`` table: one per label value that the data set does not define."""
+    def unknown_rows(self, most: int) -> list[tuple[str, float, int, str]]:
+        """Return the rows of an ``UNKNOWN_COLUMNS`` table: the ``most`` frequent values that are not defined."""
         return [
-            (
-                shown_value(value),
-                100 * pixels / max(self._total, 1),
-                len(self.files_with[value]),
-                self.files_with[value][0],
-            )
-            for value, pixels in self.unknown.most_common()
+            (shown_value(value), 100 * pixels / max(self._total, 1), *self.files_with[value])
+            for value, pixels in self.unknown.most_common(most)
         ]
 
 

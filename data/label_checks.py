@@ -38,9 +38,16 @@ def first_look(dataset: Any, split: str) -> list[str]:
 
 def unknown_values(report: DatasetReport, split: str) -> str:
     """Return a line that lists the values that a data set does not define."""
-    values = ", ".join(f"{value} ({share:.2f}%)" for value, share, *_ in report.unknown_rows()[:5])
-    example = report.unknown_rows()[0][3]
-    return f"{split}: label images such as {example} contain values that the data set does not define: {values}"
+    rows = report.unknown_rows(5)
+    values = ", ".join(f"{value} ({share:.2f}%)" for value, share, *_ in rows)
+    return f"{split}: label images such as {rows[0][3]} contain {undefined(report)}: {values}"
+
+
+def undefined(report: DatasetReport) -> str:
+    """Return what the label images contain that the data set does not define, as part of a sentence."""
+    if any(isinstance(value, tuple) for value in report.unknown):
+        return "colours that the data set does not define (dataset.values maps colours to classes)"
+    return "values that the data set does not define"
 
 
 def label_problems(dataset: Any, report: DatasetReport, split: str) -> list[str]:

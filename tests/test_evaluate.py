@@ -91,13 +91,15 @@ def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_en
     frames, truths = tmp_path / "frames", tmp_path / "truths"
     for folder in (frames, truths):
         folder.mkdir()
-    for index in range(3):
-        pixels = np.random.default_rng(index).integers(0, 255, (41, 57, 3), dtype=np.uint8)
+    for index in range(4):
+        height = 41 if index < 3 else 16  # the point of attention=[20,30] is outside the last image
+        pixels = np.random.default_rng(index).integers(0, 255, (height, 57, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(frames / f"{index}.png")
         Image.fromarray(pixels[..., 0] % 4).save(truths / f"{index}.png")
     checkpoints = f"checkpoint=[{finished / 'best'},{finished / 'last'}]"
     options = (f"input={frames}", f"labels={truths}", "video=out.gif", "attention=[20,30]", "device=cpu")
-    run_entry("predict.py", checkpoints, *options, f"output={tmp_path / 'out'}")
+    done = run_entry("predict.py", checkpoints, *options, f"output={tmp_path / 'out'}", ok=False)
+    assert f"1 of 4 images were skipped:\n  {frames}/3.png: attention=[20, 30] is outside the image" in done.stderr
     for name in ("0_attention.png", "2_overlay.png", "comparison.png"):
         assert np.array(Image.open(tmp_path / "out" / name)).std() > 10
     with Image.open(tmp_path / "out" / "out.gif") as video:
@@ -138,6 +140,15 @@ def test_predict_skips_broken_images_and_keeps_the_orientation_of_the_others(fin
     assert len(grey) == len(classes)
     assert np.abs(np.stack(grey) - want).max() < 1.5
     assert not [path for path in output.rglob(".*")]
+
+
+def test_interrupting_predict_ends_in_one_message_before_the_first_image_too(tmp_path, run_entry, monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ccnet.engine.evaluation.find_inputs", interrupted)
+    done = run_entry("predict.py", "input=photo.jpg", "output=out", ok=False)
+    assert done.returncode == "interrupted: the images predicted so far are in out"
 
 
 def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):

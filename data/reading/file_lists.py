@@ -1,6 +1,7 @@
 """Paths of images and labels: listed in files, found in folders, matched by name, and checked for existence."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy")
@@ -12,14 +13,20 @@ def read_list(path: Path) -> list[tuple[str, list[str]]]:
 
     The place is "FILE, line NUMBER", for error messages.
     """
-    try:
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from error
+    lines = enumerate(read_lines(path), 1)
     listed = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
     if not listed:
         raise ValueError(f"{path} lists no images")
     return listed
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file; raise ValueError, naming the file, if it is not UTF-8."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors write a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from error
+    return lines
 
 
 def inside(root: Path, name: str, place: str) -> Path:
@@ -38,22 +45,45 @@ def inside(root: Path, name: str, place: str) -> Path:
     return root / path
 
 
-def find_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, *, pattern: str = "**/*") -> list[Path]:
+def find_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, *, pattern: str | None = None) -> list[Path]:
     """Return the files in a folder with one of the suffixes, in any case, sorted by path.
 
     Hidden files and folders, whose names begin with a dot, are skipped: ``._NAME.jpg`` and ``.ipynb_checkpoints`` are
-    not the user's images.
+    not the user's images. Symbolic links are followed; one that points nowhere counts as a file, so that reading it
+    is an error. Named pipes are skipped, since reading one would wait forever.
 
     Args:
         folder: the folder.
         suffixes: lower case, with their dots.
-        pattern: a glob pattern relative to the folder.
+        pattern: a glob pattern relative to the folder; None searches it with all of its subfolders.
     """
+    paths = _files_below(folder) if pattern is None else folder.glob(pattern)
     return sorted(
         path
-        for path in folder.glob(pattern)
+        for path in paths
         if path.suffix.lower() in suffixes and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Yield the files that are not hidden in a folder and its subfolders; nothing if there is no such folder.
+
+    ``Path.glob`` neither follows links to folders nor reports folders that it may not read.
+    """
+    if not folder.is_dir():
+        return
+    status = folder.stat()
+    inside = above | {(status.st_dev, status.st_ino)}
+    if inside == above:  # a link to a folder that contains it
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _files_below(folder / entry.name, inside)
+            elif entry.is_file() or not os.path.exists(entry.path):
+                yield folder / entry.name
 
 
 def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:

@@ -65,8 +65,8 @@ class LabelReader:
 
         Raises:
             FileNotFoundError, UnreadableImage, ImageTooLarge: see :func:`~ccnet.data.reading.image_files.read_image`.
-            UnknownLabels: the file contains values that are not in ``label_ids``.
-            ValueError: it contains colours instead of numbers, or fractions.
+            UnknownLabels: the file contains values that are not in ``label_ids``, or colours instead of numbers.
+            ValueError: it contains fractions.
         """
         codes = self._codes(path)
         if codes.dtype == np.uint8:  # bytes.translate is several times faster than fancy indexing
@@ -110,7 +110,7 @@ class LabelReader:
         )
 
     def _value(self, code: int) -> Value:
-        return (code >> 16, code >> 8 & 255, code & 255) if self.colour else code
+        return _colour(code) if self.colour else code
 
 
 def _whole(values: np.ndarray, path: Path) -> np.ndarray:
@@ -124,15 +124,17 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _grey(image: Image.Image, path: Path) -> np.ndarray:
-    """Return one channel of a colour image whose channels are equal; raise ValueError for any other."""
+    """Return one channel of a colour image whose channels are equal; raise UnknownLabels for any other."""
     pixels = np.asarray(image.convert("RGB"))
     if (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
-    some = pixels[:: max(len(pixels) // 64, 1)].reshape(-1, 3)
-    colours = {tuple(colour) for colour in np.unique(some, axis=0).tolist()}
-    raise ValueError(
+    codes, numbers = np.unique(_code(pixels), return_counts=True)
+    colours = dict(zip(map(_colour, codes.tolist()), numbers.tolist(), strict=True))
+    raise UnknownLabels(
         f"{path} is a colour image (mode {image.mode}), but a label image must hold one class number per pixel: map "
-        f"its colours ({shown_values(colours)}) to classes with dataset.values"
+        f"its colours ({shown_values(colours)}) to classes with dataset.values",
+        colours,
+        sum(colours.values()),
     )
 
 
@@ -140,3 +142,8 @@ def _code(colours: np.ndarray) -> np.ndarray:
     """Encode RGB (..., 3) as one number (...)."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
+
+
+def _colour(code: int) -> tuple[int, int, int]:
+    """Return the RGB triple that :func:`_code` has encoded."""
+    return code >> 16, code >> 8 & 255, code & 255

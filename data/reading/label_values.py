@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..dataset import IGNORE_INDEX
+from .file_lists import read_lines
 
 Value = int | tuple[int, ...]  # a number, or an RGB triple
 _IGNORED = ("ignore", "ignored", "void")
@@ -131,8 +132,7 @@ def _read_columns(path: Path) -> dict[Value, str]:
             "with two columns, value and class name"
         )
     found: dict[Value, str] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip() or line.lstrip().startswith("#") or (number == 1 and not re.search(r"\d", line)):
             continue
         match = _LINE.fullmatch(line.strip())

@@ -84,7 +84,8 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         without = [annotation["id"] for annotation in content["annotations"] if not has_mask(annotation)]
         if without:
             warnings.warn(
-                f"{self.annotation_file}: skipping {len(without)} objects with an empty segmentation, annotations "
+                f"{self.annotation_file}: skipping {len(without)} objects with an empty segmentation (no polygon has "
+                f"three points), annotations "
                 f"{', '.join(map(str, without[:5]))}{', ...' if len(without) > 5 else ''}",
                 stacklevel=3,
             )
@@ -109,6 +110,17 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 )
             if isinstance(annotation["segmentation"], dict):  # polygons are many, and are checked when they are drawn
                 check_segmentation(annotation, sizes[annotation["image_id"]], self.annotation_file)
+            if not self.training:
+                self._check_scored(annotation)
+
+    def _check_scored(self, annotation: dict[str, Any]) -> None:
+        """Raise ValueError unless an annotation has the fields that scoring needs."""
+        area, crowd = annotation.get("area"), annotation.get("iscrowd", 0)
+        if not (is_number(area) and is_integer(crowd)):
+            raise ValueError(
+                f"{self.annotation_file}: annotation {annotation['id']} has area={area!r} and iscrowd={crowd!r}: "
+                "scoring needs the area in pixels, and 0 or 1"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -162,6 +174,8 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def ground_truth(self) -> dict[str, Any]:
         """Return the annotations of this data set's images in COCO's format, for COCO's metrics.
 
+        They are numbered from 1: the metrics count one with the id 0 as missed, and only one of those with equal ids.
+
         Raises:
             ValueError: an annotation cannot be scored.
         """
@@ -170,12 +184,9 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         annotations = [entry for entry in content["annotations"] if entry["image_id"] in sizes]
         for entry in annotations:
             check_segmentation(entry, sizes[entry["image_id"]], self.annotation_file)
-            if not (is_number(entry.get("area")) and is_integer(entry.get("iscrowd", 0))):
-                raise ValueError(
-                    f"{self.annotation_file}: annotation {entry['id']} has area={entry.get('area')!r} and iscrowd="
-                    f"{entry.get('iscrowd', 0)!r}: scoring needs the area in pixels, and 0 or 1"
-                )
-        return {"images": self.images, "categories": content["categories"], "annotations": annotations}
+            self._check_scored(entry)
+        numbered = [entry | {"id": number} for number, entry in enumerate(annotations, 1)]
+        return {"images": self.images, "categories": content["categories"], "annotations": numbered}
 
 
 def instances_transform(*, flip: float = 0.0) -> v2.Compose:

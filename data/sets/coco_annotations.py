@@ -1,7 +1,8 @@
 """Annotation files in COCO's format. They are untrusted: every field that is used is checked."""
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(is_number(value) for value in values)
 
 
+def _are_lists(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, list) for value in values)
+
+
 # For each list in an annotation file, the fields that are read from its entries, and their checks.
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "images": {"id": is_integer, "file_name": _is_text, "height": is_integer, "width": is_integer},
@@ -41,37 +46,60 @@ def read_annotations(path: Path) -> dict[str, Any]:
     """Read and check an annotation file in COCO's format.
 
     Raises:
-        ValueError: the file is not valid JSON, or a required field is missing or has the wrong type.
+        ValueError: the file is not valid JSON, a required field is missing or has the wrong type, or two images or two
+            categories have the same id.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some tools write a byte order mark
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON and may be truncated: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _FIELDS):
         raise ValueError(f"{path} is not an annotation file in COCO's format: it needs the lists {', '.join(_FIELDS)}")
     for part, fields in _FIELDS.items():
+        integers = [name for name, good in fields.items() if good is is_integer]
         for number, entry in enumerate(content[part]):
+            if isinstance(entry, dict):
+                _make_integers(entry, integers)
             if not (isinstance(entry, dict) and all(good(entry.get(name)) for name, good in fields.items())):
                 raise ValueError(
                     f"{path}: entry {number} of {part} lacks one of {', '.join(fields)}, or one of them has the wrong "
                     f"type for COCO's format: {str(entry)[:200]}"
                 )
+    for entry in content["images"]:
+        entry["file_name"] = entry["file_name"].replace("\\", "/")  # as written on Windows
+    for part in ("images", "categories"):  # the ids of annotations are not used
+        for number, repeated in Counter(entry["id"] for entry in content[part]).most_common(1):
+            if repeated > 1:
+                raise ValueError(f"{path}: {repeated} {part} have the id {number}: ids must be unique")
     for entry in content["annotations"]:
-        _make_sizes_integers(entry["segmentation"])
+        if isinstance(given := entry["segmentation"], dict):
+            _make_integers(given, ("size", "counts"))
+        elif not _are_lists(given):
+            raise ValueError(
+                f"{path}: annotation {entry['id']} has the segmentation {str(given)[:100]}: expected a list of "
+                "polygons, [[x1, y1, x2, y2, x3, y3, ...], ...], or a run-length encoding"
+            )
     return content
 
 
 def has_mask(annotation: dict[str, Any]) -> bool:
-    """Return whether an object has a mask: a run-length encoding, or a polygon that is not empty."""
+    """Return whether an object has a mask: a run-length encoding, or a polygon of at least three points."""
     given = annotation["segmentation"]
-    return isinstance(given, dict) or any(given)
+    return isinstance(given, dict) or any(len(polygon) >= 6 for polygon in given)
 
 
-def _make_sizes_integers(segmentation: Any) -> None:
-    """Replace the size [480.0, 640.0] of a run-length encoding, which some tools write, by [480, 640]."""
-    size = segmentation.get("size") if isinstance(segmentation, dict) else None
-    if isinstance(size, list) and all(isinstance(side, float) and side.is_integer() for side in size):
-        segmentation["size"] = [int(side) for side in size]
+def _make_integers(entry: dict[str, Any], names: Iterable[str]) -> None:
+    """Replace whole floating-point numbers in fields, such as [480.0, 640.0], which some tools write, by integers."""
+    for name in names:
+        value = entry.get(name)
+        if isinstance(value, float):
+            entry[name] = _as_integer(value)
+        elif isinstance(value, list):
+            entry[name] = [_as_integer(number) for number in value]
+
+
+def _as_integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_segmentation(annotation: dict[str, Any], size: tuple[int, int], file: Path) -> None:

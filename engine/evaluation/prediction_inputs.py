@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
@@ -43,7 +44,7 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
     Raises:
         FileNotFoundError: a source names no image.
     """
-    found: dict[Path, InputImage] = {}
+    found: dict[str, InputImage] = {}
     inside = output.resolve()
     for source in map(given_path, sources):
         named = source.is_file() or source.resolve() == inside  # see check_outputs
@@ -51,7 +52,7 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
             # Resolving a path reads the disk, so only those that may be in `output` are resolved.
             if not named and output.name in image.path.parts and inside in image.path.resolve().parents:
                 continue
-            found.setdefault(image.path, image)
+            found.setdefault(os.path.abspath(image.path), image)
     if not found:
         raise FileNotFoundError(f"input={', '.join(map(str, sources))} contains no images outside output={output}")
     return [*found.values()]
@@ -182,10 +183,11 @@ def _images_of(source: Path) -> Iterator[InputImage]:
         parts = source.parts
         root = Path(*parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
         matched = [Path(match) for match in sorted(glob.glob(str(source), recursive=True))]
-        paths = [path for path in matched if path.suffix.lower() in IMAGE_SUFFIXES]
+        # Opening a named pipe would wait forever; a link that points nowhere is an error when it is read.
+        files = (path for path in matched if path.is_file() or not path.exists())
+        paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     else:
         raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images")
-    paths = [path for path in paths if path.is_file()]  # opening a named pipe would wait forever
     if not paths:
         raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     for path in paths:

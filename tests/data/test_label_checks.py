@@ -93,11 +93,13 @@ def check(run_entry, images, masks, *options, **expected):
 def test_check_data_reports_masks_of_0_and_255_and_leaves_no_figure_of_an_earlier_run(tmp_path, run_entry):
     images, masks = write_binary(tmp_path, number=1)
     output = tmp_path / "outputs" / "check" / "folder"
+    output.mkdir(parents=True)
+    (output / "train_samples.png").touch()  # of a run that has checked other splits
     done = check(run_entry, images, masks, "samples=2", ok=False)
     assert BINARY.replace("train:", "all:") in done.stderr
     assert "classes that occur nowhere in all: car" in done.stderr
     assert "1 of 8-bit RGB" in done.stdout
-    assert (output / "all_samples.png").is_file()
+    assert sorted(path.name for path in output.iterdir()) == ["all_classes.csv", "all_samples.png"]
     check(run_entry, images, masks, "samples=0", "dataset.values=[0,255]")
     assert not (output / "all_samples.png").exists()
 
@@ -113,6 +115,37 @@ def test_check_data_reports_undefined_values_in_one_table_and_bit_depths(tmp_pat
     assert "2 of 8-bit RGB; 1 of 16-bit I;16" in done.stdout
     table = done.stderr.partition("values that the data set does not define:\n")[2].splitlines()
     assert [line.split() for line in table[2:4]] == [["7", "1.39", "2", "1"], ["9", "0.69", "1", "2"]]
+
+
+def test_check_data_lists_the_colours_of_masks_in_one_table(tmp_path, run_entry):
+    images, masks = write_binary(tmp_path, number=2)
+    for index in range(2):
+        colours = np.zeros((48, 64, 3), np.uint8)
+        colours[:24, 0, 1] = range(24)  # many, as in masks that were resized
+        colours[24:, :, 0] = 128 + index
+        Image.fromarray(colours).save(masks / f"{index}.png")
+    done = check(run_entry, images, masks, ok=False)
+    head = "  all: label images contain colours that the data set does not define (dataset.values maps colours to"
+    table = done.stderr.partition(head)[2].splitlines()
+    assert [line.split() for line in table[3:6]] == [
+        ["0", "0", "0", "49.25", "2", "0"],
+        ["128", "0", "0", "25.00", "1", "0"],
+        ["129", "0", "0", "25.00", "1", "1"],
+    ]
+    assert "problems (1)" in done.stderr
+    colours[:24, :, 2] = np.arange(24 * 64).reshape(24, 64) % 200
+    for index in range(2):
+        Image.fromarray(colours).save(masks / f"{index}.png")
+    done = check(run_entry, images, masks, ok=False)
+    assert len(done.stderr.partition(head)[2].splitlines()) == 35
+    assert f"\n    and {len(np.unique(colours.reshape(-1, 3), axis=0)) - 30} more\n" in done.stderr
+
+
+def test_check_data_takes_one_split_by_name_and_at_least_one(tmp_path, run_entry):
+    images, masks = write_binary(tmp_path, number=1)
+    done = check(run_entry, images, masks, "splits=all", "samples=-1", "dataset.values=[0,255]")
+    assert "all: 1 samples, 0 of them invalid" in done.stdout
+    assert "splits is empty: name the splits to check" in check(run_entry, images, masks, "splits=[]", ok=False).stderr
 
 
 def test_check_data_supports_detection(tmp_path, run_entry):

@@ -269,7 +269,7 @@ def test_a_file_of_values(tmp_path):
         table.write_text(text)
         assert label_values(str(table), None).classes == ["sky", "road", "car of 2 seats"]
         assert np.array_equal(labels(path, str(table), None), MASK)
-    table.write_text("0 sky\n1 road\n255 ignore\n")
+    table.write_text("0 sky\n1 road\n255 ignore\n", encoding="utf-8-sig")
     assert label_values(str(table), None) == (["sky", "road"], {0: 0, 1: 1, 255: 255})
     for text, told in (
         ("0 sky\nroad\n", "line 2: expected a value and a class name"),
@@ -394,7 +394,7 @@ def test_lists_of_names(tmp_path):
     images = pictures(tmp_path / "images", "a.jpg", "b c.jpg", "sub/d.jpg")
     there = masks(tmp_path / "masks", "a.png", "b c.png", "sub/d.png")
     lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}
-    (tmp_path / "train.txt").write_text("sub/d\na.jpg\n")
+    (tmp_path / "train.txt").write_text("sub/d\na.jpg\n", encoding="utf-8-sig")
     (tmp_path / "val.txt").write_text("b c\n")
     assert names(folder(images, there, "train", lists=lists)) == ["sub_d", "a"]
     assert names(folder(images, there, "val", lists=lists)) == ["b c"]

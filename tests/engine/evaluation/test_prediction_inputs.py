@@ -42,6 +42,25 @@ def test_files_folders_and_patterns_are_combined_and_each_image_is_predicted_onc
     assert found(["**/*_2.png"]) == ["x/left_2"]
 
 
+def test_links_are_followed_and_one_that_points_nowhere_is_not_dropped(tmp_path):
+    write(tmp_path / "elsewhere", "1.png", "deep/2.png")
+    folder = tmp_path / "in"
+    write(folder, "a.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "around").symlink_to(folder)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    assert found([folder]) == ["a", "gone", "linked/1", "linked/deep/2"]
+    assert found([f"{folder}/*.png"]) == ["a", "gone"]
+
+
+def test_one_file_by_two_spellings_of_its_path_is_predicted_once(tmp_path, monkeypatch):
+    write(tmp_path, "x/1.png")
+    monkeypatch.chdir(tmp_path)
+    assert found(["x/1.png", tmp_path / "x", "x/../x/1.png"]) == ["1"]
+
+
 def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
