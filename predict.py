@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, drawing, evaluation, guards, runtime, training
+from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ccnet.engine.checkpoints import Checkpoint
-    from ccnet.engine.evaluation import InputImage, Predictor, ScoreFile, Tile
+    from ccnet.engine.evaluation import Tile
+    from ccnet.engine.prediction import InputImage, Predictor, ScoreFile
     from ccnet.engine.training import Framework
 
 
@@ -61,9 +62,9 @@ def main(config: DictConfig) -> None:
 def _predict(config: DictConfig, output: Path) -> None:
     names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
-    images = evaluation.find_inputs(_as_list(config.input), output)
+    images = prediction.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
-    images = evaluation.with_frames(images, evaluation.channels_of(loaded[0]))
+    images = prediction.with_frames(images, prediction.channels_of(loaded[0]))
     if not config.checkpoint:
         print(f"checkpoint is not set: using {names[0]}, which knows {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
@@ -86,18 +87,18 @@ def _segment(
     classes, palette = loaded[0].classes, loaded[0].palette
     if any(saved.classes != classes for saved in loaded):
         raise ValueError("the checkpoints have different classes: compare networks trained on the same data set")
-    formats = [(evaluation.channels_of(saved), evaluation.value_range_of(saved)) for saved in loaded]
+    formats = [(prediction.channels_of(saved), prediction.value_range_of(saved)) for saved in loaded]
     if any(found != formats[0] for found in formats):
         raise ValueError(
             "the checkpoints read images differently, with backbone.in_channels and dataset.value_range of "
             f"{', '.join(f'{channels} and {limits}' for channels, limits in formats)}: predict them one at a time"
         )
     compared = len(loaded) > 1 or config.labels is not None
-    if config.probabilities not in (None, *evaluation.FORMATS):
-        raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(evaluation.FORMATS)}")
+    if config.probabilities not in (None, *prediction.FORMATS):
+        raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(prediction.FORMATS)}")
     wanted = {"attention": config.attention is not None, "probabilities": config.probabilities, "logits": config.logits}
     kinds = ["", "_overlay", *(f"_{kind}" for kind, value in wanted.items() if value)]
-    evaluation.check_outputs(images, output, kinds, ["comparison"] if compared else [])
+    prediction.check_outputs(images, output, kinds, ["comparison"] if compared else [])
     if config.video:
         drawing.check_video(runtime.given_path(config.video))
     truths = _truths(config, loaded[0], images)
@@ -105,22 +106,22 @@ def _segment(
     from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.reading.frames import FrameReader
 
-    rgb = evaluation.drawn_channels_of(loaded[0])
+    rgb = prediction.drawn_channels_of(loaded[0])
     framework = training.choose_framework(config.framework, config.device)
     first, *others = [_predictor(config, saved, framework) for saved in loaded]
     if config.attention is not None:
-        evaluation.check_attention(first.network)
+        prediction.check_attention(first.network)
     output.mkdir(parents=True, exist_ok=True)
     video_path = config.video and output / runtime.given_path(config.video).name
     legend = drawing.VideoLegend(classes, palette)
-    rows, said, reduced, skipped = [], set(), [], evaluation.SkippedImages()
-    channels = evaluation.channels_of(loaded[0])
-    read = FrameReader(evaluation.value_range_of(loaded[0]), channels=channels, keep=first.frames - 1)
+    rows, said, reduced, skipped = [], set(), [], prediction.SkippedImages()
+    channels = prediction.channels_of(loaded[0])
+    read = FrameReader(prediction.value_range_of(loaded[0]), channels=channels, keep=first.frames - 1)
 
     def predicted(index: int) -> "tuple[Tensor, int, list[np.ndarray], np.ndarray | None, list[np.ndarray]]":
         """Return an image, its orientation, the labels of each network that is drawn, the truth, and attention maps."""
         image = images[index]
-        preceding = evaluation.frames_before(images, index, first.frames - 1)
+        preceding = prediction.frames_before(images, index, first.frames - 1)
         before = [read(frame.path, frame.frame)[0] for frame in preceding]
         picture, turn = read(image.path, image.frame)
         reason = first.about_memory(picture.shape[-2:])
@@ -134,7 +135,7 @@ def _segment(
         truth = truths(index, labels[0].shape) if truths and in_row else None
         if config.attention is None:
             return picture, turn, labels, truth, []
-        maps = evaluation.attention_of_point(first.network, first.batch(picture), config.attention)
+        maps = prediction.attention_of_point(first.network, first.batch(picture), config.attention)
         return picture, turn, labels, truth, [weight.cpu().numpy() for weight in maps]
 
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
@@ -175,12 +176,12 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.reading.frames import FrameReader
 
-    evaluation.check_outputs(images, output, ["", "_overlay"], [])
+    prediction.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
-    read = FrameReader(evaluation.value_range_of(saved), channels=evaluation.channels_of(saved))
+    read = FrameReader(prediction.value_range_of(saved), channels=prediction.channels_of(saved))
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
-    skipped = evaluation.SkippedImages()
+    skipped = prediction.SkippedImages()
 
     def predicted(image: "InputImage") -> "tuple[Tensor, int, dict[str, Tensor]]":
         picture, turn = read(image.path, image.frame)
@@ -199,7 +200,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         ]
         runtime.write_text(output / f"{name}.json", json.dumps(found, indent=1) + "\n")
         likely = evaluation.likely_objects(objects)
-        drawn = drawn_channels(picture, evaluation.drawn_channels_of(saved))
+        drawn = drawn_channels(picture, prediction.drawn_channels_of(saved))
         drawing.save_objects(output / f"{name}_overlay.png", drawn, likely, saved.classes)
     least = evaluation.DRAWN_SCORE
     done = len(images) - skipped.number
@@ -215,7 +216,7 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     crop = saved.setting("recipe.train_transform.crop_size")
     config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)
     given = any(option.startswith("protocol") for option in runtime.given_overrides())
-    made = evaluation.Predictor.of(
+    made = prediction.Predictor.of(
         saved,
         framework.evaluated(checkpoints.network(saved), bf16=config.bf16),
         device=framework.device,
@@ -238,13 +239,13 @@ def _score_files(
         files: list[ScoreFile] = []
         if config.probabilities:
             path = stem.with_name(f"{stem.name}_probabilities")
-            file = evaluation.open_scores(
+            file = prediction.open_scores(
                 path, shape, classes, config.probabilities, normalised=normalised, orientation=turn
             )
             files.append(opened.enter_context(file))
         if config.logits:
             path = stem.with_name(f"{stem.name}_logits")
-            file = evaluation.open_scores(path, shape, classes, "npz", logits=True, orientation=turn)
+            file = prediction.open_scores(path, shape, classes, "npz", logits=True, orientation=turn)
             files.append(opened.enter_context(file))
 
         def add(tile: "Tile") -> None:
@@ -266,7 +267,7 @@ def _truths(
     from ccnet.data.reading.label_files import LabelReader
 
     stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
-    paths = evaluation.find_labels(
+    paths = prediction.find_labels(
         images, runtime.given_path(config.labels), image_name=stored.image_name, label_name=stored.label_name
     )
     read = LabelReader(stored.label_ids)

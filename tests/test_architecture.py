@@ -12,8 +12,9 @@ import pytest
 from conftest import ROOT
 
 _BELOW_ENGINE = {"conf", "data", "kernels", "losses", "models"}
-# Low to high.
-_ENGINE = ["runtime", "guards", "drawing", "checkpoints", "resuming", "evaluation", "app", "training", "sweeps"]
+_ENGINE = (
+    "runtime", "guards", "drawing", "checkpoints", "resuming", "evaluation", "prediction", "app", "training", "sweeps"
+)  # low to high  # fmt: skip
 _ENGINE = [f"engine.{room}" for room in _ENGINE]
 
 # Package -> the packages that it may import from, besides itself. Entry points may import from all of them.
@@ -29,10 +30,11 @@ ALLOWED = {
 }
 
 # Number of modules in a package, without its ``__init__.py``.
-SMALLEST, LARGEST = 4, 14
+SMALLEST, LARGEST = 4, 12
 EXCEPTIONS = {
     ".": "the entry points",
     "conf": "YAML files",
+    "data/sets": "one module per data set",
     "engine": "holds rooms and no modules",
 }
 

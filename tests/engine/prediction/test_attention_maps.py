@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccnet.engine.evaluation.attention_maps import attention_of_point
+from ccnet.engine.prediction.attention_maps import attention_of_point
 from ccnet.kernels import criss_cross_weights
 from ccnet.models import create_model
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .cost import FusedAttention, triton_path, without_data
+from ..evaluation.cost import FusedAttention, triton_path, without_data
 
 
 def peak_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:

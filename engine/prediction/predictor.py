@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints.record import Checkpoint
+from ..evaluation.protocols import Protocol, Slide, Tile, Whole, passes
+from ..evaluation.segmentation import predict
 from ..runtime.memory import available_memory
 from .memory_needed import peak_bytes
-from .protocols import Protocol, Slide, Tile, Whole, passes
-from .segmentation import predict
 
 _SAFETY = 1.3  # of the estimated peak memory: libraries allocate workspaces that the estimate does not see
 _MANY_PASSES = 4  # a progress bar for fewer would only flicker

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 import pytest
 from PIL import Image
 
-from ccnet.engine.evaluation.prediction_inputs import (
+from ccnet.engine.prediction.inputs import (
     InputImage,
     SkippedImages,
     check_outputs,

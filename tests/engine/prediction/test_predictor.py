@@ -6,11 +6,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
-from ccnet.engine.evaluation import predictor as module
 from ccnet.engine.evaluation.detection import as_stored_objects
-from ccnet.engine.evaluation.memory_needed import peak_bytes
-from ccnet.engine.evaluation.predictor import Predictor
 from ccnet.engine.evaluation.protocols import Slide, Whole
+from ccnet.engine.prediction import predictor as module
+from ccnet.engine.prediction.memory_needed import peak_bytes
+from ccnet.engine.prediction.predictor import Predictor
 
 
 class Brightness(nn.Module):

@@ -9,7 +9,7 @@ from PIL import Image
 import ccnet
 from ccnet.engine.checkpoints import load as load_checkpoint
 from ccnet.engine.drawing import blend
-from ccnet.engine.evaluation.trained_network import TrainedNetwork
+from ccnet.engine.prediction.trained_network import TrainedNetwork
 from ccnet.engine.runtime import FolderTaken
 from ccnet.train import run
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...data.reading.image_files import as_stored
 from ..drawing.png_files import write_png
+from ..evaluation.protocols import Tile
 from ..runtime.atomic_files import naming, replacing
-from .protocols import Tile
 
 FORMATS = {"npz": np.float16, "png": np.uint8, "png16": np.uint16}
 _ONE = {"png": 2**8 - 1, "png16": 2**16 - 1}  # the value that stands for a probability of 1

@@ -21,13 +21,13 @@ from ..checkpoints.pretrained import PACKAGED, download
 from ..checkpoints.record import Checkpoint
 from ..drawing.label_images import blend
 from ..drawing.objects import draw_objects
+from ..evaluation.average_precision import MASK_THRESHOLD
+from ..evaluation.detection import detect, likely_objects
+from ..evaluation.protocols import Tile, averages_probabilities
+from ..evaluation.tasks import task_of
 from ..runtime.atomic_files import given_path, write_text
 from ..runtime.devices import choose_device
-from .average_precision import MASK_THRESHOLD
-from .detection import detect, likely_objects
 from .predictor import Predictor, channels_of, drawn_channels_of, value_range_of
-from .protocols import Tile, averages_probabilities
-from .tasks import task_of
 
 CARD = "README.md"
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ccnet.engine.evaluation.protocols import Tile
-from ccnet.engine.evaluation.score_files import open_scores
+from ccnet.engine.prediction.score_files import open_scores
 
 CLASSES = ("road", "traffic light / sign", "sky")
 
