@@ -1,12 +1,14 @@
 from .attention_maps import attention_of_point as attention_of_point
 from .attention_maps import check_attention as check_attention
+from .ground_truth import GroundTruth as GroundTruth
+from .ground_truth import find_labels as find_labels
 from .inputs import InputImage as InputImage
 from .inputs import SkippedImages as SkippedImages
 from .inputs import check_outputs as check_outputs
 from .inputs import find_inputs as find_inputs
-from .inputs import find_labels as find_labels
 from .inputs import frames_before as frames_before
 from .inputs import with_frames as with_frames
+from .label_maps import LabelMaps as LabelMaps
 from .memory_needed import peak_bytes as peak_bytes
 from .predictor import Predictor as Predictor
 from .predictor import channels_of as channels_of
@@ -15,6 +17,7 @@ from .predictor import value_range_of as value_range_of
 from .score_files import FORMATS as FORMATS
 from .score_files import ScoreFile as ScoreFile
 from .score_files import open_scores as open_scores
+from .score_files import wanted_scores as wanted_scores
 from .trained_network import DetectedObjects as DetectedObjects
 from .trained_network import Prediction as Prediction
 from .trained_network import TrainedNetwork as TrainedNetwork

@@ -1,4 +1,4 @@
-"""Find the images to predict, the names of their output files and their label images, and record those skipped."""
+"""Find the images to predict and the names of their output files, and record those skipped."""
 
 import errno
 import glob
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
-from ...data.reading.file_lists import IMAGE_SUFFIXES, LABEL_SUFFIXES, find_files
+from ...data.reading.file_lists import IMAGE_SUFFIXES, find_files
 from ..runtime.atomic_files import given_path
 
 Result = TypeVar("Result")
@@ -107,34 +107,6 @@ def frames_before(images: Sequence[InputImage], index: int, number: int) -> list
 
 def _clip_of(image: InputImage) -> Path:
     return image.path.parent if image.frame is None else image.path
-
-
-def find_labels(
-    images: Sequence[InputImage], folder: Path, *, image_name: str = "*", label_name: str = "*"
-) -> list[Path]:
-    """Return the label image of each image.
-
-    Args:
-        images: the images.
-        folder: the folder of the label images, with or without the subfolders of the images.
-        image_name, label_name: see :func:`~ccnet.data.reading.file_lists.match_by_name`.
-
-    Raises:
-        FileNotFoundError: an image has no label image.
-    """
-    there = {PurePath(path.relative_to(folder).with_suffix("")): path for path in find_files(folder, LABEL_SUFFIXES)}
-    before, after = image_name.split("*")
-    found = []
-    for image in images:
-        stem = image.name.name.removeprefix(before).removesuffix(after)
-        expected = image.name.with_name(label_name.replace("*", stem))
-        path = there.get(expected) or there.get(PurePath(expected.name)) or there.get(image.name)
-        if path is None:
-            raise FileNotFoundError(
-                f"labels={folder} has no label image {expected} ({', '.join(LABEL_SUFFIXES)}) for {image}"
-            )
-        found.append(path)
-    return found
 
 
 class SkippedImages:

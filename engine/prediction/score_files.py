@@ -1,8 +1,8 @@
 """Write the scores of every class for an image: probabilities or logits, as .npz or as one grey image per class."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +91,41 @@ def open_scores(
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def wanted_scores(
+    stem: Path,
+    size: tuple[int, int],
+    classes: Sequence[str],
+    *,
+    probabilities: str | None,
+    logits: bool,
+    normalised: bool,
+    orientation: int,
+) -> Iterator[Callable[[Tile], None] | None]:
+    """Yield a function that writes the scores of a part of an image to the files that are wanted; None if none is.
+
+    Args:
+        stem: the common prefix of the file paths.
+        size, classes, normalised, orientation: see :func:`open_scores`.
+        probabilities: the format of the probabilities; None to write none.
+        logits: write the logits.
+    """
+    with ExitStack() as opened:
+        files: list[ScoreFile] = []
+        if probabilities:
+            path = stem.with_name(f"{stem.name}_probabilities")
+            file = open_scores(path, size, classes, probabilities, normalised=normalised, orientation=orientation)
+            files.append(opened.enter_context(file))
+        if logits:
+            path = stem.with_name(f"{stem.name}_logits")
+            file = open_scores(path, size, classes, "npz", logits=True, orientation=orientation)
+            files.append(opened.enter_context(file))
+
+        def add(tile: Tile) -> None:
+            """Add the scores of a part of the image to every file."""
+            for file in files:
+                file.add(tile)
+
+        yield add if files else None

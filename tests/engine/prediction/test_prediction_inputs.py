@@ -7,12 +7,12 @@ from pathlib import Path, PurePath
 import pytest
 from PIL import Image
 
+from ccnet.engine.prediction.ground_truth import find_labels
 from ccnet.engine.prediction.inputs import (
     InputImage,
     SkippedImages,
     check_outputs,
     find_inputs,
-    find_labels,
     frames_before,
     with_frames,
 )
