@@ -68,7 +68,7 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the rows of ``<output>_zoo.csv`` as the Markdown table in the README."""
-    header = ("network", "parameters, M", "GFLOPs", "added", "kept for backward, MB", "added", "images/s")
+    header = ("network", "parameters (M)", "GFLOPs", "added", "saved for backward (MB)", "added", "images/s")
     fields = ("network", "parameters_m", "gflops", "added_gflops", "saved_mb", "added_mb", "images_per_s")
     return Table(header, [[str(row[field]) for field in fields] for row in rows]).markdown()
 
