@@ -60,9 +60,9 @@ def einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.einsum("nhwg,ncgw->nchw", column, value) + torch.einsum("nhwv,nchv->nchw", row, value)
 
 
-@cache  # compiled when it is first used, because importing the compiler takes seconds
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(einsum)
+@cache
+def _compiled() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return torch.compile(einsum)  # on the first call rather than on import: importing the compiler takes seconds
 
 
 def compiled_einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
