@@ -29,7 +29,7 @@ lint: .venv/installed  ## ruff and pyright
 
 compile-all: .venv/installed $(TRITON:%=build/triton-%/installed)  ## every launch that ships, with every supported Triton; no GPU
 	@failed=; for minor in $(TRITON); do \
-	  PYTHONPATH=build/triton-$$minor $(BIN)/python -m ccnet.kernels.launch_set || failed="$$failed $$minor"; \
+	  PYTHONPATH=build/triton-$$minor $(BIN)/python -m ccnet.kernels.launches.launch_set || failed="$$failed $$minor"; \
 	done; test -z "$$failed" || { echo "failed with triton$$failed"; exit 1; }
 
 build/triton-%/installed:

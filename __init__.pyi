@@ -1,5 +1,5 @@
-from .engine.evaluation.trained_network import from_pretrained as from_pretrained
-from .engine.evaluation.trained_network import load as load
+from .engine.prediction.trained_network import from_pretrained as from_pretrained
+from .engine.prediction.trained_network import load as load
 from .kernels import criss_cross_attention as criss_cross_attention
 from .kernels import criss_cross_residual as criss_cross_residual
 from .kernels import criss_cross_weights as criss_cross_weights

@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig, ListConfig
 
 from ccnet.conf import CONF
-from ccnet.engine import app, checkpoints, evaluation
+from ccnet.engine import app, checkpoints, prediction
 from ccnet.engine.sweeps.entry_point import entry_point
 
 
@@ -27,7 +27,7 @@ def main(config: DictConfig) -> None:
         raise OSError("ccnet-app needs Gradio, which is not installed: pip install 'ccnet[app]'")
     given = config.checkpoint or checkpoints.DEFAULT
     names = [str(name) for name in (given if isinstance(given, ListConfig) else [given])]
-    networks = {name: evaluation.load(name, device=config.device, **config.published) for name in names}
+    networks = {name: prediction.load(name, device=config.device, **config.published) for name in names}
     viewer = app.Viewer(networks, max_megapixels=config.max_megapixels)
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         print(f"warning: host={config.host}: everyone who can reach this machine can use the page")

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, evaluation, guards, runtime, training
+from ccnet.engine import checkpoints, evaluation, guards, prediction, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def main(config: DictConfig) -> float:
     saved = checkpoints.load(path, **config.published)
     task = evaluation.task_of(saved.config)
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
-    channels = {"in_channels": evaluation.channels_of(saved)}  # how the data set reads its images
+    channels = {"in_channels": prediction.channels_of(saved)}  # how the data set reads its images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
     protocol_node, protocol_name = _protocol_node(config, saved)
     if protocol_name != "whole" and not task.predicts_label_maps:

@@ -23,8 +23,8 @@ Images that cannot be read or predicted are skipped and listed at the end, and t
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +35,14 @@ from tqdm import tqdm
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, drawing, evaluation, guards, runtime, training
+from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from ccnet.engine.checkpoints import Checkpoint
-    from ccnet.engine.evaluation import InputImage, Predictor, ScoreFile, Tile
+    from ccnet.engine.prediction import GroundTruth, InputImage, Predictor
     from ccnet.engine.training import Framework
 
 
@@ -61,9 +60,9 @@ def main(config: DictConfig) -> None:
 def _predict(config: DictConfig, output: Path) -> None:
     names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
-    images = evaluation.find_inputs(_as_list(config.input), output)
+    images = prediction.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
-    images = evaluation.with_frames(images, evaluation.channels_of(loaded[0]))
+    images = prediction.with_frames(images, prediction.channels_of(loaded[0]))
     if not config.checkpoint:
         print(f"checkpoint is not set: using {names[0]}, which knows {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
@@ -83,91 +82,74 @@ def _segment(
     output: Path,
 ) -> None:
     """Write masks and overlays and, if requested, scores, attention, comparison and video."""
-    classes, palette = loaded[0].classes, loaded[0].palette
-    if any(saved.classes != classes for saved in loaded):
+    _check_alike(loaded)
+    compare = len(loaded) > 1 or config.labels is not None
+    _check_outputs(config, images, output, compare=compare)
+    truth = _ground_truth(config, loaded[0], images)
+    framework = training.choose_framework(config.framework, config.device)
+    predictors = [_predictor(config, saved, framework) for saved in loaded]
+    if config.attention is not None:
+        prediction.check_attention(predictors[0].network)
+    output.mkdir(parents=True, exist_ok=True)
+    maps = prediction.LabelMaps(
+        predictors,
+        loaded[0],
+        images,
+        output,
+        probabilities=config.probabilities,
+        logits=config.logits,
+        attention=config.attention,
+        compare_rows=config.compare_rows if compare else 0,
+        truth=truth,
+    )
+    skipped = prediction.SkippedImages()
+    video_path = config.video and output / runtime.given_path(config.video).name
+    with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
+        alone = len(images) == 1  # its forward passes have a progress bar of their own
+        for index, image in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=alone)):
+            (output / image.name).parent.mkdir(parents=True, exist_ok=True)
+            made = skipped.attempt(image, functools.partial(maps.predicted, index))
+            if made is not None:
+                maps.write(image, made, video)
+    if video and video.fitted:
+        print(f"{video.fitted} frames differ in size from the first one and were scaled to it in the video")
+    if video_path:
+        print(f"video in {video_path}")
+    for line in maps.finish(names):
+        print(line)
+    print(f"masks and overlays in {output}, images: {len(images) - skipped.number}")
+    skipped.report(len(images))
+
+
+def _check_alike(loaded: Sequence["Checkpoint"]) -> None:
+    """Raise ValueError unless the networks know the same classes and read images alike."""
+    if any(saved.classes != loaded[0].classes for saved in loaded):
         raise ValueError("the checkpoints have different classes: compare networks trained on the same data set")
-    formats = [(evaluation.channels_of(saved), evaluation.value_range_of(saved)) for saved in loaded]
+    formats = [(prediction.channels_of(saved), prediction.value_range_of(saved)) for saved in loaded]
     if any(found != formats[0] for found in formats):
         raise ValueError(
             "the checkpoints read images differently, with backbone.in_channels and dataset.value_range of "
             f"{', '.join(f'{channels} and {limits}' for channels, limits in formats)}: predict them one at a time"
         )
-    compared = len(loaded) > 1 or config.labels is not None
-    if config.probabilities not in (None, *evaluation.FORMATS):
-        raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(evaluation.FORMATS)}")
+
+
+def _check_outputs(config: DictConfig, images: Sequence["InputImage"], output: Path, *, compare: bool) -> None:
+    """Raise ValueError unless everything that is wanted can be written without overwriting anything."""
+    if config.probabilities not in (None, *prediction.FORMATS):
+        raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(prediction.FORMATS)}")
     wanted = {"attention": config.attention is not None, "probabilities": config.probabilities, "logits": config.logits}
     kinds = ["", "_overlay", *(f"_{kind}" for kind, value in wanted.items() if value)]
-    evaluation.check_outputs(images, output, kinds, ["comparison"] if compared else [])
+    prediction.check_outputs(images, output, kinds, ["comparison"] if compare else [])
     if config.video:
         drawing.check_video(runtime.given_path(config.video))
-    truths = _truths(config, loaded[0], images)
 
-    from ccnet.data.reading.bands import drawn_channels
-    from ccnet.data.reading.frames import FrameReader
 
-    rgb = evaluation.drawn_channels_of(loaded[0])
-    framework = training.choose_framework(config.framework, config.device)
-    first, *others = [_predictor(config, saved, framework) for saved in loaded]
-    if config.attention is not None:
-        evaluation.check_attention(first.network)
-    output.mkdir(parents=True, exist_ok=True)
-    video_path = config.video and output / runtime.given_path(config.video).name
-    legend = drawing.VideoLegend(classes, palette)
-    rows, said, reduced, skipped = [], set(), [], evaluation.SkippedImages()
-    channels = evaluation.channels_of(loaded[0])
-    read = FrameReader(evaluation.value_range_of(loaded[0]), channels=channels, keep=first.frames - 1)
-
-    def predicted(index: int) -> "tuple[Tensor, int, list[np.ndarray], np.ndarray | None, list[np.ndarray]]":
-        """Return an image, its orientation, the labels of each network that is drawn, the truth, and attention maps."""
-        image = images[index]
-        preceding = evaluation.frames_before(images, index, first.frames - 1)
-        before = [read(frame.path, frame.frame)[0] for frame in preceding]
-        picture, turn = read(image.path, image.frame)
-        reason = first.about_memory(picture.shape[-2:])
-        if reason and reason not in said:
-            tqdm.write(reason)
-            said.add(reason)
-        with _score_files(config, first, output / image.name, picture.shape[-2:], classes, turn) as add:
-            labels = [first(picture, before, bar=image.name.name, on_tile=add)]
-        in_row = compared and len(rows) < config.compare_rows
-        labels += [other(picture, before, bar=image.name.name) for other in others if in_row]
-        truth = truths(index, labels[0].shape) if truths and in_row else None
-        if config.attention is None:
-            return picture, turn, labels, truth, []
-        maps = evaluation.attention_of_point(first.network, first.batch(picture), config.attention)
-        return picture, turn, labels, truth, [weight.cpu().numpy() for weight in maps]
-
-    with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
-        alone = len(images) == 1  # its forward passes have a progress bar of their own
-        for index, image in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=alone)):
-            name = image.name
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            result = skipped.attempt(image, functools.partial(predicted, index))
-            if result is None:
-                continue
-            picture, turn, (labels, *more), truth, maps = result
-            pixels = drawn_channels(picture, rgb).permute(1, 2, 0).numpy()
-            drawing.save_mask(output / f"{name}.png", labels, palette, orientation=turn)
-            if drawing.save_overlay(output / f"{name}_overlay.png", pixels, labels, classes, palette) > 1:
-                reduced.append(image)
-            if config.attention is not None:
-                drawing.save_attention(output / f"{name}_attention.png", pixels, maps, config.attention)
-            if compared and len(rows) < config.compare_rows:
-                pixels_shown, *shown = drawing.thumbnails([pixels, labels, *more, *([] if truth is None else [truth])])
-                rows.append((pixels_shown, None if truth is None else shown.pop(), shown))
-            if video:
-                video.add(legend.beside(drawing.blend(pixels, labels, palette), labels))
-    if video and video.fitted:
-        print(f"{video.fitted} frames differ in size from the first one and were scaled to it in the video")
-    if video_path:
-        print(f"video in {video_path}")
-    if rows:
-        drawing.save_side_by_side(output / "comparison.png", rows, names, classes, palette)
-        print(f"comparison in {output / 'comparison.png'}")
-    if reduced:
-        print(f"overlays of {len(reduced)} large images are reduced to at most 32 megapixels; the masks are not")
-    print(f"masks and overlays in {output}, images: {len(images) - skipped.number}")
-    skipped.report(len(images))
+def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"]) -> "GroundTruth | None":
+    """Return the label images to compare with, in the format of the data set that the network was trained on."""
+    if config.labels is None:
+        return None
+    stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
+    return prediction.GroundTruth(images, runtime.given_path(config.labels), stored)
 
 
 def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"], output: Path) -> None:
@@ -175,12 +157,12 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.reading.frames import FrameReader
 
-    evaluation.check_outputs(images, output, ["", "_overlay"], [])
+    prediction.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
-    read = FrameReader(evaluation.value_range_of(saved), channels=evaluation.channels_of(saved))
+    read = FrameReader(prediction.value_range_of(saved), channels=prediction.channels_of(saved))
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
-    skipped = evaluation.SkippedImages()
+    skipped = prediction.SkippedImages()
 
     def predicted(image: "InputImage") -> "tuple[Tensor, int, dict[str, Tensor]]":
         picture, turn = read(image.path, image.frame)
@@ -199,7 +181,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         ]
         runtime.write_text(output / f"{name}.json", json.dumps(found, indent=1) + "\n")
         likely = evaluation.likely_objects(objects)
-        drawn = drawn_channels(picture, evaluation.drawn_channels_of(saved))
+        drawn = drawn_channels(picture, prediction.drawn_channels_of(saved))
         drawing.save_objects(output / f"{name}_overlay.png", drawn, likely, saved.classes)
     least = evaluation.DRAWN_SCORE
     done = len(images) - skipped.number
@@ -215,7 +197,7 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     crop = saved.setting("recipe.train_transform.crop_size")
     config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)
     given = any(option.startswith("protocol") for option in runtime.given_overrides())
-    made = evaluation.Predictor.of(
+    made = prediction.Predictor.of(
         saved,
         framework.evaluated(checkpoints.network(saved), bf16=config.bf16),
         device=framework.device,
@@ -225,62 +207,6 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     if config.logits and evaluation.averages_probabilities(made.protocol):
         raise ValueError("logits=true, but this protocol averages probabilities: set protocol.average=logits")
     return made
-
-
-@contextmanager
-def _score_files(
-    config: DictConfig, predictor: "Predictor", stem: Path, size: Sequence[int], classes: Sequence[str], turn: int
-) -> "Iterator[Callable[[Tile], None] | None]":
-    """Yield a function that writes the scores of a part of an image to the files that are wanted; None if none is."""
-    normalised = evaluation.averages_probabilities(predictor.protocol)
-    shape = (size[0], size[1])
-    with ExitStack() as opened:
-        files: list[ScoreFile] = []
-        if config.probabilities:
-            path = stem.with_name(f"{stem.name}_probabilities")
-            file = evaluation.open_scores(
-                path, shape, classes, config.probabilities, normalised=normalised, orientation=turn
-            )
-            files.append(opened.enter_context(file))
-        if config.logits:
-            path = stem.with_name(f"{stem.name}_logits")
-            file = evaluation.open_scores(path, shape, classes, "npz", logits=True, orientation=turn)
-            files.append(opened.enter_context(file))
-
-        def add(tile: "Tile") -> None:
-            for file in files:
-                file.add(tile)
-
-        yield add if files else None
-
-
-def _truths(
-    config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"]
-) -> "Callable[[int, Sequence[int]], np.ndarray] | None":
-    """Return a function that reads the ground truth of an image of a given size; None if no folder is set.
-
-    The label images are in the format of the data set that the network was trained on.
-    """
-    if config.labels is None:
-        return None
-    from ccnet.data.reading.label_files import LabelReader
-
-    stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
-    paths = evaluation.find_labels(
-        images, runtime.given_path(config.labels), image_name=stored.image_name, label_name=stored.label_name
-    )
-    read = LabelReader(stored.label_ids)
-
-    def truth(index: int, size: Sequence[int]) -> "np.ndarray":
-        labels = read(paths[index]).numpy()
-        if labels.shape != tuple(size):
-            raise ValueError(
-                f"{paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels and {images[index]} "
-                f"{size[1]}x{size[0]}: a label image must be the same size as its image"
-            )
-        return labels
-
-    return truth
 
 
 def _as_list(value: Any) -> list[Any]:

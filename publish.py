@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, evaluation, runtime, training
+from ccnet.engine import checkpoints, evaluation, prediction, runtime, training
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main(config: DictConfig) -> None:
     protocol = saved.config.get("protocol", {}).get("_target_", "Whole").rpartition(".")[2]
     scored_on = f"Percent on the {len(dataset)} images of the val split, protocol {protocol}."
     checkpoints.write_folder(stored, output)
-    evaluation.write_card(stored, output, scored_on=scored_on + sentence, record=_record(config, path))
+    prediction.write_card(stored, output, scored_on=scored_on + sentence, record=_record(config, path))
     size = (output / "model.safetensors").stat().st_size / 1e6
     print(f"{evaluation.headline_text(exact)}\n{output}: {size:.1f} MB of weights, with config.json and README.md")
 

@@ -11,7 +11,9 @@ All options are in ``conf/``; ``python train.py --help`` lists them. In Python, 
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,9 +22,12 @@ from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, evaluation, guards, runtime, sweeps, training
+from ccnet.engine import checkpoints, evaluation, guards, resuming, runtime, sweeps, training
 from ccnet.engine.sweeps.entry_point import entry_point
 from ccnet.models.factory import compose_conf
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -58,12 +63,12 @@ def _started(config: DictConfig, folder: Path) -> float | None:
     guards.refuse_environment(config)
     if config.resume in (None, "auto"):  # a run that is named uses the data set in its checkpoint
         data.check_root(config.dataset)
-    device, timeout = training.framework_of(checkpoints.preview(config)).device, config.collective_timeout
+    device, timeout = training.framework_of(resuming.preview(config)).device, config.collective_timeout
     config = training.with_linear_rule(training.with_length(config))
-    with runtime.processes(device, timeout=timeout), checkpoints.find_start(config, folder) as start:
+    with runtime.processes(device, timeout=timeout), resuming.find_start(config, folder) as start:
         if start.saved is None:
             return train(config, start.folder)
-        config = checkpoints.continued(config, start.saved)
+        config = resuming.continued(config, start.saved)
         patience = config.recipe.patience
         done = sweeps.finished_score(start.folder, start.saved, config.recipe.max_iters, patience)
         if done is None:
@@ -82,31 +87,23 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     """
     began = time.perf_counter()
     config = checkpoints.located(config)
-    guards.check_run(guards.plain(config), folder)
-    framework = training.framework_of(config)
-    framework.check(config)
-    training.check_batch(config)
+    framework = _checked_framework(config, folder)
     runtime.reset_peak(framework.device)
     runtime.seed_everything(config.seed)
 
     task = instantiate(config.task)
-    train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
-    val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
-    doubts = [*data.first_look(train_set, "train"), *data.first_look(val_set, "val")]
-
+    train_set, val_set, doubts = _data_sets(config, task)
     asked = config
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
-    task.check(config, model)
-    training.check_batch(config)  # again, because `init` may have chosen the network
-    training.check_channels(config, train_set)
-    evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)
+    _check_network(config, task, model, train_set)
+
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
     training.freeze(config, model)
     optimizer = training.make_optimizer(config, model)
     schedule = training.make_schedule(config, optimizer)
-    identity = checkpoints.identify(asked, saved, train_set, val_set)
+    identity = resuming.identify(asked, saved, train_set, val_set)
     ema = training.AveragedWeights(model, config.ema) if config.ema is not None else None
     state = training.TrainingState(model, optimizer, schedule, identity, ema=ema)
     cost = task.cost(model, config)
@@ -138,16 +135,48 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
         for line in doubts:
             run.say(f"warning: {line}")
         run.fit()
-
-    unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))
-    if runtime.rank() == 0:
-        cost |= {"val_images_per_s": run.val_images_per_s}
-        result = training.run_result(task, state, cost, time.perf_counter() - began, config.recipe.monitor)
-        origin = runtime.provenance(framework.device) | {"training_images": len(train_set)}
-        sweeps.write_result(folder, result | {"identity": state.identity.fingerprint, "provenance": origin})
-        counts = {"unreadable": unreadable, "empty": run.empty_batches}
-        print(training.closing_lines(task, state, train_set.classes, folder, **counts, patience=config.recipe.patience))
+    _finish(run, cost, began)
     return state.score
+
+
+def _checked_framework(config: DictConfig, folder: Path) -> "training.Framework":
+    """Return the framework of a run, after the checks of its configuration that need no data."""
+    guards.check_run(guards.plain(config), folder)
+    framework = training.framework_of(config)
+    framework.check(config)
+    training.check_batch(config)
+    return framework
+
+
+def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.ImageDataset, data.ImageDataset, list[str]]":
+    """Return the training and the validation data, and what looks wrong in their first labels."""
+    train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
+    val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
+    return train_set, val_set, [*data.first_look(train_set, "train"), *data.first_look(val_set, "val")]
+
+
+def _check_network(
+    config: DictConfig, task: "evaluation.Task", model: "nn.Module", train_set: "data.ImageDataset"
+) -> None:
+    """Raise ValueError unless the network, its data and the score that chooses its checkpoints fit together."""
+    task.check(config, model)
+    training.check_batch(config)  # again, because `init` may have chosen the network
+    training.check_channels(config, train_set)
+    evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)
+
+
+def _finish(run: "training.Run", cost: Mapping[str, float], began: float) -> None:
+    """Write the result of a completed run and print its last lines; `began` is when it started, in seconds."""
+    unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))
+    if runtime.rank():
+        return
+    task, state, train_set, recipe = run.task, run.state, run.samples.dataset, run.config.recipe
+    cost = {**cost, "val_images_per_s": run.val_images_per_s}
+    result = training.run_result(task, state, cost, time.perf_counter() - began, recipe.monitor)
+    origin = runtime.provenance(run.device) | {"training_images": len(train_set)}
+    sweeps.write_result(run.folder, result | {"identity": state.identity.fingerprint, "provenance": origin})
+    counts = {"unreadable": unreadable, "empty": run.empty_batches}
+    print(training.closing_lines(task, state, train_set.classes, run.folder, **counts, patience=recipe.patience))
 
 
 if __name__ == "__main__":

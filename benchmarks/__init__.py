@@ -1,4 +1,4 @@
-"""Benchmarks: one file per mode of ``benchmark.py``, plus the operators and timers that they share."""
+"""Benchmarks: one file or folder per mode of ``benchmark.py``, plus the timers that they share."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-from .compare import compare_operators as compare_operators
+from .comparison.compare import compare_operators as compare_operators
 from .complexity import count_complexity as count_complexity
 from .gpu_session import run_session as run_session
 from .input_pipeline import time_input as time_input

@@ -24,7 +24,7 @@ from ..kernels.call import Call, Options
 from ..kernels.precision import float32_precision
 from ..kernels.torch_ops import operators
 from ..kernels.torch_ops.recompute import recomputed_projection
-from . import peers
+from .comparison import peers
 from .failures import require_none, tolerated
 
 # (GFLOPs, MB) from the paper, for an input of 1x3x769x769; memory in float32.

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from ..engine.drawing.tables import Table
-from ..kernels import tiles
+from ..kernels.launches import tiles
 
 ROOT = Path(__file__).parent.parent
 # The operator's shapes; the first is also timed in JAX.

@@ -62,6 +62,7 @@ def torchvision_loader(recipe: Recipe, decode: Callable[[Path], Tensor]) -> Load
     )
 
     def load(image: Path, label: Path) -> tuple[Tensor, Tensor]:
+        """Return a training sample, its image in RGB."""
         size = list(recipe.scaled())
         pixels = v2.functional.resize(tv_tensors.Image(decode(image)), size, antialias=True)
         labels = v2.functional.resize(
@@ -96,6 +97,7 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
     cv2.setNumThreads(1)
 
     def load(image: Path, label: Path) -> tuple[Tensor, Tensor]:
+        """Return a training sample, its image in BGR: on the device, the channels are swapped."""
         pixels = cv2.imdecode(np.frombuffer(image.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
         labels = np.array(Image.open(label)).astype(np.uint8)
         height, width = recipe.scaled()
@@ -113,7 +115,7 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
             labels = cv2.copyMakeBorder(
                 np.ascontiguousarray(labels), 0, below, 0, right, cv2.BORDER_CONSTANT, value=IGNORE_INDEX
             )
-        packed = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # BGR; the device swaps the channels
+        packed = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return packed, torch.from_numpy(labels.astype(np.int64))
 
     return load
@@ -135,6 +137,7 @@ def albumentations(recipe: Recipe) -> Loader | None:
     chain = A.Compose([resize, pad, A.RandomCrop(*recipe.crop), A.HorizontalFlip(p=0.5)])
 
     def load(image: Path, label: Path) -> tuple[Tensor, Tensor]:
+        """Return a training sample, its image in RGB."""
         pixels = cv2.cvtColor(cv2.imread(str(image)), cv2.COLOR_BGR2RGB)
         found = chain(image=pixels, mask=cv2.imread(str(label), cv2.IMREAD_UNCHANGED))
         # As its ToTensorV2 does, which copies nothing

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..kernels import plan
+from ..kernels.launches import plan
 
 
 class Timing(NamedTuple):

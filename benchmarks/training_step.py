@@ -23,7 +23,7 @@ from ..engine.runtime.devices import seed_everything
 from ..engine.runtime.provenance import provenance
 from ..engine.training.batches import prefetch
 from ..engine.training.setup.optimizer import make_optimizer
-from ..engine.training.torch_step import TorchStep, memory_format
+from ..engine.training.steps.torch_step import TorchStep, memory_format
 from ..models.factory import build, compose_conf
 from .failures import require_none, tolerated
 
@@ -64,6 +64,7 @@ def time_training(config: DictConfig, device: torch.device) -> str:
     failures: list[str] = []
 
     def save() -> list[dict[str, Any]]:
+        """Write the rows of the rounds so far to the file, and return them."""
         first = next((taken for taken in rounds.values() if taken.milliseconds), None)
         rows = [
             _row(name, taken, statistics.median(first.milliseconds), runs[name].recipe.batch_size, shares.get(name))

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ccnet.data.sets.folder import class_colours
-from ccnet.engine import app, drawing, evaluation
+from ccnet.engine import app, drawing, prediction
 from ccnet.engine.app.street_scene import CLASSES, street_scene
 
 IMAGES = Path(__file__).resolve().parent / "images"
@@ -49,7 +49,7 @@ def photograph_page(run: Path, path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     browser = shutil.which("chromium") or shutil.which("google-chrome")
-    viewer, pixels = app.Viewer({run.name: evaluation.load(run, device="cpu")}), street_scene(2)[0]
+    viewer, pixels = app.Viewer({run.name: prediction.load(run, device="cpu")}), street_scene(2)[0]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as started:
         photo = Path(folder) / "street.png"
         Image.fromarray(pixels).save(photo)

@@ -60,6 +60,7 @@ def check_backend(backend: str) -> None:
 
 
 def is_torch(array: Any) -> bool:
+    """Return whether the array is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 

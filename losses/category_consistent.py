@@ -80,13 +80,10 @@ def category_consistent_loss(
     if distance not in ("piecewise", "quadratic"):
         raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
 
-    xp = namespace(embedding)
     pixels = at_least_float32(rearrange(embedding, "n e ... -> (n ...) e"))
     labels = labels.reshape(-1)
     valid = labels != ignore_index
-    index = as_index(xp.where(valid, labels, 0))
-    if is_readable(index) and len(index) and not 0 <= index.min() <= index.max() < _BINS:
-        raise ValueError(f"labels range from {index.min()} to {index.max()}: expected values in [0, {_BINS - 1}]")
+    index = _bins(labels, valid)
     weight = cast(valid, pixels.dtype)
 
     def total(own: Array) -> Array:
@@ -98,12 +95,8 @@ def category_consistent_loss(
     per_pixel = weight / counts.clip(min=1)[index]  # sums to 1 over each class
     means = total(segment_sum(pixels * per_pixel[:, None], index, _BINS))
 
-    to_mean = _norm(pixels - means[index])
-    spread = (to_mean - delta_v).clip(min=0) ** 2
-    if distance == "piecewise":
-        linear = to_mean - delta_d + (delta_d - delta_v) ** 2
-        spread = xp.where(to_mean > delta_d, linear, spread)
-    variance = total((spread * per_pixel).sum()) / number.clip(min=1)
+    pull = _phi(_norm(pixels - means[index]), distance, delta_v, delta_d)
+    variance = total((pull * per_pixel).sum()) / number.clip(min=1)
 
     apart = _norm(means[:, None] - means[None])  # (K, K)
     classes = arange(_BINS, like=pixels)
@@ -114,6 +107,27 @@ def category_consistent_loss(
     size = (_norm(means) * present).sum() / number.clip(min=1)
     terms = alpha * variance + beta * between + gamma * size, variance, between, size
     return CategoryConsistentLoss(*(terms if sync else map(mean_over_processes, terms)))
+
+
+def _bins(labels: Array, valid: Array) -> Array:
+    """Return the bin of each pixel (P,): its label, or 0 if that is not valid.
+
+    Raises:
+        ValueError: on the CPU, if a valid label is outside [0, 255].
+    """
+    index = as_index(namespace(labels).where(valid, labels, 0))
+    if is_readable(index) and len(index) and not 0 <= index.min() <= index.max() < _BINS:
+        raise ValueError(f"labels range from {index.min()} to {index.max()}: expected values in [0, {_BINS - 1}]")
+    return index
+
+
+def _phi(to_mean: Array, distance: str, delta_v: float, delta_d: float) -> Array:
+    """Return phi of :func:`category_consistent_loss` for the distances (P,) of the pixels to their class means."""
+    quadratic = (to_mean - delta_v).clip(min=0) ** 2
+    if distance == "quadratic":
+        return quadratic
+    linear = to_mean - delta_d + (delta_d - delta_v) ** 2
+    return namespace(to_mean).where(to_mean > delta_d, linear, quadratic)
 
 
 def _norm(vectors: Array) -> Array:

@@ -26,6 +26,7 @@ else:
             """The subset of ``torch.nn.Module`` that the losses use."""
 
             def register_buffer(self, name: str, value: Any, persistent: bool = True) -> None:
+                """Set an attribute; nothing saves or moves it."""
                 setattr(self, name, value)
 
             def __call__(self, *inputs: Any) -> Any:

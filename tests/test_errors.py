@@ -37,7 +37,7 @@ def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, mo
         folder.mkdir(parents=True, exist_ok=True)  # as the first process does before it writes, whichever fails
         raise ValueError("a mistake")
 
-    monkeypatch.setattr("ccnet.engine.checkpoints.find_start", fails)
+    monkeypatch.setattr("ccnet.engine.resuming.find_start", fails)
     monkeypatch.setenv("RANK", str(rank))
     assert "error: a mistake" in refused(run_entry, tmp_path, "train.py", *TINY, "hydra.run.dir=runs/new")
     assert (tmp_path / "runs").exists() == bool(rank)

@@ -146,7 +146,7 @@ def test_interrupting_predict_ends_in_one_message_before_the_first_image_too(tmp
     def interrupted(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ccnet.engine.evaluation.find_inputs", interrupted)
+    monkeypatch.setattr("ccnet.engine.prediction.find_inputs", interrupted)
     done = run_entry("predict.py", "input=photo.jpg", "output=out", ok=False)
     assert done.returncode == "interrupted: the images predicted so far are in out"
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ccnet import train as training
 from ccnet.data.build import build_dataset
 from ccnet.engine import checkpoints
-from ccnet.engine.training.torch_step import train_step
+from ccnet.engine.training.steps.torch_step import train_step
 from ccnet.models.factory import build
 
 pytestmark = pytest.mark.slow
@@ -97,10 +97,10 @@ def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, monkey
             raise Killed
         return train_step(*arguments, **named)
 
-    monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", killed_at_fourth)
+    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", killed_at_fourth)
     with pytest.raises(Killed):
         run(tmp_path / "broken", *options)
-    monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", train_step)
+    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", train_step)
     torch.rand(7)  # as if the process had done other work in between
     saved = checkpoints.load(tmp_path / "broken" / "last.pt")
     assert saved.iteration == 2

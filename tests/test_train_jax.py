@@ -99,7 +99,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, monkeypat
 
 
 def test_a_non_finite_step_is_skipped(tmp_path, monkeypatch):
-    from ccnet.engine.training.jax_step import JaxStep
+    from ccnet.engine.training.steps.jax_step import JaxStep
 
     placed = []
 

@@ -1,15 +1,15 @@
 """The tiles worth timing: some ten for each kernel, dtype and range of line lengths.
 
-They vary the rule's tile (``kernels/tiles.py``) in one or two sizes at a time: stages, slab width, queries, keys. A
-whole line in one tile keeps its softmax weights on chip; tiles that loop over keys suit lengths that a power of two
-would pad too much. In the forward pass a tile holds up to 256 keys; in the backward pass, which keeps two such maps,
-every tile of 256 keys spills. Most have one warp per 16 queries, because more repeat each other's products; a tile that
-needs the registers of eight warps has those. The lists of 128 and 256 follow measurements on an H100 and an H200, where
-wide slabs and many stages win, that is, more bytes in flight (``results/kernels_log.md``). Tiles that spill are
-skipped.
+They vary the tile of the rule in ``kernels/launches/tiles.py`` in one or two sizes at a time: stages, slab width,
+queries, keys. A whole line in one tile keeps its softmax weights on chip; tiles that loop over keys suit lengths that
+a power of two would pad too much. In the forward pass a tile holds up to 256 keys; in the backward pass, which keeps
+two such maps, every tile of 256 keys spills. Most have one warp per 16 queries, because more repeat each other's
+products; a tile that needs the registers of eight warps has those. The lists of 128 and 256 follow measurements on an
+H100 and an H200, where wide slabs and many stages win, that is, more bytes in flight (``results/kernels_log.md``).
+Tiles that spill are skipped.
 """
 
-from ...kernels.tiles import Device, Problem, Tile, choose_tile
+from ...kernels.launches.tiles import Device, Problem, Tile, choose_tile
 
 # (BLOCK_M, BLOCK_N, BLOCK_C, warps, stages) by the longest line that the list is meant for.
 _HALF = {

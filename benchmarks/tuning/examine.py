@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ...kernels import launch_set, plan, tiles
-from ...kernels.launch_cases import Case, backward_cases, forward_cases
+from ...kernels.launches import launch_set, plan, tiles
+from ...kernels.launches.launch_cases import Case, backward_cases, forward_cases
 from .table import Range
 
 
@@ -43,7 +43,7 @@ class Needs(NamedTuple):
 def examine(job: Job) -> Needs:
     """Compile the launches of a job, up to the first unsound one."""
     os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it on its first import, which follows
-    from ...kernels.compiled import compile_case
+    from ...kernels.launches.compiled import compile_case
 
     needs = Needs()
     for case in job.launches:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
-from ...kernels import plan
-from ...kernels.tiles import Device, Problem, Tile
-from ..comparison_rows import check_error
+from ...kernels.launches import plan
+from ...kernels.launches.tiles import Device, Problem, Tile
+from ..comparison.rows import check_error
 from ..failures import first_line, tolerated
 from .candidates import candidates
 from .examine import Job, Needs, all_launches, timed_launches
@@ -18,17 +18,25 @@ from .table import Range, TunedTable
 class Submits(Protocol):
     """Whatever compiles jobs, see ``compilers.py``."""
 
-    def submit(self, argument: Job) -> "Future[Needs | str]": ...
+    def submit(self, argument: Job) -> "Future[Needs | str]":
+        """Compile a job in the background; the future returns what it needs, or why it failed."""
+        ...
 
 
 class Measures(Protocol):
     """The passes of one range's call on a GPU, see ``trial.py``."""
 
-    def error(self) -> float: ...
+    def error(self) -> float:
+        """Return the largest error of the passes, relative to the largest element."""
+        ...
 
-    def median_us(self) -> float: ...
+    def median_us(self) -> float:
+        """Return the median time of the passes in microseconds."""
+        ...
 
-    def is_usable(self) -> bool: ...
+    def is_usable(self) -> bool:
+        """Return whether the GPU still works after a failure."""
+        ...
 
 
 class Timed(NamedTuple):

@@ -5,7 +5,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...kernels import plan, tiles
+from ... import kernels
+from ...kernels.launches import plan, tiles
 
 ORIGIN = "measured by mode=tune; every other length and dtype has the rule's tile"
 _SOURCES = ("addressing.py", "backward.py", "forward.py")
@@ -40,7 +41,7 @@ class Range(NamedTuple):
 
 def measured_with(versions: dict[str, str]) -> dict[str, str]:
     """Return what a measurement depends on: the versions of torch and Triton, and the kernels' source."""
-    folder = Path(tiles.__file__).parent
+    folder = Path(kernels.__file__).parent
     source = b"".join((folder / name).read_bytes() for name in _SOURCES)
     return {
         "torch": versions["torch"],

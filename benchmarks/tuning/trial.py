@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ...kernels import criss_cross_residual
 from ...kernels.call import Call, Options
+from ...kernels.launches.tiles import Problem
 from ...kernels.precision import float32_precision
-from ...kernels.tiles import Problem
 from ...kernels.torch_ops import passes
 from ..timing import Stream, measure_queued
 

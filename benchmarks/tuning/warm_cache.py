@@ -5,8 +5,8 @@ import os
 import torch
 from omegaconf import DictConfig
 
-from ...kernels import launch_set, plan
-from ...kernels.launch_cases import Case
+from ...kernels.launches import launch_set, plan
+from ...kernels.launches.launch_cases import Case
 from .compilers import Compilers
 from .examine import Job, examine
 

@@ -63,15 +63,18 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
         rows = [_AttentionRow(title, index) for index, title in enumerate(viewer.titles)]
 
         def segment(upload: dict[str, Any] | None, shown: float, request: gr.Request) -> list[Any]:
+            """Segment the photo; return the answer and what every panel and attention row shows."""
             found = None if upload is None else _answer(viewer, upload["path"])
             files = folder / str(request.session_hash)
             filled = [_filled(viewer, found, index, shown, files) for index in range(len(panels))]
             return [found, *(value for panel in filled for value in panel), gr.update(visible=True), *_hidden(rows)]
 
         def blend(found: Answer | None, shown: float) -> list[Any]:
+            """Return the overlays with another opacity."""
             return [None if found is None else viewer.overlay(found, index, shown) for index in range(len(panels))]
 
         def attend(found: Answer | None, event: gr.SelectData) -> list[Any]:
+            """Return what the attention rows show for the point that was clicked."""
             if found is None:
                 return [gr.update(), *(gr.update() for row in rows for _ in row.outputs)]
             point = viewer.point_of(found, event.index)

@@ -75,19 +75,23 @@ class _Canvas:
         self.labels = Image.new("L", self.image.size, SKY)
 
     def polygon(self, points: Sequence[Point], colour: Colour, label: int, *, outline: Colour | None = None) -> None:
+        """Draw a filled polygon of a class."""
         ImageDraw.Draw(self.image).polygon(points, fill=colour, outline=outline)
         ImageDraw.Draw(self.labels).polygon(points, fill=label)
 
     def rectangle(self, box: tuple[float, float, float, float], colour: Colour, label: int) -> None:
+        """Draw a filled rectangle of a class."""
         ImageDraw.Draw(self.image).rectangle(box, fill=colour)
         ImageDraw.Draw(self.labels).rectangle(box, fill=label)
 
     def ellipse(self, box: tuple[float, float, float, float], colour: Colour, label: int | None) -> None:
+        """Draw a filled ellipse of a class; with None, the labels stay as they are."""
         ImageDraw.Draw(self.image).ellipse(box, fill=colour)
         if label is not None:
             ImageDraw.Draw(self.labels).ellipse(box, fill=label)
 
     def add_noise(self, rng: np.random.Generator, *, top: int, strength: float) -> None:
+        """Add grey noise of standard deviation ``strength`` to the image below row ``top``."""
         pixels = np.asarray(self.image).astype(float)
         pixels[top:] += rng.normal(0, strength, pixels[top:].shape[:2])[..., None]
         self.image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

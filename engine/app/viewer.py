@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ...data.reading.image_files import read_image, size_of
 from ...models.criss_cross import CrissCrossAttention
 from ..drawing import attention_title, blend, draw_attention, save_mask, save_overlay
-from ..evaluation import Prediction, TrainedNetwork, attention_of_point
+from ..prediction import Prediction, TrainedNetwork, attention_of_point
 from .legend_html import legend_html
 
 # Pixels of the longer side of an overlay on the page. Smaller images are enlarged, because Gradio reports clicks on

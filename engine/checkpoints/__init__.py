@@ -1,4 +1,4 @@
-"""Write and read checkpoints, resume runs from them and export their networks."""
+"""Read and write checkpoints, build networks from them and export these."""
 
 import lazy_loader
 

@@ -1,10 +1,6 @@
-from .continuation import continued as continued
-from .continuation import identify as identify
 from .export import export_onnx as export_onnx
 from .folders import half_precision as half_precision
 from .folders import write_folder as write_folder
-from .identity import Identity as Identity
-from .identity import fingerprint as fingerprint
 from .locations import located as located
 from .locations import moved as moved
 from .model_card import record_of as record_of
@@ -18,6 +14,4 @@ from .pretrained import packaged_file as packaged_file
 from .reading import find as find
 from .reading import load as load
 from .record import Checkpoint as Checkpoint
-from .resume import find_start as find_start
-from .resume import preview as preview
 from .writing import save as save

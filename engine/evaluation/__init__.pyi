@@ -1,5 +1,3 @@
-from .attention_maps import attention_of_point as attention_of_point
-from .attention_maps import check_attention as check_attention
 from .average_precision import DetectionScores as DetectionScores
 from .average_precision import coco_results as coco_results
 from .confusion import ConfusionMatrix as ConfusionMatrix
@@ -14,19 +12,7 @@ from .detection import evaluate_objects as evaluate_objects
 from .detection import likely_objects as likely_objects
 from .jax_network import JaxNetwork as JaxNetwork
 from .jax_network import local_devices as local_devices
-from .memory_needed import peak_bytes as peak_bytes
 from .prediction_files import PredictionFiles as PredictionFiles
-from .prediction_inputs import InputImage as InputImage
-from .prediction_inputs import SkippedImages as SkippedImages
-from .prediction_inputs import check_outputs as check_outputs
-from .prediction_inputs import find_inputs as find_inputs
-from .prediction_inputs import find_labels as find_labels
-from .prediction_inputs import frames_before as frames_before
-from .prediction_inputs import with_frames as with_frames
-from .predictor import Predictor as Predictor
-from .predictor import channels_of as channels_of
-from .predictor import drawn_channels_of as drawn_channels_of
-from .predictor import value_range_of as value_range_of
 from .protocols import Letterbox as Letterbox
 from .protocols import MultiScale as MultiScale
 from .protocols import Slide as Slide
@@ -35,9 +21,6 @@ from .protocols import Whole as Whole
 from .protocols import averages_probabilities as averages_probabilities
 from .protocols import passes as passes
 from .protocols import tiles as tiles
-from .score_files import FORMATS as FORMATS
-from .score_files import ScoreFile as ScoreFile
-from .score_files import open_scores as open_scores
 from .segmentation import Evaluation as Evaluation
 from .segmentation import evaluate as evaluate
 from .segmentation import predict as predict
@@ -50,9 +33,3 @@ from .tasks import check_monitor as check_monitor
 from .tasks import headline_text as headline_text
 from .tasks import score_table as score_table
 from .tasks import task_of as task_of
-from .trained_network import DetectedObjects as DetectedObjects
-from .trained_network import Prediction as Prediction
-from .trained_network import TrainedNetwork as TrainedNetwork
-from .trained_network import from_pretrained as from_pretrained
-from .trained_network import load as load
-from .trained_network import write_card as write_card

@@ -157,8 +157,7 @@ def synchronise(model: nn.Module, device: torch.device) -> None:
     """Make the network compute over the batch of all processes: equal weights, and shared batch norm and dropout."""
     if world_size() == 1:
         return
-    from .shared_dropout import share_dropout
-    from .sync_batch_norm import share_batch_norm  # imports timm, which takes seconds
+    from .shared_layers import share_batch_norm, share_dropout  # imports timm, which takes seconds
 
     share_batch_norm(model, device)
     share_dropout(model)

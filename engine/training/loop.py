@@ -19,10 +19,10 @@ from ..runtime.distributed import any_of_all, rank, world_size
 from ..runtime.stop_signals import Stopped, StopRequest
 from .batches import prefetch
 from .logger import NoLog, RunLog
-from .nonfinite import NonFiniteDetector, Outcome
 from .state import TrainingState
+from .steps.nonfinite import NonFiniteDetector, Outcome
+from .steps.torch_step import Step
 from .throughput import Throughput
-from .torch_step import Step
 
 
 @dataclass(kw_only=True)

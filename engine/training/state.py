@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...data.dataset import ImageDataset
 from ..checkpoints import writing
-from ..checkpoints.identity import Identity
 from ..checkpoints.record import Checkpoint
 from ..evaluation.tasks import TaskScores
 from ..guards.optimizer_state import alike, optimizer_state
+from ..resuming.identity import Identity
 from ..runtime.distributed import from_all, rank
 from ..runtime.run_folder import BEST, LAST, PREVIOUS
 from .averaging import AveragedWeights

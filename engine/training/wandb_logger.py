@@ -56,6 +56,7 @@ class WandbRun:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
         def start(mode: Any) -> wandb.Run:
+            """Start the W&B run, or continue it, in one of W&B's own modes."""
             return wandb.init(
                 dir=folder,
                 name=name,

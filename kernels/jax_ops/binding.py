@@ -23,7 +23,7 @@ from jax import lax
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..plan import PTX_VERSIONS, Launch
+from ..launches.plan import PTX_VERSIONS, Launch
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _ALIGNMENT = 16  # bytes of a pointer, or elements of a stride, that let the compiler load 16 bytes at a time

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
+from ..launches import plan
 from . import reference
 from .promotion import usual_promotion
 

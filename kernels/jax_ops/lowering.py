@@ -13,9 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
+from ..launches import plan
 from . import reference
 
 

@@ -20,7 +20,7 @@ from jax.extend.core import Primitive
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..call import Options
-from ..tiles import triton_version
+from ..launches.tiles import triton_version
 from .promotion import usual_promotion
 from .targets import current_gpu, running_on
 
@@ -41,6 +41,7 @@ def partitioned(
     """
 
     def lowered(*arrays: Array, options: Options, **parameters: Any) -> list[Array]:
+        """Call ``function`` under a rule that tells XLA which axes of its arrays may be sharded."""
         taken, made = kinds(len(arrays), **parameters)
         space = [f"s{axis}" for axis in range(arrays[0].ndim - 2)]
         attended = [space[axis] for axis in options.axes]
@@ -48,10 +49,12 @@ def partitioned(
         gpu = current_gpu()  # XLA calls `partition` later, when it compiles the program
 
         def run(_: Array, *arrays: Array) -> list[Array]:
+            """Call ``function`` on one device; the first argument only names the call."""
             with running_on(gpu), usual_promotion():
                 return function(*arrays, options=options, **parameters)
 
         def partition(mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:
+            """Return the mesh, the function of one device, and the shardings of its results and of its arrays."""
             named, *found = [argument.sharding for argument in arguments]
             if not all(isinstance(sharding, NamedSharding) for sharding in (named, *found)):
                 # Without a mesh of its own, XLA has already made the shardings follow the rule.
@@ -65,36 +68,30 @@ def partitioned(
                 channels, over = None, ()
 
             def shard(kind: str) -> NamedSharding:
+                """Return the sharding of an array of a kind."""
                 last = channels if kind == "value" else None
                 return NamedSharding(mesh, PartitionSpec() if kind == "gamma" else PartitionSpec(*lines, last))
 
             def run_shard(name: Array, *arrays: Array) -> list[Array]:
+                """Call ``function`` on this device's shard, and complete its sums over value channels."""
                 made_here = run(name, *arrays)
                 if not over or made[0] == "value":
                     return made_here
                 sums = zip(made, made_here, strict=True)
                 return [array if kind == "value" else jax.lax.psum(array, over) for kind, array in sums]
 
-            return (
-                mesh,
-                run_shard,
-                [shard(kind) for kind in made],
-                (
-                    NamedSharding(mesh, PartitionSpec()),
-                    *(shard(kind) for kind in taken),
-                ),
-            )
+            whole = NamedSharding(mesh, PartitionSpec())
+            return mesh, run_shard, [shard(kind) for kind in made], (whole, *(shard(kind) for kind in taken))
 
+        inputs = ["", *(_factors(kind, space) for kind in taken)]  # the name has no axes
+        outputs = [_factors(kind, space) for kind in made]
+        gathered = {*attended, "d", "t", "u", "g"}
         rule = custom_partitioning(run)
         rule.def_partition(
             partition,
-            sharding_rule=", ".join(["", *(_factors(kind, space) for kind in taken)])
-            + " -> "
-            + ", ".join(_factors(kind, space) for kind in made),
+            sharding_rule=f"{', '.join(inputs)} -> {', '.join(outputs)}",
             need_replication_factors=tuple(
-                factor
-                for factor in dict.fromkeys(" ".join(_factors(kind, space) for kind in (*taken, *made)).split())
-                if factor in attended or factor in ("d", "t", "u", "g")
+                factor for factor in dict.fromkeys(" ".join([*inputs, *outputs]).split()) if factor in gathered
             ),
         )
         return rule(_name((function.__name__, options, parameters, str(gpu))), *arrays)

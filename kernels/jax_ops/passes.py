@@ -14,10 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from .. import plan
 from ..backward import line_backward_kernel
 from ..call import Call
 from ..forward import line_forward_kernel
+from ..launches import plan
 from .binding import Updated, Written, launch
 from .targets import device
 

@@ -21,8 +21,8 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from .. import plan
 from ..call import Options
+from ..launches import plan
 from . import lowering
 from .partitioning import needs_devices, partitioned
 from .promotion import usual_promotion

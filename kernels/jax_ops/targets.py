@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from .. import plan
+from ..launches import plan
 
 VARIABLE = "CCNET_JAX_TARGET"
 # A GPU of each architecture. Only the number of multiprocessors affects the launches, in the grid of small calls.

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from .. import plan
+from ..launches import plan
 
 
 @cache

@@ -10,9 +10,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .. import plan
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
+from ..launches import plan
 from . import cpu_operators, devices, reference, transforms
 
 

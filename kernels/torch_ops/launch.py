@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..plan import Launch
+from ..launches.plan import Launch
 
 
 def is_interpreted() -> bool:

@@ -11,10 +11,10 @@ this and are read in place; other arrays are copied into that layout once.
 import torch
 from torch import Tensor
 
-from .. import plan
 from ..backward import line_backward_kernel
 from ..call import Call
 from ..forward import line_forward_kernel
+from ..launches import plan
 from . import launch
 from .devices import device_of
 

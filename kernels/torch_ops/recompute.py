@@ -19,19 +19,60 @@ class _Kept(NamedTuple):
     version: int
 
 
-class _Available(list[Tensor]):
-    """One reference to a projection for each of its views that the backward pass has not read yet."""
-
-
-_latest: weakref.ref[_Available] | None = None  # the projection that a CPU still keeps
-
-
 class _View(NamedTuple):
     """A view whose memory was dropped."""
 
     size: torch.Size
     stride: tuple[int, ...]
     offset: int | torch.SymInt
+
+
+class _Recomputation:
+    """The hooks on saved tensors that drop the views of a projection and compute it again when one is read.
+
+    Args:
+        project: the projection.
+        inputs: its arguments.
+        projected: its result, of which only the storage is remembered.
+    """
+
+    def __init__(self, project: Callable[..., Tensor], inputs: tuple[Tensor, ...], projected: Tensor):
+        self._project, self._inputs, self._storage = project, inputs, storage_id(projected)
+        self._read = [_Kept(tensor, tensor._version) for tensor in inputs]
+        self._device = inputs[0].device.type
+        self._autocast = torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
+        self._views = 0
+        self._available: list[Tensor] = []  # a reference to the projection for each of its views that is not read yet
+
+    def pack(self, tensor: Tensor) -> _Kept | _View:
+        """Return what autograd saves instead of the tensor."""
+        if storage_id(tensor) != self._storage:
+            return _Kept(tensor.detach(), tensor._version)
+        self._views += 1
+        return _View(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def unpack(self, saved: _Kept | _View) -> Tensor:
+        """Return the tensor; raise RuntimeError if it, or an input of the projection, was changed in place."""
+        if isinstance(saved, _Kept):
+            return _unchanged(saved)
+        for kept in self._read:
+            _unchanged(kept)
+        if len(self._available) == 0:
+            enabled, dtype = self._autocast
+            with torch.no_grad(), torch.autocast(self._device, dtype=dtype, enabled=enabled):
+                self.keep(self._project(*self._inputs))
+        return self._available.pop().as_strided(*saved)
+
+    def keep(self, projected: Tensor) -> None:
+        """Keep the projection until each of its views has been read."""
+        self._available.extend([projected] * self._views)
+
+    def drop(self) -> None:
+        """Drop the projection, so that it is computed again when one of its views is read."""
+        self._available.clear()
+
+
+_latest: weakref.ref[_Recomputation] | None = None  # the one whose projection a CPU still keeps
 
 
 @contextmanager
@@ -71,37 +112,14 @@ def recomputed_projection(project: Callable[..., Tensor], image: Tensor, *parame
         yield project(*inputs)
         return
     if _latest is not None and (earlier := _latest()) is not None:
-        earlier.clear()
-    device = image.device.type
-    autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        earlier.drop()
     projected = project(*inputs)
-    storage = storage_id(projected)
-    read = [_Kept(tensor, tensor._version) for tensor in inputs]
-    views = 0
-    available = _Available()
-
-    def pack(tensor: Tensor) -> _Kept | _View:
-        nonlocal views
-        if storage_id(tensor) != storage:
-            return _Kept(tensor.detach(), tensor._version)
-        views += 1
-        return _View(tensor.size(), tensor.stride(), tensor.storage_offset())
-
-    def unpack(saved: _Kept | _View) -> Tensor:
-        if isinstance(saved, _Kept):
-            return _unchanged(saved)
-        for kept in read:
-            _unchanged(kept)
-        if len(available) == 0:
-            with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=autocast):
-                available.extend([project(*inputs)] * views)
-        return available.pop().as_strided(*saved)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    recomputation = _Recomputation(project, inputs, projected)
+    with torch.autograd.graph.saved_tensors_hooks(recomputation.pack, recomputation.unpack):
         yield projected
-    if device == "cpu" and not transforms.are_intercepted(image):
-        available.extend([projected.detach()] * views)
-        _latest = weakref.ref(available)
+    if image.device.type == "cpu" and not transforms.are_intercepted(image):
+        recomputation.keep(projected.detach())
+        _latest = weakref.ref(recomputation)
 
 
 def _can_recompute(inputs: tuple[Tensor, ...]) -> bool:

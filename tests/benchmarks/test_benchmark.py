@@ -7,12 +7,12 @@ import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from ccnet.benchmarks import compare_torch as benchmark_compare
-from ccnet.benchmarks import peers as benchmark_peers
 from ccnet.benchmarks import training_step as benchmark_train
+from ccnet.benchmarks.comparison import compare_torch as benchmark_compare
+from ccnet.benchmarks.comparison import peers as benchmark_peers
 from ccnet.benchmarks.timing import Timing
 from ccnet.engine.evaluation.cost import Cost
-from ccnet.kernels import plan
+from ccnet.kernels.launches import plan
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +143,7 @@ def test_floors_of_the_machines(config, machine):
 
 def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, monkeypatch):
     pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
-    from ccnet.benchmarks import compare_jax as benchmark_jax
+    from ccnet.benchmarks.comparison import compare_jax as benchmark_jax
 
     config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
     monkeypatch.setitem(benchmark_jax.PEERS, "wrong", (lambda query, key, value: value, "cross"))

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ccnet.benchmarks import gpu_session
 from ccnet.benchmarks.gpu_session import Step
-from ccnet.kernels import tiles
+from ccnet.kernels.launches import tiles
 
 
 def python(name, code, seconds=PATIENCE):

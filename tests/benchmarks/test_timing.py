@@ -3,7 +3,7 @@
 import pytest
 
 from ccnet.benchmarks import timing
-from ccnet.kernels import plan
+from ccnet.kernels.launches import plan
 
 
 class Mark:

@@ -18,7 +18,7 @@ from ccnet.benchmarks.tuning.examine import Needs
 from ccnet.benchmarks.tuning.log import Log
 from ccnet.benchmarks.tuning.search import Search, problem_of
 from ccnet.benchmarks.tuning.table import Range, TunedTable
-from ccnet.kernels import launch_set, plan, tiles
+from ccnet.kernels.launches import launch_set, plan, tiles
 
 DEVICE = plan.Device("NVIDIA Test", (9, 0), 132, 232448)
 CONDITIONS = {"torch": "2.11", "triton": "3.6.0", "kernels": "abc"}

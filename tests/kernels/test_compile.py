@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from ccnet.kernels import launch_cases, launch_set, plan, tiles
+from ccnet.kernels.launches import launch_cases, launch_set, plan, tiles
 
 pytestmark = pytest.mark.slow
 
@@ -158,8 +158,8 @@ def cache_keys():
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from ccnet.kernels import compiled
     from ccnet.kernels.call import Call, Options
+    from ccnet.kernels.launches import compiled
     from ccnet.kernels.torch_ops import passes
 
     device = launch_set.GPUS["sm_90"]

@@ -7,7 +7,7 @@ compute-sanitizer --tool memcheck python -m pytest tests/kernels/test_gpu.py -k 
 import pytest
 import torch
 
-from ccnet.benchmarks import peers as benchmark_peers
+from ccnet.benchmarks.comparison import peers as benchmark_peers
 from ccnet.benchmarks.tuning import warm_cache
 from ccnet.kernels import criss_cross_attention, criss_cross_residual
 

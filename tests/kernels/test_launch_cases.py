@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 import torch
 
-from ccnet.kernels import launch_cases, plan
 from ccnet.kernels.call import Call, Options
+from ccnet.kernels.launches import launch_cases, plan
 
 pytest.importorskip("triton", reason="triton is not installed")
 from ccnet.kernels.jax_ops import binding

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, plan, set_float32_precision
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, set_float32_precision
+from ccnet.kernels.launches import plan
 from ccnet.kernels.torch_ops import devices, dispatch
 
 pytest.importorskip("triton", reason="triton is not installed")

@@ -23,7 +23,8 @@ nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from ccnet.models.nnx import comparison, state_dict, twin, twins  # noqa: E402
+from ccnet.models.nnx import state_dict, twin  # noqa: E402
+from ccnet.models.nnx.conversion import comparison, twins  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import math
 from omegaconf import DictConfig
 
 from ....data.build import build_dataset
-from ...checkpoints.identity import LENGTH, of_length
+from ...resuming.identity import LENGTH, of_length
 from ...runtime.overrides import given_overrides
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from stand_in import stand_in
 
 from ccnet.engine import app
-from ccnet.engine.evaluation import TrainedNetwork
+from ccnet.engine.prediction import TrainedNetwork
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'ccnet[dev]'")
 

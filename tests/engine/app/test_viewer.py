@@ -13,7 +13,7 @@ from ccnet.engine.app import Viewer, street_scene
 from ccnet.engine.app.examples import write_examples
 from ccnet.engine.app.legend_html import legend_html
 from ccnet.engine.app.street_scene import CLASSES, ROAD, SKY, write_streets
-from ccnet.engine.evaluation import TrainedNetwork
+from ccnet.engine.prediction import TrainedNetwork
 
 
 @pytest.fixture(scope="module")

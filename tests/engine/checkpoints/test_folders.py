@@ -18,7 +18,7 @@ from untrusted_files import NAMED
 import ccnet
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import folders, pretrained
-from ccnet.engine.evaluation import TrainedNetwork
+from ccnet.engine.prediction import TrainedNetwork
 
 NAME = pretrained.DEFAULT
 

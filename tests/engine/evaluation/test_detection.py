@@ -20,7 +20,7 @@ from ccnet.data.sets.coco import Coco, instances_transform
 from ccnet.engine import checkpoints
 from ccnet.engine.evaluation.average_precision import average_precision, coco_results
 from ccnet.engine.training.lr_schedules import WarmupSteps
-from ccnet.engine.training.torch_step import train_step
+from ccnet.engine.training.steps.torch_step import train_step
 from ccnet.models import create_model
 
 pytest.importorskip("pycocotools", reason="the oracle of these tests: pip install -e '.[dev]'")
@@ -316,16 +316,16 @@ def test_a_run_writes_scalars_images_and_checkpoints(finished):
 
 def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(root, finished, tmp_path, monkeypatch):
     def killed(*arguments, **named):
-        monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", stop)
+        monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", stop)
         return train_step(*arguments, **named)
 
     def stop(*arguments, **named):
         raise InterruptedError
 
-    monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", killed)
+    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", killed)
     with pytest.raises(InterruptedError):
         training.train(composed(root, *TINY), tmp_path)
-    monkeypatch.setattr("ccnet.engine.training.torch_step.train_step", train_step)
+    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", train_step)
     saved = checkpoints.load(tmp_path / "last.pt")
     assert saved.iteration == 1
     training.train(composed(root, *TINY), tmp_path, saved)

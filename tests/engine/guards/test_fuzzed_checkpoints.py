@@ -14,7 +14,7 @@ from published_states import authors_state, mmseg_state
 from safetensors.torch import load_file, save_file
 
 from ccnet import train as training
-from ccnet.engine import checkpoints
+from ccnet.engine import checkpoints, resuming
 from ccnet.engine.drawing.label_images import save_mask
 from ccnet.engine.evaluation.segmentation import predict
 from ccnet.engine.training.state import TrainingState
@@ -92,7 +92,7 @@ def step_from(path, config, folder):
     saved = checkpoints.load(path)
     network = checkpoints.network(saved)
     algorithm = instantiate(config.optimizer.algorithm, network.parameters())
-    identity = checkpoints.Identity("", {}, {})
+    identity = resuming.Identity("", {}, {})
     state = TrainingState(network, algorithm, instantiate(config.optimizer.schedule, algorithm), identity)
     if saved.training:
         state.restore(saved)

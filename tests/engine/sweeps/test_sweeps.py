@@ -24,7 +24,8 @@ from PIL import Image
 from ccnet import train as training
 from ccnet.data.build import build_dataset
 from ccnet.engine import checkpoints
-from ccnet.engine.checkpoints import Checkpoint, find_start
+from ccnet.engine.checkpoints import Checkpoint
+from ccnet.engine.resuming import find_start
 from ccnet.engine.runtime.overrides import parse_overrides
 from ccnet.engine.sweeps import results
 from ccnet.engine.sweeps.report import report

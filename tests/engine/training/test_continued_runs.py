@@ -12,8 +12,8 @@ from conftest import TINY
 
 from ccnet.engine import checkpoints
 from ccnet.engine.runtime.run_folder import FolderLock
-from ccnet.engine.training import torch_step
-from ccnet.engine.training.torch_step import train_step
+from ccnet.engine.training.steps import torch_step
+from ccnet.engine.training.steps.torch_step import train_step
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from two_processes import together
 
 from ccnet.data.training_samples import Seeded, train_loader
 from ccnet.engine.runtime.distributed import processes
-from ccnet.engine.training.torch_step import TorchStep, train_step
+from ccnet.engine.training.steps.torch_step import TorchStep, train_step
 from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
 

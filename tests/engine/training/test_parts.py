@@ -11,7 +11,7 @@ from ccnet import train as training
 from ccnet.engine import checkpoints
 from ccnet.engine.training.setup import freeze, make_optimizer, make_schedule
 from ccnet.engine.training.setup.optimizer import lr_factor
-from ccnet.engine.training.torch_step import TorchStep
+from ccnet.engine.training.steps.torch_step import TorchStep
 from ccnet.models.factory import build, create_model
 from ccnet.models.stages import STAGES, first_stages
 

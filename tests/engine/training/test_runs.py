@@ -15,13 +15,13 @@ from ccnet import train as training
 from ccnet.data.sets.folder import Folder
 from ccnet.data.training_samples import Seeded
 from ccnet.engine import checkpoints
-from ccnet.engine.checkpoints import find_start, fingerprint
 from ccnet.engine.evaluation.protocols import Whole
 from ccnet.engine.evaluation.segmentation import predict
 from ccnet.engine.evaluation.tasks.semantic import Semantic
+from ccnet.engine.resuming import find_start, fingerprint
 from ccnet.engine.runtime import stop_signals as stopping
-from ccnet.engine.training import torch_step
-from ccnet.engine.training.torch_step import train_step
+from ccnet.engine.training.steps import torch_step
+from ccnet.engine.training.steps.torch_step import train_step
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,14 @@ from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccnet.data.loader import Loader, stack_pairs
-from ccnet.engine.checkpoints import Checkpoint, Identity
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.tasks.semantic import Semantic
+from ccnet.engine.resuming import Identity
 from ccnet.engine.training.batches import prefetch
-from ccnet.engine.training.nonfinite import NonFiniteDetector
 from ccnet.engine.training.state import TrainingState
+from ccnet.engine.training.steps.nonfinite import NonFiniteDetector
+from ccnet.engine.training.steps.torch_step import train_step
 from ccnet.engine.training.throughput import Throughput
-from ccnet.engine.training.torch_step import train_step
 from ccnet.models.factory import build
 
 LOSSES = ("ce", "ce_ohem", "ce_ccl")

@@ -10,8 +10,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import PATIENCE, TINY
-from test_survival import Run, children, newest
+from conftest import PATIENCE, TINY, children
+from interrupted_runs import Run, newest
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,1 @@
+from .compare import compare_operators as compare_operators

@@ -1,0 +1,148 @@
+"""Time JAX implementations of the operator side by side under ``jax.jit``, after verifying their results."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax import Array
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from ...engine.evaluation.jax_network import local_devices
+from ...engine.runtime.provenance import provenance
+from ...kernels import criss_cross_attention
+from ...kernels.launches import plan
+from ..failures import require_none, tolerated
+from ..timing import Timing
+from .peers import ORACLES
+from .rows import Rows, check_error
+
+CALLS = 5  # between two clock readings, so that synchronisation adds little to the time
+
+
+def triton(query: Array, key: Array, value: Array) -> Array:
+    """Return this project's attention, computed by its Triton kernels."""
+    return criss_cross_attention(query, key, value, channel_axis=-1, backend="triton")
+
+
+def reference(query: Array, key: Array, value: Array) -> Array:
+    """Return this project's attention, computed by its reference implementation."""
+    return criss_cross_attention(query, key, value, channel_axis=-1, backend="reference")
+
+
+def einsum(query: Array, key: Array, value: Array) -> Array:
+    """Return the attention in its straightforward form: scores along both axes, one softmax, two weighted sums."""
+    height = query.shape[1]
+    columns = jnp.einsum("nywd,nxwd->nywx", query, key)
+    columns = jnp.where(jnp.eye(height, dtype=bool)[:, None, :], -jnp.inf, columns)
+    rows = jnp.einsum("nhyd,nhxd->nhyx", query, key)
+    weights = jax.nn.softmax(jnp.concatenate([columns, rows], axis=-1), axis=-1)
+    out = jnp.einsum("nywx,nxwc->nywc", weights[..., :height], value)
+    return out + jnp.einsum("nhyx,nhxc->nhyc", weights[..., height:], value)
+
+
+def non_local(query: Array, key: Array, value: Array) -> Array:
+    """Return full attention; the value is split into slabs as wide as the query, as JAX's attention requires."""
+    batch, height, width, channels = value.shape
+    d = query.shape[-1]
+    slabs = channels // d
+    wide = (batch, height * width, slabs, d)
+    queries, keys = (jnp.broadcast_to(x.reshape(batch, -1, 1, d), wide) for x in (query, key))
+    out = jax.nn.dot_product_attention(queries, keys, value.reshape(batch, -1, slabs, d), scale=1.0)
+    return out.reshape(value.shape)
+
+
+PEERS = {
+    "triton": (triton, "cross"),
+    "reference": (reference, "cross"),
+    "einsum": (einsum, "cross"),
+    "non_local": (non_local, "all"),
+}
+
+
+def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
+    """Verify and time every peer on one shape; append the rows to a CSV file, plot them and return the table."""
+    device = local_devices(config.device)[0]
+    batch, *spatial = shape
+    d, c = config.query_channels, config.value_channels
+    problem = plan.Problem(batch, tuple(spatial), tuple(range(len(spatial))), d, c, dtype)
+    generator = np.random.default_rng(config.seed)
+    drawn = [generator.normal(0, scale, (*shape, width)) for width, scale in ((d, d**-0.25),) * 2 + ((c, 1),) * 2]
+    # Rounded once, so that the oracle gets the same inputs as the peers.
+    inputs = [jax.device_put(jnp.asarray(array, dtype), device) for array in drawn]
+
+    about = provenance(torch.device("cpu")) | {"machine": device.device_kind, "jax": jax.__version__}
+    rows = Rows(about, Path(f"{config.output}_jax"))
+    failures: list[str] = []
+    for peer, (function, attends) in tqdm(PEERS.items(), desc=f"{shape} {dtype}", disable=None):
+        for direction, call in _calls(function).items():
+            with tolerated(f"{peer}, {direction}", failures):
+                error = _largest_error(function, attends, inputs, of_gradients=direction == "both")
+                check_error(error, dtype)
+                timing = _measure(lambda call=call: call(*inputs), config.repeats)
+                cost = plan.least_cost(problem, direction)
+                row: dict[str, Any] = {"peer": peer, "pass": direction, "shape": "x".join(map(str, shape))}
+                row |= {"dtype": dtype} | {field: round(value, 1) for field, value in timing._asdict().items()}
+                row["gb_per_s"] = round(cost.bytes / timing.median_us / 1e3, 1)
+                row["tflops"] = round(cost.flops / timing.median_us / 1e6, 2)
+                rows.add(row | {"error": f"{error:.1e}", "d": d, "c": c, "seed": config.seed})
+    table = rows.finish()
+    if device.platform != "cpu":
+        require_none([line for line in failures if line.startswith("triton,")], table)
+    return table
+
+
+def _calls(function: Callable[..., Array]) -> dict[str, Callable[..., Any]]:
+    """Return the calls to time: forward, and forward with backward; under jit, backward cannot be timed alone."""
+
+    def both(query: Array, key: Array, value: Array, upstream: Array) -> tuple[Array, tuple[Array, ...]]:
+        out, pull = jax.vjp(function, query, key, value)
+        return out, pull(upstream)
+
+    return {"forward": jax.jit(lambda query, key, value, _: function(query, key, value)), "both": jax.jit(both)}
+
+
+def _largest_error(function: Callable[..., Array], attends: str, inputs: list[Array], of_gradients: bool) -> float:
+    """Return the largest error of the output, or of it and the gradients, relative to the largest element.
+
+    The truth is torch in float64. Full attention is verified on one image.
+    """
+    if attends == "all":
+        inputs = [array[:1] for array in inputs]
+    calls = _calls(function)
+    if of_gradients:
+        out, gradients = calls["both"](*inputs)
+    else:
+        out, gradients = calls["forward"](*inputs), ()
+    leaves = [torch.from_numpy(np.asarray(array, np.float64)).movedim(-1, 1) for array in inputs]
+    *arrays, upstream = leaves
+    arrays = [array.requires_grad_(of_gradients) for array in arrays]
+    want = ORACLES[attends](*arrays)
+    wanted = [want.detach(), *(torch.autograd.grad(want, arrays, upstream) if of_gradients else ())]
+    errors = []
+    for ours, array in zip((out, *gradients), wanted, strict=True):
+        got = torch.from_numpy(np.asarray(ours, np.float64)).movedim(-1, 1)
+        errors.append(((got - array).abs().max() / array.abs().max()).item())
+    return max(errors)
+
+
+def _measure(call: Callable[[], Any], repeats: int) -> Timing:
+    """Time a call, reading the clock once per ``CALLS`` calls."""
+    jax.block_until_ready(call())
+    spans, host = [], []
+    for _ in range(max(repeats // CALLS, 3)):
+        start = time.perf_counter()
+        result = None
+        for _ in range(CALLS):
+            result = call()
+        host.append(1e6 * (time.perf_counter() - start) / CALLS)
+        jax.block_until_ready(result)
+        spans.append(1e6 * (time.perf_counter() - start) / CALLS)
+    low, *_, high = statistics.quantiles(spans, n=5)
+    return Timing(statistics.median(spans), low, high, statistics.median(host))

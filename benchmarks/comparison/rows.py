@@ -1,0 +1,70 @@
+"""The rows of a comparison: the tolerances of the verification, and how the times are saved and plotted."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from ...engine.drawing.png_files import write_figure
+from ...engine.drawing.tables import Table
+
+# The largest error against float64, relative to the largest element, at which an implementation counts as correct.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+class Rows:
+    """The measurements of a comparison, appended to ``<output>.csv`` one by one.
+
+    Args:
+        about: the provenance of the measurements, added to each row of the file.
+        output: the common prefix of the file paths.
+    """
+
+    def __init__(self, about: dict[str, str], output: Path):
+        self.about, self.output = about, output
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a measurement, which has the same keys as the others."""
+        Table.of_records([row | self.about]).append_csv(Path(f"{self.output}.csv"))
+        self.rows.append(row)
+
+    def finish(self) -> str:
+        """Plot the measurements and return their table.
+
+        Raises:
+            ValueError: nothing was measured.
+        """
+        if not self.rows:
+            raise ValueError("nothing was measured")
+        first = self.rows[0]
+        draw(self.rows, self.about["machine"], Path(f"{self.output}_{first['shape']}_{first['dtype']}.png"))
+        return Table.of_records(self.rows).text()
+
+
+def check_error(error: float, dtype: str) -> None:
+    """Raise ValueError if an error, relative to the largest element, is above the dtype's tolerance."""
+    if not error < TOLERANCE[dtype]:
+        raise ValueError(f"the error is {error:.1e} of the largest element, above the tolerance")
+
+
+def draw(rows: list[dict[str, Any]], machine: str, path: Path) -> None:
+    """Plot the medians as a bar chart, grouped by pass, on a logarithmic axis."""
+    directions = list(dict.fromkeys(row["pass"] for row in rows))
+    figure = Figure(figsize=(7, 1 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    labels, widths, colours = [], [], []
+    for index, direction in enumerate(directions):
+        for row in sorted((row for row in rows if row["pass"] == direction), key=lambda row: row["median_us"]):
+            labels.append(f"{row['peer']}, {direction}")
+            widths.append(row["median_us"])
+            colours.append(f"C{index}")
+    bars = axes.barh(labels, widths, color=colours)
+    axes.bar_label(bars, fmt=" %.0f")
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="median time (us)")
+    axes.margins(x=0.15)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(f"{rows[0]['shape']}, {rows[0]['dtype']}, {machine}", fontsize=10)
+    write_figure(path, figure, dpi=150)

@@ -1,0 +1,66 @@
+"""The ground truth of images to predict, for a comparison: a folder of label images."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from ...data.reading.file_lists import LABEL_SUFFIXES, find_files
+from ...data.reading.label_files import LabelFormat, LabelReader
+from .inputs import InputImage
+
+
+class GroundTruth:
+    """The label images of images to predict.
+
+    Args:
+        images: the images.
+        folder: the folder of the label images.
+        stored: their format, that of the data set that the network was trained on.
+
+    Raises:
+        FileNotFoundError: an image has no label image.
+    """
+
+    def __init__(self, images: Sequence[InputImage], folder: Path, stored: LabelFormat):
+        self._images = images
+        self._paths = find_labels(images, folder, image_name=stored.image_name, label_name=stored.label_name)
+        self._read = LabelReader(stored.label_ids)
+
+    def of(self, index: int, size: Sequence[int]) -> np.ndarray:
+        """Return the class indices (H, W) of an image; raise ValueError unless they have its size (H, W)."""
+        labels = self._read(self._paths[index]).numpy()
+        if labels.shape != tuple(size):
+            raise ValueError(
+                f"{self._paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels and {self._images[index]} "
+                f"{size[1]}x{size[0]}: a label image must be the same size as its image"
+            )
+        return labels
+
+
+def find_labels(
+    images: Sequence[InputImage], folder: Path, *, image_name: str = "*", label_name: str = "*"
+) -> list[Path]:
+    """Return the label image of each image.
+
+    Args:
+        images: the images.
+        folder: the folder of the label images, with or without the subfolders of the images.
+        image_name, label_name: see :func:`~ccnet.data.reading.file_lists.match_by_name`.
+
+    Raises:
+        FileNotFoundError: an image has no label image.
+    """
+    there = {PurePath(path.relative_to(folder).with_suffix("")): path for path in find_files(folder, LABEL_SUFFIXES)}
+    before, after = image_name.split("*")
+    found = []
+    for image in images:
+        stem = image.name.name.removeprefix(before).removesuffix(after)
+        expected = image.name.with_name(label_name.replace("*", stem))
+        path = there.get(expected) or there.get(PurePath(expected.name)) or there.get(image.name)
+        if path is None:
+            raise FileNotFoundError(
+                f"labels={folder} has no label image {expected} ({', '.join(LABEL_SUFFIXES)}) for {image}"
+            )
+        found.append(path)
+    return found

@@ -1,0 +1,186 @@
+"""Find the images to predict and the names of their output files, and record those skipped."""
+
+import errno
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TypeVar
+
+from ...data.reading.file_lists import IMAGE_SUFFIXES, find_files
+from ..runtime.atomic_files import given_path
+
+Result = TypeVar("Result")
+
+_DIGITS = 4  # of the number of a frame in its name, at least
+_LISTED = 50  # maximum number of skipped images in a message
+
+
+class InputImage(NamedTuple):
+    """An image to predict.
+
+    Attributes:
+        path: the file.
+        name: its path relative to the folder that was passed, without suffix, which names the output files.
+        frame: the index of the frame or page in a file with several; None in any other file.
+    """
+
+    path: Path
+    name: PurePath
+    frame: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.frame is None else f"{self.path}, frame {self.frame + 1}"
+
+
+def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
+    """Return the image files that files, folders and glob patterns name, in this order; each once.
+
+    Args:
+        sources: paths of images, folders, which are searched recursively, and patterns such as "frames/*/left_*.png".
+            Hidden files are skipped.
+        output: the output folder; if it is inside a folder that is searched, its files are not inputs.
+
+    Raises:
+        FileNotFoundError: a source names no image.
+    """
+    found: dict[str, InputImage] = {}
+    inside = output.resolve()
+    for source in map(given_path, sources):
+        named = source.is_file() or source.resolve() == inside  # see check_outputs
+        for image in _images_of(source):
+            # Resolving a path reads the disk, so only those that may be in `output` are resolved.
+            if not named and output.name in image.path.parts and inside in image.path.resolve().parents:
+                continue
+            found.setdefault(os.path.abspath(image.path), image)
+    if not found:
+        raise FileNotFoundError(f"input={', '.join(map(str, sources))} contains no images outside output={output}")
+    return [*found.values()]
+
+
+def with_frames(images: Sequence[InputImage], channels: int) -> list[InputImage]:
+    """Replace each file that has several frames or pages by as many images, named NAME_0001, NAME_0002 and so on.
+
+    Args:
+        images: the files.
+        channels: the number of channels that the network takes, which the pages of a TIFF may be.
+    """
+    return [frame for image in images for frame in _frames_of(image, channels)]
+
+
+def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[str], reserved: Sequence[str]) -> None:
+    """Raise ValueError if two images would write the same file, or an image could be overwritten.
+
+    Args:
+        images: the images.
+        output: the output folder.
+        kinds: the endings of the output files of an image, such as "" and "_overlay".
+        reserved: names in the output folder that other files take, such as "comparison".
+    """
+    for folder, parent in {(output / image.name.parent, image.path.parent) for image in images}:
+        if folder.resolve() == parent.resolve():
+            raise ValueError(f"output={output} is the folder of the input, whose images a mask could overwrite")
+    written: dict[str, InputImage | str] = {name: "another output" for name in reserved}
+    for image in images:
+        for kind in kinds:
+            file = f"{image.name}{kind}"
+            if file in written:
+                raise ValueError(
+                    f"{written[file]} and {image} would both write {output / file}: rename one of them, or "
+                    "predict them with different output folders"
+                )
+            written[file] = image
+
+
+def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[InputImage]:
+    """Return up to ``number`` images before one, the frames that complete its clip.
+
+    The frames of a clip are those of one file, or files of one folder.
+    """
+    found: list[InputImage] = []
+    for image in reversed(images[max(index - number, 0) : index]):
+        if _clip_of(image) != _clip_of(images[index]):
+            break
+        found.insert(0, image)
+    return found
+
+
+def _clip_of(image: InputImage) -> Path:
+    return image.path.parent if image.frame is None else image.path
+
+
+class SkippedImages:
+    """The images that could not be predicted, and why."""
+
+    def __init__(self):
+        self._errors: list[tuple[InputImage, Exception]] = []
+
+    def attempt(self, image: InputImage, work: Callable[[], Result]) -> Result | None:
+        """Return the result of reading or predicting an image; if that fails, record the error and return None."""
+        try:
+            return work()
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._errors.append((image, error))
+            return None
+
+    @property
+    def number(self) -> int:
+        """The number of skipped images."""
+        return len(self._errors)
+
+    def report(self, total: int) -> None:
+        """Raise ValueError if images were skipped; the message lists them.
+
+        Args:
+            total: the number of images, with those skipped.
+        """
+        if total == len(self._errors) == 1:
+            image, error = self._errors[0]
+            raise ValueError(_message(image, error)) from error
+        if self._errors:
+            listed = [f"  {_message(image, error)}" for image, error in self._errors[:_LISTED]]
+            more = [f"  and {len(self._errors) - _LISTED} more"] if len(self._errors) > _LISTED else []
+            raise ValueError("\n".join([f"{len(self._errors)} of {total} images were skipped:", *listed, *more]))
+
+
+def _images_of(source: Path) -> Iterator[InputImage]:
+    if source.is_file():
+        yield InputImage(source, PurePath(source.stem))
+        return
+    if source.is_dir():
+        root, paths = source, find_files(source)
+    elif glob.has_magic(str(source)):
+        parts = source.parts
+        root = Path(*parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
+        matched = [Path(match) for match in sorted(glob.glob(str(source), recursive=True))]
+        # Opening a named pipe would wait forever; a link that points nowhere is an error when it is read.
+        files = (path for path in matched if path.is_file() or not path.exists())
+        paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images")
+    if not paths:
+        raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
+    for path in paths:
+        yield InputImage(path, PurePath(path.relative_to(root).with_suffix("")))
+
+
+def _frames_of(image: InputImage, channels: int) -> list[InputImage]:
+    from ...data.reading.frames import frames_of  # imports torch
+
+    frames = frames_of(image.path, channels)
+    if len(frames) == 1:
+        return [image._replace(frame=frames[0] or None)]
+    digits = max(len(str(frames[-1] + 1)), _DIGITS)
+    return [
+        image._replace(name=image.name.with_name(f"{image.name.name}_{frame + 1:0{digits}}"), frame=frame)
+        for frame in frames
+    ]
+
+
+def _message(image: InputImage, error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if isinstance(error, RuntimeError):
+        text = text.splitlines()[0]
+    return text if str(image) in text else f"{image}: {text}"

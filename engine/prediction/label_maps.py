@@ -1,0 +1,150 @@
+"""The label maps that segmentation networks predict for images, and the files that show them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from ...data.reading.bands import drawn_channels
+from ...data.reading.frames import FrameReader
+from .. import drawing
+from ..checkpoints.record import Checkpoint
+from ..drawing.video import Video
+from ..evaluation.protocols import averages_probabilities
+from .attention_maps import attention_of_point
+from .ground_truth import GroundTruth
+from .inputs import InputImage, frames_before
+from .predictor import Predictor, channels_of, drawn_channels_of, value_range_of
+from .score_files import wanted_scores
+
+
+class Predicted(NamedTuple):
+    """An image and what is predicted for it.
+
+    Attributes:
+        picture: the upright image, uint8 (C, H, W).
+        orientation: the EXIF orientation of the file.
+        labels: the label maps (H, W), the first network's and, in a row of the comparison, those of the others.
+        truth: the ground truth (H, W) in a row of the comparison, if there is any.
+        attention: the attention maps (h, w) of the point after 1, 2, ... loops; empty if they are not wanted.
+    """
+
+    picture: Tensor
+    orientation: int
+    labels: list[np.ndarray]
+    truth: np.ndarray | None
+    attention: list[np.ndarray]
+
+
+class LabelMaps:
+    """Predicts label maps and writes masks, overlays and what else is wanted; the first network is the one written.
+
+    Args:
+        predictors: the networks, which read images alike and know the same classes.
+        saved: the checkpoint of the first one.
+        images: the images.
+        output: the output folder.
+        probabilities: the format of the probabilities to write, a key of ``FORMATS``; None to write none.
+        logits: write the logits.
+        attention: the point (y, x) whose attention to draw; None to draw none.
+        compare_rows: the number of images to compare the networks on; 0 for no comparison.
+        truth: the ground truth to show in the comparison, if any.
+    """
+
+    def __init__(
+        self,
+        predictors: Sequence[Predictor],
+        saved: Checkpoint,
+        images: Sequence[InputImage],
+        output: Path,
+        *,
+        probabilities: str | None,
+        logits: bool,
+        attention: Sequence[int] | None,
+        compare_rows: int,
+        truth: GroundTruth | None,
+    ):
+        self.first, *self.others = predictors
+        self.images, self.output = images, output
+        self.classes, self.palette = saved.classes, saved.palette
+        self.probabilities, self.logits, self.attention = probabilities, logits, attention
+        self.compare_rows, self.truth = compare_rows, truth
+        self._rows: list[tuple[np.ndarray, np.ndarray | None, list[np.ndarray]]] = []
+        self._reduced = 0
+        self._legend = drawing.VideoLegend(self.classes, self.palette)
+        self._rgb = drawn_channels_of(saved)
+        self._read = FrameReader(value_range_of(saved), channels=channels_of(saved), keep=self.first.frames - 1)
+        self._said: set[str] = set()
+
+    def predicted(self, index: int) -> Predicted:
+        """Read an image and predict what is drawn of it, and write the scores of the classes if these are wanted."""
+        image = self.images[index]
+        preceding = frames_before(self.images, index, self.first.frames - 1)
+        before = [self._read(frame.path, frame.frame)[0] for frame in preceding]
+        picture, turn = self._read(image.path, image.frame)
+        self._say(self.first.about_memory(picture.shape[-2:]))
+        scores = wanted_scores(
+            self.output / image.name,
+            (picture.shape[-2], picture.shape[-1]),
+            self.classes,
+            probabilities=self.probabilities,
+            logits=self.logits,
+            normalised=averages_probabilities(self.first.protocol),
+            orientation=turn,
+        )
+        with scores as add:
+            labels = [self.first(picture, before, bar=image.name.name, on_tile=add)]
+        truth = None
+        if self._is_compared:
+            labels += [other(picture, before, bar=image.name.name) for other in self.others]
+            truth = self.truth.of(index, labels[0].shape) if self.truth else None
+        return Predicted(picture, turn, labels, truth, self._attention(picture))
+
+    def write(self, image: InputImage, made: Predicted, video: Video | None) -> None:
+        """Write the files of an image, and add it to the comparison and the video."""
+        name, labels = image.name, made.labels[0]
+        pixels = drawn_channels(made.picture, self._rgb).permute(1, 2, 0).numpy()
+        drawing.save_mask(self.output / f"{name}.png", labels, self.palette, orientation=made.orientation)
+        overlay = self.output / f"{name}_overlay.png"
+        self._reduced += drawing.save_overlay(overlay, pixels, labels, self.classes, self.palette) > 1
+        if self.attention is not None:
+            drawing.save_attention(self.output / f"{name}_attention.png", pixels, made.attention, self.attention)
+        if self._is_compared:
+            truth = [] if made.truth is None else [made.truth]
+            shown, *small = drawing.thumbnails([pixels, *made.labels, *truth])
+            self._rows.append((shown, small.pop() if truth else None, small))
+        if video:
+            video.add(self._legend.beside(drawing.blend(pixels, labels, self.palette), labels))
+
+    def finish(self, names: Sequence[str]) -> list[str]:
+        """Save the comparison, with the names of the networks, and return the lines to print about all images."""
+        lines: list[str] = []
+        if self._rows:
+            path = self.output / "comparison.png"
+            drawing.save_side_by_side(path, self._rows, names, self.classes, self.palette)
+            lines.append(f"comparison in {path}")
+        if self._reduced:
+            lines.append(
+                f"overlays of {self._reduced} large images are reduced to at most 32 megapixels; the masks are not"
+            )
+        return lines
+
+    def _attention(self, picture: Tensor) -> list[np.ndarray]:
+        if self.attention is None:
+            return []
+        maps = attention_of_point(self.first.network, self.first.batch(picture), self.attention)
+        return [weights.cpu().numpy() for weights in maps]
+
+    @property
+    def _is_compared(self) -> bool:
+        """Whether the next image is a row of the comparison."""
+        return len(self._rows) < self.compare_rows
+
+    def _say(self, reason: str | None) -> None:
+        """Print a line above the progress bar, once."""
+        if reason and reason not in self._said:
+            tqdm.write(reason)
+            self._said.add(reason)

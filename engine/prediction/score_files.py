@@ -1,0 +1,131 @@
+"""Write the scores of every class for an image: probabilities or logits, as .npz or as one grey image per class."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ...data.reading.image_files import as_stored
+from ..drawing.png_files import write_png
+from ..evaluation.protocols import Tile
+from ..runtime.atomic_files import naming, replacing
+
+FORMATS = {"npz": np.float16, "png": np.uint8, "png16": np.uint16}
+_ONE = {"png": 2**8 - 1, "png16": 2**16 - 1}  # the value that stands for a probability of 1
+
+
+class ScoreFile:
+    """The scores (K, H, W) of one image, collected part by part on disk; see :func:`open_scores`.
+
+    Args:
+        scratch: the file to collect them in.
+        shape: (K, H, W).
+        kind: a key of ``FORMATS``.
+        logits: write logits instead of probabilities; the file is then an .npz.
+        normalised: the scores that arrive are probabilities already.
+    """
+
+    def __init__(self, scratch: Path, shape: tuple[int, int, int], kind: str, *, logits: bool, normalised: bool):
+        self._one = _ONE.get(kind)
+        self._softmax = not (logits or normalised)
+        self.scores = np.lib.format.open_memmap(scratch, mode="w+", dtype=FORMATS[kind], shape=shape)
+
+    def add(self, tile: Tile) -> None:
+        """Add the scores (1, K, h, w) of a part of the image."""
+        scores: Tensor = tile.scores[0].float()
+        if self._softmax:
+            scores = scores.softmax(dim=0)
+        if self._one:
+            scores = (scores * self._one).round()
+        self.scores[:, tile.rows, tile.columns] = scores.cpu().numpy()
+
+
+@contextmanager
+def open_scores(
+    path: Path,
+    size: tuple[int, int],
+    classes: Sequence[str],
+    kind: str,
+    *,
+    logits: bool = False,
+    normalised: bool = False,
+    orientation: int = 1,
+) -> Iterator[ScoreFile]:
+    """Collect the scores of an image and write them when the ``with`` block succeeds.
+
+    Args:
+        path: the output without suffix. "npz": ``path.npz`` with the float16 array "probabilities" or "logits"
+            (K, H, W), and "classes", the names. "png", "png16": the folder ``path`` with a grey image for each class,
+            ``000_NAME.png``, in which a probability of 1 is 255 or 65535.
+        size: (H, W) of the upright image.
+        classes: the names of the K classes.
+        kind: "npz", "png" or "png16".
+        logits: write logits, as "npz".
+        normalised: the scores are probabilities already.
+        orientation: the EXIF orientation of the image, in which the scores are written.
+    """
+    scratch = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with naming(path):
+            file = ScoreFile(scratch, (len(classes), *size), kind, logits=logits, normalised=normalised)
+            yield file
+            scores = as_stored(file.scores, orientation)
+            if kind == "npz":
+                arrays: dict[str, Any] = {
+                    "logits" if logits else "probabilities": scores,
+                    "classes": np.array([*classes]),
+                }
+                with replacing(path.with_name(f"{path.name}.npz")) as unfinished, open(unfinished, "wb") as opened:
+                    np.savez(opened, allow_pickle=False, **arrays)
+                return
+            path.mkdir(exist_ok=True)
+            for index, (title, values) in enumerate(zip(classes, scores, strict=True)):
+                stem = f"{index:03d}_{re.sub(r'[^0-9A-Za-z]+', '_', title).strip('_')}"
+                write_png(path / f"{stem}.png", Image.fromarray(np.ascontiguousarray(values)))
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def wanted_scores(
+    stem: Path,
+    size: tuple[int, int],
+    classes: Sequence[str],
+    *,
+    probabilities: str | None,
+    logits: bool,
+    normalised: bool,
+    orientation: int,
+) -> Iterator[Callable[[Tile], None] | None]:
+    """Yield a function that writes the scores of a part of an image to the files that are wanted; None if none is.
+
+    Args:
+        stem: the common prefix of the file paths.
+        size, classes, normalised, orientation: see :func:`open_scores`.
+        probabilities: the format of the probabilities; None to write none.
+        logits: write the logits.
+    """
+    with ExitStack() as opened:
+        files: list[ScoreFile] = []
+        if probabilities:
+            path = stem.with_name(f"{stem.name}_probabilities")
+            file = open_scores(path, size, classes, probabilities, normalised=normalised, orientation=orientation)
+            files.append(opened.enter_context(file))
+        if logits:
+            path = stem.with_name(f"{stem.name}_logits")
+            file = open_scores(path, size, classes, "npz", logits=True, orientation=orientation)
+            files.append(opened.enter_context(file))
+
+        def add(tile: Tile) -> None:
+            """Add the scores of a part of the image to every file."""
+            for file in files:
+                file.add(tile)
+
+        yield add if files else None

@@ -1,0 +1,150 @@
+"""The configuration that a run is continued with: the checkpoint's, apart from what may change."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ...data import ImageDataset
+from ..checkpoints.locations import LOCATIONS, absolute, moved
+from ..checkpoints.options import completed, flat, text
+from ..checkpoints.record import Checkpoint
+from ..guards.settings import plain
+from ..runtime.distributed import from_first, rank, world_size
+from ..runtime.launchers import is_first
+from ..runtime.overrides import given_overrides
+from .contents import changed, data_contents, weight_contents
+from .identity import EXECUTION, LENGTH, PATIENCE, Identity, choices, fingerprint
+from .wandb_account import own_account
+
+# Options that may change with resume=FOLDER, although the run then differs from one that had them from the start.
+INEXACT = ("recipe.batch_size", "accumulate")
+_FREE = (*LOCATIONS, LENGTH, PATIENCE, *INEXACT)
+
+
+def given_options() -> dict[str, Any]:
+    """Return the options on the command line by name, without the ``+`` that adds one."""
+    return {name.lstrip("+"): value for name, value in given_overrides().items()}
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option on the command line of ``resume=FOLDER`` would change what the run computes."""
+    wrong = [text(given, name) for name in given if name not in _FREE and name.partition(".")[0] not in EXECUTION]
+    if wrong:
+        raise ValueError(
+            f"a resumed run keeps its own configuration: remove {' '.join(wrong)}. It may change "
+            f"{', '.join((*_FREE, *EXECUTION[1:]))}"
+        )
+
+
+def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
+    """Return the configuration to resume with, and print what it changes.
+
+    It is the checkpoint's, with defaults for options that the code has gained since, and with those options of the
+    command line that may change: how the run is executed, where its files lie, and how long it is.
+
+    Args:
+        config: the command line's configuration.
+        saved: the checkpoint to resume from; its tensors are not used.
+
+    Raises:
+        ValueError: the run has no such location, or it is already longer.
+    """
+    auto, given, now = config.resume == "auto", given_options(), plain(config)
+    made, lacking = completed(saved.config, now, given)
+    if lacking and is_first():
+        defaults = " ".join(text(lacking, name) for name in lacking)
+        print(f"{saved.source} predates some options, which take their defaults: {defaults}")
+    groups = {name.partition(".")[0] for name in given}
+    made |= {key: now[key] for key in EXECUTION[1:] if key in now and (auto or key in groups)}
+    if not auto and "logger" not in groups:
+        made |= own_account(saved, now)
+    options = flat(now) if auto else given
+    made = moved(made, {name: options[name] for name in LOCATIONS if name in options})
+    if auto and now.get("init") is not None:
+        made["init"] = absolute(now["init"])
+    if not auto:
+        for name in INEXACT:
+            if name in given:
+                part, _, key = name.rpartition(".")
+                made |= {part: made[part] | {key: given[name]}} if part else {key: given[name]}
+    if PATIENCE in options:
+        made |= {"recipe": made["recipe"] | {"patience": options[PATIENCE]}}
+    if options.get(LENGTH) not in (None, made["recipe"]["max_iters"]):
+        made = _of_length(made, options[LENGTH], saved, schedule=now["optimizer"]["schedule"] if auto else None)
+        made |= {"recipe": made["recipe"] | {"epochs": options.get("recipe.epochs")}}
+    return OmegaConf.create(made)
+
+
+def _of_length(
+    config: dict[str, Any], iterations: int, saved: Checkpoint, schedule: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return a checkpoint's configuration for another number of iterations.
+
+    Args:
+        config: the checkpoint's configuration.
+        iterations: the new number of iterations.
+        saved: the checkpoint.
+        schedule: the schedule of the new length. If None, the arguments of the schedule in the checkpoint that equal
+            the old number of iterations are those that follow it: there, interpolations are resolved.
+    """
+    before, done = config["recipe"]["max_iters"], saved.iteration or 0
+    if type(iterations) is int and iterations < done:
+        raise ValueError(f"{LENGTH}={iterations}, but {saved.source} already has {done} iterations: set {done} or more")
+    if schedule is None:
+        own = config["optimizer"]["schedule"]
+        schedule = {key: iterations if type(value) is int and value == before else value for key, value in own.items()}
+    if is_first():
+        print(
+            f"{LENGTH}={iterations} instead of {before}: after iteration {done}, the learning rate is that of a run of "
+            f"{iterations} iterations"
+        )
+    return config | {
+        "recipe": config["recipe"] | {"max_iters": iterations},
+        "optimizer": config["optimizer"] | {"schedule": schedule},
+    }
+
+
+def identify(config: DictConfig, saved: Checkpoint | None, train_set: ImageDataset, val_set: ImageDataset) -> Identity:
+    """Return the identity of a run; print a warning if it does not continue exactly as if it had not been interrupted.
+
+    All processes must call it.
+
+    Args:
+        config: the configuration before the values that only become known at run time are filled in.
+        saved: the checkpoint that the run continues from; None for a new run.
+        train_set: the training data.
+        val_set: the validation data.
+    """
+    contents = from_first({} if rank() else data_contents(train_set, val_set))
+    if saved is None:
+        contents |= weight_contents(config)
+        return Identity(fingerprint(config, contents), contents, choices())
+    reasons = inexact(saved, config, contents, world_size())
+    if reasons and not rank():
+        warnings.warn(f"this continuation is not exact: {'; '.join(reasons)}", stacklevel=2)
+    known = saved.training
+    return Identity(known["identity"], (known.get("contents") or {}) | contents, known.get("choices") or {})
+
+
+def inexact(saved: Checkpoint, config: DictConfig, contents: Mapping[str, str], processes: int) -> list[str]:
+    """Return the reasons why a continued run differs from one that was never interrupted.
+
+    Args:
+        saved: the checkpoint that it continues from.
+        config: the configuration that it continues with.
+        contents: what its data sets contain.
+        processes: the number of processes.
+    """
+    was, now = flat(saved.config), flat(plain(config))
+    reasons = [
+        f"{text(now, name)} instead of {text(was, name).partition('=')[2]}"
+        for name in INEXACT
+        if name in was and was[name] != now.get(name)
+    ]
+    before = len(saved.training["random"])
+    if before != processes:
+        reasons.append(f"number of processes {processes} instead of {before}")
+    known = saved.training.get("contents") or {}
+    return reasons + changed({name: known[name] for name in contents if name in known}, contents if known else {})

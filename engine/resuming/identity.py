@@ -1,0 +1,167 @@
+"""The identity of a run: what it computes, and from which data, however long and wherever it is executed.
+
+Two runs are the same if the options that matter are equal, and the data sets and the weights that they start from have
+the same contents. An option that a checkpoint lacks, because the code has gained it since, counts as its default.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ..checkpoints.locations import absolute, is_location
+from ..checkpoints.options import CHECKED, completed, flat, is_given, is_interpolated, text
+from ..checkpoints.record import Checkpoint
+from ..guards.setting_types import BOUNDS
+from ..guards.settings import plain, replaced
+from .contents import changed, digest, weight_files
+
+# Options for how a run is executed, and for what it may skip.
+EXECUTION = (
+    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
+    "collective_timeout", "allow_env", "grad_checkpointing",
+)  # fmt: skip
+LENGTH = "recipe.max_iters"
+PATIENCE = "recipe.patience"
+_LENGTHS = (LENGTH, PATIENCE, "recipe.epochs")
+_MISSING = object()
+
+
+class Identity(NamedTuple):
+    """The identity of a run, which its checkpoints and its result record.
+
+    Attributes:
+        fingerprint: see :func:`fingerprint`.
+        contents: hashes of the contents of the data sets, and of the files that the weights start from.
+        choices: the choice of each configuration group; {} if the run was not started by Hydra.
+    """
+
+    fingerprint: str
+    contents: dict[str, str]
+    choices: dict[str, str]
+
+
+def fingerprint(config: DictConfig, contents: Mapping[str, str]) -> str:
+    """Return the hash that identifies a run: of its options that matter, and of the contents of its files.
+
+    Args:
+        config: the composed configuration of a new run; its length does not matter.
+        contents: see :func:`.contents.data_contents` and :func:`.contents.weight_contents`.
+    """
+    kept = {name: value for name, value in flat(plain(of_length(config, 1))).items() if _matters(name, config)}
+    return hashlib.sha256(json.dumps([kept, dict(contents)], sort_keys=True).encode()).hexdigest()
+
+
+class Wanted:
+    """The run that a command line describes, to be compared with existing checkpoints.
+
+    Args:
+        config: the composed configuration.
+        given: the options on the command line.
+        data: returns the contents of the data sets; called only if a checkpoint has the same options.
+    """
+
+    def __init__(self, config: DictConfig, given: Mapping[str, Any], data: Callable[[], dict[str, str]]):
+        self.config, self.given, self._data = config, given, data
+        self.choices = choices()
+        self.length: int = OmegaConf.select(config, LENGTH)
+        self._of_length: dict[int, dict[str, Any]] = {}
+
+    def differences(self, saved: Checkpoint) -> list[str]:
+        """Return what a checkpoint's run computes differently, such as "seed=0 instead of 1", apart from its length."""
+        now = self._plain(flat(saved.config).get(LENGTH, self.length))
+        was, lacking = completed(saved.config, now, self.given)
+        was, now = ({"dataset.class_weights": None} | flat(node) for node in (was, now))  # not every data set has it
+        was = _as_asked(was)
+        if self.choices and saved.training.get("choices") == self.choices:
+            # The code has gained these arguments: no other choice of a group has added them, nor the command line.
+            now |= {name: value for name, value in flat(lacking).items() if not is_given(name, self.given)}
+        was, now = _without_ramps(was), _without_ramps(now)
+        names = [name for name in {**now, **was} if _matters(name, self.config)]
+        # Of options that differ because another one does, only that one is named.
+        own = [name for name in names if not is_interpolated(self.config, name)]
+        return _differing(own, was, now) or _differing(names, was, now) or self._other_files(saved, was, now)
+
+    def _plain(self, length: int) -> dict[str, Any]:
+        if length not in self._of_length:
+            self._of_length[length] = plain(of_length(self.config, length))
+        return self._of_length[length]
+
+    def _other_files(self, saved: Checkpoint, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+        contents = saved.training.get("contents")
+        if contents is None:  # a checkpoint from earlier code: the files are the same if their locations are
+            places = {name: None for name in {**now, **was} if is_location(name)}
+            return _differing(places, *({name: absolute(node.get(name)) for name in places} for node in (was, now)))
+        found = {}
+        for name, value in weight_files(self.config).items():
+            same = absolute(was.get(name)) == absolute(value)
+            try:
+                if name in contents or not same:  # unknown if the run was started by earlier code
+                    found[name] = digest(value)
+            except FileNotFoundError:  # a resumed run does not need the file
+                found[name] = contents[name] if same else f"the missing file {value}"
+        return changed(contents, self._contents | found)
+
+    @cached_property
+    def _contents(self) -> dict[str, str]:
+        return self._data()
+
+
+def _differing(names: Any, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{text(was, name)} instead of {text(now, name).partition('=')[2]}"
+        for name in names
+        if was.get(name, _MISSING) != now.get(name, _MISSING)
+    ]
+
+
+def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's options without the class weights that were computed when its run started."""
+    computed = options.get("class_weights")
+    made = {
+        name: None if name.endswith(".class_weights") and name.startswith("loss.") and value == computed else value
+        for name, value in options.items()
+    }
+    return made | {"class_weights": None}
+
+
+def _without_ramps(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without ramps of loss terms that are switched off, which earlier checkpoints do not have."""
+    return {name: value for name, value in options.items() if not name.startswith("loss.ramp") or value}
+
+
+def _matters(name: str, config: DictConfig) -> bool:
+    part = name.partition(".")[0]
+    if part in (*EXECUTION, "training_crop") or name.endswith("num_classes") or name in _LENGTHS or is_location(name):
+        return False  # num_classes and training_crop follow from the data set and the recipe
+    if name == "dataset.class_weights":
+        return True
+    if part == "model":
+        return config.init is None  # otherwise, the checkpoint that init names determines the network
+    # The rest of these acts only through interpolations elsewhere.
+    if part == "dataset":
+        return name.startswith(("dataset.train.", "dataset.val.")) or name in BOUNDS
+    if part == "recipe":
+        return name.startswith("recipe.train_transform") or name in CHECKED
+    return part != "backbone"
+
+
+def choices() -> dict[str, str]:
+    """Return the choice of each configuration group that matters; {} if the run was not started by Hydra."""
+    if not HydraConfig.initialized():
+        return {}
+    groups = HydraConfig.get().runtime.choices.items()
+    return {
+        str(name): str(choice) for name, choice in groups if choice and not str(name).startswith(("hydra/", "logger"))
+    }
+
+
+def of_length(config: DictConfig, iterations: int) -> DictConfig:
+    """Return a copy of a composed configuration for another number of iterations, interpolations included."""
+    made = replaced(config)
+    OmegaConf.update(made, LENGTH, iterations)
+    return made

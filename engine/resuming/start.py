@@ -1,0 +1,238 @@
+"""Decide where a run starts: from scratch, or from a checkpoint of the same run, given or found beside it.
+
+From then on, the folder of the run is locked, so that no other process can write to it.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from ...data import build_dataset
+from ..checkpoints.options import flat
+from ..checkpoints.reading import find, load, peek
+from ..checkpoints.record import Checkpoint
+from ..runtime.atomic_files import given_path
+from ..runtime.distributed import from_all, from_first, rank
+from ..runtime.launchers import is_first
+from ..runtime.overrides import in_sweep
+from ..runtime.run_folder import LAST, PREVIOUS, FolderLock, FolderTaken, holds_run
+from .contents import data_contents
+from .continuation import check_given, given_options
+from .identity import LENGTH, Wanted
+
+
+class Start(NamedTuple):
+    """Where a run starts.
+
+    Attributes:
+        folder: the folder of the run.
+        saved: the checkpoint to resume from; None for a new run.
+    """
+
+    folder: Path
+    saved: Checkpoint | None
+
+
+@contextmanager
+def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
+    """Lock the folder of a run for the duration of the block, and yield it with the checkpoint to resume from.
+
+    All processes of the run must call it. The first one decides.
+
+    Args:
+        config: the command line's configuration. ``resume`` is null, a run's folder, or "auto" for the checkpoint of
+            the same run (see :mod:`.identity`) in ``folder`` or beside it.
+        folder: the folder that a new run would write to.
+
+    Raises:
+        FolderTaken: the folder is in use by another process, or a new run would overwrite another one.
+        ValueError: options passed with ``resume=FOLDER`` would change what the run computes, or that folder has no
+            intact checkpoint.
+        FileNotFoundError: that folder has no checkpoint.
+        OSError: a checkpoint cannot be read, for a reason that may be temporary.
+    """
+    with ExitStack() as held:
+        start = Start(folder, None)
+        if not rank():
+            start = _find(config, folder, held)
+        folder, path = from_first((start.folder, start.saved and start.saved.source))
+        if rank() and path:
+            start = Start(folder, load(path))
+        iterations = from_all(start.saved.iteration if start.saved else 0)
+        if len(set(iterations)) > 1:
+            raise ValueError(
+                f"processes found checkpoints of different iterations, {iterations}: all machines must see the run's "
+                "folder"
+            )
+        yield Start(folder, start.saved)
+
+
+def preview(config: DictConfig) -> DictConfig:
+    """Return the framework and device of a run, which must be known before its processes join and lock its folder."""
+    if config.resume in (None, "auto"):
+        return config
+    saved = newest(given_path(config.resume)).config
+    device = config.device if "device" in given_options() else saved.get("device", config.device)
+    return OmegaConf.create({"framework": saved.get("framework", "torch"), "device": device})
+
+
+def newest(folder: Path) -> Checkpoint:
+    """Return the newest state of a run without its tensors; see :func:`.checkpoints.reading.peek`.
+
+    Raises:
+        FileNotFoundError: the folder has no checkpoint.
+        ValueError: none of its checkpoints can be read.
+    """
+    states = [path for path in _states(folder) if path.is_file()]
+    if not states:
+        find(folder / LAST)  # raises the error
+    if found := _peeks(folder, quiet=True):
+        return found[0]
+    raise _unreadable(states[0])
+
+
+def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
+    if config.resume == "auto":
+        start = _same_run(config, folder, held)
+        if HydraConfig.initialized():
+            runtime: Any = HydraConfig.get().runtime
+            with read_write(runtime):
+                runtime.output_dir = str(start.folder)  # where an error of this run is recorded
+        if start.folder != folder:
+            with suppress(OSError):  # removes it only if empty, before a kill could leave it behind
+                folder.rmdir()
+        return start
+    if config.resume is None:
+        held.enter_context(FolderLock(folder))
+        if holds_run(folder):
+            raise FolderTaken(
+                f"{folder} already holds a run, which a new one would overwrite: continue it with resume={folder}, or "
+                "choose another folder with hydra.run.dir=DIR (for a sweep: continue it with resume=auto, or choose "
+                "hydra.sweep.dir=DIR)"
+            )
+        return Start(folder, None)
+    check_given(given_options())
+    folder = given_path(config.resume)
+    newest(folder)  # raises an error before a lock could create the folder
+    held.enter_context(FolderLock(folder))
+    saved = _first_intact(folder)
+    if saved is None:
+        raise _unreadable(folder / LAST)
+    return Start(folder, saved)
+
+
+def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
+    """Return the run that ``resume=auto`` continues, or an unused folder for a new one."""
+    wanted = Wanted(config, given_options(), lambda: _data_contents(config))
+    found, others = [], []
+    beside = (other for other in sorted(folder.parent.glob("*")) if other != folder and os.access(other, os.X_OK))
+    for run in (folder, *beside):
+        if peeks := _peeks(run):
+            length = flat(peeks[0].config).get(LENGTH, wanted.length)
+            differences = wanted.differences(peeks[0])
+            # A sweep may vary the length: it never extends a run that may be another one of its own.
+            if length > wanted.length or (length < wanted.length and in_sweep()):
+                differences.insert(0, f"{LENGTH}={length} instead of {wanted.length}")
+            if differences:
+                others.append((len(differences), -(peeks[0].iteration or 0), run, differences))
+            else:
+                found.append((length < wanted.length, run != folder, -(peeks[0].iteration or 0), run))
+    for shorter, is_beside, _, run in sorted(found):
+        try:
+            lock = FolderLock(run)
+        except FolderTaken as error:
+            # In a sweep, two runs may be equal, and a shorter one may be complete in itself.
+            if is_beside and (in_sweep() or shorter):
+                _say(f"resume=auto: skipped {run}, which is in use")
+                continue
+            raise FolderTaken(f"this run is already being trained: {error}") from error
+        with ExitStack() as unused:
+            unused.enter_context(lock)
+            if saved := _first_intact(run):
+                held.push(unused.pop_all())
+                _say(f"resume=auto: {saved.source}, iteration {saved.iteration}")
+                return Start(run, saved)
+    start = Start(_free(folder, held), None)
+    skipped = f", skipped {len(others)} of other configurations" if others else ""
+    _say(f"resume=auto: no checkpoint of this run in {folder.parent}{skipped}: starting a new run in {start.folder}")
+    if others:
+        number, negative, run, differences = min(others)
+        shown = ", ".join(differences[:3]) + (f" and {number - 3} more" if number > 3 else "")
+        _say(f"the most similar one, {run} at iteration {-negative}, has {shown}")
+    return start
+
+
+def _free(folder: Path, held: ExitStack) -> Path:
+    """Lock and return ``folder``, or a numbered sibling if a different run occupies it, as when a sweep is extended."""
+    for number in itertools.count(1):
+        path = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        if holds_run(path):
+            continue
+        try:
+            lock = FolderLock(path)
+        except FolderTaken:
+            if number == 1:
+                raise
+            continue
+        if not holds_run(path):  # another process may have run in the meantime
+            held.enter_context(lock)
+            return path
+        lock.release()
+    raise AssertionError("unreachable")
+
+
+def _data_contents(config: DictConfig) -> dict[str, str]:
+    return data_contents(*(build_dataset(config.dataset, split, None) for split in ("train", "val")))
+
+
+def _states(folder: Path) -> list[Path]:
+    return [folder / name for name in (LAST, PREVIOUS)]
+
+
+def _peeks(folder: Path, *, quiet: bool = False) -> list[Checkpoint]:
+    """Return the states of the run in ``folder`` without their tensors, most iterations first.
+
+    Damaged ones are skipped. An error that may be temporary is raised: it must not send a run back to its start.
+    """
+    found = []
+    for path in _states(folder):
+        try:
+            found.append(peek(path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (ValueError, PermissionError) as error:
+            if not quiet:
+                _say(f"skipped {path}: {error}")
+    return sorted(found, key=lambda saved: -(saved.iteration or 0))
+
+
+def _first_intact(folder: Path) -> Checkpoint | None:
+    """Return the state of the run in ``folder`` with most iterations whose checksums are correct."""
+    for light in _peeks(folder):
+        try:
+            return load(light.source or folder / LAST)
+        except (ValueError, FileNotFoundError) as error:
+            _say(f"skipped {light.source}: {error}")
+    return None
+
+
+def _unreadable(path: Path) -> ValueError:
+    """Return the error for a run without a readable state, with the reason why its newest one is not."""
+    reason = ""
+    try:
+        load(path)
+    except (ValueError, OSError) as error:
+        reason = f" ({error})"
+    return ValueError(f"{path.parent} has no readable checkpoint: start a new run{reason}")
+
+
+def _say(text: str) -> None:
+    """Print a line on rank 0 only."""
+    if is_first():
+        print(text)

@@ -1,0 +1,112 @@
+"""Compile a launch without a GPU and report its registers, spills, shared memory and use of tensor cores.
+
+Triton compiles for any target on any machine. For NVIDIA GPUs the numbers come from ``cuobjdump``, which ships with its
+wheel, for AMD GPUs from the assembly code. The tests check every shipped configuration against them, and tuning uses
+them to reject candidates.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+# Triton is untyped.
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ..backward import line_backward_kernel
+from ..forward import line_forward_kernel
+from .launch_cases import Case
+from .plan import Device
+
+KERNELS: dict[str, Any] = {"forward": line_forward_kernel, "backward": line_backward_kernel}
+TRITON_DTYPE = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+# Matrix instructions of Ampere, Hopper and datacenter Blackwell in PTX, and of AMD.
+TENSOR_CORE = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma_")
+
+_CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class Report(NamedTuple):
+    """The resources of a compiled launch.
+
+    Attributes:
+        registers: registers per thread.
+        stack: bytes of stack (on AMD GPUs, scratch) per thread; more than 0 if registers were spilled.
+        shared: bytes of shared memory per block.
+        tensor_core: whether the launch uses tensor cores.
+        in_flight: the number of copies to shared memory that may still be in flight, at each wait in an innermost loop;
+            None for AMD GPUs.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    tensor_core: bool
+    in_flight: tuple[int, ...] | None
+
+
+def compile_case(case: Case, device: Device) -> Report:
+    """Compile a launch for a GPU and report its resources."""
+    function = KERNELS[case.kernel]
+    unused = {name: None for name, dtype in case.pointers.items() if dtype is None}
+    constants = case.launch.constants | unused
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    # As the launcher infers from real arrays: 16-byte aligned pointers, strides that are multiples of 16. The empty
+    # lists change no code, but with them a launch finds in Triton's cache what was compiled here.
+    for index, name in enumerate(function.arg_names):
+        signature[name] = "constexpr" if name in constants else _argument_type(name, case.pointers)
+        if name in constants:
+            if not triton.__version__.startswith("3.6.") or isinstance(constants[name], str):
+                attributes[(index,)] = []
+        elif name.endswith(("_ptr", "_stride")):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        if case.small and name in case.pointers and name not in constants:
+            attributes[(index,)] = [*attributes[(index,)], ["tt.pointer_range", 32]]
+    major, minor = device.capability
+    compiled = triton.compile(
+        ASTSource(function, signature, constants, attributes),
+        target=GPUTarget("hip", device.arch, 64) if device.arch else GPUTarget("cuda", 10 * major + minor, 32),
+        options={**case.launch.options, "ptx_version": case.ptx_version},
+    )
+    if device.arch:
+        assembly = compiled.asm["amdgcn"]
+        registers, stack = (_resource(assembly, name) for name in ("vgpr_count", "private_segment_fixed_size"))
+        tensor_core = any(name in assembly for name in TENSOR_CORE)
+        return Report(registers, stack, compiled.metadata.shared, tensor_core, in_flight=None)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    registers, stack = map(int, found.groups())
+    tensor_core = any(name in compiled.asm["ptx"] for name in TENSOR_CORE)
+    return Report(registers, stack, compiled.metadata.shared, tensor_core, _in_flight(compiled.asm["ptx"]))
+
+
+def _resource(assembly: str, name: str) -> int:
+    found = re.search(rf"\.{name}:\s+(\d+)", assembly)
+    assert found is not None, name
+    return int(found[1])
+
+
+def _in_flight(ptx: str) -> tuple[int, ...]:
+    # A loop is a label with a later branch back to it; the lookahead finds loops inside loops.
+    loops = re.findall(r"(?ms)^(?=(\$L__BB\w+):(.*?)\bbra(?:\.uni)?\s+\1;)", ptx)
+    bodies = [body for _, body in loops]
+    innermost = [body for body in bodies if not any(other in body for other in bodies if other is not body)]
+    return tuple(int(copies) for body in innermost for copies in re.findall(r"cp\.async\.wait_group\s+(\d+)", body))
+
+
+def _argument_type(name: str, pointers: dict[str, str | None]) -> str:
+    if name == "scale":
+        return "fp32"
+    dtype = pointers.get(name)
+    return "i32" if dtype is None else f"*{TRITON_DTYPE[dtype]}"

@@ -1,0 +1,151 @@
+"""The launches that must compile well with every supported Triton version, and a command that compiles them all.
+
+``python -m ccnet.kernels.launches.launch_set`` needs only Triton: no torch and no GPU.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from . import plan, tiles
+from .launch_cases import Case, backward_cases, for_jax, forward_cases
+
+if TYPE_CHECKING:
+    from .compiled import Report
+
+GPUS = {
+    "sm_80": plan.Device("A100", (8, 0), 108, 166912),
+    "sm_90": plan.Device("H100", (9, 0), 132, 232448),
+    "sm_100": plan.Device("B200", (10, 0), 148, 232448),
+    "gfx942": plan.Device("MI300X", (9, 4), 304, plan.AMD_SHARED_MEMORY["gfx942"], "gfx942"),
+    "gfx950": plan.Device("MI355X", (9, 5), 256, plan.AMD_SHARED_MEMORY["gfx950"], "gfx950"),
+}
+# (dtype, D, lengths) at the paper's C = 512. The lengths cover every branch of the tile rule: crops of 769, 1025 and
+# 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
+SHAPES = [
+    ("bfloat16", 64, (64, 97, 129, 177, 200, 256)),
+    ("bfloat16", 128, (97,)),
+    ("float32", 64, (97,)),
+    ("float32", 128, (97,)),
+]
+# On AMD GPUs, other branches of the rule depend on D and on float32.
+AMD_SHAPES = [
+    ("bfloat16", 64, (64, 97, 129, 200)),
+    ("bfloat16", 128, (97, 129)),
+    ("float32", 64, (64, 97, 129)),
+    ("float32", 128, (97,)),
+    ("float16", 64, (97,)),
+]
+# One axis is the first pass and the last at once, three have a pass between. Beside lines of 256, which add up several
+# tiles, lines of 128 leave their partial sums in float32 too.
+OTHER_SPACES = [(97,), (97, 97, 97), (128, 256), (256, 128)]
+
+
+def cases(gpu: str) -> list[Case]:
+    """Return every distinct launch: each pass, with and without gamma or residual, as torch and as JAX make it.
+
+    JAX's launches differ only in their PTX version, and are included for lines of 97 and 129. JAX has none on AMD GPUs,
+    where arrays beyond 2 GB are included for these lines in bfloat16 instead.
+
+    Args:
+        gpu: a name in `GPUS`.
+    """
+    shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else AMD_SHAPES if GPUS[gpu].arch else SHAPES
+    problems = [
+        plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
+        for dtype, query_channels, lengths in shapes
+        for length in lengths
+    ]
+    problems += [plan.Problem(1, spatial, tuple(range(len(spatial))), 64, 512, "bfloat16") for spatial in OTHER_SPACES]
+    found: list[Case] = []
+    for device, problem in itertools.product(_with_tables(gpu), problems):
+        made = list(calls(problem, device))
+        both_forms = problem.spatial in ((97, 97), (129, 129))
+        if device.arch:
+            both_forms &= problem.dtype == "bfloat16" and problem.query_channels == 64
+            made = [case._replace(small=small) for case in made for small in ((True, False) if both_forms else (True,))]
+        elif both_forms:
+            made += [for_jax(case, device.capability) for case in made]
+        found += made
+    return distinct(found)
+
+
+def distinct(cases: Iterable[Case]) -> list[Case]:
+    """Return the launches without those that compile to the same code as an earlier one."""
+    found: dict[Any, Case] = {}
+    for case in cases:
+        constants, pointers = (tuple(sorted(part.items())) for part in (case.launch.constants, case.pointers))
+        options = tuple(case.launch.options.items())
+        found.setdefault((case.kernel, constants, pointers, options, case.ptx_version, case.small), case)
+    return list(found.values())
+
+
+def _with_tables(gpu: str) -> list[plan.Device]:
+    """Return the GPU without a table, for which the rule applies, and every GPU of its capability with a table."""
+    headers = [json.loads(path.read_text()) for path in tiles.CONFIGS.glob("*.json")]
+    names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
+    return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
+
+
+def calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
+    """Return the launches of a problem's calls: without a residual, with one, with and without a backward pass."""
+    yield from forward_cases(problem, device)
+    # Autocast leaves a residual in float32, whatever the value is in.
+    residuals = {problem.dtype, "float32"} if problem.spatial == (97, 97) else {problem.dtype}
+    for residual in sorted(residuals):
+        for save_out in (True, False):
+            yield from forward_cases(problem, device, residual, save_out)
+    for has_gamma in (True, False):
+        yield from backward_cases(problem, device, has_gamma)
+
+
+def fault(gpu: str, case: Case) -> str | None:
+    """Compile a launch and describe what is wrong with it; return None if nothing is."""
+    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it on its first import, which follows
+    from .compiled import compile_case
+
+    try:
+        report = compile_case(case, GPUS[gpu])
+    except Exception as error:  # the compiler raises many exception types
+        return f"does not compile: {str(error).splitlines()[0]}"
+    return weakness(report, case, GPUS[gpu].shared_memory)
+
+
+def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
+    """Describe what is wrong with a compiled launch on a GPU with so many bytes of shared memory; None if nothing."""
+    if report.stack:
+        return f"{report.stack} bytes of registers spilled"
+    if report.shared > shared_memory:
+        return f"needs {report.shared} bytes of shared memory, the GPU has {shared_memory}"
+    if not report.tensor_core:
+        return "does not use tensor cores"
+    # With two stages, the loop waits for the copies it has just issued, and so for their full latency.
+    copies = report.in_flight
+    if case.kernel == "backward" and case.launch.num_stages > 2 and copies is not None and min(copies, default=0) == 0:
+        return f"the loop over slabs waits for its last copy: {copies} in flight"
+    return None
+
+
+def main() -> int:
+    """Compile all launches on all processors, print what is wrong, and return the exit status."""
+    import triton  # pyright: ignore[reportMissingTypeStubs]
+
+    started = time.monotonic()
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [(gpu, case, pool.submit(fault, gpu, case)) for gpu in GPUS for case in cases(gpu)]
+        found = [job for job in jobs if job[-1].result() is not None]
+    for gpu, case, job in found:
+        print(f"{gpu} {case.kernel}: {job.result()}: {case}")
+    seconds = time.monotonic() - started
+    print(f"triton {triton.__version__}: {len(jobs)} launches, {len(found)} failed, {seconds:.0f} s", flush=True)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

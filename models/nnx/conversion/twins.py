@@ -1,0 +1,116 @@
+"""Conversion of torch modules to their Flax NNX twins, and of the weights back to torch."""
+
+# Flax states are only partially typed.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from typing import Any
+
+import numpy as np
+import torch
+from flax import nnx
+from torch import Tensor
+
+from ...backbone import TimmBackbone
+from ...context.global_convolution import GlobalConvolution
+from ...context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
+from ...context.non_local import NonLocal
+from ...context.pyramid import AtrousPyramid, PyramidPooling
+from ...criss_cross import CrissCrossAttention
+from ...heads.context import ContextHead
+from ...heads.fcn import FCNHead
+from ...segmentor import Segmentor
+from .. import context as context_twins
+from .. import segmentor as segmentor_twins
+from ..layers import to_torch
+from .backbone_rules import BACKBONES, with_parts
+from .comparison import compare, largest_difference
+from .layer_rules import LAYERS, layers
+from .rules import Rule, convert
+
+_NETWORKS: dict[type[torch.nn.Module], Rule] = {
+    CrissCrossAttention: Rule(with_parts(context_twins.CrissCrossAttention)),
+    HorizontalVertical: Rule(layers),
+    ParallelHorizontalVertical: Rule(with_parts(context_twins.ParallelHorizontalVertical)),
+    NonLocal: Rule(with_parts(context_twins.NonLocal)),
+    PyramidPooling: Rule(with_parts(context_twins.PyramidPooling)),
+    AtrousPyramid: Rule(with_parts(context_twins.AtrousPyramid)),
+    GlobalConvolution: Rule(with_parts(context_twins.GlobalConvolution)),
+    ContextHead: Rule(with_parts(segmentor_twins.ContextHead), unused=("context_channels",)),
+    FCNHead: Rule(with_parts(segmentor_twins.FCNHead)),
+    Segmentor: Rule(with_parts(segmentor_twins.Segmentor)),
+}
+_RULES = LAYERS | BACKBONES | _NETWORKS
+
+
+def twin(module: torch.nn.Module) -> nnx.Module:
+    """Return the channels-last Flax NNX twin of a torch module, with its settings and a copy of its weights.
+
+    The twin of a backbone of a new architecture is first compared with timm's network; see :mod:`.comparison`.
+
+    Raises:
+        ValueError: the module or one of its submodules has no twin or a setting that its twin does not implement, or
+            the twin of a backbone computes something else.
+    """
+    made = _with_all_weights(module)
+    for part in module.modules():
+        if isinstance(part, TimmBackbone):
+            compare(part, _twin)
+    return made
+
+
+def backbone_difference(backbone: TimmBackbone, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
+    """Return the largest difference between the features of a backbone and of its twin, for random weights.
+
+    Args:
+        backbone: the torch backbone, which is left unchanged.
+        size: height and width of the random images.
+        dtype: float32 or float64.
+
+    Returns:
+        The difference relative to the largest value of each feature map.
+
+    Raises:
+        ValueError: the backbone has no twin.
+    """
+    _with_all_weights(backbone)  # refuses it before timm's network runs
+    return largest_difference(backbone, _with_all_weights, size, dtype)
+
+
+def _with_all_weights(module: torch.nn.Module) -> nnx.Module:
+    """Return the twin of a module; raise ValueError if their weights have different names."""
+    made = _twin(module)
+    names, expected = set(_variables(made)), set(module.state_dict())
+    if names != expected:
+        differing = ", ".join(sorted(names ^ expected))
+        raise ValueError(f"the weights of {type(module).__name__} and of its JAX twin differ in {differing}")
+    return made
+
+
+def _twin(module: torch.nn.Module) -> nnx.Module:
+    """Return the twin of a module without comparing their results."""
+    rule = _RULES.get(type(module))
+    if rule is not None:
+        return convert(module, rule, _twin)
+    raise ValueError(
+        f"{type(module).__module__}.{type(module).__name__} has no JAX counterpart: JAX supports the backbones that "
+        "docs/jax.md lists, such as timm's ResNets, EfficientNets and ConvNeXts, and this project's semantic "
+        "segmentation networks"
+    )
+
+
+def state_dict(network: nnx.Module) -> dict[str, Tensor]:
+    """Return the weights with torch's names and layout, for ``load_state_dict`` of the torch network."""
+    weights: dict[str, Tensor] = {}
+    for name, variable in _variables(network).items():
+        tensor = to_torch(variable[...]) if isinstance(variable, nnx.Param) else _plain(variable[...])
+        weights[name] = tensor.long() if name.endswith("num_batches_tracked") else tensor
+    return weights
+
+
+def _variables(network: nnx.Module) -> dict[str, Any]:
+    """Return the network's variables by torch's names."""
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(network))}
+
+
+def _plain(array: Any) -> Tensor:
+    return torch.from_numpy(np.array(array))

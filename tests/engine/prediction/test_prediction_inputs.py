@@ -1,0 +1,179 @@
+"""The images that predict.py finds, the files it would write, and the images it skips."""
+
+import os
+import sys
+from pathlib import Path, PurePath
+
+import pytest
+from PIL import Image
+
+from ccnet.engine.prediction.ground_truth import find_labels
+from ccnet.engine.prediction.inputs import (
+    InputImage,
+    SkippedImages,
+    check_outputs,
+    find_inputs,
+    frames_before,
+    with_frames,
+)
+
+
+def write(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(sources, output="out") -> list[str]:
+    return [str(image.name) for image in find_inputs(sources, Path(output))]
+
+
+def test_folders_are_searched_recursively_without_hidden_files_and_earlier_results(tmp_path):
+    write(tmp_path, "b.JPG", "a/1.png", "a/2.tif", "a/notes.txt", "._b.jpg", ".ipynb_checkpoints/b.png", "out/b.png")
+    assert found([tmp_path], tmp_path / "out") == ["a/1", "a/2", "b"]
+
+
+def test_files_folders_and_patterns_are_combined_and_each_image_is_predicted_once(tmp_path, monkeypatch):
+    write(tmp_path, "x/left_1.png", "x/left_2.png", "x/right_1.png", "y/left_1.png", "one.jpg")
+    assert found([tmp_path / "one.jpg", tmp_path / "x"]) == ["one", "left_1", "left_2", "right_1"]
+    assert found([f"{tmp_path}/*/left_*.png"]) == ["x/left_1", "x/left_2", "y/left_1"]
+    assert found([tmp_path / "x" / "left_1.png", f"{tmp_path}/x/*_1.png"]) == ["left_1", "right_1"]
+    monkeypatch.chdir(tmp_path)
+    assert found(["**/*_2.png"]) == ["x/left_2"]
+
+
+def test_links_are_followed_and_one_that_points_nowhere_is_not_dropped(tmp_path):
+    write(tmp_path / "elsewhere", "1.png", "deep/2.png")
+    folder = tmp_path / "in"
+    write(folder, "a.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "around").symlink_to(folder)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    assert found([folder]) == ["a", "gone", "linked/1", "linked/deep/2"]
+    assert found([f"{folder}/*.png"]) == ["a", "gone"]
+
+
+def test_one_file_by_two_spellings_of_its_path_is_predicted_once(tmp_path, monkeypatch):
+    write(tmp_path, "x/1.png")
+    monkeypatch.chdir(tmp_path)
+    assert found(["x/1.png", tmp_path / "x", "x/../x/1.png"]) == ["1"]
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    for source, message in (
+        ("nothing.jpg", "input=nothing.jpg is neither an image nor a folder or pattern of images"),
+        (tmp_path / "pipe.png", "pipe.png is neither an image"),
+        (tmp_path / "empty", "empty contains no images"),
+        (tmp_path, "contains no images"),  # only a named pipe, which would never end
+        (f"{tmp_path}/*.jpg", "contains no images"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            find_inputs([source], tmp_path / "out")
+
+
+def image(path: str, name: str = "") -> InputImage:
+    return InputImage(Path(path), PurePath(name or Path(path).stem))
+
+
+@pytest.mark.parametrize(
+    ("paths", "reserved", "file"),
+    [
+        (("in/a.png", "in/a.jpg"), [], "out/a"),
+        (("in/a.png", "other/a.png"), [], "out/a"),
+        (("in/a.png", "in/a_overlay.png"), [], "out/a_overlay"),
+        (("in/comparison.png",), ["comparison"], "out/comparison"),
+    ],
+)
+def test_two_images_that_would_write_one_file_are_named(paths, reserved, file):
+    with pytest.raises(ValueError, match=f"{paths[-1]} would both write {file}: "):
+        check_outputs([image(path) for path in paths], Path("out"), ["", "_overlay"], reserved)
+
+
+def test_an_output_folder_with_images_of_the_input_is_rejected(tmp_path):
+    inside = [image(f"{tmp_path}/sub/a.png", "sub/a")]
+    check_outputs(inside, tmp_path / "sub", [""], [])
+    with pytest.raises(ValueError, match="a mask could overwrite"):
+        check_outputs(inside, tmp_path, [""], [])
+
+
+def test_twenty_thousand_names_need_no_quadratic_number_of_steps(tmp_path):
+    """Checked by the calls that Python makes, because a time depends on the machine."""
+    images = [InputImage(Path(f"in/{number}.jpg"), PurePath(f"{number}")) for number in range(20_000)]
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        check_outputs(images, tmp_path, ["", "_overlay"], [])
+        frames = frames_before(images, 19_999, 4)
+    finally:
+        sys.setprofile(None)
+    assert frames == images[19_995:19_999]
+    assert calls < 100 * len(images)
+
+
+def test_the_frames_of_a_clip_are_in_one_folder_or_one_file():
+    images = [image("a/1.png"), image("b/1.png"), image("b/2.png")]
+    assert frames_before(images, 2, 4) == [images[1]]
+    assert frames_before(images, 2, 0) == []
+    pages = [image("b/0.png"), *(image("b/1.gif")._replace(frame=index) for index in range(3)), image("b/2.png")]
+    assert frames_before(pages, 3, 4) == pages[1:3]
+    assert frames_before(pages, 4, 4) == []
+
+
+def test_the_frames_of_a_file_are_numbered_from_one(tmp_path):
+    pages = [Image.new("L", (4, 4), grey) for grey in (0, 99, 200)]
+    for name in ("a/clip.gif", "scan.tif", "one.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pages[0].save(tmp_path / name, save_all=True, append_images=[] if name == "one.gif" else pages[1:])
+    images = with_frames(find_inputs([tmp_path], tmp_path / "out"), 3)
+    assert [(str(image.name), image.frame) for image in images] == [
+        *((f"a/clip_{number:04}", number - 1) for number in (1, 2, 3)),
+        ("one", None),
+        *((f"scan_{number:04}", number - 1) for number in (1, 2, 3)),
+    ]
+    with pytest.raises(
+        ValueError, match=r"scan\.tif, frame 2 and other/scan_0002\.jpg would both write out/scan_0002: "
+    ):
+        check_outputs([*images, image("other/scan_0002.jpg")], Path("out"), ["", "_overlay"], [])
+
+
+def test_label_images_are_found_by_the_names_of_the_data_set(tmp_path):
+    write(tmp_path, "1_mask.png", "aachen/x_gtFine_labelIds.png", "2.TIF")
+    names = {"label_name": "*_mask"}
+    assert find_labels([image("in/1.jpg")], tmp_path, **names) == [tmp_path / "1_mask.png"]
+    assert find_labels([image("in/2.jpg")], tmp_path, **names) == [tmp_path / "2.TIF"]
+    streets = {"image_name": "*_leftImg8bit", "label_name": "*_gtFine_labelIds"}
+    city = image("in/aachen/x_leftImg8bit.png", "aachen/x_leftImg8bit")
+    assert find_labels([city], tmp_path, **streets) == [tmp_path / "aachen" / "x_gtFine_labelIds.png"]
+    with pytest.raises(FileNotFoundError, match=r"has no label image 3_mask \(.png, .*\) for in/3.jpg"):
+        find_labels([image("in/3.jpg")], tmp_path, **names)
+
+
+def test_skipped_images_are_listed_at_the_end():
+    skipped = SkippedImages()
+    skipped.report(3)
+    assert skipped.attempt(image("good.jpg"), lambda: 7) == 7
+    for name, error in (("a.jpg", ValueError("a.jpg is truncated")), ("b.jpg", RuntimeError("too small\nstack"))):
+
+        def fail(error=error):
+            raise error
+
+        assert skipped.attempt(image(name), fail) is None
+    with pytest.raises(ValueError, match=r"^2 of 3 images were skipped:\n  a\.jpg is truncated\n  b\.jpg: too small$"):
+        skipped.report(3)
+
+
+def test_a_full_disk_is_not_skipped():
+    def write_nothing():
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        SkippedImages().attempt(image("a.jpg"), write_nothing)

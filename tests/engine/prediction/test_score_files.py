@@ -1,0 +1,48 @@
+"""Files with the scores of every class, read back."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ccnet.engine.evaluation.protocols import Tile
+from ccnet.engine.prediction.score_files import open_scores
+
+CLASSES = ("road", "traffic light / sign", "sky")
+
+
+def written(tmp_path, kind, **options):
+    """Write logits in two parts; return the logits and their probabilities, (K, H, W)."""
+    logits = torch.linspace(-3, 3, 3 * 4 * 6).sin().mul(4).view(1, 3, 4, 6)
+    with open_scores(tmp_path / "a_scores", (4, 6), CLASSES, kind, **options) as file:
+        for columns in (slice(0, 2), slice(2, 6)):
+            file.add(Tile(slice(0, 4), columns, logits[..., columns]))
+    return logits[0].numpy(), logits[0].softmax(dim=0).numpy()
+
+
+def test_npz_holds_probabilities_or_logits_and_the_names(tmp_path):
+    _, probabilities = written(tmp_path, "npz")
+    with np.load(tmp_path / "a_scores.npz") as file:
+        assert file["classes"].tolist() == [*CLASSES]
+        assert file["probabilities"].dtype == np.float16
+        assert np.abs(file["probabilities"] - probabilities).max() < 1e-3
+    logits, _ = written(tmp_path, "npz", logits=True)
+    with np.load(tmp_path / "a_scores.npz") as file:
+        assert np.abs(file["logits"] - logits).max() < 4e-3
+    assert [path.name for path in tmp_path.iterdir()] == ["a_scores.npz"]
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("png", 255), ("png16", 65535)])
+def test_each_class_is_a_grey_image_in_the_orientation_of_the_image(tmp_path, kind, largest):
+    _, probabilities = written(tmp_path, kind, orientation=6)
+    names = sorted(path.name for path in (tmp_path / "a_scores").iterdir())
+    assert names == ["000_road.png", "001_traffic_light_sign.png", "002_sky.png"]
+    grey = np.array(Image.open(tmp_path / "a_scores" / names[1]))
+    assert grey.dtype == (np.uint8 if largest == 255 else np.uint16)
+    assert np.abs(np.rot90(grey.astype(float), -1) / largest - probabilities[1]).max() <= 0.51 / largest
+
+
+def test_nothing_is_left_of_an_image_that_fails(tmp_path):
+    with pytest.raises(RuntimeError, match="no"), open_scores(tmp_path / "a", (4, 6), CLASSES, "npz"):
+        raise RuntimeError("no")
+    assert [*tmp_path.iterdir()] == []

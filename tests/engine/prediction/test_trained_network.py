@@ -1,0 +1,91 @@
+"""Networks in Python: trained on two folders, loaded from the run, and asked for a single image."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, write_pair
+from PIL import Image
+
+import ccnet
+from ccnet.engine.checkpoints import load as load_checkpoint
+from ccnet.engine.drawing import blend
+from ccnet.engine.prediction.trained_network import TrainedNetwork
+from ccnet.engine.runtime import FolderTaken
+from ccnet.train import run
+
+SMALL = [
+    "recipe.max_iters=1", "recipe.batch_size=2", "backbone=resnet10t", "backbone.pretrained=false",
+    "recipe.head.channels=16", "recipe.train_transform.crop_size=[33,33]", "num_workers=0", "logger=none",
+    "device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the folder of a run that Python has started, and its images."""
+    root = tmp_path_factory.mktemp("own")
+    for index in range(4):
+        write_pair(root / "images" / f"{index}.png", root / "masks" / f"{index}.png", classes=3, seed=index)
+    data = [f"dataset.images={root / 'images'}", f"dataset.masks={root / 'masks'}", "dataset.classes=[road,car,sky]"]
+    score = run("dataset=folder", *data, *SMALL, folder=root / "run")
+    assert score is not None and 0 <= score <= 1
+    return root / "run", root / "images"
+
+
+def test_a_network_knows_its_classes_and_predicts_a_file_an_array_and_an_image(trained):
+    folder, images = trained
+    network = ccnet.load(folder, device="cpu")
+    assert network.classes == ["road", "car", "sky"]
+    assert network.palette == load_checkpoint(folder / "best.safetensors").palette
+    pixels = np.array(Image.open(images / "0.png"))
+    labels, probabilities, overlay = found = network.predict(images / "0.png")
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)["out"][0]
+    assert np.array_equal(labels, logits.argmax(dim=0).numpy()) and labels.dtype == np.uint8
+    assert np.allclose(probabilities, logits.softmax(dim=0).numpy(), atol=1e-6)
+    assert np.array_equal(overlay, blend(pixels, labels, network.palette))
+    for same in (str(images / "0.png"), pixels, Image.fromarray(pixels), Image.fromarray(pixels).convert("RGBA")):
+        assert all(np.array_equal(one, two) for one, two in zip(network.predict(same), found, strict=True))
+    grey = network.predict(pixels[..., 0])
+    assert np.array_equal(grey.labels, network.predict(np.repeat(pixels[..., :1], 3, axis=2)).labels)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (
+            np.zeros((4, 4, 3)),
+            r"this array has values of type float64 .*: train with those of black and white, dataset",
+        ),
+        (
+            np.zeros((4, 4, 2), dtype=np.uint8),
+            r"this array has the shape \(4, 4, 2\): expected \(H, W, 3\), \(H, W\) or",
+        ),
+        (7, "got int"),
+    ],
+)
+def test_other_inputs_are_refused(trained, image, message):
+    with pytest.raises(ValueError, match=message):
+        ccnet.load(trained[0], device="cpu").predict(image)
+
+
+def test_options_from_python_are_checked_like_those_of_the_command_line(trained):
+    with pytest.raises(ValueError, match=r"a resumed run keeps its own configuration: remove recipe.lr=0.5"):
+        run(f"resume={trained[0]}", "recipe.lr=0.5", folder=trained[0])
+    with pytest.raises(FolderTaken, match="already holds a run"):
+        run(*TINY, folder=trained[0])
+
+
+@pytest.mark.slow
+def test_a_detection_network_returns_objects():
+    made = ccnet.create_model("mask_rcnn", num_classes=2, backbone="resnet10t", channels=16, frozen=False)
+    made.roi_heads.score_thresh = 0.0
+    network = TrainedNetwork.__new__(TrainedNetwork)
+    network.module, network.device, network.classes = made.eval(), torch.device("cpu"), ["road", "car"]
+    network.value_range = network._predictor = network._rgb = None
+    network.channels = 3
+    image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    found = network.predict(image)
+    assert len(found.labels) == len(found.scores) == len(found.boxes) == len(found.masks) > 0
+    assert found.masks.shape[1:] == (40, 50) and found.masks.dtype == bool
+    assert set(found.labels.tolist()) <= {0, 1} and found.overlay.shape == image.shape

@@ -1,0 +1,206 @@
+"""Which runs are the same: the options that matter, their defaults, the data, and where it lies."""
+
+import copy
+import shutil
+
+import pytest
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ccnet.data import build_dataset
+from ccnet.engine.checkpoints import Checkpoint, located, moved
+from ccnet.engine.checkpoints.options import completed
+from ccnet.engine.guards import plain
+from ccnet.engine.resuming import continued
+from ccnet.engine.resuming.contents import data_contents, weight_contents
+from ccnet.engine.resuming.identity import EXECUTION, Wanted
+from ccnet.engine.training.setup import with_class_weights
+
+
+def composed(*overrides):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def contents(config):
+    return data_contents(*(build_dataset(config.dataset, split, None) for split in ("train", "val")))
+
+
+def run_of(config, **missing):
+    """Return a checkpoint of a run, as :func:`peek` does; `missing` replaces parts of its training state."""
+    known = contents(config) | weight_contents(config)
+    state = {"identity": "", "contents": known, "random": [{}]} | missing
+    return Checkpoint({}, plain(located(config)), [], [], 2, {}, state)
+
+
+def differences(saved, config, **given):
+    return Wanted(config, given, lambda: contents(config)).differences(saved)
+
+
+def without(config, name):
+    """Return a plain configuration without an option."""
+    made = copy.deepcopy(config)
+    *parents, key = name.split(".")
+    node = made
+    for parent in parents:
+        node = node[parent]
+    del node[key]
+    return made
+
+
+TOP = [name for name in composed() if name not in ("model", "dataset", "recipe", "loss", "optimizer", "backbone")]
+
+
+@pytest.mark.parametrize("name", [*TOP, "recipe.val_every", "model.backbone.output_stride", "model.head.channels"])
+def test_an_option_that_a_checkpoint_lacks_has_its_default(name):
+    config = composed(*TINY)
+    saved = run_of(config)
+    saved.config = without(saved.config, name)
+    if name == "model.head.channels":  # its default in the class is another one
+        assert differences(saved, config) == [f"{name}=512 instead of 16"]
+        return
+    assert differences(saved, config) == []
+    if name == "training_crop":  # it follows from the recipe
+        return
+    made, lacking = completed(saved.config, plain(config), {})
+    assert (name in EXECUTION) or made == plain(located(config))
+    assert list(lacking) == [name]
+
+
+def test_an_argument_that_a_class_has_gained_keeps_its_default(monkeypatch, capsys):
+    """Even if the configuration now sets another value: the run has not been trained with that."""
+    monkeypatch.setattr("ccnet.engine.resuming.identity.choices", lambda: {"model": "ccnet"})
+    config, name = composed(*TINY), "optimizer.algorithm.fused"
+    saved = run_of(config, choices={"model": "ccnet"})
+    saved.config = without(saved.config, name)
+    assert differences(saved, config) == []
+    assert continued(config, saved).optimizer.algorithm.fused is None
+    assert f"predates some options, which take their defaults: {name}=null" in capsys.readouterr().out
+    assert differences(saved, composed(*TINY, f"{name}=true"), **{name: True}) == [f"{name}=null instead of true"]
+    saved.training["choices"] = {"model": "another"}  # which may not set it
+    assert differences(saved, config) == [f"{name}=null instead of true"]
+
+
+def test_an_option_on_the_command_line_is_no_default():
+    saved = run_of(composed(*TINY))
+    for name in ("accumulate", "protocol", "recipe.val_every"):
+        saved.config = without(saved.config, name)
+    assert differences(saved, composed(*TINY, "accumulate=1"), accumulate=1) == []
+    assert differences(saved, composed(*TINY, "accumulate=2"), accumulate=2) == ["accumulate=1 instead of 2"]
+    (found,) = differences(saved, composed(*TINY, "recipe.val_every=3"), **{"recipe.val_every": 3})
+    assert found == "recipe.val_every=nothing instead of 3"
+    assert "protocol._target_=nothing instead of ccnet.engine.evaluation.protocols.Slide" in differences(
+        saved, composed(*TINY, "protocol=slide"), protocol="slide"
+    )
+
+
+@pytest.mark.parametrize(
+    "others",
+    [("loss=ce_ccl",), ("model=fcn",), ("seed=1",), ("optimizer=sgd",), ("+recipe.train_transform.scale=[0.5,2]",)],
+)
+def test_a_choice_that_adds_options_is_another_run(others):
+    """The options that it adds must not be mistaken for options that the code has gained."""
+    one, two = composed(*TINY), composed(*TINY, *others)
+    given = {name.lstrip("+"): None for name, _, _ in (text.partition("=") for text in others)}
+    assert differences(run_of(one), two, **given)
+    assert differences(run_of(two), one)
+
+
+def test_how_a_run_is_executed_and_how_long_it_is_do_not_matter():
+    saved = run_of(composed(*TINY, "recipe.max_iters=4"))
+    assert (
+        differences(saved, composed(*TINY, "recipe.max_iters=9", "device=cuda", "num_workers=7", "logger=wandb")) == []
+    )
+    assert differences(saved, composed(*TINY, "recipe.lr=1")) == ["recipe.lr=0.003 instead of 1"]
+
+
+def camvid(root, *others):
+    return composed("dataset=camvid", f"dataset.root={root}", *others)
+
+
+def test_data_that_has_moved_is_the_same_and_data_that_has_changed_is_not(camvid_root, tmp_path):
+    saved = run_of(camvid(camvid_root))
+    moved_to = shutil.move(camvid_root, tmp_path / "scratch")
+    assert differences(saved, camvid(moved_to)) == []
+    label = tmp_path / "scratch" / "trainannot" / "0001TP_000001.png"
+    label.write_bytes(label.read_bytes() + b"x")
+    (found,) = differences(saved, camvid(moved_to))
+    assert found.startswith("other training data (4 images, ") and " instead of 4 images, " in found
+    lines = (tmp_path / "scratch" / "val.txt").read_text().splitlines()
+    (tmp_path / "scratch" / "val.txt").write_text(lines[0] + "\n")
+    assert differences(saved, camvid(moved_to))[1].startswith("other validation data (2 images, ")
+    assert "instead of 1 images" in differences(saved, camvid(moved_to))[1]
+
+
+def test_without_recorded_contents_the_locations_decide(camvid_root, monkeypatch):
+    """Earlier versions stored neither the contents nor absolute paths."""
+    saved = run_of(camvid(camvid_root), contents=None)
+    saved.config["dataset"]["root"] = camvid_root.name
+    monkeypatch.chdir(camvid_root.parent)
+    assert differences(saved, camvid(camvid_root)) == []
+    other = shutil.copytree(camvid_root, "other")
+    (found,) = differences(saved, camvid(other))
+    assert found.startswith("dataset.root=/") and found.endswith("/other")
+
+
+def test_initial_weights_are_compared_by_content(tmp_path):
+    for name, content in (("a.pth", b"1"), ("b.pth", b"2"), ("same.pth", b"1")):
+        (tmp_path / name).write_bytes(content)
+
+    def config(name):
+        return composed(*TINY, *([f"backbone.weights={tmp_path / name}"] if name else []))
+
+    saved = run_of(config("a.pth"))
+    assert differences(saved, config("same.pth")) == []
+    assert differences(saved, config("b.pth"))[0].startswith("other backbone.weights (")
+    assert differences(saved, config("gone.pth"))[0].startswith("other backbone.weights (")
+    assert differences(saved, config(None))[0].endswith("instead of nothing)")
+    assert differences(run_of(config(None)), config("a.pth"))[0].startswith("other backbone.weights (nothing")
+    (tmp_path / "a.pth").unlink()  # the run does not need it any more
+    assert differences(saved, config("a.pth")) == []
+
+
+def test_locations_are_stored_as_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = located(composed("dataset=folder", "dataset.images=i", "dataset.masks='~/m'", "backbone.weights=w.pth"))
+    made = plain(config)
+    assert made["dataset"]["images"] == made["dataset"]["train"]["images"] == str(tmp_path / "i")
+    assert made["dataset"]["masks"].endswith("/m") and "~" not in made["dataset"]["masks"]
+    assert made["backbone"]["weights"] == made["model"]["backbone"]["weights"] == str(tmp_path / "w.pth")
+    assert OmegaConf.is_interpolation(config.dataset.train, "images")
+    new = moved(made, {"dataset.images": tmp_path / "j", "backbone.weights": "v.pth", "seed": 1})
+    assert new["dataset"]["images"] == new["dataset"]["val"]["images"] == str(tmp_path / "j")
+    assert new["dataset"]["masks"] == made["dataset"]["masks"]
+    assert new["backbone"]["weights"] == new["model"]["backbone"]["weights"] == str(tmp_path / "v.pth")
+    with pytest.raises(ValueError, match=r"dataset.root=/x does not apply .* in dataset.images and dataset.masks"):
+        moved(made, {"dataset.root": "/x"})
+    with pytest.raises(ValueError, match=r"dataset.images=/x does not apply"):
+        moved(plain(camvid("/data")), {"dataset.images": "/x"})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "argument"), [("sgd", "total_iters"), ("adamw", "total_steps"), ("sgd_steps", None)]
+)
+@pytest.mark.parametrize("resume", ["auto", "RUN"])
+def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, optimizer, argument, resume):
+    options = [*TINY, f"optimizer={optimizer}", "recipe.lr=0.1"]
+    saved = run_of(composed(*options, "recipe.max_iters=4"))
+    monkeypatch.setattr("ccnet.engine.resuming.continuation.given_options", lambda: {"recipe.max_iters": 6})
+    now = composed(*(options if resume == "auto" else []), "recipe.max_iters=6", f"resume={resume}")
+    made = continued(now, saved)
+    assert made.recipe.max_iters == 6
+    assert argument is None or made.optimizer.schedule[argument] == 6
+    assert made.optimizer.algorithm == composed(*options).optimizer.algorithm
+
+
+def test_class_weights_computed_at_the_start_do_not_make_another_run():
+    config = composed(*TINY, "dataset.class_weights=auto")
+    saved = run_of(with_class_weights(config, build_dataset(config.dataset, "train", None)))
+    assert len(saved.config["class_weights"]) == len(set(saved.config["class_weights"])) > 1
+    assert differences(saved, config) == []
+    assert differences(saved, composed(*TINY)) == ["dataset.class_weights=auto instead of null"]
+    saved = run_of(composed(*TINY))
+    for name in ("dataset.class_weights", "class_weights"):  # an earlier version had neither
+        saved.config = without(saved.config, name)
+    assert differences(saved, composed(*TINY)) == []

@@ -1,0 +1,182 @@
+"""Where a run starts: in a folder of its own, or from the newest state of the same run, whatever code wrote it."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
+
+from ccnet import train as training
+from ccnet.engine import checkpoints, resuming
+from ccnet.engine.guards import plain
+from ccnet.engine.guards.former_names import former_names
+from ccnet.engine.runtime import FolderLock, FolderTaken
+from ccnet.engine.sweeps import finished_score, set_aside_result
+
+# Settings that may change when a run is resumed, and that its fingerprint ignores.
+FREE = {
+    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
+    "collective_timeout", "allow_env",
+}  # fmt: skip
+
+
+def composed(*overrides):
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the folder of a finished run of four iterations."""
+    folder = tmp_path_factory.mktemp("whole")
+    training.train(composed(), folder)
+    return folder
+
+
+@pytest.fixture
+def former(whole, tmp_path):
+    """Return the folder of the same run as an earlier version would have left it after two iterations."""
+    saved = checkpoints.load(whole / "previous.pt")
+    config = {key: value for key, value in former_names(plain(composed())).items() if key not in FREE}
+    saved.config = former_names(saved.config)
+    del saved.training["contents"]
+    saved.training["identity"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    assert "ccnet" not in json.dumps([config, {key: saved.config[key] for key in ("model", "dataset", "loss", "task")}])
+    folder = tmp_path / "runs" / "former"
+    folder.mkdir(parents=True)
+    checkpoints.save(saved, folder / "last.pt")
+    return folder
+
+
+@pytest.mark.parametrize("resume", ["auto", "folder"])
+def test_an_older_run_resumes_to_the_same_result(whole, former, tmp_path, resume):
+    config = composed(f"resume={former if resume == 'folder' else 'auto'}")
+    with resuming.find_start(config, tmp_path / "runs" / "new") as start:
+        folder, saved = start
+    assert (folder, saved.iteration) == (former, 2)
+    training.train(resuming.continued(config, saved), folder, saved)
+    one, two = (checkpoints.load(path / "last.pt") for path in (whole, former))
+    assert (one.iteration, repr(one.scores)) == (two.iteration, repr(two.scores))
+    assert all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
+
+
+def start(config, folder):
+    """Return where a run would start."""
+    with resuming.find_start(config, folder) as found:
+        return found
+
+
+def test_a_new_run_never_takes_the_folder_of_another(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with pytest.raises(FolderTaken, match=rf"{folder} already holds a run, .* resume={folder}, or .*hydra.run.dir=DIR"):
+        start(composed(), folder)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    with FolderLock(tmp_path / "new"), pytest.raises(FolderTaken, match="new is in use by process"):
+        start(composed(), tmp_path / "new")
+
+
+@pytest.mark.parametrize("resume", ["auto", "folder"])
+def test_a_run_that_is_in_use_is_not_joined(whole, tmp_path, monkeypatch, capsys, resume):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    config = composed(f"resume={folder if resume == 'folder' else 'auto'}")
+    for own in (folder, tmp_path / "new"):
+        with FolderLock(folder), pytest.raises(FolderTaken, match="run is in use by process"):
+            start(config, own)
+    # In a sweep, another of its runs may be the same, and this one must not fail for that reason.
+    monkeypatch.setattr("ccnet.engine.resuming.start.in_sweep", lambda: True)
+    if resume == "auto":
+        with FolderLock(folder):
+            assert start(config, tmp_path / "new") == (tmp_path / "new", None)
+        assert f"skipped {folder}, which is in use" in capsys.readouterr().out
+
+
+def test_the_number_of_iterations_decides_between_checkpoints(whole, tmp_path, capsys):
+    """Neither a clock that went backwards nor the newer files of a backup do."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    os.utime(folder / "last.pt", (1, 1))
+    backup = shutil.copytree(whole, tmp_path / "a_backup")
+    (backup / "last.pt").unlink()
+    for path in backup.iterdir():
+        os.utime(path, (2**32, 2**32))
+    for resume, own in (("auto", "new"), ("auto", "run"), (folder, "new")):
+        found = start(composed(f"resume={resume}"), tmp_path / own)
+        assert (found.folder, found.saved.iteration, found.saved.source.name) == (folder, 4, "last.pt")
+    (folder / "last.pt").rename(folder / "older.pt")
+    (folder / "previous.pt").rename(folder / "last.pt")
+    (folder / "older.pt").rename(folder / "previous.pt")
+    assert start(composed(f"resume={folder}"), tmp_path / "new").saved.source.name == "previous.pt"
+
+
+def test_a_result_belongs_to_one_run_and_one_checkpoint(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    last, previous = (checkpoints.load(folder / name) for name in ("last.pt", "previous.pt"))
+    assert finished_score(folder, last, 4) is not None
+    assert finished_score(folder, previous, 4) is None  # a new run in this folder was killed at its second iteration
+    assert finished_score(folder, last, 6) is None
+    last.training["identity"] = "that of another seed"
+    assert finished_score(folder, last, 4) is None
+    set_aside_result(folder)
+    assert not (folder / "result.json").exists()
+    assert json.loads((folder / "result_4.json").read_text())["iterations"] == 4
+    (folder / "result.json").write_text('{"error": "the disk has gone"}')
+    set_aside_result(folder)
+    assert [path.name for path in folder.glob("result*")] == ["result_4.json"]
+
+
+def test_auto_extends_a_shorter_run_but_never_one_of_a_sweep(whole, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    longer = composed("resume=auto", "recipe.max_iters=6")
+    for own in (folder, tmp_path / "new"):
+        assert start(longer, own).folder == folder
+    assert start(composed("resume=auto", "recipe.max_iters=3"), tmp_path / "new") == (tmp_path / "new", None)
+    assert "at iteration 4, has recipe.max_iters=4 instead of 3" in capsys.readouterr().out
+    monkeypatch.setattr("ccnet.engine.resuming.start.in_sweep", lambda: True)
+    assert start(longer, folder) == (tmp_path / "run_2", None)
+    with pytest.raises(ValueError, match=r"recipe.max_iters=3, but .*last.pt already has 4 iterations: set 4 or more"):
+        resuming.continued(composed("resume=auto", "recipe.max_iters=3"), checkpoints.load(folder / "last.pt"))
+
+
+def test_a_continuation_that_is_not_exact_says_why(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    saved = checkpoints.load(folder / "previous.pt")
+    saved.training["random"] *= 2
+    saved.training["contents"]["training data"] = "9 images, abc"
+    reasons = (
+        r"recipe.batch_size=4 instead of 2; number of processes 1 instead of 2; "
+        r"other training data \(9 images, abc instead of 8 images, "
+    )
+    with pytest.warns(UserWarning, match=f"this continuation is not exact: {reasons}"):
+        training.train(composed("recipe.batch_size=4"), folder, saved)
+    done = checkpoints.load(folder / "last.pt")
+    assert done.iteration == 4
+    assert done.training["identity"] == saved.training["identity"]
+    assert done.training["contents"]["training data"].startswith("8 images, ")
+
+
+def test_an_error_that_may_be_temporary_does_not_send_a_run_back_to_its_start(whole, tmp_path, monkeypatch):
+    folder = shutil.copytree(whole, tmp_path / "run")
+
+    def fails(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for resume in ("auto", folder):
+        for place in ("torch.load", "ccnet.engine.resuming.start.load"):
+            with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output error"):
+                patched.setattr(place, fails)
+                start(composed(f"resume={resume}"), tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not (folder / "run.lock").exists()
+
+
+def test_a_missing_folder_is_not_called_a_full_disk(whole, tmp_path):
+    saved = checkpoints.load(whole / "last.pt")
+    for name in ("last.pt", "best.safetensors"):
+        with pytest.raises(OSError, match="the folder of the run has been moved or removed") as raised:
+            checkpoints.save(saved, tmp_path / "gone" / name)
+        assert "disk" not in str(raised.value)

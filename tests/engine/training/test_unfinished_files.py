@@ -1,0 +1,46 @@
+"""Files of a run whose writing was cut short."""
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+from interrupted_runs import rows
+
+from ccnet.engine import drawing
+from ccnet.engine.drawing import ScalarFile
+
+
+def test_a_truncated_row_is_dropped(tmp_path):
+    log = ScalarFile(tmp_path / "train.csv", keep_until=0)
+    for iteration in (9, 10, 11, 12):
+        log.add({"iteration": iteration, "loss": 0.5})
+    path = tmp_path / "train.csv"
+    path.write_bytes(path.read_bytes()[: -len("2,0.5\r\n")])
+    log = ScalarFile(path, keep_until=11)
+    assert log.rows == [{"iteration": iteration, "loss": 0.5} for iteration in (9, 10, 11)]
+    log.add({"iteration": 12, "loss": 0.5})
+    assert [row["iteration"] for row in rows(path)] == ["9", "10", "11", "12"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    def half(self, to, *args, **named):
+        Path(to).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def video(path):
+        with drawing.open_video(path, fps=5) as made:
+            made.add(np.zeros((4, 4, 3), np.uint8))
+
+    monkeypatch.setattr("PIL.Image.Image.save", half)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
+    path, labels = tmp_path / "made.png", np.zeros((4, 4), np.uint8)
+    path.write_bytes(b"before")
+    for write in (
+        lambda: drawing.save_mask(path, labels, [(0, 0, 0)]),
+        lambda: drawing.save_curves(path, [], [], []),
+        lambda: video(path.with_suffix(".gif")),
+    ):
+        with pytest.raises(OSError, match=r"No space left on device: .*made"):
+            write()
+        assert [path.read_bytes(), list(tmp_path.iterdir())] == [b"before", [path]]
