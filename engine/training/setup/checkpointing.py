@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,6 +23,10 @@ def checkpoint_gradients(model: nn.Module) -> None:
     net: Any = next(iter(modules.values()))
     if not hasattr(net, "set_grad_checkpointing"):
         raise ValueError(f"timm cannot checkpoint {type(net).__name__}: set grad_checkpointing=false")
+    if tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31):  # it checkpoints the stem's activation, too
+        for part in net.children():
+            if getattr(part, "inplace", False) is True:
+                part.inplace = False  # otherwise it overwrites the input that is saved for the backward pass
     net.set_grad_checkpointing(True)
     for module in modules.values():
         if isinstance(module, _BatchNorm):

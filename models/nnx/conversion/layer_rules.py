@@ -16,6 +16,7 @@ from timm.layers.mixed_conv2d import MixedConv2d
 from timm.layers.norm import LayerNorm, LayerNorm2d
 from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.pool2d_same import AvgPool2dSame
+from timm.models import _efficientnet_blocks as efficientnet
 
 from ..channel_attention import ChannelConvolution
 from ..layers import Activation, BatchNorm, Conv, Layers, Pool, Twin
@@ -87,6 +88,7 @@ def _norm(make: Callable[[Any, Twin], nnx.Module]) -> Rule:
     return Rule(make, fixed={"affine": True, "track_running_stats": True}, unused=("num_features",))
 
 
+_LAYER_SCALE = Rule(leaf(Scale), unused=("inplace", "init_values"))
 LAYERS: dict[type[torch.nn.Module], Rule] = {
     torch.nn.Conv2d: _conv(Conv),
     Conv2dSame: _conv(partial(Conv, same=True)),
@@ -103,7 +105,8 @@ LAYERS: dict[type[torch.nn.Module], Rule] = {
     LayerNorm: Rule(leaf(LayerNormTwin), {"elementwise_affine": True}, ("normalized_shape",)),
     LayerNorm2d: Rule(leaf(LayerNormTwin), {"elementwise_affine": True}, ("normalized_shape",)),
     GlobalResponseNorm2d: Rule(leaf(GlobalResponseNorm), unused=("spatial_dim", "channel_dim", "wb_shape")),
-    LayerScale2d: Rule(leaf(Scale), unused=("inplace", "init_values")),
+    LayerScale2d: _LAYER_SCALE,
+    efficientnet.LayerScale2d: _LAYER_SCALE,  # a class of its own before timm 1.0.21
     torch.nn.ReLU: _activation(jax.nn.relu),
     torch.nn.ReLU6: Rule(leaf(_relu6), {"min_val": 0.0, "max_val": 6.0}, ("inplace",)),
     torch.nn.LeakyReLU: _activation(jax.nn.leaky_relu, "negative_slope"),
