@@ -24,6 +24,17 @@ if not torch.cuda.is_available():
         if importlib.metadata.version("jaxlib").startswith("0.10."):  # JAX 0.12 has no such option
             flags = os.environ.get("XLA_FLAGS", "")
             os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"  # compiles in half the time
+    with suppress(importlib.metadata.PackageNotFoundError):
+        if importlib.metadata.version("triton").startswith("3.9."):
+            from triton.runtime.interpreter import InterpreterBuilder
+
+            def create_splat(self, block, scalar, original=InterpreterBuilder.create_splat):
+                """Keep a compared scalar a bool: Triton 3.9 makes it an int32, which its interpreter refuses as a mask."""
+                made = original(self, block, scalar)
+                made.data = made.data.astype(scalar.data.dtype)
+                return made
+
+            InterpreterBuilder.create_splat = create_splat
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
