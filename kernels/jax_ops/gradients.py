@@ -77,7 +77,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _residual(query: Array, key: Array, value: Array, residual: Array, gamma: Array, options: Options) -> Array:
-    # Only the backward pass needs the attention's output; without one it is never written.
+    # Only a backward pass needs the attention's output; otherwise, it is never written.
     (result,) = forward(query, key, value, residual, gamma, options=options, save_out=False)
     return result
 
