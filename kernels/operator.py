@@ -55,10 +55,10 @@ def criss_cross_attention(
     Cost: 2 (D + C) FLOPs per position and key. Besides the inputs, the kernels save the output and two float32 numbers
     per position for the backward pass; the other implementations save the attention weights, (N, *S, number of keys).
     No implementation materialises a map over all pairs of positions. The kernels read channels-last memory in place
-    (including slices of a projection buffer), copy other layouts to channels-last once, and return channels-last results; they
-    support first derivatives only. JAX arrays are always dense: (N, *S, C) with ``channel_axis=-1`` is read in place,
-    and other layouts are copied. JAX chooses the backend at lowering time, so the same jitted function runs on CPU
-    and GPU.
+    (including slices of a projection buffer), copy other layouts to channels-last once, and return channels-last
+    results; they support first derivatives only. JAX arrays are always dense: (N, *S, C) with ``channel_axis=-1`` is
+    read in place, and other layouts are copied. JAX chooses the backend at lowering time, so the same jitted function
+    runs on CPU and GPU.
 
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2 (without the residual), and
     section 3.5 for three axes.

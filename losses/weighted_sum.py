@@ -41,7 +41,7 @@ class WeightedSum(Module):
         Args:
             output: the network's outputs by name.
             labels: (N, H, W).
-            iteration: the number of completed iterations, a whole number or a JAX scalar; None applies the full weights.
+            iteration: the number of completed iterations, a whole number or a JAX scalar; None uses the full weights.
 
         Raises:
             ValueError: a term reads an output that the network does not return.

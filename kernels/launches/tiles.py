@@ -129,9 +129,9 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     datacenter Blackwell also hold 161 to 256 keys in one, and up to 128 in the backward pass (64 on other GPUs). For
     other lines, and in float32, whose three TF32 products need three times the registers, the kernels loop over tiles
     small enough that a line just above a power of two (129 and 257 come from crops of 1025 and 2049 at stride 8) is
-    not padded to the next one. A warp owns 16 queries, and more warps would repeat each other's products. Hopper's tiles for lines of 65 to
-    128 and 161 to 256 are the fastest on an H200 among those that no supported Triton version spills
-    (``results/kernels_log.md``).
+    not padded to the next one. A warp owns 16 queries, and more warps would repeat each other's products. Hopper's
+    tiles for lines of 65 to 128 and 161 to 256 are the fastest on an H200 among those that spill with no supported
+    Triton version (``results/kernels_log.md``).
     """
     if device.arch:
         return _amd_rule(kernel, problem, length)

@@ -23,7 +23,7 @@ _OPTIONS = "int[] axes, float scale, int channel_axis"
 
 
 def supports(call: Call[Tensor]) -> bool:
-    """Return whether the arrays are on a CPU and no transform, dispatch mode or subclass needs the reference instead."""
+    """Return whether the arrays are on a CPU and no transform, dispatch mode or subclass requires the reference."""
     arrays = call.arrays()
     if call.query.device.type != "cpu" or transforms.are_active(*arrays):
         return False
