@@ -115,7 +115,7 @@ def peak_bytes(
 
 
 def count_complexity(config: DictConfig, device: torch.device) -> str:
-    """Count the cost of every variant; return the table. Each row is appended to ``<output>_complexity.csv`` at once.
+    """Count the cost of every variant and return the table; append each row to ``<output>_complexity.csv`` immediately.
 
     Raises:
         ValueError: the peak memory of some variants was not measured; the table is printed first.

@@ -17,7 +17,7 @@ from ..models.heads.context import ContextHead
 from .failures import require_none, tolerated
 from .timing import measure_launched
 
-# Settings of a network that have separate rows in the paper.
+# Network settings with separate rows in the paper.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ccnet": [{"head__recurrence": recurrence} for recurrence in (1, 2, 3)],
     "nonlocal": [{"head__recurrence": recurrence} for recurrence in (1, 2)],

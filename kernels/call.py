@@ -38,7 +38,7 @@ class Options(NamedTuple):
 
 
 class Call(NamedTuple, Generic[Array]):
-    """One call of the operator; ``residual`` and ``gamma`` are None unless it computes ``gamma * out + residual``.
+    """One call of the operator; ``residual`` and ``gamma`` are None unless the result is ``gamma * out + residual``.
 
     Attributes:
         query, key: (N, D, *S), or (N, *S, D) if ``options.channel_axis`` is -1.

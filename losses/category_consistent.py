@@ -75,7 +75,7 @@ def category_consistent_loss(
     if labels.shape != embedding.shape[:1] + embedding.shape[2:]:
         raise ValueError(
             f"labels {tuple(labels.shape)} must match the size of the embedding {tuple(embedding.shape)}: "
-            "resize them with losses.label_resizing.nearest_labels"
+            "resize them with ccnet.losses.label_resizing.nearest_labels"
         )
     if distance not in ("piecewise", "quadratic"):
         raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")

@@ -11,7 +11,7 @@ follow measurements on an H100 and an H200, where wide slabs and many stages win
 
 from ...kernels.launches.tiles import Device, Problem, Tile, choose_tile
 
-# (BLOCK_M, BLOCK_N, BLOCK_C, warps, stages) by the longest line that the list is meant for.
+# (BLOCK_M, BLOCK_N, BLOCK_C, warps, stages) by the longest line that each list is meant for.
 _HALF = {
     "forward": {
         64: [

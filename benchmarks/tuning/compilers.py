@@ -31,7 +31,7 @@ class Compilers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Drop the calls that have not started and end all processes."""
+        """Cancel the calls that have not started and kill all processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._started:
             _kill(process)

@@ -11,7 +11,7 @@ from ...kernels.launches.tiles import Tile
 from .examine import Needs
 from .table import Range
 
-BROKE = "broke the GPU's context"  # for example, nothing else runs in a process after an illegal memory access
+BROKE = "broke the GPU's context"  # such as an illegal access, after which nothing else runs in the process
 
 
 class Log:

@@ -20,7 +20,7 @@ from .promotion import usual_promotion
 
 @usual_promotion()
 def attend(call: Call[Array]) -> Array:
-    """Attend with the primitives, which lower to the kernels on a GPU, or fall back to the reference.
+    """Compute the attention with the primitives, which lower to the kernels on a GPU, or with the reference.
 
     Args:
         call: the validated call; its arrays may be numpy's.

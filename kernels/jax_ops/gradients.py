@@ -24,7 +24,7 @@ KEPT = "criss_cross_kept"
 
 
 def attend(call: Call[Array]) -> Array:
-    """Attend with the primitives, which lower to the kernels on a GPU and to the reference elsewhere."""
+    """Compute the attention with the primitives, which lower to the kernels on a GPU and to the reference elsewhere."""
     query, key, value, options, residual, gamma = call
     channel_axis = options.channel_axis
     options = options._replace(scale=float(options.scale), channel_axis=-1)

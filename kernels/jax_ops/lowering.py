@@ -81,7 +81,7 @@ def backward_reference(
 
 
 def on_rocm(reference: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
-    """Return the lowering for AMD GPUs: the ``reference``, with a warning, logged once, that the kernels do not run."""
+    """Return the lowering for AMD GPUs: ``reference``, which also logs once why it replaces the kernels."""
 
     def lowered(*arrays: Array, **parameters: Any) -> list[Array]:
         made = reference(*arrays, **parameters)

@@ -47,7 +47,7 @@ def partitioned(
         space = [f"s{axis}" for axis in range(arrays[0].ndim - 2)]
         attended = [space[axis] for axis in options.axes]
 
-        gpu = current_gpu()  # XLA calls `partition` later, when it compiles the program
+        gpu = current_gpu()  # XLA calls ``partition`` later, when it compiles the program
 
         def run(_: Array, *arrays: Array) -> list[Array]:
             """Call ``function`` on one device; the first argument only names the call."""
@@ -69,7 +69,7 @@ def partitioned(
                 channels, over = None, ()
 
             def shard(kind: str) -> NamedSharding:
-                """Return the sharding of an array of a kind."""
+                """Return the sharding of arrays of this kind."""
                 last = channels if kind == "value" else None
                 return NamedSharding(mesh, PartitionSpec() if kind == "gamma" else PartitionSpec(*lines, last))
 
@@ -125,5 +125,5 @@ def _spec(sharding: NamedSharding, rank: int) -> list[Any]:
 
 
 def _names(entry: Any) -> tuple[str, ...]:
-    """Return the mesh axes of an entry of a partition spec."""
+    """Return the mesh axes in one entry of a partition spec."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

@@ -117,7 +117,7 @@ def _weights(query: Array, key: Array, options: Options) -> Weights:
 
 
 def _scores(query: Array, key: Array, axis: int, options: Options) -> Array:
-    """Return the scores along ``axis`` of scaled queries and keys, (N, *others, L, D), as (N, *others, L, L)."""
+    """Return the masked scores along ``axis``: scaled queries and keys (N, *others, L, D) -> (N, *others, L, L)."""
     scores = _product(query, key.mT)
     if axis == options.axes[-1]:  # every line contains the position itself: only the last axis keeps it
         return scores

@@ -45,7 +45,7 @@ class Axis(NamedTuple):
 
 
 def axes_of(spatial: Sequence[int], axes: Sequence[int]) -> list[Axis]:
-    """Return the axes to attend along, in the order of their keys; only on the last one, a position is its own key."""
+    """Return the axes to attend along, in the order of their keys; a position is its own key only on the last one."""
     found: list[Axis] = []
     start = 0
     for axis in axes:

@@ -17,7 +17,7 @@ from . import cpu_operators, devices, reference, transforms
 
 
 def attend(call: Call[Tensor]) -> Tensor:
-    """Attend with the kernels or the CPU operators if they support the call, otherwise with the reference.
+    """Compute the attention with the kernels or the CPU operators if they support the call, else with the reference.
 
     Backend "auto" is silent on the CPU and during export; on a GPU it logs once why it falls back to the reference.
     Under torch.func transforms and in forward mode, every backend uses the reference.

@@ -105,7 +105,7 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
 
 
 def _memory_for_partial(gradient: Tensor, wide: bool) -> Tensor:
-    """Return the buffer for a gradient's partial sums: the gradient itself if it is wide enough."""
+    """Return the buffer for a gradient's partial sums: the gradient, or a float32 tensor if it is too narrow."""
     if wide and gradient.dtype != torch.float32:
         return torch.empty_like(gradient, dtype=torch.float32)
     return gradient
