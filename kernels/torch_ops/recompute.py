@@ -82,9 +82,9 @@ def recomputed_projection(project: Callable[..., Tensor], image: Tensor, *parame
     With query, key and value as slices of one projection, the kernels then save 2 C numbers per pixel and loop (the
     input and the attention output) instead of 3 C + 2 D, at the cost of one more projection in the backward pass.
 
-    On a CPU, a projection is dropped only when the next one is computed. The last loop's projection is kept, because
-    the backward pass reads it first and dropping it would save nothing: with one loop nothing is recomputed, with two
-    loops one projection is.
+    On a CPU, a projection is dropped only when the next one is computed. The last loop's projection is kept: the
+    backward pass reads it first, so recomputing it would save nothing. One loop therefore recomputes nothing, and two
+    loops recompute one projection.
 
     Nothing is dropped if there is no backward pass, or if something else decides what to save: torch.compile, a
     torch.func transform, forward mode, torch.utils.checkpoint or other saved-tensor hooks.
