@@ -86,7 +86,7 @@ def saved_bytes(make_block: Callable[..., nn.Module], shape: tuple[int, ...], dt
     """Return the bytes alive after a forward pass, excluding its input, its output and the weights.
 
     The input is excluded because a network without the block would save it for the next layer, just as a network with
-    the block saves the output. Nothing is computed.
+    the block saves the output. Fake tensors are used, so nothing is computed.
     """
     with FakeTensorMode():
         block = make_block(dtype=dtype)
@@ -100,7 +100,7 @@ def saved_bytes(make_block: Callable[..., nn.Module], shape: tuple[int, ...], dt
 def peak_bytes(
     make_block: Callable[..., nn.Module], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> int:
-    """Return the increase in the allocator's peak over a forward and backward pass, in bytes, with weight gradients."""
+    """Return the increase in the allocator's peak in bytes, over a forward and backward pass with weight gradients."""
     block = make_block(device=device, dtype=dtype)
     image = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
     peak = 0
@@ -115,10 +115,10 @@ def peak_bytes(
 
 
 def count_complexity(config: DictConfig, device: torch.device) -> str:
-    """Count the cost of every variant; return the table. Each row is appended to ``<output>_complexity.csv`` at once.
+    """Count the cost of every variant and return the table; append each row to ``<output>_complexity.csv`` immediately.
 
     Raises:
-        ValueError: the peak memory of some variants was not measured; the table is printed before.
+        ValueError: the peak memory of some variants was not measured; the table is printed first.
     """
     height, width = (-(-size // config.complexity.output_stride) for size in config.complexity.crop)
     c, d = config.value_channels, config.query_channels

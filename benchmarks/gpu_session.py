@@ -1,4 +1,4 @@
-"""Run everything that needs a GPU as independent steps: a failure or a time limit ends one step and not the session."""
+"""Run everything that needs a GPU as independent steps: a failure or timeout ends only the step, not the session."""
 
 import csv
 import os
@@ -27,7 +27,7 @@ class Step(NamedTuple):
     """One step of a session.
 
     Attributes:
-        name: what the user selects it by.
+        name: the name by which users select the step (``gpu.steps``).
         arguments: the arguments of the Python interpreter.
         seconds: the time limit.
     """
@@ -38,11 +38,11 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a step.
+    """The outcome of a step.
 
     Attributes:
         step: its name.
-        status: "done", or why it is not.
+        status: "done", or the reason why the step is not done.
         seconds: how long it took.
         log: the file with its output.
     """
@@ -54,17 +54,17 @@ class Outcome(NamedTuple):
 
 
 def run_session(config: DictConfig, device: torch.device) -> str:
-    """Run the steps and return a table of them; all results and logs go to the folder ``output``.
+    """Run the steps and return a table of them; all results and logs are written to the folder ``output``.
 
     Steps that the folder records as done are skipped, unless ``gpu.steps`` names them.
 
     Raises:
         ValueError: the device is not a GPU, or a step does not exist.
-        SystemExit: a step failed or was not reached; the table is printed before.
+        SystemExit: a step failed or was not reached; the table is printed first.
     """
     if device.type != "cuda":
         raise ValueError(f"mode=gpu measures on a GPU, but the device is {device}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step that is running is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is killed too
     folder = Path(config.output).absolute()
     outcomes = run_steps(chosen(steps(folder), config.gpu.steps, folder), folder, 60 * config.gpu.minutes)
     table = Table.of_records([{**outcome._asdict(), "seconds": round(outcome.seconds)} for outcome in outcomes]).text()
@@ -75,7 +75,7 @@ def run_session(config: DictConfig, device: torch.device) -> str:
 
 
 def steps(folder: Path) -> list[Step]:
-    """Return all steps, the most important first: correctness, the operator, its tiles, networks."""
+    """Return all steps in order of importance: correctness, the operator, its tiles, networks."""
 
     def benchmark(name: str, seconds: float, *overrides: str) -> Step:
         return Step(name, ("-m", "ccnet.benchmark", *overrides), seconds)
@@ -102,7 +102,7 @@ def steps(folder: Path) -> list[Step]:
 
 
 def chosen(every: list[Step], names: Sequence[str] | None, folder: Path) -> list[Step]:
-    """Return the steps that are named, or if none are, those that the folder does not record as done."""
+    """Return the steps in ``names`` or, if it is None, those that the folder does not record as done."""
     if names is None:
         done = {row["step"] for row in _recorded(folder) if row["status"] == DONE}
         return [step for step in every if step.name not in done]
@@ -113,7 +113,7 @@ def chosen(every: list[Step], names: Sequence[str] | None, folder: Path) -> list
 
 
 def run_steps(chosen_steps: list[Step], folder: Path, seconds: float) -> list[Outcome]:
-    """Run steps one after the other within a total time limit, and record each in ``steps.csv`` when it ends."""
+    """Run steps one by one within a total time limit, and record each in ``steps.csv`` when it ends."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
@@ -127,7 +127,7 @@ def run_steps(chosen_steps: list[Step], folder: Path, seconds: float) -> list[Ou
         outcome = _run(step, min(step.seconds, left), folder / "logs" / f"{step.name}.log")
         outcomes.append(outcome)
         for table in tiles.CONFIGS.glob("*.json"):
-            if table.stat().st_mtime >= began:  # the step tuned it
+            if table.stat().st_mtime >= began:  # written by this step
                 shutil.copy(table, folder)
         _record(outcome, folder)
         print("\n".join(_lines(Path(outcome.log))[-TAIL:]))
@@ -155,7 +155,7 @@ def _run(step: Step, seconds: float, log: Path) -> Outcome:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process group, including what the process left behind."""
+    """Kill a process group, including any children that the process has left behind."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

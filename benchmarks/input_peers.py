@@ -1,9 +1,8 @@
-"""Input pipelines of other projects for the recipes that benchmark.py mode=input measures.
+"""Input pipelines of other projects for the recipes that ``benchmark.py mode=input`` measures.
 
 Each loader reads an image and its labels, resizes, crops and flips them at random, and returns a uint8 image and its
-labels: these projects, too, leave the normalisation to the device, or can. The pipelines are written out with the
-functions that these projects call, so that one version of OpenCV serves them all; a peer whose library is not installed
-is skipped.
+labels: these projects normalise on the device, too, or can do so. The pipelines directly call the functions that these
+projects use, so that one version of OpenCV serves them all; a peer whose library is not installed is skipped.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,14 +24,14 @@ Loader = Callable[[Path, Path], tuple[Tensor, Tensor]]
 
 
 class Recipe(NamedTuple):
-    """The part of a training recipe that the input pipeline carries out.
+    """The part of a training recipe that the input pipeline implements.
 
     Attributes:
-        name: the data set.
+        name: name of the data set.
         size: (H, W) of the images, pixels.
         crop: (H, W) of the crops.
         scale: the range of the scale factor; None if ``short_sides`` are given.
-        short_sides: the lengths of the short side after resizing.
+        short_sides: candidate lengths of the short side after resizing, one of which is drawn at random.
     """
 
     name: str
@@ -62,7 +61,7 @@ def torchvision_loader(recipe: Recipe, decode: Callable[[Path], Tensor]) -> Load
     )
 
     def load(image: Path, label: Path) -> tuple[Tensor, Tensor]:
-        """Return a training sample, its image in RGB."""
+        """Return a training sample with the image in RGB."""
         size = list(recipe.scaled())
         pixels = v2.functional.resize(tv_tensors.Image(decode(image)), size, antialias=True)
         labels = v2.functional.resize(
@@ -87,8 +86,8 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
     """Return mmsegmentation's pipeline: OpenCV decodes and resizes images, Pillow decodes labels.
 
     Source: mmsegmentation 1.2, LoadImageFromFile, LoadAnnotations, RandomResize, RandomCrop, RandomFlip and
-    PackSegInputs; without its colour jitter and its second tries for crops of a single class, which the recipes of the
-    paper do not have.
+    PackSegInputs; without its colour jitter and its retries for crops dominated by one class, neither of which is part
+    of the paper's recipes.
     """
     try:
         import cv2  # pyright: ignore[reportMissingImports]
@@ -97,7 +96,7 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
     cv2.setNumThreads(1)
 
     def load(image: Path, label: Path) -> tuple[Tensor, Tensor]:
-        """Return a training sample, its image in BGR: on the device, the channels are swapped."""
+        """Return a training sample with the image in BGR; the channels are swapped on the device."""
         pixels = cv2.imdecode(np.frombuffer(image.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
         labels = np.array(Image.open(label)).astype(np.uint8)
         height, width = recipe.scaled()
@@ -110,7 +109,7 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
         if np.random.random() < 0.5:
             pixels, labels = np.flip(pixels, axis=1), np.flip(labels, axis=1)
         below, right = (side - here for side, here in zip(recipe.crop, labels.shape, strict=True))
-        if below or right:  # in mmsegmentation, the data preprocessor pads the batch
+        if below or right:  # in mmsegmentation, the data preprocessor pads the batch instead
             pixels = cv2.copyMakeBorder(np.ascontiguousarray(pixels), 0, below, 0, right, cv2.BORDER_CONSTANT)
             labels = cv2.copyMakeBorder(
                 np.ascontiguousarray(labels), 0, below, 0, right, cv2.BORDER_CONSTANT, value=IGNORE_INDEX
@@ -122,7 +121,7 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
 
 
 def albumentations(recipe: Recipe) -> Loader | None:
-    """Return a pipeline of albumentations, with OpenCV as its documentation recommends."""
+    """Return an albumentations pipeline with OpenCV, as its documentation recommends."""
     try:
         import albumentations as A  # pyright: ignore[reportMissingImports]
         import cv2  # pyright: ignore[reportMissingImports]
@@ -137,10 +136,10 @@ def albumentations(recipe: Recipe) -> Loader | None:
     chain = A.Compose([resize, pad, A.RandomCrop(*recipe.crop), A.HorizontalFlip(p=0.5)])
 
     def load(image: Path, label: Path) -> tuple[Tensor, Tensor]:
-        """Return a training sample, its image in RGB."""
+        """Return a training sample with the image in RGB."""
         pixels = cv2.cvtColor(cv2.imread(str(image)), cv2.COLOR_BGR2RGB)
         found = chain(image=pixels, mask=cv2.imread(str(label), cv2.IMREAD_UNCHANGED))
-        # As its ToTensorV2 does, which copies nothing
+        # Like ToTensorV2, which does not copy.
         return torch.from_numpy(found["image"].transpose(2, 0, 1)), torch.from_numpy(found["mask"])
 
     return load

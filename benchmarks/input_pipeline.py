@@ -1,8 +1,8 @@
-"""Time the input pipeline with the paper's recipes for Cityscapes and ADE20K, next to those of other projects.
+"""Time this project's and other projects' input pipelines with the paper's recipes for Cityscapes and ADE20K.
 
-Cityscapes: a 2048x1024 PNG and its label PNG, scaled by U(0.75, 2), cropped to 769x769. ADE20K: a JPEG of 683x512 and
-its label PNG, resized to a short side of 300 to 600, cropped to 512x512 and padded. Both are flipped at random. What is
-timed is the work of a loader process, up to the uint8 image that is sent to the device.
+Cityscapes: a 2048x1024 PNG and its label PNG, scaled by U(0.75, 2), cropped to 769x769. ADE20K: a 683x512 JPEG and its
+label PNG, resized to a short side of 300 to 600, cropped to 512x512 and padded. Both are flipped at random. The time
+covers the work of a loader process, up to the uint8 image that is sent to the device.
 """
 
 import os
@@ -31,13 +31,13 @@ from .input_peers import Loader, Recipe, albumentations, mmsegmentation, pillow,
 CITYSCAPES = Recipe("cityscapes", size=(1024, 2048), crop=(769, 769), scale=(0.75, 2.0))
 ADE20K = Recipe("ade20k", size=(512, 683), crop=(512, 512), short_sides=(300, 375, 450, 525, 600))
 _CLASSES = 150
-_IN_A_ROW = 8  # samples of one loader before the next one takes its turn, as caches stay warm in a worker process
+_IN_A_ROW = 8  # samples per turn of a loader, so that caches are warm as in a worker process
 
 Pairs = Sequence[tuple[Path, Path]]
 
 
 def made_pair(folder: Path, recipe: Recipe = CITYSCAPES) -> tuple[Path, Path]:
-    """Write a synthetic image and its labels with the file sizes of the data set; return their paths."""
+    """Write a synthetic image and its labels, with file sizes typical of the data set; return their paths."""
     generator = torch.Generator().manual_seed(0)
     height, width = recipe.size
 
@@ -64,7 +64,7 @@ def crop_first(recipe: Recipe, pairs: Pairs) -> Loader:
 
 
 def _cpu_seconds(loaders: dict[str, Loader], pairs: Pairs, repeats: int) -> dict[str, list[float]]:
-    """Return the single-threaded CPU seconds of each loader, per sample; the loaders take turns."""
+    """Return each loader's single-threaded CPU seconds for every timed sample; the loaders take turns."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds = {name: [] for name in loaders}

@@ -1,4 +1,4 @@
-"""Compare the Flax twins of timm's backbones with timm's networks, for the list in docs/jax.md."""
+"""Compare the Flax twins of timm's backbones with the originals, for the lists in docs/jax.md."""
 
 import csv
 import importlib.metadata
@@ -17,7 +17,7 @@ from ..engine.drawing.tables import Table
 from ..models.backbone import TimmBackbone
 from .failures import require_none, tolerated
 
-# Of the largest value of a feature map.
+# Largest differences that are accepted, relative to the largest value of a feature map.
 LIMIT, FLOAT64_LIMIT = 1e-4, 1e-9
 _REFUSED = re.compile(r"(?:\w+\.)*(\w+) has no JAX counterpart: (?:JAX does not support its (\w+)=(\w+))?")
 
@@ -25,12 +25,12 @@ _REFUSED = re.compile(r"(?:\w+\.)*(\w+) has no JAX counterpart: (?:JAX does not 
 def compare_backbones(config: DictConfig, device: torch.device) -> str:
     """Compare all backbones that timm can dilate to output stride 8; return the lists for docs/jax.md in Markdown.
 
-    Weights and statistics are random, and both networks run on the CPU, in float32 and, if the difference is above the
-    limit, in float64. ``<output>_jax_backbones.csv`` gets one row per backbone; backbones that it already contains are
-    not compared again.
+    Weights and statistics are random. Both networks run on the CPU in float32 and, if the difference exceeds the limit,
+    in float64. One row per backbone is appended to ``<output>_jax_backbones.csv``; backbones that it already contains
+    are not compared again.
 
     Raises:
-        ValueError: a twin differs from timm's network, or a backbone could not be compared.
+        ValueError: a twin differs from timm's backbone, or a backbone could not be compared.
     """
     options = config.backbones
     path = Path(f"{config.output}_jax_backbones.csv")
@@ -98,7 +98,7 @@ def _parameters(names: Sequence[str]) -> dict[str, int]:
 
 
 def _compared(name: str, size: tuple[int, int]) -> dict[str, str]:
-    """Return the outcome of the comparison, and the differences or why the backbone is refused."""
+    """Return the outcome of the comparison, with the differences or the reason why the backbone is refused."""
     from ..models.nnx import backbone_difference
 
     backbone = TimmBackbone(name)

@@ -16,7 +16,7 @@ class Timing(NamedTuple):
 
     Attributes:
         median_us, p20_us, p80_us: the median and the 20th and 80th percentiles.
-        host_us: the time that the CPU spends on launching a call on the GPU.
+        host_us: the CPU time to launch a call on the GPU; NaN for calls on a CPU.
     """
 
     median_us: float
@@ -47,10 +47,10 @@ class Stream:
         torch.cuda.synchronize()
 
 
-# Calls that are queued behind one holding kernel: a GPU's queue has room for about 1000 kernels.
+# Calls queued behind one holding kernel: a GPU's launch queue holds about 1000 kernels.
 BATCH = 10
 LONGEST_HOLD_US = 200_000
-# No call is timed for much longer than this, once `FEWEST` times are known.
+# Timing stops after this many seconds if at least ``FEWEST`` times are known.
 SECONDS, FEWEST = 3.0, 20
 
 
@@ -76,10 +76,10 @@ def measure(call: Callable[[int], Any], repeats: int, device: torch.device) -> T
 
 
 def measure_queued(call: Callable[[int], Any], repeats: int, stream: Stream) -> Timing:
-    """Time a call that is warm; see :func:`measure`.
+    """Time a call that has been warmed up; see :func:`measure`.
 
-    A batch of calls that took the CPU longer to launch than the GPU was held is timed again, behind a longer hold. A
-    call that waits for the GPU itself ends every hold early, so beyond ``LONGEST_HOLD_US`` a batch counts as it is.
+    If the CPU took longer to launch a batch than the GPU was held, the batch is timed again behind a longer hold. A
+    call that itself waits for the GPU outlasts every hold, so with ``LONGEST_HOLD_US`` the times are kept regardless.
     """
     stream.finish()
     spans: list[float] = []
@@ -114,7 +114,7 @@ def measure_launched(call: Callable[[int], Any], repeats: int) -> Timing:
 
 
 def _launch(call: Callable[[int], Any], numbers: range, stream: Stream) -> tuple[list[torch.cuda.Event], float]:
-    """Launch calls; return the time stamps around each of them, and the microseconds that the CPU took."""
+    """Launch calls; return the time stamps around each of them, and the CPU's launch time in microseconds."""
     start = stream.clock()
     marks = [stream.mark()]
     for i in numbers:
@@ -128,7 +128,7 @@ def _between(marks: list[torch.cuda.Event]) -> list[float]:
 
 
 def input_sets(problem: plan.Problem, cache_mib: float) -> int:
-    """Return how many sets of inputs calls must cycle through so that no cache of this size can hold them."""
+    """Return the number of input sets to cycle through so that a cache of ``cache_mib`` cannot hold them all."""
     return max(2, -(-int(cache_mib * 2**20) // plan.least_cost(problem, "forward").bytes))
 
 

@@ -1,4 +1,4 @@
-"""Time full training iterations of several networks, which take turns on one machine."""
+"""Time full training iterations of several networks, in alternating rounds on one machine."""
 
 import csv
 import gc
@@ -35,7 +35,7 @@ class Rounds(NamedTuple):
 
     Attributes:
         milliseconds: the time of an iteration.
-        mib: the peak GPU memory.
+        mib: the peak GPU memory; on a CPU, NaN, followed by the peak memory of a separate process.
     """
 
     milliseconds: list[float]
@@ -43,14 +43,14 @@ class Rounds(NamedTuple):
 
 
 def time_training(config: DictConfig, device: torch.device) -> str:
-    """Time the networks in turns and return the table; their rows in ``<output>_train.csv`` are renewed every round.
+    """Time the networks in turn and return the table; their rows in ``<output>_train.csv`` are rewritten every round.
 
-    The batch is random and in host memory. An iteration consists of its copy to the device, forward pass, loss,
+    The batch is random and in host memory. An iteration consists of the batch's copy to the device, forward pass, loss,
     backward pass and optimiser step, queued as in training. On a CPU, process time is measured, which other load on
-    the machine barely affects, and the peak memory is that of a separate process (on Linux).
+    the machine barely affects, and the peak memory is measured in a separate process (on Linux).
 
     Raises:
-        ValueError: some networks failed, which then take no further turns; the table of the others is printed before.
+        ValueError: some networks failed; they are not run again, and the table of the others is printed first.
     """
     options = config.train
     setting = list(options.settings[device.type])
@@ -101,7 +101,7 @@ def time_training(config: DictConfig, device: torch.device) -> str:
 
 
 def _row(name: str, taken: Rounds, first: float, batch: int, share: float | None) -> dict[str, Any]:
-    """Return the measurements of a network so far; ``first`` is the median of the baseline."""
+    """Return the measurements of a network so far; ``first`` is the median of the first network, the baseline."""
     milliseconds = statistics.median(taken.milliseconds)
     mib = [each for each in taken.mib if not math.isnan(each)]
     return {
@@ -145,7 +145,7 @@ def _endless(batch: tuple[Tensor, Tensor]) -> Generator[tuple[Tensor, Tensor], N
 
 
 def _round(run: DictConfig, device: torch.device, seed: int, number: int, warmup: int) -> tuple[float, float]:
-    """Return the milliseconds per iteration and the peak GPU memory in MiB."""
+    """Return the milliseconds per iteration and the peak GPU memory in MiB, NaN on a CPU."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     gc.collect()
     if device.type == "cuda":
@@ -205,6 +205,6 @@ def _attention_share(run: DictConfig, device: torch.device, seed: int) -> float:
 
 
 def share_of(names: Iterable[str], times: Iterable[tuple[str, float]]) -> float:
-    """Return the fraction of the total time in (kernel name, time) pairs whose names contain any of `names`."""
+    """Return the fraction of the time in (kernel, time) pairs spent in kernels whose names contain any of ``names``."""
     times = list(times)
     return sum(time for key, time in times if any(name in key for name in names)) / sum(time for _, time in times)

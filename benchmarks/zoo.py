@@ -17,7 +17,7 @@ from ..models.heads.context import ContextHead
 from .failures import require_none, tolerated
 from .timing import measure_launched
 
-# Settings of a network that have separate rows in the paper.
+# Network settings with separate rows in the paper.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ccnet": [{"head__recurrence": recurrence} for recurrence in (1, 2, 3)],
     "nonlocal": [{"head__recurrence": recurrence} for recurrence in (1, 2)],
@@ -29,7 +29,7 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
     """Measure the networks; return the table in Markdown. ``<output>_zoo.csv`` is rewritten after each network.
 
     Raises:
-        ValueError: some networks were not measured; the table of the others is printed before.
+        ValueError: some networks were not measured; the table of the others is printed first.
     """
     options = config.zoo
     size = tuple(options.size)
@@ -50,7 +50,7 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
             model = create_model(name, num_classes=options.num_classes, backbone=options.backbone, **settings)
             cost = network_cost(model, (3, *size))
             baseline = baseline or cost
-            alike = isinstance(model.head, ContextHead)  # networks that differ from fcn only in their context module
+            alike = isinstance(model.head, ContextHead)  # the network differs from fcn only in its context module
             row: dict[str, Any] = {
                 "network": network,
                 "parameters_m": round(cost.parameters, 1),

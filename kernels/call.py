@@ -1,4 +1,4 @@
-"""The record of one call, which the public operator builds and passes to every layer below, in torch and in JAX."""
+"""The arguments of one call, bundled by the public operator and passed to every layer below, in torch and in JAX."""
 
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ class Options(NamedTuple):
     """The non-array arguments of a call. Hashable, so that JAX can treat them as a static argument.
 
     Attributes:
-        axes: spatial axes to attend along, sorted; the position itself is a key on the last one only.
+        axes: spatial axes to attend along, sorted; the position itself is a key on the last axis only.
         scale: factor applied to the scores.
         precision: how the kernels multiply float32 numbers, one of ``FLOAT32_PRECISIONS``.
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C).
@@ -38,7 +38,7 @@ class Options(NamedTuple):
 
 
 class Call(NamedTuple, Generic[Array]):
-    """One call of the operator; ``residual`` and ``gamma`` are None unless it computes ``gamma * out + residual``.
+    """One call of the operator; ``residual`` and ``gamma`` are None unless the result is ``gamma * out + residual``.
 
     Attributes:
         query, key: (N, D, *S), or (N, *S, D) if ``options.channel_axis`` is -1.
@@ -56,6 +56,6 @@ class Call(NamedTuple, Generic[Array]):
     gamma: Array | None = None
 
     def arrays(self) -> tuple[Array, ...]:
-        """Return the arrays of the call, three or five."""
+        """Return the arrays that the call has, in the order query, key, value, residual, gamma."""
         given = self.query, self.key, self.value, self.residual, self.gamma
         return tuple(array for array in given if array is not None)

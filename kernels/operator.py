@@ -1,4 +1,4 @@
-"""The public operator, which validates its arguments and dispatches to the framework of the arrays.
+"""The public functions, which validate their arguments and dispatch to the framework of the arrays.
 
 This module imports no framework, so that ``import ccnet.kernels`` stays cheap.
 """
@@ -25,9 +25,9 @@ def criss_cross_attention(
         out[u] = sum_j softmax_j(scale * query[u] . key[j]) value[j],
         for j = u and every j that differs from u along exactly one of ``axes``
 
-    A single softmax runs over all these keys, and u itself counts once rather than once per axis: H + W - 1 keys
-    in 2D, T + H + W - 2 in 3D. As in the paper, scores are not divided by sqrt(D). One call covers a row and a
-    column; two successive calls (R = 2) connect every pair of positions.
+    A single softmax runs over all these keys. u itself is included once rather than once per axis, which gives
+    H + W - 1 keys in 2D and T + H + W - 2 in 3D. As in the paper, scores are not divided by sqrt(D). In 2D, one call
+    covers a row and a column; two successive calls (R = 2) connect every pair of positions.
 
     Args:
         query: (N, D, *S) with one to three spatial axes S, in float32, float64, float16 or bfloat16.
@@ -39,25 +39,26 @@ def criss_cross_attention(
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three arrays.
         backend: "triton" selects the fused kernels (NVIDIA GPU of compute capability 8.0 or newer, with torch also
             AMD gfx942 and gfx950; float32, float16, bfloat16; D up to 128), "reference" the formula in plain tensor
-            code. "auto" uses the kernels on a GPU that supports them, faster operators than the reference for torch
-            tensors on a CPU, and the reference otherwise; on a GPU it then warns once. Under torch.func transforms
-            (grad, vmap, jvp, ...) and in forward mode, every backend uses the reference;
-            on meta tensors, every backend returns shapes.
+            code. "auto" uses the kernels on a GPU that supports them, optimised operators for torch tensors on a CPU,
+            and the reference otherwise; on a GPU, it logs once why it falls back to the reference. Under torch.func
+            transforms (grad, vmap, jvp, ...) and torch's forward mode, every backend uses the reference; on meta
+            tensors, every backend only infers the output's shape.
 
     Returns:
         The attention output, same shape and dtype as ``value``. Softmax and sums are computed in float32 (float64
         for float64 input).
 
     Raises:
-        ValueError: shapes, dtypes or devices do not match, an axis or the backend is unknown, or backend "triton"
-            cannot run here.
+        ValueError: shapes, dtypes or devices do not match, an axis or the backend is unknown, or the kernels cannot
+            run this call and backend is "triton".
 
-    Cost: 2 (D + C) FLOPs per position and key. For the backward pass the kernels keep the output and two float32
-    numbers per position; the others keep the attention weights, (N, *S, number of keys). None materialises a map over
-    all pairs of positions. The kernels read channels-last memory in place (including slices of a projection
-    buffer), copy other layouts to channels-last once, and return channels-last results; they support first
-    derivatives only. JAX arrays are always dense: (N, *S, C) with ``channel_axis=-1`` is read in place, other layouts
-    are copied. JAX chooses the backend at lowering time, so the same jitted function runs on CPU and GPU.
+    Cost: 2 (D + C) FLOPs per position and key. Besides the inputs, the kernels save the output and two float32 numbers
+    per position for the backward pass; the other implementations save the attention weights, (N, *S, number of keys).
+    No implementation materialises a map over all pairs of positions. The kernels read channels-last memory in place
+    (including slices of a projection buffer), copy other layouts to channels-last once, and return channels-last
+    results; they support first derivatives only. JAX arrays are always dense: (N, *S, C) with ``channel_axis=-1`` is
+    read in place, and other layouts are copied. JAX chooses the backend at lowering time, so the same jitted function
+    runs on CPU and GPU.
 
     Source: Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, equations 1 and 2 (without the residual), and
     section 3.5 for three axes.
@@ -89,7 +90,7 @@ def criss_cross_residual(
         result = gamma * criss_cross_attention(query, key, value) + residual
 
     The kernels fuse this into the attention at the cost of one extra read, of ``residual``; separate operations would
-    read and write every array again.
+    also write and re-read the intermediate results.
 
     Args:
         query, key, value, axes, scale, channel_axis, backend: as for :func:`criss_cross_attention`.
@@ -152,7 +153,7 @@ def criss_cross_weights(
 
 
 def _operator(*arrays: Any) -> Any:
-    """Return the module that implements the operator for the arrays' framework; raise ValueError if they differ."""
+    """Return the module that implements the operator for the arrays; raise ValueError if they mix frameworks."""
     if all(map(is_torch, arrays)):
         from .torch_ops import dispatch
 

@@ -1,4 +1,4 @@
-"""The process-wide precision of float32 products in the kernels."""
+"""The process-wide precision of float32 products in the Triton kernels."""
 
 FLOAT32_PRECISIONS = ("tf32x3", "ieee", "tf32")
 

@@ -30,7 +30,10 @@ def checked_options(
 
 
 def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> None:
-    """Raise ValueError unless ``gamma * value + residual`` is possible without broadcasting or moving arrays."""
+    """Raise ValueError unless ``residual`` has the shape of ``value``, and ``gamma`` a single element.
+
+    Their dtypes must be floating-point; in torch, all three must be on one device.
+    """
     if residual.shape != value.shape:
         raise ValueError(f"residual must have the shape of value, got {tuple(residual.shape)} and {tuple(value.shape)}")
     if any(size != 1 for size in gamma.shape):
@@ -47,7 +50,7 @@ def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> N
 
 
 def check_position(position: tuple[int, ...], query: ArrayLike, channel_axis: int) -> None:
-    """Raise ValueError unless ``position`` has one index inside the image per spatial axis."""
+    """Raise ValueError unless ``position`` consists of one index per spatial axis, each inside the image."""
     spatial = _without_channels(tuple(query.shape), channel_axis)[1:]
     if len(position) != len(spatial) or not all(0 <= p < s for p, s in zip(position, spatial, strict=True)):
         raise ValueError(f"position {position} is outside the image: pass one index per axis of {spatial}")
@@ -66,7 +69,7 @@ def is_torch(array: Any) -> bool:
 
 
 def is_jax(array: Any) -> bool:
-    """Return whether JAX can take the array: its own arrays and, once JAX has been imported, numpy's."""
+    """Return whether the array is a JAX array or, once JAX has been imported, a NumPy array."""
     jax = sys.modules.get("jax")
     return jax is not None and (isinstance(array, jax.Array) or type(array).__module__ == "numpy")
 
@@ -100,7 +103,7 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
             raise ValueError(
                 f"query, key and value must have the same dtype, got {_listed(arrays, 'dtype')}: cast them first"
             )
-        # JAX checks devices itself, and a traced array has none.
+        # JAX checks devices itself, and traced arrays have none.
         if on_torch and array.device != query.device:
             raise ValueError(
                 f"query, key and value must be on the same device, got {_listed(arrays, 'device', ' on')}: "
@@ -127,7 +130,7 @@ def _check_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple[i
 
 
 def _hint(arrays: Mapping[str, ArrayLike], channel_axis: int) -> str:
-    """Return the advice for arrays that agree in the other layout, or an empty string."""
+    """Return a hint to change ``channel_axis`` if the arrays agree in the other layout, else an empty string."""
     others = {_without_channels(tuple(array.shape), -channel_axis) for array in arrays.values()}
     return f": pass channel_axis={-channel_axis} if channels are in that position" if len(others) == 1 else ""
 

@@ -1,4 +1,4 @@
-"""Differentiable reductions over the ranks of torch.distributed, which share one global batch.
+"""Reductions over the ranks of torch.distributed, which share one global batch.
 
 Every rank computes the loss of the global batch, so all ranks report the same value. The backward pass of a sum also
 sums over the ranks: each rank back-propagates its own copy of the loss, which differentiates the sum of the copies,
@@ -51,7 +51,7 @@ def mean_over_processes(values: Array) -> Array:
 
 
 def gather_from_processes(values: Array) -> Array:
-    """Concatenate ``values`` (n, ...), of the same shape on every rank, over all ranks; not differentiable."""
+    """Concatenate the ``values`` (n, ...) of all ranks, which must have equal shapes; not differentiable."""
     if not _shared(values):
         return values
     parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
@@ -60,7 +60,7 @@ def gather_from_processes(values: Array) -> Array:
 
 
 def concatenate_processes(values: Array) -> Array:
-    """Concatenate ``values`` (n, ...), of the same shape on every rank, over all ranks; differentiable."""
+    """Concatenate the ``values`` (n, ...) of all ranks, which must have equal shapes; differentiable."""
     if not _shared(values):
         return values
     parts = [torch.zeros_like(values) for _ in range(dist.get_world_size())]

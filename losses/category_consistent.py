@@ -58,8 +58,8 @@ def category_consistent_loss(
         embedding: (N, E, h, w).
         labels: (N, h, w) integers in [0, 255] or ``ignore_index``, at the embedding's resolution.
         ignore_index: label of the pixels to ignore.
-        delta_v, delta_d: distances above which phi is positive and above which it is linear; classes further apart
-            than 2 delta_d do not repel each other.
+        delta_v, delta_d: distances above which phi is positive and above which it is linear; class means further
+            apart than 2 delta_d do not repel each other.
         alpha, beta, gamma: weights of the three terms in the total.
         distance: "piecewise" (the paper's) or "quadratic".
         sync: compute the means over the batches of all ranks; otherwise, each rank uses only its own batch, and the
@@ -75,7 +75,7 @@ def category_consistent_loss(
     if labels.shape != embedding.shape[:1] + embedding.shape[2:]:
         raise ValueError(
             f"labels {tuple(labels.shape)} must match the size of the embedding {tuple(embedding.shape)}: "
-            "resize them with losses.label_resizing.nearest_labels"
+            "resize them with ccnet.losses.label_resizing.nearest_labels"
         )
     if distance not in ("piecewise", "quadratic"):
         raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
@@ -110,7 +110,7 @@ def category_consistent_loss(
 
 
 def _bins(labels: Array, valid: Array) -> Array:
-    """Return the bin of each pixel (P,): its label, or 0 if that is not valid.
+    """Return the bin of each pixel (P,): its label, or 0 for ignored pixels.
 
     Raises:
         ValueError: on the CPU, if a valid label is outside [0, 255].

@@ -12,9 +12,9 @@ _DILATION = 3  # side of the square structuring element, pixels
 def edge_targets(labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Return the edge map of labels: 1 where neighbouring pixels differ, 0 elsewhere, ``ignore_index`` on void.
 
-    As in the authors' code, each pixel is compared with its vertical, horizontal and diagonal neighbours. Of two that
-    differ, the lower one in a column, the left one in a row or the upper one on a diagonal is marked, and the marks
-    are dilated to 3x3 pixels, so a straight edge is four pixels wide. A change between a class and void is not an
+    As in the authors' code, each pixel is compared with its vertical, horizontal and diagonal neighbours. Of two pixels
+    that differ, the lower one in a column, the left one in a row or the upper one on a diagonal is marked, and the
+    marks are dilated to 3x3 pixels, so a straight edge is four pixels wide. A change between a class and void is not an
     edge. Void pixels are ignored, because they may or may not lie on an edge; the authors' code labels them "no edge".
 
     Args:

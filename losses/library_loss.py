@@ -1,4 +1,4 @@
-"""Dice, focal and Lovasz losses of segmentation_models.pytorch, as terms of the weighted sum."""
+"""Dice, focal and Lovasz losses from segmentation_models.pytorch, as terms of the weighted sum."""
 
 # segmentation_models.pytorch is untyped, and an optional dependency.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -14,10 +14,10 @@ _LIBRARY = "segmentation_models_pytorch"
 
 
 class LibraryLoss(Module):
-    """A loss of segmentation_models.pytorch over the valid pixels of one of the network's outputs; torch only.
+    """A loss from segmentation_models.pytorch over the valid pixels of one of the network's outputs; torch only.
 
-    With several ranks, each computes it over the global batch, whose logits are gathered: these losses are no sums over
-    pixels. Without valid pixels, the loss is zero with zero gradients.
+    These losses are not sums over pixels, so with several ranks the logits are gathered, and every rank computes the
+    loss of the global batch. Without valid pixels, the loss is zero with zero gradients.
 
     Args:
         kind: "dice", "focal" or "lovasz".
@@ -26,7 +26,7 @@ class LibraryLoss(Module):
         **options: further arguments of the library's class, such as ``gamma`` of the focal loss.
 
     Raises:
-        ValueError: there is no such loss, or the library is not installed.
+        ValueError: ``kind`` is unknown, or the library is not installed.
     """
 
     def __init__(self, kind: str, *, output: str = "out", ignore_index: int = 255, **options: Any):

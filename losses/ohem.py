@@ -33,7 +33,7 @@ def ohem_cross_entropy(
     class_weights: Array | None = None,
     sync: bool = True,
 ) -> Array:
-    """Return :func:`losses.cross_entropy` over the hard pixels, whose true class has a low probability.
+    """Return :func:`ccnet.losses.cross_entropy` over the hard pixels, whose true class has a low probability.
 
     A pixel is kept if p(true class) <= max(threshold, p_k), where p_k is the k-th smallest such probability in the
     batch and k = ``min_kept``. This keeps at least about ``min_kept`` pixels, or all if there are fewer. p_k is
@@ -91,7 +91,7 @@ class OhemCrossEntropy(CrossEntropy):
 
     Args:
         threshold, min_kept, sync: see :func:`ohem_cross_entropy`.
-        output, ignore_index, class_weights: see :class:`losses.CrossEntropy`.
+        output, ignore_index, class_weights: see :class:`ccnet.losses.CrossEntropy`.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class OhemCrossEntropy(CrossEntropy):
         self.sync = sync
 
     def forward(self, output: dict[str, Array], labels: Array) -> Array:
-        """Return the scalar loss of the network output for labels (N, H, W)."""
+        """Return the scalar loss of the network output for labels (N, H, W), or (N, T, H, W) for clips."""
         return ohem_cross_entropy(
             output[self.output],
             labels,

@@ -26,7 +26,7 @@ else:
             """The subset of ``torch.nn.Module`` that the losses use."""
 
             def register_buffer(self, name: str, value: Any, persistent: bool = True) -> None:
-                """Set an attribute; nothing saves or moves it."""
+                """Set an attribute that is neither saved nor moved between devices."""
                 setattr(self, name, value)
 
             def __call__(self, *inputs: Any) -> Any:
@@ -90,7 +90,7 @@ def arange(count: int, like: Array) -> Array:
 
 
 def evenly_spaced(side: int, length: int, like: Array) -> Array:
-    """Return ``length`` evenly spaced, rounded indices from 0 to ``side`` - 1, for indexing ``like``."""
+    """Return ``length`` evenly spaced indices from 0 to ``side`` - 1, rounded to integers, for indexing ``like``."""
     if is_torch(like):
         torch = namespace(like)
         return torch.linspace(0, side - 1, length, device=like.device, dtype=torch.float64).round().long()

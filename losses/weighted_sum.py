@@ -15,10 +15,10 @@ class WeightedSum(Module):
         terms: name -> module that maps (network output, labels) to a scalar, or to a NamedTuple whose ``total`` is
             added to the loss and whose other fields are only reported.
         weights: name -> weight. A term with weight 0 is not computed.
-        ramp: name -> iterations over which the weight of a term rises linearly from 0; 0 or no entry for none.
+        ramp: name -> iterations over which the weight of a term rises linearly from 0; 0 or no entry disables the ramp.
 
     Raises:
-        ValueError: terms and weights have different names, a ramp names no term, or every weight is 0.
+        ValueError: terms and weights have different names, a ramp names an unknown term, or every weight is 0.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class WeightedSum(Module):
         Args:
             output: the network's outputs by name.
             labels: (N, H, W).
-            iteration: the number of completed iterations, a whole number or a JAX scalar; None for the full weights.
+            iteration: the number of completed iterations, a whole number or a JAX scalar; None uses the full weights.
 
         Raises:
             ValueError: a term reads an output that the network does not return.

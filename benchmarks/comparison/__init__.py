@@ -1,4 +1,4 @@
-"""The operator beside other implementations of it: the peers, how they are verified and timed, and their results."""
+"""Comparison of the operator with other implementations: the peers, their verification and timing, and the results."""
 
 import lazy_loader
 

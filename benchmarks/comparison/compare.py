@@ -9,7 +9,7 @@ from .rows import TOLERANCE
 def compare_operators(config: DictConfig, device: torch.device) -> str:
     """Verify and time every implementation on one shape, in torch or in JAX; return the table.
 
-    The rows are appended to ``<output>.csv`` and plotted.
+    The rows are appended to ``<output>.csv`` (``<output>_jax.csv`` in JAX) and plotted.
     """
     on_gpu = device.type == "cuda"
     dtype = config.dtype or ("bfloat16" if on_gpu else "float32")

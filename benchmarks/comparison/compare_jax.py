@@ -23,7 +23,7 @@ from ..timing import Timing
 from .peers import ORACLES
 from .rows import Rows, check_error
 
-CALLS = 5  # between two clock readings, so that synchronisation adds little to the time
+CALLS = 5  # per clock reading, so that synchronisation adds little to the time
 
 
 def triton(query: Array, key: Array, value: Array) -> Array:
@@ -74,7 +74,7 @@ def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
     problem = plan.Problem(batch, tuple(spatial), tuple(range(len(spatial))), d, c, dtype)
     generator = np.random.default_rng(config.seed)
     drawn = [generator.normal(0, scale, (*shape, width)) for width, scale in ((d, d**-0.25),) * 2 + ((c, 1),) * 2]
-    # Rounded once, so that the oracle gets the same inputs as the peers.
+    # Rounded once, so that the oracle and the peers get the same inputs.
     inputs = [jax.device_put(jnp.asarray(array, dtype), device) for array in drawn]
 
     about = provenance(torch.device("cpu")) | {"machine": device.device_kind, "jax": jax.__version__}
@@ -109,9 +109,9 @@ def _calls(function: Callable[..., Array]) -> dict[str, Callable[..., Any]]:
 
 
 def _largest_error(function: Callable[..., Array], attends: str, inputs: list[Array], of_gradients: bool) -> float:
-    """Return the largest error of the output, or of it and the gradients, relative to the largest element.
+    """Return the largest error of the output and, optionally, the gradients, relative to the largest element.
 
-    The truth is torch in float64. Full attention is verified on one image.
+    The ground truth is computed by torch in float64. Full attention is verified on one image.
     """
     if attends == "all":
         inputs = [array[:1] for array in inputs]

@@ -48,7 +48,7 @@ Timed = Callable[[int], Any]
 
 
 def _forward(peer: peers.Peer, sets: Inputs) -> Timed:
-    """Return the forward pass without autograd."""
+    """Return a function that runs the forward pass without autograd."""
 
     def forward(i: int) -> Tensor:
         with torch.no_grad():
@@ -58,7 +58,7 @@ def _forward(peer: peers.Peer, sets: Inputs) -> Timed:
 
 
 def _backward(peer: peers.Peer, sets: Inputs) -> Timed:
-    """Return the backward pass alone."""
+    """Return a function that runs only the backward pass."""
     outputs = [peer.function(*arrays[:3]) for arrays in sets]
 
     def backward(i: int) -> tuple[Tensor, ...]:
@@ -69,7 +69,7 @@ def _backward(peer: peers.Peer, sets: Inputs) -> Timed:
 
 
 def _both(peer: peers.Peer, sets: Inputs) -> Timed:
-    """Return the forward pass followed by the backward pass."""
+    """Return a function that runs the forward pass, then the backward pass."""
 
     def both(i: int) -> tuple[Tensor, ...]:
         *arrays, upstream = sets[i % len(sets)]
@@ -79,7 +79,7 @@ def _both(peer: peers.Peer, sets: Inputs) -> Timed:
 
 
 def passes_of(peer: peers.Peer, device: torch.device) -> dict[str, Callable[[peers.Peer, Inputs], Timed]]:
-    """Return how to prepare each pass of a peer for timing; one may fail without the others."""
+    """Return, for each pass of a peer, the function that prepares it for timing; any of them may fail on its own."""
     passes = {"forward": _forward}
     if peer.has_gradient:
         passes |= {"backward": _backward, "both": _both}
@@ -89,7 +89,7 @@ def passes_of(peer: peers.Peer, device: torch.device) -> dict[str, Callable[[pee
 
 
 def _graph_replay(call: Callable[[int], Any], count: int) -> Callable[[int], Any]:
-    """Return the call as replays of CUDA graphs, which have no launch overhead on the CPU."""
+    """Return the call as a replay of CUDA graphs, which avoids the launch overhead of single kernels on the CPU."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -152,15 +152,15 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
                 row["peak_mib"] = round(peak_mib(call, device), 1)
                 row["error"] = f"{error:.1e}"
                 rows.add(row | {"d": config.query_channels, "c": config.value_channels, "seed": config.seed})
-            call = None  # frees what the pass has saved
+            call = None  # frees the tensors that the pass has saved
     table = rows.finish()
-    if device.type == "cuda":  # elsewhere, and for some shapes, not every peer runs
+    if device.type == "cuda":  # not every peer supports every shape, but the kernels must
         require_none([line for line in failures if line.startswith("triton,")], table)
     return table
 
 
 def _percent_of_floor(cost: plan.Cost, timing: Timing, machine: DictConfig | None) -> float | str:
-    """Return the roofline time from the machine's bandwidth and arithmetic throughput, in percent of the median."""
+    """Return the roofline time, from the machine's bandwidth and FLOP rate, as a percentage of the median."""
     if machine is None:
         return ""
     floor_us = max(cost.bytes / machine.terabytes_per_second / 1e6, cost.flops / machine.teraflops / 1e6)

@@ -41,7 +41,7 @@ triton_rows = partial(triton, axes=(1,))
 
 
 def cpu(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return this project's attention, computed by its operators for a CPU."""
+    """Return this project's attention, computed by its CPU operators."""
     return criss_cross_attention(query, key, value)
 
 
@@ -62,7 +62,7 @@ def einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 @cache
 def _compiled() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return torch.compile(einsum)  # on the first call rather than on import: importing the compiler takes seconds
+    return torch.compile(einsum)  # not on import, because importing the compiler takes seconds
 
 
 def compiled_einsum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def non_local_oracle(query: Tensor, key: Tensor, value: Tensor, rows: int = 2048) -> Tensor:
-    """Return full attention, computed explicitly for `rows` rows of the (positions, positions) map at a time."""
+    """Return full attention, computed explicitly for ``rows`` rows of the (positions, positions) map at a time."""
     flat = [array.flatten(2).mT for array in (query, key, value)]
     parts = [(part @ flat[1].mT).softmax(dim=-1) @ flat[2] for part in flat[0].split(rows, dim=1)]
     return torch.cat(parts, dim=1).mT.unflatten(-1, value.shape[2:])

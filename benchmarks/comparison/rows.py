@@ -1,4 +1,4 @@
-"""The rows of a comparison: the tolerances of the verification, and how the times are saved and plotted."""
+"""The result rows of a comparison: the tolerances for verification, and saving and plotting the times."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter
 from ...engine.drawing.png_files import write_figure
 from ...engine.drawing.tables import Table
 
-# The largest error against float64, relative to the largest element, at which an implementation counts as correct.
+# The largest accepted error of an implementation against float64, relative to the largest element.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
@@ -26,7 +26,7 @@ class Rows:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a measurement, which has the same keys as the others."""
+        """Add a measurement; all of them must have the same keys."""
         Table.of_records([row | self.about]).append_csv(Path(f"{self.output}.csv"))
         self.rows.append(row)
 

@@ -1,17 +1,17 @@
-"""The tiles worth timing: some ten for each kernel, dtype and range of line lengths.
+"""The tiles worth timing: about ten for each kernel, dtype and range of line lengths.
 
-They vary the tile of the rule in ``kernels/launches/tiles.py`` in one or two sizes at a time: stages, slab width,
-queries, keys. A whole line in one tile keeps its softmax weights on chip; tiles that loop over keys suit lengths that
-a power of two would pad too much. In the forward pass a tile holds up to 256 keys; in the backward pass, which keeps
-two such maps, every tile of 256 keys spills. Most have one warp per 16 queries, because more repeat each other's
-products; a tile that needs the registers of eight warps has those. The lists of 128 and 256 follow measurements on an
-H100 and an H200, where wide slabs and many stages win, that is, more bytes in flight (``results/kernels_log.md``).
-Tiles that spill are skipped.
+They vary one or two parameters at a time of the rule's tile in ``kernels/launches/tiles.py``: stages, slab width,
+queries, keys. A tile that holds a whole line keeps its softmax weights on chip; tiles that loop over keys suit lengths
+that rounding up to a power of two would pad too much. In the forward pass a tile holds up to 256 keys; in the backward
+pass, which keeps two such maps, every tile of 256 keys spills. Most tiles have one warp per 16 queries, because more
+warps repeat each other's products; those that need the registers of eight warps have eight. The lists for 128 and 256
+follow measurements on an H100 and an H200, where wide slabs and many stages win because they keep more bytes in flight
+(``results/kernels_log.md``). Tiles that spill are skipped.
 """
 
 from ...kernels.launches.tiles import Device, Problem, Tile, choose_tile
 
-# (BLOCK_M, BLOCK_N, BLOCK_C, warps, stages) by the longest line that the list is meant for.
+# (BLOCK_M, BLOCK_N, BLOCK_C, warps, stages) by the longest line that each list is meant for.
 _HALF = {
     "forward": {
         64: [
@@ -77,11 +77,11 @@ _FLOAT32 = {
 
 
 def candidates(kernel: str, problem: Problem, length: int, device: Device) -> list[Tile]:
-    """Return the tiles to time for lines of ``length``, first the one in use.
+    """Return the tiles to time for lines of ``length``, the one in use first.
 
     Args:
         kernel: "forward" or "backward".
-        problem: the call to time; tiles wider than its value are left out.
+        problem: the call to time; tiles with slabs wider than its value are omitted.
         length: the number of pixels on a line.
         device: the GPU.
     """

@@ -16,7 +16,7 @@ class Compilers:
     """Processes that run one function on many arguments.
 
     Args:
-        function: a function of a module, which each process imports; its exceptions are returned as messages.
+        function: a module-level function, which each process imports; its exceptions are returned as messages.
         processes: the number of processes.
         seconds: the time limit for one call.
     """
@@ -31,14 +31,14 @@ class Compilers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Drop the calls that have not started and end all processes."""
+        """Cancel the calls that have not started and kill all processes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._started:
             _kill(process)
         self._threads.shutdown()
 
     def submit(self, argument: Any) -> "Future[Any]":
-        """Queue a call; its result is what the function returns, or a string with the reason why it did not."""
+        """Queue a call; the future returns the function's result, or a string that says why there is none."""
         return self._threads.submit(self._call, argument)
 
     def _call(self, argument: Any) -> Any:
@@ -66,7 +66,7 @@ class Compilers:
             process.start()
             theirs.close()  # so that the connection ends when the process does
             self._started.append(process)
-            ours.recv()  # it has started, which no time limit includes
+            ours.recv()  # wait for the start, which is not part of the time limit
             self._own.process = process, ours
         return self._own.process
 
@@ -87,5 +87,5 @@ def _kill(process: Any) -> None:
     if process.is_alive():
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.kill()  # before it had a group of its own
+        process.kill()  # in case it has no process group of its own yet
         process.join()

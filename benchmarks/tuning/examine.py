@@ -25,7 +25,7 @@ class Job(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The most that any launch of a job needs.
+    """The resources that a job needs: the maximum over its launches.
 
     Attributes:
         registers: registers per thread.
@@ -42,7 +42,7 @@ class Needs(NamedTuple):
 
 def examine(job: Job) -> Needs:
     """Compile the launches of a job, up to the first unsound one."""
-    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it on its first import, which follows
+    os.environ.pop("TRITON_INTERPRET", None)  # read when Triton is first imported, below
     from ...kernels.launches.compiled import compile_case
 
     needs = Needs()
@@ -60,7 +60,7 @@ def examine(job: Job) -> Needs:
 
 
 def timed_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
-    """Return the launches that are timed with a tile: one pass per axis, the last forward one with a residual."""
+    """Return the launches to time for a tile: one pass per axis; the last forward pass adds a residual."""
 
     def planned() -> list[Case]:
         if each.kernel == "forward":
@@ -71,7 +71,7 @@ def timed_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device
 
 
 def all_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
-    """Return the launches of every kind of call with a tile."""
+    """Return the launches that use a tile, over all kinds of call."""
     length = each.length
     problems = [
         problem._replace(axes=(1,)),  # the only pass
@@ -87,7 +87,7 @@ def _with_tile(planned: Callable[[], list[Case]], each: Range, tile: tiles.Tile,
     rows = tiles.load_table(device.name)
     plan.use_table(device.name, [each.row(tile)])
     try:
-        # As with arrays of up to 2 GB, which only AMD GPUs tell apart.
+        # As for arrays below 2 GiB, on which Triton specialises only for AMD GPUs.
         return [case._replace(small=bool(device.arch)) for case in launch_set.distinct(planned())]
     finally:
         plan.use_table(device.name, rows)

@@ -1,4 +1,4 @@
-"""The record of a search, written as it goes."""
+"""The log of a search, written as the search runs."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,7 @@ from ...kernels.launches.tiles import Tile
 from .examine import Needs
 from .table import Range
 
-BROKE = "broke the GPU's context"  # after an illegal access, say, nothing else runs in the same process
+BROKE = "broke the GPU's context"  # such as an illegal access, after which nothing else runs in the process
 
 
 class Log:
@@ -27,7 +27,7 @@ class Log:
         self.broken = {self._key(row) for row in self._earlier() if row["outcome"].startswith(BROKE)}
 
     def add(self, tried: Range, tile: Tile, needs: Needs, median_us: float | None, outcome: str) -> None:
-        """Record what became of a candidate."""
+        """Record the outcome of a candidate."""
         row: dict[str, Any] = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length}
         row |= tile._asdict()
         row |= {"registers": needs.registers, "spilled": needs.spilled, "shared_kb": round(needs.shared / 1024, 1)}
@@ -37,7 +37,7 @@ class Log:
         tqdm.write(f"{tried.kernel} {tried.dtype} {tried.length}, {described(tile)}: {resources}{outcome}")
 
     def has_broken(self, tried: Range, tile: Tile) -> bool:
-        """Return whether this candidate ended an earlier run."""
+        """Return whether this candidate broke the GPU's context in an earlier run."""
         row = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length} | tile._asdict()
         return self._key(row) in self.broken
 
@@ -53,5 +53,5 @@ class Log:
 
 
 def described(tile: Tile) -> str:
-    """Return a tile for people to read, such as "128x128x32, 8 warps, 3 stages"."""
+    """Format a tile for display, such as "128x128x32, 8 warps, 3 stages"."""
     return f"{tile.block_m}x{tile.block_n}x{tile.block_c}, {tile.num_warps} warps, {tile.num_stages} stages"

@@ -1,4 +1,4 @@
-"""Search for the fastest tiles: compile the candidates in parallel, time the sound ones, pin the best of each range."""
+"""Search for the fastest tiles: compile the candidates in parallel, time the sound ones, pin the fastest per range."""
 
 import time
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from .table import Range, TunedTable
 
 
 class Submits(Protocol):
-    """Whatever compiles jobs, see ``compilers.py``."""
+    """Interface of whatever compiles jobs; see ``compilers.py``."""
 
     def submit(self, argument: Job) -> "Future[Needs | str]":
-        """Compile a job in the background; the future returns what it needs, or why it failed."""
+        """Compile a job in the background; the future returns its resource needs, or why it failed."""
         ...
 
 
 class Measures(Protocol):
-    """The passes of one range's call on a GPU, see ``trial.py``."""
+    """Interface to the passes of one range's call on a GPU; see ``trial.py``."""
 
     def error(self) -> float:
         """Return the largest error of the passes, relative to the largest element."""
@@ -40,7 +40,7 @@ class Measures(Protocol):
 
 
 class Timed(NamedTuple):
-    """A candidate that computes the correct result."""
+    """A candidate that computes the correct result, with its time."""
 
     median_us: float
     tile: Tile
@@ -52,10 +52,10 @@ class Search:
 
     Args:
         device: the GPU to tune for.
-        compilers: compile jobs in parallel.
+        compilers: the processes that compile jobs in parallel.
         make_trial: prepares the call of a range on the GPU; None to compile only.
         seconds: the time limit.
-        log: where candidates are recorded.
+        log: the log of all candidates.
         clock: returns the time in seconds.
 
     Attributes:
@@ -81,7 +81,7 @@ class Search:
         """Try the candidates of each range in order; return one record per range.
 
         Raises:
-            TimeoutError: the time limit; what was found until then is in the table and in the log.
+            TimeoutError: the time limit is reached; results up to then are in the table and the log.
             RuntimeError: a candidate made the GPU unusable for this process.
         """
         records: list[dict[str, Any]] = []
@@ -98,7 +98,7 @@ class Search:
         return records
 
     def _compile(self, each: Range, problem: Problem) -> list[tuple[Tile, "Future[Needs | str]"]]:
-        """Queue the candidates of a range, first the tile in use."""
+        """Queue the candidates of a range for compilation, the tile in use first."""
         found: list[tuple[Tile, Future[Needs | str]]] = []
         for tile in candidates(each.kernel, problem, each.length, self.device):
             launches = tuple(timed_launches(each, problem, tile, self.device))
@@ -169,7 +169,7 @@ class Search:
         return True
 
     def _result(self, job: "Future[Needs | str]") -> Needs:
-        """Wait for a compiled job; a job that failed is unsound."""
+        """Wait for a compilation job and return its needs; a failed job is treated as unsound."""
         left = self.deadline - self.clock()
         if left <= 0:
             raise TimeoutError("the time limit is reached")
@@ -181,5 +181,5 @@ class Search:
 
 
 def problem_of(each: Range, batch: int, value_channels: int) -> Problem:
-    """Return the call to time: two passes over a square, whose lines are adjacent and apart in memory, in turn."""
+    """Return the call to time: two passes over square images, along columns (strided) and rows (contiguous)."""
     return Problem(batch, (each.length, each.length), (0, 1), each.query_channels, value_channels, each.dtype)

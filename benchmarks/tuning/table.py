@@ -1,4 +1,4 @@
-"""The table of pinned tiles as it is tuned: every measured row replaces its predecessor in the file at once."""
+"""The table of pinned tiles during tuning: each measured row replaces its predecessor in the file immediately."""
 
 import datetime
 import hashlib
@@ -13,14 +13,14 @@ _SOURCES = ("addressing.py", "backward.py", "forward.py")
 
 
 class Range(NamedTuple):
-    """What one row of the table is for.
+    """The calls that one row of the table applies to.
 
     Attributes:
         kernel: "forward" or "backward".
         dtype: name of the dtype, such as "bfloat16".
-        shortest, longest: the lengths of the lines.
+        shortest, longest: the range of line lengths, inclusive.
         length: the length that is timed.
-        query_channels: the most query channels.
+        query_channels: the largest number of query channels.
     """
 
     kernel: str
@@ -34,7 +34,7 @@ class Range(NamedTuple):
         return f"{self.kernel}, {self.dtype}, lines of {self.shortest} to {self.longest}"
 
     def row(self, tile: tiles.Tile) -> dict[str, Any]:
-        """Return a row of the table with these lengths."""
+        """Return the row of the table that pins ``tile`` for this range."""
         row = {"kernel": self.kernel, "dtype": self.dtype, "min_length": self.shortest, "max_length": self.longest}
         return row | {"max_query_channels": self.query_channels, "tile": tile._asdict()}
 
@@ -51,7 +51,7 @@ def measured_with(versions: dict[str, str]) -> dict[str, str]:
 
 
 class TunedTable:
-    """A device's table, written anew after every measured row.
+    """A device's table, rewritten after every measured row.
 
     Args:
         device: the GPU.
@@ -63,7 +63,7 @@ class TunedTable:
         self.rows = list(tiles.load_table(device.name))
 
     def has(self, wanted: Range) -> bool:
-        """Return whether this range was measured under the same conditions, by a run that ended early, say."""
+        """Return whether this range has been measured under the same conditions, for example in an interrupted run."""
         return any(
             _covers(wanted, row)
             and row.get("measured", {}).items() >= (self.conditions | {"length": wanted.length}).items()
@@ -72,19 +72,19 @@ class TunedTable:
         )
 
     def pin(self, measured: Range, tile: tiles.Tile, median_us: float) -> Path:
-        """Put a measured row in the place of those that it covers, write the file and return its path."""
+        """Replace the rows that the measured range covers, write the file and return its path."""
         about = self.conditions | {"length": measured.length, "date": datetime.date.today().isoformat()}
         row = measured.row(tile) | {"median_us": round(median_us, 1), "measured": about}
         places = [index for index, old in enumerate(self.rows) if _covers(measured, old)]
         self.rows = [old for old in self.rows if not _covers(measured, old)]
-        # The first row that matches a length counts: a new one precedes those that it covers only in part.
+        # Lookups use the first matching row, so a row that replaces none is inserted before those that it overlaps.
         self.rows.insert(places[0] if places else 0, row)
         path = tiles.write_table(self.device, self.rows, {"origin": ORIGIN})
         self.restore()
         return path
 
     def restore(self) -> None:
-        """Use the table as it is now in this process, after candidates were tried."""
+        """Make this process use the current table again after candidates were tried."""
         plan.use_table(self.device.name, self.rows)
 
 

@@ -1,4 +1,4 @@
-"""Verify and time the passes of one call on a GPU, with whatever tile is pinned."""
+"""Verify and time the passes of one call on a GPU, with the currently pinned tile."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ class Trial:
         self.options = Options(problem.axes, 1.0, float32_precision(), channel_axis=-1, backend="triton")
         self.sets = [self._inputs(problem, device) for _ in range(copies)]
         self.wanted = self._oracle(*self.sets[0])
-        # The backward pass starts from what the rule's forward pass saved.
+        # The backward pass starts from the saved results of a forward pass.
         self.saved = [self._forward(call)[1:] for call, _ in self.sets] if kernel == "backward" else []
 
     def error(self) -> float:
@@ -45,13 +45,13 @@ class Trial:
         return max(errors)
 
     def median_us(self) -> float:
-        """Return the time of all passes on the GPU, in microseconds."""
+        """Return the median time of all passes on the GPU, in microseconds."""
         for i in range(3):
             self.run(i)
         return measure_queued(self.run, self.repeats, Stream()).median_us
 
     def is_usable(self) -> bool:
-        """Return whether the GPU still runs anything in this process."""
+        """Return whether the GPU is still usable in this process."""
         try:
             torch.cuda.synchronize()
         except RuntimeError:

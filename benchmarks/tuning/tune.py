@@ -23,15 +23,15 @@ BATCH = 8
 
 
 def tune_kernels(config: DictConfig, device: torch.device) -> str:
-    """Time the candidates for every dtype and range of lengths, and pin the best ones; return a table of them.
+    """Time the candidates for every dtype and range of lengths, pin the fastest, and return a table of the results.
 
-    Each row of the GPU's table is written as soon as it is measured, and every candidate is appended to
-    ``<output>_tune.csv``. Ranges that were measured before with the same versions are skipped. With
+    Each row of the GPU's table of tiles is written as soon as it is measured, and every candidate is recorded in
+    ``<output>_tune.csv``. Ranges that have already been measured with the same versions are skipped. With
     ``tune.compile_only=sm_90``, the candidates are only compiled, which needs no GPU.
 
     Raises:
         ValueError: the device is not a GPU, an option is not among its choices, or a range has no sound candidate.
-        TimeoutError: the time limit; another call continues.
+        TimeoutError: the time limit is reached; another call continues the search.
     """
     options = config.tune
     versions = provenance(device)
@@ -68,7 +68,7 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
 
 
 def ranges(config: DictConfig) -> list[Range]:
-    """Return the ranges of the configuration, in its order."""
+    """Return the ranges to tune, in the order of the configuration."""
     return [
         Range(kernel, dtype, shortest, longest, length, config.query_channels)
         for dtype in config.tune.dtypes

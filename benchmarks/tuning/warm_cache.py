@@ -1,4 +1,4 @@
-"""Compile in parallel what tests and benchmarks would compile one launch after the other, into Triton's cache."""
+"""Fill Triton's cache in parallel with the launches that tests and benchmarks would compile one by one."""
 
 import os
 
@@ -10,17 +10,17 @@ from ...kernels.launches.launch_cases import Case
 from .compilers import Compilers
 from .examine import Job, examine
 
-# (N, *S), D = 64, C = 512: of tests/kernels/test_gpu.py, in every dtype, and of the comparison, in bfloat16.
+# (N, *S) at D = 64, C = 512: those of tests/kernels/test_gpu.py, in every dtype, and of the comparison, in bfloat16.
 TEST_SHAPES = [(2, 97, 97), (1, 128, 256), (1, 129, 129), (2, 17, 257), (1, 64, 48), (1, 1, 100)]
 TEST_SHAPES += [(1, 4, 33, 20), (3, 1025)]
 SHAPES = [(8, 97, 97), (8, 128, 256), (1, 97, 97)]
 
 
 def compile_ahead(config: DictConfig, device: torch.device) -> str:
-    """Compile the launches of the GPU's tests and of the comparison; return how many.
+    """Compile the launches of the GPU tests and of the comparison; return a message with their number.
 
     Raises:
-        ValueError: the device is not a GPU, or a launch is unsound; all are compiled nevertheless.
+        ValueError: the device is not a GPU, or a launch is unsound; the others are compiled nevertheless.
     """
     if device.type != "cuda":
         raise ValueError(
@@ -42,7 +42,7 @@ def compile_ahead(config: DictConfig, device: torch.device) -> str:
 
 
 def wanted(gpu: plan.Device) -> list[Case]:
-    """Return the launches to compile on a GPU, each once."""
+    """Return the distinct launches to compile for a GPU."""
     calls = [(shape, dtype) for shape in TEST_SHAPES for dtype in ("bfloat16", "float16", "float32")]
     calls += [(shape, "bfloat16") for shape in SHAPES]
     problems = [
@@ -50,5 +50,5 @@ def wanted(gpu: plan.Device) -> list[Case]:
         for (batch, *spatial), dtype in calls
     ]
     cases = [case for problem in problems for case in launch_set.calls(problem, gpu)]
-    # Float32 takes longest to compile: it goes first, so that no process is left with a long launch at the end.
+    # float32 takes longest to compile, so it comes first: no process is left with a long job at the end.
     return sorted(launch_set.distinct(cases), key=lambda case: case.pointers["query_ptr"] != "float32")

@@ -1,1 +1,1 @@
-"""The operator for JAX arrays: primitives that are lowered to the kernels, and the formula in plain jax.numpy."""
+"""The operator for JAX arrays: primitives that are lowered to the kernels, and a reference in plain jax.numpy."""

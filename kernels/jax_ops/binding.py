@@ -5,7 +5,7 @@ jax-triton use as well); it needs the PTX, the grid and one description per para
 operands first and then results, to the kernel's pointers in signature order. A write-only pointer that precedes a
 read pointer in the signature is therefore passed as an uninitialised operand whose buffer is aliased to the result.
 
-Call :func:`launch` in a lowering rule for the "cuda" platform: it compiles the kernel when it is called.
+Call :func:`launch` only in a lowering rule for the "cuda" platform, because it compiles the kernel immediately.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 from ..launches.plan import PTX_VERSIONS, Launch
 
 _TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-_ALIGNMENT = 16  # bytes of a pointer, or elements of a stride, that let the compiler load 16 bytes at a time
+_ALIGNMENT = 16  # of pointers in bytes, of strides in elements; lets the compiler load 16 bytes at a time
 
 
 class Updated(NamedTuple):

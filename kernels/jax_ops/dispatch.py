@@ -20,7 +20,7 @@ from .promotion import usual_promotion
 
 @usual_promotion()
 def attend(call: Call[Array]) -> Array:
-    """Attend with the primitives, which lower to the kernels on a GPU, or fall back to the reference.
+    """Compute the attention with the primitives, which lower to the kernels on a GPU, or with the reference.
 
     Args:
         call: the validated call; its arrays may be numpy's.
@@ -55,7 +55,7 @@ def attend(call: Call[Array]) -> Array:
 
 @usual_promotion()
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:
-    """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel, as a single row is too little work."""
+    """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel: a single row is too little work."""
     return reference.attention_weights(jnp.asarray(query), jnp.asarray(key), position, recurrence, options)
 
 

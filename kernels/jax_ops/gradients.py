@@ -24,7 +24,7 @@ KEPT = "criss_cross_kept"
 
 
 def attend(call: Call[Array]) -> Array:
-    """Attend with the primitives, which lower to the kernels on a GPU and to the reference elsewhere."""
+    """Compute the attention with the primitives, which lower to the kernels on a GPU and to the reference elsewhere."""
     query, key, value, options, residual, gamma = call
     channel_axis = options.channel_axis
     options = options._replace(scale=float(options.scale), channel_axis=-1)
@@ -77,7 +77,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _residual(query: Array, key: Array, value: Array, residual: Array, gamma: Array, options: Options) -> Array:
-    # Only the backward pass needs the attention's output; without one it is never written.
+    # Only a backward pass needs the attention's output; otherwise, it is never written.
     (result,) = forward(query, key, value, residual, gamma, options=options, save_out=False)
     return result
 

@@ -81,7 +81,7 @@ def backward_reference(
 
 
 def on_rocm(reference: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
-    """Return the ``reference`` as it is lowered for AMD GPUs, where it logs once why it replaces the kernels."""
+    """Return the lowering for AMD GPUs: ``reference``, which also logs once why it replaces the kernels."""
 
     def lowered(*arrays: Array, **parameters: Any) -> list[Array]:
         made = reference(*arrays, **parameters)

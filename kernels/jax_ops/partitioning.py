@@ -1,7 +1,7 @@
 """How XLA distributes the primitives over a device mesh: each device runs the kernels on its shard.
 
-The batch, the spatial axes that are not attended and the value channels may be sharded. Other axes are gathered, since
-every position needs whole lines and all query channels.
+The batch, the spatial axes that are not attended along and the value channels may be sharded. Other axes are gathered,
+since every position needs whole lines and all query channels.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -24,7 +24,7 @@ from ..launches.tiles import triton_version
 from .promotion import usual_promotion
 from .targets import current_gpu, running_on
 
-# Factors of the last axis of each kind of array; "c" may be sharded.
+# The sharding factor of the last axis, by kind of array; only "c" may be sharded.
 _LAST = {"query": "d", "value": "c", "stats": "t", "delta": "u"}
 
 
@@ -36,8 +36,9 @@ def partitioned(
     Args:
         function: the lowering on one device, called with the primitive's arrays and parameters.
         kinds: called with the number of arrays and the parameters; returns the kind of each array and of each result:
-            "query" (N, *S, D), "value" (N, *S, C), "stats" (N, *S, 2), "delta" (N, *S, 1) or "gamma" (1,). A result
-            without value channels that is computed from all of them, such as "delta", is a sum over them.
+            "query" (N, *S, D), "value" (N, *S, C), "stats" (N, *S, 2), "delta" (N, *S, 1) or "gamma" (1,). If the
+            first result is not a "value", results without value channels, such as "delta", are sums over these
+            channels and are all-reduced when the channels are sharded.
     """
 
     def lowered(*arrays: Array, options: Options, **parameters: Any) -> list[Array]:
@@ -46,7 +47,7 @@ def partitioned(
         space = [f"s{axis}" for axis in range(arrays[0].ndim - 2)]
         attended = [space[axis] for axis in options.axes]
 
-        gpu = current_gpu()  # XLA calls `partition` later, when it compiles the program
+        gpu = current_gpu()  # XLA calls ``partition`` later, when it compiles the program
 
         def run(_: Array, *arrays: Array) -> list[Array]:
             """Call ``function`` on one device; the first argument only names the call."""
@@ -54,10 +55,10 @@ def partitioned(
                 return function(*arrays, options=options, **parameters)
 
         def partition(mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:
-            """Return the mesh, the function of one device, and the shardings of its results and of its arrays."""
+            """Return the mesh, the per-device function, and the shardings of its results and of its arrays."""
             named, *found = [argument.sharding for argument in arguments]
             if not all(isinstance(sharding, NamedSharding) for sharding in (named, *found)):
-                # Without a mesh of its own, XLA has already made the shardings follow the rule.
+                # XLA passes other shardings if it has no mesh; they already follow the rule.
                 return mesh, run, [result.sharding for result in results], (named, *found)
             *lines, channels = _spec(found[2], arguments[3].ndim)
             others = _spec(found[0], arguments[1].ndim)[:-1]
@@ -68,12 +69,12 @@ def partitioned(
                 channels, over = None, ()
 
             def shard(kind: str) -> NamedSharding:
-                """Return the sharding of an array of a kind."""
+                """Return the sharding of arrays of this kind."""
                 last = channels if kind == "value" else None
                 return NamedSharding(mesh, PartitionSpec() if kind == "gamma" else PartitionSpec(*lines, last))
 
             def run_shard(name: Array, *arrays: Array) -> list[Array]:
-                """Call ``function`` on this device's shard, and complete its sums over value channels."""
+                """Call ``function`` on this device's shard, and all-reduce its sums over value channels."""
                 made_here = run(name, *arrays)
                 if not over or made[0] == "value":
                     return made_here
@@ -105,11 +106,11 @@ def needs_devices(primitive: Primitive) -> None:
 
 
 def _name(what: object) -> Array:
-    """Return a number that tells two calls apart, for JAX's compilation cache.
+    """Return a number that distinguishes different calls in JAX's compilation cache.
 
-    Until XLA partitions a program, it contains the address of a Python function in place of a call. Without the
-    addresses (``jax_remove_custom_partitioning_ptr_from_cache_key``), the cache would return a program that was
-    compiled for another scale, GPU or version of Triton.
+    Until XLA partitions a program, the program contains only the address of a Python function in place of each call. If
+    the cache key omits these addresses (``jax_remove_custom_partitioning_ptr_from_cache_key``), the cache would return
+    a program compiled for another scale, GPU or version of Triton.
     """
     return jnp.uint32(zlib.crc32(repr((what, triton_version())).encode()))
 
@@ -124,5 +125,5 @@ def _spec(sharding: NamedSharding, rank: int) -> list[Any]:
 
 
 def _names(entry: Any) -> tuple[str, ...]:
-    """Return the mesh axes of an entry of a partition spec."""
+    """Return the mesh axes in one entry of a partition spec."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

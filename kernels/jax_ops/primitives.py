@@ -155,7 +155,7 @@ def _register(
         return jax.jit(partial(primitive.bind, **parameters))
 
     def run_eagerly(*arrays: Array, **parameters: Any) -> list[Array]:
-        with jax.disable_jit(False):  # a user's disable_jit() would bind the primitive again, without end
+        with jax.disable_jit(False):  # under a user's disable_jit(), binding the primitive would recurse endlessly
             return jitted(**parameters)(*arrays)
 
     primitive.multiple_results = True

@@ -1,4 +1,4 @@
-"""Type and rank promotion inside the operator, whatever the user's program forbids in its own code."""
+"""JAX's default dtype and rank promotion inside the operator, even where the user's program disables it."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,6 +8,6 @@ import jax
 
 @contextmanager
 def usual_promotion() -> Generator[None]:
-    """Allow mixed dtypes and ranks in the ``with`` block or the decorated function, as JAX does by default."""
+    """Allow mixed dtypes and ranks in the ``with`` block or decorated function, as JAX does by default."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

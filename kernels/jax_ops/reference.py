@@ -1,7 +1,7 @@
 """Criss-cross attention in plain jax.numpy: the formula of ``torch_ops/reference.py`` for every JAX platform.
 
-The softmax over the keys of all axes has one part per axis, with a shared maximum and a shared sum, so that scores of
-different axes are never concatenated or transposed. The sums of values are normalised last.
+The softmax over the keys of all axes is computed in one part per axis, with a shared maximum and a shared sum, so that
+scores of different axes are never concatenated or transposed. The weighted sums of values are normalised last.
 
 Shapes: N images, S spatial sizes, D query channels, C value channels, L the length of a line, "others" the spatial
 axes other than that of the line.
@@ -22,11 +22,11 @@ from ..call import Call, Options
 
 
 class Weights(NamedTuple):
-    """The attention weights before they are normalised.
+    """The unnormalised attention weights.
 
     Attributes:
         parts: exp(score - maximum), one (N, *others, L, L) array per axis.
-        maximum: (N, *S, 1), over the keys of all axes.
+        maximum: (N, *S, 1), the maximum score over the keys of all axes.
         total: (N, *S, 1), the sum of ``parts`` over the keys of all axes.
     """
 
@@ -59,7 +59,7 @@ def gradients(call: Call[Array], out: Array, maximum: Array, total: Array, grad:
     Args:
         call: channels-last; its residual and gamma are not read.
         out: (N, *S, C), the attention.
-        maximum, total: of its weights.
+        maximum, total: (N, *S, 1), as in :class:`Weights`.
         grad: (N, *S, C), the gradient of the attention.
     """
     query, key, value, options, *_ = call
@@ -101,7 +101,7 @@ def _sum_over_axes(values: Array, weights: Sequence[Array], options: Options) ->
 
 
 def _weights(query: Array, key: Array, options: Options) -> Weights:
-    """Return the joint softmax over the keys of all axes, not normalised."""
+    """Return the unnormalised joint softmax over the keys of all axes."""
     # Unscaled scores overflow float16 at |q| = |k| = 40 per channel, so half precision is widened first.
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = _channels_last(query, options.channel_axis).astype(wide) * options.scale
@@ -117,7 +117,7 @@ def _weights(query: Array, key: Array, options: Options) -> Weights:
 
 
 def _scores(query: Array, key: Array, axis: int, options: Options) -> Array:
-    """Return the scores along ``axis`` of scaled queries and keys, (N, *others, L, D), as (N, *others, L, L)."""
+    """Return the masked scores along ``axis``: scaled queries and keys (N, *others, L, D) -> (N, *others, L, L)."""
     scores = _product(query, key.mT)
     if axis == options.axes[-1]:  # every line contains the position itself: only the last axis keeps it
         return scores

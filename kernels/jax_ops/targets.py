@@ -1,4 +1,4 @@
-"""The GPU that a call is lowered for: the one that runs it, or a target that is named on a machine without one."""
+"""The GPU that a call is lowered for: the one that runs it, or a named target, such as on a machine without a GPU."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # JAX's devices are untyped.
@@ -16,7 +16,7 @@ import jax
 from ..launches import plan
 
 VARIABLE = "CCNET_JAX_TARGET"
-# A GPU of each architecture. Only the number of multiprocessors affects the launches, in the grid of small calls.
+# Multiprocessors of one GPU per architecture; their number only affects the grids of small calls.
 _PROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_87": 16, "sm_89": 142, "sm_90": 132, "sm_100": 148} | {
     "sm_103": 160,
     "sm_120": 188,
@@ -30,8 +30,8 @@ _running_on: ContextVar[Any] = ContextVar("ccnet_jax_device", default=None)
 def set_jax_target(name: str | None) -> None:
     """Set the GPU architecture that later calls are lowered for, such as "sm_90" to export a program without a GPU.
 
-    The environment variable ``CCNET_JAX_TARGET`` sets the same. None returns to it and, if it is not set, to the GPU
-    that runs the program. A program that has been lowered already keeps its target.
+    None restores the default: the environment variable ``CCNET_JAX_TARGET`` or, if it is not set, the GPU that runs the
+    program. A program that has already been lowered keeps its target.
 
     Args:
         name: "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121", or None.
@@ -47,7 +47,7 @@ def set_jax_target(name: str | None) -> None:
 
 @contextmanager
 def running_on(gpu: Any) -> Generator[None]:
-    """Lower the calls in the ``with`` block for this JAX device; None if it is not known."""
+    """Lower the calls in the ``with`` block for this JAX device, or None if the device is unknown."""
     token = _running_on.set(gpu)
     try:
         yield
@@ -63,7 +63,7 @@ def current_gpu() -> Any:
 def device() -> plan.Device:
     """Return the properties of the GPU to lower for.
 
-    It is the named target, else the device that runs the program, else this machine's first GPU, else an H200.
+    This is the named target, else the device that runs the program, else this machine's first GPU, else an H200.
 
     Raises:
         ValueError: ``CCNET_JAX_TARGET`` names an unknown architecture.

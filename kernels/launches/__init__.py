@@ -1,1 +1,1 @@
-"""The launches of a call: their grids and tile sizes, the set of those that ship, and what they compile to."""
+"""Kernel launches: their grids and tile sizes, the set that must compile well, and the resources of compiled code."""

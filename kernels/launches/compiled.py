@@ -1,8 +1,8 @@
 """Compile a launch without a GPU and report its registers, spills, shared memory and use of tensor cores.
 
-Triton compiles for any target on any machine. For NVIDIA GPUs the numbers come from ``cuobjdump``, which ships with its
-wheel, for AMD GPUs from the assembly code. The tests check every shipped configuration against them, and tuning uses
-them to reject candidates.
+Triton compiles for any target on any machine. For NVIDIA GPUs the numbers come from ``cuobjdump``, which ships in
+Triton's wheel, and for AMD GPUs from the assembly. The tests check them for every shipped configuration, and tuning
+uses them to reject candidates.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -26,7 +26,7 @@ from .plan import Device
 
 KERNELS: dict[str, Any] = {"forward": line_forward_kernel, "backward": line_backward_kernel}
 TRITON_DTYPE = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-# Matrix instructions of Ampere, Hopper and datacenter Blackwell in PTX, and of AMD.
+# Matrix instructions of Ampere, Hopper and datacenter Blackwell in PTX, and those of AMD.
 TENSOR_CORE = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma_")
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -58,8 +58,8 @@ def compile_case(case: Case, device: Device) -> Report:
     constants = case.launch.constants | unused
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    # As the launcher infers from real arrays: 16-byte aligned pointers, strides that are multiples of 16. The empty
-    # lists change no code, but with them a launch finds in Triton's cache what was compiled here.
+    # What the launcher infers from real arrays: 16-byte aligned pointers, strides that are multiples of 16. The empty
+    # lists do not affect the code, but make Triton's cache key match that of a real launch.
     for index, name in enumerate(function.arg_names):
         signature[name] = "constexpr" if name in constants else _argument_type(name, case.pointers)
         if name in constants:
@@ -98,7 +98,7 @@ def _resource(assembly: str, name: str) -> int:
 
 
 def _in_flight(ptx: str) -> tuple[int, ...]:
-    # A loop is a label with a later branch back to it; the lookahead finds loops inside loops.
+    # A loop is a label with a later branch back to it; the lookahead also finds nested loops.
     loops = re.findall(r"(?ms)^(?=(\$L__BB\w+):(.*?)\bbra(?:\.uni)?\s+\1;)", ptx)
     bodies = [body for _, body in loops]
     innermost = [body for body in bodies if not any(other in body for other in bodies if other is not body)]

@@ -1,8 +1,8 @@
-"""The launches of a call with the dtypes of their pointers, as torch and JAX make them.
+"""The launches of a call with the dtypes of their pointers, as torch and JAX issue them.
 
-A kernel is compiled for these dtypes, and for whether an unused pointer is passed or None. Both frameworks pass the
-same, which ``tests/kernels/test_launch_cases.py`` checks; for JAX, Triton writes an older PTX. This is arithmetic
-without torch, jax or triton, as in ``plan.py``.
+Triton specialises a kernel on these dtypes and on which pointers are None. Both frameworks pass the same kinds of
+arguments, as ``tests/kernels/test_launch_cases.py`` checks; for JAX, Triton emits an older PTX version. Like
+``plan.py``, this module is pure arithmetic without torch, jax or triton.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from . import plan
 
 
 class Case(NamedTuple):
-    """A launch as it is compiled.
+    """A launch and everything else that its compiled code depends on.
 
     Attributes:
         kernel: "forward" or "backward".
         launch: the planned launch.
-        pointers: dtype of each pointer by name, as "float16"; None where no array is passed.
-        ptx_version: version of PTX that JAX asks for, as 85; None for Triton's own choice, which torch takes.
-        small: whether every array lies in memory of up to 2 GB, which Triton tells apart on AMD GPUs.
+        pointers: dtype of each pointer by name, such as "float16"; None where no array is passed.
+        ptx_version: PTX version that JAX requests, such as 85; None for Triton's default, which torch uses.
+        small: whether the storage of every array is below 2 GiB, on which Triton specialises for AMD GPUs.
     """
 
     kernel: str

@@ -34,7 +34,7 @@ SHAPES = [
     ("float32", 64, (97,)),
     ("float32", 128, (97,)),
 ]
-# On AMD GPUs, other branches of the rule depend on D and on float32.
+# On AMD GPUs, D and float32 select other branches of the rule.
 AMD_SHAPES = [
     ("bfloat16", 64, (64, 97, 129, 200)),
     ("bfloat16", 128, (97, 129)),
@@ -42,19 +42,19 @@ AMD_SHAPES = [
     ("float32", 128, (97,)),
     ("float16", 64, (97,)),
 ]
-# One axis is the first pass and the last at once, three have a pass between. Beside lines of 256, which add up several
-# tiles, lines of 128 leave their partial sums in float32 too.
+# With one axis, the only pass is both first and last; with three, one pass is neither. Next to lines of 256, which
+# accumulate over several tiles, the partial sums of lines of 128 are in float32 too.
 OTHER_SPACES = [(97,), (97, 97, 97), (128, 256), (256, 128)]
 
 
 def cases(gpu: str) -> list[Case]:
-    """Return every distinct launch: each pass, with and without gamma or residual, as torch and as JAX make it.
+    """Return every distinct launch of torch and of JAX: each pass, with and without gamma or a residual.
 
-    JAX's launches differ only in their PTX version, and are included for lines of 97 and 129. JAX has none on AMD GPUs,
-    where arrays beyond 2 GB are included for these lines in bfloat16 instead.
+    JAX's launches differ only in their PTX version, and are included for lines of 97 and 129. On AMD GPUs, where JAX
+    does not use the kernels, launches on arrays of 2 GiB or more are included for these lines in bfloat16 instead.
 
     Args:
-        gpu: a name in `GPUS`.
+        gpu: a name in ``GPUS``.
     """
     shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else AMD_SHAPES if GPUS[gpu].arch else SHAPES
     problems = [
@@ -77,7 +77,7 @@ def cases(gpu: str) -> list[Case]:
 
 
 def distinct(cases: Iterable[Case]) -> list[Case]:
-    """Return the launches without those that compile to the same code as an earlier one."""
+    """Remove the launches that compile to the same code as an earlier one."""
     found: dict[Any, Case] = {}
     for case in cases:
         constants, pointers = (tuple(sorted(part.items())) for part in (case.launch.constants, case.pointers))
@@ -87,16 +87,16 @@ def distinct(cases: Iterable[Case]) -> list[Case]:
 
 
 def _with_tables(gpu: str) -> list[plan.Device]:
-    """Return the GPU without a table, for which the rule applies, and every GPU of its capability with a table."""
+    """Return the GPU, which has no table and so uses the rule, and every GPU of the same capability that has one."""
     headers = [json.loads(path.read_text()) for path in tiles.CONFIGS.glob("*.json")]
     names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 
 
 def calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
-    """Return the launches of a problem's calls: without a residual, with one, with and without a backward pass."""
+    """Yield the launches of every kind of call: with and without a residual, with and without a backward pass."""
     yield from forward_cases(problem, device)
-    # Autocast leaves a residual in float32, whatever the value is in.
+    # Under autocast, the residual stays in float32, whatever the dtype of the value.
     residuals = {problem.dtype, "float32"} if problem.spatial == (97, 97) else {problem.dtype}
     for residual in sorted(residuals):
         for save_out in (True, False):
@@ -106,8 +106,8 @@ def calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
 
 
 def fault(gpu: str, case: Case) -> str | None:
-    """Compile a launch and describe what is wrong with it; return None if nothing is."""
-    os.environ.pop("TRITON_INTERPRET", None)  # Triton reads it on its first import, which follows
+    """Compile a launch and describe what is wrong with it, or return None if it is sound."""
+    os.environ.pop("TRITON_INTERPRET", None)  # read when Triton is first imported, below
     from .compiled import compile_case
 
     try:
@@ -118,14 +118,14 @@ def fault(gpu: str, case: Case) -> str | None:
 
 
 def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
-    """Describe what is wrong with a compiled launch on a GPU with so many bytes of shared memory; None if nothing."""
+    """Describe what is wrong with a compiled launch for a GPU's bytes of shared memory; return None if it is sound."""
     if report.stack:
         return f"{report.stack} bytes of registers spilled"
     if report.shared > shared_memory:
         return f"needs {report.shared} bytes of shared memory, the GPU has {shared_memory}"
     if not report.tensor_core:
         return "does not use tensor cores"
-    # With two stages, the loop waits for the copies it has just issued, and so for their full latency.
+    # With two stages, the loop waits for the copies it has just issued, which exposes their full latency.
     copies = report.in_flight
     if case.kernel == "backward" and case.launch.num_stages > 2 and copies is not None and min(copies, default=0) == 0:
         return f"the loop over slabs waits for its last copy: {copies} in flight"
@@ -133,7 +133,7 @@ def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
 
 
 def main() -> int:
-    """Compile all launches on all processors, print what is wrong, and return the exit status."""
+    """Compile all launches in parallel, print the faults, and return the exit status."""
     import triton  # pyright: ignore[reportMissingTypeStubs]
 
     started = time.monotonic()

@@ -13,19 +13,19 @@ from .tiles import Device, Problem, Tile, choose_tile, power_of_two
 
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 MIN_CAPABILITY = (8, 0)
-# By compute capability: the PTX version of the oldest ptxas that JAX supports (CUDA 12.6; 12.9 for Blackwell), which
-# assembles what Triton compiles for JAX. Triton's own ptxas may be newer; it decides for GPUs that are not listed.
-# LLVM ends the process if the version is too old for the GPU: sm_103 and sm_121 need 8.8. PTX 8.7 spills on sm_100.
+# The PTX version by compute capability, for JAX: that of the oldest ptxas that JAX supports (CUDA 12.6; 12.9 for
+# Blackwell), as JAX's ptxas may be older than Triton's. GPUs that are not listed use Triton's default. LLVM aborts the
+# process if the version is too old for the GPU: sm_103 and sm_121 need 8.8. PTX 8.7 spills registers on sm_100.
 PTX_VERSIONS = {
     **dict.fromkeys([(8, 0), (8, 6), (8, 7), (8, 9), (9, 0)], 85),
     **dict.fromkeys([(10, 0), (10, 3), (12, 0), (12, 1)], 88),
 }
-# The AMD architectures that the kernels support, with the bytes of shared memory (LDS) of a program.
+# The AMD architectures that the kernels support, with the bytes of shared memory (LDS) per program.
 AMD_SHARED_MEMORY = {"gfx942": 65536, "gfx950": 163840}
-# Rounding the sum of three terms to bfloat16 after each is as exact as plain attention, which rounds the part of each
-# axis and their sum.
+# Accumulating three terms in bfloat16 is as accurate as plain attention, which rounds the contribution of each axis and
+# their sum.
 MAX_NARROW_TERMS = 3
-MAX_QUERY_CHANNELS = 128  # a tile holds all of them at once, within registers; value channels go in slabs
+MAX_QUERY_CHANNELS = 128  # a tile holds all of them in registers; value channels are split into slabs
 
 
 class Launch(NamedTuple):
@@ -51,7 +51,7 @@ class Launch(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """Triton's options, the same for every framework and for the compile tests."""
-        # Triton fuses multiplications and additions up to 3.9, and from 3.10 on only where asked to.
+        # Up to 3.9, Triton fuses multiplications and additions by default; from 3.10 on, only on request.
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
@@ -77,7 +77,7 @@ def forward_launches(
         one_key_tile = length <= tile.block_n
         slabs = -(-problem.value_channels // tile.block_c)
         blocks = lines * -(-length // tile.block_m)
-        # Each extra group of slabs recomputes the scores, D / (D + C) of the FLOPs: worth it only for idle processors.
+        # Each extra group of slabs recomputes the scores, D / (D + C) of the FLOPs: worth it only if processors idle.
         splits = slabs
         if one_key_tile:
             splits = 1
@@ -121,11 +121,11 @@ def backward_launches(problem: Problem, device: Device, has_gamma: bool = False)
 
 
 def backward_partials(launches: tuple[Launch, ...]) -> tuple[bool, bool, bool]:
-    """Return whether the partial sums of dquery, dkey and dvalue need a float32 array of their own.
+    """Return whether the partial sums of dquery, dkey and dvalue need a separate float32 array.
 
-    dquery adds up over passes and tiles of keys, dkey and dvalue over passes and tiles of queries. dvalue is as large
-    as the value, so its partial sum is float32 only for more than ``MAX_NARROW_TERMS`` terms; for fewer, the precision
-    of the input is enough, as in the forward pass.
+    dquery is accumulated over passes and key tiles; dkey and dvalue over passes and query tiles. dvalue is as large as
+    the value, so its partial sum is in float32 only for more than ``MAX_NARROW_TERMS`` terms; for fewer, the input's
+    precision is enough, as in the forward pass.
     """
     several_passes = len(launches) > 1
     key_tiles = not all(launch.constants["ONE_KEY_TILE"] for launch in launches)
@@ -134,7 +134,7 @@ def backward_partials(launches: tuple[Launch, ...]) -> tuple[bool, bool, bool]:
 
 
 def _lines(problem: Problem, axis: int) -> tuple[int, int, int]:
-    """Return the length, ``inner`` and the number of the lines along an axis (see ``addressing.py``)."""
+    """Return the length, ``inner`` and the number of lines along an axis (see ``addressing.py``)."""
     length = problem.spatial[axis]
     pixels = problem.batch * math.prod(problem.spatial)
     return length, math.prod(problem.spatial[axis + 1 :]), pixels // length
@@ -154,7 +154,7 @@ def _launch(
         "D": problem.query_channels,
         "C": problem.value_channels,
         **constants,
-        # AMD's matrix units multiply float32 as it is, and Triton refuses other names there.
+        # AMD's matrix units multiply float32 natively, and Triton rejects other precisions there.
         "PRECISION": "ieee" if device.arch else problem.precision,
         "STAGES": tile.num_stages,
         "BLOCK_M": tile.block_m,
@@ -166,7 +166,7 @@ def _launch(
 
 
 def use_table(device_name: str, rows: list[dict[str, Any]]) -> None:
-    """Replace a device's rows in this process, for tuning and for tests."""
+    """Replace the rows of a device's table in this process only, for tuning and tests."""
     tiles.tables[device_name] = rows
     forward_launches.cache_clear()
     backward_launches.cache_clear()

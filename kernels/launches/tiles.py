@@ -1,4 +1,4 @@
-"""The tile sizes of a launch: pinned by measurements in ``kernels/configs`` where there are any, else by a rule.
+"""The tile sizes of a launch: pinned in ``kernels/configs`` where they have been measured, else chosen by a rule.
 
 This is pure arithmetic without torch, jax or triton. Nothing is autotuned during training: the choice depends only on
 the call's shape, the device and the version of Triton, so that runs are bitwise reproducible.
@@ -74,7 +74,7 @@ def _pinned_tile(kernel: str, problem: Problem, length: int, device_name: str) -
         if (row["kernel"], row["dtype"]) == (kernel, problem.dtype) and (
             row["min_length"] <= length <= row["max_length"] and problem.query_channels <= row["max_query_channels"]
         ):
-            # Another version may spill registers in the tile that this one runs fastest.
+            # The tile that is fastest with one version may spill registers with another.
             if "measured" in row and not triton_version().startswith(_minor(row["measured"]["triton"])):
                 continue
             return Tile(**row["tile"])
@@ -83,7 +83,7 @@ def _pinned_tile(kernel: str, problem: Problem, length: int, device_name: str) -
 
 @cache
 def triton_version() -> str:
-    """Return the installed version of Triton, empty if there is none; Triton itself is not imported."""
+    """Return the installed version of Triton without importing it; an empty string if it is not installed."""
     try:
         return importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
@@ -106,7 +106,7 @@ def load_table(device_name: str) -> list[dict[str, Any]]:
 
 
 def write_table(device: Device, rows: list[dict[str, Any]], origin: dict[str, Any]) -> Path:
-    """Write ``configs/<device>.json`` atomically, a row per line, with the rows' ``origin``; return its path."""
+    """Write ``configs/<device>.json`` atomically, one row per line, with the rows' ``origin``; return its path."""
     head = {"device": device.name, "capability": list(device.capability), **origin}
     fields = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
@@ -125,12 +125,13 @@ def table_path(device_name: str) -> Path:
 def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     """Return a tile that compiles without spills for sm_80, sm_90 and sm_100 (see ``launch_set.py``).
 
-    In half precision, a line of up to 128 is one tile of keys; on Hopper and datacenter Blackwell the forward pass also
-    holds 161 to 256 keys in one. On other lines, and in float32, whose three TF32 products need three times the
-    registers, the kernels loop, in tiles small enough that a line just above a power of two (129 and 257 come from
-    crops of 1025 and 2049 at stride 8) is not padded to the next one. A warp owns 16 queries, and more warps would
-    repeat each other's products. Hopper's tiles for lines of 65 to 128 and 161 to 256 are the fastest of those measured
-    on an H200 that no supported Triton version spills (``results/kernels_log.md``).
+    In half precision, the forward pass holds all keys of a line of up to 128 in one tile; for D up to 64, Hopper and
+    datacenter Blackwell also hold 161 to 256 keys in one, and up to 128 in the backward pass (64 on other GPUs). For
+    other lines, and in float32, whose three TF32 products need three times the registers, the kernels loop over tiles
+    small enough that a line just above a power of two (129 and 257 come from crops of 1025 and 2049 at stride 8) is
+    not padded to the next one. A warp owns 16 queries, and more warps would repeat each other's products. Hopper's
+    tiles for lines of 65 to 128 and 161 to 256 are the fastest on an H200 among those that spill with no supported
+    Triton version (``results/kernels_log.md``).
     """
     if device.arch:
         return _amd_rule(kernel, problem, length)
@@ -139,7 +140,7 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     datacenter = hopper or blackwell
     wide = problem.query_channels > 64
     if problem.dtype == "float32":
-        # Register use of a tile varies by dozens between Triton versions; these tiles work with 3.6 to 3.9.
+        # A tile's register count varies by dozens between Triton versions; these tiles do not spill with 3.6 to 3.9.
         if kernel == "backward":
             if wide:
                 # Fewer warps cannot hold 128 channels of query, key and their gradients. Prefetching the next slab
@@ -160,7 +161,7 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
                 return Tile(64, 128, 64, 4, 3)
             return Tile(128, 128, 32, 8, 3) if datacenter or wide else Tile(128, 128, 64, 8, 2)
         if datacenter and not wide and 160 < length <= 256:
-            # The loop over keys would repeat the scores for each slab of 128 channels.
+            # A loop over keys would recompute the scores for each slab of 128 channels.
             if hopper:
                 return Tile(128, 256, 32, 8, 5) if tall else Tile(64, 256, 32, 4, 4)
             return Tile(128, 256, 32, 8, 3) if tall else Tile(64, 256, 32, 4, 3)
@@ -182,9 +183,9 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
 def _amd_rule(kernel: str, problem: Problem, length: int) -> Tile:
     """Return a tile that compiles without spills for gfx942 and gfx950, within the 64 KB of shared memory of gfx942.
 
-    A program of four wavefronts has 512 registers per thread, so that a line of up to 128 is one tile in half
-    precision's backward pass too. In float32, which AMD's matrix units multiply as it is, that would need more shared
-    memory. Eight wavefronts would have 256 registers.
+    A program of four wavefronts has 512 registers per thread (of eight, only 256), so in half precision a line of up to
+    128 fits in one tile in the backward pass too. In float32, such a tile would need too much shared memory, although
+    AMD's matrix units multiply float32 natively.
     """
     half, wide = problem.dtype != "float32", problem.query_channels > 64
     if kernel == "forward":

@@ -1,1 +1,1 @@
-"""The operator for torch tensors: custom operators that launch the kernels, and a reference in plain torch."""
+"""The operator for torch tensors: custom operators for the Triton kernels and for CPUs, and a plain torch reference."""

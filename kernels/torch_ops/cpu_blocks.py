@@ -1,4 +1,4 @@
-"""Criss-cross attention on a CPU, one block of images after the other: layouts, precision and temporary arrays.
+"""Criss-cross attention on a CPU, one block of images at a time: memory layouts, precision and scratch buffers.
 
 Shapes: N images, S spatial sizes, D query channels, C value channels, K keys per pixel.
 """
@@ -15,13 +15,13 @@ from torch import Tensor
 from ..call import Call
 from .cpu_lines import axes_of, softmax_weights, weighted_sum, weights_gradient
 
-SCORES_PER_BLOCK = 2**21  # a block has at most as many scores, or consists of one image
+SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
 
 
 class Blocks:
-    """A call on channels-last arrays of any strides, computed in blocks of images that share temporary arrays.
+    """A call on channels-last arrays with arbitrary strides, computed in blocks of images that share scratch buffers.
 
-    As in the reference, half precision is widened to float32 first, and only results are rounded.
+    As in the reference, half-precision inputs are converted to float32, and only the results are rounded.
     """
 
     def __init__(self, call: Call[Tensor]):
@@ -60,7 +60,7 @@ class Blocks:
                 torch.add(residual[block], wide.view(target.shape), alpha=self.gamma, out=target)
 
     def backward(self, weights: Tensor, grad: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-        """Write the gradients of query, key and value; return that of gamma, without dimensions.
+        """Write the gradients of query, key and value; return the gradient of gamma, a 0-d tensor.
 
         Args:
             weights: (N, *S, K), as :meth:`forward` wrote them.
@@ -83,7 +83,7 @@ class Blocks:
             dquery, dkey, dvalue = rows
 
             weighted_sum(w, g, self.axes, dvalue, factor=self.gamma, to_keys=True)
-            # The softmax's gradient, w * (d - sum(w * d)), in place; the sums add up to the gradient of gamma.
+            # The softmax gradient, w * (d - sum(w * d)), in-place; the sums also add up to the gradient of gamma.
             dscores = scratch[: len(q)]
             weights_gradient(g, v, self.axes, dscores)
             sums = dscores.mul_(w).sum(-1, keepdim=True)
@@ -102,16 +102,16 @@ class Blocks:
             yield slice(first, min(first + self.images_per_block, self.images))
 
     def _scores_of_a_block(self) -> Tensor:
-        """Return uninitialised rows for the scores of the largest block, (images * pixels, K)."""
+        """Return an uninitialised buffer for the scores of the largest block, (images * pixels, K)."""
         return self.call.query.new_empty((self.images_per_block * self.pixels, self.keys), dtype=self.dtype)
 
     def _rows(self, array: Tensor) -> Tensor:
-        """Return (n, *S, C) as (n * pixels, C) in the dtype of the sums, as a view if the memory layout permits."""
+        """Flatten (n, *S, C) to (n * pixels, C) in the dtype of the sums, as a view if the memory layout permits."""
         if array.dtype != self.dtype or array.stride(-1) != 1:
             array = array.new_empty(array.shape, dtype=self.dtype).copy_(array)
         return array.reshape(-1, array.shape[-1])
 
 
 def wide_dtype(array: Tensor) -> torch.dtype:
-    """Return the dtype of scores, weights and sums."""
+    """Return the dtype of scores, weights and sums: at least float32."""
     return torch.promote_types(array.dtype, torch.float32)

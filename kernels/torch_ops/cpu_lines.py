@@ -1,4 +1,4 @@
-"""Criss-cross attention of a block of images on a CPU, as matrix products along the lines of each axis.
+"""Criss-cross attention over one block of images on a CPU, as matrix products along the lines of each axis.
 
 Arrays are held as rows of channels, (R, C), one row per pixel. Their lines along any axis are strided views, which
 batched matrix products read in place. The scores along all axes share one array, (R, K) with K keys per pixel, and one
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NUMBERS_PER_THREAD = 2**19  # of a product's result at a time, so that it is still in the cache when it is added
+NUMBERS_PER_THREAD = 2**19  # of a product per step, few enough to be still in cache when they are added to the output
 
 
 class Axis(NamedTuple):
@@ -24,7 +24,7 @@ class Axis(NamedTuple):
     Attributes:
         length: the number L of positions on a line.
         inner: the product of the sizes of the later spatial axes.
-        start: index of the first of the axis's L keys among the K keys of a pixel.
+        start: index of this axis's first key among the K keys of a pixel.
         has_itself: whether a position is one of its own keys on this axis.
     """
 
@@ -34,17 +34,18 @@ class Axis(NamedTuple):
     has_itself: bool
 
     def lines(self, rows: Tensor) -> Iterator[Tensor]:
-        """Yield views of (R, C) that together hold every line once, as batches (lines, L, C)."""
+        """Yield views of ``rows`` (R, C), in batches of shape (lines, L, C) that together cover every line once."""
         grid = rows.view(-1, self.length, self.inner, rows.shape[-1])
-        yield from (grid.movedim(2, 0) if self.inner < len(grid) else grid.transpose(1, 2))  # the fewer batches
+        # Whichever gives fewer batches.
+        yield from (grid.movedim(2, 0) if self.inner < len(grid) else grid.transpose(1, 2))
 
     def scores(self, joint: Tensor) -> Iterator[Tensor]:
-        """Yield views of this axis's part of (R, K), in the order of ``lines``, as batches (lines, L, L)."""
+        """Yield views of this axis's columns of ``joint`` (R, K), as batches (lines, L, L) ordered as ``lines``."""
         return self.lines(joint.narrow(1, self.start, self.length))
 
 
 def axes_of(spatial: Sequence[int], axes: Sequence[int]) -> list[Axis]:
-    """Return the axes to attend along, in the order of their keys; a position is a key of itself on the last one."""
+    """Return the axes to attend along, in the order of their keys; a position is its own key only on the last one."""
     found: list[Axis] = []
     start = 0
     for axis in axes:
@@ -72,11 +73,11 @@ def weighted_sum(
     Args:
         weights: (R, K), or gradients of the scores.
         values: (R, C).
-        axes: the axes of the keys.
+        axes: the axes to attend along.
         out: (R, C).
-        factor: factor of the sums.
+        factor: scales the sums.
         residual: (R, C).
-        to_keys: multiply by ``weights^T`` instead, which sums over the pixels that attend to a key.
+        to_keys: multiply by ``weights^T`` instead, which sums, for each key, over the pixels that attend to it.
     """
     for axis in axes:
         added = axis.lines(out if residual is None else residual)
@@ -95,7 +96,8 @@ def weights_gradient(grad: Tensor, value: Tensor, axes: Sequence[Axis], dweights
 def _multiply(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1, add: Tensor | None = None) -> None:
     """Write ``factor * left @ right``, plus ``add`` if given, to ``out``, (lines, m, n).
 
-    Batched products are fast and parallel only if their result is contiguous. Others pass through a small buffer.
+    torch's batched products are fast and parallel only if ``out`` is contiguous; otherwise, they go through a small
+    buffer.
     """
     if out.is_contiguous():
         torch.baddbmm(out if add is None else add, left, right, beta=int(add is not None), alpha=factor, out=out)

@@ -1,6 +1,6 @@
 """Criss-cross attention on a CPU as torch custom operators: schemas, fake kernels and autograd.
 
-They compute what the reference computes, with fewer copies and temporary arrays, and save the attention weights for the
+They compute the same results as the reference with fewer copies and temporaries, and save the attention weights for the
 backward pass. Results are channels-last in memory regardless of the input layout.
 """
 
@@ -23,7 +23,7 @@ _OPTIONS = "int[] axes, float scale, int channel_axis"
 
 
 def supports(call: Call[Tensor]) -> bool:
-    """Return False on other devices, and where torch has to see the separate operations of the reference."""
+    """Return whether the arrays are on a CPU and no transform, dispatch mode or subclass requires the reference."""
     arrays = call.arrays()
     if call.query.device.type != "cpu" or transforms.are_active(*arrays):
         return False
@@ -31,7 +31,7 @@ def supports(call: Call[Tensor]) -> bool:
 
 
 def attend(call: Call[Tensor]) -> Tensor:
-    """Attend; the caller ensures that the call is supported."""
+    """Run the CPU attention operator; the caller must ensure that it supports the call."""
     query, key, value, options, residual, gamma = call
     save = torch.is_grad_enabled() and any(array.requires_grad for array in call.arrays())
     result, _ = torch.ops.ccnet.cpu_attention.default(
@@ -44,7 +44,7 @@ def _call(
     arrays: Sequence[Tensor], axes: Sequence[int], scale: float, channel_axis: int,
     residual: Tensor | None = None, gamma: Tensor | None = None,
 ) -> Call[Tensor]:  # fmt: skip
-    """Return the call for the flat arguments of an operator."""
+    """Rebuild the call from the flat arguments of an operator."""
     query, key, value = arrays
     return Call(query, key, value, Options(tuple(axes), scale, "ieee", channel_axis, "auto"), residual, gamma)
 
@@ -104,7 +104,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | Non
     if grad is None:
         return (None,) * 9
     query, key, value, gamma, weights = ctx.saved_tensors
-    if torch.is_grad_enabled() or transforms.are_active(grad):  # which may differentiate the gradients again
+    if torch.is_grad_enabled() or transforms.are_active(grad):  # the gradients may be differentiated again
         gradients = reference.gradients(_call((query, key, value), *ctx.options, gamma=gamma), grad)
     else:
         axis = ctx.options[-1]
@@ -138,7 +138,7 @@ def _empty_gradients(
     query: Tensor, key: Tensor, value: Tensor, weights: Tensor, grad: Tensor, gamma: Tensor | None,
     axes: Sequence[int], scale: float, channel_axis: int, joined: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return empty gradients; if ``joined``, the first has the channels of all three, the others have none."""
+    """Return uninitialised gradients; if ``joined``, the first has the channels of query, key and value together."""
     widths = [array.shape[channel_axis] for array in (query, key, value)]
     widths = [sum(widths), 0, 0] if joined else widths
     shape = _to_last(query, channel_axis).shape[:-1]

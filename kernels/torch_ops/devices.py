@@ -12,7 +12,7 @@ from ..launches import plan
 
 @cache
 def device_of(index: int | None) -> plan.Device:
-    """Return the properties of a GPU on which tile sizes depend; the interpreter (None) is taken for a small Hopper."""
+    """Return the GPU properties that tile sizes depend on; None, the interpreter, is treated as a small Hopper GPU."""
     if index is None:
         return plan.Device("interpreter", (9, 0), 2, 232448)
     properties = torch.cuda.get_device_properties(index)
@@ -21,7 +21,7 @@ def device_of(index: int | None) -> plan.Device:
         properties.name,
         (properties.major, properties.minor),
         properties.multi_processor_count,
-        # ROCm's torch does not report it.
+        # Not reported by torch on ROCm.
         plan.AMD_SHARED_MEMORY[arch] if arch else properties.shared_memory_per_block_optin,
         arch,
     )
@@ -29,7 +29,7 @@ def device_of(index: int | None) -> plan.Device:
 
 @cache
 def amd_arch(index: int | None) -> str:
-    """Return AMD's name of a GPU's architecture, such as "gfx942"; an empty string for NVIDIA GPUs."""
+    """Return AMD's name for a GPU's architecture, such as "gfx942"; an empty string for NVIDIA GPUs."""
     if torch.version.hip is None:
         return ""
-    return torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]  # without the features that follow
+    return torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]  # without the feature flags after it

@@ -17,7 +17,7 @@ from . import cpu_operators, devices, reference, transforms
 
 
 def attend(call: Call[Tensor]) -> Tensor:
-    """Attend with the kernels or the CPU operators if they support the call, otherwise with the reference.
+    """Compute the attention with the kernels or the CPU operators if they support the call, else with the reference.
 
     Backend "auto" is silent on the CPU and during export; on a GPU it logs once why it falls back to the reference.
     Under torch.func transforms and in forward mode, every backend uses the reference.
@@ -50,7 +50,7 @@ def attend(call: Call[Tensor]) -> Tensor:
 
 
 def attention_weights(query: Tensor, key: Tensor, position: Sequence[int], recurrence: int, options: Options) -> Tensor:
-    """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel, as a single row is too little work."""
+    """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel: a single row is too little work."""
     return reference.attention_weights(query, key, position, recurrence, options)
 
 
@@ -65,12 +65,12 @@ def _obstacle(call: Call[Tensor]) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _device_obstacle(device: str, index: int | None, dtype: str) -> str | None:
-    """Return why the kernels cannot run on a device or in a dtype, or None if they can."""
+    """Return why the kernels cannot run on a device or with a dtype, or None if they can."""
     if dtype not in plan.ITEM_SIZE:
         return f"the kernels support {', '.join(plan.ITEM_SIZE)}, not {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if device == "meta":  # the operators know the shapes of their results
+    if device == "meta":  # the operators' fake kernels infer the shapes
         return None
     if device == "cuda":
         return _gpu_obstacle(index)

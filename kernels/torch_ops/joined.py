@@ -1,7 +1,7 @@
-"""Slices of one projection, whose gradients may be slices of one buffer too.
+"""Split a projection into slices whose gradients can share one buffer.
 
-The backward pass of torch.split concatenates, and so copies, the gradients of its slices. The CPU operators write the
-gradients of query, key and value into one buffer if these are slices of one, and the split below returns that buffer.
+The backward pass of torch.split copies the gradients of the slices to concatenate them. If query, key and value are
+slices of one tensor, the CPU operators write their gradients into a single buffer, which the split below returns as is.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -17,7 +17,7 @@ from . import transforms
 
 
 def split_channels(projected: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """Split (N, C, *S) along the channels as torch.split does, with a backward pass that need not copy."""
+    """Split (N, C, *S) along the channels like torch.split, avoiding its copy in the backward pass where possible."""
     if torch.compiler.is_compiling() or not projected.requires_grad or transforms.are_active(projected):
         return torch.split(projected, list(sizes), dim=1)
     return _Split.apply(projected, sizes)  # pyright: ignore[reportReturnType]
@@ -49,5 +49,5 @@ def are_slices(arrays: Sequence[Tensor], dim: int) -> bool:
 
 
 def storage_id(tensor: Tensor) -> int:
-    """Return an identifier of the tensor's storage, which fake tensors have as well, unlike an address."""
+    """Return an identifier of the tensor's storage; unlike a data pointer, fake tensors have it too."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

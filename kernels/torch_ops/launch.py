@@ -1,8 +1,8 @@
 """Launch planned kernels with little CPU overhead, which is the bottleneck at small batch sizes.
 
-For every launch, Triton inspects each argument to find the kernel that it compiled for arguments of that kind. A
-network keeps passing the same kinds of arguments, so each planned launch caches its compiled kernels by the
-properties that Triton specialises on, and calls them directly. Timings are in results/kernels_log.md.
+On every launch, Triton inspects each argument to look up the kernel that it has compiled for such arguments. A network
+keeps passing arguments with the same properties, so each planned launch caches its compiled kernels by the properties
+that Triton specialises on, and calls them directly. Timings are in results/kernels_log.md.
 """
 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -42,7 +42,7 @@ def run(
     """
     arguments = (*arrays, *strides, launch.length, launch.inner, scale)
     kinds = [None if array is None else (array.dtype, array.data_ptr() % 16 == 0) for array in arrays]
-    if torch.version.hip is not None:  # Triton's AMD backend also tells apart arrays in memory of up to 2 GB
+    if torch.version.hip is not None:  # Triton's AMD backend also specialises on storage below 2 GiB
         kinds += [array is not None and array.untyped_storage().nbytes() < 2**31 for array in arrays]
     kind = (arrays[0].device.index, *kinds, *strides)
     found = launch.compiled.get(kind)

@@ -1,9 +1,9 @@
 """The Triton kernels as torch custom operators, ``ccnet::*``: schemas, launches, fake kernels and autograd.
 
-The operators themselves move the channels of (N, C, *S) arrays to the end: outside, each move would add a node to the
-forward and backward graphs. Results are channels-last in memory regardless of the input layout, so that a second call
-finds the layout it needs. Autocast has no effect here: like the reference, the operators compute in the dtype of their
-inputs.
+The operators themselves move the channels of (N, C, *S) arrays to the end: outside of them, each move would add a node
+to the forward and backward graphs. Results are channels-last in memory regardless of the input layout, so that a
+second call can read them in place. Autocast has no effect here: like the reference, the operators use the dtypes of
+their inputs.
 
 A torch operator takes a flat list of tensors and numbers, so a :class:`Call` is flattened here and rebuilt inside the
 operator.
@@ -30,14 +30,14 @@ _OPTIONS = "int[] axes, float scale, str precision, int channel_axis"
 
 
 def attend(call: Call[Tensor]) -> Tensor:
-    """Attend with the kernels; the caller ensures that they support the call."""
+    """Run the kernels' custom operator; the caller must ensure that they support the call."""
     query, key, value, options, residual, gamma = call
     flat_options = options.axes, options.scale, options.precision, options.channel_axis
     if residual is None or gamma is None:
         out, _ = torch.ops.ccnet.criss_cross.default(query, key, value, *flat_options)
         return out.to(value.dtype)
     arrays = (query, key, value, residual, gamma)
-    # Only the backward pass needs the attention's output; without one it is never written.
+    # Only a backward pass needs the attention's output; otherwise, it is never written.
     save_out = torch.is_grad_enabled() and any(array.requires_grad for array in arrays)
     result, _, _ = torch.ops.ccnet.criss_cross_residual.default(*arrays, *flat_options, save_out)
     return result
@@ -98,7 +98,7 @@ def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     query, key, value, *ctx.options = inputs
     out, stats = output
     ctx.mark_non_differentiable(stats)
-    ctx.set_materialize_grads(False)  # otherwise every backward pass would fill zeros of the same size
+    ctx.set_materialize_grads(False)  # otherwise, every backward pass would fill a gradient of stats with zeros
     ctx.save_for_backward(query, key, value, out, stats)
 
 

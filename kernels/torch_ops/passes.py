@@ -57,7 +57,7 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
 
 
 def _memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) -> Tensor:
-    """Return an uninitialised tensor for the attention's output, which also holds it in progress between passes."""
+    """Return an uninitialised tensor for the attention's output, including its intermediate state between passes."""
     if save_out:
         return empty_kept(call.value)
     # The last pass writes only the result, so the earlier passes can use its memory if it has the value's dtype.
@@ -105,7 +105,7 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
 
 
 def _memory_for_partial(gradient: Tensor, wide: bool) -> Tensor:
-    """Return the buffer for a gradient's partial sums: the gradient itself, or a float32 tensor if it is too narrow."""
+    """Return the buffer for a gradient's partial sums: the gradient, or a float32 tensor if it is too narrow."""
     if wide and gradient.dtype != torch.float32:
         return torch.empty_like(gradient, dtype=torch.float32)
     return gradient

@@ -13,14 +13,14 @@ from .joined import storage_id
 
 
 class _Kept(NamedTuple):
-    """A tensor that the backward pass reads, and its version at the time when it was saved."""
+    """A tensor that the backward pass reads, and its version when it was saved."""
 
     tensor: Tensor
     version: int
 
 
 class _View(NamedTuple):
-    """A view whose memory was dropped."""
+    """The geometry of a saved view of the projection, whose memory is dropped."""
 
     size: torch.Size
     stride: tuple[int, ...]
@@ -28,12 +28,12 @@ class _View(NamedTuple):
 
 
 class _Recomputation:
-    """The hooks on saved tensors that drop the views of a projection and compute it again when one is read.
+    """Saved-tensor hooks that drop the views of a projection and recompute it when one of them is read.
 
     Args:
-        project: the projection.
+        project: the function that computes the projection.
         inputs: its arguments.
-        projected: its result, of which only the storage is remembered.
+        projected: its result, of which only the storage's identifier is kept.
     """
 
     def __init__(self, project: Callable[..., Tensor], inputs: tuple[Tensor, ...], projected: Tensor):
@@ -42,7 +42,7 @@ class _Recomputation:
         self._device = inputs[0].device.type
         self._autocast = torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
         self._views = 0
-        self._available: list[Tensor] = []  # a reference to the projection for each of its views that is not read yet
+        self._available: list[Tensor] = []  # one reference to the projection per view still to be read
 
     def pack(self, tensor: Tensor) -> _Kept | _View:
         """Return what autograd saves instead of the tensor."""
@@ -52,7 +52,7 @@ class _Recomputation:
         return _View(tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def unpack(self, saved: _Kept | _View) -> Tensor:
-        """Return the tensor; raise RuntimeError if it, or an input of the projection, was changed in place."""
+        """Return the tensor; raise RuntimeError if it, or an input of the projection, was modified in-place."""
         if isinstance(saved, _Kept):
             return _unchanged(saved)
         for kept in self._read:
@@ -68,38 +68,40 @@ class _Recomputation:
         self._available.extend([projected] * self._views)
 
     def drop(self) -> None:
-        """Drop the projection, so that it is computed again when one of its views is read."""
+        """Drop the projection, so that it is recomputed when one of its views is read."""
         self._available.clear()
 
 
-_latest: weakref.ref[_Recomputation] | None = None  # the one whose projection a CPU still keeps
+_latest: weakref.ref[_Recomputation] | None = None  # the one whose projection is still kept on a CPU
 
 
 @contextmanager
 def recomputed_projection(project: Callable[..., Tensor], image: Tensor, *parameters: Tensor) -> Generator[Tensor]:
-    """Recompute the projection in the backward pass instead of keeping it for the operations inside the context.
+    """Recompute the projection in the backward pass instead of saving it for the operations in the ``with`` block.
 
-    With query, key and value as slices of one projection, a criss-cross loop then keeps 2 C numbers per pixel (its
+    With query, key and value as slices of one projection, the kernels then save 2 C numbers per pixel and loop (the
     input and the attention output) instead of 3 C + 2 D, at the cost of one more projection in the backward pass.
 
-    On a CPU, a projection is dropped when the next one is computed. The last loop's stays, because the backward pass
-    reads it first, when nothing is gained by recomputing it: a single loop costs no time, two cost one projection.
+    On a CPU, a projection is dropped only when the next one is computed. The last loop's projection is kept: the
+    backward pass reads it first, so recomputing it would save nothing. One loop therefore recomputes nothing, and two
+    loops recompute one projection.
 
-    Nothing is dropped where there is no backward pass, and where others decide what to keep: under torch.compile, a
-    torch.func transform or forward mode, and inside torch.utils.checkpoint and other hooks on saved tensors.
+    Nothing is dropped if there is no backward pass, or if something else decides what to save: torch.compile, a
+    torch.func transform, forward mode, torch.utils.checkpoint or other saved-tensor hooks.
 
     Args:
         project: the projection, from (N, C, *S) to any tensor; called again in the backward pass with the same
             autocast settings.
-        image: input of the projection, which keeps it for its own gradient anyway.
-        *parameters: the other tensors that it reads. After a functional_call, a module's own may be different ones.
+        image: input of the projection, which autograd saves for the projection's gradient anyway.
+        *parameters: the other tensors that it reads. Passed explicitly, because after a functional_call, a module's own
+            parameters are other tensors.
 
     Yields:
         ``project(image, *parameters)``.
 
     Raises:
         RuntimeError: in the backward pass, as elsewhere in torch, if ``image``, a parameter or a saved tensor was
-            changed in place since.
+            modified in-place since.
 
     Example:
         >>> with recomputed_projection(conv2d, image, weight, bias) as projected:
@@ -128,12 +130,13 @@ def _can_recompute(inputs: tuple[Tensor, ...]) -> bool:
         and not torch.compiler.is_compiling()
         and transforms.can_hook_saved_tensors()
         and not transforms.are_active(*inputs)
-        and not any(tensor.is_meta or tensor.is_inference() for tensor in inputs)  # no autocast, or no version
+        # Meta tensors have no autocast, and inference tensors have no version.
+        and not any(tensor.is_meta or tensor.is_inference() for tensor in inputs)
     )
 
 
 def _unchanged(kept: _Kept) -> Tensor:
-    """Return the tensor; raise RuntimeError if it was changed in place. Hooks replace torch's own check."""
+    """Return the tensor; raise RuntimeError if it was modified in-place. Hooks bypass torch's own check."""
     tensor, version = kept
     if tensor._version == version:
         return tensor

@@ -27,7 +27,7 @@ def attend(call: Call[Tensor]) -> Tensor:
 
 
 def gradients(call: Call[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients of query, key, value and gamma; torch can differentiate, trace and batch them.
+    """Return the gradients of query, key, value and gamma, which torch can differentiate, trace and batch.
 
     Args:
         call: the call; its residual is not read.

@@ -1,12 +1,11 @@
-"""What torch is doing around a call besides reverse-mode autograd: torch.func transforms, forward mode, export,
-autocast.
+"""Query the state of torch around a call: torch.func transforms, forward mode, dispatch modes, export and autocast.
 
-The kernels have a derivative in reverse mode alone. Under a transform the plain formula runs, of which torch knows
-every derivative and every batched form.
+The kernels only support reverse-mode differentiation. Under a transform the reference runs instead, whose plain torch
+operations have every derivative and batching rule.
 """
 
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# torch has no public functions that ask these questions.
+# torch has no public API for these queries.
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,7 +18,7 @@ from torch.nn import Parameter
 
 
 def are_active(*arrays: Tensor) -> bool:
-    """Return whether a torch.func transform (grad, vmap, jvp, ...) runs, or one of ``arrays`` has a tangent."""
+    """Return whether a torch.func transform (grad, vmap, jvp, ...) is active, or one of ``arrays`` has a tangent."""
     if torch._C._are_functorch_transforms_active():
         return True
     if forward_ad._current_level < 0:
@@ -28,33 +27,33 @@ def are_active(*arrays: Tensor) -> bool:
 
 
 def are_intercepted(*arrays: Tensor) -> bool:
-    """Return whether something sees each of torch's operations: a dispatch mode or a subclass of Tensor.
+    """Return whether a dispatch mode or a Tensor subclass intercepts individual torch operations.
 
-    Fake and distributed tensors, tracers and FLOP counters are of that kind.
+    Examples are fake and distributed tensors, tracers and FLOP counters.
     """
     return torch._C._len_torch_dispatch_stack() > 0 or any(type(array) not in (Tensor, Parameter) for array in arrays)
 
 
 def is_exporting() -> bool:
-    """Return whether torch.export or torch.jit.trace runs; their programs cannot contain a Triton kernel."""
-    # Not torch.compiler.is_exporting(), which torch.compile of torch 2.11 takes for True.
+    """Return whether torch.export or torch.jit.trace is running; their programs cannot contain Triton kernels."""
+    # Not torch.compiler.is_exporting(), which torch.compile evaluates to True in torch 2.11.
     return torch.compiler._is_exporting_flag or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def has_no_data(array: Tensor) -> bool:
-    """Return whether an array is a meta or fake tensor, for which operators compute shapes alone."""
+    """Return whether an array is a meta or fake tensor, for which operators only infer shapes."""
     return array.is_meta or isinstance(array, FakeTensor)
 
 
 def can_hook_saved_tensors() -> bool:
-    """Return False if the caller has decided what autograd keeps, as checkpoint and save_on_cpu do, or forbids hooks.
+    """Return False if the caller already hooks saved tensors, as checkpoint and save_on_cpu do, or forbids hooks.
 
-    Of nested hooks torch calls the innermost alone, which would hide the tensors from the caller's.
+    torch calls only the innermost of nested hooks, so another one would hide the tensors from the caller's.
     """
     hooks: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
     return hooks._saved_tensors_hooks_is_enabled() and hooks._top_saved_tensors_default_hooks(False) is None
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Return a context without autocast on a type of device; meta has none."""
+    """Return a context that disables autocast on a device type; the meta device has no autocast."""
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
