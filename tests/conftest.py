@@ -15,26 +15,30 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+def _version(distribution):
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it on first import; the kernels then run on the CPU
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX's CUDA plugin fails without a GPU
     os.environ["JAX_NUM_CPU_DEVICES"] = "4"  # so that a batch can be sharded
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run once: not worth optimising
-    with suppress(importlib.metadata.PackageNotFoundError):
-        if importlib.metadata.version("jaxlib").startswith("0.10."):  # JAX 0.12 has no such option
-            flags = os.environ.get("XLA_FLAGS", "")
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"  # compiles in half the time
-    with suppress(importlib.metadata.PackageNotFoundError):
-        if importlib.metadata.version("triton").startswith("3.9."):
-            from triton.runtime.interpreter import InterpreterBuilder
+    if _version("jaxlib").startswith("0.10."):  # compiles in half the time; JAX 0.12 has no such option
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    if _version("triton").startswith("3.9."):
+        from triton.runtime.interpreter import InterpreterBuilder
 
-            def create_splat(self, block, scalar, original=InterpreterBuilder.create_splat):
-                """Keep a compared scalar a bool: Triton 3.9 makes it an int32, which its interpreter refuses as a mask."""
-                made = original(self, block, scalar)
-                made.data = made.data.astype(scalar.data.dtype)
-                return made
+        def create_splat(self, block, scalar, original=InterpreterBuilder.create_splat):
+            """Keep a compared scalar a bool: Triton 3.9 makes it an int32, which its interpreter refuses as a mask."""
+            made = original(self, block, scalar)
+            made.data = made.data.astype(scalar.data.dtype)
+            return made
 
-            InterpreterBuilder.create_splat = create_splat
+        InterpreterBuilder.create_splat = create_splat
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
