@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+
 def _version(distribution):
     try:
         return importlib.metadata.version(distribution)
