@@ -1,4 +1,4 @@
-"""The Hydra configuration of every entry point, and its location."""
+"""The Hydra configuration files of all entry points, and their location."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Data sets from a composed configuration."""
+"""Build data sets from a composed configuration."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ from .roots import root_of
 
 
 def build_dataset(config: DictConfig, split: str, transform: Callable[..., Any] | None) -> ImageDataset:
-    """Instantiate ``config[split]``, with ``config.root`` if the data set lies in one folder.
+    """Instantiate the data set of ``config[split]``, with ``config.root`` if it has a single root folder.
 
     Args:
         config: the ``dataset`` node.
-        split: "train", "val" or the name of another node in it.
-        transform: (image, annotations) -> (image, annotations); None returns them as stored.
+        split: the name of a node in ``config``, such as "train" or "val".
+        transform: maps (image, annotations) to (image, annotations); None returns them as stored.
 
     Raises:
         ValueError: the data set has no such split, or the transform is not callable.
@@ -35,10 +35,10 @@ def build_dataset(config: DictConfig, split: str, transform: Callable[..., Any] 
 
 
 def label_format(config: Mapping[str, Any], classes: Sequence[str]) -> LabelFormat:
-    """Return how a data set stores its label images, without its files.
+    """Return the format of a data set's label images, without accessing its files.
 
     Args:
-        config: the ``dataset`` node of a checked configuration; if it is empty, the label images hold class indices.
+        config: the ``dataset`` node of a validated configuration; if it is empty, label images contain class indices.
         classes: the names of the K classes.
     """
     nodes = (node for node in config.values() if isinstance(node, Mapping) and "_target_" in node)

@@ -1,4 +1,4 @@
-"""What a data set contains, wherever it lies. Imports no torch."""
+"""A fingerprint of a data set's contents, independent of its location. Does not import torch."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,10 +8,10 @@ from .dataset import ImageDataset
 
 
 def contents_of(dataset: ImageDataset) -> str:
-    """Return the number of images, and a hash of their names, the sizes of their files, and the classes.
+    """Return the number of images followed by a hash of the class names, image names and file sizes.
 
-    It is the same for a copy of the data set in another folder, and differs if images are added, removed, renamed or
-    annotated differently. Files are not read: one that is edited without changing its size goes unnoticed.
+    A copy in another folder has the same fingerprint; a data set with images added, removed or renamed has another.
+    Files are not read, so an edit that does not change the size of a file goes unnoticed.
     """
     stamp = getattr(dataset, "stamp", dataset.name)
     lines = "\n".join([*dataset.classes, *(stamp(index) for index in range(len(dataset)))])
@@ -19,7 +19,7 @@ def contents_of(dataset: ImageDataset) -> str:
 
 
 def with_sizes(name: str, files: Iterable[Path]) -> str:
-    """Return a name followed by the sizes of its files in bytes; -1 for a file that cannot be found."""
+    """Return a name followed by the sizes of ``files`` in bytes, or -1 for a file that cannot be accessed."""
     return " ".join([name, *(str(_size(path)) for path in files)])
 
 

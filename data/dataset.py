@@ -1,4 +1,4 @@
-"""The data-set interface that training, evaluation and drawing rely on. Imports no torch."""
+"""The data set interface used by training, evaluation and drawing. Does not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ImageDataset(Protocol):
         ...
 
     def name(self, index: int, /) -> str:
-        """Return the name of image ``index`` without suffix, used to name output files."""
+        """Return the name of image ``index`` without its suffix; output files are named after it."""
         ...
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class ImageDataset(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Any]:
-        """Return the image, RGB (3, H, W), uint8 or float32 in [0, 1], and its annotations."""
+        """Return the image (C, H, W), uint8 or float32 in [0, 1], RGB by default, and its annotations."""
         ...
 
 
@@ -49,18 +49,18 @@ class SegmentationDataset(ImageDataset, Protocol):
 
     @property
     def has_labels(self) -> bool:
-        """False for a test split whose labels are not public: every pixel is then ``ignore_index``."""
+        """Whether the split has labels; without them, as in some test splits, every pixel is ``ignore_index``."""
         ...
 
     @property
     def result_values(self) -> Sequence[int]:
-        """The K pixel values that represent the classes in the benchmark's result files."""
+        """The K pixel values of the classes in the benchmark's result files."""
         ...
 
     def read(self, index: int, /) -> tuple[Tensor, Tensor]:
-        """Return the image and its labels as stored, before the transform: uint8 (3, H, W) and (H, W).
+        """Return the image (C, H, W) and its labels (H, W), both uint8, before the transform.
 
-        Clips are uint8 (T, 3, H, W) and (T, H, W).
+        Clips are (T, 3, H, W) with labels (T, H, W).
 
         Raises:
             OSError: a file is missing.
@@ -69,14 +69,14 @@ class SegmentationDataset(ImageDataset, Protocol):
         ...
 
     def read_labels(self, index: int, /) -> Tensor:
-        """Return the labels that :meth:`read` returns, uint8 (H, W); of a clip, those of its last frame."""
+        """Return only the labels before the transform, uint8 (H, W); for a clip, those of its last frame."""
         ...
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
         """Return the image and its labels after the transform.
 
-        The image is RGB (3, H, W), uint8 from the training transforms and float32 in [0, 1] from the evaluation
-        transform; the labels are uint8 or int64 (H, W) in [0, K) or ``ignore_index``. Clips are (3, T, H, W) and
-        (T, H, W), and only the last frame is labelled.
+        The image is (C, H, W), RGB by default: uint8 from the training transforms, float32 in [0, 1] from the
+        evaluation transform. The labels (H, W) are uint8 or int64, in [0, K) or ``ignore_index``. Clips are
+        (3, T, H, W) with labels (T, H, W), of which only the last frame is labelled.
         """
         ...

@@ -17,7 +17,7 @@ from .reading.image_files import read_image
 from .reading.label_files import LabelFormat, LabelReader
 from .reading.label_values import Value
 
-# (uint8 image (C, H, W), uint8 labels (H, W)) -> (image, labels); a clip has (T, 3, H, W) and (T, H, W).
+# Maps uint8 image (C, H, W) and labels (H, W) to a transformed pair; clips are (T, 3, H, W) and (T, H, W).
 PairTransform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
 
 
@@ -25,20 +25,20 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
     """A :class:`~ccnet.data.dataset.SegmentationDataset` of image files and their label images.
 
     Args:
-        pairs: (image, label image) paths; the label image is None in a split without labels.
+        pairs: paths of each image and its label image; the latter is None in a split without labels.
         classes: K names, in label order.
         palette: K RGB triples.
-        label_ids: as in :class:`~ccnet.data.reading.label_files.LabelReader`; None if the values in the files are class
+        label_ids: see :class:`~ccnet.data.reading.label_files.LabelReader`; None if the label images contain class
             indices, with 255 for ignored pixels.
-        value_range: the values of black and white in grey images of more than 8 bits; see
+        value_range: the values of black and white in images of more than 8 bits; see
             :func:`~ccnet.data.reading.grey_levels.rgb_pixels`.
         channels: the number of channels C of the images; see :func:`~ccnet.data.reading.image_files.read_image`.
         rgb: the channels that are drawn; see :func:`~ccnet.data.reading.bands.drawn_channels`.
-        result_values: the K values in the benchmark's result files; the class indices by default.
-        transform: applied to the pair that ``read`` returns; None returns the pair unchanged.
+        result_values: the K pixel values of the classes in the benchmark's result files; the class indices by default.
+        transform: applied to the pair that ``read`` returns; None returns it unchanged.
 
     Attributes:
-        label_reader: reads a label image of this data set.
+        label_reader: reads the label images of this data set.
     """
 
     ignore_index = IGNORE_INDEX
@@ -71,11 +71,11 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
 
     @classmethod
     def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
-        """Return the format of the label images, without the files of the data set.
+        """Return the format of the label images, without accessing the files of the data set.
 
         Args:
             classes: the names of the K classes.
-            **options: arguments of the data set.
+            **options: arguments of the data set's constructor.
         """
         return LabelFormat({index: index for index in (*range(len(classes)), IGNORE_INDEX)})
 
@@ -88,11 +88,11 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def has_labels(self) -> bool:
-        """True if every image has a label image."""
+        """Whether every image has a label image."""
         return all(label is not None for _, label in self.pairs)
 
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Return the image and its labels as stored; without a label image, every pixel is ``IGNORE_INDEX``."""
+        """Return the image and its labels before the transform; labels without a file are all ``IGNORE_INDEX``."""
         image_path, label_path = self.pairs[index]
         image = read_image(image_path, self.value_range, self.channels)
         if label_path is None:
@@ -107,7 +107,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         return tv_tensors.Image(image), tv_tensors.Mask(label)
 
     def read_labels(self, index: int) -> Tensor:
-        """Return the labels as stored, uint8 (H, W), without reading the image."""
+        """Return the labels before the transform, uint8 (H, W); the image is only read if it has no label image."""
         label_path = self.pairs[index][1]
         return self.read(index)[1] if label_path is None else self.label_reader(label_path)
 
@@ -116,7 +116,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         return self.pairs[index][0]
 
     def name(self, index: int) -> str:
-        """Return the file name of the image, without suffix."""
+        """Return the file name of the image without its suffix."""
         return self.pairs[index][0].stem
 
     def stamp(self, index: int) -> str:

@@ -15,21 +15,21 @@ from .reading.image_files import describe
 from .reading.label_files import UnknownLabels
 from .reading.label_values import Value, shown_value
 
-_VALUES = 256  # the possible values of labels that have been read
-_MOST_UNKNOWN = 10_000  # values that the data set does not define; resized colours may be millions
+_VALUES = 256  # number of possible label values, since labels are uint8
+_MOST_UNKNOWN = 10_000  # limit of the undefined values counted: interpolated colour masks may have millions
 
 
 class Sample(NamedTuple):
-    """What was found in one sample.
+    """The result of inspecting one sample.
 
     Attributes:
-        size: the (H, W) of the image; None if it cannot be used.
-        kind: the bit depth and mode of the image file, or None if there is no file.
-        counts: the number of pixels of each label, int64 (256,).
-        moments: the sums of the values in [0, 1] of each channel and of their squares, (2, C); None without an image.
-        problem: why the sample cannot be used, or None.
-        unknown: the number of pixels of each label value that the data set does not define.
-        name: the name of the sample.
+        size: the (H, W) of the labels; None if the sample is unusable.
+        kind: the bit depth and mode of the image file; None if there is no file or it was not read.
+        counts: the number of pixels of each label, int64 (256,); with ``unknown``, the total number of pixels.
+        problem: why the sample is unusable; None if it is usable or ``unknown`` is set.
+        unknown: the number of pixels of each label value that the data set does not define; None if there are none.
+        name: the name of the sample if it has unknown values.
+        moments: per-channel sums of the values in [0, 1] and of their squares, (2, C); None if the image was not read.
     """
 
     size: tuple[int, ...] | None = None
@@ -48,13 +48,14 @@ class DatasetReport:
     Attributes:
         sizes: the number of images of each size (H, W).
         kinds: the number of images of each bit depth and mode, such as "8-bit RGB".
-        pixels: the number of pixels of each label, 0 to 255.
-        pixels_with: for each label, the total number of pixels in the images that contain it.
-        problems: one line per unusable sample, without those with unknown values.
-        unknown: the number of pixels of each label value that the data set does not define, of the first 10,000.
-        files_with: the number of samples that contain it, and the name of the first one.
-        invalid: the number of unusable samples.
-        moments: the sums of the values in [0, 1] of each channel and of their squares, (2, C); 0 without images.
+        pixels: the number of pixels of each label, int64 (256,).
+        pixels_with: for each label, the total number of pixels in the images that contain it, int64 (256,).
+        problems: one line per unusable sample, excluding samples with unknown values.
+        unknown: the number of pixels of each label value that the data set does not define, for the first 10,000 such
+            values.
+        files_with: for each value in ``unknown``, the number of samples that contain it and the name of the first one.
+        invalid: the number of unusable samples, including those with unknown values.
+        moments: per-channel sums of the values in [0, 1] and of their squares, (2, C); 0 if no images were read.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -69,7 +70,7 @@ class DatasetReport:
     _total: int = 0
 
     def add(self, sample: Sample) -> None:
-        """Count one sample."""
+        """Add one sample to the report."""
         if sample.kind:
             self.kinds[sample.kind] += 1
         if sample.size is not None:
@@ -92,7 +93,7 @@ class DatasetReport:
                 self.files_with[value] = number + 1, first
 
     def statistics(self) -> tuple[list[float], list[float]] | None:
-        """Return the mean and the standard deviation of each channel of the images in [0, 1]; None without images."""
+        """Return the per-channel mean and standard deviation of the images in [0, 1]; None if no images were read."""
         if np.ndim(self.moments) == 0:
             return None
         mean, square = self.moments / max(int(self.pixels.sum()), 1)
@@ -124,16 +125,16 @@ class DatasetReport:
         ]
 
     def unknown_rows(self, most: int) -> list[tuple[str, float, int, str]]:
-        """Return the rows of an ``UNKNOWN_COLUMNS`` table: the ``most`` frequent values that are not defined."""
+        """Return the rows of an ``UNKNOWN_COLUMNS`` table for the ``most`` most frequent unknown values."""
         return [
             (shown_value(value), 100 * pixels / max(self._total, 1), *self.files_with[value])
             for value, pixels in self.unknown.most_common(most)
         ]
 
 
-# Name; percentage of all pixels; percentage of all pixels that lie in images containing the class; weight.
+# Class name; percentage of all pixels; images containing the class, as a percentage of all pixels; class weight.
 CLASS_COLUMNS = ("class", "percent", "pictures_percent", "weight")
-# Value; percentage of all pixels; number of files that contain it; the name of one of them.
+# Value; percentage of all pixels; number of files that contain it; name of the first of them.
 UNKNOWN_COLUMNS = ("value", "percent", "files", "such as")
 
 
@@ -145,14 +146,14 @@ def inspect_dataset(
     num_workers: int = 0,
     title: str | None = None,
 ) -> DatasetReport:
-    """Read the samples of a data set and report what was found.
+    """Read the samples of a data set and report its contents.
 
     Args:
         dataset: the data set.
         indices: the samples to read; None reads all of them.
-        labels_only: whether to leave out the images.
-        num_workers: the number of processes that read.
-        title: the title of the progress bar; None shows none.
+        labels_only: whether to read only the labels.
+        num_workers: the number of worker processes; 0 reads in this process.
+        title: the title of the progress bar; None for no progress bar.
     """
     report = DatasetReport()
     chosen = range(len(dataset)) if indices is None else indices
@@ -164,12 +165,12 @@ def inspect_dataset(
 
 
 def still(array: Tensor, ndim: int = 2) -> Tensor:
-    """Return an image or labels with ``ndim`` axes unchanged; of a clip, return the last frame, the labelled one."""
+    """Return an array with ``ndim`` axes unchanged, or else the last frame of a clip, which is the labelled one."""
     return array.as_subclass(Tensor) if array.ndim == ndim else array.as_subclass(Tensor)[-1]
 
 
 class _Inspected(Dataset):
-    """The contents of the chosen samples of a data set."""
+    """Inspects the samples ``indices`` of a data set."""
 
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], labels_only: bool):
         self.dataset, self.indices, self.labels_only = dataset, indices, labels_only
@@ -193,7 +194,7 @@ class _Inspected(Dataset):
 
 
 def _moments(image: Tensor) -> np.ndarray:
-    """Return the sums of the values in [0, 1] of a uint8 image (C, H, W) and of their squares, (2, C)."""
+    """Return the per-channel sums of the values of a uint8 image (C, H, W), scaled to [0, 1], and of their squares."""
     values = np.arange(_VALUES) / 255
     counts = np.stack([np.bincount(channel.ravel(), minlength=_VALUES) for channel in image.numpy()])
     return np.stack([counts @ values, counts @ values**2])

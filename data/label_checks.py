@@ -1,4 +1,4 @@
-"""Find out whether the labels of a data set allow a network to learn every class."""
+"""Check whether the labels of a data set allow a network to learn every class."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,15 +8,15 @@ import numpy as np
 from .dataset import IGNORE_INDEX
 from .inspection import DatasetReport, inspect_dataset
 
-_LOOKED_AT = 32  # masks per split that training reads before its first step, to start quickly
+_LOOKED_AT = 32  # masks per split that training checks before its first step; few, to start quickly
 
 
 def first_look(dataset: Any, split: str) -> list[str]:
-    """Return what the first few labels of a data set, evenly spaced, show to be wrong, one line each.
+    """Check a few evenly spaced label images of a data set; return one line per problem.
 
     Args:
-        dataset: any data set; those without labels for each pixel are not looked at.
-        split: its name, for the messages.
+        dataset: any data set; without pixel labels, nothing is checked.
+        split: the name of the split, for the messages.
 
     Raises:
         ValueError: the labels contain values that the data set does not define.
@@ -30,28 +30,28 @@ def first_look(dataset: Any, split: str) -> list[str]:
         raise ValueError(unknown_values(report, split) + "; check_data.py lists them all")
     lines = label_problems(dataset, report, split)
     absent = [name for name, pixels in zip(dataset.classes, report.pixels, strict=False) if not pixels]
-    # A few masks cannot show all of many classes.
+    # Unless every mask was read, classes may be missing from the few masks by chance.
     if not lines and absent and split == "train" and (number == len(dataset) or 4 * len(dataset.classes) <= number):
         lines = [f"{split}: none of {number} label images contains {', '.join(absent)}"]
     return lines
 
 
 def unknown_values(report: DatasetReport, split: str) -> str:
-    """Return a line that lists the values that a data set does not define."""
+    """Return a line that lists the most frequent unknown values in a report."""
     rows = report.unknown_rows(5)
     values = ", ".join(f"{value} ({share:.2f}%)" for value, share, *_ in rows)
     return f"{split}: label images such as {rows[0][3]} contain {undefined(report)}: {values}"
 
 
 def undefined(report: DatasetReport) -> str:
-    """Return what the label images contain that the data set does not define, as part of a sentence."""
+    """Return "colours" or "values that the data set does not define" for a report with unknown values."""
     if any(isinstance(value, tuple) for value in report.unknown):
         return "colours that the data set does not define (dataset.values maps colours to classes)"
     return "values that the data set does not define"
 
 
 def label_problems(dataset: Any, report: DatasetReport, split: str) -> list[str]:
-    """Return a line if no pixel of a split has a class, or if one of two classes looks like the ignored value 255."""
+    """Return a line if no pixel of a split has a class, or if the second of two classes seems to be stored as 255."""
     number = len(dataset.classes)
     if not report.sizes or report.pixels[:number].all():
         return []
@@ -68,7 +68,7 @@ def label_problems(dataset: Any, report: DatasetReport, split: str) -> list[str]
 
 
 def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[str]:
-    """Return a line for the classes that occur in none of the splits, and one for those that "train" lacks.
+    """Return a line for classes that occur in no split, and one for those missing from "train" only.
 
     Args:
         counts: for each split, the number of pixels or objects of each class (K,).

@@ -9,13 +9,13 @@ from torch.nn.functional import grid_sample
 
 
 class Placement(NamedTuple):
-    """How an image is placed in a frame.
+    """Placement of an image in a frame.
 
     Attributes:
-        image: (H, W) of the image, pixels.
-        frame: (H, W) of the frame, pixels.
-        zoom_out: factor by which the image is shrunk relative to the largest size that fits upright.
-        angle: rotation of the image in the frame, degrees.
+        image: size of the image, (H, W) in pixels.
+        frame: size of the frame, (H, W) in pixels.
+        zoom_out: factor by which the image is shrunk, relative to the largest size at which it fits unrotated.
+        angle: rotation of the image in the frame, in degrees.
     """
 
     image: tuple[int, int]
@@ -30,9 +30,11 @@ class Placement(NamedTuple):
 
 
 def resample(images: Tensor, placement: Placement, *, mode: str = "bilinear") -> Tensor:
-    """Resample images into the frame, with zeros outside them: float (N, C, H, W) -> (N, C, *frame).
+    """Resample images into a frame that is zero outside them: float (N, C, H, W) -> (N, C, *frame).
 
     Args:
+        images: float (N, C, H, W), where (H, W) is ``placement.image``.
+        placement: the placement of each image in its frame.
         mode: "bilinear" or "nearest".
     """
     height, width = placement.image
@@ -47,7 +49,7 @@ def resample(images: Tensor, placement: Placement, *, mode: str = "bilinear") ->
 
 
 def restore(maps: Tensor, placement: Placement) -> Tensor:
-    """Map predictions of an upright placement to the image by nearest neighbour: (N, C, *frame) -> (N, C, H, W)."""
+    """Map predictions back to an unrotated image by nearest neighbour: (N, C, *frame) -> (N, C, H, W)."""
     for dim, side, frame in zip((-2, -1), placement.image, placement.frame, strict=True):
         centres = (torch.arange(side, device=maps.device) + 0.5 - side / 2) / placement.step + frame / 2
         maps = maps.index_select(dim, centres.long().clamp(0, frame - 1))

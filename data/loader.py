@@ -1,4 +1,4 @@
-"""A DataLoader that leaves signals to the training process, stops its workers, and times the wait for batches."""
+"""A DataLoader that shields its workers from signals, stops them reliably, and measures the time spent waiting."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # signals with which 
 
 
 def stack_pairs(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Collate pairs of image (3, ..., H, W) and labels; images interleaved in memory become a channels-last batch."""
+    """Collate pairs of image (C, ..., H, W) and labels; if all images are stored channels-last, so is the batch."""
     images, labels = zip(*samples, strict=True)
     if not all(image.movedim(0, -1).is_contiguous() for image in images):
         return default_collate([*images]), default_collate([*labels])
@@ -28,11 +28,12 @@ def stack_pairs(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 class Loader(DataLoader):
     """A DataLoader whose workers ignore the signals that end a job.
 
-    Those signals reach every process of a job, but the training process still needs its next batch. They are blocked
-    before the workers start, because ``worker_init_fn`` would run too late. Closing the iterator stops the workers.
+    Such signals are sent to every process of a job, but the training process may still need its next batch. They are
+    blocked before the workers start, because ``worker_init_fn`` would run too late. Closing the iterator stops the
+    workers.
 
     Attributes:
-        waited: seconds spent waiting for batches since it was last reset to 0.
+        waited: seconds spent waiting for batches since the attribute was last reset to 0.
     """
 
     waited = 0.0
@@ -43,7 +44,7 @@ class Loader(DataLoader):
             num_workers=num_workers,
             worker_init_fn=_heed_parent,
             multiprocessing_context=_start_method(num_workers),
-            generator=torch.Generator(),  # otherwise, creating a loader would advance the generator that dropout uses
+            generator=torch.Generator(),  # else, each loader would advance the global generator of dropout
             **named,
         )
 
@@ -63,16 +64,16 @@ class Loader(DataLoader):
                 self.waited += time.perf_counter() - start
                 yield batch
         finally:
-            # An error's traceback keeps the iterator alive, and its workers would miss the signal at exit.
+            # A traceback may keep the iterator alive, and with it the workers, which would miss the signal at exit.
             if end_workers := getattr(batches, "_shutdown_workers", None):
                 end_workers()
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Defer the signals in this process until the block ends; processes started in the block never receive them."""
+    """Defer the signals that end a job until the block ends; processes started in it keep them blocked."""
     arrived: list[int] = []
-    main = threading.current_thread() is threading.main_thread()  # it also handles other threads' signals
+    main = threading.current_thread() is threading.main_thread()  # only it may set handlers
     handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _ENDING * main}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
@@ -86,7 +87,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _heed_parent(worker: int) -> None:
-    """End this worker when its parent sends SIGTERM, as an exiting parent does before it joins its children."""
+    """End this worker when its parent sends SIGTERM, as a parent process does on exit before joining its children."""
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
@@ -99,8 +100,8 @@ def _heed_parent(worker: int) -> None:
 def _start_method(num_workers: int) -> str | None:
     """Return the start method of the workers: the system's default, or "spawn" if JAX is loaded; None without workers.
 
-    The default has to be passed explicitly because, in a parallel sweep, joblib replaces it with a method that only
-    joblib can use. Forking a process that runs JAX may hang.
+    The default is passed explicitly because, in a parallel sweep, joblib replaces it with a method that only joblib
+    can use. Forking a process in which JAX is running may deadlock.
     """
     if not num_workers:
         return None

@@ -14,13 +14,13 @@ from .sets.coco import Coco
 
 
 class ObjectSample(NamedTuple):
-    """What was found in one sample.
+    """The result of inspecting one sample.
 
     Attributes:
-        size: the (H, W) of the image; None if it cannot be used.
+        size: the (H, W) of the image; None if the sample is unusable.
         kind: the bit depth and mode of the image file; None if it cannot be read.
-        labels: the labels of its objects, from 1.
-        problem: why the sample cannot be used, or None.
+        labels: the labels of the objects in it, from 1 to K.
+        problem: why the sample is unusable, or None.
     """
 
     size: tuple[int, ...] | None = None
@@ -36,7 +36,7 @@ class ObjectReport:
     Attributes:
         sizes: the number of images of each size (H, W).
         kinds: the number of images of each bit depth and mode, such as "8-bit RGB".
-        objects: the number of objects of each label.
+        objects: the number of objects with each label.
         images_with: the number of images that contain each label.
         problems: one line per unusable sample.
     """
@@ -53,7 +53,7 @@ class ObjectReport:
         return len(self.problems)
 
     def add(self, sample: ObjectSample) -> None:
-        """Count one sample."""
+        """Add one sample to the report."""
         if sample.kind:
             self.kinds[sample.kind] += 1
         if sample.size is None:
@@ -76,7 +76,7 @@ OBJECT_COLUMNS = ("class", "objects", "images")
 
 
 def inspect_objects(dataset: Coco, *, num_workers: int = 0, title: str = "check") -> ObjectReport:
-    """Read every image and its objects with ``num_workers`` processes and report what was found."""
+    """Read every image and its objects with ``num_workers`` worker processes and report the contents."""
     report = ObjectReport()
     loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
     for found in tqdm(loader, desc=title, dynamic_ncols=True):
@@ -85,7 +85,7 @@ def inspect_objects(dataset: Coco, *, num_workers: int = 0, title: str = "check"
 
 
 class _Inspected(Dataset):
-    """The contents of the samples of a data set."""
+    """Inspects the samples of a data set."""
 
     def __init__(self, dataset: Coco):
         self.dataset = dataset

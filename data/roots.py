@@ -19,10 +19,10 @@ _LAYOUTS = {
 
 
 def check_root(dataset: DictConfig, splits: Sequence[str] = ("train", "val")) -> None:
-    """Raise FileNotFoundError unless the folders that ``splits`` need exist.
+    """Check that the folders that ``splits`` need exist.
 
-    Entry points call it right after composing the configuration, so that a mistyped folder fails immediately. The data
-    set repeats the check when it is built. Data sets outside ``data/sets`` are only checked then.
+    Entry points call this right after composing the configuration, so that a mistyped folder fails immediately. Data
+    sets repeat the check when they are built; those outside ``data/sets`` are only checked then.
 
     Args:
         dataset: the ``dataset`` node of the configuration.
@@ -30,7 +30,7 @@ def check_root(dataset: DictConfig, splits: Sequence[str] = ("train", "val")) ->
 
     Raises:
         FileNotFoundError: a folder is missing. The message shows the expected layout and where to get the data set.
-        ValueError: the data set has no such split, or no files although a folder is set.
+        ValueError: the data set has no such split, or a folder is set for the synthetic data set, which has no files.
     """
     if str(OmegaConf.select(dataset, "train._target_")).endswith("synthetic.Beacons"):
         for option in ("root", "images", "masks"):
@@ -50,7 +50,7 @@ def check_root(dataset: DictConfig, splits: Sequence[str] = ("train", "val")) ->
 
 
 def layout_of(node: Mapping[str, Any]) -> layouts.Layout | None:
-    """Return the layout of a public data set from the node of one of its splits; None for another data set."""
+    """Return the layout of the public data set in the node of a split; None for any other data set."""
     name = _name(node)
     if name == "camvid_video.CamVidVideo":
         name = "camvid.CamVidFull" if node.get("full") else "camvid.CamVid"
@@ -62,6 +62,6 @@ def _name(node: Mapping[str, Any]) -> str:
 
 
 def root_of(dataset: DictConfig) -> str | None:
-    """Return ``dataset.root`` as a string (``dataset.root=2026`` arrives as a number); None if it is not set."""
+    """Return ``dataset.root`` as a string (Hydra parses ``dataset.root=2026`` as a number); None if it is not set."""
     root = dataset.get("root")
     return root and str(root)

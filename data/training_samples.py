@@ -1,7 +1,7 @@
 """Reproducible training samples.
 
 Both the index and the augmentation of the p-th sample depend only on the seed and p. A run resumed at sample p
-therefore continues exactly, with any number of workers and without saving RNG state.
+therefore sees exactly the samples of an uninterrupted run, with any number of workers and without saved RNG states.
 """
 
 import warnings
@@ -18,12 +18,12 @@ from .reading.image_files import UnreadableImage
 
 
 class TrainingSampler(Sampler[tuple[int, int]]):
-    """Yields (sample number, index into the data set) and reshuffles the data set every epoch.
+    """Yields pairs (sample number, index into the data set); the data set is reshuffled every epoch.
 
     Args:
         length: the number of images in the data set.
         seed: the seed of the shuffling.
-        start, stop: the range of sample numbers, without ``stop`` itself.
+        start, stop: the range of sample numbers, excluding ``stop``.
         share: (rank, number of ranks, batch size); only the rank's part of each batch is yielded. Together, the ranks
             see the same batches as a single process.
     """
@@ -50,7 +50,7 @@ class TrainingSampler(Sampler[tuple[int, int]]):
 class Seeded(Dataset[tuple[Tensor, Any]]):
     """A data set whose random transforms are seeded by the sample number.
 
-    It is indexed by the (sample number, index into the data set) pairs that :class:`TrainingSampler` yields.
+    Its keys are the pairs (sample number, index into the data set) that :class:`TrainingSampler` yields.
 
     Args:
         dataset: the data set to draw from.
@@ -59,7 +59,7 @@ class Seeded(Dataset[tuple[Tensor, Any]]):
             warning.
 
     Attributes:
-        broken: bool (len(dataset),), True for images found to be unreadable; in memory shared by all workers.
+        broken: bool (len(dataset),), True for images found to be unreadable; in shared memory, for all workers.
     """
 
     def __init__(self, dataset: ImageDataset, seed: int, *, skip_broken: int = 0):
@@ -81,13 +81,13 @@ class Seeded(Dataset[tuple[Tensor, Any]]):
                     index = (index + 1) % len(self.dataset)
 
     def names(self, iteration: int, batch_size: int) -> list[str]:
-        """Return the names of the samples in the batch of an iteration, counted from 0."""
+        """Return the names of the samples in the batch of ``iteration`` (0-based), ignoring replacements."""
         start = iteration * batch_size
         sampler = TrainingSampler(len(self.dataset), seed=self.seed, start=start, stop=start + batch_size)
         return [self.dataset.name(index) for _, index in sampler]
 
     def _skip(self, index: int, error: Exception) -> None:
-        """Mark an image as broken; raise its error if there are more than ``skip_broken``."""
+        """Mark an image as broken; raise its error if more than ``skip_broken`` images are."""
         if not self.broken[index]:
             if self.broken.sum() >= min(self.skip_broken, len(self) - 1):
                 raise error
@@ -111,16 +111,16 @@ def train_loader(
     process: int = 0,
     processes: int = 1,
 ) -> Loader:
-    """Return a loader for the remaining batches of a run, from ``start`` to ``iterations`` - 1.
+    """Return a loader for the batches of a run from iteration ``start`` to ``iterations`` - 1.
 
     Args:
-        samples: the training samples, all of one size unless ``collate`` accepts others.
+        samples: the training samples, which must all have the same size unless ``collate`` accepts several sizes.
         batch_size: samples per iteration, summed over all processes.
         pieces: the number of pieces into which each process splits its part of a batch, to accumulate gradients.
         iterations: the number of iterations of the whole run.
         start: the number of iterations already completed.
         num_workers: the number of worker processes; 0 loads in this process.
-        collate: makes a batch from a list of samples; by default torch's, which stacks them.
+        collate: combines a list of samples into a batch; torch's default stacks them.
         process, processes: the rank of this process and the number of ranks; each loads its part of every batch.
 
     Raises:
@@ -151,7 +151,7 @@ def train_loader(
 
 
 def _mix(seed: int, number: int, *, stream: int) -> int:
-    """Hash three numbers into one 63-bit seed (the finaliser of splitmix64)."""
+    """Hash three numbers into a 63-bit seed by multiplication and xor-shifts, as in splitmix64."""
     mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**64
     for shift in (30, 27, 31):
         mixed = ((mixed ^ (mixed >> shift)) * 0xD6E8FEB86659FD93) % 2**64

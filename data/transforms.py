@@ -1,7 +1,7 @@
-"""Paired transforms: an image, its labels and all frames of a clip are transformed alike.
+"""Transforms of pairs: an image, its labels and all frames of a clip are transformed alike.
 
 The training transforms choose the crop first and resample only the pixels in it. For a 769x769 crop of a Cityscapes
-frame at scale 2, that is a tenth of the work of resizing the full frame and then cropping.
+image at scale 2, that takes about a tenth of the work of resizing the whole image before cropping.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,21 +15,22 @@ from .dataset import IGNORE_INDEX
 from .letterbox import Placement, resample
 from .reading.size_limit import check_size
 
-MEAN_COLOUR = (124, 116, 104)  # the padding; it normalises to about zero, as in the authors' code
+MEAN_COLOUR = (124, 116, 104)  # padding that normalises to about zero, as in the authors' code
 
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 
 
 class ScaleCrop:
-    """Random resize and crop in one step: bilinear for images, nearest neighbour for labels.
+    """Random resize and crop in one step, bilinear for images and nearest-neighbour for labels.
 
-    The crops have the same distribution as with a random resize followed by torchvision's ``RandomCrop``, except that
-    their edges are rounded to whole source pixels.
+    The crops are distributed as after a random resize followed by torchvision's ``RandomCrop``, except that their edges
+    are rounded to whole source pixels.
 
     Args:
-        crop_size: (H, W) in pixels. Smaller images are padded on all sides, their labels with ``IGNORE_INDEX``.
+        crop_size: (H, W) in pixels. Smaller images are padded at random on all sides, labels with ``IGNORE_INDEX``.
         scale: the range from which the scale factor is drawn uniformly.
-        short_sides: instead of ``scale``, the possible lengths of the short side in pixels, all equally likely.
+        short_sides: instead of ``scale``, candidate lengths of the short side in pixels, one of which is drawn
+            uniformly.
 
     Raises:
         ValueError: both ``scale`` and ``short_sides`` are set, or a value is out of range.
@@ -49,7 +50,7 @@ class ScaleCrop:
         self._blank = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).expand(*crop_size, 3).contiguous()
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
-        """Crop uint8 (..., 3, H, W) and (..., H, W) to ``crop_size``."""
+        """Resize and crop a uint8 image (..., C, H, W) and its labels (..., H, W) to ``crop_size``."""
         sides = image.shape[-2:]
         factor = self._factor(sides)
         windows = [
@@ -57,7 +58,7 @@ class ScaleCrop:
         ]
         (rows, to_rows), (columns, to_columns) = windows
         size = [part.stop - part.start for part in (to_rows, to_columns)]
-        # Interleaved in memory, as decoders return them: torch then resizes without rearranging the pixels.
+        # Channels-last in memory, as decoded, so that torch resizes without rearranging the pixels.
         part = _plain(image)[..., rows, columns].movedim(-3, -1).contiguous().movedim(-1, -3)
         cropped = v2.functional.resize(part, size, antialias=True)
         cropped_labels = _resize_labels(_plain(labels)[..., rows, columns], size)
@@ -71,7 +72,7 @@ class ScaleCrop:
         return tv_tensors.Image(cropped), tv_tensors.Mask(cropped_labels)
 
     def _blank_of(self, channels: int) -> Tensor:
-        """Return the padding of a whole crop, uint8 (H, W, C)."""
+        """Return a crop that consists of padding only, uint8 (H, W, C)."""
         if channels == len(MEAN_COLOUR):
             return self._blank
         return torch.tensor(mean_colour(channels), dtype=torch.uint8).expand(*self.crop_size, channels)
@@ -97,11 +98,11 @@ def _check(crop_size: Sequence[int], short_sides: Sequence[int] | None, scale: S
 
 
 def _window(side: int, scaled: int, crop: int) -> tuple[slice, slice]:
-    """Draw a random crop along one axis; return the source pixels, and the part of the crop that they fill.
+    """Draw a random crop along one axis; return the range of source pixels, and the range of the crop that they fill.
 
     Args:
-        side: the length of the source, pixels.
-        scaled: the length after scaling.
+        side: the length of the source image in pixels.
+        scaled: the length of the image after scaling.
         crop: the length of the crop.
     """
     free = scaled - crop
@@ -112,7 +113,7 @@ def _window(side: int, scaled: int, crop: int) -> tuple[slice, slice]:
 
 
 def _plain(x: Tensor) -> Tensor:
-    """Return ``x`` as a plain tensor, without the dispatch of torchvision's subclasses."""
+    """Return ``x`` as a plain tensor, which avoids the dispatch overhead of torchvision's subclasses."""
     return x.as_subclass(Tensor)
 
 
@@ -122,12 +123,12 @@ def _resize_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
         ((torch.arange(length) + 0.5) * (side / length)).long().numpy()
         for side, length in zip(labels.shape[-2:], size, strict=True)
     )
-    # Faster than torch's index_select and interpolate, and than indexing both axes at once
+    # Faster than torch's index_select and interpolate, and faster than indexing both axes at once.
     return torch.from_numpy(labels.numpy()[..., rows, :][..., columns])
 
 
 class Flip:
-    """Random horizontal flip, which swaps left and right classes.
+    """Random horizontal flip that also swaps left and right classes.
 
     Args:
         probability: the probability of a flip.
@@ -139,7 +140,7 @@ class Flip:
         self.swap = swapped_classes(256, pairs).to(torch.uint8) if pairs else None
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Flip (..., 3, H, W) and (..., H, W), or return them unchanged."""
+        """Flip an image (..., C, H, W) and its labels (..., H, W), or return them unchanged."""
         if torch.rand(()).item() >= self.probability:
             return image, labels
         labels = _plain(labels).flip(-1)
@@ -149,7 +150,7 @@ class Flip:
 
 
 def swapped_classes(number: int, pairs: Sequence[Sequence[int]]) -> Tensor:
-    """Return the class that each class becomes when the image is flipped, int64 (number,).
+    """Return the class that replaces each class when the image is flipped, int64 (number,).
 
     Args:
         number: the number of classes.
@@ -170,9 +171,12 @@ class RandomWarp:
     """Places the whole image in a frame of fixed size at a random scale and angle (CE2P's augmentation for LIP).
 
     Args:
-        size: (H, W) in pixels. Around the image, the frame is filled with the mean colour and ``IGNORE_INDEX``.
-        scale_std: standard deviation of the scale, normal around 1, clipped at one standard deviation.
-        angle_std: standard deviation of the angle in degrees, normal around 0, clipped at two standard deviations.
+        size: size of the frame, (H, W) in pixels. Around the image, it is filled with the mean colour, and the labels
+            with ``IGNORE_INDEX``.
+        scale_std: standard deviation of the factor by which images are shrunk, which is normally distributed around 1
+            and clipped at one standard deviation.
+        angle_std: standard deviation of the angle in degrees, which is normally distributed around 0 and clipped at
+            two standard deviations.
         angle_share: the probability that an image is rotated.
     """
 
@@ -183,7 +187,7 @@ class RandomWarp:
         self.scale_std, self.angle_std, self.angle_share = scale_std, angle_std, angle_share
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
-        """Warp uint8 (3, H, W) and (H, W) to ``size``."""
+        """Warp a uint8 image (C, H, W) and its labels (H, W) to ``size``."""
         scale = 1 + self.scale_std * float(torch.randn(()).clamp(-1, 1))
         angle = self.angle_std * float(torch.randn(()).clamp(-2, 2))
         if torch.rand(()).item() >= self.angle_share:
@@ -199,7 +203,7 @@ class RandomWarp:
 
 
 class Jitter:
-    """torchvision's ``ColorJitter`` for RGB; for other images, its brightness and contrast over all channels.
+    """torchvision's ``ColorJitter`` for RGB; for other images, brightness and contrast only, equal for all channels.
 
     Args:
         brightness, contrast, saturation, hue: see torchvision.
@@ -210,7 +214,7 @@ class Jitter:
         self.brightness, self.contrast = brightness, contrast
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Jitter uint8 (..., C, H, W), or a single channel; labels are unchanged."""
+        """Jitter a uint8 image (..., C, H, W); labels are unchanged."""
         if image.shape[-3] == 3:
             return self.rgb(image, labels)
         brighter, stronger = (
@@ -222,7 +226,7 @@ class Jitter:
 
 
 def mean_colour(channels: int) -> list[int]:
-    """Return the padding for a number of channels: the mean colour, its mean if there is one channel, or repeated."""
+    """Return ``MEAN_COLOUR`` for any number of channels: averaged for one, else truncated or repeated."""
     return [sum(MEAN_COLOUR) // 3] if channels == 1 else [MEAN_COLOUR[index % 3] for index in range(channels)]
 
 
@@ -241,7 +245,7 @@ def train_transform(
         crop_size, scale, short_sides: see :class:`ScaleCrop`; without the last two, images are not resized.
         flip: the probability of a horizontal flip.
         flip_pairs: the ``pairs`` of :class:`Flip`.
-        color_jitter: brightness, contrast, saturation and hue for torchvision's ``ColorJitter``; None to disable.
+        color_jitter: brightness, contrast, saturation and hue; see :class:`Jitter`. None to disable.
     """
     steps: list[Callable] = [ScaleCrop(crop_size, scale=scale, short_sides=short_sides), Flip(flip, flip_pairs)]
     if color_jitter is not None:
@@ -269,7 +273,7 @@ def warp_transform(
 
 
 def eval_transform() -> v2.Compose:
-    """Return the evaluation transform: the whole image at its own size, RGB in [0, 1]."""
+    """Return the evaluation transform: the whole image at its own size, float32 in [0, 1], and int64 labels."""
     return v2.Compose([_as_float_and_index])
 
 
@@ -280,11 +284,11 @@ def _as_float_and_index(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def as_float(images: Tensor) -> Tensor:
     """Return uint8 images as float32 in [0, 1], and other images unchanged.
 
-    The training transforms return uint8, which is a quarter of the memory to move from the workers to the device.
+    The training transforms return uint8, so that only a quarter of the memory moves from the workers to the device.
     """
     return (
         images.to(torch.float32).mul_(1 / 255) if images.dtype == torch.uint8 else images
-    )  # a mixed product is slower
+    )  # a uint8-float product is slower
 
 
 def _plain_pair(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

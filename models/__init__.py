@@ -1,4 +1,4 @@
-"""Segmentation networks: a timm backbone, a context head and an auxiliary head."""
+"""Networks for semantic segmentation, human parsing and instance segmentation, built on timm backbones."""
 
 # pyright: basic
 # lazy_loader is untyped; __init__.pyi declares the names of this package.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from . import tensor_files
 
-_COUNTER = "num_batches_tracked"  # batch norm buffer that frozen layers and older files lack and that is not used here
-# One model of each family that timm can dilate, suggested in the error for a model that it cannot dilate.
+_COUNTER = "num_batches_tracked"  # unused batch norm buffer; frozen layers and older files lack it
+# Examples from the families that timm can dilate; the error for any other model suggests them.
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
 
 
@@ -20,24 +20,26 @@ class TimmBackbone(nn.Module):
     """A timm network without its classifier, dilated to a fixed output stride.
 
     Args:
-        name: any timm model whose family accepts ``output_stride``.
+        name: any timm model that accepts ``output_stride``.
         output_stride: ratio of the input size to the size of the last feature map.
-        out_indices: timm's feature levels to return; the auxiliary head reads the first and the main head the last.
-            (-2, -1) are the third and fourth stages. Later levels are not built.
+        out_indices: indices of timm's feature levels to return; the auxiliary head reads the first of them and the main
+            head the last. (-2, -1) are the third and fourth stages. Later levels are not built.
         pretrained: have timm download ImageNet weights.
-        weights: local state dict of the same timm model to use instead: .safetensors, or .pth with tensors only; or
-            the checkpoint of a run, such as RUN/best, whose backbone is taken with the statistics of its images.
-        in_channels: number of channels C of the images; timm adapts pretrained weights of the first layer.
-        mean, std: statistics of the images in [0, 1], one number per channel. By default, those of the images that the
-            weights were trained on: repeated for more than three channels, as timm repeats the weights, and averaged
-            for one.
+        weights: local file to load instead: a state dict of the same timm model (.safetensors, or .pth with tensors
+            only), or the checkpoint of a run, such as RUN/best, from which the backbone and the image statistics are
+            loaded.
+        in_channels: number of channels C of the images; timm adapts the pretrained weights of the first layer.
+        mean, std: per-channel statistics of the images in [0, 1]. The default is the statistics that the weights were
+            trained with. If their number of channels differs, they are averaged for one channel and otherwise repeated
+            cyclically, as timm repeats the weights.
 
     Attributes:
         channels: width of each returned level.
         mean, std: per-channel statistics of the images in [0, 1].
 
     Raises:
-        ValueError: timm has no such model or cannot dilate it, or the weights belong to another model.
+        ValueError: timm has no such model or cannot dilate it, the weights belong to another model, or ``mean`` or
+            ``std`` does not fit ``in_channels``.
         FileNotFoundError: ``weights`` is not an existing file.
         OSError: the pretrained weights cannot be downloaded.
     """
@@ -73,7 +75,7 @@ class TimmBackbone(nn.Module):
         if weights is not None:
             state = _read_weights(name, Path(weights).expanduser())
             _load_weights(self.net, name, weights, state)
-            if known.keys() <= state.keys():  # a run's
+            if known.keys() <= state.keys():  # the checkpoint of a run
                 known = {key: tuple(float(value) for value in state[key].flatten()) for key in known}
         self.mean, self.std = (
             _statistics(key, given, known[key], in_channels) for key, given in (("mean", mean), ("std", std))
@@ -85,7 +87,7 @@ class TimmBackbone(nn.Module):
 
 
 def _statistics(name: str, given: Sequence[float] | None, known: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return the mean or standard deviation of each channel: as given, or else from those of the weights."""
+    """Return the per-channel mean or standard deviation: as given, or else adapted from that of the weights."""
     if given is None:
         if len(known) == channels:
             return known
@@ -126,7 +128,7 @@ def _no_stride(name: str, output_stride: int) -> str:
 
 
 def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a weight file by timm's names, with underscores in place of dots."""
+    """Return the tensors of a weight file, keyed by timm's names with underscores in place of dots."""
     try:
         path = path if path.is_file() else tensor_files.find(path)
     except FileNotFoundError as error:
@@ -149,21 +151,21 @@ def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
 
 
 def _first_layer(net: Any) -> str:
-    """Return the name of the layer that reads the image; feature networks write stem.0 as stem_0."""
+    """Return the name of the first convolution; timm's feature networks rename stem.0 to stem_0."""
     first = net.pretrained_cfg["first_conv"]
     name = first if isinstance(first, str) else first[0]
     return name if f"{name}.weight" in net.state_dict() else name.replace(".", "_", 1)
 
 
 def _timm_name(key: str) -> str:
-    """Return timm's name of a tensor in a run or in a file; feature networks write stages.0 as stages_0."""
-    for prefix in ("backbone.net.", "backbone.body."):  # of a Segmentor or Parser, and of a Mask R-CNN
+    """Return the key of a tensor in :func:`_read_weights`; timm's feature networks rename stages.0 to stages_0."""
+    for prefix in ("backbone.net.", "backbone.body."):  # in a Segmentor or Parser, and in a Mask R-CNN
         key = key.removeprefix(prefix)
     return key.replace(".", "_")
 
 
 def _load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, Tensor]) -> None:
-    """Load all tensors of ``net``; on failure, raise before changing any."""
+    """Load all weights of ``net``; raise ValueError before changing any of them if ``state`` does not match."""
     own = net.state_dict()
     first = f"{_first_layer(net)}.weight"
     if first in own and (found := state.get(_timm_name(first))) is not None and found.ndim == 4 and found.shape[1] == 3:

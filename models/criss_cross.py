@@ -1,4 +1,4 @@
-"""Criss-cross attention modules, which can be inserted into any network.
+"""Criss-cross attention modules for use in any network.
 
 Huang et al., CCNet, TPAMI 2020, arXiv:1811.11721, sections 3.2 (criss-cross attention) and 3.3 (recurrence).
 Shapes: N images, C channels, D query channels, S one to three spatial dimensions.
@@ -17,23 +17,22 @@ from .layers import check_recurrence, residual_weight
 
 
 class CrissCrossAttention(nn.Module):
-    """Attention from each position to its row and column (in clips, also to the same position in the other frames).
+    """Attention from each position to its row and column, and in clips also to the same position in other frames.
 
         y = gamma * attention(query(x), key(x), value(x)) + x        (equation 2)
 
-    The same weights apply to signals, images and clips: only the attention depends on the number of spatial axes.
+    The same weights can be used for signals, images and clips: only the attention depends on the number of axes.
 
     Args:
         channels: number of input and output channels C.
         query_channels: number of query channels D; C // 8 by default, as in the paper.
-        axes: spatial axes to attend along, as in :func:`kernels.criss_cross_attention`; all of them by default.
-        gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`models.layers.residual_weight`.
+        axes: spatial axes to attend along, as in :func:`~ccnet.kernels.criss_cross_attention`; all of them by default.
+        gamma: "learned" as in the authors' code, or "fixed" at 1; see :func:`~ccnet.models.layers.residual_weight`.
         recompute: recompute query, key and value in the backward pass instead of storing them, which saves 45 percent
-            of the memory at the cost of one more convolution. On a CPU, the last loop's are kept, which does not raise
-            the peak; with backend "reference", all are, as nothing would be saved. Under torch.compile, the compiler
-            decides what to store; inside torch.utils.checkpoint, the checkpoint does; under torch.func transforms,
-            everything is stored.
-        backend: see :func:`kernels.criss_cross_attention`.
+            of the memory at the cost of one more convolution. On a CPU, those of the last loop are kept, which does not
+            raise the peak. With backend "reference" and under torch.func transforms, they are always stored. Under
+            torch.compile, the compiler decides what to store, and inside torch.utils.checkpoint, the checkpoint does.
+        backend: see :func:`~ccnet.kernels.criss_cross_attention`.
     """
 
     def __init__(
@@ -61,9 +60,9 @@ class CrissCrossAttention(nn.Module):
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
         sizes = [conv.out_channels for conv in convolutions]
         weights = [conv.weight for conv in convolutions]
-        biases = [conv.bias for conv in convolutions if conv.bias is not None]  # none of them is None
+        biases = [conv.bias for conv in convolutions if conv.bias is not None]  # all three have a bias
         gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
-        # The reference keeps copies of the projection, so that nothing would be saved.
+        # The reference keeps copies of the projections, so recomputing them would save no memory.
         project = recomputed_projection if self.recompute and self.backend != "reference" else _projection
         with project(_project, x, *weights, *biases) as projected:
             query, key, value = split_channels(projected, sizes)
@@ -75,7 +74,9 @@ def _projection(project: Callable[..., Tensor], *inputs: Tensor) -> AbstractCont
 
 
 def _project(x: Tensor, *parameters: Tensor) -> Tensor:
-    """Fuse the three 1x1 convolutions, (N, C, *S) -> (N, 2 D + C, *S); the operator reads the slices in place.
+    """Apply the three 1x1 convolutions as one: (N, C, *S) -> (N, 2 D + C, *S).
+
+    The attention operator reads views of the result, without copies.
 
     Args:
         x: (N, C, *S).
@@ -83,12 +84,12 @@ def _project(x: Tensor, *parameters: Tensor) -> Tensor:
     """
     weight, bias = torch.cat(parameters[:3]), torch.cat(parameters[3:])
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_traced():
-        # Unlike conv2d, a product is channels-last for any input, and fast for both memory formats.
+        # Unlike conv2d, a matrix product returns channels-last memory for any input and is fast for both formats.
         projected = torch.baddbmm(bias, x.flatten(2).mT, weight.flatten(1).t().expand(len(x), -1, -1))
         return projected.mT.view(len(x), len(bias), *x.shape[2:])
     if x.ndim == 4:
         return conv2d(x, weight, bias)
-    # View one or three spatial axes as two, neither memory format needs a copy.
+    # View one or three spatial axes as two, which needs no copy in either memory format.
     flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
     return conv2d(flat, weight, bias).view(x.shape[0], -1, *x.shape[2:])
 
@@ -98,11 +99,13 @@ def _is_traced() -> bool:
 
 
 class RecurrentCrissCrossAttention(nn.Module):
-    """R loops over one shared :class:`CrissCrossAttention` (section 3.3); R = 2 connects every pair of pixels.
+    """One :class:`CrissCrossAttention` applied R times with shared weights (section 3.3).
+
+    R = 2 connects every pair of pixels.
 
     Args:
         channels: number of input and output channels C.
-        recurrence: number of loops R; 0 is the identity and has no parameters.
+        recurrence: number of loops R; 0 makes the module an identity without parameters.
         **attention: keyword arguments of :class:`CrissCrossAttention`.
     """
 

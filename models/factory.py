@@ -1,4 +1,4 @@
-"""Build networks by name, from the same YAML files that ``train.py model=<name>`` composes."""
+"""Build networks by name from the YAML files that ``train.py model=<name>`` uses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ..conf import CONF
 
-if TYPE_CHECKING:  # names can be listed and checked without importing torch
+if TYPE_CHECKING:  # listing and checking names must not import torch
     from torch import Tensor, nn
 
 _FRAMEWORKS = ("torch", "jax")
 _MISSING = object()
-_COMPOSING = threading.Lock()  # Hydra loads its plugins on first use, without a lock of its own
+_COMPOSING = threading.Lock()  # Hydra loads its plugins on first use and is not thread-safe
 
 
 def list_models() -> list[str]:
@@ -42,21 +42,22 @@ def create_model(
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: number of classes K of the logits; for Mask R-CNN, object classes without the background.
+        num_classes: number of classes K; for Mask R-CNN, the number of object classes without the background.
         backbone: name of a file in ``conf/backbone``, or any timm model that can be built with output stride 8.
         pretrained: have timm download ImageNet weights.
-        framework: "torch" for an ``nn.Module``; "jax" for the same network in Flax NNX, which takes (N, H, W, 3) and
-            returns (N, H, W, K).
-        **overrides: other settings of the model's YAML file, with two underscores in place of each dot, such as
-            ``head__recurrence=3``; or a file in ``conf/model/<setting>``, such as ``context="nonlocal"``.
+        framework: "torch" for an ``nn.Module``; "jax" for the same network in Flax NNX, which maps (N, H, W, 3) to
+            logits (N, H, W, K).
+        **overrides: other settings in the model's YAML file, with two underscores in place of each dot, such as
+            ``head__recurrence=3``; or the name of a file in ``conf/model/<setting>``, such as ``context="nonlocal"``.
 
     Returns:
-        A network that maps (N, 3, H, W) in [0, 1] to {"out": (N, K, H, W)}; see :class:`models.segmentor.Segmentor`
-        and :class:`models.parser.Parser`. ``mask_rcnn`` follows torchvision's detection API; see
-        :class:`models.mask_rcnn.MaskRCNN`. For JAX, see :class:`models.nnx.segmentor.Segmentor`.
+        A network that maps images (N, 3, H, W) in [0, 1] to {"out": logits (N, K, H, W)}; see
+        :class:`~ccnet.models.segmentor.Segmentor` and :class:`~ccnet.models.parser.Parser`. "mask_rcnn" follows
+        torchvision's detection API; see :class:`~ccnet.models.mask_rcnn.MaskRCNN`. For JAX, see
+        :class:`~ccnet.models.nnx.segmentor.Segmentor`.
 
     Raises:
-        ValueError: there is no such model, framework or setting; the message suggests similar names.
+        ValueError: there is no such model, framework, file or setting.
 
     Example:
         >>> net = create_model("ccnet", num_classes=19, backbone="resnet18", head__recurrence=2)
@@ -90,20 +91,23 @@ def build(
 
     Args:
         config: the node, as a DictConfig or a plain mapping.
-        num_classes: number of classes K that replaces the node's, if it is only known from the data set.
-        holding: number of values in the weight file to be loaded. A much larger network, which an untrusted
-            configuration may request, raises ValueError before it exhausts the memory.
+        num_classes: number of classes K that overrides that of the node; None keeps the node's.
+        holding: number of values in the weight file that will be loaded; None for no limit. An untrusted configuration
+            may describe a much larger network, which raises ValueError before it exhausts the memory.
+
+    Raises:
+        ValueError: the network is far larger than ``holding`` allows.
     """
     resolved = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
     node = cast(dict[str, Any], resolved)
     if num_classes is not None:
         node = _with_classes(node, num_classes)
-    with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # timm builds a whole backbone, then prunes it
+    with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # timm builds full backbones, then prunes them
         return instantiate(node)
 
 
 def _with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return a copy of a ``model`` node with this number of classes in the network and its heads."""
+    """Return a copy of a ``model`` node in which the network and its heads have ``number`` classes."""
     made: dict[str, Any] = node | ({"num_classes": number} if "num_classes" in node else {})
     for key in ("head", "aux_head"):
         if isinstance(made.get(key), dict):
@@ -113,9 +117,9 @@ def _with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
 
 @contextmanager
 def _at_most(numbers: int | None) -> Generator[None]:
-    """Raise ValueError as soon as the modules built in the ``with`` block hold more values than this.
+    """Raise ValueError as soon as the modules built in the ``with`` block hold more than ``numbers`` values.
 
-    Counting after allocation suffices, because a tensor takes up no physical memory until it is written to.
+    Tensors are counted after their allocation, which suffices: they take up no physical memory until they are written.
     """
     from torch.nn.modules import module as registration
 
@@ -126,7 +130,7 @@ def _at_most(numbers: int | None) -> Generator[None]:
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         nonlocal found
-        if tensor is None or threading.get_ident() != builder:  # the hooks are called in every thread
+        if tensor is None or threading.get_ident() != builder:  # hooks are global to all threads
             return
         found += tensor.numel()
         if found > numbers:
@@ -146,7 +150,7 @@ def _at_most(numbers: int | None) -> Generator[None]:
 def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
     """Compose a configuration from ``conf/``, in any thread and even inside a program launched by Hydra.
 
-    ``hydra.compose`` would read and replace the state that Hydra keeps for the whole process.
+    ``hydra.compose`` would use and replace Hydra's process-wide state.
 
     Args:
         overrides: Hydra overrides, as on the command line.
@@ -163,16 +167,16 @@ def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
 
 
 def _backbone(name: str, pretrained: bool) -> list[str]:
-    """Return the overrides that select a file in ``conf/backbone``, or else the timm model of that name."""
+    """Return the overrides that select the file ``name`` in ``conf/backbone``, or else the timm model ``name``."""
     named = name in _choices("backbone")
     chosen = [f"+backbone={name}"] if named else ["+backbone=timm", f"backbone.name={name}"]
     return [*chosen, f"backbone.pretrained={pretrained}"]
 
 
 def _changed(config: DictConfig, name: str, settings: Mapping[str, Any]) -> DictConfig:
-    """Return a copy of ``config`` with these model settings."""
+    """Return a copy of ``config`` with ``settings`` applied to its ``model`` node."""
     made = config.copy()
-    made.model = OmegaConf.to_container(config.model, resolve=True)  # a node that is an interpolation cannot be changed
+    made.model = OmegaConf.to_container(config.model, resolve=True)  # interpolated nodes cannot be changed
     for setting, value in settings.items():
         key = "model." + setting.replace("__", ".")
         if OmegaConf.select(made, key, default=_MISSING) is _MISSING:

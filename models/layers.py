@@ -10,7 +10,7 @@ MAX_RECURRENCE = 64
 def conv_bn_relu(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1, negative_slope: float = 0.0
 ) -> nn.Sequential:
-    """Return a convolution, batch norm and ReLU (leaky with a ``negative_slope``) that preserve the spatial size."""
+    """Return a size-preserving convolution followed by batch norm and ReLU (leaky if ``negative_slope`` is not 0)."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", dilation=dilation, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -32,11 +32,15 @@ def check_recurrence(recurrence: int) -> None:
 
 
 def residual_weight(gamma: str) -> nn.Parameter | None:
-    """Return the weight applied to an attention output before adding the residual; None means a constant 1.
+    """Return the weight that scales an attention output before the residual is added; None stands for a constant 1.
 
     Args:
-        gamma: "learned" is one parameter initialised to 0, as in the authors' code: the module starts as the identity,
-            and its projections get no gradient in the first step. "fixed" is 1, as in equation 2 of the paper.
+        gamma: "learned" for a scalar parameter initialised to 0, as in the authors' code, with which the module starts
+            as the identity and its projections receive no gradient in the first step; "fixed" for 1, as in equation 2
+            of the paper.
+
+    Raises:
+        ValueError: ``gamma`` is neither of them.
     """
     if gamma not in ("learned", "fixed"):
         raise ValueError(f"gamma is {gamma!r}: choose 'learned' (starts at 0) or 'fixed' (1)")

@@ -22,7 +22,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from .backbone import TimmBackbone
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")  # timm's names of res2 to res5
-_BOX_SIZE = 7  # side of the feature crop that torchvision takes for each box
+_BOX_SIZE = 7  # side of the feature crop that torchvision pools for each box
 
 
 class MaskRCNN(detection.MaskRCNN):
@@ -36,14 +36,14 @@ class MaskRCNN(detection.MaskRCNN):
     Args:
         backbone: a timm ResNet that returns its four stages.
         num_classes: number of object classes K, without the background.
-        context: called with the number of channels C; returns a module that maps (N, C, h, w) to (N, C, h, w), see
-            :class:`PyramidBackbone`. None for plain Mask R-CNN.
-        channels: width of the feature pyramid and of the mask head; the box head is four times as wide. 256 is
-            torchvision's default.
-        frozen: freeze the backbone's batch norm and all layers up to res2, as in Mask R-CNN. Use it only with
-            pretrained weights: random ones would stay random.
-        min_size, max_size: images are resized to a short side of ``min_size`` pixels, or less if the long side would
-            otherwise exceed ``max_size`` pixels.
+        context: called with the number of channels C; returns a module that preserves the shape (N, C, h, w) and is
+            inserted as described in :class:`PyramidBackbone`. None for plain Mask R-CNN.
+        channels: width of the feature pyramid and of the mask head, 256 in torchvision; the box head is four times as
+            wide.
+        frozen: freeze the backbone's batch norm and all layers up to res2, as in the Mask R-CNN paper. Only use it with
+            pretrained weights: random weights would never be trained.
+        min_size, max_size: images are resized such that the short side has ``min_size`` pixels, or fewer if the long
+            side would otherwise exceed ``max_size`` pixels.
 
     Raises:
         ValueError: the backbone is not a ResNet with four stages.
@@ -77,9 +77,9 @@ class MaskRCNN(detection.MaskRCNN):
 class PyramidBackbone(nn.Module):
     """A ResNet with a feature pyramid of five levels, with strides 4 to 64.
 
-    The context module is inserted before the last block of the third stage as ``body.layer3.context``; all other keys
-    of the state dict are the same as without it and as in timm. If the stage has a single block (resnet10t), the
-    module reads the output of the previous stage.
+    The context module is inserted as ``body.layer3.context``, before the last block of the third stage. The other keys
+    of the state dict stay as in timm. If the third stage has a single block (resnet10t), the module is applied to the
+    output of the second stage.
 
     Args:
         backbone, context, channels, frozen: see :class:`MaskRCNN`.
@@ -94,7 +94,7 @@ class PyramidBackbone(nn.Module):
         frozen: bool = True,
     ):
         super().__init__()
-        self.out_channels = channels  # torchvision's Mask R-CNN reads it
+        self.out_channels = channels  # required by torchvision's Mask R-CNN
         self.body = backbone.net
         modules = dict(self.body.named_children())
         if not all(stage in modules for stage in STAGES) or len(backbone.channels) != len(STAGES):
@@ -111,13 +111,13 @@ class PyramidBackbone(nn.Module):
         self.fpn = FeaturePyramidNetwork(backbone.channels, channels, LastLevelMaxPool())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the levels "0" to "3" and "pool", (N, channels, h_i, w_i), of normalised images (N, 3, H, W)."""
+        """Map normalised images (N, 3, H, W) to the levels "0" to "3" and "pool", each (N, channels, h_i, w_i)."""
         levels = self.body(images)
         return self.fpn(OrderedDict((str(index), level) for index, level in enumerate(levels)))
 
 
 def _with_context(stage: nn.Sequential, context: Callable[[int], nn.Module]) -> nn.Sequential:
-    """Insert a context module before the last block of the stage; the blocks keep their names."""
+    """Return ``stage`` with a context module before its last block; the blocks keep their names."""
     blocks: list[tuple[str, Any]] = list(stage.named_children())
     *before, (name, last) = blocks
     return nn.Sequential(OrderedDict([*before, ("context", context(last.conv1.in_channels)), (name, last)]))

@@ -8,10 +8,10 @@ from .layers import resize
 
 
 class SegmentationNetwork(nn.Module):
-    """Base class of :class:`models.segmentor.Segmentor` and :class:`models.parser.Parser`, which add the heads.
+    """Base class of the networks for semantic segmentation and human parsing, which add the heads.
 
-    The mean and standard deviation of the backbone's training images are buffers, so they are saved with the weights,
-    and callers always pass images in [0, 1]: RGB, or with the C = ``in_channels`` channels of the backbone.
+    Callers pass images in [0, 1], RGB or with the backbone's number of channels C. The backbone's image statistics,
+    which normalise them, are buffers and therefore saved with the weights.
 
     Args:
         backbone: maps normalised images to a list of feature maps.
@@ -40,7 +40,7 @@ class SegmentationNetwork(nn.Module):
             )
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Return the backbone's feature maps (N, channels[i], h_i, w_i) of images (N, C, H, W) in [0, 1]."""
+        """Map images (N, C, H, W) in [0, 1] to the backbone's feature maps (N, channels[i], h_i, w_i)."""
         return self.backbone((image - self.mean) / self.std)
 
     def upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
@@ -49,8 +49,10 @@ class SegmentationNetwork(nn.Module):
 
 
 def embedding(context_channels: int, channels: int | None) -> nn.Conv2d | None:
-    """Return the 1x1 convolution that embeds features for the category consistent loss; None without ``channels``.
+    """Return a 1x1 convolution that embeds context features for the category consistent loss; None to disable.
 
-    CCNet, TPAMI 2020, section 3.4, uses 16 channels.
+    Args:
+        context_channels: width of the context features.
+        channels: width of the embedding, 16 in the CCNet paper (section 3.4); None or 0 to disable.
     """
     return nn.Conv2d(context_channels, channels, kernel_size=1) if channels else None

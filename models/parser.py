@@ -10,14 +10,14 @@ from .network import SegmentationNetwork, embedding
 
 
 class Parser(SegmentationNetwork):
-    """Human parsing network for RGB images in [0, 1], with a head that reads four stages and also predicts edges.
+    """Human parsing network for RGB images in [0, 1]; its head uses four backbone stages and also predicts edges.
 
     Args:
-        backbone: maps normalised images to a list of the feature maps of four stages.
+        backbone: maps normalised images to a list of four feature maps, one per stage.
         head: called with the ``in_channels`` of all stages; returns a module whose output is a
-            :class:`models.heads.ce2p.ParsingOutput`.
-        embedding_channels: width of the 1x1 embedding of the head's context that the category consistent loss reads
-            (16 in the CCNet paper, section 3.4); None to disable.
+            :class:`~ccnet.models.heads.ce2p.ParsingOutput`.
+        embedding_channels: width of the embedding of the context features for the category consistent loss (16 in
+            the CCNet paper, section 3.4); None to disable.
         align_corners: whether bilinear upsampling of the logits aligns corners; True in the authors' code.
     """
 
@@ -36,8 +36,9 @@ class Parser(SegmentationNetwork):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Parse images: (N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux", "edge" and "embedding".
 
-        "aux" has the logits before fusion with the edge features, shaped like "out"; "edge" has the logits of "no edge"
-        and "edge" (N, 2, H, W); "embedding", if built, is (N, embedding_channels, h, w).
+        "aux" contains the decoder's logits, before its features are fused with the edge features, shaped like "out".
+        "edge" contains the logits (N, 2, H, W) of "no edge" and "edge". "embedding" (N, embedding_channels, h, w) is
+        only returned if the network has an embedding.
 
         Raises:
             ValueError: the shape is wrong, or the image is smaller than the output stride.

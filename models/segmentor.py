@@ -11,15 +11,15 @@ from .network import SegmentationNetwork, embedding
 
 
 class Segmentor(SegmentationNetwork):
-    """Semantic segmentation network for RGB images in [0, 1] or clips of them.
+    """Semantic segmentation network for RGB images or clips in [0, 1].
 
     Args:
         backbone: maps normalised images to a list of feature maps.
         head: called with the ``in_channels`` of the last feature map; returns a module that outputs (logits, context).
         aux_head: called with the ``in_channels`` of the first feature map; returns a module that outputs logits.
             None to disable deep supervision.
-        embedding_channels: width of the 1x1 embedding of the head's context that the category consistent loss reads
-            (16 in the paper, section 3.4); None to disable.
+        embedding_channels: width of the embedding of the context features for the category consistent loss (16 in
+            the paper, section 3.4); None to disable.
         align_corners: whether bilinear upsampling of the logits aligns corners; True in the authors' code.
     """
 
@@ -40,8 +40,9 @@ class Segmentor(SegmentationNetwork):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Segment images: (N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux" and "embedding".
 
-        "aux" (shaped like "out") and "embedding" (N, embedding_channels, h, w) are returned only if built. For clips
-        (N, 3, T, H, W), outputs have T in the same position, and frames interact only in the context module.
+        "aux" (shaped like "out") and "embedding" (N, embedding_channels, h, w) are only returned if the network has
+        the respective module. For clips (N, 3, T, H, W), outputs also have T as their third axis, and frames interact
+        only in the context module.
 
         Raises:
             ValueError: the shape is wrong, or the image is smaller than the output stride.

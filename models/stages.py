@@ -1,20 +1,20 @@
-"""The stages of a network's backbone, of which training may leave out the first ones."""
+"""The stages of a network's backbone, the first of which may be frozen in training."""
 
 from typing import Any, cast
 
 from torch import nn
 
-STAGES = 4  # of every backbone, after the stem: timm's last four feature levels
+STAGES = 4  # every backbone has four after the stem: timm's last four feature levels
 
 
 def first_stages(network: nn.Module, number: int) -> dict[str, nn.Module]:
-    """Return the modules of the stem and of the first stages of a network's backbone, by their names in the network.
+    """Return the modules of the stem and of the first stages of a network's backbone, keyed by their full names.
 
-    The context module in the backbone of a :class:`models.mask_rcnn.MaskRCNN` is not among them.
+    The context module in the backbone of a :class:`~ccnet.models.mask_rcnn.MaskRCNN` is excluded.
 
     Args:
         network: any network of this project.
-        number: the number of stages, from 0, for no module, to ``STAGES``, for the whole backbone.
+        number: the number of stages; 0 returns no modules, ``STAGES`` those of the whole backbone.
     """
     if number == 0:
         return {}
@@ -34,11 +34,11 @@ def first_stages(network: nn.Module, number: int) -> dict[str, nn.Module]:
 
 
 def backbone_modules(network: nn.Module) -> dict[str, nn.Module]:
-    """Return all modules of a network's backbone, by their names in the network."""
+    """Return all modules of a network's backbone, keyed by their full names."""
     return first_stages(network, STAGES)
 
 
 def _timm_network(network: nn.Module) -> tuple[str, Any]:
-    """Return the name and the module of timm's feature network inside a network."""
+    """Return the full name and the module of the timm feature network in ``network``."""
     backbone = cast(Any, network).backbone
     return ("backbone.body", backbone.body) if hasattr(backbone, "body") else ("backbone.net", backbone.net)

@@ -1,4 +1,4 @@
-"""Find and read tensor files without executing code in them or unpacking more bytes than the file contains."""
+"""Find and read tensor files without executing code in them or unpacking more bytes than their size."""
 
 import os
 import pickle
@@ -13,13 +13,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 HEADER, CHECKSUM = "ccnet", "crc32"  # keys in the metadata of a run's .safetensors file
-FOLDER_WEIGHTS = "model.safetensors"  # in a folder with config.json, the layout of Hugging Face repositories
+FOLDER_WEIGHTS = "model.safetensors"  # file name in a folder with config.json, as in Hugging Face repositories
 _OWN_SUFFIXES = (".safetensors", ".pt")
 _PUBLISHED_SUFFIX = ".pth"
 
 
 def find(path: Path) -> Path:
-    """Return the file for ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights), a folder or a full file name.
+    """Return the file that ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights), a folder or a file name refers to.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -41,9 +41,10 @@ class TensorFile(NamedTuple):
 
     Attributes:
         content: the saved object; for a .safetensors file, a dict of tensors.
-        metadata: strings in the header of a .safetensors file; empty for torch's formats.
-        checksums_match: whether every CRC-32 in torch's zip archive, or that in the metadata of a run's .safetensors
-            file, is correct. False for torch's older format, which has none; True for other .safetensors files.
+        metadata: metadata in the header of a .safetensors file; empty for torch's formats.
+        checksums_match: whether all CRC-32 checksums of a torch zip archive, or the one in the metadata of a run's
+            .safetensors file, are correct. False for torch's older format, which has none; True for .safetensors files
+            without one.
     """
 
     content: Any
@@ -52,7 +53,7 @@ class TensorFile(NamedTuple):
 
 
 def read(path: Path) -> TensorFile:
-    """Read a file saved by torch or safetensors, opening it only once.
+    """Read a file saved by torch or safetensors; it is opened only once.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -84,7 +85,7 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 
 def checksum(header: str, weights: Mapping[str, Tensor]) -> str:
-    """Return the CRC-32 of a .safetensors file's header and tensors, regardless of their order in the file."""
+    """Return the CRC-32 of a run's configuration header and its tensors, sorted by name."""
     total = zlib.crc32(header.encode())
     for key in sorted(weights):
         total = zlib.crc32(key.encode(), total)
@@ -106,7 +107,7 @@ def _read_torch(path: Path) -> TensorFile:
 
 
 def _refuse_bomb(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise ValueError if an archive unpacks to more bytes than the file has; torch stores tensors uncompressed."""
+    """Raise ValueError if an archive would unpack to more bytes than the file has; torch never compresses tensors."""
     unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > size:
         raise ValueError(f"it would unpack to {unpacked} bytes, more than the file's {size}; torch does not compress")
@@ -120,7 +121,7 @@ def _is_intact(archive: zipfile.ZipFile) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value is a dense tensor whose elements are all in the file; a view may claim to have more."""
+    """Return whether a value is a dense, non-empty CPU tensor backed by enough storage; a view may claim more."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided

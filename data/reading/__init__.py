@@ -1,4 +1,4 @@
-"""Untrusted files of images, labels and lists."""
+"""Reading of untrusted image, label and list files."""
 
 import lazy_loader
 

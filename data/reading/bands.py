@@ -1,4 +1,4 @@
-"""Images of any number of channels: NumPy arrays, multi-band TIFFs, and images that Pillow decodes."""
+"""Images with any number of channels: NumPy arrays, multi-band TIFFs, and images decoded by Pillow."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +19,10 @@ class UnreadableImage(ValueError):
 
 
 def is_array(path: Path, channels: int = 3) -> bool:
-    """Return whether :func:`read_array` decodes a file: a NumPy array, or a TIFF that Pillow does not decode.
+    """Return whether :func:`read_array` decodes a file: a NumPy array, or a TIFF that is not left to Pillow.
 
-    A TIFF that a network reads in other than one or three channels always is; its pages may be its channels.
+    With tifffile installed, TIFFs are never left to Pillow if ``channels`` is neither 1 nor 3: their pages may be the
+    channels of one image.
     """
     start = _start(path)
     if start.startswith(_NUMPY):
@@ -35,7 +36,7 @@ def is_array(path: Path, channels: int = 3) -> bool:
         with library.TiffFile(path) as file:
             page = file.pages[0]
             samples, kind = page.samplesperpixel, page.dtype
-    except Exception:  # Pillow's decoder says what is wrong
+    except Exception:  # Pillow reports what is wrong with the file
         return False
     return samples > 4 or (samples in (2, 4) and kind != np.uint8)
 
@@ -43,16 +44,16 @@ def is_array(path: Path, channels: int = 3) -> bool:
 def read_array(path: Path, channels: int) -> np.ndarray | None:
     """Return the values of a NumPy array or a multi-band TIFF; None if Pillow has to decode the file.
 
-    They are (H, W, C), or (C, H, W) as the bands or pages of a TIFF; a grey image for three channels is (H, W).
+    Arrays are (H, W, C), or (C, H, W) as in TIFFs that store one band per page. Single-channel images may be (H, W).
 
     Args:
         path: the file.
-        channels: the number of channels that the network takes.
+        channels: the number of input channels C of the network.
 
     Raises:
         ImageTooLarge: see :func:`~ccnet.data.reading.size_limit.check_size`.
         UnreadableImage: the file is damaged.
-        ValueError: it is not an image of this number of channels.
+        ValueError: the image does not have ``channels`` channels (single-channel images are also accepted for 3).
     """
     if not is_array(path, channels):
         return None
@@ -70,10 +71,11 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
 
 
 def channels_last(values: np.ndarray, channels: int, subject: object) -> np.ndarray:
-    """Return an array (H, W), (H, W, C) or (C, H, W) as (H, W, C), or as (H, W, 1) if it is grey and C is 3.
+    """Return an array (H, W), (H, W, C) or (C, H, W) as (H, W, C); grey images stay (H, W, 1) even if C is 3.
 
     Raises:
-        ValueError: it is not an image of this number of channels; the message names ``subject``.
+        ValueError: the image does not have ``channels`` channels (single-channel images are also accepted for 3); the
+            message names ``subject``.
     """
     shape, first = _layout(values.shape, channels, subject)
     values = values.reshape(shape)
@@ -81,7 +83,7 @@ def channels_last(values: np.ndarray, channels: int, subject: object) -> np.ndar
 
 
 def _layout(shape: Sequence[int], channels: int, subject: object) -> tuple[tuple[int, ...], bool]:
-    """Return the shape of an array with an axis for its channels, and whether that is the first axis."""
+    """Return the shape of an array with a channel axis added if it is (H, W), and whether the channels come first."""
     full = tuple(shape) if len(shape) == 3 else (*shape, 1)
     first = len(shape) == 3 and full[0] == channels != full[-1]
     number = full[0] if first else full[-1]
@@ -95,7 +97,7 @@ def _layout(shape: Sequence[int], channels: int, subject: object) -> tuple[tuple
 
 
 class _Pages:
-    """A TIFF whose shape is known before it is decoded."""
+    """A TIFF that is decoded lazily, so that its shape can be checked first."""
 
     def __init__(self, library: Any, path: Path):
         self._library, self._path = library, path
@@ -112,15 +114,17 @@ def _unreadable(path: Path, error: Exception) -> UnreadableImage:
 
 
 def eight_bits(values: np.ndarray, value_range: Sequence[float] | None, subject: object) -> np.ndarray:
-    """Return values (H, W, C) as uint8. Those of 8 bits are not scaled, as in images; see :func:`in_channels`.
+    """Convert values (H, W, C) to uint8.
 
-    Those of 16 bits are scaled by their full range or by ``value_range``, and others by ``value_range``.
+    uint8 values are not scaled, and booleans become 0 and 255. uint16 values are scaled by ``value_range`` or by their
+    full range, values of other types by ``value_range``.
 
     Raises:
-        ValueError: there is no range to scale by, or they are not numbers; the message names ``subject``.
+        ValueError: ``value_range`` is needed but None, or the values are not real numbers; the message names
+            ``subject``.
     """
     if values.dtype == np.uint8:
-        return np.array(values)  # in memory: the values of a file may be mapped
+        return np.array(values)  # a copy in memory: the file may be memory-mapped
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
     if values.dtype.kind not in "iuf":
@@ -135,10 +139,10 @@ def eight_bits(values: np.ndarray, value_range: Sequence[float] | None, subject:
 
 
 def pillow_channels(image: Image.Image, channels: int, path: Path) -> np.ndarray:
-    """Return the channels of a decoded 8-bit image, uint8 (H, W, C): grey for one, the file's own for two or four.
+    """Return the channels of a decoded image, uint8 (H, W, C): one converts it to grey, others must be the file's own.
 
     Raises:
-        ValueError: the image has another number of channels.
+        ValueError: the image has another number of channels, or a colour space such as LAB.
     """
     if channels == 1:
         return np.array(image.convert("L"))[..., None]
@@ -157,14 +161,15 @@ def drawn_channels(image: Any, rgb: Sequence[int] | None) -> Any:
 
     Args:
         image: a tensor or an array.
-        rgb: their indices; None for the first three, for one channel three times, and for two with the second twice.
+        rgb: their indices. None uses the first three; a single channel is repeated three times, and the second of two
+            channels twice.
     """
     number = len(image)
     return image[[min(index, number - 1) for index in range(3)] if rgb is None else list(rgb)]
 
 
 def check_channels(channels: int, rgb: Sequence[int] | None) -> None:
-    """Raise ValueError unless ``rgb`` is None or has the indices of three channels."""
+    """Raise ValueError unless ``rgb`` is None or contains three channel indices."""
     if rgb is not None and not (len(rgb) == 3 and all(0 <= index < channels for index in rgb)):
         raise ValueError(
             f"dataset.rgb={list(rgb)}: set it to three channels from 0 to {channels - 1}, drawn as red, green and blue"
@@ -180,7 +185,7 @@ def _start(path: Path) -> bytes:
         with open(path, "rb") as file:
             return file.read(8)
     except OSError:
-        return b""  # whoever opens the file next says why
+        return b""  # opening the file for decoding reports the error
 
 
 def _tifffile() -> Any:

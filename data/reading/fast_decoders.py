@@ -1,4 +1,4 @@
-"""Decoders that are faster than Pillow and return the same pixels, for the most common kinds of images."""
+"""Decoders for the most common image formats that are faster than Pillow and return the same pixels."""
 
 import functools
 import struct
@@ -14,17 +14,17 @@ _JPEG_MODES = {"YCbCr": "RGB", "RGB": "RGB"}  # by colour space
 _EXIF_TEXT = b"Raw profile type exif"  # how ImageMagick stores EXIF data in a PNG
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _BLOCK = 65535  # bytes in a stored block
-_INFLATED = 2**27  # bytes; beyond, the copies made by `_stored` would take too much memory
+_INFLATED = 2**27  # bytes; for larger images, the copies made by `_stored` would take too much memory
 
 
 class Header(NamedTuple):
-    """What the metadata of a PNG or JPEG file say.
+    """Metadata of a PNG or JPEG file.
 
     Attributes:
         kind: "PNG" or "JPEG".
-        mode: Pillow's mode of the pixels, "RGB" or "L".
-        height, width: in pixels.
-        may_be_turned: whether there is metadata that may hold an orientation.
+        mode: the mode in which Pillow would decode the file, "RGB" or "L".
+        height, width: size in pixels.
+        may_be_turned: whether the file may contain an EXIF orientation.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Header(NamedTuple):
 
 
 def read(path: Path) -> bytes | None:
-    """Return the content of a PNG or JPEG file; None for any other file, or one that cannot be read."""
+    """Return the content of a PNG or JPEG file; None for other files and for files that cannot be opened."""
     try:
         with open(path, "rb") as file:
             if not file.read(len(_PNG)).startswith((_PNG, _JPEG)):
@@ -47,7 +47,7 @@ def read(path: Path) -> bytes | None:
 
 
 def header_of(content: bytes) -> Header | None:
-    """Return the header of a PNG or JPEG file that :func:`decode` may be able to decode; None for any other."""
+    """Return the header of a PNG or JPEG file if :func:`decode` may be able to decode it, else None."""
     try:
         return _png_header(content) if content.startswith(_PNG) else _jpeg_header(content)
     except (ImportError, IndexError, ValueError, struct.error):
@@ -61,7 +61,7 @@ def decode(content: bytes, header: Header) -> np.ndarray | None:
         return None
     try:
         pixels = np.asarray(decoder(content))
-    except Exception:  # Pillow accepts some damaged files, and has the better messages for the others
+    except Exception:  # Pillow accepts some damaged files and has better error messages for the others
         return None
     expected = (header.height, header.width, 3)[: 3 if header.mode == "RGB" else 2]
     return pixels if pixels.dtype == np.uint8 and pixels.shape == expected else None
@@ -74,7 +74,7 @@ def names() -> str:
 
 
 def may_be_turned(content: bytes) -> bool:
-    """Return whether a PNG contains metadata that may hold an orientation, which Pillow decodes the image to find."""
+    """Return whether a PNG has chunks that may contain an orientation; Pillow decodes the whole image to find out."""
     for kind, data in _chunks(content):
         if kind in (b"eXIf", b"iTXt") or (kind in (b"tEXt", b"zTXt") and bytes(data[:21]) == _EXIF_TEXT):
             return True
@@ -96,7 +96,7 @@ def _jpeg_header(content: bytes) -> Header | None:
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield the (type, data) of the chunks of a PNG, also of those after the pixels."""
+    """Yield the type and data of each chunk of a PNG, including those after the pixels."""
     view, place = memoryview(content), len(_PNG)
     while place + 8 <= len(content):
         length = int.from_bytes(view[place : place + 4])
@@ -106,7 +106,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 @functools.cache
 def _decoders() -> dict[tuple[str, str], Callable[[bytes], Any]]:
-    """Return a decoder for each (kind, mode) that an installed library decodes as Pillow does."""
+    """Return a decoder for each (kind, mode) that an installed library decodes to the same pixels as Pillow."""
     found: dict[tuple[str, str], Callable[[bytes], Any]] = {}
     try:
         import pyspng  # pyright: ignore[reportMissingImports]
@@ -125,9 +125,9 @@ def _decoders() -> dict[tuple[str, str], Callable[[bytes], Any]]:
 
 
 def _stored(content: bytes, channels: int) -> bytes | None:
-    """Return an 8-bit PNG with its pixels stored instead of deflated; None if that is not possible.
+    """Return an 8-bit PNG re-encoded with uncompressed pixels; None if that is not possible.
 
-    ISA-L inflates three times as fast as the zlib in pyspng, to which the result leaves little more than the filters.
+    ISA-L inflates three times as fast as the zlib in pyspng, which then only has to undo the PNG filters.
     """
     height, width, interlaced = *struct.unpack_from(">II", content, 16)[::-1], content[28]
     size = height * (1 + channels * width)
@@ -155,6 +155,6 @@ def _stored(content: bytes, channels: int) -> bytes | None:
 def _isal() -> Any:
     try:
         from isal import isal_zlib  # pyright: ignore[reportMissingImports]
-    except ImportError:  # there are no wheels for some platforms
+    except ImportError:  # some platforms have no wheels
         return None
     return isal_zlib

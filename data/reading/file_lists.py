@@ -1,4 +1,4 @@
-"""Paths of images and labels: listed in files, found in folders, matched by name, and checked for existence."""
+"""Paths of images and labels: read from lists, found in folders, matched by name and checked for existence."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,9 +9,12 @@ LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that store
 
 
 def read_list(path: Path) -> list[tuple[str, list[str]]]:
-    """Return (place, words) for each non-empty line of a text file, such as a list of image names.
+    """Return a pair (place, words) for each non-empty line of a text file, such as a list of image names.
 
     The place is "FILE, line NUMBER", for error messages.
+
+    Raises:
+        ValueError: the file is empty or not UTF-8.
     """
     lines = enumerate(read_lines(path), 1)
     listed = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
@@ -32,12 +35,12 @@ def read_lines(path: Path) -> list[str]:
 def inside(root: Path, name: str, place: str) -> Path:
     """Return ``root / name`` for a name from an untrusted list; raise ValueError if it points outside ``root``.
 
-    The check is purely lexical: symbolic links in ``root`` are the user's own and may point anywhere.
+    The check is purely lexical: symbolic links in ``root`` were created by the user and may point anywhere.
 
     Args:
-        root: the folder of the data set, or a subfolder.
+        root: the folder of the data set, or a subfolder of it.
         name: a relative path.
-        place: the list and the line number, for the message.
+        place: the list and line number in which ``name`` is given, for the message.
     """
     path = PurePath(name)
     if path.is_absolute() or path.drive or ".." in path.parts:
@@ -46,16 +49,16 @@ def inside(root: Path, name: str, place: str) -> Path:
 
 
 def find_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, *, pattern: str | None = None) -> list[Path]:
-    """Return the files in a folder with one of the suffixes, in any case, sorted by path.
+    """Return the files in a folder with one of the suffixes, ignoring case, sorted by path.
 
     Hidden files and folders, whose names begin with a dot, are skipped: ``._NAME.jpg`` and ``.ipynb_checkpoints`` are
-    not the user's images. Symbolic links are followed; one that points nowhere counts as a file, so that reading it
-    is an error. Named pipes are skipped, since reading one would wait forever.
+    not the user's images. Without ``pattern``, symbolic links are followed; broken links are included, so that reading
+    them reports an error. Named pipes are then skipped, since reading one would block forever.
 
     Args:
         folder: the folder.
-        suffixes: lower case, with their dots.
-        pattern: a glob pattern relative to the folder; None searches it with all of its subfolders.
+        suffixes: suffixes in lower case, with their dots.
+        pattern: a glob pattern relative to the folder; None searches the folder and all of its subfolders.
     """
     paths = _files_below(folder) if pattern is None else folder.glob(pattern)
     return sorted(
@@ -66,9 +69,9 @@ def find_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, *, patter
 
 
 def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Yield the files that are not hidden in a folder and its subfolders; nothing if there is no such folder.
+    """Yield the files in a folder and its subfolders, except hidden ones; nothing if there is no such folder.
 
-    ``Path.glob`` neither follows links to folders nor reports folders that it may not read.
+    ``Path.glob`` neither follows links to folders nor reports unreadable folders.
     """
     if not folder.is_dir():
         return
@@ -87,27 +90,28 @@ def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) 
 
 
 def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Pair each image in one folder with the label image in another that has the same name without suffix.
+    """Pair each image in one folder with the label image of the same name in another; suffixes may differ.
 
     Raises:
         FileNotFoundError: there are no images, or some have no label image.
+        ValueError: two files in a folder have the same name without suffix.
     """
     return match_by_name(images, labels, image_name="*", label_name="*")
 
 
 def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: str) -> list[tuple[Path, Path]]:
-    """Pair the images in one folder with the label images in another, which has the same subfolders.
+    """Pair the images in one folder with the label images in another, which must have the same subfolders.
 
     Args:
         images: the folder of the images, searched recursively.
-        labels: the folder of the label images; it may be the same.
-        image_name, label_name: the names of an image and of its label image, without suffix, in which ``*`` stands for
-            the part that both have in common: "*" and "*_mask", or "image_*" and "mask_*".
+        labels: the folder of the label images, which may be the same folder.
+        image_name, label_name: patterns for the names of an image and of its label image, without suffix. ``*`` stands
+            for the part that both have in common, as in "*" and "*_mask", or "image_*" and "mask_*".
 
     Raises:
-        FileNotFoundError: there are no images, or some have no label image; the message shows what was expected and
-            what is there.
-        ValueError: a name is no such pattern, or two files have the same name without suffix.
+        FileNotFoundError: there are no images, or some have no label image; the message shows the expected and
+            the existing files.
+        ValueError: a pattern does not contain exactly one ``*``, or two files have the same name without suffix.
     """
     there = find_files(labels, LABEL_SUFFIXES)
     found = _by_key(labels, there, label_name, "label images")
@@ -129,7 +133,7 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
 
 
 def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[PurePath, Path]:
-    """Return the files that match a pattern, keyed by their relative path, reduced to what ``*`` matches."""
+    """Return the files that match a pattern, keyed by their relative folder and the part that ``*`` matches."""
     if name.count("*") != 1:
         raise ValueError(f"the name {name!r} of {kind} must contain one *, the part that an image and its mask share")
     before, after = PurePath(name).name.split("*")
@@ -147,7 +151,7 @@ def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[P
 
 
 def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
-    """Return a hint if the label images have longer names that contain those of the images."""
+    """Suggest a ``dataset.mask_name`` if label images have names that contain those of the images, else return ""."""
     stems = {path.with_suffix("") for path in there}
     key = without[0]
     patterns = {
@@ -165,6 +169,7 @@ def check_files(pairs: Sequence[tuple[Path, Path | None]], source: str) -> list[
     """Return ``pairs``; raise FileNotFoundError, naming the missing files, unless all files exist.
 
     Args:
+        pairs: paths of images and label images; the latter may be None.
         source: the list or folder that the pairs come from, for the message.
     """
     missing = [path for pair in pairs for path in pair if path is not None and not path.is_file()]

@@ -1,4 +1,4 @@
-"""Animations and multi-page files, frame by frame."""
+"""Read animations and multi-page files frame by frame."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,15 +25,15 @@ from .image_files import (
 )
 from .size_limit import check_size
 
-_SINGLE = (b"\xff\xd8", b"BM")  # the first bytes of JPEG and BMP files, which hold one image
-_SUBFILE_TYPE, _REDUCED = 254, 1  # the tag of a TIFF page, and its bit for a smaller copy of another page
+_SINGLE = (b"\xff\xd8", b"BM")  # the first bytes of JPEG and BMP files, which contain a single image
+_SUBFILE_TYPE, _REDUCED = 254, 1  # TIFF tag, and its bit that marks a page as a smaller copy of another
 
 
 def frames_of(path: Path, channels: int = 3) -> list[int]:
-    """Return the indices of the frames or pages in an image file; those that cannot be read end the list.
+    """Return the indices of the frames or pages in an image file, up to the first one that cannot be read.
 
-    Smaller copies of a page, as in pyramidal TIFFs, are omitted. A file that is no image counts as one frame, and so
-    does one whose pages :func:`~ccnet.data.reading.image_files.read_image` takes for the channels of one image.
+    Smaller copies of a page, as in pyramidal TIFFs, are omitted. Files that are not images count as one frame, as do
+    files whose pages :func:`~ccnet.data.reading.image_files.read_image` reads as the channels of one image.
     """
     if is_array(path, channels):
         return [0]
@@ -49,7 +49,7 @@ def _frames(image: ImageFile) -> Iterator[int]:
         try:
             yield from range(getattr(image, "n_frames", 1))
             return
-        except Exception:  # a damaged frame: find out which one
+        except Exception:  # a frame is damaged: find out which one
             image.seek(0)
     for index in count():
         try:
@@ -64,14 +64,14 @@ def _frames(image: ImageFile) -> Iterator[int]:
 
 
 class FrameReader:
-    """Reads images one after the other, and the frames of an animation from a file that stays open.
+    """Reads images in turn, and the frames of an animation from a file that is kept open.
 
-    A frame of an animation builds on those before it, so that opening the file again for each frame would take
-    quadratic time.
+    Each frame of an animation builds on the previous ones, so reopening the file for every frame would take quadratic
+    time.
 
     Args:
         value_range, channels: see :func:`~ccnet.data.reading.image_files.read_image`.
-        keep: the number of recent images to keep in memory, for clips, whose frames are read several times.
+        keep: the number of recent images to keep in memory, for overlapping clips, which share frames.
     """
 
     def __init__(self, value_range: Sequence[float] | None = None, *, channels: int = 3, keep: int = 0):
@@ -80,11 +80,11 @@ class FrameReader:
         self._file: tuple[Path, ImageFile] | None = None
 
     def __call__(self, path: Path, frame: int | None = None) -> tuple[Tensor, int]:
-        """Return uint8 (C, H, W), upright, and the EXIF orientation of the pixels in the file.
+        """Return the upright image, uint8 (C, H, W), and the EXIF orientation of its file.
 
         Args:
             path: the file.
-            frame: the index of a frame, or None in a file with a single one.
+            frame: the index of the frame; None for a file with a single frame.
 
         Raises:
             FileNotFoundError, UnreadableImage, ImageTooLarge, ValueError: see
@@ -112,14 +112,14 @@ class FrameReader:
         return torch.from_numpy(pixels).permute(2, 0, 1), turn
 
     def _opened(self, path: Path, frame: int) -> ImageFile:
-        """Return the file, opened anew if a later frame has been read: Pillow fails to rewind some animated PNGs."""
+        """Return the open file, reopened for an earlier frame: Pillow cannot rewind some animated PNGs."""
         if self._file is None or self._file[0] != path or self._file[1].tell() > frame:
             self.close()
             self._file = path, pillow_image(path)
         return self._file[1]
 
     def close(self) -> None:
-        """Close the file that is open, if any."""
+        """Close the open file, if any."""
         if self._file:
             self._file[1].close()
             self._file = None

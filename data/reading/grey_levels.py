@@ -1,4 +1,4 @@
-"""Conversion of decoded images to RGB of 8 bits, which networks are trained on."""
+"""Conversion of decoded images to 8-bit RGB, including grey images of more than 8 bits."""
 
 import math
 import re
@@ -11,16 +11,16 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-_BAND = 2**24  # pixels that are converted at once
+_BAND = 2**24  # number of pixels converted at a time
 _DEEP = {"I": "32-bit whole numbers", "F": "32-bit floating point"}
 
 
 class SampleFormat(NamedTuple):
-    """How a file stores a sample, one channel of one pixel.
+    """Storage format of a sample, that is, of one channel of one pixel.
 
     Attributes:
         bits: the number of bits.
-        signed: whether it may be negative.
+        signed: whether samples may be negative.
     """
 
     bits: int
@@ -28,10 +28,10 @@ class SampleFormat(NamedTuple):
 
 
 def sample_format(image: Image.Image) -> SampleFormat:
-    """Return the sample format of an image that has been opened and not yet decoded.
+    """Return the sample format of an image file that has been opened but not yet decoded.
 
-    Afterwards, and in an image that comes from no file, Pillow has reduced 16-bit colours to 8 bits, and may have
-    widened 16-bit grey values to 32.
+    It cannot be inferred from decoded images: Pillow reduces 16-bit colours to 8 bits and may widen 16-bit grey values
+    to 32 bits.
     """
     raw = raw_mode(image)
     if image.mode in ("I", "F") and (stored := re.search(r";(\d+)[A-Z]*?(S|F)?$", raw)):
@@ -44,7 +44,7 @@ def sample_format(image: Image.Image) -> SampleFormat:
 
 
 def raw_mode(image: Image.Image) -> str:
-    """Return Pillow's name for the layout of the samples in the file of an opened image, such as "RGB;16B"."""
+    """Return Pillow's name for the sample layout in the file of an opened image, such as "RGB;16B"."""
     tiles = image.tile if isinstance(image, ImageFile) else []
     arguments = [part for tile in tiles for part in ([tile[3]] if isinstance(tile[3], str) else tile[3] or ())]
     return next((part for part in arguments if isinstance(part, str)), image.mode)
@@ -55,17 +55,17 @@ def rgb_pixels(
 ) -> np.ndarray:
     """Return the pixels of a decoded image as RGB, uint8 (H, W, 3).
 
-    Grey images of 9 to 16 bits are scaled by their full range or by ``value_range``, those of 32 bits by
-    ``value_range``. 8-bit images are not scaled. Transparency is discarded.
+    Unsigned grey images of 9 to 16 bits are scaled by ``value_range`` or by their full range, signed and 32-bit images
+    by ``value_range``. 8-bit images are not scaled. Transparency is discarded.
 
     Args:
         image: the decoded image.
         samples: the sample format of the file.
-        value_range: (the value of black, the value of white), for grey images of more than 8 bits; NaN is black.
-        path: the file, for messages.
+        value_range: the values of black and white in grey images of more than 8 bits; NaN becomes black.
+        path: the file, for error messages.
 
     Raises:
-        ValueError: the mode is not supported, or there is no range to scale by.
+        ValueError: the mode is not supported, or ``value_range`` is missing, or set for 16-bit colours.
     """
     if image.mode in _EIGHT_BITS:
         if samples.bits > 8 and value_range is not None:
@@ -92,19 +92,19 @@ def rgb_pixels(
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether a decoded image is grey with more than 8 bits."""
+    """Return whether a decoded image is grey and has more than 8 bits."""
     return image.mode in _DEEP or image.mode.startswith("I;16")
 
 
 def scaled(values: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
-    """Return values as uint8, scaled such that those of black and white become 0 and 255; NaN is black."""
+    """Scale values to uint8 such that black and white, ``value_range``, become 0 and 255; NaN becomes black."""
     low, high = value_range
     grey = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
     return np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
 
 
 def _by_rows(image: Image.Image, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Return the pixels (H, W, 3) of an image that is converted in bands of rows, to save memory."""
+    """Convert an image to pixels (H, W, 3) in bands of rows, to save memory."""
     width, height = image.size
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     rows = max(_BAND // width, 1)
@@ -115,7 +115,7 @@ def _by_rows(image: Image.Image, convert: Callable[[Image.Image], np.ndarray]) -
 
 
 def check_value_range(value_range: Sequence[float] | None) -> None:
-    """Raise ValueError unless ``value_range`` is None or two different finite numbers, black and white."""
+    """Raise ValueError unless ``value_range`` is None or a pair of different finite numbers."""
     if value_range is None:
         return
     if len(value_range) != 2 or not all(map(math.isfinite, value_range)) or value_range[0] == value_range[1]:

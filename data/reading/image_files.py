@@ -18,9 +18,9 @@ from .bands import channels_last, eight_bits, is_array, pillow_channels, read_ar
 from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
-# The content decides, not the suffix. Pillow supports more formats, and runs Ghostscript for one of them.
+# Detected by content, not by suffix. Pillow's other formats are disabled; for one of them, it would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
-_TEXT_LIMIT = 2**26  # bytes of an inflated text or colour profile in a PNG; Pillow refuses more than 1 MB
+_TEXT_LIMIT = 2**26  # bytes of an inflated text or colour profile in a PNG; Pillow's own limit is 1 MB
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,9 +38,10 @@ def read_image(path: Path, value_range: Sequence[float] | None = None, channels:
 
     Args:
         path: the file.
-        value_range: the values of black and white in grey images of more than 8 bits; see
-            :func:`~ccnet.data.reading.grey_levels.rgb_pixels`.
-        channels: the number of channels C. 3 converts every image to RGB, and 1 to grey; others must be the file's own.
+        value_range: the values of black and white in images of more than 8 bits; see
+            :func:`~ccnet.data.reading.grey_levels.rgb_pixels` and :func:`~ccnet.data.reading.bands.eight_bits`.
+        channels: the number of channels C. 3 converts images to RGB and 1 to grey; any other number must be that of the
+            file.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -60,10 +61,10 @@ def read_image(path: Path, value_range: Sequence[float] | None = None, channels:
 
 
 def array_image(values: np.ndarray, value_range: Sequence[float] | None, channels: int, subject: object) -> Tensor:
-    """Return an array (H, W), (H, W, C) or (C, H, W) as an image, uint8 (C, H, W); see :func:`read_image`.
+    """Convert an array (H, W), (H, W, C) or (C, H, W) to an image, uint8 (C, H, W); see :func:`read_image`.
 
     Raises:
-        ValueError: its shape or values are not those of an image; the message names ``subject``.
+        ValueError: the shape or the values cannot be converted to such an image; the message names ``subject``.
     """
     pixels = eight_bits(channels_last(values, channels, subject), value_range, subject)
     return torch.from_numpy(pixels).permute(2, 0, 1).expand(channels, -1, -1)  # a grey array becomes RGB
@@ -72,7 +73,7 @@ def array_image(values: np.ndarray, value_range: Sequence[float] | None, channel
 def in_channels(
     image: Image.Image, samples: SampleFormat, value_range: Sequence[float] | None, channels: int, path: Path
 ) -> np.ndarray:
-    """Return the pixels of a decoded image in a number of channels, uint8 (H, W, C); see :func:`read_image`."""
+    """Convert a decoded image to ``channels`` channels, uint8 (H, W, C); see :func:`read_image`."""
     if channels == 3 or (channels == 1 and is_deep(image)):
         return rgb_pixels(image, samples, value_range, path)[..., :channels]
     return pillow_channels(image, channels, path)
@@ -85,7 +86,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def describe(path: Path) -> str:
-    """Return the bit depth and the mode of an image file, such as "16-bit I;16", without decoding it."""
+    """Return the bit depth and mode of an image file, such as "16-bit I;16", or "array", without decoding it."""
     if is_array(path):
         return "array"
     with _opened(path) as image:
@@ -93,19 +94,19 @@ def describe(path: Path) -> str:
 
 
 def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, SampleFormat]:
-    """Decode an image and apply its EXIF orientation, which cameras set and masks may inherit.
+    """Decode an image and apply its EXIF orientation, which masks may inherit from photos.
 
     Args:
         path: the file.
-        fast_mode: "RGB" or "L". An image of this mode may be returned as an array.
+        fast_mode: "RGB", "L" or "". Images of this mode may be decoded by a faster library.
 
     Returns:
-        A Pillow image, or the same pixels as uint8 (H, W, 3) or (H, W); and the format of the samples in the file, see
-        :func:`~ccnet.data.reading.grey_levels.sample_format`.
+        The image, from a faster library as uint8 (H, W, 3) or (H, W) and otherwise as a Pillow image; and the sample
+        format of the file, see :func:`~ccnet.data.reading.grey_levels.sample_format`.
     """
     content = fast_decoders.read(path)
     header = content and fast_decoders.header_of(content)
-    # Pillow decodes a PNG to find its orientation, so that it might as well return the pixels.
+    # To find the orientation of a PNG, Pillow decodes it, so a faster decoder would gain nothing.
     if content and header and header.mode == fast_mode and not (header.may_be_turned and header.kind == "PNG"):
         check_size(header.height, header.width, path)
         if (pixels := fast_decoders.decode(content, header)) is not None:
@@ -119,12 +120,12 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
 def loaded_upright(image: ImageFile) -> Image.Image:
     """Decode an opened image and apply its EXIF orientation."""
     image.load()
-    turn = _UPRIGHT.get(exif_orientation(image))  # after loading: Pillow itself turns a TIFF, and drops the tag
+    turn = _UPRIGHT.get(exif_orientation(image))  # after loading, since Pillow turns TIFFs itself and drops the tag
     return image if turn is None else image.transpose(turn)
 
 
 def orientation(path: Path, channels: int = 3) -> int:
-    """Return the EXIF orientation of an image file, from 1 to 8, which :func:`read_image` undoes."""
+    """Return the EXIF orientation of an image file, from 1 to 8, as applied by :func:`read_image`."""
     if is_array(path, channels):
         return 1
     with _opened(path) as image:
@@ -134,7 +135,7 @@ def orientation(path: Path, channels: int = 3) -> int:
 
 
 def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn an array (..., H, W) of an upright image to the orientation of the pixels in its file."""
+    """Map an array (..., H, W) of an upright image back to the pixel orientation stored in its file."""
     flips = {
         2: array[..., ::-1],
         3: array[..., ::-1, ::-1],
@@ -148,7 +149,7 @@ def as_stored(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _as_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn an array (H, W) or (H, W, 3) from the orientation in its file to an upright one."""
+    """Turn an array (H, W) or (H, W, 3) from the orientation stored in its file upright."""
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
     channels_first = np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels
     turned = as_stored(channels_first, inverse)
@@ -158,15 +159,13 @@ def _as_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def pillow_image(path: Path) -> ImageFile:
     """Open an image with Pillow without decoding it."""
     image = Image.open(path, formats=FORMATS)
-    image.filename = (
-        ""  # else Pillow maps uncompressed files into memory, and garbles TIFFs that are turned by 90 degrees
-    )
+    image.filename = ""  # else Pillow memory-maps uncompressed files, and garbles TIFFs that are rotated by 90 degrees
     return image
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile]:
-    """Open an image without decoding it; the caller's errors in decoding it name the file."""
+    """Open an image without decoding it; errors raised while the caller decodes it name the file."""
     with reading(path), pillow_image(path) as image:
         check_size(image.height, image.width, path)
         yield image
@@ -174,9 +173,9 @@ def _opened(path: Path) -> Iterator[ImageFile]:
 
 @contextmanager
 def reading(subject: object) -> Iterator[None]:
-    """Lift Pillow's limits while a file is read, and raise its errors as this project's, which name ``subject``."""
+    """Lift Pillow's limits while a file is read; replace its errors with this project's, which name ``subject``."""
     try:
-        with _pillow_limits_lifted(), warnings.catch_warnings(action="ignore"):  # of damaged metadata, which is unused
+        with _pillow_limits_lifted(), warnings.catch_warnings(action="ignore"):  # of damaged, unused metadata
             yield
     except ImageTooLarge:
         raise
@@ -193,7 +192,7 @@ def reading(subject: object) -> Iterator[None]:
 def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image; 1, upright, if the metadata is missing or damaged."""
     try:
-        # The other tags stay untouched: `ImageOps.exif_transpose` writes all of them anew, and fails on an odd one.
+        # `ImageOps.exif_transpose` would rewrite all other tags as well, and fail on malformed ones.
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # each kind of damage raises a different error; viewers ignore them all
         return 1
@@ -206,8 +205,8 @@ _lifting = threading.Lock()
 def _pillow_limits_lifted() -> Iterator[None]:
     """Lift Pillow's own limits, which are global.
 
-    That on the size of an image is lower than this project's and is reported as a possible attack; that on the
-    metadata of a PNG refuses colour profiles that people have.
+    Its limit on the image size is lower than this project's and is reported as a possible attack; its limit on PNG
+    metadata rejects colour profiles that occur in practice.
     """
     with _lifting:
         before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK

@@ -1,4 +1,4 @@
-"""Label images, whose pixels hold class numbers or colours."""
+"""Read label images, whose pixels are class numbers or colours."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ from torch import Tensor
 from .image_files import open_upright
 from .label_values import Value, shown_values
 
-_UNKNOWN = 254  # marks pixels whose value is not a label of the data set
-_NUMBERS = ("L", "P", "1", "I", "F")  # Pillow's modes with one number per pixel, and I;16
+_UNKNOWN = 254  # marks pixels whose value the data set does not define
+_NUMBERS = ("L", "P", "1", "I", "F")  # Pillow's modes with one number per pixel, besides I;16
 
 
 class LabelFormat(NamedTuple):
-    """How a data set stores its label images.
+    """Format of the label images of a data set.
 
     Attributes:
         label_ids: maps pixel values to class indices or ``IGNORE_INDEX``; see :class:`LabelReader`.
-        image_name, label_name: the names of an image and of its label image; see
+        image_name, label_name: patterns for the names of images and label images; see
             :func:`~ccnet.data.reading.file_lists.match_by_name`.
     """
 
@@ -31,11 +31,11 @@ class LabelFormat(NamedTuple):
 
 
 class UnknownLabels(ValueError):
-    """Label values that the data set does not define.
+    """A label image contains values that the data set does not define.
 
     Args:
-        message: the file and the values.
-        pixels: the number of pixels of each of these values.
+        message: the error message, with the file and the values.
+        pixels: the number of pixels of each unknown value.
         total: the number of pixels in the file.
     """
 
@@ -48,8 +48,8 @@ class LabelReader:
     """Reads label images and maps their pixel values to class indices.
 
     Args:
-        label_ids: maps pixel values to class indices or ``IGNORE_INDEX``. The values are either numbers, for grey or
-            palette images of up to 16 bits, or RGB triples, for colour images.
+        label_ids: maps pixel values to class indices or ``IGNORE_INDEX``. The values are either numbers below 2^16, for
+            grey and palette images, or RGB triples, for colour images.
     """
 
     def __init__(self, label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | Mapping[Value, int]):
@@ -61,12 +61,12 @@ class LabelReader:
         self._index[_code(values) if self.colour else values] = list(label_ids.values())
 
     def __call__(self, path: Path) -> Tensor:
-        """Return the labels in a file, uint8 (H, W).
+        """Read a label image as class indices, uint8 (H, W).
 
         Raises:
             FileNotFoundError, UnreadableImage, ImageTooLarge: see :func:`~ccnet.data.reading.image_files.read_image`.
             UnknownLabels: the file contains values that are not in ``label_ids``, or colours instead of numbers.
-            ValueError: it contains fractions.
+            ValueError: the file contains fractions.
         """
         codes = self._codes(path)
         if codes.dtype == np.uint8:  # bytes.translate is several times faster than fancy indexing
@@ -80,7 +80,7 @@ class LabelReader:
         return torch.from_numpy(labels)
 
     def _codes(self, path: Path) -> np.ndarray:
-        """Return the value of each pixel (H, W); colours as one number."""
+        """Return the value of each pixel (H, W), with colours encoded as one number."""
         image, _ = open_upright(path, fast_mode="RGB" if self.colour else "L")
         if isinstance(image, np.ndarray):
             return _code(image) if self.colour else image
@@ -88,7 +88,7 @@ class LabelReader:
             image.info.pop("transparency", None)  # Pillow warns about it
             return _code(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
         if image.mode == "1":
-            # A bit is 0 or 1; programs that save a mask of 0 and 255 with fewer bits turn 255 into 1.
+            # Programs that save masks of 0 and 255 with 1 bit per pixel turn 255 into 1.
             white = 255 if 1 not in self.values and 255 in self.values else 1
             return np.asarray(image).astype(np.uint8) * white
         if image.mode in _NUMBERS or image.mode.startswith("I;16"):
@@ -96,7 +96,7 @@ class LabelReader:
         return _grey(image, path)
 
     def _unknown(self, path: Path, codes: np.ndarray) -> UnknownLabels:
-        """Return an error that lists the unknown values in the file."""
+        """Return the error for a file with unknown values, listing them."""
         known = set(self.values)
         found, numbers = np.unique(codes, return_counts=True)
         pixels = dict(zip(map(self._value, found.tolist()), numbers.tolist(), strict=True))
@@ -114,7 +114,7 @@ class LabelReader:
 
 
 def _whole(values: np.ndarray, path: Path) -> np.ndarray:
-    """Return floating-point values as integers; raise ValueError if some are fractions."""
+    """Convert floating-point values to integers; raise ValueError if any of them are fractions."""
     if values.dtype.kind != "f":
         return values
     whole = np.nan_to_num(values, nan=0.5).astype(np.int64)
@@ -124,7 +124,7 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _grey(image: Image.Image, path: Path) -> np.ndarray:
-    """Return one channel of a colour image whose channels are equal; raise UnknownLabels for any other."""
+    """Return one channel of a colour image; raise UnknownLabels unless all of its channels are equal."""
     pixels = np.asarray(image.convert("RGB"))
     if (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
@@ -145,5 +145,5 @@ def _code(colours: np.ndarray) -> np.ndarray:
 
 
 def _colour(code: int) -> Value:
-    """Return the RGB triple that :func:`_code` has encoded."""
+    """Decode a number from :func:`_code` into an RGB triple."""
     return code >> 16, code >> 8 & 255, code & 255

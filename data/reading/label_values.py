@@ -1,4 +1,4 @@
-"""The values in label images, numbers or colours, and the classes that they stand for."""
+"""The mapping from values in label images, numbers or colours, to classes."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from .file_lists import read_lines
 Value = int | tuple[int, ...]  # a number, or an RGB triple
 _IGNORED = ("ignore", "ignored", "void")
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
-# "0 road", "128,0,0 car" and "car,128,0,0"; the last is a row of the class_dict.csv that some data sets come with.
+# "0 road", "128,0,0 car" or "car,128,0,0", as in the class_dict.csv file of some data sets.
 _LINE = re.compile(
     r"(?P<value>\d+(?:[\s,;]+\d+[\s,;]+\d+)?)[\s,;]+(?P<name>[^\d\s,;].*)"
     r"|(?P<name_first>[^\d\s,;].*?)[\s,;]+(?P<value_last>\d+(?:[\s,;]+\d+[\s,;]+\d+)?)"
@@ -19,7 +19,7 @@ _LINE = re.compile(
 
 
 class LabelValues(NamedTuple):
-    """What the values in label images stand for.
+    """The classes of a data set and their values in label images.
 
     Attributes:
         classes: the names of the K classes.
@@ -35,20 +35,22 @@ def label_values(
     classes: Sequence[str] | int | None,
     ignore_label: int | None = None,
 ) -> LabelValues:
-    """Return the classes of a data set and the values that stand for them in its label images.
+    """Return the classes of a data set and their values in its label images.
 
     Args:
         values: the values, in one of these forms. None: 0 to K - 1.
             A list: one number or RGB triple per class, in the order of ``classes``.
             "1-150": a range of numbers, one per class.
-            A mapping of values (0, or "128 0 0") to class names or class indices, or to "ignore". Several values may
-            stand for the same class.
-            A file with two columns, value and class name, such as "128 0 0  car".
-        classes: K names, or K; with a mapping or a file of names, None takes the classes from there, in order.
-        ignore_label: an additional number to ignore. 255 is ignored unless it stands for a class.
+            A mapping from values (0, or "128 0 0") to class names, class indices or "ignore". Several values may be
+            mapped to the same class.
+            The path of a text file with two columns, value and class name, such as "128 0 0  car".
+        classes: K names, or K itself. None uses the names in a mapping or file, in order of appearance.
+        ignore_label: another number to ignore, besides 255. 255 is ignored unless it is the value of a class. Both only
+            apply if the values are numbers.
 
     Raises:
-        ValueError: the values do not fit the classes, or do not have one of these forms.
+        FileNotFoundError: ``values`` is a string but neither a range nor an existing file.
+        ValueError: the values do not match the classes, or have none of these forms.
     """
     if isinstance(values, str):
         bounds = _RANGE.fullmatch(values)
@@ -94,7 +96,7 @@ def _class_names(classes: Sequence[str] | int | None, values: Any, pairs: Sequen
 
 
 def _value(given: Any) -> Value:
-    """Return a number, or an RGB triple from [128, 0, 0], "128 0 0" or "[128,0,0]"."""
+    """Parse a value: a number, or an RGB triple such as [128, 0, 0], "128 0 0" or "[128,0,0]"."""
     parts = [given] if isinstance(given, int) else re.findall(r"\d+", given) if isinstance(given, str) else list(given)
     numbers = [int(part) for part in parts if isinstance(part, (int, str)) and not isinstance(part, bool)]
     if len(numbers) == len(parts) == 1 and 0 <= numbers[0] < 2**16:
@@ -107,7 +109,7 @@ def _value(given: Any) -> Value:
 
 
 def _target(given: Any) -> str | int:
-    """Return a class name, a class index, or ``IGNORE_INDEX``."""
+    """Parse what a value is mapped to: a class name, a class index, or ``IGNORE_INDEX``."""
     if given is None or (isinstance(given, str) and given.lower() in _IGNORED):
         return IGNORE_INDEX
     return given if isinstance(given, int) and not isinstance(given, bool) else str(given)
@@ -125,7 +127,7 @@ def _index(target: str | int, names: Sequence[str]) -> int:
 
 
 def _read_columns(path: Path) -> dict[Value, str]:
-    """Return {value: class name} from a text file of two columns; a first line without a number is a heading."""
+    """Read {value: class name} from a text file with two columns, skipping a heading without digits and comments."""
     if not path.is_file():
         raise FileNotFoundError(
             f"dataset.values={path} is neither a range such as 1-150 nor a file: pass a list, a mapping, or a file "
@@ -148,12 +150,12 @@ def _read_columns(path: Path) -> dict[Value, str]:
 
 
 def shown_value(value: Value) -> str:
-    """Return a value as in ``dataset.values``: "7", or "128 0 0"."""
+    """Format a value as written in ``dataset.values``, such as "7" or "128 0 0"."""
     return str(value) if isinstance(value, int) else " ".join(map(str, value))
 
 
 def shown_values(values: Iterable[Value], most: int = 5) -> str:
-    """Return the first few values as text; runs of numbers as "0 to 10"."""
+    """Format the smallest values as a list for messages; runs of numbers become ranges such as "0 to 10"."""
     ordered = sorted(values)  # pyright: ignore[reportArgumentType], all numbers or all colours
     runs: list[list[Value]] = []
     for value in ordered:

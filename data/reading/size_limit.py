@@ -1,4 +1,4 @@
-"""A limit on the size of images that are decoded or created: a small untrusted file may claim any size."""
+"""A limit on the size of images that are decoded or created, because a small untrusted file may claim any size."""
 
 import os
 
@@ -7,17 +7,21 @@ _VARIABLE = "CCNET_MAX_IMAGE_PIXELS"
 
 
 class ImageTooLarge(ValueError):
-    """An image with more pixels than the limit. ``skip_broken`` does not skip it: the file may be fine."""
+    """An image has more pixels than the limit. ``skip_broken`` does not skip such images: the files may be intact."""
 
 
 def check_size(height: int, width: int, subject: object) -> None:
-    """Raise ImageTooLarge if an image has more pixels than ``CCNET_MAX_IMAGE_PIXELS`` (default: ``MAX_PIXELS``).
+    """Check that an image has at most ``CCNET_MAX_IMAGE_PIXELS`` pixels (default: ``MAX_PIXELS``).
 
     Args:
-        height, width: in pixels; ValueError unless both are at least 1.
+        height, width: the size of the image in pixels.
         subject: the file or option that has this size, for the message.
+
+    Raises:
+        ImageTooLarge: the image has more pixels.
+        ValueError: a side is shorter than 1 pixel, or the environment variable is not a whole number.
     """
-    given = os.environ.get(_VARIABLE, MAX_PIXELS)  # an environment variable reaches every worker process
+    given = os.environ.get(_VARIABLE, MAX_PIXELS)  # workers inherit environment variables
     try:
         limit = int(given)
     except ValueError:

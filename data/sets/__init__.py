@@ -1,4 +1,4 @@
-"""One file per data set."""
+"""The data sets, one module each."""
 
 import lazy_loader
 

@@ -13,7 +13,7 @@ from .class_table import read_classes
 
 
 class ADE20K(ImagePairs):
-    """Scenes with 150 classes; label 0 (unlabelled) is ignored.
+    """Images of scenes with 150 classes; label 0 (unlabelled) is ignored.
 
     Args:
         root: the folder that contains ``ADEChallengeData2016``, or that folder itself.

@@ -15,7 +15,7 @@ from ..reading.file_lists import check_files, find_files, inside, read_list
 from ..reading.label_files import LabelFormat
 from . import layouts
 
-# SegNet's 11 classes: the colour of each, and the colours of the CamVid classes that are merged into it.
+# SegNet's 11 classes, each with its colour and the colours of the CamVid classes merged into it.
 _CLASSES = {
     "Sky": ((128, 128, 128), [(128, 128, 128)]),
     # building, archway, bridge, tunnel, wall
@@ -43,7 +43,7 @@ PALETTE = tuple(colour for colour, _ in _CLASSES.values())
 UNLABELLED = 11
 _VOID = (0, 0, 0)
 
-# SegNet's split as ranges of frame numbers; val is a clip from a gap in a training sequence.
+# SegNet's split as ranges of frame numbers; the val clip is from a gap in a training sequence.
 _SPLITS = {
     "train": {"0001TP": [(6690, 8520)], "0006R0": [(930, 3930)], "0016E5": [(390, 7920), (8190, 8640)]},
     "val": {"0016E5": [(7959, 8159)]},
@@ -121,12 +121,12 @@ def _in_split(path: Path, split: str) -> bool:
 
 
 def _read_pairs(root: Path, listed: Path) -> list[tuple[Path, Path]]:
-    """Return the (image, label image) paths in a list, resolved below ``root``."""
+    """Return the (image, label image) paths in a list file, as paths in ``root``."""
     pairs = []
     for place, words in read_list(listed):
         if len(words) != 2:
             raise ValueError(f"{place}: expected 'image label', got {' '.join(words)!r}")
-        # The published lists start with the authors' own folder: /SegNet/CamVid/train/NAME.png
+        # The paths in the published lists start with the authors' own folder: /SegNet/CamVid/train/NAME.png
         image, label = (inside(root, str(PurePath(*PurePath(word).parts[-2:])), place) for word in words)
         pairs.append((image, label))
     missing = next((path for pair in pairs for path in pair if not path.is_file()), None)

@@ -18,20 +18,20 @@ from .camvid import CamVid, CamVidFull, frame_of
 
 
 class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
-    """One clip of T frames per labelled frame of a split, so that every labelled frame is scored exactly once.
+    """Clips of T consecutive labelled frames, one for each labelled frame of a split.
 
-    A clip ends with the labelled frame, as in streaming video; the labels of the T - 1 frames before it are ignored. It
-    never crosses a sequence boundary or a gap (a frame interval more than 1.5 times the usual one in the sequence: 30
-    frames or 1 s in training, 2 frames or 1/15 s in validation). If fewer than T - 1 frames precede the labelled one,
-    the first frame is repeated.
+    Only the last frame of a clip is supervised and scored, as in streaming video, and thus each frame exactly once. A
+    clip never crosses a sequence boundary or a gap (an interval more than 1.5 times the usual one in the sequence: 30
+    frames or 1 s in training, 2 frames or 1/15 s in validation). If fewer than T - 1 frames precede the last one, the
+    first of them is repeated.
 
     Args:
-        root: as for :class:`~ccnet.data.sets.camvid.CamVid` or, with ``full``, ``CamVidFull``.
+        root: see :class:`~ccnet.data.sets.camvid.CamVid`, or with ``full`` ``CamVidFull``.
         split: "train", "val" or "test".
         frames: number of frames per clip, T.
         full: use frames of 720x960 instead of 360x480 pixels.
-        transform: (tv_tensors.Image uint8 (T, 3, H, W), tv_tensors.Mask uint8 (T, H, W)) -> the same shapes; None
-            returns them unchanged.
+        transform: maps tv_tensors.Image (T, 3, H, W) and tv_tensors.Mask (T, H, W), both uint8, to a pair with the same
+            axes; None returns them unchanged.
     """
 
     ignore_index = IGNORE_INDEX
@@ -63,7 +63,7 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return an RGB clip (3, T, H, W) and labels (T, H, W), valid in the last frame only, after the transform."""
+        """Return an RGB clip (3, T, H, W) and its labels (T, H, W), the last frame's only, after the transform."""
         pair = self.read(index)
         images, labels = self.transform(*pair) if self.transform else pair
         return images.transpose(0, 1), labels
@@ -86,15 +86,15 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         return self._stills.image_path(self.clips[index][-1])
 
     def name(self, index: int) -> str:
-        """Return the file name of the labelled frame, without suffix."""
+        """Return the file name of the labelled frame without its suffix."""
         return self._stills.name(self.clips[index][-1])
 
     def stamp(self, index: int) -> str:
-        """Return the name of the labelled frame and the sizes of its files; the clips follow from those."""
+        """Return the name of the labelled frame and the sizes of its files, which determine the clip."""
         return self._stills.stamp(self.clips[index][-1])
 
     def _runs(self) -> list[list[int]]:
-        """Split the frames into runs without gaps; return the indices of each run."""
+        """Split the frames into runs without gaps; return the frame indices of each run."""
         frames = sorted((*frame_of(path), index) for index, (path, _) in enumerate(self._stills.pairs))
         steps = {
             sequence: Counter(b[1] - a[1] for a, b in pairwise(frames) if a[0] == b[0] == sequence)

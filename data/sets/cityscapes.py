@@ -18,8 +18,8 @@ class Cityscapes(ImagePairs):
     Args:
         root: the folder that contains ``leftImg8bit`` and ``gtFine``.
         split: "train", "val", "trainval", or "test", whose labels are not public.
-        labels: the label files to read: "labelIds", mapped to the classes on reading, or "labelTrainIds", which
-            cityscapesScripts generates.
+        labels: the kind of label files to read: "labelIds", which are mapped to the 19 classes, or "labelTrainIds",
+            which cityscapesScripts generates.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
@@ -50,7 +50,7 @@ class Cityscapes(ImagePairs):
         table = read_classes("cityscapes")
         label_ids = {
             "labelIds": {entry["id"]: entry["train_id"] for entry in table if entry["id"] >= 0},
-            "labelTrainIds": {entry["train_id"] % 256: entry["train_id"] % 256 for entry in table},  # -1 is 255
+            "labelTrainIds": {entry["train_id"] % 256: entry["train_id"] % 256 for entry in table},  # -1 becomes 255
         }
         if labels not in label_ids:
             raise ValueError(f"labels is {labels!r}: choose one of {', '.join(label_ids)}")

@@ -1,4 +1,4 @@
-"""The class tables, stored as JSON files beside the data sets."""
+"""The class tables of the data sets, stored in JSON files next to this module."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""COCO, objects annotated with boxes and masks: Lin et al., Microsoft COCO, ECCV 2014, arXiv:1405.0312.
+"""COCO, images of objects with boxes and masks: Lin et al., Microsoft COCO, ECCV 2014, arXiv:1405.0312.
 
 Any data set with COCO's layout and annotation format can be read.
 """
@@ -29,18 +29,19 @@ from .folder import distinct_colours
 
 
 class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Images and the objects in them; the category ids (1 to 90 with gaps) are mapped to labels 1 to K, in order.
+    """Images and their objects; category ids (1 to 90 with gaps in COCO) are mapped to labels 1 to K in order.
 
-    A sample is an image, float32 (C, H, W) in [0, 1], and a target for torchvision's detection networks: "boxes"
-    (n, 4) float32, x1, y1, x2, y2 in pixels; "labels" (n,) int64 from 1 to K; "masks" (n, H, W) uint8 in {0, 1};
-    "image_id", the image's id in the annotations.
+    A sample is an image, float32 (C, H, W) in [0, 1] after :func:`instances_transform`, and a target for torchvision's
+    detection networks: "boxes" (n, 4), float32 x1, y1, x2, y2 in pixels; "labels" (n,), int64 from 1 to K; "masks"
+    (n, H, W), uint8 in {0, 1}; "image_id", the id of the image in the annotation file.
 
     Args:
         root: the folder that contains ``annotations`` and the image folders.
-        split: the name of an image folder, "train2017" or "val2017".
-        transform: (tv_tensors.Image uint8, target with tv_tensors) -> a sample; see :func:`instances_transform`.
-        training: skip crowds, objects smaller than a pixel, and images left without objects, as Mask R-CNN's
-            training does. Otherwise every image of the split is used. Objects without a mask are always skipped.
+        split: the name of an image folder, such as "train2017" or "val2017".
+        transform: maps a uint8 tv_tensors.Image and a target with tv_tensors to a sample, such as
+            :func:`instances_transform`; None returns them unchanged.
+        training: whether to skip crowds, objects whose box is less than a pixel wide or high, and images left without
+            objects, as in the training of Mask R-CNN. Objects without a mask are always skipped.
         value_range, channels, rgb: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
@@ -75,11 +76,11 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.images = [image for image in content["images"] if not training or objects[image["id"]]]
         if not self.images:
             raise ValueError(f"{self.annotation_file} lists no {'usable objects' if training else 'images'}")
-        # Bytes are shared by all workers; Python objects would be copied as their reference counts change.
+        # Forked workers share bytes; Python objects would be copied as their reference counts change.
         self._objects = [json.dumps(objects[image["id"]]).encode() for image in self.images]
 
     def _annotations(self) -> dict[str, Any]:
-        """Return the contents of the annotation file without the objects that have no mask."""
+        """Return the contents of the annotation file, excluding objects without a mask."""
         content = read_annotations(self.annotation_file)
         without = [annotation["id"] for annotation in content["annotations"] if not has_mask(annotation)]
         if without:
@@ -93,7 +94,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return content
 
     def _check(self, content: dict[str, Any], sizes: Mapping[int, tuple[int, int]]) -> None:
-        """Raise an error if a file is missing, or an annotation refers to what is not listed or to another size."""
+        """Raise an error if an image is missing or an annotation does not match the listed images and categories."""
         names = [image["file_name"] for image in content["images"]]
         missing = _missing(self.folder, names)
         if missing:
@@ -108,7 +109,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                     f"{self.annotation_file}: annotation {annotation['id']} refers to category "
                     f"{annotation['category_id']} and image {annotation['image_id']}, but the file does not list both"
                 )
-            if isinstance(annotation["segmentation"], dict):  # polygons are many, and are checked when they are drawn
+            if isinstance(annotation["segmentation"], dict):  # polygons are checked later, when they are drawn
                 check_segmentation(annotation, sizes[annotation["image_id"]], self.annotation_file)
             if not self.training:
                 self._check_scored(annotation)
@@ -159,7 +160,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         }
 
     def name(self, index: int) -> str:
-        """Return the file name of the image, without suffix, with ``_`` between the parts of its path."""
+        """Return the relative path of the image without its suffix, with its parts joined by ``_``."""
         return "_".join(PurePath(self.images[index]["file_name"]).with_suffix("").parts)
 
     def image_path(self, index: int) -> Path:
@@ -174,7 +175,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def ground_truth(self) -> dict[str, Any]:
         """Return the annotations of this data set's images in COCO's format, for COCO's metrics.
 
-        They are numbered from 1: the metrics count one with the id 0 as missed, and only one of those with equal ids.
+        Their ids are renumbered from 1: the metrics would count an object with id 0 as missed and deduplicate ids.
 
         Raises:
             ValueError: an annotation cannot be scored.
@@ -190,7 +191,9 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 
 def instances_transform(*, flip: float = 0.0) -> v2.Compose:
-    """Return a random flip of image, boxes and masks, then RGB in [0, 1]. Resizing is left to the network.
+    """Return a transform that flips images, boxes and masks at random and scales images to [0, 1].
+
+    Resizing is left to the network.
 
     Args:
         flip: the probability of a horizontal flip.
@@ -201,7 +204,7 @@ def instances_transform(*, flip: float = 0.0) -> v2.Compose:
 
 
 def _missing(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return the relative paths that do not name a file in the folder; one that points outside never does."""
+    """Return the relative paths in ``names`` that are not files in ``folder``, including all that point outside it."""
     listed: dict[PurePath, set[str]] = {}
     missing = []
     for name in names:
@@ -209,7 +212,7 @@ def _missing(folder: Path, names: Sequence[str]) -> list[str]:
         if path.is_absolute() or path.drive or ".." in path.parts:
             missing.append(name)
             continue
-        if path.parent not in listed:  # one listing per folder is far faster than a look at each file
+        if path.parent not in listed:  # listing each folder once is far faster than checking each file
             inside = folder / path.parent
             listed[path.parent] = {entry.name for entry in os.scandir(inside)} if inside.is_dir() else set()
         if path.name not in listed[path.parent]:
@@ -218,5 +221,5 @@ def _missing(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _usable(annotation: dict[str, Any]) -> bool:
-    """Return True for a single object of at least one pixel."""
+    """Return whether an annotation is not a crowd and its box is at least one pixel wide and high."""
     return not annotation.get("iscrowd", 0) and min(annotation["bbox"][2:]) >= 1

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format. They are untrusted: every field that is used is checked."""
+"""Read annotation files in COCO's format. The files are untrusted, so every field that is used is checked."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """Return True for a finite number below 2^53 in magnitude, up to which floats represent integers exactly."""
+    """Return whether ``value`` is a number below 2^53 in magnitude, the limit for exact integers in floating point."""
     return isinstance(value, (int, float)) and -(2**53) < value < 2**53
 
 
@@ -28,7 +28,7 @@ def _are_lists(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, list) for value in values)
 
 
-# For each list in an annotation file, the fields that are read from its entries, and their checks.
+# The fields that are read from the entries of each list in an annotation file, with their checks.
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "images": {"id": is_integer, "file_name": _is_text, "height": is_integer, "width": is_integer},
     "annotations": {
@@ -47,7 +47,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is not valid JSON, a required field is missing or has the wrong type, or two images or two
-            categories have the same id.
+            categories share an id.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # some tools write a byte order mark
@@ -66,8 +66,8 @@ def read_annotations(path: Path) -> dict[str, Any]:
                     f"type for COCO's format: {str(entry)[:200]}"
                 )
     for entry in content["images"]:
-        entry["file_name"] = entry["file_name"].replace("\\", "/")  # as written on Windows
-    for part in ("images", "categories"):  # the ids of annotations are not used
+        entry["file_name"] = entry["file_name"].replace("\\", "/")  # paths written on Windows
+    for part in ("images", "categories"):  # annotation ids are not used
         for number, repeated in Counter(entry["id"] for entry in content[part]).most_common(1):
             if repeated > 1:
                 raise ValueError(f"{path}: {repeated} {part} have the id {number}: ids must be unique")
@@ -89,7 +89,7 @@ def has_mask(annotation: dict[str, Any]) -> bool:
 
 
 def _make_integers(entry: dict[str, Any], names: Iterable[str]) -> None:
-    """Replace whole floating-point numbers in fields, such as [480.0, 640.0], which some tools write, by integers."""
+    """Convert whole floating-point numbers in fields to integers; some tools write [480.0, 640.0]."""
     for name in names:
         value = entry.get(name)
         if isinstance(value, float):
@@ -103,7 +103,7 @@ def _as_integer(value: Any) -> Any:
 
 
 def check_segmentation(annotation: dict[str, Any], size: tuple[int, int], file: Path) -> None:
-    """Raise ValueError unless a mask lies within its image: its claimed size determines how much memory it takes."""
+    """Raise ValueError unless a mask fits its image: the size it claims determines how much memory it takes."""
     given, (height, width) = annotation["segmentation"], size
     fits = _is_rle_of(given, height, width) if isinstance(given, dict) else _are_polygons_near(given, 2 * max(size))
     if not fits:
@@ -114,7 +114,7 @@ def check_segmentation(annotation: dict[str, Any], size: tuple[int, int], file: 
 
 
 def _is_rle_of(given: dict[str, Any], height: int, width: int) -> bool:
-    """Return True for the run-length encoding of a mask of that size, as a compressed string or as a list."""
+    """Return whether ``given`` is a run-length encoding, a compressed string or a list, of a mask of that size."""
     counts = given.get("counts")
     readable = _is_text(counts) or (
         isinstance(counts, list) and all(is_integer(count) and count >= 0 for count in counts)
@@ -123,5 +123,5 @@ def _is_rle_of(given: dict[str, Any], height: int, width: int) -> bool:
 
 
 def _are_polygons_near(polygons: list[Any], farthest: float) -> bool:
-    """Return True if all coordinates are at most ``farthest``: some polygons extend slightly beyond their image."""
+    """Return whether no coordinate exceeds ``farthest``, which allows for polygons that extend beyond their image."""
     return all(_are_numbers(polygon) and max(map(abs, polygon), default=0) <= farthest for polygon in polygons)

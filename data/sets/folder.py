@@ -1,4 +1,4 @@
-"""A user's own images and masks: folders, the class names, and the values that stand for them."""
+"""A user's own images and masks in folders, with the class names and their mask values."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -12,29 +12,30 @@ from ..reading.label_values import label_values
 from .layouts import find_folders
 from .splits import SPLITS, drawn, listed
 
-# Classes without an appearance of their own
+# Catch-all classes, which are drawn in dark grey
 _REST = ("background", "bg", "other", "others", "rest", "none", "unlabeled", "unlabelled", "clutter", "void")
 Folders = str | Path | Mapping[str, Any] | None
 
 
 class Folder(ImagePairs):
-    """Images in one folder, and masks (label images) in another or the same.
+    """Images in one folder, and their masks (label images) in another or in the same folder.
 
     Args:
-        images: the folder of images, searched recursively; or one for each split that has a folder of its own,
-            ``{"train": DIR, "val": DIR}``.
+        images: the folder of images, searched recursively; or ``{"train": DIR, "val": DIR}`` if splits have folders of
+            their own.
         masks: the folder or folders of masks, with the same subfolders.
-        classes: K names, or K itself; None if ``values`` names them.
-        split: "train", "val" or "test", which are disjoint, or "all", the images in every folder.
-        val_share, test_share: the fractions of the images in "val" and "test" if these have neither folders nor lists.
+        classes: K names, or K itself; None if ``values`` contains the names.
+        split: "train", "val" or "test", which are disjoint, or "all" for the images in all folders.
+        val_share, test_share: the fraction of the images held out as "val" and "test"; ignored for a split with a
+            folder of its own, and with ``lists``.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
-        values: the mask values of the classes, see :func:`~ccnet.data.reading.label_values.label_values`; 0 to K - 1
-            by default.
+        values: the mask values of the classes, 0 to K - 1 by default; see
+            :func:`~ccnet.data.reading.label_values.label_values`.
         palette: K RGB triples; distinct colours by default.
-        ignore_label: a mask value to ignore in addition to 255.
+        ignore_label: a mask value to ignore, in addition to 255.
         image_name, mask_name: see :func:`~ccnet.data.reading.file_lists.match_by_name`.
-        lists: a text file of image names for each split; see :func:`~ccnet.data.sets.splits.listed`.
-        group: a pattern that keeps images of one group in one split; see :func:`~ccnet.data.sets.splits.drawn`.
+        lists: a text file with image names for each split; see :func:`~ccnet.data.sets.splits.listed`.
+        group: a pattern that keeps related images in the same split; see :func:`~ccnet.data.sets.splits.drawn`.
         value_range, channels, rgb: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
@@ -110,9 +111,9 @@ class Folder(ImagePairs):
         return LabelFormat(label_values(values, classes, ignore_label).label_ids, image_name, mask_name)
 
     def name(self, index: int) -> str:
-        """Return the path of the image in its folder, without suffix, with ``_`` between its parts.
+        """Return the path of the image in its folder without its suffix, with its parts joined by ``_``.
 
-        If there are several folders, which may contain the same names, it begins with the number of the folder.
+        If there are several folders, the name starts with the number of the folder, which keeps names unique.
         """
         path = self.pairs[index][0]
         number, folder = next(
@@ -123,7 +124,7 @@ class Folder(ImagePairs):
 
 
 def _names(pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[PurePath]:
-    """Return the paths of images in their folder, without suffix."""
+    """Return the paths of the images relative to ``folder``, without suffix."""
     return [PurePath(image.relative_to(folder).with_suffix("")) for image, _ in pairs]
 
 
@@ -136,7 +137,7 @@ def _part(parts: Mapping[str, list[int]], split: str, how: str) -> list[int]:
 
 
 def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Return an RGB triple per class: distinct colours, and dark ones for the background and for other pixels."""
+    """Return an RGB triple per class: distinct colours, and dark greys for background and catch-all classes."""
     colours = distinct_colours(len(names))
     dark = [index for index, name in enumerate(names) if str(name).lower().strip("_ ") in _REST]
     for number, index in enumerate(dark):
@@ -146,7 +147,7 @@ def class_colours(names: Sequence[str]) -> list[tuple[int, int, int]]:
 
 
 def distinct_colours(number: int) -> list[tuple[int, int, int]]:
-    """Return RGB triples whose hues are a golden angle apart, so that adjacent colours differ clearly."""
+    """Return RGB triples whose hues are spaced by the golden angle, so that consecutive colours differ clearly."""
     colours = []
     for index in range(number):
         hue, saturation, value = index * 0.618034 % 1, 0.85 - 0.35 * (index % 3 == 1), 0.95 - 0.3 * (index % 2)

@@ -1,6 +1,6 @@
-"""The on-disk layout of each data set, shown in error messages when files are missing.
+"""The on-disk layout of each data set, which error messages show if files are missing.
 
-Imports no torch, so that an entry point can check for the files before it loads anything else.
+Does not import torch, so that entry points can check the files before loading anything else.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ class Layout:
     """The files and folders of a data set, and where to get them.
 
     Attributes:
-        name: the data set's name in messages.
+        name: the name of the data set in messages.
         tree: its folders and files, shown in messages.
         source: where to get it, shown in messages.
-        required: maps a split to the files and folders that it needs, relative to the root.
-        folder: a subfolder of the root that the user may pass instead of the root.
-        aliases: maps a required path to an accepted alternative.
+        required: maps a split to the paths that it needs, relative to the root.
+        folder: name of a subfolder that users may pass instead of the root.
+        aliases: maps required paths to accepted alternatives.
     """
 
     name: str
@@ -33,8 +33,8 @@ class Layout:
         """Return the paths of the files and folders that ``split`` requires, in the order of ``required``.
 
         Raises:
-            FileNotFoundError: ``root`` is not set or not a folder, or lacks a required path. The message shows the
-                layout and the source.
+            FileNotFoundError: ``root`` is not set or is not a folder, or a required path is missing. The message shows
+                the layout and the source.
             ValueError: the data set has no such split.
         """
         required = self.required(split)
@@ -60,10 +60,11 @@ class Layout:
 
 
 def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
-    """Return the folders that contain a user's own images and masks of a split.
+    """Return the folders of a user's own images and masks for a split.
 
     Args:
-        images, masks: one folder for all splits, or a folder for each; a split without one is drawn from "train".
+        images, masks: one folder for all splits, or a mapping from splits to folders; splits that are not in it use the
+            folder of "train".
         split: the split, or "all".
 
     Raises:

@@ -1,4 +1,4 @@
-"""Disjoint splits of a user's own images: listed in files, or drawn by image or by group."""
+"""Disjoint splits of a user's own images, listed in files or chosen by image or by group."""
 
 import hashlib
 import re
@@ -11,11 +11,11 @@ SPLITS = ("train", "val", "test")
 
 
 def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: Path) -> dict[str, list[int]]:
-    """Return the indices of the images that each list names: {split: indices}, in the order of the lists.
+    """Return the indices of the images in each list, {split: indices}, in the order of the lists.
 
     Args:
         names: the paths of the images relative to ``folder``, without suffix.
-        lists: a text file for each split, with one relative path per line, with or without suffix.
+        lists: a text file for each split, with one path per line, relative to ``folder``, with or without suffix.
         folder: the folder of the images.
 
     Raises:
@@ -44,17 +44,18 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
 
 
 def drawn(names: Sequence[PurePath], shares: Mapping[str, float], group: str | None) -> dict[str, list[int]]:
-    """Divide images into splits, the same way every time: {split: indices}, with the rest in "train".
+    """Divide images into splits deterministically, {split: indices}; "train" gets the remaining images.
 
     Args:
         names: the paths of the images, in order, without suffix.
-        shares: the fraction of the images in each split but "train"; splits with 0 are left out.
-        group: a regular expression found in every path. Images for which its groups match the same text, or the whole
-            expression if it has none, belong to the same split. None: images are evenly spaced over the list.
+        shares: the fraction of the images in each split except "train"; splits with a fraction of 0 are omitted.
+        group: a regular expression that must match in every path. Images with the same captured text, or the same match
+            if the expression has no capture groups, are assigned to the same split. With None, the images of a split
+            are evenly spaced over the list.
 
     Raises:
-        ValueError: the fractions do not leave an image for each split, a path does not match ``group``, or that is not
-            a regular expression.
+        ValueError: there are too few images or groups for these splits, the fractions are out of range, ``group`` is
+            not a regular expression, or a path does not match it.
     """
     shares = {split: share for split, share in shares.items() if share}
     if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
@@ -79,7 +80,7 @@ def drawn(names: Sequence[PurePath], shares: Mapping[str, float], group: str | N
 
 
 def _groups(names: Sequence[PurePath], group: str | None) -> dict[str, list[int]]:
-    """Return the indices of the images of each group; without a pattern, each image is a group."""
+    """Return the indices of the images in each group; without a pattern, each image is a group of its own."""
     members: dict[str, list[int]] = {}
     try:
         pattern = re.compile(group or ".*")
@@ -94,11 +95,11 @@ def _groups(names: Sequence[PurePath], group: str | None) -> dict[str, list[int]
 
 
 def _by_group(members: Mapping[str, list[int]], shares: Mapping[str, float], number: int) -> dict[str, list[int]]:
-    """Assign groups, the largest first, to the split that lacks most images; every split gets at least one."""
+    """Assign each group, largest first, to the split furthest below its target; every split gets at least one group."""
     lacking = {split: share * number for split, share in shares.items()}
     lacking = {"train": number - sum(lacking.values())} | lacking
     found: dict[str, list[int]] = {split: [] for split in lacking}
-    # Groups of one size are shuffled: neighbours in the order of names, such as frames of one day, are alike.
+    # Groups of equal size are shuffled, because groups with consecutive names, such as days, tend to be similar.
     order = sorted(members, key=lambda name: (-len(members[name]), hashlib.sha256(name.encode()).digest()))
     for place, name in enumerate(order):
         empty = [split for split in lacking if not found[split]]

@@ -1,8 +1,8 @@
-"""Beacons: a synthetic task that cannot be solved without context from the whole image.
+"""Beacons, a synthetic task that cannot be solved without context from the whole image.
 
 Several similar shapes lie on a textured background. The colour of one small beacon somewhere in the image determines
-the class of every shape. A network that sees only the neighbourhood of a shape has to guess; one pass of criss-cross
-attention carries the colour along the beacon's row and column, and two passes carry it everywhere.
+the class of every shape. A network that only sees the neighbourhood of a shape has to guess. One pass of criss-cross
+attention propagates the colour along the beacon's row and column, and two passes propagate it everywhere.
 """
 
 import math
@@ -22,14 +22,14 @@ _SPLITS = {"train": 0, "val": 1}  # part of each image's seed
 
 
 class Beacons(Dataset[tuple[Tensor, Tensor]]):
-    """Images drawn on the fly; the same seed, split and index produce the same image on every machine.
+    """Images drawn on the fly; seed, split and index determine an image, on every machine.
 
     Args:
         split: "train" or "val".
         length: the number of images.
-        size: the side of the square images, pixels.
+        size: the side of the square images in pixels.
         shapes: the number of shapes in an image.
-        beacon: the width of the beacon, pixels.
+        beacon: the diameter of the beacon in pixels.
         seed: the seed of the data set.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
@@ -67,7 +67,7 @@ class Beacons(Dataset[tuple[Tensor, Tensor]]):
         return self.length
 
     def name(self, index: int) -> str:
-        """Return a name for saved predictions."""
+        """Return the name of image ``index``, used for saved predictions."""
         return f"beacons_{self.split}_{index:05d}"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ def _draw(
 def _shape(
     rng: np.random.Generator, size: int, centre: np.ndarray, radius: float, *, square: bool
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Return a window of the image, and the mask of a disc or of a randomly rotated square in it."""
+    """Return a window of the image and the mask, in this window, of a disc or of a randomly rotated square."""
     low = np.maximum(np.floor(centre - radius), 0).astype(int)
     high = np.minimum(np.ceil(centre + radius), size).astype(int)
     window = slice(low[0], high[0]), slice(low[1], high[1])

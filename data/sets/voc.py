@@ -9,17 +9,17 @@ from .class_table import read_classes
 
 
 class VOC(ImagePairs):
-    """Images with 21 classes; class 0 (background) is scored, and 255 (the outlines of objects) is ignored.
+    """Images with 21 classes; class 0 (background) is scored, and label 255 (outlines of objects) is ignored.
 
     Args:
-        root: the folder ``VOCdevkit``, or ``VOC2012`` in it.
-        split: "train", "val", "trainval", "test" (no labels), or "train_aug", VOC's training set plus SBD.
+        root: the folder ``VOCdevkit``, or its subfolder ``VOC2012``.
+        split: "train", "val", "trainval", "test" (no labels), or "train_aug" (VOC's training set and SBD).
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         listed, images, *labels = layouts.VOC.find(root, split)
-        # Some lists contain paths, "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png".
+        # Some lists contain paths such as "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png".
         names = [Path(words[0]).stem for _, words in read_list(listed)]
         pairs = [(images / f"{name}.jpg", labels[0] / f"{name}.png" if labels else None) for name in names]
         classes = read_classes("voc")

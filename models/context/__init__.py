@@ -1,1 +1,1 @@
-"""Context modules that the paper compares with criss-cross attention (Table 4); they preserve channels and size."""
+"""The context modules that Table 4 of the paper compares with criss-cross attention."""

@@ -1,4 +1,4 @@
-"""Attention along rows and along columns in turn: the HV baselines of the CCNet paper's Table 4."""
+"""Attention along one axis and then the other: the HV baselines in Table 4 of the CCNet paper."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ _ROWS, _COLUMNS = (1,), (0,)
 
 
 class HorizontalVertical(nn.Sequential):
-    """Attention within rows, then within columns, each with its own projections and residual ("HV").
+    """Attention within rows, then within columns, each with its own projections and residual connection ("HV").
 
     The shape (N, C, H, W) is unchanged.
 
     Args:
         channels: number of input and output channels C.
-        **attention: keyword arguments of :class:`models.CrissCrossAttention`.
+        **attention: keyword arguments of :class:`~ccnet.models.CrissCrossAttention`.
     """
 
     def __init__(self, channels: int, **attention: Any):
@@ -24,11 +24,11 @@ class HorizontalVertical(nn.Sequential):
 
 
 class ParallelHorizontalVertical(nn.Module):
-    """The sum of rows-then-columns and columns-then-rows, two branches with separate weights ("HV & VH").
+    """Two parallel branches, rows then columns and columns then rows, with separate weights; summed ("HV & VH").
 
     Args:
         channels: number of input and output channels C.
-        **attention: keyword arguments of :class:`models.CrissCrossAttention`.
+        **attention: keyword arguments of :class:`~ccnet.models.CrissCrossAttention`.
     """
 
     def __init__(self, channels: int, **attention: Any):

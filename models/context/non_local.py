@@ -1,4 +1,4 @@
-"""Non-local attention, as benchmarked in the CCNet paper and as originally published.
+"""Non-local attention, in the variant of the CCNet paper and as originally published.
 
 Wang et al., Non-local Neural Networks, CVPR 2018, arXiv:1711.07971, section 3.
 """
@@ -16,12 +16,12 @@ class NonLocal(nn.Module):
         y = gamma * softmax(query(x)^T key(x)) value(x) + x
 
     The widths are those of Tables 2 and 5 of the CCNet paper (108.2 GFLOPs on 97x97 features of 512 channels): C / 8
-    for query and key, C for the value, and no output convolution. The (H W, H W) attention matrix is never stored:
-    torch's fused attention processes the value in slabs as wide as the query, a width that the fused kernels support.
+    for query and key, C for the value, and no output convolution. The value is split into slabs of the query's width,
+    which torch's fused attention kernels support; they never materialise the (H W, H W) attention matrix.
 
     Args:
         channels: number of input and output channels C, a multiple of 8.
-        gamma: "learned" or "fixed"; see :func:`models.layers.residual_weight`.
+        gamma: "learned" or "fixed"; see :func:`~ccnet.models.layers.residual_weight`.
 
     Raises:
         ValueError: ``channels`` is not a multiple of 8.
@@ -52,11 +52,11 @@ class NonLocal(nn.Module):
 
 
 class BottleneckNonLocal(nn.Module):
-    """The original block of Wang et al. (embedded Gaussian), with half the channels inside and a scaled softmax.
+    """The original block of Wang et al. (embedded Gaussian), with C / 2 inner channels and a scaled dot product.
 
         y = BN(project(softmax(query(x)^T key(x) / sqrt(D)) value(x))) + x,  D = C / 2
 
-    The scale of the batch norm is initialised to 0, so the block starts as the identity.
+    The weight of the batch norm is initialised to 0, so the block starts as the identity.
 
     Args:
         channels: number of input and output channels C.

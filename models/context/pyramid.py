@@ -11,19 +11,19 @@ from ..layers import conv_bn_relu, resize
 
 
 class PyramidPooling(nn.Module):
-    """Average pooling to grids of several sizes, concatenated with the input and fused.
+    """Pyramid pooling: average pooling to grids of several sizes, concatenated with the input and fused.
 
     Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, arXiv:1612.01105, section 3.2.
 
     Args:
         channels: number of input channels C.
         bins: number of bins per side of each grid.
-        width: channels of each branch; C divided by the number of grids by default.
+        width: number of channels of each branch; C divided by the number of grids by default.
         out_channels: number of output channels; C by default.
         align_corners: whether bilinear upsampling of the pooled grids aligns corners.
     """
 
-    pools = True  # globally, before a batch norm
+    pools = True  # has global pooling followed by batch norm
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class AtrousPyramid(nn.Module):
 
     Args:
         channels: number of input channels C.
-        width: channels of each branch; C / 2 by default, which is DeepLabv3's 256 for C = 512.
+        width: number of channels of each branch; C / 2 by default, 256 as in DeepLabv3 for C = 512.
         out_channels: number of output channels; C by default.
-        dilations: one per 3x3 branch; (12, 24, 36) is meant for output stride 8.
+        dilations: dilation of each 3x3 branch; (12, 24, 36) is DeepLabv3's choice for output stride 8.
         fuse_kernel_size: kernel size of the convolution that fuses the branches.
     """
 
-    pools = True  # globally, before a batch norm
+    pools = True  # has global pooling followed by batch norm
 
     def __init__(
         self,
@@ -92,13 +92,13 @@ def _average_cells(x: Tensor, bins: int) -> Tensor:
     """Apply adaptive average pooling: (N, C, H, W) -> (N, C, bins, bins)."""
     if bins == 1 or not transforms.is_exporting():
         return adaptive_avg_pool2d(x, bins)
-    # torch.export would bake the bins of the traced size into the graph; matrix products keep the size dynamic.
+    # torch.export would hard-code the pooling windows of the traced size; matrix products keep the size dynamic.
     rows, columns = (_cell_weights(size, bins, like=x) for size in x.shape[-2:])
     return rows @ x @ columns.mT
 
 
 def _cell_weights(size: int, bins: int, *, like: Tensor) -> Tensor:
-    """Return the (bins, size) pooling matrix, 1 / n at the n positions of a bin; bins overlap if size % bins != 0."""
+    """Return the (bins, size) pooling matrix, with 1 / n at the n positions of a bin; bins may overlap."""
     cell = torch.arange(bins, device=like.device).unsqueeze(1)
     start, stop = cell * size // bins, ((cell + 1) * size + bins - 1) // bins
     position = torch.arange(size, device=like.device)

@@ -1,1 +1,1 @@
-"""Heads that map backbone features to logits at the features' resolution; main heads also return context features."""
+"""Heads that map backbone features to logits at feature resolution; main heads also return context features."""

@@ -2,7 +2,7 @@
 arXiv:1809.05996, section 3 and Fig. 2.
 
 It follows the authors' code layer by layer, with batch norm and ReLU instead of in-place activated batch norm. The
-CCNet paper (section 4.5) replaces CE2P's pyramid with recurrent criss-cross attention; ``context`` selects either.
+CCNet paper (section 4.5) replaces CE2P's pyramid with recurrent criss-cross attention; ``context`` selects one.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,17 +15,17 @@ from ..context.pyramid import PyramidPooling
 from ..layers import conv_bn_relu, resize
 from .classifier import ClassifierHead
 
-_DETAIL_CHANNELS = 48  # width to which the decoder reduces the first stage
+_DETAIL_CHANNELS = 48  # width to which the decoder reduces the features of the first stage
 
 
 class ParsingOutput(NamedTuple):
-    """Logits at the first stage's resolution, and context features at the last stage's.
+    """Logits at the resolution of the first stage, and context features at that of the last stage.
 
     Attributes:
-        fused: (N, K, h, w), from the features of the decoder and the edge branch; the prediction.
-        decoder: (N, K, h, w), from the decoder's features alone.
-        edge: (N, 2, h, w), the logits of "no edge" and "edge".
-        context: (N, context_channels, h', w').
+        fused: logits (N, K, h, w) from the features of the decoder and the edge branch; the final prediction.
+        decoder: logits (N, K, h, w) from the features of the decoder alone.
+        edge: logits (N, 2, h, w) of "no edge" and "edge".
+        context: context features (N, context_channels, h', w').
     """
 
     fused: Tensor
@@ -47,24 +47,24 @@ class Context(Protocol):
         """Return features (N, channels, h, w) and context features (N, context_channels, h, w).
 
         Args:
-            features: (N, in_channels, h, w), the last stage.
+            features: output of the last stage, (N, in_channels, h, w).
         """
         ...
 
 
 class CE2PHead(ClassifierHead):
-    """Context, a high-resolution decoder, an edge branch, and their fusion.
+    """The head of CE2P: a context module, a high-resolution decoder and an edge branch, whose features are fused.
 
     Args:
         in_channels: widths of the four backbone stages, which have strides 4, 8, 16 and 16.
         num_classes: number of classes K.
-        context: called with the ``in_channels`` of the last stage and with ``channels``; returns a :class:`Context`:
-            :class:`PyramidFeatures` or :class:`models.heads.context.ContextFeatures`.
-        channels: width of the context, 512 in the paper; the branches are half as wide.
+        context: called with the ``in_channels`` of the last stage and with ``channels``; returns a :class:`Context`,
+            such as :class:`PyramidFeatures` or :class:`~ccnet.models.heads.context.ContextFeatures`.
+        channels: width of the context module's output, 512 in the paper; decoder and edge branch are half as wide.
         dropout: fraction of channels dropped before the last classifier.
 
     Raises:
-        ValueError: the backbone returns a different number of stages.
+        ValueError: the backbone does not return four stages.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class CE2PHead(ClassifierHead):
         self.add_classifier(width, num_classes, dropout)
 
     def forward(self, stages: Sequence[Tensor]) -> ParsingOutput:
-        """Compute the :class:`ParsingOutput` of four feature maps (N, in_channels[i], h_i, w_i)."""
+        """Map four feature maps (N, in_channels[i], h_i, w_i) to a :class:`ParsingOutput`."""
         features, context = self.context(stages[-1])
         decoder_logits, decoded = self.decoder(stages[0], features)
         edge_logits, edges = self.edge(stages[:3])
@@ -99,7 +99,7 @@ class CE2PHead(ClassifierHead):
 
 
 class PyramidFeatures(nn.Module):
-    """CE2P's original context: pyramid pooling of the backbone's features, with branches ``channels`` wide.
+    """CE2P's original context module: pyramid pooling of the backbone's features, ``channels`` per branch.
 
     Args:
         in_channels: width of the backbone's last features.
@@ -121,7 +121,7 @@ class PyramidFeatures(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder, which upsamples the context to the first stage's resolution and fuses it with that stage's details.
+    """Upsamples the context to the resolution of the first stage and fuses it with the features of that stage.
 
     Args:
         detail_channels: width of the first stage.
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
 
 
 class EdgeBranch(nn.Module):
-    """The edge branch: a classifier shared by three stages, and a 1x1 convolution that combines its three outputs.
+    """Predicts edges with a classifier shared by three stages and a 1x1 convolution that combines their logits.
 
     Args:
         in_channels: widths of the three stages.
@@ -169,7 +169,7 @@ class EdgeBranch(nn.Module):
         """Return logits (N, 2, h_0, w_0) and features (N, 3 * width, h_0, w_0).
 
         Args:
-            stages: (N, in_channels[i], h_i, w_i) each.
+            stages: three feature maps (N, in_channels[i], h_i, w_i).
         """
         size = stages[0].shape[-2:]
         features = [reduce(stage) for reduce, stage in zip(self.reduce, stages, strict=True)]

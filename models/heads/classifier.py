@@ -1,10 +1,10 @@
-"""Base classes of the heads: the final classifier, and the interface of a main head."""
+"""Base classes of the heads: one adds the final classifier, the other defines the interface of a main head."""
 
 from torch import Tensor, nn
 
 
 class ClassifierHead(nn.Module):
-    """Base class of all heads, which end with dropout and a 1x1 convolution to K logits.
+    """Base class of all heads: features are classified by dropout and a 1x1 convolution to K logits.
 
     Subclasses call :meth:`add_classifier` at the end of their constructor, so that the classifier's parameters come
     last: optimiser states in checkpoints depend on the parameter order.
@@ -30,7 +30,7 @@ class ClassifierHead(nn.Module):
 
 
 class MainHead(ClassifierHead):
-    """Base class of the main heads of a :class:`models.segmentor.Segmentor`.
+    """Base class of the main heads of a :class:`~ccnet.models.segmentor.Segmentor`.
 
     Attributes:
         context_channels: width of the context features that :meth:`forward` returns.

@@ -1,4 +1,4 @@
-"""The head shared by all context modules: Huang et al., TPAMI 2020, arXiv:1811.11721, section 3.1 and Fig. 2."""
+"""The head with an exchangeable context module: Huang et al., TPAMI 2020, arXiv:1811.11721, section 3.1, Fig. 2."""
 
 from collections.abc import Callable
 
@@ -11,18 +11,18 @@ from .classifier import MainHead
 
 
 class ContextFeatures(nn.Module):
-    """Context block: reduce, apply the context module, project, concatenate with the input and fuse.
+    """Reduces the features, applies the context module, projects, concatenates with the input and fuses.
 
     It follows the CCNet authors' code layer by layer, with batch norm and ReLU instead of in-place activated batch
-    norm. The networks in the paper's Table 4 differ only in ``context``. With ``recurrence=0`` there is no context
-    module: this is the dilated FCN used as the baseline in the paper's tables.
+    norm. The networks in Table 4 of the paper differ only in ``context``. Without a context module (``recurrence=0``),
+    it is the dilated FCN that the paper uses as its baseline.
 
     Args:
         in_channels: width of the backbone's last features.
         context: called with ``channels``; returns a module that preserves the shape (N, channels, h, w).
         channels: width of the head; 512 in the paper.
         recurrence: R, the number of times the shared context module is applied.
-        negative_slope: negative slope of the activations; 0 is plain ReLU; the authors' published weights need 0.01.
+        negative_slope: negative slope of the activations; 0 for plain ReLU, 0.01 for the authors' published weights.
 
     Attributes:
         context_channels: width of the context features that :meth:`forward` returns.

@@ -1,4 +1,4 @@
-"""The auxiliary FCN head, which supervises an intermediate stage as in PSPNet and in the CCNet authors' code."""
+"""The auxiliary FCN head for supervising an intermediate stage, as in PSPNet and in the CCNet authors' code."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ class FCNHead(ClassifierHead):
         num_classes: number of classes K.
         channels: width of the hidden layer; 512 in the authors' code.
         dropout: fraction of channels dropped before the classifier.
-        negative_slope: negative slope of the activation; 0 is plain ReLU; the authors' published weights need 0.01.
+        negative_slope: negative slope of the activation; 0 for plain ReLU, 0.01 for the authors' published weights.
     """
 
     def __init__(

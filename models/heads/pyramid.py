@@ -1,4 +1,4 @@
-"""The head of PSPNet and DeepLabv3 as published, whose pyramid reads the backbone's features directly."""
+"""The head of the original PSPNet and DeepLabv3, which apply the pyramid directly to the backbone's features."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,8 @@ class PyramidHead(MainHead):
     """A pyramid module on the backbone's features, followed by a classifier.
 
     Zhao et al., CVPR 2017, arXiv:1612.01105, section 3.2; Chen et al., 2017, arXiv:1706.05587, section 3.3. In the
-    zoo's networks, the same pyramids are part of a :class:`models.heads.context.ContextHead`; published weights need
-    this head.
+    model zoo, the same pyramid modules are part of a :class:`~ccnet.models.heads.context.ContextHead`; published
+    weights need this head.
 
     Args:
         in_channels: width of the backbone's last features.

@@ -10,25 +10,25 @@ from .layers import Twin
 
 
 class FeatureNet(nnx.Module):
-    """Counterpart of a timm feature network, which applies layers in order and returns the outputs of some of them.
+    """Counterpart of a timm feature network: applies layers in order and returns the outputs of some of them.
 
     Args:
-        parts: the twins of the layers by timm's names, in order.
+        parts: the twins of the layers in order, keyed by timm's names.
         levels: names of the layers whose outputs are returned; "blocks.0" is the first stage of "blocks".
     """
 
     def __init__(self, parts: Mapping[str, nnx.Module], levels: Sequence[str]):
-        self.levels = tuple(level.replace(".", "_") for level in levels)  # timm may hold "stages.0" as "stages_0"
+        self.levels = tuple(level.replace(".", "_") for level in levels)  # timm may name "stages.0" "stages_0"
         self.parts = tuple(parts)
         for name, part in parts.items():
             setattr(self, name, part)
 
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
-        """Return the selected feature maps of normalised images (N, H, W, 3)."""
+        """Return the selected feature maps of normalised images (N, H, W, C)."""
         found: dict[str, Array] = {}
         for name in self.parts:
             layer = getattr(self, name)
-            # A ResNet's stages are children of the network, those of the others are children of its `blocks`.
+            # The stages are children of the network in a ResNet, and children of its `blocks` in an EfficientNet.
             stages = {f"blocks_{i}": stage for i, stage in enumerate(layer)} if name == "blocks" else {name: layer}
             for key, stage in stages.items():
                 found[key] = x = stage(x, train)
@@ -36,10 +36,10 @@ class FeatureNet(nnx.Module):
 
 
 class Backbone(nnx.Module):
-    """Counterpart of ``models.backbone.TimmBackbone``.
+    """Counterpart of ``ccnet.models.backbone.TimmBackbone``.
 
     Attributes:
-        deterministic: whether a call without ``train`` is in evaluation mode, as it is at first. Flax's ``train()`` and
+        deterministic: whether calls without ``train`` run in evaluation mode, the default. Flax's ``train()`` and
             ``eval()`` set it.
     """
 
@@ -49,5 +49,5 @@ class Backbone(nnx.Module):
         self.deterministic = True
 
     def __call__(self, x: Array, train: bool | None = None) -> list[Array]:
-        """Return the selected feature maps of normalised images (N, H, W, 3)."""
+        """Return the selected feature maps of normalised images (N, H, W, C)."""
         return self.net(x, not self.deterministic if train is None else train)

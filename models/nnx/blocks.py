@@ -12,7 +12,7 @@ from .layers import NamedLayers, Twin, parameter
 
 
 class Residual(nnx.Module):
-    """A basic or bottleneck block of a ResNet: convolutions, each followed by batch norm and an activation.
+    """A basic or bottleneck block of a ResNet.
 
     Args:
         block: the timm block.
@@ -44,13 +44,13 @@ class Residual(nnx.Module):
 class Inverted(nnx.Module):
     """A block of an EfficientNet or MobileNet, with a skip connection if the shapes match.
 
-    Each convolution is followed by batch norm; anti-aliasing and channel attention come before the last of several
-    convolutions.
+    Each convolution is followed by batch norm. If there are several, anti-aliasing and channel attention precede the
+    last one.
 
     Args:
         block: the timm block.
         twin: converts a submodule to its twin.
-        order: names of the convolutions.
+        order: names of the convolutions, in order.
     """
 
     def __init__(self, block: Any, twin: Twin, order: tuple[str, ...]):
@@ -91,7 +91,7 @@ class Universal(NamedLayers):
 
 
 class RegNetBlock(NamedLayers):
-    """A bottleneck of a RegNet, in which squeeze-and-excitation comes before the last convolution.
+    """A bottleneck block of a RegNet, with squeeze-and-excitation before the last convolution.
 
     Args:
         block: the timm block.

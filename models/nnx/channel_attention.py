@@ -35,7 +35,7 @@ class SqueezeExcite(nnx.Module):
 
 
 class ChannelConvolution(nnx.Module):
-    """Counterpart of an ``nn.Conv1d`` from one channel to one, applied along the channels of an image.
+    """Counterpart of an ``nn.Conv1d`` with one input and one output channel, applied along the channel axis.
 
     Args:
         conv: the torch layer, with an odd kernel and "same" padding.

@@ -1,4 +1,4 @@
-"""Flax NNX twins of the context modules, channels-last."""
+"""Channels-last Flax NNX twins of the context modules."""
 
 # Some JAX functions are only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -16,7 +16,7 @@ from .layers import Twin, adaptive_average, parameter, resize
 
 
 class CrissCrossAttention(nnx.Module):
-    """Counterpart of ``models.CrissCrossAttention``."""
+    """Counterpart of ``ccnet.models.CrissCrossAttention``."""
 
     def __init__(self, module: Any, twin: Twin):
         self.query_conv, self.key_conv = twin(module.query_conv), twin(module.key_conv)
@@ -35,13 +35,13 @@ class CrissCrossAttention(nnx.Module):
                 query, key, value, x, gamma, axes=self.axes, channel_axis=-1, backend=self.backend
             )
 
-        if self.recompute:  # only the projections: the attention names the arrays that it saves
+        if self.recompute:  # only the projections: the arrays that the attention saves are named
             attend = jax.checkpoint(attend, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         return attend(x, weights, gamma)
 
 
 class ParallelHorizontalVertical(nnx.Module):
-    """Counterpart of ``models.context.horizontal_vertical.ParallelHorizontalVertical``."""
+    """Counterpart of ``ccnet.models.context.horizontal_vertical.ParallelHorizontalVertical``."""
 
     def __init__(self, module: Any, twin: Twin):
         self.hv, self.vh = twin(module.hv), twin(module.vh)
@@ -52,7 +52,7 @@ class ParallelHorizontalVertical(nnx.Module):
 
 
 class NonLocal(nnx.Module):
-    """Counterpart of ``models.context.non_local.NonLocal``, but the (H W, H W) attention matrix is materialised."""
+    """Counterpart of ``ccnet.models.context.non_local.NonLocal``; the (H W, H W) attention matrix is materialised."""
 
     def __init__(self, module: Any, twin: Twin):
         self.query_conv, self.key_conv = twin(module.query_conv), twin(module.key_conv)
@@ -71,7 +71,7 @@ class NonLocal(nnx.Module):
 
 
 class PyramidPooling(nnx.Module):
-    """Counterpart of ``models.context.pyramid.PyramidPooling``."""
+    """Counterpart of ``ccnet.models.context.pyramid.PyramidPooling``."""
 
     def __init__(self, module: Any, twin: Twin):
         self.bins, self.align_corners = module.bins, module.align_corners
@@ -87,7 +87,7 @@ class PyramidPooling(nnx.Module):
 
 
 class AtrousPyramid(nnx.Module):
-    """Counterpart of ``models.context.pyramid.AtrousPyramid``."""
+    """Counterpart of ``ccnet.models.context.pyramid.AtrousPyramid``."""
 
     def __init__(self, module: Any, twin: Twin):
         self.local, self.dilated = twin(module.local), twin(module.dilated)
@@ -101,7 +101,7 @@ class AtrousPyramid(nnx.Module):
 
 
 class GlobalConvolution(nnx.Module):
-    """Counterpart of ``models.context.global_convolution.GlobalConvolution``."""
+    """Counterpart of ``ccnet.models.context.global_convolution.GlobalConvolution``."""
 
     def __init__(self, module: Any, twin: Twin):
         self.left, self.right = twin(module.left), twin(module.right)

@@ -1,4 +1,4 @@
-"""Counterparts of torch layers for (N, H, W, C) arrays, which compute in the dtype of their input."""
+"""Counterparts of torch layers for (N, H, W, C) arrays; they compute in the dtype of their input."""
 
 # Some JAX functions are only partially typed.
 # pyright: reportUnknownMemberType=false
@@ -13,14 +13,14 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-if TYPE_CHECKING:  # networks of configurations and weight files need no torch
+if TYPE_CHECKING:  # networks loaded from weight files do not need torch
     from torch import Tensor
 
 Twin = Callable[[Any], Any]  # converts a torch submodule, or a native Part, to its twin
 
 
 def from_torch(tensor: "Tensor | np.ndarray") -> Array:
-    """Convert a torch parameter, or an array of its shape, to the twin's layout: (H, W, I, O) for convolutions."""
+    """Convert a torch parameter, or an array in torch's layout, to the twin's: (H, W, I, O) for convolutions."""
     array = _numpy(tensor)
     return jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
 
@@ -38,12 +38,12 @@ def to_torch(array: Array) -> "Tensor":
 
 
 def parameter(tensor: "Tensor | np.ndarray") -> nnx.Param[Array]:
-    """Convert a torch parameter to a trainable variable."""
+    """Convert a torch parameter, or an array in torch's layout, to a trainable variable."""
     return nnx.Param(from_torch(tensor))
 
 
 def statistic(tensor: "Tensor | np.ndarray", dtype: Any = None) -> nnx.BatchStat[Array]:
-    """Convert a torch buffer, or an array of its shape, to a non-trainable variable."""
+    """Convert a torch buffer or an array to a non-trainable variable."""
     return nnx.BatchStat(jnp.asarray(_numpy(tensor), dtype))
 
 
@@ -52,7 +52,7 @@ class Conv(nnx.Module):
 
     Args:
         conv: the torch layer whose settings and weights are copied.
-        same: pad like TensorFlow's "SAME", whatever the layer's own padding is.
+        same: pad as in TensorFlow's "SAME", regardless of the layer's own padding.
     """
 
     def __init__(self, conv: Any, same: bool = False):
@@ -90,10 +90,10 @@ class BatchNorm(nnx.Module):
 
     Args:
         norm: the torch layer whose settings, weights and statistics are copied.
-        act: the twin of the activation that follows; None for none.
+        act: the twin of the activation that follows, if any.
 
     Attributes:
-        held: normalise with the running statistics in training too, and leave them unchanged.
+        held: whether training, too, normalises with the running statistics and leaves them unchanged.
     """
 
     def __init__(self, norm: Any, act: Any = None):
@@ -111,7 +111,7 @@ class BatchNorm(nnx.Module):
         """Normalise (N, H, W, C); with ``train``, use the batch statistics and update the running ones.
 
         Raises:
-            ValueError: the batch has a single value per channel in training.
+            ValueError: in training, the batch has only one value per channel.
         """
         if train and not self.held:
             wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -130,7 +130,7 @@ class BatchNorm(nnx.Module):
 
 
 def hold_statistics(network: nnx.Module, names: Iterable[str]) -> None:
-    """Keep batch norms of a network in eval mode; names of other modules are ignored."""
+    """Keep the named batch norms of a network in evaluation mode; names of other modules are ignored."""
     for name in names:
         module: Any = network
         for part in name.split("."):
@@ -187,8 +187,8 @@ class Pool(nnx.Module):
 
     Args:
         kind: "max", "average" (``nn.AvgPool2d`` with ceil_mode), "valid" (without) or "same".
-        kernel, stride, padding: size, stride and padding of the window in pixels, as one number or as (height, width);
-            only "max" is padded.
+        kernel, stride, padding: size, stride and padding of the window in pixels, each one number or (height, width);
+            ``padding`` only applies to "max".
     """
 
     def __init__(self, kind: str, kernel: Any, stride: Any, padding: Any = 0):
@@ -200,9 +200,9 @@ class Pool(nnx.Module):
         if self.kind == "max":
             padding = ((0, 0), *((side, side) for side in self.padding), (0, 0))
             return lax.reduce_window(x, -jnp.inf, lax.max, window, steps, padding)
-        if self.kind in ("same", "valid"):  # "same" also counts the padded zeros
+        if self.kind in ("same", "valid"):  # "same" includes the padding zeros in the average
             return lax.reduce_window(x, 0.0, lax.add, window, steps, self.kind.upper()) / math.prod(self.kernel)
-        # With ceil_mode, windows may extend past the border, and torch averages over the pixels inside the image.
+        # With ceil_mode, windows may extend past the border; torch averages over the pixels inside the image.
         sizes = zip(x.shape[1:3], self.kernel, self.stride, strict=True)
         over = [-(-size // stride) * stride - size + kernel - stride for size, kernel, stride in sizes]
         padding = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
@@ -212,7 +212,7 @@ class Pool(nnx.Module):
 
 
 def _pair(sides: Any) -> tuple[int, int]:
-    """Return (height, width) of a torch setting that is one number or a pair."""
+    """Return a torch setting, one number or a pair, as (height, width)."""
     return (sides, sides) if isinstance(sides, int) else tuple(sides)
 
 
@@ -220,8 +220,8 @@ class Activation(nnx.Module):
     """An elementwise activation.
 
     Args:
-        function: maps an array and ``arguments`` to an array.
-        arguments: its settings, such as a negative slope.
+        function: called with the array and ``arguments``.
+        arguments: settings, such as a negative slope.
     """
 
     def __init__(self, function: Callable[..., Array], *arguments: Any):
@@ -238,7 +238,7 @@ def dropout2d(x: Array, rate: float, key: Array | None) -> Array:
     Args:
         x: (N, *S, C).
         rate: probability of zeroing a channel.
-        key: the random key; None if ``rate`` is 0.
+        key: random key; may be None if ``rate`` is 0.
 
     Raises:
         ValueError: ``key`` is None and ``rate`` is not 0.
@@ -263,7 +263,7 @@ def adaptive_average(x: Array, bins: int) -> Array:
 
 
 def _along_both(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
-    """Multiply by (new, old) matrices along height and width; matrix products are fast in both passes."""
+    """Multiply by (new, old) matrices along height and width, which is fast in the forward and the backward pass."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     x = jnp.einsum("hi,niwc->nhwc", rows.astype(wide), x.astype(wide), precision="highest")
     return jnp.einsum("wj,nhjc->nhwc", columns.astype(wide), x, precision="highest")

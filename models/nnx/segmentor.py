@@ -11,7 +11,7 @@ from .layers import Twin, dropout2d, resize, statistic
 
 
 class ContextHead(nnx.Module):
-    """Counterpart of ``models.heads.context.ContextHead``."""
+    """Counterpart of ``ccnet.models.heads.context.ContextHead``."""
 
     def __init__(self, head: Any, twin: Twin):
         self.reduce, self.context, self.project = twin(head.reduce), twin(head.context), twin(head.project)
@@ -37,7 +37,7 @@ class ContextHead(nnx.Module):
 
 
 class FCNHead(nnx.Module):
-    """Counterpart of ``models.heads.fcn.FCNHead``."""
+    """Counterpart of ``ccnet.models.heads.fcn.FCNHead``."""
 
     def __init__(self, head: Any, twin: Twin):
         self.hidden, self.classify = twin(head.hidden), twin(head.classify)
@@ -50,10 +50,10 @@ class FCNHead(nnx.Module):
 
 
 class Segmentor(nnx.Module):
-    """Counterpart of ``models.segmentor.Segmentor``, channels-last.
+    """Channels-last counterpart of ``ccnet.models.segmentor.Segmentor``.
 
     Attributes:
-        deterministic: whether a call without ``train`` is in evaluation mode, as it is at first. Flax's ``train()`` and
+        deterministic: whether calls without ``train`` run in evaluation mode, the default. Flax's ``train()`` and
             ``eval()`` set it.
     """
 
@@ -68,14 +68,16 @@ class Segmentor(nnx.Module):
     def __call__(
         self, image: Array, *, train: bool | None = None, key: Array | None = None, dtype: jnp.dtype = jnp.float32
     ) -> dict[str, Array]:
-        """Segment RGB images in [0, 1]: (N, H, W, 3) -> {"out": logits (N, H, W, K)}.
+        """Segment images in [0, 1]: (N, H, W, C) -> {"out": logits (N, H, W, K)}.
 
         Args:
-            image: (N, H, W, 3), or clips (N, T, H, W, 3), whose outputs have T in the same position.
+            image: images (N, H, W, C), RGB by default, or clips (N, T, H, W, C), whose outputs also have T as their
+                second axis.
             train: use the batch statistics and update the running ones, apply dropout, and also return "aux" (shaped
-                like "out") and "embedding" (N, h, w, E), if built. None follows ``train()`` and ``eval()``.
-            key: random key for the dropout in training.
-            dtype: dtype of the convolutions, such as bfloat16; logits are float32.
+                like "out") and "embedding" (N, h, w, E) if the network has these modules. None for the mode set by
+                ``train()`` or ``eval()``.
+            key: random key for dropout in training.
+            dtype: dtype of the convolutions, such as bfloat16; the logits are float32.
 
         Raises:
             ValueError: the shape is wrong, the image is smaller than the output stride, or dropout needs a key.

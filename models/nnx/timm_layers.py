@@ -1,4 +1,4 @@
-"""Flax NNX twins of layers of timm's newer backbones, for (N, H, W, C) arrays."""
+"""Flax NNX twins of layers in timm's newer backbones, for (N, H, W, C) arrays."""
 
 # Some JAX functions are only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -71,7 +71,7 @@ class GlobalResponseNorm(nnx.Module):
 
 
 class Scale(nnx.Module):
-    """Counterpart of timm's ``LayerScale2d``, a learned factor per channel.
+    """Counterpart of timm's ``LayerScale2d``: multiplies each channel by a learned factor.
 
     Args:
         scale: the torch layer whose weights are copied.
@@ -86,7 +86,7 @@ class Scale(nnx.Module):
 
 
 class MixedConv(Layers):
-    """Counterpart of timm's ``MixedConv2d``, which convolves groups of channels with kernels of different sizes.
+    """Counterpart of timm's ``MixedConv2d``: convolves groups of channels with kernels of different sizes.
 
     Args:
         convs: the twins of the convolutions.

@@ -18,7 +18,7 @@ _STEM = [("conv1.0", "conv1"), ("conv1.1", "bn1"), ("conv1.3", "conv2"), ("conv1
 
 
 def recognises(found: Mapping[str, Tensor]) -> bool:
-    """Return whether the keys follow this layout, regardless of the network."""
+    """Return whether the keys follow this layout; the network may still be unsupported."""
     return any(key.startswith("head.") for key in found) and any(key.startswith("dsn.") for key in found)
 
 
@@ -27,11 +27,11 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
 
     Args:
         found: the file's tensors.
-        recurrence: R, which cannot be inferred from the weights.
+        recurrence: number of loops R, which cannot be inferred from the weights.
         align_corners: whether bilinear upsampling aligns corners.
 
     Raises:
-        ValueError: the network is not CCNet over a ResNet-50 or -101.
+        ValueError: the network is not CCNet with a ResNet-50 or -101 backbone.
     """
     head = {key.split(".")[1] for key in found if key.startswith("head.")}
     if foreign := sorted(head - _HEAD):
@@ -68,7 +68,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
 
 
 def _fold(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Convert the weights in-place to plain batch norm and RGB images."""
+    """Convert the weights in-place: from in-place activated to plain batch norm, and from BGR to RGB images."""
     for key in weights:
         if key.endswith(".running_mean"):
             scale = key.replace("running_mean", "weight")

@@ -4,19 +4,20 @@ from typing import Any
 
 from ..backbone import TimmBackbone
 
-# Caffe's channel means, RGB in [0, 255]; images are not divided by a standard deviation.
+# Caffe's RGB means for pixels in [0, 255]; images are not divided by a standard deviation.
 _MEAN = (122.67891434, 116.66876762, 104.00698793)
 
 
 class CaffeResNet(TimmBackbone):
     """timm's deep-stem ResNet (64, 64 and 128 channels), modified to match the authors' network.
 
-    Max pooling rounds sizes up, which adds a row or column for images of 4n or 4n - 1 pixels. The first blocks of
-    stages three and four have the same dilation as the other blocks, 2 and 4. Colours are scaled to [0, 255].
+    Max pooling rounds sizes up, which adds a row or column if a side of the image has 4n or 4n - 1 pixels. The first
+    blocks of stages three and four have the same dilation as the other blocks, 2 and 4. By default, the network sees
+    colours in [0, 255], minus Caffe's means.
 
     Args:
         name: resnet50s or resnet101s.
-        **options: other arguments of :class:`models.backbone.TimmBackbone`.
+        **options: other arguments of :class:`~ccnet.models.backbone.TimmBackbone`.
     """
 
     def __init__(self, name: str, **options: Any):

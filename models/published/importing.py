@@ -14,8 +14,8 @@ from ..tensor_files import is_plain, read, size
 from . import authors, mmseg
 from .layout import Layout
 
-_COLOURS = ("mean", "std")  # buffers missing from published files, which keep colour statistics in their code
-_COUNTER = "num_batches_tracked"  # batch norm buffer that older files lack and that is not used here
+_COLOURS = ("mean", "std")  # buffers that published files lack, because the original code hard-codes them
+_COUNTER = "num_batches_tracked"  # unused batch norm buffer, which older files lack
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Published:
         weights: the network's state dict.
         num_classes: number of classes K.
         classes, palette: K names and K RGB triples, if stored in the file.
-        crop_size: training crop, (H, W) in pixels, if known.
+        crop_size: size of the training crops, (H, W) in pixels, if known.
         iteration: number of training iterations, if stored in the file.
     """
 
@@ -51,17 +51,17 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
 
     Two layouts are supported: the CCNet authors', and mmsegmentation's with the heads ccnet, nonlocal, fcn, pspnet and
     deeplabv3 on a ResNet-50 or -101 with output stride 8. The layout, depth, widths and number of classes are inferred
-    from the file. The channel order, scale and statistics of the training images become part of the network.
+    from the file. The network converts images to the channel order, scale and statistics of the original training.
 
     Args:
         path: the file, .pth or .safetensors; it is read with ``weights_only=True``.
-        recurrence: R of a criss-cross head, which cannot be inferred from the weights.
-        align_corners: whether bilinear upsampling aligns corners. By default, True for the authors' files; for
-            mmsegmentation's, as in the file's configuration, or else True if the file name contains 769x769.
+        recurrence: number of loops R of a criss-cross head, which cannot be inferred from the weights.
+        align_corners: whether bilinear upsampling aligns corners. None for True with the authors' files; with
+            mmsegmentation's, for the value in the file's configuration, or else True if the file name contains 769x769.
 
     Returns:
-        A network that maps RGB images (N, 3, H, W) in [0, 1] to {"out": (N, K, H, W)}; see
-        :class:`models.segmentor.Segmentor`.
+        A network that maps RGB images (N, 3, H, W) in [0, 1] to {"out": logits (N, K, H, W)}; see
+        :class:`~ccnet.models.segmentor.Segmentor`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -80,7 +80,7 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
     See :func:`import_checkpoint` for the other arguments and the errors.
 
     Args:
-        content: the content of the file as returned by :func:`models.tensor_files.read`.
+        content: the content of the file as returned by :func:`~ccnet.models.tensor_files.read`.
         path: path of the file, whose name may contain the crop size; the file is not opened.
     """
     if not 1 <= recurrence <= MAX_RECURRENCE:
@@ -105,7 +105,7 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
 
 
 def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata that mmsegmentation saves beside the state dict; empty for other files."""
+    """Return the metadata that mmsegmentation saves with the state dict; empty for other files."""
     return _mapping(content.get("meta"))
 
 
@@ -127,7 +127,7 @@ def _layout(
 
 
 def _each_class(named: dict[Any, Any], key: str, number: int) -> list[Any] | None:
-    """Return the list stored under ``key``, or None unless it has one entry per class."""
+    """Return the list stored under ``key`` if it has one entry per class, else None."""
     value = named.get(key)
     entries = list(cast(Sequence[Any], value)) if isinstance(value, (list, tuple)) else []
     return entries if len(entries) == number else None
@@ -160,7 +160,7 @@ def _weights(layout: Layout, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     _check([*sources.items(), *layout.folded.items()], own, found)
     weights = {key: torch.tensor(getattr(network.backbone, key)).view(own[key].shape) for key in _COLOURS}
     for key, source in sources.items():
-        if source in found:  # the file's may be a scalar or in half precision
+        if source in found:  # the tensor in the file may be a scalar or in half precision
             weights[key] = found[source].reshape(own[key].shape).to(own[key].dtype)
         else:
             weights[key] = torch.zeros_like(own[key], device="cpu")  # num_batches_tracked
@@ -187,5 +187,5 @@ def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], found: Mappin
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """Return the shape, with (1,) for a scalar: gamma may be stored as either."""
+    """Return the shape of a tensor, or (1,) for a scalar: gamma may be stored as either."""
     return tuple(tensor.shape) or (1,)

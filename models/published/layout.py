@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-# (Module in this project's network, module in the file); the first module that is a prefix of a key applies.
+# (Module in this project's network, module in the file); the first pair whose module is a prefix of a key applies.
 Names = list[tuple[str, str]]
 Node = dict[str, Any]  # configuration node
 
@@ -18,8 +18,8 @@ class Layout:
     Attributes:
         model: the ``model`` node that builds the network.
         names: pairs that map the network's modules to the file's.
-        folded: network tensor -> additional tensor of the file, of the same shape, that ``fold`` merges into it.
-        fold: a function of the network's tensors, which it modifies in-place, and the file's tensors.
+        folded: maps network tensors to additional tensors of the file, of equal shape, that ``fold`` merges into them.
+        fold: called with the network's tensors, which it modifies in-place, and the file's tensors.
     """
 
     model: Node
@@ -36,7 +36,7 @@ class Layout:
 
 
 def network(backbone: Node, head: Node, aux_head: Node, *, num_classes: int, align_corners: bool) -> Node:
-    """Return a ``model`` node with partial heads, to which the network passes the backbone's widths."""
+    """Return the ``model`` node of a network; its heads are partial because the network passes the input widths."""
     return {
         "_target_": "ccnet.models.segmentor.Segmentor",
         "backbone": {"output_stride": 8, "out_indices": [-2, -1], "pretrained": False, "weights": None} | backbone,
@@ -54,7 +54,7 @@ def network(backbone: Node, head: Node, aux_head: Node, *, num_classes: int, ali
 
 
 def context_head(channels: int, context: Node | None, *, recurrence: int = 1) -> Node:
-    """Return the node of a :class:`models.heads.context.ContextHead`."""
+    """Return the node of a :class:`~ccnet.models.heads.context.ContextHead`."""
     return {
         "_target_": "ccnet.models.heads.context.ContextHead",
         "channels": channels,
@@ -64,7 +64,7 @@ def context_head(channels: int, context: Node | None, *, recurrence: int = 1) ->
 
 
 def direct_head(channels: int, context: Node) -> Node:
-    """Return the node of a :class:`models.heads.pyramid.PyramidHead` whose pyramid branches are ``channels`` wide."""
+    """Return the node of a :class:`~ccnet.models.heads.pyramid.PyramidHead` with ``channels`` per pyramid branch."""
     return {
         "_target_": "ccnet.models.heads.pyramid.PyramidHead",
         "channels": channels,
@@ -75,7 +75,7 @@ def direct_head(channels: int, context: Node) -> Node:
 def width(found: Mapping[str, Tensor], key: str, published: int) -> int:
     """Return the number of output channels of the file's tensor ``key``, or ``published`` if it is missing.
 
-    All missing tensors are reported together later.
+    Missing tensors are reported later, all at once.
     """
     return found[key].shape[0] if key in found and found[key].ndim else published
 
@@ -84,7 +84,7 @@ def depth(found: Mapping[str, Tensor], prefix: str) -> int:
     """Infer the depth of the ResNet at ``prefix``, 50 or 101, from the number of blocks in its third stage.
 
     Raises:
-        ValueError: the ResNet has another depth or basic blocks.
+        ValueError: the ResNet has basic blocks or another depth.
     """
     stage = [key.removeprefix(prefix).split(".") for key in found if key.startswith(f"{prefix}layer3.")]
     blocks, bottleneck = len({parts[1] for parts in stage}), any("conv3" in parts for parts in stage)

@@ -1,7 +1,7 @@
 """mmsegmentation's layout: a ResNet with output stride 8, one of five heads, and an auxiliary FCN head.
 
-Its criss-cross and non-local heads extend its FCN head, which is this project's context head without a context
-module. Its PSPNet and DeepLabv3 heads read the backbone's features directly.
+Its criss-cross and non-local heads extend its FCN head, which corresponds to this project's context head without a
+context module. Its PSPNet and DeepLabv3 heads are applied directly to the backbone's features.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from .layout import Layout, Names, Node, context_head, depth, direct_head, network, width
 
 _SCAFFOLD = {"convs", "conv_cat", "conv_seg"}
-_HEADS = {  # family -> modules of its head
+_HEADS = {  # the modules in the head of each network family
     "ccnet": _SCAFFOLD | {"cca"},
     "nonlocal": _SCAFFOLD | {"nl_block"},
     "fcn": _SCAFFOLD,
@@ -23,15 +23,15 @@ _HEADS = {  # family -> modules of its head
 
 
 def recognises(found: Mapping[str, Tensor]) -> bool:
-    """Return whether the keys follow this layout, regardless of the network."""
+    """Return whether the keys follow this layout; the network may still be unsupported."""
     return any(key.startswith("decode_head.") for key in found)
 
 
 def trained_as(config: str, name: str) -> tuple[bool, tuple[int, int] | None]:
     """Return the training settings: align_corners, and the crop (H, W) in pixels if known.
 
-    Published files contain the source of their configuration. Without it, both are inferred from the file name: of
-    mmsegmentation's networks, only those trained on crops of 769x769 use align_corners.
+    Published files contain the source of their configuration. Without it, both settings are inferred from the file
+    name: only mmsegmentation's networks trained on crops of 769x769 use align_corners.
 
     Args:
         config: source of the configuration; "" if the file has none.
@@ -51,7 +51,7 @@ def trained_as(config: str, name: str) -> tuple[bool, tuple[int, int] | None]:
 
 
 def _numbers(config: str, key: str) -> tuple[int, ...] | None:
-    """Return the first tuple of numbers assigned to ``key`` in the source of a configuration."""
+    """Return the first tuple of numbers assigned to ``key`` in the source of a configuration, or None."""
     found = re.search(rf"\b{key}\s*=\s*\(([\d,\s]+)\)", config)
     return tuple(int(number) for number in re.findall(r"\d+", found[1])) if found else None
 
@@ -61,7 +61,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
 
     Args:
         found: the file's tensors.
-        recurrence: R of a criss-cross head, which cannot be inferred from the weights.
+        recurrence: number of loops R of a criss-cross head, which cannot be inferred from the weights.
         align_corners: whether bilinear upsampling aligns corners.
 
     Raises:
@@ -104,13 +104,13 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
 
 
 def _channels(found: Mapping[str, Tensor], first: str) -> Node:
-    """Return the number of input channels, inferred from the first layer; RGB is the default."""
+    """Return the ``in_channels`` setting inferred from the first layer; empty for RGB, the default."""
     number = found[first].shape[1] if first in found and found[first].ndim == 4 else 3
     return {} if number == 3 else {"in_channels": number}
 
 
 def _family(found: Mapping[str, Tensor]) -> str:
-    """Return the key of _HEADS that best matches the file's modules; raise ValueError if the file has others."""
+    """Return the key of _HEADS that best matches the file's head; raise ValueError if the head has other modules."""
     head = {key.split(".")[1] for key in found if key.startswith("decode_head.")}
     nearest = max(_HEADS, key=lambda family: len(_HEADS[family] & head) / len(_HEADS[family] | head))
     if foreign := sorted(head - _HEADS[nearest]):
@@ -122,12 +122,12 @@ def _family(found: Mapping[str, Tensor]) -> str:
 
 
 def _conv_module(ours: str, theirs: str) -> Names:
-    """Map our module names to those of mmsegmentation's ConvModule, a convolution followed by batch norm."""
+    """Map the names in ``conv_bn_relu`` to those in mmsegmentation's ConvModule."""
     return [(f"{ours}.0", f"{theirs}.conv"), (f"{ours}.1", f"{theirs}.bn")]
 
 
 def _context(family: str, align_corners: bool) -> tuple[Node | None, Names]:
-    """Return the node of the context module, and the names of its modules in the file."""
+    """Return the configuration node of the context module, and its names in the file."""
     match family:
         case "ccnet":
             return {"_target_": "ccnet.models.criss_cross.CrissCrossAttention"}, [
@@ -172,7 +172,7 @@ def _context(family: str, align_corners: bool) -> tuple[Node | None, Names]:
 
 
 def _image_branch_last(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Reorder the pyramid's channels: mmsegmentation puts the image average first, this project puts it last."""
+    """Reorder the pyramid's channels: mmsegmentation puts the image pooling branch first, this project puts it last."""
     fuse = weights["head.context.fuse.0.weight"]
     width = weights["head.context.image.0.weight"].shape[0]
     weights["head.context.fuse.0.weight"] = torch.roll(fuse, -width, dims=1)

@@ -127,7 +127,7 @@ def test_other_modes(tmp_path):
         read_image(tmp_path / "lab.tif")
 
 
-@row("a photo with an EXIF orientation, and odd tags")
+@row("a photo with an EXIF orientation or malformed tags")
 def test_orientation_beside_odd_tags(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -161,7 +161,7 @@ def test_large_metadata(tmp_path):
     assert before == PngImagePlugin.MAX_TEXT_CHUNK
 
 
-@row("content and suffix that differ, such as a GIF named .jpg")
+@row("a suffix that does not match the content, such as a GIF named .jpg")
 def test_the_content_decides(tmp_path):
     for name, kind in (("gif.jpg", "GIF"), ("jpeg.png", "JPEG"), ("png.tif", "PNG"), ("bmp.jpeg", "BMP")):
         buffer = io.BytesIO()
@@ -171,7 +171,7 @@ def test_the_content_decides(tmp_path):
         assert np.array_equal(read_image(tmp_path / name).permute(1, 2, 0), Image.open(buffer).convert("RGB")), name
 
 
-@row("an animation, or a file of several pages")
+@row("an animation, or a file with several pages")
 def test_several_frames(tmp_path):
     for name in ("a.gif", "a.tif"):
         pages = [Image.fromarray(np.full_like(PHOTO, grey)) for grey in (7, 200)]
@@ -181,7 +181,7 @@ def test_several_frames(tmp_path):
         assert [int(read(tmp_path / name, frame)[0].max()) for frame in frames] == [7, 200]
 
 
-@row("a truncated file, or one that is no image")
+@row("a truncated file, or a file that is not an image")
 def test_unreadable_files(tmp_path):
     path = save(tmp_path / "a.jpg", PHOTO)
     path.write_bytes(path.read_bytes()[:-200])
@@ -369,7 +369,7 @@ def test_names_of_masks(tmp_path):
         folder(images, there, mask_name="mask")
 
 
-@row("two images, or two masks, of one name")
+@row("two images, or two masks, with the same name")
 def test_two_files_of_one_name(tmp_path):
     images = pictures(tmp_path / "images", "1.jpg", "1.png")
     with pytest.raises(ValueError, match=r"images contains two images of one name: 1\.jpg and 1\.png"):
@@ -419,7 +419,7 @@ def test_lists_of_names(tmp_path):
         folder(images, there, "val", lists=lists)
 
 
-@row("one folder for all")
+@row("one folder for all splits")
 def test_fractions(tmp_path):
     stems = [f"{index:02d}" for index in range(20)]
     images = pictures(tmp_path / "images", *(f"{stem}.jpg" for stem in stems))
@@ -434,7 +434,7 @@ def test_fractions(tmp_path):
         folder(images, there, "val", val_share=0.8, test_share=0.3)
 
 
-@row("frames of one video, or slices of one patient")
+@row("frames of the same video, or slices of the same patient")
 def test_groups_stay_together(tmp_path):
     stems = [f"p{patient}_{number}" for patient in range(10) for number in range(1 + patient % 3)]
     images = pictures(tmp_path / "images", *(f"{stem}.jpg" for stem in stems))

@@ -1,1 +1,1 @@
-"""Conversion of torch networks to their twins: a rule for each class of modules, and checks of the result."""
+"""Conversion of torch networks to their twins: a rule for each module class, and checks of the result."""

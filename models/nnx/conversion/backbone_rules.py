@@ -1,4 +1,4 @@
-"""How timm's backbones and their blocks are converted."""
+"""The conversion rules for timm's backbones and their blocks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ from .rules import Rule, Source
 
 
 def with_parts(make: Callable[..., nnx.Module], *arguments: Any) -> Callable[[Any, Twin], nnx.Module]:
-    """Wrap the constructor of a twin that converts its submodules and takes further ``arguments``."""
+    """Bind ``arguments`` to the constructor of a twin, called as make(source, twin, *arguments)."""
     return lambda source, twin: make(source, twin, *arguments)
 
 
@@ -41,7 +41,7 @@ def _feature_net(source: Any, twin: Twin) -> FeatureNet:
     return FeatureNet({name: twin(part) for name, part in source.parts().items()}, levels)
 
 
-_BLOCK = ("stride", "dilation", "has_pw_act")  # the convolutions and the batch norm record them too
+_BLOCK = ("stride", "dilation", "has_pw_act")  # redundant: their submodules have these settings too
 _NET = (
     *("return_layers", "in_chans", "drop_rate", "grad_checkpointing", "_stage_out_idx"),
     *("pretrained_cfg", "default_cfg", "_traits", "_model_args", "pretrained_model_args"),

@@ -1,4 +1,4 @@
-"""Comparison of a backbone's twin with timm's network, before anyone relies on the twin."""
+"""Comparison of a backbone's twin with timm's network, before the twin is used."""
 
 # Some JAX functions are only partially typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -15,21 +15,24 @@ from flax import nnx
 
 from ...backbone import TimmBackbone
 
-# Relative to the largest value. Float32 rounding reaches 3e-4 in a resnet101, and more in deeper networks.
+# Relative to the largest value. Float32 rounding errors reach 3e-4 in a resnet101, and more in deeper networks.
 TOLERANCE, FLOAT64_TOLERANCE = 1e-3, 1e-9
-_SIZE = (33, 41)  # height, width; odd, so that differences in padding show
+_SIZE = (33, 41)  # height, width; odd, to expose differences in padding
 _compared: set[Any] = set()
 
 
 def compare(backbone: TimmBackbone, convert: Callable[[torch.nn.Module], Any]) -> None:
-    """Raise ValueError unless the twin computes the same features as timm's network, once per architecture.
+    """Check once per architecture that the twin computes the same features as timm's network.
 
-    Both run in evaluation mode on one small random image pair, in float32 and, if they differ, in float64. Weights and
-    statistics are random too, because a batch norm that is initialised to zero would hide the branch before it.
+    Both run in evaluation mode on two small random images, in float32 and, if they differ, in float64. The weights are
+    random too, because a batch norm whose weight is initialised to 0 would hide the branch before it.
 
     Args:
         backbone: the torch backbone, which is left unchanged.
-        convert: converts it to its twin.
+        convert: converts a torch backbone to its twin.
+
+    Raises:
+        ValueError: the features differ.
     """
     architecture = repr(backbone), nnx.graphdef(convert(backbone))
     if architecture in _compared:
@@ -50,13 +53,13 @@ def largest_difference(
     size: tuple[int, int] = _SIZE,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """Return the largest difference between the features of both, relative to the largest value of each feature map.
+    """Return the largest difference between both sets of features, relative to the largest value of each feature map.
 
     Args:
         backbone: the torch backbone, which is left unchanged.
-        convert: converts it to its twin.
+        convert: converts a torch backbone to its twin.
         size: height and width of the two random images.
-        dtype: float32, or float64 to tell an error from the rounding of a deep network.
+        dtype: float32, or float64 to distinguish errors from the rounding of deep networks.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((2, backbone.in_channels, *size), generator=generator, dtype=dtype)
@@ -68,7 +71,7 @@ def largest_difference(
     def features(state: Any, images: jax.Array) -> list[jax.Array]:
         return nnx.merge(graph, state)(images)
 
-    # GPUs round float32 factors to TF32 otherwise.
+    # By default, GPUs round the operands of float32 products to TF32.
     with jax.enable_x64(dtype == torch.float64), jax.default_matmul_precision("highest"):
         graph, state = nnx.split(convert(random))
         found = [np.asarray(array) for array in features(state, jnp.asarray(images.movedim(1, -1).numpy()))]
@@ -80,9 +83,9 @@ def largest_difference(
 
 @torch.no_grad()
 def _with_random_weights(backbone: TimmBackbone, images: torch.Tensor, generator: torch.Generator) -> TimmBackbone:
-    """Return a copy with random weights, whose running statistics are those of ``images``, in evaluation mode.
+    """Return a copy in evaluation mode, with random weights and with the batch statistics of ``images``.
 
-    Matching statistics keep all activations near 1, where activation functions differ most.
+    Matching statistics keep the activations near 1, where activation functions differ most.
     """
     made = copy.deepcopy(backbone).cpu().to(images.dtype).train().requires_grad_(False)
     for name, tensor in made.named_parameters():
@@ -90,7 +93,7 @@ def _with_random_weights(backbone: TimmBackbone, images: torch.Tensor, generator
             tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
         elif name.endswith("bias"):
             tensor.normal_(0, 0.1, generator=generator)
-        else:  # the factors of norms and of layer scale
+        else:  # the weights of norms and layer scales
             tensor.uniform_(0.5, 1.5, generator=generator)
     for module in made.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""How the layers of torch and timm are converted: convolutions, norms, activations, pooling and containers."""
+"""The conversion rules for layers of torch and timm: convolutions, norms, activations, pooling and containers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +36,7 @@ def layers(source: Source, twin: Twin) -> Layers:
 
 
 def _activation(function: Callable[..., Any], *settings: str) -> Rule:
-    """Return the rule of an activation whose ``settings`` are the function's arguments."""
+    """Return the rule for an activation whose attributes ``settings`` become arguments of ``function``."""
 
     def make(source: Any, twin: Twin) -> Activation:
         return Activation(function, *(getattr(source, name) for name in settings))

@@ -1,4 +1,4 @@
-"""How a torch module is converted, and a check that its twin implements every setting of the module."""
+"""Conversion of a torch module by a rule, with a check that its twin implements every setting of the module."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -16,13 +16,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 class Rule(NamedTuple):
     """The rule that converts one class of torch modules.
 
-    An attribute of the module that the constructor does not read, and that the rule does not list, is refused unless it
-    is switched off: None, False or the identity.
+    Conversion fails if a module has an attribute that ``make`` does not read and the rule does not list, unless the
+    attribute is off: None, False or the identity.
 
     Attributes:
         make: the constructor of the twin, called with a :class:`Source` and a function that converts submodules.
-        fixed: settings of which the twin supports a single value.
-        unused: settings that do not affect the outputs, or that follow from the weights.
+        fixed: settings for which the twin supports a single value, by name.
+        unused: names of settings that do not affect the output or that follow from the weights.
     """
 
     make: Callable[[Any, Twin], nnx.Module]
@@ -31,13 +31,13 @@ class Rule(NamedTuple):
 
 
 class Source:
-    """View of a torch module that records the attributes that the constructor of a twin reads.
+    """View of a torch module that records which attributes are read.
 
     Args:
         module: the torch module.
 
     Attributes:
-        read_names: the attributes that have been read.
+        read_names: names of the attributes read so far.
     """
 
     def __init__(self, module: torch.nn.Module):
@@ -50,14 +50,14 @@ class Source:
         return value
 
     def parts(self) -> dict[str, torch.nn.Module]:
-        """Return all submodules by name, which all count as read."""
+        """Return all submodules by name and record them as read."""
         parts = dict(self._module.named_children())
         self.read_names.update(parts)
         return parts
 
 
 def convert(module: torch.nn.Module, rule: Rule, twin: Twin) -> nnx.Module:
-    """Return the twin of ``module``, whose submodules are converted by ``twin``.
+    """Convert ``module`` by ``rule``, and its submodules by ``twin``.
 
     Raises:
         ValueError: the module has a setting that the twin does not implement.
@@ -80,7 +80,7 @@ def convert(module: torch.nn.Module, rule: Rule, twin: Twin) -> nnx.Module:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
-    """Return all attributes of the instance: settings, parameters, buffers and submodules."""
+    """Return the settings, parameters, buffers and submodules of a module by name."""
     own = vars(module)
     settings = {name: value for name, value in own.items() if name not in _OF_EVERY_MODULE}
     return {**settings, **own["_parameters"], **own["_buffers"], **own["_modules"]}

@@ -45,11 +45,11 @@ _RULES = LAYERS | BACKBONES | _NETWORKS
 def twin(module: torch.nn.Module) -> nnx.Module:
     """Return the channels-last Flax NNX twin of a torch module, with its settings and a copy of its weights.
 
-    The twin of a backbone of a new architecture is first compared with timm's network; see :mod:`.comparison`.
+    For each new backbone architecture, the twin is compared with timm's network; see :mod:`.comparison`.
 
     Raises:
-        ValueError: the module or one of its submodules has no twin or a setting that its twin does not implement, or
-            the twin of a backbone computes something else.
+        ValueError: the module or a submodule has no twin, or a setting that its twin does not implement, or the
+            features of a backbone and of its twin differ.
     """
     made = _with_all_weights(module)
     for part in module.modules():
@@ -59,7 +59,7 @@ def twin(module: torch.nn.Module) -> nnx.Module:
 
 
 def backbone_difference(backbone: TimmBackbone, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
-    """Return the largest difference between the features of a backbone and of its twin, for random weights.
+    """Return the largest difference between the features of a backbone and of its twin with random weights.
 
     Args:
         backbone: the torch backbone, which is left unchanged.
@@ -72,12 +72,12 @@ def backbone_difference(backbone: TimmBackbone, size: tuple[int, int], dtype: to
     Raises:
         ValueError: the backbone has no twin.
     """
-    _with_all_weights(backbone)  # refuses it before timm's network runs
+    _with_all_weights(backbone)  # fails before timm's network runs if there is no twin
     return largest_difference(backbone, _with_all_weights, size, dtype)
 
 
 def _with_all_weights(module: torch.nn.Module) -> nnx.Module:
-    """Return the twin of a module; raise ValueError if their weights have different names."""
+    """Return the twin of a module; raise ValueError if its weights have other names than the module's."""
     made = _twin(module)
     names, expected = set(_variables(made)), set(module.state_dict())
     if names != expected:
@@ -87,7 +87,7 @@ def _with_all_weights(module: torch.nn.Module) -> nnx.Module:
 
 
 def _twin(module: torch.nn.Module) -> nnx.Module:
-    """Return the twin of a module without comparing their results."""
+    """Return the twin of a module without comparing the two."""
     rule = _RULES.get(type(module))
     if rule is not None:
         return convert(module, rule, _twin)
@@ -99,7 +99,7 @@ def _twin(module: torch.nn.Module) -> nnx.Module:
 
 
 def state_dict(network: nnx.Module) -> dict[str, Tensor]:
-    """Return the weights with torch's names and layout, for ``load_state_dict`` of the torch network."""
+    """Return a twin's weights with torch's names and layout, for the torch network's ``load_state_dict``."""
     weights: dict[str, Tensor] = {}
     for name, variable in _variables(network).items():
         tensor = to_torch(variable[...]) if isinstance(variable, nnx.Param) else _plain(variable[...])
@@ -108,7 +108,7 @@ def state_dict(network: nnx.Module) -> dict[str, Tensor]:
 
 
 def _variables(network: nnx.Module) -> dict[str, Any]:
-    """Return the network's variables by torch's names."""
+    """Return the network's variables, keyed by torch's names."""
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(network))}
 
 

@@ -1,1 +1,1 @@
-"""Networks built from a configuration and a weight file, without torch, torchvision and timm."""
+"""Networks built from a configuration and a weight file without importing torch, torchvision or timm."""

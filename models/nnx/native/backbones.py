@@ -1,7 +1,7 @@
-"""ResNets and MobileNetV2s described by timm's names and a weight file, without timm.
+"""ResNets and MobileNetV2s built from a timm model name and a weight file, without timm.
 
-Depth, widths, stems, groups and channel attention follow from the names and shapes of the tensors. Strides and
-dilations follow timm's ``make_blocks`` (ResNet) and ``EfficientNetBuilder`` (MobileNetV2).
+Depth, widths, stems, groups and channel attention are inferred from the names and shapes of the tensors. Strides and
+dilations are computed as in timm's ``make_blocks`` (ResNet) and ``EfficientNetBuilder`` (MobileNetV2).
 """
 
 import re
@@ -18,22 +18,22 @@ from .parts import Part, Weights, activation, batch_norm, conv, pool, sequence
 
 _RESNETS = re.compile(r"(wide_|se|eca)?res(net|next)\d+[cdst]?(_\d+(x\d+d)?)?")
 _MOBILENETS = re.compile(r"mobilenetv2_\d+d?")
-_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the stages of a MobileNetV2
+_STRIDES = (1, 2, 2, 2, 1, 2, 1)  # strides of the stages of a MobileNetV2
 
 
 def backbone(weights: Weights, name: str, output_stride: int, out_indices: Sequence[int]) -> Part:
-    """Describe ``models.backbone.TimmBackbone``.
+    """Describe ``ccnet.models.backbone.TimmBackbone``.
 
     Args:
-        weights: its tensors.
-        name: the timm model.
+        weights: the tensors of the backbone.
+        name: name of the timm model.
         output_stride: ratio of the input size to the size of the last feature map.
         out_indices: timm's feature levels to return.
 
     Raises:
         ValueError: the model is neither a ResNet nor a MobileNetV2.
     """
-    base = name.partition(".")[0]  # timm's tag of the pretrained weights follows
+    base = name.partition(".")[0]  # without timm's tag of the pretrained weights
     if _RESNETS.fullmatch(base):
         net = _resnet(weights.at("net"), output_stride, out_indices)
     elif _MOBILENETS.fullmatch(base):
@@ -73,7 +73,7 @@ def _resnet(weights: Weights, output_stride: int, out_indices: Sequence[int]) ->
     net_stride, dilation, before = 4, 1, 1
     for stage in range(1, 5):
         name = f"layer{stage}"
-        if not weights.has(name):  # later stages than the last output are not built
+        if not weights.has(name):  # stages after the last output are not built
             break
         stride = 1 if stage == 1 else 2
         if net_stride >= output_stride:
@@ -89,7 +89,7 @@ def _resnet(weights: Weights, output_stride: int, out_indices: Sequence[int]) ->
 
 
 def _residual(weights: Weights, stride: int, dilation: int, first_dilation: int) -> Part:
-    """Describe a block; ``first_dilation`` is that of its first 3x3 convolution."""
+    """Describe a block; ``first_dilation`` is the dilation of its first 3x3 convolution."""
     width = weights.at("conv1")["weight"].shape[0]
     if weights.has("conv3"):
         second = conv(weights.at("conv2"), stride=stride, dilation=first_dilation, channels=width)
@@ -139,7 +139,7 @@ def _mobilenet(weights: Weights, output_stride: int, out_indices: Sequence[int])
         if net_stride * stride > output_stride:
             stride, following = 1, dilation * stride
         net_stride *= stride
-        # A stride that is converted to dilation affects the blocks after the one that had it.
+        # A stride that is converted to dilation takes effect only after the block that had the stride.
         blocks = [_inverted(own.at(0), stride, dilation)]
         blocks += [_inverted(own.at(index), 1, following) for index in range(1, own.count())]
         dilation = following

@@ -1,4 +1,4 @@
-"""The context modules, described by their weights and their nodes of the configuration."""
+"""Descriptions of the context modules, built from their weights and configuration nodes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,13 +17,13 @@ def _criss_cross(weights: Weights, config: Mapping[str, Any], axes: tuple[int, .
 
 
 def _projections(weights: Weights) -> dict[str, Any]:
-    """Return the descriptions of the query, key and value projections, and gamma."""
+    """Describe the query, key and value projections, and gamma."""
     layers: dict[str, Any] = {name: conv(weights.at(name)) for name in ("query_conv", "key_conv", "value_conv")}
     return layers | {"gamma": weights.get("gamma")}
 
 
 def _in_turn(weights: Weights, config: Mapping[str, Any], first: int = 1) -> Part:
-    """Describe attention along one axis and then along the other; 1 attends within rows, 0 within columns."""
+    """Describe attention along axis ``first`` and then along the other: 1 for rows, 0 for columns."""
     return sequence([_criss_cross(weights.at(i), config, (axis,)) for i, axis in enumerate((first, 1 - first))])
 
 
@@ -55,7 +55,7 @@ def _global_convolution(weights: Weights, config: Mapping[str, Any]) -> Part:
     return Part(context.GlobalConvolution, **sides)
 
 
-# By the name of the torch class.
+# Keyed by the name of the torch class.
 CONTEXTS: dict[str, Callable[[Weights, Mapping[str, Any]], Part]] = {
     "CrissCrossAttention": _criss_cross,
     "HorizontalVertical": _in_turn,

@@ -14,21 +14,22 @@ from .backbones import backbone
 from .contexts import CONTEXTS
 from .parts import Part, Weights, build, conv, conv_bn_relu, sequence
 
-_HEADER = "ccnet"  # the metadata of a run's .safetensors file that holds its configuration; see engine.checkpoints
+_HEADER = "ccnet"  # metadata key of the configuration in a run's .safetensors file; see ccnet.engine.checkpoints
 
 
 def load_network(path: str | Path, config: Mapping[str, Any] | None = None) -> nnx.Module:
-    """Return the Flax NNX network of a weight file, in evaluation mode; neither torch nor timm is imported.
+    """Load a weight file as a Flax NNX network in evaluation mode, without importing torch or timm.
 
     The semantic segmentation networks are supported with timm's ResNets (plain, c, d, s and t stems, wide, ResNeXt,
     squeeze-and-excitation, ECA) and MobileNetV2s.
 
     Args:
         path: a .safetensors file with the torch network's state dict, such as a run's ``best.safetensors``.
-        config: the ``model`` node of the resolved configuration; None to read it from a run's file.
+        config: the ``model`` node of the resolved configuration; None to read it from the metadata of a run's file.
 
     Raises:
-        ValueError: the network cannot be built without torch, or the weights do not belong to it.
+        ValueError: the network cannot be built without torch, its weights do not match its configuration, or a file
+            without metadata is loaded without ``config``.
     """
     with cast(Any, safe_open)(path, framework="numpy") as file:
         tensors: dict[str, np.ndarray] = {name: file.get_tensor(name) for name in list(file.keys())}
@@ -67,7 +68,7 @@ def _network(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> nn
 
 
 def _require(config: Mapping[str, Any], *names: str) -> str:
-    """Return the class that a node names; raise ValueError unless it is one of ``names``."""
+    """Return the class name in a node; raise ValueError unless it is one of ``names``."""
     name = config["_target_"].rpartition(".")[2]
     if name not in names:
         raise ValueError(f"{config['_target_']} cannot be built without torch, only {', '.join(names)}")

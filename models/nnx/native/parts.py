@@ -1,4 +1,4 @@
-"""Layers described by the tensors of a weight file, from which the twins are built without torch."""
+"""Descriptions of layers, made from the tensors of a weight file, from which twins are built without torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,9 @@ from ..layers import Activation, BatchNorm, Conv, Layers, Pool, Twin
 
 
 class Part:
-    """Description of a layer that has the attributes which the constructor of its twin reads from a torch module.
+    """Description of a layer, which replaces the torch module in the constructor of its twin.
+
+    It has the attributes that the constructor reads.
 
     Args:
         make: the constructor, called with the description and :func:`build`.
@@ -24,19 +26,19 @@ class Part:
 
 
 def build(part: Part) -> nnx.Module:
-    """Return the twin of a description."""
+    """Build the twin from the description of a layer."""
     return part.make(part, build)
 
 
 class Weights:
-    """The tensors of a module by name, as views of a state dict; reads are recorded.
+    """View of the tensors of one module in a state dict; reads are recorded.
 
     Args:
         tensors: the state dict.
         prefix: the module's name followed by a dot; empty for the whole network.
 
     Attributes:
-        used: the names in the state dict that have been read.
+        used: the full names of all tensors that have been read, shared with the views of submodules.
     """
 
     def __init__(self, tensors: Mapping[str, np.ndarray], prefix: str = "", used: set[str] | None = None):
@@ -53,14 +55,14 @@ class Weights:
         return full in self.tensors or any(key.startswith(f"{full}.") for key in self.tensors)
 
     def count(self) -> int:
-        """Return the number of submodules that are named 0, 1, ..."""
+        """Return the number of submodules named 0, 1, and so on."""
         number = 0
         while self.has(number):
             number += 1
         return number
 
     def get(self, name: str) -> np.ndarray | None:
-        """Return a tensor, or None if there is none of this name."""
+        """Return a tensor by name, or None if there is no such tensor."""
         tensor = self.tensors.get(self.prefix + name)
         if tensor is not None:
             self.used.add(self.prefix + name)
@@ -74,12 +76,12 @@ class Weights:
 
 
 def conv(weights: Weights, *, stride: int = 1, dilation: int = 1, channels: int | None = None) -> Part:
-    """Describe a convolution that keeps the size, divided by the stride.
+    """Describe a convolution with "same" padding.
 
     Args:
-        weights: its tensors.
-        stride, dilation: of both axes.
-        channels: number of input channels of a grouped convolution.
+        weights: the tensors of the convolution.
+        stride, dilation: stride and dilation along both axes.
+        channels: number of input channels of a grouped convolution; None without groups.
     """
     kernel = weights["weight"]
     padding = tuple(dilation * (side - 1) // 2 for side in kernel.shape[2:])
@@ -91,7 +93,7 @@ def conv(weights: Weights, *, stride: int = 1, dilation: int = 1, channels: int 
 
 
 def batch_norm(weights: Weights, act: Callable[..., Any] | None = None) -> Part:
-    """Describe a batch norm with PyTorch's default settings, followed by an activation if there is one."""
+    """Describe a batch norm with PyTorch's default settings, followed by ``act`` if it is not None."""
     names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     tensors = {name: weights[name] for name in names}
     following = None if act is None else Activation(act)
@@ -104,16 +106,16 @@ def activation(function: Callable[..., Any], *settings: Any) -> Part:
 
 
 def sequence(parts: Sequence[Part]) -> Part:
-    """Describe layers that are applied in order; none is the identity."""
+    """Describe layers that are applied in order; an empty sequence is the identity."""
     return Part(lambda part, twin: Layers([twin(layer) for layer in part.layers]), layers=parts)
 
 
 def pool(kind: str, kernel: int, stride: int, padding: int = 0) -> Part:
-    """Describe a pooling; see :class:`models.nnx.layers.Pool`."""
+    """Describe a pooling layer; see :class:`~ccnet.models.nnx.layers.Pool`."""
     return Part(lambda part, twin: Pool(kind, kernel, stride, padding))
 
 
 def conv_bn_relu(weights: Weights, *, dilation: int = 1, negative_slope: float = 0.0) -> Part:
-    """Describe ``models.layers.conv_bn_relu``."""
+    """Describe ``ccnet.models.layers.conv_bn_relu``."""
     act = activation(jax.nn.leaky_relu, negative_slope) if negative_slope else activation(jax.nn.relu)
     return sequence([conv(weights.at(0), dilation=dilation), batch_norm(weights.at(1)), act])
