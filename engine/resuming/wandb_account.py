@@ -1,4 +1,4 @@
-"""Resume runs in the user's own W&B account, whoever wrote the checkpoint."""
+"""Resume runs in the user's own W&B account, no matter who wrote the checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _ACCOUNT = ("entity", "project")
 
 
 def own_account(saved: Checkpoint, now: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``logger`` node of a checkpoint, but with the W&B entity and project of the current command.
+    """Return the ``logger`` node of a checkpoint with the W&B entity and project of the current command.
 
     Args:
         saved: the checkpoint to resume from.
