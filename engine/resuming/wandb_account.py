@@ -26,5 +26,5 @@ def own_account(saved: Checkpoint, now: Mapping[str, Any]) -> dict[str, Any]:
     before = {key: theirs.get(key) for key in _ACCOUNT}
     if before != account and is_first():
         given = " ".join(f"logger.{key}={value}" for key, value in before.items() if value is not None)
-        print(f"W&B: the account in the checkpoint is not used without being set on the command line: {given}")
+        print(f"W&B: the account in the checkpoint is ignored; to use it, set it on the command line: {given}")
     return {"logger": theirs | account}
