@@ -64,7 +64,7 @@ def _predict(config: DictConfig, output: Path) -> None:
     loaded = [checkpoints.load(file, **config.published) for file in files]
     images = prediction.with_frames(images, prediction.channels_of(loaded[0]))
     if not config.checkpoint:
-        print(f"checkpoint is not set: using {names[0]}, which knows {', '.join(loaded[0].classes)}")
+        print(f"checkpoint is not set: using {names[0]}, whose classes are {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
     if all(label_maps):
         _segment(config, names, loaded, images, output)
