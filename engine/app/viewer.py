@@ -84,7 +84,7 @@ class Viewer:
         """Read an image and segment it with every network.
 
         Raises:
-            ValueError: the file is not an image, or is too large; the message is suitable for the page.
+            ValueError: the file is not an image, or is too large; the message is meant for the user of the page.
         """
         try:
             height, width = size_of(path)

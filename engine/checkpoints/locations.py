@@ -11,7 +11,7 @@ from ..runtime.atomic_files import given_path
 from .options import flat, is_interpolated, text
 from .pretrained import PACKAGED
 
-# The names under which all entry points accept them.
+# The options that set locations on the command line; all entry points use the same names.
 LOCATIONS = ("dataset.root", "dataset.images", "dataset.masks", "backbone.weights")
 _LOCATION = re.compile(r"dataset\.(.+\.)?(root|images|masks)|(model\.)?backbone\.weights|init")
 

@@ -58,7 +58,8 @@ def completed(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Add defaults for missing options to a checkpoint's configuration; return it and {name: default} of those added.
 
-    A missing argument of a class takes the default in its signature: what the class did before the option existed.
+    The default for an argument of a class is taken from its signature, which reproduces what the class did before the
+    option existed.
 
     Args:
         saved: the checkpoint's configuration.

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ...data import IGNORE_INDEX
 
 _COLUMNS = 3  # maximum number of columns beside an image; the last line counts the classes that do not fit
-_FEWEST_ROWS = 10  # available even beside a small image, which the legend then exceeds in height
+_FEWEST_ROWS = 10  # a column has room for at least this many rows, even if the image is less tall
 _FONT = "fonts/ttf/DejaVuSans.ttf"  # ships with matplotlib
 _HATCH = (40, 40, 40), (125, 125, 125)  # stripes that mark ignored pixels
 

@@ -32,7 +32,7 @@ class DetectionScores(NamedTuple):
 
     @classmethod
     def empty(cls, number: int) -> "DetectionScores":
-        """Return the scores of `number` classes without any objects: NaN."""
+        """Return scores of NaN for `number` classes, as if there were no objects."""
         return cls(*[[math.nan] * len(COLUMNS)] * 2, *[[math.nan] * number] * 2)
 
     @property
@@ -46,7 +46,7 @@ class DetectionScores(NamedTuple):
         return self.class_mask_ap
 
     def summary(self) -> dict[str, float]:
-        """Return percentages by name, the headline metric first."""
+        """Return {name: percentage}, with the headline metric first."""
         mask_ap, box_ap = (
             {f"{kind}_{c}": 100 * v for c, v in zip(COLUMNS, values, strict=True)}
             for kind, values in (("mask", self.mask), ("box", self.box))

@@ -30,7 +30,7 @@ class Scores(NamedTuple):
 
     @classmethod
     def empty(cls, number: int) -> "Scores":
-        """Return the scores of `number` classes without any pixels: NaN."""
+        """Return scores of NaN for `number` classes, as if no pixel had been counted."""
         return cls(math.nan, math.nan, math.nan, [math.nan] * number, [math.nan] * number)
 
     @property
@@ -44,7 +44,7 @@ class Scores(NamedTuple):
         return self.class_iou
 
     def summary(self) -> dict[str, float]:
-        """Return percentages by name, the headline metric first."""
+        """Return {name: percentage}, with the headline metric first."""
         return {
             "mIoU": 100 * self.miou,
             "pixel_acc": 100 * self.pixel_accuracy,
@@ -64,7 +64,7 @@ class ConfusionMatrix:
     Args:
         num_classes: the number of classes, K.
         ignore_index: the label of pixels that are not counted.
-        device: the device that counts; nothing is copied to the host before :meth:`scores`.
+        device: the device that holds the counts; nothing is copied to the host before :meth:`scores`.
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, device: torch.device | str = "cpu"):

@@ -45,7 +45,7 @@ class JaxNetwork:
             return cls(twin(network), bf16=bf16)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return {"out": logits (N, K, H, W)} on the CPU for images (N, C, H, W); clips have a T before H."""
+        """Return {"out": logits (N, K, H, W)} on the CPU for images (N, C, H, W); for clips, both have a T before H."""
         logits = self._forward(self.state, jnp.asarray(images.movedim(1, -1).cpu().numpy()))
         return {"out": torch.from_numpy(np.array(logits)).movedim(-1, 1)}
 

@@ -35,7 +35,10 @@ class Tile(NamedTuple):
 
 
 def tiles(protocol: Protocol, model: nn.Module, images: Tensor) -> Iterator[Tile]:
-    """Yield the scores of images (N, C, H, W) in rectangles that cover each pixel once; a single one unless sliding."""
+    """Yield the scores of images (N, C, H, W) in rectangles that cover each pixel once.
+
+    :class:`Slide` yields several rectangles, every other protocol a single one.
+    """
     if isinstance(protocol, Slide):
         yield from protocol.tiles(model, images)
     else:

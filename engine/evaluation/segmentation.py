@@ -82,7 +82,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a network on every image of a data set, one image at a time and at its original size.
 
-    Images are not batched: they differ in size, and scores must not depend on a batch size. With n processes, each
+    Images are not batched: they differ in size, and scores must not depend on the batch size. With n processes, each
     takes every n-th image, and the counts are summed, so that every image is counted exactly once.
 
     Args:
@@ -128,5 +128,5 @@ def evaluate(
 
 
 def _supervised(image: Tensor, labels: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sample of an image unchanged; reduce that of a clip to the supervised frame, its last."""
+    """Return the sample of an image unchanged; for a clip, return only its last frame, the supervised one."""
     return (image, labels, prediction) if labels.ndim == 2 else (image[:, -1], labels[-1], prediction[-1])

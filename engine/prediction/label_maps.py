@@ -122,7 +122,7 @@ class LabelMaps:
             video.add(self._legend.beside(drawing.blend(pixels, labels, self.palette), labels))
 
     def finish(self, names: Sequence[str]) -> list[str]:
-        """Save the comparison, titled with the names of the networks, and return the lines of the summary."""
+        """Save the comparison, titled with the names of the networks, and return the summary lines to print."""
         lines: list[str] = []
         if self._rows:
             path = self.output / "comparison.png"

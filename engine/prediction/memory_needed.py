@@ -14,7 +14,7 @@ from ..evaluation.cost import FusedAttention, triton_path, without_data
 
 
 def peak_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return the peak memory in bytes of a forward pass in eval mode and the argmax of its logits, without parameters.
+    """Return the peak memory in bytes, without parameters, of a forward pass in eval mode and the argmax of its logits.
 
     Args:
         model: the network, on the device that it will run on; left unchanged.

@@ -17,7 +17,7 @@ from ..runtime.memory import available_memory
 from .memory_needed import peak_bytes
 
 _SAFETY = 1.3  # factor on the estimated peak memory, which does not include the workspaces of libraries
-_MANY_PASSES = 4  # minimum number for a progress bar; for fewer, it would only flicker
+_MANY_PASSES = 4  # minimum number of passes for a progress bar, which would otherwise only flicker
 _ALWAYS_FITS = 4  # images of up to this many times the area of a training crop are processed without an estimate
 
 
@@ -30,7 +30,7 @@ class Predictor:
         device: the device of the torch network.
         frames: the clip length T that the network was trained with; 1 for images.
         bf16: run under bfloat16 autocast.
-        windows: the sliding windows for images that :class:`Whole` has too little memory for; None to disable.
+        windows: the sliding windows to fall back to if an image is too large for :class:`Whole`; None to disable.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Predictor:
         return self.protocol if self._needed[height, width] <= available else self.windows
 
     def about_memory(self, size: Sequence[int]) -> str | None:
-        """Return why an image of size (H, W) is split into windows; None if it is not, or if the user chose to."""
+        """Return why an image of size (H, W) is split into windows; None if it is not, or if this was chosen."""
         windows = self.protocol_for(size)
         if windows is self.protocol or self.windows is None:
             return None

@@ -33,7 +33,7 @@ CARD = "README.md"
 
 
 class Prediction(NamedTuple):
-    """The prediction of a semantic segmentation network for one image, upright if the file has an EXIF orientation.
+    """The prediction of a semantic segmentation network for one image, in upright orientation.
 
     Attributes:
         labels: the class of every pixel, uint8 (H, W).

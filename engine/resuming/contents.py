@@ -30,7 +30,11 @@ def weight_files(config: DictConfig) -> dict[str, str]:
 
 
 def digest(value: Any) -> str:
-    """Return a hash of a weight file, named by its path or like a checkpoint; raise FileNotFoundError if it is gone."""
+    """Return a hash of a weight file; `value` is its path, or a name as for :func:`ccnet.engine.checkpoints.find`.
+
+    Raises:
+        FileNotFoundError: the file no longer exists.
+    """
     path = given_path(value)
     with open(path if path.is_file() else find(value), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The identity of a run: what it computes and from which data, regardless of how long and where it is executed.
+"""The identity of a run: what it computes and from which data, regardless of its length and of where it is executed.
 
 Two runs are considered the same if all options that affect the computation are equal, and their data sets and initial
 weights have the same contents. Options that were added to the code after a checkpoint was written are compared by their

@@ -147,7 +147,7 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
         try:
             lock = FolderLock(run)
         except FolderTaken as error:
-            # In a sweep, two runs may have the same identity. A shorter run may have been meant to be that short.
+            # In a sweep, two runs may have the same identity. A shorter run may be complete as it is.
             if is_beside and (in_sweep() or shorter):
                 _say(f"resume=auto: skipped {run}, which is in use")
                 continue

@@ -30,11 +30,11 @@ class TaskScores(Protocol):
         ...
 
     def _asdict(self) -> dict[str, Any]:
-        """Return the numbers by name."""
+        """Return {name: score}."""
         ...
 
     def summary(self) -> dict[str, float]:
-        """Return percentages by name, the headline metric first."""
+        """Return {name: percentage}, with the headline metric first."""
         ...
 
     def table(self, classes: Sequence[str]) -> Table:
@@ -65,7 +65,7 @@ class Task(Protocol):
     """A task: what a batch (images, labels) contains and how predictions are scored and drawn.
 
     Attributes:
-        scores: the class of a validation's scores; its ``empty(K)`` returns those of K classes without any objects.
+        scores: the class of a validation's scores; its ``empty(K)`` returns scores of NaN for K classes.
         collate: collates samples into a batch; None for torch's default.
         predicts_label_maps: whether predictions are label maps, as test protocols and prediction files require.
     """
