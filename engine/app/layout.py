@@ -55,7 +55,7 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
                     elem_id="photo",
                     height=260,
                 )
-                gr.Examples([[str(path)] for path in examples], inputs=[photo], label="Examples, drawn by the program")
+                gr.Examples([[str(path)] for path in examples], inputs=[photo], label="Generated examples")
                 opacity = gr.Slider(0, 1, value=_OPACITY, step=0.05, label="Opacity of the classes", elem_id="opacity")
             panels = [_Panel(title, index) for index, title in enumerate(viewer.titles)]
         gr.Markdown("## Attention")
