@@ -1,12 +1,12 @@
-"""Segment images on a page in the browser.
+"""Segment images in the browser.
 
-    python app.py                              with the network that comes with the package
+    python app.py                              with the packaged network
     python app.py checkpoint=RUN               with the run's best weights
     python app.py checkpoint=[RUN1,RUN2]       two networks side by side
 
-Drop, paste or choose an image to see its classes, and click a point of it to see where that point attends to after
-R = 1, 2 and 3 passes (paper, Fig. 7). The page is served to this machine only, unless ``host`` says otherwise, and
-neither the page nor the server needs the internet. It needs Gradio: ``pip install 'ccnet[app]'``.
+Drop, paste or choose an image to segment it, and click a point in the overlay to see what that point attends to after
+R = 1, 2 and 3 passes (paper, Fig. 7). By default, only this machine can reach the page (see ``host``); neither the page
+nor the server needs internet access. Requires Gradio: ``pip install 'ccnet[app]'``.
 """
 
 import importlib.util

@@ -1,15 +1,15 @@
 """Benchmark the attention operator, its kernels, whole networks and the input pipeline.
 
-python benchmark.py                          every implementation of the operator, verified and timed side by side
+python benchmark.py                          verify and time every implementation of the operator side by side
 python benchmark.py framework=jax            the same in JAX, under jit
-python benchmark.py mode=tune                search for tile sizes on this GPU, write kernels/configs/<gpu>.json
-python benchmark.py mode=compile             compile the launches of the GPU's tests in parallel, ahead of them
-python benchmark.py mode=gpu output=DIR      everything that needs a GPU, as independent steps
-python benchmark.py mode=complexity          added GFLOPs and memory, as in the paper's Tables 2 and 5
-python benchmark.py mode=zoo                 every network: parameters, GFLOPs, memory, images/s
-python benchmark.py mode=train               full training iterations of ccnet, fcn and nonlocal
-python benchmark.py mode=backbones           every JAX backbone beside timm's, on random weights
-python benchmark.py mode=input               images/s per core of the input pipeline with the Cityscapes recipe
+python benchmark.py mode=tune                search for tile sizes on this GPU and write kernels/configs/<gpu>.json
+python benchmark.py mode=compile             precompile the kernel launches of the GPU tests in parallel
+python benchmark.py mode=gpu output=DIR      run everything that needs a GPU, as independent steps
+python benchmark.py mode=complexity          report added GFLOPs and memory, as in the paper's Tables 2 and 5
+python benchmark.py mode=zoo                 measure every network: parameters, GFLOPs, memory, images/s
+python benchmark.py mode=train               time full training iterations of ccnet, fcn and nonlocal
+python benchmark.py mode=backbones           compare every JAX backbone with timm's, with random weights
+python benchmark.py mode=input               measure the input pipeline with the Cityscapes recipe, in images/s per core
 """
 
 import hydra
@@ -20,7 +20,7 @@ from ccnet.conf import CONF
 from ccnet.engine import runtime
 from ccnet.engine.sweeps.entry_point import entry_point
 
-# Mode -> function in `benchmarks`, whose module is imported on first use.
+# Mode -> function in `benchmarks`; its module is imported on first use.
 _MODES = {
     "compare": "compare_operators",
     "tune": "tune_kernels",

@@ -4,10 +4,11 @@
     python check_data.py dataset=cityscapes dataset.root=DIR splits=[train,val,test] num_workers=8
     python check_data.py dataset=folder dataset.images=DIR dataset.masks=DIR dataset.classes=2 splits=[all]
 
-Prints the number, sizes and bit depths of the images and the class frequencies with median-frequency weights, or the
-number of objects of each class, and writes the latter as CSV next to a figure of random samples before and after
-augmentation. Exits with code 1 if a file is missing or unreadable or does not match its image, if labels have values
-that the data set does not define, if a class or a split has no pixels, or if masks look as if 255 were a class.
+For each split, prints the number, sizes and bit depths of the images, and a table of the class frequencies with
+median-frequency weights or, for detection, of the number of objects of each class. Writes the table as CSV, with a
+figure of random samples before and after augmentation. Exits with code 1 if a file is missing, unreadable or does not
+match its image, if labels contain values that the data set does not define, if a class or a split has no pixels, or if
+masks appear to use 255 as a class.
 """
 
 from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ccnet.data.object_inspection import ObjectReport
 
 
-_MOST_VALUES = 30  # rows of the table of label values that the data set does not define
+_MOST_VALUES = 30  # maximum number of rows in the table of undefined label values
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="check_data")
@@ -42,7 +43,7 @@ def main(config: DictConfig) -> None:
     data.check_root(config.dataset, splits)
     runtime.seed_everything(config.seed)
     folder = runtime.given_path(config.output)
-    # Nothing of an earlier run remains, which may have checked other splits, or another data set of this kind.
+    # Remove the files of an earlier run, which may have checked other splits or another data set.
     for split in dict.fromkeys([*splits, *map(str, config.dataset)]):
         for name in _files(folder, split):
             name.unlink(missing_ok=True)
@@ -64,12 +65,12 @@ def main(config: DictConfig) -> None:
 
 
 def _files(folder: Path, split: str) -> tuple[Path, Path]:
-    """Return the paths of the table and of the figure of a split."""
+    """Return the paths of a split's table and sample figure."""
     return folder / f"{split}_classes.csv", folder / f"{split}_samples.png"
 
 
 def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, DatasetReport | ObjectReport, list[str]]":
-    """Print and write the contents of a split; return the data set, its report and its problems."""
+    """Print a summary of a split, write its table and samples, and return the data set, its report and its problems."""
     dataset: Any = data.build_dataset(config.dataset, split, None)
     labelled = hasattr(dataset, "read_labels")
     report, table = _inspect_labels(config, split, dataset) if labelled else _inspect_objects(config, split, dataset)
@@ -103,7 +104,7 @@ def _inspect_objects(config: DictConfig, split: str, dataset: Any) -> "tuple[Obj
 
 
 def _problems(split: str, dataset: Any, report: Any) -> list[str]:
-    """Return one line per problem, and a table of the label values that the data set does not define."""
+    """Return one entry per problem; the entry for undefined label values contains a table of them."""
     from ccnet.data.inspection import UNKNOWN_COLUMNS
     from ccnet.data.label_checks import label_problems, undefined
 
@@ -141,7 +142,7 @@ def _draw_samples(path: Path, dataset: Any, config: DictConfig) -> None:
 
 
 def _label_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.ndarray, np.ndarray | None]]":
-    """Return (image (H, W, 3), labels (H, W) to draw over it or None) for each column of the sample figure."""
+    """Return one (image (H, W, 3), labels (H, W) to draw over it, or None) per column of the sample figure."""
     import torch
 
     from ccnet.data.inspection import still
@@ -164,7 +165,7 @@ def _label_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.nda
 
 
 def _object_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.ndarray, None]]":
-    """Return (image (H, W, 3) with its objects, None) for each column of the sample figure."""
+    """Return one (image (H, W, 3), None) per column of the sample figure; all but the first show the objects."""
     import torch
 
     from ccnet.data.reading.bands import drawn_channels

@@ -3,13 +3,13 @@
 python evaluate.py checkpoint=RUN/best                                    on the data set it was trained on
 python evaluate.py checkpoint=RUN/best protocol=slide                     whole | slide | ms_flip | slide_ms_flip
 python evaluate.py checkpoint=RUN/best dataset.root=DIR                   if the data set has moved
-python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    on another one with the same classes
+python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    on another data set with the same classes
 python evaluate.py checkpoint=RUN/best split=all dataset=folder dataset.images=DIR dataset.masks=DIR   your own images
-python evaluate.py checkpoint=RUN/best split=test submission=true         a zip for the benchmark's server
+python evaluate.py checkpoint=RUN/best split=test submission=true         a zip file for the benchmark server
 torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               images split across eight GPUs; same scores
 python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: see models/published
 
-A detection network is scored by COCO AP, and its detections are saved in COCO's results format.
+Detection networks are scored by COCO AP, and their detections are saved in COCO's results format.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 @entry_point
 def main(config: DictConfig) -> float:
-    """Print the scores and save them next to the checkpoint; return the mIoU or the mask AP."""
+    """Print the scores and save them, by default next to the checkpoint; return the mIoU or mask AP."""
     path = checkpoints.find(config.checkpoint)
     if "dataset" in runtime.given_overrides():
         data.check_root(config.dataset, [config.split])
     saved = checkpoints.load(path, **config.published)
     task = evaluation.task_of(saved.config)
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
-    channels = {"in_channels": prediction.channels_of(saved)}  # how the data set reads its images
+    channels = {"in_channels": prediction.channels_of(saved)}  # determines how the data set reads images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
     protocol_node, protocol_name = _protocol_node(config, saved)
     if protocol_name != "whole" and not task.predicts_label_maps:
@@ -91,10 +91,10 @@ def main(config: DictConfig) -> float:
 
 
 def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
-    """Return the data set named on the command line, or else the checkpoint's own.
+    """Return the ``dataset`` node: the command line's if it names a data set, otherwise the checkpoint's.
 
-    If both are of the same class, options that the command line does not set are the checkpoint's own: the classes and
-    mask values of ``dataset=folder``, for example.
+    If both are of the same class, options not set on the command line are taken from the checkpoint, such as the
+    classes and mask values of ``dataset=folder``.
     """
     given = runtime.given_overrides()
     if "dataset" in given:
@@ -110,13 +110,16 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
 
 
 def _target(dataset: Any, name: str) -> Any:
-    """Return the class of a node of a data set; None for an option."""
+    """Return the ``_target_`` of an entry of the ``dataset`` node; None if the entry is a plain option."""
     node = dataset.get(name)
     return node.get("_target_") if isinstance(node, Mapping) else None
 
 
 def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:
-    """Return the protocol and its name: set on the command line, directly or through a data set, or else the run's."""
+    """Return the ``protocol`` node and its name.
+
+    The run's own protocol, if it has one, is used unless the command line sets a protocol or a data set.
+    """
     given = any(option == "dataset" or option.startswith("protocol") for option in runtime.given_overrides())
     own = saved.config.get("protocol")
     if given or own is None:
@@ -140,7 +143,7 @@ def _prediction_files(config: DictConfig, stem: Path, dataset: "SegmentationData
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[None]:
-    """Add to an OSError of the block that ``output`` selects another folder than `folder`."""
+    """Extend an OSError raised in the block with `folder` and the hint to set ``output``."""
     try:
         yield
     except OSError as error:

@@ -3,7 +3,7 @@
     python export.py checkpoint=RUN/best output=network.onnx                     any image size
     python export.py checkpoint=RUN/best output=network.onnx size=[769,769]      a fixed image size
 
-The network's input "image" is RGB in [0, 1], (N, 3, H, W) float32; its output is "logits" (N, K, H, W). The file uses
+The input "image" is (N, C, H, W) float32 in [0, 1], RGB if C = 3; the output "logits" is (N, K, H, W). The file uses
 only standard operators: attention is exported as its reference implementation, without the Triton kernels.
 """
 

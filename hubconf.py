@@ -1,6 +1,6 @@
 """Networks for ``torch.hub``: ``torch.hub.load(REPOSITORY, "ccnet_mobilenetv2_camvid")``.
 
-The names and the networks are those of ``ccnet.from_pretrained``.
+Names and networks are the same as in ``ccnet.from_pretrained``.
 """
 
 import importlib.util
@@ -8,7 +8,7 @@ import pathlib
 import sys
 import typing
 
-# torch.hub lists every public callable in this file, so the imports above are modules.
+# torch.hub lists every public callable in this file as an entry point, so only modules are imported above.
 dependencies = ["torch", "torchvision", "timm", "einops", "safetensors", "hydra", "lazy_loader"]
 
 
@@ -18,7 +18,7 @@ def ccnet_mobilenetv2_camvid(**options: typing.Any) -> typing.Any:
 
 
 def _ccnet() -> typing.Any:
-    """Import this folder as the package ``ccnet``, whatever its name is, unless one has already been imported."""
+    """Import this folder as the package ``ccnet``, whatever it is called, unless ``ccnet`` is already imported."""
     if "ccnet" not in sys.modules:
         folder = pathlib.Path(__file__).resolve().parent
         spec = importlib.util.spec_from_file_location("ccnet", folder / "__init__.py")

@@ -1,24 +1,24 @@
 """Segment images with a trained network.
 
-    python predict.py input=photo.jpg                                     with the network that comes with the package
+    python predict.py input=photo.jpg                                     with the packaged network
     python predict.py checkpoint=RUN input=photo.jpg                      with the run's best weights
-    python predict.py checkpoint=RUN input=FOLDER output=FOLDER           images, also in subfolders
+    python predict.py checkpoint=RUN input=FOLDER output=FOLDER           all images, including those in subfolders
     python predict.py checkpoint=RUN input=[a.jpg,FOLDER,\'frames/*.png\'] several inputs, and glob patterns
-    python predict.py checkpoint=RUN input=FRAMES video=out.mp4           also the overlays as a video (.mp4 or .gif)
-    python predict.py checkpoint=RUN input=photo.jpg probabilities=npz    also the probability of every class
-    python predict.py checkpoint=RUN input=photo.jpg attention=[y,x]      also where a point attends to (paper, Fig. 7)
+    python predict.py checkpoint=RUN input=FRAMES video=out.mp4           plus a video of the overlays (.mp4 or .gif)
+    python predict.py checkpoint=RUN input=photo.jpg probabilities=npz    plus the probability of every class
+    python predict.py checkpoint=RUN input=photo.jpg attention=[y,x]      plus the attention of a point (paper, Fig. 7)
     python predict.py checkpoint=[RUN1,RUN2] input=FOLDER labels=MASKS    networks side by side (paper, Fig. 6)
     python predict.py checkpoint=FILE.pth input=photo.jpg                 published weights: see models/published
 
-For each image NAME it writes NAME.png, whose pixel values are class indices shown in the data set's colours, and
-NAME_overlay.png, the classes drawn over the image with a legend; with the options above also NAME_attention.png,
-NAME_probabilities and comparison.png. The frames of an animation and the pages of a TIFF become NAME_0001.png and so
-on, unless the network reads the pages as the channels of one image (docs/data.md). With several networks, the first one
-writes the masks. With ``labels=FOLDER``, a folder of label images in the data set's own format, the comparison also
-shows the ground truth and marks errors. A detection network writes NAME.json, the objects in COCO's results format, and
-NAME_overlay.png, the likely ones drawn over the image.
+For each image NAME, this writes NAME.png, a palette PNG whose pixel values are class indices, and NAME_overlay.png, the
+class colours blended over the image with a legend; the options above add NAME_attention.png, NAME_probabilities and
+comparison.png. Each frame of an animation and each page of a TIFF is a separate image, NAME_0001 and so on, unless the
+network reads the pages as the channels of one image (docs/data.md). With several networks, the masks are those of the
+first. With ``labels=FOLDER``, a folder of label images in the format of the training data, the comparison also shows
+the ground truth and marks errors. A detection network writes NAME.json, the objects in COCO's results format but with a
+class name ("category") and without an image id, and NAME_overlay.png, with the likely objects drawn over the image.
 
-Images that cannot be read or predicted are skipped and listed at the end, and the exit code is then 1.
+Images that cannot be read or predicted are skipped and listed at the end; the exit code is then 1.
 """
 
 import functools
@@ -64,7 +64,7 @@ def _predict(config: DictConfig, output: Path) -> None:
     loaded = [checkpoints.load(file, **config.published) for file in files]
     images = prediction.with_frames(images, prediction.channels_of(loaded[0]))
     if not config.checkpoint:
-        print(f"checkpoint is not set: using {names[0]}, which knows {', '.join(loaded[0].classes)}")
+        print(f"checkpoint is not set: using {names[0]}, whose classes are {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
     if all(label_maps):
         _segment(config, names, loaded, images, output)
@@ -105,7 +105,7 @@ def _segment(
     skipped = prediction.SkippedImages()
     video_path = config.video and output / runtime.given_path(config.video).name
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
-        alone = len(images) == 1  # its forward passes have a progress bar of their own
+        alone = len(images) == 1  # a single image has a progress bar over its forward passes instead
         for index, image in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=alone)):
             (output / image.name).parent.mkdir(parents=True, exist_ok=True)
             made = skipped.attempt(image, functools.partial(maps.predicted, index))
@@ -122,7 +122,7 @@ def _segment(
 
 
 def _check_alike(loaded: Sequence["Checkpoint"]) -> None:
-    """Raise ValueError unless the networks know the same classes and read images alike."""
+    """Raise ValueError unless the networks have the same classes and read images in the same way."""
     if any(saved.classes != loaded[0].classes for saved in loaded):
         raise ValueError("the checkpoints have different classes: compare networks trained on the same data set")
     formats = [(prediction.channels_of(saved), prediction.value_range_of(saved)) for saved in loaded]
@@ -134,7 +134,7 @@ def _check_alike(loaded: Sequence["Checkpoint"]) -> None:
 
 
 def _check_outputs(config: DictConfig, images: Sequence["InputImage"], output: Path, *, compare: bool) -> None:
-    """Raise ValueError unless everything that is wanted can be written without overwriting anything."""
+    """Raise ValueError unless all requested files can be written without overwriting an input or each other."""
     if config.probabilities not in (None, *prediction.FORMATS):
         raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(prediction.FORMATS)}")
     wanted = {"attention": config.attention is not None, "probabilities": config.probabilities, "logits": config.logits}
@@ -145,7 +145,7 @@ def _check_outputs(config: DictConfig, images: Sequence["InputImage"], output: P
 
 
 def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"]) -> "GroundTruth | None":
-    """Return the label images to compare with, in the format of the data set that the network was trained on."""
+    """Return the label images to compare with, which have the format of the network's training data."""
     if config.labels is None:
         return None
     stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
@@ -153,7 +153,7 @@ def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["Inp
 
 
 def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"], output: Path) -> None:
-    """Write the objects as NAME.json, and the image with the likely ones as NAME_overlay.png."""
+    """Write each image's objects to NAME.json, and the image with the likely ones drawn over it to NAME_overlay.png."""
     from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.reading.frames import FrameReader
 
@@ -190,9 +190,9 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
 
 
 def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") -> "Predictor":
-    """Return the checkpoint's network with the protocol set on the command line, or else the run's own.
+    """Return the checkpoint's network with the protocol set on the command line, otherwise the run's own.
 
-    If none is set, images for which the memory does not suffice are split into windows.
+    Unless the command line sets one, images too large for the available memory are split into windows.
     """
     crop = saved.setting("recipe.train_transform.crop_size")
     config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)

@@ -1,11 +1,11 @@
-"""Write a trained network to a folder that others can use: half-precision weights and a model card.
+"""Write a trained network to a folder for sharing: half-precision weights and a model card.
 
-    python publish.py checkpoint=RUN output=FOLDER                    scores on the data that the run was validated on
+    python publish.py checkpoint=RUN output=FOLDER                    scored on the run's validation data
     python publish.py checkpoint=RUN output=FOLDER dataset.root=DIR   if the data set has moved
 
-FOLDER then holds config.json, model.safetensors and README.md, the card. ``ccnet.from_pretrained`` and the entry points
-take it like a run, and it is a complete Hugging Face repository. The scores in the card are those of the stored
-weights; if float16 costs more than ``most_lost``, nothing is written.
+FOLDER then contains config.json, model.safetensors and README.md (the model card). ``ccnet.from_pretrained`` and the
+entry points accept it like a run, and it is a complete Hugging Face repository. The scores in the card are those of the
+stored weights; if float16 lowers the headline metric by more than ``most_lost`` points, nothing is written.
 """
 
 import json
@@ -66,7 +66,7 @@ def _validation_set(config: DictConfig, saved: "Checkpoint") -> Any:
 
 
 def _scores(config: DictConfig, saved: "Checkpoint", dataset: Any) -> Any:
-    """Return the scores on the whole validation set, with the run's own protocol and precision."""
+    """Return the scores on the full validation set, with the run's own protocol and precision."""
     framework = training.choose_framework("torch", config.device)
     protocol, bf16 = saved.config.get("protocol"), saved.setting("bf16")
     return (
@@ -84,7 +84,7 @@ def _scores(config: DictConfig, saved: "Checkpoint", dataset: Any) -> Any:
 
 
 def _record(config: DictConfig, path: Path) -> dict[str, Any]:
-    """Return what the run has recorded about its training, completed by the command line."""
+    """Return the record of the training in the run's result.json; values on the command line take precedence."""
     result = path.parent / "result.json"
     found = json.loads(result.read_text()) if result.is_file() else {}
     given = {name: str(config[name]) for name in ("commit", "machine") if config[name] is not None}

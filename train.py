@@ -5,9 +5,9 @@
     python train.py -m model.head.recurrence=0,1,2                    a sweep, summarised in a table and plots
     python train.py resume=RUN                                        resume a run exactly where it stopped
     torchrun --nproc-per-node=8 train.py dataset=cityscapes           on eight GPUs, with each batch split among them
-    python train.py init=FILE dataset=camvid dataset.root=DIR         start from the weights of a run, or published ones
+    python train.py init=FILE dataset=camvid dataset.root=DIR         start from the weights of a run or published ones
 
-All options are in ``conf/``; ``python train.py --help`` lists them. In Python, :func:`run` takes the same ones.
+All options are in ``conf/``; ``python train.py --help`` lists them. In Python, :func:`run` accepts them.
 """
 
 import time
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> float | None:
     """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises.
 
-    None, for a run without a score, tells a search that the trial has failed.
+    A run without a score returns None, which tells a search that the trial has failed.
     """
     return _started(config, Path(HydraConfig.get().runtime.output_dir))
 
@@ -44,12 +44,12 @@ def run(*overrides: str, folder: str | Path) -> float | None:
     """Start or resume a run from Python; return its best validation score.
 
     Args:
-        *overrides: the options of the command line, such as ``"dataset=folder"`` and ``"dataset.images=photos"``.
-        folder: the folder of the run. A new run refuses one that holds another; with ``"resume=auto"``, that is
-            continued if it is the same run.
+        *overrides: command-line options, such as ``"dataset=folder"`` and ``"dataset.images=photos"``.
+        folder: the output folder. A new run refuses a folder that already contains a run; ``"resume=auto"`` continues
+            that run if its configuration and data are the same.
 
     Raises:
-        ValueError: an option is wrong, or the data are; the message says what to do.
+        ValueError: an option or the data set is invalid; the message says how to fix it.
 
     Example:
         >>> run("dataset=folder", "dataset.images=photos", "dataset.masks=masks", "dataset.classes=2", folder="run")
@@ -59,9 +59,9 @@ def run(*overrides: str, folder: str | Path) -> float | None:
 
 
 def _started(config: DictConfig, folder: Path) -> float | None:
-    """Start or resume the run of a composed configuration; `folder` is where a new one writes to."""
+    """Start or resume the run of a composed configuration; `folder` is the output folder of a new run."""
     guards.refuse_environment(config)
-    if config.resume in (None, "auto"):  # a run that is named uses the data set in its checkpoint
+    if config.resume in (None, "auto"):  # resume=FOLDER uses the checkpoint's data set
         data.check_root(config.dataset)
     device, timeout = training.framework_of(resuming.preview(config)).device, config.collective_timeout
     config = training.with_linear_rule(training.with_length(config))
@@ -83,7 +83,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     """Train from scratch or resume from `saved`, and write all output to `folder`.
 
     Returns:
-        The best score in [0, 1]; None if no validation had anything to score.
+        The best score in [0, 1]; None if no validation produced a score.
     """
     began = time.perf_counter()
     config = checkpoints.located(config)
@@ -140,7 +140,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
 
 
 def _checked_framework(config: DictConfig, folder: Path) -> "training.Framework":
-    """Return the framework of a run, after the checks of its configuration that need no data."""
+    """Check everything in a run's configuration that can be checked without data, and return its framework."""
     guards.check_run(guards.plain(config), folder)
     framework = training.framework_of(config)
     framework.check(config)
@@ -149,7 +149,7 @@ def _checked_framework(config: DictConfig, folder: Path) -> "training.Framework"
 
 
 def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.ImageDataset, data.ImageDataset, list[str]]":
-    """Return the training and the validation data, and what looks wrong in their first labels."""
+    """Return the training and validation sets, with warnings from a first look at their labels."""
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
     return train_set, val_set, [*data.first_look(train_set, "train"), *data.first_look(val_set, "val")]
@@ -158,7 +158,7 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
 def _check_network(
     config: DictConfig, task: "evaluation.Task", model: "nn.Module", train_set: "data.ImageDataset"
 ) -> None:
-    """Raise ValueError unless the network, its data and the score that chooses its checkpoints fit together."""
+    """Raise ValueError unless the network, its data and ``recipe.monitor`` are compatible with each other."""
     task.check(config, model)
     training.check_batch(config)  # again, because `init` may have chosen the network
     training.check_channels(config, train_set)
@@ -166,7 +166,7 @@ def _check_network(
 
 
 def _finish(run: "training.Run", cost: Mapping[str, float], began: float) -> None:
-    """Write the result of a completed run and print its last lines; `began` is when it started, in seconds."""
+    """Write the result of a completed run and print the closing lines; `began` is its start by ``perf_counter``."""
     unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))
     if runtime.rank():
         return

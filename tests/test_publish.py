@@ -57,7 +57,7 @@ def test_predict_without_a_checkpoint_uses_the_packaged_network(packaged, run_en
     pixels = np.random.default_rng(0).integers(0, 255, (70, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     done = run_entry("predict.py", f"input={tmp_path / 'photo.png'}", "device=cpu")
-    assert f"checkpoint is not set: using {pretrained.DEFAULT}, which knows background, red beacon" in done.stdout
+    assert f"checkpoint is not set: using {pretrained.DEFAULT}, whose classes are background, red beacon" in done.stdout
     labels = ccnet.from_pretrained(pretrained.DEFAULT, device="cpu").predict(pixels).labels
     assert np.array_equal(np.array(Image.open(tmp_path / "predictions" / "photo.png")), labels)
 

@@ -1,4 +1,4 @@
-"""A page in the browser that segments images: ``ccnet-app``."""
+"""The browser app that segments images: ``ccnet-app``."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Example images for the page, made by the program."""
+"""Generate example images for the page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,9 @@ _NUMBER = 3
 
 
 def write_examples(dataset: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write a few images and return their paths: of the embedded data set for its networks, else street scenes.
+    """Write a few example images and return their paths.
+
+    They are samples of the built-in data set for a network trained on it, and synthetic street scenes otherwise.
 
     Args:
         dataset: the ``dataset`` node of the network's configuration.

@@ -1,4 +1,4 @@
-"""The layout of the page, and what its controls do."""
+"""The layout of the page and its event handlers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from .viewer import Answer, Viewer
 
 LOOPS = 3
 _OPACITY = 0.55
-_KEPT = 3600  # seconds that images, and files made from them, are kept
+_KEPT = 3600  # seconds for which uploads, and the files made from them, are kept
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1500px !important; margin: 0 auto !important; }
@@ -28,9 +28,9 @@ CSS = """
 """
 
 _INTRODUCTION = """# Semantic segmentation with CCNet
-Drop, paste or choose an image. Then click a point of the overlay to see where that point attends to.
+Drop, paste or choose an image. Then click a point in the overlay to see what that point attends to.
 """
-_HINT = "Click a point of an overlay above to see where it attends to after R = 1, 2 and 3 passes."
+_HINT = "Click a point in an overlay above to see what it attends to after R = 1, 2 and 3 passes."
 _NO_ATTENTION = "This network has no criss-cross attention."
 
 
@@ -39,8 +39,8 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
 
     Args:
         viewer: the networks.
-        examples: images that the page offers.
-        folder: where the files to download are written.
+        examples: the example images that the page offers.
+        folder: the folder to which downloadable files are written.
     """
     with gr.Blocks(title="CCNet", analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
         gr.Markdown(_INTRODUCTION)
@@ -55,7 +55,7 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
                     elem_id="photo",
                     height=260,
                 )
-                gr.Examples([[str(path)] for path in examples], inputs=[photo], label="Examples, drawn by the program")
+                gr.Examples([[str(path)] for path in examples], inputs=[photo], label="Generated examples")
                 opacity = gr.Slider(0, 1, value=_OPACITY, step=0.05, label="Opacity of the classes", elem_id="opacity")
             panels = [_Panel(title, index) for index, title in enumerate(viewer.titles)]
         gr.Markdown("## Attention")
@@ -63,29 +63,29 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
         rows = [_AttentionRow(title, index) for index, title in enumerate(viewer.titles)]
 
         def segment(upload: dict[str, Any] | None, shown: float, request: gr.Request) -> list[Any]:
-            """Segment the photo; return the answer and what every panel and attention row shows."""
+            """Segment the upload; return the answer and the updates of all panels and attention rows."""
             found = None if upload is None else _answer(viewer, upload["path"])
             files = folder / str(request.session_hash)
             filled = [_filled(viewer, found, index, shown, files) for index in range(len(panels))]
             return [found, *(value for panel in filled for value in panel), gr.update(visible=True), *_hidden(rows)]
 
         def blend(found: Answer | None, shown: float) -> list[Any]:
-            """Return the overlays with another opacity."""
+            """Return the overlays with the chosen opacity."""
             return [None if found is None else viewer.overlay(found, index, shown) for index in range(len(panels))]
 
         def attend(found: Answer | None, event: gr.SelectData) -> list[Any]:
-            """Return what the attention rows show for the point that was clicked."""
+            """Return the updates that show the attention of the clicked point."""
             if found is None:
                 return [gr.update(), *(gr.update() for row in rows for _ in row.outputs)]
             point = viewer.point_of(found, event.index)
             shown = [row.drawn(viewer.attention(found, row.index, point)) for row in rows]
             return [gr.update(visible=False), *(value for row in shown for value in row)]
 
-        # The networks run one image at a time, and hooks on them read the attention.
+        # One image at a time: attention is read with hooks on the networks, which must not run concurrently.
         alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network", "api_visibility": "private"}
         outputs = [part for panel in panels for part in panel.outputs]
         attention = [part for row in rows for part in row.outputs]
-        # Without `preprocess`, nothing opens the file before this project's own checks.
+        # With preprocess=True, Gradio would open the file before this project's own checks.
         photo.change(segment, [photo, opacity], [answer, *outputs, hint, *attention], preprocess=False, **alone)
         opacity.release(blend, [answer, opacity], [panel.overlay for panel in panels], **alone)
         for panel in panels:
@@ -94,7 +94,7 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
 
 
 class _Panel:
-    """The overlay of one network, with its legend and its files."""
+    """The overlay of one network, with its legend and downloads."""
 
     def __init__(self, title: str, index: int):
         with gr.Column(scale=3, min_width=320):
@@ -110,7 +110,7 @@ class _Panel:
 
 
 class _AttentionRow:
-    """The attention of one network for R = 1, 2, 3."""
+    """The attention maps of one network for R = 1, 2, 3."""
 
     def __init__(self, title: str, index: int):
         self.index = index
@@ -124,7 +124,7 @@ class _AttentionRow:
         self.outputs = [self.title, *self.maps]
 
     def drawn(self, maps: Sequence[Any]) -> list[Any]:
-        """Return the updates that show the maps, or that there are none."""
+        """Return the updates that show the maps, or a note if there are none."""
         if not maps:
             return [gr.update(value=_NO_ATTENTION, visible=True), *(gr.update(visible=False) for _ in self.maps)]
         return [
@@ -138,7 +138,7 @@ def _hidden(rows: Sequence[_AttentionRow]) -> list[Any]:
 
 
 def _answer(viewer: Viewer, path: str) -> Answer | None:
-    """Return the predictions for an uploaded file; if there are none, show why and return None."""
+    """Segment an uploaded file; if that fails, show the reason on the page and return None."""
     try:
         return viewer.answer(Path(path))
     except (ValueError, MemoryError, RuntimeError) as error:
@@ -147,7 +147,7 @@ def _answer(viewer: Viewer, path: str) -> Answer | None:
 
 
 def _filled(viewer: Viewer, answer: Answer | None, index: int, opacity: float, folder: Path) -> list[Any]:
-    """Return overlay, legend, mask and overlay file of one panel; an empty one without an answer."""
+    """Return the updates of one panel (overlay, legend, mask, overlay file); without an answer, clear it."""
     if answer is None:
         return [None, "", gr.update(value=None, interactive=False), gr.update(value=None, interactive=False)]
     files = [gr.update(value=path, interactive=True) for path in viewer.files(answer, index, folder)]

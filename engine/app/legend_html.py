@@ -15,11 +15,11 @@ _LINE = (
 
 
 def legend_html(labels: np.ndarray, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
-    """Return a list of the classes in labels (H, W), the most frequent first, with their percentages of all pixels.
+    """Return an HTML list of the classes in a label map, most frequent first, with the percentage of pixels of each.
 
     Args:
         labels: class indices (H, W), uint8.
-        classes, palette: the names, which need not be safe HTML, and the RGB colours of the K classes.
+        classes, palette: the names, which are escaped here, and the RGB colours of the K classes.
     """
     counts = count_classes(labels)
     lines = []

@@ -1,4 +1,4 @@
-"""Serve the page from this machine, without telemetry, and without any file from the internet."""
+"""Serve the page from this machine, without telemetry and without loading anything from the internet."""
 
 import os
 import tempfile
@@ -13,15 +13,15 @@ from .viewer import Viewer
 
 @contextmanager
 def serving(viewer: Viewer, *, host: str, port: int, max_upload_mb: float) -> Iterator[Any]:
-    """Serve the page until the block ends; yield Gradio's object for it, with its address in ``local_url``.
+    """Serve the page until the ``with`` block ends; yield its Gradio object, whose ``local_url`` is the address.
 
-    Uploads lie in a temporary folder and are removed after an hour, and at the latest when the server stops.
+    Uploads are stored in a temporary folder and removed after an hour, or earlier if the server stops.
 
     Args:
         viewer: the networks.
         host: the address to listen on; "127.0.0.1" for this machine only.
         port: the port.
-        max_upload_mb: the largest file that is accepted.
+        max_upload_mb: the maximum size of an upload in 10^6 bytes.
 
     Raises:
         OSError: the port is in use.
@@ -50,7 +50,7 @@ def serving(viewer: Viewer, *, host: str, port: int, max_upload_mb: float) -> It
                 ssr_mode=False,
                 mcp_server=False,
                 pwa=False,
-                # The fonts of the default theme would be loaded from Google.
+                # By default, the theme would load its fonts from Google.
                 theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                 css=CSS,
                 prevent_thread_lock=True,

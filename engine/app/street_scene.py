@@ -1,4 +1,4 @@
-"""Draw street scenes with their labels: examples that no data set's licence restricts.
+"""Draw synthetic street scenes and their labels: examples that are free of any data set's licence terms.
 
 python -m ccnet.engine.app.street_scene FOLDER 80       80 images and masks, for dataset=folder
 """
@@ -19,18 +19,18 @@ SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR, PERSON, POLE = range(len(CLASSES))
 
 _WALLS: tuple[Colour, ...] = ((146, 112, 92), (158, 146, 128), (120, 92, 82), (134, 130, 128))
 _PAINTS: tuple[Colour, ...] = ((150, 30, 32), (38, 58, 104), (188, 190, 192), (40, 42, 46))
-_HORIZON = 0.45  # of the height
+_HORIZON = 0.45  # as a fraction of the height
 
 
 def street_scene(seed: int, *, size: Sequence[int] = (360, 480)) -> tuple[np.ndarray, np.ndarray]:
-    """Return a street between buildings, with trees, cars and people, and its labels; each seed draws another.
+    """Draw a street between buildings, with trees, cars and people, and its labels.
 
     Args:
-        seed: of the random numbers.
+        seed: the seed of the random numbers; each seed yields a different scene.
         size: (H, W) in pixels.
 
     Returns:
-        RGB uint8 (H, W, 3), and indices of ``CLASSES``, uint8 (H, W).
+        The image, RGB uint8 (H, W, 3), and the indices into ``CLASSES``, uint8 (H, W).
     """
     rng = np.random.default_rng(seed)
     height, width = size[0], size[1]
@@ -40,7 +40,7 @@ def street_scene(seed: int, *, size: Sequence[int] = (360, 480)) -> tuple[np.nda
         _houses(canvas, rng, vanishing, (height, width), side)
     _ground(canvas, vanishing, (height, width))
     canvas.add_noise(rng, top=int(vanishing[1]), strength=9)
-    for distance in sorted(rng.uniform(0.12, 0.6, 5)):  # the far ones first
+    for distance in sorted(rng.uniform(0.12, 0.6, 5)):  # from far to near
         draw = _UPRIGHT[rng.integers(len(_UPRIGHT))]
         across = rng.choice([-1, 1]) * rng.uniform(0.62, 0.8)
         draw(canvas, rng, _on_ground(vanishing, (height, width), across, distance), distance * height)
@@ -52,12 +52,12 @@ def street_scene(seed: int, *, size: Sequence[int] = (360, 480)) -> tuple[np.nda
 
 
 def write_streets(folder: Path, number: int, *, first: int = 1000) -> None:
-    """Write street scenes to ``images`` and their labels to ``masks``, as ``dataset=folder`` reads them.
+    """Write street scenes to ``images`` and their labels to ``masks``, in a form that ``dataset=folder`` can read.
 
     Args:
         folder: created if needed.
-        number: how many.
-        first: the seed of the first one.
+        number: the number of scenes.
+        first: the seed of the first scene; it increases by 1 per scene.
     """
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write_streets(folder: Path, number: int, *, first: int = 1000) -> None:
 
 
 class _Canvas:
-    """An image, RGB uint8 (H, W, 3), and its labels, which every shape is drawn into alike."""
+    """An image, RGB uint8 (H, W, 3), and its label map (H, W); shapes are drawn into both."""
 
     def __init__(self, background: np.ndarray):
         self.image = Image.fromarray(background)
@@ -85,7 +85,7 @@ class _Canvas:
         ImageDraw.Draw(self.labels).rectangle(box, fill=label)
 
     def ellipse(self, box: tuple[float, float, float, float], colour: Colour, label: int | None) -> None:
-        """Draw a filled ellipse of a class; with None, the labels stay as they are."""
+        """Draw a filled ellipse of a class; if `label` is None, leave the labels unchanged."""
         ImageDraw.Draw(self.image).ellipse(box, fill=colour)
         if label is not None:
             ImageDraw.Draw(self.labels).ellipse(box, fill=label)
@@ -107,7 +107,7 @@ def _sky(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _houses(canvas: _Canvas, rng: np.random.Generator, vanishing: Point, size: Size, side: int) -> None:
-    """Draw a row of houses with windows along one side of the street, the far ones first."""
+    """Draw a row of houses with windows along one side of the street, from far to near."""
     edges = np.linspace(1.05, 0.08, 5)  # distances from the vanishing point: 1 is the edge of the image
     for far, near in reversed([*zip(edges[1:], edges[:-1], strict=True)]):
         wall = _as_colour(np.array(_WALLS[rng.integers(len(_WALLS))]) * rng.uniform(0.8, 1.05))
@@ -123,13 +123,13 @@ def _houses(canvas: _Canvas, rng: np.random.Generator, vanishing: Point, size: S
 
 
 def _on_wall(vanishing: Point, size: Size, side: int, distance: float, up: float) -> Point:
-    """Return a point on the front of the houses."""
+    """Return the pixel position (x, y) of a point on the fronts of the houses."""
     height, width = size
     return vanishing[0] + side * distance * 0.62 * width, vanishing[1] + distance * height * (0.18 - 0.62 * up)
 
 
 def _on_ground(vanishing: Point, size: Size, across: float, distance: float) -> Point:
-    """Return a point on the ground; the road is between -0.53 and 0.53 `across`."""
+    """Return the pixel position (x, y) of a point on the ground; the road spans -0.53 to 0.53 in `across`."""
     height, width = size
     return vanishing[0] + across * distance * 1.3 * width, vanishing[1] + distance * height * 0.75
 
@@ -191,7 +191,7 @@ def _car(canvas: _Canvas, rng: np.random.Generator, foot: Point, scale: float) -
 
 
 def _tapered(foot: Point, half: float, top: Point, bottom: Point) -> list[Point]:
-    """Return the corners of a symmetric trapezoid; its `top` and `bottom` are (half the width, height) times `half`."""
+    """Return the corners of a symmetric trapezoid; `top` and `bottom` are (half-width, height) in units of `half`."""
     corners = ((-top[0], top[1]), top, bottom, (-bottom[0], bottom[1]))
     return [(foot[0] + across * half, foot[1] - up * half) for across, up in corners]
 

@@ -1,4 +1,4 @@
-"""What the page shows of an image, without the page itself."""
+"""Compute what the page shows for an image, independently of Gradio."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from ..drawing import attention_title, blend, draw_attention, save_mask, save_ov
 from ..prediction import Prediction, TrainedNetwork, attention_of_point
 from .legend_html import legend_html
 
-# Pixels of the longer side of an overlay on the page. Smaller images are enlarged, because Gradio reports clicks on
-# images wrongly that are drawn larger than they are. The files to download have the size of the image.
+# Maximum length in pixels of an overlay's longer side on the page. Smaller images are enlarged here, because Gradio
+# reports wrong positions for clicks on an image that the browser has enlarged. Downloads keep the image's size.
 _LARGEST_SHOWN = 1800
-_LARGEST_ATTENTION = 640  # likewise, of an attention map
+_LARGEST_ATTENTION = 640  # the same limit for attention maps
 _MARK = (0, 230, 118)
 
 
@@ -27,7 +27,7 @@ class Answer:
     """The predictions for one image.
 
     Attributes:
-        name: the name of its file, without the suffix.
+        name: the name of the image file, without the suffix.
         pixels: the upright image, RGB uint8 (H, W, 3).
         labels: the class indices (H, W) that each network predicts.
     """
@@ -38,25 +38,25 @@ class Answer:
 
 
 class AttentionMap(NamedTuple):
-    """Where a point attends to after some loops: RGB uint8 (h, w, 3), and a title."""
+    """The attention of a point after a number of loops, drawn over the image: RGB uint8 (h, w, 3), with a title."""
 
     image: np.ndarray
     title: str
 
 
 class Viewer:
-    """One or two networks, and what the page shows of their predictions.
+    """One or two networks, and the views of their predictions that the page shows.
 
-    Images that are larger than those that a network was trained on are scaled down for it, so that their shorter side
-    is that of its training crops; its probabilities are scaled back up.
+    If the shorter side of an image exceeds that of a network's training crops, the image is downscaled to match it, and
+    the predicted probabilities are upscaled.
 
     Args:
         networks: title -> network; at most two.
-        max_megapixels: the largest image that is accepted.
+        max_megapixels: the maximum size of an image, in 10^6 pixels.
 
     Raises:
-        ValueError: there are more than two networks, one detects objects or does not take RGB, or they scale images of
-            more than 8 bits differently.
+        ValueError: there are more than two networks, one of them detects objects or does not take RGB images, or they
+            scale images of more than 8 bits differently.
     """
 
     def __init__(self, networks: dict[str, TrainedNetwork], *, max_megapixels: float = 24):
@@ -81,10 +81,10 @@ class Viewer:
         self._value_range = ranges[0]
 
     def answer(self, path: Path) -> Answer:
-        """Read an image and predict it with every network.
+        """Read an image and segment it with every network.
 
         Raises:
-            ValueError: the file is not an image or too large; the message is for the reader of the page.
+            ValueError: the file is not an image, or is too large; the message is meant for the user of the page.
         """
         try:
             height, width = size_of(path)
@@ -99,11 +99,11 @@ class Viewer:
         return self.predict(path.stem, pixels)
 
     def predict(self, name: str, pixels: np.ndarray) -> Answer:
-        """Predict an image, RGB uint8 (H, W, 3), with every network; see :class:`Answer` for the name."""
+        """Segment an RGB uint8 image (H, W, 3) with every network; for `name`, see :class:`Answer`."""
         return Answer(name, pixels, [self._labels(network, pixels) for network in self.networks])
 
     def overlay(self, answer: Answer, index: int, opacity: float) -> np.ndarray:
-        """Return the image with the classes that network `index` predicts blended over it, scaled for the page."""
+        """Blend the colours of the classes predicted by network `index` over the image, scaled for the page."""
         step = _step(answer.pixels, _LARGEST_SHOWN)
         labels = np.ascontiguousarray(answer.labels[index][::step, ::step])
         overlay = blend(_reduced(answer.pixels, step), labels, self.networks[index].palette, opacity=opacity)
@@ -111,12 +111,12 @@ class Viewer:
         return overlay.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
     def legend(self, answer: Answer, index: int) -> str:
-        """Return the legend of a prediction as HTML: the classes that occur and their percentages of the image."""
+        """Return the legend of a prediction as HTML: the predicted classes and the percentage of pixels of each."""
         network = self.networks[index]
         return legend_html(answer.labels[index], network.classes, network.palette)
 
     def files(self, answer: Answer, index: int, folder: Path) -> tuple[Path, Path]:
-        """Write the mask and the overlay as predict.py does; return their paths."""
+        """Write the mask and the overlay in the same form as predict.py; return their paths."""
         network, labels = self.networks[index], answer.labels[index]
         folder = folder / str(index)
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,17 +126,17 @@ class Viewer:
         return mask, overlay
 
     def point_of(self, answer: Answer, clicked: Sequence[int]) -> tuple[int, int]:
-        """Return the point (y, x) of the image that (x, y) on the overlay of the page shows."""
+        """Convert the position (x, y) of a click on the page's overlay to a point (y, x) in the image."""
         scale = _step(answer.pixels, _LARGEST_SHOWN) / _zoom(answer.pixels)
         height, width = answer.pixels.shape[:2]
         return min(max(int(clicked[1] * scale), 0), height - 1), min(max(int(clicked[0] * scale), 0), width - 1)
 
     def attention(self, answer: Answer, index: int, point: Sequence[int]) -> list[AttentionMap]:
-        """Return where a point attends to after R = 1, 2, 3 loops; [] if the network has no criss-cross attention.
+        """Return the attention of a point after R = 1, 2, 3 loops; [] if the network has no criss-cross attention.
 
         Args:
             answer: the prediction.
-            index: the network.
+            index: the index of the network.
             point: (y, x) in pixels of the image.
         """
         network = self.networks[index]
@@ -168,7 +168,7 @@ class Viewer:
 
 
 def _enlarged(found: Prediction, size: tuple[int, ...]) -> np.ndarray:
-    """Return the most probable class of each pixel of a larger image of size (H, W), among those that occur."""
+    """Upscale a prediction to (H, W): the most probable class of each pixel, among the classes that were predicted."""
     labels, most = np.zeros(size, dtype=np.uint8), np.full(size, -1, dtype=np.float32)
     for index in np.unique(found.labels):
         small = Image.fromarray(found.probabilities[index])
@@ -179,7 +179,7 @@ def _enlarged(found: Prediction, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _step(pixels: np.ndarray, largest: int) -> int:
-    """Return the smallest stride at which no side of the image exceeds a size."""
+    """Return the smallest stride at which no side of the subsampled image exceeds `largest`."""
     return -(-max(pixels.shape[:2]) // largest)
 
 
@@ -193,7 +193,7 @@ def _reduced(pixels: np.ndarray, step: int) -> np.ndarray:
 
 
 def _marked(image: np.ndarray, x: int, y: int) -> np.ndarray:
-    """Return an image with a cross at a point."""
+    """Return the image with a cross drawn at (x, y)."""
     made = Image.fromarray(image)
     draw, arm = ImageDraw.Draw(made), max(round(max(image.shape) / 50), 4)
     for width, colour in ((max(arm // 2, 3), (0, 0, 0)), (max(arm // 4, 1), _MARK)):

@@ -1,4 +1,4 @@
-"""Read and write checkpoints, build networks from them and export these."""
+"""Read and write checkpoints, and build and export the networks in them."""
 
 import lazy_loader
 

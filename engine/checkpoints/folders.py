@@ -1,6 +1,6 @@
-"""A network in a folder, config.json and model.safetensors: the layout of Hugging Face repositories.
+"""Store a network as a folder with config.json and model.safetensors, the layout of Hugging Face repositories.
 
-The folder holds what prediction, evaluation and fine-tuning need, and nothing of the machine that trained the network.
+The folder contains everything that prediction, evaluation and fine-tuning need, and no paths of the training machine.
 """
 
 import json
@@ -18,14 +18,14 @@ from .record import Checkpoint
 
 CONFIG = "config.json"
 
-# Parts of a run's configuration that are kept, and options of its data set that say where files lie.
+# Parts of a run's configuration that are kept, and options of its data set that are file locations.
 _KEPT = (
     "model", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "clip_norm", "frozen_stages", "norm_eval",
     "seed", "accumulate", "bf16", "channels_last",
 )  # fmt: skip
 _LOCATIONS = ("root", "images", "masks")
 _FIELDS = {"config", "classes", "palette", "iteration", "scores"}
-_SMALL = 1024  # values; smaller tensors, such as the mean colour and norms of timm's small networks, stay exact
+_SMALL = 1024  # elements; smaller tensors, such as the mean colour and norms of timm's small networks, stay exact
 
 
 def write_folder(saved: Checkpoint, folder: Path) -> None:
@@ -51,12 +51,12 @@ def write_folder(saved: Checkpoint, folder: Path) -> None:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a path is a folder that :func:`write_folder` has written."""
+    """Return whether a path is a folder with config.json and model.safetensors."""
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
 def from_folder(file: TensorFile, config: Path) -> Checkpoint:
-    """Return the checkpoint of a model.safetensors and its config.json, neither of which is trusted."""
+    """Return the checkpoint stored in model.safetensors and config.json, neither of which is trusted."""
     content = json.loads(config.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.keys() != _FIELDS:
         raise ValueError(f"{config.name} must have exactly the keys {', '.join(sorted(_FIELDS))}")
@@ -68,14 +68,14 @@ def from_folder(file: TensorFile, config: Path) -> Checkpoint:
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts of a run's configuration that belong to the network, without the locations of files."""
+    """Return the parts of a run's configuration that are meaningful on any machine, without file locations."""
     kept: dict[str, Any] = {part: config[part] for part in _KEPT if part in config}
     backbone = kept["model"]["backbone"] | {"pretrained": False, "weights": None}
     return kept | {"model": kept["model"] | {"backbone": backbone}, "dataset": _unlocated(kept.get("dataset", {}))}
 
 
 def half_precision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with its large tensors in float16; vectors and small tensors stay exact.
+    """Return a state dict with its large tensors in float16; vectors and small tensors keep their dtype.
 
     Raises:
         ValueError: a weight exceeds the range of float16.
@@ -99,7 +99,7 @@ def _unlocated(node: Any) -> Any:
 
 
 def _without_nan(node: Any) -> Any:
-    """Return plain scores with None for NaN, which JSON has no value for."""
+    """Return scores with None in place of NaN, which JSON cannot represent."""
     if isinstance(node, dict):
         return {key: _without_nan(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

@@ -1,6 +1,6 @@
-"""The model card of a network: what it was trained on, how, how well it does, and how to use it.
+"""Generate the model card of a network: its training data, settings, scores and usage.
 
-Everything in it comes from the checkpoint and the records of its run.
+Everything in the card comes from the checkpoint and the records of its run.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ..drawing.tables import Table
 from .options import flat
 from .record import Checkpoint
 
-# Row of the card -> options that it shows, of which the first that the configuration has is taken.
+# Row of the card -> candidate options; the first one that is set in the configuration is shown.
 _SETTINGS = {
     "backbone": ("model.backbone.name",),
     "output stride": ("model.backbone.output_stride",),
@@ -34,7 +34,7 @@ _SETTINGS = {
     "frozen stages of the backbone": ("frozen_stages",),
     "seed": ("seed",),
 }
-# Row of the card -> entry of the run's result.
+# Row of the card -> key in the run's record.
 _RECORDED = {
     "parameters, M": "parameters",
     "GFLOPs of one crop": "gflops",
@@ -88,8 +88,8 @@ def model_card(
         saved: the checkpoint.
         name: the name that :func:`ccnet.from_pretrained` accepts.
         scores: the table of its scores, in percent.
-        scored_on: a sentence that says on which images they were measured, and how.
-        record: the run's result, as far as it is known; see :func:`record_of`.
+        scored_on: a sentence that states on which images and how the scores were measured.
+        record: what is known of the run's result; see :func:`record_of`.
     """
     source = _source(saved)
     return _CARD.format(
@@ -104,7 +104,10 @@ def model_card(
 
 
 def record_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a card shows of the content of a run's result.json."""
+    """Return the content of a run's result.json in the form that :func:`model_card` expects.
+
+    The provenance is merged into the top level, the duration is added in hours, and floats are rounded.
+    """
     provenance = result.get("provenance")
     record = {**result, **(provenance if isinstance(provenance, Mapping) else {})}
     if isinstance(seconds := result.get("seconds"), (int, float)):
@@ -113,7 +116,7 @@ def record_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(saved: Checkpoint) -> tuple[str, str] | None:
-    """Return the name of a public data set, and where it comes from, with its terms."""
+    """Return the name of the public training data set, and its source and terms; None for any other data set."""
     layout = layout_of(saved.config.get("dataset", {}).get("train") or {})
     return None if layout is None else (layout.name, layout.source)
 
@@ -146,7 +149,7 @@ def _training(saved: Checkpoint, record: Mapping[str, Any]) -> str:
 
 
 def _shown(name: str, options: Mapping[str, Any], saved: Checkpoint) -> str | None:
-    """Return the value of an option as in the card: classes without their module, mappings as their entries."""
+    """Format an option for the card: classes without their module, mappings as lists; None if it is not set."""
     if name in options:
         value = options[name]
         if name.endswith(".scale"):
@@ -169,7 +172,7 @@ def _initial_weights(options: Mapping[str, Any]) -> str:
 
 
 def _budget(saved: Checkpoint, record: Mapping[str, Any]) -> str:
-    """Return the number of iterations, with the epochs if the size of the training set is known."""
+    """Return the number of iterations as text, with the epochs if the size of the training set is known."""
     of = record.get("iterations")
     done = "unknown" if saved.iteration is None else str(saved.iteration)
     text = done if of in (None, saved.iteration) else f"{done} of {of}; the best validation selects the weights"

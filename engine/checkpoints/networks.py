@@ -29,8 +29,8 @@ def network(checkpoint: Checkpoint) -> nn.Module:
 def start_from(path: Path, config: DictConfig, *, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
     """Return a checkpoint's network as the starting point of a new run, and the ``model`` node that builds it.
 
-    Classifiers are initialised randomly if the run and the checkpoint differ in the number of classes; the embedding
-    of the category consistent loss always is.
+    Classifiers are initialised randomly if the run and the checkpoint differ in the number of classes. The embedding
+    of the category consistent loss is always initialised randomly.
 
     Args:
         path: a run's checkpoint, or a published one.
@@ -104,5 +104,5 @@ def _filled(made: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _chooses_network(option: str) -> bool:
-    # Of the backbone, the number of channels also says how images are read.
+    # backbone.in_channels also determines how images are read.
     return option.partition(".")[0] in ("model", "backbone") and option != "backbone.in_channels"

@@ -1,4 +1,4 @@
-"""Options by their dotted names, and the defaults of those that a checkpoint from earlier code lacks."""
+"""Access options by dotted name, and fill in the defaults of options that an older checkpoint lacks."""
 
 import inspect
 import json
@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from ...conf import CONF
 from ..guards.setting_types import BOUNDS
 
-CHECKED = (*BOUNDS, "optimizer.lr_factors", "recipe.monitor")  # options that the code reads itself, by name
+CHECKED = (*BOUNDS, "optimizer.lr_factors", "recipe.monitor")  # options that the code reads directly, by name
 
 
 def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return {dotted name: value} for a plain configuration; lists and empty mappings are values."""
+    """Return {dotted name: value} for a plain configuration; lists and empty mappings are leaves."""
     return dict(_leaves(node, path))
 
 
@@ -29,7 +29,7 @@ def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 
 def text(options: Mapping[str, Any], name: str) -> str:
-    """Return an option as in an override; "nothing" instead of its value if it is missing."""
+    """Format an option as an override, NAME=VALUE; the value of a missing option is "nothing"."""
     if name not in options:
         return f"{name}=nothing"
     value = options[name]
@@ -37,7 +37,7 @@ def text(options: Mapping[str, Any], name: str) -> str:
 
 
 def is_interpolated(config: DictConfig, name: str) -> bool:
-    """Return True if an option takes its value from another one."""
+    """Return True if an option, or a node that contains it, is an interpolation."""
     node: Any = config
     for key in name.split("."):
         if not isinstance(node, DictConfig) or key not in node:
@@ -56,14 +56,15 @@ def is_given(name: str, given: Mapping[str, Any]) -> bool:
 def completed(
     saved: Mapping[str, Any], now: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a checkpoint's configuration with defaults for the options that it lacks, and {name: default} for those.
+    """Add defaults for missing options to a checkpoint's configuration; return it and {name: default} of those added.
 
-    The default of an argument of a class is that of its signature: what the class did before the option existed.
+    The default for an argument of a class is taken from its signature, which reproduces what the class did before the
+    option existed.
 
     Args:
         saved: the checkpoint's configuration.
-        now: the command line's configuration, plain.
-        given: the options on the command line; their values are not defaults.
+        now: the plain configuration of the current command.
+        given: the options on the command line; their values are not used as defaults.
     """
     lacking: dict[str, Any] = {}
     return _completed(saved, now, _defaults(now, given), "", lacking), lacking
@@ -88,7 +89,7 @@ def _completed(
 
 
 def _defaults(now: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of the options that the code reads itself: at the top level, or checked by name."""
+    """Return the defaults of the options that the code reads directly: those at the top level or in ``CHECKED``."""
     base: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
     written = flat(base)
     read = dict(now) | {name: value for name, value in flat(now).items() if name in CHECKED}
@@ -98,12 +99,12 @@ def _defaults(now: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
 
 @cache
 def defaults_of(target: Any) -> dict[str, Any]:
-    """Return the defaults of a class's or function's arguments, by name, as far as they are plain values."""
+    """Return {argument: default} for the arguments of a class or function whose defaults are plain values."""
     if not isinstance(target, str):
         return {}
     try:
         parameters = inspect.signature(get_object(target)).parameters
-    except Exception:  # a signature that cannot be read
+    except Exception:  # not every signature can be read
         return {}
     found = {name: parameter.default for name, parameter in parameters.items()}
     found = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}

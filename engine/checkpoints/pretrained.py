@@ -1,4 +1,4 @@
-"""Find pretrained networks: in the package, in folders, and in Hugging Face repositories."""
+"""Find pretrained networks in the package and in Hugging Face repositories."""
 
 import re
 from pathlib import Path
@@ -14,10 +14,10 @@ _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def packaged_file(name: str) -> Path:
-    """Return the weights of a network that comes with the package; never accesses the internet.
+    """Return the path of a packaged network's weights; never accesses the internet.
 
     Raises:
-        FileNotFoundError: this installation lacks them.
+        FileNotFoundError: the file is missing from this installation.
     """
     path = _FOLDER / name / WEIGHTS
     if not path.is_file():
@@ -29,16 +29,16 @@ def packaged_file(name: str) -> Path:
 
 
 def download(repository: str, **options: Any) -> Path:
-    """Return the folder of a Hugging Face repository's config.json and model.safetensors; no other file is fetched.
+    """Download config.json and model.safetensors, and no other file, of a Hugging Face repository; return their folder.
 
     Args:
-        repository: its id, "OWNER/NAME".
+        repository: the repository's id, "OWNER/NAME".
         **options: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``force_download`` of
             ``huggingface_hub.snapshot_download``.
 
     Raises:
-        FileNotFoundError: this is not an id, or there is no such repository.
-        OSError: it cannot be downloaded, or lacks one of the files.
+        FileNotFoundError: `repository` is not an id, or there is no such repository.
+        OSError: the download failed, or the repository lacks one of the files.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise FileNotFoundError(
@@ -54,7 +54,7 @@ def download(repository: str, **options: Any) -> Path:
         raise FileNotFoundError(
             f"there is neither a folder {repository} nor a Hugging Face repository of this name that you can read"
         ) from error
-    except Exception as error:  # the hub raises errors of its own, of its HTTP client and of the file system
+    except Exception as error:  # the hub raises its own errors and those of its HTTP client and of the file system
         raise OSError(
             f"there is no folder {repository}, and the Hugging Face repository of this name cannot be downloaded: "
             f"{error}"

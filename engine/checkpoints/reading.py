@@ -6,9 +6,9 @@ Four kinds of file are read into the same record:
   scores in the header;
 - a run's state, ``last.pt`` and ``previous.pt``: the same, plus everything needed to resume the run;
 - a folder with ``config.json`` and ``model.safetensors``; see ``folders.py``;
-- a published checkpoint; see :func:`models.import_checkpoint`.
+- a published checkpoint; see :func:`ccnet.import_checkpoint`.
 
-A run's own files carry checksums, and a file that does not match them is rejected.
+The tensor files of runs and folders carry checksums, and a file that does not match them is rejected.
 """
 
 import errno
@@ -32,7 +32,7 @@ from .record import Checkpoint, checked
 def find(path: str | Path | None) -> Path:
     """Return the checkpoint file for ``RUN/best``, ``RUN/last``, ``RUN`` (its best weights) or a full file name.
 
-    Accepts also a folder with ``config.json`` and ``model.safetensors``, and the name of a packaged network. Nothing is
+    Also accepts a folder with ``config.json`` and ``model.safetensors``, or the name of a packaged network. Nothing is
     downloaded.
 
     Raises:
@@ -51,7 +51,7 @@ def load(path: Path, **published: Any) -> Checkpoint:
 
     Args:
         path: a run's checkpoint, or a published one.
-        **published: arguments of :func:`models.import_checkpoint`; they apply to published checkpoints only.
+        **published: arguments of :func:`ccnet.import_checkpoint`, which apply to published checkpoints only.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -73,7 +73,7 @@ def load(path: Path, **published: Any) -> Checkpoint:
 def peek(path: Path) -> Checkpoint:
     """Read a run's state without its tensors, and without verifying its checksums.
 
-    The file is memory-mapped, so that this takes milliseconds whatever its size.
+    The file is memory-mapped, so this takes milliseconds regardless of its size.
 
     Raises:
         OSError: the file cannot be read, for a reason that may be temporary.
@@ -116,7 +116,7 @@ def _from_state(file: TensorFile) -> Checkpoint:
 
 
 def from_published(found: Published) -> Checkpoint:
-    """Return a published checkpoint as if a run of this project had written it."""
+    """Convert a published checkpoint to the record that a run of this project would have written."""
     config = {
         "model": found.model,
         "recipe": {"train_transform": {"crop_size": found.crop_size and list(found.crop_size)}},

@@ -49,7 +49,7 @@ class Checkpoint:
 
 
 def checked(found: Checkpoint) -> Checkpoint:
-    """Check every field of an untrusted checkpoint and return it, with current names in its configuration.
+    """Check every field of an untrusted checkpoint and return it, with former names in its configuration updated.
 
     Raises:
         ValueError: a field does not have the type that :class:`Checkpoint` declares, or :func:`checked_config` rejects
@@ -80,7 +80,7 @@ def _is_list(value: Any, good: Callable[[Any], bool]) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    """Return True for {string: string}, and for None, because earlier versions did not record it."""
+    """Return True for {string: string}, and for None, since earlier versions did not record these fields."""
     return value is None or (
         isinstance(value, dict) and all(isinstance(part, str) for part in (*value, *value.values()))
     )

@@ -34,14 +34,14 @@ def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> N
                 os.fsync(file.fileno())
             if before and path.exists():
                 os.replace(path, before)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise errors of their own
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors
         if lost_worker(error):
             raise
         raise _explained(error, path) from error
 
 
 def _explained(error: Exception, path: Path) -> OSError:
-    """Return an error that says what to do if a checkpoint could not be written."""
+    """Convert a failure to write a checkpoint to an error that says what to do."""
     if not path.parent.is_dir():
         return FileNotFoundError(f"{path} could not be written: the folder of the run has been moved or removed")
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -11,13 +11,14 @@ from PIL import Image
 
 from .png_files import write_figure
 
-_MARK = "#00e676"  # the point
+_MARK = "#00e676"  # colour of the point
 
 
 def draw_attention(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Draw attention weights (h, w) over a grey version of an RGB uint8 image (H, W, 3); return one like it.
+    """Draw attention weights (h, w) over a grey version of an RGB uint8 image (H, W, 3); return a new RGB uint8 image.
 
-    Colours are logarithmic over three decades below the maximum, because one strong position would hide all others.
+    The colour scale is logarithmic and covers three decades below the maximum: on a linear one, a single strong
+    position would hide all others.
     """
     height, width = image.shape[:2]
     levels = np.log10(np.maximum(weights / weights.max(), 1e-3)) / 3 + 1
@@ -29,12 +30,12 @@ def draw_attention(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def attention_title(loop: int, weights: np.ndarray) -> str:
-    """Return the number of loops with the percentage of the positions that have any weight."""
+    """Return a title with the number of loops and the percentage of positions with non-zero weight."""
     return f"R = {loop}: {100 * (weights > 0).mean():.0f}% of the positions"
 
 
 def save_attention(path: Path, image: np.ndarray, maps: Sequence[np.ndarray], point: Sequence[int]) -> None:
-    """Save a figure of where a point attends to after each loop, over the image, as in the paper's Fig. 7.
+    """Save a figure of a point's attention after each loop, drawn over the image, as in the paper's Fig. 7.
 
     Args:
         path: the PNG file.

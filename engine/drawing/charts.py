@@ -27,14 +27,14 @@ def save_curves(
 ) -> None:
     """Plot the loss, with its individual terms, and the validation scores over the iterations.
 
-    Long training curves show the means since the last point. The percentages end above the best score, so that low
-    ones, such as AP in early training, are legible.
+    Long training curves are averaged over intervals. The percentage axis ends just above the best score, so that low
+    scores, such as AP early in training, remain legible.
 
     Args:
         path: the PNG file.
         train: rows of the training log: "iteration", "loss", "loss/<term>".
         validation: rows of the validation log: "iteration" and scores in percent.
-        scores: the names of the scores to draw.
+        scores: the names of the scores to plot.
     """
     figure = Figure(figsize=(10, 3.6))
     # Manual margins, because a constrained layout draws everything twice.
@@ -53,7 +53,7 @@ def save_curves(
     right.set(xlabel="iteration", ylabel="percent", title="validation", ylim=(0, min(max(1.15 * best, 1), 100)))
     last = max([row["iteration"] for row in (*train[-1:], *validation[-1:])], default=1)
     for axis in (left, right):
-        axis.set_xlim(0, 1.02 * max(last, 1))  # also for a single validation, and alike for both
+        axis.set_xlim(0, 1.02 * max(last, 1))  # valid for a single validation too, and equal for both axes
         axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
@@ -62,18 +62,18 @@ def save_curves(
 
 
 def _means(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Return (iterations, values) of at most ``_POINTS`` points: each the mean of all since the one before."""
+    """Average a curve over intervals; return the last iterations and mean values of at most ``_POINTS`` intervals."""
     size = -(-len(points) // _POINTS)
     parts = [points[start : start + size] for start in range(0, len(points), size or 1)]
     return [part[-1][0] for part in parts], [sum(value for _, value in part) / len(part) for part in parts]
 
 
 def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], score: str) -> None:
-    """Plot the settings of a sweep as a bar chart: their score in percent, averaged over the seeds.
+    """Plot the settings of a sweep as a bar chart of their scores in percent, averaged over the seeds.
 
     Args:
         path: the PNG file.
-        settings: the scores of the runs of each setting, None for a failed run.
+        settings: {setting: scores of its runs in percent}, with None for a failed run.
         score: the score's name.
     """
     figure = Figure(figsize=(7, 1.1 + 0.42 * len(settings)))
@@ -101,9 +101,9 @@ def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], 
 
 
 def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Sequence[float]]], score: str) -> None:
-    """Plot the score over the values of a numeric option, one line per setting of the other options.
+    """Plot the score against the values of a numeric option, with one line per setting of the other options.
 
-    A few values are spaced evenly; many values, as from a search, are drawn to scale.
+    A few values are spaced evenly; many values, as in a search, are plotted to scale.
 
     Args:
         path: the PNG file.
@@ -140,7 +140,7 @@ def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Se
 
 
 def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]], score: str) -> None:
-    """Plot the score over the cost, one point per setting.
+    """Plot the score against the cost, with one point per setting.
 
     Args:
         path: the PNG file.
@@ -165,7 +165,7 @@ def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]],
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Return the standard deviation over seeds, 0 for a single seed."""
+    """Return the standard deviation over the seeds; 0 for a single seed."""
     return float(np.std(values, ddof=min(len(values) - 1, 1)))
 
 

@@ -18,8 +18,8 @@ from .png_files import write_png
 _OPACITY = 0.55  # opacity of the class colours over an image
 _UNKNOWN = (0, 0, 0)
 _RIGHT, _WRONG = (225, 228, 232), (214, 39, 40)
-_LARGEST_OVERLAY = 2**25  # pixels; viewers and web pages fail on larger ones
-_BAND = 256  # rows that are blended at once, to save memory
+_LARGEST_OVERLAY = 2**25  # pixels; viewers and web pages fail on larger images
+_BAND = 256  # number of rows blended at a time, to save memory
 
 Palette = Sequence[Sequence[int]]
 
@@ -62,10 +62,10 @@ def save_mask(path: Path, labels: np.ndarray, palette: Palette, *, orientation: 
 
     Args:
         path: the PNG file.
-        labels: of the upright image.
+        labels: the class indices of the upright image.
         palette: the colours of the classes.
-        orientation: the EXIF orientation of the image. The mask is stored in the same one, so that its pixels
-            correspond to those in the image file, and has the same EXIF tag, so that viewers show both alike.
+        orientation: the EXIF orientation of the image. The mask is stored in this orientation too, so that its pixels
+            line up with those in the image file, and has the same EXIF tag, so that viewers show both the same way up.
     """
     stored = np.ascontiguousarray(as_stored(labels, orientation), dtype=np.uint8)
     picture = Image.fromarray(stored)
@@ -84,7 +84,7 @@ def save_overlay(path: Path, image: np.ndarray, labels: np.ndarray, classes: Seq
         classes, palette: the names and colours of the K classes.
 
     Returns:
-        The factor by which the overlay is smaller than the image: 1 up to 32 megapixels.
+        The factor by which the sides of the overlay are downsampled; 1 for images of up to 2^25 pixels.
     """
     legend = entries(count_classes(labels), classes, palette)
     step = math.ceil(math.sqrt(labels.size / _LARGEST_OVERLAY))

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...data import IGNORE_INDEX
 
-_COLUMNS = 3  # maximum number of columns beside an image; further classes are summed up in the last line
-_FEWEST_ROWS = 10  # a legend may be taller than a small image
+_COLUMNS = 3  # maximum number of columns beside an image; the last line counts the classes that do not fit
+_FEWEST_ROWS = 10  # a column has room for at least this many rows, even if the image is less tall
 _FONT = "fonts/ttf/DejaVuSans.ttf"  # ships with matplotlib
 _HATCH = (40, 40, 40), (125, 125, 125)  # stripes that mark ignored pixels
 
@@ -21,9 +21,9 @@ class LegendEntry(NamedTuple):
     """A line of a legend.
 
     Attributes:
-        text: the name of the class, with its share if known.
-        colour: RGB; None for a line without a colour.
-        ignored: show the pattern of ignored pixels.
+        text: the name of the class, with its percentage if known.
+        colour: RGB; None for a line without a colour swatch.
+        ignored: show the hatching of ignored pixels.
     """
 
     text: str
@@ -32,7 +32,7 @@ class LegendEntry(NamedTuple):
 
 
 def count_classes(labels: np.ndarray) -> np.ndarray:
-    """Return the number of pixels of each value 0 to 255 in labels (H, W), counted by rows to save memory."""
+    """Count the pixels of each value 0 to 255 in labels (H, W), a band of rows at a time to save memory."""
     counts = np.zeros(256, dtype=np.int64)
     for top in range(0, len(labels), 1024):
         counts += np.bincount(labels[top : top + 1024].ravel(), minlength=256)
@@ -40,14 +40,14 @@ def count_classes(labels: np.ndarray) -> np.ndarray:
 
 
 def most_frequent_first(maps: Iterable[np.ndarray]) -> list[int]:
-    """Return the values that occur in label maps, the most frequent first and ``IGNORE_INDEX`` last."""
+    """Return the values that occur in label maps, most frequent first but ``IGNORE_INDEX`` last."""
     counts = sum((count_classes(labels) for labels in maps), np.zeros(256, dtype=np.int64))
     present = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     return sorted(present, key=lambda index: index == IGNORE_INDEX)
 
 
 def entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> list[LegendEntry]:
-    """Return the legend of the classes that occur, the most frequent first, with their percentages of all pixels.
+    """Return the legend of the classes that occur, most frequent first, with the percentage of pixels of each.
 
     Args:
         counts: the number of pixels of each value; see :func:`count_classes`.
@@ -61,23 +61,23 @@ def entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence[Sequen
 
 
 def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the font of legends and captions at a size in pixels."""
+    """Return the font of legends and captions; `size` is in pixels."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / _FONT), size)
 
 
 def line_height(size: Sequence[int]) -> int:
-    """Return the height of a line in pixels for an image of size (H, W): legible when the image fills a screen."""
+    """Return a line height in pixels that is legible when an image of size (H, W) fills a screen."""
     return max(16, round(math.sqrt(size[0] * size[1]) / 34))
 
 
 def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int | None = None) -> Image.Image:
-    """Draw a legend to put beside an image, in as many columns as its height needs.
+    """Draw a legend to put beside an image, adding columns when the entries exceed the image's height.
 
     Args:
-        lines: the entries; those that do not fit are counted in the last line.
-        size: (H, W) of the image, which sets the size of the text.
-        width: the width in pixels, for a legend in one column that is no taller than the image; by default, that of
-            the text.
+        lines: the entries; a line "and N more" replaces those that do not fit.
+        size: (H, W) of the image, which determines the text size.
+        width: the width in pixels of a single-column legend that is no taller than the image; None for up to three
+            columns as wide as their text.
     """
     line = line_height(size)
     font = text_font(round(0.65 * line))
@@ -108,18 +108,18 @@ def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int
 
 
 def legend_width(texts: Sequence[str], size: Sequence[int]) -> int:
-    """Return the width in pixels of a legend in one column; see :func:`draw_legend`."""
+    """Return the width in pixels that a single-column legend with these texts needs; see :func:`draw_legend`."""
     line = line_height(size)
     font = text_font(round(0.65 * line))
     return round(max(font.getlength(text) for text in texts)) + 3 * line
 
 
 def hatch(size: Sequence[int], *, period: int | None = None) -> np.ndarray:
-    """Return diagonal stripes, RGB uint8 (H, W, 3), which mark ignored pixels.
+    """Return the diagonal stripes that mark ignored pixels, RGB uint8 (H, W, 3).
 
     Args:
         size: (H, W).
-        period: the distance of the stripes in pixels; by default, one that is visible in an image of this size.
+        period: the distance between stripes in pixels; by default, one that is visible in an image of this size.
     """
     period = period or max(8, round(math.sqrt(size[0] * size[1]) / 40))
     stripe = (np.arange(size[0])[:, None] + np.arange(size[1])) % period < period / 2

@@ -19,8 +19,8 @@ from .panels import column_pixels, save_grid
 from .png_files import write_png
 
 _OPACITY = 0.45  # opacity of the masks over an image
-_SAME_OBJECT = 0.5  # IoU
-_PANEL_LINE = 16  # pixels: the height of a caption in a panel
+_SAME_OBJECT = 0.5  # minimum box IoU of a prediction and a true object with the same colour
+_PANEL_LINE = 16  # height of a caption in a panel, in pixels
 
 
 def draw_objects(
@@ -31,7 +31,7 @@ def draw_objects(
     colours: Sequence[tuple[int, int, int]] | None = None,
     line: int | None = None,
 ) -> Tensor:
-    """Return a copy of an image with masks, boxes, names and scores drawn over it, one colour per object.
+    """Return a copy of an image with masks, boxes, class names and scores drawn over it, one colour per object.
 
     Args:
         image: RGB uint8 (3, H, W).
@@ -62,7 +62,7 @@ def _with_captions(
     colours: Sequence[tuple[int, int, int]],
     line: int,
 ) -> Tensor:
-    """Return an image with a caption at each box, above it if there is room."""
+    """Return a copy of an image with a caption at each box, above it if there is room."""
     canvas = Image.fromarray(_pixels(image))
     draw = ImageDraw.Draw(canvas)
     font = text_font(round(0.75 * line))
@@ -80,9 +80,10 @@ def _with_captions(
 def _free_place(
     box: Sequence[float], size: tuple[int, int], limits: tuple[int, int], taken: Sequence[tuple[int, int, int, int]]
 ) -> tuple[int, int]:
-    """Return the upper left corner of a caption: the first that overlaps no other one.
+    """Return the upper left corner of a caption: the first candidate where it overlaps no other caption.
 
-    Captions go above the boxes, where they do not hide small objects, or else inside, below, and further down.
+    The candidates are above the box, where a caption does not hide a small object, inside it, below it, further up and
+    further down.
 
     Args:
         box: x1, y1, x2, y2 of the object in pixels.
@@ -94,7 +95,7 @@ def _free_place(
     x1, y1, x2, y2 = (round(side) for side in box)
     rows = [y1 - height, y1, y2, *range(y1 - 2 * height, -1, -height), *range(y1 + height, bottom, height)]
     places = [(x, y) for y in rows for x in (x1, x2 - width)]
-    # Inside the image, also for a box at its edge
+    # Keep the captions of boxes at the edge inside the image.
     places = [(max(min(x, right - width), 0), max(min(y, bottom - height), 0)) for x, y in places]
 
     def free(place: tuple[int, int]) -> bool:
@@ -107,10 +108,10 @@ def _free_place(
 def matched_colours(
     truth: Mapping[str, Tensor], prediction: Mapping[str, Tensor]
 ) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
-    """Return the colours of true and of predicted objects; a prediction has that of the object it overlaps most.
+    """Return colours for true and predicted objects, so that a prediction has the colour of the object it matches.
 
-    An object is given to the prediction of the same class with the highest IoU of the boxes, from 0.5. All other
-    predictions have colours of their own.
+    Predictions and objects of the same class are matched greedily, in descending order of box IoU, down to an IoU of
+    0.5. Unmatched predictions get colours of their own.
     """
     number = len(truth["labels"])
     colours = distinct_colours(number + len(prediction["labels"]))
@@ -155,7 +156,7 @@ def save_object_panel(
 
 
 def _resized(image: Tensor, *objects: Mapping[str, Tensor], width: int) -> tuple[Any, ...]:
-    """Return an image (3, H, W) in [0, 1] as uint8, and objects in it, all scaled to a width in pixels."""
+    """Scale an image (3, H, W) in [0, 1] and the objects in it to `width` pixels; return the image as uint8."""
     factor = width / image.shape[-1]
     size = [max(round(image.shape[-2] * factor), 1), width]
     scaled = [

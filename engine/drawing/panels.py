@@ -17,10 +17,10 @@ from .label_images import Palette, blend, colourise, mark_errors
 from .legend import most_frequent_first
 from .png_files import DPI, write_figure
 
-_WIDTH, _COLUMN = 10, 1.5  # inches: the width of a figure, and the least width of a column
-_CHARACTER = 0.078  # inches: the mean width of a character in a title
+_WIDTH, _COLUMN = 10, 1.5  # width of a figure and minimum width of a column, in inches
+_CHARACTER = 0.078  # mean width of a character in a title, in inches
 _TITLE_LINES = 3
-_LARGEST = 1600  # pixels: the longer side of a thumbnail
+_LARGEST = 1600  # maximum length of a thumbnail's longer side, in pixels
 
 
 def save_panel(
@@ -80,7 +80,7 @@ def save_side_by_side(
         path: the PNG file.
         rows: (RGB uint8 (H, W, 3), labels (H, W), one prediction (H, W) per network); if the labels are None, ground
             truth and errors are omitted.
-        names: the checkpoint of each network.
+        names: the checkpoint path of each network; column titles omit the parts that all paths share.
         classes, palette: the names and colours of the K classes.
     """
     labelled = rows[0][1] is not None
@@ -100,13 +100,13 @@ def save_side_by_side(
 
 
 def thumbnails(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return images or label maps (H, W, ...) of equal size no larger than a panel can show, by nearest neighbour."""
+    """Subsample images or label maps (H, W, ...) of equal size to no more pixels than a panel can show."""
     step = -(-max(images[0].shape[:2]) // _LARGEST)
     return [image[::step, ::step].copy() for image in images]
 
 
 def column_pixels(columns: int) -> int:
-    """Return the width in pixels of an image in a grid of this many columns."""
+    """Return the width in pixels of an image in a grid with this many columns."""
     return round(max(_WIDTH / columns, _COLUMN) * DPI)
 
 
@@ -133,9 +133,9 @@ def save_grid(
 
     Args:
         path: the PNG file.
-        rows: RGB images of any size, as many per row as there are titles; those in a row are aligned at the top.
-        titles: the column titles, wrapped to the width of a column.
-        shown: the classes in the legend, in order; ``IGNORE_INDEX`` is shown as ignored.
+        rows: RGB images of any size, one per title in each row; those in a row are aligned at the top.
+        titles: the column titles, which are wrapped to the width of a column.
+        shown: the indices of the classes in the legend, in order; ``IGNORE_INDEX`` appears as "ignored".
         classes, palette: the names and colours of the K classes.
     """
     ratios = [max(picture.shape[0] / picture.shape[1] for picture in row) for row in rows]
@@ -175,12 +175,12 @@ def save_grid(
 
 
 def _wrapped(title: str, inches: float) -> str:
-    """Return a title in lines that fit a column, at most three; the middle of a longer one is left out."""
+    """Wrap a title to at most three lines that fit a column; the middle of a longer title is omitted."""
     width = max(int(inches / _CHARACTER), 6)
     if len(title) > _TITLE_LINES * width:
         half = (_TITLE_LINES * width - 3) // 2
         title = f"{title[:half]}...{title[-half:]}"
-    # A path breaks after its punctuation, a single word anywhere.
+    # Paths break after punctuation; words longer than a line break anywhere.
     words = re.sub(r"([/_.=,])", "\\1\0", title).replace(" ", " \0").split("\0")
     lines = [""]
     for word in words:

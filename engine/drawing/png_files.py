@@ -7,11 +7,11 @@ from PIL import ExifTags, Image
 
 from ..runtime.atomic_files import replacing
 
-DPI = 120  # of figures, pixels per inch
+DPI = 120  # resolution of figures
 
 
 def write_png(path: Path, picture: Image.Image, *, orientation: int = 1) -> None:
-    """Write an image, with an EXIF orientation if it is not upright."""
+    """Write an image, with an EXIF orientation tag if it is not upright."""
     exif = {}
     if orientation != 1:
         tags = Image.Exif()

@@ -1,4 +1,4 @@
-"""A CSV file that a run appends its metrics to."""
+"""The CSV file to which a run appends its metrics."""
 
 import csv
 from pathlib import Path
@@ -11,9 +11,9 @@ class ScalarFile:
     """A CSV file to which a run appends one row of numbers at a time.
 
     Args:
-        path: the file; an existing one is continued.
-        keep_until: the iteration that the run continues from; later rows of an existing file are dropped, because the
-            run will write them again.
+        path: the file.
+        keep_until: the iteration from which the run continues. Later rows of an existing file are dropped, because the
+            run will write them again; 0 starts a new file.
     """
 
     def __init__(self, path: Path, keep_until: int):
@@ -34,7 +34,7 @@ class ScalarFile:
             path.unlink(missing_ok=True)
 
     def add(self, row: dict[str, float]) -> None:
-        """Append a row, which has the same keys as the previous ones."""
+        """Append a row, which must have the same keys as the previous ones."""
         self.rows.append(row)
         if len(self.rows) == 1:
             self._write_all()

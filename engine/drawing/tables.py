@@ -24,7 +24,7 @@ class Table(NamedTuple):
 
     @classmethod
     def of_records(cls, records: Sequence[Mapping[str, Any]]) -> "Table":
-        """Return a table of one or more measurements with the same keys; numbers are shown as rounded by the caller."""
+        """Return a table of one or more records with the same keys; numbers are shown as the caller rounded them."""
         return cls(tuple(records[0]), [[str(value) for value in record.values()] for record in records])
 
     def text(self) -> str:
@@ -50,7 +50,7 @@ class Table(NamedTuple):
             csv.writer(file).writerows([self.header, *self.rows])
 
     def append_csv(self, path: Path) -> None:
-        """Append the rows to a CSV file with the same header, which is created if needed."""
+        """Append the rows to a CSV file with the same header; create the file if needed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.rows if path.exists() else [self.header, *self.rows]
         with naming(path), open(path, "a", newline="") as file:

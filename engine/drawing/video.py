@@ -15,8 +15,8 @@ from .label_images import Palette, beside
 from .legend import LegendEntry, draw_legend, legend_width, most_frequent_first
 
 SUFFIXES = (".gif", ".mp4")
-_BITS = 5  # of each channel, for counting colours
-_SAMPLES = 200_000  # pixels that the palette of a GIF is chosen from
+_BITS = 5  # bits per channel when counting colours
+_SAMPLES = 200_000  # number of pixels from which the palette of a GIF is chosen
 
 
 def check_video(path: Path) -> None:
@@ -31,11 +31,11 @@ def check_video(path: Path) -> None:
 
 
 class Video(ABC):
-    """A video that frames are appended to; see :func:`open_video`.
+    """A video to which frames are appended; see :func:`open_video`.
 
     Attributes:
-        size: (H, W) of the first frame, which all frames are fitted into; None before it.
-        fitted: the number of frames of another size.
+        size: (H, W) of the first frame, to which all others are fitted; None until it is added.
+        fitted: the number of frames that had a different size.
     """
 
     def __init__(self):
@@ -43,7 +43,7 @@ class Video(ABC):
         self.fitted = 0
 
     def add(self, frame: np.ndarray) -> None:
-        """Append a frame, RGB uint8 (H, W, 3); one of another size is scaled and centred on black."""
+        """Append an RGB uint8 frame (H, W, 3); a frame of a different size is scaled and centred on black."""
         self.size = self.size or (frame.shape[0], frame.shape[1])
         if frame.shape[:2] != self.size:
             self.fitted += 1
@@ -77,16 +77,16 @@ def open_video(path: Path, *, fps: float) -> Iterator[Video]:
 
 
 class _Gif(Video):
-    """An animated GIF with one palette, because colours would flicker with one per frame.
+    """An animated GIF with a single palette, because colours would flicker with one palette per frame.
 
-    The palette has to fit all frames, which are therefore kept on disk until the end.
+    The palette must fit all frames, so they are kept on disk until the end.
     """
 
     def __init__(self, path: Path, fps: float, resources: ExitStack):
         super().__init__()
         self._path, self._fps = path, fps
         self._spool = resources.enter_context(TemporaryFile())  # noqa: SIM115
-        self._colours = np.zeros(2 ** (3 * _BITS), dtype=np.int64)  # pixels by colour, in all frames
+        self._colours = np.zeros(2 ** (3 * _BITS), dtype=np.int64)  # number of pixels of each colour, over all frames
 
     def _append(self, frame: np.ndarray) -> None:
         red, green, blue = np.moveaxis((frame >> (8 - _BITS)).astype(np.int32), -1, 0)
@@ -102,9 +102,9 @@ class _Gif(Video):
         next(frames).save(self._path, format="GIF", save_all=True, append_images=frames, duration=duration, loop=0)
 
     def _palette(self) -> Image.Image:
-        """Return an image with the palette: the colours of all frames, with rare ones weighted up."""
+        """Return an image whose palette fits the colours of all frames, with extra weight for rare ones."""
         present = np.flatnonzero(self._colours)
-        # By their square roots, so that a class with few pixels in a single frame keeps its colour.
+        # Square roots of the counts, so that a class with few pixels in a single frame keeps its colour.
         weights = np.sqrt(self._colours[present])
         pixels = np.repeat(present, np.maximum(weights * (_SAMPLES / weights.sum()), 1).astype(np.int64))
         channels = [(pixels >> _BITS * place & (1 << _BITS) - 1) for place in (2, 1, 0)]
@@ -146,9 +146,9 @@ class _Mp4(Video):
 
 
 class VideoLegend:
-    """A legend beside the frames of a video, which lists the classes that have occurred so far.
+    """A legend beside the frames of a video that lists the classes seen so far.
 
-    A class keeps its line, so that the legend does not jump. Its size is that for the first frame.
+    Classes keep their lines, so that the legend does not jump. The first frame determines the legend's size.
 
     Args:
         classes, palette: the names and colours of the K classes.
@@ -160,7 +160,7 @@ class VideoLegend:
         self._size: Sequence[int] | None = None
 
     def beside(self, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return a frame, RGB uint8 (H, W, 3), with the legend to its right; labels (H, W) are its class indices."""
+        """Return an RGB uint8 frame (H, W, 3) with the legend to its right; `labels` are its class indices (H, W)."""
         self._seen += [index for index in most_frequent_first([labels]) if index not in self._seen]
         self._size = size = self._size or frame.shape[:2]
         shown = [self._lines[index] for index in self._seen if index < len(self._lines)]

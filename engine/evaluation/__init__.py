@@ -1,4 +1,4 @@
-"""Scores, test protocols, prediction files, attention maps and the cost of a network."""
+"""Test protocols, scores, prediction files and the computational cost of a network."""
 
 import lazy_loader
 

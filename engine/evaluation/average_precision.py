@@ -17,7 +17,7 @@ MASK_THRESHOLD = 0.5  # probability above which a pixel belongs to an object
 
 
 class DetectionScores(NamedTuple):
-    """Scores in [0, 1]; NaN where the ground truth has no such object.
+    """Scores in [0, 1]; NaN where the ground truth contains no such objects.
 
     Attributes:
         mask, box: six scores each, in the order of ``COLUMNS``: AP averaged over the IoU thresholds 0.50 to 0.95,
@@ -32,7 +32,7 @@ class DetectionScores(NamedTuple):
 
     @classmethod
     def empty(cls, number: int) -> "DetectionScores":
-        """Return the scores of `number` classes without any objects: NaN."""
+        """Return scores of NaN for `number` classes, as if there were no objects."""
         return cls(*[[math.nan] * len(COLUMNS)] * 2, *[[math.nan] * number] * 2)
 
     @property
@@ -42,11 +42,11 @@ class DetectionScores(NamedTuple):
 
     @property
     def class_scores(self) -> list[float]:
-        """The score of each class whose mean is the headline metric; NaN for classes that are left out of it."""
+        """The per-class scores, whose mean is the headline metric; NaN for classes excluded from the mean."""
         return self.class_mask_ap
 
     def summary(self) -> dict[str, float]:
-        """Return percentages by name, the headline metric first."""
+        """Return {name: percentage}, with the headline metric first."""
         mask_ap, box_ap = (
             {f"{kind}_{c}": 100 * v for c, v in zip(COLUMNS, values, strict=True)}
             for kind, values in (("mask", self.mask), ("box", self.box))
@@ -93,7 +93,7 @@ def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequenc
 def average_precision(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> DetectionScores:
     """Score detections against the ground truth.
 
-    Crowd regions count as neither hits nor misses; only the 100 highest-scoring detections per image count.
+    Detections of crowd regions are ignored. At most the 100 highest-scoring detections per image and class are scored.
 
     Args:
         ground_truth: the annotations in COCO format.

@@ -12,14 +12,14 @@ from ..drawing.tables import Table
 
 
 class Scores(NamedTuple):
-    """Scores in [0, 1]; NaN for classes without pixels, which are excluded from the means.
+    """Scores in [0, 1]; NaN for classes that do not occur, which are excluded from the means.
 
     Attributes:
         miou: the mean of `class_iou`.
         pixel_accuracy: the fraction of valid pixels classified correctly.
         mean_accuracy: the mean of `class_accuracy`.
         class_iou: the intersection over union of each of the K classes.
-        class_accuracy: the fraction of each class's pixels classified correctly.
+        class_accuracy: the fraction of each class's pixels that are classified correctly.
     """
 
     miou: float
@@ -30,7 +30,7 @@ class Scores(NamedTuple):
 
     @classmethod
     def empty(cls, number: int) -> "Scores":
-        """Return the scores of `number` classes without any pixels: NaN."""
+        """Return scores of NaN for `number` classes, as if no pixel had been counted."""
         return cls(math.nan, math.nan, math.nan, [math.nan] * number, [math.nan] * number)
 
     @property
@@ -40,11 +40,11 @@ class Scores(NamedTuple):
 
     @property
     def class_scores(self) -> list[float]:
-        """The score of each class whose mean is the headline metric; NaN for classes that are left out of it."""
+        """The per-class scores, whose mean is the headline metric; NaN for classes excluded from the mean."""
         return self.class_iou
 
     def summary(self) -> dict[str, float]:
-        """Return percentages by name, the headline metric first."""
+        """Return {name: percentage}, with the headline metric first."""
         return {
             "mIoU": 100 * self.miou,
             "pixel_acc": 100 * self.pixel_accuracy,
@@ -64,7 +64,7 @@ class ConfusionMatrix:
     Args:
         num_classes: the number of classes, K.
         ignore_index: the label of pixels that are not counted.
-        device: the device to count on; nothing is copied to the host before :meth:`scores`.
+        device: the device that holds the counts; nothing is copied to the host before :meth:`scores`.
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255, device: torch.device | str = "cpu"):

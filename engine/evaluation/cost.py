@@ -35,11 +35,11 @@ class Cost(NamedTuple):
 
 
 def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
-    """Return the cost for one input of shape (3, H, W) or (3, T, H, W); the network is left unchanged."""
+    """Return the cost for one input of shape (C, H, W) or (C, T, H, W); the network is left unchanged."""
     was_training = model.training
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            state = without_data(model, torch.device("cpu"))  # wherever the network is, the counts are the same
+            state = without_data(model, torch.device("cpu"))  # the counts do not depend on the device
             image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm after global pooling needs two
             with FlopCounterMode(display=False) as counter, _AttentionFormula():
                 functional_call(model.eval(), state, (image,))
@@ -55,7 +55,7 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
 
 
 def without_data(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """Return tensors like the parameters and buffers of a network, in a mode of fake tensors."""
+    """Return placeholders for the parameters and buffers of a network; call this under ``FakeTensorMode``."""
     arrays = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {
         name: torch.empty_like(array, device=device).requires_grad_(array.requires_grad)
@@ -64,7 +64,7 @@ def without_data(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
 
 
 class Storages(TorchDispatchMode):
-    """Record every storage that an operation returns, without keeping it alive."""
+    """Record the storage of every tensor that an operation returns, without keeping it alive."""
 
     def __init__(self):
         super().__init__()
@@ -86,8 +86,8 @@ class Storages(TorchDispatchMode):
 class _AttentionFormula(TorchFunctionMode):
     """Count full attention as one score matrix and one weighted sum.
 
-    The networks call the library kernel once per slab of value channels, which recomputes the scores every time; the
-    FLOPs of the algorithm do not include these repetitions.
+    The networks call the library kernel once per slab of value channels and recompute the scores every time; the FLOPs
+    of the algorithm do not include this recomputation.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -98,7 +98,7 @@ class _AttentionFormula(TorchFunctionMode):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Dispatch fake tensors to fused attention, as for real ones, instead of materialising the full attention map."""
+    """Dispatch fake tensors to fused attention, as with real tensors, instead of materialising the attention map."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is scaled_dot_product_attention:

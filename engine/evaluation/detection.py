@@ -25,7 +25,7 @@ class DetectionEvaluation(NamedTuple):
     Attributes:
         scores: the scores over the whole data set.
         images_per_s: the images evaluated per second, over all processes.
-        samples: (image (3, H, W), true objects, detected objects) of the samples to draw, on the host.
+        samples: (image (3, H, W), true objects, detected objects) of a few samples to draw, on the host.
         results: every detection in COCO's results format.
     """
 
@@ -49,10 +49,10 @@ def detect(model: nn.Module, image: Tensor, *, bf16: bool = False) -> dict[str, 
 
 
 def as_stored_objects(objects: dict[str, Tensor], orientation: int) -> dict[str, Tensor]:
-    """Turn the objects of an upright image to the orientation of the pixels in its file.
+    """Map the objects of an upright image back to the pixel orientation stored in its file.
 
     Args:
-        objects: "boxes" (n, 4) and "masks" (n, 1, H, W), and others, which are kept.
+        objects: "boxes" (n, 4) and "masks" (n, 1, H, W); any other entries are passed through unchanged.
         orientation: the EXIF orientation of the image.
     """
     if orientation == 1:
@@ -78,7 +78,7 @@ def evaluate_objects(
 ) -> DetectionEvaluation:
     """Compute a network's average precision on a data set, one image at a time.
 
-    With n processes, each takes every n-th image; the detections are gathered in the order of a single process.
+    With n processes, each takes every n-th image; the detections are gathered in the order of the data set.
 
     Args:
         model: the network.

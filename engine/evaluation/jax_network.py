@@ -1,4 +1,4 @@
-"""Run a JAX network where the evaluation expects a torch network."""
+"""Run a JAX network where evaluation code expects a torch network."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +14,14 @@ from ...models.nnx import twin
 
 
 class JaxNetwork:
-    """A Flax network that takes and returns torch tensors; for evaluation, where the copies are cheap.
+    """A Flax network that takes and returns torch tensors; for evaluation, where the cost of the copies is small.
 
     Args:
-        network: a network of ``models.nnx``.
+        network: a network from ``ccnet.models.nnx``.
         bf16: run convolutions in bfloat16.
 
     Attributes:
-        mean: the mean colour of the RGB input, (1, 3, 1, 1), as in the torch network.
+        mean: the mean of each input channel, as in the torch network: (1, 3, 1, 1) for RGB images.
         training: always False; :meth:`eval` and :meth:`train` are no-ops, for callers that expect a torch network.
     """
 
@@ -45,7 +45,7 @@ class JaxNetwork:
             return cls(twin(network), bf16=bf16)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return {"out": logits (N, K, *S, H, W)} for images (N, 3, *S, H, W), on the CPU."""
+        """Return {"out": logits (N, K, H, W)} on the CPU for images (N, C, H, W); for clips, both have a T before H."""
         logits = self._forward(self.state, jnp.asarray(images.movedim(1, -1).cpu().numpy()))
         return {"out": torch.from_numpy(np.array(logits)).movedim(-1, 1)}
 
@@ -59,7 +59,7 @@ class JaxNetwork:
 
 
 def local_devices(name: str, batch_size: int = 1) -> Sequence[Any]:
-    """Return as many local devices of type `name` as can split a batch evenly; "auto" uses JAX's default type.
+    """Return as many local devices of type `name` as can split the batch evenly; "auto" means JAX's default type.
 
     Raises:
         ValueError: there is no such device.

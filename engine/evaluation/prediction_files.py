@@ -19,7 +19,7 @@ class PredictionFiles:
 
     Args:
         folder: the output folder, created if needed.
-        dataset: a data set of label maps, with ``name(i)``, ``palette`` and, for a submission, ``result_values``.
+        dataset: a segmentation data set, with ``name(i)``, ``palette`` and, for a submission, ``result_values``.
         submission: write greyscale PNGs with the values that the benchmark's server expects (Cityscapes: label ids 7
             to 33, ADE20K: 1 to 150, LIP and others: class indices) instead of palette PNGs of class indices.
 

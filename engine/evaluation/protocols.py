@@ -1,8 +1,9 @@
 """Test protocols, which turn an image into logits: whole image, sliding windows, multiple scales and flipping.
 
-Each protocol is called with a network and images (N, 3, H, W) in [0, 1] and returns logits or probabilities
-(N, K, H, W); clips (N, 3, T, H, W) keep their T. Sums are accumulated in-place, so however many passes there are, peak
-memory is two maps of the image's size plus the memory of a single pass. Sliding windows need less, see :func:`tiles`.
+Each protocol is called with a network and images (N, C, H, W) in [0, 1] and returns logits or probabilities
+(N, K, H, W); clips (N, C, T, H, W) keep their T. Sums are accumulated in-place, so the peak memory is two score maps of
+the image's size plus the memory of a single pass, however many passes there are. Sliding windows need less memory: see
+:func:`tiles`.
 """
 
 import math
@@ -24,7 +25,7 @@ class Tile(NamedTuple):
     """The scores of a rectangle of an image.
 
     Attributes:
-        rows, columns: where it is in the image.
+        rows, columns: the position of the rectangle in the image.
         scores: logits or probabilities (N, K, h, w).
     """
 
@@ -34,7 +35,10 @@ class Tile(NamedTuple):
 
 
 def tiles(protocol: Protocol, model: nn.Module, images: Tensor) -> Iterator[Tile]:
-    """Yield the scores of images (N, 3, H, W) in rectangles that cover each pixel once; one, unless windows slide."""
+    """Yield the scores of images (N, C, H, W) in rectangles that cover each pixel once.
+
+    :class:`Slide` yields several rectangles, every other protocol a single one.
+    """
     if isinstance(protocol, Slide):
         yield from protocol.tiles(model, images)
     else:
@@ -46,7 +50,7 @@ class Whole:
     """Process the whole image in one pass."""
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
+        """Return the logits (N, K, H, W) of images (N, C, H, W)."""
         return model(images)["out"]
 
     def passes(self, size: Sequence[int]) -> int:
@@ -73,7 +77,7 @@ class Slide:
         self.stride = stride
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
+        """Return the logits (N, K, H, W) of images (N, C, H, W)."""
         logits = None
         for tile in self.tiles(model, images):
             if logits is None:
@@ -87,14 +91,14 @@ class Slide:
         return math.prod(len(self._windows(side, crop)) for side, crop in zip(size, self.crop_size, strict=True))
 
     def tiles(self, model: nn.Module, images: Tensor) -> Iterator[Tile]:
-        """Yield the logits of each rectangle that no further window overlaps, row by row.
+        """Yield the averaged logits of each rectangle once no further window overlaps it, row by row.
 
-        Apart from the images, only the overlap of two rows of windows is kept in memory: K logits per pixel, for a
-        third of a window's height times the width of the image.
+        Apart from the images, only the overlap between two rows of windows is kept in memory: K logits per pixel, over
+        the width of the image and, at the default stride, a third of the window's height.
 
         Args:
             model: the network.
-            images: (N, 3, H, W) in [0, 1], or uint8, which is converted window by window on the network's device.
+            images: (N, C, H, W) in [0, 1], or uint8, which is converted window by window on the network's device.
         """
         height, width = images.shape[-2:]
         all_rows, all_columns = (
@@ -153,7 +157,7 @@ def _coverage(windows: Sequence[slice], side: int) -> Tensor:
 
 
 def _finished(windows: Sequence[slice]) -> list[int]:
-    """Return, for each window along one side, the first pixel that the next one covers; at the end, the side."""
+    """Return, for each window along one side, the first pixel of the next window; for the last one, its own end."""
     return [window.start for window in windows[1:]] + [windows[-1].stop]
 
 
@@ -161,7 +165,7 @@ class Letterbox:
     """Process the whole image scaled to fit a frame of fixed size, as in CE2P's evaluation on LIP.
 
     The image is centred and padded with the mean colour. Logits are resampled to the image's size by nearest
-    neighbour, so that each pixel takes the predicted class of a frame pixel.
+    neighbour, so that each pixel takes the class predicted for a frame pixel.
 
     Args:
         crop_size: the frame size (H, W) in pixels.
@@ -174,7 +178,7 @@ class Letterbox:
         self.protocol = protocol or Whole()
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the logits (N, K, H, W) of images (N, 3, H, W)."""
+        """Return the logits (N, K, H, W) of images (N, C, H, W)."""
         placement = Placement((images.shape[-2], images.shape[-1]), self.crop_size)
         mean = _mean(model, images)
         return restore(self.protocol(model, resample(images - mean, placement) + mean), placement)
@@ -212,7 +216,7 @@ class MultiScale:
         self.flip_pairs = flip_pairs
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the mean logits or probabilities (N, K, H, W) of images (N, 3, H, W)."""
+        """Return the mean logits or probabilities (N, K, H, W) of images (N, C, H, W)."""
         total = None
         for scale in self.scales:
             size = _scaled(images.shape[-2:], scale)
@@ -263,7 +267,7 @@ def _check_crop_size(crop_size: Sequence[int] | None) -> None:
 
 
 def _mean(model: Any, images: Tensor) -> Tensor:
-    """Return the network's mean colour in a shape that broadcasts over images or clips."""
+    """Return the network's channel means in a shape that broadcasts over images or clips."""
     return model.mean.to(images.dtype).view(-1, *[1] * (images.ndim - 2))
 
 

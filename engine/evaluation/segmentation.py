@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
     Attributes:
         scores: the scores over the whole data set.
         images_per_s: the images evaluated per second, over all processes.
-        samples: (image (3, H, W), labels (H, W), prediction (H, W)) on the host; for clips, of the supervised frame.
+        samples: a few (image (3, H, W), labels (H, W), prediction (H, W)) on the host; for clips, the supervised frame.
         confusion: the pixel counts by true and predicted class, int64 (K, K), on the host.
     """
 
@@ -43,15 +43,15 @@ def predict(
     device: torch.device | None = None,
     on_tile: Callable[[Tile], None] | None = None,
 ) -> Tensor:
-    """Predict class indices: images (N, 3, H, W) -> uint8 (N, H, W), clips (N, 3, T, H, W) -> (N, T, H, W).
+    """Predict class indices: images (N, C, H, W) -> uint8 (N, H, W), clips (N, C, T, H, W) -> (N, T, H, W).
 
     Args:
         model: the network; a torch module or a :class:`JaxNetwork`.
-        images: in [0, 1], on the network's device; for :class:`Slide` also uint8, on the CPU.
+        images: in [0, 1], on the network's device; :class:`Slide` also accepts uint8 on the CPU.
         protocol: the test protocol.
         bf16: run under bfloat16 autocast.
         device: the network's device; that of the images by default.
-        on_tile: called with the scores of each part of the image; see :func:`tiles`.
+        on_tile: called with the scores of each tile of the image; see :func:`tiles`.
 
     Raises:
         MemoryError: the device ran out of memory; the message lists the settings that reduce memory use.
@@ -82,8 +82,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a network on every image of a data set, one image at a time and at its original size.
 
-    Images are not batched: they differ in size, and scores must not depend on a batch size. With n processes, each
-    takes every n-th image, and the counts are summed, so that every image counts exactly once.
+    Images are not batched: they differ in size, and scores must not depend on the batch size. With n processes, each
+    takes every n-th image, and the counts are summed, so that every image is counted exactly once.
 
     Args:
         model: the network; a torch module or a :class:`JaxNetwork`.
@@ -128,5 +128,5 @@ def evaluate(
 
 
 def _supervised(image: Tensor, labels: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sample of an image unchanged; of a clip, return the last frame, the one with labels."""
+    """Return the sample of an image unchanged; for a clip, return only its last frame, the supervised one."""
     return (image, labels, prediction) if labels.ndim == 2 else (image[:, -1], labels[-1], prediction[-1])

@@ -1,4 +1,4 @@
-"""Predict images that belong to no data set: their files, the network that predicts them, what is written."""
+"""Predict images outside any data set: find the files, run the network, and write the results."""
 
 import lazy_loader
 

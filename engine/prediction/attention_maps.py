@@ -1,4 +1,4 @@
-"""Compute where a point of the image attends to after each loop of criss-cross attention (the paper's Fig. 7)."""
+"""Compute what a point of the image attends to after each loop of criss-cross attention (the paper's Fig. 7)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,14 +23,13 @@ def check_attention(model: Any) -> CrissCrossAttention:
 def attention_of_point(model: nn.Module, image: Tensor, point: Sequence[int], *, loops: int = 3) -> list[Tensor]:
     """Return how much each position contributes to `point` after R = 1, ..., `loops` loops.
 
-        maps[R] = row ``point`` of A_R A_(R-1) ... A_1,   A_r the attention of loop r
-
-    Each loop has its own attention, because the features change from loop to loop; residual connections are ignored.
-    The loops share their weights, so `loops` may exceed the R that the network was trained with.
+    The map after R loops is row ``point`` of A_R A_(R-1) ... A_1, where A_r is the attention matrix of loop r. Each
+    loop has its own matrix, because the features change from loop to loop; residual connections are ignored. The loops
+    share their parameters, so `loops` may exceed the R that the network was trained with.
 
     Args:
-        model: a network with a :class:`models.criss_cross.CrissCrossAttention`, in eval mode.
-        image: (1, 3, H, W) in [0, 1].
+        model: a network with a :class:`ccnet.models.criss_cross.CrissCrossAttention`, in eval mode.
+        image: (1, C, H, W) in [0, 1].
         point: (y, x) in pixels of the image.
         loops: the largest R.
 
@@ -60,7 +59,7 @@ def _composed(projected: list[tuple[Tensor, Tensor]], point: Sequence[int], axes
     query, key = projected[-1]
     weights = criss_cross_weights(query, key, point, axes=axes)
     for query, key in reversed(projected[:-1]):
-        # Attention is linear in the value, so the gradient of a weighted sum of its outputs is the weights times A.
+        # Attention A v is linear in the value v, so the gradient of (weights A v) with respect to v is (weights A).
         with torch.enable_grad():
             value = torch.zeros_like(weights).unsqueeze(1).requires_grad_()
             result = criss_cross_attention(query.to(value.dtype), key.to(value.dtype), value, axes=axes)

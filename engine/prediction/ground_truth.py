@@ -1,4 +1,4 @@
-"""The ground truth of images to predict, for a comparison: a folder of label images."""
+"""Read the ground truth of the input images, for a comparison, from a folder of label images."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -11,12 +11,12 @@ from .inputs import InputImage
 
 
 class GroundTruth:
-    """The label images of images to predict.
+    """The label images of the input images.
 
     Args:
-        images: the images.
+        images: the input images.
         folder: the folder of the label images.
-        stored: their format, that of the data set that the network was trained on.
+        stored: the format of the label images, which is that of the network's training data.
 
     Raises:
         FileNotFoundError: an image has no label image.
@@ -28,7 +28,7 @@ class GroundTruth:
         self._read = LabelReader(stored.label_ids)
 
     def of(self, index: int, size: Sequence[int]) -> np.ndarray:
-        """Return the class indices (H, W) of an image; raise ValueError unless they have its size (H, W)."""
+        """Return the class indices (H, W) of image `index`; raise ValueError unless they have the image's `size`."""
         labels = self._read(self._paths[index]).numpy()
         if labels.shape != tuple(size):
             raise ValueError(
@@ -45,7 +45,7 @@ def find_labels(
 
     Args:
         images: the images.
-        folder: the folder of the label images, with or without the subfolders of the images.
+        folder: the folder of the label images, which need not have the subfolders of the images.
         image_name, label_name: see :func:`~ccnet.data.reading.file_lists.match_by_name`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Find the images to predict and the names of their output files, and record those skipped."""
+"""Find the images to predict, name their output files, and record the images that are skipped."""
 
 import errno
 import glob
@@ -12,7 +12,7 @@ from ..runtime.atomic_files import given_path
 
 Result = TypeVar("Result")
 
-_DIGITS = 4  # of the number of a frame in its name, at least
+_DIGITS = 4  # minimum number of digits of a frame number in a name
 _LISTED = 50  # maximum number of skipped images in a message
 
 
@@ -21,8 +21,8 @@ class InputImage(NamedTuple):
 
     Attributes:
         path: the file.
-        name: its path relative to the folder that was passed, without suffix, which names the output files.
-        frame: the index of the frame or page in a file with several; None in any other file.
+        name: its path relative to the input folder, without suffix; the output files are named after it.
+        frame: the index of the frame or page in a file with several; None for any other file.
     """
 
     path: Path
@@ -34,22 +34,22 @@ class InputImage(NamedTuple):
 
 
 def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
-    """Return the image files that files, folders and glob patterns name, in this order; each once.
+    """Return the image files that a list of files, folders and glob patterns specifies, in order, without duplicates.
 
     Args:
-        sources: paths of images, folders, which are searched recursively, and patterns such as "frames/*/left_*.png".
-            Hidden files are skipped.
-        output: the output folder; if it is inside a folder that is searched, its files are not inputs.
+        sources: image files, folders (searched recursively) and patterns such as "frames/*/left_*.png". Hidden files
+            are skipped.
+        output: the output folder; if it is inside an input folder, its files are not treated as inputs.
 
     Raises:
-        FileNotFoundError: a source names no image.
+        FileNotFoundError: a source contains no images.
     """
     found: dict[str, InputImage] = {}
     inside = output.resolve()
     for source in map(given_path, sources):
         named = source.is_file() or source.resolve() == inside  # see check_outputs
         for image in _images_of(source):
-            # Resolving a path reads the disk, so only those that may be in `output` are resolved.
+            # Resolving a path accesses the disk, so this is limited to paths that may be in `output`.
             if not named and output.name in image.path.parts and inside in image.path.resolve().parents:
                 continue
             found.setdefault(os.path.abspath(image.path), image)
@@ -59,11 +59,11 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
 
 
 def with_frames(images: Sequence[InputImage], channels: int) -> list[InputImage]:
-    """Replace each file that has several frames or pages by as many images, named NAME_0001, NAME_0002 and so on.
+    """Split each file with several frames or pages into one image per frame: NAME_0001, NAME_0002 and so on.
 
     Args:
         images: the files.
-        channels: the number of channels that the network takes, which the pages of a TIFF may be.
+        channels: the network's number of input channels; a TIFF that stores these as its pages is not split.
     """
     return [frame for image in images for frame in _frames_of(image, channels)]
 
@@ -75,7 +75,7 @@ def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[st
         images: the images.
         output: the output folder.
         kinds: the endings of the output files of an image, such as "" and "_overlay".
-        reserved: names in the output folder that other files take, such as "comparison".
+        reserved: names in the output folder that other files use, such as "comparison".
     """
     for folder, parent in {(output / image.name.parent, image.path.parent) for image in images}:
         if folder.resolve() == parent.resolve():
@@ -93,9 +93,9 @@ def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[st
 
 
 def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[InputImage]:
-    """Return up to ``number`` images before one, the frames that complete its clip.
+    """Return up to ``number`` images that precede image ``index`` and complete its clip.
 
-    The frames of a clip are those of one file, or files of one folder.
+    The frames of a clip are in the same file or, if they are files themselves, in the same folder.
     """
     found: list[InputImage] = []
     for image in reversed(images[max(index - number, 0) : index]):
@@ -134,7 +134,7 @@ class SkippedImages:
         """Raise ValueError if images were skipped; the message lists them.
 
         Args:
-            total: the number of images, with those skipped.
+            total: the number of images, including those skipped.
         """
         if total == len(self._errors) == 1:
             image, error = self._errors[0]
@@ -155,7 +155,7 @@ def _images_of(source: Path) -> Iterator[InputImage]:
         parts = source.parts
         root = Path(*parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
         matched = [Path(match) for match in sorted(glob.glob(str(source), recursive=True))]
-        # Opening a named pipe would wait forever; a link that points nowhere is an error when it is read.
+        # Skip special files: opening a named pipe would block forever. Keep broken links: reading them raises an error.
         files = (path for path in matched if path.is_file() or not path.exists())
         paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     else:

@@ -1,4 +1,4 @@
-"""The label maps that segmentation networks predict for images, and the files that show them."""
+"""Predict label maps with segmentation networks, and write the files that show them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +22,14 @@ from .score_files import wanted_scores
 
 
 class Predicted(NamedTuple):
-    """An image and what is predicted for it.
+    """An image and its predictions.
 
     Attributes:
         picture: the upright image, uint8 (C, H, W).
         orientation: the EXIF orientation of the file.
-        labels: the label maps (H, W), the first network's and, in a row of the comparison, those of the others.
-        truth: the ground truth (H, W) in a row of the comparison, if there is any.
-        attention: the attention maps (h, w) of the point after 1, 2, ... loops; empty if they are not wanted.
+        labels: the label maps (H, W): the first network's and, if the image is part of the comparison, the others'.
+        truth: the ground truth (H, W) if the image is part of the comparison and label images are available.
+        attention: the attention maps (h, w) of the point after 1, 2, ... loops; empty if not requested.
     """
 
     picture: Tensor
@@ -40,11 +40,13 @@ class Predicted(NamedTuple):
 
 
 class LabelMaps:
-    """Predicts label maps and writes masks, overlays and what else is wanted; the first network is the one written.
+    """Predicts label maps and writes masks, overlays and any other requested files.
+
+    All networks appear in the comparison; every other file shows the first network only.
 
     Args:
-        predictors: the networks, which read images alike and know the same classes.
-        saved: the checkpoint of the first one.
+        predictors: the networks, which must have the same classes and read images in the same way.
+        saved: the checkpoint of the first network.
         images: the images.
         output: the output folder.
         probabilities: the format of the probabilities to write, a key of ``FORMATS``; None to write none.
@@ -80,7 +82,7 @@ class LabelMaps:
         self._said: set[str] = set()
 
     def predicted(self, index: int) -> Predicted:
-        """Read an image and predict what is drawn of it, and write the scores of the classes if these are wanted."""
+        """Read image `index` and make its predictions; write the class scores if they are requested."""
         image = self.images[index]
         preceding = frames_before(self.images, index, self.first.frames - 1)
         before = [self._read(frame.path, frame.frame)[0] for frame in preceding]
@@ -104,7 +106,7 @@ class LabelMaps:
         return Predicted(picture, turn, labels, truth, self._attention(picture))
 
     def write(self, image: InputImage, made: Predicted, video: Video | None) -> None:
-        """Write the files of an image, and add it to the comparison and the video."""
+        """Write the files of an image, and add it to the comparison and the video if there are any."""
         name, labels = image.name, made.labels[0]
         pixels = drawn_channels(made.picture, self._rgb).permute(1, 2, 0).numpy()
         drawing.save_mask(self.output / f"{name}.png", labels, self.palette, orientation=made.orientation)
@@ -120,7 +122,7 @@ class LabelMaps:
             video.add(self._legend.beside(drawing.blend(pixels, labels, self.palette), labels))
 
     def finish(self, names: Sequence[str]) -> list[str]:
-        """Save the comparison, with the names of the networks, and return the lines to print about all images."""
+        """Save the comparison, titled with the names of the networks, and return the summary lines to print."""
         lines: list[str] = []
         if self._rows:
             path = self.output / "comparison.png"
@@ -140,7 +142,7 @@ class LabelMaps:
 
     @property
     def _is_compared(self) -> bool:
-        """Whether the next image is a row of the comparison."""
+        """Whether the next image will be part of the comparison."""
         return len(self._rows) < self.compare_rows
 
     def _say(self, reason: str | None) -> None:

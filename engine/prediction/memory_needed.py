@@ -14,11 +14,11 @@ from ..evaluation.cost import FusedAttention, triton_path, without_data
 
 
 def peak_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return the peak memory in bytes of a forward pass in eval mode, and of the labels from its logits.
+    """Return the peak memory in bytes, without parameters, of a forward pass in eval mode and the argmax of its logits.
 
     Args:
         model: the network, on the device that it will run on; left unchanged.
-        shape: (3, H, W) or (3, T, H, W).
+        shape: (C, H, W) or (C, T, H, W).
     """
     device = next(model.parameters()).device
     was_training = model.training

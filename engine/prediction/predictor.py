@@ -1,4 +1,4 @@
-"""Predict the label map of an image that belongs to no data set."""
+"""Predict the label map of an image outside any data set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from ..evaluation.segmentation import predict
 from ..runtime.memory import available_memory
 from .memory_needed import peak_bytes
 
-_SAFETY = 1.3  # of the estimated peak memory: libraries allocate workspaces that the estimate does not see
-_MANY_PASSES = 4  # a progress bar for fewer would only flicker
-_ALWAYS_FITS = 4  # training crops: an image of this area is not worth an estimate
+_SAFETY = 1.3  # factor on the estimated peak memory, which does not include the workspaces of libraries
+_MANY_PASSES = 4  # minimum number of passes for a progress bar, which would otherwise only flicker
+_ALWAYS_FITS = 4  # images of up to this many times the area of a training crop are processed without an estimate
 
 
 class Predictor:
@@ -30,7 +30,7 @@ class Predictor:
         device: the device of the torch network.
         frames: the clip length T that the network was trained with; 1 for images.
         bf16: run under bfloat16 autocast.
-        windows: the windows to split an image into if it is too large for :class:`Whole`; None to try it regardless.
+        windows: the sliding windows to fall back to if an image is too large for :class:`Whole`; None to disable.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Predictor:
             saved: the checkpoint.
             network: its network, in either framework.
             device: the device of a torch network.
-            protocol: the test protocol; None for the run's own. If that is set neither here nor in the checkpoint,
-                images for which the memory does not suffice are split into windows.
+            protocol: the test protocol. None uses the run's own, or else :class:`Whole`; in that case, images that are
+                too large for the available memory when processed whole are split into windows.
             bf16: run under bfloat16 autocast.
         """
         crop, own = saved.setting("recipe.train_transform.crop_size"), saved.config.get("protocol")
@@ -91,10 +91,9 @@ class Predictor:
 
         Args:
             picture: uint8 (C, H, W), RGB if C is 3; for a network trained on clips, the last frame of the clip.
-            before: the preceding frames, likewise, which complete the clip; if there are too few, the first one is
-                repeated.
-            on_tile: called with the scores (1, K, h, w) of each part of the image.
-            bar: the title of a progress bar over the forward passes, shown if there are many; None to show none.
+            before: the preceding frames of the clip, in the same format; if there are too few, the first is repeated.
+            on_tile: called with the scores (1, K, h, w) of each tile of the image.
+            bar: the title of a progress bar over the forward passes, shown if there are many; None to disable it.
         """
         protocol = self.protocol_for(picture.shape[-2:])
         images = self._clip(picture, before) if self.frames > 1 else picture.unsqueeze(0)
@@ -108,8 +107,8 @@ class Predictor:
     def protocol_for(self, size: Sequence[int]) -> Protocol:
         """Return the protocol for an image of size (H, W): sliding windows if the whole image needs too much memory.
 
-        The estimate is that of torch's own operators; a network in JAX, or with a protocol that was chosen, runs as it
-        is.
+        Memory is estimated for torch networks only. A JAX network, or one whose protocol was chosen by the user, always
+        runs with the protocol it was given.
         """
         if self.windows is None or not isinstance(self.network, torch.nn.Module):
             return self.protocol
@@ -128,7 +127,7 @@ class Predictor:
         return self.protocol if self._needed[height, width] <= available else self.windows
 
     def about_memory(self, size: Sequence[int]) -> str | None:
-        """Return why an image of size (H, W) is split into windows; None if it is not, or if that was chosen."""
+        """Return why an image of size (H, W) is split into windows; None if it is not, or if this was chosen."""
         windows = self.protocol_for(size)
         if windows is self.protocol or self.windows is None:
             return None
@@ -146,7 +145,7 @@ class Predictor:
 
     @contextmanager
     def _counted(self, title: str | None, number: int) -> Iterator[Any]:
-        """Yield the network, which updates a progress bar if it is called often."""
+        """Yield the network, wrapped so that it updates a progress bar if there are many passes."""
         if title is None or number < _MANY_PASSES:
             yield self.network
             return
@@ -179,17 +178,17 @@ class _Counted:
 
 
 def value_range_of(saved: Checkpoint) -> Sequence[float] | None:
-    """Return the values of black and white that a network was trained with in images of more than 8 bits."""
+    """Return the values of black and white in images of more than 8 bits, as in training; None for the full range."""
     return saved.config.get("dataset", {}).get("value_range")
 
 
 def channels_of(saved: Checkpoint) -> int:
-    """Return the number of channels of the images that a checkpoint's network takes."""
+    """Return the number of input channels of a checkpoint's network."""
     return saved.setting("model.backbone").get("in_channels", 3)
 
 
 def drawn_channels_of(saved: Checkpoint) -> Sequence[int] | None:
-    """Return the channels that are drawn as red, green and blue; None for the first three."""
+    """Return the indices of the channels that are drawn as red, green and blue; None for the default."""
     return saved.config.get("dataset", {}).get("rgb")
 
 

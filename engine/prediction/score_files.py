@@ -1,4 +1,4 @@
-"""Write the scores of every class for an image: probabilities or logits, as .npz or as one grey image per class."""
+"""Write an image's scores for every class: probabilities or logits, as .npz or as one grey image per class."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +16,18 @@ from ..evaluation.protocols import Tile
 from ..runtime.atomic_files import naming, replacing
 
 FORMATS = {"npz": np.float16, "png": np.uint8, "png16": np.uint16}
-_ONE = {"png": 2**8 - 1, "png16": 2**16 - 1}  # the value that stands for a probability of 1
+_ONE = {"png": 2**8 - 1, "png16": 2**16 - 1}  # the pixel value that represents a probability of 1
 
 
 class ScoreFile:
-    """The scores (K, H, W) of one image, collected part by part on disk; see :func:`open_scores`.
+    """The scores (K, H, W) of one image, collected tile by tile on disk; see :func:`open_scores`.
 
     Args:
-        scratch: the file to collect them in.
+        scratch: the temporary file that collects them.
         shape: (K, H, W).
         kind: a key of ``FORMATS``.
         logits: write logits instead of probabilities; the file is then an .npz.
-        normalised: the scores that arrive are probabilities already.
+        normalised: the scores passed to :meth:`add` are already probabilities.
     """
 
     def __init__(self, scratch: Path, shape: tuple[int, int, int], kind: str, *, logits: bool, normalised: bool):
@@ -36,7 +36,7 @@ class ScoreFile:
         self.scores = np.lib.format.open_memmap(scratch, mode="w+", dtype=FORMATS[kind], shape=shape)
 
     def add(self, tile: Tile) -> None:
-        """Add the scores (1, K, h, w) of a part of the image."""
+        """Add the scores (1, K, h, w) of a tile of the image."""
         scores: Tensor = tile.scores[0].float()
         if self._softmax:
             scores = scores.softmax(dim=0)
@@ -66,8 +66,8 @@ def open_scores(
         classes: the names of the K classes.
         kind: "npz", "png" or "png16".
         logits: write logits, as "npz".
-        normalised: the scores are probabilities already.
-        orientation: the EXIF orientation of the image, in which the scores are written.
+        normalised: the scores passed to :meth:`ScoreFile.add` are already probabilities.
+        orientation: the EXIF orientation of the image, which the written scores have as well.
     """
     scratch = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def wanted_scores(
     normalised: bool,
     orientation: int,
 ) -> Iterator[Callable[[Tile], None] | None]:
-    """Yield a function that writes the scores of a part of an image to the files that are wanted; None if none is.
+    """Yield a function that adds the scores of a tile to every requested file; None if no file is requested.
 
     Args:
         stem: the common prefix of the file paths.
@@ -124,7 +124,7 @@ def wanted_scores(
             files.append(opened.enter_context(file))
 
         def add(tile: Tile) -> None:
-            """Add the scores of a part of the image to every file."""
+            """Add the scores of a tile to every file."""
             for file in files:
                 file.add(tile)
 

@@ -33,11 +33,11 @@ CARD = "README.md"
 
 
 class Prediction(NamedTuple):
-    """The prediction of a semantic segmentation network for one image, upright if the file has an EXIF orientation.
+    """The prediction of a semantic segmentation network for one image, in upright orientation.
 
     Attributes:
         labels: the class of every pixel, uint8 (H, W).
-        probabilities: of every class, float32 (K, H, W).
+        probabilities: the probability of every class at every pixel, float32 (K, H, W).
         overlay: the image with the class colours blended over it, RGB uint8 (H, W, 3).
     """
 
@@ -47,13 +47,13 @@ class Prediction(NamedTuple):
 
 
 class DetectedObjects(NamedTuple):
-    """The objects that a detection network finds in one image, the most likely first.
+    """The objects that a detection network finds in one image, in descending order of their scores.
 
     Attributes:
         labels: class indices, int64 (n,).
-        scores: in [0, 1], float32 (n,).
+        scores: confidences in [0, 1], float32 (n,).
         boxes: x1, y1, x2, y2 in pixels, float32 (n, 4).
-        masks: bool (n, H, W).
+        masks: the pixels of each object, bool (n, H, W).
         overlay: the image with the likely objects drawn over it, RGB uint8 (H, W, 3).
     """
 
@@ -65,7 +65,7 @@ class DetectedObjects(NamedTuple):
 
 
 class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
-    """A trained network with its classes; calling it is calling the torch network.
+    """A trained network with its classes; calling it runs the torch network.
 
     ``save_pretrained(FOLDER)`` writes config.json, model.safetensors and a model card, which
     ``push_to_hub("OWNER/NAME")`` uploads to Hugging Face; see ``huggingface_hub.ModelHubMixin`` for their options.
@@ -80,9 +80,9 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         classes: the names of the K classes.
         palette: the RGB colours of the K classes.
         crop_size: the size (H, W) of the training crops; None if a published checkpoint does not record it.
-        dataset: the configuration of the data set that it was trained on.
+        dataset: the configuration of the data set that the network was trained on.
         segments: whether it predicts label maps; False if it detects objects.
-        channels: the number of channels C of its images.
+        channels: the number of input channels C.
         value_range: the values of black and white in images of more than 8 bits; None for the full range of 16 bits.
     """
 
@@ -101,7 +101,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         self._predictor = Predictor.of(saved, self.module, device=self.device) if self.segments else None
 
     def __call__(self, *inputs: Any) -> Any:
-        """Return the outputs of the torch network; see :class:`models.segmentor.Segmentor`."""
+        """Return the outputs of the torch network; see :class:`ccnet.models.segmentor.Segmentor`."""
         return self.module(*inputs)
 
     def predict(self, image: str | Path | np.ndarray | Image.Image) -> Prediction | DetectedObjects:
@@ -109,16 +109,16 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
 
         Args:
             image: the path of an image file, a Pillow image, or an array (H, W, C) or (C, H, W) of the C channels that
-                the network takes, or (H, W) if these are 1 or 3. An array is treated like one in a ``.npy`` file: uint8
-                is taken as it is, and other types are scaled as in training. C = 3 is RGB, but OpenCV's arrays are BGR:
-                pass ``array[..., ::-1]``.
+                the network takes, or (H, W) if C is 1 or 3. An array is treated like one in a ``.npy`` file: uint8
+                values are used as is, and other types are scaled as in training. Three channels are RGB; OpenCV's
+                arrays are BGR, so pass ``array[..., ::-1]``.
 
         Returns:
             A :class:`Prediction`, or :class:`DetectedObjects` if the network detects objects.
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file is not an image, or the array is not one that this network can take.
+            ValueError: the file is not an image, or this network cannot take the array.
             MemoryError: the device ran out of memory.
         """
         pixels = _pixels(image, self.value_range, self.channels)
@@ -157,12 +157,12 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
 
 
 def load(path: str | Path, *, device: str = "auto", **published: Any) -> TrainedNetwork:
-    """Load the network of a training run, or of a published checkpoint.
+    """Load the network of a training run or of a published checkpoint.
 
     Args:
         path: the folder of a run (its best weights), ``RUN/last``, or a file.
         device: the name of a torch device; "auto" for a GPU if there is one and the CPU otherwise.
-        **published: what cannot be inferred from a published checkpoint; see :func:`models.import_checkpoint`.
+        **published: what cannot be inferred from a published checkpoint; see :func:`ccnet.import_checkpoint`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -176,15 +176,16 @@ def load(path: str | Path, *, device: str = "auto", **published: Any) -> Trained
 
 
 def from_pretrained(name: str | Path, *, device: str = "auto", **options: Any) -> TrainedNetwork:
-    """Load a pretrained network; one that comes with the package is never looked for on the internet.
+    """Load a pretrained network; packaged and local networks need no internet access.
 
-    Configurations from folders and repositories may only reference the classes of this project that checkpoints may.
+    The configurations of folders and repositories may only reference the classes that checkpoints may reference.
 
     Args:
-        name: "ccnet_mobilenetv2_camvid"; a folder that ``save_pretrained`` has written, or anything else that
-            :func:`load` takes; or a Hugging Face repository "OWNER/NAME", unless there is a folder of this name.
+        name: "ccnet_mobilenetv2_camvid"; a folder written by ``save_pretrained``, or anything else that :func:`load`
+            accepts; or a Hugging Face repository "OWNER/NAME", unless there is a folder of this name.
         device: the name of a torch device; "auto" for a GPU if there is one and the CPU otherwise.
-        **options: of a download: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``force_download``.
+        **options: options of the download: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and
+            ``force_download``.
 
     Raises:
         FileNotFoundError: there is no such network.
@@ -205,7 +206,7 @@ def write_card(
     """Write the model card of a network to README.md in its folder; see :func:`model_card`."""
     try:
         scores = task_of(saved.config).scores(**saved.scores).table(saved.classes)
-    except (TypeError, ValueError):  # a published checkpoint has no scores, and untrusted ones need not be scores
+    except (TypeError, ValueError):  # a published checkpoint has none, and those of an untrusted one may be invalid
         scores = None
     card = model_card(saved, folder.resolve().name, scores=scores, scored_on=scored_on, record=record or {})
     write_text(folder / CARD, card)

@@ -1,4 +1,4 @@
-"""Start a run or resume it: which checkpoint it continues from, and with which configuration."""
+"""Start or resume a run: find the checkpoint to continue from, and the configuration to continue with."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The configuration that a run is continued with: the checkpoint's, apart from what may change."""
+"""Determine the configuration with which a run continues: the checkpoint's, except for options that may change."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,18 +18,18 @@ from .contents import changed, data_contents, weight_contents
 from .identity import EXECUTION, LENGTH, PATIENCE, Identity, choices, fingerprint
 from .wandb_account import own_account
 
-# Options that may change with resume=FOLDER, although the run then differs from one that had them from the start.
+# Options that resume=FOLDER may change, although the run then differs from one that used them from the start.
 INEXACT = ("recipe.batch_size", "accumulate")
 _FREE = (*LOCATIONS, LENGTH, PATIENCE, *INEXACT)
 
 
 def given_options() -> dict[str, Any]:
-    """Return the options on the command line by name, without the ``+`` that adds one."""
+    """Return the options on the command line by name, without Hydra's ``+`` prefix."""
     return {name.lstrip("+"): value for name, value in given_overrides().items()}
 
 
 def check_given(given: Mapping[str, Any]) -> None:
-    """Raise ValueError if an option on the command line of ``resume=FOLDER`` would change what the run computes."""
+    """Raise ValueError if an option passed with ``resume=FOLDER`` would change what the run computes."""
     wrong = [text(given, name) for name in given if name not in _FREE and name.partition(".")[0] not in EXECUTION]
     if wrong:
         raise ValueError(
@@ -41,15 +41,15 @@ def check_given(given: Mapping[str, Any]) -> None:
 def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     """Return the configuration to resume with, and print what it changes.
 
-    It is the checkpoint's, with defaults for options that the code has gained since, and with those options of the
-    command line that may change: how the run is executed, where its files lie, and how long it is.
+    It is the checkpoint's, with defaults for options that were added to the code later, and with the command line's
+    values for the options that may change, such as how the run is executed, where its files are, and how long it is.
 
     Args:
         config: the command line's configuration.
         saved: the checkpoint to resume from; its tensors are not used.
 
     Raises:
-        ValueError: the run has no such location, or it is already longer.
+        ValueError: the command line sets a location that the run does not have, or fewer iterations than it has done.
     """
     auto, given, now = config.resume == "auto", given_options(), plain(config)
     made, lacking = completed(saved.config, now, given)
@@ -86,8 +86,8 @@ def _of_length(
         config: the checkpoint's configuration.
         iterations: the new number of iterations.
         saved: the checkpoint.
-        schedule: the schedule of the new length. If None, the arguments of the schedule in the checkpoint that equal
-            the old number of iterations are those that follow it: there, interpolations are resolved.
+        schedule: the ``schedule`` node for the new length. If None, the checkpoint's is used: its interpolations are
+            already resolved, so every argument that equals the old number of iterations is set to the new one.
     """
     before, done = config["recipe"]["max_iters"], saved.iteration or 0
     if type(iterations) is int and iterations < done:
@@ -107,7 +107,7 @@ def _of_length(
 
 
 def identify(config: DictConfig, saved: Checkpoint | None, train_set: ImageDataset, val_set: ImageDataset) -> Identity:
-    """Return the identity of a run; print a warning if it does not continue exactly as if it had not been interrupted.
+    """Return the identity of a run; warn if it does not continue exactly as if it had never been interrupted.
 
     All processes must call it.
 
@@ -134,7 +134,7 @@ def inexact(saved: Checkpoint, config: DictConfig, contents: Mapping[str, str], 
     Args:
         saved: the checkpoint that it continues from.
         config: the configuration that it continues with.
-        contents: what its data sets contain.
+        contents: the contents of its data sets; see :func:`.contents.data_contents`.
         processes: the number of processes.
     """
     was, now = flat(saved.config), flat(plain(config))

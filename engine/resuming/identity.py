@@ -1,7 +1,8 @@
-"""The identity of a run: what it computes, and from which data, however long and wherever it is executed.
+"""The identity of a run: what it computes and from which data, regardless of its length and of where it is executed.
 
-Two runs are the same if the options that matter are equal, and the data sets and the weights that they start from have
-the same contents. An option that a checkpoint lacks, because the code has gained it since, counts as its default.
+Two runs are considered the same if all options that affect the computation are equal, and their data sets and initial
+weights have the same contents. Options that were added to the code after a checkpoint was written are compared by their
+defaults.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from ..guards.setting_types import BOUNDS
 from ..guards.settings import plain, replaced
 from .contents import changed, digest, weight_files
 
-# Options for how a run is executed, and for what it may skip.
+# Options for how a run is executed and what it may skip; they are not part of its identity.
 EXECUTION = (
     "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
     "collective_timeout", "allow_env", "grad_checkpointing",
@@ -32,11 +33,11 @@ _MISSING = object()
 
 
 class Identity(NamedTuple):
-    """The identity of a run, which its checkpoints and its result record.
+    """The identity of a run, as recorded in its checkpoints.
 
     Attributes:
         fingerprint: see :func:`fingerprint`.
-        contents: hashes of the contents of the data sets, and of the files that the weights start from.
+        contents: hashes of the data sets and of the files with the initial weights.
         choices: the choice of each configuration group; {} if the run was not started by Hydra.
     """
 
@@ -46,10 +47,10 @@ class Identity(NamedTuple):
 
 
 def fingerprint(config: DictConfig, contents: Mapping[str, str]) -> str:
-    """Return the hash that identifies a run: of its options that matter, and of the contents of its files.
+    """Return the hash that identifies a run, from the options that affect its computation and its files' contents.
 
     Args:
-        config: the composed configuration of a new run; its length does not matter.
+        config: the composed configuration of a new run; the hash does not depend on its length.
         contents: see :func:`.contents.data_contents` and :func:`.contents.weight_contents`.
     """
     kept = {name: value for name, value in flat(plain(of_length(config, 1))).items() if _matters(name, config)}
@@ -72,17 +73,21 @@ class Wanted:
         self._of_length: dict[int, dict[str, Any]] = {}
 
     def differences(self, saved: Checkpoint) -> list[str]:
-        """Return what a checkpoint's run computes differently, such as "seed=0 instead of 1", apart from its length."""
+        """Describe what a checkpoint's run computes differently, except its length: "seed=0 instead of 1", for example.
+
+        Returns:
+            One entry per difference; an empty list if both are the same run.
+        """
         now = self._plain(flat(saved.config).get(LENGTH, self.length))
         was, lacking = completed(saved.config, now, self.given)
         was, now = ({"dataset.class_weights": None} | flat(node) for node in (was, now))  # not every data set has it
         was = _as_asked(was)
         if self.choices and saved.training.get("choices") == self.choices:
-            # The code has gained these arguments: no other choice of a group has added them, nor the command line.
+            # The configuration groups are the same, so unless the command line adds them, these arguments are new.
             now |= {name: value for name, value in flat(lacking).items() if not is_given(name, self.given)}
         was, now = _without_ramps(was), _without_ramps(now)
         names = [name for name in {**now, **was} if _matters(name, self.config)]
-        # Of options that differ because another one does, only that one is named.
+        # Interpolated options differ because their sources do, so they are reported only if no source is.
         own = [name for name in names if not is_interpolated(self.config, name)]
         return _differing(own, was, now) or _differing(names, was, now) or self._other_files(saved, was, now)
 
@@ -93,7 +98,7 @@ class Wanted:
 
     def _other_files(self, saved: Checkpoint, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         contents = saved.training.get("contents")
-        if contents is None:  # a checkpoint from earlier code: the files are the same if their locations are
+        if contents is None:  # a checkpoint from earlier code has no hashes: compare the locations
             places = {name: None for name in {**now, **was} if is_location(name)}
             return _differing(places, *({name: absolute(node.get(name)) for name in places} for node in (was, now)))
         found = {}
@@ -130,7 +135,7 @@ def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_ramps(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options without ramps of loss terms that are switched off, which earlier checkpoints do not have."""
+    """Return the options without disabled ramps of loss terms, which earlier checkpoints do not have."""
     return {name: value for name, value in options.items() if not name.startswith("loss.ramp") or value}
 
 
@@ -142,7 +147,7 @@ def _matters(name: str, config: DictConfig) -> bool:
         return True
     if part == "model":
         return config.init is None  # otherwise, the checkpoint that init names determines the network
-    # The rest of these acts only through interpolations elsewhere.
+    # All other options of these groups act only through interpolations in the options compared here.
     if part == "dataset":
         return name.startswith(("dataset.train.", "dataset.val.")) or name in BOUNDS
     if part == "recipe":
@@ -151,7 +156,7 @@ def _matters(name: str, config: DictConfig) -> bool:
 
 
 def choices() -> dict[str, str]:
-    """Return the choice of each configuration group that matters; {} if the run was not started by Hydra."""
+    """Return {configuration group: choice}, without Hydra's groups and the logger; {} outside Hydra."""
     if not HydraConfig.initialized():
         return {}
     groups = HydraConfig.get().runtime.choices.items()
@@ -161,7 +166,7 @@ def choices() -> dict[str, str]:
 
 
 def of_length(config: DictConfig, iterations: int) -> DictConfig:
-    """Return a copy of a composed configuration for another number of iterations, interpolations included."""
+    """Return a copy of a composed configuration with a new number of iterations, also wherever it is interpolated."""
     made = replaced(config)
     OmegaConf.update(made, LENGTH, iterations)
     return made

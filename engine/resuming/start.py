@@ -1,4 +1,4 @@
-"""Decide where a run starts: from scratch, or from a checkpoint of the same run, given or found beside it.
+"""Decide where a run starts: from scratch, or from a checkpoint of the same run in a given or a sibling folder.
 
 From then on, the folder of the run is locked, so that no other process can write to it.
 """
@@ -43,7 +43,7 @@ class Start(NamedTuple):
 def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
     """Lock the folder of a run for the duration of the block, and yield it with the checkpoint to resume from.
 
-    All processes of the run must call it. The first one decides.
+    All processes of the run must call this; the first one decides for all.
 
     Args:
         config: the command line's configuration. ``resume`` is null, a run's folder, or "auto" for the checkpoint of
@@ -52,9 +52,9 @@ def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
 
     Raises:
         FolderTaken: the folder is in use by another process, or a new run would overwrite another one.
-        ValueError: options passed with ``resume=FOLDER`` would change what the run computes, or that folder has no
-            intact checkpoint.
-        FileNotFoundError: that folder has no checkpoint.
+        ValueError: options passed with ``resume=FOLDER`` would change what the run computes, or no checkpoint in that
+            folder is intact.
+        FileNotFoundError: the folder in ``resume=FOLDER`` has no checkpoint.
         OSError: a checkpoint cannot be read, for a reason that may be temporary.
     """
     with ExitStack() as held:
@@ -74,7 +74,7 @@ def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
 
 
 def preview(config: DictConfig) -> DictConfig:
-    """Return the framework and device of a run, which must be known before its processes join and lock its folder."""
+    """Return a configuration with the framework and device of a run, which are needed before its processes join."""
     if config.resume in (None, "auto"):
         return config
     saved = newest(given_path(config.resume)).config
@@ -83,7 +83,7 @@ def preview(config: DictConfig) -> DictConfig:
 
 
 def newest(folder: Path) -> Checkpoint:
-    """Return the newest state of a run without its tensors; see :func:`.checkpoints.reading.peek`.
+    """Return the newest state of a run without its tensors; see :func:`ccnet.engine.checkpoints.reading.peek`.
 
     Raises:
         FileNotFoundError: the folder has no checkpoint.
@@ -136,7 +136,7 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
         if peeks := _peeks(run):
             length = flat(peeks[0].config).get(LENGTH, wanted.length)
             differences = wanted.differences(peeks[0])
-            # A sweep may vary the length: it never extends a run that may be another one of its own.
+            # A sweep may vary the length, so it never extends a shorter run, which may be another of its own.
             if length > wanted.length or (length < wanted.length and in_sweep()):
                 differences.insert(0, f"{LENGTH}={length} instead of {wanted.length}")
             if differences:
@@ -147,7 +147,7 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
         try:
             lock = FolderLock(run)
         except FolderTaken as error:
-            # In a sweep, two runs may be equal, and a shorter one may be complete in itself.
+            # In a sweep, two runs may have the same identity. A shorter run may be complete as it is.
             if is_beside and (in_sweep() or shorter):
                 _say(f"resume=auto: skipped {run}, which is in use")
                 continue
@@ -180,7 +180,7 @@ def _free(folder: Path, held: ExitStack) -> Path:
             if number == 1:
                 raise
             continue
-        if not holds_run(path):  # another process may have run in the meantime
+        if not holds_run(path):  # another process may have used the folder in the meantime
             held.enter_context(lock)
             return path
         lock.release()
@@ -198,7 +198,7 @@ def _states(folder: Path) -> list[Path]:
 def _peeks(folder: Path, *, quiet: bool = False) -> list[Checkpoint]:
     """Return the states of the run in ``folder`` without their tensors, most iterations first.
 
-    Damaged ones are skipped. An error that may be temporary is raised: it must not send a run back to its start.
+    Damaged states are skipped. Errors that may be temporary are raised, because they must not make a run start over.
     """
     found = []
     for path in _states(folder):
@@ -213,7 +213,7 @@ def _peeks(folder: Path, *, quiet: bool = False) -> list[Checkpoint]:
 
 
 def _first_intact(folder: Path) -> Checkpoint | None:
-    """Return the state of the run in ``folder`` with most iterations whose checksums are correct."""
+    """Return the newest state of the run in ``folder`` whose checksums are correct; None if there is none."""
     for light in _peeks(folder):
         try:
             return load(light.source or folder / LAST)
@@ -223,7 +223,7 @@ def _first_intact(folder: Path) -> Checkpoint | None:
 
 
 def _unreadable(path: Path) -> ValueError:
-    """Return the error for a run without a readable state, with the reason why its newest one is not."""
+    """Return the error for a run without a readable state, with the reason why `path` cannot be read."""
     reason = ""
     try:
         load(path)

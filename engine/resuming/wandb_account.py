@@ -1,4 +1,4 @@
-"""Resume runs in the user's own W&B account, whoever wrote the checkpoint."""
+"""Resume runs in the user's own W&B account, no matter who wrote the checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _ACCOUNT = ("entity", "project")
 
 
 def own_account(saved: Checkpoint, now: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``logger`` node of a checkpoint, but with the W&B entity and project of the current command.
+    """Return the ``logger`` node of a checkpoint with the W&B entity and project of the current command.
 
     Args:
         saved: the checkpoint to resume from.
@@ -26,5 +26,5 @@ def own_account(saved: Checkpoint, now: Mapping[str, Any]) -> dict[str, Any]:
     before = {key: theirs.get(key) for key in _ACCOUNT}
     if before != account and is_first():
         given = " ".join(f"logger.{key}={value}" for key, value in before.items() if value is not None)
-        print(f"W&B: the account in the checkpoint is not used without being set on the command line: {given}")
+        print(f"W&B: the account in the checkpoint is ignored; to use it, set it on the command line: {given}")
     return {"logger": theirs | account}

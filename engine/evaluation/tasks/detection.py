@@ -21,9 +21,9 @@ from .task import score_table
 
 
 class Detection:
-    """Lists of images and of targets (see :mod:`data.sets.coco`), scored by mask AP.
+    """Lists of images and of targets (see :mod:`ccnet.data.sets.coco`), scored by mask AP.
 
-    See :class:`engine.evaluation.tasks.Task`.
+    See :class:`ccnet.engine.evaluation.tasks.Task`.
     """
 
     scores = DetectionScores

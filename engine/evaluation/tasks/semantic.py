@@ -26,7 +26,7 @@ from .task import score_table
 
 
 class Semantic:
-    """Images (N, 3, H, W) and labels (N, H, W), scored by mIoU; see :class:`engine.evaluation.tasks.Task`."""
+    """Images (N, C, H, W) and labels (N, H, W), scored by mIoU; see :class:`ccnet.engine.evaluation.tasks.Task`."""
 
     scores = Scores
     collate = staticmethod(stack_pairs)
@@ -70,13 +70,13 @@ class Semantic:
         return model(images)
 
     def cost(self, model: nn.Module, config: DictConfig) -> dict[str, float]:
-        """Return parameters, GFLOPs and memory; see :class:`engine.evaluation.cost.Cost`."""
+        """Return parameters, GFLOPs and memory; see :class:`ccnet.engine.evaluation.cost.Cost`."""
         return network_cost(
             model, (config.model.backbone.get("in_channels", 3), *config.recipe.train_transform.crop_size)
         )._asdict()
 
     def evaluate(self, model: Any, dataset: Any, protocol: Protocol, **options: Any) -> segmentation.Evaluation:
-        """Score the network on all pixels of the data set; see :func:`engine.evaluation.segmentation.evaluate`."""
+        """Score the network on all labelled pixels; see :func:`ccnet.engine.evaluation.segmentation.evaluate`."""
         return segmentation.evaluate(model, dataset, protocol, **options)
 
     def save_panel(self, path: Path, samples: Sequence, classes: Sequence[str], palette: Sequence) -> None:

@@ -26,15 +26,15 @@ class TaskScores(Protocol):
 
     @property
     def class_scores(self) -> list[float]:
-        """The score of each class whose mean is the headline metric; NaN for classes that are left out of it."""
+        """The per-class scores, whose mean is the headline metric; NaN for classes excluded from the mean."""
         ...
 
     def _asdict(self) -> dict[str, Any]:
-        """Return the numbers by name."""
+        """Return {name: score}."""
         ...
 
     def summary(self) -> dict[str, float]:
-        """Return percentages by name, the headline metric first."""
+        """Return {name: percentage}, with the headline metric first."""
         ...
 
     def table(self, classes: Sequence[str]) -> Table:
@@ -65,7 +65,7 @@ class Task(Protocol):
     """A task: what a batch (images, labels) contains and how predictions are scored and drawn.
 
     Attributes:
-        scores: the class of a validation's scores; its ``empty(K)`` returns those of K classes without any objects.
+        scores: the class of a validation's scores; its ``empty(K)`` returns scores of NaN for K classes.
         collate: collates samples into a batch; None for torch's default.
         predicts_label_maps: whether predictions are label maps, as test protocols and prediction files require.
     """
@@ -113,7 +113,7 @@ class Task(Protocol):
         keep_samples: int = 0,
         on_prediction: Callable[[int, Any], None] | None = None,
     ) -> TaskEvaluation:
-        """Score the network on the data set; see :func:`engine.evaluation.segmentation.evaluate`."""
+        """Score the network on the data set; see :func:`ccnet.engine.evaluation.segmentation.evaluate`."""
         ...
 
     def save_panel(self, path: Path, samples: list, classes: Sequence[str], palette: Sequence) -> None:
@@ -144,18 +144,18 @@ class Task(Protocol):
 
 
 def reported_scores(scores: TaskScores, classes: Sequence[str]) -> dict[str, float]:
-    """Return the percentages of a validation by the names in ``val.csv``, such as "mIoU" and "IoU/car"."""
+    """Return the scores in percent, keyed by their names in ``val.csv``, such as "mIoU" and "IoU/car"."""
     table = scores.table(classes)
     return scores.summary() | {f"{table.header[1]}/{name}": share for name, share, *_ in table.rows[:-1]}
 
 
 def monitored_score(scores: TaskScores, classes: Sequence[str], name: str | None) -> float:
-    """Return the score that checkpoints are chosen by, in [0, 1]: the one of that name, or the headline metric."""
+    """Return the score that selects the best checkpoint, in [0, 1]: the one called `name`, or the headline metric."""
     return scores.headline if name is None else reported_scores(scores, classes)[name] / 100
 
 
 def check_monitor(task: Task, classes: Sequence[str], name: str | None) -> None:
-    """Raise ValueError unless a validation of this task reports a score of that name; None is the headline metric."""
+    """Raise ValueError unless a validation of this task reports a score `name`; None means the headline metric."""
     names = reported_scores(task.scores.empty(len(classes)), classes)
     if name is not None and name not in names:
         raise ValueError(f"recipe.monitor={name} is not a score that is reported: choose one of {', '.join(names)}")
@@ -169,7 +169,7 @@ def score_table(scores: TaskScores, classes: Sequence[str]) -> str:
 
 
 def headline_text(scores: TaskScores) -> str:
-    """Return the headline metric in percent, with the number of classes if some are left out of the mean.
+    """Return the headline metric in percent, with the number of classes if some are excluded from the mean.
 
     For example, "mIoU 62.10" or "mIoU 62.10 over 10 of 11 classes".
     """

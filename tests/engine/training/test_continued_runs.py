@@ -112,9 +112,7 @@ def test_a_named_run_takes_new_locations_and_a_new_length(camvid_root, tmp_path,
     assert json.loads((folder / "result.json").read_text())["iterations"] == 3
     assert checkpoints.load(folder / "last.pt").config["dataset"]["root"] == str(scratch)
     refused = run_entry("train.py", f"resume={folder}", "dataset.images=/x", "recipe.max_iters=4", ok=False)
-    assert (
-        "error: dataset.images=/x does not apply to this checkpoint, whose files lie in dataset.root" in refused.stderr
-    )
+    assert "error: dataset.images=/x does not apply to this checkpoint, which uses dataset.root" in refused.stderr
 
 
 def test_a_stale_result_does_not_end_another_run(tmp_path, run_entry, stopped_after):
