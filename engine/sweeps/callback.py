@@ -47,7 +47,7 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the tables, write them and the plots to the sweep's folder, and exit with code 1 if a run failed."""
-        from .report import report  # imports matplotlib: a second that other commands are spared
+        from .report import report  # slow: imports matplotlib, and Hydra loads this callback for every command
 
         folder = Path(config.hydra.sweep.dir)
         if next(folder.rglob(RESULT), None) and report(folder):

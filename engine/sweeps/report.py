@@ -137,7 +137,7 @@ def _trends(runs: list[Run], score: str) -> dict[str, dict[str, dict[float, list
             continue
         names = _names([_without(own, option, "seed") for own in given])
         if len(set(names)) == len(set(zip(names, values, strict=True))):
-            names = [""] * len(runs)  # a search rather than a grid: no setting of the others has two values
+            names = [""] * len(runs)  # a search, not a grid: the other options differ from value to value
         settings: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for name, value, run in zip(names, values, runs, strict=True):
             settings[name][value].append(run[score])

@@ -7,9 +7,9 @@ from ...runtime.launchers import is_first
 
 
 def with_linear_rule(config: DictConfig) -> DictConfig:
-    """If ``recipe.base_batch_size`` is set, return the configuration with ``recipe.lr`` scaled to the batch size.
+    """Return the configuration, with ``recipe.lr`` scaled to the batch size if ``recipe.base_batch_size`` is set.
 
-    The new learning rate is printed, and ``recipe.base_batch_size`` becomes the batch size. A run resumed with
+    A scaled learning rate is printed, and ``recipe.base_batch_size`` becomes the batch size. A run resumed with
     ``resume=FOLDER`` keeps its learning rate.
     """
     base, batch = config.recipe.get("base_batch_size"), config.recipe.batch_size

@@ -55,8 +55,8 @@ def on_device(model: nn.Module, device: torch.device, config: DictConfig) -> nn.
 class TorchStep:
     """:func:`train_step` with the settings of a run; under ``torchrun``, each batch is split across the processes.
 
-    With several processes, the first step averages the gradients itself and shows which parameters have one. The model
-    is only then wrapped in DDP, which needs to know that and averages the gradients of later steps.
+    With several processes, the first step averages the gradients itself and shows which parameters have one. DDP, which
+    averages them during the backward pass of later steps, needs to know that, so it wraps the model only afterwards.
 
     Args:
         task: the task, which calls the model.
