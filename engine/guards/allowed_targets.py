@@ -29,7 +29,7 @@ _DEPTH = 16  # the project's own configurations are at most 6 levels deep; recur
 def check_targets(config: dict[str, Any]) -> None:
     """Raise ValueError if a configuration contains a target that is not allowed, an interpolation or a non-plain value.
 
-    Plain values are dicts with strings or whole numbers as keys, lists, strings, numbers, booleans and None.
+    Plain values are dicts with string or integer keys, lists, strings, numbers, booleans and None.
     """
     for part, node in config.items():
         if part in _PACKAGES and not isinstance(node, dict):
@@ -51,7 +51,7 @@ def _leaves(node: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any
         raise ValueError(f"its config is nested more than {_DEPTH} levels deep")
     if type(node) is dict:
         for name, value in node.items():
-            if not isinstance(name, (str, int)):  # a mask value in dataset.values is a whole number
+            if not isinstance(name, (str, int)):  # the mask values in dataset.values are integers
                 raise ValueError(f"its config has the key {_shown(name)}, which is neither a string nor a whole number")
             yield from _leaves(value, str(name), depth + 1)
     elif type(node) is list:

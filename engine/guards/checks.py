@@ -29,7 +29,7 @@ def check_run(config: dict[str, Any], folder: Path) -> None:
 def _check_workers(config: dict[str, Any]) -> None:
     """Raise ValueError if a run would start far more processes than the machine has cores.
 
-    Checkpoints are checked without this bound, because they may come from a larger machine.
+    Checkpoints are exempt from this limit, because they may come from a larger machine.
     """
     most = _WORKERS_PER_CORE * (os.cpu_count() or 1)
     if config.get("num_workers", 0) > most:
@@ -40,7 +40,7 @@ def _check_workers(config: dict[str, Any]) -> None:
 
 
 def checked_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Check a checkpoint's configuration and return it with current names.
+    """Check a checkpoint's configuration and return it with current ``_target_`` names.
 
     Raises:
         ValueError: the configuration is not plain, references code that is not allowed, or contains an invalid value.

@@ -1,4 +1,4 @@
-"""Translate between the current names of `_target_`s and those from before this project was the package `ccnet`."""
+"""Translate ``_target_`` names between the current ones and those used before this project became a package."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def present_names(node: Any) -> Any:
 
 
 def former_names(node: Any) -> Any:
-    """Return a plain configuration with every `_target_` replaced by its original name."""
+    """Return a plain configuration with every `_target_` replaced by its former name."""
     return _each_target(node, lambda target: _renamed(target, _FORMER))
 
 

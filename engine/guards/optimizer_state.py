@@ -15,9 +15,10 @@ from ...models import tensor_files
 
 
 def alike(saved: Any, own: Any, name: str) -> Any:
-    """Return ``saved`` after checking that it differs from ``own`` only in its numbers.
+    """Return ``saved`` with the keys of ``own``, after checking that it differs only in numeric values.
 
-    Where the keys differ, as between torch versions, those of ``own`` are kept.
+    Dict keys may differ between torch versions: a key that only ``own`` has keeps its value, and one that only
+    ``saved`` has is dropped.
 
     Args:
         saved: nested dicts and lists from a checkpoint.
@@ -25,7 +26,7 @@ def alike(saved: Any, own: Any, name: str) -> Any:
         name: the name of the state in error messages.
 
     Raises:
-        ValueError: the two differ in more than their numbers.
+        ValueError: a non-numeric value or the length of a list differs.
     """
     if isinstance(own, dict) and isinstance(saved, dict):
         result = copy.copy(own)
@@ -42,7 +43,7 @@ def alike(saved: Any, own: Any, name: str) -> Any:
 
 
 def optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the part of ``saved`` that ``optimizer`` can load.
+    """Return ``saved`` in a form that ``optimizer`` can load safely.
 
     Args:
         saved: an optimiser's ``state_dict`` from a checkpoint.
@@ -61,7 +62,7 @@ def optimizer_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
     if len(kinds) > 1 or not state.keys() <= set(range(len(parameters))):
         raise ValueError("the optimizer's state belongs to different parameters")
     for number, (parameter, fused) in enumerate(parameters):
-        if fused:  # a fused step needs state for every parameter; those that have had no gradient yet have none
+        if fused:  # a fused step needs state for every parameter, but those without a gradient so far have none
             state.setdefault(
                 number, {key: parameter.new_zeros(_shape(key, parameter)) for key in next(iter(kinds), ())}
             )

@@ -21,8 +21,8 @@ _IN_ADDRESS = re.compile(r"://[^/\s@]*:[^/\s@]+@")
 def refuse_environment(config: DictConfig) -> None:
     """Raise ValueError if an option takes its value from an environment variable that ``allow_env`` does not list.
 
-    The run would write the value to its files. The name of a variable does not tell whether its value is a secret,
-    unless the value is the path of an existing file or folder.
+    The run would write the value to its files, and the name of a variable does not reveal whether its value is secret.
+    Absolute paths of existing files and folders are accepted.
 
     Args:
         config: the composed configuration, with its interpolations.
@@ -31,7 +31,7 @@ def refuse_environment(config: DictConfig) -> None:
     found = [_from_environment(config)]
     if HydraConfig.initialized():
         hydra: Any = HydraConfig.get()
-        node = "run" if OmegaConf.is_missing(hydra.job, "num") else "sweep"  # it names the run's folder
+        node = "run" if OmegaConf.is_missing(hydra.job, "num") else "sweep"  # this node names the run's folder
         found.append(_from_environment(hydra[node], f"hydra.{node}"))
     for option, names in itertools.chain(*found):
         for name in sorted(names.difference(allowed)):
@@ -58,9 +58,9 @@ def refuse_secrets(written: Mapping[str, Any], allowed: Sequence[str] = ()) -> N
     Masking the value is not an option: it would change the configuration, and the run could not be resumed.
 
     Args:
-        written: the plain, resolved configuration and anything else that the run writes, as {name in the error
+        written: the plain, resolved configuration and anything else that the run writes, as {name for the error
             message: value}.
-        allowed: names of environment variables whose values are no secrets.
+        allowed: names of environment variables whose values are not secret.
     """
     secrets = {
         value: name
@@ -98,7 +98,7 @@ def _is_path(value: str) -> bool:
 
 
 def _from_environment(node: DictConfig | ListConfig, name: str = "") -> Iterator[tuple[str, set[str]]]:
-    """Yield (option, environment variables that its value comes from), following interpolations to other options."""
+    """Yield (option, names of the environment variables in its value), following interpolations to other options."""
     keys = list(node) if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
         option = f"{name}.{key}" if name else str(key)
@@ -114,7 +114,7 @@ def _from_environment(node: DictConfig | ListConfig, name: str = "") -> Iterator
 
 @contextmanager
 def _recorded() -> Iterator[set[str]]:
-    """Yield a set that receives the names of the variables that ``${oc.env:NAME}`` reads in the block."""
+    """Yield a set that collects the names of the environment variables read by ``${oc.env:NAME}`` in the block."""
     names: set[str] = set()
 
     def env(key: str, *default: Any) -> Any:

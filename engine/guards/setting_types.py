@@ -45,7 +45,7 @@ BOUNDS = {
     "published.recurrence": (int, 1, 64, False),
 }
 _PARTS = ("model", "backbone", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "logger")
-# Nodes that Hydra must be able to instantiate without further arguments.
+# Nodes that must have a ``_target_`` and must not be partial.
 _MADE = ("model", "task", "loss", "protocol", "optimizer.algorithm", "optimizer.schedule")
 _HYDRA = {"_args_": list[Any], "_convert_": str, "_partial_": bool, "_recursive_": bool}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
@@ -138,7 +138,7 @@ def _arguments(target: str) -> dict[str, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether a plain value matches a type annotation. Unknown annotations match any value."""
     origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:  # which is a class since Python 3.11
+    if hint is Any:  # before the other checks, because Any is a class since Python 3.11
         return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in inner)
@@ -157,12 +157,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and (_is_made(value) or all(_fits(part, inner[1]) for part in value.values()))
     if origin is Callable or isinstance(hint, type):
-        return value == {} or _is_made(value)  # an empty mapping means none
+        return value == {} or _is_made(value)  # an empty mapping stands for no object
     return True
 
 
 def _is_made(value: Any) -> bool:
-    """Return whether a value is a mapping that Hydra instantiates."""
+    """Return whether a value is a mapping that Hydra would instantiate."""
     return isinstance(value, Mapping) and value.get("_target_") is not None
 
 

@@ -1,4 +1,4 @@
-"""Convert composed configurations to plain values, with values that only become known at run time.
+"""Convert composed configurations to plain values, and set values that only become known at run time.
 
 A composed configuration is never modified. Values that depend on the data set or a checkpoint, such as the number of
 classes, are passed in and set on a copy.
@@ -16,9 +16,9 @@ def plain(config: DictConfig, **found_later: Any) -> dict[str, Any]:
 
 
 def replaced(config: DictConfig, **found_later: Any) -> DictConfig:
-    """Return a copy of a configuration in which ``found_later`` replaces the values of the same names.
+    """Return a copy of a configuration with the values in ``found_later`` added or replaced.
 
-    Interpolations such as ``${num_classes}`` resolve to the new values; a mapping replaces the entire node of that
+    Interpolations such as ``${num_classes}`` resolve to the new values. A mapping replaces the entire node of the same
     name.
     """
     made = copy.deepcopy(config)

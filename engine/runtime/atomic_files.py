@@ -1,4 +1,4 @@
-"""Command-line paths, and atomic writes that leave files intact if the process is killed or the disk is full."""
+"""Parse paths and write files atomically: if the process is killed or the disk is full, the old file stays intact."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def given_path(value: str | int | float | Path) -> Path:
-    """Convert a value from the command line or YAML, where a folder named 2026 is parsed as a number, to a path."""
+    """Convert a command-line or YAML value to a path; a folder named 2026, for example, is parsed as a number."""
     return Path(str(value)).expanduser()
 
 
@@ -16,7 +16,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the block ends and is removed if the block fails.
 
     The file's permissions follow the umask, however the block creates it. If the process is killed, the temporary file
-    remains beside `path` until the next write overwrites it.
+    remains beside `path` until the next write to `path`.
     """
     unfinished = path.with_name(f".{path.name}.part")
     try:

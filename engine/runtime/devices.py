@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every random number generator that weight initialisation and dropout may use, equally in all processes."""
+    """Seed every random number generator that weight initialisation and dropout may use."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

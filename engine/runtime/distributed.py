@@ -26,18 +26,19 @@ _ROLL_CALL = 10.0  # seconds for all processes to report that a collective opera
 
 @contextmanager
 def processes(device: torch.device, *, timeout: float = 600) -> Iterator[torch.device]:
-    """Join the process group that ``torchrun`` started, for the duration of the block.
+    """Join the process group of a ``torchrun`` job for the duration of the block.
 
     Args:
         device: the device of the run.
         timeout: seconds to wait for the other processes in a collective operation.
 
     Yields:
-        The device of this process, set as torch's current device; with several GPUs, the one with its local rank.
+        The device of this process, set as torch's current device. If several processes use GPUs and `device` does not
+        name one, it is the GPU whose index is the process's local rank.
 
     Raises:
-        ConnectionError: another process has died; its own error says why.
-        TimeoutError: another process has not taken part in a collective operation in time; the message names it.
+        ConnectionError: another process has died, and its own error says why; or not all processes joined in time.
+        TimeoutError: another process did not take part in a collective operation in time; the message names it.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized()
     if device.type == "cuda" and device.index is None and not alone:
@@ -92,9 +93,9 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
 
 
 def _missing(store: c10d.Store, own: int, size: int, *, wait: bool) -> list[int]:
-    """Report that a collective operation has failed here; if `wait`, return the ranks that do not report the same.
+    """Tell the other ranks that a collective operation failed here; if `wait`, return the ranks that report no failure.
 
-    When an operation times out, gloo closes its connections, so that it fails in all processes that take part in it.
+    When an operation times out, gloo closes its connections, so the operation fails in every process that takes part.
     """
     present = {own}
 
@@ -154,7 +155,7 @@ def any_of_all(flag: bool) -> bool:
 
 
 def synchronise(model: nn.Module, device: torch.device) -> None:
-    """Make the network compute over the batch of all processes: equal weights, and shared batch norm and dropout."""
+    """Make the network compute over the global batch: broadcast the weights, and share batch norm and dropout."""
     if world_size() == 1:
         return
     from .shared_layers import share_batch_norm, share_dropout  # imports timm, which takes seconds
@@ -166,9 +167,10 @@ def synchronise(model: nn.Module, device: torch.device) -> None:
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a network after a first step, so that the backward pass averages the gradients over the processes.
+    """Wrap a network after its first step, so that the backward pass averages the gradients over the processes.
 
-    The parameters without a gradient, as when the loss ignores an output, are expected to stay without one.
+    If that step left a parameter without a gradient, for example because the loss ignores an output, the wrapper looks
+    for unused parameters in every step.
     """
     # Caused by 1x1 convolutions, whose weights have ambiguous strides.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")

@@ -35,13 +35,13 @@ def join_job() -> None:
 
 
 def parallel_worker() -> int | None:
-    """Return the index of this process among the workers of the joblib launcher; None outside of it."""
+    """Return the index of this process among the workers of the joblib launcher; None outside a parallel sweep."""
     worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
     return int(worker[1]) - 1 if worker else None
 
 
 def in_own_process(run: Callable[[], T]) -> T | None:
-    """Call `run` in a child process and return its result.
+    """Call `run` in a child process, or directly if this is not Linux, and return its result.
 
     If the child is killed, the other joblib workers and the sweep continue. If the sweep itself ends, the child
     receives SIGTERM and saves a checkpoint.

@@ -6,7 +6,7 @@ import traceback
 def lost_worker(error: BaseException) -> bool:
     """Return True if `error` means that a data-loading worker has died.
 
-    torch's signal handler raises the error at an arbitrary point of this process, or reading the worker's data fails.
+    Either torch's signal handler raises it at an arbitrary point in this process, or reading the worker's data fails.
     """
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker (pid")

@@ -19,7 +19,7 @@ def process_peak_mib() -> float:
 def available_memory(device: torch.device) -> int:
     """Return the number of bytes that this process can still allocate on a device.
 
-    On the CPU, that is what the system can provide without swapping, within the limit of the container.
+    On the CPU, this is what the system can provide without swapping, within the container's memory limit.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -13,7 +13,7 @@ _called_with: ContextVar[Sequence[str] | None] = ContextVar("called_with", defau
 
 
 def given_overrides() -> dict[str, Any]:
-    """Return this run's overrides as {option: value}; empty if neither Hydra nor a call has passed any."""
+    """Return this run's overrides as {option: value}; empty if neither Hydra nor a Python call passed any."""
     called = _called_with.get()
     if called is None:
         called = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
@@ -22,7 +22,7 @@ def given_overrides() -> dict[str, Any]:
 
 @contextmanager
 def as_command_line(overrides: Sequence[str]) -> Iterator[None]:
-    """Treat the overrides of a call from Python like those of a command line, for the duration of the block."""
+    """Treat overrides passed in a Python call as command-line overrides for the duration of the block."""
     token = _called_with.set(overrides)
     try:
         yield

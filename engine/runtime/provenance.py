@@ -17,7 +17,7 @@ def machine_of(device: torch.device) -> str:
 
 
 def provenance(device: torch.device) -> dict[str, str]:
-    """Return the machine, versions, commit and date of a result, for every published row and every run."""
+    """Return the machine, versions, commit and date that are recorded with every published result and every run."""
     try:
         import triton
 
@@ -35,7 +35,7 @@ def provenance(device: torch.device) -> dict[str, str]:
 
 def _commit() -> str:
     """Return the commit of this repository; "" for an installed package."""
-    if not (_ROOT / ".git").exists():  # git would describe a repository that the environment lies in
+    if not (_ROOT / ".git").exists():  # git would describe a repository that contains the environment
         return ""
     try:
         describe = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty"]

@@ -1,4 +1,4 @@
-"""The folder of a run: its file names, and the lock that keeps other processes out of it. Imports no torch."""
+"""The folder of a run: its file names, and the lock that keeps other processes out of it. Does not import torch."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from typing import Any
 LAST, PREVIOUS, BEST, RESULT = "last.pt", "previous.pt", "best.safetensors", "result.json"
 LOCK = "run.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system, or its server, does not support locks
-_LEASE = 120.0  # seconds; a file server keeps the locks of a machine that has died for about 90
+_LEASE = 120.0  # seconds; a file server holds the locks of a dead machine for about 90
 _HELD: set[int] = set()  # descriptors of the locks that this process holds
 
 
@@ -27,16 +27,17 @@ class FolderTaken(ValueError):
 class FolderLock:
     """An exclusive lock on the folder of a run, held until the ``with`` block ends or the process dies.
 
-    The kernel releases the lock with the last descriptor of its file, whatever ends the process. Forked processes, such
-    as data workers, close their copy at once, so that they cannot keep the lock after the run has died. On a network
-    file system the server enforces the lock between machines; if it has no locks, a warning is printed instead.
+    The kernel releases the lock when the last descriptor of its file is closed, however the process ends. Forked
+    processes, such as data workers, close their copy immediately, so that they cannot hold the lock after the run has
+    died. On a network file system, the server enforces the lock between machines. If the file system does not support
+    locks, a warning is printed instead.
 
     Args:
         folder: the folder of the run, created if needed.
 
     Raises:
-        FolderTaken: another process holds the lock. If that process is on another machine, this one first waits for two
-            minutes, because a file server keeps the locks of a machine that has died for a while.
+        FolderTaken: another process holds the lock. If it is on another machine, this process first waits for two
+            minutes, because a file server holds the locks of a dead machine for a while.
     """
 
     def __init__(self, folder: Path):
@@ -44,7 +45,7 @@ class FolderLock:
         self._descriptor = self._acquire()
         _HELD.add(self._descriptor)
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with suppress(OSError):  # on a full disk the lock holds all the same
+        with suppress(OSError):  # the lock is held even if the disk is full
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
 
@@ -111,7 +112,7 @@ class FolderLock:
             os.close(descriptor)
 
     def _holder(self) -> dict[str, Any]:
-        """Return what the process that holds the lock says of itself; {} if it has not done so yet."""
+        """Return "pid", "host" and "since" as written by the process that holds the lock; {} if not written yet."""
         try:
             return dict(json.loads(self._path.read_text()))
         except (OSError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""Layers that compute the same however many processes a batch is split across: batch norm and dropout."""
+"""Batch norm and dropout whose results do not depend on the number of processes that a batch is split across."""
 
 import torch
 import torch.distributed as dist
@@ -10,12 +10,12 @@ from ...losses.all_reduce import sum_over_processes
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Device-independent version of ``nn.SyncBatchNorm``, which itself runs on GPUs only.
+    """Device-independent version of ``nn.SyncBatchNorm``, which only runs on GPUs.
 
     The variance is computed in a second pass, which takes another all-reduce but avoids cancellation.
 
     Args:
-        norm: the layer to replace, torch's or timm's with a fused activation; its parameters and buffers are shared.
+        norm: the layer to replace, torch's or timm's with a fused activation; its parameters and buffers are reused.
     """
 
     def __init__(self, norm: _BatchNorm):
@@ -63,7 +63,7 @@ class SharedBatchNorm(_BatchNorm):
 
 
 def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every batch norm of the network by a synchronised one with the same parameters; return the network."""
+    """Replace the network's batch norms with synchronised ones that reuse their parameters; return the network."""
     if device.type == "cuda":
         return convert_sync_batchnorm(network)
     for name, child in network.named_children():
@@ -75,13 +75,13 @@ def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 class SharedDropout2d(nn.Dropout2d):
-    """``nn.Dropout2d`` that draws the mask of the whole batch in every rank, and applies the rank's own rows.
+    """``nn.Dropout2d`` that draws the mask of the global batch on every rank and applies the rank's own rows.
 
-    The random generators of all ranks must be in the same state; a single process with the whole batch and the same
+    The random generators of all ranks must be in the same state; a single process with the global batch and the same
     state draws the same mask. Every rank holds an equal, contiguous part of the batch.
 
     Args:
-        p: probability of zeroing a channel.
+        p: the probability of zeroing a channel.
     """
 
     def __init__(self, p: float):
@@ -99,7 +99,7 @@ class SharedDropout2d(nn.Dropout2d):
 
 
 def share_dropout(network: nn.Module) -> None:
-    """Replace every ``nn.Dropout2d`` of the network by a :class:`SharedDropout2d`."""
+    """Replace every ``nn.Dropout2d`` of the network with a :class:`SharedDropout2d`."""
     for name, child in network.named_children():
         if isinstance(child, nn.Dropout2d):
             setattr(network, name, SharedDropout2d(child.p))

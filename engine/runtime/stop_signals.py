@@ -25,9 +25,9 @@ def second_signal_ends() -> Iterator[None]:
     """Within the block, let a second SIGTERM or SIGINT end this process immediately, whatever it is waiting for.
 
     Python runs signal handlers in the main thread between two bytecodes, hence never while that thread waits in C++ for
-    a peer or a GPU. Python's handler in C, however, reports every signal to a file descriptor immediately, which
-    another thread reads here. Signals within a second of the first count as the same request, because wrappers forward
-    signals that all processes receive anyway. In a thread other than the main one, the block has no effect.
+    a peer or a GPU. Its C-level handler, however, writes every signal to a file descriptor immediately, and another
+    thread reads it here. Signals within a second of the first are treated as the same request, because wrappers forward
+    signals that all processes receive anyway. The block has no effect outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,7 +48,7 @@ def second_signal_ends() -> Iterator[None]:
 
 
 def _end_at_second(reader: int) -> None:
-    """Read signal numbers until a zero; end the process at a second signal."""
+    """Read signal numbers until a zero; end the process on a second stop signal."""
     first: float | None = None
     while number := int.from_bytes(os.read(reader, 1)):
         if number not in (*_SIGNALS, _REQUEUE):
@@ -63,8 +63,8 @@ def _end_at_second(reader: int) -> None:
 class StopRequest:
     """Records the first SIGTERM or SIGINT within its ``with`` block; see :func:`second_signal_ends` for the second.
 
-    SIGUSR2 is recorded too if submitit handles it; submitit's handler, which requeues the job, is called once the run
-    is saved.
+    SIGUSR2 is recorded too if submitit has installed a handler for it. That handler, which requeues the job, is called
+    once the run is saved.
 
     Attributes:
         received: the name of the signal, or None.
@@ -100,7 +100,7 @@ class StopRequest:
                 self.stop()
             yield
         except Exception as error:
-            if self.received:  # the signal has also ended a process that this one was waiting for
+            if self.received:  # the signal has probably ended a process that this one was waiting for
                 raise Stopped(EXIT_CODE) from error
             raise
         finally:

@@ -20,12 +20,12 @@ class SweepReport(Callback):
     """Hydra callback that checks a multirun before it starts and reports on it when it ends; see :mod:`.report`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit if a plugin is missing, if Hydra would write a secret to multirun.yaml, or if the folder is not new.
+        """Exit if a plugin is missing, if Hydra would write a secret to multirun.yaml, or if the folder holds runs.
 
-        The folder may hold runs only if ``resume`` is set. Otherwise, new runs would overwrite them.
+        Runs in the folder are accepted only if ``resume`` is set; otherwise, new runs would overwrite them.
 
-        Also let Ctrl-C end a parallel sweep's launcher immediately: the runs receive the signal too and save their
-        state, whereas joblib would kill them if it handled the signal.
+        In a parallel sweep, also let Ctrl-C end the launcher immediately: the runs receive the signal too and save
+        their state, whereas joblib would kill them if it handled the signal.
         """
         try:
             refuse_secrets({"the command line": sys.argv})
@@ -47,7 +47,7 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the tables, write them and the plots to the sweep's folder, and exit with code 1 if a run failed."""
-        from .report import report  # matplotlib takes a second, and Hydra loads this callback before every command
+        from .report import report  # slow: imports matplotlib, and Hydra loads this callback for every command
 
         folder = Path(config.hydra.sweep.dir)
         if next(folder.rglob(RESULT), None) and report(folder):

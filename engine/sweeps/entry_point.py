@@ -55,7 +55,7 @@ def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
 
 def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if not is_first():
-        _remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all use
+        _remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all ranks use
     try:
         with _explain_lost_workers():
             return main(config)
@@ -65,7 +65,7 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         while isinstance(error, InstantiationException) and error.__cause__ is not None:
             error = error.__cause__  # the error raised by the class that Hydra instantiated
         print(f"{_process()}error: {_message(error)}\n(set HYDRA_FULL_ERROR=1 for the traceback)", file=sys.stderr)
-        if isinstance(error, FolderTaken) or not in_sweep():  # two equal sweeps: the other one is running
+        if isinstance(error, FolderTaken) or not in_sweep():  # two identical sweeps: the other one executes this run
             raise SystemExit(1) from error
         if _process() and isinstance(error, ConnectionError):
             return None  # the process that died records why
@@ -76,7 +76,7 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         traceback.print_exc()
         return _record_failure(f"{type(error).__name__}: {error}")
     finally:
-        if is_first():  # another process might remove the folder just before the first file is written
+        if is_first():  # any other rank might remove the folder just before rank 0 writes to it
             _remove_if_empty(_folder(), _folder().parent)
 
 

@@ -1,4 +1,4 @@
-"""The configuration that ``--help`` prints, with the comments of the YAML files."""
+"""Render the configuration for ``--help``, with the comments from the YAML files."""
 
 import re
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...conf import CONF
 
-_COLUMN = 30  # of the comments
+_COLUMN = 30  # where the comments start
 _KEY = re.compile(r"( *)([\w./]+):(?: |$)")
 _COMMENT = re.compile(r"\s#\s+(.+)$")
 _PACKAGE = re.compile(r"^# @package (\S+)", re.MULTILINE)
 
 
 def commented_config(*, _root_: DictConfig) -> str:
-    """Return the configuration as YAML in which each option has the comment of its line in the chosen files.
+    """Return the configuration as YAML, with each option's comment from the selected config files.
 
-    It is an OmegaConf resolver, for the template of Hydra's help, in which a dollar sign is written twice.
+    This is an OmegaConf resolver for Hydra's help template, in which dollar signs must be doubled.
     """
     chosen = {group: name for group, name in _root_.hydra.runtime.choices.items() if not group.startswith("hydra/")}
     comments: dict[str, str] = {}
@@ -36,7 +36,7 @@ def commented_config(*, _root_: DictConfig) -> str:
 
 
 def _comments_in(folder: Path, name: str, package: str) -> dict[str, str]:
-    """Return {option: comment} of a file whose options are in `package`, and of the files that it includes."""
+    """Return {option: comment} for a config file, by default in `package`, and for the files in its defaults list."""
     path = folder / f"{name}.yaml"
     if not path.is_file():
         return {}
@@ -56,7 +56,7 @@ def _comments_in(folder: Path, name: str, package: str) -> dict[str, str]:
 
 
 def _options(text: str) -> Iterator[tuple[str | None, str]]:
-    """Yield each line of a YAML text with the dotted name of the option that is set in it, if any."""
+    """Yield (option, line) for each line of a YAML text; the option's dotted name is None if the line sets none."""
     parents: list[tuple[int, str]] = []
     for line in text.splitlines():
         option = None

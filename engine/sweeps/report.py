@@ -1,6 +1,6 @@
 """Compare the runs of a sweep in tables and plots: ``python -m ccnet.engine.sweeps.report SWEEP``.
 
-A sweep writes them when it ends. The command regenerates them, even if the sweep is still running or was interrupted.
+A sweep writes them when it ends. The command rewrites them at any time, even for a running or interrupted sweep.
 """
 
 import json
@@ -25,8 +25,8 @@ _NO_COLUMNS = ("overrides", "identity", "provenance")
 def report(folder: Path) -> list[str]:
     """Print a sweep's tables, and write the tables and plots to its folder.
 
-    The main table lists the runs (``sweep.csv``, ``sweep.md``). For settings that were run with several seeds, a second
-    one lists mean, standard deviation and the number of successful runs (``sweep_seeds.csv``).
+    The main table lists the runs (``sweep.csv``, ``sweep.md``). If a setting was run with several seeds, a second table
+    lists the mean, the standard deviation and the number of successful runs per setting (``sweep_seeds.csv``).
 
     The plots show one bar per setting (``sweep.png``), score against cost (``sweep_cost.png``) and score against each
     numeric option that was varied (``sweep_OPTION.png``), with error bars over the seeds.
@@ -84,7 +84,7 @@ def _read(path: Path) -> Run:
 
 
 def _draw(folder: Path, settings: list[tuple[Overrides, list[Run]]], done: list[Run], columns: list[str]) -> list[Path]:
-    """Plot the first of the columns, which is the score; return the paths of the plots."""
+    """Plot the score, which is the first column; return the paths of the plots."""
     score = columns[0]
     names = _names([overrides for overrides, _ in settings], _short)
     by_name = {name: runs for name, (_, runs) in zip(names, settings, strict=True)}
@@ -118,7 +118,7 @@ def _by_setting(runs: list[Run]) -> list[tuple[Overrides, list[Run]]]:
 
 
 def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> Table:
-    """Return a table of the mean and standard deviation of each setting over its seeds."""
+    """Return a table of the mean and standard deviation of each setting's score over its seeds."""
     rows = []
     for name, (_, runs) in zip(_names([overrides for overrides, _ in settings]), settings, strict=True):
         values = [run[score] for run in _succeeded(runs)]
@@ -128,7 +128,7 @@ def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> Tabl
 
 
 def _trends(runs: list[Run], score: str) -> dict[str, dict[str, dict[float, list[float]]]]:
-    """Return {option: {setting of the other options: {value: scores}}} for the options with numeric values only."""
+    """Return {option: {setting of the other options: {value: scores}}} for every varied option that is numeric."""
     given = [{_bare(option): value for option, value in run["overrides"].items()} for run in runs]
     trends = {}
     for option in sorted({option for own in given for option in own} - {"seed"}):
@@ -137,7 +137,7 @@ def _trends(runs: list[Run], score: str) -> dict[str, dict[str, dict[float, list
             continue
         names = _names([_without(own, option, "seed") for own in given])
         if len(set(names)) == len(set(zip(names, values, strict=True))):
-            names = [""] * len(runs)  # a search rather than a grid: no two runs lie on a line
+            names = [""] * len(runs)  # a search, not a grid: the other options differ from value to value
         settings: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for name, value, run in zip(names, values, runs, strict=True):
             settings[name][value].append(run[score])
@@ -159,7 +159,7 @@ def _bare(option: str) -> str:
 
 
 def _names(overrides: Sequence[Overrides], text: Callable[[Any], str] | None = None) -> list[str]:
-    """Name each run by the overrides that are not common to all runs; `text` formats a value."""
+    """Name each run by its overrides that are not common to all runs; `text` formats a value."""
     text = text or _text
     pairs = [{(option, _text(value)) for option, value in own.items()} for own in overrides]
     shared = set.intersection(*pairs) if len(pairs) > 1 else set()

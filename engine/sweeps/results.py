@@ -1,4 +1,4 @@
-"""``result.json`` in a run's folder: the run's overrides and scores."""
+"""Write and read ``result.json`` in a run's folder, which contains the run's overrides and scores."""
 
 import json
 from contextlib import suppress
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write the overrides of this run, {option: value}, and its result, to be read by the sweep's report.
+    """Write this run's overrides, {option: value}, and its result for the sweep's report.
 
     Args:
         folder: the run's folder.
-        result: scores, starting with the one that runs are compared by; {"error": message} if the run failed.
+        result: the scores, starting with the one used to compare runs; {"error": message} if the run failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"overrides": given_overrides()} | result, indent=1)
@@ -33,15 +33,15 @@ def sweep_name() -> str | None:
 
 
 def finished_score(folder: Path, saved: "Checkpoint", iterations: int, patience: int | None = None) -> float | None:
-    """Return the best score, in [0, 1], of the finished run in `folder`; None if it has iterations left.
+    """Return the best score, in [0, 1], of the run in `folder`; None if the run is not finished.
 
-    The result must be that of the checkpoint: another run, or an earlier part of this one, may have left it.
+    The result must belong to the checkpoint: another run, or an earlier part of this one, may have left one behind.
 
     Args:
         folder: the run's folder.
         saved: the run's newest checkpoint.
         iterations: the number of iterations of the whole run.
-        patience: the number of validations without a better score after which it ends; None for no such end.
+        patience: the number of validations without a better score after which the run ends; None to disable.
     """
     result = _read(folder / RESULT)
     if saved.iteration != iterations and not is_exhausted(saved, patience):
@@ -49,20 +49,20 @@ def finished_score(folder: Path, saved: "Checkpoint", iterations: int, patience:
     if result.get("iterations") != saved.iteration:
         return None
     identity = saved.training["identity"]
-    if result.get("identity", identity) != identity:  # missing if an earlier version wrote it
+    if result.get("identity", identity) != identity:  # not recorded by earlier versions
         return None
     return next((value / 100 for name, value in result.items() if name.startswith("best_")), None)
 
 
 def is_exhausted(saved: "Checkpoint", patience: int | None) -> bool:
-    """Return True if the score of a run has not improved for `patience` validations; None is unlimited patience."""
+    """Return True if `patience` is set and the score of a run has not improved for that many validations."""
     return patience is not None and saved.training.get("stale", 0) >= patience
 
 
 def set_aside_result(folder: Path) -> None:
     """Rename the result of an earlier part of a run to ``result_ITERATIONS.json``; remove the error of a failed part.
 
-    Until the run is finished, it has no result.
+    A run has no result until it is finished.
     """
     path = folder / RESULT
     iterations = _read(path).get("iterations")
@@ -74,7 +74,7 @@ def set_aside_result(folder: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a result; {} if there is none, or if it is damaged."""
+    """Return the content of a ``result.json``; {} if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -83,6 +83,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Return the folders of runs that have started but have no result: they are still running, or were killed."""
+    """Return the folders of runs that have started but have no result, because they are running or were killed."""
     runs = sorted(path.parent for path in folder.rglob("config.yaml"))
     return [run for run in runs if not (run / RESULT).exists() and "wandb" not in run.relative_to(folder).parts]

@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights, which is evaluated and saved in their place."""
+"""An exponential moving average of a network's weights, which replaces them in validations and ``best.safetensors``."""
 
 import copy
 from collections.abc import Mapping
@@ -13,8 +13,7 @@ from ...models import tensor_files
 class AveragedWeights:
     """The exponential moving average of the weights and batch norm statistics of a network.
 
-    The decay rises to its value as min(decay, (1 + n) / (10 + n)) over the first iterations n, so that the average does
-    not keep the initial weights.
+    The decay at iteration n is min(decay, (1 + n) / (10 + n)), so that the average forgets the initial weights quickly.
 
     Args:
         model: the network, on its device; the average starts with its weights.
@@ -34,7 +33,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
-        """Take in the weights after an iteration, counted from 0."""
+        """Update the averages with the weights after `iteration` (0-based)."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
         cast(Any, torch)._foreach_lerp_(self._averages, self._sources, 1 - decay)
         for counter, source in self._counters:

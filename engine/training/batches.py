@@ -35,7 +35,7 @@ def prefetch(
 ) -> Generator[tuple[Any, Any]]:
     """Yield (images, labels) after `place` has moved them to the device.
 
-    On a GPU, a separate CUDA stream copies them while the steps that the host has already queued are still running.
+    On a GPU, a separate CUDA stream copies each batch while the steps that the host has already queued are running.
     Closing the generator also closes `batches`.
     """
     copying = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -47,7 +47,7 @@ def prefetch(
                 computing = torch.cuda.current_stream(device)
                 computing.wait_stream(copying)
                 for tensor in _tensors(placed):
-                    tensor.record_stream(computing)  # else the next copy may reuse its memory once the host drops it
+                    tensor.record_stream(computing)  # otherwise, the next copy may overwrite its memory too early
             yield placed
 
 

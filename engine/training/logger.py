@@ -16,7 +16,7 @@ from ..runtime.atomic_files import write_text
 from ..runtime.distributed import rank
 from .state import TrainingState
 
-if TYPE_CHECKING:  # importing W&B takes a second, which runs without it are spared
+if TYPE_CHECKING:  # importing W&B takes a second; runs without it skip that
     from .wandb_logger import WandbRun
 
 
@@ -101,7 +101,7 @@ def _start_wandb(config: DictConfig, folder: Path, *, run_id: str | None, group:
     if config.logger._target_ is None:
         return None
     if run_id and not any(part.name.endswith(f"-{run_id}") for part in (folder / "wandb").glob("*run-*")):
-        # The checkpoint may be another person's, without the files that W&B writes.
+        # The checkpoint may come from someone else, without the files that W&B writes.
         print(f"W&B: {folder} has no files of the run {run_id} in its checkpoint, so a new W&B run starts here")
         run_id = None
     start = instantiate(config.logger)

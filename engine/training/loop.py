@@ -40,7 +40,7 @@ class Run:
         val_set: the validation data set.
         log: the log that metrics are written to.
         request: the stop request, set by a signal.
-        samples: the training samples; they count the unreadable ones.
+        samples: the training samples, which also record the unreadable images.
         val_images_per_s: the throughput of the latest validation.
     """
 
@@ -69,7 +69,7 @@ class Run:
         )
 
     def say(self, text: str) -> None:
-        """Print a line above the progress bar, in the first process only."""
+        """Print a line above the progress bar, on rank 0 only."""
         if not rank():
             tqdm.write(text)
 
@@ -83,7 +83,7 @@ class Run:
         """Train until the last iteration, or until the score has not improved for ``recipe.patience`` validations.
 
         Raises:
-            NonFiniteLoss: more than `skip_nonfinite` steps were not finite; none of them changed the weights.
+            NonFiniteLoss: more than ``skip_nonfinite`` steps were not finite; none of them changed the weights.
             Stopped: a signal requested it; a checkpoint has been written.
         """
         try:
@@ -95,7 +95,7 @@ class Run:
     def _fit(self) -> None:
         last, state = self.config.recipe.max_iters, self.state
         with tqdm(total=last, initial=state.iteration, dynamic_ncols=True, desc="train", disable=rank() > 0) as bar:
-            self._validate_if_due()  # before the workers start: a run stopped during validation resumes with it
+            self._validate_if_due()  # before the workers start; a run stopped during a validation repeats it
             if self.exhausted:
                 return
             with closing(prefetch(iter(self.loader), self.step.place, self.device)) as batches:
@@ -122,7 +122,7 @@ class Run:
         return self._nonfinite.empty
 
     def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint; raise NonFiniteLoss instead if more steps were not finite than may be skipped."""
+        """Write a checkpoint, or raise NonFiniteLoss if more than ``skip_nonfinite`` steps were not finite."""
         self._nonfinite.check()
         self.state.skipped = self._nonfinite.skipped
         self.step.write_back()
@@ -147,7 +147,7 @@ class Run:
     def _validate_if_due(self) -> bool:
         if not self.state.validation_due(self.config.recipe.val_every, self.config.recipe.max_iters):
             return False
-        self.save()  # if the validation is interrupted, the run resumes with it
+        self.save()  # if the validation is interrupted, the resumed run repeats it
         with self.request.at_once():
             result = self.task.evaluate(
                 self.state.ema.network if self.state.ema else self.step.evaluated(),

@@ -34,7 +34,7 @@ class TrainingState:
         optimizer: the optimiser of its parameters.
         schedule: the learning rate schedule of the optimiser.
         identity: the identity of the run.
-        ema: the moving average of the weights, which is saved as the best; None to save the weights themselves.
+        ema: the moving average of the weights, which ``best.safetensors`` contains in their place; None to disable.
 
     Attributes:
         iteration: the number of completed iterations.
@@ -74,7 +74,7 @@ class TrainingState:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step, for parameters with the factor 1."""
+        """The learning rate of the next step for parameters with a learning rate factor of 1."""
         return float(self.schedule.get_last_lr()[0]) / self.optimizer.param_groups[0].get("lr_factor", 1.0)
 
     def advance(self) -> None:
@@ -89,11 +89,11 @@ class TrainingState:
         return self.validated < self.iteration and (self.iteration % every == 0 or self.iteration == last)
 
     def record(self, scores: TaskScores, score: float) -> bool:
-        """Record a validation; return True if it is the best so far.
+        """Record a validation; return True if no earlier one was better.
 
         Args:
-            scores: its scores.
-            score: the one that checkpoints are chosen by, in [0, 1]. NaN is worse than any number.
+            scores: the scores of the validation.
+            score: the score that selects the best checkpoint, in [0, 1]. NaN is worse than any number.
         """
         score = -1.0 if math.isnan(score) else score
         is_best = score >= self.best_score
@@ -173,8 +173,8 @@ class TrainingState:
             )
         if self.ema:
             self.ema.load(training.get("ema"))
-        states = training["random"]  # equal, unless the network draws random numbers that depend on the images
-        _set_random_state(states[rank() if rank() < len(states) else 0])  # it may resume with more processes
+        states = training["random"]  # the same on all ranks, unless the network's random draws depend on the images
+        _set_random_state(states[rank() if rank() < len(states) else 0])  # the run may have more processes now
         self.iteration = self._saved = self.schedule.last_epoch
         self._last_is_whole = saved.source is None or saved.source.name == LAST
         self.scores = saved.scores
@@ -190,9 +190,9 @@ class TrainingState:
 
 
 def _numbers_at(iteration: int, schedule: LRScheduler) -> list[dict[str, Any]]:
-    """Advance a new schedule to an iteration; return what it sets there, and the rest of each parameter group."""
+    """Advance a new schedule to an iteration; return each parameter group's options there, without its parameters."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch expects a step of the optimiser before each
+        warnings.simplefilter("ignore")  # torch expects an optimiser step before each
         for _ in range(iteration):
             schedule.step()
     return [

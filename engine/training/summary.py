@@ -25,7 +25,7 @@ NO_SCORE = "no validation had anything to score, such as a labelled pixel: check
 
 
 def check_scores(task: Task, state: TrainingState, classes: Sequence[str]) -> None:
-    """Raise ValueError unless the scores of a resumed run, from an untrusted checkpoint, are those of its task."""
+    """Raise ValueError unless the scores of a resumed run, from an untrusted checkpoint, are valid for its task."""
     if not state.scores and not state.validated:
         return
     try:
@@ -45,8 +45,8 @@ def run_result(
         task: the task of the run.
         state: its final state.
         cost: the costs of the network, by name.
-        seconds: how long the run has taken.
-        monitor: the name of the score that its checkpoints are chosen by; None for the headline metric.
+        seconds: the time since the run was started or last resumed.
+        monitor: the name of the score that selects its best checkpoint; None for the headline metric.
     """
     if state.score is None:
         return {"error": NO_SCORE}

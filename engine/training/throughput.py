@@ -1,4 +1,4 @@
-"""Images per second, seconds per step and the fraction of the time that a run waits for data."""
+"""Measure images per second, seconds per step and the fraction of time spent waiting for data."""
 
 import time
 
@@ -17,17 +17,17 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Start measuring now, so that anything before, such as a validation, does not count."""
+        """Restart the measurement, for example after a validation, which it should not include."""
         self._start, self._images, self._iterations = time.perf_counter(), 0, 0
         self._loader.waited = 0.0
 
     def add(self, images: int) -> None:
-        """Count an iteration and the images that it processes over all ranks."""
+        """Count an iteration and the images that it processed on all ranks."""
         self._images += images
         self._iterations += 1
 
     def read(self) -> dict[str, float]:
-        """Return "images_per_s", "step_s" and "data_wait" (a fraction of the time), and restart.
+        """Return "images_per_s", "step_s" and "data_wait" (a fraction of the time), and restart the measurement.
 
         Call it once the device has finished the counted steps, for example after reading a loss.
         """

@@ -1,4 +1,4 @@
-"""Weights & Biases logging: online for users who are logged in, offline for all others, never prompting."""
+"""Weights & Biases logging that never prompts: online for users who are logged in, offline for all others."""
 
 import netrc
 import os
@@ -17,7 +17,10 @@ from ..runtime.lost_workers import lost_worker
 
 
 class WandbRun:
-    """One W&B run. Training does not wait for W&B and continues if W&B fails.
+    """One W&B run.
+
+    Training steps never block on W&B; only startup and shutdown wait, for up to `timeout`. If W&B fails, training
+    continues without it.
 
     Args:
         folder: the run's folder; W&B stores its files in a subfolder.
@@ -26,10 +29,14 @@ class WandbRun:
         project: the W&B project.
         entity: the W&B user or team; None for the default.
         group: the W&B group of the run.
-        mode: "auto", or one of W&B's own modes: "online", "offline", "disabled".
+        mode: one of W&B's own modes, "online", "offline" or "disabled", or "auto". "auto" uses the environment variable
+            ``WANDB_MODE`` if it is set; otherwise, it is "online" if W&B finds an API key, and "offline" if not.
         timeout: seconds to wait for a connection at the start, after which the run continues offline, and for uploads
-            to finish at the end; data not uploaded by then stay in the run's folder.
+            to finish at the end; data not uploaded by then remain in the run's folder.
         run_id: the id of the W&B run to continue, if any.
+
+    Raises:
+        ValueError: `mode` is "online", but W&B has no API key.
 
     Attributes:
         run_id: the id to pass to a later :class:`WandbRun` to continue this run.
@@ -66,7 +73,7 @@ class WandbRun:
                 group=group,
                 mode=mode,
                 id=run_id,
-                resume="allow" if run_id and mode != "offline" else None,  # offline, the id is enough
+                resume="allow" if run_id and mode != "offline" else None,  # in offline mode, the id is enough
                 settings=wandb.Settings(
                     silent=True,
                     console="off",
@@ -99,7 +106,7 @@ class WandbRun:
         rows: Sequence[Sequence[Any]],
         panels: Sequence[tuple[np.ndarray, dict[str, Any]]],
     ) -> None:
-        """Log the per-class table and the panels: RGB uint8 images with further arguments of ``wandb.Image``."""
+        """Log the per-class table and the panels, each an RGB uint8 image and further arguments of ``wandb.Image``."""
         with self._expendable():
             images = [wandb.Image(pixels, **drawn) for pixels, drawn in panels]
             table = wandb.Table(columns=list(header), data=[list(row) for row in rows])
@@ -107,7 +114,7 @@ class WandbRun:
                 self.run.log({"val/classes": table, "val/predictions": images}, step=iteration)
             except ConnectionError:
                 raise
-            except Exception as error:  # W&B uploads a table immediately and raises many kinds of errors
+            except Exception as error:  # a table is uploaded immediately, which can raise many kinds of errors
                 if lost_worker(error):
                     raise
                 self._say(f"W&B did not accept the table of iteration {iteration}: {error or type(error).__name__}")
@@ -125,7 +132,7 @@ class WandbRun:
         except errors as error:
             self._say(f"This run continues without W&B: {str(error) or type(error).__name__}")
             with suppress(Exception):
-                wandb.teardown()  # else the next run of a sweep would try to use the dead process
+                wandb.teardown()  # otherwise, the next run of a sweep would try to use the dead process
             self.run = wandb.init(mode="disabled")
 
     def _say(self, text: str) -> None:

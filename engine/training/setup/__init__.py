@@ -1,4 +1,4 @@
-"""What the configuration of a run means for its data, network and optimiser."""
+"""Derive the optimiser, frozen layers, class weights and length of a run from its configuration, and check it."""
 
 import lazy_loader
 

@@ -13,8 +13,8 @@ from ....models.stages import backbone_modules
 def checkpoint_gradients(model: nn.Module) -> None:
     """Have timm checkpoint the stages of a network's backbone.
 
-    The recomputed forward pass leaves the running statistics of batch norm as they are; without that, they would be
-    updated twice per step.
+    The running statistics of batch norm are not updated in the recomputed forward pass, because a step would otherwise
+    update them twice.
 
     Raises:
         ValueError: timm cannot checkpoint this backbone.
@@ -35,7 +35,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 
 def _hold(module: nn.Module, inputs: Any) -> None:
-    """Before a recomputed forward pass, set the momentum to 0, and remember it."""
+    """Set the momentum to 0 for a recomputed forward pass, after saving it and the batch counter."""
     norm: Any = module
     if norm.training and torch._C._current_graph_task_id() != -1:  # only a backward pass has one
         norm._held = norm.momentum, norm.num_batches_tracked.clone()

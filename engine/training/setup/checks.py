@@ -1,4 +1,4 @@
-"""Checks of a run that need its configuration together with its network or data set."""
+"""Check the configuration of a run against its network and data set."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 
 def check_channels(config: DictConfig, dataset: Any) -> None:
-    """Raise ValueError unless the data set has images with as many channels as the network takes."""
+    """Raise ValueError unless the data set's images have as many channels as the network expects."""
     takes, has = config.model.backbone.get("in_channels", 3), getattr(dataset, "channels", 3)
     if takes != has:
         raise ValueError(
@@ -21,7 +21,7 @@ def check_channels(config: DictConfig, dataset: Any) -> None:
 def check_batch(config: DictConfig) -> None:
     """Raise ValueError if a network with global pooling would see one image at a time.
 
-    Global pooling leaves one value per image and channel, and batch norm needs two in training.
+    Global pooling leaves one value per image and channel, and batch norm needs at least two in training.
     """
     images = config.recipe.batch_size // config.accumulate
     pooling = [name.rpartition(".")[2] for name in _targets(config.model) if getattr(get_object(name), "pools", False)]

@@ -1,4 +1,4 @@
-"""The weights of the classes in the loss: given, or computed from the training labels."""
+"""Class weights of the loss: given, or computed from the training labels."""
 
 import math
 from typing import Any
@@ -11,13 +11,13 @@ from ...runtime.distributed import from_all, rank, world_size
 
 
 def with_class_weights(config: DictConfig, dataset: Any) -> DictConfig:
-    """Return the configuration with ``class_weights`` set as ``dataset.class_weights`` says.
+    """Return the configuration with ``class_weights`` set according to ``dataset.class_weights``.
 
-    "auto" takes median-frequency weights, as check_data.py shows them; a class that does not occur has weight 1. With n
-    processes, each reads every n-th label image. The weights of a resumed run are in its configuration already.
+    "auto" selects the median-frequency weights that check_data.py shows; a class that does not occur has weight 1. With
+    n processes, each reads every n-th label image. A resumed run already has the weights in its configuration.
 
     Raises:
-        ValueError: ``dataset.class_weights`` is not "auto" and not one non-negative number per class.
+        ValueError: ``dataset.class_weights`` is not null, "auto" or a list of one non-negative number per class.
     """
     given = OmegaConf.select(config, "dataset.class_weights")
     if given is None or config.get("class_weights") is not None:

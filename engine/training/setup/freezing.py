@@ -1,4 +1,4 @@
-"""Leave the first stages of a backbone, or its batch norm statistics, as they are."""
+"""Freeze the first stages of a backbone, or its batch norm statistics."""
 
 from omegaconf import DictConfig
 from torch import nn
@@ -12,8 +12,8 @@ def held_modules(model: nn.Module, *, frozen_stages: int, norm_eval: bool) -> di
 
     Args:
         model: the network.
-        frozen_stages: the number of first stages of the backbone, all of whose modules do.
-        norm_eval: whether all batch norms of the backbone do.
+        frozen_stages: the number of leading backbone stages to hold entirely, together with the stem; 0 for none.
+        norm_eval: also hold all batch norms of the backbone.
     """
     held = first_stages(model, frozen_stages)
     if norm_eval:
@@ -25,7 +25,7 @@ def freeze(config: DictConfig, model: nn.Module) -> None:
     """Exclude the parameters of the first ``frozen_stages`` of the backbone from training.
 
     Raises:
-        ValueError: they are random.
+        ValueError: the backbone has random weights.
     """
     node = config.model.backbone
     if config.frozen_stages and config.init is None and not node.pretrained and node.weights is None:

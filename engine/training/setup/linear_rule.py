@@ -7,9 +7,10 @@ from ...runtime.launchers import is_first
 
 
 def with_linear_rule(config: DictConfig) -> DictConfig:
-    """Return the configuration with ``recipe.lr`` scaled to the batch size, and say so, if the recipe has a base batch.
+    """Return the configuration, with ``recipe.lr`` scaled to the batch size if ``recipe.base_batch_size`` is set.
 
-    The base of the result is its own batch size. A run that is resumed by its folder keeps its learning rate.
+    A scaled learning rate is printed, and ``recipe.base_batch_size`` becomes the batch size. A run resumed with
+    ``resume=FOLDER`` keeps its learning rate.
     """
     base, batch = config.recipe.get("base_batch_size"), config.recipe.batch_size
     if base in (None, batch) or config.resume not in (None, "auto"):

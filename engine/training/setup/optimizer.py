@@ -1,4 +1,4 @@
-"""The optimiser of a run and its schedule, with learning rates and weight decays for parts of the network."""
+"""The optimiser of a run and its schedule, with optional learning rates and weight decays per part of the network."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,16 +11,17 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ....models.stages import first_stages
 
-_PEAKS = ("max_lr", "base_lr")  # arguments of torch's schedules that are learning rates, one per group
+_PEAKS = ("max_lr", "base_lr")  # arguments of torch's schedules that are learning rates and accept one per group
 
 
 def make_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimiser of a run, without the parameters of frozen stages.
 
-    Each group of parameters has its learning rate and weight decay, and records the factor as "lr_factor".
+    By default, all parameters form one group. If ``optimizer.lr_factors`` or ``optimizer.norm_weight_decay`` is set,
+    they are grouped by learning rate factor and weight decay, and each group stores its factor as "lr_factor".
 
     Raises:
-        ValueError: ``optimizer.lr_factors`` names a part that the network does not have.
+        ValueError: ``optimizer.lr_factors`` names a part that no trained parameter has in its name.
     """
     frozen = {
         parameter
@@ -45,7 +46,7 @@ def make_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimize
 
 
 def make_schedule(config: DictConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """Return the learning rate schedule of a run, which scales each group by its factor."""
+    """Return the learning rate schedule of a run, in which each group's learning rates are scaled by its factor."""
     node = config.optimizer.schedule
     factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
     given = {key: node[key] for key in _PEAKS if node.get(key) is not None and any(factor != 1 for factor in factors)}
@@ -54,12 +55,12 @@ def make_schedule(config: DictConfig, optimizer: torch.optim.Optimizer) -> LRSch
 
 
 def lr_factor(name: str, factors: Mapping[str, float]) -> float:
-    """Return the learning rate factor of a parameter: that of the longest part which its name contains, or 1.
+    """Return the learning rate factor of a parameter: that of the longest matching part, or 1 if none matches.
 
     Args:
         name: the dotted name of the parameter, such as "backbone.net.layer4.0.bn1.bias".
-        factors: {part: factor}; a part is one or more consecutive components of a name, such as "backbone", "layer4",
-            "backbone.net.layer4" or "bias".
+        factors: {part: factor}; a part matches if it is one or more consecutive components of the name, such as
+            "backbone", "layer4", "backbone.net.layer4" or "bias".
     """
     parts = [part for part in factors if _is_part(part, name)]
     return float(factors[max(parts, key=len)]) if parts else 1.0

@@ -12,10 +12,10 @@ from ...runtime.overrides import given_overrides
 def with_length(config: DictConfig) -> DictConfig:
     """Return the configuration with ``recipe.max_iters`` set to the iterations of ``recipe.epochs``, if that is set.
 
-    The last iteration completes the last epoch. A run that is resumed by its folder keeps its length.
+    The last iteration completes the last epoch. A run resumed with ``resume=FOLDER`` keeps its length.
 
     Raises:
-        ValueError: both are given.
+        ValueError: ``recipe.epochs`` is set, and ``recipe.max_iters`` on the command line too.
     """
     epochs = config.recipe.epochs
     if epochs is None or config.resume not in (None, "auto"):

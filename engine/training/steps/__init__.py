@@ -1,4 +1,4 @@
-"""One training step in torch or in JAX, the choice between them, and what follows if a step is not finite."""
+"""Training steps in torch and JAX, the choice between them, and the handling of non-finite steps."""
 
 import lazy_loader
 

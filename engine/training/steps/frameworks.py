@@ -1,4 +1,4 @@
-"""The framework that a command computes in: torch, or JAX with the Flax twin of a torch network."""
+"""The framework a command runs in: torch, or JAX with the Flax twin of a torch network."""
 
 from typing import Any, Protocol, cast
 
@@ -39,13 +39,16 @@ class Framework(Protocol):
 
 
 class Torch:
-    """Compute in torch on the device named ``device``."""
+    """Run in torch on the device named `device`."""
 
     def __init__(self, device: str):
         self.device = choose_device(device)
 
     def check(self, config: DictConfig) -> None:
-        """Raise ValueError if the network is to be compiled and checkpointed, which torch.compile does itself."""
+        """Raise ValueError if both ``compile`` and ``grad_checkpointing`` are set.
+
+        torch.compile already decides which activations to recompute.
+        """
         if config.compile and config.grad_checkpointing:
             raise ValueError("compile=true and grad_checkpointing=true: set only one of them")
 
@@ -61,7 +64,7 @@ class Torch:
 
 
 class Jax:
-    """Compute in JAX on the local devices of type ``device``; torch stays on the CPU."""
+    """Run in JAX on the local devices of type `device`; torch stays on the CPU."""
 
     device = torch.device("cpu")
 
@@ -71,7 +74,7 @@ class Jax:
     def check(self, config: DictConfig) -> None:
         """Build the network with random weights and convert it, so that an unsupported one fails before data is read.
 
-        With ``init``, the network depends on a checkpoint and is only checked when the training step is built.
+        With ``init``, the network depends on a checkpoint, so it is only checked when the training step is built.
 
         Raises:
             ValueError: the network has no JAX counterpart, there are several processes, or an option is set that JAX

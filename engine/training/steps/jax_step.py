@@ -23,7 +23,7 @@ from ...evaluation.jax_network import JaxNetwork
 from ...runtime.memory import process_peak_mib
 from .nonfinite import Outcome
 
-# The per-parameter state of torch's optimisers, by torch's names.
+# The per-parameter state of torch's optimisers, under torch's names.
 _KEPT = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
 _UNSUPPORTED = ("dampening", "maximize", "amsgrad")
 
@@ -39,7 +39,7 @@ class JaxStep:
         seed: the dropout seed.
         bf16: run convolutions in bfloat16; weights, losses and updates stay in float32.
         clip_norm: the maximum gradient norm over all parameters, for clipping; None to disable.
-        held: names of the torch modules that stay in eval mode; of them, only batch norms have one in JAX.
+        held: names of the torch modules that stay in eval mode; in JAX, this only affects batch norms.
 
     Raises:
         ValueError: the optimiser has no counterpart in JAX.
@@ -84,7 +84,7 @@ class JaxStep:
         return jax.device_put(batch, self._split)
 
     def __call__(self, images: jax.Array, labels: jax.Array, iteration: int) -> Outcome:
-        """Train on the placed batch of an iteration, counted from 0; return without waiting for the devices.
+        """Train on the placed batch of `iteration` (0-based); return without waiting for the devices.
 
         If the loss or the gradient is not finite, the update is skipped.
         """

@@ -1,4 +1,4 @@
-"""Detect steps that are not finite or learn nothing, without synchronising with the device."""
+"""Detect non-finite steps, and steps that learn nothing, without additional device synchronisation."""
 
 import math
 from collections.abc import Callable
@@ -46,17 +46,17 @@ def step_if(finite: Tensor, optimizer: Any) -> None:
 class NonFiniteDetector:
     """Collects step outcomes and reads them only when the host synchronises with the device anyway.
 
-    Steps that were not finite have already been skipped on the device, see :func:`step_if`. Of the steps whose loss and
-    gradient are exactly zero, as they are if all pixels are ignored, the first one is reported.
+    Non-finite steps have already been skipped, see :func:`step_if`. The first step whose loss and gradient are exactly
+    zero, as they are if all pixels are ignored, is reported; later ones are only counted.
 
     Args:
         allowed: the maximum number of skipped steps.
         skipped: the number of steps skipped so far.
-        names: returns the sample names of an iteration, counted from 0.
-        say: called with a message about every skipped step.
+        names: returns the sample names of a (0-based) iteration.
+        say: called with a message for every skipped step and for the first empty one.
 
     Attributes:
-        empty: the number of steps whose loss and gradient were zero.
+        empty: the number of steps whose loss and gradient were exactly zero.
     """
 
     def __init__(self, *, allowed: int, skipped: int, names: Callable[[int], list[str]], say: Callable[[str], None]):
@@ -66,15 +66,15 @@ class NonFiniteDetector:
         self._unread: list[tuple[int, Outcome]] = []
 
     def add(self, iteration: int, outcome: Outcome) -> None:
-        """Keep the outcome of an iteration, counted from 0, for the next check."""
+        """Keep the outcome of `iteration` (0-based) for the next check."""
         self._unread.append((iteration, outcome))
 
     def check(self) -> None:
         """Read the outcomes since the last check.
 
         Raises:
-            NonFiniteLoss: more steps were not finite than may be skipped; the message lists the loss terms and the
-                samples of the batch.
+            NonFiniteLoss: more than `allowed` steps were not finite; the message lists the loss terms and the samples
+                of the batch.
         """
         unread, self._unread = self._unread, []
         for iteration, outcome in unread:

@@ -20,14 +20,14 @@ from .nonfinite import Outcome, step_if
 
 
 class Step(Protocol):
-    """A training step, :class:`TorchStep` or :class:`engine.training.steps.jax_step.JaxStep`."""
+    """A training step, :class:`TorchStep` or :class:`ccnet.engine.training.steps.jax_step.JaxStep`."""
 
     def place(self, images: Any, labels: Any) -> tuple[Any, Any]:
         """Move a batch from the loader to the devices that the step runs on."""
         ...
 
     def __call__(self, images: Any, labels: Any, iteration: int) -> Outcome:
-        """Train on the placed batch of an iteration, counted from 0; skip the update if it is not finite."""
+        """Train on the placed batch of `iteration` (0-based); skip the update if the loss or gradient is not finite."""
         ...
 
     def evaluated(self) -> Any:
@@ -55,8 +55,8 @@ def on_device(model: nn.Module, device: torch.device, config: DictConfig) -> nn.
 class TorchStep:
     """:func:`train_step` with the settings of a run; under ``torchrun``, each batch is split across the processes.
 
-    With several processes, the first step averages the gradients itself and shows which parameters have one. The
-    wrapper that averages them in later steps, during the backward pass, has to know that.
+    With several processes, the first step averages the gradients itself and shows which parameters have one. DDP, which
+    averages them during the backward pass of later steps, needs to know that, so it wraps the model only afterwards.
 
     Args:
         task: the task, which calls the model.
@@ -67,8 +67,9 @@ class TorchStep:
         memory_format: the memory format of the images.
         compile: run the forward pass through torch.compile.
         grad_checkpointing: recompute the activations of the backbone; see
-            :func:`engine.training.setup.checkpoint_gradients`.
-        frozen_stages, norm_eval: the modules that stay in eval mode; see :func:`engine.training.setup.held_modules`.
+            :func:`ccnet.engine.training.setup.checkpoint_gradients`.
+        frozen_stages, norm_eval: select the modules that stay in eval mode; see
+            :func:`ccnet.engine.training.setup.held_modules`.
         **options: further arguments of :func:`train_step`.
     """
 
@@ -132,10 +133,10 @@ class TorchStep:
         return self.task.to_device(images, labels, self.device, self.memory_format)
 
     def __call__(self, images: Any, labels: Any, iteration: int) -> Outcome:
-        """Call :func:`train_step` with the batch of an iteration, counted from 0."""
+        """Call :func:`train_step` with the batch of `iteration` (0-based)."""
         model = self._forward or self.model
         averaged = self._forward is not None
-        for module in self._held:  # a validation leaves the whole network in training mode
+        for module in self._held:  # a validation returns the whole network to training mode
             module.training = False
         criterion = (
             partial(self.criterion, iteration=iteration) if getattr(self.criterion, "ramp", {}) else self.criterion
@@ -196,7 +197,7 @@ def train_step(
             the category consistent loss see one micro-batch at a time.
         clip_norm: the maximum gradient norm over all parameters, for clipping; None to disable.
         keep_buffers: also restore the running statistics of batch norm if the step is skipped.
-        averaged: whether `model` averages the gradients over the processes, or is the only one.
+        averaged: whether the backward pass already averages the gradients over the processes; True for one process.
 
     Raises:
         MemoryError: out of memory; the message lists the settings to reduce.
