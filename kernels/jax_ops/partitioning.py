@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax._src import dispatch  # pyright: ignore[reportPrivateImportUsage]
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -25,6 +25,7 @@ from .promotion import usual_promotion
 from .targets import current_gpu, running_on
 
 # The sharding factor of the last axis, by kind of array; only "c" may be sharded.
+_NO_MESH = jax.sharding.AbstractMesh((), ())
 _LAST = {"query": "d", "value": "c", "stats": "t", "delta": "u"}
 
 
@@ -54,12 +55,17 @@ def partitioned(
             with running_on(gpu), usual_promotion():
                 return function(*arrays, options=options, **parameters)
 
+        def run_without_mesh(*arrays: Array) -> list[Array]:
+            """Call ``run`` outside of the mesh that is set: explicit axes would annotate what is already one shard."""
+            with jax.sharding.use_abstract_mesh(_NO_MESH):
+                return run(*arrays)
+
         def partition(mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:
             """Return the mesh, the per-device function, and the shardings of its results and of its arrays."""
             named, *found = [argument.sharding for argument in arguments]
             if not all(isinstance(sharding, NamedSharding) for sharding in (named, *found)):
                 # XLA passes other shardings if it has no mesh; they already follow the rule.
-                return mesh, run, [result.sharding for result in results], (named, *found)
+                return mesh, run_without_mesh, [result.sharding for result in results], (named, *found)
             *lines, channels = _spec(found[2], arguments[3].ndim)
             others = _spec(found[0], arguments[1].ndim)[:-1]
             lines = [own if own is not None else other for own, other in zip(lines, others, strict=True)]
@@ -75,7 +81,7 @@ def partitioned(
 
             def run_shard(name: Array, *arrays: Array) -> list[Array]:
                 """Call ``function`` on this device's shard, and all-reduce its sums over value channels."""
-                made_here = run(name, *arrays)
+                made_here = run_without_mesh(name, *arrays)
                 if not over or made[0] == "value":
                     return made_here
                 sums = zip(made, made_here, strict=True)
@@ -105,14 +111,14 @@ def needs_devices(primitive: Primitive) -> None:
     dispatch.prim_requires_devices_during_lowering.add(primitive)  # JAX has no public function for it
 
 
-def _name(what: object) -> Array:
+def _name(what: object) -> np.uint32:
     """Return a number that distinguishes different calls in JAX's compilation cache.
 
     Until XLA partitions a program, the program contains only the address of a Python function in place of each call. If
     the cache key omits these addresses (``jax_remove_custom_partitioning_ptr_from_cache_key``), the cache would return
     a program compiled for another scale, GPU or version of Triton.
     """
-    return jnp.uint32(zlib.crc32(repr((what, triton_version())).encode()))
+    return np.uint32(zlib.crc32(repr((what, triton_version())).encode()))
 
 
 def _factors(kind: str, space: Sequence[str]) -> str:

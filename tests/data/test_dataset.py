@@ -37,7 +37,8 @@ def write_one_object(root):
         "images": [{"id": 7, "file_name": "7.png", "height": 48, "width": 64}],
         "categories": [{"id": 3, "name": "car"}],
         "annotations": [
-            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [2, 2, 9, 9], "segmentation": [[2, 2, 11, 2, 11, 11]]}
+            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [2, 2, 9, 9], "area": 40.5, "iscrowd": 0}
+            | {"segmentation": [[2, 2, 11, 2, 11, 11]]}
         ],
     }
     (root / "annotations").mkdir()

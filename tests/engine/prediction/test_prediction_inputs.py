@@ -116,7 +116,7 @@ def test_twenty_thousand_names_need_no_quadratic_number_of_steps(tmp_path):
     finally:
         sys.setprofile(None)
     assert frames == images[19_995:19_999]
-    assert calls < 100 * len(images)
+    assert calls < 200 * len(images)  # 118 with Python 3.13
 
 
 def test_the_frames_of_a_clip_are_in_one_folder_or_one_file():
