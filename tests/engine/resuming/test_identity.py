@@ -173,7 +173,7 @@ def test_locations_are_stored_as_absolute_paths(tmp_path, monkeypatch):
     assert new["dataset"]["images"] == new["dataset"]["val"]["images"] == str(tmp_path / "j")
     assert new["dataset"]["masks"] == made["dataset"]["masks"]
     assert new["backbone"]["weights"] == new["model"]["backbone"]["weights"] == str(tmp_path / "v.pth")
-    with pytest.raises(ValueError, match=r"dataset.root=/x does not apply .* in dataset.images and dataset.masks"):
+    with pytest.raises(ValueError, match=r"dataset.root=/x does not apply .* uses dataset.images and dataset.masks"):
         moved(made, {"dataset.root": "/x"})
     with pytest.raises(ValueError, match=r"dataset.images=/x does not apply"):
         moved(plain(camvid("/data")), {"dataset.images": "/x"})
