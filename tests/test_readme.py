@@ -28,7 +28,9 @@ def commands() -> list[str]:
 
 def python_blocks() -> list:
     return [
-        pytest.param(block, id=f"{page}-{number}", marks=[pytest.mark.slow] if "optax" in block else [])
+        pytest.param(
+            block, id=f"{page}-{number}", marks=[pytest.mark.slow] if "jax" in block or "train" in block else []
+        )
         for page, text in PAGES.items()
         for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
     ]

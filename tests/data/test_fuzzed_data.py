@@ -21,6 +21,8 @@ from ccnet.data.sets.lip import LIP
 from ccnet.data.sets.voc import VOC
 from ccnet.engine.evaluation.average_precision import _encoded, average_precision
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):

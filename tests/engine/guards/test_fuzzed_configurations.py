@@ -16,6 +16,8 @@ from ccnet.engine.guards import plain
 from ccnet.engine.guards.setting_types import check_settings
 from ccnet.models.factory import build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):

@@ -18,6 +18,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_writes_no_secrets_from_the_environment(run_entry, tmp_path, monkeypatch):
     """The git remote URL contains a token and the diff a password; W&B logs offline."""
     for command in (["init", "-q"], ["remote", "add", "origin", "https://ghp_remote:x-oauth-basic@github.com/x/y.git"]):

@@ -53,6 +53,7 @@ def former(whole, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", ["auto", "folder"])
 def test_an_older_run_resumes_to_the_same_result(whole, former, tmp_path, resume):
     config = composed(f"resume={former if resume == 'folder' else 'auto'}")
