@@ -155,7 +155,7 @@ def any_of_all(flag: bool) -> bool:
 
 
 def synchronise(model: nn.Module, device: torch.device) -> None:
-    """Make the network compute over the global batch: broadcast the weights, and share batch norm and dropout."""
+    """Broadcast the weights, synchronise batch norm, and draw dropout masks for the global batch."""
     if world_size() == 1:
         return
     from .shared_layers import share_batch_norm, share_dropout  # imports timm, which takes seconds

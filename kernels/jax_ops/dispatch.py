@@ -55,7 +55,7 @@ def attend(call: Call[Array]) -> Array:
 
 @usual_promotion()
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:
-    """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel: a single row is too little work."""
+    """Implement :func:`ccnet.kernels.criss_cross_weights` with the reference: it only serves to inspect attention."""
     return reference.attention_weights(jnp.asarray(query), jnp.asarray(key), position, recurrence, options)
 
 
