@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -60,6 +61,22 @@ TINY = [
     "logger=none",
     "device=cpu",
 ]
+
+
+def composed(*overrides):
+    """Return the configuration of a tiny run."""
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=[*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the folder of a finished run of four iterations."""
+    from ccnet.train import train  # after the settings above
+
+    folder = tmp_path_factory.mktemp("whole")
+    train(composed(), folder)
+    return folder
 
 
 # For tests/fuzzing.py; profiles registered by a test module would be too late for --hypothesis-profile=thorough.

@@ -1,5 +1,6 @@
 """Gradient checkpointing of the backbone: recompute its activations in the backward pass instead of keeping them."""
 
+import re
 from typing import Any
 
 import timm
@@ -23,7 +24,11 @@ def checkpoint_gradients(model: nn.Module) -> None:
     net: Any = next(iter(modules.values()))
     if not hasattr(net, "set_grad_checkpointing"):
         raise ValueError(f"timm cannot checkpoint {type(net).__name__}: set grad_checkpointing=false")
-    if tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31):  # it checkpoints the stem's activation, too
+    if [int(number) for number in re.findall(r"\d+", timm.__version__)[:3]] < [
+        1,
+        0,
+        31,
+    ]:  # it checkpoints the stem's activation, too
         for part in net.children():
             if getattr(part, "inplace", False) is True:
                 part.inplace = False  # otherwise it overwrites the input that is saved for the backward pass

@@ -8,8 +8,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import composed
 
 from ccnet import train as training
 from ccnet.engine import checkpoints, resuming
@@ -23,19 +22,6 @@ FREE = {
     "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
     "collective_timeout", "allow_env",
 }  # fmt: skip
-
-
-def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *overrides])
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Return the folder of a finished run of four iterations."""
-    folder = tmp_path_factory.mktemp("whole")
-    training.train(composed(), folder)
-    return folder
 
 
 @pytest.fixture

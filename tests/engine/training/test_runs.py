@@ -8,8 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import composed
 
 from ccnet import train as training
 from ccnet.data.sets.folder import Folder
@@ -24,19 +23,6 @@ from ccnet.engine.training.steps import torch_step
 from ccnet.engine.training.steps.torch_step import train_step
 
 pytestmark = pytest.mark.slow
-
-
-def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *overrides])
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Return the folder of a finished run of four iterations."""
-    folder = tmp_path_factory.mktemp("whole")
-    training.train(composed(), folder)
-    return folder
 
 
 def start(config, folder):
