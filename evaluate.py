@@ -34,16 +34,30 @@ if TYPE_CHECKING:
     from ccnet.engine.checkpoints import Checkpoint
     from ccnet.engine.evaluation import PredictionFiles
 
+# Options that an evaluation uses; the configuration has all those of train.py.
+_USED = (
+    "checkpoint", "split", "output", "save_predictions", "submission", "dataset", "protocol", "published", "framework",
+    "device", "bf16", "num_workers", "collective_timeout",
+)  # fmt: skip
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 @entry_point
 def main(config: DictConfig) -> float:
     """Print the scores and save them, by default next to the checkpoint; return the mIoU or mask AP."""
+    given = runtime.given_overrides()
+    _check_options(given)
     path = checkpoints.find(config.checkpoint)
-    if "dataset" in runtime.given_overrides():
+    if "dataset" in given:
         data.check_root(config.dataset, [config.split])
     saved = checkpoints.load(path, **config.published)
     task = evaluation.task_of(saved.config)
+    if not task.predicts_label_maps and (config.save_predictions or config.submission):
+        raise ValueError(
+            "save_predictions and submission are for networks that label pixels: remove them; detections are always "
+            "saved in COCO's results format"
+        )
+    bf16 = config.bf16 if "bf16" in given else saved.setting("bf16")
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
     channels = {"in_channels": prediction.channels_of(saved)}  # determines how the data set reads images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
@@ -55,7 +69,9 @@ def main(config: DictConfig) -> float:
     protocol = instantiate(protocol_node)
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
     task.check_classes(saved.classes, dataset)
-    name = "_".join([path.stem, config.split, *([protocol_name] if task.predicts_label_maps else [])])
+    # Scores on another data set must not replace those on the run's own.
+    other = [str(HydraConfig.get().runtime.choices["dataset"])] if "dataset" in given else []
+    name = "_".join([path.stem, *other, config.split, *([protocol_name] if task.predicts_label_maps else [])])
     own = HydraConfig.get().runtime.output_dir if config.checkpoint in checkpoints.PACKAGED else path.parent
     stem = runtime.given_path(config.output or own) / name
     with _writable(stem.parent):
@@ -69,11 +85,11 @@ def main(config: DictConfig) -> float:
     framework = training.choose_framework(config.framework, config.device)
     with runtime.processes(framework.device, timeout=config.collective_timeout):
         result = task.evaluate(
-            framework.evaluated(_network(saved), bf16=saved.setting("bf16")),
+            framework.evaluated(_network(saved), bf16=bf16),
             dataset,
             protocol,
             device=framework.device,
-            bf16=saved.setting("bf16"),
+            bf16=bf16,
             num_workers=config.num_workers,
             keep_samples=4,
             on_prediction=write_prediction if files else None,
@@ -88,6 +104,16 @@ def main(config: DictConfig) -> float:
                 for written in files:
                     print(f"submission   {written.pack()}" if written.submission else f"masks        {written.folder}")
     return result.scores.headline
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option on the command line has no effect because its value comes from the checkpoint."""
+    wrong = [name for name in given if name.lstrip("+~").partition(".")[0] not in _USED]
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)} cannot be set here, because the checkpoint determines the network and its settings: "
+            f"remove it. evaluate.py uses {', '.join(_USED)}"
+        )
 
 
 def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:

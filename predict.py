@@ -157,6 +157,11 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     from ccnet.data.reading.bands import drawn_channels
     from ccnet.data.reading.frames import FrameReader
 
+    unused = ["logits"] * config.logits
+    unused += [name for name in ("probabilities", "attention", "labels", "video") if config[name] is not None]
+    unused += [name for name in runtime.given_overrides() if name.startswith("protocol")]
+    if unused:
+        raise ValueError(f"this network detects objects: remove {', '.join(unused)}, which only label maps have")
     prediction.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
     read = FrameReader(prediction.value_range_of(saved), channels=prediction.channels_of(saved))

@@ -86,6 +86,11 @@ def test_a_file_that_is_not_a_checkpoint_is_rejected(run_entry, tmp_path):
     assert "other.safetensors cannot be imported as a published checkpoint: its tensor names (weight" in message
 
 
+def test_evaluate_refuses_options_that_would_have_no_effect(run_entry, tmp_path):
+    message = refused(run_entry, tmp_path, "evaluate.py", "checkpoint=RUN/best", "model.head.recurrence=1", "seed=1")
+    assert "model.head.recurrence, seed cannot be set here, because the checkpoint determines the network" in message
+
+
 def test_a_pickled_object_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):

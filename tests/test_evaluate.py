@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from ccnet import train as training
+from ccnet.engine.evaluation.tasks.semantic import Semantic
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +86,23 @@ def test_the_permissions_of_every_file_follow_the_umask(finished, run_entry):
         if path.is_file():
             mode = 0o666 & ~(0o027 if "scores" in path.parts else umask)
             assert path.stat().st_mode & 0o777 == mode, path
+
+
+def test_bf16_of_the_command_line_applies_and_is_that_of_the_run_otherwise(finished, tmp_path, run_entry, monkeypatch):
+    """A message about too little memory recommends it."""
+    used = []
+
+    def evaluate(self, model, dataset, protocol, *, bf16, original=Semantic.evaluate, **options):
+        used.append(bf16)
+        return original(self, model, dataset, protocol, bf16=bf16, **options)
+
+    monkeypatch.setattr(Semantic, "evaluate", evaluate)
+    for options in ((), ("bf16=true",)):
+        run_entry(
+            "evaluate.py", f"checkpoint={finished / 'best'}", "device=cpu", "num_workers=0", f"output={tmp_path}",
+            *options,
+        )  # fmt: skip
+    assert used == [False, True]
 
 
 def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_entry):

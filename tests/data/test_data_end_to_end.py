@@ -129,14 +129,14 @@ def test_own_images_are_trained_on_evaluated_and_predicted_alike(tmp_path, run_e
     assert json.loads((tmp_path / "test" / "best_test_whole.json").read_text())["images"] == 2
     other = write_own(tmp_path / "other", 3)
     run_entry(*evaluate, *other, "split=all", f"output={tmp_path / 'all'}", "save_predictions=true")
-    scores = json.loads((tmp_path / "all" / "best_all_whole.json").read_text())
+    scores = json.loads((tmp_path / "all" / "best_folder_all_whole.json").read_text())
     assert scores["images"] == 3
     assert not np.isnan(scores["class_iou"]).any()  # with the run's own values, both classes occur
     run_entry(
         "predict.py", evaluate[1], f"input={tmp_path / 'other' / 'images' / '1.png'}", "device=cpu",
         f"output={tmp_path / 'out'}",
     )  # fmt: skip
-    predicted = np.array(Image.open(tmp_path / "all" / "best_all_whole_predictions" / "1.png"))
+    predicted = np.array(Image.open(tmp_path / "all" / "best_folder_all_whole_predictions" / "1.png"))
     assert np.array_equal(np.array(Image.open(tmp_path / "out" / "1.png")), predicted)
 
     done = run_entry("train.py", *own, *options, f"hydra.run.dir={tmp_path / 'wrong'}", "recipe.max_iters=1")

@@ -387,7 +387,7 @@ def test_evaluate_and_predict_accept_a_published_file(states, run_entry, written
     options = (f"checkpoint={path}", "device=cpu")
     done = run_entry("evaluate.py", *options, *data, "num_workers=0", "published.recurrence=1", f"output={tmp_path}/s")
     assert f"{path}, on 1 images, whole" in done.stdout
-    assert (tmp_path / "s" / "CS_scenes_60000_val_whole.csv").is_file()
+    assert (tmp_path / "s" / "CS_scenes_60000_folder_val_whole.csv").is_file()
 
     picture = sorted(images.iterdir())[0]
     run_entry("predict.py", *options, f"input={picture}", f"output={tmp_path}/p", "published.recurrence=1")

@@ -351,6 +351,8 @@ def test_evaluate_matches_validation_and_its_saved_results_match_pycocotools(roo
     assert scores["box"][0] == pytest.approx(evaluation.stats[0], abs=1e-12)
     refused = run_entry("evaluate.py", f"checkpoint={finished / 'last.pt'}", "protocol=slide", "device=cpu", ok=False)
     assert "error: protocol=slide: Mask R-CNN processes whole images" in refused.stderr
+    refused = run_entry("evaluate.py", last, "save_predictions=true", "device=cpu", ok=False)
+    assert "error: save_predictions and submission are for networks that label pixels: remove them" in refused.stderr
 
 
 def test_predict_saves_and_draws_objects(root, finished, tmp_path, run_entry):
@@ -360,6 +362,9 @@ def test_predict_saves_and_draws_objects(root, finished, tmp_path, run_entry):
     assert all(entry["category"] in ("bar", "disc", "wedge") and 0 <= entry["score"] <= 1 for entry in found)
     assert all(official_mask.decode(entry["segmentation"]).shape == (80, 60) for entry in found)
     assert Image.open(tmp_path / "000000000010_overlay.png").size == (60, 80)
+    without_effect = ("video=out.gif", "protocol=slide", "device=cpu")
+    refused = run_entry("predict.py", f"checkpoint={finished}", f"input={picture}", *without_effect, ok=False)
+    assert "error: this network detects objects: remove video, protocol, which only label maps have" in refused.stderr
 
 
 def test_wandb_accepts_the_boxes(root):
