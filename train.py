@@ -105,7 +105,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     schedule = training.make_schedule(config, optimizer)
     identity = resuming.identify(asked, saved, train_set, val_set)
     ema = training.AveragedWeights(model, config.ema) if config.ema is not None else None
-    state = training.TrainingState(model, optimizer, schedule, identity, ema=ema)
+    state = training.TrainingState(model, optimizer, schedule, identity, ema=ema, began=began)
     cost = task.cost(model, config)
     if saved:
         state.restore(saved, max_iters=config.recipe.max_iters)
@@ -135,7 +135,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
         for line in doubts:
             run.say(f"warning: {line}")
         run.fit()
-    _finish(run, cost, began)
+    _finish(run, cost)
     return state.score
 
 
@@ -165,14 +165,15 @@ def _check_network(
     evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)
 
 
-def _finish(run: "training.Run", cost: Mapping[str, float], began: float) -> None:
-    """Write the result of a completed run and print the closing lines; `began` is its start by ``perf_counter``."""
+def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
+    """Write the result of a completed run and print the closing lines."""
     unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))
     if runtime.rank():
         return
     task, state, train_set, recipe = run.task, run.state, run.samples.dataset, run.config.recipe
-    cost = {**cost, "val_images_per_s": run.val_images_per_s}
-    result = training.run_result(task, state, cost, time.perf_counter() - began, recipe.monitor)
+    if run.log.val_images_per_s is not None:
+        cost = {**cost, "val_images_per_s": run.log.val_images_per_s}
+    result = training.run_result(task, state, cost, recipe.monitor)
     origin = runtime.provenance(run.device) | {"training_images": len(train_set)}
     sweeps.write_result(run.folder, result | {"identity": state.identity.fingerprint, "provenance": origin})
     counts = {"unreadable": unreadable, "empty": run.empty_batches}

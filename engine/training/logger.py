@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # importing W&B takes a second; runs without it skip that
 class NoLog:
     """A log that records nothing; replaces :class:`RunLog` in all processes but the first."""
 
+    val_images_per_s = None
+
     def train(self, iteration: int, values: dict[str, float]) -> None:
         """Do nothing."""
 
@@ -66,6 +68,11 @@ class RunLog:
         self._validation = ScalarFile(folder / "val.csv", keep_until=state.validated)
         self._wandb = _start_wandb(config, folder, run_id=state.wandb_id, group=group)
         state.wandb_id = self._wandb.run_id if self._wandb else None
+
+    @property
+    def val_images_per_s(self) -> float | None:
+        """The throughput of the latest validation, which may be from an earlier part of the run; None if unknown."""
+        return self._validation.rows[-1].get("images_per_s") if self._validation.rows else None
 
     def train(self, iteration: int, values: dict[str, float]) -> None:
         """Log the scalars of a training iteration."""

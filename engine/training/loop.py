@@ -1,7 +1,7 @@
 """The training loop: steps, logging, validation and checkpoints until the last iteration or a stop request."""
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -41,7 +41,6 @@ class Run:
         log: the log that metrics are written to.
         request: the stop request, set by a signal.
         samples: the training samples, which also record the unreadable images.
-        val_images_per_s: the throughput of the latest validation.
     """
 
     config: DictConfig
@@ -54,7 +53,6 @@ class Run:
     val_set: ImageDataset
     log: RunLog | NoLog
     request: StopRequest
-    val_images_per_s: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.samples = cast(Seeded, self.loader.dataset)
@@ -160,7 +158,6 @@ class Run:
             )
         self.log.validation(self.state.iteration, result)
         self.say(f"iteration {self.state.iteration}: {headline_text(result.scores)}")
-        self.val_images_per_s = result.images_per_s
         score = monitored_score(result.scores, self.val_set.classes, self.config.recipe.monitor)
         self.save(best=self.state.record(result.scores, score))
         self._throughput.restart()

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ class TrainingState:
         schedule: the learning rate schedule of the optimiser.
         identity: the identity of the run.
         ema: the moving average of the weights, which ``best.safetensors`` contains in their place; None to disable.
+        began: the start of this part of the run by ``perf_counter``; None for now.
 
     Attributes:
         iteration: the number of completed iterations.
@@ -54,6 +56,7 @@ class TrainingState:
         identity: Identity,
         *,
         ema: AveragedWeights | None = None,
+        began: float | None = None,
     ):
         self.identity, self.ema = identity, ema
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
@@ -64,6 +67,8 @@ class TrainingState:
         self.best_score: float = -1.0
         self.stale: int = 0
         self.wandb_id: str | None = None
+        self._began = time.perf_counter() if began is None else began
+        self._seconds_before = 0.0  # the duration of the run up to the checkpoint that it was resumed from
         self._saved = 0  # the iteration of the latest checkpoint
         self._last_is_whole = True  # False if last.pt is damaged and the run resumed from previous.pt
 
@@ -71,6 +76,11 @@ class TrainingState:
     def score(self) -> float | None:
         """The best score so far, in [0, 1]; None if there is none."""
         return None if self.best_score < 0 else self.best_score
+
+    @property
+    def seconds(self) -> float:
+        """The duration of the run so far, over all its parts, without work that was lost."""
+        return self._seconds_before + time.perf_counter() - self._began
 
     @property
     def learning_rate(self) -> float:
@@ -120,6 +130,7 @@ class TrainingState:
                 "random": from_all(_random_state()),
                 "best_score": self.best_score,
                 "stale": self.stale,
+                "seconds": self.seconds,
                 "validated": self.validated,
                 "skipped": self.skipped,
                 "identity": self.identity.fingerprint,
@@ -182,6 +193,7 @@ class TrainingState:
             alike(training[key], 0, key) for key in ("validated", "skipped", "best_score")
         )
         self.stale = alike(training.get("stale", 0), 0, "stale")
+        self._seconds_before = alike(training.get("seconds", 0.0), 0.0, "seconds")
         self.wandb_id = training["wandb_id"]
         if not (isinstance(training["identity"], str) and isinstance(self.wandb_id, str | None)):
             raise ValueError("identity and wandb_id must be strings")

@@ -34,9 +34,7 @@ def check_scores(task: Task, state: TrainingState, classes: Sequence[str]) -> No
         raise ValueError(f"the scores in the checkpoint are not those of a validation of this task: {error}") from error
 
 
-def run_result(
-    task: Task, state: TrainingState, cost: Mapping[str, float], seconds: float, monitor: str | None
-) -> dict[str, Any]:
+def run_result(task: Task, state: TrainingState, cost: Mapping[str, float], monitor: str | None) -> dict[str, Any]:
     """Return the result of a finished run: its scores in percent, the headline metric first, and its cost.
 
     A run without a score cannot be compared with others: its result is an error, as if it had failed.
@@ -45,14 +43,13 @@ def run_result(
         task: the task of the run.
         state: its final state.
         cost: the costs of the network, by name.
-        seconds: the time since the run was started or last resumed.
         monitor: the name of the score that selects its best checkpoint; None for the headline metric.
     """
     if state.score is None:
         return {"error": NO_SCORE}
     summary = task.scores(**state.scores).summary()
     best = {f"best_{monitor or next(iter(summary))}": 100 * state.score}
-    return {**summary, **best, **cost, "iterations": state.iteration, "seconds": seconds}
+    return {**summary, **best, **cost, "iterations": state.iteration, "seconds": state.seconds}
 
 
 def closing_lines(

@@ -52,6 +52,20 @@ def test_an_older_run_resumes_to_the_same_result(whole, former, tmp_path, resume
     assert all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
 
 
+def test_the_duration_and_the_speed_in_the_result_cover_the_parts_before_a_resumption(whole, tmp_path):
+    """A run was killed after its last validation, before it wrote its result."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    before = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    saved = checkpoints.load(folder / "last.pt")
+    assert 0 < saved.training["seconds"] <= before["seconds"]
+    saved.training["seconds"] = 1000.0
+    training.train(composed(), folder, saved)
+    after = json.loads((folder / "result.json").read_text())
+    assert after["seconds"] > 1000
+    assert after["val_images_per_s"] == before["val_images_per_s"] > 0
+
+
 def start(config, folder):
     """Return where a run would start."""
     with resuming.find_start(config, folder) as found:
