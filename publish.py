@@ -86,7 +86,7 @@ def _scores(config: DictConfig, saved: "Checkpoint", dataset: Any) -> Any:
 def _record(config: DictConfig, path: Path) -> dict[str, Any]:
     """Return the record of the training in the run's result.json; values on the command line take precedence."""
     result = path.parent / "result.json"
-    found = json.loads(result.read_text()) if result.is_file() else {}
+    found = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
     given = {name: str(config[name]) for name in ("commit", "machine") if config[name] is not None}
     return checkpoints.record_of(found) | given
 

@@ -61,7 +61,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file; none if it does not exist."""
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -120,7 +120,7 @@ def _lines_of(path: Path) -> list[list[str]]:
     """Return the rows of a CSV file without its header."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.reader(file))[1:]
 
 
@@ -188,7 +188,7 @@ def _peak_of_process(run: DictConfig, seed: int) -> float:
 
 def _highest_mib() -> float:
     """Return this process's peak resident memory in MiB; getrusage would report the parent's if it is higher."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 

@@ -44,7 +44,7 @@ class Log:
     def _earlier(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
-        with open(self.path, newline="") as file:
+        with open(self.path, encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
     @staticmethod

@@ -20,7 +20,7 @@ class ScalarFile:
         self.path = path
         self.rows: list[dict[str, float]] = []
         if path.exists() and keep_until:
-            lines = path.read_text().splitlines(keepends=True)
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]  # a full disk may have truncated the last one
             number = {"iteration": int}
             read = [
@@ -39,7 +39,7 @@ class ScalarFile:
         if len(self.rows) == 1:
             self._write_all()
             return
-        with naming(self.path), open(self.path, "a", newline="") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8", newline="") as file:
             csv.writer(file).writerow([row.get(key, "") for key in self.rows[0]])
 
     def _write_all(self) -> None:

@@ -46,14 +46,14 @@ class Table(NamedTuple):
 
     def write_csv(self, path: Path) -> None:
         """Write a CSV file atomically."""
-        with replacing(path) as unfinished, open(unfinished, "w", newline="") as file:
+        with replacing(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([self.header, *self.rows])
 
     def append_csv(self, path: Path) -> None:
         """Append the rows to a CSV file with the same header; create the file if needed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.rows if path.exists() else [self.header, *self.rows]
-        with naming(path), open(path, "a", newline="") as file:
+        with naming(path), open(path, "a", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(lines)
 
     def _shown(self) -> list[list[str]]:

@@ -26,12 +26,12 @@ def available_memory(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     known = [sys.maxsize]
     with suppress(OSError, StopIteration):  # not Linux
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         known.append(next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("MemAvailable:")))
     with suppress(OSError, ValueError):  # no limit: "max", or no file
-        used = int((_CGROUP / "memory.current").read_text())
-        cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text(encoding="utf-8"))
+        cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
+        limit = int((_CGROUP / "memory.max").read_text(encoding="utf-8"))
         known.append(limit - used + int(cached.get("inactive_file", 0)))
     return max(min(known), 0)
 

@@ -114,7 +114,7 @@ class FolderLock:
     def _holder(self) -> dict[str, Any]:
         """Return "pid", "host" and "since" as written by the process that holds the lock; {} if not written yet."""
         try:
-            return dict(json.loads(self._path.read_text()))
+            return dict(json.loads(self._path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -124,7 +124,7 @@ def holds_run(folder: Path) -> bool:
     if any((folder / name).exists() for name in (LAST, PREVIOUS, BEST)):
         return True
     try:
-        return "error" not in json.loads((folder / RESULT).read_text())
+        return "error" not in json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 

@@ -77,7 +77,7 @@ def report(folder: Path) -> list[str]:
 
 
 def _read(path: Path) -> Run:
-    run = json.loads(path.read_text())
+    run = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(run.get("overrides"), dict):
         raise ValueError(f"{path} was written by an earlier version in another format: rerun the sweep")
     return run

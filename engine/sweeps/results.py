@@ -76,7 +76,7 @@ def set_aside_result(folder: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a ``result.json``; {} if the file is missing or damaged."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -88,7 +88,7 @@ def distinct(cases: Iterable[Case]) -> list[Case]:
 
 def _with_tables(gpu: str) -> list[plan.Device]:
     """Return the GPU, which has no table and so uses the rule, and every GPU of the same capability that has one."""
-    headers = [json.loads(path.read_text()) for path in tiles.CONFIGS.glob("*.json")]
+    headers = [json.loads(path.read_text(encoding="utf-8")) for path in tiles.CONFIGS.glob("*.json")]
     names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 

@@ -101,7 +101,7 @@ def load_table(device_name: str) -> list[dict[str, Any]]:
     """Return the rows of ``configs/<device>.json``, or an empty list for a device without a table."""
     if device_name not in tables:
         path = table_path(device_name)
-        tables[device_name] = json.loads(path.read_text())["rows"] if path.exists() else []
+        tables[device_name] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     return tables[device_name]
 
 
@@ -112,7 +112,7 @@ def write_table(device: Device, rows: list[dict[str, Any]], origin: dict[str, An
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     path = table_path(device.name)
     unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text("{\n" + ",\n".join([*fields, f' "rows": [\n{lines}\n ]']) + "\n}\n")
+    unfinished.write_text("{\n" + ",\n".join([*fields, f' "rows": [\n{lines}\n ]']) + "\n}\n", encoding="utf-8")
     os.replace(unfinished, path)
     return path
 
