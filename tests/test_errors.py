@@ -86,6 +86,13 @@ def test_a_file_that_is_not_a_checkpoint_is_rejected(run_entry, tmp_path):
     assert "other.safetensors cannot be imported as a published checkpoint: its tensor names (weight" in message
 
 
+@pytest.mark.parametrize("script", ["predict.py", "export.py"])  # whose hydra.run.dir is the current folder
+def test_an_empty_current_folder_is_not_removed(run_entry, tmp_path, script):
+    done = run_entry(script, "checkpoint=NOWHERE/best", *(["input=x.png"] if script == "predict.py" else []), ok=False)
+    assert "there is no checkpoint" in done.stderr
+    assert tmp_path.is_dir()
+
+
 def test_evaluate_refuses_options_that_would_have_no_effect(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "evaluate.py", "checkpoint=RUN/best", "model.head.recurrence=1", "seed=1")
     assert "model.head.recurrence, seed cannot be set here, because the checkpoint determines the network" in message

@@ -6,7 +6,7 @@ From then on, the folder of the run is locked, so that no other process can writ
 import itertools
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from ..runtime.atomic_files import given_path
 from ..runtime.distributed import from_all, from_first, rank
 from ..runtime.launchers import is_first
 from ..runtime.overrides import in_sweep
-from ..runtime.run_folder import LAST, PREVIOUS, FolderLock, FolderTaken, holds_run
+from ..runtime.run_folder import LAST, PREVIOUS, FolderLock, FolderTaken, holds_run, remove_if_empty
 from .contents import data_contents
 from .continuation import check_given, given_options
 from .identity import LENGTH, Wanted
@@ -105,8 +105,7 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
             with read_write(runtime):
                 runtime.output_dir = str(start.folder)  # where an error of this run is recorded
         if start.folder != folder:
-            with suppress(OSError):  # removes it only if empty, before a kill could leave it behind
-                folder.rmdir()
+            remove_if_empty(folder)  # before a kill could leave it behind
         return start
     if config.resume is None:
         held.enter_context(FolderLock(folder))

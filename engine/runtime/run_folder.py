@@ -129,6 +129,17 @@ def holds_run(folder: Path) -> bool:
         return False
 
 
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that Hydra has created, unless it holds something.
+
+    The current folder and those that contain it are kept: they are the user's, even if ``hydra.run.dir`` names them.
+    """
+    with suppress(OSError):  # rmdir fails on a folder that is not empty
+        here = Path.cwd()
+        if folder.resolve() not in (here, *here.parents):
+            folder.rmdir()
+
+
 def _named(holder: dict[str, Any]) -> str:
     if not holder:
         return "another process"

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..runtime.launchers import in_own_process, is_first, join_job, parallel_worker
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
-from ..runtime.run_folder import FolderLock, FolderTaken
+from ..runtime.run_folder import FolderLock, FolderTaken, remove_if_empty
 from .help_text import commented_config
 from .results import write_result
 
@@ -55,7 +55,7 @@ def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
 
 def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if not is_first():
-        _remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all ranks use
+        remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all ranks use
     try:
         with _explain_lost_workers():
             return main(config)
@@ -77,7 +77,8 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         return _record_failure(f"{type(error).__name__}: {error}")
     finally:
         if is_first():  # any other rank might remove the folder just before rank 0 writes to it
-            _remove_if_empty(_folder(), _folder().parent)
+            remove_if_empty(_folder())
+            remove_if_empty(_folder().parent)
 
 
 @contextmanager
@@ -118,9 +119,3 @@ def _message(error: BaseException) -> str:
 def _folder() -> Path:
     """Return the output folder that Hydra created for this run."""
     return Path(HydraConfig.get().runtime.output_dir)
-
-
-def _remove_if_empty(*folders: Path) -> None:
-    with suppress(OSError):  # rmdir fails on a folder that is not empty
-        for folder in folders:
-            folder.rmdir()
