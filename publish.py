@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @entry_point
 def main(config: DictConfig) -> None:
     """Score the network before and after rounding its weights, and write the folder."""
-    path = checkpoints.find(config.checkpoint)
+    path, output = checkpoints.find(config.checkpoint), runtime.given_path(config.output)
+    _check_output(output)
     saved = checkpoints.load(path, **config.published)
     dataset = _validation_set(config, saved)
     exact = _scores(config, saved, dataset)
@@ -47,7 +48,6 @@ def main(config: DictConfig) -> None:
             )
         sentence = f" Large tensors are stored in float16; with the run's float32 weights, {name} is {before:.2f}."
         exact = rounded
-    output = runtime.given_path(config.output)
     stored = replace(stored, scores=exact._asdict())
     protocol = saved.config.get("protocol", {}).get("_target_", "Whole").rpartition(".")[2]
     scored_on = f"Percent on the {len(dataset)} images of the val split, protocol {protocol}."
@@ -55,6 +55,18 @@ def main(config: DictConfig) -> None:
     prediction.write_card(stored, output, scored_on=scored_on + sentence, record=_record(config, path))
     size = (output / "model.safetensors").stat().st_size / 1e6
     print(f"{evaluation.headline_text(exact)}\n{output}: {size:.1f} MB of weights, with config.json and README.md")
+
+
+def _check_output(output: Path) -> None:
+    """Raise ValueError if the folder holds a run, or files of something else that would be overwritten."""
+    if runtime.holds_run(output):
+        raise ValueError(
+            f"output={output} holds a run, and checkpoint={output} would no longer mean its best weights: choose "
+            "another folder"
+        )
+    taken = [name for name in ("README.md", "config.json", "model.safetensors") if (output / name).exists()]
+    if taken and not checkpoints.is_folder(output):
+        raise ValueError(f"{output / taken[0]} belongs to something else and would be overwritten: set output=FOLDER")
 
 
 def _validation_set(config: DictConfig, saved: "Checkpoint") -> Any:

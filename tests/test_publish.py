@@ -77,6 +77,15 @@ def test_a_rounding_that_costs_too_much_is_refused(run_folder, run_entry, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_publishing_overwrites_neither_a_run_nor_the_files_of_something_else(run_folder, run_entry, tmp_path):
+    done = run_entry("publish.py", f"checkpoint={run_folder}", f"output={run_folder}", *HERE, ok=False)
+    assert f"error: output={run_folder} holds a run" in done.stderr
+    (tmp_path / "README.md").write_text("mine")
+    done = run_entry("publish.py", f"checkpoint={run_folder}", f"output={tmp_path}", *HERE, ok=False)
+    assert f"error: {tmp_path}/README.md belongs to something else and would be overwritten" in done.stderr
+    assert not (run_folder / "model.safetensors").exists() and (tmp_path / "README.md").read_text() == "mine"
+
+
 def test_predict_says_that_the_packaged_network_is_missing(run_entry, monkeypatch, tmp_path):
     monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
     Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")

@@ -50,19 +50,19 @@ library_name: ccnet
 pipeline_tag: image-segmentation
 license: other
 license_name: {licence_name}
-tags: [semantic-segmentation, criss-cross-attention, ccnet]
+tags: [{kind}, criss-cross-attention, ccnet]
 ---
 
 # {name}
 
-A network of the [CCNet](https://arxiv.org/abs/1811.11721) reference implementation that assigns each pixel of an RGB
-image one of {number} classes: {classes}.
+A network of the [CCNet](https://arxiv.org/abs/1811.11721) reference implementation that
+{purpose}: {classes}.
 
 ```python
 import ccnet
 
 network = ccnet.from_pretrained("{name}")
-labels, probabilities, overlay = network.predict("photo.jpg")
+{outputs} = network.predict("photo.jpg")
 ```
 
 ## Data and licence
@@ -91,11 +91,18 @@ def model_card(
         scored_on: a sentence that states on which images and how the scores were measured.
         record: what is known of the run's result; see :func:`record_of`.
     """
-    source = _source(saved)
+    source, number = _source(saved), len(saved.classes)
+    channels = saved.setting("model.backbone").get("in_channels", 3)
+    image = "an RGB image" if channels == 3 else f"an image of {channels} channel{'s' * (channels > 1)}"
+    detects = str((saved.config.get("task") or {}).get("_target_")).endswith(".Detection")
     return _CARD.format(
         name=name,
+        kind="instance-segmentation" if detects else "semantic-segmentation",
+        purpose=f"finds objects of {number} classes in {image}"
+        if detects
+        else f"assigns each pixel of {image} one of {number} classes",
+        outputs="labels, scores, boxes, masks, overlay" if detects else "labels, probabilities, overlay",
         licence_name="data-set-terms" if source else "unknown",
-        number=len(saved.classes),
         classes=", ".join(saved.classes),
         data=_data(source),
         training=_training(saved, record),

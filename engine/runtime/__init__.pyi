@@ -21,5 +21,6 @@ from .run_folder import LAST as LAST
 from .run_folder import PREVIOUS as PREVIOUS
 from .run_folder import FolderLock as FolderLock
 from .run_folder import FolderTaken as FolderTaken
+from .run_folder import holds_run as holds_run
 from .stop_signals import Stopped as Stopped
 from .stop_signals import StopRequest as StopRequest

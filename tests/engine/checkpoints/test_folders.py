@@ -5,6 +5,7 @@ import math
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -18,6 +19,7 @@ from untrusted_files import NAMED
 import ccnet
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import folders, pretrained
+from ccnet.engine.checkpoints.model_card import model_card
 from ccnet.engine.prediction import TrainedNetwork
 
 NAME = pretrained.DEFAULT
@@ -86,6 +88,19 @@ def test_a_card_says_what_the_network_was_trained_on_and_how_well_it_does(folder
     assert "Trained on the training split of CamVid" in card and "research use only" in card
     assert "| recurrence R | 2 |" in card and "| backbone | resnet10t |" in card
     assert "| Building | 60.00 | 60.00 |" in card and "| mean | 60.00 | 70.00 |" in card
+
+
+def test_a_card_describes_the_task_and_the_images_of_its_network(network):
+    saved = network._saved
+    text = model_card(saved, "street", record={})
+    assert "assigns each pixel of an RGB image one of 11 classes: Sky, " in text
+    assert "labels, probabilities, overlay = network.predict" in text
+    backbone = saved.config["model"]["backbone"] | {"in_channels": 5}
+    task = {"_target_": "ccnet.engine.evaluation.tasks.detection.Detection"}
+    config = saved.config | {"model": saved.config["model"] | {"backbone": backbone}, "task": task}
+    text = model_card(replace(saved, config=config), "street", record={})
+    assert "finds objects of 11 classes in an image of 5 channels: Sky, " in text
+    assert "labels, scores, boxes, masks, overlay = network.predict" in text and "semantic" not in text.split("#")[0]
 
 
 def test_a_card_that_someone_has_edited_is_kept(network, tmp_path):
