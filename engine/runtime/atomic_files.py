@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .launchers import is_first
+
 
 def given_path(value: str | int | float | Path) -> Path:
     """Convert a command-line or YAML value to a path; a folder named 2026, for example, is parsed as a number."""
@@ -16,9 +18,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the block ends and is removed if the block fails.
 
     The file's permissions follow the umask, however the block creates it. If the process is killed, the temporary file
-    remains beside `path` until the next write to `path`.
+    remains beside `path` until the next write to `path`. Two processes of a run may write the same file.
     """
-    unfinished = path.with_name(f".{path.name}.part")
+    process = "" if is_first() else os.environ["RANK"]
+    unfinished = path.with_name(f".{path.name}.part{process}")
     try:
         with naming(path):
             unfinished.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import PATIENCE
 
-from ccnet.engine.runtime import run_folder
+from ccnet.engine.runtime import replacing, run_folder, write_text
 from ccnet.engine.runtime.run_folder import LOCK, FolderLock, FolderTaken, holds_run
 
 # Lock a folder, fork a process that outlives this one, as a data worker does, and wait.
@@ -111,3 +111,14 @@ def test_a_folder_holds_a_run_if_starting_another_would_lose_something(tmp_path)
     (tmp_path / "result.json").unlink()
     (tmp_path / "previous.pt").touch()
     assert holds_run(tmp_path)
+
+
+def test_two_processes_of_a_run_may_write_the_same_file_at_once(tmp_path, monkeypatch):
+    """Such as the same error, which each records in result.json."""
+    path = tmp_path / "result.json"
+    with replacing(path) as first:
+        first.write_text("0")
+        monkeypatch.setenv("RANK", "1")
+        write_text(path, "1")
+        monkeypatch.setenv("RANK", "0")
+    assert (path.read_text(), list(tmp_path.iterdir())) == ("0", [path])
