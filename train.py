@@ -174,7 +174,7 @@ def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
     if run.log.val_images_per_s is not None:
         cost = {**cost, "val_images_per_s": run.log.val_images_per_s}
     result = training.run_result(task, state, cost, recipe.monitor)
-    origin = runtime.provenance(run.device) | {"training_images": len(train_set)}
+    origin = run.step.provenance() | {"training_images": len(train_set)}
     sweeps.write_result(run.folder, result | {"identity": state.identity.fingerprint, "provenance": origin})
     counts = {"unreadable": unreadable, "empty": run.empty_batches}
     print(training.closing_lines(task, state, train_set.classes, run.folder, **counts, patience=recipe.patience))

@@ -1,6 +1,7 @@
 """Training, evaluating and predicting with framework=jax, compared with torch."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +39,16 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     run(folder, "framework=jax", *NO_DROPOUT)
     return folder
+
+
+def test_the_result_names_the_device_of_jax_although_torch_uses_the_cpu(finished):
+    from ccnet.engine.training.steps.jax_step import JaxStep
+
+    recorded = json.loads((finished / "result.json").read_text())["provenance"]
+    assert recorded["machine"].startswith("CPU, ") and recorded["jax"] == jax.__version__
+    device = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100")
+    step = SimpleNamespace(mesh=SimpleNamespace(devices=[device]))
+    assert JaxStep.provenance(step)["machine"] == "NVIDIA H100"
 
 
 def test_a_jax_run_gives_the_same_results_as_a_torch_run(finished, tmp_path):

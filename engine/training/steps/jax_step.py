@@ -21,6 +21,7 @@ from ....models.nnx import state_dict, twin
 from ....models.nnx.layers import from_torch, hold_statistics, to_torch
 from ...evaluation.jax_network import JaxNetwork
 from ...runtime.memory import process_peak_mib
+from ...runtime.provenance import provenance
 from .nonfinite import Outcome
 
 # The per-parameter state of torch's optimisers, under torch's names.
@@ -119,6 +120,12 @@ class JaxStep:
         if count:
             return count["peak_bytes_in_use"] / 2**20
         return process_peak_mib()
+
+    def provenance(self) -> dict[str, str]:
+        """Return the machine, on which torch only uses the CPU, the versions, the commit and the date."""
+        device = self.mesh.devices[0]
+        machine = {} if device.platform == "cpu" else {"machine": device.device_kind}
+        return provenance(torch.device("cpu")) | machine | {"jax": jax.__version__}
 
     def _read_optimizer(self) -> dict[str, Any]:
         """Return the optimiser state, with zeros for parameters that have not been updated yet."""

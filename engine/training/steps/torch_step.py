@@ -14,6 +14,7 @@ from ....losses.all_reduce import sum_over_processes
 from ...evaluation.tasks import Task
 from ...runtime.distributed import average_gradients, parallel, synchronise, world_size
 from ...runtime.memory import enough_memory, process_peak_mib
+from ...runtime.provenance import provenance
 from ..setup.checkpointing import checkpoint_gradients
 from ..setup.freezing import held_modules
 from .nonfinite import Outcome, step_if
@@ -39,6 +40,10 @@ class Step(Protocol):
 
     def peak_memory_mib(self) -> float:
         """Return the peak memory so far, in MiB."""
+        ...
+
+    def provenance(self) -> dict[str, str]:
+        """Return the machine that the step runs on, the versions, the commit and the date."""
         ...
 
 
@@ -160,6 +165,10 @@ class TorchStep:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return process_peak_mib()
+
+    def provenance(self) -> dict[str, str]:
+        """Return the machine, versions, commit and date; see :func:`ccnet.engine.runtime.provenance`."""
+        return provenance(self.device)
 
 
 @enough_memory(
