@@ -74,16 +74,17 @@ def main(config: DictConfig) -> float:
     name = "_".join([path.stem, *other, config.split, *([protocol_name] if task.predicts_label_maps else [])])
     own = HydraConfig.get().runtime.output_dir if config.checkpoint in checkpoints.PACKAGED else path.parent
     stem = runtime.given_path(config.output or own) / name
-    with _writable(stem.parent):
-        files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
-        stem.parent.mkdir(parents=True, exist_ok=True)
-
-    def write_prediction(index: int, labels: "Tensor") -> None:
-        for written in files:
-            written.write(index, labels)
-
     framework = training.choose_framework(config.framework, config.device)
     with runtime.processes(framework.device, timeout=config.collective_timeout):
+        stem = runtime.from_first(stem)  # Hydra's folder contains the time, which differs between processes
+        with _writable(stem.parent):
+            files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
+            stem.parent.mkdir(parents=True, exist_ok=True)
+
+        def write_prediction(index: int, labels: "Tensor") -> None:
+            for written in files:
+                written.write(index, labels)
+
         result = task.evaluate(
             framework.evaluated(_network(saved), bf16=bf16),
             dataset,

@@ -140,8 +140,10 @@ def _check_outputs(config: DictConfig, images: Sequence["InputImage"], output: P
     wanted = {"attention": config.attention is not None, "probabilities": config.probabilities, "logits": config.logits}
     kinds = ["", "_overlay", *(f"_{kind}" for kind, value in wanted.items() if value)]
     prediction.check_outputs(images, output, kinds, ["comparison"] if compare else [])
+    if config.attention is not None and not (isinstance(config.attention, ListConfig) and len(config.attention) == 2):
+        raise ValueError(f"attention={config.attention} is not a point: set attention=[y,x], in pixels")
     if config.video:
-        drawing.check_video(runtime.given_path(config.video))
+        drawing.check_video(runtime.given_path(config.video), config.fps)
 
 
 def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"]) -> "GroundTruth | None":

@@ -97,12 +97,15 @@ def test_bf16_of_the_command_line_applies_and_is_that_of_the_run_otherwise(finis
         return original(self, model, dataset, protocol, bf16=bf16, **options)
 
     monkeypatch.setattr(Semantic, "evaluate", evaluate)
+    # All processes write to the folder of the first one.
+    monkeypatch.setattr("ccnet.engine.runtime.from_first", lambda stem: tmp_path / "first" / stem.name)
     for options in ((), ("bf16=true",)):
         run_entry(
             "evaluate.py", f"checkpoint={finished / 'best'}", "device=cpu", "num_workers=0", f"output={tmp_path}",
             *options,
         )  # fmt: skip
     assert used == [False, True]
+    assert (tmp_path / "first" / "best_val_whole.json").is_file()
 
 
 def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_entry):
@@ -175,10 +178,13 @@ def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
     for option, message in (
         ("video=out.avi", r"video=out.avi ends in '.avi': choose one of .gif, .mp4"),
         ("labels=nowhere", f"labels=nowhere has no label image one (.png, .tif, .tiff, .bmp, .gif) for {picture}"),
+        ("fps=0", "fps=0: set the frames per second of the video, from 0.1 to 1000"),
+        ("attention=200", "attention=200 is not a point: set attention=[y,x], in pixels"),
         ("probabilities=jpg", "probabilities=jpg: choose one of npz, png, png16"),
     ):
         done = run_entry(
-            "predict.py", f"checkpoint={finished / 'best'}", f"input={picture}", "device=cpu", option, ok=False
+            "predict.py", f"checkpoint={finished / 'best'}", f"input={picture}", "device=cpu", option,
+            *(["video=out.gif"] if "fps" in option else []), ok=False,
         )  # fmt: skip
         assert message in done.stderr
         assert not (tmp_path / "predictions").exists()

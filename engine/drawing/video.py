@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,8 +20,10 @@ _BITS = 5  # bits per channel when counting colours
 _SAMPLES = 200_000  # number of pixels from which the palette of a GIF is chosen
 
 
-def check_video(path: Path) -> None:
-    """Raise ValueError if a video with this suffix cannot be written here."""
+def check_video(path: Path, fps: Any) -> None:
+    """Raise ValueError if a video with this suffix and number of frames per second cannot be written here."""
+    if not isinstance(fps, int | float) or not 0.1 <= fps <= 1000:
+        raise ValueError(f"fps={fps}: set the frames per second of the video, from 0.1 to 1000")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"video={path} ends in {path.suffix!r}: choose one of {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".mp4":
