@@ -22,7 +22,6 @@ Images that cannot be read or predicted are skipped and listed at the end; the e
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -186,7 +185,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
             {"category": entry.pop("category_id")} | {key: value for key, value in entry.items() if key != "image_id"}
             for entry in evaluation.coco_results(evaluation.as_stored_objects(objects, turn), 0, saved.classes)
         ]
-        runtime.write_text(output / f"{name}.json", json.dumps(found, indent=1) + "\n")
+        runtime.write_json(output / f"{name}.json", found)
         likely = evaluation.likely_objects(objects)
         drawn = drawn_channels(picture, prediction.drawn_channels_of(saved))
         drawing.save_objects(output / f"{name}_overlay.png", drawn, likely, saved.classes)

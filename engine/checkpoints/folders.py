@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...models.tensor_files import CHECKSUM, TensorFile, checksum
 from ...models.tensor_files import FOLDER_WEIGHTS as WEIGHTS
-from ..runtime.atomic_files import replacing, write_text
+from ..runtime.atomic_files import replacing, write_json
 from .record import Checkpoint
 
 CONFIG = "config.json"
@@ -40,14 +40,13 @@ def write_folder(saved: Checkpoint, folder: Path) -> None:
         "classes": list(saved.classes),
         "palette": [list(colour) for colour in saved.palette],
         "iteration": saved.iteration,
-        "scores": _without_nan(saved.scores),
+        "scores": saved.scores,
     }
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in saved.weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as unfinished:
         save_file(weights, unfinished, metadata={"format": "pt", CHECKSUM: checksum("", weights)})
-    write_text(folder / CONFIG, text)
+    write_json(folder / CONFIG, content)
 
 
 def is_folder(path: Path) -> bool:
@@ -96,15 +95,6 @@ def _unlocated(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: None if key in _LOCATIONS else _unlocated(value) for key, value in node.items()}
     return node
-
-
-def _without_nan(node: Any) -> Any:
-    """Return scores with None in place of NaN, which JSON cannot represent."""
-    if isinstance(node, dict):
-        return {key: _without_nan(value) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [_without_nan(value) for value in node]
-    return None if isinstance(node, float) and math.isnan(node) else node
 
 
 def _with_nan(node: Any) -> Any:

@@ -1,5 +1,6 @@
 from .atomic_files import given_path as given_path
 from .atomic_files import replacing as replacing
+from .atomic_files import write_json as write_json
 from .atomic_files import write_text as write_text
 from .devices import choose_device as choose_device
 from .devices import seed_everything as seed_everything

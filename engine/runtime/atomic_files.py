@@ -1,9 +1,12 @@
 """Parse paths and write files atomically: if the process is killed or the disk is full, the old file stays intact."""
 
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .launchers import is_first
 
@@ -51,3 +54,16 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically, with null in place of NaN and infinity, which JSON lacks."""
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node

@@ -4,6 +4,7 @@ A sweep writes them when it ends. The command rewrites them at any time, even fo
 """
 
 import json
+import math
 import statistics
 import sys
 from collections import defaultdict
@@ -80,7 +81,7 @@ def _read(path: Path) -> Run:
     run = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(run.get("overrides"), dict):
         raise ValueError(f"{path} was written by an earlier version in another format: rerun the sweep")
-    return run
+    return {key: math.nan if value is None else value for key, value in run.items()}  # JSON has no NaN
 
 
 def _draw(folder: Path, settings: list[tuple[Overrides, list[Run]]], done: list[Run], columns: list[str]) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from ..runtime.atomic_files import write_text
+from ..runtime.atomic_files import write_json
 from ..runtime.overrides import given_overrides, in_sweep
 from ..runtime.run_folder import RESULT
 
@@ -23,8 +23,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
         result: the scores, starting with the one used to compare runs; {"error": message} if the run failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"overrides": given_overrides()} | result, indent=1)
-    write_text(folder / RESULT, text + "\n")  # atomic: other processes may be reading
+    write_json(folder / RESULT, {"overrides": given_overrides()} | result)  # atomic: other processes may be reading
 
 
 def sweep_name() -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ....data.sets.coco import instances_transform
 from ....models.mask_rcnn import MaskRCNN
 from ...drawing.objects import save_object_panel
-from ...runtime.atomic_files import write_text
+from ...runtime.atomic_files import write_json, write_text
 from ..average_precision import DetectionScores
 from ..detection import DetectionEvaluation, collate, evaluate_objects
 from ..protocols import Protocol
@@ -99,7 +99,7 @@ class Detection:
         """
         result.scores.table(dataset.classes).write_csv(Path(f"{stem}.csv"))
         measured = {"images_per_s": result.images_per_s} | result.scores.summary() | result.scores._asdict()
-        write_text(Path(f"{stem}.json"), json.dumps({**about, **measured}, indent=1) + "\n")
+        write_json(Path(f"{stem}.json"), {**about, **measured})
         write_text(Path(f"{stem}_results.json"), json.dumps(result.results))
         save_object_panel(Path(f"{stem}.png"), result.samples, dataset.classes)
         return f"table        {stem}.csv, .json\nresults      {stem}_results.json\npredictions  {stem}.png"

@@ -1,6 +1,5 @@
 """The semantic segmentation task: a class for every pixel."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ....models.mask_rcnn import MaskRCNN
 from ...drawing.charts import save_confusion
 from ...drawing.panels import save_panel
 from ...drawing.tables import Table
-from ...runtime.atomic_files import write_text
+from ...runtime.atomic_files import write_json
 from .. import segmentation
 from ..confusion import Scores
 from ..cost import network_cost
@@ -98,7 +97,7 @@ class Semantic:
         For a data set without labels, only the .json file is written.
         """
         measured = {"images_per_s": result.images_per_s} | (result.scores._asdict() if dataset.has_labels else {})
-        write_text(Path(f"{stem}.json"), json.dumps({**about, **measured}, indent=1) + "\n")
+        write_json(Path(f"{stem}.json"), {**about, **measured})
         if not dataset.has_labels:
             return f"speed        {stem}.json"
         result.scores.table(dataset.classes).write_csv(Path(f"{stem}.csv"))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import PATIENCE
 
-from ccnet.engine.runtime import replacing, run_folder, write_text
+from ccnet.engine.runtime import replacing, run_folder, write_json, write_text
 from ccnet.engine.runtime.run_folder import LOCK, FolderLock, FolderTaken, holds_run
 
 # Lock a folder, fork a process that outlives this one, as a data worker does, and wait.
@@ -122,3 +122,10 @@ def test_two_processes_of_a_run_may_write_the_same_file_at_once(tmp_path, monkey
         write_text(path, "1")
         monkeypatch.setenv("RANK", "0")
     assert (path.read_text(), list(tmp_path.iterdir())) == ("0", [path])
+
+
+def test_json_files_have_null_for_numbers_that_json_lacks(tmp_path):
+    """The score of a class that does not occur is NaN, which other parsers reject."""
+    write_json(tmp_path / "a.json", {"class_iou": [0.5, float("nan")], "overrides": {"clip_norm": float("inf")}})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"class_iou": [0.5, None], "overrides": {"clip_norm": None}}
