@@ -128,9 +128,9 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
         own = saved.config.get("dataset", {})
         same = _target(config.dataset, "val") == _target(own, "val")
         kept = {key: own[key] for key in config.dataset if key in own and not _target(own, key)} if same else {}
-        return OmegaConf.merge(
-            config.dataset, {key: value for key, value in kept.items() if f"dataset.{key}" not in given}
-        )
+        named = {name.lstrip("+"): value for name, value in given.items()}
+        kept = {key: value for key, value in kept.items() if not checkpoints.is_given(f"dataset.{key}", named)}
+        return OmegaConf.merge(config.dataset, kept)
     if "dataset" not in saved.config:
         raise ValueError(f"{config.checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR")
     return checkpoints.moved(saved.config, runtime.given_overrides())["dataset"]

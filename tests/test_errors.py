@@ -1,6 +1,7 @@
 """A user error on the command line produces a single message, a non-zero exit status and no partial files."""
 
 import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,10 @@ from safetensors.torch import save_file
 
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint, writing
+from ccnet.engine.guards import plain
+from ccnet.engine.runtime import as_command_line
+from ccnet.evaluate import _dataset_node
+from ccnet.models.factory import compose_conf
 
 SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
 
@@ -96,6 +101,16 @@ def test_an_empty_current_folder_is_not_removed(run_entry, tmp_path, script):
 def test_evaluate_refuses_options_that_would_have_no_effect(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "evaluate.py", "checkpoint=RUN/best", "model.head.recurrence=1", "seed=1")
     assert "model.head.recurrence, seed cannot be set here, because the checkpoint determines the network" in message
+
+
+def test_evaluate_takes_a_part_of_a_data_set_option_from_the_command_line():
+    """The other options come from the run."""
+    given = ["dataset=folder", "dataset.masks=/b", "+dataset.images.val=/b"]
+    run = compose_conf(["dataset=folder", "dataset.images=/a", "dataset.masks=/a", "dataset.classes=3"], "config")
+    saved = SimpleNamespace(config={"dataset": plain(run)["dataset"]})
+    with as_command_line(given):
+        node = _dataset_node(compose_conf(given, "config"), saved)
+    assert (node.images, node.masks, node.classes) == ({"val": "/b"}, "/b", 3)
 
 
 def test_a_pickled_object_is_not_run(tmp_path):
