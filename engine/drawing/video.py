@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -42,14 +43,19 @@ class Video(ABC):
         self.size: tuple[int, int] | None = None
         self.fitted = 0
 
-    def add(self, frame: np.ndarray) -> None:
-        """Append an RGB uint8 frame (H, W, 3); a frame of a different size is scaled and centred on black."""
+    def add(self, frame: np.ndarray, legend: Image.Image | None = None) -> None:
+        """Append a frame; a frame of a different size is scaled and centred on black.
+
+        Args:
+            frame: RGB uint8 (H, W, 3).
+            legend: drawn to the right of the fitted frame; see :class:`VideoLegend`.
+        """
         self.size = self.size or (frame.shape[0], frame.shape[1])
         if frame.shape[:2] != self.size:
             self.fitted += 1
             height, width = self.size
             frame = np.array(ImageOps.pad(Image.fromarray(frame), (width, height), color="black"))
-        self._append(frame)
+        self._append(frame if legend is None else np.array(beside(frame, legend)))
 
     @abstractmethod
     def _append(self, frame: np.ndarray) -> None:
@@ -87,19 +93,23 @@ class _Gif(Video):
         self._path, self._fps = path, fps
         self._spool = resources.enter_context(TemporaryFile())  # noqa: SIM115
         self._colours = np.zeros(2 ** (3 * _BITS), dtype=np.int64)  # number of pixels of each colour, over all frames
+        self._number, self._shape = 0, (0, 0)  # of the frames, with their legend
 
     def _append(self, frame: np.ndarray) -> None:
+        self._number, self._shape = self._number + 1, (frame.shape[0], frame.shape[1])
         red, green, blue = np.moveaxis((frame >> (8 - _BITS)).astype(np.int32), -1, 0)
         self._colours += np.bincount((red << 2 * _BITS | green << _BITS | blue).ravel(), minlength=len(self._colours))
         self._spool.write(np.ascontiguousarray(frame).tobytes())
 
     def finish(self) -> None:
-        if self.size is None:
+        if not self._number:
             raise ValueError("there are no frames to write")
         palette = self._palette()
-        frames = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self._frames(*self.size))
-        duration = round(1000 / self._fps)  # ms
-        next(frames).save(self._path, format="GIF", save_all=True, append_images=frames, duration=duration, loop=0)
+        frames = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self._frames(*self._shape))
+        # A GIF stores multiples of 10 ms: rounding the times of the frames, not each duration, keeps the mean exact.
+        times = [10 * round(100 * index / self._fps) for index in range(self._number + 1)]
+        durations = [end - start for start, end in pairwise(times)]
+        next(frames).save(self._path, format="GIF", save_all=True, append_images=frames, duration=durations, loop=0)
 
     def _palette(self) -> Image.Image:
         """Return an image whose palette fits the colours of all frames, with extra weight for rare ones."""
@@ -159,10 +169,10 @@ class VideoLegend:
         self._seen: list[int] = []
         self._size: Sequence[int] | None = None
 
-    def beside(self, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return an RGB uint8 frame (H, W, 3) with the legend to its right; `labels` are its class indices (H, W)."""
+    def of(self, labels: np.ndarray) -> Image.Image:
+        """Return the legend of the next frame, as tall as the first one; `labels` are its class indices (H, W)."""
         self._seen += [index for index in most_frequent_first([labels]) if index not in self._seen]
-        self._size = size = self._size or frame.shape[:2]
+        self._size = size = self._size or labels.shape
         shown = [self._lines[index] for index in self._seen if index < len(self._lines)]
         canvas = draw_legend(shown, size, width=legend_width([line.text for line in self._lines], size))
-        return np.array(beside(frame, canvas.crop((0, 0, canvas.width, frame.shape[0]))))
+        return canvas.crop((0, 0, canvas.width, size[0]))

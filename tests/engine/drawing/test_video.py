@@ -19,10 +19,10 @@ def test_an_mp4_contains_every_frame_in_order(tmp_path):
     assert [round(frame.mean() / 60) for frame in found] == [0, 1, 2, 3]
 
 
-def gif_frames(path, frames):
+def gif_frames(path, frames, legend=None):
     with open_video(path, fps=10) as made:
         for frame in frames:
-            made.add(frame)
+            made.add(frame, legend)
     with Image.open(path) as read:
         found = []
         for number in range(read.n_frames):
@@ -56,19 +56,42 @@ def test_frames_of_another_size_are_fitted_into_the_first(tmp_path):
     assert (found[2][:, :14] == 0).all()
 
 
+def test_a_legend_keeps_its_size_and_place_beside_frames_of_another_size(tmp_path):
+    legend = VideoLegend(["road"], [(255, 0, 0)])
+    canvas = legend.of(np.zeros((40, 60), dtype=np.uint8))
+    assert legend.of(np.zeros((80, 30), dtype=np.uint8)) == canvas
+    frames = [np.full((*size, 3), 99, dtype=np.uint8) for size in ((40, 60), (80, 30))]
+    found, made = gif_frames(tmp_path / "out.gif", frames, canvas)
+    assert made.fitted == 1
+    assert np.abs(found[0][:, 60:] - np.array(canvas)).max() < 24
+    assert np.array_equal(found[0][:, 60:], found[1][:, 60:])
+
+
+@pytest.mark.parametrize("fps", [15, 24, 30, 60])
+def test_a_gif_plays_at_the_given_rate(tmp_path, fps):
+    with open_video(tmp_path / "out.gif", fps=fps) as made:
+        for number in range(30):
+            made.add(np.full((2, 2, 3), 8 * number, dtype=np.uint8))
+    durations = []
+    with Image.open(tmp_path / "out.gif") as read:
+        for number in range(read.n_frames):
+            read.seek(number)
+            durations.append(read.info["duration"])
+    assert abs(sum(durations) - 30_000 / fps) <= 10
+
+
 def test_a_video_has_a_legend_of_constant_size_in_which_classes_keep_their_place():
     palette = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     legend = VideoLegend(["road", "car", "a long name of a class"], palette)
-    frame = np.zeros((90, 120, 3), dtype=np.uint8)
     shown = []
     for classes in ([1], [0, 0, 1], [2]):
         labels = np.resize(np.array(classes, dtype=np.uint8), (90, 120))
-        shown.append(legend.beside(frame, labels))
+        shown.append(np.array(legend.of(labels)))
     assert len({picture.shape for picture in shown}) == 1
-    assert shown[0].shape[0] == 90 and shown[0].shape[1] > 120
+    assert shown[0].shape[0] == 90
 
     def places(picture, colour):
-        return np.nonzero((picture[:, 120:] == colour).all(axis=2).any(axis=1))[0]
+        return np.nonzero((picture == colour).all(axis=2).any(axis=1))[0]
 
     assert len(places(shown[0], palette[0])) == 0
     assert np.array_equal(places(shown[0], palette[1]), places(shown[2], palette[1]))
