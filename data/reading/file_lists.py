@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that store values unchanged
+_LOSSY = (".jpg", ".jpeg", ".webp")
 
 
 def read_list(path: Path) -> list[tuple[str, list[str]]]:
@@ -128,6 +129,7 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
             f"{len(without)} of {len(pictures)} images have no label image in {labels}: {pictures[without[0]]} needs "
             f"{expected} ({', '.join(LABEL_SUFFIXES)}); there is {_first(shown) or 'nothing'}"
             f"{_suggestion([path.relative_to(labels) for path in there], without)}"
+            f"{'' if there else _about_lossy(others)}"
         )
     return [(path, found[key]) for key, path in pictures.items()]
 
@@ -163,6 +165,13 @@ def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
 
     best = max(sorted(patterns), key=matches, default=None)
     return f". If these are the masks, set dataset.mask_name='{best}'" if best else ""
+
+
+def _about_lossy(there: Sequence[Path]) -> str:
+    """Explain why masks saved as JPEG or WebP are not accepted, if there are any, else return ""."""
+    if not any(path.suffix.lower() in _LOSSY for path in there):
+        return ""
+    return ". JPEG and WebP change the values of pixels: save the masks as PNG from where they were drawn"
 
 
 def check_files(pairs: Sequence[tuple[Path, Path | None]], source: str) -> list[tuple[Path, Path | None]]:

@@ -345,6 +345,24 @@ def test_formats_of_masks(tmp_path):
     there = masks(tmp_path / "masks", "0.PNG", "1.tif", "2.bmp", "3.gif")
     dataset = folder(images, there)
     assert all(np.array_equal(dataset.read_labels(index), MASK) for index in range(4))
+    sparse = np.array([0, 2, 5, 255], dtype=np.uint8)[np.minimum(MASK + MASK.T[:20, :1], 3)]
+    path = save(tmp_path / "sparse.gif", sparse)  # Pillow renumbers its palette to 0, 1, 2, 3
+    assert np.array_equal(labels(path, classes=6), sparse)
+    colours = Image.fromarray(sparse)
+    colours.putpalette([128, 0, 0, 0, 0, 9, 0, 64, 0, 9, 0, 0, 9, 9, 0, 7, 7, 9] + [0] * 750)
+    colours.save(tmp_path / "colours.gif")
+    with pytest.raises(ValueError, match=r"colours\.gif is a colour image .*map its colours .*with dataset\.values"):
+        labels(tmp_path / "colours.gif", classes=6)
+    values = {"128 0 0": "road", "0 64 0": "car", "7 7 9": "sky", "0 0 0": "ignore"}
+    want = np.select([sparse == 0, sparse == 2, sparse == 5], [0, 1, 2], 255)
+    assert np.array_equal(labels(tmp_path / "colours.gif", values, None), want)
+
+
+@row("masks in .jpg or .webp")
+def test_lossy_masks(tmp_path):
+    images = pictures(tmp_path / "images", "0.jpg")
+    with pytest.raises(FileNotFoundError, match=r"there is 0\.jpg\. JPEG and WebP change the values .* save .* as PNG"):
+        folder(images, masks(tmp_path / "masks", "0.jpg"))
 
 
 @row("other names, such as NAME_mask.png or 1-mask.png")
