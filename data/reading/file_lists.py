@@ -29,7 +29,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors write a byte order mark
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from error
+        raise ValueError(f"{path} is not a UTF-8 text file, save it as UTF-8: {error}") from error
     return lines
 
 

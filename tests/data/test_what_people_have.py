@@ -413,6 +413,8 @@ def test_folders_of_splits(tmp_path):
     for split in lists:
         (tmp_path / f"{split}.txt").write_text("train0\n")
         assert folder(places, there, split, lists=lists).image_path(0) == places[split] / "train0.jpg"
+    with pytest.raises(ValueError, match=r"dataset\.images has the key valid: its keys are train, val, test"):
+        folder({"train": places["train"], "valid": places["val"]}, there, "val")
     del places["val"]  # drawn from train
     drawn = [names(folder(places, there, split)) for split in ("train", "val")]
     assert drawn == [["train0", "train1", "train3", "train4"], ["train2"]]
@@ -432,9 +434,20 @@ def test_lists_of_names(tmp_path):
     (tmp_path / "val.txt").write_text("a\n")
     with pytest.raises(ValueError, match=r"val\.txt, line 1: a is also in the list of train"):
         folder(images, there, "val", lists=lists)
+    for text in ("b c\nsub/d\nb c.jpg\n", "b c\r\nsub/d\r\n./b c\r\n"):
+        (tmp_path / "val.txt").write_text(text, newline="")
+        with pytest.raises(ValueError, match=r"val\.txt, line 3: b c is listed twice"):
+            folder(images, there, "val", lists={"val": lists["val"]})
+    (tmp_path / "val.txt").write_bytes("b c".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"val\.txt is not a UTF-8 text file, save it as UTF-8"):
+        folder(images, there, "val", lists=lists)
     (tmp_path / "val.txt").write_text("e\n")
     with pytest.raises(FileNotFoundError, match=r"val\.txt, line 1: e is not an image"):
         folder(images, there, "val", lists=lists)
+    with pytest.raises(ValueError, match=r"dataset\.lists has the key valid: its keys are train, val, test"):
+        folder(images, there, "train", lists={"train": lists["train"], "valid": lists["val"]})
+    with pytest.raises(ValueError, match=r"dataset\.lists=.*train\.txt: set a file for each split"):
+        folder(images, there, "train", lists=lists["train"])
 
 
 @row("one folder for all splits")
