@@ -43,6 +43,20 @@ def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, mo
     assert (tmp_path / "runs").exists() == bool(rank)
 
 
+@pytest.mark.parametrize("entry", ["train.py", "check_data.py"])
+def test_ctrl_c_before_training_produces_one_line(run_entry, tmp_path, monkeypatch, entry):
+    """Starting takes seconds, most of which are spent on importing torch."""
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ccnet.data.check_root", interrupted)
+    done = run_entry(entry, *TINY[:1], "hydra.run.dir=runs/new", ok=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "interrupted"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_unknown_option_shows_the_suggestion_from_hydra(run_entry, tmp_path):
     assert "Could not find 'model/ccnett'" in refused(run_entry, tmp_path, "train.py", "model=ccnett")
     message = refused(run_entry, tmp_path, "train.py", "recipe.max_iter=3")

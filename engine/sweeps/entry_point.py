@@ -25,11 +25,14 @@ from .results import write_result
 
 OmegaConf.register_new_resolver("commented_config", commented_config, replace=True)  # for conf/hydra/help
 
+_INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 
 
 def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
     """Decorate `main` so that a user error produces a single message and exit code 1, and leaves no empty folder.
+
+    Ctrl-C produces a single message too, and exit code 130, unless `main` handles it.
 
     ``HYDRA_FULL_ERROR=1`` shows the full traceback, as it does for Hydra's own errors. If a run of a sweep fails for
     any reason, the error is recorded in its ``result.json`` and the sweep continues; such a run has no score.
@@ -59,6 +62,11 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     try:
         with _explain_lost_workers():
             return main(config)
+    except KeyboardInterrupt:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"{_process()}interrupted", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
     except _USER_ERRORS as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
