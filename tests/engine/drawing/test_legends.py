@@ -1,5 +1,8 @@
 """Legends, overlays and panels: what they show, and that it fits."""
 
+import math
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -128,3 +131,7 @@ def test_single_points_and_scores_at_the_edges_are_visible_in_curves(monkeypatch
     lines = [line for axis in figure.axes for line in axis.get_lines()]
     assert [line.get_marker() for line in lines] == ["o"] * 3
     assert not any(line.get_clip_on() for line in lines[1:])
+    assert figure.axes[0].get_ylim() == (0, pytest.approx(1.15 * 1.5))
+    for rows in ([{"iteration": 4, "loss": math.nan}], [{"iteration": 4, "loss": 0.0}], []):
+        figure = drawn_figure(monkeypatch, charts, partial(save_curves, None, rows, validation, ["box_AP"]))
+        assert figure.axes[0].get_ylim() == (0, 1)
