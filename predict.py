@@ -149,7 +149,8 @@ def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["Inp
     if config.labels is None:
         return None
     stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
-    return prediction.GroundTruth(images, runtime.given_path(config.labels), stored)
+    folder, channels = runtime.given_path(config.labels), prediction.channels_of(saved)
+    return prediction.GroundTruth(images, folder, stored, channels)
 
 
 def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"], output: Path) -> None:

@@ -283,6 +283,18 @@ def test_a_file_of_values(tmp_path):
             label_values(str(table), None)
 
 
+@row("the size of a photo before its EXIF orientation is applied")
+def test_masks_that_are_not_turned(tmp_path):
+    images, there = pictures(tmp_path / "images", "a.jpg"), masks(tmp_path / "masks", "a.png")
+    for turn, told in ((6, "its EXIF orientation says.*turn it in the same way"), (1, "the same size as its image$")):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        photo = Image.fromarray(PHOTO) if turn == 6 else Image.fromarray(PHOTO).transpose(Image.Transpose.ROTATE_90)
+        photo.save(images / "a.jpg", exif=exif)
+        with pytest.raises(ValueError, match=f"a label image must be the same size as its image.*{told}|{told}"):
+            folder(images, there).read(0)
+
+
 @row("grey masks saved as RGB")
 def test_grey_masks_saved_as_rgb(tmp_path):
     path = save(tmp_path / "a.png", np.repeat(MASK[..., None], 3, axis=2))
