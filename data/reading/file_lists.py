@@ -1,6 +1,7 @@
 """Paths of images and labels: read from lists, found in folders, matched by name and checked for existence."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
@@ -105,7 +106,8 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
 
     Args:
         images: the folder of the images, searched recursively.
-        labels: the folder of the label images, which may be the same folder.
+        labels: the folder of the label images, which may be the same folder. If their names are equal there, a label
+            image is the one with a suffix of ``LABEL_SUFFIXES`` of two files.
         image_name, label_name: patterns for the names of an image and of its label image, without suffix. ``*`` stands
             for the part that both have in common, as in "*" and "*_mask", or "image_*" and "mask_*".
 
@@ -115,8 +117,12 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
         ValueError: a pattern does not contain exactly one ``*``, or two files have the same name without suffix.
     """
     there = find_files(labels, LABEL_SUFFIXES)
+    together = images == labels and (label_name != "*" or image_name == "*")
+    if together and image_name == label_name:  # 7.jpg and its label image 7.png
+        number = Counter(path.with_suffix("") for path in find_files(images))
+        there = [path for path in there if number[path.with_suffix("")] > 1]
     found = _by_key(labels, there, label_name, "label images")
-    taken = {path for path in found.values() if images == labels and label_name != "*"}
+    taken = set(found.values()) if together else set()
     pictures = _by_key(images, (path for path in find_files(images) if path not in taken), image_name, "images")
     if not pictures:
         raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")

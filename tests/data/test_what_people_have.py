@@ -399,6 +399,21 @@ def test_names_of_masks(tmp_path):
         folder(images, there, mask_name="mask")
 
 
+@row("photos and masks in one folder, such as 7.jpg and 7.png")
+def test_photos_and_masks_in_one_folder(tmp_path):
+    together = pictures(tmp_path, "7.jpg", "8.JPEG", "sub/7.jpg")
+    masks(tmp_path, "7.png", "8.bmp", "sub/7.PNG")
+    dataset = folder(together, together)
+    assert names(dataset) == ["7", "8", "sub_7"]
+    assert all(np.array_equal(dataset.read_labels(index), MASK) for index in range(3))
+    pictures(together, "9.png")
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 images have no label image in .*9\.png needs .*9 \("):
+        folder(together, together)
+    pictures(together, "7.tif")
+    with pytest.raises(ValueError, match=r"contains two label images of one name: 7\.png and 7\.tif"):
+        folder(together, together)
+
+
 @row("two images, or two masks, with the same name")
 def test_two_files_of_one_name(tmp_path):
     images = pictures(tmp_path / "images", "1.jpg", "1.png")
