@@ -36,6 +36,7 @@ from tqdm import tqdm
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
+from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from ccnet.engine.training import Framework
 
 
+@command_line
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
 @entry_point
 def main(config: DictConfig) -> None:

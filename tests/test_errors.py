@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint, writing
+from ccnet.engine.runtime.overrides import parse_overrides
+from ccnet.engine.sweeps.command_line import quoted
 
 SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
 
@@ -55,6 +57,22 @@ def test_ctrl_c_before_training_produces_one_line(run_entry, tmp_path, monkeypat
     assert done.returncode == 130
     assert done.stderr.strip() == "interrupted"
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["straße.jpg", "IMG (1).jpg", "a(1).jpg", "it's.jpg", "日本/#1;.png"])
+def test_any_path_can_be_passed_without_quotes(run_entry, tmp_path, name):
+    message = refused(run_entry, tmp_path, "predict.py", f"input={name}")
+    assert f"error: input={name} is neither an image nor a folder" in message
+
+
+def test_only_values_that_hydra_cannot_parse_are_quoted():
+    for argument in (
+        "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--multirun", "--config-dir=ä",
+        "x='ä'", "x=${y}ä", "x=[ä", "x=choice(1,2)",
+    ):  # fmt: skip
+        assert quoted(argument) == argument
+    assert quoted("+x=ä=b") == "+x='ä=b'"
+    assert parse_overrides([quoted("x=it's (ä)")]) == {"x": "it's (ä)"}
 
 
 def test_an_unknown_option_shows_the_suggestion_from_hydra(run_entry, tmp_path):

@@ -20,12 +20,12 @@ from ..runtime.launchers import in_own_process, is_first, join_job, parallel_wor
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
 from ..runtime.run_folder import FolderLock, FolderTaken
+from .command_line import interrupted
 from .help_text import commented_config
 from .results import write_result
 
 OmegaConf.register_new_resolver("commented_config", commented_config, replace=True)  # for conf/hydra/help
 
-_INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 
 
@@ -63,10 +63,7 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         with _explain_lost_workers():
             return main(config)
     except KeyboardInterrupt:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"{_process()}interrupted", file=sys.stderr)
-        raise SystemExit(_INTERRUPTED) from None
+        raise interrupted(_process()) from None
     except _USER_ERRORS as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
