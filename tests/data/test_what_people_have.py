@@ -314,9 +314,18 @@ def test_values_that_the_data_set_does_not_define(tmp_path):
         ({0: "road", "1 2 3": "sky"}, None, "mixes numbers and colours"),
         ([0, "7 7"], 2, "contains '7 7'"),
         (None, None, r"dataset\.classes is not set"),
+        (None, "names.txt", r"dataset\.classes=names\.txt: pass a list of names"),
+        (None, ["a", "b", "a"], r"dataset\.classes lists a twice"),
     ):
         with pytest.raises(ValueError, match=told):
             label_values(values, classes)
+    for ignored, told in (
+        (1, r"no value for class 1 besides dataset\.ignore_label=1: map at least one value"),
+        (-1, r"dataset\.ignore_label=-1: set it to a whole number from 0 to 65535"),
+        ([0, 3], r"dataset\.ignore_label=\[0, 3\]: set it to a whole number .* ignores several"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            label_values(None, 3, ignored)
     with pytest.raises(FileNotFoundError, match="neither a range such as 1-150 nor a file"):
         label_values("/nowhere", 2)
 
