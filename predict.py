@@ -143,7 +143,7 @@ def _check_outputs(config: DictConfig, images: Sequence["InputImage"], output: P
     kinds = ["", "_overlay", *(f"_{kind}" for kind, value in wanted.items() if value)]
     prediction.check_outputs(images, output, kinds, ["comparison"] if compare else [])
     if config.video:
-        drawing.check_video(runtime.given_path(config.video))
+        drawing.check_video(runtime.given_path(config.video), config.fps)
 
 
 def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"]) -> "GroundTruth | None":

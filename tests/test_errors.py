@@ -65,6 +65,10 @@ def test_any_path_can_be_passed_without_quotes(run_entry, tmp_path, name):
     assert f"error: input={name} is neither an image nor a folder" in message
 
 
+def test_a_number_of_samples_that_is_none_is_rejected(run_entry, tmp_path):
+    assert "error: samples=some: set it to the number" in refused(run_entry, tmp_path, "check_data.py", "samples=some")
+
+
 def test_only_values_that_hydra_cannot_parse_are_quoted():
     for argument in (
         "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--multirun", "--config-dir=ä",

@@ -16,12 +16,16 @@ from .label_images import Palette, beside
 from .legend import LegendEntry, draw_legend, legend_width, most_frequent_first
 
 SUFFIXES = (".gif", ".mp4")
+_FASTEST_GIF = 100  # frames per second
 _BITS = 5  # bits per channel when counting colours
 _SAMPLES = 200_000  # number of pixels from which the palette of a GIF is chosen
 
 
-def check_video(path: Path) -> None:
-    """Raise ValueError if a video with this suffix cannot be written here."""
+def check_video(path: Path, fps: float) -> None:
+    """Raise ValueError if a video with this suffix and rate, in frames per second, cannot be written here."""
+    most = _FASTEST_GIF if path.suffix.lower() == ".gif" else 1000
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0.01 <= fps <= most:
+        raise ValueError(f"fps={fps}: set it to the frames per second of the video, a number from 0.01 to {most}")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"video={path} ends in {path.suffix!r}: choose one of {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".mp4":

@@ -1,10 +1,13 @@
 """Videos, read back frame by frame."""
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from ccnet.engine.drawing import VideoLegend, open_video
+from ccnet.engine.drawing import VideoLegend, check_video, open_video
 
 
 def test_an_mp4_contains_every_frame_in_order(tmp_path):
@@ -65,6 +68,13 @@ def test_a_legend_keeps_its_size_and_place_beside_frames_of_another_size(tmp_pat
     assert made.fitted == 1
     assert np.abs(found[0][:, 60:] - np.array(canvas)).max() < 24
     assert np.array_equal(found[0][:, 60:], found[1][:, 60:])
+
+
+def test_a_rate_that_no_video_can_have_is_an_error():
+    for name, fps in (("a.gif", 0), ("a.gif", -3), ("a.gif", "abc"), ("a.gif", 240), ("a.mp4", 0), ("a.mp4", math.nan)):
+        with pytest.raises(ValueError, match=rf"fps={fps}: set it to the frames per second .* from 0\.01 to \d+"):
+            check_video(Path(name), fps)
+    check_video(Path("a.gif"), 0.5)
 
 
 @pytest.mark.parametrize("fps", [15, 24, 30, 60])
