@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ..runtime.atomic_files import replacing
 from .label_images import Palette, beside
-from .legend import LegendEntry, draw_legend, legend_width, most_frequent_first
+from .legend import LegendEntry, column_rows, draw_legend, legend_width, most_frequent_first
 
 SUFFIXES = (".gif", ".mp4")
 _FASTEST_GIF = 100  # frames per second
@@ -162,7 +162,8 @@ class _Mp4(Video):
 class VideoLegend:
     """A legend beside the frames of a video that lists the classes seen so far.
 
-    Classes keep their lines, so that the legend does not jump. The first frame determines the legend's size.
+    Classes keep their lines, so that the legend does not jump; once it is full, a new class takes the line of the class
+    that has been absent for longest. The first frame determines the legend's size.
 
     Args:
         classes, palette: the names and colours of the K classes.
@@ -170,13 +171,23 @@ class VideoLegend:
 
     def __init__(self, classes: Sequence[str], palette: Palette):
         self._lines = [LegendEntry(name, colour) for name, colour in zip(classes, palette, strict=True)]
-        self._seen: list[int] = []
+        self._shown: list[int] = []
+        self._last_seen: dict[int, int] = {}  # the number of the latest frame with each class
+        self._number = 0
         self._size: Sequence[int] | None = None
 
     def of(self, labels: np.ndarray) -> Image.Image:
         """Return the legend of the next frame, as tall as the first one; `labels` are its class indices (H, W)."""
-        self._seen += [index for index in most_frequent_first([labels]) if index not in self._seen]
         self._size = size = self._size or labels.shape
-        shown = [self._lines[index] for index in self._seen if index < len(self._lines)]
+        present = [index for index in most_frequent_first([labels]) if index < len(self._lines)]
+        self._last_seen |= dict.fromkeys(present, self._number)
+        self._number += 1
+        for index in [index for index in present if index not in self._shown]:
+            absent = [other for other in self._shown if other not in present]
+            if len(self._shown) < column_rows(size):
+                self._shown.append(index)
+            elif absent:
+                self._shown[self._shown.index(min(absent, key=self._last_seen.__getitem__))] = index
+        shown = [self._lines[index] for index in (*self._shown, *(i for i in present if i not in self._shown))]
         canvas = draw_legend(shown, size, width=legend_width([line.text for line in self._lines], size))
         return canvas.crop((0, 0, canvas.width, size[0]))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ccnet.engine.drawing import VideoLegend, check_video, open_video
+from ccnet.engine.drawing.legend import draw_legend
 
 
 def test_an_mp4_contains_every_frame_in_order(tmp_path):
@@ -106,3 +107,17 @@ def test_a_video_has_a_legend_of_constant_size_in_which_classes_keep_their_place
     assert len(places(shown[0], palette[0])) == 0
     assert np.array_equal(places(shown[0], palette[1]), places(shown[2], palette[1]))
     assert places(shown[1], palette[0]).min() > places(shown[1], palette[1]).max()
+
+
+def test_a_full_video_legend_shows_the_classes_of_the_frame(monkeypatch):
+    drawn = []
+
+    def recorded(lines, size, **options):
+        drawn.append("".join(line.text for line in lines))
+        return draw_legend(lines, size, **options)
+
+    monkeypatch.setattr("ccnet.engine.drawing.video.draw_legend", recorded)
+    legend = VideoLegend("abcdef", [(9, 9, 9)] * 6)
+    for classes in ([0, 1], [1, 2], [3, 1], [4], [0, 1, 2, 3]):
+        legend.of(np.resize(np.array(classes, dtype=np.uint8), (64, 64)))  # with room for three lines
+    assert drawn == ["ab", "abc", "dbc", "dbe", "dba" + "c"]  # the last of four makes a line "and N more"
