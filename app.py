@@ -16,9 +16,11 @@ from omegaconf import DictConfig, ListConfig
 
 from ccnet.conf import CONF
 from ccnet.engine import app, checkpoints, prediction
+from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
 
+@command_line
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="app")
 @entry_point
 def main(config: DictConfig) -> None:

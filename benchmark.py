@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from ccnet import benchmarks
 from ccnet.conf import CONF
 from ccnet.engine import runtime
+from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
 # Mode -> function in `benchmarks`; its module is imported on first use.
@@ -34,6 +35,7 @@ _MODES = {
 }
 
 
+@command_line
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="benchmark")
 @entry_point
 def main(config: DictConfig) -> None:

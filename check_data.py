@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import drawing, runtime
+from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _MOST_VALUES = 30  # maximum number of rows in the table of undefined label values
 
 
+@command_line
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="check_data")
 @entry_point
 def main(config: DictConfig) -> None:
@@ -40,6 +42,8 @@ def main(config: DictConfig) -> None:
     splits = [config.splits] if isinstance(config.splits, str) else list(config.splits)
     if not splits:
         raise ValueError("splits is empty: name the splits to check, such as splits=[train,val]")
+    if not isinstance(config.samples, int):
+        raise ValueError(f"samples={config.samples}: set it to the number of samples in the figure, such as 4")
     data.check_root(config.dataset, splits)
     runtime.seed_everything(config.seed)
     folder = runtime.given_path(config.output)

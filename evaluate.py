@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, prediction, runtime, training
+from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _USED = (
 )  # fmt: skip
 
 
+@command_line
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 @entry_point
 def main(config: DictConfig) -> float:

@@ -12,9 +12,11 @@ from omegaconf import DictConfig
 
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, runtime
+from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
 
+@command_line
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
 @entry_point
 def main(config: DictConfig) -> None:

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
+from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from ccnet.engine.training import Framework
 
 
+@command_line
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
 @entry_point
 def main(config: DictConfig) -> None:
@@ -150,7 +152,8 @@ def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["Inp
     if config.labels is None:
         return None
     stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
-    return prediction.GroundTruth(images, runtime.given_path(config.labels), stored)
+    folder, channels = runtime.given_path(config.labels), prediction.channels_of(saved)
+    return prediction.GroundTruth(images, folder, stored, channels)
 
 
 def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"], output: Path) -> None:

@@ -20,12 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, prediction, runtime, training
+from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
     from ccnet.engine.checkpoints import Checkpoint
 
 
+@command_line
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="publish")
 @entry_point
 def main(config: DictConfig) -> None:

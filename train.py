@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, resuming, runtime, sweeps, training
+from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 from ccnet.models.factory import compose_conf
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@command_line
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 @entry_point
 def main(config: DictConfig) -> float | None:

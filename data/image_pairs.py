@@ -15,6 +15,7 @@ from .reading.bands import check_channels
 from .reading.grey_levels import check_value_range
 from .reading.image_files import read_image
 from .reading.label_files import LabelFormat, LabelReader
+from .reading.label_sizes import check_label_size
 from .reading.label_values import Value
 
 # Maps uint8 image (C, H, W) and labels (H, W) to a transformed pair; clips are (T, 3, H, W) and (T, H, W).
@@ -99,11 +100,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
             label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
         else:
             label = self.label_reader(label_path)
-        if image.shape[1:] != label.shape:
-            raise ValueError(
-                f"{label_path} has {label.shape[1]}x{label.shape[0]} pixels and {image_path} "
-                f"{image.shape[2]}x{image.shape[1]}: a label image must be the same size as its image"
-            )
+            check_label_size(label_path, label.shape, image_path, image.shape[1:], self.channels)
         return tv_tensors.Image(image), tv_tensors.Mask(label)
 
     def read_labels(self, index: int) -> Tensor:

@@ -12,6 +12,8 @@ from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint, writing
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import as_command_line
+from ccnet.engine.runtime.overrides import parse_overrides
+from ccnet.engine.sweeps.command_line import quoted
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
 
@@ -46,6 +48,40 @@ def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, mo
     monkeypatch.setenv("RANK", str(rank))
     assert "error: a mistake" in refused(run_entry, tmp_path, "train.py", *TINY, "hydra.run.dir=runs/new")
     assert (tmp_path / "runs").exists() == bool(rank)
+
+
+@pytest.mark.parametrize("entry", ["train.py", "check_data.py"])
+def test_ctrl_c_before_training_produces_one_line(run_entry, tmp_path, monkeypatch, entry):
+    """Starting takes seconds, most of which are spent on importing torch."""
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ccnet.data.check_root", interrupted)
+    done = run_entry(entry, *TINY[:1], "hydra.run.dir=runs/new", ok=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "interrupted"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["straße.jpg", "IMG (1).jpg", "a(1).jpg", "it's.jpg", "日本/#1;.png"])
+def test_any_path_can_be_passed_without_quotes(run_entry, tmp_path, name):
+    message = refused(run_entry, tmp_path, "predict.py", f"input={name}")
+    assert f"error: input={name} is neither an image nor a folder" in message
+
+
+def test_a_number_of_samples_that_is_none_is_rejected(run_entry, tmp_path):
+    assert "error: samples=some: set it to the number" in refused(run_entry, tmp_path, "check_data.py", "samples=some")
+
+
+def test_only_values_that_hydra_cannot_parse_are_quoted():
+    for argument in (
+        "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--multirun", "--config-dir=ä",
+        "x='ä'", "x=${y}ä", "x=[ä", "x=choice(1,2)",
+    ):  # fmt: skip
+        assert quoted(argument) == argument
+    assert quoted("+x=ä=b") == "+x='ä=b'"
+    assert parse_overrides([quoted("x=it's (ä)")]) == {"x": "it's (ä)"}
 
 
 def test_an_unknown_option_shows_the_suggestion_from_hydra(run_entry, tmp_path):

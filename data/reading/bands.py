@@ -11,6 +11,7 @@ from .grey_levels import scaled
 from .size_limit import check_size
 
 _NUMPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ORIENTATION = 274  # TIFF tag
 _NEEDED = "multi-band TIFFs need tifffile: pip install 'ccnet[bands]'"
 
 
@@ -45,6 +46,7 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     """Return the values of a NumPy array or a multi-band TIFF; None if Pillow has to decode the file.
 
     Arrays are (H, W, C), or (C, H, W) as in TIFFs that store one band per page. Single-channel images may be (H, W).
+    Their orientation tag, see :func:`array_orientation`, is not applied.
 
     Args:
         path: the file.
@@ -66,6 +68,18 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     check_size(height, width, path)
     try:
         return np.asarray(found)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def array_orientation(path: Path) -> int:
+    """Return the orientation tag, from 1 to 8, of a file that :func:`read_array` decodes; 1 for NumPy arrays."""
+    if _is_numpy(path):
+        return 1
+    try:
+        with _tifffile().TiffFile(path) as file:
+            tag = file.pages[0].tags.get(_ORIENTATION)
+            return int(tag.value) if tag else 1
     except Exception as error:
         raise _unreadable(path, error) from error
 

@@ -1,11 +1,13 @@
 """Paths of images and labels: read from lists, found in folders, matched by name and checked for existence."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that store values unchanged
+_LOSSY = (".jpg", ".jpeg", ".webp")
 
 
 def read_list(path: Path) -> list[tuple[str, list[str]]]:
@@ -28,7 +30,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors write a byte order mark
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from error
+        raise ValueError(f"{path} is not a UTF-8 text file, save it as UTF-8: {error}") from error
     return lines
 
 
@@ -104,7 +106,8 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
 
     Args:
         images: the folder of the images, searched recursively.
-        labels: the folder of the label images, which may be the same folder.
+        labels: the folder of the label images, which may be the same folder. If their names are equal there, a label
+            image is the one with a suffix of ``LABEL_SUFFIXES`` of two files.
         image_name, label_name: patterns for the names of an image and of its label image, without suffix. ``*`` stands
             for the part that both have in common, as in "*" and "*_mask", or "image_*" and "mask_*".
 
@@ -114,8 +117,12 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
         ValueError: a pattern does not contain exactly one ``*``, or two files have the same name without suffix.
     """
     there = find_files(labels, LABEL_SUFFIXES)
+    together = images == labels and (label_name != "*" or image_name == "*")
+    if together and image_name == label_name:  # 7.jpg and its label image 7.png
+        number = Counter(path.with_suffix("") for path in find_files(images))
+        there = [path for path in there if number[path.with_suffix("")] > 1]
     found = _by_key(labels, there, label_name, "label images")
-    taken = {path for path in found.values() if images == labels and label_name != "*"}
+    taken = set(found.values()) if together else set()
     pictures = _by_key(images, (path for path in find_files(images) if path not in taken), image_name, "images")
     if not pictures:
         raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")
@@ -128,6 +135,7 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
             f"{len(without)} of {len(pictures)} images have no label image in {labels}: {pictures[without[0]]} needs "
             f"{expected} ({', '.join(LABEL_SUFFIXES)}); there is {_first(shown) or 'nothing'}"
             f"{_suggestion([path.relative_to(labels) for path in there], without)}"
+            f"{'' if there else _about_lossy(others)}"
         )
     return [(path, found[key]) for key, path in pictures.items()]
 
@@ -163,6 +171,13 @@ def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
 
     best = max(sorted(patterns), key=matches, default=None)
     return f". If these are the masks, set dataset.mask_name='{best}'" if best else ""
+
+
+def _about_lossy(there: Sequence[Path]) -> str:
+    """Explain why masks saved as JPEG or WebP are not accepted, if there are any, else return ""."""
+    if not any(path.suffix.lower() in _LOSSY for path in there):
+        return ""
+    return ". JPEG and WebP change the values of pixels: save the masks as PNG from where they were drawn"
 
 
 def check_files(pairs: Sequence[tuple[Path, Path | None]], source: str) -> list[tuple[Path, Path | None]]:

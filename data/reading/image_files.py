@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import fast_decoders
 from .bands import UnreadableImage as UnreadableImage
-from .bands import channels_last, eight_bits, is_array, pillow_channels, read_array
+from .bands import array_orientation, channels_last, eight_bits, is_array, pillow_channels, read_array
 from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
@@ -53,7 +53,8 @@ def read_image(path: Path, value_range: Sequence[float] | None = None, channels:
     if pixels is not None:
         pixels = pixels.reshape(*pixels.shape[:2], channels)
     elif (values := read_array(path, channels)) is not None:
-        return array_image(values, value_range, channels, path)
+        stored = array_image(values, value_range, channels, path)
+        pixels = _as_upright(stored.movedim(0, -1).numpy(), array_orientation(path))
     else:
         pixels = in_channels(*_pillow_upright(path), value_range, channels, path)
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
@@ -135,7 +136,7 @@ def loaded_upright(image: ImageFile) -> Image.Image:
 def orientation(path: Path, channels: int = 3) -> int:
     """Return the EXIF orientation of an image file, from 1 to 8, as applied by :func:`read_image`."""
     if is_array(path, channels):
-        return 1
+        return array_orientation(path)
     with _opened(path) as image:
         if image.format == "PNG" and not fast_decoders.may_be_turned(path.read_bytes()):
             return 1

@@ -111,6 +111,8 @@ class LabelReader:
         if self.colour:
             image.info.pop("transparency", None)  # Pillow warns about it
             return _code(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
+        if image.format == "GIF":  # programs that save a GIF renumber its palette, so the indices mean nothing
+            return _grey(image, path)
         if image.mode == "1":
             # Programs that save masks of 0 and 255 with 1 bit per pixel turn 255 into 1.
             white = 255 if 1 not in self.values and 255 in self.values else 1

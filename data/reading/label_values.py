@@ -1,6 +1,7 @@
 """The mapping from values in label images, numbers or colours, to classes."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,20 +73,31 @@ def label_values(
         raise ValueError("dataset.values mixes numbers and colours: use one of them")
     if len(label_ids) < len(pairs):
         raise ValueError(f"dataset.values lists a value twice: {', '.join(str(value) for value, _ in pairs)}")
-    if without := [name for index, name in enumerate(names) if index not in label_ids.values()]:
-        raise ValueError(f"dataset.values has no value for {', '.join(without)}: map at least one value to every class")
     if isinstance(next(iter(label_ids)), int):
         label_ids.setdefault(IGNORE_INDEX, IGNORE_INDEX)
         if ignore_label is not None:
-            label_ids[ignore_label] = IGNORE_INDEX
+            label_ids[_ignore_value(ignore_label)] = IGNORE_INDEX
+    if without := [name for index, name in enumerate(names) if index not in label_ids.values()]:
+        ignoring = "" if ignore_label is None else f" besides dataset.ignore_label={ignore_label}"
+        raise ValueError(
+            f"dataset.values has no value for {', '.join(without)}{ignoring}: map at least one value to every class"
+        )
     return LabelValues(names, label_ids)
 
 
 def _class_names(classes: Sequence[str] | int | None, values: Any, pairs: Sequence[tuple] | None) -> list[str]:
     if isinstance(classes, int):
         return [f"class {index}" for index in range(classes)]
+    if isinstance(classes, str):
+        raise ValueError(
+            f"dataset.classes={classes}: pass a list of names, [NAME,NAME,...], or their number; dataset.values reads "
+            "names and their mask values from a file"
+        )
     if classes is not None:
-        return [str(name) for name in classes]
+        names = [str(name) for name in classes]
+        if twice := [name for name, number in Counter(names).items() if number > 1]:
+            raise ValueError(f"dataset.classes lists {', '.join(twice)} twice: give every class a name of its own")
+        return names
     named = [target for _, target in pairs or () if isinstance(target, str)]
     if pairs is None or len(named) + sum(target == IGNORE_INDEX for _, target in pairs) < len(pairs):
         raise ValueError(
@@ -105,6 +117,16 @@ def _value(given: Any) -> Value:
         return tuple(numbers)
     raise ValueError(
         f"dataset.values contains {given!r}: a value is a whole number from 0 to 65535, or a colour such as '128 0 0'"
+    )
+
+
+def _ignore_value(given: Any) -> int:
+    """Return ``dataset.ignore_label``; raise ValueError unless it is a number that label images can contain."""
+    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 2**16:
+        return given
+    raise ValueError(
+        f"dataset.ignore_label={given}: set it to a whole number from 0 to 65535; dataset.values={{NUMBER:ignore}} "
+        "ignores several"
     )
 
 

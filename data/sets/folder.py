@@ -10,7 +10,7 @@ from ..reading.file_lists import match_by_name
 from ..reading.label_files import LabelFormat
 from ..reading.label_values import label_values
 from .layouts import find_folders
-from .splits import SPLITS, drawn, listed
+from .splits import SPLITS, check_splits, drawn, listed
 
 # Catch-all classes, which are drawn in dark grey
 _REST = ("background", "bg", "other", "others", "rest", "none", "unlabeled", "unlabelled", "clutter", "void")
@@ -75,6 +75,9 @@ class Folder(ImagePairs):
         if split == "all":
             chosen = [*range(len(pairs))]
         elif lists:
+            if not isinstance(lists, Mapping):
+                raise ValueError(f"dataset.lists={lists}: set a file for each split, as in {{train:FILE,val:FILE}}")
+            check_splits("lists", lists)
             here = {part: file for part, file in lists.items() if find_folders(images, masks, part) == folders[0]}
             chosen = _part(listed(_names(pairs, image_folder), here, image_folder), split, "list it in dataset.lists")
         else:

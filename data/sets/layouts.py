@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .splits import check_splits
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -69,7 +71,10 @@ def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
 
     Raises:
         FileNotFoundError: a folder does not exist or is not set.
+        ValueError: a mapping has a key that is not a split.
     """
+    check_splits("images", images)
+    check_splits("masks", masks)
     own = images if isinstance(images, Mapping) else masks
     name = "train" if isinstance(own, Mapping) and split not in own else split
     return _given_folder("images", images, name), _given_folder("masks", masks, name)

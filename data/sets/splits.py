@@ -4,10 +4,17 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 from ..reading.file_lists import IMAGE_SUFFIXES, inside, read_list
 
 SPLITS = ("train", "val", "test")
+
+
+def check_splits(option: str, given: Any) -> None:
+    """Raise ValueError unless the keys of ``dataset.<option>`` are splits; only a mapping has keys to check."""
+    if isinstance(given, Mapping) and (unknown := [str(name) for name in given if name not in SPLITS]):
+        raise ValueError(f"dataset.{option} has the key {', '.join(unknown)}: its keys are {', '.join(SPLITS)}")
 
 
 def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: Path) -> dict[str, list[int]]:
@@ -20,7 +27,7 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
 
     Raises:
         FileNotFoundError: a list is missing, or names an image that is not in the folder.
-        ValueError: two lists name the same image.
+        ValueError: an image is listed twice.
     """
     index = {name: number for number, name in enumerate(names)}
     found: dict[str, list[int]] = {}
@@ -35,10 +42,14 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
             name = name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name
             if name not in index:
                 raise FileNotFoundError(f"{place}: {name} is not an image with a label image in {folder}")
-            if owner.setdefault(index[name], split) != split:
+            if index[name] in owner:
+                other = owner[index[name]]
                 raise ValueError(
-                    f"{place}: {name} is also in the list of {owner[index[name]]}: splits must not overlap"
+                    f"{place}: {name} is listed twice, so that it would count twice: remove one of the lines"
+                    if other == split
+                    else f"{place}: {name} is also in the list of {other}: splits must not overlap"
                 )
+            owner[index[name]] = split
             found[split].append(index[name])
     return found
 

@@ -40,15 +40,18 @@ def save_curves(
     # Manual margins, because a constrained layout draws everything twice.
     margins = {"left": 0.08, "right": 0.985, "top": 0.91, "bottom": 0.14, "wspace": 0.2}
     left, right = figure.subplots(1, 2, gridspec_kw=margins)
+    highest = 0.0
     for name in [key for key in train[0] if key.startswith("loss")] if train else []:
         points = [(row["iteration"], row[name]) for row in train if row.get(name) is not None]
         iterations, means = _means(points)
-        left.plot(iterations, means, label=name, linewidth=1.6 if name == "loss" else 0.9)
-    left.set(xlabel="iteration", ylabel="loss", title="training")
-    left.set_ylim(bottom=0)
+        marker = "o" if len(means) == 1 else None  # a line through a single point is invisible
+        left.plot(iterations, means, label=name, marker=marker, markersize=3, linewidth=1.6 if name == "loss" else 0.9)
+        highest = max(highest, *filter(math.isfinite, means), 0.0)
+    left.set(xlabel="iteration", ylabel="loss", title="training", ylim=(0, 1.15 * highest or 1))
     for name in scores:
         points = [(row["iteration"], row[name]) for row in validation]
-        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        # Scores of 0 and 100 lie on the edges of the plot, which would clip their markers.
+        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, clip_on=False, zorder=3)
     best = max((row[name] for row in validation for name in scores if math.isfinite(row[name])), default=0)
     right.set(xlabel="iteration", ylabel="percent", title="validation", ylim=(0, min(max(1.15 * best, 1), 100)))
     last = max([row["iteration"] for row in (*train[-1:], *validation[-1:])], default=1)

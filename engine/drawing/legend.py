@@ -70,6 +70,11 @@ def line_height(size: Sequence[int]) -> int:
     return max(16, round(math.sqrt(size[0] * size[1]) / 34))
 
 
+def column_rows(size: Sequence[int]) -> int:
+    """Return the number of legend lines, at least 1, that fit beside an image of size (H, W)."""
+    return max(size[0] // line_height(size) - 1, 1)
+
+
 def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int | None = None) -> Image.Image:
     """Draw a legend to put beside an image, adding columns when the entries exceed the image's height.
 
@@ -81,7 +86,7 @@ def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int
     """
     line = line_height(size)
     font = text_font(round(0.65 * line))
-    rows = max(size[0] // line - 1, _FEWEST_ROWS if width is None else 1)
+    rows = max(column_rows(size), _FEWEST_ROWS if width is None else 1)
     most = rows * _COLUMNS if width is None else rows
     if len(lines) > most:
         ignored = [entry for entry in lines if entry.ignored]

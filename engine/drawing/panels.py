@@ -20,6 +20,7 @@ from .png_files import DPI, write_figure
 _WIDTH, _COLUMN = 10, 1.5  # width of a figure and minimum width of a column, in inches
 _CHARACTER = 0.078  # mean width of a character in a title, in inches
 _TITLE_LINES = 3
+_BASELINE = 0.035  # distance of a title's baseline from the images, in inches
 _LARGEST = 1600  # maximum length of a thumbnail's longer side, in pixels
 
 
@@ -159,8 +160,8 @@ def save_grid(
             axis.set_anchor("N")
     for axis, title in zip(axes[0], wrapped, strict=True):
         box = axis.get_position(original=True)
-        centre = (box.x0 + box.x1) / 2, 1 - title_height / height
-        figure.text(*centre, title, fontsize=9, ha="center", va="bottom", linespacing=1.1)
+        centre = (box.x0 + box.x1) / 2, 1 - (title_height - _BASELINE) / height
+        figure.text(*centre, title, fontsize=9, ha="center", va="baseline", linespacing=1.1)
     if shown:
         figure.legend(
             [_patch(None if index == IGNORE_INDEX else palette[index]) for index in shown],

@@ -4,26 +4,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..runtime.atomic_files import replacing
 from .label_images import Palette, beside
-from .legend import LegendEntry, draw_legend, legend_width, most_frequent_first
+from .legend import LegendEntry, column_rows, draw_legend, legend_width, most_frequent_first
 
 SUFFIXES = (".gif", ".mp4")
+_FASTEST_GIF = 100  # frames per second
 _BITS = 5  # bits per channel when counting colours
 _SAMPLES = 200_000  # number of pixels from which the palette of a GIF is chosen
 
 
-def check_video(path: Path, fps: Any) -> None:
-    """Raise ValueError if a video with this suffix and number of frames per second cannot be written here."""
-    if not isinstance(fps, int | float) or not 0.1 <= fps <= 1000:
-        raise ValueError(f"fps={fps}: set the frames per second of the video, from 0.1 to 1000")
+def check_video(path: Path, fps: float) -> None:
+    """Raise ValueError if a video with this suffix and rate, in frames per second, cannot be written here."""
+    most = _FASTEST_GIF if path.suffix.lower() == ".gif" else 1000
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0.01 <= fps <= most:
+        raise ValueError(f"fps={fps}: set it to the frames per second of the video, a number from 0.01 to {most}")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"video={path} ends in {path.suffix!r}: choose one of {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".mp4":
@@ -45,14 +47,19 @@ class Video(ABC):
         self.size: tuple[int, int] | None = None
         self.fitted = 0
 
-    def add(self, frame: np.ndarray) -> None:
-        """Append an RGB uint8 frame (H, W, 3); a frame of a different size is scaled and centred on black."""
+    def add(self, frame: np.ndarray, legend: Image.Image | None = None) -> None:
+        """Append a frame; a frame of a different size is scaled and centred on black.
+
+        Args:
+            frame: RGB uint8 (H, W, 3).
+            legend: drawn to the right of the fitted frame; see :class:`VideoLegend`.
+        """
         self.size = self.size or (frame.shape[0], frame.shape[1])
         if frame.shape[:2] != self.size:
             self.fitted += 1
             height, width = self.size
             frame = np.array(ImageOps.pad(Image.fromarray(frame), (width, height), color="black"))
-        self._append(frame)
+        self._append(frame if legend is None else np.array(beside(frame, legend)))
 
     @abstractmethod
     def _append(self, frame: np.ndarray) -> None:
@@ -90,19 +97,23 @@ class _Gif(Video):
         self._path, self._fps = path, fps
         self._spool = resources.enter_context(TemporaryFile())  # noqa: SIM115
         self._colours = np.zeros(2 ** (3 * _BITS), dtype=np.int64)  # number of pixels of each colour, over all frames
+        self._number, self._shape = 0, (0, 0)  # of the frames, with their legend
 
     def _append(self, frame: np.ndarray) -> None:
+        self._number, self._shape = self._number + 1, (frame.shape[0], frame.shape[1])
         red, green, blue = np.moveaxis((frame >> (8 - _BITS)).astype(np.int32), -1, 0)
         self._colours += np.bincount((red << 2 * _BITS | green << _BITS | blue).ravel(), minlength=len(self._colours))
         self._spool.write(np.ascontiguousarray(frame).tobytes())
 
     def finish(self) -> None:
-        if self.size is None:
+        if not self._number:
             raise ValueError("there are no frames to write")
         palette = self._palette()
-        frames = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self._frames(*self.size))
-        duration = round(1000 / self._fps)  # ms
-        next(frames).save(self._path, format="GIF", save_all=True, append_images=frames, duration=duration, loop=0)
+        frames = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self._frames(*self._shape))
+        # A GIF stores multiples of 10 ms: rounding the times of the frames, not each duration, keeps the mean exact.
+        times = [10 * round(100 * index / self._fps) for index in range(self._number + 1)]
+        durations = [end - start for start, end in pairwise(times)]
+        next(frames).save(self._path, format="GIF", save_all=True, append_images=frames, duration=durations, loop=0)
 
     def _palette(self) -> Image.Image:
         """Return an image whose palette fits the colours of all frames, with extra weight for rare ones."""
@@ -151,7 +162,8 @@ class _Mp4(Video):
 class VideoLegend:
     """A legend beside the frames of a video that lists the classes seen so far.
 
-    Classes keep their lines, so that the legend does not jump. The first frame determines the legend's size.
+    Classes keep their lines, so that the legend does not jump; once it is full, a new class takes the line of the class
+    that has been absent for longest. The first frame determines the legend's size.
 
     Args:
         classes, palette: the names and colours of the K classes.
@@ -159,13 +171,23 @@ class VideoLegend:
 
     def __init__(self, classes: Sequence[str], palette: Palette):
         self._lines = [LegendEntry(name, colour) for name, colour in zip(classes, palette, strict=True)]
-        self._seen: list[int] = []
+        self._shown: list[int] = []
+        self._last_seen: dict[int, int] = {}  # the number of the latest frame with each class
+        self._number = 0
         self._size: Sequence[int] | None = None
 
-    def beside(self, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return an RGB uint8 frame (H, W, 3) with the legend to its right; `labels` are its class indices (H, W)."""
-        self._seen += [index for index in most_frequent_first([labels]) if index not in self._seen]
-        self._size = size = self._size or frame.shape[:2]
-        shown = [self._lines[index] for index in self._seen if index < len(self._lines)]
+    def of(self, labels: np.ndarray) -> Image.Image:
+        """Return the legend of the next frame, as tall as the first one; `labels` are its class indices (H, W)."""
+        self._size = size = self._size or labels.shape
+        present = [index for index in most_frequent_first([labels]) if index < len(self._lines)]
+        self._last_seen |= dict.fromkeys(present, self._number)
+        self._number += 1
+        for index in [index for index in present if index not in self._shown]:
+            absent = [other for other in self._shown if other not in present]
+            if len(self._shown) < column_rows(size):
+                self._shown.append(index)
+            elif absent:
+                self._shown[self._shown.index(min(absent, key=self._last_seen.__getitem__))] = index
+        shown = [self._lines[index] for index in (*self._shown, *(i for i in present if i not in self._shown))]
         canvas = draw_legend(shown, size, width=legend_width([line.text for line in self._lines], size))
-        return np.array(beside(frame, canvas.crop((0, 0, canvas.width, frame.shape[0]))))
+        return canvas.crop((0, 0, canvas.width, size[0]))

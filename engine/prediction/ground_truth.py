@@ -7,6 +7,7 @@ import numpy as np
 
 from ...data.reading.file_lists import LABEL_SUFFIXES, find_files
 from ...data.reading.label_files import LabelFormat, LabelReader
+from ...data.reading.label_sizes import check_label_size
 from .inputs import InputImage
 
 
@@ -17,24 +18,21 @@ class GroundTruth:
         images: the input images.
         folder: the folder of the label images.
         stored: the format of the label images, which is that of the network's training data.
+        channels: the network's number of input channels.
 
     Raises:
         FileNotFoundError: an image has no label image.
     """
 
-    def __init__(self, images: Sequence[InputImage], folder: Path, stored: LabelFormat):
-        self._images = images
+    def __init__(self, images: Sequence[InputImage], folder: Path, stored: LabelFormat, channels: int):
+        self._images, self._channels = images, channels
         self._paths = find_labels(images, folder, image_name=stored.image_name, label_name=stored.label_name)
         self._read = LabelReader(stored.label_ids)
 
     def of(self, index: int, size: Sequence[int]) -> np.ndarray:
         """Return the class indices (H, W) of image `index`; raise ValueError unless they have the image's `size`."""
         labels = self._read(self._paths[index]).numpy()
-        if labels.shape != tuple(size):
-            raise ValueError(
-                f"{self._paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels and {self._images[index]} "
-                f"{size[1]}x{size[0]}: a label image must be the same size as its image"
-            )
+        check_label_size(self._paths[index], labels.shape, self._images[index].path, size, self._channels)
         return labels
 
 

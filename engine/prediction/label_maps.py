@@ -119,7 +119,7 @@ class LabelMaps:
             shown, *small = drawing.thumbnails([pixels, *made.labels, *truth])
             self._rows.append((shown, small.pop() if truth else None, small))
         if video:
-            video.add(self._legend.beside(drawing.blend(pixels, labels, self.palette), labels))
+            video.add(drawing.blend(pixels, labels, self.palette), self._legend.of(labels))
 
     def finish(self, names: Sequence[str]) -> list[str]:
         """Save the comparison, titled with the names of the networks, and return the summary lines to print."""

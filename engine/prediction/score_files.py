@@ -17,6 +17,7 @@ from ..runtime.atomic_files import naming, replacing
 
 FORMATS = {"npz": np.float16, "png": np.uint8, "png16": np.uint16}
 _ONE = {"png": 2**8 - 1, "png16": 2**16 - 1}  # the pixel value that represents a probability of 1
+_BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 
 class ScoreFile:
@@ -86,7 +87,7 @@ def open_scores(
                 return
             path.mkdir(exist_ok=True)
             for index, (title, values) in enumerate(zip(classes, scores, strict=True)):
-                stem = f"{index:03d}_{re.sub(r'[^0-9A-Za-z]+', '_', title).strip('_')}"
+                stem = f"{index:03d}_{_BETWEEN_WORDS.sub('_', title).strip('_')}"
                 write_png(path / f"{stem}.png", Image.fromarray(np.ascontiguousarray(values)))
     finally:
         with suppress(OSError):

@@ -20,6 +20,7 @@ from ..runtime.launchers import in_own_process, is_first, join_job, parallel_wor
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
 from ..runtime.run_folder import FolderLock, FolderTaken, remove_if_empty
+from .command_line import interrupted
 from .help_text import commented_config
 from .results import write_result
 
@@ -30,6 +31,8 @@ _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaC
 
 def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
     """Decorate `main` so that a user error produces a single message and exit code 1, and leaves no empty folder.
+
+    Ctrl-C produces a single message too, and exit code 130, unless `main` handles it.
 
     ``HYDRA_FULL_ERROR=1`` shows the full traceback, as it does for Hydra's own errors. If a run of a sweep fails for
     any reason, the error is recorded in its ``result.json`` and the sweep continues; such a run has no score.
@@ -59,6 +62,8 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     try:
         with _explain_lost_workers():
             return main(config)
+    except KeyboardInterrupt:
+        raise interrupted(_process()) from None
     except _USER_ERRORS as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

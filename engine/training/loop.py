@@ -104,7 +104,7 @@ class Run:
                     state.advance()
                     self._throughput.add(len(images) * world_size())
                     bar.update()
-                    if state.iteration % self.config.log_every == 0:
+                    if state.iteration % self.config.log_every == 0 or state.iteration == last:
                         bar.set_postfix(self._log(outcome, learning_rate))
                     if not self._validate_if_due() and state.iteration % (self.config.save_every or last) == 0:
                         self.save()

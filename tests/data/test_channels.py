@@ -9,7 +9,7 @@ from ccnet.data.image_pairs import ImagePairs
 from ccnet.data.inspection import inspect_dataset
 from ccnet.data.reading.bands import drawn_channels
 from ccnet.data.reading.frames import FrameReader, frames_of
-from ccnet.data.reading.image_files import describe, orientation, read_image
+from ccnet.data.reading.image_files import as_stored, describe, orientation, read_image
 from ccnet.data.transforms import mean_colour, train_transform
 
 
@@ -87,15 +87,16 @@ def test_bands_of_a_tiff(tmp_path, pages):
     assert (orientation(path, 6), frames_of(path, 6)) == (1, [0])
 
 
-def test_a_tiff_that_is_not_turned_is_not_turned_back(tmp_path):
-    """RGBA, whose orientation applies where Pillow reads it in three channels."""
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_reader_turns_a_tiff_upright(tmp_path, turn):
+    """RGBA, which tifffile reads in four channels and Pillow in three."""
     pytest.importorskip("tifffile", reason="pip install 'ccnet[bands]'")
     pixels = values(4)
-    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={0x0112: 6})
-    image, turn = FrameReader(channels=4)(tmp_path / "a.tif")
-    assert turn == 1 and np.array_equal(image.permute(1, 2, 0).numpy(), pixels)
-    image, turn = FrameReader()(tmp_path / "a.tif")
-    assert turn == 6 and image.shape == (3, 7, 5)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={0x0112: turn})
+    found = {channels: FrameReader(channels=channels)(tmp_path / "a.tif") for channels in (3, 4)}
+    assert [orientation for _, orientation in found.values()] == [turn, turn]
+    assert torch.equal(found[4][0][:3], found[3][0])
+    assert np.array_equal(as_stored(found[4][0].numpy(), turn), np.moveaxis(pixels, -1, 0))
 
 
 def test_an_image_of_as_many_rows_as_channels_is_grey(tmp_path):

@@ -283,6 +283,18 @@ def test_a_file_of_values(tmp_path):
             label_values(str(table), None)
 
 
+@row("the size of a photo before its EXIF orientation is applied")
+def test_masks_that_are_not_turned(tmp_path):
+    images, there = pictures(tmp_path / "images", "a.jpg"), masks(tmp_path / "masks", "a.png")
+    for turn, told in ((6, "its EXIF orientation says.*turn it in the same way"), (1, "the same size as its image$")):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        photo = Image.fromarray(PHOTO) if turn == 6 else Image.fromarray(PHOTO).transpose(Image.Transpose.ROTATE_90)
+        photo.save(images / "a.jpg", exif=exif)
+        with pytest.raises(ValueError, match=f"a label image must be the same size as its image.*{told}|{told}"):
+            folder(images, there).read(0)
+
+
 @row("grey masks saved as RGB")
 def test_grey_masks_saved_as_rgb(tmp_path):
     path = save(tmp_path / "a.png", np.repeat(MASK[..., None], 3, axis=2))
@@ -302,9 +314,18 @@ def test_values_that_the_data_set_does_not_define(tmp_path):
         ({0: "road", "1 2 3": "sky"}, None, "mixes numbers and colours"),
         ([0, "7 7"], 2, "contains '7 7'"),
         (None, None, r"dataset\.classes is not set"),
+        (None, "names.txt", r"dataset\.classes=names\.txt: pass a list of names"),
+        (None, ["a", "b", "a"], r"dataset\.classes lists a twice"),
     ):
         with pytest.raises(ValueError, match=told):
             label_values(values, classes)
+    for ignored, told in (
+        (1, r"no value for class 1 besides dataset\.ignore_label=1: map at least one value"),
+        (-1, r"dataset\.ignore_label=-1: set it to a whole number from 0 to 65535"),
+        ([0, 3], r"dataset\.ignore_label=\[0, 3\]: set it to a whole number .* ignores several"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            label_values(None, 3, ignored)
     with pytest.raises(FileNotFoundError, match="neither a range such as 1-150 nor a file"):
         label_values("/nowhere", 2)
 
@@ -345,6 +366,24 @@ def test_formats_of_masks(tmp_path):
     there = masks(tmp_path / "masks", "0.PNG", "1.tif", "2.bmp", "3.gif")
     dataset = folder(images, there)
     assert all(np.array_equal(dataset.read_labels(index), MASK) for index in range(4))
+    sparse = np.array([0, 2, 5, 255], dtype=np.uint8)[np.minimum(MASK + MASK.T[:20, :1], 3)]
+    path = save(tmp_path / "sparse.gif", sparse)  # Pillow renumbers its palette to 0, 1, 2, 3
+    assert np.array_equal(labels(path, classes=6), sparse)
+    colours = Image.fromarray(sparse)
+    colours.putpalette([128, 0, 0, 0, 0, 9, 0, 64, 0, 9, 0, 0, 9, 9, 0, 7, 7, 9] + [0] * 750)
+    colours.save(tmp_path / "colours.gif")
+    with pytest.raises(ValueError, match=r"colours\.gif is a colour image .*map its colours .*with dataset\.values"):
+        labels(tmp_path / "colours.gif", classes=6)
+    values = {"128 0 0": "road", "0 64 0": "car", "7 7 9": "sky", "0 0 0": "ignore"}
+    want = np.select([sparse == 0, sparse == 2, sparse == 5], [0, 1, 2], 255)
+    assert np.array_equal(labels(tmp_path / "colours.gif", values, None), want)
+
+
+@row("masks in .jpg or .webp")
+def test_lossy_masks(tmp_path):
+    images = pictures(tmp_path / "images", "0.jpg")
+    with pytest.raises(FileNotFoundError, match=r"there is 0\.jpg\. JPEG and WebP change the values .* save .* as PNG"):
+        folder(images, masks(tmp_path / "masks", "0.jpg"))
 
 
 @row("other names, such as NAME_mask.png or 1-mask.png")
@@ -367,6 +406,21 @@ def test_names_of_masks(tmp_path):
     assert names(folder(together, together, mask_name="*_mask")) == ["7"]
     with pytest.raises(ValueError, match=r"the name 'mask' of label images must contain one \*"):
         folder(images, there, mask_name="mask")
+
+
+@row("photos and masks in one folder, such as 7.jpg and 7.png")
+def test_photos_and_masks_in_one_folder(tmp_path):
+    together = pictures(tmp_path, "7.jpg", "8.JPEG", "sub/7.jpg")
+    masks(tmp_path, "7.png", "8.bmp", "sub/7.PNG")
+    dataset = folder(together, together)
+    assert names(dataset) == ["7", "8", "sub_7"]
+    assert all(np.array_equal(dataset.read_labels(index), MASK) for index in range(3))
+    pictures(together, "9.png")
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 images have no label image in .*9\.png needs .*9 \("):
+        folder(together, together)
+    pictures(together, "7.tif")
+    with pytest.raises(ValueError, match=r"contains two label images of one name: 7\.png and 7\.tif"):
+        folder(together, together)
 
 
 @row("two images, or two masks, with the same name")
@@ -395,6 +449,8 @@ def test_folders_of_splits(tmp_path):
     for split in lists:
         (tmp_path / f"{split}.txt").write_text("train0\n")
         assert folder(places, there, split, lists=lists).image_path(0) == places[split] / "train0.jpg"
+    with pytest.raises(ValueError, match=r"dataset\.images has the key valid: its keys are train, val, test"):
+        folder({"train": places["train"], "valid": places["val"]}, there, "val")
     del places["val"]  # drawn from train
     drawn = [names(folder(places, there, split)) for split in ("train", "val")]
     assert drawn == [["train0", "train1", "train3", "train4"], ["train2"]]
@@ -414,9 +470,20 @@ def test_lists_of_names(tmp_path):
     (tmp_path / "val.txt").write_text("a\n")
     with pytest.raises(ValueError, match=r"val\.txt, line 1: a is also in the list of train"):
         folder(images, there, "val", lists=lists)
+    for text in ("b c\nsub/d\nb c.jpg\n", "b c\r\nsub/d\r\n./b c\r\n"):
+        (tmp_path / "val.txt").write_text(text, newline="")
+        with pytest.raises(ValueError, match=r"val\.txt, line 3: b c is listed twice"):
+            folder(images, there, "val", lists={"val": lists["val"]})
+    (tmp_path / "val.txt").write_bytes("b c".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"val\.txt is not a UTF-8 text file, save it as UTF-8"):
+        folder(images, there, "val", lists=lists)
     (tmp_path / "val.txt").write_text("e\n")
     with pytest.raises(FileNotFoundError, match=r"val\.txt, line 1: e is not an image"):
         folder(images, there, "val", lists=lists)
+    with pytest.raises(ValueError, match=r"dataset\.lists has the key valid: its keys are train, val, test"):
+        folder(images, there, "train", lists={"train": lists["train"], "valid": lists["val"]})
+    with pytest.raises(ValueError, match=r"dataset\.lists=.*train\.txt: set a file for each split"):
+        folder(images, there, "train", lists=lists["train"])
 
 
 @row("one folder for all splits")

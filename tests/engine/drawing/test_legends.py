@@ -1,12 +1,15 @@
 """Legends, overlays and panels: what they show, and that it fits."""
 
+import math
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from ccnet.data.sets.folder import class_colours, distinct_colours
-from ccnet.engine.drawing import blend, colourise, mark_errors, save_mask, save_overlay
-from ccnet.engine.drawing.charts import _means
+from ccnet.engine.drawing import blend, charts, colourise, mark_errors, panels, save_mask, save_overlay
+from ccnet.engine.drawing.charts import _means, save_curves
 from ccnet.engine.drawing.legend import (
     LegendEntry,
     count_classes,
@@ -84,6 +87,24 @@ def test_titles_fit_their_columns(inches):
         assert len(lines) <= 5
 
 
+def drawn_figure(monkeypatch, module, draw):
+    """Return the figure that ``draw()`` passes to ``write_figure`` of a module."""
+    figures = []
+    monkeypatch.setattr(module, "write_figure", lambda path, figure, **options: figures.append(figure))
+    draw()
+    return figures[0]
+
+
+def test_titles_of_one_row_share_a_baseline(monkeypatch):
+    image = np.zeros((9, 9, 3), dtype=np.uint8)
+    titles = ("image", "truth", "a/long/path/of/a/run/that/needs/several/lines")
+    figure = drawn_figure(monkeypatch, panels, lambda: save_grid(None, [[image] * 3], titles))
+    figure.canvas.draw()
+    assert len({(text.get_position()[1], text.get_va()) for text in figure.texts}) == 1
+    assert figure.texts[0].get_va() == "baseline"
+    assert min(text.get_window_extent().y0 for text in figure.texts) >= figure.axes[0].get_window_extent().y1 - 1
+
+
 def test_images_of_one_row_are_aligned_at_the_top(tmp_path):
     tall, wide = np.zeros((60, 30, 3), dtype=np.uint8), np.full((20, 80, 3), (255, 0, 0), dtype=np.uint8)
     save_grid(tmp_path / "a.png", [[tall, wide]], ("", ""))
@@ -102,3 +123,15 @@ def test_long_curves_show_means_since_the_last_point():
     assert set(means) == {0.5}
     assert _means([(1, 3.0)]) == ([1], [3.0])
     assert _means([]) == ([], [])
+
+
+def test_single_points_and_scores_at_the_edges_are_visible_in_curves(monkeypatch):
+    train, validation = [{"iteration": 4, "loss": 1.5}], [{"iteration": 4, "box_AP": 0.0, "mask_AP": 0.0}]
+    figure = drawn_figure(monkeypatch, charts, lambda: save_curves(None, train, validation, ["box_AP", "mask_AP"]))
+    lines = [line for axis in figure.axes for line in axis.get_lines()]
+    assert [line.get_marker() for line in lines] == ["o"] * 3
+    assert not any(line.get_clip_on() for line in lines[1:])
+    assert figure.axes[0].get_ylim() == (0, pytest.approx(1.15 * 1.5))
+    for rows in ([{"iteration": 4, "loss": math.nan}], [{"iteration": 4, "loss": 0.0}], []):
+        figure = drawn_figure(monkeypatch, charts, partial(save_curves, None, rows, validation, ["box_AP"]))
+        assert figure.axes[0].get_ylim() == (0, 1)

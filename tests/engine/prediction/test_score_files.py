@@ -8,7 +8,7 @@ from PIL import Image
 from ccnet.engine.evaluation.protocols import Tile
 from ccnet.engine.prediction.score_files import open_scores
 
-CLASSES = ("road", "traffic light / sign", "sky")
+CLASSES = ("road", "traffic light / sign", "ciel bleuté")
 
 
 def written(tmp_path, kind, **options):
@@ -36,7 +36,7 @@ def test_npz_holds_probabilities_or_logits_and_the_names(tmp_path):
 def test_each_class_is_a_grey_image_in_the_orientation_of_the_image(tmp_path, kind, largest):
     _, probabilities = written(tmp_path, kind, orientation=6)
     names = sorted(path.name for path in (tmp_path / "a_scores").iterdir())
-    assert names == ["000_road.png", "001_traffic_light_sign.png", "002_sky.png"]
+    assert names == ["000_road.png", "001_traffic_light_sign.png", "002_ciel_bleuté.png"]
     grey = np.array(Image.open(tmp_path / "a_scores" / names[1]))
     assert grey.dtype == (np.uint8 if largest == 255 else np.uint16)
     assert np.abs(np.rot90(grey.astype(float), -1) / largest - probabilities[1]).max() <= 0.51 / largest
