@@ -45,12 +45,11 @@ def made_pair(folder: Path, recipe: Recipe = CITYSCAPES) -> tuple[Path, Path]:
         coarse = torch.rand(1, channels, cells, cells * width // height, generator=generator)
         return interpolate(coarse, recipe.size, mode="bicubic")[0]
 
-    noise = torch.randn(3, *recipe.size, generator=generator) * (1 if recipe.name == CITYSCAPES.name else 10)
-    pixels = (60 * field(3, 8) + 80 * field(3, 64) + noise).clamp(0, 255).to(torch.uint8)
-    suffix = "png" if recipe.name == CITYSCAPES.name else "jpg"
+    suffix, noise, regions = ("png", 1, 12) if recipe.name == CITYSCAPES.name else ("jpg", 10, 4)
+    pixels = 60 * field(3, 8) + 80 * field(3, 64) + noise * torch.randn(3, *recipe.size, generator=generator)
     image, label = folder / f"{recipe.name}_leftImg8bit.{suffix}", folder / f"{recipe.name}_gtFine_labelTrainIds.png"
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(image)
-    Image.fromarray(field(19, 12).argmax(dim=0).to(torch.uint8).numpy()).save(label)
+    Image.fromarray(pixels.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()).save(image)
+    Image.fromarray(field(19, regions).argmax(dim=0).to(torch.uint8).numpy()).save(label)
     return image, label
 
 

@@ -49,14 +49,13 @@ def read_image(path: Path, value_range: Sequence[float] | None = None, channels:
         ImageTooLarge: see :func:`~ccnet.data.reading.size_limit.check_size`.
         ValueError: the pixels cannot be converted to 8 bits, or the file has another number of channels.
     """
-    values = read_array(path, channels)
-    if values is not None:
+    pixels = _fast_upright(path, {3: "RGB", 1: "L"}.get(channels, ""))
+    if pixels is not None:
+        pixels = pixels.reshape(*pixels.shape[:2], channels)
+    elif (values := read_array(path, channels)) is not None:
         return array_image(values, value_range, channels, path)
-    image, samples = open_upright(path, fast_mode={3: "RGB", 1: "L"}.get(channels, ""))
-    if isinstance(image, np.ndarray):
-        pixels = image.reshape(*image.shape[:2], channels)
     else:
-        pixels = in_channels(image, samples, value_range, channels, path)
+        pixels = in_channels(*_pillow_upright(path), value_range, channels, path)
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
@@ -104,14 +103,23 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
         The image, from a faster library as uint8 (H, W, 3) or (H, W) and otherwise as a Pillow image; and the sample
         format of the file, see :func:`~ccnet.data.reading.grey_levels.sample_format`.
     """
+    pixels = _fast_upright(path, fast_mode)
+    return _pillow_upright(path) if pixels is None else (pixels, SampleFormat(bits=8, signed=False))
+
+
+def _fast_upright(path: Path, mode: str) -> np.ndarray | None:
+    """Decode an image of ``mode`` with a faster library and apply its orientation; None if Pillow has to decode it."""
     content = fast_decoders.read(path)
     header = content and fast_decoders.header_of(content)
     # To find the orientation of a PNG, Pillow decodes it, so a faster decoder would gain nothing.
-    if content and header and header.mode == fast_mode and not (header.may_be_turned and header.kind == "PNG"):
-        check_size(header.height, header.width, path)
-        if (pixels := fast_decoders.decode(content, header)) is not None:
-            turn = orientation(path) if header.may_be_turned else 1
-            return _as_upright(pixels, turn), SampleFormat(bits=8, signed=False)
+    if not (content and header and header.mode == mode) or (header.may_be_turned and header.kind == "PNG"):
+        return None
+    check_size(header.height, header.width, path)
+    pixels = fast_decoders.decode(content, header)
+    return None if pixels is None else _as_upright(pixels, orientation(path) if header.may_be_turned else 1)
+
+
+def _pillow_upright(path: Path) -> tuple[Image.Image, SampleFormat]:
     with _opened(path) as image:
         samples = sample_format(image)
         return loaded_upright(image), samples

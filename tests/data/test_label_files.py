@@ -6,6 +6,8 @@ from conftest import write_pair
 from made_roots import read_folder
 from PIL import Image
 
+from ccnet.data.reading.label_files import LabelReader, UnknownLabels
+
 
 def test_errors_name_a_label_value_out_of_range(folder_data):
     images, masks = folder_data
@@ -43,3 +45,25 @@ def test_a_palette_mask_is_read_by_index(folder_data):
     image.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 200] + [0] * 759)
     image.save(masks / "0.png")
     assert read_folder(images, masks)[0][1].unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "label_ids",
+    [
+        {value: value for value in (*range(150), 255)},
+        {value: (value - 1) % 256 for value in range(151)},  # ADE20K: 0 is ignored
+        {value: value for value in range(254)} | {255: 255},
+        {0: 1, 1: 0, 7: 2},
+        {0: 255, 255: 0},
+        {255: 7, 0: 8, 1: 9, 3: 11},
+    ],
+)
+def test_each_value_becomes_its_class_and_no_other_is_accepted(tmp_path, label_ids):
+    read, path = LabelReader(label_ids), tmp_path / "mask.png"
+    for values in (sorted(label_ids), sorted(label_ids)[:2], sorted(label_ids)[-2:]):
+        Image.fromarray(np.array([values], dtype=np.uint8)).save(path)
+        assert read(path).tolist() == [[label_ids[value] for value in values]]
+    for unknown in sorted(set(range(256)) - set(label_ids)):
+        Image.fromarray(np.array([[min(label_ids), unknown]], dtype=np.uint8)).save(path)
+        with pytest.raises(UnknownLabels, match=f"unknown label values: {unknown};"):
+            read(path)
