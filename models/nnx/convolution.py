@@ -3,7 +3,7 @@
 XLA's CPU convolutions and their gradients are slow for 1x1 kernels, many channels, and groups: the gradient of a
 grouped kernel takes over 100 times as long as the convolution. On a CPU, these convolutions are therefore computed as a
 sum of products over the taps of the kernel, which JAX differentiates into products again. Programs for other platforms
-contain the plain convolution.
+contain the plain convolution, as do those for several devices unless the kernel is 1x1.
 """
 
 # Some JAX functions are only partially typed.
@@ -45,7 +45,8 @@ def convolve(
     """
     settings: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     height, width, inside, out = kernel.shape
-    if groups == 1 and height * width > 1 and inside * out < _WIDE:
+    narrow = groups == 1 and inside * out < _WIDE
+    if height * width > 1 and (narrow or jax.device_count() > 1):  # XLA's CPU collectives can deadlock inside loops
         return _plain(x, kernel, **settings)
     return lax.platform_dependent(x, kernel, cpu=partial(_by_taps, **settings), default=partial(_plain, **settings))
 
