@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
+from .convolution import convolve
+
 if TYPE_CHECKING:  # networks loaded from weight files do not need torch
     from torch import Tensor
 
@@ -64,15 +66,8 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the convolution: (N, H, W, C) -> (N, h, w, out)."""
-        x = lax.conv_general_dilated(
-            x,
-            self.weight[...].astype(x.dtype),
-            self.stride,
-            self.padding,
-            rhs_dilation=self.dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        weight = self.weight[...].astype(x.dtype)
+        x = convolve(x, weight, self.stride, self.padding, self.dilation, self.groups)
         return self._add_bias(x)
 
     def pointwise(self, x: Array) -> Array:

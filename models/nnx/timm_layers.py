@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
+from .convolution import convolve
 from .layers import Layers, parameter
 
 
@@ -121,11 +122,5 @@ class BlurPool(nnx.Module):
         taps = np.poly1d([0.5, 0.5]) ** (self.size - 1)
         kernel = np.outer(taps.coeffs, taps.coeffs).astype(np.float32)[..., None, None]
         channels = x.shape[-1]
-        return lax.conv_general_dilated(
-            x,
-            jnp.asarray(np.tile(kernel, (1, 1, 1, channels)), x.dtype),
-            (self.stride, self.stride),
-            "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=channels,
-        )
+        weights = jnp.asarray(np.tile(kernel, (1, 1, 1, channels)), x.dtype)
+        return convolve(x, weights, (self.stride, self.stride), "VALID", groups=channels)
