@@ -71,7 +71,7 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
 
     Args:
         call: channels-last, (N, *S, channels); with gamma if the forward pass added a residual.
-        out: (N, *S, C), as :func:`forward` returned it.
+        out: (N, *S, C), the values that :func:`forward` returned, in any memory layout.
         stats: (N, *S, 2), likewise.
         grad: (N, *S, C), the gradient of the result in the value's dtype.
 
@@ -88,6 +88,9 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
     key, key_stride = _by_pixel(key)
     value, value_stride = _by_pixel(value)
     grad, grad_stride = _by_pixel(grad)
+    # The kernels expect the layout that the forward pass wrote, but saved-tensor hooks may return another one: for
+    # example, save_on_cpu(pin_memory=True) returns dense NCHW tensors.
+    out, stats = out.contiguous(), stats.contiguous()
 
     strides = query_stride, key_stride, value_stride, grad_stride
     launches = plan.backward_launches(

@@ -23,7 +23,7 @@ def attend(call: Call[Tensor]) -> Tensor:
     residual, gamma = call.residual, call.gamma
     if residual is None or gamma is None:
         return out
-    return (gamma * out + residual).to(residual.dtype)
+    return (gamma.reshape(1) * out + residual).to(residual.dtype)  # gamma may have more axes than out
 
 
 def gradients(call: Call[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -36,7 +36,7 @@ def gradients(call: Call[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, options, _, gamma = call
 
     def scaled(query: Tensor, key: Tensor, value: Tensor, gamma: Tensor) -> Tensor:
-        return (gamma * attend(Call(query, key, value, options))).to(grad.dtype)
+        return (gamma.reshape(1) * attend(Call(query, key, value, options))).to(grad.dtype)
 
     pull: Any = torch.func.vjp(scaled, query, key, value, value.new_ones(()) if gamma is None else gamma)[1]
     *others, dgamma = pull(grad)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ccnet.kernels import criss_cross_attention, criss_cross_weights
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights
 
 CASES = [
     (spatial, axes)
@@ -117,6 +117,20 @@ def test_autocast_does_not_change_the_result():
     with torch.autocast("cpu", torch.bfloat16):
         under = criss_cross_attention(*inputs)
     assert torch.equal(under, criss_cross_attention(*inputs))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("axes_of_gamma", [0, 5])
+def test_gamma_of_any_shape(axes_of_gamma, backend):
+    """The shape of gamma changes neither the result's shape nor whether it can be differentiated twice."""
+    query, key, value = make((3, 2))
+    gamma = torch.full((1,) * axes_of_gamma, 0.7, dtype=torch.float64, requires_grad=True)
+    residual = value.detach()
+    out = criss_cross_residual(query, key, value, residual, gamma, backend=backend)
+    torch.testing.assert_close(out, 0.7 * dense(query, key, value, (0, 1)) + residual)
+    first, dgamma = torch.autograd.grad(out.square().sum(), (query, gamma), create_graph=True)
+    assert dgamma.shape == gamma.shape
+    assert torch.autograd.grad(first.square().sum(), gamma)[0].shape == gamma.shape
 
 
 def test_empty_batch():

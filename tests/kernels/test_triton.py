@@ -183,6 +183,23 @@ def test_expanded_gradient(upstream):
     check(last(criss_cross_attention), (query, key, value), upstream.expand_as(value), 2e-6)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_saved_tensors_may_return_in_another_layout(residual):
+    """Hooks such as save_on_cpu(pin_memory=True) keep the values of saved tensors, but not their strides."""
+    query, key, value, added, gamma = (array.detach() for array in make((3, 4), 8, 20, torch.float32, batch=2))
+    images = [array.movedim(-1, 1).requires_grad_() for array in (query, key, value)]
+    arrays = [*images, added.movedim(-1, 1), gamma] if residual else images
+    function = criss_cross_residual if residual else criss_cross_attention
+
+    def dense(tensor):
+        return tensor.clone(memory_format=torch.contiguous_format)
+
+    expected = torch.autograd.grad(function(*arrays, backend="triton").square().sum(), images)
+    with torch.autograd.graph.saved_tensors_hooks(dense, lambda tensor: tensor):
+        out = function(*arrays, backend="triton")
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), images), expected)
+
+
 def test_scale_and_half_residual_in_float32():
     query, key, value, _, gamma = make((4, 9), 8, 20, torch.float16)
     residual = torch.randn(1, 4, 9, 20, requires_grad=True)
