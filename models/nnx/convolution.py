@@ -46,9 +46,17 @@ def convolve(
     settings: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     height, width, inside, out = kernel.shape
     narrow = groups == 1 and inside * out < _WIDE
-    if height * width > 1 and (narrow or jax.device_count() > 1):  # XLA's CPU collectives can deadlock inside loops
+    if height * width > 1 and (narrow or _number_of_cpus() > 1):  # XLA's CPU collectives can deadlock inside loops
         return _plain(x, kernel, **settings)
     return lax.platform_dependent(x, kernel, cpu=partial(_by_taps, **settings), default=partial(_plain, **settings))
+
+
+def _number_of_cpus() -> int:
+    """Return the number of JAX's CPU devices, which does not depend on the GPUs; 0 if JAX_PLATFORMS excludes them."""
+    try:
+        return jax.device_count("cpu")
+    except RuntimeError:
+        return 0
 
 
 def _plain(x: Array, kernel: Array, stride: Pair, padding: Any, dilation: Pair, groups: int) -> Array:
