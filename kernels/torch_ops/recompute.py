@@ -57,11 +57,15 @@ class _Recomputation:
             return _unchanged(saved)
         for kept in self._read:
             _unchanged(kept)
-        if len(self._available) == 0:
+        try:
+            # One step, because a forward pass in another thread may drop the projection at any time.
+            projected = self._available.pop()
+        except IndexError:
             enabled, dtype = self._autocast
             with torch.no_grad(), torch.autocast(self._device, dtype=dtype, enabled=enabled):
-                self.keep(self._project(*self._inputs))
-        return self._available.pop().as_strided(*saved)
+                projected = self._project(*self._inputs)
+            self._available.extend([projected] * (self._views - 1))
+        return projected.as_strided(*saved)
 
     def keep(self, projected: Tensor) -> None:
         """Keep the projection until each of its views has been read."""

@@ -1,5 +1,8 @@
 """The operators for a CPU agree with the reference in every layout, dtype and mode of torch."""
 
+import sys
+import threading
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -261,6 +264,42 @@ def test_only_the_projections_before_the_last_are_recomputed(loops):
     assert count == loops + (loops - 1)
     torch.autograd.grad(out.sum(), x)
     assert count == loops + (loops - 1) + loops
+
+
+def test_the_backward_pass_survives_a_forward_pass_in_another_thread_at_any_moment():
+    x, weight = (torch.randn(size).requires_grad_() for size in ([1, 4, 3, 3], [4, 4, 1, 1]))
+
+    def loss():
+        with recomputed_projection(torch.nn.functional.conv2d, x, weight) as projected:
+            return projected[:, :2].mul(projected[:, 2:]).sum()
+
+    def gradient(moment):
+        """Return the gradient with another thread's forward pass before a line of the hook that reads a tensor."""
+        lines = 0
+
+        def trace(frame, event, argument):
+            nonlocal lines
+            if frame.f_code.co_name != "unpack":
+                return None
+            if event == "line":
+                lines += 1
+                if lines == moment:
+                    thread = threading.Thread(target=loss)
+                    thread.start()
+                    thread.join()
+            return trace
+
+        out, former = loss(), sys.gettrace()
+        sys.settrace(trace)  # on a CPU, the backward pass runs in this thread
+        try:
+            return torch.autograd.grad(out, x)[0], lines
+        finally:
+            sys.settrace(former)
+
+    want, lines = gradient(moment=0)
+    assert lines > 5
+    for moment in range(1, lines + 1):
+        assert torch.equal(gradient(moment)[0], want)
 
 
 def test_two_threads():

@@ -47,6 +47,15 @@ def test_a_weight_file_gives_the_torch_networks_logits(name, tmp_path):
         assert torch.equal(tensor, network.state_dict()[key]), key
 
 
+def test_parameters_stored_in_float16_are_float32_as_in_torch(tmp_path):
+    stored = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in trained("fcn").state_dict().items()}
+    save_file(stored, tmp_path / "weights.safetensors")
+    weights = state_dict(load_network(tmp_path / "weights.safetensors", node("fcn")))
+    for key, tensor in stored.items():
+        assert torch.equal(weights[key], tensor.float() if tensor.is_floating_point() else tensor), key
+        assert weights[key].dtype != torch.float16, key
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 @torch.no_grad()
 def test_backbones_compute_the_same_as_timms(name):

@@ -32,7 +32,7 @@ def load_network(path: str | Path, config: Mapping[str, Any] | None = None) -> n
             without metadata is loaded without ``config``.
     """
     with cast(Any, safe_open)(path, framework="numpy") as file:
-        tensors: dict[str, np.ndarray] = {name: file.get_tensor(name) for name in list(file.keys())}
+        tensors: dict[str, np.ndarray] = {name: _widened(file.get_tensor(name)) for name in list(file.keys())}
         metadata: dict[str, str] = file.metadata() or {}
     if config is None:
         header = metadata.get(_HEADER)
@@ -40,6 +40,11 @@ def load_network(path: str | Path, config: Mapping[str, Any] | None = None) -> n
             raise ValueError(f"{path} records no configuration: pass the model node of its configuration as config")
         return _network(tensors, json.loads(header)["config"]["model"])
     return _network(tensors, config)
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Return an array in float16, in which published networks store large tensors, as float32; others unchanged."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _network(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> nnx.Module:
