@@ -52,7 +52,7 @@ def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, mo
 
 @pytest.mark.parametrize("entry", ["train.py", "check_data.py"])
 def test_ctrl_c_before_training_produces_one_line(run_entry, tmp_path, monkeypatch, entry):
-    """Starting takes seconds, most of which are spent on importing torch."""
+    """Start-up takes seconds, mostly to import torch."""
 
     def interrupted(*given):
         raise KeyboardInterrupt

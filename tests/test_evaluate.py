@@ -89,7 +89,7 @@ def test_the_permissions_of_every_file_follow_the_umask(finished, run_entry):
 
 
 def test_bf16_of_the_command_line_applies_and_is_that_of_the_run_otherwise(finished, tmp_path, run_entry, monkeypatch):
-    """A message about too little memory recommends it."""
+    """The out-of-memory message recommends ``bf16=true``."""
     used = []
 
     def evaluate(self, model, dataset, protocol, *, bf16, original=Semantic.evaluate, **options):

@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, TINY
-from hydra import compose, initialize_config_dir
+from conftest import SHARED, TINY, composed
 from PIL import Image
 
 from ccnet import train as training
@@ -21,11 +20,6 @@ pytestmark = pytest.mark.slow
 
 
 HERE = ("device=cpu", "num_workers=0")  # for an evaluation; starting a data worker takes seconds once JAX runs
-
-
-def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *overrides])
 
 
 def run(folder, *overrides, saved=None):

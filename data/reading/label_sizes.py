@@ -1,4 +1,4 @@
-"""The check that a label image has the size of its image."""
+"""Check that label images have the size of their images."""
 
 from collections.abc import Sequence
 from pathlib import Path

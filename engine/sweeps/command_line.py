@@ -1,4 +1,4 @@
-"""Prepare the command line for Hydra, and end with one line if the user interrupts Hydra's own start."""
+"""Quote values on the command line that Hydra cannot parse, and report Ctrl-C during its start in one line."""
 
 import functools
 import os
@@ -35,7 +35,7 @@ def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def interrupted(process: str = "") -> BaseException:
-    """Return the exception with which a program ends at Ctrl-C, after printing a line that starts with ``process``.
+    """Print that the program was interrupted, after the prefix ``process``, and return the exception that ends it.
 
     ``HYDRA_FULL_ERROR=1`` shows the traceback instead.
     """

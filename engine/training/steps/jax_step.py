@@ -122,7 +122,7 @@ class JaxStep:
         return process_peak_mib()
 
     def provenance(self) -> dict[str, str]:
-        """Return the machine, on which torch only uses the CPU, the versions, the commit and the date."""
+        """Return JAX's device, the versions, the commit and the date; torch itself only uses the CPU."""
         device = self.mesh.devices[0]
         machine = {} if device.platform == "cpu" else {"machine": device.device_kind}
         return provenance(torch.device("cpu")) | machine | {"jax": jax.__version__}

@@ -5,8 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import composed
 from hydra.utils import instantiate
 from two_processes import together
 
@@ -17,11 +16,6 @@ from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
 
 pytestmark = pytest.mark.slow
-
-
-def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *overrides])
 
 
 ITERATIONS, BATCH = 10, 4

@@ -3,18 +3,12 @@
 import copy
 
 import pytest
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import composed
 
 from ccnet import train as training
 from ccnet.engine import checkpoints
 
 pytestmark = pytest.mark.slow
-
-
-def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *overrides])
 
 
 @pytest.fixture(scope="module")

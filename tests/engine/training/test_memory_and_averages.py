@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import composed
 from hydra.utils import instantiate
 
 from ccnet import train as training
@@ -14,11 +13,6 @@ from ccnet.engine.evaluation.tasks.semantic import Semantic
 from ccnet.engine.training import TorchStep
 from ccnet.engine.training.averaging import AveragedWeights
 from ccnet.models.factory import create_model
-
-
-def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *overrides])
 
 
 @pytest.mark.slow
