@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from PIL import ImageFont
 
 _DEFAULT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
-_PLACEHOLDERS = ("LastResort", "Adobe Blank")  # fonts that draw every character as a box or not at all
+_PLACEHOLDERS = ("Last Resort", "LastResort", "Adobe Blank")  # fonts that draw every character as a box or not at all
 
 
 def text_font(size: int, texts: Iterable[str]) -> ImageFont.FreeTypeFont:
@@ -38,8 +38,9 @@ def _font_of(characters: frozenset[str]) -> str:
     if not missing:
         return _DEFAULT
     installed = [entry for entry in fontManager.ttflist if not entry.name.startswith(_PLACEHOLDERS)]
-    upright = [entry.fname for entry in installed if entry.style == "normal" and entry.weight in (400, "normal")]
-    font = max([_DEFAULT, *upright], key=lambda path: len(needed & _characters(path)))
+    upright = [entry for entry in installed if entry.style == "normal" and entry.weight in (400, "normal")]
+    upright.sort(key=lambda entry: "Sans" not in entry.name)  # max takes the first of several that have as many
+    font = max([_DEFAULT, *(entry.fname for entry in upright)], key=lambda path: len(needed & _characters(path)))
     if lacking := needed - _characters(font):
         warnings.warn(
             f"no installed font has all characters of the class names: {''.join(map(chr, sorted(lacking)))} are drawn "
