@@ -91,14 +91,16 @@ def _of_length(
         iterations: the new number of iterations.
         saved: the checkpoint.
         schedule: the ``schedule`` node for the new length. If None, the checkpoint's is used: its interpolations are
-            already resolved, so every argument that equals the old number of iterations is set to the new one.
+            already resolved, so every argument except the warm-up that equals the old number of iterations is set to
+            the new one.
     """
     before, done = config["recipe"]["max_iters"], saved.iteration or 0
     if type(iterations) is int and iterations < done:
         raise ValueError(f"{LENGTH}={iterations}, but {saved.source} already has {done} iterations: set {done} or more")
     if schedule is None:
         own = config["optimizer"]["schedule"]
-        schedule = {key: iterations if type(value) is int and value == before else value for key, value in own.items()}
+        lengths = {key for key, value in own.items() if type(value) is int and value == before and "warmup" not in key}
+        schedule = {key: iterations if key in lengths else value for key, value in own.items()}
     if is_first():
         print(
             f"{LENGTH}={iterations} instead of {before}: after iteration {done}, the learning rate is that of a run of "

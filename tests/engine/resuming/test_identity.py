@@ -250,13 +250,14 @@ def test_the_folders_of_splits_can_move(tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("resume", ["auto", "RUN"])
 def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, optimizer, argument, resume):
-    options = [*TINY, f"optimizer={optimizer}", "recipe.lr=0.1"]
+    options = [*TINY, f"optimizer={optimizer}", "recipe.lr=0.1", "+recipe.warmup=4"]  # as long as the run
     saved = run_of(composed(*options, "recipe.max_iters=4"))
     monkeypatch.setattr("ccnet.engine.resuming.continuation.given_options", lambda: {"recipe.max_iters": 6})
     now = composed(*(options if resume == "auto" else []), "recipe.max_iters=6", f"resume={resume}")
     made = continued(now, saved)
     assert made.recipe.max_iters == 6
     assert argument is None or made.optimizer.schedule[argument] == 6
+    assert made.optimizer.schedule.get("warmup", 4) == 4
     assert made.optimizer.algorithm == composed(*options).optimizer.algorithm
 
 
