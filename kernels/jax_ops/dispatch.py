@@ -10,11 +10,13 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
 from ..launches import plan
 from . import reference
+from .explicit_axes import with_automatic_axes
 from .promotion import usual_promotion
 
 
@@ -30,6 +32,16 @@ def attend(call: Call[Array]) -> Array:
         TypeError: the call is differentiated in forward mode, and backend is not "reference".
     """
     call = _as_jax(call)
+    like = call.value if call.residual is None else call.residual
+
+    def with_arrays(*arrays: Array) -> Array:
+        query, key, value, *others = arrays
+        return _attend(Call(query, key, value, call.options, *others))
+
+    return with_automatic_axes(with_arrays, call.arrays(), jax.typeof(like).sharding.spec)
+
+
+def _attend(call: Call[Array]) -> Array:
     backend = call.options.backend
     if backend == "reference" or call.query.size == 0:
         return reference.attend(call)
@@ -56,7 +68,11 @@ def attend(call: Call[Array]) -> Array:
 @usual_promotion()
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:
     """Implement :func:`ccnet.kernels.criss_cross_weights` with the reference: it only serves to inspect attention."""
-    return reference.attention_weights(jnp.asarray(query), jnp.asarray(key), position, recurrence, options)
+
+    def with_arrays(query: Array, key: Array) -> Array:
+        return reference.attention_weights(query, key, position, recurrence, options)
+
+    return with_automatic_axes(with_arrays, (jnp.asarray(query), jnp.asarray(key)), PartitionSpec())
 
 
 def _as_jax(call: Call[Array]) -> Call[Array]:

@@ -1,0 +1,28 @@
+"""The operator on meshes with explicit axis types, in which JAX tracks the sharding of every array in its type."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# JAX's meshes are untyped.
+
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def with_automatic_axes(function: Callable[..., Array], arrays: Sequence[Array], spec: PartitionSpec) -> Array:
+    """Call ``function`` with all explicit mesh axes of its arrays made automatic, so that XLA distributes the work.
+
+    Otherwise, JAX would refuse products over sharded axes, and arrays that are sharded differently.
+
+    Args:
+        function: maps the arrays to the result.
+        arrays: the arguments.
+        spec: the partition spec of the result; ignored if no axis is explicit.
+    """
+    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
+    mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+    if mesh is None:
+        return function(*arrays)
+    automatic = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec))
+    return automatic(*arrays)
