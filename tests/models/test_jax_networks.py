@@ -84,6 +84,14 @@ def test_weights_survive_the_round_trip(name):
     create_model(name, backbone="resnet10t", embedding_channels=4, **SMALL).load_state_dict(weights, strict=True)
 
 
+def test_bfloat16_weights_survive_the_round_trip():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).bfloat16()
+    module[1].running_mean.normal_()
+    weights = state_dict(twin(module))
+    for key, tensor in module.state_dict().items():
+        assert torch.equal(weights[key], tensor) and weights[key].dtype == tensor.dtype, key
+
+
 def train_network():
     network = trained("ccnet", embedding_channels=4, head__dropout=0.0, aux_head__dropout=0.0).train()
     images = torch.rand(2, 3, 33, 41)
@@ -245,6 +253,8 @@ def test_create_model_builds_in_jax():
         create_model("ccnet", num_classes=2, backbone="test_nfnet", framework="jax")
     with pytest.raises(ValueError, match=r"RGB images \(N, H, W, 3\) or clips .* at least 8x8"):
         network(jnp.zeros((1, 3, 64, 64)))
+    with pytest.raises(ValueError, match=r"floating-point images in \[0, 1\], got uint8: convert them first"):
+        network(jnp.zeros((1, 64, 64, 3), jnp.uint8))
 
 
 @pytest.mark.parametrize("name", ["resnet50c", "resnet50d", "resnet50s", "mobilenetv2_035"])
