@@ -69,22 +69,29 @@ def _attend(call: Call[Array]) -> Array:
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:
     """Implement :func:`ccnet.kernels.criss_cross_weights` with the reference: it only serves to inspect attention."""
 
+    query, options = _scaled(jnp.asarray(query), options)
+
     def with_arrays(query: Array, key: Array) -> Array:
         return reference.attention_weights(query, key, position, recurrence, options)
 
-    return with_automatic_axes(with_arrays, (jnp.asarray(query), jnp.asarray(key)), PartitionSpec())
+    return with_automatic_axes(with_arrays, (query, jnp.asarray(key)), PartitionSpec())
 
 
 def _as_jax(call: Call[Array]) -> Call[Array]:
-    """Return the call with JAX arrays and a constant scale: a learned or traced scale is multiplied into the query."""
-    options, scale = call.options, cast(Any, call.options.scale)
-    query, key, value = jnp.asarray(call.query), jnp.asarray(call.key), jnp.asarray(call.value)
-    if isinstance(scale, jax.Array):
-        query = (query * scale).astype(query.dtype)
-        options = options._replace(scale=1.0)
+    """Return the call with JAX arrays and a constant scale."""
+    query, options = _scaled(jnp.asarray(call.query), call.options)
+    key, value = jnp.asarray(call.key), jnp.asarray(call.value)
     residual = None if call.residual is None else jnp.asarray(call.residual)
     gamma = None if call.gamma is None else jnp.asarray(call.gamma)
     return Call(query, key, value, options, residual, gamma)
+
+
+def _scaled(query: Array, options: Options) -> tuple[Array, Options]:
+    """Make the scale a constant: a learned or traced scale is multiplied into the query."""
+    scale = cast(Any, options.scale)
+    if isinstance(scale, jax.Array):
+        return (query * scale.reshape(())).astype(query.dtype), options._replace(scale=1.0)
+    return query, options._replace(scale=float(scale))
 
 
 def _obstacle(call: Call[Array]) -> str | None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from ...kernels.jax_ops.promotion import usual_promotion
 from .layers import Twin, dropout2d, resize, statistic
 
 
@@ -65,6 +66,7 @@ class Segmentor(nnx.Module):
         self.align_corners = network.align_corners
         self.deterministic = True
 
+    @usual_promotion()
     def __call__(
         self, image: Array, *, train: bool | None = None, key: Array | None = None, dtype: jnp.dtype = jnp.float32
     ) -> dict[str, Array]:
