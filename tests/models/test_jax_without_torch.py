@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from test_jax_networks import SMALL, relative, to_jax, to_torch, trained
 
+from ccnet.models import tensor_files
 from ccnet.models.backbone import TimmBackbone
+from ccnet.models.checksums import CHECKSUM, HEADER
 from ccnet.models.factory import compose_conf
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
@@ -146,6 +148,13 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"cut\.safetensors is not a \.safetensors file, or it is damaged: "):
         load_network(tmp_path / "cut.safetensors", node("ccnet"))
+    header, weights = json.dumps({"config": {"model": node("fcn")}}), trained("fcn").state_dict()
+    metadata = {HEADER: header, CHECKSUM: tensor_files.checksum(header, weights)}
+    save_file(weights, tmp_path / "best.safetensors", metadata=metadata)
+    load_network(tmp_path / "best.safetensors")
+    save_file(weights | {"mean": weights["mean"] + 1e-3}, tmp_path / "best.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"best\.safetensors is damaged: its content does not match its checksum"):
+        load_network(tmp_path / "best.safetensors")
     with pytest.raises(ValueError, match="has no _target_: pass the model node"):
         loading._network({}, {"model": node("ccnet")})
 

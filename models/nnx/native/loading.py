@@ -11,12 +11,11 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
+from ...checksums import CHECKSUM, HEADER, checksum
 from .. import segmentor
 from .backbones import backbone
 from .contexts import CONTEXTS
 from .parts import Part, Weights, build, conv, conv_bn_relu, sequence
-
-_HEADER = "ccnet"  # metadata key of the configuration in a run's .safetensors file; see ccnet.engine.checkpoints
 
 
 def load_network(path: str | Path, config: Mapping[str, Any] | None = None) -> nnx.Module:
@@ -39,12 +38,16 @@ def load_network(path: str | Path, config: Mapping[str, Any] | None = None) -> n
         raise FileNotFoundError(f"there is no weight file {path}: a run writes best.safetensors")
     try:
         with cast(Any, safe_open)(path, framework="numpy") as file:
-            tensors: dict[str, np.ndarray] = {name: _as_float32(file.get_tensor(name)) for name in list(file.keys())}
+            stored: dict[str, np.ndarray] = {name: file.get_tensor(name) for name in list(file.keys())}
             metadata: dict[str, str] = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a .safetensors file, or it is damaged: {error}") from error
+    content = {name: np.ascontiguousarray(array).reshape(-1).view(np.uint8) for name, array in stored.items()}
+    if metadata.get(CHECKSUM) not in (None, checksum(metadata.get(HEADER, ""), content)):
+        raise ValueError(f"{path} is damaged: its content does not match its checksum")
+    tensors = {name: _as_float32(array) for name, array in stored.items()}
     if config is None:
-        header = metadata.get(_HEADER)
+        header = metadata.get(HEADER)
         if header is None:
             raise ValueError(f"{path} records no configuration: pass the model node of its configuration as config")
         return _network(tensors, json.loads(header)["config"]["model"])
