@@ -4,6 +4,7 @@
 # JAX's meshes are untyped.
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax import Array
@@ -24,5 +25,6 @@ def with_automatic_axes(function: Callable[..., Array], arrays: Sequence[Array],
     mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
     if mesh is None:
         return function(*arrays)
-    automatic = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec))
+    place = NamedSharding(mesh, spec)
+    automatic: Any = jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=place)
     return automatic(*arrays)

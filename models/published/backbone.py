@@ -5,7 +5,10 @@ from typing import Any
 from ..backbone import TimmBackbone
 
 # Caffe's RGB means for pixels in [0, 255]; images are not divided by a standard deviation.
-_STATISTICS = {"mean": tuple(mean / 255 for mean in (122.67891434, 116.66876762, 104.00698793)), "std": (1 / 255,) * 3}
+_STATISTICS: dict[str, Any] = {
+    "mean": tuple(mean / 255 for mean in (122.67891434, 116.66876762, 104.00698793)),
+    "std": (1 / 255,) * 3,
+}
 
 
 class CaffeResNet(TimmBackbone):

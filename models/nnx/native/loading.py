@@ -1,5 +1,8 @@
 """Load a network from a weight file and a configuration."""
 
+# Flax states and some JAX functions are only partially typed.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
