@@ -1,4 +1,4 @@
-"""The operator on meshes with explicit axis types, in which JAX tracks the sharding of every array in its type."""
+"""Support for meshes with explicit axis types, on which JAX tracks the sharding of every array in its type."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # JAX's meshes are untyped.
@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 def with_automatic_axes(function: Callable[..., Array], arrays: Sequence[Array], spec: PartitionSpec) -> Array:
     """Call ``function`` with all explicit mesh axes of its arrays made automatic, so that XLA distributes the work.
 
-    Otherwise, JAX would refuse products over sharded axes, and arrays that are sharded differently.
+    Without this, JAX rejects products over sharded axes and arrays with different shardings.
 
     Args:
         function: maps the arrays to the result.

@@ -1,4 +1,4 @@
-"""What the configuration in an mmsegmentation checkpoint says about its network and cannot be seen in its tensors."""
+"""Settings of mmsegmentation's networks that the configuration in a checkpoint contains but its tensors do not show."""
 
 import re
 from typing import NamedTuple
@@ -20,7 +20,7 @@ _VALUE = r"(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|[\w.+-]+)"
 
 
 class Settings(NamedTuple):
-    """The settings with which a checkpoint was trained; None for what is unknown.
+    """The settings with which a network was trained; None where a setting is unknown.
 
     Attributes:
         align_corners: whether bilinear upsampling aligns corners.

@@ -38,8 +38,8 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool,
         trained: the settings in the file's configuration.
 
     Raises:
-        ValueError: the network has an unsupported head, a backbone other than ResNet-50 or -101, or another number of
-            loops according to its configuration.
+        ValueError: the network has an unsupported head, a backbone other than ResNet-50 or -101, or was trained with
+            another number of loops or unsuitable image statistics.
     """
     family = _family(found)
     if family == "ccnet" and trained.recurrence not in (None, recurrence):
@@ -85,7 +85,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool,
 def _images(found: Mapping[str, Tensor], first: str, trained: Settings) -> Node:
     """Return the backbone's settings for images: number of channels, mean and standard deviation.
 
-    Settings that are those of RGB images and ImageNet, the defaults, are omitted.
+    The defaults, RGB and the statistics of ImageNet, are omitted.
     """
     number = found[first].shape[1] if first in found and found[first].ndim == 4 else 3
     node: Node = {} if number == 3 else {"in_channels": number}

@@ -94,7 +94,7 @@ def _network(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> nn
 
 
 def _check_shapes(network: nnx.Module, channels: int) -> None:
-    """Raise ValueError unless the network, traced without computing anything, accepts images of ``channels``."""
+    """Trace the network without computing anything, and raise ValueError if its tensors do not fit together."""
     graph, state = nnx.split(network)
 
     def train(state: Any, images: jax.Array) -> Any:

@@ -15,12 +15,12 @@ class Part:
 
     It has the attributes that the constructor reads.
 
-    Attributes:
-        weight: the kernel of a convolution in torch's layout.
-
     Args:
         make: the constructor, called with the description and :func:`build`.
         **attributes: settings, tensors in torch's layout and descriptions of submodules.
+
+    Attributes:
+        weight: the kernel of a convolution.
     """
 
     weight: np.ndarray
