@@ -79,6 +79,8 @@ def main(config: DictConfig) -> float:
     framework = training.choose_framework(config.framework, config.device)
     with runtime.processes(framework.device, timeout=config.collective_timeout):
         stem = runtime.from_first(stem)  # Hydra's folder contains the time, which differs between processes
+        about = evaluation.subject(path, guards.plain(config.dataset))
+        evaluation.check_replaceable(Path(f"{stem}.json"), about)
         with _writable(stem.parent):
             files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
             stem.parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +101,7 @@ def main(config: DictConfig) -> float:
         )
         runtime.wait_for_all()
         if runtime.rank() == 0:
-            about = {"checkpoint": str(path), "iteration": saved.iteration, "protocol": protocol_name}
-            about |= {"images": len(dataset)}
+            about |= {"iteration": saved.iteration, "protocol": protocol_name, "images": len(dataset)}
             print(task.report(result, dataset, about))
             with _writable(stem.parent):
                 print(task.write_report(stem, result, dataset, about))

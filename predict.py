@@ -59,6 +59,11 @@ def main(config: DictConfig) -> None:
 
 
 def _predict(config: DictConfig, output: Path) -> None:
+    if "training_crop" in runtime.given_overrides():
+        raise ValueError(
+            f"training_crop={config.training_crop} cannot be set here, because the checkpoint determines it: set the "
+            "windows with protocol=slide protocol.crop_size=[HEIGHT,WIDTH]"
+        )
     names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
     images = prediction.find_inputs(_as_list(config.input), output)

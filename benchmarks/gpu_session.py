@@ -20,6 +20,8 @@ from ..kernels.launches import tiles
 ROOT = Path(__file__).parent.parent
 # The operator's shapes; the first is also timed in JAX.
 SHAPES = ("8x97x97", "8x128x256", "1x97x97")
+# Options whose time and memory are compared with those of the plain network.
+OPTIONS = "ccnet,'ccnet grad_checkpointing=true','ccnet ema=0.999'"
 DONE, TAIL = "done", 30
 
 
@@ -95,6 +97,7 @@ def steps(folder: Path) -> list[Step]:
             for text in SHAPES
         ),
         benchmark("train", 300, "mode=train", f"output={folder}/step"),
+        benchmark("options", 180, "mode=train", f"train.models=[{OPTIONS}]", f"output={folder}/options"),
         benchmark("complexity", 120, "mode=complexity", operator),
         benchmark("zoo", 240, "mode=zoo", f"output={folder}/networks"),
         benchmark(f"jax-{SHAPES[0]}", 180, "framework=jax", shape(SHAPES[0]), bfloat16, operator),

@@ -21,9 +21,11 @@ from ..engine.drawing.tables import Table
 from ..engine.guards.settings import replaced
 from ..engine.runtime.devices import seed_everything
 from ..engine.runtime.provenance import provenance
+from ..engine.training.averaging import AveragedWeights
 from ..engine.training.batches import prefetch
+from ..engine.training.setup.freezing import freeze
 from ..engine.training.setup.optimizer import make_optimizer
-from ..engine.training.steps.torch_step import TorchStep, memory_format
+from ..engine.training.steps.torch_step import TorchStep, on_device
 from ..models.factory import build, compose_conf
 from .failures import require_none, tolerated
 
@@ -45,16 +47,18 @@ class Rounds(NamedTuple):
 def time_training(config: DictConfig, device: torch.device) -> str:
     """Time the networks in turn and return the table; their rows in ``<output>_train.csv`` are rewritten every round.
 
-    The batch is random and in host memory. An iteration consists of the batch's copy to the device, forward pass, loss,
-    backward pass and optimiser step, queued as in training. On a CPU, process time is measured, which other load on
-    the machine barely affects, and the peak memory is measured in a separate process (on Linux).
+    An entry of ``train.models`` is the name of a network, optionally followed by options of ``train.py``. The batch is
+    random and in host memory. An iteration consists of the batch's copy to the device, forward pass, loss, backward
+    pass, optimiser step and, with ``ema``, the moving average, queued as in training. On a CPU, process time is
+    measured, which other load on the machine barely affects, and the peak memory is measured in a separate process (on
+    Linux).
 
     Raises:
         ValueError: some networks failed; they are not run again, and the table of the others is printed first.
     """
     options = config.train
     setting = list(options.settings[device.type])
-    runs = {name: compose_conf([*setting, f"model={name}"], "config") for name in options.models}
+    runs = {name: compose_conf([*setting, *f"model={name}".split()], "config") for name in options.models}
     about = {"setting": " ".join(setting), "clock": "wall" if device.type == "cuda" else "process", "seed": config.seed}
     about |= provenance(device)
     path = Path(f"{config.output}_train.csv")
@@ -128,7 +132,9 @@ def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Te
     """Run training iterations endlessly and yield the loss of each."""
     seed_everything(seed)
     run = replaced(run, num_classes=19)
-    model = build(run.model).train().to(device).to(memory_format=memory_format(run))
+    model = on_device(build(run.model).train(), device, run)
+    freeze(run, model)
+    average = None if run.ema is None else AveragedWeights(model, run.ema)
     optimizer = make_optimizer(run, model)
     step = TorchStep.of(run, instantiate(run.task), model, instantiate(run.loss).to(device), optimizer, device)
     size = run.recipe.batch_size, *run.recipe.train_transform.crop_size
@@ -136,7 +142,10 @@ def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Te
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
     for iteration, placed in enumerate(prefetch(_endless((images, labels)), step.place, device)):
-        yield step(*placed, iteration).loss
+        loss = step(*placed, iteration).loss
+        if average:
+            average.update(iteration)
+        yield loss
 
 
 def _endless(batch: tuple[Tensor, Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:

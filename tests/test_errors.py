@@ -134,9 +134,11 @@ def test_an_empty_current_folder_is_not_removed(run_entry, tmp_path, script):
     assert tmp_path.is_dir()
 
 
-def test_evaluate_refuses_options_that_would_have_no_effect(run_entry, tmp_path):
+def test_options_that_would_have_no_effect_are_refused(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "evaluate.py", "checkpoint=RUN/best", "model.head.recurrence=1", "seed=1")
     assert "model.head.recurrence, seed cannot be set here, because the checkpoint determines the network" in message
+    message = refused(run_entry, tmp_path, "predict.py", "input=photo.jpg", "training_crop=[65,65]")
+    assert "set the windows with protocol=slide protocol.crop_size=[HEIGHT,WIDTH]" in message
 
 
 def test_evaluate_takes_a_part_of_a_data_set_option_from_the_command_line():

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,6 +34,9 @@ def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_ent
     """Two processes cannot split five images evenly."""
     command = (f"checkpoint={finished / 'best'}", "device=cpu", "num_workers=0", "save_predictions=true")
     run_entry("evaluate.py", *command, f"output={tmp_path / 'one'}")
+    another = shutil.copytree(finished, tmp_path / "another") / "best"
+    done = run_entry("evaluate.py", f"checkpoint={another}", "device=cpu", f"output={tmp_path / 'one'}", ok=False)
+    assert f"one/best_val_whole.json holds the scores of checkpoint={finished / 'best.safetensors'}" in done.stderr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -53,9 +53,9 @@ def label_values(
         FileNotFoundError: ``values`` is a string but neither a range nor an existing file.
         ValueError: the values do not match the classes, or have none of these forms.
     """
-    if isinstance(values, str):
-        bounds = _RANGE.fullmatch(values)
-        values = [*range(int(bounds[1]), int(bounds[2]) + 1)] if bounds else _read_columns(Path(values).expanduser())
+    values = read_file(values)
+    if isinstance(values, str) and (bounds := _RANGE.fullmatch(values)):
+        values = [*range(int(bounds[1]), int(bounds[2]) + 1)]
     pairs = [(_value(key), _target(name)) for key, name in values.items()] if isinstance(values, Mapping) else None
     names = _class_names(classes, values, pairs)
     if not 2 <= len(names) <= 254:
@@ -148,14 +148,29 @@ def _index(target: str | int, names: Sequence[str]) -> int:
     return list(names).index(str(target))
 
 
-def _read_columns(path: Path) -> dict[Value, str]:
-    """Read {value: class name} from a text file with two columns, skipping a heading without digits and comments."""
+def read_file(values: Any) -> Any:
+    """Return ``values`` as in :func:`label_values`, with the path of a file replaced by the mapping in the file.
+
+    Raises:
+        FileNotFoundError: ``values`` is a string but neither a range nor an existing file.
+        ValueError: a line does not contain a value and a name, a value is listed twice, or the file is not UTF-8.
+    """
+    if not isinstance(values, str) or _RANGE.fullmatch(values):
+        return values
+    return _read_columns(Path(values).expanduser())
+
+
+def _read_columns(path: Path) -> dict[int | str, str]:
+    """Read {value: class name} from a text file with two columns, skipping a heading without digits and comments.
+
+    Colours are strings such as "128 0 0", as in YAML.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"dataset.values={path} is neither a range such as 1-150 nor a file: pass a list, a mapping, or a file "
             "with two columns, value and class name"
         )
-    found: dict[Value, str] = {}
+    found: dict[int | str, str] = {}
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip() or line.lstrip().startswith("#") or (number == 1 and not re.search(r"\d", line)):
             continue
@@ -164,9 +179,10 @@ def _read_columns(path: Path) -> dict[Value, str]:
             raise ValueError(
                 f"{path}, line {number}: expected a value and a class name, such as '128 0 0  car': {line!r}"
             )
-        value = _value(match["value"] or match["value_last"])
+        parsed = _value(match["value"] or match["value_last"])
+        value = parsed if isinstance(parsed, int) else shown_value(parsed)
         if value in found:
-            raise ValueError(f"{path}, line {number}: the value {shown_value(value)} is listed twice")
+            raise ValueError(f"{path}, line {number}: the value {value} is listed twice")
         found[value] = (match["name"] or match["name_first"]).strip()
     return found
 

@@ -9,7 +9,7 @@ from ..image_pairs import ImagePairs, PairTransform
 from ..reading.file_lists import match_by_name
 from ..reading.label_files import LabelFormat
 from ..reading.label_values import label_values
-from .layouts import find_folders
+from .layouts import find_folders, folders_in_options
 from .splits import SPLITS, check_splits, drawn, listed
 
 # Catch-all classes, which are drawn in dark grey
@@ -78,7 +78,7 @@ class Folder(ImagePairs):
             if not isinstance(lists, Mapping):
                 raise ValueError(f"dataset.lists={lists}: set a file for each split, as in {{train:FILE,val:FILE}}")
             check_splits("lists", lists)
-            here = {part: file for part, file in lists.items() if find_folders(images, masks, part) == folders[0]}
+            here = _sharing(images, masks, split, lists)
             chosen = _part(listed(_names(pairs, image_folder), here, image_folder), split, "list it in dataset.lists")
         else:
             paths = _names(pairs, image_folder)
@@ -124,6 +124,13 @@ class Folder(ImagePairs):
         )
         parts = path.relative_to(folder).with_suffix("").parts
         return "_".join(parts if len(self._folders) == 1 else (str(number), *parts))
+
+
+def _sharing(images: Folders, masks: Folders, split: str, lists: Mapping[str, str]) -> dict[str, str]:
+    """Return the lists of the splits that use the same folders as ``split``."""
+    # Compared as given, because on a machine that only evaluates the folders of other splits need not exist.
+    own = [*folders_in_options(images, masks, split).values()]
+    return {part: file for part, file in lists.items() if [*folders_in_options(images, masks, part).values()] == own}
 
 
 def _names(pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[PurePath]:

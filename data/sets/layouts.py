@@ -75,21 +75,26 @@ def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
     """
     check_splits("images", images)
     check_splits("masks", masks)
+    places = folders_in_options(images, masks, split)
+    for option, given in places.items():
+        if given is None or not Path(str(given)).expanduser().is_dir():
+            raise FileNotFoundError(
+                f"dataset.{option}={given} is not a folder: pass the folders of images and of masks as "
+                "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number. Splits in "
+                "folders of their own: dataset.images={train:DIR,val:DIR} dataset.masks={train:DIR,val:DIR}"
+            )
+    image_folder, mask_folder = (Path(str(given)).expanduser() for given in places.values())
+    return image_folder, mask_folder
+
+
+def folders_in_options(images: Any, masks: Any, split: str) -> dict[str, Any]:
+    """Return {option: folder} for the images and the masks of a split, as given; see :func:`find_folders`."""
     own = images if isinstance(images, Mapping) else masks
     name = "train" if isinstance(own, Mapping) and split not in own else split
-    return _given_folder("images", images, name), _given_folder("masks", masks, name)
-
-
-def _given_folder(option: str, given: Any, name: str) -> Path:
-    if isinstance(given, Mapping):
-        option, given = f"{option}.{name}", given.get(name)
-    if given is None or not Path(str(given)).expanduser().is_dir():
-        raise FileNotFoundError(
-            f"dataset.{option}={given} is not a folder: pass the folders of images and of masks as dataset.images=DIR "
-            "dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number. Splits in folders of their own: "
-            "dataset.images={train:DIR,val:DIR} dataset.masks={train:DIR,val:DIR}"
-        )
-    return Path(str(given)).expanduser()
+    return dict(
+        (f"{option}.{name}", given.get(name)) if isinstance(given, Mapping) else (option, given)
+        for option, given in (("images", images), ("masks", masks))
+    )
 
 
 def _known(split: str, *splits: str) -> None:

@@ -22,7 +22,8 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
 
     Args:
         names: the paths of the images relative to ``folder``, without suffix.
-        lists: a text file for each split, with one path per line, relative to ``folder``, with or without suffix.
+        lists: a text file for each split, with one path per line, relative to ``folder`` or absolute, with or without
+            suffix.
         folder: the folder of the images.
 
     Raises:
@@ -38,7 +39,10 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
             raise FileNotFoundError(f"dataset.lists.{split}={file} is not a file: expected a list of image names")
         found[split] = []
         for place, words in read_list(path):
-            name = inside(folder, " ".join(words), place).relative_to(folder)
+            given = PurePath(" ".join(words))
+            if given.is_absolute() and given.is_relative_to(folder.absolute()):
+                given = given.relative_to(folder.absolute())
+            name = inside(folder, str(given), place).relative_to(folder)
             name = name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name
             if name not in index:
                 raise FileNotFoundError(f"{place}: {name} is not an image with a label image in {folder}")

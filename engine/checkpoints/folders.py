@@ -24,7 +24,7 @@ _KEPT = (
     "model", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "clip_norm", "frozen_stages", "norm_eval",
     "seed", "accumulate", "bf16", "channels_last",
 )  # fmt: skip
-_LOCATIONS = ("root", "images", "masks")
+_LOCATIONS = ("root", "images", "masks", "lists")
 _FIELDS = {"config", "classes", "palette", "iteration", "scores"}
 _SMALL = 1024  # elements; smaller tensors, such as the mean colour and norms of timm's small networks, stay exact
 

@@ -6,14 +6,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ...data.reading.label_values import read_file
 from ..guards.settings import plain, replaced
 from ..runtime.atomic_files import given_path
-from .options import flat, is_interpolated, text
+from .options import flat, is_interpolated
 from .pretrained import PACKAGED
 
 # The options that set locations on the command line; all entry points use the same names.
-LOCATIONS = ("dataset.root", "dataset.images", "dataset.masks", "backbone.weights")
-_LOCATION = re.compile(r"dataset\.(.+\.)?(root|images|masks)|(model\.)?backbone\.weights|init")
+LOCATIONS = ("dataset.root", "dataset.images", "dataset.masks", "dataset.lists", "backbone.weights")
+_LOCATION = re.compile(
+    r"dataset\.(.+\.)?(root|(images|masks|lists)(\.(train|val|test))?)|(model\.)?backbone\.weights|init"
+)
 
 
 def is_location(name: str) -> bool:
@@ -22,11 +25,18 @@ def is_location(name: str) -> bool:
 
 
 def located(config: DictConfig) -> DictConfig:
-    """Return a configuration with absolute locations, so that the run can be resumed from any working directory."""
+    """Return a configuration that does not depend on the working directory, from which a run can thus be resumed.
+
+    Locations become absolute, and a file of mask values is replaced by its contents, because the classes of the masks
+    must not change with a file that is edited later.
+    """
     made = replaced(config)
     for name, value in flat(plain(config)).items():
-        if is_location(name) and value is not None and not is_interpolated(made, name):
+        if is_location(name) and value not in (None, {}) and not is_interpolated(made, name):
             OmegaConf.update(made, name, absolute(value))
+    values = OmegaConf.select(made, "dataset.values")
+    if (read := read_file(values)) is not values:
+        OmegaConf.update(made, "dataset.values", read)
     return made
 
 
@@ -39,22 +49,37 @@ def moved(config: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: the checkpoint has no such location; for example, ``dataset.root`` is set, but its data set has
-            ``dataset.images`` and ``dataset.masks``.
+            ``dataset.images`` and ``dataset.masks``, or a single folder is set for the folders of several splits.
     """
     options = flat(config)
-    for option in LOCATIONS:
-        if given.get(option) is None:
-            continue
+    for option, value in locations_in(given).items():
         part, _, key = option.partition(".")
-        places = [name for name in options if is_location(name) and part in name.split(".") and name.endswith(key)]
+        places = [
+            name for name in options if is_location(name) and part in name.split(".") and name.endswith(f".{key}")
+        ]
         if not places:
-            own = " and ".join(name for name in LOCATIONS if name in options and name.startswith(part))
+            own = " and ".join(name for name in locations_in(options) if name.startswith(part))
             raise ValueError(
-                f"{text(given, option)} does not apply to this checkpoint, "
+                f"{option}={value} does not apply to this checkpoint, "
                 + (f"which uses {own}" if own else f"whose {part} reads no files")
             )
-        config = _with_value(config, absolute(given[option]), places)
+        config = _with_value(config, absolute(value), places)
     return config
+
+
+def locations_in(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {option: location} for ``LOCATIONS``, in their order, with an entry for each split that has its own.
+
+    Args:
+        options: options by name, such as those of the command line; the values may be mappings.
+    """
+    named = flat(options)
+    return {
+        name: value
+        for option in LOCATIONS
+        for name, value in named.items()
+        if f"{name}.".startswith(f"{option}.") and value not in (None, {})
+    }
 
 
 def _with_value(node: Mapping[str, Any], new: Any, names: list[str], path: str = "") -> dict[str, Any]:

@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ...data import IGNORE_INDEX
+from .fonts import text_font
 
 _COLUMNS = 3  # maximum number of columns beside an image; the last line counts the classes that do not fit
 _FEWEST_ROWS = 10  # a column has room for at least this many rows, even if the image is less tall
-_FONT = "fonts/ttf/DejaVuSans.ttf"  # ships with matplotlib
 _HATCH = (40, 40, 40), (125, 125, 125)  # stripes that mark ignored pixels
 
 
@@ -60,11 +58,6 @@ def entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence[Sequen
     return lines
 
 
-def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the font of legends and captions; `size` is in pixels."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / _FONT), size)
-
-
 def line_height(size: Sequence[int]) -> int:
     """Return a line height in pixels that is legible when an image of size (H, W) fills a screen."""
     return max(16, round(math.sqrt(size[0] * size[1]) / 34))
@@ -85,13 +78,13 @@ def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int
             columns as wide as their text.
     """
     line = line_height(size)
-    font = text_font(round(0.65 * line))
     rows = max(column_rows(size), _FEWEST_ROWS if width is None else 1)
     most = rows * _COLUMNS if width is None else rows
     if len(lines) > most:
         ignored = [entry for entry in lines if entry.ignored]
         kept = lines[: most - 1 - len(ignored)]
         lines = [*kept, LegendEntry(f"and {len(lines) - len(kept) - len(ignored)} more"), *ignored]
+    font = text_font(round(0.65 * line), [entry.text for entry in lines])
     columns = [lines[start : start + rows] for start in range(0, len(lines), rows)]
     widths = [round(max(font.getlength(entry.text) for entry in column)) + 2 * line for column in columns]
     height = max(size[0], (min(rows, len(lines)) + 1) * line)
@@ -115,7 +108,7 @@ def draw_legend(lines: Sequence[LegendEntry], size: Sequence[int], *, width: int
 def legend_width(texts: Sequence[str], size: Sequence[int]) -> int:
     """Return the width in pixels that a single-column legend with these texts needs; see :func:`draw_legend`."""
     line = line_height(size)
-    font = text_font(round(0.65 * line))
+    font = text_font(round(0.65 * line), texts)
     return round(max(font.getlength(text) for text in texts)) + 3 * line
 
 

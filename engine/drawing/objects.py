@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from ...data.sets.folder import distinct_colours
-from .legend import text_font
+from .fonts import text_font
 from .panels import column_pixels, save_grid
 from .png_files import write_png
 
@@ -65,7 +65,7 @@ def _with_captions(
     """Return a copy of an image with a caption at each box, above it if there is room."""
     canvas = Image.fromarray(_pixels(image))
     draw = ImageDraw.Draw(canvas)
-    font = text_font(round(0.75 * line))
+    font = text_font(round(0.75 * line), captions)
     taken: list[tuple[int, int, int, int]] = []
     for box, caption, colour in zip(boxes, captions, colours, strict=True):
         size = round(font.getlength(caption)) + line // 2, line

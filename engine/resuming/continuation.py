@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ...data import ImageDataset
-from ..checkpoints.locations import LOCATIONS, absolute, moved
+from ..checkpoints.locations import LOCATIONS, absolute, locations_in, moved
 from ..checkpoints.options import completed, flat, text
 from ..checkpoints.record import Checkpoint
 from ..guards.settings import plain
@@ -30,7 +30,11 @@ def given_options() -> dict[str, Any]:
 
 def check_given(given: Mapping[str, Any]) -> None:
     """Raise ValueError if an option passed with ``resume=FOLDER`` would change what the run computes."""
-    wrong = [text(given, name) for name in given if name not in _FREE and name.partition(".")[0] not in EXECUTION]
+    wrong = [
+        text(given, name)
+        for name in given
+        if name not in (*_FREE, *locations_in({name: given[name]})) and name.partition(".")[0] not in EXECUTION
+    ]
     if wrong:
         raise ValueError(
             f"a resumed run keeps its own configuration: remove {' '.join(wrong)}. It may change "
@@ -61,7 +65,7 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     if not auto and "logger" not in groups:
         made |= own_account(saved, now)
     options = flat(now) if auto else given
-    made = moved(made, {name: options[name] for name in LOCATIONS if name in options})
+    made = moved(made, options)
     if auto and now.get("init") is not None:
         made["init"] = absolute(now["init"])
     if not auto:
@@ -87,14 +91,16 @@ def _of_length(
         iterations: the new number of iterations.
         saved: the checkpoint.
         schedule: the ``schedule`` node for the new length. If None, the checkpoint's is used: its interpolations are
-            already resolved, so every argument that equals the old number of iterations is set to the new one.
+            already resolved, so every argument except the warm-up that equals the old number of iterations is set to
+            the new one.
     """
     before, done = config["recipe"]["max_iters"], saved.iteration or 0
     if type(iterations) is int and iterations < done:
         raise ValueError(f"{LENGTH}={iterations}, but {saved.source} already has {done} iterations: set {done} or more")
     if schedule is None:
         own = config["optimizer"]["schedule"]
-        schedule = {key: iterations if type(value) is int and value == before else value for key, value in own.items()}
+        lengths = {key for key, value in own.items() if type(value) is int and value == before and "warmup" not in key}
+        schedule = {key: iterations if key in lengths else value for key, value in own.items()}
     if is_first():
         print(
             f"{LENGTH}={iterations} instead of {before}: after iteration {done}, the learning rate is that of a run of "

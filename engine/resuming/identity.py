@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ..checkpoints.locations import absolute, is_location
+from ..checkpoints.locations import absolute, is_location, located
 from ..checkpoints.options import CHECKED, completed, flat, is_given, is_interpolated, text
 from ..checkpoints.record import Checkpoint
 from ..guards.setting_types import BOUNDS
@@ -67,7 +67,7 @@ class Wanted:
     """
 
     def __init__(self, config: DictConfig, given: Mapping[str, Any], data: Callable[[], dict[str, str]]):
-        self.config, self.given, self._data = config, given, data
+        self.config, self.given, self._data = located(config), given, data
         self.choices = choices()
         self.length: int = OmegaConf.select(config, LENGTH)
         self._of_length: dict[int, dict[str, Any]] = {}

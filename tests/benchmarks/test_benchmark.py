@@ -179,7 +179,9 @@ def test_training_iterations_of_several_networks_are_timed(tmp_path, config, mon
 
     monkeypatch.setattr(benchmark_train, "_alone", first_alone)
     config.output = str(tmp_path / "step")
-    config.train.update({"rounds": 1, "warmup": 1, "iterations": 2, "models": ["fcn", "ccnet"]})
+    config.train.update({"rounds": 1, "warmup": 1, "iterations": 2, "models": ["fcn", "ccnet ema=0.9"]})
+    averaged = []
+    monkeypatch.setattr(benchmark_train.AveragedWeights, "update", lambda self, iteration: averaged.append(iteration))
     config.train.settings.cpu = [
         "dataset=cityscapes", "backbone=resnet10t", "backbone.pretrained=false", "recipe.batch_size=2",
         "recipe.train_transform.crop_size=[65,65]", "model.head.channels=32",
@@ -187,7 +189,8 @@ def test_training_iterations_of_several_networks_are_timed(tmp_path, config, mon
     said = benchmark_train.time_training(config, torch.device("cpu"))
     with open(tmp_path / "step_train.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["network"] for row in rows] == ["fcn", "ccnet"]
+    assert [row["network"] for row in rows] == ["fcn", "ccnet ema=0.9"]
+    assert averaged == [0, 1, 2]
     assert rows[0]["ratio"] == "1.0"
     for row in rows:
         assert 0 < float(row["fastest_ms"]) <= float(row["step_ms"]) <= float(row["slowest_ms"])

@@ -465,6 +465,12 @@ def test_lists_of_names(tmp_path):
     (tmp_path / "val.txt").write_text("b c\n")
     assert names(folder(images, there, "train", lists=lists)) == ["sub_d", "a"]
     assert names(folder(images, there, "val", lists=lists)) == ["b c"]
+    (tmp_path / "val.txt").write_text(f"{images}/b c.jpg\n")
+    assert names(folder(images, there, "val", lists=lists)) == ["b c"]
+    (tmp_path / "val.txt").write_text(f"{tmp_path}/b c.jpg\n")
+    with pytest.raises(ValueError, match=r"val\.txt, line 1: '.*/b c\.jpg' points outside .*images"):
+        folder(images, there, "val", lists=lists)
+    (tmp_path / "val.txt").write_text("b c\n")
     with pytest.raises(ValueError, match=r"split=test has no images: list it in dataset\.lists"):
         folder(images, there, "test", lists=lists)
     (tmp_path / "val.txt").write_text("a\n")

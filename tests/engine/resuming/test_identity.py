@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 
 from ccnet.data import build_dataset
 from ccnet.engine.checkpoints import Checkpoint, located, moved
@@ -14,6 +15,7 @@ from ccnet.engine.checkpoints.options import completed
 from ccnet.engine.guards import plain
 from ccnet.engine.resuming import continued
 from ccnet.engine.resuming.contents import data_contents, weight_contents
+from ccnet.engine.resuming.continuation import check_given
 from ccnet.engine.resuming.identity import EXECUTION, Wanted
 from ccnet.engine.training.setup import with_class_weights
 
@@ -179,18 +181,83 @@ def test_locations_are_stored_as_absolute_paths(tmp_path, monkeypatch):
         moved(plain(camvid("/data")), {"dataset.images": "/x"})
 
 
+def split_folders(root):
+    """Return the options of a data set with two folders, lists and a table of values, all relative to ``root``."""
+    for part in ("train", "val"):
+        for kind in ("images", "masks"):
+            (root / kind / part).mkdir(parents=True)
+            for name in ("a", "b"):
+                Image.new("L", (9, 8)).save(root / kind / part / f"{name}.png")
+        (root / f"{part}.txt").write_text("a\nb\n")
+    (root / "values.txt").write_text("0 road\n7 car\n")
+    folders = [f"dataset.{kind}={{train:{kind}/train,val:{kind}/val}}" for kind in ("images", "masks")]
+    return ["dataset=folder", *folders, "dataset.lists={train:train.txt,val:val.txt}", "dataset.values=values.txt"]
+
+
+def test_folders_and_lists_of_splits_and_the_table_of_values_do_not_depend_on_the_working_directory(
+    tmp_path, monkeypatch
+):
+    here = tmp_path / "here"
+    options = split_folders(here)
+    monkeypatch.chdir(here)
+    config = composed(*options)
+    saved = run_of(config)
+    assert saved.config["dataset"]["val"]["images"]["val"] == str(here / "images" / "val")
+    assert saved.config["dataset"]["val"]["lists"]["val"] == str(here / "val.txt")
+    assert saved.config["dataset"]["val"]["values"] == {0: "road", 7: "car"}
+    assert differences(saved, config) == []
+
+    monkeypatch.chdir(tmp_path)
+    elsewhere = OmegaConf.create(saved.config).dataset
+    assert len(build_dataset(elsewhere, "val", None)) == 2
+    absolute = [option.replace(":", f":{here}/").replace(f",val{here}", ",val") for option in options[1:4]]
+    assert differences(saved, composed("dataset=folder", *absolute, f"dataset.values={here}/values.txt")) == []
+    (here / "values.txt").write_text("0 road\n9 car\n")
+    found = differences(saved, composed("dataset=folder", *absolute, f"dataset.values={here}/values.txt"))
+    assert "dataset.train.values.7=car instead of nothing" in found
+
+
+def test_the_folders_of_splits_can_move(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = run_of(composed(*split_folders(tmp_path)))
+    for kind in ("images", "masks"):
+        shutil.move(tmp_path / kind, tmp_path / f"new_{kind}")
+    given = {f"dataset.{kind}": {"val": f"new_{kind}/val"} for kind in ("images", "masks")}
+    made = moved(saved.config, given)
+    assert made["dataset"]["val"]["masks"] == {
+        "train": str(tmp_path / "masks" / "train"),
+        "val": str(tmp_path / "new_masks" / "val"),
+    }
+    assert len(build_dataset(OmegaConf.create(made).dataset, "val", None)) == 2
+    with pytest.raises(
+        ValueError, match=r"dataset.images=/x does not apply .* uses dataset.images.train and dataset.images.val and"
+    ):
+        moved(saved.config, {"dataset.images": "/x"})
+    both = [f"dataset.{kind}={{train:new_{kind}/train,val:new_{kind}/val}}" for kind in ("images", "masks")]
+    options = ["dataset=folder", *both, "dataset.lists={train:train.txt,val:val.txt}", "dataset.values=values.txt"]
+    now = composed(*options, "resume=auto")
+    assert differences(saved, now) == []
+    assert continued(now, saved).dataset.train.images.train == str(tmp_path / "new_images" / "train")
+    monkeypatch.setattr("ccnet.engine.resuming.continuation.given_options", lambda: {"dataset.lists": {"val": "v"}})
+    assert continued(composed("resume=RUN"), saved).dataset.lists.val == str(tmp_path / "v")
+    check_given({"dataset.images": {"val": "v"}, "dataset.masks.val": "v"})
+    with pytest.raises(ValueError, match=r"remove dataset.values=\[1,2\]"):
+        check_given({"dataset.values": "[1,2]"})
+
+
 @pytest.mark.parametrize(
     ("optimizer", "argument"), [("sgd", "total_iters"), ("adamw", "total_steps"), ("sgd_steps", None)]
 )
 @pytest.mark.parametrize("resume", ["auto", "RUN"])
 def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, optimizer, argument, resume):
-    options = [*TINY, f"optimizer={optimizer}", "recipe.lr=0.1"]
+    options = [*TINY, f"optimizer={optimizer}", "recipe.lr=0.1", "+recipe.warmup=4"]  # as long as the run
     saved = run_of(composed(*options, "recipe.max_iters=4"))
     monkeypatch.setattr("ccnet.engine.resuming.continuation.given_options", lambda: {"recipe.max_iters": 6})
     now = composed(*(options if resume == "auto" else []), "recipe.max_iters=6", f"resume={resume}")
     made = continued(now, saved)
     assert made.recipe.max_iters == 6
     assert argument is None or made.optimizer.schedule[argument] == 6
+    assert made.optimizer.schedule.get("warmup", 4) == 4
     assert made.optimizer.algorithm == composed(*options).optimizer.algorithm
 
 

@@ -30,6 +30,7 @@ def options_of(text):
     return found
 
 
+@pytest.mark.slow
 def test_what_people_ask_for_is_listed_with_the_comments_of_the_chosen_files(help_of):
     text = help_of("train.py", *CHOICES)
     options, groups = options_of(text), set(re.findall(r"^([\w/]+): ", text.partition("== Config ==")[0], re.MULTILINE))

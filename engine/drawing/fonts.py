@@ -1,0 +1,59 @@
+"""Fonts that have the characters of class names: DejaVu Sans, or one installed on this machine."""
+
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from PIL import ImageFont
+
+_DEFAULT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+_PLACEHOLDERS = ("Last Resort", "LastResort", "Adobe Blank")  # fonts that draw every character as a box or not at all
+
+
+def text_font(size: int, texts: Iterable[str]) -> ImageFont.FreeTypeFont:
+    """Return a font for the texts of a legend or caption; `size` is in pixels."""
+    return ImageFont.truetype(_font_of(frozenset("".join(texts))), size)
+
+
+def set_fonts(figure: Figure) -> None:
+    """Set the font of each text in a figure whose characters the default font lacks."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        font = _font_of(frozenset(text.get_text()))
+        if font != _DEFAULT:
+            text.set_fontproperties(FontProperties(fname=font, size=text.get_fontsize()))
+
+
+@cache
+def _font_of(characters: frozenset[str]) -> str:
+    """Return the path of the font with most of the characters; warn if it lacks some, which it draws as boxes."""
+    needed = {ord(character) for character in characters if character.isprintable() and not character.isspace()}
+    missing = needed - _characters(_DEFAULT)
+    if not missing:
+        return _DEFAULT
+    installed = [entry for entry in fontManager.ttflist if not entry.name.startswith(_PLACEHOLDERS)]
+    upright = [entry for entry in installed if entry.style == "normal" and entry.weight in (400, "normal")]
+    upright.sort(key=lambda entry: "Sans" not in entry.name)  # max takes the first of several that have as many
+    font = max([_DEFAULT, *(entry.fname for entry in upright)], key=lambda path: len(needed & _characters(path)))
+    if lacking := needed - _characters(font):
+        warnings.warn(
+            f"no installed font has all characters of the class names: {''.join(map(chr, sorted(lacking)))} are drawn "
+            "as boxes. Install a font that has them, such as Noto Sans CJK",
+            stacklevel=2,
+        )
+    return font
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    """Return the code points of a font; an empty set if it cannot be read."""
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
