@@ -261,6 +261,8 @@ def dropout2d(x: Array, rate: float, key: Array | None) -> Array:
         return x
     if key is None:
         raise ValueError("dropout needs a random key in training: pass key=jax.random.key(...)")
+    if rate == 1:
+        return jnp.zeros_like(x)  # a division by 0 below would give NaN gradients
     kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1]))
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 
 from ccnet.models.nnx import state_dict, twin  # noqa: E402
+from ccnet.models.nnx.layers import dropout2d  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -216,6 +217,11 @@ def test_dropout_drops_channels_only_in_training():
     assert jnp.array_equal(first, again)
     with pytest.raises(ValueError, match=r"dropout needs a random key in training: pass key=jax\.random\.key"):
         jax.eval_shape(lambda state: nnx.merge(graph, state, copy=True)(images, train=True), state)
+
+
+def test_a_dropout_of_1_has_no_gradient():
+    found = jax.grad(lambda x: dropout2d(x, 1.0, jax.random.key(0)).sum())(jnp.ones((1, 2, 2, 3)))
+    assert jnp.array_equal(found, jnp.zeros((1, 2, 2, 3)))
 
 
 def test_train_and_eval_set_the_mode():
