@@ -35,7 +35,7 @@ def criss_cross_attention(
         value: (N, C, *S), same dtype and device.
         axes: indices into S of the axes to attend along; all of them by default. On (H, W), ``axes=(1,)`` attends
             within rows and ``axes=(0,)`` within columns.
-        scale: factor applied to the scores.
+        scale: factor applied to the scores; an array with one element may be learned.
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three arrays.
         backend: "triton" selects the fused kernels (NVIDIA GPU of compute capability 8.0 or newer, with torch also
             AMD gfx942 and gfx950; float32, float16, bfloat16; D up to 128), "reference" the formula in plain tensor

@@ -25,6 +25,7 @@ def checked_options(
         axes, scale, channel_axis, backend: as passed to the public functions.
     """
     check_backend(backend)
+    _check_scale(scale)
     spatial = _check_arrays(arrays, channel_axis)
     return Options(_check_axes(axes, spatial), scale, float32_precision(), channel_axis, backend)
 
@@ -113,6 +114,15 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
     if dtype not in DTYPES:
         raise ValueError(f"expected a floating-point dtype, got {dtype}")
     return batch_and_space[1:]
+
+
+def _check_scale(scale: Any) -> None:
+    """Raise ValueError unless ``scale`` is a number or an array with a single element."""
+    if isinstance(scale, float | int):
+        return
+    if not hasattr(scale, "__float__") or any(size != 1 for size in getattr(scale, "shape", ())):
+        shape = f" of shape {tuple(scale.shape)}" if hasattr(scale, "shape") else ""
+        raise ValueError(f"scale must be a number or an array with one element, got {type(scale).__name__}{shape}")
 
 
 def _check_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple[int, ...]:

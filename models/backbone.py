@@ -10,6 +10,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from . import tensor_files
+from .checksums import HEADER
 
 _COUNTER = "num_batches_tracked"  # unused batch norm buffer; frozen layers and older files lack it
 # Examples from the families that timm can dilate; the error for any other model suggests them.
@@ -138,7 +139,7 @@ def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
     try:
         file = tensor_files.read(path)
         state = file.content
-        if tensor_files.HEADER in file.metadata or "weights" in state:
+        if HEADER in file.metadata or "weights" in state:
             if not file.checksums_match:
                 raise ValueError("its content does not match its checksum")
             state = state.get("weights", state)

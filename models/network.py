@@ -29,7 +29,10 @@ class SegmentationNetwork(nn.Module):
         self.align_corners = align_corners
 
     def check(self, image: Tensor, *, clips: bool) -> None:
-        """Raise ValueError unless ``image`` is (N, C, H, W), or (N, C, T, H, W) with ``clips``, and large enough."""
+        """Raise ValueError unless ``image`` is (N, C, H, W), or (N, C, T, H, W) with ``clips``, and large enough.
+
+        Integers are rejected because they are usually in [0, 255].
+        """
         stride, number = self.backbone.output_stride, self.backbone.in_channels
         if image.ndim not in ((4, 5) if clips else (4,)) or image.shape[1] != number or min(image.shape[-2:]) < stride:
             expected = f"(N, {number}, H, W)" + (f" or clips (N, {number}, T, H, W)" if clips else "")
@@ -38,6 +41,8 @@ class SegmentationNetwork(nn.Module):
                 f"expected {kind} {expected} of at least {stride}x{stride} pixels (the output stride), got "
                 f"{tuple(image.shape)}"
             )
+        if not image.is_floating_point():
+            raise ValueError(f"expected floating-point images in [0, 1], got {image.dtype}: convert them first")
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Map images (N, C, H, W) in [0, 1] to the backbone's feature maps (N, channels[i], h_i, w_i)."""

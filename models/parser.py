@@ -41,7 +41,7 @@ class Parser(SegmentationNetwork):
         only returned if the network has an embedding.
 
         Raises:
-            ValueError: the shape is wrong, or the image is smaller than the output stride.
+            ValueError: the shape or dtype is wrong, or the image is smaller than the output stride.
         """
         self.check(image, clips=False)
         size = image.shape[-2:]

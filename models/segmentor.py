@@ -45,7 +45,7 @@ class Segmentor(SegmentationNetwork):
         only in the context module.
 
         Raises:
-            ValueError: the shape is wrong, or the image is smaller than the output stride.
+            ValueError: the shape or dtype is wrong, or the image is smaller than the output stride.
         """
         self.check(image, clips=True)
         size = image.shape[-2:]

@@ -12,7 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-HEADER, CHECKSUM = "ccnet", "crc32"  # keys in the metadata of a run's .safetensors file
+from . import checksums
+from .checksums import CHECKSUM, HEADER
+
 FOLDER_WEIGHTS = "model.safetensors"  # file name in a folder with config.json, as in Hugging Face repositories
 _OWN_SUFFIXES = (".safetensors", ".pt")
 _PUBLISHED_SUFFIX = ".pth"
@@ -85,12 +87,9 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 
 def checksum(header: str, weights: Mapping[str, Tensor]) -> str:
-    """Return the CRC-32 of a run's configuration header and its tensors, sorted by name."""
-    total = zlib.crc32(header.encode())
-    for key in sorted(weights):
-        total = zlib.crc32(key.encode(), total)
-        total = zlib.crc32(weights[key].reshape(-1).view(torch.uint8).numpy().data, total)
-    return f"{total:08x}"
+    """Return the CRC-32 of a run's configuration header and its tensors."""
+    flat = {key: tensor.reshape(-1).view(torch.uint8) for key, tensor in weights.items()}
+    return checksums.checksum(header, {key: tensor.numpy().data for key, tensor in flat.items()})
 
 
 def _read_torch(path: Path) -> TensorFile:

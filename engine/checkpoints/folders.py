@@ -11,8 +11,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...models.tensor_files import CHECKSUM, TensorFile, checksum
+from ...models.checksums import CHECKSUM
 from ...models.tensor_files import FOLDER_WEIGHTS as WEIGHTS
+from ...models.tensor_files import TensorFile, checksum
 from ..runtime.atomic_files import replacing, write_json
 from .record import Checkpoint
 

@@ -21,8 +21,9 @@ import torch
 
 from ...data.sets.folder import class_colours
 from ...models import tensor_files
+from ...models.checksums import HEADER
 from ...models.published.importing import Published, convert
-from ...models.tensor_files import HEADER, TensorFile
+from ...models.tensor_files import TensorFile
 from ..runtime.atomic_files import given_path
 from .folders import CONFIG, WEIGHTS, from_folder, is_folder
 from .pretrained import PACKAGED, packaged_file

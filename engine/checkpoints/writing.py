@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ...models.tensor_files import CHECKSUM, HEADER, checksum
+from ...models.checksums import CHECKSUM, HEADER
+from ...models.tensor_files import checksum
 from ..runtime.atomic_files import replacing
 from ..runtime.lost_workers import lost_worker
 from .record import Checkpoint

@@ -10,11 +10,13 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
 from ..launches import plan
 from . import reference
+from .explicit_axes import with_automatic_axes
 from .promotion import usual_promotion
 
 
@@ -30,6 +32,16 @@ def attend(call: Call[Array]) -> Array:
         TypeError: the call is differentiated in forward mode, and backend is not "reference".
     """
     call = _as_jax(call)
+    like = call.value if call.residual is None else call.residual
+
+    def with_arrays(*arrays: Array) -> Array:
+        query, key, value, *others = arrays
+        return _attend(Call(query, key, value, call.options, *others))
+
+    return with_automatic_axes(with_arrays, call.arrays(), jax.typeof(like).sharding.spec)
+
+
+def _attend(call: Call[Array]) -> Array:
     backend = call.options.backend
     if backend == "reference" or call.query.size == 0:
         return reference.attend(call)
@@ -56,19 +68,30 @@ def attend(call: Call[Array]) -> Array:
 @usual_promotion()
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:
     """Implement :func:`ccnet.kernels.criss_cross_weights` with the reference: it only serves to inspect attention."""
-    return reference.attention_weights(jnp.asarray(query), jnp.asarray(key), position, recurrence, options)
+
+    query, options = _scaled(jnp.asarray(query), options)
+
+    def with_arrays(query: Array, key: Array) -> Array:
+        return reference.attention_weights(query, key, position, recurrence, options)
+
+    return with_automatic_axes(with_arrays, (query, jnp.asarray(key)), PartitionSpec())
 
 
 def _as_jax(call: Call[Array]) -> Call[Array]:
-    """Return the call with JAX arrays and a constant scale: a learned or traced scale is multiplied into the query."""
-    options, scale = call.options, cast(Any, call.options.scale)
-    query, key, value = jnp.asarray(call.query), jnp.asarray(call.key), jnp.asarray(call.value)
-    if isinstance(scale, jax.Array):
-        query = (query * scale).astype(query.dtype)
-        options = options._replace(scale=1.0)
+    """Return the call with JAX arrays and a constant scale."""
+    query, options = _scaled(jnp.asarray(call.query), call.options)
+    key, value = jnp.asarray(call.key), jnp.asarray(call.value)
     residual = None if call.residual is None else jnp.asarray(call.residual)
     gamma = None if call.gamma is None else jnp.asarray(call.gamma)
     return Call(query, key, value, options, residual, gamma)
+
+
+def _scaled(query: Array, options: Options) -> tuple[Array, Options]:
+    """Make the scale a constant: a learned or traced scale is multiplied into the query."""
+    scale = cast(Any, options.scale)
+    if isinstance(scale, jax.Array):
+        return (query * scale.reshape(())).astype(query.dtype), options._replace(scale=1.0)
+    return query, options._replace(scale=float(scale))
 
 
 def _obstacle(call: Call[Array]) -> str | None:

@@ -27,7 +27,7 @@ def attend(call: Call[Array]) -> Array:
     """Compute the attention with the primitives, which lower to the kernels on a GPU and to the reference elsewhere."""
     query, key, value, options, residual, gamma = call
     channel_axis = options.channel_axis
-    options = options._replace(scale=float(options.scale), channel_axis=-1)
+    options = options._replace(channel_axis=-1)
     out: Any
     if residual is None or gamma is None:
         out = _attention(*_alike(_channels_last(channel_axis, query, key, value)), options)

@@ -8,7 +8,7 @@ since every position needs whole lines and all query channels.
 # JAX leaves custom partitioning untyped.
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +24,8 @@ from ..launches.tiles import triton_version
 from .promotion import usual_promotion
 from .targets import current_gpu, running_on
 
-# The sharding factor of the last axis, by kind of array; only "c" may be sharded.
 _NO_MESH = jax.sharding.AbstractMesh((), ())
+# The sharding factor of the last axis, by kind of array; only "c" may be sharded.
 _LAST = {"query": "d", "value": "c", "stats": "t", "delta": "u"}
 
 
@@ -68,8 +68,8 @@ def partitioned(
                 return mesh, run_without_mesh, [result.sharding for result in results], (named, *found)
             *lines, channels = _spec(found[2], arguments[3].ndim)
             others = _spec(found[0], arguments[1].ndim)[:-1]
-            lines = [own if own is not None else other for own, other in zip(lines, others, strict=True)]
-            lines = [None if axis - 1 in options.axes else names for axis, names in enumerate(lines)]
+            kept = [own if own is not None else other for own, other in zip(lines, others, strict=True)]
+            lines = _distinct(None if axis - 1 in options.axes else names for axis, names in enumerate(kept))
             over = _names(channels)
             if set(over) & {name for line in lines for name in _names(line)}:
                 channels, over = None, ()
@@ -128,6 +128,17 @@ def _factors(kind: str, space: Sequence[str]) -> str:
 def _spec(sharding: NamedSharding, rank: int) -> list[Any]:
     """Return one entry per axis of a sharding's partition spec."""
     return [*sharding.spec, *[None] * (rank - len(sharding.spec))]
+
+
+def _distinct(spec: Iterable[Any]) -> list[Any]:
+    """Return a partition spec in which each mesh axis keeps only its first place."""
+    used: set[str] = set()
+    kept: list[Any] = []
+    for entry in spec:
+        names = tuple(name for name in _names(entry) if name not in used)
+        used.update(names)
+        kept.append(names or None)
+    return kept
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""JAX's default dtype and rank promotion inside the operator, even where the user's program disables it."""
+"""JAX's default dtype and rank promotion in the operator and the networks, even where a program disables it."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

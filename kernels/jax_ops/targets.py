@@ -28,7 +28,7 @@ _running_on: ContextVar[Any] = ContextVar("ccnet_jax_device", default=None)
 
 
 def set_jax_target(name: str | None) -> None:
-    """Set the GPU architecture that later calls are lowered for, such as "sm_90" to export a program without a GPU.
+    """Set the GPU architecture for which later calls are lowered, such as "sm_90" to export a program without a GPU.
 
     None restores the default: the environment variable ``CCNET_JAX_TARGET`` or, if it is not set, the GPU that runs the
     program. A program that has already been lowered keeps its target.
@@ -83,7 +83,7 @@ def device() -> plan.Device:
 @cache
 def _target(name: str) -> plan.Device:
     if name not in _PROCESSORS:
-        raise ValueError(f"target {name!r} is unknown: choose one of {', '.join(_PROCESSORS)}")
+        raise ValueError(f"target {name!r} (set_jax_target, {VARIABLE}) is unknown: choose {', '.join(_PROCESSORS)}")
     number = int(name.removeprefix("sm_"))
     # An H200, whose tiles are pinned, stands for sm_90. No tile depends on the size of shared memory.
     gpu = "NVIDIA H200" if name == "sm_90" else name

@@ -113,7 +113,8 @@ def fault(gpu: str, case: Case) -> str | None:
     try:
         report = compile_case(case, GPUS[gpu])
     except Exception as error:  # the compiler raises many exception types
-        return f"does not compile: {str(error).splitlines()[0]}"
+        first, *_ = str(error).splitlines() or [""]
+        return f"does not compile: {type(error).__name__}: {first}"
     return weakness(report, case, GPUS[gpu].shared_memory)
 
 

@@ -6,6 +6,7 @@
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,9 @@ def attend(call: Call[Tensor]) -> Tensor:
     Raises:
         ValueError: backend is "triton", but the kernels do not support the call.
     """
-    backend = call.options.backend
+    query, options = _scaled(call.query, call.options)
+    call = call._replace(query=query, options=options)
+    backend = options.backend
     if backend == "reference":
         return reference.attend(call)
     exporting = transforms.is_exporting()  # the reference exports everywhere
@@ -51,7 +54,16 @@ def attend(call: Call[Tensor]) -> Tensor:
 
 def attention_weights(query: Tensor, key: Tensor, position: Sequence[int], recurrence: int, options: Options) -> Tensor:
     """Implement :func:`ccnet.kernels.criss_cross_weights` without a kernel: a single row is too little work."""
+    query, options = _scaled(query, options)
     return reference.attention_weights(query, key, position, recurrence, options)
+
+
+def _scaled(query: Tensor, options: Options) -> tuple[Tensor, Options]:
+    """Make the scale a constant: a tensor, which may be learned, is multiplied into the query."""
+    scale: Any = options.scale
+    if isinstance(scale, Tensor):
+        return (query * scale.reshape(())).to(query.dtype), options._replace(scale=1.0)
+    return query, options
 
 
 def _obstacle(call: Call[Tensor]) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 from flax import nnx
 from jax import Array
 
+from ...kernels.jax_ops.promotion import usual_promotion
 from .layers import Twin
 
 
@@ -48,6 +49,7 @@ class Backbone(nnx.Module):
         self.output_stride = backbone.output_stride
         self.deterministic = True
 
+    @usual_promotion()
     def __call__(self, x: Array, train: bool | None = None) -> list[Array]:
         """Return the selected feature maps of normalised images (N, H, W, C)."""
         return self.net(x, not self.deterministic if train is None else train)

@@ -44,8 +44,8 @@ class Residual(nnx.Module):
 class Inverted(nnx.Module):
     """A block of an EfficientNet or MobileNet, with a skip connection if the shapes match.
 
-    Each convolution is followed by batch norm. If there are several, anti-aliasing and channel attention precede the
-    last one.
+    Each convolution is followed by batch norm. Anti-aliasing and channel attention precede the last convolution; if
+    there is only one, anti-aliasing follows it.
 
     Args:
         block: the timm block.

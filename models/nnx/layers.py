@@ -28,15 +28,27 @@ def from_torch(tensor: "Tensor | np.ndarray") -> Array:
 
 
 def _numpy(tensor: Any) -> np.ndarray:
-    return tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else np.asarray(tensor)
+    if not hasattr(tensor, "detach"):
+        return np.asarray(tensor)
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":  # torch and NumPy share no bfloat16
+        return tensor.float().numpy().astype(jnp.bfloat16)
+    return tensor.numpy()
 
 
 def to_torch(array: Array) -> "Tensor":
-    """Convert an array to torch's layout, the inverse of :func:`from_torch`."""
+    """Convert a parameter to torch's layout, the inverse of :func:`from_torch`."""
+    values = np.asarray(array)
+    return statistic_to_torch(values.transpose(3, 2, 0, 1) if values.ndim == 4 else values)
+
+
+def statistic_to_torch(array: "Array | np.ndarray") -> "Tensor":
+    """Convert a non-trainable array to a tensor, the inverse of :func:`statistic`."""
     import torch
 
-    values = np.asarray(array)
-    return torch.from_numpy(np.array(values.transpose(3, 2, 0, 1) if values.ndim == 4 else values, order="C"))
+    half = array.dtype == jnp.bfloat16
+    tensor = torch.from_numpy(np.array(array, np.float32 if half else None, order="C"))
+    return tensor.bfloat16() if half else tensor
 
 
 def parameter(tensor: "Tensor | np.ndarray") -> nnx.Param[Array]:
@@ -198,12 +210,19 @@ class Pool(nnx.Module):
         if self.kind in ("same", "valid"):  # "same" includes the padding zeros in the average
             return lax.reduce_window(x, 0.0, lax.add, window, steps, self.kind.upper()) / math.prod(self.kernel)
         # With ceil_mode, windows may extend past the border; torch averages over the pixels inside the image.
-        sizes = zip(x.shape[1:3], self.kernel, self.stride, strict=True)
-        over = [-(-size // stride) * stride - size + kernel - stride for size, kernel, stride in sizes]
+        over = [_overhang(*sizes) for sizes in zip(x.shape[1:3], self.kernel, self.stride, strict=True)]
         padding = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
         total = lax.reduce_window(x, 0.0, lax.add, window, steps, padding)
         count = lax.reduce_window(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, window, steps, padding)
         return total / count
+
+
+def _overhang(size: int, kernel: int, stride: int) -> int:
+    """Return the number of pixels by which torch's last window extends past the border with ceil_mode."""
+    windows = 1 - (kernel - size) // stride
+    if (windows - 1) * stride >= size:  # torch omits a window that starts outside the image
+        windows -= 1
+    return max((windows - 1) * stride + kernel - size, 0)
 
 
 def _pair(sides: Any) -> tuple[int, int]:
@@ -242,6 +261,8 @@ def dropout2d(x: Array, rate: float, key: Array | None) -> Array:
         return x
     if key is None:
         raise ValueError("dropout needs a random key in training: pass key=jax.random.key(...)")
+    if rate == 1:
+        return jnp.zeros_like(x)  # a division by 0 below would give NaN gradients
     kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1]))
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from ...kernels.jax_ops.promotion import usual_promotion
 from .layers import Twin, dropout2d, resize, statistic
 
 
@@ -65,6 +66,7 @@ class Segmentor(nnx.Module):
         self.align_corners = network.align_corners
         self.deterministic = True
 
+    @usual_promotion()
     def __call__(
         self, image: Array, *, train: bool | None = None, key: Array | None = None, dtype: jnp.dtype = jnp.float32
     ) -> dict[str, Array]:
@@ -80,7 +82,8 @@ class Segmentor(nnx.Module):
             dtype: dtype of the convolutions, such as bfloat16; the logits are float32.
 
         Raises:
-            ValueError: the shape is wrong, the image is smaller than the output stride, or dropout needs a key.
+            ValueError: the shape or dtype is wrong, the image is smaller than the output stride, or dropout needs a
+                key.
         """
         train = not self.deterministic if train is None else train
         size, stride = image.shape[-3:-1], self.backbone.output_stride
@@ -91,6 +94,8 @@ class Segmentor(nnx.Module):
                 f"expected {kind} (N, H, W, {number}) or clips (N, T, H, W, {number}) of at least {stride}x{stride} "
                 f"pixels (the output stride), got {tuple(image.shape)}"
             )
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            raise ValueError(f"expected floating-point images in [0, 1], got {image.dtype}: convert them first")
         frames = image.shape[1] if image.ndim == 5 else None
         batch = image.shape[:-3]
         image = image.reshape(-1, *image.shape[-3:])

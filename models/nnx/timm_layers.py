@@ -66,7 +66,8 @@ class GlobalResponseNorm(nnx.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Rescale each channel by its norm over the image; the shape (N, H, W, C) is unchanged."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        norm = jnp.sqrt((wide**2).sum((1, 2), keepdims=True))
+        square = (wide**2).sum((1, 2), keepdims=True)
+        norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)  # sqrt has no derivative at 0
         response = norm / (norm.mean(-1, keepdims=True) + self.eps)
         return (wide + self.weight[...] * wide * response + self.bias[...]).astype(x.dtype)
 
@@ -113,12 +114,11 @@ class BlurPool(nnx.Module):
 
     def __init__(self, pool: Any):
         self.size, self.stride, self.padding = pool.filt_size, pool.stride, tuple(pool.padding)
-        self.mode = pool.pad_mode
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the pooling: (N, H, W, C) -> (N, h, w, C)."""
         left, right, top, bottom = self.padding
-        x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), mode=self.mode)
+        x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), mode="reflect")
         taps = np.poly1d([0.5, 0.5]) ** (self.size - 1)
         kernel = np.outer(taps.coeffs, taps.coeffs).astype(np.float32)[..., None, None]
         channels = x.shape[-1]

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from hydra.errors import InstantiationException
 from torch import Tensor, nn
 
 from ..factory import build
 from ..layers import MAX_RECURRENCE
 from ..tensor_files import is_plain, read, size
 from . import authors, mmseg
+from .configuration import settings
 from .layout import Layout
 
 _COLOURS = ("mean", "std")  # buffers that published files lack, because the original code hard-codes them
@@ -55,7 +57,8 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
 
     Args:
         path: the file, .pth or .safetensors; it is read with ``weights_only=True``.
-        recurrence: number of loops R of a criss-cross head, which cannot be inferred from the weights.
+        recurrence: number of loops R of a criss-cross head, which cannot be inferred from the weights; it must agree
+            with the file's configuration, if there is one.
         align_corners: whether bilinear upsampling aligns corners. None for True with the authors' files; with
             mmsegmentation's, for the value in the file's configuration, or else True if the file name contains 769x769.
 
@@ -65,7 +68,8 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the layout is unknown, or tensors are missing, unused or misshapen; the message lists all of them.
+        ValueError: the layout or a setting in the file's configuration is not supported, or tensors are missing,
+            unused or misshapen; the message lists all of them.
 
     Example:
         >>> net = import_checkpoint("ccnet_r50-d8_769x769_40k_cityscapes_20200616_145125-76d11884.pth")
@@ -83,8 +87,8 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
         content: the content of the file as returned by :func:`~ccnet.models.tensor_files.read`.
         path: path of the file, whose name may contain the crop size; the file is not opened.
     """
-    if not 1 <= recurrence <= MAX_RECURRENCE:
-        raise ValueError(f"recurrence is {recurrence}: set the number of loops used in training, 1 or more")
+    if recurrence not in range(1, MAX_RECURRENCE + 1):
+        raise ValueError(f"recurrence is {recurrence}: set the number of loops in training, 1 to {MAX_RECURRENCE}")
     try:
         found, meta = _tensors(content), _meta(content)
         layout, crop = _layout(found, meta, path.name, recurrence, align_corners)
@@ -117,9 +121,9 @@ def _layout(
         aligned = True if align_corners is None else align_corners
         return authors.layout(found, recurrence=recurrence, align_corners=aligned), authors.CROP
     if mmseg.recognises(found):
-        trained, crop = mmseg.trained_as(str(meta.get("config") or meta.get("cfg") or ""), name)
-        aligned = trained if align_corners is None else align_corners
-        return mmseg.layout(found, recurrence=recurrence, align_corners=aligned), crop
+        trained = settings(str(meta.get("config") or meta.get("cfg") or ""), name)
+        aligned = trained.align_corners if align_corners is None else align_corners
+        return mmseg.layout(found, recurrence=recurrence, align_corners=aligned, trained=trained), trained.crop
     raise ValueError(
         f"its tensor names ({', '.join(list(found)[:3])}, ...) match neither the CCNet authors' layout (layer1, "
         "head.conva, dsn) nor mmsegmentation's (backbone, decode_head, auxiliary_head)"
@@ -143,7 +147,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     if foreign := [key for key, value in held.items() if not is_plain(value)]:
         raise ValueError(f"it contains no state dict: {foreign[0]} is not a complete tensor")
     wrapped = all(key.startswith("module.") for key in held)
-    return {key.removeprefix("module.") if wrapped else key: tensor for key, tensor in held.items()}
+    return {key.removeprefix("module.") if wrapped else key: tensor.detach() for key, tensor in held.items()}
 
 
 def _mapping(value: Any) -> dict[Any, Any]:
@@ -153,8 +157,11 @@ def _mapping(value: Any) -> dict[Any, Any]:
 
 def _weights(layout: Layout, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of the layout's network, filled with the file's tensors."""
-    with torch.device("meta"):  # names, shapes and dtypes of the tensors, without allocating them
-        network = build(layout.model, holding=size(found))
+    try:
+        with torch.device("meta"):  # names, shapes and dtypes of the tensors, without allocating them
+            network = build(layout.model, holding=size(found))
+    except InstantiationException as error:
+        raise ValueError(f"the network that its tensors indicate cannot be built: {error.__cause__}") from error
     own = network.state_dict()
     sources = {key: layout.source(key) for key in own if key not in _COLOURS}
     _check([*sources.items(), *layout.folded.items()], own, found)
@@ -179,6 +186,11 @@ def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], found: Mappin
             f"{source} {tuple(found[source].shape)} instead of {tuple(own[key].shape)}"
             for key, source in sources
             if source in found and _shape(found[source]) != _shape(own[key])
+        ],
+        "of another type": [
+            f"{source} {found[source].dtype}"
+            for key, source in sources
+            if source in found and own[key].is_floating_point() and not found[source].is_floating_point()
         ],
     }
     if any(wrong.values()):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-# (Module in this project's network, module in the file); the first pair whose module is a prefix of a key applies.
+# Pairs (module in this project's network, module in the file); the first whose network module holds a tensor applies.
 Names = list[tuple[str, str]]
 Node = dict[str, Any]  # configuration node
 
@@ -73,7 +73,7 @@ def direct_head(channels: int, context: Node) -> Node:
 
 
 def width(found: Mapping[str, Tensor], key: str, published: int) -> int:
-    """Return the number of output channels of the file's tensor ``key``, or ``published`` if it is missing.
+    """Return the number of output channels of the file's tensor ``key``, or the ``published`` number if it is missing.
 
     Missing tensors are reported later, all at once.
     """

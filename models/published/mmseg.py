@@ -4,14 +4,15 @@ Its criss-cross and non-local heads extend its FCN head, which corresponds to th
 context module. Its PSPNet and DeepLabv3 heads are applied directly to the backbone's features.
 """
 
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from .configuration import Settings
 from .layout import Layout, Names, Node, context_head, depth, direct_head, network, width
 
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for pixels in [0, 255]
 _SCAFFOLD = {"convs", "conv_cat", "conv_seg"}
 _HEADS = {  # the modules in the head of each network family
     "ccnet": _SCAFFOLD | {"cca"},
@@ -27,47 +28,25 @@ def recognises(found: Mapping[str, Tensor]) -> bool:
     return any(key.startswith("decode_head.") for key in found)
 
 
-def trained_as(config: str, name: str) -> tuple[bool, tuple[int, int] | None]:
-    """Return the training settings: align_corners, and the crop (H, W) in pixels if known.
-
-    Published files contain the source of their configuration. Without it, both settings are inferred from the file
-    name: only mmsegmentation's networks trained on crops of 769x769 use align_corners.
-
-    Args:
-        config: source of the configuration; "" if the file has none.
-        name: the file name.
-
-    Raises:
-        ValueError: the network has output stride 16 or 32, which cannot be inferred from the weights.
-    """
-    named = re.search(r"(?<!\d)(\d{3,4})x(\d{3,4})(?!\d)", name)
-    size = _numbers(config, "crop_size") or (tuple(int(side) for side in named.groups()) if named else ())
-    crop = (size[0], size[1]) if len(size) == 2 else None
-    strides = _numbers(config, "strides")
-    if strides != (1, 2, 1, 1) if strides else re.search(r"-d(16|32)[_-]", name):
-        raise ValueError("it was trained with output stride 16 or 32: only output stride 8 can be imported")
-    said = set(re.findall(r"align_corners=(True|False)", config))
-    return (said == {"True"} if said else crop == (769, 769)), crop
-
-
-def _numbers(config: str, key: str) -> tuple[int, ...] | None:
-    """Return the first tuple of numbers assigned to ``key`` in the source of a configuration, or None."""
-    found = re.search(rf"\b{key}\s*=\s*\(([\d,\s]+)\)", config)
-    return tuple(int(number) for number in re.findall(r"\d+", found[1])) if found else None
-
-
-def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool) -> Layout:
+def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool, trained: Settings) -> Layout:
     """Infer the layout of a file from its keys and tensor shapes.
 
     Args:
         found: the file's tensors.
         recurrence: number of loops R of a criss-cross head, which cannot be inferred from the weights.
         align_corners: whether bilinear upsampling aligns corners.
+        trained: the settings in the file's configuration.
 
     Raises:
-        ValueError: the network has an unsupported head, or a backbone other than ResNet-50 or -101.
+        ValueError: the network has an unsupported head, a backbone other than ResNet-50 or -101, or was trained with
+            another number of loops or unsuitable image statistics.
     """
     family = _family(found)
+    if family == "ccnet" and trained.recurrence not in (None, recurrence):
+        raise ValueError(
+            f"it was trained with recurrence={trained.recurrence}, not {recurrence}: set "
+            f"published.recurrence={trained.recurrence}, or recurrence={trained.recurrence} in Python"
+        )
     context, names = _context(family, align_corners)
     if context is not None and family in ("pspnet", "deeplabv3"):
         head = direct_head(width(found, "decode_head.bottleneck.conv.weight", 512), context)
@@ -86,7 +65,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
                 "_target_": "ccnet.models.backbone.TimmBackbone",
                 "name": f"resnet{depth(found, 'backbone.')}{'c' if deep_stem else ''}",
             }
-            | _channels(found, "backbone.stem.0.weight" if deep_stem else "backbone.conv1.weight"),
+            | _images(found, "backbone.stem.0.weight" if deep_stem else "backbone.conv1.weight", trained),
             head,
             {"channels": width(found, "auxiliary_head.convs.0.conv.weight", 256)},
             num_classes=width(found, "decode_head.conv_seg.weight", 19),
@@ -103,10 +82,20 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool)
     )
 
 
-def _channels(found: Mapping[str, Tensor], first: str) -> Node:
-    """Return the ``in_channels`` setting inferred from the first layer; empty for RGB, the default."""
+def _images(found: Mapping[str, Tensor], first: str, trained: Settings) -> Node:
+    """Return the backbone's settings for images: number of channels, mean and standard deviation.
+
+    The defaults, RGB and the statistics of ImageNet, are omitted.
+    """
     number = found[first].shape[1] if first in found and found[first].ndim == 4 else 3
-    return {} if number == 3 else {"in_channels": number}
+    node: Node = {} if number == 3 else {"in_channels": number}
+    for key, published, imagenet in (("mean", trained.mean, _MEAN), ("std", trained.std, _STD)):
+        if published is None or published == imagenet:
+            continue
+        if len(published) != number or (key == "std" and min(published) <= 0):
+            raise ValueError(f"it was trained with {key}={published} on images of {number} channels")
+        node[key] = [value / 255 for value in published]
+    return node
 
 
 def _family(found: Mapping[str, Tensor]) -> str:

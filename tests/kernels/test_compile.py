@@ -7,6 +7,7 @@ import importlib.util
 import multiprocessing
 import os
 import re
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
@@ -68,6 +69,15 @@ def test_a_spill_is_a_fault(compilers, gpu, dtype, change, warps):
     case = launch_cases.backward_cases(problem, launch_set.GPUS[gpu], has_gamma=True)[-1]
     launch = case.launch._replace(constants=case.launch.constants | change, num_warps=warps)
     assert "spilled" in compilers.submit(launch_set.fault, gpu, case._replace(launch=launch)).result()
+
+
+def test_a_compiler_error_without_a_message_is_a_fault(monkeypatch):
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # restored afterwards
+    monkeypatch.setitem(sys.modules, "ccnet.kernels.launches.compiled", SimpleNamespace(compile_case=fail))
+    assert launch_set.fault("sm_90", launch_set.cases("sm_90")[0]) == "does not compile: AssertionError: "
 
 
 @pytest.mark.parametrize("gpu", [gpu for gpu, device in launch_set.GPUS.items() if not device.arch])

@@ -114,6 +114,8 @@ def test_weights_equal_torch(spatial, recurrence):
     query, key, *_ = make(spatial)
     position = tuple(size - 1 for size in spatial)
     options = {"recurrence": recurrence, "channel_axis": -1}
+    single = [jnp.asarray(array, jnp.float32) for array in (query, key)]
+    assert criss_cross_weights(*single, position, **options, scale=np.float64(0.5)).dtype == jnp.float32
     got = criss_cross_weights(jnp.asarray(query), jnp.asarray(key), position, **options)
     want = criss_cross_weights(torch.from_numpy(query), torch.from_numpy(key), position, **options)
     assert np.abs(np.asarray(got) - want.numpy()).max() < 1e-12
@@ -134,6 +136,10 @@ def test_bad_input_is_rejected():
         criss_cross_attention(query, key, value.astype(jnp.float64))
     with pytest.raises(ValueError, match=r"and torch\.Tensor: pass only torch tensors or only jax arrays"):
         criss_cross_attention(query, torch.zeros(query.shape), value)
+    with pytest.raises(ValueError, match=r"scale must be a number or an array with one element, got .* shape \(5,\)"):
+        criss_cross_attention(query, key, value, scale=jnp.ones(5))  # would scale the columns
+    with pytest.raises(ValueError, match="scale must be a number or an array with one element, got str"):
+        criss_cross_weights(query, key, (0, 0), scale="0.5")
     with pytest.raises(ValueError, match="kernels support float16, bfloat16, float32, not float64"):
         criss_cross_attention(*(array.astype(jnp.float64) for array in (query, key, value)), backend="triton")
     with pytest.raises(ValueError, match="lowered for a platform other than CUDA"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import jax_cache
 
-from ccnet.kernels import criss_cross_residual
+from ccnet.kernels import criss_cross_residual, criss_cross_weights
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
@@ -90,12 +90,28 @@ def test_an_attended_axis_is_gathered(arrays):
     agree(jax.jit(both)(*sharded), jax.jit(both)(*arrays))
 
 
-def test_explicit_axis_types(arrays):
-    explicit = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
-    with jax.set_mesh(explicit):
-        out, *gradients = jax.jit(both)(*spread(arrays, explicit, "data"))
-    assert out.sharding.spec[0] == "data"
-    agree([out, *gradients], jax.jit(both)(*arrays))
+DATA, ROWS, CHANNELS = PartitionSpec("data"), PartitionSpec(None, "data"), PartitionSpec(None, None, None, "data")
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    ("of_query", "of_value", "axes"),
+    [(DATA, DATA, None), (ROWS, ROWS, None), (CHANNELS, CHANNELS, None), (DATA, ROWS, (1,)), (DATA, CHANNELS, (1,))],
+    ids=["batch", "attended", "channels", "batch and rows", "batch and channels"],
+)
+def test_arrays_of_any_sharding(arrays, kind, of_query, of_value, axes):
+    """Explicit axis types track shardings in array types; the result is sharded like the residual."""
+    devices = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    wide = [jnp.concatenate([array, array[..., :1]], axis=-1) for array in arrays[:2]]  # 4 channels for 4 devices
+    shardings = [NamedSharding(devices, spec) for spec in (of_query,) * 2 + (of_value,) * 2 + (PartitionSpec(),)]
+    sharded = [jax.device_put(array, place) for array, place in zip([*wide, *arrays[2:]], shardings, strict=True)]
+    with jax.set_mesh(devices):
+        out, *gradients = jax.jit(partial(both, axes=axes))(*sharded)
+        weights = criss_cross_weights(*sharded[:2], (1, 2), channel_axis=-1)
+    if kind == AxisType.Explicit:
+        assert out.sharding.is_equivalent_to(sharded[3].sharding, out.ndim)
+    agree([out, *gradients], jax.jit(partial(both, axes=axes))(*wide, *arrays[2:]))
+    agree([weights], [criss_cross_weights(*wide, (1, 2), channel_axis=-1)])
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)

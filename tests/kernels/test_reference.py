@@ -67,6 +67,19 @@ def test_default_attends_along_all_axes_and_scale_multiplies_scores():
     assert (criss_cross_attention(*inputs, scale=0.3) - dense(*inputs, (0, 1), 0.3)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_learned_scale_has_a_gradient(backend):
+    scale = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    inputs = make((4, 3))
+    out = criss_cross_attention(*inputs, scale=scale, backend=backend)
+    want = dense(*inputs, (0, 1), scale)
+    assert (out - want).abs().max() < 1e-10
+    (ours,), (oracle,) = (torch.autograd.grad(result.sum(), scale) for result in (out, want))
+    assert (ours - oracle).abs() < 1e-10
+    weights = criss_cross_weights(*inputs[:2], (1, 2), scale=scale)
+    assert torch.allclose(weights, criss_cross_weights(*inputs[:2], (1, 2), scale=0.3))
+
+
 @pytest.mark.parametrize("spatial", [(6,), (4, 5), (2, 3, 4)], ids=str)
 def test_layouts_agree(spatial):
     inputs = make(spatial)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.layers import BlurPool2d, DropBlock2d, EcaModule, MixedConv2d, SEModule
 from timm.layers.activations import GELU
+from timm.layers.grn import GlobalResponseNorm
 from timm.models._efficientnet_blocks import (
     ConvBnAct,
     EdgeResidual,
@@ -47,6 +48,7 @@ def with_hook():
         (SEModule(8, add_maxpool=True), r"SEModule .* its add_maxpool=True"),
         (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), r"padding_mode=reflect, and JAX supports only .*zeros"),
         (nn.AvgPool2d(2, padding=1), r"padding=1, and JAX supports only padding=0"),
+        (BlurPool2d(3, pad_mode="replicate"), r"pad_mode=replicate, and JAX supports only pad_mode=reflect"),
         (nn.BatchNorm2d(3, affine=False), r"affine=False, and JAX supports only affine=True"),
         (nn.BatchNorm2d(3, momentum=None), r"running statistics and a momentum"),
         (with_hook(), r"ReLU has no JAX counterpart: it has a forward hook"),
@@ -79,6 +81,8 @@ def test_an_attribute_that_nobody_knows_is_refused():
         BasicBlock(8, 8, stride=2, aa_layer=BlurPool2d, downsample=nn.AvgPool2d(2, ceil_mode=True)),
         UniversalInvertedResidual(8, 8, dw_kernel_size_start=3, dw_kernel_size_end=5, exp_ratio=2.0),
         MixedConv2d(8, 8, [3, 5], depthwise=True),
+        nn.AvgPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d(2, 1, ceil_mode=True),
     ],
     ids=lambda module: type(module).__name__,
 )
@@ -93,6 +97,18 @@ def test_blocks_compute_the_same(module):
     want = module(images).numpy()
     assert np.abs(np.asarray(got) - want).max() < 1e-5 * np.abs(want).max()
     assert state_dict(made).keys() == module.state_dict().keys()
+
+
+def test_a_channel_that_is_zero_everywhere_has_the_same_gradient():
+    norm = GlobalResponseNorm(3, channels_last=False)
+    nn.init.ones_(norm.weight)
+    images = torch.randn(1, 3, 4, 5)
+    images[:, 1] = 0
+    images.requires_grad_()
+    norm(images).sin().sum().backward()
+    made = twin(norm)
+    found = jax.grad(lambda images: jnp.sin(made(images)).sum())(jnp.asarray(images.detach().movedim(1, -1).numpy()))
+    assert np.abs(np.moveaxis(np.asarray(found), -1, 1) - images.grad.numpy()).max() < 1e-5
 
 
 def test_a_twin_that_computes_something_else_is_refused():

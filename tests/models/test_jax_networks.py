@@ -15,6 +15,7 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 
 from ccnet.models.nnx import state_dict, twin  # noqa: E402
+from ccnet.models.nnx.layers import dropout2d  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +83,14 @@ def test_weights_survive_the_round_trip(name):
         assert torch.equal(weights[key], tensor), key
         assert weights[key].dtype == tensor.dtype, key
     create_model(name, backbone="resnet10t", embedding_channels=4, **SMALL).load_state_dict(weights, strict=True)
+
+
+def test_bfloat16_weights_survive_the_round_trip():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).bfloat16()
+    module[1].running_mean.normal_()
+    weights = state_dict(twin(module))
+    for key, tensor in module.state_dict().items():
+        assert torch.equal(weights[key], tensor) and weights[key].dtype == tensor.dtype, key
 
 
 def train_network():
@@ -186,8 +195,10 @@ def test_the_module_on_a_users_mesh(kind, spec):
 def test_one_image_on_four_devices():
     """The batch does not have to be divisible by the number of devices."""
     mesh = jax.make_mesh((4,), ("data",))
-    module = twin(CrissCrossAttention(8))
-    image = jnp.ones((1, 5, 6, 8))
+    module = CrissCrossAttention(8)
+    torch.nn.init.constant_(module.gamma, 0.7)
+    module = twin(module)
+    image = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 6, 8), np.float32))
     with jax.set_mesh(mesh):
         assert jnp.allclose(nnx.jit(lambda module, x: module(x))(module, image), module(image), atol=1e-6)
 
@@ -208,6 +219,11 @@ def test_dropout_drops_channels_only_in_training():
         jax.eval_shape(lambda state: nnx.merge(graph, state, copy=True)(images, train=True), state)
 
 
+def test_a_dropout_of_1_has_no_gradient():
+    found = jax.grad(lambda x: dropout2d(x, 1.0, jax.random.key(0)).sum())(jnp.ones((1, 2, 2, 3)))
+    assert jnp.array_equal(found, jnp.zeros((1, 2, 2, 3)))
+
+
 def test_train_and_eval_set_the_mode():
     network = twin(trained("fcn", head__dropout=0.0, aux_head__dropout=0.0))
     images = jnp.asarray(np.random.default_rng(0).random((2, 33, 33, 3), np.float32))
@@ -222,10 +238,12 @@ def test_train_and_eval_set_the_mode():
     assert network.backbone.net.bn1.num_batches_tracked[...] == 1
 
 
-def test_bfloat16_stays_close_to_float32():
+def test_bfloat16_stays_close_to_float32_even_without_implicit_promotion():
     network = twin(trained("ccnet"))
     images = jnp.asarray(np.random.default_rng(0).random((1, 33, 41, 3), np.float32))
-    wide, half = (jax.jit(partial(network, dtype=dtype))(images)["out"] for dtype in (jnp.float32, jnp.bfloat16))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        wide, half = (jax.jit(partial(network, dtype=dtype))(images)["out"] for dtype in (jnp.float32, jnp.bfloat16))
+        network.backbone(images)
     assert half.dtype == jnp.float32
     assert jnp.abs(half - wide).max() < 0.1 * jnp.abs(wide).max()
 
@@ -245,6 +263,8 @@ def test_create_model_builds_in_jax():
         create_model("ccnet", num_classes=2, backbone="test_nfnet", framework="jax")
     with pytest.raises(ValueError, match=r"RGB images \(N, H, W, 3\) or clips .* at least 8x8"):
         network(jnp.zeros((1, 3, 64, 64)))
+    with pytest.raises(ValueError, match=r"floating-point images in \[0, 1\], got uint8: convert them first"):
+        network(jnp.zeros((1, 64, 64, 3), jnp.uint8))
 
 
 @pytest.mark.parametrize("name", ["resnet50c", "resnet50d", "resnet50s", "mobilenetv2_035"])

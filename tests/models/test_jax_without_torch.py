@@ -11,14 +11,16 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from test_jax_networks import SMALL, relative, to_jax, to_torch, trained
 
+from ccnet.models import tensor_files
 from ccnet.models.backbone import TimmBackbone
+from ccnet.models.checksums import CHECKSUM, HEADER
 from ccnet.models.factory import compose_conf
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
 
 from ccnet.models.nnx import load_network, state_dict  # noqa: E402
-from ccnet.models.nnx.native import backbones, parts  # noqa: E402
+from ccnet.models.nnx.native import backbones, loading, parts  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -47,13 +49,16 @@ def test_a_weight_file_gives_the_torch_networks_logits(name, tmp_path):
         assert torch.equal(tensor, network.state_dict()[key]), key
 
 
-def test_parameters_stored_in_float16_are_float32_as_in_torch(tmp_path):
-    stored = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in trained("fcn").state_dict().items()}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_parameters_of_other_precisions_become_float32_as_in_torch(dtype, tmp_path):
+    state = trained("fcn").state_dict()
+    stored = {key: tensor.to(dtype) if tensor.ndim > 1 else tensor for key, tensor in state.items()}
     save_file(stored, tmp_path / "weights.safetensors")
-    weights = state_dict(load_network(tmp_path / "weights.safetensors", node("fcn")))
+    with jax.enable_x64(True):
+        weights = state_dict(load_network(tmp_path / "weights.safetensors", node("fcn")))
     for key, tensor in stored.items():
         assert torch.equal(weights[key], tensor.float() if tensor.is_floating_point() else tensor), key
-        assert weights[key].dtype != torch.float16, key
+        assert weights[key].dtype in (torch.float32, torch.int64), key
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -90,6 +95,68 @@ def test_what_cannot_be_built_is_refused(tmp_path):
         kept = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith("head.reduce")}
         save_file(kept, path)
         load_network(path, node("ccnet"))
+
+
+def without(*names):
+    return lambda tensors: [tensors.pop(key) for key in list(tensors) if key.startswith(names)]
+
+
+def instead(key, *shape):
+    return lambda tensors: tensors.update({key: np.ones(shape, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("change", "backbone", "message"),
+    [
+        (without("head.classify.bias"), {}, r"has no tensor head\.classify\.bias, which its configuration requires"),
+        (without("head.context.gamma"), {}, r"has no tensor head\.context\.gamma"),
+        (without("head.context.key_conv.bias"), {}, r"has no tensor head\.context\.key_conv\.bias"),
+        (
+            without("backbone.net.layer3", "backbone.net.layer4"),
+            {},
+            r"no tensor backbone\.net\.layer3\.0\.conv1\.weight",
+        ),
+        (instead("backbone.net.bn1.weight", 1), {}, r"backbone\.net\.bn1\.weight has shape \(1,\) instead of \(64,\)"),
+        (instead("head.classify.weight", 5, 8, 1, 1), {}, "do not fit together: .* contracting dimensions"),
+        (instead("head.classify.weight", 5), {}, r"head\.classify\.weight of a 2D convolution has shape \(5,\)"),
+        (instead("mean", 3), {}, r"mean and std have shapes \(3,\) and \(1, 3, 1, 1\)"),
+        (without(), {"name": "resnet50"}, "contains a ResNet of 10 layers, not a resnet50"),
+        (
+            without(),
+            {"out_indices": [1, 5]},
+            r"out_indices=\[1, 5\], but the backbone has only the levels act1, layer1",
+        ),
+        (
+            without(),
+            {"_target_": "ccnet.models.published.backbone.CaffeResNet"},
+            r"CaffeResNet cannot be built without",
+        ),
+    ],
+)
+def test_weights_that_do_not_match_the_configuration_are_refused(change, backbone, message):
+    """Otherwise, the network would compute something else."""
+    tensors = {key: tensor.numpy() for key, tensor in trained("ccnet").state_dict().items()}
+    change(tensors)
+    config = node("ccnet")
+    with pytest.raises(ValueError, match=message):
+        loading._network(tensors, config | {"backbone": config["backbone"] | backbone})
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no weight file .*: a run writes best\.safetensors"):
+        load_network(tmp_path, node("ccnet"))
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"cut\.safetensors is not a \.safetensors file, or it is damaged: "):
+        load_network(tmp_path / "cut.safetensors", node("ccnet"))
+    header, weights = json.dumps({"config": {"model": node("fcn")}}), trained("fcn").state_dict()
+    metadata = {HEADER: header, CHECKSUM: tensor_files.checksum(header, weights)}
+    save_file(weights, tmp_path / "best.safetensors", metadata=metadata)
+    load_network(tmp_path / "best.safetensors")
+    save_file(weights | {"mean": weights["mean"] + 1e-3}, tmp_path / "best.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"best\.safetensors is damaged: its content does not match its checksum"):
+        load_network(tmp_path / "best.safetensors")
+    with pytest.raises(ValueError, match="has no _target_: pass the model node"):
+        loading._network({}, {"model": node("ccnet")})
 
 
 _PROGRAM = """

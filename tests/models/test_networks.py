@@ -290,6 +290,8 @@ def test_bf16_and_channels_last():
         assert model(image)["out"].isfinite().all()
 
 
-def test_an_error_for_unsuitable_images_mentions_clips():
+def test_errors_for_unsuitable_images_mention_clips_and_the_range():
     with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) or clips .* of at least 8x8"):
         small()(torch.rand(1, 3, 7, 64))
+    with pytest.raises(ValueError, match=r"floating-point images in \[0, 1\], got torch\.uint8: convert them first"):
+        small()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))

@@ -16,6 +16,7 @@ from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import reading
 from ccnet.models import import_checkpoint
 from ccnet.models.published import importing
+from ccnet.models.published.backbone import CaffeResNet
 
 pytestmark = pytest.mark.slow
 
@@ -237,6 +238,13 @@ def test_the_random_checkpoints_reveal_every_difference_of_the_authors_network(s
         assert torch.equal(network(image)["out"], want)
 
 
+def test_the_authors_backbone_requires_rgb_and_output_stride_8():
+    with pytest.raises(ValueError, match="output_stride is 16, but the authors' network has 8"):
+        CaffeResNet("resnet50s", output_stride=16)
+    with pytest.raises(ValueError, match="set one number per channel"):
+        CaffeResNet("resnet50s", in_channels=1)
+
+
 def test_in_place_activated_batch_norm_scales_by_the_magnitude_of_the_weight_plus_eps(states):
     network = importing.convert(states["authors"], PUBLISHED).network()
     for ours, theirs in ((network.head.reduce[1], "head.conva.1"), (network.backbone.net.bn1, "bn3")):
@@ -313,9 +321,60 @@ def test_other_backbones_are_rejected(states):
     refused(states["deeplabv3"], coarse, meta={"config": "strides=(1, 2, 2, 1), multi_grid=(1, 2, 4)"})
 
 
-def test_recurrence_is_at_least_one():
-    with pytest.raises(ValueError, match="recurrence is 0: set the number of loops used in training"):
-        importing.convert({}, PUBLISHED, recurrence=0)
+@pytest.mark.parametrize("recurrence", [0, 65, 1.5, "2"])
+def test_recurrence_is_a_number_of_loops(recurrence):
+    with pytest.raises(ValueError, match=f"recurrence is {recurrence}: set the number of loops in training, 1 to 64"):
+        importing.convert({}, PUBLISHED, recurrence=recurrence)
+
+
+def test_tensors_of_another_type_or_excessive_size_are_refused(states):
+    bias, first = "decode_head.conv_seg.bias", "decode_head.convs.0.conv.weight"
+    refused(states["fcn"] | {bias: torch.zeros(3, dtype=torch.int8)}, rf"1 of another type \({bias} torch\.int8\)")
+    refused(states["fcn"] | {first: torch.zeros(10**6, 1)}, "cannot be built: .* far larger than its weights")
+
+
+def test_parameters_are_detached(states):
+    state = {key: torch.nn.Parameter(t) if t.is_floating_point() else t for key, t in states["authors"].items()}
+    assert not any(tensor.requires_grad for tensor in importing.convert(state, PUBLISHED).weights.values())
+
+
+# The published files' configurations contain these settings, in the layouts of both major versions.
+TRAINED = (
+    "strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True, style='pytorch', recurrence=2, "
+    "mean=[123.675, 116.28, 103.53], std=[\n    58.395, 57.12, 57.375\n], bgr_to_rgb=True, mode='whole', "
+    "init_cfg=dict(std=0.01), align_corners=False, "
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "message"),
+    [
+        ("fcn", "strides=[1, 2, 2, 1]", "output stride 16 or 32"),
+        ("fcn", "dilations=(1, 1, 2, 4)", "contract_dilation=False: only True can be imported"),
+        ("fcn", TRAINED + "style='caffe'", "style='caffe': only 'pytorch'"),
+        ("fcn", TRAINED + "dilation=6", "dilation=6: only 1"),
+        ("fcn", TRAINED + "to_rgb=False", "to_rgb=False: only True"),
+        ("fcn", "mean=[1, 2]", r"mean=\(1\.0, 2\.0\) on images of 3 channels"),
+        ("nonlocal", TRAINED + "mode='dot_product'", "mode='dot_product': only 'embedded_gaussian'"),
+        ("nonlocal", TRAINED + "use_scale=False", "use_scale=False: only True"),
+        ("pspnet", TRAINED + "pool_scales=(1, 2, 4, 8)", r"pool_scales=\(1,2,4,8\): only \(1,2,3,6\)"),
+        ("deeplabv3", TRAINED + "dilations=(1, 6, 12, 18)", r"dilations=\(1,6,12,18\): only .* or \(1,12,24,36\)"),
+        ("ccnet", "recurrence=3", r"recurrence=3, not 2: set published\.recurrence=3"),
+    ],
+)
+def test_settings_that_the_tensors_do_not_show_are_refused(states, family, config, message):
+    for key in ("config", "cfg"):
+        refused(states[family], message, meta={key: config})
+
+
+def test_image_statistics_come_from_the_configuration(states):
+    usual = importing.convert({"state_dict": states["fcn"], "meta": {"cfg": TRAINED}}, PUBLISHED)
+    assert not {"mean", "std"} & usual.model["backbone"].keys()
+    config = TRAINED.replace("123.675, 116.28, 103.53", "51, 102, 153").replace("58.395", "25.5")
+    found = importing.convert({"state_dict": states["fcn"], "meta": {"cfg": config}}, PUBLISHED)
+    assert found.weights["mean"].flatten().tolist() == pytest.approx([0.2, 0.4, 0.6])
+    assert found.weights["std"].flatten().tolist() == pytest.approx([0.1, 57.12 / 255, 57.375 / 255])
+    assert torch.equal(found.network().mean, found.weights["mean"])
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ LAYERS: dict[type[torch.nn.Module], Rule] = {
         fixed={"padding": (0, 0)},
         unused=("count_include_pad", "ceil_mode"),
     ),
-    BlurPool2d: Rule(leaf(BlurPool), unused=("channels", "filt", "filt_size")),
+    BlurPool2d: Rule(leaf(BlurPool), fixed={"pad_mode": "reflect"}, unused=("channels", "filt", "filt_size")),
     torch.nn.Sequential: Rule(layers),
     torch.nn.ModuleList: Rule(layers),
 }

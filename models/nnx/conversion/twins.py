@@ -5,7 +5,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from flax import nnx
 from torch import Tensor
@@ -21,7 +20,7 @@ from ...heads.fcn import FCNHead
 from ...segmentor import Segmentor
 from .. import context as context_twins
 from .. import segmentor as segmentor_twins
-from ..layers import to_torch
+from ..layers import statistic_to_torch, to_torch
 from .backbone_rules import BACKBONES, with_parts
 from .comparison import compare, largest_difference
 from .layer_rules import LAYERS, layers
@@ -102,7 +101,8 @@ def state_dict(network: nnx.Module) -> dict[str, Tensor]:
     """Return a twin's weights with torch's names and layout, for the torch network's ``load_state_dict``."""
     weights: dict[str, Tensor] = {}
     for name, variable in _variables(network).items():
-        tensor = to_torch(variable[...]) if isinstance(variable, nnx.Param) else _plain(variable[...])
+        convert_back = to_torch if isinstance(variable, nnx.Param) else statistic_to_torch
+        tensor = convert_back(variable[...])
         weights[name] = tensor.long() if name.endswith("num_batches_tracked") else tensor
     return weights
 
@@ -110,7 +110,3 @@ def state_dict(network: nnx.Module) -> dict[str, Tensor]:
 def _variables(network: nnx.Module) -> dict[str, Any]:
     """Return the network's variables, keyed by torch's names."""
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(network))}
-
-
-def _plain(array: Any) -> Tensor:
-    return torch.from_numpy(np.array(array))

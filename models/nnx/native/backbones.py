@@ -31,11 +31,11 @@ def backbone(weights: Weights, name: str, output_stride: int, out_indices: Seque
         out_indices: timm's feature levels to return.
 
     Raises:
-        ValueError: the model is neither a ResNet nor a MobileNetV2.
+        ValueError: the model is neither a ResNet nor a MobileNetV2, or the tensors are not those of the model.
     """
     base = name.partition(".")[0]  # without timm's tag of the pretrained weights
     if _RESNETS.fullmatch(base):
-        net = _resnet(weights.at("net"), output_stride, out_indices)
+        net = _resnet(weights.at("net"), base, output_stride, out_indices)
     elif _MOBILENETS.fullmatch(base):
         net = _mobilenet(weights.at("net"), output_stride, out_indices)
     else:
@@ -54,38 +54,44 @@ def _net(parts: dict[str, Part], levels: Sequence[str]) -> Part:
 
 
 def _chosen(levels: Sequence[str], indices: Sequence[int]) -> list[str]:
+    if not all(-len(levels) <= index < len(levels) for index in indices):
+        raise ValueError(f"out_indices={list(indices)}, but the backbone has only the levels {', '.join(levels)}")
     return [levels[index] for index in indices]
 
 
 # ---- ResNet
 
 
-def _resnet(weights: Weights, output_stride: int, out_indices: Sequence[int]) -> Part:
+def _resnet(weights: Weights, name: str, output_stride: int, out_indices: Sequence[int]) -> Part:
+    names = ["act1", "layer1", "layer2", "layer3", "layer4"]
+    levels = _chosen(names, out_indices)
     stem = weights.at("conv1")
-    if stem.get("weight") is not None:
-        first = conv(stem, stride=2)
+    if stem.has("weight"):
+        first = last = conv(stem, stride=2)
     else:  # three 3x3 convolutions, the first two followed by batch norm and ReLU
         relu = activation(jax.nn.relu)
-        start = [conv(stem.at(0), stride=2), batch_norm(stem.at(1)), relu]
-        first = sequence([*start, conv(stem.at(3)), batch_norm(stem.at(4)), relu, conv(stem.at(6))])
-    parts = {"conv1": first, "bn1": batch_norm(weights.at("bn1")), "act1": activation(jax.nn.relu)}
+        one, two, last = conv(stem.at(0), stride=2), conv(stem.at(3)), conv(stem.at(6))
+        first = sequence([one, batch_norm(stem.at(1), one), relu, two, batch_norm(stem.at(4), two), relu, last])
+    parts = {"conv1": first, "bn1": batch_norm(weights.at("bn1"), last), "act1": activation(jax.nn.relu)}
     parts["maxpool"] = pool("max", 3, 2, 1)
-    net_stride, dilation, before = 4, 1, 1
-    for stage in range(1, 5):
-        name = f"layer{stage}"
-        if not weights.has(name):  # stages after the last output are not built
-            break
+    net_stride, dilation, before, layers = 4, 1, 1, 2
+    for stage in range(1, max(map(names.index, levels)) + 1):  # later stages are not built
         stride = 1 if stage == 1 else 2
         if net_stride >= output_stride:
             dilation, stride = dilation * stride, 1
         net_stride *= stride
+        own = weights.at(f"layer{stage}")
         blocks = [
-            _residual(weights.at(name).at(i), stride if i == 0 else 1, dilation, before if i == 0 else dilation)
-            for i in range(weights.at(name).count())
+            _residual(own.at(i), stride if i == 0 else 1, dilation, before if i == 0 else dilation)
+            for i in range(max(own.count(), 1))
         ]
-        parts[name] = sequence(blocks)
+        parts[f"layer{stage}"] = sequence(blocks)
         before = dilation
-    return _net(parts, _chosen(["act1", "layer1", "layer2", "layer3", "layer4"], out_indices))
+        layers += len(blocks) * (3 if own.at(0).has("conv3") else 2)
+    expected = re.search(r"res(?:net|next)(\d+)", name)
+    if "layer4" in parts and expected and layers != int(expected[1]):
+        raise ValueError(f"the weight file contains a ResNet of {layers} layers, not a {name}")
+    return _net(parts, levels)
 
 
 def _residual(weights: Weights, stride: int, dilation: int, first_dilation: int) -> Part:
@@ -99,7 +105,7 @@ def _residual(weights: Weights, stride: int, dilation: int, first_dilation: int)
         convs = [first, conv(weights.at("conv2"), dilation=dilation)]
     layers: dict[str, Part] = {}
     for index, layer in enumerate(convs, 1):
-        layers |= {f"conv{index}": layer, f"bn{index}": batch_norm(weights.at(f"bn{index}"))}
+        layers |= {f"conv{index}": layer, f"bn{index}": batch_norm(weights.at(f"bn{index}"), layer)}
         layers[f"act{index}"] = activation(jax.nn.relu)
     downsample = _downsample(weights.at("downsample"), stride, dilation) if weights.has("downsample") else None
     attention = _attention(weights.at("se")) if weights.has("se") else None
@@ -108,11 +114,13 @@ def _residual(weights: Weights, stride: int, dilation: int, first_dilation: int)
 
 def _downsample(weights: Weights, stride: int, dilation: int) -> Part:
     if weights.has("0"):
-        return sequence([conv(weights.at(0), stride=stride), batch_norm(weights.at(1))])
+        first = conv(weights.at(0), stride=stride)
+        return sequence([first, batch_norm(weights.at(1), first)])
     step = stride if dilation == 1 else 1
     kind = "same" if step == 1 and dilation > 1 else "average"
     averaged = sequence([]) if stride == 1 and dilation == 1 else pool(kind, 2, step)
-    return sequence([averaged, conv(weights.at(1)), batch_norm(weights.at(2))])
+    second = conv(weights.at(1))
+    return sequence([averaged, second, batch_norm(weights.at(2), second)])
 
 
 def _attention(weights: Weights) -> Part:
@@ -121,7 +129,8 @@ def _attention(weights: Weights) -> Part:
         taps = Part(lambda part, _: ChannelConvolution(part), weight=weights.at("conv")["weight"])
         return Part(EfficientChannelAttention, conv=taps, gate=gate)
     names = ("fc1", "act", "fc2", "gate")
-    layers = {"fc1": conv(weights.at("fc1")), "act": activation(jax.nn.relu), "fc2": conv(weights.at("fc2"))}
+    first, second = (conv(weights.at(name), bias=True) for name in ("fc1", "fc2"))
+    layers = {"fc1": first, "act": activation(jax.nn.relu), "fc2": second}
     return Part(lambda part, twin: SqueezeExcite(part, twin, names), **layers, gate=gate)
 
 
@@ -129,13 +138,13 @@ def _attention(weights: Weights) -> Part:
 
 
 def _mobilenet(weights: Weights, output_stride: int, out_indices: Sequence[int]) -> Part:
-    parts = {"conv_stem": conv(weights.at("conv_stem"), stride=2), "bn1": batch_norm(weights.at("bn1"), jax.nn.relu6)}
+    stem = conv(weights.at("conv_stem"), stride=2)
+    parts = {"conv_stem": stem, "bn1": batch_norm(weights.at("bn1"), stem, jax.nn.relu6)}
     stages: list[Part] = []
     levels: list[str] = []
     net_stride, dilation = 2, 1
-    for stage in range(weights.at("blocks").count()):
-        own = weights.at("blocks").at(stage)
-        stride, following = _STRIDES[stage], dilation
+    for stage, stride in enumerate(_STRIDES):
+        own, following = weights.at("blocks").at(stage), dilation
         if net_stride * stride > output_stride:
             stride, following = 1, dilation * stride
         net_stride *= stride
@@ -158,7 +167,7 @@ def _inverted(weights: Weights, stride: int, dilation: int) -> Part:
         own, last = weights.at(name), index == len(order)
         spaced = name == "conv_dw"
         layers[name] = conv(own, stride=stride, dilation=dilation, channels=depthwise) if spaced else conv(own)
-        layers[f"bn{index}"] = batch_norm(weights.at(f"bn{index}"), None if last else jax.nn.relu6)
+        layers[f"bn{index}"] = batch_norm(weights.at(f"bn{index}"), layers[name], None if last else jax.nn.relu6)
     has_skip = stride == 1 and len(kernels[-1]) == (depthwise if order[0] == "conv_dw" else kernels[0].shape[1])
     identity = sequence([])
     return Part(lambda part, twin: Inverted(part, twin, order), **layers, aa=identity, se=identity, has_skip=has_skip)

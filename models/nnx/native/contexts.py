@@ -11,15 +11,17 @@ def _criss_cross(weights: Weights, config: Mapping[str, Any], axes: tuple[int, .
     if axes is None and config.get("axes") is not None:
         axes = tuple(config["axes"])
     return Part(
-        context.CrissCrossAttention, **_projections(weights), axes=axes, recompute=config.get("recompute", True),
-        backend=config.get("backend", "auto"),
+        context.CrissCrossAttention, **_projections(weights, config), axes=axes,
+        recompute=config.get("recompute", True), backend=config.get("backend", "auto"),
     )  # fmt: skip
 
 
-def _projections(weights: Weights) -> dict[str, Any]:
+def _projections(weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the query, key and value projections, and gamma."""
-    layers: dict[str, Any] = {name: conv(weights.at(name)) for name in ("query_conv", "key_conv", "value_conv")}
-    return layers | {"gamma": weights.get("gamma")}
+    names = ("query_conv", "key_conv", "value_conv")
+    layers: dict[str, Any] = {name: conv(weights.at(name), bias=True) for name in names}
+    learned = config.get("gamma", "learned") == "learned"
+    return layers | {"gamma": weights.vector("gamma", 1) if learned else None}
 
 
 def _in_turn(weights: Weights, config: Mapping[str, Any], first: int = 1) -> Part:
@@ -33,7 +35,7 @@ def _in_both_orders(weights: Weights, config: Mapping[str, Any]) -> Part:
 
 
 def _non_local(weights: Weights, config: Mapping[str, Any]) -> Part:
-    return Part(context.NonLocal, **_projections(weights))
+    return Part(context.NonLocal, **_projections(weights, config))
 
 
 def _pyramid(weights: Weights, config: Mapping[str, Any]) -> Part:
@@ -51,7 +53,7 @@ def _atrous(weights: Weights, config: Mapping[str, Any]) -> Part:
 
 
 def _global_convolution(weights: Weights, config: Mapping[str, Any]) -> Part:
-    sides = {name: sequence([conv(weights.at(name).at(i)) for i in (0, 1)]) for name in ("left", "right")}
+    sides = {name: sequence([conv(weights.at(name).at(i), bias=True) for i in (0, 1)]) for name in ("left", "right")}
     return Part(context.GlobalConvolution, **sides)
 
 

@@ -18,7 +18,12 @@ class Part:
     Args:
         make: the constructor, called with the description and :func:`build`.
         **attributes: settings, tensors in torch's layout and descriptions of submodules.
+
+    Attributes:
+        weight: the kernel of a convolution.
     """
+
+    weight: np.ndarray
 
     def __init__(self, make: Callable[[Any, Twin], nnx.Module], **attributes: Any):
         self.make = make
@@ -61,43 +66,58 @@ class Weights:
             number += 1
         return number
 
-    def get(self, name: str) -> np.ndarray | None:
-        """Return a tensor by name, or None if there is no such tensor."""
-        tensor = self.tensors.get(self.prefix + name)
-        if tensor is not None:
-            self.used.add(self.prefix + name)
+    def vector(self, name: str, length: int) -> np.ndarray:
+        """Return a tensor by name; raise ValueError unless its shape is (length,)."""
+        tensor = self[name]
+        if tensor.shape != (length,):
+            raise ValueError(f"the tensor {self.prefix}{name} has shape {tensor.shape} instead of ({length},)")
         return tensor
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self.get(name)
-        if tensor is None:
-            raise ValueError(f"the weight file has no tensor {self.prefix}{name}, which its configuration requires")
-        return tensor
+        full = self.prefix + name
+        if full not in self.tensors:
+            raise ValueError(f"the weight file has no tensor {full}, which its configuration requires")
+        self.used.add(full)
+        return self.tensors[full]
 
 
-def conv(weights: Weights, *, stride: int = 1, dilation: int = 1, channels: int | None = None) -> Part:
+def conv(
+    weights: Weights, *, stride: int = 1, dilation: int = 1, channels: int | None = None, bias: bool = False
+) -> Part:
     """Describe a convolution with "same" padding.
 
     Args:
         weights: the tensors of the convolution.
         stride, dilation: stride and dilation along both axes.
         channels: number of input channels of a grouped convolution; None without groups.
+        bias: whether the convolution has a bias.
     """
     kernel = weights["weight"]
+    if kernel.ndim != 4:
+        raise ValueError(f"the tensor {weights.prefix}weight of a 2D convolution has shape {kernel.shape}")
     padding = tuple(dilation * (side - 1) // 2 for side in kernel.shape[2:])
     groups = 1 if channels is None else channels // kernel.shape[1]
     return Part(
-        lambda part, _: Conv(part), weight=kernel, bias=weights.get("bias"), padding=padding, groups=groups,
-        stride=(stride, stride), dilation=(dilation, dilation),
+        lambda part, _: Conv(part), weight=kernel, padding=padding, groups=groups, stride=(stride, stride),
+        dilation=(dilation, dilation), bias=weights.vector("bias", len(kernel)) if bias else None,
     )  # fmt: skip
 
 
-def batch_norm(weights: Weights, act: Callable[..., Any] | None = None) -> Part:
-    """Describe a batch norm with PyTorch's default settings, followed by ``act`` if it is not None."""
-    names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    tensors = {name: weights[name] for name in names}
+def batch_norm(weights: Weights, after: Part, act: Callable[..., Any] | None = None) -> Part:
+    """Describe a batch norm with PyTorch's default settings.
+
+    Args:
+        weights: the tensors of the batch norm.
+        after: the convolution before it.
+        act: the activation that follows, if any.
+    """
+    names = ("weight", "bias", "running_mean", "running_var")
+    tensors = {name: weights.vector(name, len(after.weight)) for name in names}
     following = None if act is None else Activation(act)
-    return Part(lambda part, _: BatchNorm(part, following), **tensors, momentum=0.1, eps=1e-5)
+    return Part(
+        lambda part, _: BatchNorm(part, following), **tensors, num_batches_tracked=weights["num_batches_tracked"],
+        momentum=0.1, eps=1e-5,
+    )  # fmt: skip
 
 
 def activation(function: Callable[..., Any], *settings: Any) -> Part:
@@ -118,4 +138,5 @@ def pool(kind: str, kernel: int, stride: int, padding: int = 0) -> Part:
 def conv_bn_relu(weights: Weights, *, dilation: int = 1, negative_slope: float = 0.0) -> Part:
     """Describe ``ccnet.models.layers.conv_bn_relu``."""
     act = activation(jax.nn.leaky_relu, negative_slope) if negative_slope else activation(jax.nn.relu)
-    return sequence([conv(weights.at(0), dilation=dilation), batch_norm(weights.at(1)), act])
+    first = conv(weights.at(0), dilation=dilation)
+    return sequence([first, batch_norm(weights.at(1), first), act])

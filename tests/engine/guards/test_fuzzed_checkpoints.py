@@ -18,7 +18,8 @@ from ccnet.engine import checkpoints, resuming
 from ccnet.engine.drawing.label_images import save_mask
 from ccnet.engine.evaluation.segmentation import predict
 from ccnet.engine.training.state import TrainingState
-from ccnet.models.tensor_files import CHECKSUM, HEADER, checksum
+from ccnet.models.checksums import CHECKSUM, HEADER
+from ccnet.models.tensor_files import checksum
 
 pytestmark = pytest.mark.slow
 
