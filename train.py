@@ -76,6 +76,7 @@ def _started(config: DictConfig, folder: Path) -> float | None:
         if done is None:
             return train(config, start.folder, start.saved)
         if runtime.rank() == 0:
+            sweeps.describe_again(start.folder)
             more = "patience" if sweeps.is_exhausted(start.saved, patience) else "max_iters"
             print(f"{start.folder} is already finished: resume={start.folder} recipe.{more}=MORE extends it")
         return done
@@ -177,7 +178,8 @@ def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
         cost = {**cost, "val_images_per_s": run.log.val_images_per_s}
     result = training.run_result(task, state, cost, recipe.monitor)
     origin = run.step.provenance() | {"training_images": len(train_set)}
-    sweeps.write_result(run.folder, result | {"identity": state.identity.fingerprint, "provenance": origin})
+    about = {"identity": state.identity.fingerprint, "provenance": origin}
+    sweeps.write_result(run.folder, {"overrides": state.identity.overrides} | result | about)
     counts = {"unreadable": unreadable, "empty": run.empty_batches}
     print(training.closing_lines(task, state, train_set.classes, run.folder, **counts, patience=recipe.patience))
 

@@ -39,11 +39,13 @@ class Identity(NamedTuple):
         fingerprint: see :func:`fingerprint`.
         contents: hashes of the data sets and of the files with the initial weights.
         choices: the choice of each configuration group; {} if the run was not started by Hydra.
+        overrides: the overrides that describe the run, {option: value}, as in its ``result.json``.
     """
 
     fingerprint: str
     contents: dict[str, str]
     choices: dict[str, str]
+    overrides: dict[str, Any]
 
 
 def fingerprint(config: DictConfig, contents: Mapping[str, str]) -> str:
