@@ -20,6 +20,11 @@ def given_overrides() -> dict[str, Any]:
     return parse_overrides(called)
 
 
+def called_from_python() -> bool:
+    """Return True within :func:`as_command_line`: a Python program, such as a notebook, has started this run."""
+    return _called_with.get() is not None
+
+
 @contextmanager
 def as_command_line(overrides: Sequence[str]) -> Iterator[None]:
     """Treat overrides passed in a Python call as command-line overrides for the duration of the block."""
