@@ -13,9 +13,9 @@ from ..checkpoints.record import Checkpoint
 from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
 from ..runtime.launchers import is_first
-from ..runtime.overrides import given_overrides
+from ..runtime.overrides import EXECUTION, given_overrides
 from .contents import changed, data_contents, weight_contents
-from .identity import EXECUTION, LENGTH, PATIENCE, Identity, choices, fingerprint
+from .identity import LENGTH, PATIENCE, Identity, choices, fingerprint
 from .wandb_account import own_account
 
 # Options that resume=FOLDER may change, although the run then differs from one that used them from the start.

@@ -19,13 +19,9 @@ from ..checkpoints.options import CHECKED, completed, flat, is_given, is_interpo
 from ..checkpoints.record import Checkpoint
 from ..guards.setting_types import BOUNDS
 from ..guards.settings import plain, replaced
+from ..runtime.overrides import EXECUTION
 from .contents import changed, digest, weight_files
 
-# Options for how a run is executed and what it may skip; they are not part of its identity.
-EXECUTION = (
-    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
-    "collective_timeout", "allow_env", "grad_checkpointing",
-)  # fmt: skip
 LENGTH = "recipe.max_iters"
 PATIENCE = "recipe.patience"
 _LENGTHS = (LENGTH, PATIENCE, "recipe.epochs")

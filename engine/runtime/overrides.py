@@ -9,6 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+# Options for how a run is executed and what it may skip; they are not part of its identity.
+EXECUTION = (
+    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
+    "collective_timeout", "allow_env", "grad_checkpointing",
+)  # fmt: skip
+
 _called_with: ContextVar[Sequence[str] | None] = ContextVar("called_with", default=None)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from ..drawing import charts
 from ..drawing.tables import Table
-from ..resuming.identity import EXECUTION
 from ..runtime.atomic_files import write_text
+from ..runtime.overrides import EXECUTION
 from ..runtime.run_folder import RESULT
 from .results import unfinished
 
