@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import hydra
@@ -112,7 +113,9 @@ def _started(config: DictConfig, folder: Path) -> float | None:
         if runtime.rank() == 0:
             sweeps.describe_again(start.folder)
             more = "patience" if sweeps.is_exhausted(start.saved, patience) else "max_iters"
-            print(f"{start.folder} is already finished: resume={start.folder} recipe.{more}=MORE extends it")
+            print(
+                f"{start.folder} is already finished: {quote(f'resume={start.folder}')} recipe.{more}=MORE extends it"
+            )
         return done
 
 

@@ -4,6 +4,7 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import cast
 
 import torch
@@ -90,7 +91,7 @@ class Run:
         try:
             self._fit()
         except Stopped:
-            self.say(f"stopped after iteration {self.state.iteration}, continue with resume={self.folder}")
+            self.say(f"stopped after iteration {self.state.iteration}, continue with {quote(f'resume={self.folder}')}")
             raise
 
     def _fit(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY
 
 from ccnet import train as training
-from ccnet.engine.runtime import Stopped, StopRequest, stop_signals
+from ccnet.engine.runtime import FolderTaken, Stopped, StopRequest, stop_signals
 
 
 def stub(monkeypatch, train):
@@ -86,3 +86,11 @@ def test_an_invalid_option_is_an_error_of_the_call(tmp_path, option, error, mess
     with pytest.raises(error, match=message):
         training.run(*TINY, option, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_commands_in_messages_can_be_pasted_into_a_shell(tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (folder / "best.safetensors").touch()
+    with pytest.raises(FolderTaken, match=f"continue it with 'resume={folder}', or choose"):
+        training.run(*TINY, folder=folder)
