@@ -111,8 +111,9 @@ def _segment(
     skipped = prediction.SkippedImages()
     video_path = config.video and output / runtime.given_path(config.video).name
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
-        alone = len(images) == 1  # a single image has a progress bar over its forward passes instead
-        for index, image in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=alone)):
+        # A single image has a progress bar over its forward passes instead.
+        hidden = len(images) == 1 or not runtime.shows_bars()
+        for index, image in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=hidden)):
             (output / image.name).parent.mkdir(parents=True, exist_ok=True)
             made = skipped.attempt(image, functools.partial(maps.predicted, index))
             if made is not None:
@@ -182,7 +183,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         picture, turn = read(image.path, image.frame)
         return picture, turn, evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
 
-    for image in tqdm(images, desc="predict", dynamic_ncols=True):
+    for image in tqdm(images, desc="predict", dynamic_ncols=True, disable=not runtime.shows_bars()):
         name = image.name
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         result = skipped.attempt(image, functools.partial(predicted, image))

@@ -10,13 +10,16 @@
 All options are in ``conf/``; ``python train.py --help`` lists them. In Python, :func:`run` accepts them.
 """
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -29,6 +32,8 @@ from ccnet.models.factory import compose_conf
 
 if TYPE_CHECKING:
     from torch import nn
+
+_RUNNING = threading.Lock()  # held by the call of `run` that is training
 
 
 @command_line
@@ -52,12 +57,42 @@ def run(*overrides: str, folder: str | Path) -> float | None:
 
     Raises:
         ValueError: an option or the data set is invalid; the message says how to fix it.
+        KeyboardInterrupt: Ctrl-C, or the stop button of a notebook, interrupted the run after it had saved its state;
+            ``"resume=FOLDER"`` continues it. Pressed again, it interrupts the run immediately.
 
     Example:
         >>> run("dataset=folder", "dataset.images=photos", "dataset.masks=masks", "dataset.classes=2", folder="run")
     """
-    with runtime.as_command_line(overrides):
-        return _started(compose_conf([*overrides], "config"), runtime.given_path(folder))
+    _check_called(overrides)
+    if not _RUNNING.acquire(blocking=False):
+        raise ValueError(
+            "another thread of this process is training, and both would draw from the same random number generators: "
+            "wait for it, or start this run in a process of its own"
+        )
+    try:
+        with runtime.as_command_line(overrides):
+            return _started(compose_conf([*overrides], "config"), runtime.given_path(folder))
+    except HydraException as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        raise ValueError(str(cause or error)) from error
+    except runtime.Stopped as stopped:
+        if stopped.received == "SIGINT":
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        _RUNNING.release()
+
+
+def _check_called(overrides: Sequence[object]) -> None:
+    """Raise an error for arguments of :func:`run` that are not options, or that only the command line supports."""
+    for override in overrides:
+        if not isinstance(override, str):
+            raise TypeError(f"got {type(override).__name__}: pass each option as a string, run(*options, folder=DIR)")
+        if override.lstrip("+").startswith(("hydra.", "hydra/", "-")):
+            raise ValueError(
+                f"{override} only applies to the command line: remove it. folder=DIR sets the output folder, and a "
+                "loop over calls of run replaces a sweep"
+            )
 
 
 def _started(config: DictConfig, folder: Path) -> float | None:
@@ -76,8 +111,11 @@ def _started(config: DictConfig, folder: Path) -> float | None:
         if done is None:
             return train(config, start.folder, start.saved)
         if runtime.rank() == 0:
+            sweeps.describe_again(start.folder)
             more = "patience" if sweeps.is_exhausted(start.saved, patience) else "max_iters"
-            print(f"{start.folder} is already finished: resume={start.folder} recipe.{more}=MORE extends it")
+            print(
+                f"{start.folder} is already finished: {quote(f'resume={start.folder}')} recipe.{more}=MORE extends it"
+            )
         return done
 
 
@@ -177,7 +215,8 @@ def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
         cost = {**cost, "val_images_per_s": run.log.val_images_per_s}
     result = training.run_result(task, state, cost, recipe.monitor)
     origin = run.step.provenance() | {"training_images": len(train_set)}
-    sweeps.write_result(run.folder, result | {"identity": state.identity.fingerprint, "provenance": origin})
+    about = {"identity": state.identity.fingerprint, "provenance": origin}
+    sweeps.write_result(run.folder, {"overrides": state.identity.overrides} | result | about)
     counts = {"unreadable": unreadable, "empty": run.empty_batches}
     print(training.closing_lines(task, state, train_set.classes, run.folder, **counts, patience=recipe.patience))
 

@@ -159,7 +159,7 @@ def inspect_dataset(
     chosen = range(len(dataset)) if indices is None else indices
     samples = _Inspected(dataset, chosen, labels_only)
     loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for found in tqdm(loader, desc=title, dynamic_ncols=True, disable=title is None):
+    for found in tqdm(loader, desc=title, dynamic_ncols=True, disable=True if title is None else None):
         report.add(found)
     return report
 

@@ -79,7 +79,7 @@ def inspect_objects(dataset: Coco, *, num_workers: int = 0, title: str = "check"
     """Read every image and its objects with ``num_workers`` worker processes and report the contents."""
     report = ObjectReport()
     loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for found in tqdm(loader, desc=title, dynamic_ncols=True):
+    for found in tqdm(loader, desc=title, dynamic_ncols=True, disable=None):
         report.add(found)
     return report
 

@@ -56,17 +56,56 @@ class CrissCrossAttention(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the attention; the shape (N, C, *S), with one to three spatial dimensions S, is unchanged."""
+        """Apply the attention; the shape (N, C, *S), with one to three spatial dimensions S, is unchanged.
+
+        Raises:
+            ValueError: `x` has another shape.
+        """
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
+        gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
+        if not all(map(_is_plain, convolutions)):
+            query, key, value = (_applied(conv, x) for conv in convolutions)
+            return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
+        if not 3 <= x.ndim <= 5 or x.shape[1] != self.value_conv.in_channels:
+            raise ValueError(
+                f"expected (N, {self.value_conv.in_channels}, *S) with one to three spatial dimensions S, "
+                f"got {tuple(x.shape)}"
+            )
         sizes = [conv.out_channels for conv in convolutions]
         weights = [conv.weight for conv in convolutions]
         biases = [conv.bias for conv in convolutions if conv.bias is not None]  # all three have a bias
-        gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
         # The reference keeps copies of the projections, so recomputing them would save no memory.
         project = recomputed_projection if self.recompute and self.backend != "reference" else _projection
         with project(_project, x, *weights, *biases) as projected:
             query, key, value = split_channels(projected, sizes)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Return False for a projection that must be called as a module: it has hooks, or the user has replaced it.
+
+    Pruning, the older weight and spectral norms, FSDP and profilers work through hooks.
+    """
+    hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks)
+    return (
+        isinstance(conv, nn.Conv2d)
+        and type(conv).forward is nn.Conv2d.forward
+        and conv.kernel_size == (1, 1)
+        and conv.bias is not None
+        and not any(hooks)
+    )
+
+
+def _applied(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a two-dimensional module without padding to (N, C, *S), whose spatial axes it views as two."""
+    if x.ndim == 4:
+        return conv(x)
+    return conv(_as_image(x)).view(x.shape[0], -1, *x.shape[2:])
+
+
+def _as_image(x: Tensor) -> Tensor:
+    """View one or three spatial axes as two, which needs no copy in either memory format."""
+    return x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
 
 
 def _projection(project: Callable[..., Tensor], *inputs: Tensor) -> AbstractContextManager[Tensor]:
@@ -89,9 +128,7 @@ def _project(x: Tensor, *parameters: Tensor) -> Tensor:
         return projected.mT.view(len(x), len(bias), *x.shape[2:])
     if x.ndim == 4:
         return conv2d(x, weight, bias)
-    # View one or three spatial axes as two, which needs no copy in either memory format.
-    flat = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
-    return conv2d(flat, weight, bias).view(x.shape[0], -1, *x.shape[2:])
+    return conv2d(_as_image(x), weight, bias).view(x.shape[0], -1, *x.shape[2:])
 
 
 def _is_traced() -> bool:

@@ -50,6 +50,27 @@ def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, mo
     assert (tmp_path / "runs").exists() == bool(rank)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", *TINY],
+        ["train.py", *TINY, "hydra.run.dir=outputs/a"],
+        ["train.py", "-m", *TINY, "seed=0,1"],
+        ["evaluate.py", "checkpoint=run/best"],
+        ["check_data.py"],
+        ["benchmark.py"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_an_output_folder_that_cannot_be_created_produces_one_message(run_entry, tmp_path, command):
+    (tmp_path / "outputs").write_text("")  # as on a read-only file system, which a test cannot mount
+    done = run_entry(*command, ok=False)
+    said = f"{done.returncode}{done.stderr}"
+    assert "cannot be created" in said
+    assert "choose another one with hydra." in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("entry", ["train.py", "check_data.py"])
 def test_ctrl_c_before_training_produces_one_line(run_entry, tmp_path, monkeypatch, entry):
     """Start-up takes seconds, mostly to import torch."""

@@ -65,7 +65,9 @@ def checked(found: Checkpoint) -> Checkpoint:
         "scores": isinstance(found.scores, dict),
         "training": isinstance(found.training, dict)
         and (not found.training or found.training.keys() >= _TRAINING)
-        and all(_is_texts(found.training.get(key)) for key in ("contents", "choices")),
+        and all(_is_texts(found.training.get(key)) for key in ("contents", "choices"))
+        and isinstance(found.training.get("overrides"), dict | None)
+        and _is_plain(found.training.get("overrides")),
     }
     if wrong := [name for name, good in valid.items() if not good]:
         raise ValueError(f"invalid {' and '.join(wrong)}")
@@ -84,6 +86,13 @@ def _is_texts(value: Any) -> bool:
     return value is None or (
         isinstance(value, dict) and all(isinstance(part, str) for part in (*value, *value.values()))
     )
+
+
+def _is_plain(value: Any) -> bool:
+    """Return True if a value consists of what a JSON file can hold."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+    return _is_list(value, _is_plain) or isinstance(value, str | int | float | None)
 
 
 def _is_colour(value: Any) -> bool:

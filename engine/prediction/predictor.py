@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..checkpoints.record import Checkpoint
 from ..evaluation.protocols import Protocol, Slide, Tile, Whole, passes
 from ..evaluation.segmentation import predict
+from ..runtime.launchers import shows_bars
 from ..runtime.memory import available_memory
 from .memory_needed import peak_bytes
 
@@ -149,7 +150,9 @@ class Predictor:
         if title is None or number < _MANY_PASSES:
             yield self.network
             return
-        with tqdm(total=number, desc=title, unit="pass", leave=False, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=number, desc=title, unit="pass", leave=False, dynamic_ncols=True, disable=not shows_bars()
+        ) as bar:
             yield _Counted(self.network, bar.update)
 
     def _clip(self, picture: Tensor, before: Sequence[Tensor]) -> Tensor:

@@ -13,9 +13,9 @@ from ..checkpoints.record import Checkpoint
 from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
 from ..runtime.launchers import is_first
-from ..runtime.overrides import given_overrides
+from ..runtime.overrides import EXECUTION, given_overrides
 from .contents import changed, data_contents, weight_contents
-from .identity import EXECUTION, LENGTH, PATIENCE, Identity, choices, fingerprint
+from .identity import LENGTH, PATIENCE, Identity, choices, fingerprint
 from .wandb_account import own_account
 
 # Options that resume=FOLDER may change, although the run then differs from one that used them from the start.
@@ -126,12 +126,24 @@ def identify(config: DictConfig, saved: Checkpoint | None, train_set: ImageDatas
     contents = from_first({} if rank() else data_contents(train_set, val_set))
     if saved is None:
         contents |= weight_contents(config)
-        return Identity(fingerprint(config, contents), contents, choices())
+        return Identity(fingerprint(config, contents), contents, choices(), given_overrides())
     reasons = inexact(saved, config, contents, world_size())
     if reasons and not rank():
         warnings.warn(f"this continuation is not exact: {'; '.join(reasons)}", stacklevel=2)
     known = saved.training
-    return Identity(known["identity"], (known.get("contents") or {}) | contents, known.get("choices") or {})
+    return Identity(
+        fingerprint=known["identity"],
+        contents=(known.get("contents") or {}) | contents,
+        choices=known.get("choices") or {},
+        overrides=_overrides(known.get("overrides") or {}, given_overrides()),
+    )
+
+
+def _overrides(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides of a resumed run: ``resume=auto`` repeats them, ``resume=FOLDER`` only changes some."""
+    if given.get("resume") == "auto":
+        return dict(given)
+    return {**before, **{name: value for name, value in given.items() if name != "resume"}}
 
 
 def inexact(saved: Checkpoint, config: DictConfig, contents: Mapping[str, str], processes: int) -> list[str]:

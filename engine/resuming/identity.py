@@ -19,13 +19,9 @@ from ..checkpoints.options import CHECKED, completed, flat, is_given, is_interpo
 from ..checkpoints.record import Checkpoint
 from ..guards.setting_types import BOUNDS
 from ..guards.settings import plain, replaced
+from ..runtime.overrides import EXECUTION
 from .contents import changed, digest, weight_files
 
-# Options for how a run is executed and what it may skip; they are not part of its identity.
-EXECUTION = (
-    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
-    "collective_timeout", "allow_env", "grad_checkpointing",
-)  # fmt: skip
 LENGTH = "recipe.max_iters"
 PATIENCE = "recipe.patience"
 _LENGTHS = (LENGTH, PATIENCE, "recipe.epochs")
@@ -39,11 +35,13 @@ class Identity(NamedTuple):
         fingerprint: see :func:`fingerprint`.
         contents: hashes of the data sets and of the files with the initial weights.
         choices: the choice of each configuration group; {} if the run was not started by Hydra.
+        overrides: the overrides that describe the run, {option: value}, as in its ``result.json``.
     """
 
     fingerprint: str
     contents: dict[str, str]
     choices: dict[str, str]
+    overrides: dict[str, Any]
 
 
 def fingerprint(config: DictConfig, contents: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
@@ -111,9 +112,9 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
         held.enter_context(FolderLock(folder))
         if holds_run(folder):
             raise FolderTaken(
-                f"{folder} already holds a run, which a new one would overwrite: continue it with resume={folder}, or "
-                "choose another folder with hydra.run.dir=DIR (for a sweep: continue it with resume=auto, or choose "
-                "hydra.sweep.dir=DIR)"
+                f"{folder} already holds a run, which a new one would overwrite: continue it with "
+                f"{quote(f'resume={folder}')}, or choose another folder with hydra.run.dir=DIR (in Python: folder=DIR; for a sweep: continue it with "
+                "resume=auto, or choose hydra.sweep.dir=DIR)"
             )
         return Start(folder, None)
     check_given(given_options())

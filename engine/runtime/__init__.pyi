@@ -10,6 +10,7 @@ from .distributed import processes as processes
 from .distributed import rank as rank
 from .distributed import wait_for_all as wait_for_all
 from .distributed import world_size as world_size
+from .launchers import shows_bars as shows_bars
 from .memory import enough_memory as enough_memory
 from .memory import process_peak_mib as process_peak_mib
 from .memory import reset_peak as reset_peak

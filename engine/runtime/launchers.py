@@ -24,6 +24,14 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def shows_bars() -> bool:
+    """Return True if progress bars are shown on the first process: stderr is a terminal, or this is a notebook.
+
+    Both redraw a bar in place; a log file would keep every state of it.
+    """
+    return is_first() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+
+
 def join_job() -> None:
     """Export a submitit job's rank and address variables as torchrun does, so that its processes find each other."""
     if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:

@@ -9,6 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+# Options for how a run is executed and what it may skip; they are not part of its identity.
+EXECUTION = (
+    "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
+    "collective_timeout", "allow_env", "grad_checkpointing",
+)  # fmt: skip
+
 _called_with: ContextVar[Sequence[str] | None] = ContextVar("called_with", default=None)
 
 
@@ -18,6 +24,11 @@ def given_overrides() -> dict[str, Any]:
     if called is None:
         called = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return parse_overrides(called)
+
+
+def called_from_python() -> bool:
+    """Return True within :func:`as_command_line`: a Python program, such as a notebook, has started this run."""
+    return _called_with.get() is not None
 
 
 @contextmanager

@@ -5,10 +5,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from .overrides import called_from_python
 
 EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h, "try again later": the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -17,12 +19,23 @@ _ECHO = 1.0  # seconds; a cluster signals every process, and torchrun forwards t
 
 
 class Stopped(SystemExit):
-    """Raised once a run that was asked to stop has written its checkpoint."""
+    """Raised once a run that was asked to stop has written its checkpoint.
+
+    Attributes:
+        received: the name of the signal that requested it.
+    """
+
+    def __init__(self, received: str | None):
+        super().__init__(EXIT_CODE)
+        self.received = received
 
 
 @contextmanager
-def second_signal_ends() -> Iterator[None]:
+def second_signal_ends(signals: Collection[int] = _SIGNALS) -> Iterator[None]:
     """Within the block, let a second SIGTERM or SIGINT end this process immediately, whatever it is waiting for.
+
+    Args:
+        signals: those of the two that end the process.
 
     Python runs signal handlers in the main thread between two bytecodes, hence never while that thread waits in C++ for
     a peer or a GPU. Its C-level handler, however, writes every signal to a file descriptor immediately, and another
@@ -35,7 +48,7 @@ def second_signal_ends() -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    watch = threading.Thread(target=_end_at_second, args=(reader,), daemon=True)
+    watch = threading.Thread(target=_end_at_second, args=(reader, signals), daemon=True)
     watch.start()
     try:
         yield
@@ -47,7 +60,7 @@ def second_signal_ends() -> Iterator[None]:
         os.close(writer)
 
 
-def _end_at_second(reader: int) -> None:
+def _end_at_second(reader: int, signals: Collection[int]) -> None:
     """Read signal numbers until a zero; end the process on a second stop signal."""
     first: float | None = None
     while number := int.from_bytes(os.read(reader, 1)):
@@ -55,13 +68,16 @@ def _end_at_second(reader: int) -> None:
             continue
         if first is None:
             first = time.monotonic()
-        elif number != _REQUEUE and time.monotonic() - first > _ECHO:
+        elif number in signals and time.monotonic() - first > _ECHO:
             ctypes.CDLL(None).signal(number, None)  # SIG_DFL; signal.signal works in the main thread only
             os.kill(os.getpid(), number)
 
 
 class StopRequest:
     """Records the first SIGTERM or SIGINT within its ``with`` block; see :func:`second_signal_ends` for the second.
+
+    In a program that has called ``ccnet.train.run``, such as a notebook, a second SIGINT raises KeyboardInterrupt
+    instead of ending the program.
 
     SIGUSR2 is recorded too if submitit has installed a handler for it. That handler, which requeues the job, is called
     once the run is saved.
@@ -75,7 +91,8 @@ class StopRequest:
         self._raise, self._since = False, 0.0
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
-        self._watch = second_signal_ends()
+        self._in_program = called_from_python()
+        self._watch = second_signal_ends((signal.SIGTERM,) if self._in_program else _SIGNALS)
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
@@ -101,7 +118,7 @@ class StopRequest:
             yield
         except Exception as error:
             if self.received:  # the signal has probably ended a process that this one was waiting for
-                raise Stopped(EXIT_CODE) from error
+                raise Stopped(self.received) from error
             raise
         finally:
             self._raise = False
@@ -110,10 +127,12 @@ class StopRequest:
         """Raise :class:`Stopped`, after calling submitit's own handler if the signal was SIGUSR2."""
         if self.received == _REQUEUE.name and os.getpid() == self._process:  # not in a forked data worker
             self._before[_REQUEUE](_REQUEUE, None)
-        raise Stopped(EXIT_CODE)
+        raise Stopped(self.received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
+            if self._in_program and number == signal.SIGINT and time.monotonic() - self._since > _ECHO:
+                raise KeyboardInterrupt
             return
         self.received, self._since = signal.Signals(number).name, time.monotonic()
         if self._raise:

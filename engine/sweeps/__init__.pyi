@@ -1,3 +1,4 @@
+from .results import describe_again as describe_again
 from .results import finished_score as finished_score
 from .results import is_exhausted as is_exhausted
 from .results import set_aside_result as set_aside_result

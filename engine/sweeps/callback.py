@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -16,8 +17,22 @@ from ..runtime.run_folder import RESULT, holds_run
 _EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_submitit_launcher": "slurm", "hydra_optuna_sweeper": "optuna"}
 
 
-class SweepReport(Callback):
-    """Hydra callback that checks a multirun before it starts and reports on it when it ends; see :mod:`.report`."""
+class OutputFolder(Callback):
+    """Hydra callback that creates the output folder of a command, and exits with one message if that is impossible."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Create the folder before Hydra does, which would show a traceback."""
+        hydra = HydraConfig.instance()
+        before = hydra.cfg
+        hydra.set_config(config)  # not done yet; the name of the folder contains the resolver `hydra:`
+        try:
+            _create(Path(config.hydra.run.dir), "hydra.run.dir")
+        finally:
+            hydra.cfg = before
+
+
+class SweepReport(OutputFolder):
+    """Hydra callback that also checks a multirun before its start and reports on it at its end; see :mod:`.report`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit if a plugin is missing, if Hydra would write a secret to multirun.yaml, or if the folder holds runs.
@@ -44,6 +59,7 @@ class SweepReport(Callback):
                 raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: pip install 'ccnet[{_EXTRAS[package]}]'")
             if package == "hydra_joblib_launcher" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _create(folder, "hydra.sweep.dir")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the tables, write them and the plots to the sweep's folder, and exit with code 1 if a run failed."""
@@ -52,6 +68,16 @@ class SweepReport(Callback):
         folder = Path(config.hydra.sweep.dir)
         if next(folder.rglob(RESULT), None) and report(folder):
             raise SystemExit(1)
+
+
+def _create(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(
+            f"error: the output folder {folder} cannot be created ({error.strerror}): choose another one with "
+            f"{option}=DIR, or start the command in a folder that you may write to"
+        ) from error
 
 
 def _holds_runs(folder: Path) -> bool:

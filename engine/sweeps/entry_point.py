@@ -118,6 +118,8 @@ def _message(error: BaseException) -> str:
         return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{text}: free some disk space; resume=auto then continues a training run"
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{text}: choose an output folder that you may write to"
     return text
 
 

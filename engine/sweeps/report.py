@@ -15,6 +15,7 @@ from typing import Any
 from ..drawing import charts
 from ..drawing.tables import Table
 from ..runtime.atomic_files import write_text
+from ..runtime.overrides import EXECUTION
 from ..runtime.run_folder import RESULT
 from .results import unfinished
 
@@ -45,7 +46,7 @@ def report(folder: Path) -> list[str]:
     paths = sorted(folder.rglob(RESULT), key=lambda path: [*map(_natural, path.relative_to(folder).parts)])
     if not paths:
         raise FileNotFoundError(f"{folder} has no results of runs: pass the folder of a sweep, outputs/sweeps/TIME")
-    runs = [_read(path) for path in paths]
+    runs = _comparable([_read(path) for path in paths])
     names = _names([run["overrides"] for run in runs])
     done = _succeeded(runs)
     failed = [f"{name}: {run['error']}" for name, run in zip(names, runs, strict=True) if "error" in run]
@@ -84,6 +85,32 @@ def _read(path: Path) -> Run:
     return {key: math.nan if value is None else value for key, value in run.items()}  # JSON has no NaN
 
 
+def _comparable(runs: list[Run]) -> list[Run]:
+    """Return the runs with comparable overrides, although several commands may have added to the sweep.
+
+    Options are listed in one order. Options for how a run is executed, such as ``resume=auto``, are omitted unless all
+    runs have them. A failed run is omitted if another run with the same overrides has succeeded.
+    """
+    given = [{_bare(option) for option in run["overrides"]} for run in runs]
+    partial = {option for option in set.union(*given) - set.intersection(*given) if _is_execution(option)}
+    order = dict.fromkeys(option for run in runs for option in run["overrides"])
+    made = [
+        run | {"overrides": {key: own[key] for key in order if key in own and _bare(key) not in partial}}
+        for run in runs
+        for own in [run["overrides"]]
+    ]
+    succeeded = {_setting(run["overrides"]) for run in made if "error" not in run}
+    return [run for run in made if "error" not in run or _setting(run["overrides"]) not in succeeded]
+
+
+def _is_execution(option: str) -> bool:
+    return option.partition(".")[0] in EXECUTION
+
+
+def _setting(overrides: Overrides) -> tuple[tuple[str, str], ...]:
+    return tuple((option, _text(value)) for option, value in overrides.items())
+
+
 def _draw(folder: Path, settings: list[tuple[Overrides, list[Run]]], done: list[Run], columns: list[str]) -> list[Path]:
     """Plot the score, which is the first column; return the paths of the plots."""
     score = columns[0]
@@ -113,8 +140,7 @@ def _by_setting(runs: list[Run]) -> list[tuple[Overrides, list[Run]]]:
     groups: dict[tuple, tuple[Overrides, list[Run]]] = {}
     for run in runs:
         setting = _without(run["overrides"], "seed")
-        key = tuple((option, _text(value)) for option, value in setting.items())
-        groups.setdefault(key, (setting, []))[1].append(run)
+        groups.setdefault(_setting(setting), (setting, []))[1].append(run)
     return list(groups.values())
 
 

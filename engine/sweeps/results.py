@@ -20,10 +20,21 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
     Args:
         folder: the run's folder.
-        result: the scores, starting with the one used to compare runs; {"error": message} if the run failed.
+        result: the scores, starting with the one used to compare runs; {"error": message} if the run failed. Its
+            ``overrides``, if any, replace those of the current command.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULT, {"overrides": given_overrides()} | result)  # atomic: other processes may be reading
+
+
+def describe_again(folder: Path) -> None:
+    """Replace the overrides in a finished run's result by those of the current command, if that is a sweep.
+
+    A sweep that is extended by ``resume=auto`` thus reports all its runs in the same terms.
+    """
+    if in_sweep() and (found := _read(folder / RESULT)):
+        with suppress(OSError):  # the folder may be read-only
+            write_json(folder / RESULT, found | {"overrides": given_overrides()})
 
 
 def sweep_name() -> str | None:

@@ -1,8 +1,10 @@
 """The training loop: steps, logging, validation and checkpoints until the last iteration or a stop request."""
 
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import cast
 
 import torch
@@ -19,6 +21,7 @@ from ..runtime.distributed import any_of_all, rank, world_size
 from ..runtime.stop_signals import Stopped, StopRequest
 from .batches import prefetch
 from .logger import NoLog, RunLog
+from .progress import Progress
 from .state import TrainingState
 from .steps.nonfinite import NonFiniteDetector, Outcome
 from .steps.torch_step import Step
@@ -70,6 +73,7 @@ class Run:
         """Print a line above the progress bar, on rank 0 only."""
         if not rank():
             tqdm.write(text)
+            sys.stdout.flush()  # a log file is buffered, and its last lines would be lost if the run were killed
 
     @property
     def exhausted(self) -> bool:
@@ -87,12 +91,12 @@ class Run:
         try:
             self._fit()
         except Stopped:
-            self.say(f"stopped after iteration {self.state.iteration}, continue with resume={self.folder}")
+            self.say(f"stopped after iteration {self.state.iteration}, continue with {quote(f'resume={self.folder}')}")
             raise
 
     def _fit(self) -> None:
         last, state = self.config.recipe.max_iters, self.state
-        with tqdm(total=last, initial=state.iteration, dynamic_ncols=True, desc="train", disable=rank() > 0) as bar:
+        with Progress(state.iteration, last, shown=rank() == 0) as progress:
             self._validate_if_due()  # before the workers start; a run stopped during a validation repeats it
             if self.exhausted:
                 return
@@ -103,9 +107,9 @@ class Run:
                     self._nonfinite.add(state.iteration, outcome)
                     state.advance()
                     self._throughput.add(len(images) * world_size())
-                    bar.update()
+                    progress.advance()
                     if state.iteration % self.config.log_every == 0 or state.iteration == last:
-                        bar.set_postfix(self._log(outcome, learning_rate))
+                        self._log(outcome, learning_rate, progress)
                     if not self._validate_if_due() and state.iteration % (self.config.save_every or last) == 0:
                         self.save()
                     if self.exhausted:
@@ -126,14 +130,14 @@ class Run:
         self.step.write_back()
         self.state.save(self.folder, self._plain_config, self.samples.dataset, best=best)
 
-    def _log(self, outcome: Outcome, learning_rate: float) -> dict[str, str]:
-        """Log the current metrics; return those that the progress bar shows."""
+    def _log(self, outcome: Outcome, learning_rate: float, progress: Progress) -> None:
+        """Log the current metrics, and show some of them."""
         self._nonfinite.check()
         speed = self._throughput.read()
         memory = {"memory_mib": self.step.peak_memory_mib()}
         numbers = outcome.numbers()
         self.log.train(self.state.iteration, numbers | {"lr": learning_rate} | speed | memory)
-        return {
+        shown = {
             "loss": f"{numbers['loss']:.3f}",
             "lr": f"{learning_rate:.1e}",
             "img/s": f"{speed['images_per_s']:.1f}",
@@ -141,6 +145,7 @@ class Run:
             "wait": f"{speed['data_wait']:.0%}",
             "mem": f"{memory['memory_mib'] / 1024:.1f}G",
         }
+        progress.show(self.state.iteration, shown, speed["step_s"])
 
     def _validate_if_due(self) -> bool:
         if not self.state.validation_due(self.config.recipe.val_every, self.config.recipe.max_iters):

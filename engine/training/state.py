@@ -136,6 +136,7 @@ class TrainingState:
                 "identity": self.identity.fingerprint,
                 "contents": self.identity.contents,
                 "choices": self.identity.choices,
+                "overrides": self.identity.overrides,
                 "wandb_id": self.wandb_id,
             }
             | ({"ema": self.ema.network.state_dict()} if self.ema else {}),

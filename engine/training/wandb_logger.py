@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import Any
 from urllib.parse import urlparse
 
@@ -136,7 +137,7 @@ class WandbRun:
             self.run = wandb.init(mode="disabled")
 
     def _say(self, text: str) -> None:
-        print(f"{text}. To upload it later: wandb sync {Path(self.run.dir).parent}", file=sys.stderr)
+        print(f"{text}. To upload it later: wandb sync {quote(str(Path(self.run.dir).parent))}", file=sys.stderr)
 
 
 def _logged_in() -> bool:

@@ -55,7 +55,7 @@ def _attended_value(call: Call[Tensor]) -> Tensor:
         for axis_and_weights in reversed(others):
             out = out + _weighted_lines(value_last, *axis_and_weights)
         if options.channel_axis == 1:
-            out = out.movedim(-1, 1)
+            out = out.movedim(out.ndim - 1, 1)
         return out.to(value.dtype)
 
 
@@ -92,7 +92,7 @@ def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
 
     energies: list[Tensor] = []
     for axis in options.axes:
-        energy = _lines(query, axis) @ _lines(key, axis).mT  # (N, *others, L, L)
+        energy = _lines(query, axis) @ _lines(key, axis).transpose(-2, -1)  # (N, *others, L, L)
         if axis != options.axes[-1]:  # every line contains the position itself: only the last axis keeps it
             index = torch.arange(energy.shape[-1], device=energy.device)
             energy = energy.masked_fill_(index[:, None] == index, float("-inf"))
@@ -104,14 +104,14 @@ def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
 
 def _channels_last(array: Tensor, channel_axis: int) -> Tensor:
     # One copy here saves a slower one per axis inside matmul; contiguous channels-last input is not copied.
-    return array.movedim(1, -1).contiguous() if channel_axis == 1 else array
+    return array.movedim(1, array.ndim - 1).contiguous() if channel_axis == 1 else array
 
 
 def _lines(array: Tensor, axis: int) -> Tensor:
     """View (N, *S, C) as (N, *others, L, C)."""
-    return array.movedim(axis + 1, -2)
+    return array.movedim(axis + 1, array.ndim - 2)  # torch.onnx without dynamo mishandles negative axes
 
 
 def _lines_back(lines: Tensor, axis: int) -> Tensor:
     """View (N, *others, L, C) as (N, *S, C)."""
-    return lines.movedim(-2, axis + 1)
+    return lines.movedim(lines.ndim - 2, axis + 1)

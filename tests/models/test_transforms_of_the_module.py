@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from ccnet.models import CrissCrossAttention, create_model, list_models
@@ -179,3 +180,49 @@ def test_a_module_built_on_meta_trains_once_it_has_weights(backend):
     module.to_empty(device="cpu").load_state_dict(same.state_dict())
     x = torch.randn(2, 8, 3, 2)
     assert_close(module(x), same(x))
+
+
+@RECOMPUTE
+@pytest.mark.parametrize("size", [(5,), (3, 4), (2, 3, 4)], ids=str)
+def test_projections_with_hooks_are_called(size, recompute):
+    """Pruning recomputes the weights in a hook before each forward pass."""
+    module, oracle, _ = pair("auto", recompute)
+    x = torch.randn(2, 8, *size)
+    prune.l1_unstructured(module.value_conv, "weight", 0.5)
+    seen = []
+    module.query_conv.register_forward_hook(lambda conv, inputs, output: seen.append(output.shape))
+    with torch.no_grad():
+        module.value_conv.weight_orig.mul_(2)
+        oracle.value_conv.weight.mul_(2 * module.value_conv.weight_mask)
+    for _ in range(2):  # a weight that is not recomputed would keep the graph of the first pass
+        got = module(x)
+        got.square().sum().backward()
+    assert_close(got, oracle(x))
+    assert len(seen) == 2
+
+
+def test_projections_can_be_replaced():
+    class Adapted(nn.Module):  # as in LoRA
+        def __init__(self, conv):
+            super().__init__()
+            self.conv, self.added = conv, nn.Conv2d(8, conv.out_channels, 1, bias=False)
+
+        def forward(self, x):
+            return self.conv(x) + self.added(x)
+
+    module, oracle, x = pair("auto")
+    module.value_conv = Adapted(module.value_conv)
+    with torch.no_grad():
+        oracle.value_conv.weight += module.value_conv.added.weight
+    module.query_conv = nn.Conv2d(8, 1, 3, padding=1)
+    with torch.no_grad():
+        module.query_conv.weight.zero_()
+        module.query_conv.weight[:, :, 1:2, 1:2] = oracle.query_conv.weight
+    module.query_conv.bias = oracle.query_conv.bias
+    assert_close(module(x), oracle(x))
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 4), (2, 4, 3, 4), (2, 8), (1, 8, 2, 2, 2, 2)], ids=str)
+def test_an_error_names_the_expected_shape(shape):
+    with pytest.raises(ValueError, match=r"expected \(N, 8, \*S\).*got \(" + ", ".join(map(str, shape))):
+        CrissCrossAttention(8)(torch.randn(shape))

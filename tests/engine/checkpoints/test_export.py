@@ -1,9 +1,11 @@
 """Networks export to ONNX with dynamic sizes, and compile with torch.compile without graph breaks."""
 
+import warnings
+
 import pytest
 import torch
 
-from ccnet.models import create_model
+from ccnet.models import RecurrentCrissCrossAttention, create_model
 
 pytest.importorskip("onnxruntime", reason="pip install 'ccnet[export]'")
 import onnx
@@ -60,3 +62,17 @@ def test_compiles_without_a_graph_break(name):
     assert set(output) == {"out", "aux", "embedding"}
     sum(tensor.square().mean() for tensor in output.values()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_module_exports_without_dynamo(tmp_path):
+    module, path = RecurrentCrissCrossAttention(8).eval(), tmp_path / "module.onnx"
+    torch.nn.init.constant_(module.attention.gamma, 0.5)
+    sizes = {0: "batch", 2: "height", 3: "width"}
+    names = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": sizes, "y": sizes}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates this exporter
+        torch.onnx.export(module, (torch.randn(2, 8, 5, 6),), path, dynamo=False, **names)
+    x = torch.randn(3, 8, 7, 4)
+    (got,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
+    with torch.inference_mode():
+        assert (torch.from_numpy(got) - module(x)).abs().max() < 1e-5

@@ -93,7 +93,7 @@ def step_from(path, config, folder):
     saved = checkpoints.load(path)
     network = checkpoints.network(saved)
     algorithm = instantiate(config.optimizer.algorithm, network.parameters())
-    identity = resuming.Identity("", {}, {})
+    identity = resuming.Identity("", {}, {}, {})
     state = TrainingState(network, algorithm, instantiate(config.optimizer.schedule, algorithm), identity)
     if saved.training:
         state.restore(saved)

@@ -36,7 +36,7 @@ def test_a_mismatched_state_is_rejected_before_a_step_writes_into_it(tmp_path, s
         layer = torch.nn.Linear(50, 40)
         optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
-        return layer, TrainingState(layer, optimizer, schedule, resuming.Identity("identity", {}, {}))
+        return layer, TrainingState(layer, optimizer, schedule, resuming.Identity("identity", {}, {}, {}))
 
     layer, state = begin()
     layer(torch.ones(3, 50)).sum().backward()
@@ -69,7 +69,7 @@ def test_a_longer_run_continues_with_the_learning_rates_of_its_length(tmp_path, 
     def begin(length):
         layer = torch.nn.Linear(3, 2)
         optimizer = algorithm(layer.parameters())
-        return TrainingState(layer, optimizer, schedule(optimizer, length), resuming.Identity("", {}, {}))
+        return TrainingState(layer, optimizer, schedule(optimizer, length), resuming.Identity("", {}, {}, {}))
 
     def step(state):
         state.model(torch.ones(1, 3)).sum().backward()

@@ -135,6 +135,35 @@ def test_runs_are_named_after_overrides_of_any_type(tmp_path):
     assert {path.name for path in tmp_path.glob("sweep*.png")} == {"sweep.png", "sweep_recipe.lr.png"}
 
 
+def test_an_extended_sweep_is_reported_in_the_same_terms(tmp_path, capsys):
+    """A later command adds seeds, resume=auto and another order of its options, and makes a failure good."""
+    given = [
+        ["model.head.recurrence=1", "seed=0"],
+        ["model.head.recurrence=2", "seed=0"],
+        ["seed=1", "model.head.recurrence=1", "resume=auto", "num_workers=0"],
+        ["seed=1", "model.head.recurrence=2", "resume=auto", "num_workers=0"],
+        ["seed=2", "model.head.recurrence=2", "resume=auto", "num_workers=0"],
+    ]
+    for number, own in enumerate(given):
+        results.write_result(tmp_path / str(number), {"overrides": parse_overrides(own), "mIoU": 50.0 + number})
+    failed = {"overrides": parse_overrides(["model.head.recurrence=2", "seed=2"]), "error": "the disk has gone"}
+    results.write_result(tmp_path / "5", failed)
+    assert report(tmp_path) == []
+    assert [(row["setting"], row["succeeded"]) for row in rows(tmp_path / "sweep_seeds.csv")] == [
+        ("model.head.recurrence=1", "2/2"), ("model.head.recurrence=2", "3/3"),
+    ]  # fmt: skip
+    assert "the disk has gone" not in capsys.readouterr().out
+    assert [row["run"] for row in rows(tmp_path / "sweep.csv")][2] == "model.head.recurrence=1 seed=1"
+
+
+def test_an_option_of_the_execution_that_a_sweep_varies_is_reported(tmp_path):
+    for number in (0, 2):
+        overrides = parse_overrides([f"num_workers={number}", "resume=auto"])
+        results.write_result(tmp_path / str(number), {"overrides": overrides, "mIoU": 50.0})
+    report(tmp_path)
+    assert [row["run"] for row in rows(tmp_path / "sweep.csv")] == ["num_workers=0", "num_workers=2"]
+
+
 def test_the_report_names_a_result_from_an_earlier_version(tmp_path):
     results.write_result(tmp_path / "0", {"overrides": ["seed=1"], "mIoU": 50.0})
     with pytest.raises(ValueError, match=r"0/result.json was written by an earlier version"):
@@ -189,6 +218,21 @@ def test_resume_auto_repeats_only_the_failed_run_of_a_sweep(tmp_path, run_entry,
     again = rows(folder / "sweep.csv")
     assert [row for row in again if row["run"] != table[3]["run"]] == table[:3]
     assert 0 <= float(again[3]["mIoU"]) <= 100
+
+    with failing(monkeypatch) as trained:
+        run_entry(*command, "accumulate=1")  # the default, which the earlier commands did not name
+    assert trained == []
+    assert all(json.loads(path.read_text())["overrides"]["accumulate"] == 1 for path in folder.glob("*/result.json"))
+    assert rows(folder / "sweep.csv") == again
+
+
+def test_a_run_of_a_sweep_that_is_resumed_alone_keeps_its_overrides(tmp_path):
+    folder = tmp_path / "0"
+    training.run(*ONE_STEP, "model.head.recurrence=1", "seed=3", folder=folder)
+    before = json.loads((folder / "result.json").read_text())["overrides"]
+    training.run(f"resume={folder}", "recipe.max_iters=2", "num_workers=0", folder=tmp_path)
+    assert json.loads((folder / "result.json").read_text())["overrides"] == before | {"recipe.max_iters": 2}
+    assert before["model.head.recurrence"] == 1
 
 
 def test_a_parallel_sweep_equals_a_sequential_one(tmp_path, run_entry, monkeypatch):

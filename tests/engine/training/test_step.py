@@ -41,7 +41,8 @@ def test_a_fused_optimiser_equals_the_plain_one_even_after_resuming(name):
         torch.manual_seed(0)
         task, model, criterion, optimizer, *batch = parts(f"optimizer={name}", f"optimizer.algorithm.fused={fused}")
         train_step(task, model, criterion, optimizer, *batch)
-        state = TrainingState(model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1), Identity("", {}, {}))
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1)
+        state = TrainingState(model, optimizer, schedule, Identity("", {}, {}, {}))
         kept = copy.deepcopy(optimizer.state_dict())
         for entry in kept["state"].values():  # contiguous, as in a checkpoint from JAX
             entry |= {key: value.contiguous() for key, value in entry.items() if value.ndim}
