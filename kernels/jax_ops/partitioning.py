@@ -85,7 +85,8 @@ def partitioned(
                 if not over or made[0] == "value":
                     return made_here
                 sums = zip(made, made_here, strict=True)
-                return [array if kind == "value" else jax.lax.psum(array, over) for kind, array in sums]
+                with jax.sharding.use_abstract_mesh(_NO_MESH):
+                    return [array if kind == "value" else jax.lax.psum(array, over) for kind, array in sums]
 
             whole = NamedSharding(mesh, PartitionSpec())
             return mesh, run_shard, [shard(kind) for kind in made], (whole, *(shard(kind) for kind in taken))
