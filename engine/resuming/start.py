@@ -113,8 +113,8 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
         if holds_run(folder):
             raise FolderTaken(
                 f"{folder} already holds a run, which a new one would overwrite: continue it with "
-                f"{quote(f'resume={folder}')}, or choose another folder with hydra.run.dir=DIR (in Python: folder=DIR; for a sweep: continue it with "
-                "resume=auto, or choose hydra.sweep.dir=DIR)"
+                f"{quote(f'resume={folder}')}, or choose another folder with hydra.run.dir=DIR (in Python: "
+                "folder=DIR; for a sweep: continue it with resume=auto, or choose hydra.sweep.dir=DIR)"
             )
         return Start(folder, None)
     check_given(given_options())
