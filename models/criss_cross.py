@@ -86,13 +86,13 @@ def _is_plain(conv: nn.Module) -> bool:
 
     Pruning, the older weight and spectral norms, FSDP and profilers work through hooks.
     """
-    hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks)
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return (
         isinstance(conv, nn.Conv2d)
         and type(conv).forward is nn.Conv2d.forward
         and conv.kernel_size == (1, 1)
         and conv.bias is not None
-        and not any(hooks)
+        and not any(getattr(conv, kind) for kind in kinds)
     )
 
 
