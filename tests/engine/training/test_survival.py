@@ -95,7 +95,7 @@ def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tm
         run.signal(signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL
         saved = newest(folder)
-        doing = f"writing {parts[0]}" if parts else "validating" if "validate" in text[-200:] else "training"
+        doing = f"writing {parts[0]}" if parts else "training or validating"
         doing = doing if "parameters on" in text else "starting"
         if KILLS:
             print(f"| {number} | {elapsed:.2f} | {doing} | {logged} | {saved.iteration if saved else 'none'} |")
@@ -118,7 +118,7 @@ def test_a_request_to_stop_saves_and_exits_with_75_at_any_moment(whole, tmp_path
     assert (early.text, newest(folder)) == ("", None)
     stops = [
         lambda run: run.until(lambda: run.iteration >= 2),
-        lambda run: run.until(lambda: "validate" in run.text),
+        lambda run: run.until(lambda: run.iteration >= 5),  # and begins to validate
         lambda run: run.held_while_writing(),
     ]
     for reach in stops:
