@@ -30,6 +30,7 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
         FileNotFoundError: a list is missing, or names an image that is not in the folder.
         ValueError: an image is listed twice.
     """
+    root = folder.absolute()
     index = {name: number for number, name in enumerate(names)}
     found: dict[str, list[int]] = {}
     owner: dict[int, str] = {}
@@ -40,8 +41,8 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
         found[split] = []
         for place, words in read_list(path):
             given = PurePath(" ".join(words))
-            if given.is_absolute() and given.is_relative_to(folder.absolute()):
-                given = given.relative_to(folder.absolute())
+            if given.is_relative_to(root):
+                given = given.relative_to(root)
             name = inside(folder, str(given), place).relative_to(folder)
             name = name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name
             if name not in index:

@@ -17,7 +17,7 @@ _PLACEHOLDERS = ("Last Resort", "LastResort", "Adobe Blank")  # fonts that draw 
 
 
 def text_font(size: int, texts: Iterable[str]) -> ImageFont.FreeTypeFont:
-    """Return a font for the texts of a legend or caption; `size` is in pixels."""
+    """Return a font that has the characters of a legend or caption; `size` is in pixels."""
     return ImageFont.truetype(_font_of(frozenset("".join(texts))), size)
 
 
@@ -34,8 +34,7 @@ def set_fonts(figure: Figure) -> None:
 def _font_of(characters: frozenset[str]) -> str:
     """Return the path of the font with most of the characters; warn if it lacks some, which it draws as boxes."""
     needed = {ord(character) for character in characters if character.isprintable() and not character.isspace()}
-    missing = needed - _characters(_DEFAULT)
-    if not missing:
+    if needed <= _characters(_DEFAULT):
         return _DEFAULT
     installed = [entry for entry in fontManager.ttflist if not entry.name.startswith(_PLACEHOLDERS)]
     upright = [entry for entry in installed if entry.style == "normal" and entry.weight in (400, "normal")]

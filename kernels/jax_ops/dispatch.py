@@ -68,7 +68,6 @@ def _attend(call: Call[Array]) -> Array:
 @usual_promotion()
 def attention_weights(query: Array, key: Array, position: Sequence[int], recurrence: int, options: Options) -> Array:
     """Implement :func:`ccnet.kernels.criss_cross_weights` with the reference: it only serves to inspect attention."""
-
     query, options = _scaled(jnp.asarray(query), options)
 
     def with_arrays(query: Array, key: Array) -> Array:
@@ -78,7 +77,7 @@ def attention_weights(query: Array, key: Array, position: Sequence[int], recurre
 
 
 def _as_jax(call: Call[Array]) -> Call[Array]:
-    """Return the call with JAX arrays and a constant scale."""
+    """Convert the arrays of a call to JAX and its scale to a constant; see :func:`_scaled`."""
     query, options = _scaled(jnp.asarray(call.query), call.options)
     key, value = jnp.asarray(call.key), jnp.asarray(call.value)
     residual = None if call.residual is None else jnp.asarray(call.residual)

@@ -1,4 +1,4 @@
-"""JAX's default dtype and rank promotion in the operator and the networks, even where a program disables it."""
+"""Use JAX's default dtype and rank promotion in the operator and the networks, even if a program disables it."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

@@ -20,7 +20,7 @@ _VALUE = r"(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|[\w.+-]+)"
 
 
 class Settings(NamedTuple):
-    """The settings with which a network was trained; None where a setting is unknown.
+    """Training settings of a published network; None for those that are unknown.
 
     Attributes:
         align_corners: whether bilinear upsampling aligns corners.
