@@ -68,7 +68,7 @@ def _predict(config: DictConfig, output: Path) -> None:
     files = [checkpoints.find(name) for name in names]
     images = prediction.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
-    images = prediction.with_frames(images, prediction.channels_of(loaded[0]))
+    images = prediction.with_frames(images, loaded[0].channels)
     if not config.checkpoint:
         print(f"checkpoint is not set: using {names[0]}, whose classes are {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
@@ -132,7 +132,7 @@ def _check_alike(loaded: Sequence["Checkpoint"]) -> None:
     """Raise ValueError unless the networks have the same classes and read images in the same way."""
     if any(saved.classes != loaded[0].classes for saved in loaded):
         raise ValueError("the checkpoints have different classes: compare networks trained on the same data set")
-    formats = [(prediction.channels_of(saved), prediction.value_range_of(saved)) for saved in loaded]
+    formats = [(saved.channels, saved.value_range) for saved in loaded]
     if any(found != formats[0] for found in formats):
         raise ValueError(
             "the checkpoints read images differently, with backbone.in_channels and dataset.value_range of "
@@ -158,7 +158,7 @@ def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["Inp
     if config.labels is None:
         return None
     stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
-    folder, channels = runtime.given_path(config.labels), prediction.channels_of(saved)
+    folder, channels = runtime.given_path(config.labels), saved.channels
     return prediction.GroundTruth(images, folder, stored, channels)
 
 
@@ -174,7 +174,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         raise ValueError(f"this network detects objects: remove {', '.join(unused)}, which only label maps have")
     prediction.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
-    read = FrameReader(prediction.value_range_of(saved), channels=prediction.channels_of(saved))
+    read = FrameReader(saved.value_range, channels=saved.channels)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
     skipped = prediction.SkippedImages()
@@ -196,7 +196,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         ]
         runtime.write_json(output / f"{name}.json", found)
         likely = evaluation.likely_objects(objects)
-        drawn = drawn_channels(picture, prediction.drawn_channels_of(saved))
+        drawn = drawn_channels(picture, saved.drawn_channels)
         drawing.save_objects(output / f"{name}_overlay.png", drawn, likely, saved.classes)
     least = evaluation.DRAWN_SCORE
     done = len(images) - skipped.number

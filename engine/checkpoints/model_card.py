@@ -92,7 +92,7 @@ def model_card(
         record: what is known of the run's result; see :func:`record_of`.
     """
     source, number = _source(saved), len(saved.classes)
-    channels = saved.setting("model.backbone").get("in_channels", 3)
+    channels = saved.channels
     image = "an RGB image" if channels == 3 else f"an image of {channels} channel{'s' * (channels > 1)}"
     detects = str((saved.config.get("task") or {}).get("_target_")).endswith(".Detection")
     return _CARD.format(

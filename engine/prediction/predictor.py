@@ -180,20 +180,5 @@ class _Counted:
         return outputs
 
 
-def value_range_of(saved: Checkpoint) -> Sequence[float] | None:
-    """Return the values of black and white in images of more than 8 bits, as in training; None for the full range."""
-    return saved.config.get("dataset", {}).get("value_range")
-
-
-def channels_of(saved: Checkpoint) -> int:
-    """Return the number of input channels of a checkpoint's network."""
-    return saved.setting("model.backbone").get("in_channels", 3)
-
-
-def drawn_channels_of(saved: Checkpoint) -> Sequence[int] | None:
-    """Return the indices of the channels that are drawn as red, green and blue; None for the default."""
-    return saved.config.get("dataset", {}).get("rgb")
-
-
 def _last_frame(tile: Tile) -> Tile:
     return tile._replace(scores=tile.scores[:, :, -1])
