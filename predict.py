@@ -22,7 +22,7 @@ Images that cannot be read or predicted are skipped and listed at the end; the e
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
-from tqdm import tqdm
 
 from ccnet import data
 from ccnet.conf import CONF
@@ -111,9 +110,9 @@ def _segment(
     skipped = prediction.SkippedImages()
     video_path = config.video and output / runtime.given_path(config.video).name
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
-        # A single image has a progress bar over its forward passes instead.
-        hidden = len(images) == 1 or not runtime.shows_bars()
-        for index, image in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=hidden)):
+        # The progress of a single image is that of its forward passes.
+        shown = images if len(images) == 1 else _tracked(images)
+        for index, image in enumerate(shown):
             (output / image.name).parent.mkdir(parents=True, exist_ok=True)
             made = skipped.attempt(image, functools.partial(maps.predicted, index))
             if made is not None:
@@ -183,7 +182,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         picture, turn = read(image.path, image.frame)
         return picture, turn, evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
 
-    for image in tqdm(images, desc="predict", dynamic_ncols=True, disable=not runtime.shows_bars()):
+    for image in _tracked(images):
         name = image.name
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         result = skipped.attempt(image, functools.partial(predicted, image))
@@ -222,6 +221,10 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     if config.logits and evaluation.averages_probabilities(made.protocol):
         raise ValueError("logits=true, but this protocol averages probabilities: set protocol.average=logits")
     return made
+
+
+def _tracked(images: Sequence["InputImage"]) -> Iterator["InputImage"]:
+    return runtime.tracked(images, "predict", "predicted image", len(images))
 
 
 def _as_list(value: Any) -> list[Any]:
