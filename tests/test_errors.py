@@ -6,16 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PATIENCE, TINY, write_pair
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint, writing
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import as_command_line
-from ccnet.engine.runtime.overrides import parse_overrides
-from ccnet.engine.sweeps.command_line import quoted
+from ccnet.engine.runtime.overrides import accepted, parse_overrides
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
+from ccnet.train import run
 
 SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
 
@@ -100,9 +101,37 @@ def test_only_values_that_hydra_cannot_parse_are_quoted():
         "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--multirun", "--config-dir=ä",
         "x='ä'", "x=${y}ä", "x=[ä", "x=choice(1,2)",
     ):  # fmt: skip
-        assert quoted(argument) == argument
-    assert quoted("+x=ä=b") == "+x='ä=b'"
-    assert parse_overrides([quoted("x=it's (ä)")]) == {"x": "it's (ä)"}
+        assert accepted([argument, argument]) == [argument, argument]
+    assert accepted(["+x=ä=b"]) == ["+x='ä=b'"]
+    assert parse_overrides(accepted(["x=it's (ä)"])) == {"x": "it's (ä)"}
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (["dataset.images.val=a b"], {"dataset.images": {"val": "a b"}}),
+        (["dataset.lists.train=/ä/it's,2"], {"dataset.lists": {"train": "/ä/it's,2"}}),
+        (["dataset.images.train=a", "+dataset.images.val=b"], {"dataset.images": {"train": "a", "val": "b"}}),
+        (["dataset.masks={train:a}", "dataset.masks.val=2026"], {"dataset.masks": {"train": "a", "val": 2026}}),
+        (["dataset.masks=x", "dataset.masks.val=null"], {"dataset.masks": {"val": None}}),
+        (["dataset.values.255=ignore", "dataset.values.7=1"], {"dataset.values": {255: "ignore", 7: 1}}),
+        (["optimizer.lr_factors.backbone.net=0.1"], {"optimizer.lr_factors": {"backbone.net": 0.1}}),
+    ],
+)
+def test_an_entry_of_a_mapping_can_be_set_by_its_dotted_name(given, options):
+    assert parse_overrides(accepted(given)) == options
+    config = compose_conf(["dataset=folder", *accepted(given)], "config")
+    for name, value in options.items():
+        assert OmegaConf.select(config, name) == value
+
+
+def test_the_folder_of_a_split_can_be_set_by_its_dotted_name(run_entry, tmp_path, folder_data):
+    images, masks = folder_data
+    data = [f"dataset.images.train={images}", f"dataset.images.val={images}", f"dataset.masks.train={masks}"]
+    data = ["dataset=folder", *data, "dataset.masks.val=ä"]
+    assert "error: dataset.masks.val=ä is not a folder" in refused(run_entry, tmp_path, "train.py", *data)
+    with pytest.raises(FileNotFoundError, match=r"dataset\.masks\.val=ä is not a folder"):
+        run(*data, folder=tmp_path / "run")
 
 
 def test_an_unknown_option_shows_the_suggestion_from_hydra(run_entry, tmp_path):

@@ -52,7 +52,7 @@ def moved(config: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
             ``dataset.images`` and ``dataset.masks``, or a single folder is set for the folders of several splits.
     """
     options = flat(config)
-    for option, value in locations_in(given).items():
+    for option, value in locations_in({name.lstrip("+"): value for name, value in given.items()}).items():
         part, _, key = option.partition(".")
         places = [
             name for name in options if is_location(name) and part in name.split(".") and name.endswith(f".{key}")
