@@ -193,7 +193,14 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
     """Return the training and validation sets, with warnings from a first look at their labels."""
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
-    return train_set, val_set, [*data.first_look(train_set, "train"), *data.first_look(val_set, "val")]
+    return (
+        train_set,
+        val_set,
+        [
+            *data.first_look(train_set, "train", skip_broken=config.skip_broken),
+            *data.first_look(val_set, "val"),
+        ],
+    )
 
 
 def _check_network(
