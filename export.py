@@ -21,8 +21,12 @@ from ccnet.engine.sweeps.entry_point import entry_point
 @entry_point
 def main(config: DictConfig) -> None:
     """Export the network and verify that ONNX Runtime reproduces its logits."""
-    model = checkpoints.network(checkpoints.load(checkpoints.find(config.checkpoint)))
     output = runtime.given_path(config.output)
+    if output.is_dir():
+        raise ValueError(
+            f"output={output} is a folder: set the file to write, such as output={output / 'network.onnx'}"
+        )
+    model = checkpoints.network(checkpoints.load(checkpoints.find(config.checkpoint)))
     output.parent.mkdir(parents=True, exist_ok=True)
     error = checkpoints.export_onnx(model, output, size=config.size and tuple(config.size))
     size = "x".join(map(str, config.size)) if config.size else "any size"

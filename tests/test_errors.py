@@ -96,6 +96,14 @@ def test_a_number_of_samples_that_is_none_is_rejected(run_entry, tmp_path):
     assert "error: samples=some: set it to the number" in refused(run_entry, tmp_path, "check_data.py", "samples=some")
 
 
+def test_an_output_of_the_wrong_kind_is_rejected(run_entry, tmp_path):
+    (tmp_path / "file").touch()
+    message = refused(run_entry, tmp_path, "export.py", "checkpoint=x", f"output={tmp_path}")
+    assert f"error: output={tmp_path} is a folder: set the file to write, such as" in message
+    message = refused(run_entry, tmp_path, "publish.py", f"checkpoint={checkpoints.DEFAULT}", f"output={tmp_path}/file")
+    assert f"error: output={tmp_path}/file is a file: set output=FOLDER" in message
+
+
 def test_only_values_that_hydra_cannot_parse_are_quoted():
     for argument in (
         "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--multirun", "--config-dir=ä",

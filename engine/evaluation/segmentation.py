@@ -110,7 +110,10 @@ def evaluate(
     samples, spacing = [], max(len(own) // max(keep_samples, 1), 1)
     start = time.perf_counter()
     for number, (image, labels) in enumerate(tracked(loader, "validate", "validated image", len(own), leave=False)):
-        prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16)
+        try:
+            prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16)
+        except ValueError as error:
+            raise ValueError(f"image {dataset.name(own[number])}: {error}") from error
         confusion.update(prediction, labels.to(device, non_blocking=True))
         keep = number % spacing == 0 and len(samples) < keep_samples
         if keep or on_prediction:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ccnet.data import build_dataset
 from ccnet.engine.checkpoints import Checkpoint, located, moved
+from ccnet.engine.checkpoints.folders import portable
 from ccnet.engine.checkpoints.options import completed
 from ccnet.engine.guards import plain
 from ccnet.engine.resuming import continued
@@ -233,6 +234,14 @@ def test_the_folders_of_splits_can_move(tmp_path, monkeypatch):
         ValueError, match=r"dataset.images=/x does not apply .* uses dataset.images.train and dataset.images.val and"
     ):
         moved(saved.config, {"dataset.images": "/x"})
+    made = moved(saved.config, {"dataset.images": {"test": "new_images/test"}})
+    places = {name: path for name, path in saved.config["dataset"]["images"].items()}
+    assert made["dataset"]["test"]["images"] == places | {"test": str(tmp_path / "new_images" / "test")}
+    published = portable(saved.config)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            published = moved(published, {f"dataset.{kind}.{split}": f"new_{kind}/{split}"})
+    assert len(build_dataset(OmegaConf.create(published).dataset, "val", None)) == 2
     both = [f"dataset.{kind}={{train:new_{kind}/train,val:new_{kind}/val}}" for kind in ("images", "masks")]
     options = ["dataset=folder", *both, "dataset.lists={train:train.txt,val:val.txt}", "dataset.values=values.txt"]
     now = composed(*options, "resume=auto")
