@@ -177,6 +177,12 @@ def _load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, 
     first = f"{_first_layer(net)}.weight"
     if first in own and (found := state.get(_timm_name(first))) is not None and found.ndim == 4 and found.shape[1] == 3:
         state |= {_timm_name(first): adapt_input_conv(own[first].shape[1], found)}
+    stored = state.get(_timm_name(first))
+    if first in own and stored is not None and stored.ndim == 4 and stored.shape[1] != own[first].shape[1]:
+        raise ValueError(
+            f"{path} has weights for images of {stored.shape[1]} channels, but backbone.in_channels="
+            f"{own[first].shape[1]}: set backbone.in_channels={stored.shape[1]}, or choose other weights"
+        )
     wrong = [
         f"{key} {tuple(tensor.shape)}"
         for key, tensor in own.items()

@@ -58,6 +58,12 @@ def test_image_statistics_that_a_detector_would_not_record_have_to_be_set(run):
     assert made.transform.image_mean == [0.25] * 3
 
 
+def test_weights_for_another_number_of_channels_say_so(run):
+    folder = run(create_model("fcn", num_classes=2, backbone="resnet10t", backbone__in_channels=4, head__channels=8))
+    with pytest.raises(ValueError, match=r"for images of 4 channels, but backbone.in_channels=3: set .*in_channels=4"):
+        TimmBackbone("resnet10t", weights=folder)
+
+
 def test_other_runs_are_refused(run, tmp_path):
     folder = run(create_model("fcn", num_classes=2, backbone="resnet18", head__channels=8))
     with pytest.raises(ValueError, match=r"does not contain the weights of timm's resnet10t: .* tensors are missing"):
