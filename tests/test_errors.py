@@ -8,14 +8,18 @@ import torch
 from conftest import PATIENCE, TINY, write_pair
 from safetensors.torch import save_file
 
+from ccnet.data.sets.ade20k import ADE20K
+from ccnet.data.sets.layouts import find_folders
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint, writing
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import as_command_line
+from ccnet.engine.runtime.atomic_files import given_path
 from ccnet.engine.runtime.overrides import parse_overrides
 from ccnet.engine.sweeps.command_line import quoted
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
+from ccnet.train import run
 
 SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
 
@@ -93,6 +97,26 @@ def test_any_path_can_be_passed_without_quotes(run_entry, tmp_path, name):
 
 def test_a_number_of_samples_that_is_none_is_rejected(run_entry, tmp_path):
     assert "error: samples=some: set it to the number" in refused(run_entry, tmp_path, "check_data.py", "samples=some")
+
+
+@pytest.mark.parametrize(("entry", "option"), [("predict.py", "input="), ("train.py", "+dataset.root=''")])
+def test_an_option_without_a_value_is_rejected(run_entry, tmp_path, entry, option):
+    write_pair(tmp_path / "a.png", tmp_path / "labels" / "a.png", classes=2)  # an empty path is the current folder
+    message = refused(run_entry, tmp_path, entry, "num_workers=0", option)
+    assert message.startswith(f"error: {option.partition('=')[0]}= has no value: set")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="got an empty string as a path"):
+        given_path("")
+    with pytest.raises(ValueError, match="resume= has no value"):
+        run("resume=", folder="run")
+    with pytest.raises(FileNotFoundError, match=r"dataset\.images= is not a folder"):
+        find_folders("", "", "train")
+    with pytest.raises(FileNotFoundError, match=r"dataset\.root is not set"):
+        ADE20K("", split="train", transform=None)
 
 
 def test_only_values_that_hydra_cannot_parse_are_quoted():

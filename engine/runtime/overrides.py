@@ -1,6 +1,6 @@
 """Command-line overrides, parsed by Hydra."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -45,6 +45,17 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Parse ``["+experiment=fcn", "recipe.lr=1e-2"]`` into ``{"+experiment": "fcn", "recipe.lr": 0.01}``."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return {override.get_key_element(): override.value() for override in parsed}
+
+
+def refuse_empty(overrides: Iterable[str]) -> None:
+    """Raise ValueError for an option without a value; an empty path would mean the current folder."""
+    for override in overrides:
+        option, equals, value = override.partition("=")
+        if equals and not option.startswith("-") and value.strip() in ("", "''", '""'):
+            raise ValueError(
+                f"{option}= has no value: set {option}=VALUE, or remove it. If the value comes from a shell variable, "
+                "that variable is empty or not set"
+            )
 
 
 def in_sweep() -> bool:

@@ -1,4 +1,4 @@
-"""Quote values on the command line that Hydra cannot parse, and report Ctrl-C during its start in one line."""
+"""Prepare the command line for Hydra, and report Ctrl-C during its start in one line."""
 
 import functools
 import os
@@ -9,6 +9,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from ..runtime.overrides import refuse_empty
+
 INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 _COMPOSED = ("[", "{", "'", '"')  # the first characters of lists, mappings and quoted strings
 
@@ -17,12 +19,17 @@ def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
     """Decorate the function that ``hydra.main`` returns.
 
     Values that are no valid expression of Hydra's grammar, such as ``input=straße.jpg`` or ``input=IMG(1).jpg``, are
-    passed on as quoted strings.
+    passed on as quoted strings. An option without a value ends the program with a message.
     """
 
     @functools.wraps(main)
     def started(*given: Any) -> Any:
         given_arguments = sys.argv
+        try:
+            refuse_empty(given_arguments[1:])
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
         sys.argv = [given_arguments[0], *map(quoted, given_arguments[1:])]
         try:
             return main(*given)
