@@ -64,7 +64,7 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         >>> run("dataset=folder", "dataset.images=photos", "dataset.masks=masks", "dataset.classes=2", folder="run")
     """
     _check_called(overrides)
-    runtime.refuse_empty(overrides)
+    runtime.check_overrides(overrides)
     if not _RUNNING.acquire(blocking=False):
         raise ValueError(
             "another thread of this process is training, and both would draw from the same random number generators: "

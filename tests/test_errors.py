@@ -15,7 +15,7 @@ from ccnet.engine.checkpoints import Checkpoint, writing
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import as_command_line
 from ccnet.engine.runtime.atomic_files import given_path
-from ccnet.engine.runtime.overrides import parse_overrides
+from ccnet.engine.runtime.overrides import check_overrides, parse_overrides
 from ccnet.engine.sweeps.command_line import quoted
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
@@ -105,6 +105,17 @@ def test_an_option_without_a_value_is_rejected(run_entry, tmp_path, entry, optio
     message = refused(run_entry, tmp_path, entry, "num_workers=0", option)
     assert message.startswith(f"error: {option.partition('=')[0]}= has no value: set")
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_config_group_needs_a_name():
+    for override in ("model=null", "model=3", "+model=true", "protocol=[0,0]"):
+        with pytest.raises(
+            ValueError, match=r"must be the name of a configuration, \+?(model=ccnet\||protocol=letterbox)"
+        ):
+            check_overrides([override])
+    check_overrides(
+        ["model=a", "model=a,b", "+experiment=[a,b]", "model={head:{recurrence:3}}", "model=(", "~model", "-m"]
+    )
 
 
 def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):

@@ -15,9 +15,9 @@ from .memory import enough_memory as enough_memory
 from .memory import process_peak_mib as process_peak_mib
 from .memory import reset_peak as reset_peak
 from .overrides import as_command_line as as_command_line
+from .overrides import check_overrides as check_overrides
 from .overrides import given_overrides as given_overrides
 from .overrides import in_sweep as in_sweep
-from .overrides import refuse_empty as refuse_empty
 from .provenance import machine_of as machine_of
 from .provenance import provenance as provenance
 from .run_folder import LAST as LAST

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from ..runtime.overrides import refuse_empty
+from ..runtime.overrides import check_overrides
 
 INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 _COMPOSED = ("[", "{", "'", '"')  # the first characters of lists, mappings and quoted strings
@@ -26,7 +26,7 @@ def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
     def started(*given: Any) -> Any:
         given_arguments = sys.argv
         try:
-            refuse_empty(given_arguments[1:])
+            check_overrides(given_arguments[1:])
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
