@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, evaluation, guards, prediction, runtime, training
+from ccnet.engine import checkpoints, evaluation, guards, runtime, training
 from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
@@ -61,7 +61,7 @@ def main(config: DictConfig) -> float:
         )
     bf16 = config.bf16 if "bf16" in given else saved.setting("bf16")
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
-    channels = {"in_channels": prediction.channels_of(saved)}  # determines how the data set reads images
+    channels = {"in_channels": saved.channels}  # determines how the data set reads images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
     protocol_node, protocol_name = _protocol_node(config, saved)
     if protocol_name != "whole" and not task.predicts_label_maps:

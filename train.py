@@ -136,7 +136,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     train_set, val_set, doubts = _data_sets(config, task)
     asked = config
     config = training.with_class_weights(config, train_set)
-    model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
+    model, config = checkpoints.initial_network(config, saved, classes=train_set.classes)
     _check_network(config, task, model, train_set)
 
     model = training.on_device(model, framework.device, config)

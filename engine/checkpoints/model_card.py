@@ -62,9 +62,9 @@ A network of the [CCNet](https://arxiv.org/abs/1811.11721) reference implementat
 import ccnet
 
 network = ccnet.from_pretrained("{name}")
-{outputs} = network.predict("photo.jpg")
+{outputs} = network.predict("{file}")
 ```
-
+{images}
 ## Data and licence
 
 {data}
@@ -92,7 +92,7 @@ def model_card(
         record: what is known of the run's result; see :func:`record_of`.
     """
     source, number = _source(saved), len(saved.classes)
-    channels = saved.setting("model.backbone").get("in_channels", 3)
+    channels = saved.channels
     image = "an RGB image" if channels == 3 else f"an image of {channels} channel{'s' * (channels > 1)}"
     detects = str((saved.config.get("task") or {}).get("_target_")).endswith(".Detection")
     return _CARD.format(
@@ -101,6 +101,8 @@ def model_card(
         purpose=f"finds objects of {number} classes in {image}"
         if detects
         else f"assigns each pixel of {image} one of {number} classes",
+        file="photo.jpg" if channels in (1, 3) else "image.npy",
+        images=_images(saved),
         outputs="labels, scores, boxes, masks, overlay" if detects else "labels, probabilities, overlay",
         licence_name="data-set-terms" if source else "unknown",
         classes=", ".join(saved.classes),
@@ -126,6 +128,21 @@ def _source(saved: Checkpoint) -> tuple[str, str] | None:
     """Return the name of the public training data set, and its source and terms; None for any other data set."""
     layout = layout_of(saved.config.get("dataset", {}).get("train") or {})
     return None if layout is None else (layout.name, layout.source)
+
+
+def _images(saved: Checkpoint) -> str:
+    """Return which files and values the network takes, unless these are ordinary photos."""
+    channels, lines = saved.channels, []
+    if channels not in (1, 3):
+        pillow = {2: "grey images with transparency (LA), ", 4: "RGBA and CMYK images, "}.get(channels, "")
+        lines.append(
+            f"It takes {pillow}NumPy arrays of shape (H, W, {channels}), and TIFFs with {channels} bands\n"
+            "(`pip install 'ccnet[bands]'`)."
+        )
+    if saved.value_range is not None:
+        black, white = saved.value_range
+        lines.append(f"In images of more than 8 bits, {black} is black and {white} is white.")
+    return "".join(f"\n{line}\n" for line in lines)
 
 
 def _data(source: tuple[str, str] | None) -> str:
