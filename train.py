@@ -64,6 +64,7 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         >>> run("dataset=folder", "dataset.images=photos", "dataset.masks=masks", "dataset.classes=2", folder="run")
     """
     _check_called(overrides)
+    runtime.check_overrides(overrides)
     overrides = tuple(runtime.accepted(overrides))
     if not _RUNNING.acquire(blocking=False):
         raise ValueError(

@@ -134,7 +134,7 @@ class DatasetReport:
 
 
 # Class name; percentage of all pixels; images containing the class, as a percentage of all pixels; class weight.
-CLASS_COLUMNS = ("class", "percent", "pictures_percent", "weight")
+CLASS_COLUMNS = ("class", "percent", "images_percent", "weight")
 # Value; percentage of all pixels; number of files that contain it; name of the first of them.
 UNKNOWN_COLUMNS = ("value", "percent", "files", "such as")
 

@@ -9,11 +9,14 @@ from conftest import PATIENCE, TINY, write_pair
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from ccnet.data.sets.ade20k import ADE20K
+from ccnet.data.sets.layouts import find_folders
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint, writing
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import as_command_line
-from ccnet.engine.runtime.overrides import accepted, parse_overrides
+from ccnet.engine.runtime.atomic_files import given_path
+from ccnet.engine.runtime.overrides import accepted, check_overrides, parse_overrides
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
 from ccnet.train import run
@@ -102,6 +105,37 @@ def test_an_output_of_the_wrong_kind_is_rejected(run_entry, tmp_path):
     assert f"error: output={tmp_path} is a folder: set the file to write, such as" in message
     message = refused(run_entry, tmp_path, "publish.py", f"checkpoint={checkpoints.DEFAULT}", f"output={tmp_path}/file")
     assert f"error: output={tmp_path}/file is a file: set output=FOLDER" in message
+
+
+@pytest.mark.parametrize(("entry", "option"), [("predict.py", "input="), ("train.py", "+dataset.root=''")])
+def test_an_option_without_a_value_is_rejected(run_entry, tmp_path, entry, option):
+    write_pair(tmp_path / "a.png", tmp_path / "labels" / "a.png", classes=2)  # an empty path is the current folder
+    message = refused(run_entry, tmp_path, entry, "num_workers=0", option)
+    assert message.startswith(f"error: {option.partition('=')[0]}= has no value: set")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_config_group_needs_a_name():
+    for override in ("model=null", "model=3", "+model=true", "protocol=[0,0]"):
+        with pytest.raises(
+            ValueError, match=r"must be the name of a configuration, \+?(model=ccnet\||protocol=letterbox)"
+        ):
+            check_overrides([override])
+    check_overrides(
+        ["model=a", "model=a,b", "+experiment=[a,b]", "model={head:{recurrence:3}}", "model=(", "~model", "-m"]
+    )
+
+
+def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="got an empty string as a path"):
+        given_path("")
+    with pytest.raises(ValueError, match="resume= has no value"):
+        run("resume=", folder="run")
+    with pytest.raises(FileNotFoundError, match=r"dataset\.images= is not a folder"):
+        find_folders("", "", "train")
+    with pytest.raises(FileNotFoundError, match=r"dataset\.root is not set"):
+        ADE20K("", split="train", transform=None)
 
 
 def test_only_values_that_hydra_cannot_parse_are_quoted():

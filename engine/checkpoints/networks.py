@@ -1,7 +1,6 @@
 """Restore networks from checkpoints: build them from the configuration, then load the weights."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -12,6 +11,7 @@ from ...models import tensor_files
 from ...models.factory import build, with_classes
 from ..guards.settings import replaced
 from ..runtime.overrides import given_overrides
+from .inherited_data import passed_on
 from .reading import find, load
 from .record import Checkpoint
 
@@ -30,22 +30,20 @@ def network(checkpoint: Checkpoint) -> nn.Module:
     return _filled(_built(model, checkpoint.weights), checkpoint.weights).eval()
 
 
-def start_from(path: Path, config: DictConfig, *, classes: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
+def start_from(given: Checkpoint, config: DictConfig, *, classes: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
     """Return a checkpoint's network as the starting point of a new run, and the ``model`` node that builds it.
 
     Classifiers are initialised randomly if the run and the checkpoint differ in the number of classes, or list the same
     classes in a different order. The embedding of the category consistent loss is always initialised randomly.
 
     Args:
-        path: a run's checkpoint, or a published one.
-        config: the new run's configuration; it supplies what a published file does not record, and determines the
-            embedding.
+        given: a run's checkpoint, or a published one.
+        config: the new run's configuration, which determines the embedding.
         classes: the names of the K classes of the new run's data set.
 
     Raises:
         ValueError: the checkpoint cannot be used, or its run scaled images differently; see `_check_scaling`.
     """
-    given = load(path, **config.published)
     _check_scaling(f"init={config.init}", given, config)
     model = _model_node(given)
     if "embedding_channels" in model:
@@ -71,7 +69,8 @@ def initial_network(
 ) -> tuple[nn.Module, DictConfig]:
     """Return the network to train, and the configuration with the values that only become known at run time.
 
-    These are the number of classes and, with ``init``, the ``model`` node of the checkpoint that ``init`` names.
+    These are the number of classes; with ``init``, the ``model`` node of the checkpoint that ``init`` names; and the
+    public data sets that the initial weights were trained on.
 
     Args:
         config: the run's configuration.
@@ -87,14 +86,17 @@ def initial_network(
         return network(saved).train(), replaced(config, num_classes=num_classes)
     if config.init is None:
         weights = OmegaConf.select(config, "backbone.weights")
-        if weights and (given := _if_checkpoint(weights)):
-            _check_scaling(f"backbone.weights={weights}", given, config)
-        return build(config.model, num_classes=num_classes), replaced(config, num_classes=num_classes)
+        source = _if_checkpoint(weights) if weights else None
+        if source:
+            _check_scaling(f"backbone.weights={weights}", source, config)
+        found = {"num_classes": num_classes, "inherited_data": passed_on(source)}
+        return build(config.model, num_classes=num_classes), replaced(config, **found)
     given = [f"{option}={value}" for option, value in given_overrides().items() if _chooses_network(option)]
     if given:
         raise ValueError(f"init={config.init} already determines the network: remove {' '.join(given)}")
-    made, node = start_from(find(config.init), config, classes=classes)
-    return made, replaced(config, num_classes=num_classes, model=node)
+    source = load(find(config.init), **config.published)
+    made, node = start_from(source, config, classes=classes)
+    return made, replaced(config, num_classes=num_classes, model=node, inherited_data=passed_on(source))
 
 
 def _if_checkpoint(file: str) -> Checkpoint | None:

@@ -12,6 +12,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from ...conf import CONF
+
 # Options for how a run is executed and what it may skip; they are not part of its identity.
 EXECUTION = (
     "resume", "device", "num_workers", "log_every", "save_every", "logger", "skip_broken", "skip_nonfinite",
@@ -107,6 +109,40 @@ def _parsed(override: str) -> Override | None:
         return OverridesParser.create().parse_override(override)
     except HydraException:
         return None
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Raise ValueError for an option without a value, and for a config group whose value is not a name.
+
+    Hydra accepts the former, although an empty path means the current folder, and prints a traceback for the latter. It
+    reports overrides that it cannot parse itself.
+    """
+    for override in overrides:
+        option, equals, value = override.partition("=")
+        if not equals or option.startswith("-"):
+            continue
+        if value.strip() in ("", "''", '""'):
+            raise ValueError(
+                f"{option}= has no value: set {option}=VALUE, or remove it. If the value comes from a shell variable, "
+                "that variable is empty or not set"
+            )
+        group = CONF / option.lstrip("+").partition("@")[0]
+        if group.is_dir() and not _chooses_config(override):
+            names = (str(path.relative_to(group).with_suffix("")) for path in sorted(group.rglob("*.yaml")))
+            raise ValueError(f"{override}: {option} must be the name of a configuration, {option}={'|'.join(names)}")
+
+
+def _chooses_config(override: str) -> bool:
+    """Return False if Hydra would raise a TypeError or ValueError for the value of a config group.
+
+    Names, lists of names and sweeps select configurations; a mapping changes settings of the selected one.
+    """
+    parsed = _parsed(override)
+    if parsed is None:
+        return True
+    value = parsed.value()
+    names = value if isinstance(value, list) else [value]
+    return parsed.is_sweep_override() or isinstance(value, dict) or all(isinstance(name, str) for name in names)
 
 
 def in_sweep() -> bool:

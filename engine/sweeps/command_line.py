@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..runtime.overrides import accepted
+from ..runtime.overrides import accepted, check_overrides
 
 INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 
@@ -14,12 +14,18 @@ INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
     """Decorate the function that ``hydra.main`` returns.
 
-    Arguments are passed on as :func:`~ccnet.engine.runtime.overrides.accepted` returns them.
+    Arguments are passed on as :func:`~ccnet.engine.runtime.overrides.accepted` returns them. An option without a value
+    ends the program with a message.
     """
 
     @functools.wraps(main)
     def started(*given: Any) -> Any:
         given_arguments = sys.argv
+        try:
+            check_overrides(given_arguments[1:])
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
         sys.argv = [given_arguments[0], *accepted(given_arguments[1:])]
         try:
             return main(*given)

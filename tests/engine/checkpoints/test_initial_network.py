@@ -1,5 +1,6 @@
 """The network that a new run starts from: how it expects images to be scaled, and the order of its classes."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from ccnet.engine import checkpoints, runtime
 from ccnet.engine.checkpoints import Checkpoint
+from ccnet.engine.checkpoints.model_card import model_card
 from ccnet.engine.evaluation.tasks import Detection, Semantic
 from ccnet.engine.guards import plain
 from ccnet.models.factory import build, compose_conf
@@ -65,6 +67,22 @@ def test_a_classifier_is_kept_unless_it_would_take_one_class_for_another(deep, c
     found = started(f"init={deep}/best", "dataset.value_range=null", classes=classes).state_dict()
     for key, tensor in saved.weights.items():
         assert torch.equal(found[key], tensor) == (kept or "classify." not in key), key
+
+
+def test_the_terms_of_the_data_behind_initial_weights_are_passed_on(tmp_path):
+    for source in ("ccnet_mobilenetv2_camvid", str(tmp_path / "first")):  # a fine-tuned network, and one made of it
+        config = compose_conf([*RUN, f"init={source}"], "config")
+        network, config = checkpoints.initial_network(config, None, classes=["a", "b"])
+        saved = Checkpoint(network.state_dict(), plain(config), ["a", "b"], [[0, 0, 0], [1, 1, 1]], 1, {})
+        card = model_card(saved, "streets", record={})
+        assert "license_name: data-set-terms" in card and f"| initial weights | {source.split('/')[-1]} |" in card
+        data = " ".join(card.split())
+        assert "supports. The initial weights were trained on CamVid: " in data and "derived from CamVid, whose" in data
+        checkpoints.write_folder(saved, tmp_path / "first")
+    restored = checkpoints.load(checkpoints.find(tmp_path / "first"))
+    assert "initial weights |" not in model_card(restored, "streets", record={})  # a folder records no locations
+    own = model_card(replace(restored, config=restored.config | {"inherited_data": None}), "streets", record={})
+    assert "license_name: unknown" in own and "CamVid" not in own
 
 
 def test_a_network_is_not_scored_on_the_same_classes_in_another_order():

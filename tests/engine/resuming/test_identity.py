@@ -85,6 +85,14 @@ def test_an_argument_that_a_class_has_gained_keeps_its_default(monkeypatch, caps
     assert differences(saved, config) == [f"{name}=null instead of true"]
 
 
+def test_a_run_is_not_older_than_the_code_because_its_initial_network_is(capsys):
+    config, name = composed(*TINY, "init=ccnet_mobilenetv2_camvid"), "model.backbone.in_channels"
+    saved = run_of(config)
+    saved.config = without(saved.config, name)
+    assert continued(config, saved).model.backbone.in_channels == 3
+    assert "predates" not in capsys.readouterr().out
+
+
 def test_an_option_on_the_command_line_is_no_default():
     saved = run_of(composed(*TINY))
     for name in ("accumulate", "protocol", "recipe.val_every"):
