@@ -8,6 +8,7 @@ import torch
 from conftest import PATIENCE, TINY, write_pair
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from untrusted_files import small_config
 
 from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.layouts import find_folders
@@ -136,6 +137,14 @@ def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):
         find_folders("", "", "train")
     with pytest.raises(FileNotFoundError, match=r"dataset\.root is not set"):
         ADE20K("", split="train", transform=None)
+
+
+def test_a_detector_cannot_be_exported(run_entry, tmp_path):
+    config = small_config() | {"task": {"_target_": "ccnet.engine.evaluation.tasks.detection.Detection"}}
+    saved = Checkpoint({"w": torch.ones(2)}, config, list("abcd"), [[0, 0, 0]] * 4, 1, {})
+    checkpoints.save(saved, tmp_path / "best.safetensors")
+    message = refused(run_entry, tmp_path, "export.py", "checkpoint=best.safetensors")
+    assert "error: checkpoint=best.safetensors detects objects: only segmentation networks can be exported" in message
 
 
 def test_only_values_that_hydra_cannot_parse_are_quoted():
