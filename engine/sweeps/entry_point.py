@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..runtime.launchers import in_own_process, is_first, join_job, parallel_worker
+from ..runtime.launchers import in_own_process, is_first, is_one_of_several, join_job, parallel_worker
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
 from ..runtime.run_folder import FolderLock, FolderTaken, holds_result, holds_run, remove_if_empty, with_numbers
@@ -126,7 +126,7 @@ def _free_of_results() -> Path:
 
 def _process() -> str:
     """Return a message prefix with the rank of this process; empty if there is only one process."""
-    return f"process {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    return f"process {os.environ.get('RANK')}: " if is_one_of_several() else ""
 
 
 def _message(error: BaseException) -> str:
