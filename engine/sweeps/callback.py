@@ -118,10 +118,19 @@ def _lock(folder: Path) -> None:
         raise SystemExit(f"error: {error}") from error
 
 
-@atexit.register
 def _release() -> None:
     while _HELD:
         _HELD.pop().release()
+
+
+@atexit.register
+def _explain_unfinished() -> None:
+    """Print how to continue a sweep that ends with this process; ``resume=RUN`` would continue one of its runs only."""
+    for folder in [lock.folder for lock in _HELD]:
+        if _holds_runs(folder):
+            command = quote(f"hydra.sweep.dir={folder}")
+            print(f"this sweep is not complete: repeat its command with {command} resume=auto", file=sys.stderr)
+    _release()
 
 
 def _holds_runs(folder: Path) -> bool:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ccnet.engine.runtime.run_folder import FolderLock
-from ccnet.engine.sweeps import results
+from ccnet.engine.sweeps import callback, results
 from ccnet.engine.sweeps.report import report
 
 DONE = {"overrides": {"seed": 0}, "mIoU": 50.0, "gflops": 1.0}
@@ -87,3 +87,15 @@ def test_reports_on_the_same_sweep_wait_for_each_other(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert together == [1, 1]
+
+
+def test_a_sweep_that_is_cut_short_says_how_to_continue_it(tmp_path, capsys):
+    """Repeated without its folder, the command would start all runs again in a new folder."""
+    callback._lock(tmp_path)
+    callback._explain_unfinished()
+    assert capsys.readouterr().err == ""
+    results.write_result(tmp_path / "0", DONE)
+    callback._lock(tmp_path)
+    callback._explain_unfinished()
+    assert f"repeat its command with hydra.sweep.dir={tmp_path} resume=auto" in capsys.readouterr().err
+    assert not (tmp_path / "run.lock").exists()
