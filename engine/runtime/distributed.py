@@ -1,5 +1,7 @@
 """Join the processes started by ``torchrun``, exchange values and average gradients."""
 
+import functools
+import itertools
 import os
 import re
 import threading
@@ -18,10 +20,13 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from .launchers import is_one_of_several
+from .overrides import sweep_job
 from .stop_signals import second_signal_ends
 
 T = TypeVar("T")
 _TIMED_OUT = re.compile("timed out waiting|application timeout|watchdog.*timeout", re.IGNORECASE)  # gloo, NCCL
+_RUNS = itertools.count()  # the runs of this process outside of sweeps
+_JOINING = timedelta(minutes=10)
 _ROLL_CALL = 10.0  # seconds for all processes to report that a collective operation has failed
 
 
@@ -73,7 +78,9 @@ def _check_environment(device: torch.device) -> None:
 def _joined(device: torch.device, timeout: float) -> Iterator[None]:
     limit = timedelta(seconds=timeout)
     try:
-        store, own, size = next(rendezvous("env://", timeout=limit))
+        shared, own, size = _rendezvous(limit)
+        shared.set_timeout(limit)
+        store = c10d.PrefixStore(f"run {_number_of_run()}", shared)
         # CPU tensors go through gloo, so that polling for stop requests does not wait for the GPU.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -112,6 +119,26 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
         raise ConnectionError("another process of this run has died: its own error says why") from error
     finally:
         dist.destroy_process_group()
+
+
+@functools.cache
+def _rendezvous(timeout: timedelta) -> tuple[c10d.Store, int, int]:
+    """Return the store through which the processes find each other, and the rank and the number of processes.
+
+    A process that runs several times, as in a sweep, keeps its store: torchrun serves the same one to all runs, and a
+    store that rank 0 serves for a run might disappear while another process is connecting to it for the next one.
+    """
+    return next(rendezvous("env://", timeout=timeout))
+
+
+def _number_of_run() -> int:
+    """Return a number that all processes use for this run and for no other.
+
+    In the store, keys of an earlier run with the same name would give the addresses of its closed connections. In a
+    sweep, it is the index of the run, since a process that fails before it joins would miss a count.
+    """
+    job = sweep_job()
+    return next(_RUNS) if job is None else job
 
 
 def _missing(store: c10d.Store, own: int, size: int, *, wait: bool) -> list[int]:
@@ -157,6 +184,14 @@ def from_first(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def from_first_before_joining(name: str, value: str) -> str:
+    """Return rank 0's `value` in every process, outside of :func:`processes`; `name` may be used once."""
+    store, own, _ = _rendezvous(_JOINING)
+    if own == 0:
+        store.set(name, value)
+    return store.get(name).decode()
 
 
 def from_all(value: T) -> list[T]:

@@ -145,6 +145,13 @@ def _chooses_config(override: str) -> bool:
     return parsed.is_sweep_override() or isinstance(value, dict) or all(isinstance(name, str) for name in names)
 
 
+def sweep_job() -> int | None:
+    """Return the index of this run in its sweep; None if it is not part of a sweep."""
+    if not HydraConfig.initialized() or OmegaConf.is_missing(job := HydraConfig.get().job, "num"):
+        return None
+    return job.num
+
+
 def in_sweep() -> bool:
     """Return True if this run is part of a sweep."""
-    return HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().job, "num")
+    return sweep_job() is not None

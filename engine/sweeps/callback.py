@@ -2,6 +2,7 @@
 
 import atexit
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..guards.secret_values import refuse_secrets
+from ..runtime.launchers import is_first, is_one_of_several
 from ..runtime.run_folder import RESULT, FolderLock, FolderTaken, holds_run
 
 # Hydra plugins, and this package's extras that install them.
@@ -56,12 +58,21 @@ class SweepReport(OutputFolder):
             refuse_secrets({"the command line": sys.argv})
         except ValueError as error:
             raise SystemExit(f"error: {error}") from error
+        if is_one_of_several():
+            _share_time(config)
         folder = Path(config.hydra.sweep.dir)
         for kind in ("launcher", "sweeper"):
             package = config.hydra[kind]._target_.split(".")[1]
             if package in _EXTRAS and not _installed(package):
                 choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
                 raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: pip install 'ccnet[{_EXTRAS[package]}]'")
+        if is_first():
+            self._claim(folder, config)
+        is_joblib = config.hydra.launcher._target_.split(".")[1] == "hydra_joblib_launcher"
+        if is_joblib and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def _claim(self, folder: Path, config: DictConfig) -> None:
         _lock(folder)
         if config.hydra.job.config_name == "config" and config.resume is None and _holds_runs(folder):
             _release()
@@ -69,18 +80,18 @@ class SweepReport(OutputFolder):
                 f"error: {folder} already holds a sweep: add resume=auto to run only what is missing, or choose "
                 "another folder with hydra.sweep.dir=DIR"
             )
-        is_joblib = config.hydra.launcher._target_.split(".")[1] == "hydra_joblib_launcher"
-        if is_joblib and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the tables, write them and the plots to the sweep's folder, and exit with code 1 if a run failed.
 
-        An error of the report ends the command with a message: Hydra would show a warning and exit with code 0.
+        An error of the report ends the command with a message: Hydra would show a warning and exit with code 0. Under
+        torchrun, only rank 0 reports.
         """
+        folder = Path(config.hydra.sweep.dir)
+        if not is_first():
+            return
         from .report import report  # slow: imports matplotlib, and Hydra loads this callback for every command
 
-        folder = Path(config.hydra.sweep.dir)
         try:
             failed = report(folder) if next(folder.rglob(RESULT), None) else []
         except Exception as error:
@@ -106,6 +117,21 @@ def _writable(option: str, folder: Path) -> Iterator[None]:
             f"error: the output folder {folder} cannot be created or written to ({error.strerror}): choose another one "
             f"with {option}=DIR, or start the command in a folder that you may write to"
         ) from error
+
+
+def _share_time(config: DictConfig) -> None:
+    """Let the ranks of a torchrun job write to the folder of rank 0, although the time in its name differs.
+
+    Hydra's resolver ``now`` caches the time in the configuration, and copies it to those of the runs.
+    """
+    from ..runtime.distributed import from_first_before_joining  # imports torch
+
+    _ = config.hydra.sweep.dir  # fills the cache
+    cache = OmegaConf.get_cache(config)
+    times = [[list(arguments), text] for arguments, text in cache.get("now", {}).items()]
+    shared = json.loads(from_first_before_joining("times of the sweep", json.dumps(times)))
+    cache["now"] = {tuple(arguments): text for arguments, text in shared}
+    OmegaConf.set_cache(config, cache)
 
 
 def _lock(folder: Path) -> None:

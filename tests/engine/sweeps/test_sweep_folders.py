@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+from conftest import PATIENCE, ROOT, TINY
 
 from ccnet.engine.runtime.run_folder import FolderLock
 from ccnet.engine.sweeps import callback, results
@@ -99,3 +102,16 @@ def test_a_sweep_that_is_cut_short_says_how_to_continue_it(tmp_path, capsys):
     callback._explain_unfinished()
     assert f"repeat its command with hydra.sweep.dir={tmp_path} resume=auto" in capsys.readouterr().err
     assert not (tmp_path / "run.lock").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_sweep_together(tmp_path):
+    """The second run fails in both processes; the folder that each would name is that of the first process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "train.py"), "-m"]
+    command += [*TINY, "recipe.max_iters=1", "recipe.batch_size=2,3,4", "device=cpu"]
+    done = subprocess.run(command, cwd=tmp_path, timeout=PATIENCE, capture_output=True, text=True)
+    assert done.returncode == 1 and "process 0: error: " in done.stderr, done.stdout + done.stderr
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    results = [json.loads((sweep / str(run) / "result.json").read_text()) for run in range(3)]
+    assert [result.get("iterations") for result in results] == [1, None, 1]
+    assert "2 processes" in results[1]["error"]

@@ -1,0 +1,35 @@
+"""Processes that train together several times, as in a sweep under torchrun."""
+
+import multiprocessing
+import os
+
+import torch
+from conftest import PATIENCE
+from torch.distributed import TCPStore
+
+from ccnet.engine.runtime import from_all, processes, rank
+
+
+def runs(own, port, results):
+    """Join the other process for each of several runs."""
+    os.environ |= {"RANK": str(own), "LOCAL_RANK": str(own), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    found = []
+    for _ in range(4):
+        with processes(torch.device("cpu"), timeout=20):
+            found.append(from_all(rank()))
+    results.put(found)
+
+
+def test_processes_join_anew_for_every_run():
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's, which outlives the runs
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "ccnet.engine.runtime"])
+    results = context.Queue()
+    started = [context.Process(target=runs, args=(own, store.port, results), daemon=True) for own in range(2)]
+    for process in started:
+        process.start()
+    assert [results.get(timeout=PATIENCE) for _ in started] == [[[0, 1]] * 4] * 2
+    for process in started:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in started] == [0, 0]
