@@ -1,6 +1,7 @@
 """A user error on the command line produces a single message, a non-zero exit status and no partial files."""
 
 import multiprocessing
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,8 @@ def test_only_the_first_process_removes_the_empty_folder(run_entry, tmp_path, mo
         raise ValueError("a mistake")
 
     monkeypatch.setattr("ccnet.engine.resuming.find_start", fails)
+    monkeypatch.setattr("ccnet.engine.runtime.processes", lambda *_, **__: nullcontext())
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", str(rank))
     assert "error: a mistake" in refused(run_entry, tmp_path, "train.py", *TINY, "hydra.run.dir=runs/new")
     assert (tmp_path / "runs").exists() == bool(rank)

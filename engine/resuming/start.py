@@ -3,7 +3,6 @@
 From then on, the folder of the run is locked, so that no other process can write to it.
 """
 
-import itertools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from ..runtime.atomic_files import given_path
 from ..runtime.distributed import from_all, from_first, rank
 from ..runtime.launchers import is_first
 from ..runtime.overrides import in_sweep
-from ..runtime.run_folder import LAST, PREVIOUS, FolderLock, FolderTaken, holds_run, remove_if_empty
+from ..runtime.run_folder import LAST, PREVIOUS, FolderLock, FolderTaken, holds_run, remove_if_empty, with_numbers
 from .contents import data_contents
 from .continuation import check_given, given_options
 from .identity import LENGTH, Wanted
@@ -170,14 +169,13 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
 
 def _free(folder: Path, held: ExitStack) -> Path:
     """Lock and return ``folder``, or a numbered sibling if a different run occupies it, as when a sweep is extended."""
-    for number in itertools.count(1):
-        path = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+    for path in with_numbers(folder):
         if holds_run(path):
             continue
         try:
             lock = FolderLock(path)
         except FolderTaken:
-            if number == 1:
+            if path == folder:
                 raise
             continue
         if not holds_run(path):  # another process may have used the folder in the meantime

@@ -17,6 +17,7 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from .launchers import is_one_of_several
 from .stop_signals import second_signal_ends
 
 T = TypeVar("T")
@@ -37,10 +38,13 @@ def processes(device: torch.device, *, timeout: float = 600) -> Iterator[torch.d
         name one, it is the GPU whose index is the process's local rank.
 
     Raises:
+        ValueError: ``WORLD_SIZE`` is set, but not the other variables of ``torchrun``.
         ConnectionError: another process has died, and its own error says why; or not all processes joined in time.
         TimeoutError: another process did not take part in a collective operation in time; the message names it.
     """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized()
+    alone = not is_one_of_several() or dist.is_initialized()
+    if not alone:
+        _check_environment(device)
     if device.type == "cuda" and device.index is None and not alone:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     # Checkpoints store the random state of the current device.
@@ -50,6 +54,19 @@ def processes(device: torch.device, *, timeout: float = 600) -> Iterator[torch.d
         else:
             with second_signal_ends(), _joined(device, timeout):
                 yield device
+
+
+def _check_environment(device: torch.device) -> None:
+    """Raise ValueError unless all variables are set with which ``torchrun`` describes the process group."""
+    numbers = ["RANK", "MASTER_PORT", *(["LOCAL_RANK"] if device.type == "cuda" and device.index is None else [])]
+    wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+    wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    if wrong:
+        given = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in wrong)
+        raise ValueError(
+            f"the environment variable WORLD_SIZE={os.environ['WORLD_SIZE']} announces several processes, but {given} "
+            "does not describe how they connect: start them with torchrun, or unset WORLD_SIZE"
+        )
 
 
 @contextmanager
@@ -67,6 +84,11 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
         )
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
+        if "EADDRINUSE" in reason:
+            raise ConnectionError(
+                f"port {os.environ['MASTER_PORT']} is in use, for example by a run that is still active: set another "
+                "MASTER_PORT, or let torchrun choose one"
+            ) from error
         raise ConnectionError(
             f"not all processes of this run have joined within {timeout:g} s (collective_timeout): {reason}"
         ) from error

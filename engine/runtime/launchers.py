@@ -21,7 +21,13 @@ _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 def is_first() -> bool:
     """Return True on rank 0, even before the process group is initialised."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_one_of_several() or os.environ.get("RANK", "0") == "0"
+
+
+def is_one_of_several() -> bool:
+    """Return True if this process is one of several that train together, as under torchrun."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return size.isdecimal() and int(size) > 1
 
 
 def shows_bars() -> bool:

@@ -2,11 +2,13 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -34,14 +36,15 @@ class FolderLock:
 
     Args:
         folder: the folder of the run, created if needed.
+        option: the command-line option that selects the folder, for the error message.
 
     Raises:
         FolderTaken: another process holds the lock. If it is on another machine, this process first waits for two
             minutes, because a file server holds the locks of a dead machine for a while.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self._path = folder, folder / LOCK
+    def __init__(self, folder: Path, option: str = "hydra.run.dir"):
+        self.folder, self._path, self._option = folder, folder / LOCK, option
         self._descriptor = self._acquire()
         _HELD.add(self._descriptor)
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -73,8 +76,8 @@ class FolderLock:
             remote = holder.get("host", socket.gethostname()) != socket.gethostname()
             if time.monotonic() - began > (_LEASE if remote else 0 if holder else 1):
                 raise FolderTaken(
-                    f"{self.folder} is in use by {_named(holder)}: wait for that run to end, or stop it, or choose "
-                    "another folder with hydra.run.dir=DIR"
+                    f"{self.folder} is in use by {_named(holder)}: wait for it to end, or stop it, or choose another "
+                    f"folder with {self._option}=DIR"
                 )
             if remote and not waiting:
                 waiting = True
@@ -121,12 +124,22 @@ class FolderLock:
 
 def holds_run(folder: Path) -> bool:
     """Return True if a folder holds checkpoints, or the result of a run that did not fail."""
-    if any((folder / name).exists() for name in (LAST, PREVIOUS, BEST)):
-        return True
+    return any((folder / name).exists() for name in (LAST, PREVIOUS, BEST)) or holds_result(folder)
+
+
+def holds_result(folder: Path) -> bool:
+    """Return True if a folder holds the result of a run that did not fail."""
     try:
         return "error" not in json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def with_numbers(folder: Path) -> Iterator[Path]:
+    """Yield `folder` and then its numbered siblings, for a run that needs a folder that no other run occupies."""
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}_{number}")
 
 
 def remove_if_empty(folder: Path) -> None:

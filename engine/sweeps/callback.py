@@ -1,9 +1,15 @@
 """Check a sweep before its first run and report on it after its last."""
 
+import atexit
 import importlib.util
+import os
 import signal
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,10 +17,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from ..guards.secret_values import refuse_secrets
-from ..runtime.run_folder import RESULT, holds_run
+from ..runtime.run_folder import RESULT, FolderLock, FolderTaken, holds_run
 
 # Hydra plugins, and this package's extras that install them.
 _EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_submitit_launcher": "slurm", "hydra_optuna_sweeper": "optuna"}
+_HELD: list[FolderLock] = []  # the lock of the sweep that this process runs; not in the callback, which is pickled
 
 
 class OutputFolder(Callback):
@@ -26,7 +33,8 @@ class OutputFolder(Callback):
         before = hydra.cfg
         hydra.set_config(config)  # not done yet; the name of the folder contains the resolver `hydra:`
         try:
-            _create(Path(config.hydra.run.dir), "hydra.run.dir")
+            with _writable("hydra.run.dir", folder := Path(config.hydra.run.dir)):
+                folder.mkdir(parents=True, exist_ok=True)
         finally:
             hydra.cfg = before
 
@@ -35,9 +43,11 @@ class SweepReport(OutputFolder):
     """Hydra callback that also checks a multirun before its start and reports on it at its end; see :mod:`.report`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit if a plugin is missing, if Hydra would write a secret to multirun.yaml, or if the folder holds runs.
+        """Lock the folder of the sweep until its end, and exit if it must not start.
 
-        Runs in the folder are accepted only if ``resume`` is set; otherwise, new runs would overwrite them.
+        It must not start if a plugin is missing, if Hydra would write a secret to multirun.yaml, if another process is
+        running a sweep in the folder, or if the folder holds runs and ``resume`` is not set, because new runs would
+        overwrite them.
 
         In a parallel sweep, also let Ctrl-C end the launcher immediately: the runs receive the signal too and save
         their state, whereas joblib would kill them if it handled the signal.
@@ -47,37 +57,80 @@ class SweepReport(OutputFolder):
         except ValueError as error:
             raise SystemExit(f"error: {error}") from error
         folder = Path(config.hydra.sweep.dir)
-        if config.hydra.job.config_name == "config" and config.resume is None and _holds_runs(folder):
-            raise SystemExit(
-                f"error: {folder} already holds a sweep: add resume=auto to run only what is missing, or choose "
-                "another folder with hydra.sweep.dir=DIR"
-            )
         for kind in ("launcher", "sweeper"):
             package = config.hydra[kind]._target_.split(".")[1]
             if package in _EXTRAS and not _installed(package):
                 choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
                 raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: pip install 'ccnet[{_EXTRAS[package]}]'")
-            if package == "hydra_joblib_launcher" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-        _create(folder, "hydra.sweep.dir")
+        _lock(folder)
+        if config.hydra.job.config_name == "config" and config.resume is None and _holds_runs(folder):
+            _release()
+            raise SystemExit(
+                f"error: {folder} already holds a sweep: add resume=auto to run only what is missing, or choose "
+                "another folder with hydra.sweep.dir=DIR"
+            )
+        is_joblib = config.hydra.launcher._target_.split(".")[1] == "hydra_joblib_launcher"
+        if is_joblib and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the tables, write them and the plots to the sweep's folder, and exit with code 1 if a run failed."""
+        """Print the tables, write them and the plots to the sweep's folder, and exit with code 1 if a run failed.
+
+        An error of the report ends the command with a message: Hydra would show a warning and exit with code 0.
+        """
         from .report import report  # slow: imports matplotlib, and Hydra loads this callback for every command
 
         folder = Path(config.hydra.sweep.dir)
-        if next(folder.rglob(RESULT), None) and report(folder):
+        try:
+            failed = report(folder) if next(folder.rglob(RESULT), None) else []
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                traceback.print_exc()
+            raise SystemExit(
+                f"error: the runs of this sweep have ended, but their report failed: {error}. To repeat it: python -m "
+                f"ccnet.engine.sweeps.report {quote(str(folder))}"
+            ) from error
+        finally:
+            _release()
+        if failed:
             raise SystemExit(1)
 
 
-def _create(folder: Path, option: str) -> None:
+@contextmanager
+def _writable(option: str, folder: Path) -> Iterator[None]:
+    """Exit with one message if the block cannot write to the output folder that `option` selects."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise SystemExit(
-            f"error: the output folder {folder} cannot be created ({error.strerror}): choose another one with "
-            f"{option}=DIR, or start the command in a folder that you may write to"
+            f"error: the output folder {folder} cannot be created or written to ({error.strerror}): choose another one "
+            f"with {option}=DIR, or start the command in a folder that you may write to"
         ) from error
+
+
+def _lock(folder: Path) -> None:
+    """Lock the folder of a sweep until :func:`_release`, or until this process ends."""
+    _release()  # an earlier sweep of this process may have failed
+    try:
+        with _writable(option := "hydra.sweep.dir", folder):
+            _HELD.append(FolderLock(folder, option))
+    except FolderTaken as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _release() -> None:
+    while _HELD:
+        _HELD.pop().release()
+
+
+@atexit.register
+def _explain_unfinished() -> None:
+    """Print how to continue a sweep that ends with this process; ``resume=RUN`` would continue one of its runs only."""
+    for folder in [lock.folder for lock in _HELD]:
+        if _holds_runs(folder):
+            command = quote(f"hydra.sweep.dir={folder}")
+            print(f"this sweep is not complete: repeat its command with {command} resume=auto", file=sys.stderr)
+    _release()
 
 
 def _holds_runs(folder: Path) -> bool:

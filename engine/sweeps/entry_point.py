@@ -16,10 +16,10 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..runtime.launchers import in_own_process, is_first, join_job, parallel_worker
+from ..runtime.launchers import in_own_process, is_first, is_one_of_several, join_job, parallel_worker
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
-from ..runtime.run_folder import FolderLock, FolderTaken, remove_if_empty
+from ..runtime.run_folder import FolderLock, FolderTaken, holds_result, holds_run, remove_if_empty, with_numbers
 from .command_line import interrupted
 from .help_text import commented_config
 from .results import write_result
@@ -101,14 +101,32 @@ def _explain_lost_workers() -> Iterator[None]:
 
 
 def _record_failure(message: str) -> None:
-    """Record the error as the result of the run, unless its folder is in use by another run."""
-    with suppress(FolderTaken), FolderLock(_folder()) if is_first() else nullcontext():
-        write_result(_folder(), {"error": message})
+    """Record the error as the result of the run, unless its folder is in use by another run.
+
+    Raises:
+        SystemExit: the error cannot be recorded, for example because the disk is full.
+    """
+    folder = _free_of_results()
+    try:
+        with suppress(FolderTaken), FolderLock(folder) if is_first() else nullcontext():
+            write_result(folder, {"error": message})
+    except OSError as error:
+        print(f"{_process()}error: the failure of this run cannot be recorded: {_message(error)}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _free_of_results() -> Path:
+    """Return this run's folder, or a numbered sibling if it holds the result of another run.
+
+    This happens in an extended sweep if the run fails before ``resume=auto`` has chosen its folder.
+    """
+    own = _folder()
+    return next(path for path in with_numbers(own) if not (holds_result if path == own else holds_run)(path))
 
 
 def _process() -> str:
     """Return a message prefix with the rank of this process; empty if there is only one process."""
-    return f"process {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    return f"process {os.environ.get('RANK')}: " if is_one_of_several() else ""
 
 
 def _message(error: BaseException) -> str:

@@ -3,12 +3,15 @@
 A sweep writes them when it ends. The command rewrites them at any time, even for a running or interrupted sweep.
 """
 
+import fcntl
 import json
 import math
+import os
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,29 @@ def report(folder: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: no run in the folder has finished or failed.
-        ValueError: a result was written by an earlier version.
+        ValueError: a result is damaged, or was written by an earlier version.
     """
+    with _alone(folder):
+        return _report(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process reports on the same sweep, because all of them write the same files."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # reported below, as a folder without results
+        yield
+        return
+    try:
+        with suppress(OSError):  # not every network file system locks folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _report(folder: Path) -> list[str]:
     paths = sorted(folder.rglob(RESULT), key=lambda path: [*map(_natural, path.relative_to(folder).parts)])
     if not paths:
         raise FileNotFoundError(f"{folder} has no results of runs: pass the folder of a sweep, outputs/sweeps/TIME")
@@ -79,8 +103,11 @@ def report(folder: Path) -> list[str]:
 
 
 def _read(path: Path) -> Run:
-    run = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(run.get("overrides"), dict):
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Repeat the sweep with resume=auto to rewrite it") from error
+    if not (isinstance(run, dict) and isinstance(run.get("overrides"), dict)):
         raise ValueError(f"{path} was written by an earlier version in another format: rerun the sweep")
     return {key: math.nan if value is None else value for key, value in run.items()}  # JSON has no NaN
 
@@ -221,5 +248,5 @@ if __name__ == "__main__":
         raise SystemExit("usage: python -m ccnet.engine.sweeps.report outputs/sweeps/TIME")
     try:
         report(Path(sys.argv[1]).expanduser())
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

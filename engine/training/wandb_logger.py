@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,9 +13,14 @@ from urllib.parse import urlparse
 
 import numpy as np
 import wandb
-from wandb.errors import CommError
+from pydantic import ValidationError  # which W&B's settings raise
+from wandb.errors import CommError, UsageError
 
 from ..runtime.lost_workers import lost_worker
+from ..runtime.overrides import in_sweep
+
+_ONLINE = ("online", "run", "shared")  # modes in which W&B asks for an API key if it finds none
+_STARTED: set[str] = set()  # ids of the W&B runs of this process
 
 
 class WandbRun:
@@ -31,13 +37,14 @@ class WandbRun:
         entity: the W&B user or team; None for the default.
         group: the W&B group of the run.
         mode: one of W&B's own modes, "online", "offline" or "disabled", or "auto". "auto" uses the environment variable
-            ``WANDB_MODE`` if it is set; otherwise, it is "online" if W&B finds an API key, and "offline" if not.
+            ``WANDB_MODE`` or W&B's own settings files if they set a mode; otherwise, it is "online" if W&B finds an API
+            key, and "offline" if not.
         timeout: seconds to wait for a connection at the start, after which the run continues offline, and for uploads
             to finish at the end; data not uploaded by then remain in the run's folder.
         run_id: the id of the W&B run to continue, if any.
 
     Raises:
-        ValueError: `mode` is "online", but W&B has no API key.
+        ValueError: `mode` or ``WANDB_MODE`` is "online", but W&B has no API key; or W&B rejects a setting.
 
     Attributes:
         run_id: the id to pass to a later :class:`WandbRun` to continue this run.
@@ -56,12 +63,10 @@ class WandbRun:
         timeout: float = 20,
         run_id: str | None = None,
     ):
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-        elif mode == "online" and not _logged_in():  # in a terminal, W&B would prompt
-            raise ValueError("logger.mode=online, but W&B has no API key: run wandb login or set WANDB_API_KEY")
         # W&B reports its own errors over the network, which hangs and prints warnings if there is no connection.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+        own_id = run_id or _new_id()
 
         def start(mode: Any) -> wandb.Run:
             """Start the W&B run, or continue it, in one of W&B's own modes."""
@@ -73,7 +78,8 @@ class WandbRun:
                 entity=entity,
                 group=group,
                 mode=mode,
-                id=run_id,
+                id=own_id,
+                reinit="create_new",  # the program may have a W&B run of its own, which stays as it is
                 resume="allow" if run_id and mode != "offline" else None,  # in offline mode, the id is enough
                 settings=wandb.Settings(
                     silent=True,
@@ -87,13 +93,18 @@ class WandbRun:
             )
 
         try:
-            self.run = start(mode)
+            self.run = start(_prompt_free(mode))
+        except ValidationError as error:
+            raise ValueError(_rejected(error)) from error
+        except UsageError as error:
+            raise ValueError(f"W&B: {error}") from error
         except CommError as error:
             self.run = start("offline")
             self._say(f"W&B could not be reached, so this run is logged offline: {str(error).splitlines()[0]}")
         if not self.run.offline and self.run.url:
             print(f"W&B: {self.run.url}")
         self.run_id: str = self.run.id
+        _STARTED.add(self.run_id)
 
     def scalars(self, iteration: int, values: dict[str, float]) -> None:
         """Log scalars by name."""
@@ -134,17 +145,55 @@ class WandbRun:
             self._say(f"This run continues without W&B: {str(error) or type(error).__name__}")
             with suppress(Exception):
                 wandb.teardown()  # otherwise, the next run of a sweep would try to use the dead process
-            self.run = wandb.init(mode="disabled")
+            self.run = wandb.init(mode="disabled", reinit="create_new")
 
     def _say(self, text: str) -> None:
         print(f"{text}. To upload it later: wandb sync {quote(str(Path(self.run.dir).parent))}", file=sys.stderr)
 
 
-def _logged_in() -> bool:
-    """Return True if W&B finds a key or token without prompting, in the environment or in a netrc file."""
+def _new_id() -> str | None:
+    """Return the id of a new W&B run; None if W&B chooses it, which uses the environment variable ``WANDB_RUN_ID``.
+
+    That variable identifies a single run, so it is ignored in a sweep and after the first run of a program.
+    """
+    given = os.environ.get("WANDB_RUN_ID")
+    return secrets.token_hex(4) if given and (in_sweep() or given in _STARTED) else None
+
+
+def _prompt_free(mode: str) -> str:
+    """Return the mode of W&B for the option ``logger.mode``, such that W&B does not prompt for an API key.
+
+    Raises:
+        ValueError: the mode requires an API key that W&B does not have.
+    """
+    given = os.environ.get("WANDB_MODE") if mode == "auto" else mode
+    if given and given not in _ONLINE:
+        return given
+    settings = wandb.setup().settings
+    chosen = given or settings.mode
+    if chosen not in _ONLINE or _logged_in(settings.base_url):
+        return chosen
+    if given:
+        option = "WANDB_MODE" if mode == "auto" else "logger.mode"
+        raise ValueError(f"{option}={given}, but W&B has no API key: run wandb login or set WANDB_API_KEY")
+    return "offline"
+
+
+def _rejected(error: ValidationError) -> str:
+    """Return the message for a setting that W&B rejects, without its value, which may be secret."""
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    return (
+        f"W&B rejects its setting {name}: {first['msg']}. Correct the environment variable WANDB_{name.upper()}, the "
+        "options of logger or W&B's settings files, or set logger=none"
+    )
+
+
+def _logged_in(server: str) -> bool:
+    """Return True if there is a key or token for `server` in the environment or in a netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    host = urlparse(server).hostname or ""
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         if path and Path(path).expanduser().is_file():
             try:

@@ -118,6 +118,7 @@ def test_two_processes_of_a_run_may_write_the_same_file_at_once(tmp_path, monkey
     path = tmp_path / "result.json"
     with replacing(path) as first:
         first.write_text("0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "1")
         write_text(path, "1")
         monkeypatch.setenv("RANK", "0")

@@ -1,0 +1,89 @@
+"""How a W&B run is started: its mode, its id, and the settings that W&B itself reads."""
+
+import os
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import wandb
+
+from ccnet.engine.training import wandb_logger
+from ccnet.engine.training.wandb_logger import WandbRun
+
+
+@pytest.fixture
+def inits(monkeypatch):
+    """Replace W&B by a fake without settings of its own; yield the arguments with which runs are started."""
+    made = []
+
+    def init(**named):
+        made.append(named)
+        number = f"random{len(made)}"
+        return SimpleNamespace(id=named["id"] or os.environ.get("WANDB_RUN_ID", number), offline=True, finish=Mock())
+
+    settings = SimpleNamespace(mode="online", base_url="https://wandb.example")
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_RUN_ID", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    return SimpleNamespace(made=made, settings=settings)
+
+
+def started(folder, **options):
+    return WandbRun(folder, name="run", config={}, project="ccnet", **options)
+
+
+@pytest.mark.parametrize("mode", ["online", "run", "shared"])
+def test_wandb_mode_without_a_key_is_an_error_rather_than_a_prompt(tmp_path, inits, monkeypatch, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with pytest.raises(ValueError, match=f"WANDB_MODE={mode}, but W&B has no API key"):
+        started(tmp_path)
+    assert inits.made == []
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    started(tmp_path)
+    assert inits.made[0]["mode"] == mode
+
+
+def test_wandb_settings_files_set_the_server_and_the_mode(tmp_path, inits, monkeypatch):
+    """``wandb login --host`` and ``wandb disabled`` write them."""
+    (tmp_path / "netrc").write_text("machine wandb.example login user password key\n")
+    started(tmp_path)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    started(tmp_path)
+    inits.settings.mode = "disabled"
+    started(tmp_path)
+    assert [named["mode"] for named in inits.made] == ["offline", "online", "disabled"]
+
+
+def test_runs_of_one_program_share_no_wandb_id(tmp_path, inits, monkeypatch):
+    """``WANDB_RUN_ID`` would merge the runs of a sweep, or of a loop in a notebook, into one."""
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    monkeypatch.setattr(wandb_logger, "_STARTED", set())
+    ids = [started(tmp_path).run_id for _ in range(3)]
+    assert ids[0] == "given" and len(set(ids)) == 3
+    assert started(tmp_path, run_id="given").run_id == "given"
+    monkeypatch.setattr(wandb_logger, "_STARTED", set())
+    monkeypatch.setattr(wandb_logger, "in_sweep", lambda: True)
+    assert started(tmp_path).run_id not in {None, *ids}
+
+
+def test_a_setting_that_wandb_rejects_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(ValueError, match=r"W&B rejects its setting mode: .*'offline'.* WANDB_MODE"):
+        started(tmp_path)
+    with pytest.raises(ValueError, match="W&B: Invalid project name"):
+        WandbRun(tmp_path, name="run", config={}, project="a/b", mode="offline")
+
+
+@pytest.mark.slow
+def test_a_wandb_run_of_the_program_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = wandb.init(mode="offline", project="own", settings=wandb.Settings(silent=True))
+    run = started(tmp_path / "run", mode="offline")
+    assert run.run_id != own.id
+    run.scalars(1, {"loss": 1.0})
+    run.close(failed=False)
+    assert wandb.run is own
+    own.log({"loss": 2.0})  # raises an error if the run is finished
+    own.finish()
