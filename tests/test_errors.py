@@ -130,6 +130,12 @@ def test_a_config_group_needs_a_name():
     )
 
 
+def test_an_argument_that_is_no_option_is_rejected(run_entry, tmp_path):
+    message = refused(run_entry, tmp_path, "predict.py", "photo.jpg")
+    assert message == "error: photo.jpg is not an option: write OPTION=VALUE; --help lists the options\n"
+    check_overrides(["--cfg", "job", "-m", "--config-dir", "ä", "-cn", "config", "~model", "x=1"])
+
+
 def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="got an empty string as a path"):
@@ -158,6 +164,18 @@ def test_only_values_that_hydra_cannot_parse_are_quoted():
         assert accepted([argument, argument]) == [argument, argument]
     assert accepted(["+x=ä=b"]) == ["+x='ä=b'"]
     assert parse_overrides(accepted(["x=it's (ä)"])) == {"x": "it's (ä)"}
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("[Gebäude,grüne Wiese, 3 ,'A, B']", ["Gebäude", "grüne Wiese", 3, "A, B"]),
+        ("[/a/IMG (1).jpg,/b c]", ["/a/IMG (1).jpg", "/b c"]),
+        ("{0:ä,128 0 0:'b,',e:[ö,1e-3]}", {0: "ä", "128 0 0": "b,", "e": ["ö", 1e-3]}),
+    ],
+)
+def test_items_of_lists_and_mappings_are_quoted(given, value):
+    assert parse_overrides(accepted([f"x={given}"])) == {"x": value}
 
 
 @pytest.mark.parametrize(

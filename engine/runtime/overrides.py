@@ -20,7 +20,13 @@ EXECUTION = (
     "collective_timeout", "allow_env", "grad_checkpointing",
 )  # fmt: skip
 
+_WITH_VALUE = (
+    "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c", "--info",
+    "-i", "--experimental-rerun",
+)  # Hydra's flags whose value is the next argument  # fmt: skip
 _COMPOSED = ("[", "{", "'", '"')  # the first characters of lists, mappings and quoted strings
+# A quoted string, or the text between the signs that structure lists and mappings.
+_BARE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},:'"]+""")
 # An option that may be a mapping, or an entry of it.
 _ENTRY = re.compile(
     r"\+{0,2}(dataset\.(?:images|masks|lists|values)|optimizer\.lr_factors)(?:\.([^=~@]+))?=(.*)", re.DOTALL
@@ -61,8 +67,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def accepted(overrides: Iterable[str]) -> list[str]:
     """Return overrides in a form that Hydra accepts; those that remain invalid are kept, for Hydra to report.
 
-    Values outside Hydra's grammar, as in ``input=straße.jpg`` or ``input=IMG(1).jpg``, are quoted. Entries of an option
-    that may be a mapping, as in ``dataset.images.train=A dataset.images.val=B``, are joined to
+    Values outside Hydra's grammar, as in ``input=straße.jpg`` or ``input=[IMG(1).jpg,B]``, are quoted. Entries of an
+    option that may be a mapping, as in ``dataset.images.train=A dataset.images.val=B``, are joined to
     ``dataset.images={train:'A',val:'B'}``, because Hydra rejects new keys of an option.
     """
     made: list[str] = []
@@ -92,10 +98,16 @@ def _entries(override: str) -> tuple[str, str]:
 
 def _quoted(override: str) -> str:
     key, equals, value = override.partition("=")
-    if not equals or override.startswith("-") or value.startswith(_COMPOSED) or "${" in value or _parsed(override):
+    if not equals or override.startswith("-") or "${" in value or _parsed(override):
         return override
-    made = f"{key}={_string(value)}"
+    made = f"{key}={_BARE.sub(_quoted_item, value) if value.startswith(_COMPOSED) else _string(value)}"
     return made if _parsed(made) else override
+
+
+def _quoted_item(match: re.Match[str]) -> str:
+    """Return a part of a list or mapping, quoted unless it already is or Hydra can parse it."""
+    text = match[0]
+    return text if text[0] in "'\"" or not text.strip() or _parsed(f"x={text.strip()}") else _string(text.strip())
 
 
 def _string(value: str) -> str:
@@ -112,15 +124,19 @@ def _parsed(override: str) -> Override | None:
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Raise ValueError for an option without a value, and for a config group whose value is not a name.
+    """Raise ValueError for an argument that is no option, for one without a value, and for an invalid config group.
 
-    Hydra accepts the former, although an empty path means the current folder, and prints a traceback for the latter. It
-    reports overrides that it cannot parse itself.
+    Hydra accepts an empty value, although an empty path means the current folder, and prints a traceback for a config
+    group whose value is not a name. It reports other overrides that it cannot parse itself.
     """
+    before = ""
     for override in overrides:
         option, equals, value = override.partition("=")
-        if not equals or option.startswith("-"):
+        flag, before = before, override
+        if option.startswith(("-", "~")) or flag in _WITH_VALUE:
             continue
+        if not equals:
+            raise ValueError(f"{override} is not an option: write OPTION=VALUE; --help lists the options")
         if value.strip() in ("", "''", '""'):
             raise ValueError(
                 f"{option}= has no value: set {option}=VALUE, or remove it. If the value comes from a shell variable, "

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import composed
@@ -14,7 +15,7 @@ from ccnet.train import train
 
 def test_a_log_file_has_a_line_every_few_minutes(monkeypatch, capsys):
     now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
     with progress.Progress("train", "iteration", 7200, first_line=True) as shown:
         for _ in range(3600):  # an hour
             now += 1
@@ -30,7 +31,7 @@ def test_a_log_file_has_a_line_every_few_minutes(monkeypatch, capsys):
 def ticking(monkeypatch, seconds):
     """Let each look at the clock find it advanced by a number of seconds."""
     ticks = itertools.count(0, seconds)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(ticks)))  # not of other threads
 
 
 def test_a_loop_that_takes_minutes_writes_lines_and_a_short_one_none(monkeypatch, capsys):
@@ -41,6 +42,7 @@ def test_a_loop_that_takes_minutes_writes_lines_and_a_short_one_none(monkeypatch
     out, err = capsys.readouterr()
     assert out.splitlines() == ["predicted image 2 of 4: 0:06:40 left", "predicted image 4 of 4: 0:00:00 left"]
     assert err == ""
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert [*progress.tracked("abcd", "predict", "predicted image", 4)] and capsys.readouterr().out == ""
 
