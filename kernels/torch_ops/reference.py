@@ -101,8 +101,8 @@ def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
     parts: Sequence[Tensor] = attention.split([energy.shape[-1] for energy in energies], dim=-1)
     lines = [_lines(part, axis) for axis, part in zip(options.axes, parts, strict=True)]
     if torch.compiler.is_compiling():
-        # Inductor saves the softmax and views of it as separate tensors, and its backward pass may overwrite the softmax
-        # before it reads the views, which gives wrong gradients. Copies do not share memory with the softmax.
+        # Inductor saves the softmax and views of it as separate tensors, and its backward pass may overwrite the
+        # softmax before it reads the views, which gives wrong gradients. Copies do not share the softmax's memory.
         lines = [part.contiguous() for part in lines]
     return lines
 
