@@ -42,7 +42,7 @@ def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> N
     for name, array in (("residual", residual), ("gamma", gamma)):
         dtype = str(array.dtype).removeprefix("torch.")
         if dtype not in DTYPES:
-            raise ValueError(f"{name} must have a floating-point dtype, got {dtype}: cast it first")
+            raise ValueError(f"expected {name} in {', '.join(DTYPES)}, got {dtype}: cast it first")
     if is_torch(value) and not value.device == residual.device == gamma.device:
         raise ValueError(
             f"value, residual and gamma must be on the same device, got {value.device}, {residual.device} and "
@@ -112,7 +112,7 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
             )
     dtype = str(query.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise ValueError(f"expected a floating-point dtype, got {dtype}")
+        raise ValueError(f"expected {', '.join(DTYPES)}, got {dtype}: cast query, key and value first")
     return batch_and_space[1:]
 
 

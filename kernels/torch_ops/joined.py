@@ -18,7 +18,8 @@ from . import transforms
 
 def split_channels(projected: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """Split (N, C, *S) along the channels like torch.split, avoiding its copy in the backward pass where possible."""
-    if torch.compiler.is_compiling() or not projected.requires_grad or transforms.are_active(projected):
+    plain = torch.compiler.is_compiling() or transforms.is_exporting()  # torch.jit.trace rejects Python functions
+    if plain or not projected.requires_grad or transforms.are_active(projected):
         return torch.split(projected, list(sizes), dim=1)
     return _Split.apply(projected, sizes)  # pyright: ignore[reportReturnType]
 

@@ -90,7 +90,7 @@ def recomputed_projection(project: Callable[..., Tensor], image: Tensor, *parame
     backward pass reads it first, so recomputing it would save nothing. One loop therefore recomputes nothing, and two
     loops recompute one projection.
 
-    Nothing is dropped if there is no backward pass, or if something else decides what to save: torch.compile, a
+    Nothing is dropped if there is no backward pass, or if something else decides what to save: torch.compile, export, a
     torch.func transform, forward mode, torch.utils.checkpoint or other saved-tensor hooks.
 
     Args:
@@ -132,6 +132,7 @@ def _can_recompute(inputs: tuple[Tensor, ...]) -> bool:
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not transforms.is_exporting()
         and transforms.can_hook_saved_tensors()
         and not transforms.are_active(*inputs)
         # Meta tensors have no autocast, and inference tensors have no version.

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, export
 
 from ...kernels.jax_ops.promotion import usual_promotion
 from .layers import Modal, Twin, dropout2d, resize, statistic
@@ -82,6 +82,8 @@ class Segmentor(Modal):
         """
         train = self.trains(train)
         size, stride = image.shape[-3:-1], self.backbone.output_stride
+        if any(map(export.is_symbolic_dim, size)):
+            raise ValueError(f"expected a known height and width, got {size}: only the batch may be symbolic")
         number = self.mean.shape[1]
         if image.ndim not in (4, 5) or image.shape[-1] != number or min(size) < stride:
             kind = "RGB images" if number == 3 else "images"

@@ -221,9 +221,9 @@ def test_unsupported_calls_are_explained():
     attend = partial(criss_cross_residual, channel_axis=-1)
     with pytest.raises(TypeError, match=r"no forward-mode derivative .*use backend='reference'"):
         jax.jvp(lambda query: attend(query, key, value, residual, gamma), (query,), (query,))
-    with pytest.raises(ValueError, match="residual must have a floating-point dtype, got int32"):
+    with pytest.raises(ValueError, match="expected residual in float16, bfloat16, float32, float64, got int32"):
         attend(query, key, value, residual.astype(jnp.int32), gamma)
-    with pytest.raises(ValueError, match="gamma must have a floating-point dtype, got int32"):
+    with pytest.raises(ValueError, match="expected gamma in float16, bfloat16, float32, float64, got int32"):
         attend(query, key, value, residual, gamma.astype(jnp.int32))
     with pytest.raises(ValueError, match="pass channel_axis=-1 if channels are in that position"):
         criss_cross_attention(query, key, value)

@@ -192,7 +192,7 @@ def bad(**changes):
         (bad(value=torch.zeros(1, 6, 4, 5)), "agree in N and S"),
         (bad(value=torch.zeros(2, 6, 4)), "agree in N and S"),
         (bad(value=torch.zeros(2, 6, 4, 5).double()), "value float64: cast them"),
-        ({name: tensor.int() for name, tensor in bad().items()}, "floating-point dtype, got int32"),
+        ({name: tensor.int() for name, tensor in bad().items()}, "bfloat16, float32, float64, got int32: cast"),
         ({name: tensor.to("meta") if name == "value" else tensor for name, tensor in bad().items()}, "value on meta"),
         ({name: tensor[..., 0, 0] for name, tensor in bad().items()}, "one to three spatial axes"),
         ({name: tensor[..., :0] for name, tensor in bad().items()}, "at least 1"),

@@ -14,6 +14,7 @@ from ccnet.models.backbone import TimmBackbone
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
+from jax import export  # noqa: E402
 from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 
 from ccnet.models.nnx import state_dict, twin  # noqa: E402
@@ -270,6 +271,11 @@ def test_create_model_builds_in_jax():
     same = create_model("ccnet", backbone="resnet10t", **SMALL).eval()
     with torch.no_grad():
         assert relative(to_torch(jax.jit(network)(to_jax(images))["out"]), same(images)["out"]) < 1e-4
+    (batch,), (side,) = export.symbolic_shape("batch"), export.symbolic_shape("side")
+    shapes = [jax.ShapeDtypeStruct((n, h, 41, 3), jnp.float32) for n, h in ((batch, 33), (2, side))]
+    assert export.export(jax.jit(lambda x: network(x)["out"]))(shapes[0]).out_avals[0].shape == (batch, 33, 41, 5)
+    with pytest.raises(ValueError, match="only the batch may be symbolic"):
+        jax.eval_shape(network, shapes[1])
     with pytest.raises(ValueError, match="'tensorflow': choose 'torch' or 'jax'"):
         create_model("ccnet", num_classes=2, framework="tensorflow")
     with pytest.raises(ValueError, match=r"timm.* has no JAX counterpart.*ResNets, EfficientNets and ConvNeXts"):

@@ -165,6 +165,14 @@ def test_compiles_without_a_graph_break(backend):
     assert_close(*results)
 
 
+def test_traces_with_gradients():
+    module, _, x = pair("auto")
+    traced = torch.jit.trace(module, (x,))
+    x = torch.randn(1, 8, 4, 5)
+    inputs = list(module.parameters())
+    assert_close(*(torch.autograd.grad(network(x).square().sum(), inputs) for network in (traced, module)))
+
+
 @needs_inductor
 def test_inductor_differentiates_clips_of_dynamic_size():
     module = CrissCrossAttention(16)
