@@ -27,7 +27,7 @@ from ccnet.engine.sweeps.entry_point import entry_point
 if TYPE_CHECKING:
     import numpy as np
 
-    from ccnet.data.inspection import DatasetReport
+    from ccnet.data.inspection import DatasetReport, Track
     from ccnet.data.object_inspection import ObjectReport
 
 
@@ -95,7 +95,7 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
 def _inspect_labels(config: DictConfig, split: str, dataset: Any) -> "tuple[DatasetReport, drawing.Table | None]":
     from ccnet.data.inspection import CLASS_COLUMNS, inspect_dataset
 
-    report = inspect_dataset(dataset, num_workers=config.num_workers, title=split)
+    report = inspect_dataset(dataset, num_workers=config.num_workers, track=_track(split))
     rows = report.class_rows(dataset.classes, dataset.ignore_index)
     return report, drawing.Table(CLASS_COLUMNS, rows) if dataset.has_labels else None
 
@@ -103,8 +103,13 @@ def _inspect_labels(config: DictConfig, split: str, dataset: Any) -> "tuple[Data
 def _inspect_objects(config: DictConfig, split: str, dataset: Any) -> "tuple[ObjectReport, drawing.Table]":
     from ccnet.data.object_inspection import OBJECT_COLUMNS, inspect_objects
 
-    report = inspect_objects(dataset, num_workers=config.num_workers, title=split)
+    report = inspect_objects(dataset, num_workers=config.num_workers, track=_track(split))
     return report, drawing.Table(OBJECT_COLUMNS, report.class_rows(dataset.classes))
+
+
+def _track(split: str) -> "Track":
+    """Return a function that shows the progress of the check of a split."""
+    return lambda samples, number: runtime.tracked(samples, split, f"{split}: checked image", number)
 
 
 def _problems(split: str, dataset: Any, report: Any) -> list[str]:

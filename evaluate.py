@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ccnet import data
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, evaluation, guards, prediction, runtime, training
+from ccnet.engine import checkpoints, evaluation, guards, runtime, training
 from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
@@ -61,7 +61,7 @@ def main(config: DictConfig) -> float:
         )
     bf16 = config.bf16 if "bf16" in given else saved.setting("bf16")
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
-    channels = {"in_channels": prediction.channels_of(saved)}  # determines how the data set reads images
+    channels = {"in_channels": saved.channels}  # determines how the data set reads images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
     protocol_node, protocol_name = _protocol_node(config, saved)
     if protocol_name != "whole" and not task.predicts_label_maps:
@@ -73,13 +73,17 @@ def main(config: DictConfig) -> float:
     task.check_classes(saved.classes, dataset)
     # Scores on another data set must not replace those on the run's own.
     other = [str(HydraConfig.get().runtime.choices["dataset"])] if "dataset" in given else []
-    name = "_".join([path.stem, *other, config.split, *([protocol_name] if task.predicts_label_maps else [])])
+    by = [protocol_name] if task.predicts_label_maps else []
+    name = "_".join(filter(None, [path.stem, *other, config.split, *by, evaluation.variant(given)]))
     own = HydraConfig.get().runtime.output_dir if config.checkpoint in checkpoints.PACKAGED else path.parent
     stem = runtime.given_path(config.output or own) / name
     framework = training.choose_framework(config.framework, config.device)
     with runtime.processes(framework.device, timeout=config.collective_timeout):
         stem = runtime.from_first(stem)  # Hydra's folder contains the time, which differs between processes
-        about = evaluation.subject(path, guards.plain(config.dataset))
+        node = guards.plain(config.dataset)
+        how = guards.plain(protocol_node) if isinstance(protocol_node, DictConfig) else protocol_node
+        settings = {"dataset": {config.split: node[config.split]}, "protocol": how, "bf16": bf16}
+        about = evaluation.subject(path, node, settings)
         evaluation.check_replaceable(Path(f"{stem}.json"), about)
         with _writable(stem.parent):
             files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
@@ -111,13 +115,23 @@ def main(config: DictConfig) -> float:
 
 
 def _check_options(given: Mapping[str, Any]) -> None:
-    """Raise ValueError if an option on the command line has no effect because its value comes from the checkpoint."""
+    """Raise ValueError if an option on the command line would have no effect because the checkpoint determines it."""
     wrong = [name for name in given if name.lstrip("+~").partition(".")[0] not in _USED]
     if wrong:
         raise ValueError(
             f"{', '.join(wrong)} cannot be set here, because the checkpoint determines the network and its settings: "
             f"remove it. evaluate.py uses {', '.join(_USED)}"
         )
+    unused = [name for name in given if name.lstrip("+").startswith("dataset.") and not _is_location(name)]
+    if unused and "dataset" not in given:
+        raise ValueError(
+            f"{', '.join(unused)} cannot be set without dataset=NAME, because the data set is that of the checkpoint: "
+            "remove it, or set dataset=NAME, too"
+        )
+
+
+def _is_location(option: str) -> bool:
+    return bool(checkpoints.locations_in({option.lstrip("+"): "set"}))
 
 
 def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
@@ -150,7 +164,8 @@ def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:
 
     The run's own protocol, if it has one, is used unless the command line sets a protocol or a data set.
     """
-    given = any(option == "dataset" or option.startswith("protocol") for option in runtime.given_overrides())
+    names = [option.lstrip("+") for option in runtime.given_overrides()]
+    given = any(option == "dataset" or option.startswith("protocol") for option in names)
     own = saved.config.get("protocol")
     if given or own is None:
         return config.protocol, str(HydraConfig.get().runtime.choices["protocol"])

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from ccnet.conf import CONF
-from ccnet.engine import checkpoints, runtime
+from ccnet.engine import checkpoints, evaluation, runtime
 from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
@@ -21,8 +21,15 @@ from ccnet.engine.sweeps.entry_point import entry_point
 @entry_point
 def main(config: DictConfig) -> None:
     """Export the network and verify that ONNX Runtime reproduces its logits."""
-    model = checkpoints.network(checkpoints.load(checkpoints.find(config.checkpoint)))
     output = runtime.given_path(config.output)
+    if output.is_dir():
+        raise ValueError(
+            f"output={output} is a folder: set the file to write, such as output={output / 'network.onnx'}"
+        )
+    saved = checkpoints.load(checkpoints.find(config.checkpoint))
+    if not evaluation.task_of(saved.config).predicts_label_maps:
+        raise ValueError(f"checkpoint={config.checkpoint} detects objects: only segmentation networks can be exported")
+    model = checkpoints.network(saved)
     output.parent.mkdir(parents=True, exist_ok=True)
     error = checkpoints.export_onnx(model, output, size=config.size and tuple(config.size))
     size = "x".join(map(str, config.size)) if config.size else "any size"

@@ -22,7 +22,7 @@ Images that cannot be read or predicted are skipped and listed at the end; the e
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
-from tqdm import tqdm
 
 from ccnet import data
 from ccnet.conf import CONF
@@ -68,7 +67,7 @@ def _predict(config: DictConfig, output: Path) -> None:
     files = [checkpoints.find(name) for name in names]
     images = prediction.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
-    images = prediction.with_frames(images, prediction.channels_of(loaded[0]))
+    images = prediction.with_frames(images, loaded[0].channels)
     if not config.checkpoint:
         print(f"checkpoint is not set: using {names[0]}, whose classes are {', '.join(loaded[0].classes)}")
     label_maps = [evaluation.task_of(saved.config).predicts_label_maps for saved in loaded]
@@ -111,9 +110,9 @@ def _segment(
     skipped = prediction.SkippedImages()
     video_path = config.video and output / runtime.given_path(config.video).name
     with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
-        # A single image has a progress bar over its forward passes instead.
-        hidden = len(images) == 1 or not runtime.shows_bars()
-        for index, image in enumerate(tqdm(images, desc="predict", dynamic_ncols=True, disable=hidden)):
+        # The progress of a single image is that of its forward passes.
+        shown = images if len(images) == 1 else _tracked(images)
+        for index, image in enumerate(shown):
             (output / image.name).parent.mkdir(parents=True, exist_ok=True)
             made = skipped.attempt(image, functools.partial(maps.predicted, index))
             if made is not None:
@@ -132,7 +131,7 @@ def _check_alike(loaded: Sequence["Checkpoint"]) -> None:
     """Raise ValueError unless the networks have the same classes and read images in the same way."""
     if any(saved.classes != loaded[0].classes for saved in loaded):
         raise ValueError("the checkpoints have different classes: compare networks trained on the same data set")
-    formats = [(prediction.channels_of(saved), prediction.value_range_of(saved)) for saved in loaded]
+    formats = [(saved.channels, saved.value_range) for saved in loaded]
     if any(found != formats[0] for found in formats):
         raise ValueError(
             "the checkpoints read images differently, with backbone.in_channels and dataset.value_range of "
@@ -158,7 +157,7 @@ def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["Inp
     if config.labels is None:
         return None
     stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
-    folder, channels = runtime.given_path(config.labels), prediction.channels_of(saved)
+    folder, channels = runtime.given_path(config.labels), saved.channels
     return prediction.GroundTruth(images, folder, stored, channels)
 
 
@@ -174,7 +173,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         raise ValueError(f"this network detects objects: remove {', '.join(unused)}, which only label maps have")
     prediction.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
-    read = FrameReader(prediction.value_range_of(saved), channels=prediction.channels_of(saved))
+    read = FrameReader(saved.value_range, channels=saved.channels)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
     skipped = prediction.SkippedImages()
@@ -183,7 +182,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         picture, turn = read(image.path, image.frame)
         return picture, turn, evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
 
-    for image in tqdm(images, desc="predict", dynamic_ncols=True, disable=not runtime.shows_bars()):
+    for image in _tracked(images):
         name = image.name
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         result = skipped.attempt(image, functools.partial(predicted, image))
@@ -196,7 +195,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         ]
         runtime.write_json(output / f"{name}.json", found)
         likely = evaluation.likely_objects(objects)
-        drawn = drawn_channels(picture, prediction.drawn_channels_of(saved))
+        drawn = drawn_channels(picture, saved.drawn_channels)
         drawing.save_objects(output / f"{name}_overlay.png", drawn, likely, saved.classes)
     least = evaluation.DRAWN_SCORE
     done = len(images) - skipped.number
@@ -222,6 +221,10 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     if config.logits and evaluation.averages_probabilities(made.protocol):
         raise ValueError("logits=true, but this protocol averages probabilities: set protocol.average=logits")
     return made
+
+
+def _tracked(images: Sequence["InputImage"]) -> Iterator["InputImage"]:
+    return runtime.tracked(images, "predict", "predicted image", len(images))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -60,7 +60,9 @@ def main(config: DictConfig) -> None:
 
 
 def _check_output(output: Path) -> None:
-    """Raise ValueError if the folder holds a run, or files of something else that would be overwritten."""
+    """Raise ValueError if `output` is a file, holds a run, or holds other files that would be overwritten."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output={output} is a file: set output=FOLDER")
     if runtime.holds_run(output):
         raise ValueError(
             f"output={output} holds a run, and checkpoint={output} would no longer mean its best weights: choose "

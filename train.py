@@ -64,6 +64,8 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         >>> run("dataset=folder", "dataset.images=photos", "dataset.masks=masks", "dataset.classes=2", folder="run")
     """
     _check_called(overrides)
+    runtime.check_overrides(overrides)
+    overrides = tuple(runtime.accepted(overrides))
     if not _RUNNING.acquire(blocking=False):
         raise ValueError(
             "another thread of this process is training, and both would draw from the same random number generators: "
@@ -135,7 +137,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     train_set, val_set, doubts = _data_sets(config, task)
     asked = config
     config = training.with_class_weights(config, train_set)
-    model, config = checkpoints.initial_network(config, saved, num_classes=len(train_set.classes))
+    model, config = checkpoints.initial_network(config, saved, classes=train_set.classes)
     _check_network(config, task, model, train_set)
 
     model = training.on_device(model, framework.device, config)
@@ -192,7 +194,14 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
     """Return the training and validation sets, with warnings from a first look at their labels."""
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
-    return train_set, val_set, [*data.first_look(train_set, "train"), *data.first_look(val_set, "val")]
+    return (
+        train_set,
+        val_set,
+        [
+            *data.first_look(train_set, "train", skip_broken=config.skip_broken),
+            *data.first_look(val_set, "val"),
+        ],
+    )
 
 
 def _check_network(

@@ -15,7 +15,8 @@ def contents_of(dataset: ImageDataset) -> str:
     """
     stamp = getattr(dataset, "stamp", dataset.name)
     lines = "\n".join([*dataset.classes, *(stamp(index) for index in range(len(dataset)))])
-    return f"{len(dataset)} images, {hashlib.sha256(lines.encode()).hexdigest()[:16]}"
+    content = lines.encode(errors="surrogateescape")  # names of files need not be UTF-8
+    return f"{len(dataset)} images, {hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def with_sizes(name: str, files: Iterable[Path]) -> str:

@@ -1,19 +1,20 @@
 """Read the images and labels of a data set and report its contents."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from .dataset import SegmentationDataset
 from .reading.image_files import describe
 from .reading.label_files import UnknownLabels
 from .reading.label_values import Value, shown_value
+
+Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
 _VALUES = 256  # number of possible label values, since labels are uint8
 _MOST_UNKNOWN = 10_000  # limit of the undefined values counted: interpolated colour masks may have millions
@@ -133,7 +134,7 @@ class DatasetReport:
 
 
 # Class name; percentage of all pixels; images containing the class, as a percentage of all pixels; class weight.
-CLASS_COLUMNS = ("class", "percent", "pictures_percent", "weight")
+CLASS_COLUMNS = ("class", "percent", "images_percent", "weight")
 # Value; percentage of all pixels; number of files that contain it; name of the first of them.
 UNKNOWN_COLUMNS = ("value", "percent", "files", "such as")
 
@@ -144,7 +145,7 @@ def inspect_dataset(
     indices: Sequence[int] | None = None,
     labels_only: bool = False,
     num_workers: int = 0,
-    title: str | None = None,
+    track: Track | None = None,
 ) -> DatasetReport:
     """Read the samples of a data set and report its contents.
 
@@ -153,13 +154,13 @@ def inspect_dataset(
         indices: the samples to read; None reads all of them.
         labels_only: whether to read only the labels.
         num_workers: the number of worker processes; 0 reads in this process.
-        title: the title of the progress bar; None for no progress bar.
+        track: called with the inspected samples and their number; yields the samples and shows the progress.
     """
     report = DatasetReport()
     chosen = range(len(dataset)) if indices is None else indices
     samples = _Inspected(dataset, chosen, labels_only)
     loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for found in tqdm(loader, desc=title, dynamic_ncols=True, disable=True if title is None else None):
+    for found in loader if track is None else track(loader, len(samples)):
         report.add(found)
     return report
 

@@ -11,15 +11,16 @@ from .inspection import DatasetReport, inspect_dataset
 _LOOKED_AT = 32  # masks per split that training checks before its first step; few, to start quickly
 
 
-def first_look(dataset: Any, split: str) -> list[str]:
+def first_look(dataset: Any, split: str, *, skip_broken: int = 0) -> list[str]:
     """Check a few evenly spaced label images of a data set; return one line per problem.
 
     Args:
         dataset: any data set; without pixel labels, nothing is checked.
         split: the name of the split, for the messages.
+        skip_broken: the number of unreadable files that are tolerated.
 
     Raises:
-        ValueError: the labels contain values that the data set does not define.
+        ValueError: the labels contain values that the data set does not define, or cannot be read.
     """
     if not getattr(dataset, "has_labels", False):
         return []
@@ -28,7 +29,10 @@ def first_look(dataset: Any, split: str) -> list[str]:
     report = inspect_dataset(dataset, indices=indices, labels_only=True)
     if report.unknown:
         raise ValueError(unknown_values(report, split) + "; check_data.py lists them all")
-    lines = label_problems(dataset, report, split)
+    if len(report.problems) > skip_broken:
+        others = f" ({len(report.problems)} of {number} label images that were checked)" * (len(report.problems) > 1)
+        raise ValueError(f"{split}: {report.problems[0]}{others}")
+    lines = [*(f"{split}: {problem}" for problem in report.problems), *label_problems(dataset, report, split)]
     absent = [name for name, pixels in zip(dataset.classes, report.pixels, strict=False) if not pixels]
     # Unless every mask was read, classes may be missing from the few masks by chance.
     if not lines and absent and split == "train" and (number == len(dataset) or 4 * len(dataset.classes) <= number):

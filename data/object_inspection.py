@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from .inspection import Track
 from .reading.image_files import describe
 from .sets.coco import Coco
 
@@ -75,11 +75,11 @@ class ObjectReport:
 OBJECT_COLUMNS = ("class", "objects", "images")
 
 
-def inspect_objects(dataset: Coco, *, num_workers: int = 0, title: str = "check") -> ObjectReport:
-    """Read every image and its objects with ``num_workers`` worker processes and report the contents."""
+def inspect_objects(dataset: Coco, *, num_workers: int = 0, track: Track | None = None) -> ObjectReport:
+    """Read every image and its objects and report the contents; see :func:`~ccnet.data.inspection.inspect_dataset`."""
     report = ObjectReport()
     loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for found in tqdm(loader, desc=title, dynamic_ncols=True, disable=None):
+    for found in loader if track is None else track(loader, len(dataset)):
         report.add(found)
     return report
 

@@ -1,6 +1,7 @@
 """Backbones from timm, dilated to a fixed output stride."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class TimmBackbone(nn.Module):
     Attributes:
         channels: width of each returned level.
         mean, std: per-channel statistics of the images in [0, 1].
+        from_weights: whether these statistics are those of the run in ``weights``, and differ without ``weights``.
 
     Raises:
         ValueError: timm has no such model or cannot dilate it, the weights belong to another model, or ``mean`` or
@@ -49,6 +51,7 @@ class TimmBackbone(nn.Module):
     channels: list[int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    from_weights: bool
 
     def __init__(
         self,
@@ -73,14 +76,17 @@ class TimmBackbone(nn.Module):
         self.in_channels = in_channels
         self.channels = list(self.net.feature_info.channels())
         known: dict[str, tuple[float, ...]] = {key: tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std")}
+        given = {"mean": mean, "std": std}
+        usual = {key: _statistics(key, given[key], known[key], in_channels) for key in known}
         if weights is not None:
             state = _read_weights(name, Path(weights).expanduser())
             _load_weights(self.net, name, weights, state)
             if known.keys() <= state.keys():  # the checkpoint of a run
                 known = {key: tuple(float(value) for value in state[key].flatten()) for key in known}
-        self.mean, self.std = (
-            _statistics(key, given, known[key], in_channels) for key, given in (("mean", mean), ("std", std))
-        )
+        found = {key: _statistics(key, given[key], known[key], in_channels) for key in known}
+        self.mean, self.std = found["mean"], found["std"]
+        pairs = [pair for key in known for pair in zip(found[key], usual[key], strict=True)]
+        self.from_weights = not all(math.isclose(*pair, rel_tol=1e-5) for pair in pairs)  # a run stores float32
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the selected feature maps (N, channels[i], h_i, w_i) of normalised images (N, C, H, W)."""
@@ -171,6 +177,12 @@ def _load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, 
     first = f"{_first_layer(net)}.weight"
     if first in own and (found := state.get(_timm_name(first))) is not None and found.ndim == 4 and found.shape[1] == 3:
         state |= {_timm_name(first): adapt_input_conv(own[first].shape[1], found)}
+    stored = state.get(_timm_name(first))
+    if first in own and stored is not None and stored.ndim == 4 and stored.shape[1] != own[first].shape[1]:
+        raise ValueError(
+            f"{path} has weights for images of {stored.shape[1]} channels, but backbone.in_channels="
+            f"{own[first].shape[1]}: set backbone.in_channels={stored.shape[1]}, or choose other weights"
+        )
     wrong = [
         f"{key} {tuple(tensor.shape)}"
         for key, tensor in own.items()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from ..kernels import criss_cross_residual, recomputed_projection, split_channels
+from ..kernels.torch_ops import transforms
 from .layers import check_recurrence, residual_weight
 
 
@@ -122,17 +123,15 @@ def _project(x: Tensor, *parameters: Tensor) -> Tensor:
         *parameters: the weights of query, key and value, then their biases.
     """
     weight, bias = torch.cat(parameters[:3]), torch.cat(parameters[3:])
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_traced():
+    if x.device.type == "cpu" and not transforms.is_exporting():
         # Unlike conv2d, a matrix product returns channels-last memory for any input and is fast for both formats.
+        # On a CPU, Inductor also fails to compile the backward pass of some convolutions of dynamic size, such as those
+        # of a batch of one image (pytorch/pytorch#185510).
         projected = torch.baddbmm(bias, x.flatten(2).mT, weight.flatten(1).t().expand(len(x), -1, -1))
         return projected.mT.view(len(x), len(bias), *x.shape[2:])
     if x.ndim == 4:
         return conv2d(x, weight, bias)
     return conv2d(_as_image(x), weight, bias).view(x.shape[0], -1, *x.shape[2:])
-
-
-def _is_traced() -> bool:
-    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 class RecurrentCrissCrossAttention(nn.Module):

@@ -101,12 +101,12 @@ def build(
     resolved = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
     node = cast(dict[str, Any], resolved)
     if num_classes is not None:
-        node = _with_classes(node, num_classes)
+        node = with_classes(node, num_classes)
     with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # timm builds full backbones, then prunes them
         return instantiate(node)
 
 
-def _with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
+def with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
     """Return a copy of a ``model`` node in which the network and its heads have ``number`` classes."""
     made: dict[str, Any] = node | ({"num_classes": number} if "num_classes" in node else {})
     for key in ("head", "aux_head"):

@@ -46,7 +46,7 @@ class MaskRCNN(detection.MaskRCNN):
             side would otherwise exceed ``max_size`` pixels.
 
     Raises:
-        ValueError: the backbone is not a ResNet with four stages.
+        ValueError: the backbone is not a ResNet with four stages, or its image statistics come from its weights.
     """
 
     def __init__(
@@ -60,6 +60,13 @@ class MaskRCNN(detection.MaskRCNN):
         min_size: int = 800,
         max_size: int = 1333,
     ):
+        if backbone.from_weights:
+            found = {"mean": backbone.mean, "std": backbone.std}
+            shown = " ".join(f"backbone.{key}=[{','.join(f'{v:.6g}' for v in value)}]" for key, value in found.items())
+            raise ValueError(
+                "backbone.weights come from a run with image statistics of its own, which a checkpoint of Mask R-CNN "
+                f"only records if they are set: set {shown}"
+            )
         outputs = num_classes + 1
         super().__init__(
             PyramidBackbone(backbone, context=context, channels=channels, frozen=frozen),

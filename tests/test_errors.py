@@ -7,16 +7,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PATIENCE, TINY, write_pair
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from untrusted_files import small_config
 
+from ccnet.data.sets.ade20k import ADE20K
+from ccnet.data.sets.layouts import find_folders
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint, writing
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import as_command_line
-from ccnet.engine.runtime.overrides import parse_overrides
-from ccnet.engine.sweeps.command_line import quoted
+from ccnet.engine.runtime.atomic_files import given_path
+from ccnet.engine.runtime.overrides import accepted, check_overrides, parse_overrides
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
+from ccnet.train import run
 
 SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
 
@@ -98,14 +103,89 @@ def test_a_number_of_samples_that_is_none_is_rejected(run_entry, tmp_path):
     assert "error: samples=some: set it to the number" in refused(run_entry, tmp_path, "check_data.py", "samples=some")
 
 
+def test_an_output_of_the_wrong_kind_is_rejected(run_entry, tmp_path):
+    (tmp_path / "file").touch()
+    message = refused(run_entry, tmp_path, "export.py", "checkpoint=x", f"output={tmp_path}")
+    assert f"error: output={tmp_path} is a folder: set the file to write, such as" in message
+    message = refused(run_entry, tmp_path, "publish.py", f"checkpoint={checkpoints.DEFAULT}", f"output={tmp_path}/file")
+    assert f"error: output={tmp_path}/file is a file: set output=FOLDER" in message
+
+
+@pytest.mark.parametrize(("entry", "option"), [("predict.py", "input="), ("train.py", "+dataset.root=''")])
+def test_an_option_without_a_value_is_rejected(run_entry, tmp_path, entry, option):
+    write_pair(tmp_path / "a.png", tmp_path / "labels" / "a.png", classes=2)  # an empty path is the current folder
+    message = refused(run_entry, tmp_path, entry, "num_workers=0", option)
+    assert message.startswith(f"error: {option.partition('=')[0]}= has no value: set")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_config_group_needs_a_name():
+    for override in ("model=null", "model=3", "+model=true", "protocol=[0,0]"):
+        with pytest.raises(
+            ValueError, match=r"must be the name of a configuration, \+?(model=ccnet\||protocol=letterbox)"
+        ):
+            check_overrides([override])
+    check_overrides(
+        ["model=a", "model=a,b", "+experiment=[a,b]", "model={head:{recurrence:3}}", "model=(", "~model", "-m"]
+    )
+
+
+def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="got an empty string as a path"):
+        given_path("")
+    with pytest.raises(ValueError, match="resume= has no value"):
+        run("resume=", folder="run")
+    with pytest.raises(FileNotFoundError, match=r"dataset\.images= is not a folder"):
+        find_folders("", "", "train")
+    with pytest.raises(FileNotFoundError, match=r"dataset\.root is not set"):
+        ADE20K("", split="train", transform=None)
+
+
+def test_a_detector_cannot_be_exported(run_entry, tmp_path):
+    config = small_config() | {"task": {"_target_": "ccnet.engine.evaluation.tasks.detection.Detection"}}
+    saved = Checkpoint({"w": torch.ones(2)}, config, list("abcd"), [[0, 0, 0]] * 4, 1, {})
+    checkpoints.save(saved, tmp_path / "best.safetensors")
+    message = refused(run_entry, tmp_path, "export.py", "checkpoint=best.safetensors")
+    assert "error: checkpoint=best.safetensors detects objects: only segmentation networks can be exported" in message
+
+
 def test_only_values_that_hydra_cannot_parse_are_quoted():
     for argument in (
         "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--multirun", "--config-dir=ä",
         "x='ä'", "x=${y}ä", "x=[ä", "x=choice(1,2)",
     ):  # fmt: skip
-        assert quoted(argument) == argument
-    assert quoted("+x=ä=b") == "+x='ä=b'"
-    assert parse_overrides([quoted("x=it's (ä)")]) == {"x": "it's (ä)"}
+        assert accepted([argument, argument]) == [argument, argument]
+    assert accepted(["+x=ä=b"]) == ["+x='ä=b'"]
+    assert parse_overrides(accepted(["x=it's (ä)"])) == {"x": "it's (ä)"}
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (["dataset.images.val=a b"], {"dataset.images": {"val": "a b"}}),
+        (["dataset.lists.train=/ä/it's,2"], {"dataset.lists": {"train": "/ä/it's,2"}}),
+        (["dataset.images.train=a", "+dataset.images.val=b"], {"dataset.images": {"train": "a", "val": "b"}}),
+        (["dataset.masks={train:a}", "dataset.masks.val=2026"], {"dataset.masks": {"train": "a", "val": 2026}}),
+        (["dataset.masks=x", "dataset.masks.val=null"], {"dataset.masks": {"val": None}}),
+        (["dataset.values.255=ignore", "dataset.values.7=1"], {"dataset.values": {255: "ignore", 7: 1}}),
+        (["optimizer.lr_factors.backbone.net=0.1"], {"optimizer.lr_factors": {"backbone.net": 0.1}}),
+    ],
+)
+def test_an_entry_of_a_mapping_can_be_set_by_its_dotted_name(given, options):
+    assert parse_overrides(accepted(given)) == options
+    config = compose_conf(["dataset=folder", *accepted(given)], "config")
+    for name, value in options.items():
+        assert OmegaConf.select(config, name) == value
+
+
+def test_the_folder_of_a_split_can_be_set_by_its_dotted_name(run_entry, tmp_path, folder_data):
+    images, masks = folder_data
+    data = [f"dataset.images.train={images}", f"dataset.images.val={images}", f"dataset.masks.train={masks}"]
+    data = ["dataset=folder", *data, "dataset.masks.val=ä"]
+    assert "error: dataset.masks.val=ä is not a folder" in refused(run_entry, tmp_path, "train.py", *data)
+    with pytest.raises(FileNotFoundError, match=r"dataset\.masks\.val=ä is not a folder"):
+        run(*data, folder=tmp_path / "run")
 
 
 def test_an_unknown_option_shows_the_suggestion_from_hydra(run_entry, tmp_path):

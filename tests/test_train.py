@@ -160,7 +160,8 @@ def test_evaluate_with_other_protocols(finished, tmp_path, run_entry):
             "evaluate.py", f"checkpoint={finished / 'best'}", f"protocol={protocol}", *options,
             f"output={tmp_path}", *HERE,
         )  # fmt: skip
-    scores = {p: json.loads((tmp_path / f"best_val_{p}.json").read_text()) for p in ("slide", "slide_ms_flip")}
+    names = {"slide": "slide", "slide_ms_flip": "slide_ms_flip_scales-0.5-1.0"}
+    scores = {p: json.loads((tmp_path / f"best_val_{name}.json").read_text()) for p, name in names.items()}
     # The window is the training crop, here the whole image.
     assert scores["slide"]["miou"] == checkpoints.load(finished / "best.safetensors").scores["miou"]
     assert scores["slide_ms_flip"]["images"] == 3

@@ -106,8 +106,8 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
 
     Args:
         images: the folder of the images, searched recursively.
-        labels: the folder of the label images, which may be the same folder. If their names are equal there, a label
-            image is the one with a suffix of ``LABEL_SUFFIXES`` of two files.
+        labels: the folder of the label images, which may be the same folder, or one inside it. If their names are equal
+            in the same folder, a label image is the one with a suffix of ``LABEL_SUFFIXES`` of two files.
         image_name, label_name: patterns for the names of an image and of its label image, without suffix. ``*`` stands
             for the part that both have in common, as in "*" and "*_mask", or "image_*" and "mask_*".
 
@@ -123,7 +123,9 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
         there = [path for path in there if number[path.with_suffix("")] > 1]
     found = _by_key(labels, there, label_name, "label images")
     taken = set(found.values()) if together else set()
-    pictures = _by_key(images, (path for path in find_files(images) if path not in taken), image_name, "images")
+    within = labels != images and labels.is_relative_to(images)  # label images in a subfolder are no images
+    candidates = (path for path in find_files(images) if not (path in taken or (within and labels in path.parents)))
+    pictures = _by_key(images, candidates, image_name, "images")
     if not pictures:
         raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")
     without = [key for key in pictures if key not in found]

@@ -41,7 +41,7 @@ class Layout:
         """
         required = self.required(split)
         told = f"The layout of {self.name}:\n\n{self.tree}\n\nWhere to get it: {self.source}"
-        if root is None:
+        if root in (None, ""):
             raise FileNotFoundError(
                 f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{told}"
             )
@@ -77,7 +77,7 @@ def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
     check_splits("masks", masks)
     places = folders_in_options(images, masks, split)
     for option, given in places.items():
-        if given is None or not Path(str(given)).expanduser().is_dir():
+        if given in (None, "") or not Path(str(given)).expanduser().is_dir():
             raise FileNotFoundError(
                 f"dataset.{option}={given} is not a folder: pass the folders of images and of masks as "
                 "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number. Splits in "

@@ -3,6 +3,7 @@ from .folders import half_precision as half_precision
 from .folders import is_folder as is_folder
 from .folders import write_folder as write_folder
 from .locations import located as located
+from .locations import locations_in as locations_in
 from .locations import moved as moved
 from .model_card import record_of as record_of
 from .networks import initial_network as initial_network

@@ -22,7 +22,7 @@ CONFIG = "config.json"
 # Parts of a run's configuration that are kept, and options of its data set that are file locations.
 _KEPT = (
     "model", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "clip_norm", "frozen_stages", "norm_eval",
-    "seed", "accumulate", "bf16", "channels_last",
+    "seed", "accumulate", "bf16", "channels_last", "inherited_data",
 )  # fmt: skip
 _LOCATIONS = ("root", "images", "masks", "lists")
 _FIELDS = {"config", "classes", "palette", "iteration", "scores"}

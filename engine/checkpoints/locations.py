@@ -49,14 +49,18 @@ def moved(config: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: the checkpoint has no such location; for example, ``dataset.root`` is set, but its data set has
-            ``dataset.images`` and ``dataset.masks``, or a single folder is set for the folders of several splits.
+            ``dataset.images`` and ``dataset.masks``, or a single folder is set for the folders of several splits, or
+            the folder of one split for a single folder.
     """
     options = flat(config)
-    for option, value in locations_in(given).items():
+    for option, value in locations_in({name.lstrip("+"): value for name, value in given.items()}).items():
         part, _, key = option.partition(".")
         places = [
             name for name in options if is_location(name) and part in name.split(".") and name.endswith(f".{key}")
         ]
+        if not places and (extended := _with_split(config, option, absolute(value))) != config:
+            config = extended
+            continue
         if not places:
             own = " and ".join(name for name in locations_in(options) if name.startswith(part))
             raise ValueError(
@@ -80,6 +84,24 @@ def locations_in(options: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in named.items()
         if f"{name}.".startswith(f"{option}.") and value not in (None, {})
     }
+
+
+def _with_split(config: dict[str, Any], option: str, new: Any) -> dict[str, Any]:
+    """Return a configuration with a split added to the folders of splits, or in place of folders that are not set.
+
+    The folders of a published network, for example, are not set.
+    """
+    _, _, name = option.partition(".")
+    kind, _, split = name.partition(".")
+
+    def extended(node: dict[str, Any]) -> dict[str, Any]:
+        made = {key: extended(value) if isinstance(value, dict) else value for key, value in node.items()}
+        if split and kind in made and (made[kind] is None or isinstance(made[kind], dict)):
+            made[kind] = {**(made[kind] or {}), split: new}
+        return made
+
+    known = option.startswith("dataset.") and isinstance(config.get("dataset"), dict)
+    return config | {"dataset": extended(config["dataset"])} if known else config
 
 
 def _with_value(node: Mapping[str, Any], new: Any, names: list[str], path: str = "") -> dict[str, Any]:

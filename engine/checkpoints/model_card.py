@@ -3,12 +3,13 @@
 Everything in the card comes from the checkpoint and the records of its run.
 """
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from ...data import layout_of
 from ..drawing.tables import Table
+from .inherited_data import inherited_data, own_data
 from .options import flat
 from .record import Checkpoint
 
@@ -45,6 +46,8 @@ _RECORDED = {
     "date": "date",
 }
 
+_GENERIC = ("best", "last", "previous", "model")  # file names that only say something with their folder
+
 _CARD = """---
 library_name: ccnet
 pipeline_tag: image-segmentation
@@ -62,9 +65,9 @@ A network of the [CCNet](https://arxiv.org/abs/1811.11721) reference implementat
 import ccnet
 
 network = ccnet.from_pretrained("{name}")
-{outputs} = network.predict("photo.jpg")
+{outputs} = network.predict("{file}")
 ```
-
+{images}
 ## Data and licence
 
 {data}
@@ -91,8 +94,7 @@ def model_card(
         scored_on: a sentence that states on which images and how the scores were measured.
         record: what is known of the run's result; see :func:`record_of`.
     """
-    source, number = _source(saved), len(saved.classes)
-    channels = saved.setting("model.backbone").get("in_channels", 3)
+    number, channels = len(saved.classes), saved.channels
     image = "an RGB image" if channels == 3 else f"an image of {channels} channel{'s' * (channels > 1)}"
     detects = str((saved.config.get("task") or {}).get("_target_")).endswith(".Detection")
     return _CARD.format(
@@ -101,10 +103,12 @@ def model_card(
         purpose=f"finds objects of {number} classes in {image}"
         if detects
         else f"assigns each pixel of {image} one of {number} classes",
+        file="photo.jpg" if channels in (1, 3) else "image.npy",
+        images=_images(saved),
         outputs="labels, scores, boxes, masks, overlay" if detects else "labels, probabilities, overlay",
-        licence_name="data-set-terms" if source else "unknown",
+        licence_name="data-set-terms" if own_data(saved) or inherited_data(saved) else "unknown",
         classes=", ".join(saved.classes),
-        data=_data(source),
+        data=_data(saved),
         training=_training(saved, record),
         scores=_scored(scores, scored_on),
     )
@@ -122,24 +126,37 @@ def record_of(result: Mapping[str, Any]) -> dict[str, Any]:
     return {key: round(value, 2) if isinstance(value, float) else value for key, value in record.items()}
 
 
-def _source(saved: Checkpoint) -> tuple[str, str] | None:
-    """Return the name of the public training data set, and its source and terms; None for any other data set."""
-    layout = layout_of(saved.config.get("dataset", {}).get("train") or {})
-    return None if layout is None else (layout.name, layout.source)
-
-
-def _data(source: tuple[str, str] | None) -> str:
-    if source is None:
-        return (
-            "The network was not trained on a public data set. The code is released under the MIT licence; the terms\n"
-            "of the weights are those of whoever provides them."
+def _images(saved: Checkpoint) -> str:
+    """Return which files and values the network takes, unless these are ordinary photos."""
+    channels, lines = saved.channels, []
+    if channels not in (1, 3):
+        pillow = {2: "grey images with transparency (LA), ", 4: "RGBA and CMYK images, "}.get(channels, "")
+        lines.append(
+            f"It takes {pillow}NumPy arrays of shape (H, W, {channels}), and TIFFs with {channels} bands\n"
+            "(`pip install 'ccnet[bands]'`)."
         )
-    name, origin = source
-    return (
-        f"Trained on the training split of {name}: {origin}.\nThe code is released under the MIT licence. The weights "
-        f"are derived from {name}, so its terms apply to them:\ncheck that they permit your use. Expect good results "
-        "only for images like those."
-    )
+    if saved.value_range is not None:
+        black, white = saved.value_range
+        lines.append(f"In images of more than 8 bits, {black} is black and {white} is white.")
+    return "".join(f"\n{line}\n" for line in lines)
+
+
+def _data(saved: Checkpoint) -> str:
+    own, before = own_data(saved), inherited_data(saved)
+    lines = [f"Trained on the training split of {name}: {source}." for name, source in own.items()]
+    if not own:
+        lines.append("The training data set is not one of the public data sets that ccnet supports.")
+    lines += [f"The initial weights were trained on {name}: {source}." for name, source in before.items()]
+    lines.append("The code is released under the MIT licence.")
+    if names := " and ".join(own | before):
+        lines.append(
+            f"The weights are derived from {names}, whose terms apply to them: check that they permit your use."
+        )
+    if not own:
+        lines.append("In all other respects, the terms of the weights are those of whoever provides them.")
+    else:
+        lines.append("Expect good results only for images like those.")
+    return textwrap.fill(" ".join(lines), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _training(saved: Checkpoint, record: Mapping[str, Any]) -> str:
@@ -149,7 +166,8 @@ def _training(saved: Checkpoint, record: Mapping[str, Any]) -> str:
         found = next((_shown(name, options, saved) for name in names if _shown(name, options, saved)), None)
         if found:
             rows.append((row, found))
-    rows.insert(1, ("its initial weights", _initial_weights(options)))
+    if "init" in saved.config:  # a folder with config.json does not record it
+        rows.insert(1, ("initial weights", _initial_weights(options)))
     rows.append(("iterations", _budget(saved, record)))
     rows += [(row, str(record[key])) for row, key in _RECORDED.items() if record.get(key) is not None]
     return Table(("setting", "value"), rows).markdown()
@@ -172,9 +190,10 @@ def _text(value: Any) -> str:
 
 
 def _initial_weights(options: Mapping[str, Any]) -> str:
-    file = options.get("model.backbone.weights")
+    file = options.get("init") or options.get("model.backbone.weights")
     if file:
-        return PurePath(str(file)).name
+        path = PurePath(str(file))
+        return f"{path.parent.name}/{path.name}" if path.stem in _GENERIC else path.name
     return "timm's pretrained weights" if options.get("model.backbone.pretrained") else "random"
 
 

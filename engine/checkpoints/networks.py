@@ -1,7 +1,6 @@
 """Restore networks from checkpoints: build them from the configuration, then load the weights."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -9,11 +8,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ...models import tensor_files
-from ...models.factory import build
+from ...models.factory import build, with_classes
 from ..guards.settings import replaced
 from ..runtime.overrides import given_overrides
+from .inherited_data import passed_on
 from .reading import find, load
 from .record import Checkpoint
+
+# The layers with one output per class, of the heads of Segmentor and Parser and of torchvision's Mask R-CNN.
+_CLASSIFIERS = ("classify.", "box_predictor.", "mask_predictor.mask_fcn_logits.")
+_IN_RECIPE = ("recipe.head", "recipe.min_size", "recipe.max_size")  # options that the files in conf/model refer to
 
 
 def network(checkpoint: Checkpoint) -> nn.Module:
@@ -26,55 +30,93 @@ def network(checkpoint: Checkpoint) -> nn.Module:
     return _filled(_built(model, checkpoint.weights), checkpoint.weights).eval()
 
 
-def start_from(path: Path, config: DictConfig, *, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+def start_from(given: Checkpoint, config: DictConfig, *, classes: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
     """Return a checkpoint's network as the starting point of a new run, and the ``model`` node that builds it.
 
-    Classifiers are initialised randomly if the run and the checkpoint differ in the number of classes. The embedding
-    of the category consistent loss is always initialised randomly.
+    Classifiers are initialised randomly if the run and the checkpoint differ in the number of classes, or list the same
+    classes in a different order. The embedding of the category consistent loss is always initialised randomly.
 
     Args:
-        path: a run's checkpoint, or a published one.
-        config: the new run's configuration; it supplies what a published file does not record, and determines the
-            embedding.
-        num_classes: the number of classes (K) of the new run's data set.
+        given: a run's checkpoint, or a published one.
+        config: the new run's configuration, which determines the embedding.
+        classes: the names of the K classes of the new run's data set.
+
+    Raises:
+        ValueError: the checkpoint cannot be used, or its run scaled images differently; see `_check_scaling`.
     """
-    given = load(path, **config.published)
+    _check_scaling(f"init={config.init}", given, config)
     model = _model_node(given)
     if "embedding_channels" in model:
         model["embedding_channels"] = OmegaConf.select(config, "model.embedding_channels")
-    for part in ("head", "aux_head"):
-        if isinstance(model.get(part), dict):
-            model[part] = model[part] | {"num_classes": num_classes}
+    model = with_classes(model, len(classes))
     made = _built(model, given.weights)
     weights = {key: tensor for key, tensor in given.weights.items() if not key.startswith("embed.")}
+    other = bool(reordered(given.classes, classes))
     for key, tensor in made.state_dict().items():
-        if key.startswith("embed.") or ("classify." in key and key in weights and weights[key].shape != tensor.shape):
+        classifies = any(part in key for part in _CLASSIFIERS) and key in weights
+        if key.startswith("embed.") or (classifies and (other or weights[key].shape != tensor.shape)):
             weights[key] = tensor
     return _filled(made, weights), model
 
 
-def initial_network(config: DictConfig, saved: Checkpoint | None, *, num_classes: int) -> tuple[nn.Module, DictConfig]:
+def reordered(known: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return the names in `classes` that `known` contains at another index."""
+    return [name for index, name in enumerate(classes) if name in known and name not in known[index : index + 1]]
+
+
+def initial_network(
+    config: DictConfig, saved: Checkpoint | None, *, classes: Sequence[str]
+) -> tuple[nn.Module, DictConfig]:
     """Return the network to train, and the configuration with the values that only become known at run time.
 
-    These are the number of classes and, with ``init``, the ``model`` node of the checkpoint that ``init`` names.
+    These are the number of classes; with ``init``, the ``model`` node of the checkpoint that ``init`` names; and the
+    public data sets that the initial weights were trained on.
 
     Args:
         config: the run's configuration.
         saved: the checkpoint to resume from, if any.
-        num_classes: the number of classes (K) of the data set.
+        classes: the names of the K classes of the data set.
 
     Raises:
-        ValueError: ``init`` is combined with options for a different network.
+        ValueError: ``init`` is combined with options for a different network, or the run that the weights come from
+            scaled images differently.
     """
+    num_classes = len(classes)
     if saved:
         return network(saved).train(), replaced(config, num_classes=num_classes)
     if config.init is None:
-        return build(config.model, num_classes=num_classes), replaced(config, num_classes=num_classes)
+        weights = OmegaConf.select(config, "backbone.weights")
+        source = _if_checkpoint(weights) if weights else None
+        if source:
+            _check_scaling(f"backbone.weights={weights}", source, config)
+        found = {"num_classes": num_classes, "inherited_data": passed_on(source)}
+        return build(config.model, num_classes=num_classes), replaced(config, **found)
     given = [f"{option}={value}" for option, value in given_overrides().items() if _chooses_network(option)]
     if given:
         raise ValueError(f"init={config.init} already determines the network: remove {' '.join(given)}")
-    made, node = start_from(find(config.init), config, num_classes=num_classes)
-    return made, replaced(config, num_classes=num_classes, model=node)
+    source = load(find(config.init), **config.published)
+    made, node = start_from(source, config, classes=classes)
+    return made, replaced(config, num_classes=num_classes, model=node, inherited_data=passed_on(source))
+
+
+def _if_checkpoint(file: str) -> Checkpoint | None:
+    """Return the checkpoint that ``backbone.weights`` names; None for a state dict of timm, or an unreadable file."""
+    try:
+        return load(find(file))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _check_scaling(option: str, given: Checkpoint, config: DictConfig) -> None:
+    """Raise ValueError if a checkpoint's run set ``dataset.value_range`` and the new run neither sets nor unsets it."""
+    known = given.value_range
+    unset = "value_range" in config.dataset and config.dataset.value_range is None
+    if known is not None and unset and "dataset.value_range" not in given_overrides():
+        raise ValueError(
+            f"{option} comes from a run with dataset.value_range={list(known)}, but this run does not set it and would "
+            f"scale images of more than 8 bits differently: set dataset.value_range=[{known[0]},{known[1]}], or the "
+            "values of black and white in these images, or null for their full range"
+        )
 
 
 def _model_node(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -104,5 +146,7 @@ def _filled(made: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _chooses_network(option: str) -> bool:
-    # backbone.in_channels also determines how images are read.
-    return option.partition(".")[0] in ("model", "backbone") and option != "backbone.in_channels"
+    option = option.lstrip("+~").replace("/", ".")  # model/context=none selects a part of the model
+    if option == "backbone.in_channels":  # it also determines how images are read
+        return False
+    return any(f"{option}.".startswith(f"{part}.") for part in ("model", "backbone", *_IN_RECIPE))

@@ -1,6 +1,6 @@
 """A checkpoint in memory: tensors and a plain configuration, never pickled objects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,21 @@ class Checkpoint:
                 raise ValueError(f"the checkpoint's config has no {name}, unlike those of train.py and published files")
             value = value[key]
         return value
+
+    @property
+    def channels(self) -> int:
+        """The number of input channels of the network."""
+        return self.setting("model.backbone").get("in_channels", 3)
+
+    @property
+    def value_range(self) -> Sequence[float] | None:
+        """The values of black and white in images of more than 8 bits, as in training; None for the full range."""
+        return self.config.get("dataset", {}).get("value_range")
+
+    @property
+    def drawn_channels(self) -> Sequence[int] | None:
+        """The indices of the channels that are drawn as red, green and blue; None for the default."""
+        return self.config.get("dataset", {}).get("rgb")
 
 
 def checked(found: Checkpoint) -> Checkpoint:

@@ -12,6 +12,7 @@ from .detection import evaluate_objects as evaluate_objects
 from .detection import likely_objects as likely_objects
 from .earlier_scores import check_replaceable as check_replaceable
 from .earlier_scores import subject as subject
+from .earlier_scores import variant as variant
 from .jax_network import JaxNetwork as JaxNetwork
 from .jax_network import local_devices as local_devices
 from .prediction_files import PredictionFiles as PredictionFiles

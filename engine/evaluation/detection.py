@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from ...data.loader import Loader
 from ...data.reading.bands import drawn_channels
 from ...data.reading.image_files import as_stored
 from ..runtime.distributed import from_all, rank, world_size
-from ..runtime.launchers import shows_bars
+from ..runtime.progress import tracked
 from .average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
 
 DRAWN_SCORE = 0.5  # the minimum score of the objects that are drawn
@@ -100,8 +99,9 @@ def evaluate_objects(
     )
     found, samples, spacing = {}, [], max(len(own) // max(keep_samples, 1), 1)
     start = time.perf_counter()
-    bar = tqdm(loader, desc="validate", leave=False, dynamic_ncols=True, disable=not shows_bars())
-    for number, ((image,), (target,)) in enumerate(bar):
+    for number, ((image,), (target,)) in enumerate(
+        tracked(loader, "validate", "validated image", len(own), leave=False)
+    ):
         output = detect(model, image.to(device, non_blocking=True), bf16=bf16)
         found[own[number]] = coco_results(output, target["image_id"].item(), dataset.category_ids)
         if number % spacing == 0 and len(samples) < keep_samples:

@@ -1,36 +1,70 @@
-"""Keep an evaluation from replacing the scores of another checkpoint or of other data."""
+"""Keep an evaluation from replacing the scores of another checkpoint, of other data or with other settings."""
 
 import json
+import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.locations import absolute, locations_in
+from ..checkpoints.locations import absolute, is_location, locations_in
+from ..checkpoints.options import flat
+
+_LONGEST = 60  # characters of the options in a file name
+_UNSCORED = ("_target_", "palette", "rgb")  # options of a data set or protocol that change no score
 
 
-def subject(checkpoint: Path, dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"checkpoint": path, "data": {option: path}}, with absolute paths, as recorded in the file of the scores.
+def variant(given: Mapping[str, Any]) -> str:
+    """Return the options of the protocol, and ``bf16``, as part of a file name, such as "scales-0.5-1.0"; "" for none.
+
+    Args:
+        given: the options on the command line.
+    """
+    options = {name.lstrip("+").removeprefix("protocol."): value for name, value in given.items() if _is_option(name)}
+    text = "_".join(f"{name}-{value}".lower() for name, value in sorted(options.items()))
+    text = re.sub(r"[^\w.]+", "-", text).strip("-").replace("-_", "_")
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}_{zlib.crc32(text.encode()):08x}"
+
+
+def _is_option(name: str) -> bool:
+    return name.lstrip("+").startswith("protocol.") or name == "bf16"
+
+
+def subject(checkpoint: Path, dataset: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is evaluated and how, as recorded in the file of the scores.
 
     Args:
         checkpoint: the checkpoint that is evaluated.
         dataset: the plain ``dataset`` node of the configuration.
+        settings: the plain nodes and options that affect the scores.
+
+    Returns:
+        {"checkpoint": path, "data": {option: path}, "settings": {option: value}}, with absolute paths and without the
+        options that affect no score.
     """
     data = {name: absolute(value) for name, value in locations_in({"dataset": dataset}).items()}
-    return {"checkpoint": str(checkpoint.absolute()), "data": data}
+    kept = {
+        name: value
+        for name, value in flat(settings).items()
+        if not is_location(name) and name.rpartition(".")[2] not in _UNSCORED
+    }
+    return {"checkpoint": str(checkpoint.absolute()), "data": data, "settings": kept}
 
 
 def check_replaceable(scores: Path, about: Mapping[str, Any]) -> None:
     """Raise ValueError if a file of scores belongs to another checkpoint or other data that still exist.
 
-    If they no longer exist, they have been moved or removed, and their scores may be replaced. So may files that are
-    not readable as scores.
+    The error is also raised if it belongs to the same ones with other settings. If the checkpoint or the data no longer
+    exist, they have been moved or removed, and their scores may be replaced. So may files that are not readable as
+    scores.
 
     Args:
         scores: the file that the evaluation will write; it need not exist.
         about: what is evaluated, from :func:`subject`.
     """
     try:
-        was = _paths(json.loads(scores.read_text(encoding="utf-8")))
+        found = json.loads(scores.read_text(encoding="utf-8"))
+        was, settings = _paths(found), dict(found.get("settings", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     now = _paths(about)
@@ -39,6 +73,8 @@ def check_replaceable(scores: Path, about: Mapping[str, Any]) -> None:
         for name, path in was.items()
         if Path(str(path)).exists() and Path(str(path)).resolve() != Path(str(now.get(name))).resolve()
     ]
+    asked = json.loads(json.dumps(about.get("settings", {})))
+    other += [f"{name}={value}" for name, value in settings.items() if name in asked and asked[name] != value]
     if other:
         raise ValueError(
             f"{scores} holds the scores of {', '.join(other)}, which this evaluation would replace: set output=FOLDER "

@@ -50,7 +50,7 @@ class PredictionFiles:
 
     def pack(self) -> Path:
         """Pack the files of all images into a zip archive next to the folder; return its path."""
-        path = self.folder.with_suffix(".zip")
+        path = self.folder.with_name(f"{self.folder.name}.zip")  # the name may contain dots
         # Stored, not deflated: PNGs are already compressed.
         with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
             for name in self._names:

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from ...data.loader import Loader
 from ...data.reading.bands import drawn_channels
 from ..runtime.distributed import rank, world_size
-from ..runtime.launchers import shows_bars
 from ..runtime.memory import enough_memory
+from ..runtime.progress import tracked
 from .confusion import ConfusionMatrix, Scores
 from .protocols import Protocol, Tile, tiles
 
@@ -110,9 +109,11 @@ def evaluate(
     )
     samples, spacing = [], max(len(own) // max(keep_samples, 1), 1)
     start = time.perf_counter()
-    bar = tqdm(loader, desc="validate", leave=False, dynamic_ncols=True, disable=not shows_bars())
-    for number, (image, labels) in enumerate(bar):
-        prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16)
+    for number, (image, labels) in enumerate(tracked(loader, "validate", "validated image", len(own), leave=False)):
+        try:
+            prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16)
+        except ValueError as error:
+            raise ValueError(f"image {dataset.name(own[number])}: {error}") from error
         confusion.update(prediction, labels.to(device, non_blocking=True))
         keep = number % spacing == 0 and len(samples) < keep_samples
         if keep or on_prediction:

@@ -11,9 +11,6 @@ from .inputs import with_frames as with_frames
 from .label_maps import LabelMaps as LabelMaps
 from .memory_needed import peak_bytes as peak_bytes
 from .predictor import Predictor as Predictor
-from .predictor import channels_of as channels_of
-from .predictor import drawn_channels_of as drawn_channels_of
-from .predictor import value_range_of as value_range_of
 from .score_files import FORMATS as FORMATS
 from .score_files import ScoreFile as ScoreFile
 from .score_files import open_scores as open_scores

@@ -69,7 +69,7 @@ def with_frames(images: Sequence[InputImage], channels: int) -> list[InputImage]
 
 
 def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[str], reserved: Sequence[str]) -> None:
-    """Raise ValueError if two images would write the same file, or an image could be overwritten.
+    """Raise ValueError if two images would write the same file, an image could be overwritten, or `output` is a file.
 
     Args:
         images: the images.
@@ -77,6 +77,8 @@ def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[st
         kinds: the endings of the output files of an image, such as "" and "_overlay".
         reserved: names in the output folder that other files use, such as "comparison".
     """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output={output} is a file: set output=FOLDER")
     for folder, parent in {(output / image.name.parent, image.path.parent) for image in images}:
         if folder.resolve() == parent.resolve():
             raise ValueError(f"output={output} is the folder of the input, whose images a mask could overwrite")

@@ -17,7 +17,7 @@ from ..evaluation.protocols import averages_probabilities
 from .attention_maps import attention_of_point
 from .ground_truth import GroundTruth
 from .inputs import InputImage, frames_before
-from .predictor import Predictor, channels_of, drawn_channels_of, value_range_of
+from .predictor import Predictor
 from .score_files import wanted_scores
 
 
@@ -77,8 +77,8 @@ class LabelMaps:
         self._rows: list[tuple[np.ndarray, np.ndarray | None, list[np.ndarray]]] = []
         self._reduced = 0
         self._legend = drawing.VideoLegend(self.classes, self.palette)
-        self._rgb = drawn_channels_of(saved)
-        self._read = FrameReader(value_range_of(saved), channels=channels_of(saved), keep=self.first.frames - 1)
+        self._rgb = saved.drawn_channels
+        self._read = FrameReader(saved.value_range, channels=saved.channels, keep=self.first.frames - 1)
         self._said: set[str] = set()
 
     def predicted(self, index: int) -> Predicted:

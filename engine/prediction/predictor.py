@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from torch import Tensor
-from tqdm import tqdm
 
 from ..checkpoints.record import Checkpoint
 from ..evaluation.protocols import Protocol, Slide, Tile, Whole, passes
 from ..evaluation.segmentation import predict
-from ..runtime.launchers import shows_bars
 from ..runtime.memory import available_memory
+from ..runtime.progress import Progress
 from .memory_needed import peak_bytes
 
 _SAFETY = 1.3  # factor on the estimated peak memory, which does not include the workspaces of libraries
@@ -146,14 +145,12 @@ class Predictor:
 
     @contextmanager
     def _counted(self, title: str | None, number: int) -> Iterator[Any]:
-        """Yield the network, wrapped so that it updates a progress bar if there are many passes."""
+        """Yield the network, wrapped so that it shows its progress if there are many passes."""
         if title is None or number < _MANY_PASSES:
             yield self.network
             return
-        with tqdm(
-            total=number, desc=title, unit="pass", leave=False, dynamic_ncols=True, disable=not shows_bars()
-        ) as bar:
-            yield _Counted(self.network, bar.update)
+        with Progress(title, f"{title}: pass", number, leave=False) as progress:
+            yield _Counted(self.network, progress)
 
     def _clip(self, picture: Tensor, before: Sequence[Tensor]) -> Tensor:
         """Return the frames (1, C, T, H, W), uint8."""
@@ -168,31 +165,17 @@ class Predictor:
 
 
 class _Counted:
-    """A network that reports each of its forward passes."""
+    """A network that shows the progress of its forward passes."""
 
-    def __init__(self, network: Any, on_pass: Callable[[], Any]):
-        self._network, self._on_pass = network, on_pass
+    def __init__(self, network: Any, progress: Progress):
+        self._network, self._progress = network, progress
         self.mean = network.mean
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         outputs = self._network(images)
-        self._on_pass()
+        self._progress.advance()
+        self._progress.show()
         return outputs
-
-
-def value_range_of(saved: Checkpoint) -> Sequence[float] | None:
-    """Return the values of black and white in images of more than 8 bits, as in training; None for the full range."""
-    return saved.config.get("dataset", {}).get("value_range")
-
-
-def channels_of(saved: Checkpoint) -> int:
-    """Return the number of input channels of a checkpoint's network."""
-    return saved.setting("model.backbone").get("in_channels", 3)
-
-
-def drawn_channels_of(saved: Checkpoint) -> Sequence[int] | None:
-    """Return the indices of the channels that are drawn as red, green and blue; None for the default."""
-    return saved.config.get("dataset", {}).get("rgb")
 
 
 def _last_frame(tile: Tile) -> Tile:

@@ -27,7 +27,7 @@ from ..evaluation.protocols import Tile, averages_probabilities
 from ..evaluation.tasks import task_of
 from ..runtime.atomic_files import given_path, write_text
 from ..runtime.devices import choose_device
-from .predictor import Predictor, channels_of, drawn_channels_of, value_range_of
+from .predictor import Predictor
 
 CARD = "README.md"
 
@@ -95,8 +95,8 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         self.classes, self.palette = list(saved.classes), [list(colour) for colour in saved.palette]
         self.crop_size = saved.config.get("recipe", {}).get("train_transform", {}).get("crop_size")
         self.dataset: dict[str, Any] = saved.config.get("dataset", {})
-        self.channels, self.value_range = channels_of(saved), value_range_of(saved)
-        self._rgb = drawn_channels_of(saved)
+        self.channels, self.value_range = saved.channels, saved.value_range
+        self._rgb = saved.drawn_channels
         self.segments = task_of(saved.config).predicts_label_maps
         self._predictor = Predictor.of(saved, self.module, device=self.device) if self.segments else None
 

@@ -58,8 +58,10 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     """
     auto, given, now = config.resume == "auto", given_options(), plain(config)
     made, lacking = completed(saved.config, now, given)
-    if lacking and is_first():
-        defaults = " ".join(text(lacking, name) for name in lacking)
+    # With init, the model node is that of the checkpoint it names, which may be older than the run.
+    newer = [name for name in lacking if saved.config.get("init") is None or not name.startswith("model.")]
+    if newer and is_first():
+        defaults = " ".join(text(lacking, name) for name in newer)
         print(f"{saved.source} predates some options, which take their defaults: {defaults}")
     groups = {name.partition(".")[0] for name in given}
     made |= {key: now[key] for key in EXECUTION[1:] if key in now and (auto or key in groups)}

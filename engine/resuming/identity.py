@@ -139,8 +139,13 @@ def _without_ramps(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _matters(name: str, config: DictConfig) -> bool:
     part = name.partition(".")[0]
-    if part in (*EXECUTION, "training_crop") or name.endswith("num_classes") or name in _LENGTHS or is_location(name):
-        return False  # num_classes and training_crop follow from the data set and the recipe
+    if (
+        part in (*EXECUTION, "training_crop", "inherited_data")
+        or name.endswith("num_classes")
+        or name in _LENGTHS
+        or is_location(name)
+    ):
+        return False  # training_crop, inherited_data and num_classes follow from other options and files
     if name == "dataset.class_weights":
         return True
     if part == "model":

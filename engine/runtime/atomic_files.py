@@ -12,7 +12,13 @@ from .launchers import is_first
 
 
 def given_path(value: str | int | float | Path) -> Path:
-    """Convert a command-line or YAML value to a path; a folder named 2026, for example, is parsed as a number."""
+    """Convert a command-line or YAML value to a path; a folder named 2026, for example, is parsed as a number.
+
+    Raises:
+        ValueError: the value is an empty string, which would mean the current folder.
+    """
+    if value == "":
+        raise ValueError("got an empty string as a path: use '.' for the current folder")
     return Path(str(value)).expanduser()
 
 

@@ -18,10 +18,10 @@ from ...data.training_samples import Seeded
 from ..evaluation.tasks import Task, headline_text, monitored_score
 from ..guards.settings import plain
 from ..runtime.distributed import any_of_all, rank, world_size
+from ..runtime.progress import Progress
 from ..runtime.stop_signals import Stopped, StopRequest
 from .batches import prefetch
 from .logger import NoLog, RunLog
-from .progress import Progress
 from .state import TrainingState
 from .steps.nonfinite import NonFiniteDetector, Outcome
 from .steps.torch_step import Step
@@ -96,7 +96,7 @@ class Run:
 
     def _fit(self) -> None:
         last, state = self.config.recipe.max_iters, self.state
-        with Progress(state.iteration, last, shown=rank() == 0) as progress:
+        with Progress("train", "iteration", last, done=state.iteration, first_line=True) as progress:
             self._validate_if_due()  # before the workers start; a run stopped during a validation repeats it
             if self.exhausted:
                 return
@@ -145,7 +145,7 @@ class Run:
             "wait": f"{speed['data_wait']:.0%}",
             "mem": f"{memory['memory_mib'] / 1024:.1f}G",
         }
-        progress.show(self.state.iteration, shown, speed["step_s"])
+        progress.show(shown, seconds_per_step=speed["step_s"])
 
     def _validate_if_due(self) -> bool:
         if not self.state.validation_due(self.config.recipe.val_every, self.config.recipe.max_iters):

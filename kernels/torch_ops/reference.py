@@ -99,7 +99,12 @@ def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
         energies.append(_lines_back(energy, axis))  # (N, *S, L)
     attention = torch.cat(energies, dim=-1).softmax(dim=-1)
     parts: Sequence[Tensor] = attention.split([energy.shape[-1] for energy in energies], dim=-1)
-    return [_lines(part, axis) for axis, part in zip(options.axes, parts, strict=True)]
+    lines = [_lines(part, axis) for axis, part in zip(options.axes, parts, strict=True)]
+    if torch.compiler.is_compiling():
+        # Inductor saves the softmax and views of it as separate tensors, and its backward pass may overwrite the softmax
+        # before it reads the views, which gives wrong gradients. Copies do not share memory with the softmax.
+        lines = [part.contiguous() for part in lines]
+    return lines
 
 
 def _channels_last(array: Tensor, channel_axis: int) -> Tensor:

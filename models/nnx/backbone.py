@@ -7,7 +7,7 @@ from flax import nnx
 from jax import Array
 
 from ...kernels.jax_ops.promotion import usual_promotion
-from .layers import Twin
+from .layers import Modal, Twin
 
 
 class FeatureNet(nnx.Module):
@@ -36,20 +36,15 @@ class FeatureNet(nnx.Module):
         return [found[level] for level in self.levels]
 
 
-class Backbone(nnx.Module):
-    """Counterpart of ``ccnet.models.backbone.TimmBackbone``.
-
-    Attributes:
-        deterministic: whether calls without ``train`` run in evaluation mode, the default. Flax's ``train()`` and
-            ``eval()`` set it.
-    """
+class Backbone(Modal):
+    """Counterpart of ``ccnet.models.backbone.TimmBackbone``."""
 
     def __init__(self, backbone: Any, twin: Twin):
+        super().__init__()
         self.net = twin(backbone.net)
         self.output_stride = backbone.output_stride
-        self.deterministic = True
 
     @usual_promotion()
     def __call__(self, x: Array, train: bool | None = None) -> list[Array]:
         """Return the selected feature maps of normalised images (N, H, W, C)."""
-        return self.net(x, not self.deterministic if train is None else train)
+        return self.net(x, self.trains(train))

@@ -61,6 +61,27 @@ def statistic(tensor: "Tensor | np.ndarray", dtype: Any = None) -> nnx.BatchStat
     return nnx.BatchStat(jnp.asarray(_numpy(tensor), dtype))
 
 
+class Modal(nnx.Module):
+    """A module that can be called in training mode and in evaluation mode.
+
+    Attributes:
+        deterministic: whether calls without ``train`` run in evaluation mode, the default. Flax's ``train()`` and
+            ``eval()`` set it, and so does ``nnx.view`` in the module that it returns.
+    """
+
+    def __init__(self):
+        self.deterministic = True
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Set the mode unless it is None; called by ``nnx.view``."""
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def trains(self, train: bool | None) -> bool:
+        """Return whether a call with this ``train`` argument runs in training mode."""
+        return not self.deterministic if train is None else train
+
+
 class Conv(nnx.Module):
     """Counterpart of ``nn.Conv2d`` with zero padding, and of timm's ``Conv2dSame``.
 
@@ -231,19 +252,22 @@ def _pair(sides: Any) -> tuple[int, int]:
 
 
 class Activation(nnx.Module):
-    """An elementwise activation.
+    """An elementwise activation of ``jax.nn``.
+
+    It stores the name of the function, because ``pickle`` rejects the functions of ``jax.nn``, and ``copy.deepcopy``
+    replaces them by others, so that the copy of a network would differ in its graph definition.
 
     Args:
-        function: called with the array and ``arguments``.
-        arguments: settings, such as a negative slope.
+        name: name of the function in ``jax.nn``.
+        arguments: its arguments after the array, such as a negative slope.
     """
 
-    def __init__(self, function: Callable[..., Array], *arguments: Any):
-        self.function, self.arguments = function, arguments
+    def __init__(self, name: str, *arguments: Any):
+        self.name, self.arguments = name, arguments
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the layer; the shape is unchanged."""
-        return self.function(x, *self.arguments)
+        return getattr(jax.nn, self.name)(x, *self.arguments)
 
 
 def dropout2d(x: Array, rate: float, key: Array | None) -> Array:

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 
 from ...kernels.jax_ops.promotion import usual_promotion
-from .layers import Twin, dropout2d, resize, statistic
+from .layers import Modal, Twin, dropout2d, resize, statistic
 
 
 class ContextHead(nnx.Module):
@@ -50,21 +50,16 @@ class FCNHead(nnx.Module):
         return self.classify(dropout2d(hidden, self.dropout, key) if train else hidden)
 
 
-class Segmentor(nnx.Module):
-    """Channels-last counterpart of ``ccnet.models.segmentor.Segmentor``.
-
-    Attributes:
-        deterministic: whether calls without ``train`` run in evaluation mode, the default. Flax's ``train()`` and
-            ``eval()`` set it.
-    """
+class Segmentor(Modal):
+    """Channels-last counterpart of ``ccnet.models.segmentor.Segmentor``."""
 
     def __init__(self, network: Any, twin: Twin):
+        super().__init__()
         self.mean, self.std = statistic(network.mean), statistic(network.std)
         self.backbone, self.head = twin(network.backbone), twin(network.head)
         self.aux_head = None if network.aux_head is None else twin(network.aux_head)
         self.embed = None if network.embed is None else twin(network.embed)
         self.align_corners = network.align_corners
-        self.deterministic = True
 
     @usual_promotion()
     def __call__(
@@ -85,7 +80,7 @@ class Segmentor(nnx.Module):
             ValueError: the shape or dtype is wrong, the image is smaller than the output stride, or dropout needs a
                 key.
         """
-        train = not self.deterministic if train is None else train
+        train = self.trains(train)
         size, stride = image.shape[-3:-1], self.backbone.output_stride
         number = self.mean.shape[1]
         if image.ndim not in (4, 5) or image.shape[-1] != number or min(size) < stride:

@@ -77,6 +77,18 @@ def test_a_first_look_reads_few_labels_and_none_of_a_detection_data_set(tmp_path
     assert first_look(object(), "train") == []
 
 
+def test_a_first_look_finds_unreadable_labels(tmp_path):
+    images, masks = write_binary(tmp_path, (0, 1))
+    (masks / "1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train: .*masks/1\.png cannot be read as an image: .*GIF$"):
+        first_look(folder(images, masks), "train")
+    (found,) = first_look(folder(images, masks), "train", skip_broken=1)
+    assert "masks/1.png cannot be read" in found
+    (masks / "2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\(2 of 3 label images that were checked\)"):
+        first_look(folder(images, masks), "train", skip_broken=1)
+
+
 def test_a_first_look_finds_undefined_values(tmp_path):
     dataset = folder(*write_binary(tmp_path, (0, 7)))
     with pytest.raises(ValueError, match=r"train: label images such as 0 contain values .*: 7 \(50\.00%\); check_data"):

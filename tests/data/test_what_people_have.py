@@ -1,6 +1,7 @@
 """What people have and what happens: one test for each row of the tables in docs/data.md, which it quotes."""
 
 import io
+import os
 import zlib
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from conftest import ROOT
 from PIL import Image, PngImagePlugin
 
+from ccnet.data import contents_of
 from ccnet.data.reading.frames import FrameReader, frames_of
 from ccnet.data.reading.image_files import UnreadableImage, describe, read_image
 from ccnet.data.reading.label_files import LabelReader
@@ -423,11 +425,26 @@ def test_photos_and_masks_in_one_folder(tmp_path):
         folder(together, together)
 
 
+@row("masks in a subfolder of the folder of images")
+def test_masks_in_a_subfolder_of_the_images(tmp_path):
+    images = pictures(tmp_path, "1.png", "sub/2.png")
+    inside = masks(tmp_path / "masks", "1.png", "sub/2.png")
+    assert names(folder(images, inside)) == ["1", "sub_2"]
+
+
 @row("two images, or two masks, with the same name")
 def test_two_files_of_one_name(tmp_path):
     images = pictures(tmp_path / "images", "1.jpg", "1.png")
     with pytest.raises(ValueError, match=r"images contains two images of one name: 1\.jpg and 1\.png"):
         folder(images, masks(tmp_path / "masks", "1.png"))
+
+
+@row("file names that are not valid UTF-8, as from older Windows archives")
+def test_file_names_that_are_not_utf8(tmp_path):
+    name = os.fsdecode(b"stra\xdfe")
+    dataset = folder(pictures(tmp_path / "images", f"{name}.jpg"), masks(tmp_path / "masks", f"{name}.png"))
+    assert contents_of(dataset).startswith("1 images, ")
+    assert np.array_equal(dataset.read_labels(0), MASK)
 
 
 @row("folders for train, val and test")

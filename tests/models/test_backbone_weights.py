@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 
 from ccnet.engine.checkpoints import Checkpoint, save
 from ccnet.models import create_model
@@ -43,6 +44,24 @@ def test_a_detector_and_a_segmentation_network_exchange_backbones(run):
     assert sum(key in theirs for key in ours) > 60
     back = create_model("mask_rcnn", channels=16, backbone__weights=str(run(made)), **settings)
     assert all(torch.equal(value, ours[key]) for key, value in back.backbone.body.state_dict().items() if key in ours)
+
+
+def test_image_statistics_that_a_detector_would_not_record_have_to_be_set(run):
+    """Its checkpoints do not contain them, so that a resumed or evaluated network would have those of timm."""
+    settings = {"num_classes": 3, "backbone": "resnet10t"}
+    segmenter = create_model("fcn", head__channels=8, **settings)
+    segmenter.mean.fill_(0.25)
+    weights = {"backbone__weights": str(run(segmenter)), "channels": 16}
+    with pytest.raises(InstantiationException, match=r"set backbone\.mean=\[0\.25,0\.25,0\.25\] backbone\.std=\["):
+        create_model("mask_rcnn", **weights, **settings)
+    made = create_model("mask_rcnn", **weights, backbone__mean=[0.25] * 3, backbone__std=[0.2] * 3, **settings)
+    assert made.transform.image_mean == [0.25] * 3
+
+
+def test_weights_for_another_number_of_channels_say_so(run):
+    folder = run(create_model("fcn", num_classes=2, backbone="resnet10t", backbone__in_channels=4, head__channels=8))
+    with pytest.raises(ValueError, match=r"for images of 4 channels, but backbone.in_channels=3: set .*in_channels=4"):
+        TimmBackbone("resnet10t", weights=folder)
 
 
 def test_other_runs_are_refused(run, tmp_path):

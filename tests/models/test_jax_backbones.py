@@ -1,5 +1,6 @@
 """Twins of timm's backbones compute what timm computes, and everything else is refused."""
 
+import pickle
 from functools import partial
 
 import pytest
@@ -97,6 +98,7 @@ def test_blocks_compute_the_same(module):
     want = module(images).numpy()
     assert np.abs(np.asarray(got) - want).max() < 1e-5 * np.abs(want).max()
     assert state_dict(made).keys() == module.state_dict().keys()
+    assert nnx.graphdef(pickle.loads(pickle.dumps(made))) == nnx.graphdef(made)
 
 
 def test_a_channel_that_is_zero_everywhere_has_the_same_gradient():

@@ -1,5 +1,7 @@
 """The Flax NNX networks give the same results as their torch twins with the same weights."""
 
+import copy
+import pickle
 from functools import partial
 
 import numpy as np
@@ -236,6 +238,17 @@ def test_train_and_eval_set_the_mode():
     after = forward(network, images)
     assert set(after) == {"out"} and not jnp.array_equal(after["out"], before["out"])  # the statistics have changed
     assert network.backbone.net.bn1.num_batches_tracked[...] == 1
+    view = nnx.view(network, deterministic=False)
+    assert network.deterministic and not view.deterministic and not view.backbone.deterministic
+    assert view.backbone.net.bn1.running_mean is network.backbone.net.bn1.running_mean
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_copies_have_the_same_structure(copied):
+    network = twin(trained("ccnet"))
+    again = copied(network)
+    assert nnx.graphdef(again) == nnx.graphdef(network)  # otherwise, nnx.jit would compile the copy again
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, nnx.state(again), nnx.state(network)))
 
 
 def test_bfloat16_stays_close_to_float32_even_without_implicit_promotion():

@@ -1,5 +1,7 @@
 """CrissCrossAttention under torch.func, forward mode, checkpoint, in-place changes, and on meta tensors."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
+from ccnet.kernels import criss_cross_attention
 from ccnet.models import CrissCrossAttention, create_model, list_models
 from ccnet.models.criss_cross import _project
 
@@ -17,6 +20,7 @@ pytestmark = pytest.mark.slow
 needs_interpreter = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the Triton kernels take CPU tensors in its interpreter only"
 )
+needs_inductor = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles for a CPU with g++")
 BACKENDS = pytest.mark.parametrize("backend", ["reference", "auto", pytest.param("triton", marks=needs_interpreter)])
 RECOMPUTE = pytest.mark.parametrize("recompute", [False, True])
 
@@ -159,6 +163,26 @@ def test_compiles_without_a_graph_break(backend):
         for network, owner in ((compiled, module), (oracle, oracle))
     ]
     assert_close(*results)
+
+
+@needs_inductor
+def test_inductor_differentiates_clips_of_dynamic_size():
+    module = CrissCrossAttention(16)
+    nn.init.ones_(module.gamma)
+    x = torch.randn(1, 16, 2, 3, 4, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    inputs = [x, *module.parameters()]
+    assert_close(*(torch.autograd.grad(network(x).square().sum(), inputs) for network in (compiled, module)))
+
+
+@needs_inductor
+def test_inductor_gives_the_gradients_of_the_reference_for_one_image():
+    def attend(*arrays):
+        return criss_cross_attention(*arrays, backend="reference").square().sum()
+
+    arrays = [torch.randn(1, channels, 5, 7, requires_grad=True) for channels in (2, 2, 16)]
+    compiled = torch.compile(attend, fullgraph=True)
+    assert_close(*(torch.autograd.grad(function(*arrays), arrays) for function in (compiled, attend)))
 
 
 @pytest.mark.parametrize("name", sorted(set(list_models()) - {"mask_rcnn"}))

@@ -35,7 +35,8 @@ class Detection:
         if not isinstance(model, MaskRCNN):
             raise ValueError("this data set is for detection: set model=mask_rcnn, or choose another data set")
         backbone = config.model.backbone
-        if config.model.frozen and not backbone.pretrained and backbone.weights is None:
+        pretrained = backbone.pretrained or backbone.weights is not None or config.init is not None
+        if config.model.frozen and not pretrained:
             raise ValueError(
                 "model.frozen=true freezes the backbone's first layers and its batch norm, which are not pretrained "
                 "here: load pretrained weights with backbone.weights=FILE, or set model.frozen=false"

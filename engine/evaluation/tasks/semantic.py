@@ -13,6 +13,7 @@ from ....data import IGNORE_INDEX
 from ....data.loader import stack_pairs
 from ....data.transforms import as_float, eval_transform
 from ....models.mask_rcnn import MaskRCNN
+from ...checkpoints.networks import reordered
 from ...drawing.charts import save_confusion
 from ...drawing.panels import save_panel
 from ...drawing.tables import Table
@@ -45,11 +46,17 @@ class Semantic:
             )
 
     def check_classes(self, known: Sequence[str], dataset: Any) -> None:
-        """Raise ValueError unless the network and the data set have the same number of classes."""
+        """Raise ValueError unless the network and the data set have as many classes, with equal names in one order."""
         if len(dataset.classes) != len(known):
             raise ValueError(
                 f"the checkpoint has {len(known)} classes ({_few(known)}) but the data set has "
                 f"{len(dataset.classes)} ({_few(dataset.classes)}): evaluate it on a data set with the same classes"
+            )
+        if names := reordered(known, dataset.classes):
+            raise ValueError(
+                f"the checkpoint and the data set order their classes differently ({', '.join(known)} and "
+                f"{', '.join(dataset.classes)}), so that predictions of {names[0]} would be scored as another class: "
+                "list the classes of the data set in the order of the checkpoint"
             )
 
     def eval_transform(self) -> Callable:

@@ -1,6 +1,7 @@
 """Class weights of the loss: given, or computed from the training labels."""
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ....data.inspection import DatasetReport, inspect_dataset
 from ...guards.settings import plain, replaced
 from ...runtime.distributed import from_all, rank, world_size
+from ...runtime.progress import tracked
 
 
 def with_class_weights(config: DictConfig, dataset: Any) -> DictConfig:
@@ -35,14 +37,17 @@ def with_class_weights(config: DictConfig, dataset: Any) -> DictConfig:
 
 def _median_frequency(dataset: Any, num_workers: int) -> list[float]:
     own = range(rank(), len(dataset), world_size())
-    title = "class weights" if rank() == 0 else None
-    found = inspect_dataset(dataset, indices=own, labels_only=True, num_workers=num_workers, title=title)
+    found = inspect_dataset(dataset, indices=own, labels_only=True, num_workers=num_workers, track=_track)
     total = DatasetReport()
     for pixels, pixels_with in from_all((found.pixels, found.pixels_with)):
         total.pixels += pixels
         total.pixels_with += pixels_with
     weights = total.weights(len(dataset.classes)).tolist()
     return [1.0 if math.isnan(weight) else round(weight, 6) for weight in weights]
+
+
+def _track(samples: Iterable[Any], number: int) -> Iterator[Any]:
+    return tracked(samples, "class weights", "class weights: read image", number)
 
 
 def _is_weight(value: Any) -> bool:

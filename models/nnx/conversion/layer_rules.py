@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import torch
 from flax import nnx
 from timm.layers import activations
@@ -35,21 +34,21 @@ def layers(source: Source, twin: Twin) -> Layers:
     return Layers([twin(part) for part in source.parts().values()])
 
 
-def _activation(function: Callable[..., Any], *settings: str) -> Rule:
-    """Return the rule for an activation whose attributes ``settings`` become arguments of ``function``."""
+def _activation(name: str, *settings: str) -> Rule:
+    """Return the rule for an activation whose attributes ``settings`` become arguments of ``jax.nn``'s function."""
 
     def make(source: Any, twin: Twin) -> Activation:
-        return Activation(function, *(getattr(source, name) for name in settings))
+        return Activation(name, *(getattr(source, setting) for setting in settings))
 
     return Rule(make, unused=("inplace",))
 
 
 def _gelu(source: Any) -> Activation:
-    return Activation(jax.nn.gelu, source.approximate == "tanh")
+    return Activation("gelu", source.approximate == "tanh")
 
 
 def _relu6(source: Any) -> Activation:
-    return Activation(jax.nn.relu6)
+    return Activation("relu6")
 
 
 def _identity(source: Any) -> Layers:
@@ -107,18 +106,18 @@ LAYERS: dict[type[torch.nn.Module], Rule] = {
     GlobalResponseNorm2d: Rule(leaf(GlobalResponseNorm), unused=("spatial_dim", "channel_dim", "wb_shape")),
     LayerScale2d: _LAYER_SCALE,
     efficientnet.LayerScale2d: _LAYER_SCALE,  # pyright: ignore[reportPrivateImportUsage] # its own before timm 1.0.21
-    torch.nn.ReLU: _activation(jax.nn.relu),
+    torch.nn.ReLU: _activation("relu"),
     torch.nn.ReLU6: Rule(leaf(_relu6), {"min_val": 0.0, "max_val": 6.0}, ("inplace",)),
-    torch.nn.LeakyReLU: _activation(jax.nn.leaky_relu, "negative_slope"),
-    torch.nn.SiLU: _activation(jax.nn.silu),
-    torch.nn.Mish: _activation(jax.nn.mish),
+    torch.nn.LeakyReLU: _activation("leaky_relu", "negative_slope"),
+    torch.nn.SiLU: _activation("silu"),
+    torch.nn.Mish: _activation("mish"),
     torch.nn.GELU: Rule(leaf(_gelu)),
-    torch.nn.Sigmoid: _activation(jax.nn.sigmoid),
-    torch.nn.Hardswish: _activation(jax.nn.hard_swish),
-    torch.nn.Hardsigmoid: _activation(jax.nn.hard_sigmoid),
-    activations.Sigmoid: _activation(jax.nn.sigmoid),
-    activations.GELU: _activation(partial(jax.nn.gelu, approximate=False)),
-    activations.GELUTanh: _activation(partial(jax.nn.gelu, approximate=True)),
+    torch.nn.Sigmoid: _activation("sigmoid"),
+    torch.nn.Hardswish: _activation("hard_swish"),
+    torch.nn.Hardsigmoid: _activation("hard_sigmoid"),
+    activations.Sigmoid: _activation("sigmoid"),
+    activations.GELU: Rule(leaf(lambda _: Activation("gelu", False)), unused=("inplace",)),
+    activations.GELUTanh: Rule(leaf(lambda _: Activation("gelu", True)), unused=("inplace",)),
     torch.nn.Identity: Rule(leaf(_identity)),
     torch.nn.Dropout: Rule(leaf(_identity), {"p": 0.0}, ("inplace",)),
     torch.nn.MaxPool2d: Rule(leaf(_max_pool), fixed={"dilation": 1}),

@@ -8,8 +8,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from ..backbone import Backbone, FeatureNet
 from ..blocks import Inverted, Residual
 from ..channel_attention import ChannelConvolution, EfficientChannelAttention, SqueezeExcite
@@ -69,10 +67,10 @@ def _resnet(weights: Weights, name: str, output_stride: int, out_indices: Sequen
     if stem.has("weight"):
         first = last = conv(stem, stride=2)
     else:  # three 3x3 convolutions, the first two followed by batch norm and ReLU
-        relu = activation(jax.nn.relu)
+        relu = activation("relu")
         one, two, last = conv(stem.at(0), stride=2), conv(stem.at(3)), conv(stem.at(6))
         first = sequence([one, batch_norm(stem.at(1), one), relu, two, batch_norm(stem.at(4), two), relu, last])
-    parts = {"conv1": first, "bn1": batch_norm(weights.at("bn1"), last), "act1": activation(jax.nn.relu)}
+    parts = {"conv1": first, "bn1": batch_norm(weights.at("bn1"), last), "act1": activation("relu")}
     parts["maxpool"] = pool("max", 3, 2, 1)
     net_stride, dilation, before, layers = 4, 1, 1, 2
     for stage in range(1, max(map(names.index, levels)) + 1):  # later stages are not built
@@ -106,7 +104,7 @@ def _residual(weights: Weights, stride: int, dilation: int, first_dilation: int)
     layers: dict[str, Part] = {}
     for index, layer in enumerate(convs, 1):
         layers |= {f"conv{index}": layer, f"bn{index}": batch_norm(weights.at(f"bn{index}"), layer)}
-        layers[f"act{index}"] = activation(jax.nn.relu)
+        layers[f"act{index}"] = activation("relu")
     downsample = _downsample(weights.at("downsample"), stride, dilation) if weights.has("downsample") else None
     attention = _attention(weights.at("se")) if weights.has("se") else None
     return Part(Residual, **layers, aa=sequence([]), se=attention, downsample=downsample)
@@ -124,13 +122,13 @@ def _downsample(weights: Weights, stride: int, dilation: int) -> Part:
 
 
 def _attention(weights: Weights) -> Part:
-    gate = activation(jax.nn.sigmoid)
+    gate = activation("sigmoid")
     if weights.has("conv"):
         taps = Part(lambda part, _: ChannelConvolution(part), weight=weights.at("conv")["weight"])
         return Part(EfficientChannelAttention, conv=taps, gate=gate)
     names = ("fc1", "act", "fc2", "gate")
     first, second = (conv(weights.at(name), bias=True) for name in ("fc1", "fc2"))
-    layers = {"fc1": first, "act": activation(jax.nn.relu), "fc2": second}
+    layers = {"fc1": first, "act": activation("relu"), "fc2": second}
     return Part(lambda part, twin: SqueezeExcite(part, twin, names), **layers, gate=gate)
 
 
@@ -139,7 +137,7 @@ def _attention(weights: Weights) -> Part:
 
 def _mobilenet(weights: Weights, output_stride: int, out_indices: Sequence[int]) -> Part:
     stem = conv(weights.at("conv_stem"), stride=2)
-    parts = {"conv_stem": stem, "bn1": batch_norm(weights.at("bn1"), stem, jax.nn.relu6)}
+    parts = {"conv_stem": stem, "bn1": batch_norm(weights.at("bn1"), stem, "relu6")}
     stages: list[Part] = []
     levels: list[str] = []
     net_stride, dilation = 2, 1
@@ -167,7 +165,7 @@ def _inverted(weights: Weights, stride: int, dilation: int) -> Part:
         own, last = weights.at(name), index == len(order)
         spaced = name == "conv_dw"
         layers[name] = conv(own, stride=stride, dilation=dilation, channels=depthwise) if spaced else conv(own)
-        layers[f"bn{index}"] = batch_norm(weights.at(f"bn{index}"), layers[name], None if last else jax.nn.relu6)
+        layers[f"bn{index}"] = batch_norm(weights.at(f"bn{index}"), layers[name], None if last else "relu6")
     has_skip = stride == 1 and len(kernels[-1]) == (depthwise if order[0] == "conv_dw" else kernels[0].shape[1])
     identity = sequence([])
     return Part(lambda part, twin: Inverted(part, twin, order), **layers, aa=identity, se=identity, has_skip=has_skip)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -103,13 +102,13 @@ def conv(
     )  # fmt: skip
 
 
-def batch_norm(weights: Weights, after: Part, act: Callable[..., Any] | None = None) -> Part:
+def batch_norm(weights: Weights, after: Part, act: str | None = None) -> Part:
     """Describe a batch norm with PyTorch's default settings.
 
     Args:
         weights: the tensors of the batch norm.
         after: the convolution before it.
-        act: the activation that follows, if any.
+        act: name in ``jax.nn`` of the activation that follows, if any.
     """
     names = ("weight", "bias", "running_mean", "running_var")
     tensors = {name: weights.vector(name, len(after.weight)) for name in names}
@@ -120,9 +119,9 @@ def batch_norm(weights: Weights, after: Part, act: Callable[..., Any] | None = N
     )  # fmt: skip
 
 
-def activation(function: Callable[..., Any], *settings: Any) -> Part:
-    """Describe an activation."""
-    return Part(lambda part, twin: Activation(function, *settings))
+def activation(name: str, *settings: Any) -> Part:
+    """Describe an activation of ``jax.nn``."""
+    return Part(lambda part, twin: Activation(name, *settings))
 
 
 def sequence(parts: Sequence[Part]) -> Part:
@@ -137,6 +136,6 @@ def pool(kind: str, kernel: int, stride: int, padding: int = 0) -> Part:
 
 def conv_bn_relu(weights: Weights, *, dilation: int = 1, negative_slope: float = 0.0) -> Part:
     """Describe ``ccnet.models.layers.conv_bn_relu``."""
-    act = activation(jax.nn.leaky_relu, negative_slope) if negative_slope else activation(jax.nn.relu)
+    act = activation("leaky_relu", negative_slope) if negative_slope else activation("relu")
     first = conv(weights.at(0), dilation=dilation)
     return sequence([first, batch_norm(weights.at(1), first), act])

@@ -2,13 +2,15 @@
 
 import weakref
 
+import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ccnet.engine.evaluation.protocols import MultiScale, Slide, Whole, passes, tiles
-from ccnet.engine.evaluation.segmentation import predict
+from ccnet.engine.evaluation.segmentation import evaluate, predict
+from ccnet.models import create_model
 
 
 class Pointwise(nn.Module):
@@ -127,3 +129,21 @@ def test_the_number_of_passes_is_that_of_the_calls():
         with torch.no_grad():
             protocol(model, image)
         assert model.calls == passes(protocol, (47, 61))
+
+
+def test_an_image_that_the_network_cannot_process_is_named():
+    class Tiny(torch.utils.data.Dataset):
+        classes, ignore_index = ("a", "b"), 255
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return torch.zeros(3, 1, 40), torch.zeros(1, 40, dtype=torch.uint8)
+
+        def name(self, index):
+            return "thin"
+
+    network = create_model("fcn", num_classes=2, backbone="resnet10t", head__channels=8)
+    with pytest.raises(ValueError, match=r"^image thin: expected RGB images .* of at least 8x8 pixels"):
+        evaluate(network, Tiny(), Whole(), device=torch.device("cpu"))

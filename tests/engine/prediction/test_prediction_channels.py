@@ -103,3 +103,18 @@ def test_one_channel_in_any_kind_of_file_and_from_python(network, tmp_path, run_
         "error: the checkpoints read images differently, with backbone.in_channels and dataset.value_range of 1 and "
         "None, 1 and [0, 4095]: predict them one at a time" in done.stderr
     )
+
+
+@pytest.mark.parametrize("network", [1, 2, 3, 4, 5], indirect=True)
+def test_the_code_in_the_model_card_runs(network, tmp_path, monkeypatch):
+    shape = (24, 32) if network.channels in (1, 3) else (24, 32, network.channels)
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    if len(shape) == 2:
+        Image.fromarray(pixels).convert("RGB").save(tmp_path / "photo.jpg")
+    np.save(tmp_path / "image.npy", pixels)
+    monkeypatch.chdir(tmp_path)
+    network.save_pretrained("published")
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "published" / "README.md").read_text(), flags=re.DOTALL)
+    found = {}
+    exec(code, found)
+    assert found["labels"].shape == (24, 32)

@@ -100,6 +100,12 @@ def test_an_output_folder_with_images_of_the_input_is_rejected(tmp_path):
         check_outputs(inside, tmp_path, [""], [])
 
 
+def test_an_output_that_is_a_file_is_rejected(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match=r"output=.*a\.jpg is a file: set output=FOLDER"):
+        check_outputs([], tmp_path / "a.jpg", [""], [])
+
+
 def test_twenty_thousand_names_need_no_quadratic_number_of_steps(tmp_path):
     """Checked by the calls that Python makes, because a time depends on the machine."""
     images = [InputImage(Path(f"in/{number}.jpg"), PurePath(f"{number}")) for number in range(20_000)]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ccnet.data import build_dataset
 from ccnet.engine.checkpoints import Checkpoint, located, moved
+from ccnet.engine.checkpoints.folders import portable
 from ccnet.engine.checkpoints.options import completed
 from ccnet.engine.guards import plain
 from ccnet.engine.resuming import continued
@@ -82,6 +83,14 @@ def test_an_argument_that_a_class_has_gained_keeps_its_default(monkeypatch, caps
     assert differences(saved, composed(*TINY, f"{name}=true"), **{name: True}) == [f"{name}=null instead of true"]
     saved.training["choices"] = {"model": "another"}  # which may not set it
     assert differences(saved, config) == [f"{name}=null instead of true"]
+
+
+def test_a_run_is_not_older_than_the_code_because_its_initial_network_is(capsys):
+    config, name = composed(*TINY, "init=ccnet_mobilenetv2_camvid"), "model.backbone.in_channels"
+    saved = run_of(config)
+    saved.config = without(saved.config, name)
+    assert continued(config, saved).model.backbone.in_channels == 3
+    assert "predates" not in capsys.readouterr().out
 
 
 def test_an_option_on_the_command_line_is_no_default():
@@ -171,7 +180,7 @@ def test_locations_are_stored_as_absolute_paths(tmp_path, monkeypatch):
     assert made["dataset"]["masks"].endswith("/m") and "~" not in made["dataset"]["masks"]
     assert made["backbone"]["weights"] == made["model"]["backbone"]["weights"] == str(tmp_path / "w.pth")
     assert OmegaConf.is_interpolation(config.dataset.train, "images")
-    new = moved(made, {"dataset.images": tmp_path / "j", "backbone.weights": "v.pth", "seed": 1})
+    new = moved(made, {"++dataset.images": tmp_path / "j", "backbone.weights": "v.pth", "seed": 1})
     assert new["dataset"]["images"] == new["dataset"]["val"]["images"] == str(tmp_path / "j")
     assert new["dataset"]["masks"] == made["dataset"]["masks"]
     assert new["backbone"]["weights"] == new["model"]["backbone"]["weights"] == str(tmp_path / "v.pth")
@@ -233,6 +242,14 @@ def test_the_folders_of_splits_can_move(tmp_path, monkeypatch):
         ValueError, match=r"dataset.images=/x does not apply .* uses dataset.images.train and dataset.images.val and"
     ):
         moved(saved.config, {"dataset.images": "/x"})
+    made = moved(saved.config, {"dataset.images": {"test": "new_images/test"}})
+    places = {name: path for name, path in saved.config["dataset"]["images"].items()}
+    assert made["dataset"]["test"]["images"] == places | {"test": str(tmp_path / "new_images" / "test")}
+    published = portable(saved.config)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            published = moved(published, {f"dataset.{kind}.{split}": f"new_{kind}/{split}"})
+    assert len(build_dataset(OmegaConf.create(published).dataset, "val", None)) == 2
     both = [f"dataset.{kind}={{train:new_{kind}/train,val:new_{kind}/val}}" for kind in ("images", "masks")]
     options = ["dataset=folder", *both, "dataset.lists={train:train.txt,val:val.txt}", "dataset.values=values.txt"]
     now = composed(*options, "resume=auto")

@@ -1,0 +1,24 @@
+"""The public data sets that a network's weights are derived from: their terms apply to the weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...data import layout_of
+from .record import Checkpoint
+
+
+def own_data(saved: Checkpoint) -> dict[str, str]:
+    """Return the public data set that a checkpoint's run trained on, {name: source and terms}; empty for others."""
+    layout = layout_of(saved.config.get("dataset", {}).get("train") or {})
+    return {} if layout is None else {layout.name: layout.source}
+
+
+def inherited_data(saved: Checkpoint) -> dict[str, str]:
+    """Return the public data sets behind the initial weights of a checkpoint's run, as its configuration records."""
+    recorded: Any = saved.config.get("inherited_data")
+    return {str(name): str(source) for name, source in recorded.items()} if isinstance(recorded, Mapping) else {}
+
+
+def passed_on(saved: Checkpoint | None) -> dict[str, str] | None:
+    """Return the ``inherited_data`` of a run that starts from a checkpoint's weights; None if there is none."""
+    return None if saved is None else inherited_data(saved) | own_data(saved) or None

@@ -1,0 +1,77 @@
+"""Show the progress of long work: a bar in a terminal or notebook, and a line every few minutes in a log file."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from .launchers import is_first, shows_bars
+
+Item = TypeVar("Item")
+
+EVERY = 300.0  # seconds between two lines in a log file
+
+
+class Progress:
+    """The progress of some work, shown by the first process while the ``with`` block lasts.
+
+    Args:
+        title: the title of the bar.
+        step: what is counted, as named in a log file, such as "iteration" or "predicted image".
+        total: the number of steps.
+        done: the number of steps that were completed earlier, as in a resumed run.
+        leave: keep the bar when the work is finished.
+        first_line: write the first line at the first call of :meth:`show`, not only after a few minutes.
+    """
+
+    def __init__(
+        self, title: str, step: str, total: int, *, done: int = 0, leave: bool = True, first_line: bool = False
+    ):
+        bar = shows_bars()
+        self._bar = tqdm(total=total, initial=done, desc=title, dynamic_ncols=True, leave=leave, disable=not bar)
+        self._step, self._total, self._lines = step, total, is_first() and not bar
+        self._done = self._before = done
+        self._started = time.monotonic()
+        self._written = None if first_line else self._started
+
+    def advance(self) -> None:
+        """Count a step."""
+        self._done += 1
+        self._bar.update()
+
+    def show(self, metrics: Mapping[str, str] | None = None, *, seconds_per_step: float | None = None) -> None:
+        """Show the current metrics; in a log file, only if the latest line is old enough.
+
+        Args:
+            metrics: the metrics by name, if there are any.
+            seconds_per_step: the current time per step; None for the mean since the start.
+        """
+        if metrics:
+            self._bar.set_postfix(metrics)
+        now = time.monotonic()
+        if self._lines and (self._written is None or now - self._written >= EVERY):
+            self._written = now
+            pace = seconds_per_step or (now - self._started) / max(self._done - self._before, 1)
+            left = timedelta(seconds=round((self._total - self._done) * pace))
+            shown = [*(f"{name}={value}" for name, value in (metrics or {}).items()), f"{left} left"]
+            print(f"{self._step} {self._done} of {self._total}: {', '.join(shown)}", flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+def tracked(items: Iterable[Item], title: str, step: str, total: int, *, leave: bool = True) -> Iterator[Item]:
+    """Yield the items, and show the progress of the loop over them; see :class:`Progress` for the arguments."""
+    with Progress(title, step, total, leave=leave) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+            progress.show()
