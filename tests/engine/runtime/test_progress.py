@@ -41,6 +41,7 @@ def test_a_loop_that_takes_minutes_writes_lines_and_a_short_one_none(monkeypatch
     out, err = capsys.readouterr()
     assert out.splitlines() == ["predicted image 2 of 4: 0:06:40 left", "predicted image 4 of 4: 0:00:00 left"]
     assert err == ""
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert [*progress.tracked("abcd", "predict", "predicted image", 4)] and capsys.readouterr().out == ""
 
