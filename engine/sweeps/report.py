@@ -141,7 +141,7 @@ def _setting(overrides: Overrides) -> tuple[tuple[str, str], ...]:
 def _draw(folder: Path, settings: list[tuple[Overrides, list[Run]]], done: list[Run], columns: list[str]) -> list[Path]:
     """Plot the score, which is the first column; return the paths of the plots."""
     score = columns[0]
-    names = _names([overrides for overrides, _ in settings], _short)
+    names = _setting_names(settings, _short)
     by_name = {name: runs for name, (_, runs) in zip(names, settings, strict=True)}
     pictures = [folder / "sweep.png"]
     charts.save_comparison(
@@ -174,10 +174,10 @@ def _by_setting(runs: list[Run]) -> list[tuple[Overrides, list[Run]]]:
 def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> Table:
     """Return a table of the mean and standard deviation of each setting's score over its seeds."""
     rows = []
-    for name, (_, runs) in zip(_names([overrides for overrides, _ in settings]), settings, strict=True):
+    for name, (_, runs) in zip(_setting_names(settings), settings, strict=True):
         values = [run[score] for run in _succeeded(runs)]
         spread = statistics.stdev(values) if len(values) > 1 else ""
-        rows.append([name or "all", f"{len(values)}/{len(runs)}", statistics.mean(values) if values else "", spread])
+        rows.append([name, f"{len(values)}/{len(runs)}", statistics.mean(values) if values else "", spread])
     return Table(("setting", "succeeded", f"{score} mean", f"{score} std"), rows)
 
 
@@ -210,6 +210,13 @@ def _without(overrides: Overrides, *options: str) -> Overrides:
 def _bare(option: str) -> str:
     """Return an option's name without the ``+`` that adds it to the configuration."""
     return option.lstrip("+")
+
+
+def _setting_names(settings: list[tuple[Overrides, list[Run]]], text: Callable[[Any], str] | None = None) -> list[str]:
+    """Name each setting by its options; if only the seed varies, there is a single one, and no option to name it by."""
+    if len(settings) == 1 and len(settings[0][1]) > 1:
+        return ["all seeds"]
+    return _names([overrides for overrides, _ in settings], text)
 
 
 def _names(overrides: Sequence[Overrides], text: Callable[[Any], str] | None = None) -> list[str]:

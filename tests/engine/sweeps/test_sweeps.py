@@ -156,6 +156,16 @@ def test_an_extended_sweep_is_reported_in_the_same_terms(tmp_path, capsys):
     assert [row["run"] for row in rows(tmp_path / "sweep.csv")][2] == "model.head.recurrence=1 seed=1"
 
 
+def test_a_sweep_over_the_seed_alone_has_a_short_name(tmp_path):
+    for seed in range(2):
+        overrides = parse_overrides(["recipe.max_iters=1", "logger=none", f"seed={seed}"])
+        results.write_result(tmp_path / str(seed), {"overrides": overrides, "mIoU": 50.0 + seed, "gflops": 1.0})
+    report(tmp_path)
+    (row,) = rows(tmp_path / "sweep_seeds.csv")
+    assert (row["setting"], float(row["mIoU mean"])) == ("all seeds", 50.5)
+    assert Image.open(tmp_path / "sweep.png").width < 1500 and is_picture(tmp_path / "sweep.png")
+
+
 def test_an_option_of_the_execution_that_a_sweep_varies_is_reported(tmp_path):
     for number in (0, 2):
         overrides = parse_overrides([f"num_workers={number}", "resume=auto"])
