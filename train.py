@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, resuming, runtime, sweeps, training
+from ccnet.engine.sweeps.arguments import accepted, check_overrides
 from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 from ccnet.models.factory import compose_conf
@@ -64,8 +65,8 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         >>> run("dataset=folder", "dataset.images=photos", "dataset.masks=masks", "dataset.classes=2", folder="run")
     """
     _check_called(overrides)
-    runtime.check_overrides(overrides)
-    overrides = tuple(runtime.accepted(overrides))
+    check_overrides(overrides)
+    overrides = tuple(accepted(overrides))
     if not _RUNNING.acquire(blocking=False):
         raise ValueError(
             "another thread of this process is training, and both would draw from the same random number generators: "

@@ -18,7 +18,8 @@ from ccnet.engine.checkpoints import Checkpoint, writing
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import as_command_line
 from ccnet.engine.runtime.atomic_files import given_path
-from ccnet.engine.runtime.overrides import accepted, check_overrides, parse_overrides
+from ccnet.engine.runtime.overrides import parse_overrides
+from ccnet.engine.sweeps.arguments import accepted, check_overrides
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
 from ccnet.train import run
@@ -195,6 +196,24 @@ def test_an_entry_of_a_mapping_can_be_set_by_its_dotted_name(given, options):
     config = compose_conf(["dataset=folder", *accepted(given)], "config")
     for name, value in options.items():
         assert OmegaConf.select(config, name) == value
+
+
+def test_a_sweep_over_an_entry_of_a_mapping_keeps_the_other_entries():
+    """Hydra composes each run with one value, such as ``++dataset.images.val=a``."""
+    for given in (
+        ["dataset.images.val=a,b", "dataset.images.train=c"],
+        ["+dataset.images={train:c}", "dataset.images.val=a,b"],
+    ):
+        *others, swept = accepted(["dataset=folder", *given])
+        assert swept == "++dataset.images.val=a,b"
+        config = compose_conf([*others, swept.removesuffix(",b")], "config")
+        assert config.dataset.images == {"train": "c", "val": "a"}
+
+
+def test_values_of_flags_are_not_quoted_and_backslashes_are_kept():
+    assert accepted(["--config-dir", "a=b(1)", "x=b(1)"]) == ["--config-dir", "a=b(1)", "x='b(1)'"]
+    for value in ("(a)\\", "(a)\\'b", "\\(a)\\\\'"):
+        assert parse_overrides(accepted([f"x={value}"])) == {"x": value}
 
 
 def test_the_folder_of_a_split_can_be_set_by_its_dotted_name(run_entry, tmp_path, folder_data):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..runtime.overrides import accepted, check_overrides
+from .arguments import accepted, check_overrides
 
 INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 
@@ -14,8 +14,8 @@ INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
     """Decorate the function that ``hydra.main`` returns.
 
-    Arguments are passed on as :func:`~ccnet.engine.runtime.overrides.accepted` returns them. An option without a value
-    ends the program with a message.
+    Arguments are passed on as :func:`~ccnet.engine.sweeps.arguments.accepted` returns them. An invalid one ends
+    the program with a message.
     """
 
     @functools.wraps(main)

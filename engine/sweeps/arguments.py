@@ -1,0 +1,132 @@
+"""Check the arguments of a command, and rewrite those that Hydra would not accept."""
+
+import re
+from collections.abc import Iterable
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from ...conf import CONF
+
+_WITH_VALUE = (
+    "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c", "--info",
+    "-i", "--experimental-rerun",
+)  # Hydra's flags whose value is the next argument  # fmt: skip
+_COMPOSED = ("[", "{", "'", '"')  # the first characters of lists, mappings and quoted strings
+# A quoted string, or the text between the signs that structure lists and mappings.
+_BARE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},:'"]+""")
+# An option that may be a mapping, or an entry of it.
+_ENTRY = re.compile(
+    r"\+{0,2}(dataset\.(?:images|masks|lists|values)|optimizer\.lr_factors)(?:\.([^=~@]+))?=(.*)", re.DOTALL
+)
+
+
+def accepted(overrides: Iterable[str]) -> list[str]:
+    """Return overrides in a form that Hydra accepts; those that remain invalid are kept, for Hydra to report.
+
+    Values outside Hydra's grammar, as in ``input=straße.jpg`` or ``input=[IMG(1).jpg,B]``, are quoted. Entries of an
+    option that may be a mapping, as in ``dataset.images.train=A dataset.images.val=B``, are joined to
+    ``dataset.images={train:'A',val:'B'}``, because Hydra rejects new keys of an option. A sweep over an entry becomes
+    ``++dataset.images.val=A,B`` and moves to the end, because Hydra would replace it by a mapping that follows.
+    """
+    made: list[str] = []
+    swept: list[str] = []
+    places: dict[str, int] = {}
+    flag = ""
+    for argument in overrides:
+        override = argument if flag in _WITH_VALUE else _quoted(argument)
+        flag = argument
+        if _sweeps_over_entry(override):
+            swept.append(f"++{override.lstrip('+')}")
+            continue
+        option, entries = _entries(override)
+        if entries and option in places:
+            made[places[option]] = f"{made[places[option]][:-1]},{entries}}}"
+            continue
+        if entries:
+            places[option] = len(made)
+        made.append(f"{option}={{{entries}}}" if entries else override)
+    return made + swept
+
+
+def _sweeps_over_entry(override: str) -> bool:
+    parsed, match = _parsed(override), _ENTRY.fullmatch(override)
+    return parsed is not None and parsed.is_sweep_override() and match is not None and match[2] is not None
+
+
+def _entries(override: str) -> tuple[str, str]:
+    """Return the option that an override sets, and the entries of the mapping in it as text; "" if it has none."""
+    parsed, match = _parsed(override), _ENTRY.fullmatch(override)
+    if parsed is None or parsed.is_sweep_override() or match is None:
+        return override, ""
+    option, key, text = match.groups()
+    value = parsed.value()
+    if key is None:
+        return option, text.strip()[1:-1].strip() if isinstance(value, dict) else ""
+    return option, f"{key}:{_string(value) if isinstance(value, str) else text}"
+
+
+def _quoted(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals or override.startswith("-") or "${" in value or _parsed(override):
+        return override
+    made = f"{key}={_BARE.sub(_quoted_item, value) if value.startswith(_COMPOSED) else _string(value)}"
+    return made if _parsed(made) else override
+
+
+def _quoted_item(match: re.Match[str]) -> str:
+    """Return a part of a list or mapping, quoted unless it already is or Hydra can parse it."""
+    text = match[0]
+    return text if text[0] in "'\"" or not text.strip() or _parsed(f"x={text.strip()}") else _string(text.strip())
+
+
+def _string(value: str) -> str:
+    """Return a value as a quoted string of Hydra's grammar."""
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # of backslashes, only those before a quote
+    return f"'{escaped}'"
+
+
+def _parsed(override: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Raise ValueError for an argument that is no option, for one without a value, and for an invalid config group.
+
+    Hydra accepts an empty value, although an empty path means the current folder, and prints a traceback for a config
+    group whose value is not a name. It reports other overrides that it cannot parse itself.
+    """
+    before = ""
+    for override in overrides:
+        option, equals, value = override.partition("=")
+        flag, before = before, override
+        if option.startswith(("-", "~")) or flag in _WITH_VALUE:
+            continue
+        if not equals:
+            raise ValueError(f"{override} is not an option: write OPTION=VALUE; --help lists the options")
+        if value.strip() in ("", "''", '""'):
+            raise ValueError(
+                f"{option}= has no value: set {option}=VALUE, or remove it. If the value comes from a shell variable, "
+                "that variable is empty or not set"
+            )
+        group = CONF / option.lstrip("+").partition("@")[0]
+        if group.is_dir() and not _chooses_config(override):
+            names = (path.stem for path in sorted(group.glob("*.yaml")))
+            raise ValueError(f"{override}: {option} must be the name of a configuration, {option}={'|'.join(names)}")
+
+
+def _chooses_config(override: str) -> bool:
+    """Return False if Hydra would raise a TypeError or ValueError for the value of a config group.
+
+    Names, lists of names and sweeps select configurations; a mapping changes settings of the selected one.
+    """
+    parsed = _parsed(override)
+    if parsed is None:
+        return True
+    value = parsed.value()
+    names = value if isinstance(value, list) else [value]
+    return parsed.is_sweep_override() or isinstance(value, dict) or all(isinstance(name, str) for name in names)
