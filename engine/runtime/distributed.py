@@ -1,6 +1,5 @@
 """Join the processes started by ``torchrun``, exchange values and average gradients."""
 
-import functools
 import itertools
 import os
 import re
@@ -26,6 +25,7 @@ from .stop_signals import second_signal_ends
 T = TypeVar("T")
 _TIMED_OUT = re.compile("timed out waiting|application timeout|watchdog.*timeout", re.IGNORECASE)  # gloo, NCCL
 _RUNS = itertools.count()  # the runs of this process outside of sweeps
+_STORES: dict[tuple[str, ...], tuple[c10d.Store, int, int]] = {}  # by the environment that describes the group
 _JOINING = timedelta(minutes=10)
 _ROLL_CALL = 10.0  # seconds for all processes to report that a collective operation has failed
 
@@ -121,14 +121,16 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@functools.cache
 def _rendezvous(timeout: timedelta) -> tuple[c10d.Store, int, int]:
     """Return the store through which the processes find each other, and the rank and the number of processes.
 
     A process that runs several times, as in a sweep, keeps its store: torchrun serves the same one to all runs, and a
     store that rank 0 serves for a run might disappear while another process is connecting to it for the next one.
     """
-    return next(rendezvous("env://", timeout=timeout))
+    group = tuple(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"))
+    if group not in _STORES:
+        _STORES[group] = next(rendezvous("env://", timeout=timeout))
+    return _STORES[group]
 
 
 def _number_of_run() -> int:
