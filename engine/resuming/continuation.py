@@ -58,8 +58,10 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     """
     auto, given, now = config.resume == "auto", given_options(), plain(config)
     made, lacking = completed(saved.config, now, given)
-    # With init, the model node is that of the checkpoint it names, which may be older than the run.
-    newer = [name for name in lacking if saved.config.get("init") is None or not name.startswith("model.")]
+    # inherited_data is not set by users. With init, the model node is that of the checkpoint it names, which may be older
+    # than the run.
+    unsaid = ("inherited_data",) if saved.config.get("init") is None else ("inherited_data", "model.")
+    newer = [name for name in lacking if not name.startswith(unsaid)]
     if newer and is_first():
         defaults = " ".join(text(lacking, name) for name in newer)
         print(f"{saved.source} predates some options, which take their defaults: {defaults}")

@@ -85,6 +85,14 @@ def test_an_argument_that_a_class_has_gained_keeps_its_default(monkeypatch, caps
     assert differences(saved, config) == [f"{name}=null instead of true"]
 
 
+def test_a_run_without_the_terms_of_inherited_data_continues_without_a_message(capsys):
+    config = composed(*TINY)
+    saved = run_of(config)
+    saved.config = without(saved.config, "inherited_data")
+    assert continued(config, saved).inherited_data is None
+    assert "predates" not in capsys.readouterr().out
+
+
 def test_a_run_is_not_older_than_the_code_because_its_initial_network_is(capsys):
     config, name = composed(*TINY, "init=ccnet_mobilenetv2_camvid"), "model.backbone.in_channels"
     saved = run_of(config)
