@@ -123,7 +123,7 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
         there = [path for path in there if number[path.with_suffix("")] > 1]
     found = _by_key(labels, there, label_name, "label images")
     taken = set(found.values()) if together else set()
-    within = labels != images and labels.is_relative_to(images)  # label images in a subfolder are no images
+    within = labels != images and labels.is_relative_to(images)  # files in the subfolder of labels are not images
     candidates = (path for path in find_files(images) if not (path in taken or (within and labels in path.parents)))
     pictures = _by_key(images, candidates, image_name, "images")
     if not pictures:

@@ -127,12 +127,12 @@ def record_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _images(saved: Checkpoint) -> str:
-    """Return which files and values the network takes, unless these are ordinary photos."""
+    """Return the file types and values that the network accepts; empty if it accepts ordinary photos."""
     channels, lines = saved.channels, []
     if channels not in (1, 3):
         pillow = {2: "grey images with transparency (LA), ", 4: "RGBA and CMYK images, "}.get(channels, "")
         lines.append(
-            f"It takes {pillow}NumPy arrays of shape (H, W, {channels}), and TIFFs with {channels} bands\n"
+            f"It accepts {pillow}NumPy arrays of shape (H, W, {channels}), and TIFFs with {channels} bands\n"
             "(`pip install 'ccnet[bands]'`)."
         )
     if saved.value_range is not None:

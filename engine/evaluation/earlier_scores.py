@@ -54,9 +54,8 @@ def subject(checkpoint: Path, dataset: Mapping[str, Any], settings: Mapping[str,
 def check_replaceable(scores: Path, about: Mapping[str, Any]) -> None:
     """Raise ValueError if a file of scores belongs to another checkpoint or other data that still exist.
 
-    The error is also raised if it belongs to the same ones with other settings. If the checkpoint or the data no longer
-    exist, they have been moved or removed, and their scores may be replaced. So may files that are not readable as
-    scores.
+    Also raise it if the scores were measured with other settings. Scores may be replaced if their checkpoint or data no
+    longer exist, because these have been moved or removed. So may files that are not readable as scores.
 
     Args:
         scores: the file that the evaluation will write; it need not exist.

@@ -58,7 +58,7 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     """
     auto, given, now = config.resume == "auto", given_options(), plain(config)
     made, lacking = completed(saved.config, now, given)
-    # inherited_data is not set by users. With init, the model node is that of the checkpoint it names, which may be older
+    # Users do not set inherited_data. With init, the model node is that of the checkpoint it names, which may be older
     # than the run.
     unsaid = ("inherited_data",) if saved.config.get("init") is None else ("inherited_data", "model.")
     newer = [name for name in lacking if not name.startswith(unsaid)]

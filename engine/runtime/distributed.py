@@ -62,7 +62,7 @@ def processes(device: torch.device, *, timeout: float = 600) -> Iterator[torch.d
 
 
 def _check_environment(device: torch.device) -> None:
-    """Raise ValueError unless all variables are set with which ``torchrun`` describes the process group."""
+    """Raise ValueError unless all variables that describe the process group are set, as by ``torchrun``."""
     numbers = ["RANK", "MASTER_PORT", *(["LOCAL_RANK"] if device.type == "cuda" and device.index is None else [])]
     wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
     wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
@@ -189,7 +189,7 @@ def from_first(value: T) -> T:
 
 
 def from_first_before_joining(name: str, value: str) -> str:
-    """Return rank 0's `value` in every process, outside of :func:`processes`; `name` may be used once."""
+    """Return rank 0's `value` in every process, before :func:`processes`; each `name` can be used only once."""
     store, own, _ = _rendezvous(_JOINING)
     if own == 0:
         store.set(name, value)

@@ -95,7 +95,7 @@ def _parsed(override: str) -> Override | None:
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Raise ValueError for an argument that is no option, for one without a value, and for an invalid config group.
+    """Raise ValueError for an argument that is not an option, an option without a value, or an invalid config group.
 
     Hydra accepts an empty value, although an empty path means the current folder, and prints a traceback for a config
     group whose value is not a name. It reports other overrides that it cannot parse itself.

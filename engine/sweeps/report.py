@@ -213,7 +213,7 @@ def _bare(option: str) -> str:
 
 
 def _setting_names(settings: list[tuple[Overrides, list[Run]]], text: Callable[[Any], str] | None = None) -> list[str]:
-    """Name each setting by its options; if only the seed varies, there is a single one, and no option to name it by."""
+    """Name each setting by its options; "all seeds" if only the seed varies."""
     if len(settings) == 1 and len(settings[0][1]) > 1:
         return ["all seeds"]
     return _names([overrides for overrides, _ in settings], text)

@@ -46,7 +46,7 @@ class Semantic:
             )
 
     def check_classes(self, known: Sequence[str], dataset: Any) -> None:
-        """Raise ValueError unless the network and the data set have as many classes, with equal names in one order."""
+        """Raise ValueError if the network and the data set differ in the number or order of their classes."""
         if len(dataset.classes) != len(known):
             raise ValueError(
                 f"the checkpoint has {len(known)} classes ({_few(known)}) but the data set has "

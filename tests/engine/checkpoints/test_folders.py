@@ -101,7 +101,7 @@ def test_a_card_describes_the_task_and_the_images_of_its_network(network):
     config = saved.config | {"model": saved.config["model"] | {"backbone": backbone}, "task": task}
     config["dataset"] = config["dataset"] | {"value_range": [0, 4095]}
     text = model_card(replace(saved, config=config), "street", record={})
-    assert 'predict("image.npy")\n```\n\nIt takes NumPy arrays of shape (H, W, 5), and TIFFs with 5 bands\n' in text
+    assert 'predict("image.npy")\n```\n\nIt accepts NumPy arrays of shape (H, W, 5), and TIFFs with 5 bands\n' in text
     assert "\n\nIn images of more than 8 bits, 0 is black and 4095 is white.\n\n## Data" in text
     assert "finds objects of 11 classes in an image of 5 channels: Sky, " in text
     assert "labels, scores, boxes, masks, overlay = network.predict" in text and "semantic" not in text.split("#")[0]
