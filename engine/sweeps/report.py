@@ -213,10 +213,10 @@ def _bare(option: str) -> str:
 
 
 def _setting_names(settings: list[tuple[Overrides, list[Run]]], text: Callable[[Any], str] | None = None) -> list[str]:
-    """Name each setting by its options; "all seeds" if only the seed varies."""
+    """Name each setting by its options; "all seeds" if only the seed varies, "default" if it has none."""
     if len(settings) == 1 and len(settings[0][1]) > 1:
         return ["all seeds"]
-    return _names([overrides for overrides, _ in settings], text)
+    return [name or "default" for name in _names([overrides for overrides, _ in settings], text)]
 
 
 def _names(overrides: Sequence[Overrides], text: Callable[[Any], str] | None = None) -> list[str]:

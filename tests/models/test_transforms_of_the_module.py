@@ -173,6 +173,7 @@ def test_traces_with_gradients():
     assert_close(*(torch.autograd.grad(network(x).square().sum(), inputs) for network in (traced, module)))
 
 
+@pytest.mark.slow
 @needs_inductor
 def test_inductor_differentiates_clips_of_dynamic_size():
     module = CrissCrossAttention(16)

@@ -164,6 +164,10 @@ def test_a_sweep_over_the_seed_alone_has_a_short_name(tmp_path):
     (row,) = rows(tmp_path / "sweep_seeds.csv")
     assert (row["setting"], float(row["mIoU mean"])) == ("all seeds", 50.5)
     assert Image.open(tmp_path / "sweep.png").width < 1500 and is_picture(tmp_path / "sweep.png")
+    overrides["clip_norm"] = 1  # the sweep is extended with an option that the first runs do not set
+    results.write_result(tmp_path / "2", {"overrides": overrides, "mIoU": 50.0, "gflops": 1.0})
+    report(tmp_path)
+    assert [row["setting"] for row in rows(tmp_path / "sweep_seeds.csv")] == ["default", "clip_norm=1"]
 
 
 def test_an_option_of_the_execution_that_a_sweep_varies_is_reported(tmp_path):
