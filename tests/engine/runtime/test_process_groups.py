@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
+from datetime import timedelta
 
 import torch
 from conftest import PATIENCE
 from torch.distributed import TCPStore
 
-from ccnet.engine.runtime import from_all, processes, rank
+from ccnet.engine.runtime import distributed, from_all, processes, rank
 
 
 def runs(own, port, results):
@@ -33,3 +34,16 @@ def test_processes_join_anew_for_every_run():
     for process in started:
         process.join(PATIENCE)
     assert [process.exitcode for process in started] == [0, 0]
+
+
+def test_a_process_keeps_its_store_whatever_the_timeout(monkeypatch):
+    """Another store on rank 0 would need the port that its first one occupies."""
+    made = []
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **named: iter([(made.append(named), 0, 2)]))
+    monkeypatch.setattr(distributed, "_STORES", {})
+    for seconds in (600, 5):
+        distributed._rendezvous(timedelta(seconds=seconds))
+    assert made == [{"timeout": timedelta(seconds=600)}]
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    distributed._rendezvous(timedelta(seconds=5))
+    assert len(made) == 2
