@@ -87,9 +87,10 @@ def locations_in(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_split(config: dict[str, Any], option: str, new: Any) -> dict[str, Any]:
-    """Return a configuration with a split added to the folders of splits, or in place of folders that are not set.
+    """Return a configuration in which an option such as ``dataset.images.val`` sets the folder of one split.
 
-    The folders of a published network, for example, are not set.
+    The other splits keep their folders. If no folder is set, as in the configuration of a published network, the result
+    has a folder for this split only. A single folder for all splits is left unchanged.
     """
     _, _, name = option.partition(".")
     kind, _, split = name.partition(".")

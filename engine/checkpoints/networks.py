@@ -108,7 +108,7 @@ def _if_checkpoint(file: str) -> Checkpoint | None:
 
 
 def _check_scaling(option: str, given: Checkpoint, config: DictConfig) -> None:
-    """Raise ValueError if a checkpoint's run set ``dataset.value_range`` and the new run neither sets nor unsets it."""
+    """Raise ValueError if a checkpoint's run set ``dataset.value_range`` and the new run leaves it at its default."""
     known = given.value_range
     unset = "value_range" in config.dataset and config.dataset.value_range is None
     if known is not None and unset and "dataset.value_range" not in given_overrides():

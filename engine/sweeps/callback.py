@@ -49,7 +49,7 @@ class SweepReport(OutputFolder):
 
         It must not start if a plugin is missing, if Hydra would write a secret to multirun.yaml, if another process is
         running a sweep in the folder, or if the folder holds runs and ``resume`` is not set, because new runs would
-        overwrite them.
+        overwrite them. Under torchrun, rank 0 checks and locks the folder, and all ranks use it.
 
         In a parallel sweep, also let Ctrl-C end the launcher immediately: the runs receive the signal too and save
         their state, whereas joblib would kill them if it handled the signal.
@@ -67,19 +67,10 @@ class SweepReport(OutputFolder):
                 choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
                 raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: pip install 'ccnet[{_EXTRAS[package]}]'")
         if is_first():
-            self._claim(folder, config)
+            _claim(folder, config)
         is_joblib = config.hydra.launcher._target_.split(".")[1] == "hydra_joblib_launcher"
         if is_joblib and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    def _claim(self, folder: Path, config: DictConfig) -> None:
-        _lock(folder)
-        if config.hydra.job.config_name == "config" and config.resume is None and _holds_runs(folder):
-            _release()
-            raise SystemExit(
-                f"error: {folder} already holds a sweep: add resume=auto to run only what is missing, or choose "
-                "another folder with hydra.sweep.dir=DIR"
-            )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the tables, write them and the plots to the sweep's folder, and exit with code 1 if a run failed.
@@ -132,6 +123,17 @@ def _share_time(config: DictConfig) -> None:
     shared = json.loads(from_first_before_joining("times of the sweep", json.dumps(times)))
     cache["now"] = {tuple(arguments): text for arguments, text in shared}
     OmegaConf.set_cache(config, cache)
+
+
+def _claim(folder: Path, config: DictConfig) -> None:
+    """Lock the folder of a sweep, and exit if it holds runs that this sweep would overwrite."""
+    _lock(folder)
+    if config.hydra.job.config_name == "config" and config.resume is None and _holds_runs(folder):
+        _release()
+        raise SystemExit(
+            f"error: {folder} already holds a sweep: add resume=auto to run only what is missing, or choose "
+            "another folder with hydra.sweep.dir=DIR"
+        )
 
 
 def _lock(folder: Path) -> None:

@@ -134,7 +134,7 @@ def instead(key, *shape):
     ],
 )
 def test_weights_that_do_not_match_the_configuration_are_refused(change, backbone, message):
-    """Otherwise, the network would compute something else."""
+    """Loading them anyway would silently give another network."""
     tensors = {key: tensor.numpy() for key, tensor in trained("ccnet").state_dict().items()}
     change(tensors)
     config = node("ccnet")

@@ -56,7 +56,9 @@ def test_options_of_another_network_are_not_silently_ignored(deep, option):
 
 
 def test_weights_that_are_not_from_a_run_say_nothing_of_its_images(deep):
-    started(*NETWORK, f"backbone.weights={deep}/timm.pth")
+    network = started(*NETWORK, f"backbone.weights={deep}/timm.pth")
+    stem = checkpoints.load(deep / "best.safetensors").weights["backbone.net.conv1.0.weight"]
+    assert torch.equal(network.state_dict()["backbone.net.conv1.0.weight"], stem)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_processes_join_anew_for_every_run():
 
 
 def test_a_process_keeps_its_store_whatever_the_timeout(monkeypatch):
-    """Another store on rank 0 would need the port that its first one occupies."""
+    """Rank 0 could not open a second store, because the first one still occupies the port."""
     made = []
     monkeypatch.setattr(distributed, "rendezvous", lambda *_, **named: iter([(made.append(named), 0, 2)]))
     monkeypatch.setattr(distributed, "_STORES", {})
