@@ -51,3 +51,20 @@ def is_key(offs_m, offs_n, length, MASK_SELF: tl.constexpr):
 def finite(x):
     """Replace -inf, the maximum over no keys, with 0 to avoid computing inf - inf."""
     return tl.where(x == float("-inf"), 0.0, x)
+
+
+@triton.jit
+def load_block(desc, line, inner, stride, first_row, channel):
+    """Load a [rows, channels] block of a line through a tensor descriptor: zeros beyond the line, no masks.
+
+    The descriptor has the shape (lines // inner, length, inner * stride), see ``torch_ops/launch.py``.
+    """
+    block = desc.load([line // inner, first_row, line % inner * stride + channel])
+    return block.reshape(desc.block_shape[1], desc.block_shape[2])
+
+
+@triton.jit
+def store_block(desc, x, line, inner, stride, first_row, channel):
+    """Store a [rows, channels] block of a line through a tensor descriptor, without the rows beyond the line."""
+    x = x.to(desc.dtype).reshape(1, desc.block_shape[1], desc.block_shape[2])
+    desc.store([line // inner, first_row, line % inner * stride + channel], x)

@@ -31,6 +31,7 @@ import triton
 import triton.language as tl
 
 from .addressing import is_key, line_rows, line_start, load_rows
+from .overlap import allow_next_launch, wait_for_previous_launch
 
 
 @triton.jit
@@ -70,10 +71,13 @@ def line_backward_kernel(
     D: tl.constexpr, C: tl.constexpr,
     MASK_SELF: tl.constexpr, HAS_GAMMA: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     REVERSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    ONE_QUERY_TILE: tl.constexpr, ONE_KEY_TILE: tl.constexpr, STAGES: tl.constexpr,
+    ONE_QUERY_TILE: tl.constexpr, ONE_KEY_TILE: tl.constexpr, WAITS: tl.constexpr, SIGNALS: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Compute all gradients of one line (see the module docstring). The grid has one program per line."""
+    if SIGNALS:
+        allow_next_launch()
     line = tl.program_id(0)
     if REVERSED:  # start where the previous pass ended: that data is still in the L2 cache
         line = tl.num_programs(0) - 1 - line
@@ -118,6 +122,8 @@ def line_backward_kernel(
         attention = tl.where(valid, tl.exp(energy - maximum[:, None]), 0.0)  # [BLOCK_M, BLOCK_N]
         attention *= (1.0 / total)[:, None]
         weights = attention.to(value_ptr.dtype.element_ty)
+        if WAITS:
+            wait_for_previous_launch()
 
         # The first pass computes delta along with its first tile of keys; later tiles and passes read it.
         known = rows_valid & (key_tile > 0) if FIRST else rows_valid

@@ -30,7 +30,8 @@ gamma (1,). BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab, BLOCK_D >=
 import triton
 import triton.language as tl
 
-from .addressing import finite, is_key, line_rows, line_start, load_rows
+from .addressing import finite, is_key, line_rows, line_start, load_block, load_rows, store_block
+from .overlap import allow_next_launch, wait_for_previous_launch_after
 
 
 @triton.jit
@@ -73,15 +74,31 @@ def _store_slab(
         tl.store(result_ptr + offs, result.to(result_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _store_block(
+    acc, keep, gamma, out_desc, residual_desc, result_desc, line, inner, residual_stride, first_query, channel,
+    C: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_OUT: tl.constexpr,
+):  # fmt: skip
+    """Do what ``_store_slab`` does, through tensor descriptors."""
+    if HAS_PREVIOUS:
+        acc += keep[:, None] * load_block(out_desc, line, inner, C, first_query, channel).to(tl.float32)
+    if SAVE_OUT:
+        store_block(out_desc, acc, line, inner, C, first_query, channel)
+    if HAS_RESIDUAL:
+        residual = load_block(residual_desc, line, inner, residual_stride, first_query, channel)
+        store_block(result_desc, gamma * acc + residual.to(tl.float32), line, inner, C, first_query, channel)
+
+
 @triton.jit(do_not_specialize=["length", "inner"])
 def line_forward_kernel(
     query_ptr, key_ptr, value_ptr, out_ptr, stats_ptr, previous_stats_ptr,
-    residual_ptr, gamma_ptr, result_ptr,
+    residual_ptr, gamma_ptr, result_ptr, value_desc, out_desc, residual_desc, result_desc,
     query_stride, key_stride, value_stride, residual_stride, length, inner, scale,
     D: tl.constexpr, C: tl.constexpr,
     MASK_SELF: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE_OUT: tl.constexpr,
     REVERSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    ONE_KEY_TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    ONE_KEY_TILE: tl.constexpr, SPLITS: tl.constexpr, WAITS: tl.constexpr, SIGNALS: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Attend from one block of queries of one line, for one group of channel slabs (see the module docstring).
@@ -89,14 +106,20 @@ def line_forward_kernel(
     The grid is lines * query blocks * SPLITS. The groups of a line are adjacent, so that they share its query and
     key in the L2 cache. ``stats_ptr`` and ``previous_stats_ptr`` must not alias: groups that start late still read
     the previous statistics after groups that finished early have written theirs.
+
+    Slabs are copied through pointers or, if they are not None, through tensor descriptors (TMA), which need fewer
+    registers, so that more programs share a multiprocessor.
     """
+    if SIGNALS:
+        allow_next_launch()
     blocks = tl.cdiv(length, BLOCK_M)
     pid = tl.program_id(0)
     if REVERSED:  # start where the previous pass ended: that data is still in the L2 cache
         pid = tl.num_programs(0) - 1 - pid
     split = pid % SPLITS
     line = pid // SPLITS // blocks
-    offs_m = (pid // SPLITS % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_query = (pid // SPLITS % blocks) * BLOCK_M
+    offs_m = first_query + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     rows_valid = offs_m < length
     start = line_start(line, length, inner)
@@ -128,20 +151,30 @@ def line_forward_kernel(
         energy = tl.where(is_key(offs_m, offs_n, length, MASK_SELF), energy, float("-inf"))
         maximum = tl.max(energy, 1)
         attention = tl.exp(energy - finite(maximum)[:, None])
-        maximum, total, keep, factor = _join(
-            maximum, tl.sum(attention, 1), previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS
-        )
+        total = tl.sum(attention, 1)
+        if WAITS:
+            total = wait_for_previous_launch_after(total)
+        maximum, total, keep, factor = _join(maximum, total, previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS)
         attention = (attention * factor[:, None]).to(value_ptr.dtype.element_ty)  # [BLOCK_M, BLOCK_N]
 
         # With explicit stages, the compiler also prefetches ``out`` and the residual, not only the factors of tl.dot.
         for slab in tl.range(SLABS, num_stages=STAGES):
-            offs_c = first_channel + slab * BLOCK_C + tl.arange(0, BLOCK_C)
-            value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)
-            acc = tl.dot(attention, value, input_precision=PRECISION)
-            _store_slab(
-                acc, keep, gamma, out_ptr, residual_ptr, result_ptr, rows, residual_stride, offs_c,
-                rows_valid, C, HAS_PREVIOUS, HAS_RESIDUAL, SAVE_OUT,
-            )  # fmt: skip
+            channel = first_channel + slab * BLOCK_C
+            if value_desc is None:
+                offs_c = channel + tl.arange(0, BLOCK_C)
+                value = load_rows(value_ptr, key_rows, value_stride, offs_c, keys_valid, C)
+                acc = tl.dot(attention, value, input_precision=PRECISION)
+                _store_slab(
+                    acc, keep, gamma, out_ptr, residual_ptr, result_ptr, rows, residual_stride, offs_c,
+                    rows_valid, C, HAS_PREVIOUS, HAS_RESIDUAL, SAVE_OUT,
+                )  # fmt: skip
+            else:
+                value = load_block(value_desc, line, inner, value_stride, 0, channel)
+                acc = tl.dot(attention, value, input_precision=PRECISION)
+                _store_block(
+                    acc, keep, gamma, out_desc, residual_desc, result_desc, line, inner, residual_stride,
+                    first_query, channel, C, HAS_PREVIOUS, HAS_RESIDUAL, SAVE_OUT,
+                )  # fmt: skip
     else:
         tl.static_assert(SLABS == 1)
         offs_c = first_channel + tl.arange(0, BLOCK_C)
@@ -164,6 +197,8 @@ def line_forward_kernel(
             acc = acc * shrink[:, None]
             acc = tl.dot(attention.to(value.dtype), value, acc, input_precision=PRECISION)
             maximum = larger
+        if WAITS:
+            total = wait_for_previous_launch_after(total)
         maximum, total, keep, factor = _join(maximum, total, previous_stats_ptr, rows, rows_valid, HAS_PREVIOUS)
         _store_slab(
             acc * factor[:, None], keep, gamma, out_ptr, residual_ptr, result_ptr, rows, residual_stride,

@@ -9,19 +9,24 @@ follow measurements on an H100 and an H200, where wide slabs and many stages win
 (``results/kernels_log.md``). Tiles that spill are skipped.
 """
 
-from ...kernels.launches.tiles import Device, Problem, Tile, choose_tile
+from typing import Any
 
-# (BLOCK_M, BLOCK_N, BLOCK_C, warps, stages) by the longest line that each list is meant for.
-_HALF = {
+from ...kernels.launches.tiles import Device, Problem, Tile, choose_tile, has_descriptors
+
+# (BLOCK_M, BLOCK_N, BLOCK_C, warps, stages) by the longest line that each list is meant for, followed by whether
+# slabs are copied through tensor descriptors.
+_HALF: dict[str, dict[int, list[tuple[Any, ...]]]] = {
     "forward": {
         64: [
             (64, 64, 64, 4, 3), (64, 64, 64, 4, 2), (64, 64, 64, 4, 4), (64, 64, 32, 4, 3), (64, 64, 32, 4, 4),
             (64, 64, 128, 4, 2), (64, 64, 128, 4, 3), (32, 64, 64, 2, 3), (32, 64, 128, 2, 2),
+            (64, 64, 64, 4, 3, True), (64, 64, 64, 4, 4, True), (64, 64, 128, 4, 3, True),
         ],
         128: [
             (128, 128, 32, 8, 3), (64, 128, 64, 4, 3), (64, 128, 64, 4, 4), (64, 128, 32, 4, 4), (64, 128, 32, 4, 5),
-            (64, 128, 32, 4, 6), (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 32, 8, 4), (128, 128, 32, 8, 5),
-            (128, 128, 32, 8, 6), (64, 128, 64, 4, 2),
+            (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 32, 8, 4), (64, 128, 64, 4, 2),
+            (64, 128, 64, 4, 3, True), (64, 128, 64, 4, 2, True),
+            (64, 128, 32, 4, 4, True), (128, 128, 64, 8, 3, True),
         ],
         160: [
             (64, 32, 128, 4, 3), (64, 32, 128, 4, 2), (64, 32, 128, 4, 4), (128, 32, 128, 8, 3), (64, 64, 128, 4, 3),
@@ -30,6 +35,7 @@ _HALF = {
         256: [
             (128, 256, 32, 8, 3), (64, 256, 32, 4, 3), (64, 256, 32, 4, 4), (64, 256, 32, 4, 5), (64, 256, 32, 4, 6),
             (128, 256, 32, 8, 4), (128, 256, 32, 8, 5), (128, 256, 64, 8, 2), (128, 256, 64, 8, 3), (64, 64, 128, 4, 3),
+            (64, 256, 32, 4, 4, True), (64, 256, 32, 4, 3, True), (128, 256, 32, 8, 5, True),
         ],
         1024: [
             (64, 32, 128, 4, 3), (64, 32, 128, 4, 2), (64, 32, 128, 4, 4), (64, 64, 128, 4, 3), (128, 32, 128, 8, 3),
@@ -60,7 +66,7 @@ _HALF = {
     },
 }  # fmt: skip
 # Three TF32 products need three times the registers.
-_FLOAT32 = {
+_FLOAT32: dict[str, dict[int, list[tuple[Any, ...]]]] = {
     "forward": {
         1024: [
             (64, 32, 64, 4, 2), (64, 32, 64, 4, 3), (64, 16, 64, 4, 2), (64, 16, 64, 4, 3), (64, 32, 32, 4, 2),
@@ -88,5 +94,10 @@ def candidates(kernel: str, problem: Problem, length: int, device: Device) -> li
     lists = (_FLOAT32 if problem.dtype == "float32" else _HALF)[kernel]
     fitting = next((longest for longest in lists if length <= longest), max(lists))
     listed = [Tile(*sizes) for sizes in lists[fitting]]
-    found = [choose_tile(kernel, problem, length, device), *listed]
-    return [tile for tile in dict.fromkeys(found) if tile.block_c <= max(16, problem.value_channels)]
+    found = dict.fromkeys([choose_tile(kernel, problem, length, device), *listed])
+    return [
+        tile
+        for tile in found
+        if tile.block_c <= max(16, problem.value_channels)
+        and (not tile.descriptors or has_descriptors(tile, problem, length, device))
+    ]

@@ -54,4 +54,5 @@ class Log:
 
 def described(tile: Tile) -> str:
     """Format a tile for display, such as "128x128x32, 8 warps, 3 stages"."""
-    return f"{tile.block_m}x{tile.block_n}x{tile.block_c}, {tile.num_warps} warps, {tile.num_stages} stages"
+    sizes = f"{tile.block_m}x{tile.block_n}x{tile.block_c}, {tile.num_warps} warps, {tile.num_stages} stages"
+    return sizes + (", descriptors" if tile.descriptors else "")

@@ -9,7 +9,7 @@ from ... import kernels
 from ...kernels.launches import plan, tiles
 
 ORIGIN = "measured by mode=tune; every other length and dtype has the rule's tile"
-_SOURCES = ("addressing.py", "backward.py", "forward.py")
+_SOURCES = ("addressing.py", "backward.py", "forward.py", "overlap.py")
 
 
 class Range(NamedTuple):

@@ -46,7 +46,7 @@ def wanted(gpu: plan.Device) -> list[Case]:
     calls = [(shape, dtype) for shape in TEST_SHAPES for dtype in ("bfloat16", "float16", "float32")]
     calls += [(shape, "bfloat16") for shape in SHAPES]
     problems = [
-        plan.Problem(batch, tuple(spatial), tuple(range(len(spatial))), 64, 512, dtype)
+        plan.Problem(batch, tuple(spatial), tuple(range(len(spatial))), 64, 512, dtype, aligned=True)
         for (batch, *spatial), dtype in calls
     ]
     cases = [case for problem in problems for case in launch_set.calls(problem, gpu)]

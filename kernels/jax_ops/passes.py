@@ -50,6 +50,7 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
             "residual_ptr": None,
             "gamma_ptr": None,
             "result_ptr": None,
+            **dict.fromkeys(("value_desc", "out_desc", "residual_desc", "result_desc")),  # JAX cannot pass them
         }
         if residual is not None and planned.constants["HAS_RESIDUAL"]:
             in_place = out is not None and not saves and residual.dtype == value.dtype

@@ -54,14 +54,14 @@ class Report(NamedTuple):
 def compile_case(case: Case, device: Device) -> Report:
     """Compile a launch for a GPU and report its resources."""
     function = KERNELS[case.kernel]
-    unused = {name: None for name, dtype in case.pointers.items() if dtype is None}
+    unused = {name: None for name, kind in (case.pointers | case.descriptors).items() if kind is None}
     constants = case.launch.constants | unused
     signature: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     # What the launcher infers from real arrays: 16-byte aligned pointers, strides that are multiples of 16. The empty
     # lists do not affect the code, but make Triton's cache key match that of a real launch.
     for index, name in enumerate(function.arg_names):
-        signature[name] = "constexpr" if name in constants else _argument_type(name, case.pointers)
+        signature[name] = "constexpr" if name in constants else _argument_type(name, case)
         if name in constants:
             if not triton.__version__.startswith("3.6.") or isinstance(constants[name], str):
                 attributes[(index,)] = []
@@ -105,8 +105,11 @@ def _in_flight(ptx: str) -> tuple[int, ...]:
     return tuple(int(copies) for body in innermost for copies in re.findall(r"cp\.async\.wait_group\s+(\d+)", body))
 
 
-def _argument_type(name: str, pointers: dict[str, str | None]) -> str:
+def _argument_type(name: str, case: Case) -> str:
     if name == "scale":
         return "fp32"
-    dtype = pointers.get(name)
+    if described := case.descriptors.get(name):
+        dtype, block = described
+        return f"tensordesc<{TRITON_DTYPE[dtype]}{list(block)}>"
+    dtype = case.pointers.get(name)
     return "i32" if dtype is None else f"*{TRITON_DTYPE[dtype]}"

@@ -17,6 +17,7 @@ class Case(NamedTuple):
         kernel: "forward" or "backward".
         launch: the planned launch.
         pointers: dtype of each pointer by name, such as "float16"; None where no array is passed.
+        descriptors: dtype and block of each tensor descriptor by name; None where none is passed.
         ptx_version: PTX version that JAX requests, such as 85; None for Triton's default, which torch uses.
         small: whether the storage of every array is below 2 GiB, on which Triton specialises for AMD GPUs.
     """
@@ -24,6 +25,7 @@ class Case(NamedTuple):
     kernel: str
     launch: plan.Launch
     pointers: dict[str, str | None]
+    descriptors: dict[str, tuple[str, tuple[int, ...]] | None]
     ptx_version: int | None = None
     small: bool = False
 
@@ -40,6 +42,8 @@ def forward_cases(
         save_out: whether a backward pass will read the attention's output.
     """
     dtype = problem.dtype
+    one_dtype = residual in (None, dtype) and (not save_out or plan.kept_dtype(dtype) == dtype)
+    problem = problem._replace(aligned=problem.aligned and one_dtype)
     found: list[Case] = []
     for launch in plan.forward_launches(problem, device, residual is not None, save_out):
         fused = launch.constants["HAS_RESIDUAL"]
@@ -52,8 +56,20 @@ def forward_cases(
             "gamma_ptr": "float32" if fused else None,
             "result_ptr": residual if fused else None,
         }
-        found.append(Case("forward", launch, pointers))
+        found.append(Case("forward", launch, pointers, _forward_descriptors(launch, pointers)))
     return found
+
+
+def _forward_descriptors(
+    launch: plan.Launch, pointers: dict[str, str | None]
+) -> dict[str, tuple[str, tuple[int, ...]] | None]:
+    tile = launch.tile
+    rows = {"value": tile.block_n, "out": tile.block_m, "residual": tile.block_m, "result": tile.block_m}
+    dtypes = {name: pointers[f"{name}_ptr"] if tile.descriptors else None for name in rows}
+    return {
+        f"{name}_desc": None if dtype is None else (dtype, (1, rows[name], tile.block_c))
+        for name, dtype in dtypes.items()
+    }
 
 
 def backward_cases(problem: plan.Problem, device: plan.Device, has_gamma: bool = False) -> list[Case]:
@@ -70,7 +86,7 @@ def backward_cases(problem: plan.Problem, device: plan.Device, has_gamma: bool =
         "delta_ptr": "float32",
         **{f"partial_{name}": "float32" if is_wide else dtype for name, is_wide in wide},
     }
-    return [Case("backward", launch, pointers) for launch in launches]
+    return [Case("backward", launch, pointers, {}) for launch in launches]
 
 
 def for_jax(case: Case, capability: tuple[int, int]) -> Case:

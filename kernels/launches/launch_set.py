@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GPUS = {
     "sm_80": plan.Device("A100", (8, 0), 108, 166912),
-    "sm_90": plan.Device("H100", (9, 0), 132, 232448),
+    "sm_90": plan.Device("H100", (9, 0), 132, 232448, descriptors=True, overlaps=True),
     "sm_100": plan.Device("B200", (10, 0), 148, 232448),
     "gfx942": plan.Device("MI300X", (9, 4), 304, plan.AMD_SHARED_MEMORY["gfx942"], "gfx942"),
     "gfx950": plan.Device("MI355X", (9, 5), 256, plan.AMD_SHARED_MEMORY["gfx950"], "gfx950"),
@@ -50,8 +50,9 @@ OTHER_SPACES = [(97,), (97, 97, 97), (128, 256), (256, 128)]
 def cases(gpu: str) -> list[Case]:
     """Return every distinct launch of torch and of JAX: each pass, with and without gamma or a residual.
 
-    JAX's launches differ only in their PTX version, and are included for lines of 97 and 129. On AMD GPUs, where JAX
-    does not use the kernels, launches on arrays of 2 GiB or more are included for these lines in bfloat16 instead.
+    JAX's launches, which have another PTX version and neither descriptors nor overlap, are included for lines of 97 and
+    129. On AMD GPUs, where JAX does not use the kernels, launches on arrays of 2 GiB or more are included for these
+    lines in bfloat16 instead.
 
     Args:
         gpu: a name in ``GPUS``.
@@ -65,13 +66,15 @@ def cases(gpu: str) -> list[Case]:
     problems += [plan.Problem(1, spatial, tuple(range(len(spatial))), 64, 512, "bfloat16") for spatial in OTHER_SPACES]
     found: list[Case] = []
     for device, problem in itertools.product(_with_tables(gpu), problems):
-        made = list(calls(problem, device))
+        made = list(calls(problem._replace(aligned=True), device))
         both_forms = problem.spatial in ((97, 97), (129, 129))
         if device.arch:
             both_forms &= problem.dtype == "bfloat16" and problem.query_channels == 64
             made = [case._replace(small=small) for case in made for small in ((True, False) if both_forms else (True,))]
         elif both_forms:
-            made += [for_jax(case, device.capability) for case in made]
+            made += calls(problem, device)  # of arrays that tensor descriptors cannot describe
+            without = device._replace(descriptors=False, overlaps=False)
+            made += [for_jax(case, device.capability) for case in calls(problem, without)]
         found += made
     return distinct(found)
 
@@ -80,9 +83,9 @@ def distinct(cases: Iterable[Case]) -> list[Case]:
     """Remove the launches that compile to the same code as an earlier one."""
     found: dict[Any, Case] = {}
     for case in cases:
-        constants, pointers = (tuple(sorted(part.items())) for part in (case.launch.constants, case.pointers))
-        options = tuple(case.launch.options.items())
-        found.setdefault((case.kernel, constants, pointers, options, case.ptx_version, case.small), case)
+        parts = case.launch.constants, case.launch.options, case.pointers, case.descriptors
+        sorted_parts = tuple(tuple(sorted(part.items())) for part in parts)
+        found.setdefault((case.kernel, *sorted_parts, case.ptx_version, case.small), case)
     return list(found.values())
 
 
@@ -127,8 +130,8 @@ def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
     if not report.tensor_core:
         return "does not use tensor cores"
     # With two stages, the loop waits for the copies it has just issued, which exposes their full latency.
-    copies = report.in_flight
-    if case.kernel == "backward" and case.launch.num_stages > 2 and copies is not None and min(copies, default=0) == 0:
+    copies, stages = report.in_flight, case.launch.tile.num_stages
+    if case.kernel == "backward" and stages > 2 and copies is not None and min(copies, default=0) == 0:
         return f"the loop over slabs waits for its last copy: {copies} in flight"
     return None
 

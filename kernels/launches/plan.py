@@ -36,7 +36,7 @@ class Launch(NamedTuple):
         length: number of positions on a line.
         inner: distance in pixels between neighbours on a line.
         constants: compile-time constants by name.
-        num_warps, num_stages: Triton launch options.
+        tile: the tile sizes, which are also among the constants.
         compiled: a cache for the compiled kernels, filled by the launcher.
     """
 
@@ -44,15 +44,17 @@ class Launch(NamedTuple):
     length: int
     inner: int
     constants: dict[str, Any]
-    num_warps: int
-    num_stages: int
+    tile: Tile
     compiled: dict[Any, Any]
 
     @property
     def options(self) -> dict[str, Any]:
         """Triton's options, the same for every framework and for the compile tests."""
         # Up to 3.9, Triton fuses multiplications and additions by default; from 3.10 on, only on request.
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        options = {"num_warps": self.tile.num_warps, "num_stages": self.tile.num_stages, "enable_fp_fusion": True}
+        if self.constants["WAITS"]:
+            options["launch_pdl"] = True
+        return options
 
 
 def kept_dtype(dtype: str) -> str:
@@ -89,9 +91,10 @@ def forward_launches(
             "HAS_RESIDUAL": has_residual and last,
             "SAVE_OUT": save_out or not last,
             "REVERSED": index % 2 == 1,
-            "WIDE": _is_wide(problem),
+            "WIDE": tiles.is_wide(problem),
             "ONE_KEY_TILE": one_key_tile,
             "SPLITS": min(splits, slabs),
+            **_overlap(device, index, last),
         }
         grid = blocks * min(splits, slabs)
         launches.append(_launch(problem, device, tile, grid, length, inner, constants))
@@ -112,9 +115,10 @@ def backward_launches(problem: Problem, device: Device, has_gamma: bool = False)
             "FIRST": index == 0,
             "LAST": last,
             "REVERSED": index % 2 == 1,
-            "WIDE": _is_wide(problem),
+            "WIDE": tiles.is_wide(problem),
             "ONE_QUERY_TILE": length <= tile.block_m,
             "ONE_KEY_TILE": length <= tile.block_n,
+            **_overlap(device, index, last),
         }
         launches.append(_launch(problem, device, tile, lines, length, inner, constants))
     return tuple(launches)
@@ -140,11 +144,9 @@ def _lines(problem: Problem, axis: int) -> tuple[int, int, int]:
     return length, math.prod(problem.spatial[axis + 1 :]), pixels // length
 
 
-def _is_wide(problem: Problem) -> bool:
-    """Return whether offsets within one image exceed 32 bits; offsets across the batch always have 64 bits."""
-    stride = max(problem.query_channels, problem.value_channels, problem.widest_stride)
-    # Twice the image, because a tile also computes addresses beyond the end of its line, though it never reads them.
-    return 2 * math.prod(problem.spatial) * stride >= 2**31
+def _overlap(device: Device, index: int, last: bool) -> dict[str, Any]:
+    """Return the constants by which each pass starts while the previous one ends (see ``overlap.py``)."""
+    return {"WAITS": device.overlaps and index > 0, "SIGNALS": device.overlaps and not last}
 
 
 def _launch(
@@ -162,7 +164,7 @@ def _launch(
         "BLOCK_C": tile.block_c,
         "BLOCK_D": max(16, power_of_two(problem.query_channels)),
     }
-    return Launch(grid, length, inner, constants, tile.num_warps, tile.num_stages, compiled={})
+    return Launch(grid, length, inner, constants, tile, compiled={})
 
 
 def use_table(device_name: str, rows: list[dict[str, Any]]) -> None:

@@ -6,7 +6,9 @@ the call's shape, the device and the version of Triton, so that runs are bitwise
 
 import importlib.metadata
 import json
+import math
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,8 @@ class Device(NamedTuple):
         processors: number of multiprocessors.
         shared_memory: bytes per thread block.
         arch: AMD's name of the architecture, such as "gfx942"; empty for NVIDIA GPUs.
+        descriptors: whether kernels get tensor descriptors, which Hopper GPUs have and JAX cannot pass.
+        overlaps: whether a launch may start while the previous one ends, which JAX cannot request (``overlap.py``).
     """
 
     name: str
@@ -30,6 +34,8 @@ class Device(NamedTuple):
     processors: int
     shared_memory: int
     arch: str = ""
+    descriptors: bool = False
+    overlaps: bool = False
 
 
 class Problem(NamedTuple):
@@ -40,6 +46,8 @@ class Problem(NamedTuple):
         dtype: name of the dtype of query, key and value, such as "float16".
         precision: how float32 numbers are multiplied, one of ``FLOAT32_PRECISIONS``.
         widest_stride: largest pixel stride of the arrays in elements, if it exceeds the number of channels.
+        aligned: whether all arrays with value channels have one dtype, and start at and advance by multiples of 16
+            bytes, as tensor descriptors require.
     """
 
     batch: int
@@ -50,26 +58,50 @@ class Problem(NamedTuple):
     dtype: str
     precision: str = "tf32x3"
     widest_stride: int = 0
+    aligned: bool = False
 
 
 class Tile(NamedTuple):
-    """Tile sizes (BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab); one row of a tuning table."""
+    """Tile sizes (BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab); one row of a tuning table.
+
+    Attributes:
+        descriptors: whether slabs are copied through tensor descriptors (TMA) instead of pointers.
+    """
 
     block_m: int
     block_n: int
     block_c: int
     num_warps: int
     num_stages: int
+    descriptors: bool = False
 
 
 def choose_tile(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
     """Return the pinned tile, or the rule's if there is none, with BLOCK_C limited to the value channels."""
-    tile = _pinned_tile(kernel, problem, length, device.name) or _rule(kernel, problem, length, device)
+    pinned = (_fitted(tile, problem) for tile in _pinned_tiles(kernel, problem, length, device.name))
+    usable = (tile for tile in pinned if not tile.descriptors or has_descriptors(tile, problem, length, device))
+    return next(usable, None) or _fitted(_rule(kernel, problem, length, device), problem)
+
+
+def _fitted(tile: Tile, problem: Problem) -> Tile:
     widest = max(16, power_of_two(problem.value_channels))
     return tile._replace(block_c=min(tile.block_c, widest))
 
 
-def _pinned_tile(kernel: str, problem: Problem, length: int, device_name: str) -> Tile | None:
+def has_descriptors(tile: Tile, problem: Problem, length: int, device: Device) -> bool:
+    """Return whether the slabs of lines of ``length`` can be copied through tensor descriptors."""
+    whole = length <= tile.block_n and problem.value_channels % _fitted(tile, problem).block_c == 0
+    return device.descriptors and problem.aligned and whole and not is_wide(problem)
+
+
+def is_wide(problem: Problem) -> bool:
+    """Return whether offsets within one image exceed 32 bits; offsets across the batch always have 64 bits."""
+    stride = max(problem.query_channels, problem.value_channels, problem.widest_stride)
+    # Twice the image, because a tile also computes addresses beyond the end of its line, though it never reads them.
+    return 2 * math.prod(problem.spatial) * stride >= 2**31
+
+
+def _pinned_tiles(kernel: str, problem: Problem, length: int, device_name: str) -> Iterator[Tile]:
     for row in load_table(device_name):
         if (row["kernel"], row["dtype"]) == (kernel, problem.dtype) and (
             row["min_length"] <= length <= row["max_length"] and problem.query_channels <= row["max_query_channels"]
@@ -77,8 +109,7 @@ def _pinned_tile(kernel: str, problem: Problem, length: int, device_name: str) -
             # The tile that is fastest with one version may spill registers with another.
             if "measured" in row and not triton_version().startswith(_minor(row["measured"]["triton"])):
                 continue
-            return Tile(**row["tile"])
-    return None
+            yield Tile(**row["tile"])
 
 
 @cache
@@ -157,13 +188,17 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         if length <= 64:
             return Tile(64, 64, 64, 4, 3)
         if length <= 128:
-            if hopper and not wide:  # two programs share a multiprocessor, so that one loads while the other multiplies
-                return Tile(64, 128, 64, 4, 3)
+            if hopper and not wide:  # two programs, or three, share a multiprocessor: one loads, another multiplies
+                tile = Tile(64, 128, 64, 4, 3)
+                return tile._replace(descriptors=has_descriptors(tile, problem, length, device))
             return Tile(128, 128, 32, 8, 3) if datacenter or wide else Tile(128, 128, 64, 8, 2)
         if datacenter and not wide and 160 < length <= 256:
             # A loop over keys would recompute the scores for each slab of 128 channels.
             if hopper:
-                return Tile(128, 256, 32, 8, 5) if tall else Tile(64, 256, 32, 4, 4)
+                tile = Tile(64, 256, 32, 4, 4, descriptors=True)
+                if has_descriptors(tile, problem, length, device):
+                    return tile
+                return Tile(128, 256, 32, 8, 5) if tall else tile._replace(descriptors=False)
             return Tile(128, 256, 32, 8, 3) if tall else Tile(64, 256, 32, 4, 3)
         if tall and not wide:
             return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)

@@ -14,9 +14,10 @@ from ..launches import plan
 def device_of(index: int | None) -> plan.Device:
     """Return the GPU properties that tile sizes depend on; None, the interpreter, is treated as a small Hopper GPU."""
     if index is None:
-        return plan.Device("interpreter", (9, 0), 2, 232448)
+        return plan.Device("interpreter", (9, 0), 2, 232448, descriptors=True)
     properties = torch.cuda.get_device_properties(index)
     arch = amd_arch(index)
+    hopper = properties.major == 9 and not arch
     return plan.Device(
         properties.name,
         (properties.major, properties.minor),
@@ -24,6 +25,8 @@ def device_of(index: int | None) -> plan.Device:
         # Not reported by torch on ROCm.
         plan.AMD_SHARED_MEMORY[arch] if arch else properties.shared_memory_per_block_optin,
         arch,
+        descriptors=hopper,
+        overlaps=hopper,
     )
 
 

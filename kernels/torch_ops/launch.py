@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..launches.plan import Launch
 
@@ -29,18 +30,20 @@ def run(
     arrays: tuple[Tensor, *tuple[Tensor | None, ...]],
     strides: Sequence[int],
     scale: float,
+    descriptors: Sequence[TensorDescriptor | None] = (),
 ) -> None:
     """Launch ``kernel`` on the current device and stream.
 
     Args:
-        kernel: a ``triton.jit`` function that takes the arrays, their strides, length, inner and scale, then the
-            launch's constants.
+        kernel: a ``triton.jit`` function that takes the arrays, their descriptors and strides, length, inner and
+            scale, then the launch's constants.
         launch: the planned launch.
         arrays: tensors in the order of the kernel's pointers; None for pointers that this launch does not use.
         strides: pixel strides, in elements, of the arrays that need not be dense.
         scale: factor applied to the scores.
+        descriptors: tensor descriptors of some of the arrays, or None for each.
     """
-    arguments = (*arrays, *strides, launch.length, launch.inner, scale)
+    arguments = (*arrays, *descriptors, *strides, launch.length, launch.inner, scale)
     kinds = [None if array is None else (array.dtype, array.data_ptr() % 16 == 0) for array in arrays]
     if torch.version.hip is not None:  # Triton's AMD backend also specialises on storage below 2 GiB
         kinds += [array is not None and array.untyped_storage().nbytes() < 2**31 for array in arrays]
@@ -54,3 +57,22 @@ def run(
     if not is_interpreted():
         constants = [launch.constants[name] for name in kernel.arg_names[len(arguments) :]]
         launch.compiled[kind] = compiled, constants
+
+
+def tensor_descriptor(array: Tensor, stride: int, launch: Launch, rows: str) -> TensorDescriptor:
+    """Describe an array for Hopper's Tensor Memory Accelerator as (lines // inner, length, inner * stride).
+
+    Line i is [i // inner, :, i % inner * stride :], and a block is (1, rows, BLOCK_C). The hardware fills rows beyond
+    a line with zeros, and does not write them.
+
+    Args:
+        array: (N, *S, C).
+        stride: its pixel stride in elements.
+        launch: the planned launch.
+        rows: name of the launch's constant that gives the rows of a block, such as "BLOCK_M".
+    """
+    channels, plane = array.shape[-1], launch.length * launch.inner
+    # The last pixel ends with its own channels, even where the next one would start later.
+    shape = [array.numel() // (channels * plane), launch.length, (launch.inner - 1) * stride + channels]
+    block = [1, launch.constants[rows], launch.constants["BLOCK_C"]]
+    return TensorDescriptor(array, shape, [plane * stride, launch.inner * stride, 1], block)

@@ -8,6 +8,9 @@ this and are read in place; other arrays are copied into that layout once.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # Triton is untyped.
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,16 +45,21 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
     residual, residual_stride = (None, 0) if call.residual is None else _by_pixel(call.residual)
 
     strides = query_stride, key_stride, value_stride, residual_stride
-    launches = plan.forward_launches(
-        _problem(call, max(strides)), device_of(query.device.index), residual is not None, save_out
-    )
+    device, channels = device_of(query.device.index), out.shape[-1]
+    slabs: Any = (value, value_stride), (out, channels), (residual, residual_stride), (result, channels)
+    problem = _problem(call, max(strides), device.descriptors and _are_aligned(slabs))
     previous = None
-    for planned in launches:
+    for planned in plan.forward_launches(problem, device, residual is not None, save_out):
         if previous is not None:  # a pass reads the previous statistics while it writes its own
             stats = torch.empty_like(stats)
-        added = (residual, call.gamma, result) if planned.constants["HAS_RESIDUAL"] else (None, None, None)
+        fused = planned.constants["HAS_RESIDUAL"]
+        added = (residual, call.gamma, result) if fused else (None, None, None)
         arrays = query, key, value, out, stats, previous, *added
-        launch.run(line_forward_kernel, planned, arrays, strides, call.options.scale)
+        descriptors: list[Any] = [None] * len(slabs)
+        if planned.tile.descriptors:
+            for i, (array, stride) in enumerate(slabs if fused else slabs[:2]):
+                descriptors[i] = launch.tensor_descriptor(array, stride, planned, "BLOCK_M" if i else "BLOCK_N")
+        launch.run(line_forward_kernel, planned, arrays, strides, call.options.scale, descriptors)
         previous = stats
     return out, stats
 
@@ -130,13 +138,13 @@ def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
     return query.new_empty((*query.shape[:-1], *numbers), dtype=torch.float32)
 
 
-def _problem(call: Call[Tensor], widest_stride: int) -> plan.Problem:
+def _problem(call: Call[Tensor], widest_stride: int, aligned: bool = False) -> plan.Problem:
     batch, *spatial, query_channels = call.query.shape
     value_channels = call.value.shape[-1]
     options = call.options
     return plan.Problem(
         batch, tuple(spatial), options.axes, query_channels, value_channels, _name(call.query.dtype),
-        options.precision, widest_stride,
+        options.precision, widest_stride, aligned,
     )  # fmt: skip
 
 
@@ -160,3 +168,11 @@ def _by_pixel(array: Tensor) -> tuple[Tensor, int]:
     if array.stride(-1) != 1 and array.shape[-1] != 1:
         return array.contiguous(), array.shape[-1]
     return array, array.shape[-1] if stride is None else stride
+
+
+def _are_aligned(arrays: Iterable[tuple[Tensor | None, int]]) -> bool:
+    """Return whether arrays, given with their pixel strides, have one dtype and the alignment of tensor descriptors."""
+    present = [(array, stride) for array, stride in arrays if array is not None]
+    return len({array.dtype for array, _ in present}) == 1 and all(
+        array.data_ptr() % 16 == 0 and stride * array.itemsize % 16 == 0 for array, stride in present
+    )

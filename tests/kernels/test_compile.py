@@ -148,7 +148,7 @@ def launched_arguments():
         if dtype == "float32":
             arrays = [array.to(torch.float32) if array is not None else None for array in arrays]
         strides = [array.stride(2) for array in arrays[:3]]
-        launch.run(passes.line_forward_kernel, plans[dtype][0], arrays, (*strides, 0), 1.0)
+        launch.run(passes.line_forward_kernel, plans[dtype][0], arrays, (*strides, 0), 1.0, (None,) * 4)
     return notes
 
 
@@ -173,9 +173,12 @@ def cache_keys():
     from ccnet.kernels.torch_ops import passes
 
     device = launch_set.GPUS["sm_90"]
-    problem = plan.Problem(1, (9, 8), (1,), 16, 40, "bfloat16")
-    cases = launch_cases.forward_cases(problem, device, "bfloat16")
-    cases += launch_cases.backward_cases(problem, device, has_gamma=True)
+    calls = [((9, 8), (1,), 40), ((80, 3), (0, 1), 64)]  # through pointers; through tensor descriptors and overlapping
+    cases = []
+    for spatial, axes, c in calls:
+        problem = plan.Problem(1, spatial, axes, 16, c, "bfloat16", aligned=True)
+        cases += launch_cases.forward_cases(problem, device, "bfloat16")
+        cases += launch_cases.backward_cases(problem, device, has_gamma=True)
     ahead, compile_source = [], triton.compile
 
     def compile_and_note(*args, **kwargs):
@@ -204,18 +207,21 @@ def cache_keys():
 
     triton.runtime.driver.set_active(Driver())
     passes.device_of = lambda _: device
-    query, key, value = torch.randn(1, 9, 8, 80).bfloat16()[..., :72].split([16, 16, 40], dim=-1)
-    residual, grad = (torch.randn(1, 9, 8, 48).bfloat16()[..., :40] for _ in range(2))
-    call = Call(query, key, value, Options((1,), 1.0, "tf32x3", -1, "triton"), residual, torch.ones(1))
-    out, stats = passes.forward(call, torch.empty(1, 9, 8, 40).bfloat16(), save_out=True)
-    passes.backward(call, out, stats, grad)
+    for spatial, axes, c in calls:
+        # Slices of arrays whose pixels are multiples of 16 elements apart, as compiled ahead.
+        arrays = [torch.randn(1, *spatial, width // 16 * 16 + 16).bfloat16() for width in (32 + c, c, c)]
+        query, key, value = arrays[0][..., : 32 + c].split([16, 16, c], dim=-1)
+        residual, grad = (array[..., :c] for array in arrays[1:])
+        call = Call(query, key, value, Options(axes, 1.0, "tf32x3", -1, "triton"), residual, torch.ones(1))
+        out, stats = passes.forward(call, torch.empty(1, *spatial, c).bfloat16(), save_out=True)
+        passes.backward(call, out, stats, grad)
     return ahead, launched
 
 
 def test_a_launch_finds_what_was_compiled_ahead(compilers):
     """Tuning and `mode=compile` compile in other processes: Triton's cache must take both for the same kernel."""
     ahead, launched = compilers.submit(cache_keys).result()
-    assert len(ahead) == 2
+    assert len(ahead) == 6
     assert ahead == launched
 
 

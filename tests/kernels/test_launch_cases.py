@@ -13,8 +13,8 @@ from ccnet.kernels.jax_ops import passes as jax_passes
 from ccnet.kernels.torch_ops import launch as torch_launch
 from ccnet.kernels.torch_ops import passes as torch_passes
 
-# (spatial, axes): one axis or two, one tile, several, or both; a pass between.
-SPACES = [((5,), (0,)), ((130,), (0,)), ((5, 6), (0, 1)), ((3, 130), (0, 1)), ((2, 3, 4), (0, 1, 2))]
+# (spatial, axes): one axis or two, one tile, several, or both; tensor descriptors; a pass between.
+SPACES = [((5,), (0,)), ((130,), (0,)), ((5, 6), (0, 1)), ((3, 130), (0, 1)), ((2, 80), (0, 1)), ((2, 3, 4), (0, 1, 2))]
 # (residual, save_out) of the forward pass.
 KINDS = [(None, True), ("float16", True), ("float16", False), ("float32", True), ("float32", False)]
 
@@ -22,29 +22,32 @@ KINDS = [(None, True), ("float16", True), ("float16", False), ("float32", True),
 def call_of(make, spatial, axes, dtype, residual):
     """Return a call on arrays that ``make`` makes of a shape and the name of a dtype."""
     options = Options(axes, 1.0, "tf32x3", -1, "triton")
-    query, key, value = (make((2, *spatial, channels), dtype) for channels in (8, 8, 20))
+    query, key, value = (make((2, *spatial, channels), dtype) for channels in (8, 8, 32))
     if residual is None:
         return Call(query, key, value, options, None, None)
-    return Call(query, key, value, options, make((2, *spatial, 20), residual), make((1,), "float32"))
+    return Call(query, key, value, options, make((2, *spatial, 32), residual), make((1,), "float32"))
 
 
-def problem_of(spatial, axes, dtype):
-    return plan.Problem(2, spatial, axes, 8, 20, dtype, widest_stride=20)
+def problem_of(spatial, axes, dtype, aligned=False):
+    return plan.Problem(2, spatial, axes, 8, 32, dtype, widest_stride=32, aligned=aligned)
 
 
 def expected(cases):
-    return [(case.launch.constants, case.pointers) for case in cases]
+    return [(case.launch.constants, case.pointers, case.descriptors) for case in cases]
 
 
 @pytest.fixture
 def torch_launches(monkeypatch):
-    """Return the list to which each launch of torch's passes adds its constants and its pointers' dtypes."""
+    """Return the list to which each launch of torch's passes adds its constants, pointers' dtypes and descriptors."""
     made = []
 
-    def record(kernel, launch, arrays, strides, scale):
+    def record(kernel, launch, arrays, strides, scale, descriptors=()):
         names = [name for name in kernel.arg_names if name.endswith("_ptr")]
         dtypes = [None if array is None else str(array.dtype)[6:] for array in arrays]
-        made.append((launch.constants, dict(zip(names, dtypes, strict=True))))
+        described = [d and (str(d.base.dtype)[6:], tuple(d.block_shape)) for d in descriptors]
+        desc_names = [name for name in kernel.arg_names if name.endswith("_desc")]
+        pointers, blocks = dict(zip(names, dtypes, strict=True)), dict(zip(desc_names, described, strict=True))
+        made.append((launch.constants, pointers, blocks))
 
     monkeypatch.setattr(torch_launch, "run", record)
     return made
@@ -52,14 +55,15 @@ def torch_launches(monkeypatch):
 
 @pytest.fixture
 def jax_launches(monkeypatch):
-    """Return the list to which each launch of JAX's passes adds its constants and its pointers' dtypes."""
+    """Return the list to which each launch of JAX's passes adds its constants, pointers' dtypes and descriptors."""
     made = []
 
     def record(kernel, planned, arguments, capability):
         pointers = {name: value for name, value in arguments.items() if name.endswith("_ptr")}
         arrays = {name: getattr(value, "array", value) for name, value in pointers.items()}
         dtypes = {name: None if array is None else jnp.dtype(array.dtype).name for name, array in arrays.items()}
-        made.append((planned.constants, dtypes))
+        blocks = {name: value for name, value in arguments.items() if name.endswith("_desc")}
+        made.append((planned.constants, dtypes, blocks))
         results = {name for name, value in pointers.items() if isinstance(value, binding.Updated | binding.Written)}
         return {name: jnp.zeros(arrays[name].shape, arrays[name].dtype) for name in results}
 
@@ -78,7 +82,7 @@ def test_forward(torch_launches, jax_launches, spatial, axes, dtype, residual, s
     residual = dtype if residual == "float16" else residual
     call = call_of(torch_array, spatial, axes, dtype, residual)
     torch_passes.forward(call, None if residual is None else torch.zeros_like(call.residual), save_out)
-    problem = problem_of(spatial, axes, dtype)
+    problem = problem_of(spatial, axes, dtype, aligned=True)
     assert torch_launches == expected(
         launch_cases.forward_cases(problem, torch_passes.device_of(None), residual, save_out)
     )
@@ -97,8 +101,8 @@ def test_backward(torch_launches, jax_launches, spatial, axes, dtype, has_gamma)
         (jnp.zeros, jax_passes, jax_launches, jax_passes.device()),
     ):
         call = call_of(make, spatial, axes, dtype, residual)
-        out = make((2, *spatial, 20), plan.kept_dtype(dtype))
-        passes.backward(call, out, make((2, *spatial, 2), "float32"), make((2, *spatial, 20), dtype))
+        out = make((2, *spatial, 32), plan.kept_dtype(dtype))
+        passes.backward(call, out, make((2, *spatial, 2), "float32"), make((2, *spatial, 32), dtype))
         assert made == expected(launch_cases.backward_cases(problem, device, has_gamma))
 
 

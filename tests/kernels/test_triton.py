@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, set_float32_precision
+from ccnet.kernels.call import Call, Options
 from ccnet.kernels.launches import plan
 from ccnet.kernels.torch_ops import devices, dispatch
 
 pytest.importorskip("triton", reason="triton is not installed")
-from ccnet.kernels.torch_ops import launch
+from ccnet.kernels.torch_ops import launch, passes
 from ccnet.kernels.torch_ops.devices import device_of
 from ccnet.kernels.torch_ops.launch import is_interpreted
 
@@ -130,12 +131,13 @@ def test_subsets_of_the_axes(axes):
         ((16, 64, 32), torch.float32),
         ((64, 32, 16), torch.float32),
         ((64, 64, 64), torch.float16),
+        ((16, 64, 8, 4, 2, True), torch.float32),
     ],
     ids=str,
 )
 def test_every_tiling_agrees(tile, dtype, kernel):
     """Tile sizes depend on line length, device and table, and must not change the result."""
-    sizes = {"block_m": tile[0], "block_n": tile[1], "block_c": tile[2], "num_warps": 4, "num_stages": 2}
+    sizes = plan.Tile(*tile, *(4, 2)[len(tile) - 3 :])._asdict()
     row = {"kernel": kernel, "dtype": str(dtype)[6:], "min_length": 1, "max_length": 999}
     plan.use_table("interpreter", [row | {"max_query_channels": 128, "tile": sizes}])
     try:
@@ -145,9 +147,57 @@ def test_every_tiling_agrees(tile, dtype, kernel):
         plan.use_table("interpreter", [])
 
 
+@pytest.mark.parametrize(("spatial", "axes"), [((7, 20), (0, 1)), ((3, 4, 5), (0, 1, 2)), ((9, 2), (0,))], ids=str)
+@pytest.mark.parametrize("save_out", [True, False])
+def test_tensor_descriptors_copy_the_same_slabs_as_pointers(spatial, axes, save_out):
+    """Odd lines, strided slices of one projection, and a residual that is a slice as well."""
+    d, c = 8, 32
+    arrays = [torch.randn(2, *spatial, width) for width in (2 * d + c, c + 4)]
+    query, key, value = arrays[0].split([d, d, c], dim=-1)
+    options = Options(axes, 1.0, "ieee", channel_axis=-1, backend="triton")
+    call = Call(query, key, value, options, arrays[1][..., :c], torch.tensor([0.7]))
+    row = {"kernel": "forward", "dtype": "float32", "min_length": 1, "max_length": 99, "max_query_channels": 128}
+    found = []
+    for descriptors in (True, False):
+        tile = plan.Tile(16, 32, 16, 4, 2, descriptors)
+        plan.use_table("interpreter", [row | {"tile": tile._asdict()}])
+        try:
+            problem = passes._problem(call, 48, aligned=True)
+            assert {launch.tile for launch in plan.forward_launches(problem, device_of(None))} == {tile}
+            result = torch.empty(2, *spatial, c)
+            found.append([result, *passes.forward(call, result, save_out)])
+        finally:
+            plan.use_table("interpreter", [])
+    for ours, want in zip(*found, strict=True):
+        assert torch.equal(ours, want) and not ours.isnan().any()
+
+
+def test_arrays_that_tensor_descriptors_cannot_describe_are_read_through_pointers(monkeypatch):
+    """Descriptors need one dtype and multiples of 16 bytes: for float16, 8 elements."""
+    planned = []
+    monkeypatch.setattr(launch, "run", lambda kernel, each, *_: planned.append(each.tile.descriptors))
+    options = Options((0,), 1.0, "ieee", channel_axis=-1, backend="triton")
+
+    def run(value, residual=None, save_out=False):
+        planned.clear()
+        query = torch.zeros(1, 80, 8, dtype=torch.float16)
+        gamma = None if residual is None else torch.ones(1)
+        result = None if residual is None else torch.empty(1, 80, 32, dtype=residual.dtype)
+        passes.forward(Call(query, query, value, options, residual, gamma), result, save_out)
+        return planned
+
+    half = torch.zeros(1, 80, 48, dtype=torch.float16)
+    assert run(half[..., :32]) == run(half[..., 8:40]) == run(half[..., :32], half[..., :32]) == [True]
+    assert run(half[..., 1:33]) == [False]
+    assert run(torch.zeros(1, 80, 36, dtype=torch.float16)[..., :32]) == [False]
+    assert run(half[..., :32], torch.zeros(1, 80, 32)) == [False]
+    assert run(half[..., :32], save_out=True) == [False]  # the output is kept in float32
+    assert run(half[..., :24]) == [False]  # half a slab
+
+
 def test_wide_offsets(monkeypatch):
     """The 64-bit offsets of images with 2^31 elements, forced on a small image."""
-    monkeypatch.setattr(plan, "_is_wide", lambda problem: True)
+    monkeypatch.setattr(plan.tiles, "is_wide", lambda problem: True)
     query, key, value, residual, _ = make((3, 6), 7, 11, torch.float32)
     check(last(criss_cross_attention), (query, key, value), residual.detach(), 2e-6)
 
@@ -360,7 +410,7 @@ def test_memory_beyond_2_gb_gets_a_kernel_of_its_own_on_amd(monkeypatch, hip, co
 
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(launch, "is_interpreted", lambda: False)
-    planned = plan.Launch(1, 16, 1, {}, 4, 2, {})
+    planned = plan.Launch(1, 16, 1, {"WAITS": False}, plan.Tile(16, 16, 16, 4, 2), {})
     for size in (16, 2**31, 16):  # bytes of the memory in which the array lies
         launch.run(Kernel(), planned, (torch.empty(size, dtype=torch.uint8, device="meta")[:16], None), (16,), 1.0)
     assert len(compiled) == compilations

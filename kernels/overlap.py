@@ -1,0 +1,37 @@
+"""Overlap of consecutive launches on Hopper GPUs, called programmatic dependent launch.
+
+Every pass allows the next one to start, whose programs then fill the multiprocessors that its own last programs leave
+idle. The next pass computes its scores meanwhile, and waits before it reads what the previous one wrote. Because every
+pass waits before it ends, all earlier passes have ended when it does.
+"""
+
+# pyright: basic
+# Triton compiles the body of a triton.jit function, where names have other types than in Python.
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def allow_next_launch():
+    """Let programs of the next launch start as soon as every program of this one has called this."""
+    tl.extra.cuda.gdc_launch_dependents()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@triton.jit
+def wait_for_previous_launch():
+    """Wait until the previous launch has ended and its results are visible."""
+    tl.extra.cuda.gdc_wait()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@triton.jit
+def wait_for_previous_launch_after(total):
+    """Wait as above once ``total``, sums of exponentials, is known; return ``total``.
+
+    ptxas moves a plain wait ahead of the exponentials, which need nothing of the previous launch. Here, the wait is
+    conditional on a comparison with ``total`` that always holds.
+    """
+    return tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.b32 p, $1, 0x80000001; @p griddepcontrol.wait; mov.b32 $0, $1; }",
+        "=r,r", [total], dtype=tl.float32, is_pure=False, pack=1,
+    )  # fmt: skip
