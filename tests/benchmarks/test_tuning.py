@@ -71,6 +71,15 @@ def test_the_rows_of_the_shipped_table_are_ranges_that_are_tuned(config):
     assert shipped and shipped <= {each[:4] for each in tune.ranges(config)}
 
 
+@pytest.mark.parametrize(
+    ("gpu", "channels", "described"), [("sm_90", 512, True), ("sm_90", 20, False), ("sm_80", 512, False)]
+)
+def test_tiles_with_descriptors_are_candidates_where_they_work(gpu, channels, described):
+    """Elsewhere, another tile would be timed in their name."""
+    found = candidates("forward", problem_of(SHORT, 8, channels), 97, launch_set.GPUS[gpu])
+    assert any(tile.descriptors for tile in found) == described
+
+
 def test_tiles_wider_than_the_value_are_left_out():
     problem = problem_of(SHORT, 8, 32)
     assert {tile.block_c for tile in candidates("forward", problem, 97, DEVICE)} == {32}

@@ -262,6 +262,18 @@ def test_amd_gpus_have_tiles_and_a_precision_of_their_own():
     assert amd.constants["ONE_KEY_TILE"] and not nvidia.constants["ONE_KEY_TILE"]
 
 
+@pytest.mark.parametrize(("gpu", "overlapping"), [("sm_90", True), ("sm_80", False), ("gfx942", False)])
+def test_passes_overlap_on_hopper(gpu, overlapping):
+    """The first pass must not start before the kernels ahead of it have ended, since it does not wait for them."""
+    problem = plan.Problem(8, (97, 97, 97), (0, 1, 2), 64, 512, "bfloat16")
+    for planned in (plan.forward_launches, plan.backward_launches):
+        launches = planned(problem, launch_set.GPUS[gpu])
+        early = [launch.options.get("launch_pdl", False) for launch in launches]
+        waits, signals = ([launch.constants[name] for launch in launches] for name in ("WAITS", "SIGNALS"))
+        assert early == waits == [False, overlapping, overlapping]
+        assert signals == [overlapping, overlapping, False]
+
+
 @pytest.mark.parametrize(("batch", "splits"), [(1, 2), (8, 1)])
 def test_a_line_is_split_until_every_processor_has_a_program(batch, splits):
     """A split repeats the scores: 97 lines on 148 processors take two, 776 none."""

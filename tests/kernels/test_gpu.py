@@ -10,7 +10,9 @@ import torch
 from ccnet.benchmarks.comparison import peers as benchmark_peers
 from ccnet.benchmarks.tuning import warm_cache
 from ccnet.kernels import criss_cross_attention, criss_cross_residual
+from ccnet.kernels.torch_ops.devices import device_of
 
+passes = pytest.importorskip("ccnet.kernels.torch_ops.passes", reason="triton is not installed")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
@@ -85,6 +87,29 @@ def test_two_runs_are_bitwise_equal():
         for _ in range(2)
     ]
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(8, 97, 97), (2, 128, 256), (1, 66, 70, 80)], ids=str)
+def test_descriptors_and_overlap_change_nothing(shape, monkeypatch):
+    """The same bits as through pointers and with one pass after the other; new memory holds NaN."""
+    torch_device = device_of(torch.cuda.current_device())
+    if not torch_device.descriptors:
+        pytest.skip("needs a Hopper GPU")
+    inputs = make(shape)
+
+    def run():
+        return results(lambda *arrays: criss_cross_residual(*arrays, backend="triton"), inputs, torch.bfloat16)
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        many = [run() for _ in range(10)]  # without a pause, so that a pass that did not wait would read too early
+        plain = torch_device._replace(descriptors=False, overlaps=False)
+        monkeypatch.setattr(passes, "device_of", lambda index: plain)
+        want = run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for ours in many:
+        assert all(torch.equal(*pair) for pair in zip(ours, want, strict=True))
 
 
 def test_cuda_graph():

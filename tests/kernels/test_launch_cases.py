@@ -106,6 +106,14 @@ def test_backward(torch_launches, jax_launches, spatial, axes, dtype, has_gamma)
         assert made == expected(launch_cases.backward_cases(problem, device, has_gamma))
 
 
+def test_jax_has_neither_descriptors_nor_overlap():
+    """Its Triton call can pass neither, even on the GPU that stands for Hopper."""
+    device = jax_passes.device()
+    problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16", aligned=True)
+    for launch in (*plan.forward_launches(problem, device), *plan.backward_launches(problem, device)):
+        assert not launch.tile.descriptors and not launch.constants["WAITS"] and not launch.constants["SIGNALS"]
+
+
 def test_jax_asks_for_an_older_ptx(monkeypatch):
     """Only the version of PTX differs from what torch compiles."""
     asked = []
