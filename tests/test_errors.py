@@ -134,7 +134,9 @@ def test_a_config_group_needs_a_name():
 def test_an_argument_that_is_no_option_is_rejected(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "predict.py", "photo.jpg")
     assert message == "error: photo.jpg is not an option: write OPTION=VALUE; --help lists the options\n"
-    check_overrides(["--cfg", "job", "-m", "--config-dir", "ä", "-cn", "config", "~model", "x=1"])
+    check_overrides(["-m", "--config-dir", "ä", "-cn", "config", "~model", "x=1"])
+    with pytest.raises(ValueError, match="--cfg shows one configuration and -m runs several"):
+        check_overrides(["model=ccnet,fcn", "-m", "--cfg", "job"])
 
 
 def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):
@@ -159,7 +161,7 @@ def test_a_detector_cannot_be_exported(run_entry, tmp_path):
 
 def test_only_values_that_hydra_cannot_parse_are_quoted():
     for argument in (
-        "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--multirun", "--config-dir=ä",
+        "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--help", "--config-dir=ä",
         "x='ä'", "x=${y}ä", "x=[ä", "x=choice(1,2)",
     ):  # fmt: skip
         assert accepted([argument, argument]) == [argument, argument]
@@ -208,6 +210,13 @@ def test_a_sweep_over_an_entry_of_a_mapping_keeps_the_other_entries():
         assert swept == "++dataset.images.val=a,b"
         config = compose_conf([*others, swept.removesuffix(",b")], "config")
         assert config.dataset.images == {"train": "c", "val": "a"}
+
+
+def test_a_sweep_flag_may_stand_anywhere():
+    """argparse, by which Hydra reads its flags, calls overrides on both sides of a flag "unrecognized arguments"."""
+    for flag in ("-m", "--multirun"):
+        assert accepted(["dataset=camvid", flag, "model=fcn"]) == [flag, "dataset=camvid", "model=fcn"]
+    assert accepted(["--config-dir", "-m", "x=1"]) == ["--config-dir", "-m", "x=1"]  # a folder of that name
 
 
 def test_values_of_flags_are_not_quoted_and_backslashes_are_kept():

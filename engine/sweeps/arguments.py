@@ -13,6 +13,7 @@ _WITH_VALUE = (
     "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c", "--info",
     "-i", "--experimental-rerun",
 )  # Hydra's flags whose value is the next argument  # fmt: skip
+_SWEEP = ("-m", "--multirun")
 _COMPOSED = ("[", "{", "'", '"')  # the first characters of lists, mappings and quoted strings
 # A quoted string, or the text between the signs that structure lists and mappings.
 _BARE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},:'"]+""")
@@ -28,13 +29,18 @@ def accepted(overrides: Iterable[str]) -> list[str]:
     Values outside Hydra's grammar, as in ``input=straße.jpg`` or ``input=[IMG(1).jpg,B]``, are quoted. Entries of an
     option that may be a mapping, as in ``dataset.images.train=A dataset.images.val=B``, are joined to
     ``dataset.images={train:'A',val:'B'}``, because Hydra rejects new keys of an option. A sweep over an entry becomes
-    ``++dataset.images.val=A,B`` and moves to the end, because Hydra would replace it by a mapping that follows.
+    ``++dataset.images.val=A,B`` and moves to the end, because Hydra would replace it by a mapping that follows. ``-m``
+    moves to the start, because Hydra expects all overrides in one place.
     """
+    sweep: list[str] = []
     made: list[str] = []
     swept: list[str] = []
     places: dict[str, int] = {}
     flag = ""
     for argument in overrides:
+        if argument in _SWEEP and flag not in _WITH_VALUE:
+            sweep = [argument]
+            continue
         override = argument if flag in _WITH_VALUE else _quoted(argument)
         flag = argument
         if _sweeps_over_entry(override):
@@ -47,7 +53,7 @@ def accepted(overrides: Iterable[str]) -> list[str]:
         if entries:
             places[option] = len(made)
         made.append(f"{option}={{{entries}}}" if entries else override)
-    return made + swept
+    return sweep + made + swept
 
 
 def _sweeps_over_entry(override: str) -> bool:
@@ -95,11 +101,14 @@ def _parsed(override: str) -> Override | None:
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Raise ValueError for an argument that is not an option, an option without a value, or an invalid config group.
+    """Raise ValueError for arguments that Hydra would accept, or refuse with a traceback.
 
-    Hydra accepts an empty value, although an empty path means the current folder, and prints a traceback for a config
-    group whose value is not a name. It reports other overrides that it cannot parse itself.
+    These are arguments that are not options, options without a value (an empty path means the current folder), config
+    groups whose value is not a name, and ``--cfg`` with ``-m``. Hydra reports other overrides that it cannot parse.
     """
+    overrides = list(overrides)
+    if any(flag in overrides for flag in _SWEEP) and any(flag in overrides for flag in ("--cfg", "-c")):
+        raise ValueError("--cfg shows one configuration and -m runs several: leave out one of them")
     before = ""
     for override in overrides:
         option, equals, value = override.partition("=")
