@@ -67,7 +67,8 @@ def test_a_spill_is_a_fault(compilers, gpu, dtype, change, warps):
     """Larger tiles, or warps that share the registers with more others, need more registers than there are."""
     problem = plan.Problem(8, (97, 97), (0, 1), 128, 512, dtype)
     case = launch_cases.backward_cases(problem, launch_set.GPUS[gpu], has_gamma=True)[-1]
-    launch = case.launch._replace(constants=case.launch.constants | change, num_warps=warps)
+    tile = case.launch.tile._replace(num_warps=warps)
+    launch = case.launch._replace(constants=case.launch.constants | change, tile=tile)
     assert "spilled" in compilers.submit(launch_set.fault, gpu, case._replace(launch=launch)).result()
 
 
