@@ -184,5 +184,6 @@ class Search:
 def problem_of(each: Range, batch: int, value_channels: int) -> Problem:
     """Return the call to time: two passes over square images, along columns (strided) and rows (contiguous)."""
     spatial, d = (each.length, each.length), each.query_channels
-    aligned = d % 8 == 0 and value_channels % 8 == 0  # slices of one projection, as in Trial
+    # As in Trial: slices of one projection, and an output that the backward pass will read.
+    aligned = d % 8 == 0 and value_channels % 8 == 0 and plan.kept_dtype(each.dtype) == each.dtype
     return Problem(batch, spatial, (0, 1), d, value_channels, each.dtype, aligned=aligned)

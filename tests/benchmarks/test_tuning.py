@@ -72,12 +72,22 @@ def test_the_rows_of_the_shipped_table_are_ranges_that_are_tuned(config):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "channels", "described"), [("sm_90", 512, True), ("sm_90", 20, False), ("sm_80", 512, False)]
+    ("gpu", "dtype", "channels", "described"),
+    [
+        ("sm_90", "bfloat16", 512, True),
+        ("sm_90", "bfloat16", 20, False),
+        ("sm_90", "float16", 512, False),
+        ("sm_80", "bfloat16", 512, False),
+    ],
 )
-def test_tiles_with_descriptors_are_candidates_where_they_work(gpu, channels, described):
-    """Elsewhere, another tile would be timed in their name."""
-    found = candidates("forward", problem_of(SHORT, 8, channels), 97, launch_set.GPUS[gpu])
+def test_tiles_with_descriptors_are_candidates_where_they_work(gpu, dtype, channels, described):
+    """Elsewhere, another tile would be timed in their name. In float16, training keeps the output in float32."""
+    each = SHORT._replace(dtype=dtype)
+    found = candidates("forward", problem_of(each, 8, channels), 97, launch_set.GPUS[gpu])
     assert any(tile.descriptors for tile in found) == described
+    for tile in found:  # what is compiled and timed is the candidate
+        timed = examine.timed_launches(each, problem_of(each, 8, channels), tile, launch_set.GPUS[gpu])
+        assert {case.launch.tile for case in timed} == {tile}
 
 
 def test_tiles_wider_than_the_value_are_left_out():
