@@ -138,6 +138,8 @@ def line_forward_kernel(
     query = load_rows(query_ptr, rows, query_stride, offs_d, rows_valid, D)  # [BLOCK_M, BLOCK_D]
     SLABS: tl.constexpr = ((C + BLOCK_C - 1) // BLOCK_C + SPLITS - 1) // SPLITS
     first_channel = split * SLABS * BLOCK_C
+    if value_desc is not None:
+        tl.static_assert(SPLITS * SLABS * BLOCK_C == C)  # beyond it, a descriptor has the next pixel's channels
     gamma = 1.0
     if HAS_RESIDUAL:
         gamma = tl.load(gamma_ptr).to(tl.float32)

@@ -1,8 +1,9 @@
 """Overlap of consecutive launches on Hopper GPUs, called programmatic dependent launch.
 
-Every pass allows the next one to start, whose programs then fill the multiprocessors that its own last programs leave
-idle. The next pass computes its scores meanwhile, and waits before it reads what the previous one wrote. Because every
-pass waits before it ends, all earlier passes have ended when it does.
+Every pass but the last allows the next one to start early; its programs fill the multiprocessors that the last programs
+of the previous pass leave idle. The next pass computes its scores meanwhile, and waits before it reads or writes
+anything that the previous pass wrote or read. Since every pass but the first waits for its predecessor before it ends,
+the end of a pass implies that all earlier ones have ended.
 """
 
 # pyright: basic

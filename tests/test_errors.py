@@ -135,8 +135,10 @@ def test_an_argument_that_is_no_option_is_rejected(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "predict.py", "photo.jpg")
     assert message == "error: photo.jpg is not an option: write OPTION=VALUE; --help lists the options\n"
     check_overrides(["-m", "--config-dir", "ä", "-cn", "config", "~model", "x=1"])
-    with pytest.raises(ValueError, match="--cfg shows one configuration and -m runs several"):
-        check_overrides(["model=ccnet,fcn", "-m", "--cfg", "job"])
+    for shows in (["--cfg", "job"], ["--cfg=job"], ["-cjob"], ["--info"]):
+        with pytest.raises(ValueError, match=f"{shows[0]} shows the configuration of one run and -m makes several"):
+            check_overrides(["model=ccnet,fcn", "-m", *shows])
+    check_overrides(["--config-dir", "-m", "--cfg", "job"])  # a folder of that name
 
 
 def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):

@@ -79,7 +79,12 @@ def all_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: 
         problem._replace(spatial=(2, length, length), axes=(0, 1, 2)),  # the second axis is neither first nor last
     ]
     cases = _with_tile(lambda: [case for one in problems for case in launch_set.calls(one, device)], each, tile, device)
-    return [case for case in cases if case.kernel == each.kernel and case.launch.length == length]
+    # Calls whose arrays descriptors cannot describe do not use a tile with descriptors.
+    return [
+        case
+        for case in cases
+        if case.kernel == each.kernel and case.launch.length == length and case.launch.tile == tile
+    ]
 
 
 def _with_tile(planned: Callable[[], list[Case]], each: Range, tile: tiles.Tile, device: tiles.Device) -> list[Case]:

@@ -49,7 +49,7 @@ class Log:
 
     @staticmethod
     def _key(row: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(str(row[name]) for name in ("kernel", "dtype", "length", *Tile._fields))
+        return tuple(str(row.get(name)) for name in ("kernel", "dtype", "length", *Tile._fields))
 
 
 def described(tile: Tile) -> str:

@@ -71,14 +71,20 @@ class TunedTable:
             for row in self.rows
         )
 
-    def pin(self, measured: Range, tile: tiles.Tile, median_us: float) -> Path:
-        """Replace the rows that the measured range covers, write the file and return its path."""
+    def pin(self, measured: Range, *timed: tuple[tiles.Tile, float]) -> Path:
+        """Replace the rows that the measured range covers, write the file and return its path.
+
+        Args:
+            measured: the range.
+            *timed: tiles with their median times in microseconds; each call uses the first one that it can.
+        """
         about = self.conditions | {"length": measured.length, "date": datetime.date.today().isoformat()}
-        row = measured.row(tile) | {"median_us": round(median_us, 1), "measured": about}
+        rows = [measured.row(tile) | {"median_us": round(median, 1), "measured": about} for tile, median in timed]
         places = [index for index, old in enumerate(self.rows) if _covers(measured, old)]
         self.rows = [old for old in self.rows if not _covers(measured, old)]
-        # Lookups use the first matching row, so a row that replaces none is inserted before those that it overlaps.
-        self.rows.insert(places[0] if places else 0, row)
+        # Lookups use the first matching row, so rows that replace none are inserted before those that they overlap.
+        first = places[0] if places else 0
+        self.rows[first:first] = rows
         path = tiles.write_table(self.device, self.rows, {"origin": ORIGIN})
         self.restore()
         return path

@@ -50,11 +50,21 @@ class Table(NamedTuple):
             csv.writer(file).writerows([self.header, *self.rows])
 
     def append_csv(self, path: Path) -> None:
-        """Append the rows to a CSV file with the same header; create the file if needed."""
+        """Append the rows to a CSV file; create the file if needed.
+
+        Raises:
+            ValueError: the file has other columns.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.rows if path.exists() else [self.header, *self.rows]
-        with naming(path), open(path, "a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(lines)
+        with naming(path), open(path, "a+", encoding="utf-8", newline="") as file:
+            file.seek(0)
+            columns = next(csv.reader(file), None)
+            if columns is not None and columns != list(self.header):
+                raise ValueError(
+                    f"{path} has the columns {', '.join(columns)}, not {', '.join(self.header)}, as another version "
+                    "wrote them: move the file away, or choose another output"
+                )
+            csv.writer(file).writerows(self.rows if columns else [self.header, *self.rows])
 
     def _shown(self) -> list[list[str]]:
         return [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in self.rows]

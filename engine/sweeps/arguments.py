@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -14,6 +15,7 @@ _WITH_VALUE = (
     "-i", "--experimental-rerun",
 )  # Hydra's flags whose value is the next argument  # fmt: skip
 _SWEEP = ("-m", "--multirun")
+_SHOWS = re.compile(r"(--cfg|--info)(=.*)?|-[ci](job|hydra|all)?")
 _COMPOSED = ("[", "{", "'", '"')  # the first characters of lists, mappings and quoted strings
 # A quoted string, or the text between the signs that structure lists and mappings.
 _BARE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},:'"]+""")
@@ -101,14 +103,17 @@ def _parsed(override: str) -> Override | None:
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Raise ValueError for arguments that Hydra would accept, or refuse with a traceback.
+    """Raise ValueError for mistakes that Hydra accepts silently or reports with a traceback.
 
     These are arguments that are not options, options without a value (an empty path means the current folder), config
-    groups whose value is not a name, and ``--cfg`` with ``-m``. Hydra reports other overrides that it cannot parse.
+    groups whose value is not a name, and ``-m`` with a flag that only shows something. Hydra reports other overrides
+    that it cannot parse.
     """
     overrides = list(overrides)
-    if any(flag in overrides for flag in _SWEEP) and any(flag in overrides for flag in ("--cfg", "-c")):
-        raise ValueError("--cfg shows one configuration and -m runs several: leave out one of them")
+    flags = [flag for before, flag in pairwise(["", *overrides]) if before not in _WITH_VALUE]
+    shows = next((flag for flag in flags if _SHOWS.fullmatch(flag)), None)
+    if shows is not None and any(flag in _SWEEP for flag in flags):
+        raise ValueError(f"{shows} shows the configuration of one run and -m makes several: leave out one of them")
     before = ""
     for override in overrides:
         option, equals, value = override.partition("=")

@@ -83,7 +83,10 @@ def forward_launches(
         splits = slabs
         if one_key_tile:
             splits = 1
+            # Descriptors do not mask the channels beyond the last slab, so all groups must have the same number.
             while splits < slabs and blocks * splits < device.processors:
+                if tile.descriptors and slabs % (2 * splits):
+                    break
                 splits *= 2
         constants = {
             "MASK_SELF": not last,

@@ -25,7 +25,7 @@ class Device(NamedTuple):
         processors: number of multiprocessors.
         shared_memory: bytes per thread block.
         arch: AMD's name of the architecture, such as "gfx942"; empty for NVIDIA GPUs.
-        descriptors: whether kernels get tensor descriptors, which Hopper GPUs have and JAX cannot pass.
+        descriptors: whether kernels may be given tensor descriptors: on Hopper GPUs, by torch; JAX cannot pass them.
         overlaps: whether a launch may start while the previous one ends, which JAX cannot request (``overlap.py``).
     """
 
@@ -188,7 +188,8 @@ def _rule(kernel: str, problem: Problem, length: int, device: Device) -> Tile:
         if length <= 64:
             return Tile(64, 64, 64, 4, 3)
         if length <= 128:
-            if hopper and not wide:  # two programs, or three, share a multiprocessor: one loads, another multiplies
+            # Two programs, or three with descriptors, share a multiprocessor: one loads while another multiplies.
+            if hopper and not wide:
                 tile = Tile(64, 128, 64, 4, 3)
                 return tile._replace(descriptors=has_descriptors(tile, problem, length, device))
             return Tile(128, 128, 32, 8, 3) if datacenter or wide else Tile(128, 128, 64, 8, 2)

@@ -48,10 +48,12 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
     device, channels = device_of(query.device.index), out.shape[-1]
     slabs: Any = (value, value_stride), (out, channels), (residual, residual_stride), (result, channels)
     problem = _problem(call, max(strides), device.descriptors and _are_aligned(slabs))
+    launches = plan.forward_launches(problem, device, residual is not None, save_out)
+    # A pass reads the previous statistics while it writes its own. All are allocated first: filling new memory, as for
+    # deterministic algorithms, between two passes would keep them from overlapping.
+    several_stats = [stats, *(torch.empty_like(stats) for _ in launches[1:])]
     previous = None
-    for planned in plan.forward_launches(problem, device, residual is not None, save_out):
-        if previous is not None:  # a pass reads the previous statistics while it writes its own
-            stats = torch.empty_like(stats)
+    for planned, stats in zip(launches, several_stats, strict=True):
         fused = planned.constants["HAS_RESIDUAL"]
         added = (residual, call.gamma, result) if fused else (None, None, None)
         arrays = query, key, value, out, stats, previous, *added
@@ -171,8 +173,9 @@ def _by_pixel(array: Tensor) -> tuple[Tensor, int]:
 
 
 def _are_aligned(arrays: Iterable[tuple[Tensor | None, int]]) -> bool:
-    """Return whether arrays, given with their pixel strides, have one dtype and the alignment of tensor descriptors."""
+    """Return whether arrays, given with their pixel strides, have one dtype and the layout that descriptors require."""
     present = [(array, stride) for array, stride in arrays if array is not None]
     return len({array.dtype for array, _ in present}) == 1 and all(
-        array.data_ptr() % 16 == 0 and stride * array.itemsize % 16 == 0 for array, stride in present
+        array.data_ptr() % 16 == 0 and stride * array.itemsize % 16 == 0 and stride >= array.shape[-1]
+        for array, stride in present
     )

@@ -140,7 +140,7 @@ def test_a_measured_row_is_written_at_once_and_keeps_the_others():
     tiles.write_table(DEVICE, [old, rule], {"origin": "a test"})
     tuned = TunedTable(DEVICE, CONDITIONS)
     assert not tuned.has(SHORT)
-    path = tuned.pin(SHORT, plan.Tile(128, 128, 32, 8, 4), 101.23)
+    path = tuned.pin(SHORT, (plan.Tile(128, 128, 32, 8, 4), 101.23))
     written = json.loads(path.read_text())
     assert [row["median_us"] for row in written["rows"]] == [101.2, None]
     assert written["rows"][1] == rule
@@ -155,10 +155,20 @@ def test_a_measured_row_is_written_at_once_and_keeps_the_others():
     assert not TunedTable(DEVICE, CONDITIONS).has(SHORT._replace(length=128))
 
 
+def test_a_tile_without_descriptors_follows_one_with_them():
+    tuned = TunedTable(DEVICE, CONDITIONS)
+    tuned.pin(SHORT, (plan.Tile(64, 128, 64, 4, 3), 149.0))
+    described, plain = plan.Tile(64, 128, 32, 4, 4, descriptors=True), plan.Tile(64, 128, 32, 4, 5)
+    tuned.pin(SHORT, (described, 122.0), (plain, 140.0))
+    hopper = DEVICE._replace(descriptors=True)
+    chosen = [tiles.choose_tile("forward", problem_of(SHORT, 8, 512), 97, device) for device in (hopper, DEVICE)]
+    assert chosen == [described, plain] and len(tuned.rows) == 2
+
+
 def test_a_row_precedes_those_that_it_covers_in_part():
     tuned = TunedTable(DEVICE, CONDITIONS)
-    tuned.pin(SHORT, plan.Tile(128, 128, 32, 8, 3), 100.0)
-    tuned.pin(SHORT._replace(shortest=97, longest=97), plan.Tile(128, 128, 16, 8, 4), 90.0)
+    tuned.pin(SHORT, (plan.Tile(128, 128, 32, 8, 3), 100.0))
+    tuned.pin(SHORT._replace(shortest=97, longest=97), (plan.Tile(128, 128, 16, 8, 4), 90.0))
     block_c = [tiles.choose_tile("forward", problem_of(SHORT, 8, 512), length, DEVICE).block_c for length in (96, 97)]
     assert block_c == [32, 16]
 

@@ -91,7 +91,7 @@ def test_two_runs_are_bitwise_equal():
 
 @pytest.mark.parametrize("shape", [(8, 97, 97), (2, 128, 256), (1, 66, 70, 80)], ids=str)
 def test_descriptors_and_overlap_change_nothing(shape, monkeypatch):
-    """The same bits as through pointers and with one pass after the other; new memory holds NaN."""
+    """The same bits as through pointers and with one pass after the other."""
     torch_device = device_of(torch.cuda.current_device())
     if not torch_device.descriptors:
         pytest.skip("needs a Hopper GPU")
@@ -100,14 +100,15 @@ def test_descriptors_and_overlap_change_nothing(shape, monkeypatch):
     def run():
         return results(lambda *arrays: criss_cross_residual(*arrays, backend="triton"), inputs, torch.bfloat16)
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        many = [run() for _ in range(10)]  # without a pause, so that a pass that did not wait would read too early
-        plain = torch_device._replace(descriptors=False, overlaps=False)
-        monkeypatch.setattr(passes, "device_of", lambda index: plain)
-        want = run()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    many = []
+    for _ in range(10):
+        many.append(run())
+        # Poison the memory of the next results: a pass that did not wait would read NaN.
+        poison = [torch.full_like(array, float("nan")) for array in (*many[-1], *many[-1])]
+        del poison
+    plain = torch_device._replace(descriptors=False, overlaps=False)
+    monkeypatch.setattr(passes, "device_of", lambda index: plain)
+    want = run()
     for ours in many:
         assert all(torch.equal(*pair) for pair in zip(ours, want, strict=True))
 

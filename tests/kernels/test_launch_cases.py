@@ -1,5 +1,7 @@
 """The cases that are compiled are the launches that torch and JAX make: same constants, pointers and dtypes."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import pytest
 import torch
@@ -8,7 +10,7 @@ from ccnet.kernels.call import Call, Options
 from ccnet.kernels.launches import launch_cases, plan
 
 pytest.importorskip("triton", reason="triton is not installed")
-from ccnet.kernels.jax_ops import binding
+from ccnet.kernels.jax_ops import binding, targets
 from ccnet.kernels.jax_ops import passes as jax_passes
 from ccnet.kernels.torch_ops import launch as torch_launch
 from ccnet.kernels.torch_ops import passes as torch_passes
@@ -107,8 +109,9 @@ def test_backward(torch_launches, jax_launches, spatial, axes, dtype, has_gamma)
 
 
 def test_jax_has_neither_descriptors_nor_overlap():
-    """Its Triton call can pass neither, even on the GPU that stands for Hopper."""
-    device = jax_passes.device()
+    """Its Triton call can pass neither, even on a Hopper GPU."""
+    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0", device_kind="NVIDIA H100", core_count=132)
+    device = targets._properties.__wrapped__(gpu)
     problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16", aligned=True)
     for launch in (*plan.forward_launches(problem, device), *plan.backward_launches(problem, device)):
         assert not launch.tile.descriptors and not launch.constants["WAITS"] and not launch.constants["SIGNALS"]

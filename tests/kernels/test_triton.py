@@ -172,6 +172,31 @@ def test_tensor_descriptors_copy_the_same_slabs_as_pointers(spatial, axes, save_
         assert torch.equal(ours, want) and not ours.isnan().any()
 
 
+def test_groups_of_slabs_end_with_the_last_channel(monkeypatch):
+    """Beyond it, a descriptor has the next pixel's channels: three slabs are not split in two, as pointers are."""
+    row = {"kernel": "forward", "dtype": "float32", "min_length": 1, "max_length": 99, "max_query_channels": 128}
+    options = Options((0, 1, 2), 1.0, "ieee", channel_axis=-1, backend="triton")
+    for c, splits in ((48, 1), (64, 2)):
+        call = Call(*(torch.randn(1, 2, 7, 5, width) for width in (8, 8, c)), options)
+        found = []
+        for descriptors in (True, False):
+            device = device_of(None)._replace(processors=15)
+            monkeypatch.setattr(passes, "device_of", lambda index, device=device: device)
+            tile = plan.Tile(16, 16, 16, 4, 2, descriptors)
+            plan.use_table("interpreter", [row | {"tile": tile._asdict()}])
+            try:
+                launches = plan.forward_launches(passes._problem(call, c, aligned=True), device)
+                assert descriptors is False or splits in {launch.constants["SPLITS"] for launch in launches}
+                assert all(c // 16 % launch.constants["SPLITS"] == 0 for launch in launches) or not descriptors
+                # In this order, the interpreter runs a line before the one whose channels an overrun would overwrite.
+                for each in launches:
+                    each.constants["REVERSED"] = True
+                found.append(passes.forward(call, None, True))
+            finally:
+                plan.use_table("interpreter", [])
+        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 def test_arrays_that_tensor_descriptors_cannot_describe_are_read_through_pointers(monkeypatch):
     """Descriptors need one dtype and multiples of 16 bytes: for float16, 8 elements."""
     planned = []
@@ -193,6 +218,7 @@ def test_arrays_that_tensor_descriptors_cannot_describe_are_read_through_pointer
     assert run(half[..., :32], torch.zeros(1, 80, 32)) == [False]
     assert run(half[..., :32], save_out=True) == [False]  # the output is kept in float32
     assert run(half[..., :24]) == [False]  # half a slab
+    assert run(half[:, :1, :32].expand(1, 80, 32)) == [False]  # all pixels in one place
 
 
 def test_wide_offsets(monkeypatch):

@@ -46,6 +46,14 @@ def test_records_are_appended_under_one_header_with_rounded_numbers(tmp_path):
     assert table.markdown().splitlines()[2] == "| fcn | 4.0 | 7 |"
 
 
+def test_rows_with_other_columns_are_not_appended(tmp_path):
+    path = tmp_path / "rows.csv"
+    Table.of_records([{"network": "fcn", "step_ms": 12.3}]).append_csv(path)
+    with pytest.raises(ValueError, match=r"rows.csv has the columns network, step_ms, not network, ratio, .*move the"):
+        Table.of_records([{"network": "fcn", "ratio": 1.0}]).append_csv(path)
+    assert path.read_text().splitlines() == ["network,step_ms", "fcn,12.3"]
+
+
 def test_a_table_without_rows_is_only_a_header(tmp_path):
     empty = Table(("class", "IoU"), [])
     assert empty.text().splitlines() == ["class  IoU", "-----  ---"]
