@@ -1,4 +1,4 @@
-"""Overlap of consecutive launches on Hopper GPUs, called programmatic dependent launch.
+"""Overlap consecutive launches on Hopper GPUs by programmatic dependent launch.
 
 Every pass but the last allows the next one to start early; its programs fill the multiprocessors that the last programs
 of the previous pass leave idle. The next pass computes its scores meanwhile, and waits before it reads or writes
@@ -27,7 +27,7 @@ def wait_for_previous_launch():
 
 @triton.jit
 def wait_for_previous_launch_after(total):
-    """Wait as above once ``total``, sums of exponentials, is known; return ``total``.
+    """Wait for the previous launch once ``total``, sums of exponentials, is known; return ``total``.
 
     ptxas moves a plain wait ahead of the exponentials, which need nothing of the previous launch. Here, the wait is
     conditional on a comparison with ``total`` that always holds.

@@ -148,21 +148,23 @@ class Search:
         record: dict[str, Any] = {"range": str(each), "sound": len(timed), "tile": "", "median_us": "", "before_us": ""}
         if table is None and timed:
             return record | {"tile": "only compiled"}
-        fastest_first = sorted(timed, key=lambda found: found.median_us)
-        best = next((found for found in fastest_first if self._suits_every_call(each, problem, found)), None)
-        # Arrays that descriptors cannot describe, and JAX, need another tile.
-        plain = (found for found in fastest_first if not found.tile.descriptors)
-        if best is not None and best.tile.descriptors:
-            second = next((found for found in plain if self._suits_every_call(each, problem, found)), None)
-        else:
-            second = None
+        best = self._fastest(each, problem, timed)
         if best is None or table is None:
             self.failures.append(f"{each}: no candidate is sound")
             return record | {"tile": "none is sound"}
-        table.pin(each, *((found.tile, found.median_us) for found in (best, second) if found is not None))
+        pinned = [best]
+        if best.tile.descriptors:  # arrays that descriptors cannot describe, and JAX, need another tile
+            plain = self._fastest(each, problem, [found for found in timed if not found.tile.descriptors])
+            pinned += [] if plain is None else [plain]
+        table.pin(each, *((found.tile, found.median_us) for found in pinned))
         before = [f"{found.median_us:.1f}" for found in timed if found.tile == current]
         record |= {"tile": described(best.tile), "median_us": f"{best.median_us:.1f}"}
         return record | {"before_us": before[0] if before else ""}
+
+    def _fastest(self, each: Range, problem: Problem, timed: list[Timed]) -> Timed | None:
+        """Return the fastest candidate that every kind of call can use, or None."""
+        fastest_first = sorted(timed, key=lambda found: found.median_us)
+        return next((found for found in fastest_first if self._suits_every_call(each, problem, found)), None)
 
     def _suits_every_call(self, each: Range, problem: Problem, found: Timed) -> bool:
         """Return whether the launches of every kind of call, not only the timed ones, are sound with a tile."""

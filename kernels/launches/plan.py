@@ -148,7 +148,7 @@ def _lines(problem: Problem, axis: int) -> tuple[int, int, int]:
 
 
 def _overlap(device: Device, index: int, last: bool) -> dict[str, Any]:
-    """Return the constants by which each pass starts while the previous one ends (see ``overlap.py``)."""
+    """Return the constants that let each pass start before the previous one has ended (see ``overlap.py``)."""
     return {"WAITS": device.overlaps and index > 0, "SIGNALS": device.overlaps and not last}
 
 

@@ -81,7 +81,7 @@ def test_the_rows_of_the_shipped_table_are_ranges_that_are_tuned(config):
     ],
 )
 def test_tiles_with_descriptors_are_candidates_where_they_work(gpu, dtype, channels, described):
-    """Elsewhere, another tile would be timed in their name. In float16, training keeps the output in float32."""
+    """Elsewhere, the rule's tile would be timed instead. Training in float16 keeps the output in float32."""
     each = SHORT._replace(dtype=dtype)
     found = candidates("forward", problem_of(each, 8, channels), 97, launch_set.GPUS[gpu])
     assert any(tile.descriptors for tile in found) == described
@@ -192,11 +192,13 @@ class Immediately:
 class Stopwatch:
     """A trial whose times follow from the pinned tile."""
 
+    device = DEVICE
+
     def __init__(self, each, problem, times=lambda tile: tile.block_c + tile.num_stages, error=lambda tile: 0.0):
         self.each, self.problem, self.times, self.wrong, self.usable = each, problem, times, error, True
 
     def tile(self):
-        return tiles.choose_tile(self.each.kernel, self.problem, self.each.length, DEVICE)
+        return tiles.choose_tile(self.each.kernel, self.problem, self.each.length, self.device)
 
     def error(self):
         return self.wrong(self.tile())
@@ -245,6 +247,20 @@ def test_the_fastest_sound_tile_is_pinned(tmp_path):
     assert "skipped: 8 bytes of registers spilled" in outcomes
     assert "not pinned, because of another kind of call: 16 bytes of registers spilled" in outcomes
     assert "131.0 us" in outcomes
+
+
+def test_the_fastest_tile_without_descriptors_is_pinned_beside_one_with_them(tmp_path):
+    class Hopper(Stopwatch):
+        device = DEVICE._replace(descriptors=True)
+
+    def trial(each, problem):
+        return Hopper(each, problem, times=lambda tile: tile.block_c + tile.num_stages - 20 * tile.descriptors)
+
+    tuned = TunedTable(Hopper.device, CONDITIONS)
+    search = Search(Hopper.device, Immediately(sound), trial, 60, Log(tmp_path / "tune.csv", {"machine": "a test"}))
+    (record,) = search.run([SHORT], 8, 512, tuned)
+    assert record["tile"] == "64x128x32, 4 warps, 4 stages, descriptors" and record["median_us"] == "16.0"
+    assert [(row["tile"]["descriptors"], row["median_us"]) for row in tuned.rows] == [(True, 16.0), (False, 35.0)]
 
 
 def test_a_wrong_or_failing_tile_is_skipped_and_named(tmp_path):

@@ -91,7 +91,7 @@ def test_two_runs_are_bitwise_equal():
 
 @pytest.mark.parametrize("shape", [(8, 97, 97), (2, 128, 256), (1, 66, 70, 80)], ids=str)
 def test_descriptors_and_overlap_change_nothing(shape, monkeypatch):
-    """The same bits as through pointers and with one pass after the other."""
+    """Results are bitwise equal to those through pointers, with one pass after the other."""
     torch_device = device_of(torch.cuda.current_device())
     if not torch_device.descriptors:
         pytest.skip("needs a Hopper GPU")

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, set_float32_precision
-from ccnet.kernels.call import Call, Options
 from ccnet.kernels.launches import plan
 from ccnet.kernels.torch_ops import devices, dispatch
 
 pytest.importorskip("triton", reason="triton is not installed")
-from ccnet.kernels.torch_ops import launch, passes
+from ccnet.kernels.torch_ops import launch
 from ccnet.kernels.torch_ops.devices import device_of
 from ccnet.kernels.torch_ops.launch import is_interpreted
 
@@ -145,80 +144,6 @@ def test_every_tiling_agrees(tile, dtype, kernel):
         check(last(criss_cross_attention), (query, key, value), residual.detach(), TOLERANCE[dtype])
     finally:
         plan.use_table("interpreter", [])
-
-
-@pytest.mark.parametrize(("spatial", "axes"), [((7, 20), (0, 1)), ((3, 4, 5), (0, 1, 2)), ((9, 2), (0,))], ids=str)
-@pytest.mark.parametrize("save_out", [True, False])
-def test_tensor_descriptors_copy_the_same_slabs_as_pointers(spatial, axes, save_out):
-    """Odd lines, strided slices of one projection, and a residual that is a slice as well."""
-    d, c = 8, 32
-    arrays = [torch.randn(2, *spatial, width) for width in (2 * d + c, c + 4)]
-    query, key, value = arrays[0].split([d, d, c], dim=-1)
-    options = Options(axes, 1.0, "ieee", channel_axis=-1, backend="triton")
-    call = Call(query, key, value, options, arrays[1][..., :c], torch.tensor([0.7]))
-    row = {"kernel": "forward", "dtype": "float32", "min_length": 1, "max_length": 99, "max_query_channels": 128}
-    found = []
-    for descriptors in (True, False):
-        tile = plan.Tile(16, 32, 16, 4, 2, descriptors)
-        plan.use_table("interpreter", [row | {"tile": tile._asdict()}])
-        try:
-            problem = passes._problem(call, 48, aligned=True)
-            assert {launch.tile for launch in plan.forward_launches(problem, device_of(None))} == {tile}
-            result = torch.empty(2, *spatial, c)
-            found.append([result, *passes.forward(call, result, save_out)])
-        finally:
-            plan.use_table("interpreter", [])
-    for ours, want in zip(*found, strict=True):
-        assert torch.equal(ours, want) and not ours.isnan().any()
-
-
-def test_groups_of_slabs_end_with_the_last_channel(monkeypatch):
-    """Beyond it, a descriptor has the next pixel's channels: three slabs are not split in two, as pointers are."""
-    row = {"kernel": "forward", "dtype": "float32", "min_length": 1, "max_length": 99, "max_query_channels": 128}
-    options = Options((0, 1, 2), 1.0, "ieee", channel_axis=-1, backend="triton")
-    for c, splits in ((48, 1), (64, 2)):
-        call = Call(*(torch.randn(1, 2, 7, 5, width) for width in (8, 8, c)), options)
-        found = []
-        for descriptors in (True, False):
-            device = device_of(None)._replace(processors=15)
-            monkeypatch.setattr(passes, "device_of", lambda index, device=device: device)
-            tile = plan.Tile(16, 16, 16, 4, 2, descriptors)
-            plan.use_table("interpreter", [row | {"tile": tile._asdict()}])
-            try:
-                launches = plan.forward_launches(passes._problem(call, c, aligned=True), device)
-                assert descriptors is False or splits in {launch.constants["SPLITS"] for launch in launches}
-                assert all(c // 16 % launch.constants["SPLITS"] == 0 for launch in launches) or not descriptors
-                # In this order, the interpreter runs a line before the one whose channels an overrun would overwrite.
-                for each in launches:
-                    each.constants["REVERSED"] = True
-                found.append(passes.forward(call, None, True))
-            finally:
-                plan.use_table("interpreter", [])
-        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
-
-
-def test_arrays_that_tensor_descriptors_cannot_describe_are_read_through_pointers(monkeypatch):
-    """Descriptors need one dtype and multiples of 16 bytes: for float16, 8 elements."""
-    planned = []
-    monkeypatch.setattr(launch, "run", lambda kernel, each, *_: planned.append(each.tile.descriptors))
-    options = Options((0,), 1.0, "ieee", channel_axis=-1, backend="triton")
-
-    def run(value, residual=None, save_out=False):
-        planned.clear()
-        query = torch.zeros(1, 80, 8, dtype=torch.float16)
-        gamma = None if residual is None else torch.ones(1)
-        result = None if residual is None else torch.empty(1, 80, 32, dtype=residual.dtype)
-        passes.forward(Call(query, query, value, options, residual, gamma), result, save_out)
-        return planned
-
-    half = torch.zeros(1, 80, 48, dtype=torch.float16)
-    assert run(half[..., :32]) == run(half[..., 8:40]) == run(half[..., :32], half[..., :32]) == [True]
-    assert run(half[..., 1:33]) == [False]
-    assert run(torch.zeros(1, 80, 36, dtype=torch.float16)[..., :32]) == [False]
-    assert run(half[..., :32], torch.zeros(1, 80, 32)) == [False]
-    assert run(half[..., :32], save_out=True) == [False]  # the output is kept in float32
-    assert run(half[..., :24]) == [False]  # half a slab
-    assert run(half[:, :1, :32].expand(1, 80, 32)) == [False]  # all pixels in one place
 
 
 def test_wide_offsets(monkeypatch):
