@@ -37,16 +37,20 @@ from .overlap import allow_next_launch, wait_for_previous_launch
 @triton.jit
 def _accumulate(
     x, partial_ptr, result_ptr, rows, offs_c, rows_valid, visit, visits,
-    CHANNELS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
+    CHANNELS: tl.constexpr, STRIDE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, ONCE: tl.constexpr,
 ):  # fmt: skip
     """Add ``x`` to the partial sum; on the last visit of the last pass, store the total in the result instead.
 
-    In the last pass, a partial sum of the result's dtype is in the result itself.
+    A partial sum of the result's dtype is in the result itself, whose pixels are STRIDE apart. Others are dense.
     """
-    mask = rows_valid[:, None] & (offs_c < CHANNELS)[None, :]
-    offs = rows[:, None] * CHANNELS + offs_c[None, :]
-    IN_RESULT: tl.constexpr = LAST and partial_ptr.dtype.element_ty == result_ptr.dtype.element_ty
-    if IN_RESULT:
+    mask = rows_valid[:, None]
+    # Where it would always hold, this condition is left out of the later passes, which spill a register otherwise. The
+    # first pass spills one without it (Triton 3.6, 128x128x64 tiles, gradients in one array).
+    if FIRST or tl.constexpr(CHANNELS) % offs_c.shape[0] != 0:
+        mask = mask & (offs_c < CHANNELS)[None, :]
+    IN_RESULT: tl.constexpr = partial_ptr.dtype.element_ty == result_ptr.dtype.element_ty
+    offs = rows[:, None] * (STRIDE if IN_RESULT else CHANNELS) + offs_c[None, :]
+    if LAST and IN_RESULT:
         partial_ptr = result_ptr
     first = FIRST and ONCE
     last = LAST and ONCE and not IN_RESULT
@@ -58,6 +62,7 @@ def _accumulate(
         # Not `x +=`, which folds into the product as its accumulator: that does not compile in the pipelined loop.
         x = tl.fma(x, 1.0, tl.load(partial_ptr + offs, mask=mask, other=0.0).to(tl.float32))
     if last:
+        offs = rows[:, None] * STRIDE + offs_c[None, :]
         tl.store(result_ptr + offs, x.to(result_ptr.dtype.element_ty), mask=mask)
     else:
         tl.store(partial_ptr + offs, x.to(partial_ptr.dtype.element_ty), mask=mask)
@@ -69,13 +74,16 @@ def line_backward_kernel(
     partial_dquery_ptr, partial_dkey_ptr, partial_dvalue_ptr, dquery_ptr, dkey_ptr, dvalue_ptr,
     query_stride, key_stride, value_stride, grad_stride, length, inner, scale,
     D: tl.constexpr, C: tl.constexpr,
-    MASK_SELF: tl.constexpr, HAS_GAMMA: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    MASK_SELF: tl.constexpr, HAS_GAMMA: tl.constexpr, JOINED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     REVERSED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     ONE_QUERY_TILE: tl.constexpr, ONE_KEY_TILE: tl.constexpr, WAITS: tl.constexpr, SIGNALS: tl.constexpr,
     STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Compute all gradients of one line (see the module docstring). The grid has one program per line."""
+    """Compute all gradients of one line (see the module docstring). The grid has one program per line.
+
+    If JOINED, the gradients of query, key and value are slices of one (pixels, 2 D + C) array.
+    """
     if SIGNALS:
         allow_next_launch()
     line = tl.program_id(0)
@@ -89,12 +97,14 @@ def line_backward_kernel(
     grad_ptr += start * grad_stride
     stats_ptr += 2 * start
     delta_ptr += start
-    partial_dquery_ptr += start * D
-    partial_dkey_ptr += start * D
-    partial_dvalue_ptr += start * C
-    dquery_ptr += start * D
-    dkey_ptr += start * D
-    dvalue_ptr += start * C
+    D_STRIDE: tl.constexpr = 2 * D + C if JOINED else D
+    C_STRIDE: tl.constexpr = 2 * D + C if JOINED else C
+    partial_dquery_ptr += start * (D_STRIDE if partial_dquery_ptr.dtype == dquery_ptr.dtype else D)
+    partial_dkey_ptr += start * (D_STRIDE if partial_dkey_ptr.dtype == dkey_ptr.dtype else D)
+    partial_dvalue_ptr += start * (C_STRIDE if partial_dvalue_ptr.dtype == dvalue_ptr.dtype else C)
+    dquery_ptr += start * D_STRIDE
+    dkey_ptr += start * D_STRIDE
+    dvalue_ptr += start * C_STRIDE
     query_tiles = 1 if ONE_QUERY_TILE else tl.cdiv(length, BLOCK_M)
     key_tiles = 1 if ONE_KEY_TILE else tl.cdiv(length, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
@@ -137,7 +147,7 @@ def line_backward_kernel(
             dvalue = tl.dot(tl.trans(weights), grad, input_precision=PRECISION) * gamma
             _accumulate(
                 dvalue, partial_dvalue_ptr, dvalue_ptr, key_rows, offs_c, keys_valid, query_tile,
-                query_tiles, C, FIRST, LAST, ONE_QUERY_TILE,
+                query_tiles, C, C_STRIDE, FIRST, LAST, ONE_QUERY_TILE,
             )  # fmt: skip
             if FIRST:
                 out = load_rows(out_ptr, rows, C, offs_c, rows_valid & (key_tile == 0), C)
@@ -149,12 +159,12 @@ def line_backward_kernel(
         dkey = tl.dot(tl.trans(denergy), query, input_precision=PRECISION) * (gamma * scale)
         _accumulate(
             dkey, partial_dkey_ptr, dkey_ptr, key_rows, offs_d, keys_valid, query_tile, query_tiles,
-            D, FIRST, LAST, ONE_QUERY_TILE,
+            D, D_STRIDE, FIRST, LAST, ONE_QUERY_TILE,
         )  # fmt: skip
         dquery = tl.dot(denergy, key, input_precision=PRECISION) * (gamma * scale)
         _accumulate(
             dquery, partial_dquery_ptr, dquery_ptr, rows, offs_d, rows_valid, key_tile, key_tiles,
-            D, FIRST, LAST, ONE_KEY_TILE,
+            D, D_STRIDE, FIRST, LAST, ONE_KEY_TILE,
         )  # fmt: skip
         if not (ONE_QUERY_TILE and ONE_KEY_TILE):
             tl.debug_barrier()  # in the next tile, threads read partial sums that other threads wrote

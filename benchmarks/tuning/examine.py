@@ -60,12 +60,12 @@ def examine(job: Job) -> Needs:
 
 
 def timed_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
-    """Return the launches to time for a tile: one pass per axis; the last forward pass adds a residual."""
+    """Return the launches of :class:`.trial.Trial` for a tile."""
 
     def planned() -> list[Case]:
         if each.kernel == "forward":
             return forward_cases(problem, device, problem.dtype)
-        return backward_cases(problem, device, has_gamma=True)
+        return backward_cases(problem, device, has_gamma=True, joined=True)
 
     return _with_tile(planned, each, tile, device)
 

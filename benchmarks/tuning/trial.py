@@ -11,14 +11,15 @@ from ...kernels.call import Call, Options
 from ...kernels.launches.tiles import Problem
 from ...kernels.precision import float32_precision
 from ...kernels.torch_ops import passes
+from ...kernels.torch_ops.joined import empty_gradients, split_like
 from ..timing import Stream, measure_queued
 
 
 class Trial:
     """The forward or backward passes of a call, one along each axis, as a network runs them in training.
 
-    Query, key and value are slices of one projection, the last forward pass adds a residual, and the backward pass has
-    gamma. The passes are launched directly, without autograd.
+    Query, key and value are slices of one projection, and so are their gradients; the last forward pass adds a
+    residual, and the backward pass has gamma. The passes are launched directly, without autograd.
 
     Args:
         kernel: "forward" or "backward".
@@ -30,6 +31,7 @@ class Trial:
 
     def __init__(self, kernel: str, problem: Problem, device: torch.device, copies: int, repeats: int):
         self.kernel, self.repeats = kernel, repeats
+        self.forward, self.backward = passes.forward, passes.backward  # kernels on trial replace these
         self.options = Options(problem.axes, 1.0, float32_precision(), channel_axis=-1, backend="triton")
         self.sets = [self._inputs(problem, device) for _ in range(copies)]
         self.wanted = self._oracle(*self.sets[0])
@@ -64,7 +66,10 @@ class Trial:
         call, grad = self.sets[index]
         if self.kernel == "forward":
             return self._forward(call)[:1]
-        return passes.backward(call, *self.saved[index], grad)[:3]
+        projected = call.arrays()[:3]
+        gradients = split_like(empty_gradients(projected, joined=True)[0], projected, -1)
+        self.backward(call, *self.saved[index], grad, gradients)
+        return gradients
 
     def _inputs(self, problem: Problem, device: torch.device) -> tuple[Call[Tensor], Tensor]:
         """Return a call whose scores have a standard deviation of 1, and the gradient of its result."""
@@ -80,7 +85,7 @@ class Trial:
         """Return the result with the residual, the output that the backward pass reads, and the statistics."""
         residual: Any = call.residual
         result = torch.empty_like(residual)
-        return result, *passes.forward(call, result, save_out=True)
+        return result, *self.forward(call, result, save_out=True)
 
     def _oracle(self, call: Call[Tensor], grad: Tensor) -> list[Tensor]:
         """Return what :meth:`run` should return for the last image, in float64."""

@@ -75,6 +75,11 @@ def compile_case(case: Case, device: Device) -> Report:
         target=GPUTarget("hip", device.arch, 64) if device.arch else GPUTarget("cuda", 10 * major + minor, 32),
         options={**case.launch.options, "ptx_version": case.ptx_version},
     )
+    return report_on(compiled, device)
+
+
+def report_on(compiled: Any, device: Device) -> Report:
+    """Report the resources of a kernel that Triton has compiled for a GPU."""
     if device.arch:
         assembly = compiled.asm["amdgcn"]
         registers, stack = (_resource(assembly, name) for name in ("vgpr_count", "private_segment_fixed_size"))

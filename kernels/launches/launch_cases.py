@@ -72,10 +72,12 @@ def _forward_descriptors(
     }
 
 
-def backward_cases(problem: plan.Problem, device: plan.Device, has_gamma: bool = False) -> list[Case]:
-    """Return the backward pass's cases, one per axis; ``has_gamma`` if the forward pass added a residual."""
+def backward_cases(
+    problem: plan.Problem, device: plan.Device, has_gamma: bool = False, joined: bool = False
+) -> list[Case]:
+    """Return the backward pass's cases, one per axis; see :func:`ccnet.kernels.launches.plan.backward_launches`."""
     dtype = problem.dtype
-    launches = plan.backward_launches(problem, device, has_gamma)
+    launches = plan.backward_launches(problem, device, has_gamma, joined)
     gradients = ("dquery_ptr", "dkey_ptr", "dvalue_ptr")
     wide = zip(gradients, plan.backward_partials(launches), strict=True)
     pointers = {

@@ -50,9 +50,9 @@ OTHER_SPACES = [(97,), (97, 97, 97), (128, 256), (256, 128)]
 def cases(gpu: str) -> list[Case]:
     """Return every distinct launch of torch and of JAX: each pass, with and without gamma or a residual.
 
-    JAX's launches, which have another PTX version and neither descriptors nor overlap, are included for lines of 97 and
-    129. On AMD GPUs, where JAX does not use the kernels, launches on arrays of 2 GiB or more are included for these
-    lines in bfloat16 instead.
+    JAX's launches, which have another PTX version, separate gradients and neither descriptors nor overlap, are included
+    for lines of 97 and 129. On AMD GPUs, where JAX does not use the kernels, launches on arrays of 2 GiB or more are
+    included for these lines in bfloat16 instead.
 
     Args:
         gpu: a name in ``GPUS``.
@@ -74,7 +74,8 @@ def cases(gpu: str) -> list[Case]:
         elif both_forms:
             made += calls(problem, device)  # of arrays that tensor descriptors cannot describe
             without = device._replace(descriptors=False, overlaps=False)
-            made += [for_jax(case, device.capability) for case in calls(problem, without)]
+            jax = (case for case in calls(problem, without) if not case.launch.constants.get("JOINED"))
+            made += [for_jax(case, device.capability) for case in jax]
         found += made
     return distinct(found)
 
@@ -97,7 +98,10 @@ def _with_tables(gpu: str) -> list[plan.Device]:
 
 
 def calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
-    """Yield the launches of every kind of call: with and without a residual, with and without a backward pass."""
+    """Yield the launches of every kind of call.
+
+    That is, with and without a residual, with and without a backward pass, and with gradients in one array or three.
+    """
     yield from forward_cases(problem, device)
     # Under autocast, the residual stays in float32, whatever the dtype of the value.
     residuals = {problem.dtype, "float32"} if problem.spatial == (97, 97) else {problem.dtype}
@@ -105,7 +109,8 @@ def calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
         for save_out in (True, False):
             yield from forward_cases(problem, device, residual, save_out)
     for has_gamma in (True, False):
-        yield from backward_cases(problem, device, has_gamma)
+        for joined in (True, False):
+            yield from backward_cases(problem, device, has_gamma, joined)
 
 
 def fault(gpu: str, case: Case) -> str | None:

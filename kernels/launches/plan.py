@@ -105,8 +105,17 @@ def forward_launches(
 
 
 @lru_cache(maxsize=4096)
-def backward_launches(problem: Problem, device: Device, has_gamma: bool = False) -> tuple[Launch, ...]:
-    """Return the launches of ``line_backward_kernel``, one per axis, in order."""
+def backward_launches(
+    problem: Problem, device: Device, has_gamma: bool = False, joined: bool = False
+) -> tuple[Launch, ...]:
+    """Return the launches of ``line_backward_kernel``, one per axis, in order.
+
+    Args:
+        problem: the call.
+        device: the GPU it runs on.
+        has_gamma: whether the forward pass added a residual.
+        joined: whether the gradients of query, key and value are slices of one array.
+    """
     launches: list[Launch] = []
     for index, axis in enumerate(problem.axes):
         length, inner, lines = _lines(problem, axis)
@@ -115,6 +124,7 @@ def backward_launches(problem: Problem, device: Device, has_gamma: bool = False)
         constants = {
             "MASK_SELF": not last,
             "HAS_GAMMA": has_gamma,
+            "JOINED": joined,
             "FIRST": index == 0,
             "LAST": last,
             "REVERSED": index % 2 == 1,

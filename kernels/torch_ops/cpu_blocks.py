@@ -8,6 +8,7 @@ Shapes: N images, S spatial sizes, D query channels, C value channels, K keys pe
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,7 +22,10 @@ SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
 class Blocks:
     """A call on channels-last arrays with arbitrary strides, computed in blocks of images that share scratch buffers.
 
-    As in the reference, half-precision inputs are converted to float32, and only the results are rounded.
+    As in the reference, half-precision inputs are converted to float32, and only the results are rounded. A processor
+    that multiplies bfloat16 natively does so where weights multiply channels: of the value, and of the upstream
+    gradient for the gradient of the value. As in the Triton kernels, the weights are rounded then, and the scores and
+    their gradients are not.
     """
 
     def __init__(self, call: Call[Tensor]):
@@ -31,6 +35,7 @@ class Blocks:
         self.keys = sum(axis.length for axis in self.axes)
         self.pixels = math.prod(spatial)
         self.dtype = wide_dtype(call.query)
+        self.product_dtype = torch.bfloat16 if multiplies_natively(call.query.dtype) else self.dtype
         self.images_per_block = max(1, min(self.images, SCORES_PER_BLOCK // (self.pixels * self.keys)))
         self.gamma = 1.0 if call.gamma is None else call.gamma.item()
 
@@ -44,12 +49,13 @@ class Blocks:
         query, key, value, options, residual, _ = self.call
         scratch = self._scores_of_a_block() if kept is None else query.new_empty(0)
         for block in self._blocks():
-            q, k, v = (self._rows(array[block]) for array in (query, key, value))
-            weights = scratch[: len(q)] if kept is None else self._rows(kept[block])
+            q, k = (self._rows(array[block], self.dtype) for array in (query, key))
+            v = self._rows(value[block], self.product_dtype)
+            weights = scratch[: len(q)] if kept is None else self._rows(kept[block], self.dtype)
             softmax_weights(q, k, self.axes, options.scale, weights)
-            target = result[block]
-            if target.dtype == self.dtype:
-                added = None if residual is None else self._rows(residual[block])
+            weights, target = weights.to(self.product_dtype), result[block]
+            if torch.promote_types(target.dtype, self.product_dtype) == target.dtype:
+                added = None if residual is None else self._rows(residual[block], target.dtype)
                 weighted_sum(weights, v, self.axes, target.view(v.shape), factor=self.gamma, residual=added)
                 continue
             wide = torch.empty_like(v)
@@ -68,21 +74,23 @@ class Blocks:
             gradients: arrays for the gradients of query, key and value, contiguous or slices of a contiguous one.
         """
         query, key, value, options, *_ = self.call
-        widths = [array.shape[-1] for array in gradients]
         scratch = self._scores_of_a_block()
-        wide = None if query.dtype == self.dtype else scratch.new_empty(len(scratch), sum(widths))
+        # Gradients of another dtype than that of their products are rounded at the end of a block.
+        buffers = [
+            None if array.dtype == dtype else scratch.new_empty((len(scratch), array.shape[-1]), dtype=dtype)
+            for array, dtype in zip(gradients, (self.dtype, self.dtype, self.product_dtype), strict=True)
+        ]
         scale = self.gamma * options.scale
         dgamma = scratch.new_zeros(())
         for block in self._blocks():
-            q, k, v, g, w = (self._rows(array[block]) for array in (query, key, value, grad, weights))
-            targets = [array[block] for array in gradients]
-            if wide is None:
-                rows = [target.view(len(q), width) for target, width in zip(targets, widths, strict=True)]
-            else:
-                rows = wide[: len(q)].split(widths, dim=1)
+            q, k, w = (self._rows(array[block], self.dtype) for array in (query, key, weights))
+            targets = [array[block].view(len(q), array.shape[-1]) for array in gradients]
+            rows = [
+                target if buffer is None else buffer[: len(q)] for target, buffer in zip(targets, buffers, strict=True)
+            ]
             dquery, dkey, dvalue = rows
-
-            weighted_sum(w, g, self.axes, dvalue, factor=self.gamma, to_keys=True)
+            g, v = (self._rows(array[block], self.product_dtype) for array in (grad, value))
+            weighted_sum(w.to(self.product_dtype), g, self.axes, dvalue, factor=self.gamma, to_keys=True)
             # The softmax gradient, w * (d - sum(w * d)), in-place; the sums also add up to the gradient of gamma.
             dscores = scratch[: len(q)]
             weights_gradient(g, v, self.axes, dscores)
@@ -91,9 +99,9 @@ class Blocks:
             dgamma += sums.sum()
             weighted_sum(dscores, k, self.axes, dquery, factor=scale)
             weighted_sum(dscores, q, self.axes, dkey, factor=scale, to_keys=True)
-            if wide is not None:
-                for target, row in zip(targets, rows, strict=True):
-                    target.copy_(row.view(target.shape))
+            for target, row in zip(targets, rows, strict=True):
+                if row is not target:
+                    target.copy_(row)
         return dgamma
 
     def _blocks(self) -> Iterator[slice]:
@@ -105,11 +113,17 @@ class Blocks:
         """Return an uninitialised buffer for the scores of the largest block, (images * pixels, K)."""
         return self.call.query.new_empty((self.images_per_block * self.pixels, self.keys), dtype=self.dtype)
 
-    def _rows(self, array: Tensor) -> Tensor:
-        """Flatten (n, *S, C) to (n * pixels, C) in the dtype of the sums, as a view if the memory layout permits."""
-        if array.dtype != self.dtype or array.stride(-1) != 1:
-            array = array.new_empty(array.shape, dtype=self.dtype).copy_(array)
+    def _rows(self, array: Tensor, dtype: torch.dtype) -> Tensor:
+        """Flatten (n, *S, C) to (n * pixels, C) in a dtype, as a view if the dtype and the memory layout permit."""
+        if array.dtype != dtype or array.stride(-1) != 1:
+            array = array.new_empty(array.shape, dtype=dtype).copy_(array)
         return array.reshape(-1, array.shape[-1])
+
+
+@cache
+def multiplies_natively(dtype: torch.dtype) -> bool:
+    """Return whether torch multiplies arrays of a half-precision dtype faster than after converting them to float32."""
+    return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
 
 
 def wide_dtype(array: Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..call import Call, Options
 from . import reference, transforms
 from .cpu_blocks import Blocks, wide_dtype
-from .joined import are_slices
+from .joined import are_slices, empty_gradients, split_like
 
 _OPTIONS = "int[] axes, float scale, int channel_axis"
 
@@ -108,12 +108,13 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | Non
         gradients = reference.gradients(_call((query, key, value), *ctx.options, gamma=gamma), grad)
     else:
         axis = ctx.options[-1]
-        joined = not transforms.are_intercepted(grad) and are_slices((query, key, value), axis)
+        arrays = query, key, value
+        joined = not transforms.are_intercepted(grad) and are_slices(arrays, axis)
         *gradients, dgamma = torch.ops.ccnet.cpu_attention_backward.default(
-            query, key, value, weights, grad, gamma, *ctx.options, joined
+            *arrays, weights, grad, gamma, *ctx.options, joined
         )
         if joined:
-            gradients = gradients[0].split([array.shape[axis] for array in (query, key, value)], dim=axis)
+            gradients = split_like(gradients[0], arrays, axis)
         gradients = *gradients, None if gamma is None else dgamma.to(gamma.dtype).reshape(gamma.shape)
     dquery, dkey, dvalue, dgamma = gradients
     return dquery, dkey, dvalue, None if gamma is None else grad, dgamma, None, None, None, None
@@ -138,11 +139,8 @@ def _empty_gradients(
     query: Tensor, key: Tensor, value: Tensor, weights: Tensor, grad: Tensor, gamma: Tensor | None,
     axes: Sequence[int], scale: float, channel_axis: int, joined: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return uninitialised gradients; if ``joined``, the first has the channels of query, key and value together."""
-    widths = [array.shape[channel_axis] for array in (query, key, value)]
-    widths = [sum(widths), 0, 0] if joined else widths
-    shape = _to_last(query, channel_axis).shape[:-1]
-    dquery, dkey, dvalue = (_from_last(query.new_empty((*shape, width)), channel_axis) for width in widths)
+    arrays = [_to_last(array, channel_axis) for array in (query, key, value)]
+    dquery, dkey, dvalue = (_from_last(result, channel_axis) for result in empty_gradients(arrays, joined))
     return dquery, dkey, dvalue, weights.new_empty(())
 
 
@@ -155,7 +153,7 @@ def _backward(
     *gradients, dgamma = results
     gradients = [_to_last(gradient, channel_axis) for gradient in gradients]
     if joined:
-        gradients = gradients[0].split([array.shape[-1] for array in arrays], dim=-1)
+        gradients = split_like(gradients[0], arrays, -1)
     with transforms.without_autocast("cpu"):
         blocks = Blocks(_call(arrays, axes, scale, -1, gamma=gamma))
         dgamma.copy_(blocks.backward(weights, _to_last(grad, channel_axis), gradients))

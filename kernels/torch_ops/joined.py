@@ -1,7 +1,8 @@
 """Split a projection into slices whose gradients can share one buffer.
 
 The backward pass of torch.split copies the gradients of the slices to concatenate them. If query, key and value are
-slices of one tensor, the CPU operators write their gradients into a single buffer, which the split below returns as is.
+slices of one tensor, the operators write their gradients into a single buffer, which the split below returns as is. An
+operator may not return several views of one buffer, so theirs return the buffer, and autograd's formula splits it.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -47,6 +48,22 @@ def are_slices(arrays: Sequence[Tensor], dim: int) -> bool:
             return False
         offset += array.shape[dim] * strides[dim]
     return True
+
+
+def empty_gradients(arrays: Sequence[Tensor], joined: bool) -> list[Tensor]:
+    """Return uninitialised contiguous gradients of (N, *S, channels) arrays.
+
+    If ``joined``, the first one has the channels of all arrays, and the others have none.
+    """
+    widths = [array.shape[-1] for array in arrays]
+    if joined:
+        widths = [sum(widths), *[0] * (len(widths) - 1)]
+    return [arrays[0].new_empty((*arrays[0].shape[:-1], width)) for width in widths]
+
+
+def split_like(joined: Tensor, arrays: Sequence[Tensor], dim: int) -> tuple[Tensor, ...]:
+    """Split a tensor into views that are as wide as the arrays along a dimension."""
+    return joined.split([array.shape[dim] for array in arrays], dim=dim)
 
 
 def storage_id(tensor: Tensor) -> int:

@@ -59,20 +59,20 @@ def run(
         launch.compiled[kind] = compiled, constants
 
 
-def tensor_descriptor(array: Tensor, stride: int, launch: Launch, rows: str) -> TensorDescriptor:
+def tensor_descriptor(array: Tensor, stride: int, launch: Launch, rows: int, slab: int) -> TensorDescriptor:
     """Describe an array for Hopper's Tensor Memory Accelerator as (lines // inner, length, inner * stride).
 
-    Line i is [i // inner, :, i % inner * stride :], and a block is (1, rows, BLOCK_C). The hardware fills rows beyond
-    a line with zeros, and does not write them.
+    Line i is [i // inner, :, i % inner * stride :], and a block is (1, rows, slab). The hardware fills rows beyond a
+    line with zeros, and does not write them.
 
     Args:
         array: (N, *S, C).
         stride: its pixel stride in elements.
         launch: the planned launch.
-        rows: name of the launch's constant that gives the rows of a block, such as "BLOCK_M".
+        rows: the number of rows of a block.
+        slab: the number of channels of a block.
     """
     channels, plane = array.shape[-1], launch.length * launch.inner
     # The last pixel ends with its own channels, even where the next one would start later.
     shape = [array.numel() // (channels * plane), launch.length, (launch.inner - 1) * stride + channels]
-    block = [1, launch.constants[rows], launch.constants["BLOCK_C"]]
-    return TensorDescriptor(array, shape, [plane * stride, launch.inner * stride, 1], block)
+    return TensorDescriptor(array, shape, [plane * stride, launch.inner * stride, 1], [1, rows, slab])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..call import Call, Options
 from . import passes, reference, transforms
+from .joined import are_slices, empty_gradients, split_like
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,11 +110,8 @@ def _attention_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor 
     if transforms.are_active(grad):
         call = Call(query, key, value, _options(*ctx.options))
         return *reference.gradients(call, grad), None, None, None
-    grad = grad.to(value.dtype)
-    dquery, dkey, dvalue, _ = torch.ops.ccnet.criss_cross_backward.default(
-        query, key, value, out, stats, grad, None, *ctx.options
-    )
-    return dquery, dkey, dvalue, None, None, None, None
+    *gradients, _delta = _gradients(query, key, value, out, stats, grad, None, ctx.options)
+    return *gradients, None, None, None, None
 
 
 torch.library.impl("ccnet::criss_cross", _DEVICES, _attention)
@@ -169,9 +167,7 @@ def _residual_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor 
         call = Call(query, key, value, _options(*ctx.options), None, gamma)
         dquery, dkey, dvalue, dgamma = reference.gradients(call, grad)
         return dquery, dkey, dvalue, grad, dgamma, *[None] * 5
-    dquery, dkey, dvalue, delta = torch.ops.ccnet.criss_cross_backward.default(
-        query, key, value, out, stats, grad.to(value.dtype), gamma, *ctx.options
-    )
+    dquery, dkey, dvalue, delta = _gradients(query, key, value, out, stats, grad, gamma, ctx.options)
     dgamma = delta.sum().to(gamma.dtype).reshape(gamma.shape)
     return dquery, dkey, dvalue, grad, dgamma, None, None, None, None, None
 
@@ -184,32 +180,49 @@ torch.library.register_autograd("ccnet::criss_cross_residual", _residual_backwar
 
 torch.library.define(
     "ccnet::criss_cross_backward",
-    f"({_INPUTS}, Tensor out, Tensor stats, Tensor grad, Tensor? gamma, {_OPTIONS}) "
+    f"({_INPUTS}, Tensor out, Tensor stats, Tensor grad, Tensor? gamma, {_OPTIONS}, bool joined) "
     "-> (Tensor dquery, Tensor dkey, Tensor dvalue, Tensor delta)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
 
+def _gradients(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, grad: Tensor, gamma: Tensor | None,
+    options: Sequence[Any],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of query, key and value, as slices of one tensor if these three are, and delta."""
+    arrays, axis = (query, key, value), options[-1]
+    joined = not transforms.are_intercepted(grad) and are_slices(arrays, axis)
+    dquery, dkey, dvalue, delta = torch.ops.ccnet.criss_cross_backward.default(
+        *arrays, out, stats, grad.to(value.dtype), gamma, *options, joined
+    )
+    if joined:
+        dquery, dkey, dvalue = split_like(dquery, arrays, axis)
+    return dquery, dkey, dvalue, delta
+
+
 @_on_device
 def _backward(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, grad: Tensor, gamma: Tensor | None,
-    axes: Sequence[int], scale: float, precision: str, channel_axis: int,
+    axes: Sequence[int], scale: float, precision: str, channel_axis: int, joined: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     query, key, value, out, grad = (_to_last(array, channel_axis) for array in (query, key, value, out, grad))
     call = Call(query, key, value, _options(axes, scale, precision, channel_axis), None, gamma)
-    dquery, dkey, dvalue, delta = passes.backward(call, out, stats, grad)
-    dquery, dkey, dvalue = (_from_last(gradient, channel_axis) for gradient in (dquery, dkey, dvalue))
+    results = empty_gradients(call.arrays()[:3], joined)
+    gradients = split_like(results[0], call.arrays()[:3], -1) if joined else results
+    delta = passes.backward(call, out, stats, grad, gradients)
+    dquery, dkey, dvalue = (_from_last(result, channel_axis) for result in results)
     return dquery, dkey, dvalue, delta
 
 
 @torch.library.register_fake("ccnet::criss_cross_backward")
 def _fake_backward(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, grad: Tensor, gamma: Tensor | None,
-    axes: Sequence[int], scale: float, precision: str, channel_axis: int,
+    axes: Sequence[int], scale: float, precision: str, channel_axis: int, joined: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    query, key, value = (_to_last(array, channel_axis) for array in (query, key, value))
-    dquery, dkey, dvalue = (_from_last(passes.empty_like(array), channel_axis) for array in (query, key, value))
-    return dquery, dkey, dvalue, passes.empty_per_pixel(query)
+    arrays = [_to_last(array, channel_axis) for array in (query, key, value)]
+    dquery, dkey, dvalue = (_from_last(result, channel_axis) for result in empty_gradients(arrays, joined))
+    return dquery, dkey, dvalue, passes.empty_per_pixel(arrays[0])
 
 
 def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -8,7 +8,7 @@ this and are read in place; other arrays are copied into that layout once.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # Triton is untyped.
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
     strides = query_stride, key_stride, value_stride, residual_stride
     device, channels = device_of(query.device.index), out.shape[-1]
     slabs: Any = (value, value_stride), (out, channels), (residual, residual_stride), (result, channels)
-    problem = _problem(call, max(strides), device.descriptors and _are_aligned(slabs))
+    problem = problem_of(call, max(strides), device.descriptors and _are_aligned(slabs))
     launches = plan.forward_launches(problem, device, residual is not None, save_out)
     # A pass reads the previous statistics while it writes its own. All are allocated first: filling new memory, as for
     # deterministic algorithms, between two passes would keep them from overlapping.
@@ -60,7 +60,8 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
         descriptors: list[Any] = [None] * len(slabs)
         if planned.tile.descriptors:
             for i, (array, stride) in enumerate(slabs if fused else slabs[:2]):
-                descriptors[i] = launch.tensor_descriptor(array, stride, planned, "BLOCK_M" if i else "BLOCK_N")
+                rows = planned.tile.block_m if i else planned.tile.block_n
+                descriptors[i] = launch.tensor_descriptor(array, stride, planned, rows, planned.tile.block_c)
         launch.run(line_forward_kernel, planned, arrays, strides, call.options.scale, descriptors)
         previous = stats
     return out, stats
@@ -76,7 +77,7 @@ def _memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) -
     return empty_like(call.value)
 
 
-def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor, gradients: Sequence[Tensor]) -> Tensor:
     """Run the backward passes.
 
     Args:
@@ -84,16 +85,19 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
         out: (N, *S, C), the values that :func:`forward` returned, in any memory layout.
         stats: (N, *S, 2), likewise.
         grad: (N, *S, C), the gradient of the result in the value's dtype.
+        gradients: tensors that receive the gradients of query, key and value: contiguous, or three slices of one
+            contiguous tensor.
 
     Returns:
-        The gradients of query, key and value, and the float32 delta of every pixel, (N, *S), whose sum is the gradient
-        of gamma.
+        The float32 delta of every pixel, (N, *S), whose sum is the gradient of gamma.
     """
     query, key, value = call.query, call.key, call.value
-    dquery, dkey, dvalue = empty_like(query), empty_like(key), empty_like(value)
+    dquery, dkey, dvalue = gradients
     delta = empty_per_pixel(query)
     if dvalue.numel() == 0:
-        return dquery.zero_(), dkey.zero_(), dvalue, delta.zero_()
+        dquery.zero_()
+        dkey.zero_()
+        return delta.zero_()
     query, query_stride = _by_pixel(query)
     key, key_stride = _by_pixel(key)
     value, value_stride = _by_pixel(value)
@@ -104,7 +108,10 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
 
     strides = query_stride, key_stride, value_stride, grad_stride
     launches = plan.backward_launches(
-        _problem(call, max(strides)), device_of(query.device.index), call.gamma is not None
+        problem_of(call, max(strides)),
+        device_of(query.device.index),
+        has_gamma=call.gamma is not None,
+        joined=not dvalue.is_contiguous(),
     )
     wide_dquery, wide_dkey, wide_dvalue = plan.backward_partials(launches)
     partial_dquery = _memory_for_partial(dquery, wide_dquery)
@@ -114,13 +121,13 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor) -> tu
     arrays += partial_dquery, partial_dkey, partial_dvalue, dquery, dkey, dvalue
     for planned in launches:
         launch.run(line_backward_kernel, planned, arrays, strides, call.options.scale)
-    return dquery, dkey, dvalue, delta
+    return delta
 
 
 def _memory_for_partial(gradient: Tensor, wide: bool) -> Tensor:
     """Return the buffer for a gradient's partial sums: the gradient, or a float32 tensor if it is too narrow."""
     if wide and gradient.dtype != torch.float32:
-        return torch.empty_like(gradient, dtype=torch.float32)
+        return torch.empty_like(gradient, dtype=torch.float32, memory_format=torch.contiguous_format)
     return gradient
 
 
@@ -140,7 +147,8 @@ def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
     return query.new_empty((*query.shape[:-1], *numbers), dtype=torch.float32)
 
 
-def _problem(call: Call[Tensor], widest_stride: int, aligned: bool = False) -> plan.Problem:
+def problem_of(call: Call[Tensor], widest_stride: int, aligned: bool = False) -> plan.Problem:
+    """Return the sizes of a call; see :class:`ccnet.kernels.launches.tiles.Problem` for the other arguments."""
     batch, *spatial, query_channels = call.query.shape
     value_channels = call.value.shape[-1]
     options = call.options

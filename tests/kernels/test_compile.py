@@ -5,13 +5,13 @@ The compiler runs in separate processes, because Triton may be in interpreter mo
 
 import importlib.util
 import multiprocessing
-import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import stub_driver
 import yaml
 from conftest import ROOT
 
@@ -106,35 +106,11 @@ def launched_arguments():
 
     The calls: the same twice, other strides, the first one again, float32.
     """
-    os.environ.pop("TRITON_INTERPRET", None)
+    launches = stub_driver.activate()
     import torch
-    import triton
-    from triton.backends.compiler import GPUTarget
 
     from ccnet.kernels.torch_ops import launch, passes
 
-    notes = []
-
-    class Launcher:
-        def __init__(self, source, metadata):
-            self.kernel = metadata.hash
-
-        def __call__(self, *arguments):
-            # Grid and stream; then, after handles and hooks, the kernel's arguments.
-            arguments = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (*arguments[:4], *arguments[9:])]
-            notes.append((self.kernel, arguments))
-
-    class Driver:
-        launcher_cls = Launcher
-        utils = SimpleNamespace(
-            load_binary=lambda *_: (1, 1, 128, 0, 1024),
-            get_device_properties=lambda _: {"max_shared_mem": 232448},
-            unload_module=lambda *_: None,
-        )
-        get_current_device = get_current_stream = lambda *_: 0
-        get_current_target = lambda _: GPUTarget("cuda", 90, 32)  # noqa: E731
-
-    triton.runtime.driver.set_active(Driver())
     array = torch.randn(1, 4, 5, 200).bfloat16()
     query, key, value = array[..., :16], array[..., 16:32], array[..., 32:72]
     out, stats = torch.empty(1, 4, 5, 40).bfloat16(), torch.empty(1, 4, 5, 2)
@@ -150,7 +126,7 @@ def launched_arguments():
             arrays = [array.to(torch.float32) if array is not None else None for array in arrays]
         strides = [array.stride(2) for array in arrays[:3]]
         launch.run(passes.line_forward_kernel, plans[dtype][0], arrays, (*strides, 0), 1.0, (None,) * 4)
-    return notes
+    return launches
 
 
 def test_a_cached_kernel_is_launched_as_by_triton(compilers):
@@ -164,10 +140,9 @@ def test_a_cached_kernel_is_launched_as_by_triton(compilers):
 
 def cache_keys():
     """Return the hashes of a call's launches in Triton's cache: compiled without a GPU, and as they are launched."""
-    os.environ.pop("TRITON_INTERPRET", None)
+    launches = stub_driver.activate()
     import torch
     import triton
-    from triton.backends.compiler import GPUTarget
 
     from ccnet.kernels.call import Call, Options
     from ccnet.kernels.launches import compiled
@@ -179,7 +154,7 @@ def cache_keys():
     for spatial, axes, c in calls:
         problem = plan.Problem(1, spatial, axes, 16, c, "bfloat16", aligned=True)
         cases += launch_cases.forward_cases(problem, device, "bfloat16")
-        cases += launch_cases.backward_cases(problem, device, has_gamma=True)
+        cases += launch_cases.backward_cases(problem, device, has_gamma=True, joined=True)
     ahead, compile_source = [], triton.compile
 
     def compile_and_note(*args, **kwargs):
@@ -191,22 +166,6 @@ def cache_keys():
     for case in cases:
         compiled.compile_case(case, device)
 
-    launched = []
-
-    class Driver:
-        utils = SimpleNamespace(
-            load_binary=lambda *_: (1, 1, 128, 0, 1024),
-            get_device_properties=lambda _: {"max_shared_mem": 232448},
-            unload_module=lambda *_: None,
-        )
-        get_current_device = get_current_stream = lambda *_: 0
-        get_current_target = lambda _: GPUTarget("cuda", 90, 32)  # noqa: E731
-
-        def launcher_cls(self, _, metadata):
-            launched.append(metadata.hash)
-            return lambda *_: None
-
-    triton.runtime.driver.set_active(Driver())
     passes.device_of = lambda _: device
     for spatial, axes, c in calls:
         # Slices of arrays whose pixels are multiples of 16 elements apart, as compiled ahead.
@@ -215,8 +174,9 @@ def cache_keys():
         residual, grad = (array[..., :c] for array in arrays[1:])
         call = Call(query, key, value, Options(axes, 1.0, "tf32x3", -1, "triton"), residual, torch.ones(1))
         out, stats = passes.forward(call, torch.empty(1, *spatial, c).bfloat16(), save_out=True)
-        passes.backward(call, out, stats, grad)
-    return ahead, launched
+        gradients = torch.empty(1, *spatial, 32 + c).bfloat16().split([16, 16, c], dim=-1)
+        passes.backward(call, out, stats, grad, gradients)
+    return ahead, [kernel for kernel, _ in launches]
 
 
 def test_a_launch_finds_what_was_compiled_ahead(compilers):

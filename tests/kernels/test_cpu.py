@@ -32,6 +32,13 @@ def pieces(request, monkeypatch):
         monkeypatch.setattr(cpu_lines, "NUMBERS_PER_THREAD", 1)
 
 
+@pytest.fixture(params=[False, True], ids=["converted", "native"])
+def native(request, monkeypatch):
+    """Run once as on processors that multiply bfloat16 slowly, and once as on those that multiply it natively."""
+    monkeypatch.setattr(cpu_blocks, "multiplies_natively", lambda dtype: request.param and dtype == torch.bfloat16)
+    return request.param
+
+
 def contiguous(batch, spatial, widths, dtype):
     return [torch.randn(batch, width, *spatial, dtype=dtype) for width in widths]
 
@@ -110,13 +117,30 @@ def test_channels_in_the_last_axis(layout):
     ids=str,
 )
 @pytest.mark.parametrize("layout", [contiguous, channels_last, slices])
-def test_precision(dtype, residual, tolerance, layout, pieces):
-    """Only inputs and results are rounded to half precision, which has an error of 2^-9 (2^-12 in float16)."""
+def test_precision(dtype, residual, tolerance, layout, pieces, native):
+    """Rounding to half precision has an error of 2^-9 (2^-12 in float16)."""
     arrays = [array.detach().to(dtype).requires_grad_() for array in make(criss_cross_residual, layout=layout)]
     check(criss_cross_attention, arrays[:3], tolerance)
     arrays[3] = arrays[3].detach().to(residual).requires_grad_()
     got = check(criss_cross_residual, arrays, tolerance)
     assert [array.dtype for array in got] == [residual, dtype, dtype, dtype, residual, dtype]
+
+
+def test_gradients_of_query_and_key_survive_large_means(native):
+    """A plain product in bfloat16 would round G . v, which the means dominate: the errors would be over 2%."""
+    torch.manual_seed(0)
+    query, key, value, upstream = channels_last(1, (24, 20), [16, 16, 64, 64], torch.float64)
+    arrays = [array.bfloat16().requires_grad_() for array in (query * 0.5, key * 0.5, value + 3)]
+    upstream = (upstream + 1).bfloat16().double()
+    got = results(criss_cross_attention, arrays, upstream)
+    wide = [array.detach().double().requires_grad_() for array in arrays]
+    errors = [
+        ((ours - want).square().mean() / want.square().mean()).sqrt().item()
+        for ours, want in zip(got, results(criss_cross_attention, wide, upstream, backend="reference"), strict=True)
+    ]
+    out, dquery, dkey, dvalue = errors
+    assert max(dquery, dkey) < 2**-9
+    assert max(out, dvalue) < (1.5 if native else 1) * 2**-9
 
 
 def test_autocast_changes_nothing():

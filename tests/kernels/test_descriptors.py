@@ -55,7 +55,7 @@ def test_descriptors_copy_the_same_slabs_as_pointers(spatial, axes, save_out):
     for descriptors in (True, False):
         tile = plan.Tile(16, 32, 16, 4, 2, descriptors)
         with pinned(tile):
-            problem = passes._problem(call, 2 * d + c, aligned=True)
+            problem = passes.problem_of(call, 2 * d + c, aligned=True)
             assert {planned.tile for planned in plan.forward_launches(problem, device_of(None))} == {tile}
             result = torch.empty(2, *spatial, c)
             found.append([result, *passes.forward(call, result, save_out)])
@@ -72,7 +72,7 @@ def test_groups_of_slabs_end_with_the_last_channel(monkeypatch, c, splits):
     found = []
     for descriptors in (True, False):
         with pinned(plan.Tile(16, 16, 16, 4, 2, descriptors)):
-            launches = plan.forward_launches(passes._problem(call, c, aligned=True), device)
+            launches = plan.forward_launches(passes.problem_of(call, c, aligned=True), device)
             if descriptors:
                 assert max(planned.constants["SPLITS"] for planned in launches) == splits
             for planned in launches:  # in reverse order, the interpreter would not repair an overrun

@@ -9,7 +9,7 @@ import torch
 
 from ccnet.benchmarks.comparison import peers as benchmark_peers
 from ccnet.benchmarks.tuning import warm_cache
-from ccnet.kernels import criss_cross_attention, criss_cross_residual
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, split_channels
 from ccnet.kernels.torch_ops.devices import device_of
 
 passes = pytest.importorskip("ccnet.kernels.torch_ops.passes", reason="triton is not installed")
@@ -111,6 +111,20 @@ def test_descriptors_and_overlap_change_nothing(shape, monkeypatch):
     want = run()
     for ours in many:
         assert all(torch.equal(*pair) for pair in zip(ours, want, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(8, 97, 97), (1, 128, 256), (1, 66, 70, 80)], ids=str)
+def test_gradients_of_channel_slices_are_those_of_separate_tensors(shape):
+    inputs = make(shape)
+    projected = torch.cat([array.detach() for array in inputs[:3]], dim=1).requires_grad_()
+    sizes = [array.shape[1] for array in inputs[:3]]
+
+    def joined(projected, residual, gamma):
+        return criss_cross_residual(*split_channels(projected, sizes), residual, gamma, backend="triton")
+
+    _, *got = results(joined, [projected, *inputs[3:]], torch.bfloat16)
+    _, *want = results(lambda *arrays: criss_cross_residual(*arrays, backend="triton"), inputs, torch.bfloat16)
+    assert torch.equal(got[0], torch.cat(want[:3], dim=1))
 
 
 def test_cuda_graph():

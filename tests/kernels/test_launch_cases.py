@@ -98,14 +98,22 @@ def test_forward(torch_launches, jax_launches, spatial, axes, dtype, residual, s
 def test_backward(torch_launches, jax_launches, spatial, axes, dtype, has_gamma):
     residual = dtype if has_gamma else None
     problem = problem_of(spatial, axes, dtype)
-    for make, passes, made, device in (
-        (torch_array, torch_passes, torch_launches, torch_passes.device_of(None)),
-        (jnp.zeros, jax_passes, jax_launches, jax_passes.device()),
-    ):
-        call = call_of(make, spatial, axes, dtype, residual)
+
+    def inputs(make):
         out = make((2, *spatial, 32), plan.kept_dtype(dtype))
-        passes.backward(call, out, make((2, *spatial, 2), "float32"), make((2, *spatial, 32), dtype))
-        assert made == expected(launch_cases.backward_cases(problem, device, has_gamma))
+        call = call_of(make, spatial, axes, dtype, residual)
+        return call, out, make((2, *spatial, 2), "float32"), make((2, *spatial, 32), dtype)
+
+    for joined in (False, True):
+        gradients = [torch_array((2, *spatial, width), dtype) for width in (8, 8, 32)]
+        if joined:
+            gradients = torch.cat(gradients, dim=-1).split([8, 8, 32], dim=-1)
+        torch_passes.backward(*inputs(torch_array), gradients)
+        device = torch_passes.device_of(None)
+        assert torch_launches == expected(launch_cases.backward_cases(problem, device, has_gamma, joined))
+        torch_launches.clear()
+    jax_passes.backward(*inputs(jnp.zeros))
+    assert jax_launches == expected(launch_cases.backward_cases(problem, jax_passes.device(), has_gamma))
 
 
 def test_jax_has_neither_descriptors_nor_overlap():

@@ -227,5 +227,6 @@ def test_opcheck_of_the_backward_operator(has_gamma):
     query, key, value, residual, gamma = make(criss_cross_residual)
     options = ([0, 1], 1.0, "tf32x3", 1)
     out, stats = torch.ops.ccnet.criss_cross.default(query, key, value, *options)
-    arguments = (query, key, value, out, stats, residual, gamma if has_gamma else None, *options)
-    torch.library.opcheck(torch.ops.ccnet.criss_cross_backward.default, arguments)
+    for joined in (False, True):
+        arguments = (query, key, value, out, stats, residual, gamma if has_gamma else None, *options, joined)
+        torch.library.opcheck(torch.ops.ccnet.criss_cross_backward.default, arguments)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, set_float32_precision
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, set_float32_precision, split_channels
 from ccnet.kernels.launches import plan
 from ccnet.kernels.torch_ops import devices, dispatch
 
@@ -162,6 +162,22 @@ def test_channel_slices_of_one_projection_are_read_in_place(monkeypatch):
     want = criss_cross_attention(*(array.double() for array in (query, key, value)))
     assert (got - want).abs().max() < 1e-5
     assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@DTYPES
+@pytest.mark.parametrize("spatial", [(5, 6), (2, 3, 4), (2, 70)], ids=str)
+def test_gradients_of_channel_slices_share_one_tensor(spatial, dtype):
+    """They are the gradients of separate tensors, and need no copy."""
+    projected = torch.randn(2, *spatial, 8 + 8 + 20).to(dtype).movedim(-1, 1).requires_grad_()
+    upstream = torch.randn(2, 20, *spatial).to(dtype)
+    seen = []
+    query, key, value = split_channels(projected, [8, 8, 20])
+    value.register_hook(seen.append)
+    (got,) = torch.autograd.grad(criss_cross_attention(query, key, value, backend="triton"), projected, upstream)
+    assert got.untyped_storage().data_ptr() == seen[0].untyped_storage().data_ptr()
+    separate = [array.detach().clone().requires_grad_() for array in (query, key, value)]
+    want = torch.autograd.grad(criss_cross_attention(*separate, backend="triton"), separate, upstream)
+    assert torch.equal(got, torch.cat(want, dim=1))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "cropped", "transposed"])
