@@ -6,4 +6,5 @@ from .jax_backbones import compare_backbones as compare_backbones
 from .training_step import time_training as time_training
 from .tuning.tune import tune_kernels as tune_kernels
 from .tuning.warm_cache import compile_ahead as compile_ahead
+from .variants.race import race_variants as race_variants
 from .zoo import measure_zoo as measure_zoo

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from ..engine.drawing.tables import Table
 from ..kernels.launches import tiles
+from .variants.race import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 # The operator's shapes; the first is also timed in JAX.
@@ -77,7 +78,7 @@ def run_session(config: DictConfig, device: torch.device) -> str:
 
 
 def steps(folder: Path) -> list[Step]:
-    """Return all steps in order of importance: correctness, the operator, its tiles, networks."""
+    """Return all steps in order of importance: correctness, the operator, kernels on trial, tiles, networks."""
 
     def benchmark(name: str, seconds: float, *overrides: str) -> Step:
         return Step(name, ("-m", "ccnet.benchmark", *overrides), seconds)
@@ -91,6 +92,10 @@ def steps(folder: Path) -> list[Step]:
         benchmark("compile", 240, "mode=compile"),
         Step("tests", ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--durations=5", *tests), 360),
         *(benchmark(f"operator-{text}", 180, shape(text), bfloat16, operator) for text in SHAPES),
+        *(
+            benchmark(f"race-{name}", 90, "mode=race", f"race.variants=[{name}]", f"output={folder}/kernels")
+            for name in VARIANTS
+        ),
         benchmark("tune", 360, "mode=tune", "tune.dtypes=[bfloat16]", "tune.minutes=5.5", f"output={folder}/kernels"),
         *(
             benchmark(f"tuned-{text}", 90, shape(text), bfloat16, "peers=[triton]", f"{operator}_tuned")

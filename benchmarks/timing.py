@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +81,18 @@ def measure_queued(call: Callable[[int], Any], repeats: int, stream: Stream) -> 
     If the CPU took longer to launch a batch than the GPU was held, the batch is timed again behind a longer hold. A
     call that itself waits for the GPU outlasts every hold, so with ``LONGEST_HOLD_US`` the times are kept regardless.
     """
+    spans, host = _queued_spans(call, repeats, stream)
+    return _summary(spans, host)
+
+
+def measure_in_turns(calls: Sequence[Callable[[int], Any]], repeats: int, stream: Stream) -> list[Timing]:
+    """Time calls that take turns, ``repeats`` each, so that a change of the GPU's clocks affects them alike."""
+    spans, host = _queued_spans(lambda i: calls[i % len(calls)](i // len(calls)), repeats * len(calls), stream)
+    return [_summary(spans[k :: len(calls)], host) for k in range(len(calls))]
+
+
+def _queued_spans(call: Callable[[int], Any], repeats: int, stream: Stream) -> tuple[list[float], float]:
+    """Return the time of each call on the GPU, and the median time to launch one."""
     stream.finish()
     spans: list[float] = []
     host: list[float] = []
@@ -99,7 +111,7 @@ def measure_queued(call: Callable[[int], Any], repeats: int, stream: Stream) -> 
         spans += _between(marks)
         if stream.clock() - began > 1e6 * SECONDS and len(spans) >= FEWEST:
             break
-    return _summary(spans, statistics.median(host))
+    return spans, statistics.median(host)
 
 
 def measure_launched(call: Callable[[int], Any], repeats: int) -> Timing:

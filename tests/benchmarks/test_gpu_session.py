@@ -101,7 +101,7 @@ def test_every_step_is_a_command_that_exists(tmp_path):
     steps = gpu_session.steps(tmp_path)
     order = [step.name.partition("-")[0] for step in steps]
     assert list(dict.fromkeys(order)) == [
-        "compile", "tests", "operator", "tune", "tuned", "train", "options", "complexity", "zoo", "jax",
+        "compile", "tests", "operator", "race", "tune", "tuned", "train", "options", "complexity", "zoo", "jax",
     ]  # fmt: skip
     modes = {}
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):

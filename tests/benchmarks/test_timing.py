@@ -49,6 +49,22 @@ class Simulated:
             self.finish()
 
 
+def test_calls_that_take_turns_are_timed_apart():
+    stream = Simulated(5, computing=0)
+    seen = []
+
+    def call(microseconds):
+        def run(i):
+            seen.append((microseconds, i))
+            stream._queue(microseconds)
+
+        return run
+
+    found = timing.measure_in_turns([call(30), call(70)], 25, stream)
+    assert [each.median_us for each in found] == [pytest.approx(30), pytest.approx(70)]
+    assert seen == [(microseconds, i) for i in range(25) for microseconds in (30, 70)]
+
+
 @pytest.mark.parametrize("launching", [5, 50, 190, 4000])
 def test_the_time_to_launch_does_not_count(launching):
     stream = Simulated(launching, computing=30)

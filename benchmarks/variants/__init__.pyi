@@ -1,0 +1,1 @@
+from .race import race_variants as race_variants

@@ -1,0 +1,103 @@
+"""Run whole calls with the kernels on trial, in place of those in ``kernels/torch_ops/passes.py``.
+
+They take the calls that :class:`ccnet.benchmarks.tuning.trial.Trial` makes: bfloat16, two axes, D = 64, value channels
+that are a multiple of 64, query, key and value as slices of one projection, a residual and gamma.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
+# Triton is untyped.
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ...kernels.backward import line_backward_kernel
+from ...kernels.call import Call
+from ...kernels.launches import plan
+from ...kernels.torch_ops import launch, passes
+from ...kernels.torch_ops.devices import device_of
+from .backward import persistent_backward_kernel
+from .long_backward import persistent_long_backward_kernel
+
+WARPS = 8
+
+
+class Buffers(NamedTuple):
+    """How a persistent backward kernel divides its shared memory.
+
+    Attributes:
+        slab: channels of a slab.
+        stages: slabs of the upstream gradient and of the value.
+        third_stages: slabs of the output, or of the earlier gradient of the value.
+    """
+
+    slab: int
+    stages: int
+    third_stages: int
+
+
+SHORT = Buffers(64, 3, 2)
+LONG_FIRST = Buffers(32, 3, 2)  # the first pass has a slab of dvalue besides, so that no other choice fits
+
+
+def persistent_backward(
+    call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor, gradients: Sequence[Tensor],
+    long: tuple[int, int, int] | None = None,
+) -> Tensor:  # fmt: skip
+    """Do what :func:`ccnet.kernels.torch_ops.passes.backward` does, with persistent programs.
+
+    Args:
+        call, out, stats, grad, gradients: as there.
+        long: the :class:`Buffers` of passes after the first along lines of 129 to 256 pixels; None leaves such lines,
+            like longer ones, to the kernel in use.
+    """
+    query, key, value = call.query, call.key, call.value
+    dquery, dkey, dvalue = gradients
+    strides = query.stride(-2), key.stride(-2), value.stride(-2), grad.stride(-2)
+    device = device_of(query.device.index)
+    launches = plan.backward_launches(passes.problem_of(call, max(strides)), device, has_gamma=True, joined=True)
+    delta = passes.empty_per_pixel(query)
+    partial_dquery, partial_dkey = (query.new_empty(query.shape, dtype=torch.float32) for _ in range(2))
+    arrays: Any = (query, key, value, out, stats, grad, call.gamma, delta, partial_dquery, partial_dkey, dvalue)
+    arrays += (*gradients,)
+    for planned in launches:
+        kernel: Any
+        if planned.length <= 128:
+            kernel, buffers, queries, keys = persistent_backward_kernel, SHORT, 128, 128
+            blocks = {"BLOCK": 128}
+        elif planned.length <= 256 and long is not None:
+            buffers = LONG_FIRST if planned.constants["FIRST"] else Buffers(*long)
+            kernel, queries, keys = persistent_long_backward_kernel, 256, 128
+            blocks = {"BLOCK_M": queries, "BLOCK_N": keys}
+        else:
+            launch.run(line_backward_kernel, planned, arrays, strides, call.options.scale)
+            continue
+        described = [
+            (query, queries, query.shape[-1]),
+            (key, keys, key.shape[-1]),
+            *((array, rows, buffers.slab) for array, rows in ((value, keys), (grad, queries), (out, queries))),
+            (dvalue, keys, buffers.slab),
+        ]
+        lines = dvalue.numel() // (dvalue.shape[-1] * planned.length)
+        names = "D", "C", "MASK_SELF", "FIRST", "LAST", "REVERSED", "WAITS", "SIGNALS"
+        kernel[(min(lines, device.processors),)](
+            *(_describe(*each, planned) for each in described),
+            stats, call.gamma, delta, partial_dquery, partial_dkey, dquery, dkey,
+            strides[0], strides[2], strides[3], planned.length, planned.inner, lines, call.options.scale,
+            **{name: planned.constants[name] for name in names}, **blocks,
+            STAGES=buffers.stages, THIRD_STAGES=buffers.third_stages, BLOCK_C=buffers.slab,
+            num_warps=WARPS, launch_pdl=planned.constants["WAITS"],
+        )  # fmt: skip
+    return delta
+
+
+def _describe(array: Tensor, rows: int, channels: int, planned: plan.Launch) -> TensorDescriptor:
+    """Describe an array for bulk copies of blocks of (1, rows, channels)."""
+    plain = launch.tensor_descriptor(array, array.stride(-2), planned, rows, channels)
+    default_layout: Any = NVMMASharedLayout.get_default_for
+    layout = default_layout(plain.block_shape, bfloat16)
+    return TensorDescriptor(plain.base, plain.shape, plain.strides, plain.block_shape, layout)
