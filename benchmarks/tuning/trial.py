@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import criss_cross_residual
+from ...kernels import criss_cross_attention, criss_cross_residual
 from ...kernels.call import Call, Options
 from ...kernels.launches.tiles import Problem
 from ...kernels.precision import float32_precision
@@ -18,8 +18,8 @@ from ..timing import Stream, measure_queued
 class Trial:
     """The forward or backward passes of a call, one along each axis, as a network runs them in training.
 
-    Query, key and value are slices of one projection, and so are their gradients; the last forward pass adds a
-    residual, and the backward pass has gamma. The passes are launched directly, without autograd.
+    Query, key and value are slices of one projection, and so are their gradients. The passes are launched directly,
+    without autograd.
 
     Args:
         kernel: "forward" or "backward".
@@ -27,10 +27,13 @@ class Trial:
         device: the GPU; tests pass a CPU, where the kernels run in Triton's interpreter.
         copies: the number of input sets that timed calls cycle through, so that no cache can hold them.
         repeats: the number of timed calls.
+        fused: whether the last forward pass adds a residual, and the backward pass has gamma.
     """
 
-    def __init__(self, kernel: str, problem: Problem, device: torch.device, copies: int, repeats: int):
-        self.kernel, self.repeats = kernel, repeats
+    def __init__(
+        self, kernel: str, problem: Problem, device: torch.device, copies: int, repeats: int, fused: bool = True
+    ):
+        self.kernel, self.repeats, self.fused = kernel, repeats, fused
         self.forward, self.backward = passes.forward, passes.backward  # kernels on trial replace these
         self.options = Options(problem.axes, 1.0, float32_precision(), channel_axis=-1, backend="triton")
         self.sets = [self._inputs(problem, device) for _ in range(copies)]
@@ -79,20 +82,26 @@ class Trial:
         projection[..., : 2 * widths[0]] *= widths[0] ** -0.25
         query, key, value = projection.to(dtype).split(widths, dim=-1)
         residual, grad = (torch.randn(value.shape, device=device).to(dtype) for _ in range(2))
-        return Call(query, key, value, self.options, residual, torch.full((1,), 0.7, device=device)), grad
+        call = Call(query, key, value, self.options)
+        if self.fused:
+            call = call._replace(residual=residual, gamma=torch.full((1,), 0.7, device=device))
+        return call, grad
 
     def _forward(self, call: Call[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the result with the residual, the output that the backward pass reads, and the statistics."""
-        residual: Any = call.residual
-        result = torch.empty_like(residual)
-        return result, *self.forward(call, result, save_out=True)
+        """Return the result, the output that the backward pass reads, and the statistics."""
+        result = None if call.residual is None else torch.empty_like(call.residual)
+        out, stats = self.forward(call, result, save_out=True)
+        return out if result is None else result, out, stats
 
     def _oracle(self, call: Call[Tensor], grad: Tensor) -> list[Tensor]:
         """Return what :meth:`run` should return for the last image, in float64."""
         query, key, value = (array[-1:].double().requires_grad_() for array in call.arrays()[:3])
-        residual, gamma = (array.double() for array in call.arrays()[3:])
-        options = {"axes": self.options.axes, "channel_axis": -1, "backend": "reference"}
-        result = criss_cross_residual(query, key, value, residual[-1:], gamma, **options)
+        options: dict[str, Any] = {"axes": self.options.axes, "channel_axis": -1, "backend": "reference"}
+        if call.residual is None or call.gamma is None:
+            result = criss_cross_attention(query, key, value, **options)
+        else:
+            residual, gamma = call.residual[-1:].double(), call.gamma.double()
+            result = criss_cross_residual(query, key, value, residual, gamma, **options)
         if self.kernel == "forward":
             return [result.detach()]
         return list(torch.autograd.grad(result, (query, key, value), grad[-1:].double()))

@@ -1,7 +1,7 @@
 """Run whole calls with the kernels on trial, in place of those in ``kernels/torch_ops/passes.py``.
 
-They take the calls that :class:`ccnet.benchmarks.tuning.trial.Trial` makes: bfloat16, two axes, D = 64, value channels
-that are a multiple of 64, query, key and value as slices of one projection, a residual and gamma.
+They take the calls that :class:`ccnet.benchmarks.tuning.trial.Trial` makes, in bfloat16: two axes, D = 64, value
+channels that are a multiple of 64, query, key and value as slices of one projection. Backward passes need gamma.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
@@ -21,9 +21,11 @@ from ...kernels.launches import plan
 from ...kernels.torch_ops import launch, passes
 from ...kernels.torch_ops.devices import device_of
 from .backward import persistent_backward_kernel
+from .forward import persistent_forward_kernel
 from .long_backward import persistent_long_backward_kernel
 
 WARPS = 8
+SLAB = 64  # channels
 
 
 class Buffers(NamedTuple):
@@ -40,8 +42,73 @@ class Buffers(NamedTuple):
     third_stages: int
 
 
-SHORT = Buffers(64, 3, 2)
+class Rings(NamedTuple):
+    """How a persistent forward kernel divides its shared memory.
+
+    Attributes:
+        stages: slabs of the value.
+        units: units of the output and of the residual.
+        lag: a unit is copied to where the one ``lag`` units before the current one has been stored from.
+        programs: the number of programs that share a multiprocessor.
+    """
+
+    stages: int
+    units: int
+    lag: int
+    programs: int = 1
+
+
+# By the longest line, and whether the pass adds the residual, which needs a ring of its own.
+RINGS = {
+    (128, False): Rings(3, 2, 1, programs=2),
+    (128, True): Rings(4, 4, 1),
+    (256, False): Rings(3, 4, 1),
+    (256, True): Rings(2, 3, 1),
+}
+SHORT = Buffers(SLAB, 3, 2)
 LONG_FIRST = Buffers(32, 3, 2)  # the first pass has a slab of dvalue besides, so that no other choice fits
+
+
+def persistent_forward(
+    call: Call[Tensor],
+    result: Tensor | None,
+    save_out: bool,
+    rings: dict[tuple[int, bool], Sequence[int]] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Do what :func:`ccnet.kernels.torch_ops.passes.forward` does, with persistent programs, for lines of up to 256.
+
+    Args:
+        call, result, save_out: as there.
+        rings: replaces entries of ``RINGS``.
+    """
+    query, key, value, residual = call.query, call.key, call.value, call.residual
+    out = passes.memory_for_out(call, result, save_out)
+    strides = [0 if array is None else array.stride(-2) for array in (query, key, value, residual)]
+    device = device_of(query.device.index)
+    problem = passes.problem_of(call, max(strides))
+    launches = plan.forward_launches(problem, device, residual is not None, save_out)
+    several_stats = [passes.empty_per_pixel(query, 2) for _ in launches]
+    previous = None
+    for planned, stats in zip(launches, several_stats, strict=True):
+        fused = planned.constants["HAS_RESIDUAL"]
+        keys = 128 if planned.length <= 128 else 256
+        ring = Rings(*(RINGS | (rings or {}))[keys, fused])
+        rows_of_slabs = (value, keys), (out, 128), (residual if fused else None, 128), (result if fused else None, 128)
+        lines = value.numel() // (value.shape[-1] * planned.length)
+        names = "D", "C", "MASK_SELF", "HAS_PREVIOUS", "HAS_RESIDUAL", "SAVE_OUT", "REVERSED", "WAITS", "SIGNALS"
+        kernel: Any = persistent_forward_kernel
+        kernel[(min(lines, ring.programs * device.processors),)](
+            _describe(query, 128, query.shape[-1], planned), _describe(key, keys, key.shape[-1], planned),
+            *(None if array is None else _describe(array, rows, SLAB, planned) for array, rows in rows_of_slabs),
+            stats, previous, call.gamma if fused else None,
+            strides[0], strides[2], strides[3], planned.length, planned.inner, lines, call.options.scale,
+            **{name: planned.constants[name] for name in names}, WHOLE=planned.length == keys,
+            STAGES=ring.stages, UNITS=ring.units, LAG=ring.lag, HALVES=keys // 128,
+            BLOCK_M=128, BLOCK_N=keys, BLOCK_C=SLAB, num_warps=WARPS, launch_pdl=planned.constants["WAITS"],
+            maxnreg=None if ring.programs == 1 else 65536 // (32 * WARPS * ring.programs),
+        )  # fmt: skip
+        previous = stats
+    return out, several_stats[-1]
 
 
 def persistent_backward(

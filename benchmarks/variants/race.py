@@ -1,6 +1,7 @@
 """Race the kernels on trial against those in use, on a Hopper GPU."""
 
 import copy
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,23 +26,32 @@ class Variant(NamedTuple):
         function: the name of a function in ``passes.py``.
         options: its arguments besides those of the passes in use.
         shapes: the shapes (N, H, W) to race at.
+        fused: for each race, whether the call has a residual and gamma.
     """
 
     kernel: str
     function: str
     options: dict[str, Any]
     shapes: list[tuple[int, int, int]]
+    fused: tuple[bool, ...] = (True,)
 
 
-_LONG = [(8, 128, 256)]
+def _forward(rings: dict[tuple[int, bool], tuple[int, ...]], shape: tuple[int, int, int]) -> Variant:
+    return Variant("forward", "persistent_forward", {"rings": rings}, [shape], (False,))
+
+
+def _backward(long: tuple[int, int, int]) -> Variant:
+    return Variant("backward", "persistent_backward", {"long": long}, [(8, 128, 256)])
+
+
 VARIANTS = {
+    "persistent-forward": Variant("forward", "persistent_forward", {}, SHAPES, (False, True)),
+    "persistent-forward-long-2-6-2": _forward({(256, False): (2, 6, 2)}, (8, 128, 256)),
+    "persistent-forward-short-6-6-2": _forward({(128, False): (6, 6, 2)}, (8, 97, 97)),
     "persistent-backward": Variant("backward", "persistent_backward", {}, SHAPES),
-    **{
-        f"long-backward-{'-'.join(map(str, buffers))}": Variant(
-            "backward", "persistent_backward", {"long": buffers}, _LONG
-        )
-        for buffers in ((32, 3, 5), (32, 4, 2), (64, 2, 1))
-    },
+    "persistent-backward-long-32-3-5": _backward((32, 3, 5)),
+    "persistent-backward-long-32-4-2": _backward((32, 4, 2)),
+    "persistent-backward-long-64-2-1": _backward((64, 2, 1)),
 }
 
 
@@ -63,9 +73,9 @@ def race_variants(config: DictConfig, device: torch.device) -> str:
     failures: list[str] = []
     rows: list[dict[str, Any]] = []
     for name in names:
-        for shape in VARIANTS[name].shapes:
+        for shape, fused in itertools.product(VARIANTS[name].shapes, VARIANTS[name].fused):
             with tolerated(f"{name} {_text(shape)}", failures):
-                row = race(name, shape, config, device) | provenance(device)
+                row = race(name, shape, fused, config, device) | provenance(device)
                 Table.of_records([row]).append_csv(path)
                 rows.append(row)
     text = f"{Table.of_records(rows).text()}\n\n{path}" if rows else ""
@@ -73,8 +83,10 @@ def race_variants(config: DictConfig, device: torch.device) -> str:
     return text
 
 
-def race(name: str, shape: tuple[int, int, int], config: DictConfig, device: torch.device) -> dict[str, Any]:
-    """Verify a variant and time it at one shape; return a row of the table.
+def race(
+    name: str, shape: tuple[int, int, int], fused: bool, config: DictConfig, device: torch.device
+) -> dict[str, Any]:
+    """Verify a variant and time it at one shape, with a residual and gamma if ``fused``; return a row of the table.
 
     Raises:
         ValueError: the result is wrong.
@@ -86,8 +98,8 @@ def race(name: str, shape: tuple[int, int, int], config: DictConfig, device: tor
     problem = Problem(
         batch, tuple(spatial), (0, 1), config.query_channels, config.value_channels, "bfloat16", aligned=True
     )
-    kernel, function, options, _ = VARIANTS[name]
-    ours = Trial(kernel, problem, device, input_sets(problem, config.cache_mib), config.repeats)
+    kernel, function, options, *_ = VARIANTS[name]
+    ours = Trial(kernel, problem, device, input_sets(problem, config.cache_mib), config.repeats, fused)
     variant = copy.copy(ours)
     setattr(variant, kernel, partial(getattr(passes, function), **options))
     check_error(variant.error(), problem.dtype)
@@ -97,8 +109,9 @@ def race(name: str, shape: tuple[int, int, int], config: DictConfig, device: tor
         variant.run(i)
         ours.run(i)
     taken, shipped = measure_in_turns([variant.run, ours.run], config.repeats, Stream())
+    added = "" if not fused else " with residual" if kernel == "forward" else " with gamma"
     return {
-        "call": f"{kernel} with {'residual' if kernel == 'forward' else 'gamma'}",
+        "call": kernel + added,
         "shape": _text(shape),
         "variant": name,
         "median_us": round(taken.median_us, 2),

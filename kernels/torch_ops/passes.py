@@ -35,7 +35,7 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
         out: (N, *S, C), the attention's output.
         stats: (N, *S, 2) in float32, the maximum and the sum of each softmax.
     """
-    out = _memory_for_out(call, result, save_out)
+    out = memory_for_out(call, result, save_out)
     stats = empty_per_pixel(call.query, 2)
     if out.numel() == 0:
         return out, stats
@@ -67,7 +67,7 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
     return out, stats
 
 
-def _memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) -> Tensor:
+def memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) -> Tensor:
     """Return an uninitialised tensor for the attention's output, including its intermediate state between passes."""
     if save_out:
         return empty_kept(call.value)

@@ -156,6 +156,9 @@ class Emulator:
         def layout(*_, **__):
             return None
 
+        def check(condition):
+            assert condition
+
         return SimpleNamespace(
             bfloat16=torch.bfloat16, float32=torch.float32, int64=torch.int64,
             program_id=lambda _: self.program, num_programs=lambda _: self.programs,
@@ -163,7 +166,7 @@ class Emulator:
             minimum=lambda a, b: torch.minimum(*pair(a, b)), maximum=lambda a, b: torch.maximum(*pair(a, b)),
             exp=torch.exp, exp2=torch.exp2, log2=torch.log2, fma=lambda a, b, c: a * b + c,
             sum=lambda x, axis: x.sum(axis), max=lambda x, axis: x.amax(axis),
-            where=lambda condition, a, b: torch.where(condition, a, b),
+            where=lambda condition, a, b: torch.where(torch.as_tensor(condition), a, b),
             arange=lambda start, end, layout: torch.arange(start, end),
             zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
             full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
@@ -171,7 +174,7 @@ class Emulator:
             allocate_shared_memory=lambda dtype, shape, layout: Shared(torch.full(shape, float("nan"), dtype=dtype)),
             SliceLayout=layout, NVMMADistributedLayout=layout, DotOperandLayout=layout,
             NVMMASharedLayout=SimpleNamespace(get_default_for=layout),
-            load=load, store=store,
+            static_assert=check, load=load, store=store,
         )  # fmt: skip
 
     def _load(self, desc, at, full, smem, pred):
@@ -231,8 +234,10 @@ class _Launcher:
         self.emulator, self.kernel = emulator, kernel
 
     def __getitem__(self, grid):
-        def launch(*arguments, launch_pdl, **constants):
+        def launch(*arguments, **options):
             function = self.emulator.function(self.kernel)
+            parameters = function.__code__.co_varnames[: function.__code__.co_argcount]
+            constants = {name: value for name, value in options.items() if name in parameters}
             converted = [self._converted(argument) for argument in arguments]
             self.emulator.programs = torch.tensor(grid[0])
             for program in range(grid[0]):

@@ -27,14 +27,14 @@ def test_needs_a_hopper_gpu(config):
 
 def test_unknown_variants_are_refused(config):
     config.race.variants = ["persistent-backward", "faster"]
-    with pytest.raises(ValueError, match=r"race\.variants names faster: choose from persistent-backward"):
+    with pytest.raises(ValueError, match=r"race\.variants names faster: choose from persistent-forward"):
         race_variants(config, torch.device("cpu"))
 
 
 class StandIn:
     """A trial whose passes return a constant."""
 
-    def __init__(self, kernel, problem, device, copies, repeats):
+    def __init__(self, kernel, problem, device, copies, repeats, fused):
         self.shape = problem.batch, *problem.spatial
         self.forward = self.backward = lambda: torch.ones(3)
 
