@@ -205,6 +205,7 @@ def persistent_backward_kernel(
         dkey = warpgroup_mma(map_smem.permute((1, 0)), query, zeros, use_acc=False, is_async=True)
         dquery = warpgroup_mma(map_smem, key, zeros, use_acc=False, is_async=True)
         dkey, dquery = warpgroup_mma_wait(num_outstanding=0, deps=[dkey, dquery])
+        barrier()  # all warps have read query and key
         dkey *= gamma * scale
         dquery *= gamma * scale
         offs = (offs_thin * inner * D)[:, None] + offs_d[None, :]

@@ -18,8 +18,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ...kernels.backward import line_backward_kernel
 from ...kernels.call import Call
 from ...kernels.launches import plan
+from ...kernels.launches.tiles import is_wide
 from ...kernels.torch_ops import launch, passes
 from ...kernels.torch_ops.devices import device_of
+from ...kernels.torch_ops.joined import are_slices
 from .backward import persistent_backward_kernel
 from .forward import persistent_forward_kernel
 from .long_backward import persistent_long_backward_kernel
@@ -80,8 +82,12 @@ def persistent_forward(
     Args:
         call, result, save_out: as there.
         rings: replaces entries of ``RINGS``.
+
+    Raises:
+        ValueError: the kernels on trial do not support the call.
     """
     query, key, value, residual = call.query, call.key, call.value, call.residual
+    _require_supported(call, longest=256)
     out = passes.memory_for_out(call, result, save_out)
     strides = [0 if array is None else array.stride(-2) for array in (query, key, value, residual)]
     device = device_of(query.device.index)
@@ -121,7 +127,13 @@ def persistent_backward(
         call, out, stats, grad, gradients: as there.
         long: the :class:`Buffers` of passes after the first along lines of 129 to 256 pixels; None leaves such lines,
             like longer ones, to the kernel in use.
+
+    Raises:
+        ValueError: the kernels on trial do not support the call.
     """
+    _require_supported(call)
+    if call.gamma is None or not are_slices(gradients, -1):
+        raise ValueError("the kernels on trial need gamma, and gradients that are slices of one tensor")
     query, key, value = call.query, call.key, call.value
     dquery, dkey, dvalue = gradients
     strides = query.stride(-2), key.stride(-2), value.stride(-2), grad.stride(-2)
@@ -160,6 +172,20 @@ def persistent_backward(
             num_warps=WARPS, launch_pdl=planned.constants["WAITS"],
         )  # fmt: skip
     return delta
+
+
+def _require_supported(call: Call[Tensor], longest: int | None = None) -> None:
+    query, value = call.query, call.value
+    problem = passes.problem_of(call, max(query.stride(-2), value.stride(-2)))
+    supported = query.dtype == torch.bfloat16 and query.shape[-1] == 64 and value.shape[-1] % SLAB == 0
+    if not supported or is_wide(problem) or not are_slices((query, call.key, value), -1):
+        raise ValueError(
+            "the kernels on trial need slices of one projection in bfloat16, 64 query channels, a multiple of "
+            f"{SLAB} value channels and images of less than 2^31 numbers, got {query.shape[-1]} and {value.shape[-1]} "
+            f"channels in {query.dtype}"
+        )
+    if longest is not None and max(problem.spatial) > longest:
+        raise ValueError(f"the kernels on trial take lines of up to {longest} pixels, got {problem.spatial}")
 
 
 def _describe(array: Tensor, rows: int, channels: int, planned: plan.Launch) -> TensorDescriptor:

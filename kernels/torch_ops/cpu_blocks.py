@@ -8,7 +8,6 @@ Shapes: N images, S spatial sizes, D query channels, C value channels, K keys pe
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,6 +16,8 @@ from ..call import Call
 from .cpu_lines import axes_of, softmax_weights, weighted_sum, weights_gradient
 
 SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
+# Native products in bfloat16 pay from this many multiplications per line on.
+NATIVE_WORK = 2**18
 
 
 class Blocks:
@@ -35,7 +36,7 @@ class Blocks:
         self.keys = sum(axis.length for axis in self.axes)
         self.pixels = math.prod(spatial)
         self.dtype = wide_dtype(call.query)
-        self.product_dtype = torch.bfloat16 if multiplies_natively(call.query.dtype) else self.dtype
+        self.product_dtype = torch.bfloat16 if self._multiplies_natively() else self.dtype
         self.images_per_block = max(1, min(self.images, SCORES_PER_BLOCK // (self.pixels * self.keys)))
         self.gamma = 1.0 if call.gamma is None else call.gamma.item()
 
@@ -53,7 +54,7 @@ class Blocks:
             v = self._rows(value[block], self.product_dtype)
             weights = scratch[: len(q)] if kept is None else self._rows(kept[block], self.dtype)
             softmax_weights(q, k, self.axes, options.scale, weights)
-            weights, target = weights.to(self.product_dtype), result[block]
+            target = result[block]
             if torch.promote_types(target.dtype, self.product_dtype) == target.dtype:
                 added = None if residual is None else self._rows(residual[block], target.dtype)
                 weighted_sum(weights, v, self.axes, target.view(v.shape), factor=self.gamma, residual=added)
@@ -74,11 +75,12 @@ class Blocks:
             gradients: arrays for the gradients of query, key and value, contiguous or slices of a contiguous one.
         """
         query, key, value, options, *_ = self.call
+        product_dtype = self.product_dtype if grad.dtype == query.dtype else self.dtype  # a wider one is not rounded
         scratch = self._scores_of_a_block()
         # Gradients of another dtype than that of their products are rounded at the end of a block.
         buffers = [
             None if array.dtype == dtype else scratch.new_empty((len(scratch), array.shape[-1]), dtype=dtype)
-            for array, dtype in zip(gradients, (self.dtype, self.dtype, self.product_dtype), strict=True)
+            for array, dtype in zip(gradients, (self.dtype, self.dtype, product_dtype), strict=True)
         ]
         scale = self.gamma * options.scale
         dgamma = scratch.new_zeros(())
@@ -89,8 +91,8 @@ class Blocks:
                 target if buffer is None else buffer[: len(q)] for target, buffer in zip(targets, buffers, strict=True)
             ]
             dquery, dkey, dvalue = rows
-            g, v = (self._rows(array[block], self.product_dtype) for array in (grad, value))
-            weighted_sum(w.to(self.product_dtype), g, self.axes, dvalue, factor=self.gamma, to_keys=True)
+            g, v = (self._rows(array[block], product_dtype) for array in (grad, value))
+            weighted_sum(w, g, self.axes, dvalue, factor=self.gamma, to_keys=True)
             # The softmax gradient, w * (d - sum(w * d)), in-place; the sums also add up to the gradient of gamma.
             dscores = scratch[: len(q)]
             weights_gradient(g, v, self.axes, dscores)
@@ -103,6 +105,13 @@ class Blocks:
                 if row is not target:
                     target.copy_(row)
         return dgamma
+
+    def _multiplies_natively(self) -> bool:
+        """Return whether bfloat16 is multiplied natively: if that is faster, and its temporaries stay small."""
+        lengths = [axis.length for axis in self.axes]
+        work = (sum(lengths) / len(lengths)) ** 2 * self.call.value.shape[-1]
+        small = max(lengths) ** 2 <= SCORES_PER_BLOCK
+        return work >= NATIVE_WORK and small and multiplies_natively(self.call.query.dtype)
 
     def _blocks(self) -> Iterator[slice]:
         """Yield the range of images of each block."""
@@ -120,10 +129,10 @@ class Blocks:
         return array.reshape(-1, array.shape[-1])
 
 
-@cache
 def multiplies_natively(dtype: torch.dtype) -> bool:
-    """Return whether torch multiplies arrays of a half-precision dtype faster than after converting them to float32."""
-    return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    """Return whether torch multiplies large arrays of a half-precision dtype faster than converted ones."""
+    has_instructions = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return dtype == torch.bfloat16 and has_instructions and bool(torch.backends.mkldnn.enabled)
 
 
 def wide_dtype(array: Tensor) -> torch.dtype:

@@ -72,7 +72,7 @@ def weighted_sum(
 
     Args:
         weights: (R, K), or gradients of the scores.
-        values: (R, C).
+        values: (R, C), in the dtype in which to multiply.
         axes: the axes to attend along.
         out: (R, C).
         factor: scales the sums.
@@ -97,22 +97,33 @@ def weights_gradient(grad: Tensor, value: Tensor, axes: Sequence[Axis], dweights
 def _multiply(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1, add: Tensor | None = None) -> None:
     """Write ``factor * left @ right``, plus ``add`` if given, to ``out``, (lines, m, n).
 
-    torch's batched products are fast and parallel only if ``out`` is contiguous; otherwise, and if ``out`` has a wider
-    dtype, they go through a small buffer.
+    The left factor is converted to the dtype of the right one. torch's batched products are fast and parallel only if
+    ``out`` is contiguous; otherwise, and if ``out`` has a wider dtype, they go through a small buffer.
     """
-    if out.is_contiguous() and out.dtype == left.dtype:
-        torch.baddbmm(out if add is None else add, left, right, beta=int(add is not None), alpha=factor, out=out)
-        return
-    steps = _steps(out)
-    buffer = left.new_empty((steps[0].stop, *out.shape[1:]))
+    steps = [slice(None)] if left.dtype == right.dtype and out.is_contiguous() else _steps(out)
+    buffer = None
     for some in steps:
-        product = torch.bmm(left[some], right[some], out=buffer[: some.stop - some.start])
-        if add is not None:
-            torch.add(add[some], product, alpha=factor, out=out[some])
+        factors, target, added = (
+            (left[some].to(right.dtype), right[some]),
+            out[some],
+            None if add is None else add[some],
+        )
+        if out.is_contiguous() and out.dtype == right.dtype:
+            if factor == 0 and added is None:
+                target.zero_()  # oneDNN leaves it as it was if the product counts for nothing
+            else:
+                accumulated = target if added is None else added
+                torch.baddbmm(accumulated, *factors, beta=int(added is not None), alpha=factor, out=target)
+            continue
+        if buffer is None:
+            buffer = right.new_empty(target.shape)
+        product = torch.bmm(*factors, out=buffer[: len(target)])
+        if added is not None:
+            torch.add(added, product, alpha=factor, out=target)
         elif factor == 1:
-            out[some] = product
+            target.copy_(product)
         else:
-            torch.mul(product, factor, out=out[some])
+            torch.mul(product, factor, out=target)
 
 
 def _multiply_precisely(left: Tensor, right: Tensor, out: Tensor) -> None:

@@ -107,11 +107,13 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor, gradi
     out, stats = out.contiguous(), stats.contiguous()
 
     strides = query_stride, key_stride, value_stride, grad_stride
+    joined = not dvalue.is_contiguous()
+    gradient_stride = sum(array.shape[-1] for array in gradients) if joined else 0  # the inputs may be denser
     launches = plan.backward_launches(
-        problem_of(call, max(strides)),
+        problem_of(call, max(*strides, gradient_stride)),
         device_of(query.device.index),
         has_gamma=call.gamma is not None,
-        joined=not dvalue.is_contiguous(),
+        joined=joined,
     )
     wide_dquery, wide_dkey, wide_dvalue = plan.backward_partials(launches)
     partial_dquery = _memory_for_partial(dquery, wide_dquery)

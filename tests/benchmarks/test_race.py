@@ -49,11 +49,16 @@ def test_every_variant_is_verified_and_recorded(config, monkeypatch, tmp_path):
     monkeypatch.setattr("ccnet.benchmarks.tuning.trial.Trial", StandIn)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
-    monkeypatch.setattr(passes, "right", lambda excess: torch.ones(3) + excess, raising=False)
+    calls = iter(range(1000))
+
+    def result(excess):
+        return torch.ones(3) + excess * (next(calls) if excess == 1e-4 else 1)
+
+    monkeypatch.setattr(passes, "right", result, raising=False)
     shapes = [(8, 97, 97), (1, 97, 97)]
     variants = {
         name: Variant("backward", "right", {"excess": excess}, shapes)
-        for name, excess in (("good", 1e-3), ("bad", 0.1))
+        for name, excess in (("good", 1e-3), ("bad", 0.1), ("unsteady", 1e-4))
     }
     monkeypatch.setattr(race, "VARIANTS", variants)
     timed = []
@@ -63,8 +68,9 @@ def test_every_variant_is_verified_and_recorded(config, monkeypatch, tmp_path):
         return [Timing(90.0, 89.0, 91.0, 5.0), Timing(100.0, 99.0, 101.0, 5.0)]
 
     monkeypatch.setattr(race, "measure_in_turns", measure_in_turns)
-    with pytest.raises(ValueError, match=r"bad 8x97x97: not measured\. ValueError: the error is 1\.0e-01"):
+    with pytest.raises(ValueError, match=r"bad 8x97x97: not measured\. ValueError: the error is 1\.0e-01") as error:
         race_variants(config, torch.device("cuda"))
+    assert "unsteady 8x97x97: not measured. ValueError: two runs on the same inputs" in str(error.value)
     assert timed == [[pytest.approx(1.001), 1.0]] * 2
     with open(tmp_path / "kernels_variants.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

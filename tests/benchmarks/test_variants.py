@@ -26,7 +26,8 @@ if importlib.util.find_spec("triton") is None:
 
 pytestmark = pytest.mark.slow
 
-MODES = [Modes(*late) for late in itertools.product((False, True), repeat=3)]
+# Everything early, one kind of operation late, everything late.
+MODES = [Modes(*late) for late in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1))]
 
 
 KERNELS = ["persistent_forward_kernel", "persistent_backward_kernel", "persistent_long_backward_kernel"]
@@ -118,6 +119,19 @@ def test_gradients_are_correct(modes, shape, long, emulated):
     delta = passes.persistent_backward(call, out.bfloat16(), stats.float(), grad, gradients, long=long)
     assert error(delta, (out * grad).sum(-1)) < 1e-2
     assert max(map(error, gradients, want)) < 1e-2
+
+
+def test_unsupported_calls_are_refused(emulated):
+    passes = emulated(MODES[0])
+    call, out, stats, grad = make((1, 3, 300), c=64)
+    with pytest.raises(ValueError, match=r"lines of up to 256 pixels, got \(3, 300\)"):
+        passes.persistent_forward(call, torch.empty_like(call.residual), save_out=True)
+    separate = [torch.empty_like(array).contiguous() for array in call.arrays()[:3]]
+    with pytest.raises(ValueError, match="gradients that are slices of one tensor"):
+        passes.persistent_backward(call, out.bfloat16(), stats.float(), grad, separate)
+    call, *_ = make((1, 3, 4), c=80)
+    with pytest.raises(ValueError, match=r"a multiple of 64 value channels .* got 64 and 80"):
+        passes.persistent_forward(call, torch.empty_like(call.residual), save_out=True)
 
 
 def compile_all(_):

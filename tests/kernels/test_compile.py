@@ -33,14 +33,17 @@ def compilers():
 
 
 def is_hardest(case):
-    """Return whether this is the last of two passes, with a residual, without gamma; at 97 with gamma, or the first."""
+    """Return whether this is the last of two passes, with a residual, without gamma; at 97 with gamma, or the first.
+
+    Backward passes write the gradients into one array, as in training.
+    """
     constants = case.launch.constants
     if case.ptx_version is not None or (constants["PRECISION"] == "ieee" and not is_common_on_amd(case)):
         return False
     if case.kernel == "forward":
         fused = constants["HAS_RESIDUAL"] and constants["HAS_PREVIOUS"] and constants["SAVE_OUT"]
         return fused and constants["REVERSED"] and case.pointers["residual_ptr"] == case.pointers["value_ptr"]
-    if constants["FIRST"] == constants["LAST"] or constants["LAST"] != constants["REVERSED"]:
+    if not constants["JOINED"] or constants["FIRST"] == constants["LAST"] or constants["LAST"] != constants["REVERSED"]:
         return False
     if case.launch.length == 97:
         return constants["LAST"] or not constants["HAS_GAMMA"]

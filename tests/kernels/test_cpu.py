@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, recomputed_projection, split_channels
+from ccnet.kernels.call import Call, Options
 from ccnet.kernels.torch_ops import cpu_blocks, cpu_lines, cpu_operators
 
 OPERATORS = pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def pieces(request, monkeypatch):
 def native(request, monkeypatch):
     """Run once as on processors that multiply bfloat16 slowly, and once as on those that multiply it natively."""
     monkeypatch.setattr(cpu_blocks, "multiplies_natively", lambda dtype: request.param and dtype == torch.bfloat16)
+    monkeypatch.setattr(cpu_blocks, "NATIVE_WORK", 0)
     return request.param
 
 
@@ -141,6 +143,53 @@ def test_gradients_of_query_and_key_survive_large_means(native):
     out, dquery, dkey, dvalue = errors
     assert max(dquery, dkey) < 2**-9
     assert max(out, dvalue) < (1.5 if native else 1) * 2**-9
+
+
+@pytest.mark.parametrize("spatial", [(32,), (5, 4), (1, 40)], ids=str)
+def test_gradients_at_the_initial_gamma_of_zero(spatial, native):
+    """With this factor, oneDNN does not write its result."""
+    arrays = [
+        array.detach().bfloat16().requires_grad_() for array in channels_last(2, spatial, [8, 8, 64, 64], torch.float32)
+    ]
+    gamma = torch.zeros(1, requires_grad=True)
+    out = criss_cross_residual(*arrays, gamma)
+    *gradients, residual_gradient, dgamma = torch.autograd.grad(out.sum(), [*arrays, gamma])
+    assert all((gradient == 0).all() for gradient in gradients)
+    assert (residual_gradient == 1).all() and dgamma != 0
+
+
+def test_a_float32_gradient_is_not_rounded(native):
+    """That of a float32 residual: the gradient of gamma is a sum that may cancel."""
+    torch.manual_seed(0)
+    *arrays, residual = channels_last(1, (12, 10), [8, 8, 64, 64], torch.float32)
+    arrays = [*(array.bfloat16() for array in arrays), residual, torch.ones(1)]
+    arrays = [array.requires_grad_() for array in arrays]
+    wide = [array.detach().double().requires_grad_() for array in arrays]
+    upstream = torch.randn(residual.shape)
+    got, want = (
+        torch.autograd.grad(criss_cross_residual(*leaves, backend=backend), leaves[-1], upstream.to(leaves[3].dtype))
+        for leaves, backend in ((arrays, "auto"), (wide, "reference"))
+    )
+    assert abs(got[0] - want[0]) < 1e-4
+
+
+def test_large_products_are_native_if_their_temporaries_are_small(monkeypatch):
+    monkeypatch.setattr(cpu_blocks, "multiplies_natively", lambda dtype: dtype == torch.bfloat16)
+
+    def is_native(spatial, channels, dtype=torch.bfloat16):
+        query, value = (torch.empty(1, *spatial, width, dtype=dtype, device="meta") for width in (8, channels))
+        options = Options(tuple(range(len(spatial))), 1.0, "ieee", -1, "auto")
+        return cpu_blocks.Blocks(Call(query, query, value, options)).product_dtype == torch.bfloat16
+
+    assert is_native((97, 97), 512) and is_native((33, 33), 512)
+    assert not is_native((17, 17), 64)  # converting is faster
+    assert not is_native((4096,), 64)  # a line's map of weights is large
+    assert not is_native((97, 97), 512, torch.float16)
+
+
+def test_no_native_products_without_onednn():
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not cpu_blocks.multiplies_natively(torch.bfloat16)
 
 
 def test_autocast_changes_nothing():

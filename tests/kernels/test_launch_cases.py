@@ -116,6 +116,18 @@ def test_backward(torch_launches, jax_launches, spatial, axes, dtype, has_gamma)
     assert jax_launches == expected(launch_cases.backward_cases(problem, jax_passes.device(), has_gamma))
 
 
+def test_offsets_in_joined_gradients_are_wide_too(torch_launches, monkeypatch):
+    """They have a larger stride than dense inputs: 64-bit offsets must not depend on the latter only."""
+    planned = []
+    monkeypatch.setattr(plan, "backward_launches", lambda problem, *_, **__: planned.append(problem) or ())
+    monkeypatch.setattr(plan, "backward_partials", lambda launches: (False, False, False))
+    call = call_of(torch_array, (5, 6), (0, 1), "float16", None)
+    gradients = torch_array((2, 5, 6, 8 + 8 + 32), "float16").split([8, 8, 32], dim=-1)
+    out, grad = torch_array((2, 5, 6, 32), "float32"), torch_array((2, 5, 6, 32), "float16")
+    torch_passes.backward(call, out, torch_array((2, 5, 6, 2), "float32"), grad, gradients)
+    assert [problem.widest_stride for problem in planned] == [48]
+
+
 def test_jax_has_neither_descriptors_nor_overlap():
     """Its Triton call can pass neither, even on a Hopper GPU."""
     gpu = SimpleNamespace(platform="gpu", compute_capability="9.0", device_kind="NVIDIA H100", core_count=132)
