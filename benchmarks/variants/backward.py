@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )  # fmt: skip
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .copies import barrier, barriers, first_pixel, line_at, load, store
+from .copies import barrier, barriers, first_pixel, line_at, load, load_slab, store
 
 
 @gluon.jit
@@ -40,17 +40,6 @@ def _load_slab(
     mbarrier.expect(full.index(stage), 2 * grad_desc.block_type.nbytes, pred)
     load(grad_desc, grad_stride, line, inner, 0, channel, grad_smem.index(stage), full.index(stage), pred)
     load(value_desc, value_stride, line, inner, 0, channel, value_smem.index(stage), full.index(stage), pred)
-
-
-@gluon.jit
-def _load_third(
-    step, steps, lines, inner, desc, stride, smem, full,
-    SLABS: gl.constexpr, BLOCK_C: gl.constexpr, STAGES: gl.constexpr, REVERSED: gl.constexpr,
-):  # fmt: skip
-    pred = step < steps
-    line, channel, stage = line_at(step // SLABS, lines, REVERSED), step % SLABS * BLOCK_C, step % STAGES
-    mbarrier.expect(full.index(stage), desc.block_type.nbytes, pred)
-    load(desc, stride, line, inner, 0, channel, smem.index(stage), full.index(stage), pred)
 
 
 @gluon.jit
@@ -115,7 +104,7 @@ def persistent_backward_kernel(
     if WAITS:  # what follows reads or overwrites results of the previous launch
         gdc_wait()
     for k in gl.static_range(THIRD_STAGES - 1):
-        _load_third(
+        load_slab(
             k, steps, lines, inner, third_desc, third_stride, third_smem, third_full,
             SLABS, BLOCK_C, THIRD_STAGES, REVERSED,
         )  # fmt: skip
@@ -185,7 +174,7 @@ def persistent_backward_kernel(
             fence_async_shared()
             store(dvalue_desc, STRIDE, line, inner, 0, number * BLOCK_C, third_smem.index(third_stage))
             tma.store_wait(1)  # the previous slab has been read from its buffer, which takes another one
-            _load_third(
+            load_slab(
                 step + THIRD_STAGES - 1, steps, lines, inner, third_desc, third_stride, third_smem, third_full,
                 SLABS, BLOCK_C, THIRD_STAGES, REVERSED,
             )  # fmt: skip

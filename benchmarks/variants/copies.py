@@ -46,6 +46,18 @@ def store(desc, stride, line, inner, row, channel, smem):
 
 
 @gluon.jit
+def load_slab(
+    step, steps, lines, inner, desc, stride, smem, full,
+    SLABS: gl.constexpr, BLOCK_C: gl.constexpr, STAGES: gl.constexpr, REVERSED: gl.constexpr,
+):  # fmt: skip
+    """Start copying a slab of all rows of a line, for a kernel that takes SLABS steps per line."""
+    pred = step < steps
+    line, channel, stage = line_at(step // SLABS, lines, REVERSED), step % SLABS * BLOCK_C, step % STAGES
+    mbarrier.expect(full.index(stage), desc.block_type.nbytes, pred)
+    load(desc, stride, line, inner, 0, channel, smem.index(stage), full.index(stage), pred)
+
+
+@gluon.jit
 def barriers(COUNT: gl.constexpr):
     """Return ``COUNT`` initialised mbarriers for one arrival each."""
     made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())

@@ -34,7 +34,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .copies import barrier, barriers, first_pixel, line_at, load, store
+from .copies import barrier, barriers, first_pixel, line_at, load, load_slab, store
 
 
 @gluon.jit
@@ -67,18 +67,6 @@ def _load_dvalue(
     line, first_key = line_at(unit // 2, lines, REVERSED), unit % 2 * BLOCK_N
     mbarrier.expect(full.index(stage), desc.block_type.nbytes, pred)
     load(desc, stride, line, inner, first_key, channel, smem.index(stage), full.index(stage), pred)
-
-
-@gluon.jit
-def _load_out(
-    step, steps, lines, inner, desc, stride, smem, full,
-    SLABS: gl.constexpr, BLOCK_C: gl.constexpr, STAGES: gl.constexpr, REVERSED: gl.constexpr,
-):  # fmt: skip
-    """Start copying a slab of the output, which only the first unit of a line needs: ``step`` counts their slabs."""
-    pred = step < steps
-    line, stage = line_at(step // SLABS, lines, REVERSED), step % STAGES
-    mbarrier.expect(full.index(stage), desc.block_type.nbytes, pred)
-    load(desc, stride, line, inner, 0, step % SLABS * BLOCK_C, smem.index(stage), full.index(stage), pred)
 
 
 @gluon.jit
@@ -158,9 +146,9 @@ def persistent_long_backward_kernel(
         )  # fmt: skip
     if WAITS:  # what follows reads or overwrites results of the previous launch
         gdc_wait()
-    if FIRST:
+    if FIRST:  # only the first unit of a line needs the output
         for k in gl.static_range(THIRD_STAGES):
-            _load_out(
+            load_slab(
                 k, count * SLABS, lines, inner, out_desc, C, out_smem, third_full,
                 SLABS, BLOCK_C, THIRD_STAGES, REVERSED,
             )  # fmt: skip
@@ -256,7 +244,7 @@ def persistent_long_backward_kernel(
             )  # fmt: skip
             if FIRST:  # noqa: SIM102 - known to the compiler, unlike the next condition
                 if half == 0:
-                    _load_out(
+                    load_slab(
                         out_step + THIRD_STAGES, count * SLABS, lines, inner, out_desc, C, out_smem, third_full,
                         SLABS, BLOCK_C, THIRD_STAGES, REVERSED,
                     )  # fmt: skip

@@ -16,17 +16,17 @@ from ..call import Call
 from .cpu_lines import axes_of, softmax_weights, weighted_sum, weights_gradient
 
 SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
-# Native products in bfloat16 pay from this many multiplications per line on.
+# Lines with fewer multiplications are faster in float32, even if they must be converted from bfloat16.
 NATIVE_WORK = 2**18
 
 
 class Blocks:
     """A call on channels-last arrays with arbitrary strides, computed in blocks of images that share scratch buffers.
 
-    As in the reference, half-precision inputs are converted to float32, and only the results are rounded. A processor
-    that multiplies bfloat16 natively does so where weights multiply channels: of the value, and of the upstream
-    gradient for the gradient of the value. As in the Triton kernels, the weights are rounded then, and the scores and
-    their gradients are not.
+    As in the reference, half-precision inputs are converted to float32, and only the results are rounded. On processors
+    with bfloat16 instructions, however, large products stay in bfloat16: those of the weights, which are rounded as in
+    the Triton kernels, and those of the upstream gradient and the value, whose rounding is corrected. Scores and their
+    gradients are in float32 everywhere.
     """
 
     def __init__(self, call: Call[Tensor]):

@@ -87,7 +87,10 @@ def weighted_sum(
 
 
 def weights_gradient(grad: Tensor, value: Tensor, axes: Sequence[Axis], dweights: Tensor) -> None:
-    """Write the gradient of the weights to ``dweights``, (R, K); grad and value are (R, C), both may be in bfloat16."""
+    """Write the gradient of the weights to ``dweights``, (R, K).
+
+    Grad and value, (R, C), have its dtype or are both in bfloat16.
+    """
     multiply = _multiply if grad.dtype == dweights.dtype else _multiply_precisely
     for axis in axes:
         for g, v, d in zip(axis.lines(grad), axis.lines(value), axis.scores(dweights), strict=True):
@@ -110,7 +113,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1, ad
         )
         if out.is_contiguous() and out.dtype == right.dtype:
             if factor == 0 and added is None:
-                target.zero_()  # oneDNN leaves it as it was if the product counts for nothing
+                target.zero_()  # oneDNN does not write to it if alpha and beta are 0
             else:
                 accumulated = target if added is None else added
                 torch.baddbmm(accumulated, *factors, beta=int(added is not None), alpha=factor, out=target)

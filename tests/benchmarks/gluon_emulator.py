@@ -121,11 +121,11 @@ class Emulator:
         }
 
     def launcher(self, kernel):
-        """Return a stand-in for a kernel, which is launched like it."""
+        """Return an object that is launched like the kernel, and emulates it."""
         return _Launcher(self, kernel)
 
     def function(self, jitted):
-        """Return the Python function of a jitted function, with Gluon's functions and other kernels replaced."""
+        """Return the Python function of a kernel or of a function that it calls, with Gluon's operations emulated."""
         plain = jitted.fn
         if plain not in self.converted:
             names = {}

@@ -1,4 +1,4 @@
-"""Slabs that the forward kernel copies through tensor descriptors, in interpreter mode on the CPU."""
+"""The forward kernel's copies through tensor descriptors, in Triton's interpreter."""
 
 from contextlib import contextmanager
 
