@@ -6,7 +6,7 @@
 
 Drop, paste or choose an image to segment it, and click a point in the overlay to see what that point attends to after
 R = 1, 2 and 3 passes (paper, Fig. 7). By default, only this machine can reach the page (see ``host``); neither the page
-nor the server needs internet access. Requires Gradio: ``pip install 'ccnet[app]'``.
+nor the server needs internet access. Requires Gradio: ``pip install 'ccnet-segmentation[app]'``.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ from ccnet.engine.sweeps.entry_point import entry_point
 def main(config: DictConfig) -> None:
     """Load the networks and serve the page until Ctrl-C."""
     if importlib.util.find_spec("gradio") is None:
-        raise OSError("ccnet-app needs Gradio, which is not installed: pip install 'ccnet[app]'")
+        raise OSError("ccnet-app needs Gradio, which is not installed: pip install 'ccnet-segmentation[app]'")
     given = config.checkpoint or checkpoints.DEFAULT
     names = [str(name) for name in (given if isinstance(given, ListConfig) else [given])]
     networks = {name: prediction.load(name, device=config.device, **config.published) for name in names}

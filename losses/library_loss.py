@@ -36,7 +36,7 @@ class LibraryLoss(Module):
         try:
             library: Any = importlib.import_module(f"{_LIBRARY}.losses")
         except ImportError as error:
-            raise ValueError(f"the {kind} loss needs {error.name}: pip install 'ccnet[losses]'") from error
+            raise ValueError(f"the {kind} loss needs {error.name}: pip install 'ccnet-segmentation[losses]'") from error
         self.output, self.ignore_index = output, ignore_index
         self.loss: Module = getattr(library, _CLASSES[kind])("multiclass", ignore_index=ignore_index, **options)
 

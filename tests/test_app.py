@@ -54,5 +54,5 @@ def test_the_packaged_network_is_served_to_this_machine_only(run_entry, served, 
 def test_without_gradio_it_says_what_to_install(run_entry, served, gradio):
     gradio(None)
     done = run_entry("app.py", ok=False)
-    assert "error: ccnet-app needs Gradio, which is not installed: pip install 'ccnet[app]'" in done.stderr
+    assert "error: ccnet-app needs Gradio, which is not installed: pip install 'ccnet-segmentation[app]'" in done.stderr
     assert not served

@@ -77,6 +77,18 @@ def test_every_package_is_listed(tracked):
     assert {".".join(["ccnet", *parts]) for parts in folders} == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
+def test_hints_to_install_an_extra_name_this_project(tracked):
+    # PyPI's `ccnet` is another package, which `pip install 'ccnet[app]'` would install.
+    sources = [path for path in tracked if path.suffix in (".py", ".yaml", ".md") and path.parts[0] != "tests"]
+    text = "\n".join((ROOT / path).read_text() for path in sources)
+    hints = re.findall(r"pip install (?:-e )?'([\w.-]*)\[([\w,]+)\]'", text)
+    assert len(hints) > 10
+    assert {name for name, _ in hints} == {".", PROJECT["project"]["name"]}
+    assert {extra for _, extras in hints for extra in extras.split(",")} <= set(
+        PROJECT["project"]["optional-dependencies"]
+    )
+
+
 def test_citation_has_the_current_version():
     (version,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text(), flags=re.MULTILINE)
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

@@ -41,7 +41,7 @@ def test_python_runs(block, folder_data, tmp_path, monkeypatch):
     """A block runs in a folder with `images` and `masks` of three classes, and trains for one iteration."""
     for module, extra in (("jax", "jax"), ("equinox", "dev")):
         if module in block:
-            pytest.importorskip(module, reason=f"pip install 'ccnet[{extra}]'")
+            pytest.importorskip(module, reason=f"pip install 'ccnet-segmentation[{extra}]'")
     monkeypatch.chdir(tmp_path)
     block = re.sub(r"max_iters=\d+", "max_iters=1", block)
     exec(block.replace('"logger=none"', '"logger=none", "num_workers=0"'), {})  # workers would import torch anew

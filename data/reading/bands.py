@@ -12,7 +12,7 @@ from .size_limit import check_size
 
 _NUMPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274  # TIFF tag
-_NEEDED = "multi-band TIFFs need tifffile: pip install 'ccnet[bands]'"
+_NEEDED = "multi-band TIFFs need tifffile: pip install 'ccnet-segmentation[bands]'"
 
 
 class UnreadableImage(ValueError):

@@ -32,7 +32,7 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
         import onnxruntime
         import onnxscript  # noqa: F401, torch.onnx needs it
     except ImportError as error:
-        raise ValueError(f"{error.name} is not installed: pip install 'ccnet[export]'") from error
+        raise ValueError(f"{error.name} is not installed: pip install 'ccnet-segmentation[export]'") from error
     for noisy in ("onnx_ir", "onnxscript"):  # they log a line for every constant that they merge
         logging.getLogger(noisy).setLevel(logging.WARNING)
     batch, height, width = (2, *size) if size else (2, 65, 97)

@@ -61,6 +61,9 @@ tags: [{kind}, criss-cross-attention, ccnet]
 A network of the [CCNet](https://arxiv.org/abs/1811.11721) reference implementation that
 {purpose}: {classes}.
 
+To use it, install the package `ccnet` from the repository of that implementation. The project called ccnet on PyPI is
+a different one.
+
 ```python
 import ccnet
 
@@ -133,7 +136,7 @@ def _images(saved: Checkpoint) -> str:
         pillow = {2: "grey images with transparency (LA), ", 4: "RGBA and CMYK images, "}.get(channels, "")
         lines.append(
             f"It accepts {pillow}NumPy arrays of shape (H, W, {channels}), and TIFFs with {channels} bands\n"
-            "(`pip install 'ccnet[bands]'`)."
+            "(`pip install 'ccnet-segmentation[bands]'`)."
         )
     if saved.value_range is not None:
         black, white = saved.value_range

@@ -65,7 +65,8 @@ class SweepReport(OutputFolder):
             package = config.hydra[kind]._target_.split(".")[1]
             if package in _EXTRAS and not _installed(package):
                 choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
-                raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: pip install 'ccnet[{_EXTRAS[package]}]'")
+                install = f"pip install 'ccnet-segmentation[{_EXTRAS[package]}]'"
+                raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: {install}")
         if is_first():
             _claim(folder, config)
         is_joblib = config.hydra.launcher._target_.split(".")[1] == "hydra_joblib_launcher"

@@ -142,7 +142,7 @@ def test_floors_of_the_machines(config, machine):
 
 
 def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, monkeypatch):
-    pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
+    pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
     from ccnet.benchmarks.comparison import compare_jax as benchmark_jax
 
     config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8

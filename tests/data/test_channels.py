@@ -75,7 +75,7 @@ def test_arrays_of_other_types_are_scaled(tmp_path):
 
 @pytest.mark.parametrize("pages", [False, True])
 def test_bands_of_a_tiff(tmp_path, pages):
-    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet[bands]'")
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
     pixels, path = values(6, np.uint16), tmp_path / "a.tif"
     if pages:
         tifffile.imwrite(path, np.moveaxis(pixels, -1, 0), photometric="minisblack")
@@ -90,7 +90,7 @@ def test_bands_of_a_tiff(tmp_path, pages):
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_every_reader_turns_a_tiff_upright(tmp_path, turn):
     """RGBA, which tifffile reads in four channels and Pillow in three."""
-    pytest.importorskip("tifffile", reason="pip install 'ccnet[bands]'")
+    pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
     pixels = values(4)
     Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={0x0112: turn})
     found = {channels: FrameReader(channels=channels)(tmp_path / "a.tif") for channels in (3, 4)}

@@ -16,7 +16,7 @@ KINDS = ("dice", "focal", "lovasz")
 
 @pytest.fixture
 def library():
-    return pytest.importorskip("segmentation_models_pytorch", reason="pip install 'ccnet[losses]'")
+    return pytest.importorskip("segmentation_models_pytorch", reason="pip install 'ccnet-segmentation[losses]'")
 
 
 def example(dtype=torch.float32):
@@ -100,7 +100,7 @@ def test_terms_are_added_to_any_loss(library, options, names):
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "segmentation_models_pytorch.losses", None)
-    with pytest.raises(ValueError, match=r"the dice loss needs .*: pip install 'ccnet\[losses\]'"):
+    with pytest.raises(ValueError, match=r"the dice loss needs .*: pip install 'ccnet-segmentation\[losses\]'"):
         LibraryLoss("dice")
     with pytest.raises(ValueError, match="kind is 'hinge': choose one of dice, focal, lovasz"):
         LibraryLoss("hinge")
@@ -121,7 +121,7 @@ def test_the_weight_of_a_term_rises_linearly():
 
 
 def test_a_ramp_can_be_traced_by_jax():
-    jax = pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
+    jax = pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
     logits, labels = (jax.numpy.asarray(part.numpy()) for part in example(torch.float32))
     criterion = WeightedSum({"main": CrossEntropy()}, {"main": 1.0}, {"main": 4})
     found = jax.jit(lambda iteration: criterion({"out": logits}, labels, iteration=iteration)[0])

@@ -51,7 +51,7 @@ def test_every_kind_of_network_takes_more_channels(name):
 
 @pytest.mark.slow
 def test_the_jax_twin_takes_more_channels():
-    jax = pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
+    jax = pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
     settings = {"num_classes": 2, "backbone": "resnet10t", "backbone__in_channels": 4, "head__channels": 8}
     torch.manual_seed(0)
     network = create_model("ccnet", **settings).eval()

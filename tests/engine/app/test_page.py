@@ -12,7 +12,7 @@ from stand_in import stand_in
 from ccnet.engine import app
 from ccnet.engine.prediction import TrainedNetwork
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'ccnet[dev]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'ccnet-segmentation[dev]'")
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def viewer():
 
 @pytest.fixture(scope="module")
 def server(viewer):
-    pytest.importorskip("gradio", reason="pip install 'ccnet[app]'")  # takes seconds, so not at collection
+    pytest.importorskip("gradio", reason="pip install 'ccnet-segmentation[app]'")  # takes seconds, so not at collection
     with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "")  # restored afterwards
         patch.setenv("GRADIO_TEMP_DIR", "")

@@ -7,7 +7,7 @@ import torch
 
 from ccnet.models import RecurrentCrissCrossAttention, create_model
 
-pytest.importorskip("onnxruntime", reason="pip install 'ccnet[export]'")
+pytest.importorskip("onnxruntime", reason="pip install 'ccnet-segmentation[export]'")
 import onnx
 import onnxruntime
 

@@ -49,7 +49,7 @@ def of(network, image):
 @pytest.mark.slow
 @pytest.mark.parametrize("network", [4], indirect=True)
 def test_four_channels_in_any_kind_of_file_and_from_python(network, tmp_path, run_entry):
-    pytest.importorskip("tifffile", reason="pip install 'ccnet[bands]'")
+    pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
     first = np.ascontiguousarray(np.moveaxis(PIXELS, -1, 0))
     images = {"rgba.png": PIXELS, "bands.tif": PIXELS, "pages.tif": PIXELS, "last.npy": PIXELS, "first.npy": first}
     images["deep.npy"] = DEEP

@@ -250,7 +250,7 @@ def test_a_run_of_a_sweep_that_is_resumed_alone_keeps_its_overrides(tmp_path):
 
 
 def test_a_parallel_sweep_equals_a_sequential_one(tmp_path, run_entry, monkeypatch):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'ccnet[joblib]'")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'ccnet-segmentation[joblib]'")
     from joblib.externals.loky import get_reusable_executor
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -279,7 +279,7 @@ def test_a_parallel_sweep_equals_a_sequential_one(tmp_path, run_entry, monkeypat
 
 
 def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'ccnet[joblib]'")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'ccnet-segmentation[joblib]'")
     folder, out = tmp_path / "sweep", tmp_path / "out"
     endless = ["recipe.max_iters=100000", "recipe.val_every=100000", "model.head.recurrence=0,1,2,3"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
@@ -319,7 +319,7 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
 
 
 def test_a_search_survives_a_failed_trial_and_resumes(tmp_path, run_entry, monkeypatch):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'ccnet[optuna]'")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'ccnet-segmentation[optuna]'")
     folder = tmp_path / "search"
     command = ["train.py", "+sweep=search", *ONE_STEP, "resume=auto", f"hydra.sweep.dir={folder}"]
     with failing(monkeypatch, 1) as trained:
@@ -354,12 +354,12 @@ def test_an_extended_sweep_overwrites_no_run(tmp_path, monkeypatch):
 def test_an_error_names_a_missing_plugin(run_entry, monkeypatch, choice, extra):
     monkeypatch.setattr("ccnet.engine.sweeps.callback._installed", lambda package: False)
     done = run_entry("train.py", "-m", choice, *ONE_STEP, "seed=0,1", ok=False)
-    assert f"pip install 'ccnet[{extra}]'" in str(done.returncode)
+    assert f"pip install 'ccnet-segmentation[{extra}]'" in str(done.returncode)
 
 
 def test_a_slurm_job_requests_a_signal_before_its_end(tmp_path, run_entry, monkeypatch):
     """Everything runs up to sbatch, which is replaced by a script that fails."""
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'ccnet[slurm]'")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'ccnet-segmentation[slurm]'")
     for name in ("sbatch", "srun"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(stat.S_IRWXU)

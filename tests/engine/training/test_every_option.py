@@ -91,7 +91,7 @@ def assert_close(two, one):
 
 
 def test_every_option_resumes_exactly_and_two_processes_equal_one(tmp_path):
-    pytest.importorskip("segmentation_models_pytorch", reason="pip install 'ccnet[losses]'")
+    pytest.importorskip("segmentation_models_pytorch", reason="pip install 'ccnet-segmentation[losses]'")
     data, weights = write_data(tmp_path)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -86,7 +86,7 @@ def test_the_average_is_validated_and_saved(tmp_path, monkeypatch):
 
 
 def test_jax_refuses_what_it_does_not_have():
-    pytest.importorskip("jax", reason="pip install 'ccnet[jax]'")
+    pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
     from ccnet.engine.training import choose_framework
 
     for option in ("ema=0.9", "grad_checkpointing=true"):
