@@ -15,11 +15,11 @@ from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.layouts import find_folders
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint, writing
+from ccnet.engine.commands.arguments import accepted, check_overrides
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import as_command_line
 from ccnet.engine.runtime.atomic_files import given_path
 from ccnet.engine.runtime.overrides import parse_overrides
-from ccnet.engine.sweeps.arguments import accepted, check_overrides
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
 from ccnet.train import run
