@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from ..engine.drawing.tables import Table
-from ..kernels.launches import tiles
+from ..kernels.launches import tile_tables
 from .variants.race import VARIANTS
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +134,7 @@ def run_steps(chosen_steps: list[Step], folder: Path, seconds: float) -> list[Ou
         began = time.time()
         outcome = _run(step, min(step.seconds, left), folder / "logs" / f"{step.name}.log")
         outcomes.append(outcome)
-        for table in tiles.CONFIGS.glob("*.json"):
+        for table in tile_tables.CONFIGS.glob("*.json"):
             if table.stat().st_mtime >= began:  # written by this step
                 shutil.copy(table, folder)
         _record(outcome, folder)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ...kernels.launches import launch_set, plan, tiles
+from ...kernels.launches import launch_set, plan, tile_tables
 from ...kernels.launches.launch_cases import Case, backward_cases, forward_cases
 from .table import Range
 
@@ -20,7 +20,7 @@ class Job(NamedTuple):
         launches: the launches.
     """
 
-    device: tiles.Device
+    device: plan.Device
     launches: tuple[Case, ...]
 
 
@@ -59,7 +59,7 @@ def examine(job: Job) -> Needs:
     return needs
 
 
-def timed_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+def timed_launches(each: Range, problem: plan.Problem, tile: plan.Tile, device: plan.Device) -> list[Case]:
     """Return the launches of :class:`.trial.Trial` for a tile."""
 
     def planned() -> list[Case]:
@@ -70,7 +70,7 @@ def timed_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device
     return _with_tile(planned, each, tile, device)
 
 
-def all_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+def all_launches(each: Range, problem: plan.Problem, tile: plan.Tile, device: plan.Device) -> list[Case]:
     """Return the launches that use a tile, over all kinds of call."""
     length = each.length
     problems = [
@@ -87,9 +87,9 @@ def all_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: 
     ]
 
 
-def _with_tile(planned: Callable[[], list[Case]], each: Range, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+def _with_tile(planned: Callable[[], list[Case]], each: Range, tile: plan.Tile, device: plan.Device) -> list[Case]:
     """Return the distinct launches that are planned while a tile is pinned."""
-    rows = tiles.load_table(device.name)
+    rows = tile_tables.load_table(device.name)
     plan.use_table(device.name, [each.row(tile)])
     try:
         # As for arrays below 2 GiB, on which Triton specialises only for AMD GPUs.

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...engine.drawing.tables import Table
-from ...kernels.launches.tiles import Tile
+from ...kernels.launches.problem import Tile
 from .examine import Needs
 from .table import Range
 

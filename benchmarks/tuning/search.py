@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 from ...kernels.launches import plan
-from ...kernels.launches.tiles import Device, Problem, Tile
+from ...kernels.launches.problem import Device, Problem, Tile
 from ..comparison.rows import check_error
 from ..failures import first_line, tolerated
 from .candidates import candidates

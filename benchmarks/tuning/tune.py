@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from ...engine.drawing.tables import Table
 from ...engine.runtime.provenance import provenance
 from ...kernels.launches import launch_set
-from ...kernels.launches.tiles import Problem
+from ...kernels.launches.problem import Problem
 from ..failures import require_none
 from ..timing import input_sets
 from .compilers import Compilers

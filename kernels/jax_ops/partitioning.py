@@ -20,7 +20,7 @@ from jax.extend.core import Primitive
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..call import Options
-from ..launches.tiles import triton_version
+from ..launches.tile_tables import triton_version
 from .promotion import usual_promotion
 from .targets import current_gpu, running_on
 

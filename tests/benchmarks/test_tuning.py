@@ -18,7 +18,7 @@ from ccnet.benchmarks.tuning.examine import Needs
 from ccnet.benchmarks.tuning.log import Log
 from ccnet.benchmarks.tuning.search import Search, problem_of
 from ccnet.benchmarks.tuning.table import Range, TunedTable
-from ccnet.kernels.launches import launch_set, plan, tiles
+from ccnet.kernels.launches import launch_set, plan, tile_tables, tiles
 
 DEVICE = plan.Device("NVIDIA Test", (9, 0), 132, 232448)
 CONDITIONS = {"torch": "2.11", "triton": "3.6.0", "kernels": "abc"}
@@ -36,11 +36,11 @@ def configs(tmp_path, monkeypatch):
     """Use an empty folder of tables, and the version of Triton in ``CONDITIONS``."""
     folder = tmp_path / "configs"
     folder.mkdir()
-    monkeypatch.setattr(tiles, "CONFIGS", folder)
-    monkeypatch.setattr(tiles, "triton_version", lambda: CONDITIONS["triton"])
+    monkeypatch.setattr(tile_tables, "CONFIGS", folder)
+    monkeypatch.setattr(tile_tables, "triton_version", lambda: CONDITIONS["triton"])
     yield folder
     for name in (DEVICE.name, "H100"):
-        tiles.tables.pop(name, None)
+        tile_tables.tables.pop(name, None)
     plan.forward_launches.cache_clear()
     plan.backward_launches.cache_clear()
 
@@ -108,7 +108,7 @@ def test_a_candidate_is_compiled_as_training_launches_it_and_before_it_is_pinned
     first = "HAS_PREVIOUS" if kernel == "forward" else "FIRST"
     passes = {(launch.constants[first], launch.constants["MASK_SELF"]) for launch in every}
     assert len(passes) == 4  # the only one, the first, the last, one between
-    assert tiles.load_table(DEVICE.name) == []
+    assert tile_tables.load_table(DEVICE.name) == []
 
 
 # ---- processes
@@ -137,7 +137,7 @@ def test_a_compiler_that_crashes_or_hangs_is_replaced():
 def test_a_measured_row_is_written_at_once_and_keeps_the_others():
     rule = SHORT._replace(dtype="float32").row(plan.Tile(64, 32, 64, 4, 2)) | {"median_us": None}
     old = SHORT.row(plan.Tile(128, 128, 64, 8, 2)) | {"median_us": None}
-    tiles.write_table(DEVICE, [old, rule], {"origin": "a test"})
+    tile_tables.write_table(DEVICE, [old, rule], {"origin": "a test"})
     tuned = TunedTable(DEVICE, CONDITIONS)
     assert not tuned.has(SHORT)
     path = tuned.pin(SHORT, (plan.Tile(128, 128, 32, 8, 4), 101.23))
@@ -148,7 +148,7 @@ def test_a_measured_row_is_written_at_once_and_keeps_the_others():
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert tiles.choose_tile("forward", problem_of(SHORT, 8, 512), 100, DEVICE).num_stages == 4
     # Another process continues after this row, unless something that it depends on has changed.
-    tiles.tables.clear()
+    tile_tables.tables.clear()
     assert TunedTable(DEVICE, CONDITIONS).has(SHORT)
     assert not TunedTable(DEVICE, CONDITIONS).has(LONG)
     assert not TunedTable(DEVICE, CONDITIONS | {"kernels": "def"}).has(SHORT)
@@ -310,7 +310,7 @@ def test_at_the_time_limit_the_table_holds_what_was_found(tmp_path):
     with pytest.raises(TimeoutError, match="the time limit is reached"):
         search_of(tmp_path, trial=trial, clock=lambda: now[0]).run([SHORT, LONG], 8, 512, tuned)
     assert tuned.has(SHORT) and not tuned.has(LONG)
-    assert json.loads(tiles.table_path(DEVICE.name).read_text())["rows"][0]["median_us"] > 0
+    assert json.loads(tile_tables.table_path(DEVICE.name).read_text())["rows"][0]["median_us"] > 0
 
 
 def test_a_compiler_that_does_not_answer_ends_at_the_time_limit(tmp_path):
@@ -422,7 +422,7 @@ def test_the_modes_on_a_gpu(tmp_path, config, monkeypatch):
     config.output, config.tune.dtypes = str(tmp_path / "k"), ["bfloat16", "float32"]
     said = tune.tune_kernels(config, torch.device("cuda"))
     assert "forward, bfloat16, lines of 65 to 128" in said and str(tmp_path / "k_tune.csv") in said
-    rows = json.loads(tiles.table_path(DEVICE.name).read_text())["rows"]
+    rows = json.loads(tile_tables.table_path(DEVICE.name).read_text())["rows"]
     assert len(rows) == len(made) == 14
     assert ("backward", "bfloat16", (97, 97), 2, 100) in made
     assert tune.tune_kernels(config, torch.device("cuda")).startswith("every range was measured before")
@@ -442,7 +442,7 @@ def test_candidates_compile_without_a_gpu(tmp_path, config, monkeypatch):
     assert all(row["outcome"] == "would be timed" and int(row["registers"]) > 16 for row in rows)
     assert {row["machine"] for row in rows} == {"sm_90, compiled only"}
     assert "forward, bfloat16, lines of 1 to 64" in said
-    assert not list(tiles.CONFIGS.iterdir())
+    assert not list(tile_tables.CONFIGS.iterdir())
 
 
 def test_versions_and_kernels_are_conditions_of_a_measurement():
