@@ -1,6 +1,5 @@
 """Run everything that needs a GPU as independent steps: a failure or timeout ends only the step, not the session."""
 
-import csv
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from ..engine.drawing.tables import Table
+from ..engine.drawing.tables import Table, read_records
 from ..kernels.launches import tile_tables
 from .variants.race import VARIANTS
 
@@ -112,7 +111,7 @@ def steps(folder: Path) -> list[Step]:
 def chosen(every: list[Step], names: Sequence[str] | None, folder: Path) -> list[Step]:
     """Return the steps in ``names`` or, if it is None, those that the folder does not record as done."""
     if names is None:
-        done = {row["step"] for row in _recorded(folder) if row["status"] == DONE}
+        done = {row["step"] for row in read_records(folder / "steps.csv") if row["status"] == DONE}
         return [step for step in every if step.name not in done]
     known = [step.name for step in every]
     if unknown := [name for name in names if name not in known]:
@@ -171,12 +170,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _recorded(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(_lines(folder / "steps.csv")))
-
-
 def _record(outcome: Outcome, folder: Path) -> None:
-    kept: list[dict[str, Any]] = [row for row in _recorded(folder) if row["step"] != outcome.step]
+    kept: list[dict[str, Any]] = [row for row in read_records(folder / "steps.csv") if row["step"] != outcome.step]
     row = outcome._asdict() | {"seconds": round(outcome.seconds), "log": f"logs/{Path(outcome.log).name}"}
     Table.of_records([*kept, row]).write_csv(folder / "steps.csv")
 

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from ccnet.benchmarks.jax_backbones import markdown, read_rows
+from ccnet.benchmarks.jax_backbones import markdown
+from ccnet.engine.drawing.tables import read_records
 
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
@@ -112,7 +113,7 @@ def test_the_zoo_table_matches_the_measurements():
 
 
 def test_the_list_of_jax_backbones_matches_the_measurements():
-    rows = read_rows(ROOT / "results" / "networks_jax_backbones.csv")
+    rows = read_records(ROOT / "results" / "networks_jax_backbones.csv")
     assert markdown(rows) in PAGES["jax.md"]
     assert {row["outcome"] for row in rows} <= {"agrees", "refused", "too large"}
     compared = sum(row["outcome"] != "too large" for row in rows)

@@ -1,12 +1,11 @@
 """The log of a search, written as the search runs."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ...engine.drawing.tables import Table
+from ...engine.drawing.tables import Table, read_records
 from ...kernels.launches.problem import Tile
 from .examine import Needs
 from .table import Range
@@ -24,7 +23,7 @@ class Log:
 
     def __init__(self, path: Path, about: dict[str, str]):
         self.path, self.about = path, about
-        self.broken = {self._key(row) for row in self._earlier() if row["outcome"].startswith(BROKE)}
+        self.broken = {self._key(row) for row in read_records(self.path) if row["outcome"].startswith(BROKE)}
 
     def add(self, tried: Range, tile: Tile, needs: Needs, median_us: float | None, outcome: str) -> None:
         """Record the outcome of a candidate."""
@@ -40,12 +39,6 @@ class Log:
         """Return whether this candidate broke the GPU's context in an earlier run."""
         row = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length} | tile._asdict()
         return self._key(row) in self.broken
-
-    def _earlier(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with open(self.path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
 
     @staticmethod
     def _key(row: dict[str, Any]) -> tuple[str, ...]:
