@@ -25,19 +25,19 @@ class Log:
         self.path, self.about = path, about
         self.broken = {self._key(row) for row in read_records(self.path) if row["outcome"].startswith(BROKE)}
 
-    def add(self, tried: Range, tile: Tile, needs: Needs, median_us: float | None, outcome: str) -> None:
+    def add(self, scope: Range, tile: Tile, needs: Needs, median_us: float | None, outcome: str) -> None:
         """Record the outcome of a candidate."""
-        row: dict[str, Any] = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length}
+        row: dict[str, Any] = {"kernel": scope.kernel, "dtype": scope.dtype, "length": scope.length}
         row |= tile._asdict()
         row |= {"registers": needs.registers, "spilled": needs.spilled, "shared_kb": round(needs.shared / 1024, 1)}
         row |= {"median_us": "" if median_us is None else round(median_us, 1), "outcome": outcome}
         Table.of_records([row | self.about]).append_csv(self.path)
         resources = f"{needs.registers} registers, {needs.shared / 1024:.0f} KB: " if needs.registers else ""
-        tqdm.write(f"{tried.kernel} {tried.dtype} {tried.length}, {described(tile)}: {resources}{outcome}")
+        tqdm.write(f"{scope.kernel} {scope.dtype} {scope.length}, {described(tile)}: {resources}{outcome}")
 
-    def has_broken(self, tried: Range, tile: Tile) -> bool:
+    def has_broken(self, scope: Range, tile: Tile) -> bool:
         """Return whether this candidate broke the GPU's context in an earlier run."""
-        row = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length} | tile._asdict()
+        row = {"kernel": scope.kernel, "dtype": scope.dtype, "length": scope.length} | tile._asdict()
         return self._key(row) in self.broken
 
     @staticmethod
