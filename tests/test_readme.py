@@ -64,7 +64,7 @@ def test_commands_compose(command):
     script, *overrides = words
     assert (ROOT / script).is_file()
     name = Path(script).stem
-    # Only the first value of a sweep; test_sweeps.py tests the sweeps themselves.
+    # Only the first value of a sweep; test_sweep_runs.py tests the sweeps themselves.
     overrides = [_SWEPT.split(part)[0] for part in overrides if part != "-m"]
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         compose(CONFIGS.get(name, name), overrides=overrides)
