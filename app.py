@@ -16,8 +16,8 @@ from omegaconf import DictConfig, ListConfig
 
 from ccnet.conf import CONF
 from ccnet.engine import app, checkpoints, prediction
-from ccnet.engine.sweeps.command_line import command_line
-from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.engine.commands.command_line import command_line
+from ccnet.engine.commands.entry_point import entry_point
 
 
 @command_line

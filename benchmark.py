@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 from ccnet import benchmarks
 from ccnet.conf import CONF
 from ccnet.engine import runtime
-from ccnet.engine.sweeps.command_line import command_line
-from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.engine.commands.command_line import command_line
+from ccnet.engine.commands.entry_point import entry_point
 
 # Mode -> function in `benchmarks`; its module is imported on first use.
 _MODES = {

@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import drawing, runtime
-from ccnet.engine.sweeps.command_line import command_line
-from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.engine.commands.command_line import command_line
+from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
     import numpy as np

@@ -25,15 +25,15 @@ from omegaconf import DictConfig, OmegaConf
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, runtime, training
-from ccnet.engine.sweeps.command_line import command_line
-from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.engine.commands.command_line import command_line
+from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ccnet.data import SegmentationDataset
     from ccnet.engine.checkpoints import Checkpoint
-    from ccnet.engine.evaluation import PredictionFiles
+    from ccnet.engine.evaluation import PredictionFiles, Task
 
 # Options that an evaluation uses; the configuration has all those of train.py.
 _USED = (
@@ -54,36 +54,20 @@ def main(config: DictConfig) -> float:
         data.check_root(config.dataset, [config.split])
     saved = checkpoints.load(path, **config.published)
     task = evaluation.task_of(saved.config)
-    if not task.predicts_label_maps and (config.save_predictions or config.submission):
-        raise ValueError(
-            "save_predictions and submission are for networks that label pixels: remove them; detections are always "
-            "saved in COCO's results format"
-        )
+    _check_outputs(config, task)
     bf16 = config.bf16 if "bf16" in given else saved.setting("bf16")
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
     channels = {"in_channels": saved.channels}  # determines how the data set reads images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
-    protocol_node, protocol_name = _protocol_node(config, saved)
-    if protocol_name != "whole" and not task.predicts_label_maps:
-        raise ValueError(
-            f"protocol={protocol_name}: Mask R-CNN processes whole images, resized as in training; remove protocol"
-        )
+    protocol_node, protocol_name = _protocol_node(config, saved, task)
     protocol = instantiate(protocol_node)
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
     task.check_classes(saved.classes, dataset)
-    # Scores on another data set must not replace those on the run's own.
-    other = [str(HydraConfig.get().runtime.choices["dataset"])] if "dataset" in given else []
-    by = [protocol_name] if task.predicts_label_maps else []
-    name = "_".join(filter(None, [path.stem, *other, config.split, *by, evaluation.variant(given)]))
-    own = HydraConfig.get().runtime.output_dir if config.checkpoint in checkpoints.PACKAGED else path.parent
-    stem = runtime.given_path(config.output or own) / name
     framework = training.choose_framework(config.framework, config.device)
     with runtime.processes(framework.device, timeout=config.collective_timeout):
-        stem = runtime.from_first(stem)  # Hydra's folder contains the time, which differs between processes
-        node = guards.plain(config.dataset)
-        how = guards.plain(protocol_node) if isinstance(protocol_node, DictConfig) else protocol_node
-        settings = {"dataset": {config.split: node[config.split]}, "protocol": how, "bf16": bf16}
-        about = evaluation.subject(path, node, settings)
+        # Hydra's folder contains the time, which differs between processes.
+        stem = runtime.from_first(_stem(config, path, protocol_name if task.predicts_label_maps else ""))
+        about = _subject(config, path, protocol_node, bf16)
         evaluation.check_replaceable(Path(f"{stem}.json"), about)
         with _writable(stem.parent):
             files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
@@ -130,6 +114,15 @@ def _check_options(given: Mapping[str, Any]) -> None:
         )
 
 
+def _check_outputs(config: DictConfig, task: "Task") -> None:
+    """Raise ValueError for options that only apply to networks that label pixels."""
+    if not task.predicts_label_maps and (config.save_predictions or config.submission):
+        raise ValueError(
+            "save_predictions and submission are for networks that label pixels: remove them; detections are always "
+            "saved in COCO's results format"
+        )
+
+
 def _is_location(option: str) -> bool:
     return bool(checkpoints.locations_in({option.lstrip("+"): "set"}))
 
@@ -159,17 +152,44 @@ def _target(dataset: Any, name: str) -> Any:
     return node.get("_target_") if isinstance(node, Mapping) else None
 
 
-def _protocol_node(config: DictConfig, saved: "Checkpoint") -> tuple[Any, str]:
+def _protocol_node(config: DictConfig, saved: "Checkpoint", task: "Task") -> tuple[Any, str]:
     """Return the ``protocol`` node and its name.
 
     The run's own protocol, if it has one, is used unless the command line sets a protocol or a data set.
+
+    Raises:
+        ValueError: the protocol is not for the task.
     """
     names = [option.lstrip("+") for option in runtime.given_overrides()]
     given = any(option == "dataset" or option.startswith("protocol") for option in names)
-    own = saved.config.get("protocol")
-    if given or own is None:
-        return config.protocol, str(HydraConfig.get().runtime.choices["protocol"])
-    return own, own["_target_"].rpartition(".")[2].lower()
+    node, own = config.protocol, saved.config.get("protocol")
+    name = str(HydraConfig.get().runtime.choices["protocol"])
+    if own is not None and not given:
+        node, name = own, own["_target_"].rpartition(".")[2].lower()
+    if name != "whole" and not task.predicts_label_maps:
+        raise ValueError(f"protocol={name}: Mask R-CNN processes whole images, resized as in training; remove protocol")
+    return node, name
+
+
+def _stem(config: DictConfig, path: Path, protocol_name: str) -> Path:
+    """Return the common prefix of the files to write, by default next to the checkpoint at `path`.
+
+    It names everything that distinguishes the scores from others of the same checkpoint.
+    """
+    given, choices = runtime.given_overrides(), HydraConfig.get().runtime.choices
+    dataset = str(choices["dataset"]) if "dataset" in given else ""
+    parts = [path.stem, dataset, config.split, protocol_name, evaluation.variant(given)]
+    own = HydraConfig.get().runtime.output_dir if config.checkpoint in checkpoints.PACKAGED else path.parent
+    return runtime.given_path(config.output or own) / "_".join(filter(None, parts))
+
+
+def _subject(config: DictConfig, path: Path, protocol_node: Any, bf16: bool) -> dict[str, Any]:
+    """Return the checkpoint, data and settings that the scores belong to."""
+    node = guards.plain(config.dataset)
+    how = guards.plain(protocol_node) if isinstance(protocol_node, DictConfig) else protocol_node
+    return evaluation.subject(
+        path, node, {"dataset": {config.split: node[config.split]}, "protocol": how, "bf16": bf16}
+    )
 
 
 def _prediction_files(config: DictConfig, stem: Path, dataset: "SegmentationDataset") -> list["PredictionFiles"]:

@@ -34,12 +34,10 @@ from omegaconf import DictConfig, ListConfig
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
-from ccnet.engine.sweeps.command_line import command_line
-from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.engine.commands.command_line import command_line
+from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ccnet.engine.checkpoints import Checkpoint
     from ccnet.engine.prediction import GroundTruth, InputImage, Predictor
     from ccnet.engine.training import Framework
@@ -163,9 +161,6 @@ def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["Inp
 
 def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"], output: Path) -> None:
     """Write each image's objects to NAME.json, and the image with the likely ones drawn over it to NAME_overlay.png."""
-    from ccnet.data.reading.bands import drawn_channels
-    from ccnet.data.reading.frames import FrameReader
-
     unused = ["logits"] * config.logits
     unused += [name for name in ("probabilities", "attention", "labels", "video") if config[name] is not None]
     unused += [name for name in runtime.given_overrides() if name.startswith("protocol")]
@@ -173,30 +168,15 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         raise ValueError(f"this network detects objects: remove {', '.join(unused)}, which only label maps have")
     prediction.check_outputs(images, output, ["", "_overlay"], [])
     framework = training.choose_framework(config.framework, config.device)
-    read = FrameReader(saved.value_range, channels=saved.channels)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
+    files = prediction.ObjectFiles(network, saved, output, device=framework.device, bf16=config.bf16)
     output.mkdir(parents=True, exist_ok=True)
     skipped = prediction.SkippedImages()
-
-    def predicted(image: "InputImage") -> "tuple[Tensor, int, dict[str, Tensor]]":
-        picture, turn = read(image.path, image.frame)
-        return picture, turn, evaluation.detect(network, picture.to(framework.device) / 255, bf16=config.bf16)
-
     for image in _tracked(images):
-        name = image.name
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        result = skipped.attempt(image, functools.partial(predicted, image))
-        if result is None:
-            continue
-        picture, turn, objects = result
-        found = [
-            {"category": entry.pop("category_id")} | {key: value for key, value in entry.items() if key != "image_id"}
-            for entry in evaluation.coco_results(evaluation.as_stored_objects(objects, turn), 0, saved.classes)
-        ]
-        runtime.write_json(output / f"{name}.json", found)
-        likely = evaluation.likely_objects(objects)
-        drawn = drawn_channels(picture, saved.drawn_channels)
-        drawing.save_objects(output / f"{name}_overlay.png", drawn, likely, saved.classes)
+        (output / image.name).parent.mkdir(parents=True, exist_ok=True)
+        made = skipped.attempt(image, functools.partial(files.predicted, image))
+        if made is not None:
+            files.write(image, made)
     least = evaluation.DRAWN_SCORE
     done = len(images) - skipped.number
     print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")

@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, prediction, runtime, training
-from ccnet.engine.sweeps.command_line import command_line
-from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.engine.commands.command_line import command_line
+from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
     from ccnet.engine.checkpoints import Checkpoint

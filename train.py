@@ -26,9 +26,9 @@ from omegaconf import DictConfig
 from ccnet import data
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, resuming, runtime, sweeps, training
-from ccnet.engine.sweeps.arguments import accepted, check_overrides
-from ccnet.engine.sweeps.command_line import command_line
-from ccnet.engine.sweeps.entry_point import entry_point
+from ccnet.engine.commands.arguments import accepted, check_overrides
+from ccnet.engine.commands.command_line import command_line
+from ccnet.engine.commands.entry_point import entry_point
 from ccnet.models.factory import compose_conf
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Run everything that needs a GPU as independent steps: a failure or timeout ends only the step, not the session."""
 
-import csv
 import os
 import shutil
 import signal
@@ -14,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from ..engine.drawing.tables import Table
-from ..kernels.launches import tiles
+from ..engine.drawing.tables import Table, read_records
+from ..kernels.launches import tile_tables
 from .variants.race import VARIANTS
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +111,7 @@ def steps(folder: Path) -> list[Step]:
 def chosen(every: list[Step], names: Sequence[str] | None, folder: Path) -> list[Step]:
     """Return the steps in ``names`` or, if it is None, those that the folder does not record as done."""
     if names is None:
-        done = {row["step"] for row in _recorded(folder) if row["status"] == DONE}
+        done = {row["step"] for row in read_records(folder / "steps.csv") if row["status"] == DONE}
         return [step for step in every if step.name not in done]
     known = [step.name for step in every]
     if unknown := [name for name in names if name not in known]:
@@ -134,7 +133,7 @@ def run_steps(chosen_steps: list[Step], folder: Path, seconds: float) -> list[Ou
         began = time.time()
         outcome = _run(step, min(step.seconds, left), folder / "logs" / f"{step.name}.log")
         outcomes.append(outcome)
-        for table in tiles.CONFIGS.glob("*.json"):
+        for table in tile_tables.CONFIGS.glob("*.json"):
             if table.stat().st_mtime >= began:  # written by this step
                 shutil.copy(table, folder)
         _record(outcome, folder)
@@ -171,12 +170,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _recorded(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(_lines(folder / "steps.csv")))
-
-
 def _record(outcome: Outcome, folder: Path) -> None:
-    kept: list[dict[str, Any]] = [row for row in _recorded(folder) if row["step"] != outcome.step]
+    kept: list[dict[str, Any]] = [row for row in read_records(folder / "steps.csv") if row["step"] != outcome.step]
     row = outcome._asdict() | {"seconds": round(outcome.seconds), "log": f"logs/{Path(outcome.log).name}"}
     Table.of_records([*kept, row]).write_csv(folder / "steps.csv")
 

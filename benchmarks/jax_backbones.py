@@ -1,6 +1,5 @@
 """Compare the Flax twins of timm's backbones with the originals, for the lists in docs/jax.md."""
 
-import csv
 import importlib.metadata
 import re
 import warnings
@@ -13,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from ..engine.drawing.tables import Table
+from ..engine.drawing.tables import Table, read_records
 from ..models.backbone import TimmBackbone
 from .failures import require_none, tolerated
 
@@ -35,7 +34,7 @@ def compare_backbones(config: DictConfig, device: torch.device) -> str:
     options = config.backbones
     path = Path(f"{config.output}_jax_backbones.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {row["backbone"] for row in read_rows(path)}
+    done = {row["backbone"] for row in read_records(path)}
     failures: list[str] = []
     sizes = _parameters([name for name in options.names or timm.list_models() if name not in done])
     for name in tqdm(sorted(sizes, key=sizes.__getitem__), desc="backbones", disable=None):
@@ -51,18 +50,10 @@ def compare_backbones(config: DictConfig, device: torch.device) -> str:
                 "jax": importlib.metadata.version("jax"),
             }
             Table.of_records([row]).append_csv(path)
-    rows = read_rows(path)
+    rows = read_records(path)
     failures += [f"{row['backbone']} differs by {row['float32']}" for row in rows if row["outcome"] == "differs"]
     require_none(failures, markdown(rows))
     return markdown(rows)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file; none if it does not exist."""
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:

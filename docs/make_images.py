@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ccnet.data.sets.folder import class_colours
+from ccnet.data.sets.colours import class_colours
 from ccnet.engine import app, drawing, prediction
 from ccnet.engine.app.street_scene import CLASSES, street_scene
 

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from . import tensor_files
-from .checksums import HEADER
+from .backbone_weights import load_weights, read_weights
 
-_COUNTER = "num_batches_tracked"  # unused batch norm buffer; frozen layers and older files lack it
 # Examples from the families that timm can dilate; the error for any other model suggests them.
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
 
@@ -79,8 +76,8 @@ class TimmBackbone(nn.Module):
         given = {"mean": mean, "std": std}
         usual = {key: _statistics(key, given[key], known[key], in_channels) for key in known}
         if weights is not None:
-            state = _read_weights(name, Path(weights).expanduser())
-            _load_weights(self.net, name, weights, state)
+            state = read_weights(name, Path(weights).expanduser())
+            load_weights(self.net, name, weights, state)
             if known.keys() <= state.keys():  # the checkpoint of a run
                 known = {key: tuple(float(value) for value in state[key].flatten()) for key in known}
         found = {key: _statistics(key, given[key], known[key], in_channels) for key in known}
@@ -132,65 +129,3 @@ def _no_stride(name: str, output_stride: int) -> str:
         f"timm cannot build {name!r} with output stride {output_stride} at its last level: "
         f"choose a model that supports it, such as {STRIDE_8_EXAMPLES}"
     )
-
-
-def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a weight file, keyed by timm's names with underscores in place of dots."""
-    try:
-        path = path if path.is_file() else tensor_files.find(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"backbone.weights={path} is neither a state dict of timm's {name} nor the checkpoint of a run: {error}"
-        ) from error
-    try:
-        file = tensor_files.read(path)
-        state = file.content
-        if HEADER in file.metadata or "weights" in state:
-            if not file.checksums_match:
-                raise ValueError("its content does not match its checksum")
-            state = state.get("weights", state)
-        state = {_timm_name(key): tensor for key, tensor in state.get("state_dict", state).items()}
-        if not all(tensor_files.is_plain(tensor) for tensor in state.values()):
-            raise ValueError("it contains something other than plain, complete tensors")
-    except Exception as error:  # each format raises its own errors for a damaged file
-        raise ValueError(f"{path} is not a state dict that can be read safely: {error}") from error
-    return state
-
-
-def _first_layer(net: Any) -> str:
-    """Return the name of the first convolution; timm's feature networks rename stem.0 to stem_0."""
-    first = net.pretrained_cfg["first_conv"]
-    name = first if isinstance(first, str) else first[0]
-    return name if f"{name}.weight" in net.state_dict() else name.replace(".", "_", 1)
-
-
-def _timm_name(key: str) -> str:
-    """Return the key of a tensor in :func:`_read_weights`; timm's feature networks rename stages.0 to stages_0."""
-    for prefix in ("backbone.net.", "backbone.body."):  # in a Segmentor or Parser, and in a Mask R-CNN
-        key = key.removeprefix(prefix)
-    return key.replace(".", "_")
-
-
-def _load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, Tensor]) -> None:
-    """Load all weights of ``net``; raise ValueError before changing any of them if ``state`` does not match."""
-    own = net.state_dict()
-    first = f"{_first_layer(net)}.weight"
-    if first in own and (found := state.get(_timm_name(first))) is not None and found.ndim == 4 and found.shape[1] == 3:
-        state |= {_timm_name(first): adapt_input_conv(own[first].shape[1], found)}
-    stored = state.get(_timm_name(first))
-    if first in own and stored is not None and stored.ndim == 4 and stored.shape[1] != own[first].shape[1]:
-        raise ValueError(
-            f"{path} has weights for images of {stored.shape[1]} channels, but backbone.in_channels="
-            f"{own[first].shape[1]}: set backbone.in_channels={stored.shape[1]}, or choose other weights"
-        )
-    wrong = [
-        f"{key} {tuple(tensor.shape)}"
-        for key, tensor in own.items()
-        if not key.endswith(_COUNTER) and ((found := state.get(_timm_name(key))) is None or found.shape != tensor.shape)
-    ]
-    if wrong:
-        raise ValueError(
-            f"{path} does not contain the weights of timm's {name}: {len(wrong)} of {len(own)} tensors are "
-            f"missing or have another shape, starting with {', '.join(wrong[:3])}"
-        )
-    net.load_state_dict({key: state.get(_timm_name(key), tensor) for key, tensor in own.items()})

@@ -1,4 +1,4 @@
-"""A small data set in COCO format."""
+"""A small data set in COCO format, as files and as a fixture."""
 
 import json
 
@@ -9,7 +9,21 @@ from PIL import Image, ImageDraw
 pytest.importorskip("pycocotools", reason="pycocotools is the oracle of these tests: pip install -e '.[dev]'")
 from pycocotools import mask as official_mask
 
+from ccnet.data.sets.coco import Coco, instances_transform
+
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 1, "name": "bar"}, {"id": 90, "name": "wedge"}]
+
+
+@pytest.fixture(name="root", scope="module")
+def coco_root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coco")
+    write_coco(folder, images=4, split="train2017")
+    write_coco(folder, images=2, split="val2017", seed=1)
+    return folder
+
+
+def loaded(root, split="val2017", transform=None, **options):
+    return Coco(root, split=split, transform=transform or instances_transform(), **options)
 
 
 def write_coco(root, *, images: int, split: str, seed: int = 0):

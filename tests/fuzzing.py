@@ -5,7 +5,7 @@ hypothesis shrink the failures (see results/fuzzing.md):
 
     ulimit -v 24000000; python -m pytest tests -k fuzzed --hypothesis-profile=thorough --hypothesis-seed=7
 
-A clean error is one that an entry point turns into a message (``engine/sweeps/entry_point.py``). Anything else fails
+A clean error is one that an entry point turns into a message (``engine/commands/entry_point.py``). Anything else fails
 the test: any other exception, a missed deadline, a new process, a file opened for writing outside the temporary
 folder, or a network connection. A crash of the interpreter ends pytest itself.
 """
@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from ccnet.engine.sweeps.entry_point import _USER_ERRORS
+from ccnet.engine.commands.entry_point import _USER_ERRORS
 
 CLEAN = (*_USER_ERRORS, HydraException)
 

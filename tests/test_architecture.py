@@ -13,7 +13,8 @@ from conftest import ROOT
 
 _BELOW_ENGINE = {"conf", "data", "kernels", "losses", "models"}
 _ENGINE = (
-    "runtime", "guards", "drawing", "checkpoints", "resuming", "evaluation", "prediction", "app", "training", "sweeps"
+    "runtime", "guards", "drawing", "checkpoints", "resuming", "evaluation", "prediction", "app", "training", "sweeps",
+    "commands",
 )  # low to high  # fmt: skip
 _ENGINE = [f"engine.{room}" for room in _ENGINE]
 

@@ -20,7 +20,7 @@ def choices(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-# Detection networks have their own loss: tests/engine/evaluation/test_detection.py.
+# Detection networks have their own loss: tests/test_detection.py.
 @pytest.mark.parametrize("dataset", sorted(set(choices("dataset")) - {"coco"}))
 @pytest.mark.parametrize("loss", sorted(set(choices("loss")) - {"detection"}))
 def test_every_dataset_and_loss_composes_and_instantiates(dataset, loss):

@@ -7,19 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import PATIENCE, TINY, write_pair
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from untrusted_files import small_config
 
 from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.layouts import find_folders
 from ccnet.engine import checkpoints
-from ccnet.engine.checkpoints import Checkpoint, writing
+from ccnet.engine.checkpoints import Checkpoint
+from ccnet.engine.commands.arguments import check_overrides
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import as_command_line
 from ccnet.engine.runtime.atomic_files import given_path
-from ccnet.engine.runtime.overrides import parse_overrides
-from ccnet.engine.sweeps.arguments import accepted, check_overrides
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
 from ccnet.train import run
@@ -120,17 +118,6 @@ def test_an_option_without_a_value_is_rejected(run_entry, tmp_path, entry, optio
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_config_group_needs_a_name():
-    for override in ("model=null", "model=3", "+model=true", "protocol=[0,0]"):
-        with pytest.raises(
-            ValueError, match=r"must be the name of a configuration, \+?(model=ccnet\||protocol=letterbox)"
-        ):
-            check_overrides([override])
-    check_overrides(
-        ["model=a", "model=a,b", "+experiment=[a,b]", "model={head:{recurrence:3}}", "model=(", "~model", "-m"]
-    )
-
-
 def test_an_argument_that_is_no_option_is_rejected(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "predict.py", "photo.jpg")
     assert message == "error: photo.jpg is not an option: write OPTION=VALUE; --help lists the options\n"
@@ -159,72 +146,6 @@ def test_a_detector_cannot_be_exported(run_entry, tmp_path):
     checkpoints.save(saved, tmp_path / "best.safetensors")
     message = refused(run_entry, tmp_path, "export.py", "checkpoint=best.safetensors")
     assert "error: checkpoint=best.safetensors detects objects: only segmentation networks can be exported" in message
-
-
-def test_only_values_that_hydra_cannot_parse_are_quoted():
-    for argument in (
-        "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--help", "--config-dir=ä",
-        "x='ä'", "x=${y}ä", "x=[ä", "x=choice(1,2)",
-    ):  # fmt: skip
-        assert accepted([argument, argument]) == [argument, argument]
-    assert accepted(["+x=ä=b"]) == ["+x='ä=b'"]
-    assert parse_overrides(accepted(["x=it's (ä)"])) == {"x": "it's (ä)"}
-
-
-@pytest.mark.parametrize(
-    ("given", "value"),
-    [
-        ("[Gebäude,grüne Wiese, 3 ,'A, B']", ["Gebäude", "grüne Wiese", 3, "A, B"]),
-        ("[/a/IMG (1).jpg,/b c]", ["/a/IMG (1).jpg", "/b c"]),
-        ("{0:ä,128 0 0:'b,',e:[ö,1e-3]}", {0: "ä", "128 0 0": "b,", "e": ["ö", 1e-3]}),
-    ],
-)
-def test_items_of_lists_and_mappings_are_quoted(given, value):
-    assert parse_overrides(accepted([f"x={given}"])) == {"x": value}
-
-
-@pytest.mark.parametrize(
-    ("given", "options"),
-    [
-        (["dataset.images.val=a b"], {"dataset.images": {"val": "a b"}}),
-        (["dataset.lists.train=/ä/it's,2"], {"dataset.lists": {"train": "/ä/it's,2"}}),
-        (["dataset.images.train=a", "+dataset.images.val=b"], {"dataset.images": {"train": "a", "val": "b"}}),
-        (["dataset.masks={train:a}", "dataset.masks.val=2026"], {"dataset.masks": {"train": "a", "val": 2026}}),
-        (["dataset.masks=x", "dataset.masks.val=null"], {"dataset.masks": {"val": None}}),
-        (["dataset.values.255=ignore", "dataset.values.7=1"], {"dataset.values": {255: "ignore", 7: 1}}),
-        (["optimizer.lr_factors.backbone.net=0.1"], {"optimizer.lr_factors": {"backbone.net": 0.1}}),
-    ],
-)
-def test_an_entry_of_a_mapping_can_be_set_by_its_dotted_name(given, options):
-    assert parse_overrides(accepted(given)) == options
-    config = compose_conf(["dataset=folder", *accepted(given)], "config")
-    for name, value in options.items():
-        assert OmegaConf.select(config, name) == value
-
-
-def test_a_sweep_over_an_entry_of_a_mapping_keeps_the_other_entries():
-    """Hydra composes each run with one value, such as ``++dataset.images.val=a``."""
-    for given in (
-        ["dataset.images.val=a,b", "dataset.images.train=c"],
-        ["+dataset.images={train:c}", "dataset.images.val=a,b"],
-    ):
-        *others, swept = accepted(["dataset=folder", *given])
-        assert swept == "++dataset.images.val=a,b"
-        config = compose_conf([*others, swept.removesuffix(",b")], "config")
-        assert config.dataset.images == {"train": "c", "val": "a"}
-
-
-def test_a_sweep_flag_may_stand_anywhere():
-    """argparse, by which Hydra reads its flags, calls overrides on both sides of a flag "unrecognized arguments"."""
-    for flag in ("-m", "--multirun"):
-        assert accepted(["dataset=camvid", flag, "model=fcn"]) == [flag, "dataset=camvid", "model=fcn"]
-    assert accepted(["--config-dir", "-m", "x=1"]) == ["--config-dir", "-m", "x=1"]  # a folder of that name
-
-
-def test_values_of_flags_are_not_quoted_and_backslashes_are_kept():
-    assert accepted(["--config-dir", "a=b(1)", "x=b(1)"]) == ["--config-dir", "a=b(1)", "x='b(1)'"]
-    for value in ("(a)\\", "(a)\\'b", "\\(a)\\\\'"):
-        assert parse_overrides(accepted([f"x={value}"])) == {"x": value}
 
 
 def test_the_folder_of_a_split_can_be_set_by_its_dotted_name(run_entry, tmp_path, folder_data):
@@ -301,58 +222,6 @@ def test_evaluate_takes_a_part_of_a_data_set_option_from_the_command_line():
     with as_command_line(given):
         node = _dataset_node(compose_conf(given, "config"), saved)
     assert (node.images, node.masks, node.classes) == ({"val": "/b"}, "/b", 3)
-
-
-def test_a_pickled_object_is_not_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
-    torch.save({"weights": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="not a checkpoint"):
-        checkpoints.load(tmp_path / "evil.pt")
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"model": {"_target_": "os.system", "command": "true"}}, r"names 'os\.system' in model"),
-        (
-            {"model": {"head": [{"_target_": "ccnet.models.backbone.torch.load"}]}},
-            r"names 'ccnet\.models\.backbone\.torch\.load'",
-        ),
-        (
-            {"dataset": {"val": {"_target_": "ccnet.models.factory.build"}}},
-            r"'ccnet\.models\.factory\.build' in dataset",
-        ),
-        ({"extra": {"_target_": "ccnet.models.factory.build"}}, "in extra"),
-        ({"model": {"_target_": "ccnet.models.nothing.There"}}, "in model"),
-        ({"logger": {"name": "${oc.env:HOME}"}}, r"logger contains '\$\{oc\.env:HOME\}'"),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_an_untrusted_config_cannot_refer_to_other_code(tmp_path, config, message, suffix):
-    path = tmp_path / f"last{suffix}"
-    checkpoints.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}), path)
-    with pytest.raises(ValueError, match=message):
-        checkpoints.load(path)
-
-
-def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    path = tmp_path / "last.pt"
-    made = Checkpoint({"w": torch.ones(2)}, {}, ["a"], [[0, 0, 0]], 1, {})
-    checkpoints.save(made, path)
-
-    def full_disk(*arguments):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(writing.os, "fsync", full_disk)
-    made.iteration = 2
-    with pytest.raises(OSError, match="No space left"):
-        checkpoints.save(made, path)
-    assert checkpoints.load(path).iteration == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_a_data_set_with_another_number_of_classes_is_rejected(run_entry, tmp_path, camvid_root):

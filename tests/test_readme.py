@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from ccnet.benchmarks.jax_backbones import markdown, read_rows
+from ccnet.benchmarks.jax_backbones import markdown
+from ccnet.engine.drawing.tables import read_records
 
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
@@ -63,7 +64,7 @@ def test_commands_compose(command):
     script, *overrides = words
     assert (ROOT / script).is_file()
     name = Path(script).stem
-    # Only the first value of a sweep; test_sweeps.py tests the sweeps themselves.
+    # Only the first value of a sweep; test_sweep_runs.py tests the sweeps themselves.
     overrides = [_SWEPT.split(part)[0] for part in overrides if part != "-m"]
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         compose(CONFIGS.get(name, name), overrides=overrides)
@@ -112,7 +113,7 @@ def test_the_zoo_table_matches_the_measurements():
 
 
 def test_the_list_of_jax_backbones_matches_the_measurements():
-    rows = read_rows(ROOT / "results" / "networks_jax_backbones.csv")
+    rows = read_records(ROOT / "results" / "networks_jax_backbones.csv")
     assert markdown(rows) in PAGES["jax.md"]
     assert {row["outcome"] for row in rows} <= {"agrees", "refused", "too large"}
     compared = sum(row["outcome"] != "too large" for row in rows)

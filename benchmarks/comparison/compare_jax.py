@@ -20,8 +20,8 @@ from ...kernels import criss_cross_attention
 from ...kernels.launches import plan
 from ..failures import require_none, tolerated
 from ..timing import Timing
-from .peers import ORACLES
-from .rows import Rows, check_error
+from .peers import ORACLES, Peer
+from .rows import Rows, check_error, result_row
 
 CALLS = 5  # per clock reading, so that synchronisation adds little to the time
 
@@ -59,10 +59,10 @@ def non_local(query: Array, key: Array, value: Array) -> Array:
 
 
 PEERS = {
-    "triton": (triton, "cross"),
-    "reference": (reference, "cross"),
-    "einsum": (einsum, "cross"),
-    "non_local": (non_local, "all"),
+    "triton": Peer(triton),
+    "reference": Peer(reference),
+    "einsum": Peer(einsum),
+    "non_local": Peer(non_local, attends="all"),
 }
 
 
@@ -80,18 +80,13 @@ def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
     about = provenance(torch.device("cpu")) | {"machine": device.device_kind, "jax": jax.__version__}
     rows = Rows(about, Path(f"{config.output}_jax"))
     failures: list[str] = []
-    for peer, (function, attends) in tqdm(PEERS.items(), desc=f"{shape} {dtype}", disable=None):
-        for direction, call in _calls(function).items():
-            with tolerated(f"{peer}, {direction}", failures):
-                error = _largest_error(function, attends, inputs, of_gradients=direction == "both")
+    for name, peer in tqdm(PEERS.items(), desc=f"{shape} {dtype}", disable=None):
+        for direction, call in _calls(peer.function).items():
+            with tolerated(f"{name}, {direction}", failures):
+                error = _largest_error(peer, inputs, of_gradients=direction == "both")
                 check_error(error, dtype)
                 timing = _measure(lambda call=call: call(*inputs), config.repeats)
-                cost = plan.least_cost(problem, direction)
-                row: dict[str, Any] = {"peer": peer, "pass": direction, "shape": "x".join(map(str, shape))}
-                row |= {"dtype": dtype} | {field: round(value, 1) for field, value in timing._asdict().items()}
-                row["gb_per_s"] = round(cost.bytes / timing.median_us / 1e3, 1)
-                row["tflops"] = round(cost.flops / timing.median_us / 1e6, 2)
-                rows.add(row | {"error": f"{error:.1e}", "d": d, "c": c, "seed": config.seed})
+                rows.add(result_row(name, direction, problem, timing, error, config.seed))
     table = rows.finish()
     if device.platform != "cpu":
         require_none([line for line in failures if line.startswith("triton,")], table)
@@ -108,14 +103,14 @@ def _calls(function: Callable[..., Array]) -> dict[str, Callable[..., Any]]:
     return {"forward": jax.jit(lambda query, key, value, _: function(query, key, value)), "both": jax.jit(both)}
 
 
-def _largest_error(function: Callable[..., Array], attends: str, inputs: list[Array], of_gradients: bool) -> float:
+def _largest_error(peer: Peer, inputs: list[Array], of_gradients: bool) -> float:
     """Return the largest error of the output and, optionally, the gradients, relative to the largest element.
 
     The ground truth is computed by torch in float64. Full attention is verified on one image.
     """
-    if attends == "all":
+    if peer.attends == "all":
         inputs = [array[:1] for array in inputs]
-    calls = _calls(function)
+    calls = _calls(peer.function)
     if of_gradients:
         out, gradients = calls["both"](*inputs)
     else:
@@ -123,7 +118,7 @@ def _largest_error(function: Callable[..., Array], attends: str, inputs: list[Ar
     leaves = [torch.from_numpy(np.asarray(array, np.float64)).movedim(-1, 1) for array in inputs]
     *arrays, upstream = leaves
     arrays = [array.requires_grad_(of_gradients) for array in arrays]
-    want = ORACLES[attends](*arrays)
+    want = ORACLES[peer.attends](*arrays)
     wanted = [want.detach(), *(torch.autograd.grad(want, arrays, upstream) if of_gradients else ())]
     errors = []
     for ours, array in zip((out, *gradients), wanted, strict=True):

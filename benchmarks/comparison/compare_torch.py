@@ -17,7 +17,7 @@ from ...kernels.launches import plan
 from ..failures import require_none, tolerated
 from ..timing import Timing, input_sets, measure
 from . import peers
-from .rows import Rows, check_error
+from .rows import Rows, check_error, result_row
 
 
 def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -118,17 +118,11 @@ def peak_mib(call: Callable[[int], Any], device: torch.device) -> float:
 def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: list[int]) -> str:
     """Verify and time every peer on one shape; append the rows to a CSV file, plot them and return the table."""
     torch.manual_seed(config.seed)
-    problem = plan.Problem(
-        shape[0],
-        tuple(shape[1:]),
-        tuple(range(len(shape) - 1)),
-        config.query_channels,
-        config.value_channels,
-        dtype,
-    )
+    batch, *spatial = shape
+    d, c = config.query_channels, config.value_channels
+    problem = plan.Problem(batch, tuple(spatial), tuple(range(len(spatial))), d, c, dtype)
     copies = 1 if device.type == "cpu" else input_sets(problem, config.cache_mib)
-    widths = config.query_channels, config.value_channels
-    sets = [make_inputs(shape, *widths, getattr(torch, dtype), device) for _ in range(copies)]
+    sets = [make_inputs(shape, d, c, getattr(torch, dtype), device) for _ in range(copies)]
     machine = config.machines.get(machine_of(device))
 
     rows = Rows(provenance(device), Path(str(config.output)))
@@ -143,15 +137,11 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
                 check_error(error, dtype)
                 call = prepare(peer, sets)
                 timing = measure(call, config.repeats, device)
-                cost = plan.least_cost(problem, direction.split(",")[0])
-                row: dict[str, Any] = {"peer": name, "pass": direction, "shape": "x".join(map(str, shape))}
-                row |= {"dtype": dtype} | {field: round(value, 1) for field, value in timing._asdict().items()}
-                row["gb_per_s"] = round(cost.bytes / timing.median_us / 1e3, 1)
-                row["tflops"] = round(cost.flops / timing.median_us / 1e6, 2)
-                row["percent_of_floor"] = _percent_of_floor(cost, timing, machine)
-                row["peak_mib"] = round(peak_mib(call, device), 1)
-                row["error"] = f"{error:.1e}"
-                rows.add(row | {"d": config.query_channels, "c": config.value_channels, "seed": config.seed})
+                columns = {
+                    "percent_of_floor": _percent_of_floor(problem, direction, timing, machine),
+                    "peak_mib": round(peak_mib(call, device), 1),
+                }
+                rows.add(result_row(name, direction, problem, timing, error, config.seed, **columns))
             call = None  # frees the tensors that the pass has saved
     table = rows.finish()
     if device.type == "cuda":  # not every peer supports every shape, but the kernels must
@@ -159,9 +149,10 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
     return table
 
 
-def _percent_of_floor(cost: plan.Cost, timing: Timing, machine: DictConfig | None) -> float | str:
+def _percent_of_floor(problem: plan.Problem, direction: str, timing: Timing, machine: DictConfig | None) -> float | str:
     """Return the roofline time, from the machine's bandwidth and FLOP rate, as a percentage of the median."""
     if machine is None:
         return ""
+    cost = plan.least_cost(problem, direction.split(",")[0])
     floor_us = max(cost.bytes / machine.terabytes_per_second / 1e6, cost.flops / machine.teraflops / 1e6)
     return round(100 * floor_us / timing.median_us, 1)

@@ -6,7 +6,7 @@ inputs, as a user's own code would. Notation: L is the length of a row or column
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch._functorch.config
@@ -23,13 +23,13 @@ class Peer(NamedTuple):
     """An implementation to compare.
 
     Attributes:
-        function: query, key, value -> output.
+        function: query, key, value -> output, of torch or of JAX.
         attends: the positions that a query attends to: "cross", "rows" or "all".
         has_gradient: whether it is differentiable.
         devices: the types of device that it runs on.
     """
 
-    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    function: Callable[..., Any]
     attends: str = "cross"
     has_gradient: bool = True
     devices: tuple[str, ...] = ("cpu", "cuda")

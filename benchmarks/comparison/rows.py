@@ -1,4 +1,4 @@
-"""The result rows of a comparison: the tolerances for verification, and saving and plotting the times."""
+"""The result rows of a comparison: their columns, the tolerated errors, the CSV file and the chart."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ from matplotlib.ticker import NullFormatter
 
 from ...engine.drawing.png_files import write_figure
 from ...engine.drawing.tables import Table
+from ...kernels.launches.plan import Problem, least_cost
+from ..timing import Timing
 
 # The largest accepted error of an implementation against float64, relative to the largest element.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -41,6 +43,30 @@ class Rows:
         first = self.rows[0]
         draw(self.rows, self.about["machine"], Path(f"{self.output}_{first['shape']}_{first['dtype']}.png"))
         return Table.of_records(self.rows).text()
+
+
+def result_row(
+    peer: str, direction: str, problem: Problem, timing: Timing, error: float, seed: int, **others: Any
+) -> dict[str, Any]:
+    """Return the row of one measurement.
+
+    Args:
+        peer: name of the implementation.
+        direction: the pass: "forward", "backward" or "both", which may be followed by a comma and a remark.
+        problem: the sizes; the rates, in GB/s and TFLOP/s, are those of a pass of :func:`least_cost` in this time.
+        timing: the time per call, in microseconds.
+        error: the largest error relative to the largest element.
+        seed: the seed of the inputs.
+        **others: columns that only one framework has.
+    """
+    cost = least_cost(problem, direction.split(",")[0])
+    row: dict[str, Any] = {"peer": peer, "pass": direction}
+    row |= {"shape": "x".join(map(str, (problem.batch, *problem.spatial))), "dtype": problem.dtype}
+    row |= {field: round(value, 1) for field, value in timing._asdict().items()}
+    row["gb_per_s"] = round(cost.bytes / timing.median_us / 1e3, 1)
+    row["tflops"] = round(cost.flops / timing.median_us / 1e6, 2)
+    row |= others | {"error": f"{error:.1e}"}
+    return row | {"d": problem.query_channels, "c": problem.value_channels, "seed": seed}
 
 
 def check_error(error: float, dtype: str) -> None:

@@ -1,6 +1,6 @@
 """The tiles worth timing: about ten for each kernel, dtype and range of line lengths.
 
-They vary one or two parameters at a time of the rule's tile in ``kernels/launches/tiles.py``: stages, slab width,
+They vary one or two parameters at a time of the rule's tile in ``kernels/launches/tile_rule.py``: stages, slab width,
 queries, keys. A tile that holds a whole line keeps its softmax weights on chip; tiles that loop over keys suit lengths
 that rounding up to a power of two would pad too much. In the forward pass a tile holds up to 256 keys; in the backward
 pass, which keeps two such maps, every tile of 256 keys spills. Most tiles have one warp per 16 queries, because more
@@ -11,7 +11,8 @@ follow measurements on an H100 and an H200, where wide slabs and many stages win
 
 from typing import Any
 
-from ...kernels.launches.tiles import Device, Problem, Tile, choose_tile, has_descriptors
+from ...kernels.launches.problem import Device, Problem, Tile, has_descriptors
+from ...kernels.launches.tiles import choose_tile
 
 # (BLOCK_M, BLOCK_N, BLOCK_C, warps, stages) by the longest line that each list is meant for, followed by whether
 # slabs are copied through tensor descriptors.

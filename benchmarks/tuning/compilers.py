@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from ..failures import first_line
+
 _SPAWN = multiprocessing.get_context("spawn")  # a forked process could not use the parent's CUDA context
 
 
@@ -80,7 +82,7 @@ def _serve(function: Callable[[Any], Any], connection: Any) -> None:
             try:
                 connection.send(function(argument))
             except Exception as error:  # compilers raise many exception types
-                connection.send(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+                connection.send(first_line(error))
 
 
 def _kill(process: Any) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ...kernels.launches import launch_set, plan, tiles
+from ...kernels.launches import launch_set, plan, tile_tables
 from ...kernels.launches.launch_cases import Case, backward_cases, forward_cases
 from .table import Range
 
@@ -20,7 +20,7 @@ class Job(NamedTuple):
         launches: the launches.
     """
 
-    device: tiles.Device
+    device: plan.Device
     launches: tuple[Case, ...]
 
 
@@ -59,38 +59,42 @@ def examine(job: Job) -> Needs:
     return needs
 
 
-def timed_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+def timed_launches(scope: Range, problem: plan.Problem, tile: plan.Tile, device: plan.Device) -> list[Case]:
     """Return the launches of :class:`.trial.Trial` for a tile."""
 
     def planned() -> list[Case]:
-        if each.kernel == "forward":
+        if scope.kernel == "forward":
             return forward_cases(problem, device, problem.dtype)
         return backward_cases(problem, device, has_gamma=True, joined=True)
 
-    return _with_tile(planned, each, tile, device)
+    return _with_tile(planned, scope, tile, device)
 
 
-def all_launches(each: Range, problem: tiles.Problem, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+def all_launches(scope: Range, problem: plan.Problem, tile: plan.Tile, device: plan.Device) -> list[Case]:
     """Return the launches that use a tile, over all kinds of call."""
-    length = each.length
+    length = scope.length
     problems = [
         problem._replace(axes=(1,)),  # the only pass
         problem,
         problem._replace(spatial=(2, length, length), axes=(0, 1, 2)),  # the second axis is neither first nor last
     ]
-    cases = _with_tile(lambda: [case for one in problems for case in launch_set.calls(one, device)], each, tile, device)
+
+    def planned() -> list[Case]:
+        return [case for sizes in problems for case in launch_set.calls(sizes, device)]
+
+    cases = _with_tile(planned, scope, tile, device)
     # Calls whose arrays descriptors cannot describe do not use a tile with descriptors.
     return [
         case
         for case in cases
-        if case.kernel == each.kernel and case.launch.length == length and case.launch.tile == tile
+        if case.kernel == scope.kernel and case.launch.length == length and case.launch.tile == tile
     ]
 
 
-def _with_tile(planned: Callable[[], list[Case]], each: Range, tile: tiles.Tile, device: tiles.Device) -> list[Case]:
+def _with_tile(planned: Callable[[], list[Case]], scope: Range, tile: plan.Tile, device: plan.Device) -> list[Case]:
     """Return the distinct launches that are planned while a tile is pinned."""
-    rows = tiles.load_table(device.name)
-    plan.use_table(device.name, [each.row(tile)])
+    rows = tile_tables.load_table(device.name)
+    plan.use_table(device.name, [scope.row(tile)])
     try:
         # As for arrays below 2 GiB, on which Triton specialises only for AMD GPUs.
         return [case._replace(small=bool(device.arch)) for case in launch_set.distinct(planned())]

@@ -1,13 +1,12 @@
 """The log of a search, written as the search runs."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ...engine.drawing.tables import Table
-from ...kernels.launches.tiles import Tile
+from ...engine.drawing.tables import Table, read_records
+from ...kernels.launches.problem import Tile
 from .examine import Needs
 from .table import Range
 
@@ -24,28 +23,22 @@ class Log:
 
     def __init__(self, path: Path, about: dict[str, str]):
         self.path, self.about = path, about
-        self.broken = {self._key(row) for row in self._earlier() if row["outcome"].startswith(BROKE)}
+        self.broken = {self._key(row) for row in read_records(self.path) if row["outcome"].startswith(BROKE)}
 
-    def add(self, tried: Range, tile: Tile, needs: Needs, median_us: float | None, outcome: str) -> None:
+    def add(self, scope: Range, tile: Tile, needs: Needs, median_us: float | None, outcome: str) -> None:
         """Record the outcome of a candidate."""
-        row: dict[str, Any] = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length}
+        row: dict[str, Any] = {"kernel": scope.kernel, "dtype": scope.dtype, "length": scope.length}
         row |= tile._asdict()
         row |= {"registers": needs.registers, "spilled": needs.spilled, "shared_kb": round(needs.shared / 1024, 1)}
         row |= {"median_us": "" if median_us is None else round(median_us, 1), "outcome": outcome}
         Table.of_records([row | self.about]).append_csv(self.path)
         resources = f"{needs.registers} registers, {needs.shared / 1024:.0f} KB: " if needs.registers else ""
-        tqdm.write(f"{tried.kernel} {tried.dtype} {tried.length}, {described(tile)}: {resources}{outcome}")
+        tqdm.write(f"{scope.kernel} {scope.dtype} {scope.length}, {described(tile)}: {resources}{outcome}")
 
-    def has_broken(self, tried: Range, tile: Tile) -> bool:
+    def has_broken(self, scope: Range, tile: Tile) -> bool:
         """Return whether this candidate broke the GPU's context in an earlier run."""
-        row = {"kernel": tried.kernel, "dtype": tried.dtype, "length": tried.length} | tile._asdict()
+        row = {"kernel": scope.kernel, "dtype": scope.dtype, "length": scope.length} | tile._asdict()
         return self._key(row) in self.broken
-
-    def _earlier(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with open(self.path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
 
     @staticmethod
     def _key(row: dict[str, Any]) -> tuple[str, ...]:

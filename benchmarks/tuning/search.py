@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 from ...kernels.launches import plan
-from ...kernels.launches.tiles import Device, Problem, Tile
+from ...kernels.launches.problem import Device, Problem, Tile
 from ..comparison.rows import check_error
 from ..failures import first_line, tolerated
 from .candidates import candidates
@@ -86,94 +86,95 @@ class Search:
         """
         records: list[dict[str, Any]] = []
         queued: list[tuple[Problem, list[tuple[Tile, Future[Needs | str]]]]] = []
-        for index, each in enumerate(ranges):
+        for index, scope in enumerate(ranges):
             if table is not None:
                 table.restore()
             for ahead in ranges[len(queued) : index + 2]:  # while one range is timed, the next one is compiled
                 problem = problem_of(ahead, batch, value_channels)
                 queued.append((problem, self._compile(ahead, problem)))
             problem, jobs = queued[index]
-            timed = self._try_all(each, problem, jobs)
-            records.append(self._conclude(each, problem, timed, jobs[0][0], table))
+            timed = self._try_all(scope, problem, jobs)
+            records.append(self._conclude(scope, problem, timed, jobs[0][0], table))
         return records
 
-    def _compile(self, each: Range, problem: Problem) -> list[tuple[Tile, "Future[Needs | str]"]]:
+    def _compile(self, scope: Range, problem: Problem) -> list[tuple[Tile, "Future[Needs | str]"]]:
         """Queue the candidates of a range for compilation, the tile in use first."""
         found: list[tuple[Tile, Future[Needs | str]]] = []
-        for tile in candidates(each.kernel, problem, each.length, self.device):
-            launches = tuple(timed_launches(each, problem, tile, self.device))
+        for tile in candidates(scope.kernel, problem, scope.length, self.device):
+            launches = tuple(timed_launches(scope, problem, tile, self.device))
             found.append((tile, self.compilers.submit(Job(self.device, launches))))
         return found
 
-    def _try_all(self, each: Range, problem: Problem, jobs: list[tuple[Tile, "Future[Needs | str]"]]) -> list[Timed]:
+    def _try_all(self, scope: Range, problem: Problem, jobs: list[tuple[Tile, "Future[Needs | str]"]]) -> list[Timed]:
         """Return the sound candidates of a range, with their times unless this run only compiles."""
         found: list[Timed] = []
         trial = None
         if self.make_trial is not None:
-            with tolerated(str(each), self.failures):
-                trial = self.make_trial(each, problem)
+            with tolerated(str(scope), self.failures):
+                trial = self.make_trial(scope, problem)
             if trial is None:
                 return found
         for tile, job in jobs:
             needs = self._result(job)
-            if needs.fault is None and self.log.has_broken(each, tile):
+            if needs.fault is None and self.log.has_broken(scope, tile):
                 needs = needs._replace(fault=f"{BROKE} in an earlier run")
             if needs.fault is not None:
-                self.log.add(each, tile, needs, None, f"skipped: {needs.fault}")
+                self.log.add(scope, tile, needs, None, f"skipped: {needs.fault}")
             elif trial is None:
-                self.log.add(each, tile, needs, None, "would be timed")
+                self.log.add(scope, tile, needs, None, "would be timed")
                 found.append(Timed(0.0, tile, needs))
             else:
-                median, outcome = self._time(trial, each, tile)
-                self.log.add(each, tile, needs, median, outcome)
+                median, outcome = self._time(trial, scope, tile)
+                self.log.add(scope, tile, needs, median, outcome)
                 if outcome.startswith(BROKE):
-                    raise RuntimeError(f"{each}: {described(tile)} {outcome}. Run the command again to skip it")
+                    raise RuntimeError(f"{scope}: {described(tile)} {outcome}. Run the command again to skip it")
                 if median is not None:
                     found.append(Timed(median, tile, needs))
         return found
 
-    def _time(self, trial: Measures, each: Range, tile: Tile) -> tuple[float | None, str]:
-        plan.use_table(self.device.name, [each.row(tile)])
+    def _time(self, trial: Measures, scope: Range, tile: Tile) -> tuple[float | None, str]:
+        plan.use_table(self.device.name, [scope.row(tile)])
         try:
-            check_error(trial.error(), each.dtype)
+            check_error(trial.error(), scope.dtype)
             median = trial.median_us()
         except Exception as reason:  # launching raises many exception types
             return None, f"{'skipped' if trial.is_usable() else BROKE}: {first_line(reason)}"
         return median, f"{median:.1f} us"
 
     def _conclude(
-        self, each: Range, problem: Problem, timed: list[Timed], current: Tile, table: TunedTable | None
+        self, scope: Range, problem: Problem, timed: list[Timed], current: Tile, table: TunedTable | None
     ) -> dict[str, Any]:
         """Pin the fastest candidate that every kind of call can use; return the record of the range."""
-        record: dict[str, Any] = {"range": str(each), "sound": len(timed), "tile": "", "median_us": "", "before_us": ""}
+        record: dict[str, Any] = {"range": str(scope), "sound": len(timed)}
+        record |= {"tile": "", "median_us": "", "before_us": ""}
         if table is None and timed:
             return record | {"tile": "only compiled"}
-        best = self._fastest(each, problem, timed)
+        best = self._fastest(scope, problem, timed)
         if best is None or table is None:
-            self.failures.append(f"{each}: no candidate is sound")
+            self.failures.append(f"{scope}: no candidate is sound")
             return record | {"tile": "none is sound"}
         pinned = [best]
         if best.tile.descriptors:  # arrays that descriptors cannot describe, and JAX, need another tile
-            plain = self._fastest(each, problem, [found for found in timed if not found.tile.descriptors])
+            plain = self._fastest(scope, problem, [found for found in timed if not found.tile.descriptors])
             pinned += [] if plain is None else [plain]
-        table.pin(each, *((found.tile, found.median_us) for found in pinned))
+        table.pin(scope, *((found.tile, found.median_us) for found in pinned))
         before = [f"{found.median_us:.1f}" for found in timed if found.tile == current]
         record |= {"tile": described(best.tile), "median_us": f"{best.median_us:.1f}"}
         return record | {"before_us": before[0] if before else ""}
 
-    def _fastest(self, each: Range, problem: Problem, timed: list[Timed]) -> Timed | None:
+    def _fastest(self, scope: Range, problem: Problem, timed: list[Timed]) -> Timed | None:
         """Return the fastest candidate that every kind of call can use, or None."""
         fastest_first = sorted(timed, key=lambda found: found.median_us)
-        return next((found for found in fastest_first if self._suits_every_call(each, problem, found)), None)
+        return next((found for found in fastest_first if self._suits_every_call(scope, problem, found)), None)
 
-    def _suits_every_call(self, each: Range, problem: Problem, found: Timed) -> bool:
+    def _suits_every_call(self, scope: Range, problem: Problem, found: Timed) -> bool:
         """Return whether the launches of every kind of call, not only the timed ones, are sound with a tile."""
-        launches = all_launches(each, problem, found.tile, self.device)
+        launches = all_launches(scope, problem, found.tile, self.device)
         jobs = [self.compilers.submit(Job(self.device, (launch,))) for launch in launches]
         for needs in map(self._result, jobs):
             if needs.fault is not None:
                 outcome = f"not pinned, because of another kind of call: {needs.fault}"
-                self.log.add(each, found.tile, needs, found.median_us, outcome)
+                self.log.add(scope, found.tile, needs, found.median_us, outcome)
                 return False
         return True
 
@@ -189,9 +190,9 @@ class Search:
         return Needs(fault=result) if isinstance(result, str) else result
 
 
-def problem_of(each: Range, batch: int, value_channels: int) -> Problem:
+def problem_of(scope: Range, batch: int, value_channels: int) -> Problem:
     """Return the call to time: two passes over square images, along columns (strided) and rows (contiguous)."""
-    spatial, d = (each.length, each.length), each.query_channels
+    spatial, d = (scope.length, scope.length), scope.query_channels
     # As in Trial: slices of one projection, and an output that the backward pass will read.
-    aligned = d % 8 == 0 and value_channels % 8 == 0 and plan.kept_dtype(each.dtype) == each.dtype
-    return Problem(batch, spatial, (0, 1), d, value_channels, each.dtype, aligned=aligned)
+    aligned = d % 8 == 0 and value_channels % 8 == 0 and plan.kept_dtype(scope.dtype) == scope.dtype
+    return Problem(batch, spatial, (0, 1), d, value_channels, scope.dtype, aligned=aligned)

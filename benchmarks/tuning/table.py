@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ... import kernels
-from ...kernels.launches import plan, tiles
+from ...kernels.launches import plan, tile_tables
 
 ORIGIN = "measured by mode=tune; every other length and dtype has the rule's tile"
 _SOURCES = ("addressing.py", "backward.py", "forward.py", "overlap.py")
@@ -33,7 +33,7 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         return f"{self.kernel}, {self.dtype}, lines of {self.shortest} to {self.longest}"
 
-    def row(self, tile: tiles.Tile) -> dict[str, Any]:
+    def row(self, tile: plan.Tile) -> dict[str, Any]:
         """Return the row of the table that pins ``tile`` for this range."""
         row = {"kernel": self.kernel, "dtype": self.dtype, "min_length": self.shortest, "max_length": self.longest}
         return row | {"max_query_channels": self.query_channels, "tile": tile._asdict()}
@@ -58,9 +58,9 @@ class TunedTable:
         conditions: what the measurements depend on, see :func:`measured_with`.
     """
 
-    def __init__(self, device: tiles.Device, conditions: dict[str, str]):
+    def __init__(self, device: plan.Device, conditions: dict[str, str]):
         self.device, self.conditions = device, conditions
-        self.rows = list(tiles.load_table(device.name))
+        self.rows = list(tile_tables.load_table(device.name))
 
     def has(self, wanted: Range) -> bool:
         """Return whether this range has been measured under the same conditions, for example in an interrupted run."""
@@ -71,7 +71,7 @@ class TunedTable:
             for row in self.rows
         )
 
-    def pin(self, measured: Range, *timed: tuple[tiles.Tile, float]) -> Path:
+    def pin(self, measured: Range, *timed: tuple[plan.Tile, float]) -> Path:
         """Replace the rows that the measured range covers, write the file and return its path.
 
         Args:
@@ -85,7 +85,7 @@ class TunedTable:
         # Lookups use the first matching row, so rows that replace none are inserted before those that they overlap.
         first = places[0] if places else 0
         self.rows[first:first] = rows
-        path = tiles.write_table(self.device, self.rows, {"origin": ORIGIN})
+        path = tile_tables.write_table(self.device, self.rows, {"origin": ORIGIN})
         self.restore()
         return path
 

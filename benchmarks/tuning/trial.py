@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...kernels import criss_cross_attention, criss_cross_residual
 from ...kernels.call import Call, Options
-from ...kernels.launches.tiles import Problem
+from ...kernels.launches.problem import Problem
 from ...kernels.precision import float32_precision
 from ...kernels.torch_ops import passes
 from ...kernels.torch_ops.joined import empty_gradients, split_like

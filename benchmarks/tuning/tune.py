@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from ...engine.drawing.tables import Table
 from ...engine.runtime.provenance import provenance
 from ...kernels.launches import launch_set
-from ...kernels.launches.tiles import Problem
+from ...kernels.launches.problem import Problem
 from ..failures import require_none
 from ..timing import input_sets
 from .compilers import Compilers
@@ -52,7 +52,7 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
         torch.manual_seed(config.seed)
         gpu = device_of(torch.cuda.current_device())
         table, make_trial = TunedTable(gpu, measured_with(versions)), _trials(config, device)
-    wanted = [each for each in ranges(config) if table is None or not table.has(each)]
+    wanted = [scope for scope in ranges(config) if table is None or not table.has(scope)]
     path = Path(f"{config.output}_tune.csv")
     with Compilers(examine, options.processes or len(os.sched_getaffinity(0)), options.compile_seconds) as compilers:
         search = Search(gpu, compilers, make_trial, 60 * options.minutes, Log(path, versions))
@@ -80,7 +80,7 @@ def ranges(config: DictConfig) -> list[Range]:
 def _trials(config: DictConfig, device: torch.device) -> Callable[[Range, Problem], Measures]:
     from .trial import Trial  # imports Triton
 
-    def make(each: Range, problem: Problem) -> Measures:
-        return Trial(each.kernel, problem, device, input_sets(problem, config.cache_mib), config.repeats)
+    def make(scope: Range, problem: Problem) -> Measures:
+        return Trial(scope.kernel, problem, device, input_sets(problem, config.cache_mib), config.repeats)
 
     return make

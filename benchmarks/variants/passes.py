@@ -18,7 +18,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from ...kernels.backward import line_backward_kernel
 from ...kernels.call import Call
 from ...kernels.launches import plan
-from ...kernels.launches.tiles import is_wide
+from ...kernels.launches.problem import is_wide
 from ...kernels.torch_ops import launch, passes
 from ...kernels.torch_ops.devices import device_of
 from ...kernels.torch_ops.joined import are_slices

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from ...engine.drawing.tables import Table
 from ...engine.runtime.provenance import machine_of, provenance
-from ...kernels.launches.tiles import Problem
+from ...kernels.launches.problem import Problem
 from ..comparison.rows import check_error
 from ..failures import require_none, tolerated
 from ..timing import Stream, input_sets, measure_in_turns

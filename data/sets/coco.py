@@ -25,7 +25,7 @@ from ..reading.grey_levels import check_value_range
 from ..reading.image_files import read_image
 from . import layouts
 from .coco_annotations import check_segmentation, has_mask, is_integer, is_number, read_annotations
-from .folder import distinct_colours
+from .colours import distinct_colours
 
 
 class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):

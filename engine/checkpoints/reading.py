@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...data.sets.folder import class_colours
+from ...data.sets.colours import class_colours
 from ...models import tensor_files
 from ...models.checksums import HEADER
 from ...models.published.importing import Published, convert

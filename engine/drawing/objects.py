@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from ...data.sets.folder import distinct_colours
+from ...data.sets.colours import distinct_colours
 from .fonts import text_font
 from .panels import column_pixels, save_grid
 from .png_files import write_png

@@ -1,4 +1,4 @@
-"""Tables, rendered as text or Markdown and written as CSV."""
+"""Tables, rendered as text or Markdown, written as CSV, and read back."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -68,3 +68,11 @@ class Table(NamedTuple):
 
     def _shown(self) -> list[list[str]]:
         return [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in self.rows]
+
+
+def read_records(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file as dictionaries; none if the file does not exist."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

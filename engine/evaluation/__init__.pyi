@@ -1,15 +1,11 @@
 from .average_precision import DetectionScores as DetectionScores
-from .average_precision import coco_results as coco_results
 from .confusion import ConfusionMatrix as ConfusionMatrix
 from .confusion import Scores as Scores
 from .cost import Cost as Cost
 from .cost import network_cost as network_cost
 from .detection import DRAWN_SCORE as DRAWN_SCORE
 from .detection import DetectionEvaluation as DetectionEvaluation
-from .detection import as_stored_objects as as_stored_objects
-from .detection import detect as detect
 from .detection import evaluate_objects as evaluate_objects
-from .detection import likely_objects as likely_objects
 from .earlier_scores import check_replaceable as check_replaceable
 from .earlier_scores import subject as subject
 from .earlier_scores import variant as variant

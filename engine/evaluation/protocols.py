@@ -101,34 +101,30 @@ class Slide:
             images: (N, C, H, W) in [0, 1], or uint8, which is converted window by window on the network's device.
         """
         height, width = images.shape[-2:]
-        all_rows, all_columns = (
-            self._windows(side, crop) for side, crop in zip((height, width), self.crop_size, strict=True)
-        )
-        counts = [_coverage(windows, side) for windows, side in ((all_rows, height), (all_columns, width))]
-        ends = [_finished(windows) for windows in (all_rows, all_columns)]
+        row_windows, column_windows = self._windows(height, self.crop_size[0]), self._windows(width, self.crop_size[1])
+        row_counts, column_counts = _coverage(row_windows, height), _coverage(column_windows, width)
         above: Tensor | None = None  # the sums of the rows that the next row of windows overlaps, over the full width
-        for rows, bottom in zip(all_rows, ends[0], strict=True):
+        for rows, bottom in zip(row_windows, _finished(row_windows), strict=True):
             below: Tensor | None = None
             left: Tensor | None = None  # the sums of the columns that the next window overlaps
-            seen = 0
-            for columns, right in zip(all_columns, ends[1], strict=True):
+            added = 0  # the end of the columns to which ``above`` has been added
+            for columns, right in zip(column_windows, _finished(column_windows), strict=True):
                 logits = self._window(model, images[..., rows, columns])
-                if above is not None:  # in the order of the windows, as floating-point sums depend on it
-                    seen_above = above[..., max(seen, columns.start) : columns.stop]
-                    known = above.shape[-2]
-                    fresh = logits[..., :known, logits.shape[-1] - seen_above.shape[-1] :]
-                    fresh.copy_(seen_above + fresh)
+                if above is not None:  # before ``left``: floating-point sums depend on the order of the windows
+                    sums = above[..., max(added, columns.start) : columns.stop]
+                    overlap = logits[..., : above.shape[-2], logits.shape[-1] - sums.shape[-1] :]
+                    overlap.copy_(sums + overlap)
                 if left is not None:
                     logits[..., : left.shape[-1]] += left
-                finished, done = right - columns.start, bottom - rows.start
-                if done < logits.shape[-2]:
+                tile_height, tile_width = bottom - rows.start, right - columns.start
+                if tile_height < logits.shape[-2]:
                     if below is None:
-                        below = logits.new_empty(*logits.shape[:-2], logits.shape[-2] - done, width)
-                    below[..., columns.start : right] = logits[..., done:, :finished]
-                left, seen = logits[..., finished:].clone(), columns.stop
-                part = slice(rows.start, bottom), slice(columns.start, right)
-                count = torch.outer(*(count[along] for count, along in zip(counts, part, strict=True)))
-                yield Tile(*part, logits[..., :done, :finished].div_(count.to(logits)))
+                        below = logits.new_empty(*logits.shape[:-2], logits.shape[-2] - tile_height, width)
+                    below[..., columns.start : right] = logits[..., tile_height:, :tile_width]
+                left, added = logits[..., tile_width:].clone(), columns.stop
+                tile_rows, tile_columns = slice(rows.start, bottom), slice(columns.start, right)
+                count = torch.outer(row_counts[tile_rows], column_counts[tile_columns]).to(logits)
+                yield Tile(tile_rows, tile_columns, logits[..., :tile_height, :tile_width].div_(count))
             above = below
 
     def _window(self, model: Any, window: Tensor) -> Tensor:

@@ -39,6 +39,38 @@ class Start(NamedTuple):
     saved: Checkpoint | None
 
 
+class _SameRun(NamedTuple):
+    """A run that ``resume=auto`` may continue; the smallest one is the best.
+
+    Attributes:
+        is_shorter: whether it is shorter than the run that the command line describes.
+        is_beside: whether it is not in the folder of the command line, but in a sibling.
+        minus_iteration: the negative number of its iterations.
+        folder: its folder.
+    """
+
+    is_shorter: bool
+    is_beside: bool
+    minus_iteration: int
+    folder: Path
+
+
+class _OtherRun(NamedTuple):
+    """A run that ``resume=auto`` may not continue; the smallest one is the most similar.
+
+    Attributes:
+        number: the number of differences.
+        minus_iteration: the negative number of its iterations.
+        folder: its folder.
+        differences: see :meth:`.identity.Wanted.differences`.
+    """
+
+    number: int
+    minus_iteration: int
+    folder: Path
+    differences: list[str]
+
+
 @contextmanager
 def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
     """Lock the folder of a run for the duration of the block, and yield it with the checkpoint to resume from.
@@ -128,43 +160,52 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
 
 def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     """Return the run that ``resume=auto`` continues, or an unused folder for a new one."""
-    wanted = Wanted(config, given_options(), lambda: _data_contents(config))
-    found, others = [], []
-    beside = (other for other in sorted(folder.parent.glob("*")) if other != folder and os.access(other, os.X_OK))
-    for run in (folder, *beside):
-        if peeks := _peeks(run):
-            length = flat(peeks[0].config).get(LENGTH, wanted.length)
-            differences = wanted.differences(peeks[0])
-            # A sweep may vary the length, so it never extends a shorter run, which may be another of its own.
-            if length > wanted.length or (length < wanted.length and in_sweep()):
-                differences.insert(0, f"{LENGTH}={length} instead of {wanted.length}")
-            if differences:
-                others.append((len(differences), -(peeks[0].iteration or 0), run, differences))
-            else:
-                found.append((length < wanted.length, run != folder, -(peeks[0].iteration or 0), run))
-    for shorter, is_beside, _, run in sorted(found):
+    same, others = _compared(config, folder)
+    for run in sorted(same):
         try:
-            lock = FolderLock(run)
+            lock = FolderLock(run.folder)
         except FolderTaken as error:
             # In a sweep, two runs may have the same identity. A shorter run may be complete as it is.
-            if is_beside and (in_sweep() or shorter):
-                _say(f"resume=auto: skipped {run}, which is in use")
+            if run.is_beside and (in_sweep() or run.is_shorter):
+                _say(f"resume=auto: skipped {run.folder}, which is in use")
                 continue
             raise FolderTaken(f"this run is already being trained: {error}") from error
         with ExitStack() as unused:
             unused.enter_context(lock)
-            if saved := _first_intact(run):
+            if saved := _first_intact(run.folder):
                 held.push(unused.pop_all())
                 _say(f"resume=auto: {saved.source}, iteration {saved.iteration}")
-                return Start(run, saved)
+                return Start(run.folder, saved)
     start = Start(_free(folder, held), None)
     skipped = f", skipped {len(others)} of other configurations" if others else ""
     _say(f"resume=auto: no checkpoint of this run in {folder.parent}{skipped}: starting a new run in {start.folder}")
     if others:
-        number, negative, run, differences = min(others)
-        shown = ", ".join(differences[:3]) + (f" and {number - 3} more" if number > 3 else "")
-        _say(f"the most similar one, {run} at iteration {-negative}, has {shown}")
+        nearest = min(others)
+        shown = ", ".join(nearest.differences[:3]) + (f" and {nearest.number - 3} more" if nearest.number > 3 else "")
+        _say(f"the most similar one, {nearest.folder} at iteration {-nearest.minus_iteration}, has {shown}")
     return start
+
+
+def _compared(config: DictConfig, folder: Path) -> tuple[list[_SameRun], list[_OtherRun]]:
+    """Return the runs in the folder and its siblings: those that are the run of the command line, and the others."""
+    wanted = Wanted(config, given_options(), lambda: _data_contents(config))
+    same, others = [], []
+    beside = (other for other in sorted(folder.parent.glob("*")) if other != folder and os.access(other, os.X_OK))
+    for run in (folder, *beside):
+        peeks = _peeks(run)
+        if not peeks:
+            continue
+        length = flat(peeks[0].config).get(LENGTH, wanted.length)
+        differences = wanted.differences(peeks[0])
+        # A sweep may vary the length, so it never extends a shorter run, which may be another of its own.
+        if length > wanted.length or (length < wanted.length and in_sweep()):
+            differences.insert(0, f"{LENGTH}={length} instead of {wanted.length}")
+        minus_iteration = -(peeks[0].iteration or 0)
+        if differences:
+            others.append(_OtherRun(len(differences), minus_iteration, run, differences))
+        else:
+            same.append(_SameRun(length < wanted.length, run != folder, minus_iteration, run))
+    return same, others
 
 
 def _free(folder: Path, held: ExitStack) -> Path:

@@ -1,4 +1,4 @@
-"""Start-up of the entry points, and the results and reports of sweeps."""
+"""The results of runs, and the reports of sweeps over them."""
 
 import lazy_loader
 

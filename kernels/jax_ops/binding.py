@@ -23,9 +23,8 @@ from jax import lax
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..launches.plan import PTX_VERSIONS, Launch
+from ..launches.plan import PTX_VERSIONS, TRITON_DTYPES, Launch
 
-_TYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _ALIGNMENT = 16  # of pointers in bytes, of strides in elements; lets the compiler load 16 bytes at a time
 
 
@@ -112,7 +111,7 @@ def _parameter(kernel: Any, name: str, value: Any) -> tuple[str, bool, int | flo
         return "fp32", False, value
     if isinstance(value, int):
         return "i32", name not in kernel.do_not_specialize and value % _ALIGNMENT == 0, value
-    return f"*{_TYPES[jnp.dtype(_array(value).dtype).name]}", True, None  # XLA aligns buffers to 64 bytes
+    return f"*{TRITON_DTYPES[jnp.dtype(_array(value).dtype).name]}", True, None  # XLA aligns buffers to 64 bytes
 
 
 @cache

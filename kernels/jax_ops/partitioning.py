@@ -9,7 +9,7 @@ since every position needs whole lines and all query channels.
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from jax.extend.core import Primitive
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..call import Options
-from ..launches.tiles import triton_version
+from ..launches.tile_tables import triton_version
 from .promotion import usual_promotion
 from .targets import current_gpu, running_on
 
@@ -45,9 +45,6 @@ def partitioned(
     def lowered(*arrays: Array, options: Options, **parameters: Any) -> list[Array]:
         """Call ``function`` under a rule that tells XLA which axes of its arrays may be sharded."""
         taken, made = kinds(len(arrays), **parameters)
-        space = [f"s{axis}" for axis in range(arrays[0].ndim - 2)]
-        attended = [space[axis] for axis in options.axes]
-
         gpu = current_gpu()  # XLA calls ``partition`` later, when it compiles the program
 
         def run(_: Array, *arrays: Array) -> list[Array]:
@@ -62,22 +59,13 @@ def partitioned(
 
         def partition(mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:
             """Return the mesh, the per-device function, and the shardings of its results and of its arrays."""
-            named, *found = [argument.sharding for argument in arguments]
-            if not all(isinstance(sharding, NamedSharding) for sharding in (named, *found)):
+            shardings = [argument.sharding for argument in arguments]
+            if not all(isinstance(sharding, NamedSharding) for sharding in shardings):
                 # XLA passes other shardings if it has no mesh; they already follow the rule.
-                return mesh, run_without_mesh, [result.sharding for result in results], (named, *found)
-            *lines, channels = _spec(found[2], arguments[3].ndim)
-            others = _spec(found[0], arguments[1].ndim)[:-1]
-            kept = [own if own is not None else other for own, other in zip(lines, others, strict=True)]
-            lines = _distinct(None if axis - 1 in options.axes else names for axis, names in enumerate(kept))
-            over = _names(channels)
-            if set(over) & {name for line in lines for name in _names(line)}:
-                channels, over = None, ()
-
-            def shard(kind: str) -> NamedSharding:
-                """Return the sharding of arrays of this kind."""
-                last = channels if kind == "value" else None
-                return NamedSharding(mesh, PartitionSpec() if kind == "gamma" else PartitionSpec(*lines, last))
+                return mesh, run_without_mesh, [result.sharding for result in results], tuple(shardings)
+            _, query, _, value, *_ = arguments
+            layout = _layout(query, value, options.axes)
+            over = _names(layout.channels)
 
             def run_shard(name: Array, *arrays: Array) -> list[Array]:
                 """Call ``function`` on this device's shard, and all-reduce its sums over value channels."""
@@ -88,23 +76,57 @@ def partitioned(
                 with jax.sharding.use_abstract_mesh(_NO_MESH):
                     return [array if kind == "value" else jax.lax.psum(array, over) for kind, array in sums]
 
-            whole = NamedSharding(mesh, PartitionSpec())
-            return mesh, run_shard, [shard(kind) for kind in made], (whole, *(shard(kind) for kind in taken))
+            whole, *of_arrays = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), *map(layout.spec, taken)))
+            return mesh, run_shard, [NamedSharding(mesh, layout.spec(kind)) for kind in made], (whole, *of_arrays)
 
-        inputs = ["", *(_factors(kind, space) for kind in taken)]  # the name has no axes
-        outputs = [_factors(kind, space) for kind in made]
-        gathered = {*attended, "d", "t", "u", "g"}
         rule = custom_partitioning(run)
-        rule.def_partition(
-            partition,
-            sharding_rule=f"{', '.join(inputs)} -> {', '.join(outputs)}",
-            need_replication_factors=tuple(
-                factor for factor in dict.fromkeys(" ".join([*inputs, *outputs]).split()) if factor in gathered
-            ),
-        )
+        rule.def_partition(partition, **_rule(taken, made, arrays[0].ndim - 2, options.axes))
         return rule(_name((function.__name__, options, parameters, str(gpu))), *arrays)
 
     return lowered
+
+
+class _Layout(NamedTuple):
+    """How the arrays of a call are sharded.
+
+    Attributes:
+        lines: the mesh axes of the batch and of each spatial axis, which all arrays share.
+        channels: the mesh axes of the value channels.
+    """
+
+    lines: list[Any]
+    channels: Any
+
+    def spec(self, kind: str) -> PartitionSpec:
+        """Return the partition spec of arrays of this kind."""
+        return (
+            PartitionSpec()
+            if kind == "gamma"
+            else PartitionSpec(*self.lines, self.channels if kind == "value" else None)
+        )
+
+
+def _layout(query: Any, value: Any, axes: Sequence[int]) -> _Layout:
+    """Return the layout that is closest to the shardings of query and value, and has whole lines along ``axes``."""
+    *lines, channels = _spec(value.sharding, value.ndim)
+    others = _spec(query.sharding, query.ndim)[:-1]
+    kept = [own if own is not None else other for own, other in zip(lines, others, strict=True)]
+    lines = _distinct(None if axis - 1 in axes else names for axis, names in enumerate(kept))
+    taken = {name for line in lines for name in _names(line)}
+    return _Layout(lines, None if taken & set(_names(channels)) else channels)
+
+
+def _rule(taken: Sequence[str], made: Sequence[str], dimensions: int, axes: Sequence[int]) -> dict[str, Any]:
+    """Return the arguments of ``def_partition`` that name the axes of all arrays, and those to gather."""
+    space = [f"s{axis}" for axis in range(dimensions)]
+    inputs = ["", *(_factors(kind, space) for kind in taken)]  # the name of the call has no axes
+    outputs = [_factors(kind, space) for kind in made]
+    gathered = {*(space[axis] for axis in axes), "d", "t", "u", "g"}
+    factors = dict.fromkeys(" ".join([*inputs, *outputs]).split())
+    return {
+        "sharding_rule": f"{', '.join(inputs)} -> {', '.join(outputs)}",
+        "need_replication_factors": tuple(factor for factor in factors if factor in gathered),
+    }
 
 
 def needs_devices(primitive: Primitive) -> None:

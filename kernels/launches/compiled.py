@@ -22,10 +22,9 @@ from triton.compiler import ASTSource
 from ..backward import line_backward_kernel
 from ..forward import line_forward_kernel
 from .launch_cases import Case
-from .plan import Device
+from .plan import TRITON_DTYPES, Device
 
 KERNELS: dict[str, Any] = {"forward": line_forward_kernel, "backward": line_backward_kernel}
-TRITON_DTYPE = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 # Matrix instructions of Ampere, Hopper and datacenter Blackwell in PTX, and those of AMD.
 TENSOR_CORE = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma_")
 
@@ -115,6 +114,6 @@ def _argument_type(name: str, case: Case) -> str:
         return "fp32"
     if described := case.descriptors.get(name):
         dtype, block = described
-        return f"tensordesc<{TRITON_DTYPE[dtype]}{list(block)}>"
+        return f"tensordesc<{TRITON_DTYPES[dtype]}{list(block)}>"
     dtype = case.pointers.get(name)
-    return "i32" if dtype is None else f"*{TRITON_DTYPE[dtype]}"
+    return "i32" if dtype is None else f"*{TRITON_DTYPES[dtype]}"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from . import plan, tiles
+from . import plan, tile_tables
 from .launch_cases import Case, backward_cases, for_jax, forward_cases
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def distinct(cases: Iterable[Case]) -> list[Case]:
 
 def _with_tables(gpu: str) -> list[plan.Device]:
     """Return the GPU, which has no table and so uses the rule, and every GPU of the same capability that has one."""
-    headers = [json.loads(path.read_text(encoding="utf-8")) for path in tiles.CONFIGS.glob("*.json")]
+    headers = [json.loads(path.read_text(encoding="utf-8")) for path in tile_tables.CONFIGS.glob("*.json")]
     names = [header["device"] for header in headers if tuple(header["capability"]) == GPUS[gpu].capability]
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 

@@ -8,10 +8,12 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from . import tiles
-from .tiles import Device, Problem, Tile, choose_tile, power_of_two
+from . import tile_tables
+from .problem import Device, Problem, Tile, is_wide, power_of_two
+from .tiles import choose_tile
 
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 MIN_CAPABILITY = (8, 0)
 # The PTX version by compute capability, for JAX: that of the oldest ptxas that JAX supports (CUDA 12.6; 12.9 for
 # Blackwell), as JAX's ptxas may be older than Triton's. GPUs that are not listed use Triton's default. LLVM aborts the
@@ -94,7 +96,7 @@ def forward_launches(
             "HAS_RESIDUAL": has_residual and last,
             "SAVE_OUT": save_out or not last,
             "REVERSED": index % 2 == 1,
-            "WIDE": tiles.is_wide(problem),
+            "WIDE": is_wide(problem),
             "ONE_KEY_TILE": one_key_tile,
             "SPLITS": min(splits, slabs),
             **_overlap(device, index, last),
@@ -128,7 +130,7 @@ def backward_launches(
             "FIRST": index == 0,
             "LAST": last,
             "REVERSED": index % 2 == 1,
-            "WIDE": tiles.is_wide(problem),
+            "WIDE": is_wide(problem),
             "ONE_QUERY_TILE": length <= tile.block_m,
             "ONE_KEY_TILE": length <= tile.block_n,
             **_overlap(device, index, last),
@@ -182,7 +184,7 @@ def _launch(
 
 def use_table(device_name: str, rows: list[dict[str, Any]]) -> None:
     """Replace the rows of a device's table in this process only, for tuning and tests."""
-    tiles.tables[device_name] = rows
+    tile_tables.tables[device_name] = rows
     forward_launches.cache_clear()
     backward_launches.cache_clear()
 

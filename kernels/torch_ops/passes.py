@@ -150,7 +150,7 @@ def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
 
 
 def problem_of(call: Call[Tensor], widest_stride: int, aligned: bool = False) -> plan.Problem:
-    """Return the sizes of a call; see :class:`ccnet.kernels.launches.tiles.Problem` for the other arguments."""
+    """Return the sizes of a call; see :class:`ccnet.kernels.launches.problem.Problem` for the other arguments."""
     batch, *spatial, query_channels = call.query.shape
     value_channels = call.value.shape[-1]
     options = call.options

@@ -8,10 +8,11 @@ from typing import Any
 from flax import nnx
 from jax import Array
 
-from .layers import NamedLayers, Twin, parameter
+from .layers import NamedLayers, Twin
+from .torch_arrays import parameter
 
 
-class Residual(nnx.Module):
+class ResNetBlock(nnx.Module):
     """A basic or bottleneck block of a ResNet.
 
     Args:
@@ -41,8 +42,8 @@ class Residual(nnx.Module):
         return x
 
 
-class Inverted(nnx.Module):
-    """A block of an EfficientNet or MobileNet, with a skip connection if the shapes match.
+class MobileNetBlock(nnx.Module):
+    """An inverted residual block of a MobileNet or EfficientNet, with a skip connection if the shapes match.
 
     Each convolution is followed by batch norm. Anti-aliasing and channel attention precede the last convolution; if
     there is only one, anti-aliasing follows it.
@@ -72,7 +73,7 @@ class Inverted(nnx.Module):
         return x + shortcut if self.has_skip else x
 
 
-class Universal(NamedLayers):
+class MobileNetV4Block(NamedLayers):
     """A universal inverted bottleneck of a MobileNetV4, with a skip connection if the shapes match.
 
     Args:

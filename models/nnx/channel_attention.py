@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from .layers import Twin, parameter
+from .layers import Twin
+from .torch_arrays import parameter
 
 
 class SqueezeExcite(nnx.Module):

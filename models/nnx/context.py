@@ -12,7 +12,9 @@ from jax import Array
 
 from ...kernels import criss_cross_residual
 from ...kernels.jax_ops.gradients import KEPT
-from .layers import Twin, adaptive_average, parameter, resize
+from .layers import Twin
+from .resampling import adaptive_average, resize
+from .torch_arrays import parameter
 
 
 class CrissCrossAttention(nnx.Module):

@@ -3,62 +3,18 @@
 # Some JAX functions are only partially typed.
 # pyright: reportUnknownMemberType=false
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array, lax
 
 from .convolution import convolve
-
-if TYPE_CHECKING:  # networks loaded from weight files do not need torch
-    from torch import Tensor
+from .torch_arrays import parameter, statistic
 
 Twin = Callable[[Any], Any]  # converts a torch submodule, or a native Part, to its twin
-
-
-def from_torch(tensor: "Tensor | np.ndarray") -> Array:
-    """Convert a torch parameter, or an array in torch's layout, to the twin's: (H, W, I, O) for convolutions."""
-    array = _numpy(tensor)
-    return jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
-
-
-def _numpy(tensor: Any) -> np.ndarray:
-    if not hasattr(tensor, "detach"):
-        return np.asarray(tensor)
-    tensor = tensor.detach().cpu()
-    if str(tensor.dtype) == "torch.bfloat16":  # torch and NumPy share no bfloat16
-        return tensor.float().numpy().astype(jnp.bfloat16)
-    return tensor.numpy()
-
-
-def to_torch(array: Array) -> "Tensor":
-    """Convert a parameter to torch's layout, the inverse of :func:`from_torch`."""
-    values = np.asarray(array)
-    return statistic_to_torch(values.transpose(3, 2, 0, 1) if values.ndim == 4 else values)
-
-
-def statistic_to_torch(array: "Array | np.ndarray") -> "Tensor":
-    """Convert a non-trainable array to a tensor, the inverse of :func:`statistic`."""
-    import torch
-
-    half = array.dtype == jnp.bfloat16
-    tensor = torch.from_numpy(np.array(array, np.float32 if half else None, order="C"))
-    return tensor.bfloat16() if half else tensor
-
-
-def parameter(tensor: "Tensor | np.ndarray") -> nnx.Param[Array]:
-    """Convert a torch parameter, or an array in torch's layout, to a trainable variable."""
-    return nnx.Param(from_torch(tensor))
-
-
-def statistic(tensor: "Tensor | np.ndarray", dtype: Any = None) -> nnx.BatchStat[Array]:
-    """Convert a torch buffer or an array to a non-trainable variable."""
-    return nnx.BatchStat(jnp.asarray(_numpy(tensor), dtype))
 
 
 class Modal(nnx.Module):
@@ -210,47 +166,6 @@ class NamedLayers(nnx.Module):
         return x
 
 
-class Pool(nnx.Module):
-    """Counterpart of ``nn.MaxPool2d``, ``nn.AvgPool2d`` and timm's ``AvgPool2dSame``.
-
-    Args:
-        kind: "max", "average" (``nn.AvgPool2d`` with ceil_mode), "valid" (without) or "same".
-        kernel, stride, padding: size, stride and padding of the window in pixels, each one number or (height, width);
-            ``padding`` only applies to "max".
-    """
-
-    def __init__(self, kind: str, kernel: Any, stride: Any, padding: Any = 0):
-        self.kind, self.kernel, self.stride, self.padding = kind, _pair(kernel), _pair(stride), _pair(padding)
-
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """Apply the pooling: (N, H, W, C) -> (N, h, w, C)."""
-        window, steps = (1, *self.kernel, 1), (1, *self.stride, 1)
-        if self.kind == "max":
-            padding = ((0, 0), *((side, side) for side in self.padding), (0, 0))
-            return lax.reduce_window(x, -jnp.inf, lax.max, window, steps, padding)
-        if self.kind in ("same", "valid"):  # "same" includes the padding zeros in the average
-            return lax.reduce_window(x, 0.0, lax.add, window, steps, self.kind.upper()) / math.prod(self.kernel)
-        # With ceil_mode, windows may extend past the border; torch averages over the pixels inside the image.
-        over = [_overhang(*sizes) for sizes in zip(x.shape[1:3], self.kernel, self.stride, strict=True)]
-        padding = ((0, 0), (0, over[0]), (0, over[1]), (0, 0))
-        total = lax.reduce_window(x, 0.0, lax.add, window, steps, padding)
-        count = lax.reduce_window(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, window, steps, padding)
-        return total / count
-
-
-def _overhang(size: int, kernel: int, stride: int) -> int:
-    """Return the number of pixels by which torch's last window extends past the border with ceil_mode."""
-    windows = 1 - (kernel - size) // stride
-    if (windows - 1) * stride >= size:  # torch omits a window that starts outside the image
-        windows -= 1
-    return max((windows - 1) * stride + kernel - size, 0)
-
-
-def _pair(sides: Any) -> tuple[int, int]:
-    """Return a torch setting, one number or a pair, as (height, width)."""
-    return (sides, sides) if isinstance(sides, int) else tuple(sides)
-
-
 class Activation(nnx.Module):
     """An elementwise activation of ``jax.nn``.
 
@@ -289,43 +204,3 @@ def dropout2d(x: Array, rate: float, key: Array | None) -> Array:
         return jnp.zeros_like(x)  # a division by 0 below would give NaN gradients
     kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1]))
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
-
-
-def resize(x: Array, size: Sequence[int], align_corners: bool = True) -> Array:
-    """Resize bilinearly like torch's ``interpolate``: (N, H, W, C) -> (N, *size, C)."""
-    rows, columns = (_linear(old, new, align_corners) for old, new in zip(x.shape[1:3], size, strict=True))
-    return _along_both(x, rows, columns)
-
-
-def adaptive_average(x: Array, bins: int) -> Array:
-    """Pool like torch's ``adaptive_avg_pool2d``: (N, H, W, C) -> (N, bins, bins, C)."""
-    return _along_both(x, *(_cells(side, bins) for side in x.shape[1:3]))
-
-
-def _along_both(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
-    """Multiply by (new, old) matrices along height and width, which is fast in the forward and the backward pass."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    x = jnp.einsum("hi,niwc->nhwc", rows.astype(wide), x.astype(wide), precision="highest")
-    return jnp.einsum("wj,nhjc->nhwc", columns.astype(wide), x, precision="highest")
-
-
-def _linear(old: int, new: int, align_corners: bool) -> np.ndarray:
-    """Return the (new, old) matrix of linear interpolation from ``old`` to ``new`` pixels."""
-    if align_corners:
-        points = np.arange(new) * ((old - 1) / max(new - 1, 1))
-    else:
-        points = ((np.arange(new) + 0.5) * (old / new) - 0.5).clip(min=0)
-    low = np.minimum(np.floor(points).astype(int), old - 1)
-    matrix = np.zeros((new, old))
-    matrix[np.arange(new), low] += 1 - (points - low)
-    matrix[np.arange(new), np.minimum(low + 1, old - 1)] += points - low
-    return matrix
-
-
-def _cells(old: int, new: int) -> np.ndarray:
-    """Return the (new, old) matrix of adaptive average pooling from ``old`` pixels to ``new`` bins."""
-    matrix = np.zeros((new, old))
-    for cell in range(new):
-        start, end = cell * old // new, -(-(cell + 1) * old // new)
-        matrix[cell, start:end] = 1 / (end - start)
-    return matrix

@@ -8,7 +8,9 @@ from flax import nnx
 from jax import Array, export
 
 from ...kernels.jax_ops.promotion import usual_promotion
-from .layers import Modal, Twin, dropout2d, resize, statistic
+from .layers import Modal, Twin, dropout2d
+from .resampling import resize
+from .torch_arrays import statistic
 
 
 class ContextHead(nnx.Module):

@@ -13,7 +13,8 @@ from flax import nnx
 from jax import Array, lax
 
 from .convolution import convolve
-from .layers import Layers, parameter
+from .layers import Layers
+from .torch_arrays import parameter
 
 
 class Linear(nnx.Module):
@@ -72,7 +73,7 @@ class GlobalResponseNorm(nnx.Module):
         return (wide + self.weight[...] * wide * response + self.bias[...]).astype(x.dtype)
 
 
-class Scale(nnx.Module):
+class LayerScale(nnx.Module):
     """Counterpart of timm's ``LayerScale2d``: multiplies each channel by a learned factor.
 
     Args:

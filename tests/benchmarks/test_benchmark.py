@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from ccnet.benchmarks import training_step as benchmark_train
 from ccnet.benchmarks.comparison import compare_torch as benchmark_compare
 from ccnet.benchmarks.comparison import peers as benchmark_peers
+from ccnet.benchmarks.comparison.peers import Peer
 from ccnet.benchmarks.timing import Timing
 from ccnet.engine.evaluation.cost import Cost
 from ccnet.kernels.launches import plan
@@ -135,10 +136,11 @@ def test_a_comparison_without_results_is_an_error(config, tmp_path):
 @pytest.mark.parametrize("machine", ["NVIDIA H200", "NVIDIA H100 80GB HBM3"])
 def test_floors_of_the_machines(config, machine):
     """8x97x97 in bfloat16 is bound by memory: 174 MB."""
-    cost = plan.least_cost(plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16"), "forward")
+    problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16")
     timing = Timing(100.0, 100.0, 100.0, 1.0)
-    floor = cost.bytes / config.machines[machine].terabytes_per_second / 1e6
-    assert benchmark_compare._percent_of_floor(cost, timing, config.machines[machine]) == round(floor, 1)
+    found = benchmark_compare._percent_of_floor(problem, "forward", timing, config.machines[machine])
+    floor = plan.least_cost(problem, "forward").bytes / config.machines[machine].terabytes_per_second / 1e6
+    assert found == round(floor, 1)
 
 
 def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, monkeypatch):
@@ -146,7 +148,7 @@ def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, 
     from ccnet.benchmarks.comparison import compare_jax as benchmark_jax
 
     config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
-    monkeypatch.setitem(benchmark_jax.PEERS, "wrong", (lambda query, key, value: value, "cross"))
+    monkeypatch.setitem(benchmark_jax.PEERS, "wrong", Peer(lambda query, key, value: value))
     benchmark_jax.time_in_jax(config, "float32", [1, 4, 5])
     with open(tmp_path / "b_jax.csv") as file:
         rows = {(row["peer"], row["pass"]): row for row in csv.DictReader(file)}

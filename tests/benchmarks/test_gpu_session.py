@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ccnet.benchmarks import gpu_session
 from ccnet.benchmarks.gpu_session import Step
-from ccnet.kernels.launches import tiles
+from ccnet.kernels.launches import tile_tables
 
 
 def python(name, code, seconds=PATIENCE):
@@ -31,7 +31,7 @@ def config(tmp_path):
 
 
 def test_a_failure_or_a_time_limit_ends_one_step_only(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tiles, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(tile_tables, "CONFIGS", tmp_path / "configs")
     (tmp_path / "configs").mkdir()
     table = tmp_path / "configs" / "nvidia_test.json"
     steps = [

@@ -19,7 +19,7 @@ from ccnet.benchmarks.variants.race import VARIANTS
 from ccnet.kernels import criss_cross_attention
 from ccnet.kernels.call import Call, Options
 from ccnet.kernels.launches import launch_set
-from ccnet.kernels.launches.tiles import triton_version
+from ccnet.kernels.launches.tile_tables import triton_version
 from ccnet.kernels.torch_ops.joined import split_like
 
 if importlib.util.find_spec("triton") is None:

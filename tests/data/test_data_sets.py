@@ -20,7 +20,8 @@ from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.camvid import CLASSES, PALETTE, CamVid, CamVidFull
 from ccnet.data.sets.cityscapes import Cityscapes
 from ccnet.data.sets.class_table import read_classes
-from ccnet.data.sets.folder import Folder, distinct_colours
+from ccnet.data.sets.colours import distinct_colours
+from ccnet.data.sets.folder import Folder
 from ccnet.data.sets.lip import FLIP_PAIRS, LIP
 from ccnet.data.sets.voc import VOC
 from ccnet.data.transforms import eval_transform

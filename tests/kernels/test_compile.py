@@ -15,7 +15,7 @@ import stub_driver
 import yaml
 from conftest import ROOT
 
-from ccnet.kernels.launches import launch_cases, launch_set, plan, tiles
+from ccnet.kernels.launches import launch_cases, launch_set, plan, tile_tables, tiles
 
 pytestmark = pytest.mark.slow
 
@@ -190,7 +190,7 @@ def test_a_launch_finds_what_was_compiled_ahead(compilers):
 
 
 def test_pinned_rows_of_a_device_take_precedence_over_the_rule(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiles, "CONFIGS", tmp_path)
+    monkeypatch.setattr(tile_tables, "CONFIGS", tmp_path)
     tile = {"block_m": 32, "block_n": 16, "block_c": 32, "num_warps": 2, "num_stages": 1}
     row = {
         "kernel": "forward",
@@ -200,11 +200,11 @@ def test_pinned_rows_of_a_device_take_precedence_over_the_rule(tmp_path, monkeyp
         "max_query_channels": 64,
     }
     device = plan.Device("NVIDIA Test", (9, 0), 132, 232448)
-    assert tiles.write_table(device, [row | {"tile": tile}], {"origin": "a test"}).name == "nvidia_test.json"
+    assert tile_tables.write_table(device, [row | {"tile": tile}], {"origin": "a test"}).name == "nvidia_test.json"
     problem = plan.Problem(1, (97, 101), (0, 1), 64, 512, "bfloat16")
-    assert tiles.choose_tile("forward", problem, 97, device) == tiles.Tile(**tile)
-    assert tiles.choose_tile("forward", problem, 101, device) != tiles.Tile(**tile)
-    assert tiles.choose_tile("backward", problem, 97, device) != tiles.Tile(**tile)
+    assert tiles.choose_tile("forward", problem, 97, device) == plan.Tile(**tile)
+    assert tiles.choose_tile("forward", problem, 101, device) != plan.Tile(**tile)
+    assert tiles.choose_tile("backward", problem, 97, device) != plan.Tile(**tile)
 
 
 def test_a_measured_row_is_pinned_for_its_triton_version_only(monkeypatch):
@@ -212,9 +212,9 @@ def test_a_measured_row_is_pinned_for_its_triton_version_only(monkeypatch):
     shipped, rule = device._replace(name="NVIDIA H200"), device._replace(name="none")
     chosen = {}
     for version in ("3.6.1", "3.60.0", ""):
-        monkeypatch.setattr(tiles, "triton_version", lambda version=version: version)
+        monkeypatch.setattr(tile_tables, "triton_version", lambda version=version: version)
         chosen[version] = [tiles.choose_tile("backward", problem, 97, each) for each in (shipped, rule)]
-    assert chosen["3.6.1"][0] == tiles.Tile(128, 128, 64, 8, 3) != chosen["3.6.1"][1]
+    assert chosen["3.6.1"][0] == plan.Tile(128, 128, 64, 8, 3) != chosen["3.6.1"][1]
     assert chosen["3.60.0"][0] == chosen["3.60.0"][1] == chosen[""][0]
 
 

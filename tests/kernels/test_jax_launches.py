@@ -15,7 +15,7 @@ from conftest import ROOT
 from jax_calls import OPERATORS, jax_result, make, torch_result, used
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback
-from ccnet.kernels.launches import plan, tiles
+from ccnet.kernels.launches import plan, tile_tables
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
@@ -51,7 +51,7 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(primitives.forward_p, "impl", lowering.forward_on_cuda)
     monkeypatch.setattr(primitives.backward_p, "impl", lowering.backward_on_cuda)
     name = passes.device().name
-    pinned = tiles.load_table(name)
+    pinned = tile_tables.load_table(name)
     yield partial(plan.use_table, name)
     plan.use_table(name, pinned)
 

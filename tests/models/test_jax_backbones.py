@@ -120,7 +120,7 @@ def test_a_twin_that_computes_something_else_is_refused():
     def without_attention(module):
         made = twins._twin(module)
         for _, part in nnx.iter_modules(made):
-            if type(part).__name__ == "Inverted":
+            if type(part).__name__ == "MobileNetBlock":
                 part.se = None
         return made
 

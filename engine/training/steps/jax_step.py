@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from torch import Tensor
 
 from ....models.nnx import state_dict, twin
-from ....models.nnx.layers import from_torch, hold_statistics, to_torch
+from ....models.nnx.layers import hold_statistics
+from ....models.nnx.torch_arrays import from_torch, to_torch
 from ...evaluation.jax_network import JaxNetwork
 from ...runtime.memory import process_peak_mib
 from ...runtime.provenance import provenance

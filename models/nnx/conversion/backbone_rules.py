@@ -17,7 +17,7 @@ from timm.models.mobilenetv3 import MobileNetV3Features
 
 from ...backbone import TimmBackbone
 from ..backbone import Backbone, FeatureNet
-from ..blocks import ConvNeXtBlock, Inverted, RegNetBlock, Residual, Universal
+from ..blocks import ConvNeXtBlock, MobileNetBlock, MobileNetV4Block, RegNetBlock, ResNetBlock
 from ..channel_attention import EfficientChannelAttention, SqueezeExcite
 from ..layers import NamedLayers, Twin
 from .rules import Rule, Source
@@ -49,8 +49,8 @@ _NET = (
 
 BACKBONES: dict[type[torch.nn.Module], Rule] = {
     ConvNormAct: Rule(_conv_norm_act),
-    resnet.BasicBlock: Rule(with_parts(Residual), unused=_BLOCK),
-    resnet.Bottleneck: Rule(with_parts(Residual), unused=_BLOCK),
+    resnet.BasicBlock: Rule(with_parts(ResNetBlock), unused=_BLOCK),
+    resnet.Bottleneck: Rule(with_parts(ResNetBlock), unused=_BLOCK),
     regnet.Bottleneck: Rule(with_parts(RegNetBlock)),
     regnet.RegStage: Rule(_layers_by_name),
     convnext.ConvNeXtBlock: Rule(with_parts(ConvNeXtBlock), unused=("use_conv_mlp",)),
@@ -58,11 +58,11 @@ BACKBONES: dict[type[torch.nn.Module], Rule] = {
     convnext.Downsample: Rule(with_parts(NamedLayers, ("pool", "conv"))),
     Mlp: Rule(with_parts(NamedLayers, ("fc1", "act", "drop1", "norm", "fc2", "drop2"))),
     GlobalResponseNormMlp: Rule(with_parts(NamedLayers, ("fc1", "act", "drop1", "grn", "fc2", "drop2"))),
-    efficientnet.ConvBnAct: Rule(with_parts(Inverted, ("conv",))),
-    efficientnet.EdgeResidual: Rule(with_parts(Inverted, ("conv_exp", "conv_pwl"))),
-    efficientnet.DepthwiseSeparableConv: Rule(with_parts(Inverted, ("conv_dw", "conv_pw")), unused=_BLOCK),
-    efficientnet.InvertedResidual: Rule(with_parts(Inverted, ("conv_pw", "conv_dw", "conv_pwl"))),
-    efficientnet.UniversalInvertedResidual: Rule(with_parts(Universal)),
+    efficientnet.ConvBnAct: Rule(with_parts(MobileNetBlock, ("conv",))),
+    efficientnet.EdgeResidual: Rule(with_parts(MobileNetBlock, ("conv_exp", "conv_pwl"))),
+    efficientnet.DepthwiseSeparableConv: Rule(with_parts(MobileNetBlock, ("conv_dw", "conv_pw")), unused=_BLOCK),
+    efficientnet.InvertedResidual: Rule(with_parts(MobileNetBlock, ("conv_pw", "conv_dw", "conv_pwl"))),
+    efficientnet.UniversalInvertedResidual: Rule(with_parts(MobileNetV4Block)),
     efficientnet.SqueezeExcite: Rule(with_parts(SqueezeExcite, ("conv_reduce", "act1", "conv_expand", "gate"))),
     SEModule: Rule(with_parts(SqueezeExcite, ("fc1", "bn", "act", "fc2", "gate"))),
     EffectiveSEModule: Rule(with_parts(SqueezeExcite, ("fc", "gate"))),

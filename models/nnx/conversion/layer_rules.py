@@ -18,8 +18,9 @@ from timm.layers.pool2d_same import AvgPool2dSame
 from timm.models import _efficientnet_blocks as efficientnet
 
 from ..channel_attention import ChannelConvolution
-from ..layers import Activation, BatchNorm, Conv, Layers, Pool, Twin
-from ..timm_layers import BlurPool, GlobalResponseNorm, Linear, MixedConv, Scale
+from ..layers import Activation, BatchNorm, Conv, Layers, Twin
+from ..resampling import Pool
+from ..timm_layers import BlurPool, GlobalResponseNorm, LayerScale, Linear, MixedConv
 from ..timm_layers import LayerNorm as LayerNormTwin
 from .rules import Rule, Source
 
@@ -87,7 +88,7 @@ def _norm(make: Callable[[Any, Twin], nnx.Module]) -> Rule:
     return Rule(make, fixed={"affine": True, "track_running_stats": True}, unused=("num_features",))
 
 
-_LAYER_SCALE = Rule(leaf(Scale), unused=("inplace", "init_values"))
+_LAYER_SCALE = Rule(leaf(LayerScale), unused=("inplace", "init_values"))
 LAYERS: dict[type[torch.nn.Module], Rule] = {
     torch.nn.Conv2d: _conv(Conv),
     Conv2dSame: _conv(partial(Conv, same=True)),

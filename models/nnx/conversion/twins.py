@@ -20,7 +20,7 @@ from ...heads.fcn import FCNHead
 from ...segmentor import Segmentor
 from .. import context as context_twins
 from .. import segmentor as segmentor_twins
-from ..layers import statistic_to_torch, to_torch
+from ..torch_arrays import statistic_to_torch, to_torch
 from .backbone_rules import BACKBONES, with_parts
 from .comparison import compare, largest_difference
 from .layer_rules import LAYERS, layers

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backbone import Backbone, FeatureNet
-from ..blocks import Inverted, Residual
+from ..blocks import MobileNetBlock, ResNetBlock
 from ..channel_attention import ChannelConvolution, EfficientChannelAttention, SqueezeExcite
 from ..layers import Twin
 from .parts import Part, Weights, activation, batch_norm, conv, pool, sequence
@@ -107,7 +107,7 @@ def _residual(weights: Weights, stride: int, dilation: int, first_dilation: int)
         layers[f"act{index}"] = activation("relu")
     downsample = _downsample(weights.at("downsample"), stride, dilation) if weights.has("downsample") else None
     attention = _attention(weights.at("se")) if weights.has("se") else None
-    return Part(Residual, **layers, aa=sequence([]), se=attention, downsample=downsample)
+    return Part(ResNetBlock, **layers, aa=sequence([]), se=attention, downsample=downsample)
 
 
 def _downsample(weights: Weights, stride: int, dilation: int) -> Part:
@@ -168,4 +168,6 @@ def _inverted(weights: Weights, stride: int, dilation: int) -> Part:
         layers[f"bn{index}"] = batch_norm(weights.at(f"bn{index}"), layers[name], None if last else "relu6")
     has_skip = stride == 1 and len(kernels[-1]) == (depthwise if order[0] == "conv_dw" else kernels[0].shape[1])
     identity = sequence([])
-    return Part(lambda part, twin: Inverted(part, twin, order), **layers, aa=identity, se=identity, has_skip=has_skip)
+    return Part(
+        lambda part, twin: MobileNetBlock(part, twin, order), **layers, aa=identity, se=identity, has_skip=has_skip
+    )

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from ..layers import Activation, BatchNorm, Conv, Layers, Pool, Twin
+from ..layers import Activation, BatchNorm, Conv, Layers, Twin
+from ..resampling import Pool
 
 
 class Part:
@@ -130,7 +131,7 @@ def sequence(parts: Sequence[Part]) -> Part:
 
 
 def pool(kind: str, kernel: int, stride: int, padding: int = 0) -> Part:
-    """Describe a pooling layer; see :class:`~ccnet.models.nnx.layers.Pool`."""
+    """Describe a pooling layer; see :class:`~ccnet.models.nnx.resampling.Pool`."""
     return Part(lambda part, twin: Pool(kind, kernel, stride, padding))
 
 

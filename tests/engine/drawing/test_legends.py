@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccnet.data.sets.folder import class_colours, distinct_colours
+from ccnet.data.sets.colours import class_colours, distinct_colours
 from ccnet.engine.drawing import blend, charts, colourise, mark_errors, panels, save_mask, save_overlay
 from ccnet.engine.drawing.charts import _means, save_curves
 from ccnet.engine.drawing.legend import (

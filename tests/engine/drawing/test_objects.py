@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ccnet.data.sets.folder import distinct_colours
+from ccnet.data.sets.colours import distinct_colours
 from ccnet.engine.drawing import draw_objects, save_object_panel, save_objects
 from ccnet.engine.drawing.objects import _free_place, matched_colours
 

@@ -135,3 +135,39 @@ def test_no_resolver_evaluates_code():
         "secret_values.py",  # only notes what oc.env reads
         "entry_point.py",  # only prints a configuration, for --help
     }
+
+
+def test_a_pickled_object_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"weights": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        checkpoints.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model": {"_target_": "os.system", "command": "true"}}, r"names 'os\.system' in model"),
+        (
+            {"model": {"head": [{"_target_": "ccnet.models.backbone.torch.load"}]}},
+            r"names 'ccnet\.models\.backbone\.torch\.load'",
+        ),
+        (
+            {"dataset": {"val": {"_target_": "ccnet.models.factory.build"}}},
+            r"'ccnet\.models\.factory\.build' in dataset",
+        ),
+        ({"extra": {"_target_": "ccnet.models.factory.build"}}, "in extra"),
+        ({"model": {"_target_": "ccnet.models.nothing.There"}}, "in model"),
+        ({"logger": {"name": "${oc.env:HOME}"}}, r"logger contains '\$\{oc\.env:HOME\}'"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_untrusted_config_cannot_refer_to_other_code(tmp_path, config, message, suffix):
+    path = tmp_path / f"last{suffix}"
+    checkpoints.save(Checkpoint({"w": torch.ones(2)}, config, ["a"], [[0, 0, 0]], 1, {}), path)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load(path)

@@ -14,7 +14,7 @@ INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
     """Decorate the function that ``hydra.main`` returns.
 
-    Arguments are passed on as :func:`~ccnet.engine.sweeps.arguments.accepted` returns them. An invalid one ends
+    Arguments are passed on as :func:`~ccnet.engine.commands.arguments.accepted` returns them. An invalid one ends
     the program with a message.
     """
 

@@ -20,9 +20,9 @@ from ..runtime.launchers import in_own_process, is_first, is_one_of_several, joi
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
 from ..runtime.run_folder import FolderLock, FolderTaken, holds_result, holds_run, remove_if_empty, with_numbers
+from ..sweeps.results import write_result
 from .command_line import interrupted
 from .help_text import commented_config
-from .results import write_result
 
 OmegaConf.register_new_resolver("commented_config", commented_config, replace=True)  # for conf/hydra/help
 

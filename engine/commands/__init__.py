@@ -1,0 +1,8 @@
+"""The start of every entry point: its command line, its help text, and how it reports errors.
+
+Entry points import the decorators ``command_line`` and ``entry_point`` from the modules of these names.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .arguments import accepted as accepted
+from .arguments import check_overrides as check_overrides

@@ -1,0 +1,93 @@
+"""Weight files of a backbone: the state dict of a timm model, or the checkpoint of a run that contains one."""
+
+from pathlib import Path
+from typing import Any
+
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from . import tensor_files
+from .checksums import HEADER
+
+_COUNTER = "num_batches_tracked"  # unused batch norm buffer; frozen layers and older files lack it
+
+
+def read_weights(name: str, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weight file, keyed by timm's names with underscores in place of dots.
+
+    Args:
+        name: timm's name of the model, for the errors.
+        path: a state dict or the checkpoint of a run. The result of a run also has its image statistics, "mean" and
+            "std".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or contains something other than tensors.
+    """
+    try:
+        path = path if path.is_file() else tensor_files.find(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"backbone.weights={path} is neither a state dict of timm's {name} nor the checkpoint of a run: {error}"
+        ) from error
+    try:
+        file = tensor_files.read(path)
+        state = file.content
+        if HEADER in file.metadata or "weights" in state:
+            if not file.checksums_match:
+                raise ValueError("its content does not match its checksum")
+            state = state.get("weights", state)
+        state = {_timm_name(key): tensor for key, tensor in state.get("state_dict", state).items()}
+        if not all(tensor_files.is_plain(tensor) for tensor in state.values()):
+            raise ValueError("it contains something other than plain, complete tensors")
+    except Exception as error:  # each format raises its own errors for a damaged file
+        raise ValueError(f"{path} is not a state dict that can be read safely: {error}") from error
+    return state
+
+
+def load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, Tensor]) -> None:
+    """Load all weights of a timm feature network; those of its first layer are adapted to its image channels.
+
+    Args:
+        net: the network.
+        name, path: timm's name of the model and the weight file, for the errors.
+        state: the tensors, as :func:`read_weights` returns them.
+
+    Raises:
+        ValueError: ``state`` does not match the network, which is then unchanged.
+    """
+    own = net.state_dict()
+    first = f"{_first_layer(net)}.weight"
+    if first in own and (found := state.get(_timm_name(first))) is not None and found.ndim == 4 and found.shape[1] == 3:
+        state |= {_timm_name(first): adapt_input_conv(own[first].shape[1], found)}
+    stored = state.get(_timm_name(first))
+    if first in own and stored is not None and stored.ndim == 4 and stored.shape[1] != own[first].shape[1]:
+        raise ValueError(
+            f"{path} has weights for images of {stored.shape[1]} channels, but backbone.in_channels="
+            f"{own[first].shape[1]}: set backbone.in_channels={stored.shape[1]}, or choose other weights"
+        )
+    wrong = [
+        f"{key} {tuple(tensor.shape)}"
+        for key, tensor in own.items()
+        if not key.endswith(_COUNTER) and ((found := state.get(_timm_name(key))) is None or found.shape != tensor.shape)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} does not contain the weights of timm's {name}: {len(wrong)} of {len(own)} tensors are "
+            f"missing or have another shape, starting with {', '.join(wrong[:3])}"
+        )
+    net.load_state_dict({key: state.get(_timm_name(key), tensor) for key, tensor in own.items()})
+
+
+def _first_layer(net: Any) -> str:
+    """Return the name of the first convolution; timm's feature networks rename stem.0 to stem_0."""
+    first = net.pretrained_cfg["first_conv"]
+    name = first if isinstance(first, str) else first[0]
+    return name if f"{name}.weight" in net.state_dict() else name.replace(".", "_", 1)
+
+
+def _timm_name(key: str) -> str:
+    """Return the key of a tensor in :func:`read_weights`; timm's feature networks rename stages.0 to stages_0."""
+    for prefix in ("backbone.net.", "backbone.body."):  # in a Segmentor or Parser, and in a Mask R-CNN
+        key = key.removeprefix(prefix)
+    return key.replace(".", "_")

@@ -1,0 +1,85 @@
+"""Command-line arguments as people write them, before Hydra parses them."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from ccnet.engine.commands.arguments import accepted, check_overrides
+from ccnet.engine.runtime.overrides import parse_overrides
+from ccnet.models.factory import compose_conf
+
+
+def test_a_config_group_needs_a_name():
+    for override in ("model=null", "model=3", "+model=true", "protocol=[0,0]"):
+        with pytest.raises(
+            ValueError, match=r"must be the name of a configuration, \+?(model=ccnet\||protocol=letterbox)"
+        ):
+            check_overrides([override])
+    check_overrides(
+        ["model=a", "model=a,b", "+experiment=[a,b]", "model={head:{recurrence:3}}", "model=(", "~model", "-m"]
+    )
+
+
+def test_only_values_that_hydra_cannot_parse_are_quoted():
+    for argument in (
+        "input=a b.jpg", "x=1e-3", "x=[1,'ä']", "x={a:1}", "+x=a,b", "~x", "x=", "--help", "--config-dir=ä",
+        "x='ä'", "x=${y}ä", "x=[ä", "x=choice(1,2)",
+    ):  # fmt: skip
+        assert accepted([argument, argument]) == [argument, argument]
+    assert accepted(["+x=ä=b"]) == ["+x='ä=b'"]
+    assert parse_overrides(accepted(["x=it's (ä)"])) == {"x": "it's (ä)"}
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("[Gebäude,grüne Wiese, 3 ,'A, B']", ["Gebäude", "grüne Wiese", 3, "A, B"]),
+        ("[/a/IMG (1).jpg,/b c]", ["/a/IMG (1).jpg", "/b c"]),
+        ("{0:ä,128 0 0:'b,',e:[ö,1e-3]}", {0: "ä", "128 0 0": "b,", "e": ["ö", 1e-3]}),
+    ],
+)
+def test_items_of_lists_and_mappings_are_quoted(given, value):
+    assert parse_overrides(accepted([f"x={given}"])) == {"x": value}
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (["dataset.images.val=a b"], {"dataset.images": {"val": "a b"}}),
+        (["dataset.lists.train=/ä/it's,2"], {"dataset.lists": {"train": "/ä/it's,2"}}),
+        (["dataset.images.train=a", "+dataset.images.val=b"], {"dataset.images": {"train": "a", "val": "b"}}),
+        (["dataset.masks={train:a}", "dataset.masks.val=2026"], {"dataset.masks": {"train": "a", "val": 2026}}),
+        (["dataset.masks=x", "dataset.masks.val=null"], {"dataset.masks": {"val": None}}),
+        (["dataset.values.255=ignore", "dataset.values.7=1"], {"dataset.values": {255: "ignore", 7: 1}}),
+        (["optimizer.lr_factors.backbone.net=0.1"], {"optimizer.lr_factors": {"backbone.net": 0.1}}),
+    ],
+)
+def test_an_entry_of_a_mapping_can_be_set_by_its_dotted_name(given, options):
+    assert parse_overrides(accepted(given)) == options
+    config = compose_conf(["dataset=folder", *accepted(given)], "config")
+    for name, value in options.items():
+        assert OmegaConf.select(config, name) == value
+
+
+def test_a_sweep_over_an_entry_of_a_mapping_keeps_the_other_entries():
+    """Hydra composes each run with one value, such as ``++dataset.images.val=a``."""
+    for given in (
+        ["dataset.images.val=a,b", "dataset.images.train=c"],
+        ["+dataset.images={train:c}", "dataset.images.val=a,b"],
+    ):
+        *others, swept = accepted(["dataset=folder", *given])
+        assert swept == "++dataset.images.val=a,b"
+        config = compose_conf([*others, swept.removesuffix(",b")], "config")
+        assert config.dataset.images == {"train": "c", "val": "a"}
+
+
+def test_a_sweep_flag_may_stand_anywhere():
+    """argparse, by which Hydra reads its flags, calls overrides on both sides of a flag "unrecognized arguments"."""
+    for flag in ("-m", "--multirun"):
+        assert accepted(["dataset=camvid", flag, "model=fcn"]) == [flag, "dataset=camvid", "model=fcn"]
+    assert accepted(["--config-dir", "-m", "x=1"]) == ["--config-dir", "-m", "x=1"]  # a folder of that name
+
+
+def test_values_of_flags_are_not_quoted_and_backslashes_are_kept():
+    assert accepted(["--config-dir", "a=b(1)", "x=b(1)"]) == ["--config-dir", "a=b(1)", "x='b(1)'"]
+    for value in ("(a)\\", "(a)\\'b", "\\(a)\\\\'"):
+        assert parse_overrides(accepted([f"x={value}"])) == {"x": value}

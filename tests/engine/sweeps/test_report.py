@@ -1,0 +1,112 @@
+"""The report of a sweep: failed runs, names of runs, extended sweeps, damaged results."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sweep_results import is_picture, jobs, rows
+
+from ccnet.engine.checkpoints import Checkpoint
+from ccnet.engine.runtime.overrides import parse_overrides
+from ccnet.engine.sweeps import results
+from ccnet.engine.sweeps.report import report
+
+
+def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
+    for number, own in enumerate(jobs("distance")):
+        nan = number in (2, 5, 7)
+        result = {"error": "iteration 9: the loss is nan"} if nan else {"mIoU": 70.0 + number % 10, "gflops": 3.0}
+        results.write_result(tmp_path / str(number), {"overrides": parse_overrides(own)} | result)
+    (tmp_path / "20").mkdir()
+    (tmp_path / "20" / "config.yaml").write_text("")
+    assert len(report(tmp_path)) == 3
+    quadratic, piecewise = rows(tmp_path / "sweep_seeds.csv")
+    assert [quadratic["succeeded"], piecewise["succeeded"]] == ["7/10", "10/10"]
+    assert float(quadratic["mIoU mean"]) == pytest.approx(70 + (0 + 1 + 3 + 4 + 6 + 8 + 9) / 7)
+    assert float(piecewise["mIoU std"]) == pytest.approx(np.std(range(10), ddof=1))
+    assert is_picture(tmp_path / "sweep.png")
+    said = capsys.readouterr().out
+    assert "failed    loss.terms.ccl.distance=quadratic seed=2: iteration 9: the loss is nan" in said
+    assert f"started   {tmp_path}/20, not finished" in said
+
+
+def test_runs_are_named_after_overrides_of_any_type(tmp_path):
+    given = [
+        [
+            "+experiment=contexts/fcn",
+            "recipe.lr=0.0123456",
+            "recipe.train_transform.crop_size=[65,81]",
+            "clip_norm=null",
+        ],
+        ["+experiment=contexts/fcn", "recipe.lr=1", "recipe.train_transform.crop_size=[65,65]", "clip_norm=null"],
+        ["+experiment=contexts/gcn", "recipe.lr=1", "recipe.train_transform.crop_size=[65,65]", "clip_norm=null"],
+    ]
+    for number, own in enumerate(given):
+        results.write_result(tmp_path / str(number), {"overrides": parse_overrides(own), "mIoU": 50.0 + number})
+    assert report(tmp_path) == []
+    assert [row["run"] for row in rows(tmp_path / "sweep.csv")] == [
+        "+experiment=contexts/fcn recipe.lr=0.0123456 recipe.train_transform.crop_size=[65,81]",
+        "+experiment=contexts/fcn recipe.lr=1 recipe.train_transform.crop_size=[65,65]",
+        "+experiment=contexts/gcn recipe.lr=1 recipe.train_transform.crop_size=[65,65]",
+    ]
+    assert {path.name for path in tmp_path.glob("sweep*.png")} == {"sweep.png", "sweep_recipe.lr.png"}
+
+
+def test_an_extended_sweep_is_reported_in_the_same_terms(tmp_path, capsys):
+    """A later command adds seeds, resume=auto and another order of its options, and makes a failure good."""
+    given = [
+        ["model.head.recurrence=1", "seed=0"],
+        ["model.head.recurrence=2", "seed=0"],
+        ["seed=1", "model.head.recurrence=1", "resume=auto", "num_workers=0"],
+        ["seed=1", "model.head.recurrence=2", "resume=auto", "num_workers=0"],
+        ["seed=2", "model.head.recurrence=2", "resume=auto", "num_workers=0"],
+    ]
+    for number, own in enumerate(given):
+        results.write_result(tmp_path / str(number), {"overrides": parse_overrides(own), "mIoU": 50.0 + number})
+    failed = {"overrides": parse_overrides(["model.head.recurrence=2", "seed=2"]), "error": "the disk has gone"}
+    results.write_result(tmp_path / "5", failed)
+    assert report(tmp_path) == []
+    assert [(row["setting"], row["succeeded"]) for row in rows(tmp_path / "sweep_seeds.csv")] == [
+        ("model.head.recurrence=1", "2/2"), ("model.head.recurrence=2", "3/3"),
+    ]  # fmt: skip
+    assert "the disk has gone" not in capsys.readouterr().out
+    assert [row["run"] for row in rows(tmp_path / "sweep.csv")][2] == "model.head.recurrence=1 seed=1"
+
+
+def test_a_sweep_over_the_seed_alone_has_a_short_name(tmp_path):
+    for seed in range(2):
+        overrides = parse_overrides(["recipe.max_iters=1", "logger=none", f"seed={seed}"])
+        results.write_result(tmp_path / str(seed), {"overrides": overrides, "mIoU": 50.0 + seed, "gflops": 1.0})
+    report(tmp_path)
+    (row,) = rows(tmp_path / "sweep_seeds.csv")
+    assert (row["setting"], float(row["mIoU mean"])) == ("all seeds", 50.5)
+    assert Image.open(tmp_path / "sweep.png").width < 1500 and is_picture(tmp_path / "sweep.png")
+    overrides["clip_norm"] = 1  # the sweep is extended with an option that the first runs do not set
+    results.write_result(tmp_path / "2", {"overrides": overrides, "mIoU": 50.0, "gflops": 1.0})
+    report(tmp_path)
+    assert [row["setting"] for row in rows(tmp_path / "sweep_seeds.csv")] == ["default", "clip_norm=1"]
+
+
+def test_an_option_of_the_execution_that_a_sweep_varies_is_reported(tmp_path):
+    for number in (0, 2):
+        overrides = parse_overrides([f"num_workers={number}", "resume=auto"])
+        results.write_result(tmp_path / str(number), {"overrides": overrides, "mIoU": 50.0})
+    report(tmp_path)
+    assert [row["run"] for row in rows(tmp_path / "sweep.csv")] == ["num_workers=0", "num_workers=2"]
+
+
+def test_the_report_names_a_result_from_an_earlier_version(tmp_path):
+    results.write_result(tmp_path / "0", {"overrides": ["seed=1"], "mIoU": 50.0})
+    with pytest.raises(ValueError, match=r"0/result.json was written by an earlier version"):
+        report(tmp_path)
+
+
+def test_a_truncated_result_is_ignored(tmp_path):
+    saved = Checkpoint({}, {}, [], [], 4, {}, {"identity": "a"})
+    results.write_result(tmp_path, {"best_mIoU": 50.0, "iterations": 4, "identity": "a"})
+    assert results.finished_score(tmp_path, saved, 4) == 0.5
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert results.finished_score(tmp_path, saved, 8) is None
+    (tmp_path / "result.json").write_text(json.dumps({"overrides": {}})[:5])
+    assert results.finished_score(tmp_path, saved, 4) is None
