@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .call import Array, Call
-from .validation import check_position, check_residual, checked_options, is_jax, is_torch
+from .validation import check_residual, checked_options, checked_position, is_jax, is_torch
 
 
 def criss_cross_attention(
@@ -145,9 +145,8 @@ def criss_cross_weights(
     """
     operator = _operator(query, key)
     options = checked_options({"query": query, "key": key}, axes, scale, channel_axis, backend)
-    position = tuple(position)
-    check_position(position, query, channel_axis)
-    if recurrence < 1:
+    position = checked_position(position, query, channel_axis)
+    if not hasattr(recurrence, "__index__") or recurrence < 1:
         raise ValueError(f"recurrence is {recurrence}: set it to the number of loops, at least 1")
     return operator.attention_weights(query, key, position, recurrence, options)
 
