@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .call import Array, Call
-from .validation import check_position, check_residual, checked_options, is_jax, is_torch
+from .validation import check_residual, checked_options, checked_position, is_jax, is_torch
 
 
 def criss_cross_attention(
@@ -41,8 +41,9 @@ def criss_cross_attention(
             AMD gfx942 and gfx950; float32, float16, bfloat16; D up to 128), "reference" the formula in plain tensor
             code. "auto" uses the kernels on a GPU that supports them, optimised operators for torch tensors on a CPU,
             and the reference otherwise; on a GPU, it logs once why it falls back to the reference. Under torch.func
-            transforms (grad, vmap, jvp, ...) and torch's forward mode, every backend uses the reference; on meta
-            tensors, every backend only infers the output's shape.
+            transforms (grad, vmap, jvp, ...) and torch's forward mode, every backend uses the reference, as it does for
+            derivatives in JAX other than first ones in reverse mode; on meta tensors, every backend only infers the
+            output's shape.
 
     Returns:
         The attention output, same shape and dtype as ``value``. Softmax and sums are computed in float32 (float64
@@ -145,9 +146,8 @@ def criss_cross_weights(
     """
     operator = _operator(query, key)
     options = checked_options({"query": query, "key": key}, axes, scale, channel_axis, backend)
-    position = tuple(position)
-    check_position(position, query, channel_axis)
-    if recurrence < 1:
+    position = checked_position(position, query, channel_axis)
+    if not hasattr(recurrence, "__index__") or recurrence < 1:
         raise ValueError(f"recurrence is {recurrence}: set it to the number of loops, at least 1")
     return operator.attention_weights(query, key, position, recurrence, options)
 

@@ -5,6 +5,7 @@ Messages are formatted only on failure, because the checks run on every call, in
 
 import sys
 from collections.abc import Mapping, Sequence
+from operator import index
 from typing import Any
 
 from .call import ArrayLike, Options
@@ -25,9 +26,9 @@ def checked_options(
         axes, scale, channel_axis, backend: as passed to the public functions.
     """
     check_backend(backend)
-    _check_scale(scale)
+    scale = _checked_scale(scale)
     spatial = _check_arrays(arrays, channel_axis)
-    return Options(_check_axes(axes, spatial), scale, float32_precision(), channel_axis, backend)
+    return Options(_checked_axes(axes, spatial), scale, float32_precision(), channel_axis, backend)
 
 
 def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> None:
@@ -50,11 +51,13 @@ def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> N
         )
 
 
-def check_position(position: tuple[int, ...], query: ArrayLike, channel_axis: int) -> None:
-    """Raise ValueError unless ``position`` consists of one index per spatial axis, each inside the image."""
+def checked_position(position: Sequence[int], query: ArrayLike, channel_axis: int) -> tuple[int, ...]:
+    """Return ``position``; raise ValueError unless it consists of one index per spatial axis, each inside the image."""
+    position = _integers("position", position)
     spatial = _without_channels(tuple(query.shape), channel_axis)[1:]
     if len(position) != len(spatial) or not all(0 <= p < s for p, s in zip(position, spatial, strict=True)):
         raise ValueError(f"position {position} is outside the image: pass one index per axis of {spatial}")
+    return position
 
 
 def check_backend(backend: str) -> None:
@@ -95,7 +98,8 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
                 f"query, key and value must agree in N and S of {layout}, got {_shapes(arrays)}"
                 + _hint(arrays, channel_axis)
             )
-    if shape[channel_axis] == 0 or any(size == 0 for size in batch_and_space[1:]):
+    channels = [array.shape[channel_axis] for array in arrays.values()]
+    if any(size == 0 for size in (*channels, *batch_and_space[1:])):
         raise ValueError(f"channels and spatial sizes must be at least 1, got {_shapes(arrays)}")
 
     on_torch = is_torch(query)
@@ -116,27 +120,36 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
     return batch_and_space[1:]
 
 
-def _check_scale(scale: Any) -> None:
-    """Raise ValueError unless ``scale`` is a number or an array with a single element."""
+def _checked_scale(scale: Any) -> Any:
+    """Return ``scale``, a number or an array with a single element, of NumPy as a number; else raise ValueError."""
     if isinstance(scale, float | int):
-        return
+        return scale
     if not hasattr(scale, "__float__") or any(size != 1 for size in getattr(scale, "shape", ())):
         shape = f" of shape {tuple(scale.shape)}" if hasattr(scale, "shape") else ""
         raise ValueError(f"scale must be a number or an array with one element, got {type(scale).__name__}{shape}")
+    return scale.item() if type(scale).__module__ == "numpy" else scale
 
 
-def _check_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple[int, ...]:
+def _checked_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple[int, ...]:
     """Return ``axes`` sorted, or all axes for None; raise ValueError unless they are distinct spatial axes."""
     known = range(len(spatial))
     if axes is None:
         return tuple(known)
-    axes = tuple(axes)
+    axes = _integers("axes", axes)
     if not axes or any(axis not in known for axis in axes) or len(set(axes)) < len(axes):
         raise ValueError(
             f"axes {axes} are invalid for {len(spatial)} spatial axes of sizes {spatial}: "
             f"choose distinct ones from {tuple(known)}; batch and channels do not count"
         )
     return tuple(sorted(axes))
+
+
+def _integers(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Return a sequence of integers as a tuple; raise ValueError if it is anything else, such as traced values."""
+    try:
+        return tuple(index(value) for value in values)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a sequence of integers, such as (0, 1), got {values!r}") from error
 
 
 def _hint(arrays: Mapping[str, ArrayLike], channel_axis: int) -> str:

@@ -47,7 +47,7 @@ class CrissCrossAttention(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        query_channels = query_channels or max(channels // 8, 1)
+        query_channels = max(channels // 8, 1) if query_channels is None else query_channels
         self.query_conv = nn.Conv2d(channels, query_channels, kernel_size=1)
         self.key_conv = nn.Conv2d(channels, query_channels, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)

@@ -24,8 +24,8 @@ def resize(x: Tensor, size: torch.Size, *, align_corners: bool = True) -> Tensor
 
 
 def check_recurrence(recurrence: int) -> None:
-    """Raise ValueError unless 0 <= recurrence <= MAX_RECURRENCE; two loops already connect every pair of pixels."""
-    if not 0 <= recurrence <= MAX_RECURRENCE:
+    """Raise ValueError unless an integer from 0 to MAX_RECURRENCE; two loops already connect every pair of pixels."""
+    if not hasattr(recurrence, "__index__") or not 0 <= recurrence <= MAX_RECURRENCE:
         raise ValueError(
             f"recurrence is {recurrence}: set the number of loops, from 0 to {MAX_RECURRENCE} (the paper uses 2)"
         )

@@ -29,7 +29,6 @@ def attend(call: Call[Array]) -> Array:
 
     Raises:
         ValueError: backend is "triton", but the kernels do not support the call.
-        TypeError: the call is differentiated in forward mode, and backend is not "reference".
     """
     call = _as_jax(call)
     like = call.value if call.residual is None else call.residual
@@ -49,15 +48,7 @@ def _attend(call: Call[Array]) -> Array:
     if obstacle is None:
         from . import gradients
 
-        try:
-            return gradients.attend(call)
-        except TypeError as error:
-            if "forward-mode" not in str(error):
-                raise
-            raise TypeError(
-                "the criss-cross attention has no forward-mode derivative (jvp, jacfwd) in the kernels: use "
-                "backend='reference'"
-            ) from error
+        return gradients.attend(call)
     if backend == "triton":
         raise refusal(obstacle)
     if jax.default_backend() == "gpu":

@@ -1,10 +1,13 @@
-"""The attention as a JAX function with a custom VJP, built on two primitives.
+"""The attention as a JAX function with a custom derivative, built on three primitives.
+
+The tangent of the result is linear in those of the arrays, and its transpose is the backward pass: in reverse mode, JAX
+runs only the forward and the backward pass.
 
 The primitives take dense channels-last arrays, (N, *S, channels). For other layouts the channel axis is moved, which
 XLA implements as a copy.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # JAX leaves some of its functions untyped.
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from ..call import Call, Options
-from .primitives import backward, forward
+from .primitives import forward, tangent
 
 # Checkpoint name of the attention's output and statistics, for policies that keep them and recompute the rest.
 KEPT = "criss_cross_kept"
@@ -28,7 +31,6 @@ def attend(call: Call[Array]) -> Array:
     query, key, value, options, residual, gamma = call
     channel_axis = options.channel_axis
     options = options._replace(channel_axis=-1)
-    out: Any
     if residual is None or gamma is None:
         out = _attention(*_alike(_channels_last(channel_axis, query, key, value)), options)
     else:
@@ -54,48 +56,37 @@ def _alike(arrays: Sequence[Array]) -> list[Array]:
 # ---- attention
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _attention(query: Array, key: Array, value: Array, options: Options) -> Array:
-    return _attention_forward(query, key, value, options)[0]
+    out, _ = forward(query, key, value, options=options, save_out=True)
+    return out.astype(value.dtype)
 
 
-def _attention_forward(query: Array, key: Array, value: Array, options: Options) -> tuple[Array, tuple[Array, ...]]:
-    out, stats = forward(query, key, value, options=options, save_out=True)
-    return out.astype(value.dtype), (query, key, value, out, stats)
-
-
-def _attention_backward(options: Options, saved: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
-    dquery, dkey, dvalue, _ = backward(*saved, grad, options=options)
-    return dquery, dkey, dvalue
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
+@_attention.defjvp
+def _differentiate_attention(
+    options: Options, arrays: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    out, stats = forward(*arrays, options=options, save_out=True)
+    (change,) = tangent(*arrays, out, stats, *tangents, options=options)
+    return out.astype(arrays[2].dtype), change
 
 
 # ---- attention, scaled and added to a residual
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
 def _residual(query: Array, key: Array, value: Array, residual: Array, gamma: Array, options: Options) -> Array:
     # Only a backward pass needs the attention's output; otherwise, it is never written.
     (result,) = forward(query, key, value, residual, gamma, options=options, save_out=False)
     return result
 
 
-def _residual_forward(
-    query: Array, key: Array, value: Array, residual: Array, gamma: Array, options: Options
-) -> tuple[Array, tuple[Array, ...]]:
-    result, out, stats = forward(query, key, value, residual, gamma, options=options, save_out=True)
+@_residual.defjvp
+def _differentiate_residual(
+    options: Options, arrays: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    query, key, value, _, gamma = arrays
+    result, out, stats = forward(*arrays, options=options, save_out=True)
     out, stats = (checkpoint_name(array, KEPT) for array in (out, stats))
-    return result, (query, key, value, out, stats, gamma)
-
-
-def _residual_backward(options: Options, saved: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
-    query, key, value, out, stats, gamma = saved
-    dquery, dkey, dvalue, delta = backward(
-        query, key, value, out, stats, grad.astype(value.dtype), gamma, options=options
-    )
-    return dquery, dkey, dvalue, grad, delta.sum().astype(gamma.dtype).reshape(1)
-
-
-_residual.defvjp(_residual_forward, _residual_backward)
+    (change,) = tangent(query, key, value, out, stats, *tangents, gamma, options=options)
+    return result, change

@@ -10,6 +10,7 @@ The functions take and return the arrays listed in ``primitives.py``, channels-l
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -78,6 +79,32 @@ def backward_reference(
     if gamma is not None:
         gradients = [(gamma * gradient).astype(gradient.dtype) for gradient in gradients]
     return [*gradients, delta]
+
+
+def tangent_reference(
+    query: Array,
+    key: Array,
+    value: Array,
+    out: Array,
+    stats: Array,
+    dquery: Array,
+    dkey: Array,
+    dvalue: Array,
+    dresidual: Array | None = None,
+    dgamma: Array | None = None,
+    gamma: Array | None = None,
+    *,
+    options: Options,
+) -> list[Array]:
+    """Lower the tangent, which no kernel computes, to that of the reference."""
+
+    def attend(query: Array, key: Array, value: Array) -> Array:
+        return reference.attend(Call(query, key, value, options))
+
+    _, change = jax.jvp(attend, (query, key, value), (dquery, dkey, dvalue))
+    if dresidual is None or dgamma is None or gamma is None:
+        return [change]
+    return [(gamma * change + dgamma * out + dresidual).astype(dresidual.dtype)]
 
 
 def on_rocm(reference: Callable[..., list[Array]]) -> Callable[..., list[Array]]:

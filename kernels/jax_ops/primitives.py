@@ -1,11 +1,16 @@
-"""The forward and backward passes as JAX primitives: their shapes, ``vmap`` rules, partitioning and registration.
+"""The passes as JAX primitives: their shapes, ``vmap`` rules, derivatives, partitioning and registration.
 
     forward:  query, key, value                               -> out, stats
               query, key, value, residual, gamma              -> result; with ``save_out`` result, out, stats
     backward: query, key, value, out, stats, grad[, gamma]    -> dquery, dkey, dvalue, delta
+    tangent:  query, key, value, out, stats and the tangents of query, key and value                  -> that of out
+              the same, followed by the tangents of residual and gamma, and by gamma                  -> that of result
 
 Shapes: query (N, *S, D), value (N, *S, C), out, grad, residual and result like value, stats (N, *S, 2), delta
 (N, *S, 1), gamma (1,).
+
+The kernels compute forward and backward. Tangents, which only forward mode computes, and derivatives of these passes,
+which only higher derivatives need, use the reference on every platform.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
@@ -30,6 +35,7 @@ from .targets import running_on
 
 forward_p = Primitive("criss_cross_forward")
 backward_p = Primitive("criss_cross_backward")
+tangent_p = Primitive("criss_cross_tangent")
 
 
 def forward(*arrays: Array, options: Options, save_out: bool) -> list[Array]:
@@ -40,6 +46,11 @@ def forward(*arrays: Array, options: Options, save_out: bool) -> list[Array]:
 def backward(*arrays: Array, options: Options) -> list[Array]:
     """Apply the backward primitive."""
     return backward_p.bind(*arrays, options=options)
+
+
+def tangent(*arrays: Array, options: Options) -> list[Array]:
+    """Apply the tangent primitive."""
+    return tangent_p.bind(*arrays, options=options)
 
 
 # ---- shapes: derived from the input types, so that other properties, such as shard_map axes, carry over
@@ -61,6 +72,10 @@ def _backward_shapes(
     return [query, key, value, stats.update(shape=(*query.shape[:-1], 1))]
 
 
+def _tangent_shapes(query: Any, key: Any, value: Any, *others: Any, options: Options) -> list[Any]:
+    return [others[5] if len(others) > 5 else value]  # typed like the residual or the value
+
+
 def _forward_kinds(count: int, *, save_out: bool) -> tuple[Sequence[str], Sequence[str]]:
     taken = ("query", "query", "value", "value", "gamma")[:count]
     if count == 3:
@@ -71,6 +86,11 @@ def _forward_kinds(count: int, *, save_out: bool) -> tuple[Sequence[str], Sequen
 def _backward_kinds(count: int) -> tuple[Sequence[str], Sequence[str]]:
     taken = ("query", "query", "value", "value", "stats", "value", "gamma")[:count]
     return taken, ("query", "query", "value", "delta")
+
+
+def _tangent_kinds(count: int) -> tuple[Sequence[str], Sequence[str]]:
+    arrays, stats = ("query", "query", "value"), ("value", "stats")
+    return (*arrays, *stats, *arrays, "value", "gamma", "gamma")[:count], ("value",)
 
 
 # ---- vmap: fold the mapped axis into the batch axis
@@ -108,6 +128,22 @@ def _batch_backward(
     return _unfold_all(made, size)
 
 
+@usual_promotion()
+def _batch_tangent(
+    arrays: Sequence[Array], axes: Sequence[int | None], *, options: Options
+) -> tuple[list[Array], list[int]]:
+    size = _batch_size(arrays, axes)
+    images = _fold_all(arrays[:9], axes[:9], size)
+    if any(axis is not None for axis in axes[9:]):
+        (change,) = tangent(*images[:8], options=options)
+        out, dresidual = images[3], images[8]
+        dgamma, gamma = (_gamma_per_image(arrays[i], axes[i], out, size) for i in (9, 10))
+        made = [(gamma * change + dgamma * out + dresidual).astype(dresidual.dtype)]
+    else:
+        made = tangent(*images, *arrays[9:], options=options)
+    return _unfold_all(made, size)
+
+
 def _batch_size(arrays: Sequence[Array], axes: Sequence[int | None]) -> int:
     return next(array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None)
 
@@ -137,6 +173,36 @@ def _gamma_per_image(gamma: Array, axis: int | None, images: Array, size: int) -
     return gammas.reshape(-1, *[1] * (images.ndim - 1))
 
 
+# ---- derivatives
+
+
+def _transpose_tangent(cotangents: Sequence[Any], *arrays: Any, options: Options) -> list[Array | None]:
+    """Return the gradients by the tangents, from the backward pass, and None for the other arrays."""
+    (grad,) = cotangents
+    if isinstance(grad, ad.Zero):
+        return [None] * len(arrays)
+    query, key, value, out, stats, *tangents = arrays
+    gamma = tangents[5:]
+    *gradients, delta = backward(query, key, value, out, stats, grad.astype(value.dtype), *gamma, options=options)
+    if gamma:
+        gradients += [grad, delta.sum().astype(gamma[0].dtype).reshape(1), None]
+    found = zip(arrays, [*[None] * 5, *gradients], strict=True)
+    return [gradient if ad.is_undefined_primal(array) else None for array, gradient in found]
+
+
+def _derivative_of(reference: Callable[..., list[Array]]) -> Callable[..., tuple[list[Array], list[Array]]]:
+    """Return the rule that differentiates a primitive as its reference."""
+
+    def rule(
+        arrays: Sequence[Array], tangents: Sequence[Any], *, options: Options, **parameters: Any
+    ) -> tuple[list[Array], list[Array]]:
+        formula = partial(reference, options=options._replace(backend="auto"), **parameters)
+        with usual_promotion():
+            return jax.jvp(formula, tuple(arrays), tuple(map(ad.instantiate_zeros, tangents)))
+
+    return rule
+
+
 # ---- registration
 
 
@@ -148,7 +214,10 @@ def _register(
     reference: Callable[..., list[Array]],
     cuda: Callable[..., list[Array]],
 ) -> None:
-    """Register how JAX types, runs, batches and lowers a primitive: to ``cuda`` on CUDA, to ``reference`` elsewhere."""
+    """Register how JAX types, runs, batches, differentiates and lowers a primitive.
+
+    It is lowered to ``cuda`` on CUDA, to ``reference`` elsewhere.
+    """
 
     @cache
     def jitted(**parameters: Any) -> Callable[..., list[Array]]:
@@ -161,7 +230,7 @@ def _register(
     primitive.multiple_results = True
     primitive.def_abstract_eval(shapes)
     primitive.def_impl(run_eagerly)
-    ad.primitive_jvps[primitive] = _refuse_second_derivative
+    ad.primitive_jvps[primitive] = _derivative_of(reference)
     batching.primitive_batchers[primitive] = batch
     needs_devices(primitive)
     for platform, function in ((None, reference), ("cuda", cuda), ("rocm", lowering.on_rocm(reference))):
@@ -183,12 +252,6 @@ def _lower_for_its_device(function: Callable[..., list[Array]]) -> Callable[...,
     return rule
 
 
-def _refuse_second_derivative(*_: Any, **__: Any) -> Any:
-    raise ValueError(
-        "the criss-cross attention can be differentiated once: for higher derivatives use backend='reference'"
-    )
-
-
 _register(
     forward_p, _forward_shapes, _forward_kinds, _batch_forward, lowering.forward_reference, lowering.forward_on_cuda
 )
@@ -200,3 +263,12 @@ _register(
     lowering.backward_reference,
     lowering.backward_on_cuda,
 )
+_register(
+    tangent_p,
+    _tangent_shapes,
+    _tangent_kinds,
+    _batch_tangent,
+    lowering.tangent_reference,
+    lowering.tangent_reference,
+)
+ad.primitive_transposes[tangent_p] = _transpose_tangent

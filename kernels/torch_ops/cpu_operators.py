@@ -17,7 +17,7 @@ from torch import Tensor
 from ..call import Call, Options
 from . import reference, transforms
 from .cpu_blocks import Blocks, wide_dtype
-from .joined import are_slices, empty_gradients, split_like
+from .joined import are_slices, empty_gradients, empty_result, split_like
 
 _OPTIONS = "int[] axes, float scale, int channel_axis"
 
@@ -72,11 +72,11 @@ def _empty_results(
     query: Tensor, key: Tensor, value: Tensor, residual: Tensor | None, gamma: Tensor | None,
     axes: Sequence[int], scale: float, channel_axis: int, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    result = empty_result(value, channel_axis, value.dtype if residual is None else residual.dtype)
     shape = _to_last(value, channel_axis).shape
-    result = value.new_empty(shape, dtype=value.dtype if residual is None else residual.dtype)
     keys = sum(shape[1 + axis] for axis in axes)
     weights = query.new_empty((*shape[:-1], keys) if save else (0,), dtype=wide_dtype(query))
-    return _from_last(result, channel_axis), weights
+    return result, weights
 
 
 def _forward(

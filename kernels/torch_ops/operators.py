@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..call import Call, Options
 from . import passes, reference, transforms
-from .joined import are_slices, empty_gradients, split_like
+from .joined import are_slices, empty_gradients, empty_result, split_like
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,18 +81,19 @@ torch.library.define(
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, axes: Sequence[int], scale: float, precision: str, channel_axis: int
 ) -> tuple[Tensor, Tensor]:
+    out = empty_result(value, channel_axis, passes.kept_dtype(value))
     query, key, value = (_to_last(array, channel_axis) for array in (query, key, value))
     call = Call(query, key, value, _options(axes, scale, precision, channel_axis))
-    out, stats = passes.forward(call, result=None, save_out=True)
-    return _from_last(out, channel_axis), stats
+    _, stats = passes.forward(call, result=None, save_out=True, out=_to_last(out, channel_axis))
+    return out, stats
 
 
 @torch.library.register_fake("ccnet::criss_cross")
 def _fake_attention(
     query: Tensor, key: Tensor, value: Tensor, axes: Sequence[int], scale: float, precision: str, channel_axis: int
 ) -> tuple[Tensor, Tensor]:
-    query, value = _to_last(query, channel_axis), _to_last(value, channel_axis)
-    return _from_last(passes.empty_kept(value), channel_axis), passes.empty_per_pixel(query, 2)
+    out = empty_result(value, channel_axis, passes.kept_dtype(value))
+    return out, passes.empty_per_pixel(_to_last(query, channel_axis), 2)
 
 
 def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -133,12 +134,12 @@ def _residual(
     query: Tensor, key: Tensor, value: Tensor, residual: Tensor, gamma: Tensor,
     axes: Sequence[int], scale: float, precision: str, channel_axis: int, save_out: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    result = empty_result(residual, channel_axis, residual.dtype)
     query, key, value, residual = (_to_last(array, channel_axis) for array in (query, key, value, residual))
     call = Call(query, key, value, _options(axes, scale, precision, channel_axis), residual, gamma)
-    result = passes.empty_like(residual)
-    out, stats = passes.forward(call, result, save_out)
+    out, stats = passes.forward(call, _to_last(result, channel_axis), save_out)
     kept = _from_last(out, channel_axis) if save_out else value.new_empty(0)
-    return _from_last(result, channel_axis), kept, stats
+    return result, kept, stats
 
 
 @torch.library.register_fake("ccnet::criss_cross_residual")
@@ -146,9 +147,9 @@ def _fake_residual(
     query: Tensor, key: Tensor, value: Tensor, residual: Tensor, gamma: Tensor,
     axes: Sequence[int], scale: float, precision: str, channel_axis: int, save_out: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    query, value, residual = (_to_last(array, channel_axis) for array in (query, value, residual))
-    kept = _from_last(passes.empty_kept(value), channel_axis) if save_out else value.new_empty(0)
-    return _from_last(passes.empty_like(residual), channel_axis), kept, passes.empty_per_pixel(query, 2)
+    kept = empty_result(value, channel_axis, passes.kept_dtype(value)) if save_out else value.new_empty(0)
+    result = empty_result(residual, channel_axis, residual.dtype)
+    return result, kept, passes.empty_per_pixel(_to_last(query, channel_axis), 2)
 
 
 def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

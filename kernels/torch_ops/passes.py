@@ -22,7 +22,9 @@ from . import launch
 from .devices import device_of
 
 
-def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[Tensor, Tensor]:
+def forward(
+    call: Call[Tensor], result: Tensor | None, save_out: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Run the forward passes.
 
     Args:
@@ -30,12 +32,14 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
         result: tensor that receives ``gamma * out + residual``, if the call has a residual.
         save_out: whether a backward pass will read the attention's output. If not, the last pass does not write
             ``out``, which may then share memory with ``result``.
+        out: contiguous tensor that receives the attention's output; allocated if None.
 
     Returns:
         out: (N, *S, C), the attention's output.
         stats: (N, *S, 2) in float32, the maximum and the sum of each softmax.
     """
-    out = memory_for_out(call, result, save_out)
+    if out is None:
+        out = memory_for_out(call, result, save_out)
     stats = empty_per_pixel(call.query, 2)
     if out.numel() == 0:
         return out, stats
@@ -70,7 +74,7 @@ def forward(call: Call[Tensor], result: Tensor | None, save_out: bool) -> tuple[
 def memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) -> Tensor:
     """Return an uninitialised tensor for the attention's output, including its intermediate state between passes."""
     if save_out:
-        return empty_kept(call.value)
+        return torch.empty_like(call.value, dtype=kept_dtype(call.value), memory_format=torch.contiguous_format)
     # The last pass writes only the result, so the earlier passes can use its memory if it has the value's dtype.
     if result is not None and result.dtype == call.value.dtype:
         return result
@@ -138,10 +142,9 @@ def empty_like(array: Tensor) -> Tensor:
     return torch.empty_like(array, memory_format=torch.contiguous_format)
 
 
-def empty_kept(value: Tensor) -> Tensor:
-    """Return an uninitialised tensor for the attention's output, in the dtype kept for the backward pass."""
-    dtype = getattr(torch, plan.kept_dtype(_name(value.dtype)))
-    return torch.empty_like(value, dtype=dtype, memory_format=torch.contiguous_format)
+def kept_dtype(value: Tensor) -> torch.dtype:
+    """Return the dtype in which the attention's output is kept for the backward pass."""
+    return getattr(torch, plan.kept_dtype(_name(value.dtype)))
 
 
 def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:

@@ -143,7 +143,8 @@ def _can_recompute(inputs: tuple[Tensor, ...]) -> bool:
 def _unchanged(kept: _Kept) -> Tensor:
     """Return the tensor; raise RuntimeError if it was modified in-place. Hooks bypass torch's own check."""
     tensor, version = kept
-    if tensor._version == version:
+    # Compiled autograd traces this function with symbolic tensors, whose versions are symbolic too.
+    if torch.compiler.is_compiling() or tensor._version == version:
         return tensor
     raise RuntimeError(
         "one of the variables needed for gradient computation has been modified by an inplace operation: "

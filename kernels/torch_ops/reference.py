@@ -94,7 +94,8 @@ def _attention(query: Tensor, key: Tensor, options: Options) -> list[Tensor]:
     for axis in options.axes:
         energy = _lines(query, axis) @ _lines(key, axis).transpose(-2, -1)  # (N, *others, L, L)
         if axis != options.axes[-1]:  # every line contains the position itself: only the last axis keeps it
-            index = torch.arange(energy.shape[-1], device=energy.device)
+            # Derived from the scores, so that the mask of a distributed tensor is one as well.
+            index = energy.new_ones(energy.shape[-1], dtype=torch.int64).cumsum(0)
             energy = energy.masked_fill_(index[:, None] == index, float("-inf"))
         energies.append(_lines_back(energy, axis))  # (N, *S, L)
     attention = torch.cat(energies, dim=-1).softmax(dim=-1)

@@ -5,6 +5,9 @@ import threading
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, recomputed_projection, split_channels
@@ -287,6 +290,24 @@ def test_subclasses_of_tensor_use_the_reference(monkeypatch):
     monkeypatch.setattr(cpu_operators, "attend", lambda call: pytest.fail("subclasses may redefine any operation"))
     arrays = [array.detach().as_subclass(Mine) for array in make(criss_cross_attention)]
     assert type(criss_cross_attention(*arrays)) is Mine
+
+
+def test_distributed_tensors():
+    """One process suffices: torch rejects operations that mix plain and distributed tensors."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        arrays = make(criss_cross_residual, dtype=torch.float32, layout=contiguous)
+        placements = [Shard(0)] * 4 + [Replicate()]
+        spread = [distribute_tensor(array, mesh, [at]) for array, at in zip(arrays, placements, strict=True)]
+        results = []
+        for inputs in (arrays, [array.requires_grad_() for array in spread]):
+            out = criss_cross_residual(*inputs)
+            results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+        for want, got in zip(*results, strict=True):
+            assert torch.allclose(got.full_tensor(), want, atol=1e-4)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_gradients_of_slices_need_no_copy():

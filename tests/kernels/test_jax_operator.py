@@ -146,18 +146,45 @@ def test_bad_input_is_rejected():
         jax.jit(partial(criss_cross_attention, backend="triton"))(query, key, value)
 
 
-def test_second_derivatives_are_rejected_except_by_the_reference():
-    arrays = [jnp.moveaxis(array, -1, 1) for array in make((3, 4), dtype=np.float32)[:3]]
+@pytest.mark.parametrize("function", OPERATORS)
+def test_forward_mode_and_higher_derivatives(function):
+    """float32 uses the primitives, whose tangents and second derivatives come from the reference."""
+    arrays = tuple(jnp.asarray(array) for array in used(function, make((3, 4), dtype=np.float32)))
+    tangents = tuple(jnp.cos(3 * array) for array in arrays)
+    numbers = tuple(range(len(arrays)))
 
-    def twice(backend):
-        def slope(value):
-            return jax.grad(lambda q: criss_cross_attention(q, *arrays[1:2], value, backend=backend).sum())(arrays[0])
+    def results(backend):
+        attend = partial(function, channel_axis=-1, backend=backend)
 
-        return jax.grad(lambda value: slope(value).sum())(arrays[2])
+        def change(*arrays):
+            return jax.jvp(attend, arrays, tangents)[1]
 
-    with pytest.raises(ValueError, match="differentiated once: for higher derivatives use backend='reference'"):
-        twice("auto")
-    assert jnp.isfinite(twice("reference")).all()
+        def slopes(*arrays):
+            return jax.grad(lambda *arrays: jnp.sin(attend(*arrays)).sum(), numbers)(*arrays)
+
+        def along(*arrays):
+            return jax.jvp(slopes, arrays, tangents)[1]
+
+        def squares(function):
+            return jax.grad(
+                lambda *arrays: sum((each**2).sum() for each in jax.tree.leaves(function(*arrays))), numbers
+            )
+
+        linear = jax.linearize(attend, *arrays)[1]
+        yield jax.jit(change)(*arrays)
+        yield jax.jvp(jax.jit(attend), arrays, tangents)[1]
+        yield jax.vmap(linear)(*(jnp.stack([array, 2 * array]) for array in arrays))
+        for second in (along, squares(slopes), squares(change)):
+            yield from jax.jit(second)(*arrays)
+
+    agree(*(list(results(backend)) for backend in ("auto", "reference")), 1e-4)
+
+
+def test_a_gradient_computes_no_tangent():
+    arrays = [jnp.asarray(array) for array in make((3, 4), dtype=np.float32)]
+    text = str(jax.make_jaxpr(jax.grad(lambda *arrays: criss_cross_residual(*arrays, channel_axis=-1).sum()))(*arrays))
+    assert text.count("criss_cross_forward[") == text.count("criss_cross_backward[") == 1
+    assert "criss_cross_tangent[" not in text
 
 
 @pytest.mark.parametrize("absent", ["jax", "torch"])
@@ -219,8 +246,6 @@ def test_a_learned_scale_and_an_empty_vmap():
 def test_unsupported_calls_are_explained():
     query, key, value, residual, gamma = (jnp.asarray(array) for array in make((3, 4), dtype=np.float32))
     attend = partial(criss_cross_residual, channel_axis=-1)
-    with pytest.raises(TypeError, match=r"no forward-mode derivative .*use backend='reference'"):
-        jax.jvp(lambda query: attend(query, key, value, residual, gamma), (query,), (query,))
     with pytest.raises(ValueError, match="expected residual in float16, bfloat16, float32, float64, got int32"):
         attend(query, key, value, residual.astype(jnp.int32), gamma)
     with pytest.raises(ValueError, match="expected gamma in float16, bfloat16, float32, float64, got int32"):

@@ -70,6 +70,17 @@ def test_each_device_attends_within_its_shard(arrays, sizes, spec, channels, axe
     agree(program(*sharded), jax.jit(partial(both, axes=axes))(*arrays))
 
 
+def test_tangents_stay_within_their_shards(arrays):
+    sharded = spread(arrays, mesh(data=2, model=2), "data", channels="model")
+
+    def change(*arrays):
+        return jax.jvp(partial(criss_cross_residual, channel_axis=-1), arrays, arrays)[1:]
+
+    program = jax.jit(change).lower(*sharded).compile()
+    assert "all-gather" not in program.as_text()
+    agree(program(*sharded), change(*arrays))
+
+
 def test_the_compilation_cache_tells_options_apart(arrays, tmp_path):
     """Also without the addresses in its keys, which change from process to process."""
     sharded = spread(arrays, mesh(data=4), "data")

@@ -2,10 +2,12 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights
+from ccnet.models import RecurrentCrissCrossAttention
 
 CASES = [
     (spatial, axes)
@@ -196,6 +198,9 @@ def bad(**changes):
         ({name: tensor.to("meta") if name == "value" else tensor for name, tensor in bad().items()}, "value on meta"),
         ({name: tensor[..., 0, 0] for name, tensor in bad().items()}, "one to three spatial axes"),
         ({name: tensor[..., :0] for name, tensor in bad().items()}, "at least 1"),
+        (bad(value=torch.zeros(2, 0, 4, 5)), r"at least 1, .* value \(2, 0, 4, 5\)"),
+        (bad(axes=0), r"axes must be a sequence of integers, such as \(0, 1\), got 0"),
+        (bad(axes=(0.0,)), r"axes must be a sequence of integers, .* got \(0\.0,\)"),
         (bad(axes=(2,)), r"axes \(2,\) are invalid for 2 spatial axes"),
         (bad(axes=()), "are invalid for"),
         (bad(axes=(1, 1)), "choose distinct ones"),
@@ -219,3 +224,21 @@ def test_numpy_arrays_are_rejected_beside_tensors():
 def test_positions_outside_the_image_are_rejected(position):
     with pytest.raises(ValueError, match="outside the image"):
         criss_cross_weights(torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 4, 5), position)
+
+
+def test_fractional_positions_and_loops_are_rejected():
+    query = torch.zeros(1, 2, 4, 5)
+    with pytest.raises(ValueError, match=r"position must be a sequence of integers, .* got \(0\.5, 1\)"):
+        criss_cross_weights(query, query, (0.5, 1))
+    with pytest.raises(ValueError, match=r"recurrence is 1\.5: set it to the number of loops"):
+        criss_cross_weights(query, query, (0, 1), recurrence=1.5)
+    with pytest.raises(ValueError, match=r"recurrence is 1\.5: set the number of loops"):
+        RecurrentCrissCrossAttention(8, recurrence=1.5)
+
+
+def test_numpys_numbers_are_options():
+    query, key = torch.randn(2, 1, 2, 4, 5)
+    options = {"scale": np.array([0.5]), "axes": np.array([1])}
+    same = criss_cross_attention(query, key, key, scale=0.5, axes=(1,))
+    assert torch.equal(criss_cross_attention(query, key, key, **options), same)
+    assert criss_cross_weights(query, key, np.array([1, 2]), **options).shape == (1, 4, 5)

@@ -3,6 +3,8 @@
 Expectations come from the formula in float64, differentiated in reverse mode where the subject is another mode.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -159,6 +161,23 @@ def test_checkpoint(operator, backend, use_reentrant):
         loss(function)(*arrays).backward(retain_graph=True)
         results.append([array.grad.clone() for array in arrays])
     assert_close(*results)
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@BACKENDS
+@OPERATORS
+def test_a_result_may_be_changed_in_place(operator, backend, channel_axis):
+    """As by nn.ReLU(inplace=True); the kernels save the result of attention without a residual, and torch says so."""
+    arrays = [array.requires_grad_() for array in make(operator, spatial=(4, 4))]  # 4 channels and pixels: any layout
+    arrays = [*arrays[:2], arrays[1], arrays[0], *arrays[4:]][: len(arrays)]
+    changed = operator(*arrays, backend=backend, channel_axis=channel_axis).relu_()
+    if backend == "triton" and operator is criss_cross_attention:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            changed.sum().backward()
+        return
+    want = oracle(partial(operator, channel_axis=channel_axis))(*arrays).relu()
+    leaves = [arrays[0], arrays[1], *arrays[4:]]
+    assert_close(*(torch.autograd.grad(out.square().sum(), leaves) for out in (changed, want)))
 
 
 @BACKENDS

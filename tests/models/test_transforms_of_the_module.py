@@ -165,6 +165,24 @@ def test_compiles_without_a_graph_break(backend):
     assert_close(*results)
 
 
+@RECOMPUTE
+@BACKENDS
+def test_compiled_autograd(backend, recompute):
+    """It traces the hooks that recompute the projections."""
+    module, oracle, x = pair(backend, recompute)
+    results = []
+    for network in (module, oracle):
+        leaf = x.clone().requires_grad_()
+        loss = network(network(leaf)).square().sum()
+        if network is oracle:
+            loss.backward()
+        else:
+            with torch._dynamo.config.patch(compiled_autograd=True):
+                torch.compile(lambda loss=loss: loss.backward(), backend="aot_eager")()
+        results.append([leaf.grad, *(p.grad for p in network.parameters())])
+    assert_close(*results)
+
+
 def test_traces_with_gradients():
     module, _, x = pair("auto")
     traced = torch.jit.trace(module, (x,))
