@@ -5,7 +5,7 @@ import torch
 from triton_calls import INTERPRETED, make, memory_of_nan  # noqa: F401, fixture
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, set_float32_precision
-from ccnet.kernels.torch_ops import dispatch
+from ccnet.kernels.torch_ops import dispatch, operators  # noqa: F401, registers the operators
 
 pytestmark = INTERPRETED
 
