@@ -1,4 +1,4 @@
-"""What the Gluon kernels share: the lines of a persistent program, and bulk copies (TMA) of blocks of lines.
+"""Parts of the Gluon kernels: the lines of a persistent program, and bulk copies (TMA) of blocks of lines.
 
 A descriptor has the shape (lines // inner, length, inner * stride), like those of ``kernels/torch_ops/launch.py``, and
 blocks of (1, rows, channels).

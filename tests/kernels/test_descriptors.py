@@ -4,28 +4,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from triton_calls import INTERPRETED, memory_of_nan  # noqa: F401, fixture
 
 from ccnet.kernels.call import Call, Options
 from ccnet.kernels.launches import plan
-
-pytest.importorskip("triton", reason="triton is not installed")
 from ccnet.kernels.torch_ops import launch, passes
 from ccnet.kernels.torch_ops.devices import device_of
-from ccnet.kernels.torch_ops.launch import is_interpreted
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"),
-]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Fill new memory with NaN, so that missing stores are detected."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = INTERPRETED
 
 
 @contextmanager

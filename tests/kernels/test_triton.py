@@ -3,27 +3,15 @@
 Only float32 and float16 are tested: the interpreter silently computes bfloat16 wrongly.
 """
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from triton_calls import DTYPES, INTERPRETED, TOLERANCE, check, last, make, memory_of_nan  # noqa: F401, fixture
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, set_float32_precision, split_channels
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, split_channels
 from ccnet.kernels.launches import plan
-from ccnet.kernels.torch_ops import devices, dispatch
-
-pytest.importorskip("triton", reason="triton is not installed")
-from ccnet.kernels.torch_ops import launch
 from ccnet.kernels.torch_ops.devices import device_of
-from ccnet.kernels.torch_ops.launch import is_interpreted
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"),
-]
-
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}  # relative to the largest element
-DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda dtype: str(dtype)[6:])
+pytestmark = INTERPRETED
 
 # (spatial, D, C). They cover one and several tiles along either axis, one and several slabs of channels, odd widths
 # and axes of length 1. The interpreter takes 30 ms per line, so long axes are paired with short ones.
@@ -47,49 +35,6 @@ LONG = [
     ((2, 257), 8, 20, torch.float16),
 ]
 CASES = [(*case, dtype) for case in SHORT for dtype in TOLERANCE] + LONG
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Fill new memory with NaN, so that missing stores are detected."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def make(spatial, d, c, dtype, batch=1, seed=0):
-    """Return channels-last query, key, value, residual, and gamma; the scores have a standard deviation of 4."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(channels, deviation=1.0):
-        array = torch.randn(batch, *spatial, channels, generator=generator) * deviation
-        return array.to(dtype).requires_grad_()
-
-    wide = 2 / d**0.25
-    query, key, value, residual = normal(d, wide), normal(d, wide), normal(c), normal(c)
-    return query, key, value, residual, torch.tensor([0.7], requires_grad=True)
-
-
-def check(function, inputs, upstream, tolerance):
-    """Compare result and every gradient with the reference in float64."""
-    oracle_inputs = [array.detach().double().requires_grad_() for array in inputs]
-    results = []
-    for arrays, backend in ((inputs, "triton"), (oracle_inputs, "reference")):
-        out = function(*arrays, backend=backend)
-        gradients = torch.autograd.grad(out, arrays, upstream.to(out.dtype))
-        results.append([out, *gradients])
-    for index, (ours, oracle) in enumerate(zip(*results, strict=True)):
-        assert ours.isfinite().all(), f"result {index}"
-        largest = oracle.abs().max()
-        # The gradient of a softmax over one key is zero up to rounding.
-        error = (ours.double() - oracle).abs().max() / (largest if largest > 1e-6 else 1)
-        assert error < tolerance, f"result {index} (output, then gradients): {error:.1e}"
-
-
-def last(function, **options):
-    return lambda *arrays, backend: function(*arrays, channel_axis=-1, backend=backend, **options)
 
 
 @pytest.mark.parametrize(("spatial", "d", "c", "dtype"), CASES, ids=str)
@@ -267,133 +212,8 @@ def test_autocast_does_not_change_the_result():
     assert torch.equal(out, criss_cross_attention(*inputs, channel_axis=-1, backend="triton"))
 
 
-@pytest.mark.parametrize("channel_axis", [1, -1])
-@pytest.mark.parametrize("training", [False, True])
-def test_opcheck(training, channel_axis):
-    query, key, value, residual, gamma = (
-        (array if array.ndim == 1 else array.movedim(-1, channel_axis)).detach().requires_grad_(training)
-        for array in make((3, 4), 8, 12, torch.float32)
-    )
-    options = ([0, 1], 1.0, "tf32x3", channel_axis)
-    torch.library.opcheck(torch.ops.ccnet.criss_cross.default, (query, key, value, *options))
-    torch.library.opcheck(
-        torch.ops.ccnet.criss_cross_residual.default, (query, key, value, residual, gamma, *options, training)
-    )
-
-
-def test_compiles_without_a_graph_break_for_every_size():
-    compiled = torch.compile(
-        lambda *arrays: criss_cross_residual(*arrays, backend="triton").relu(),
-        fullgraph=True,
-        dynamic=True,
-        backend="aot_eager",
-    )
-    for spatial in [(3, 4), (5, 2)]:
-        *arrays, gamma = make(spatial, 8, 12, torch.float32)
-        inputs = [*(array.movedim(-1, 1) for array in arrays), gamma]
-        want = criss_cross_residual(*inputs, backend="triton").relu()
-        got = compiled(*inputs)
-        assert torch.equal(got, want)
-        gradients = [torch.autograd.grad(out.sum(), inputs) for out in (got, want)]
-        assert all(torch.equal(ours, eager) for ours, eager in zip(*gradients, strict=True))
-
-
-def test_export_uses_the_reference():
-    class Module(torch.nn.Module):
-        def forward(self, *arrays):
-            return criss_cross_attention(*arrays)
-
-    program = torch.export.export(Module(), tuple(torch.randn(1, 4, 3, 3) for _ in range(3)))
-    assert "ccnet" not in str(program.graph)
-
-
-def test_second_derivatives_are_rejected():
-    query, key, value, _, _ = make((3, 4), 8, 12, torch.float32)
-    out = criss_cross_attention(query, key, value, channel_axis=-1, backend="triton")
-    (gradient,) = torch.autograd.grad(out.sum(), query, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated once"):
-        gradient.sum().backward()
-
-
-def test_unsupported_calls_are_rejected():
-    arrays = [torch.randn(1, 2, 2, 2, dtype=torch.float64)] * 3
-    with pytest.raises(ValueError, match=r"float64; use backend='reference'"):
-        criss_cross_attention(*arrays, backend="triton")
-    arrays = [torch.randn(1, 300, 2, 2)] * 3
-    with pytest.raises(ValueError, match="more than 128 query channels"):
-        criss_cross_attention(*arrays, backend="triton")
-    with pytest.raises(ValueError, match="precision 'fp8' is unknown"):
-        set_float32_precision("fp8")
-
-
-def test_auto_falls_back_with_one_warning(monkeypatch, caplog):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    dispatch._gpu_obstacle.cache_clear()
-    obstacle = dispatch._device_obstacle("cuda", 0, "float32")
-    dispatch._gpu_obstacle.cache_clear()
-    assert obstacle == "the GPU has compute capability 7.5, below 8.0"
-    fallback.warn_once.cache_clear()
-    for _ in range(2):
-        dispatch._warn_once(obstacle)
-    assert len(caplog.records) == 1
-
-
-@pytest.fixture
-def amd(monkeypatch):
-    """Return a function that makes torch report an AMD GPU of an architecture."""
-
-    def report(name):
-        properties = SimpleNamespace(name="AMD", major=9, minor=4, multi_processor_count=304, gcnArchName=name)
-        monkeypatch.setattr(torch.version, "hip", "7.0")
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-        for function in (dispatch._gpu_obstacle, devices.amd_arch, devices.device_of):
-            function.cache_clear()
-
-    yield report
-    monkeypatch.undo()
-    for function in (dispatch._gpu_obstacle, devices.amd_arch, devices.device_of):
-        function.cache_clear()
-
-
-def test_amd_gpus_run_the_kernels_if_they_are_compiled_for_them(amd):
-    amd("gfx942:sramecc+:xnack-")
-    assert dispatch._device_obstacle("cuda", 0, "bfloat16") is None
-    assert device_of(0) == plan.Device("AMD", (9, 4), 304, 65536, "gfx942")
-    amd("gfx1100")
-    obstacle = "the GPU is an AMD gfx1100, and the kernels support gfx942 and gfx950"
-    assert dispatch._device_obstacle("cuda", 0, "bfloat16") == obstacle
-
-
-@pytest.mark.parametrize(("hip", "compilations"), [("7.0", 2), (None, 1)])
-def test_memory_beyond_2_gb_gets_a_kernel_of_its_own_on_amd(monkeypatch, hip, compilations):
-    """Triton's AMD backend addresses smaller memory with 32-bit offsets, so that kernel must not be reused."""
-    compiled = []
-
-    class Kernel:
-        arg_names = ()
-
-        def __getitem__(self, grid):
-            return lambda *arguments, **constants: compiled.append(arguments) or {(1, 1, 1): lambda *_: None}
-
-    monkeypatch.setattr(torch.version, "hip", hip)
-    monkeypatch.setattr(launch, "is_interpreted", lambda: False)
-    planned = plan.Launch(1, 16, 1, {"WAITS": False}, plan.Tile(16, 16, 16, 4, 2), {})
-    for size in (16, 2**31, 16):  # bytes of the memory in which the array lies
-        launch.run(Kernel(), planned, (torch.empty(size, dtype=torch.uint8, device="meta")[:16], None), (16,), 1.0)
-    assert len(compiled) == compilations
-
-
 def test_offsets_in_an_image_of_2_to_the_31_elements_are_64_bit():
     problem = plan.Problem(1, (1024, 1024), (0, 1), 64, 512, "float16")
     assert not plan.forward_launches(problem, device_of(None))[0].constants["WIDE"]
     far = problem._replace(widest_stride=2048)
     assert plan.forward_launches(far, device_of(None))[0].constants["WIDE"]
-
-
-def test_backward_writes_no_zeros():
-    """Outputs without a gradient get no zeros: autograd would fill arrays as large as the value."""
-    *arrays, gamma = make((3, 4), 8, 12, torch.float32)
-    out = criss_cross_residual(*arrays, gamma, channel_axis=-1, backend="triton")
-    with torch.profiler.profile() as profile:
-        torch.autograd.grad(out, [*arrays, gamma], torch.ones_like(out))
-    assert not {"aten::zeros", "aten::zeros_like", "aten::zero_"} & {event.name for event in profile.events()}
