@@ -83,15 +83,20 @@ class CrissCrossAttention(nn.Module):
 
 
 def _is_plain(conv: nn.Module) -> bool:
-    """Return False for a projection that must be called as a module: it has hooks, or the user has replaced it.
+    """Return False for a projection that must be called as a module: it has hooks, or computes something else.
 
-    Pruning, the older weight and spectral norms, FSDP and profilers work through hooks.
+    Pruning, the older weight and spectral norms, FSDP and profilers work through hooks; libraries that offload weights
+    replace the ``forward`` of single modules.
     """
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return (
         isinstance(conv, nn.Conv2d)
         and type(conv).forward is nn.Conv2d.forward
-        and conv.kernel_size == (1, 1)
+        and "forward" not in vars(conv)
+        and type(conv)._conv_forward is nn.Conv2d._conv_forward  # pyright: ignore[reportPrivateUsage]
+        and conv.kernel_size == conv.stride == (1, 1)
+        and conv.padding == (0, 0)
+        and conv.groups == 1
         and conv.bias is not None
         and not any(getattr(conv, kind) for kind in kinds)
     )

@@ -273,6 +273,30 @@ def test_projections_can_be_replaced():
     assert_close(module(x), oracle(x))
 
 
+class Positive(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight.abs(), bias)
+
+
+def doubled(conv):
+    """Replace the method of one module, as libraries that offload weights do."""
+    forward = conv.forward
+    conv.forward = lambda x: 2 * forward(x)
+    return conv
+
+
+@pytest.mark.parametrize(
+    "value_conv",
+    [Positive(8, 8, 1), doubled(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 8, 1, groups=4)],
+    ids=["subclass", "replaced method", "groups"],
+)
+def test_projections_with_another_computation_are_called(value_conv):
+    module, _, x = pair("auto")
+    module.value_conv = value_conv
+    query, key, value = module.query_conv(x), module.key_conv(x), value_conv(x)
+    assert_close(module(x), criss_cross_attention(query, key, value) + x)
+
+
 @pytest.mark.parametrize("shape", [(8, 3, 4), (2, 4, 3, 4), (2, 8), (1, 8, 2, 2, 2, 2)], ids=str)
 def test_an_error_names_the_expected_shape(shape):
     with pytest.raises(ValueError, match=r"expected \(N, 8, \*S\).*got \(" + ", ".join(map(str, shape))):
