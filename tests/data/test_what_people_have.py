@@ -49,6 +49,21 @@ def save(path, pixels, **options):
     return path
 
 
+def write_png(path, samples, depth, palette=None):
+    """Write a PNG of samples (H, W) or (H, W, 3) with a bit depth that Pillow cannot write; return its path."""
+    height, width = samples.shape[:2]
+    lines = samples.reshape(height, -1)
+    bits = [np.unpackbits(line.astype(">u2").view(np.uint8)).reshape(-1, 16)[:, 16 - depth :] for line in lines]
+    rows = b"".join(b"\0" + np.packbits(line).tobytes() for line in bits)
+    colour = 3 if palette is not None else 2 if samples.ndim == 3 else 0
+    chunks = [(b"IHDR", width.to_bytes(4) + height.to_bytes(4) + bytes([depth, colour, 0, 0, 0]))]
+    chunks += [(b"PLTE", bytes(palette))] if palette is not None else []
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4) for kind, data in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
 def grey(path, value_range=None):
     """Return the grey values of an image whose three channels are equal."""
     image = read_image(path, value_range)
@@ -87,15 +102,8 @@ def test_32_bits(tmp_path):
 
 @row("16-bit colour PNG")
 def test_16_bit_colour(tmp_path):
-    """Pillow cannot write one: its chunks are assembled here."""
-    deep = GENERATOR.integers(0, 65536, (4, 5, 3)).astype(">u2")
-    rows = b"".join(b"\0" + line.tobytes() for line in deep)
-    parts = [(b"IHDR", bytes([0, 0, 0, 5, 0, 0, 0, 4, 16, 2, 0, 0, 0])), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in parts:
-        content += len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
-    path = tmp_path / "a.png"
-    path.write_bytes(content)
+    deep = GENERATOR.integers(0, 65536, (4, 5, 3))
+    path = write_png(tmp_path / "a.png", deep, 16)
     assert describe(path) == "16-bit RGB"
     assert np.array_equal(read_image(path).permute(1, 2, 0), deep >> 8)
     with pytest.raises(ValueError, match=r"a\.png has 16-bit colours .* value_range=\[0, 4095\] applies to grey"):
@@ -117,6 +125,28 @@ def test_8_bit_modes(tmp_path, recwarn):
         want = image.convert("RGB")
         assert np.array_equal(read_image(tmp_path / name).permute(1, 2, 0), want), name
     assert not recwarn.list
+
+
+@row("TIFF with three bands of floating-point numbers, or of 16 bits stored one after the other")
+def test_tiffs_that_pillow_cannot_read(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet[bands]'")
+    deep, path = GENERATOR.integers(0, 65536, (20, 30, 3), dtype=np.uint16), tmp_path / "a.tif"
+    bands = np.moveaxis(deep, -1, 0)
+    for pixels, options, value_range in (
+        (deep, {"photometric": "minisblack", "planarconfig": "contig"}, None),
+        (bands, {"photometric": "rgb", "planarconfig": "separate"}, None),
+        (bands, {"photometric": "minisblack", "planarconfig": "separate"}, [0, 65535]),
+        ((deep / 65535).astype(np.float32), {"photometric": "rgb"}, [0, 1]),
+        (deep / 65535, {"photometric": "rgb"}, [0, 1]),
+    ):
+        tifffile.imwrite(path, pixels, **options)
+        assert np.array_equal(read_image(path, value_range).permute(1, 2, 0), np.round(deep / 257)), options
+    tifffile.imwrite(path, PHOTO, photometric="minisblack", planarconfig="contig")
+    assert np.array_equal(read_image(path).permute(1, 2, 0), PHOTO)
+    tifffile.imwrite(path, bands, photometric="rgb", planarconfig="separate")
+    monkeypatch.setattr("ccnet.data.reading.bands._tifffile", lambda: None)
+    with pytest.raises(UnreadableImage, match=r"a\.tif stores its 16-bit bands one after the other: .*ccnet\[bands\]"):
+        read_image(path)  # Pillow reads it as noise
 
 
 @row("any other mode, such as LAB")
@@ -209,6 +239,9 @@ def test_class_indices(tmp_path):
     for path in (save(tmp_path / "grey.png", mask), save(tmp_path / "deep.png", mask.astype(np.uint16)),
                  save(tmp_path / "float.tif", mask.astype(np.float32)), tmp_path / "palette.png"):  # fmt: skip
         assert np.array_equal(labels(path), mask), path.name
+    for bits in (2, 4):  # Pillow scales these to 0, 85, 170, 255, or in steps of 17
+        assert np.array_equal(labels(write_png(tmp_path / "few.png", MASK, bits), classes=100), MASK)
+    assert np.array_equal(labels(write_png(tmp_path / "few.png", MASK, 2), [0, 85, 170]), MASK)
     with pytest.raises(ValueError, match=r"half\.tif contains fractions"):
         labels(save(tmp_path / "half.tif", mask.astype(np.float32) / 2))
 
@@ -301,6 +334,33 @@ def test_masks_that_are_not_turned(tmp_path):
 def test_grey_masks_saved_as_rgb(tmp_path):
     path = save(tmp_path / "a.png", np.repeat(MASK[..., None], 3, axis=2))
     assert np.array_equal(labels(path), MASK)
+
+
+@row("a palette of greys that numbers the values anew, as some programs save grey masks")
+def test_palettes_of_greys(tmp_path):
+    path = write_png(tmp_path / "a.png", np.array([1, 2, 0])[MASK], 2, np.repeat([2, 0, 1], 3).tolist())  # shows MASK
+    with pytest.raises(
+        ValueError, match=r"a\.png has a palette in which the number 0 is shown as grey 2, and both are"
+    ):
+        labels(path)
+    path = write_png(tmp_path / "b.png", np.minimum(MASK, 1), 1, [0, 0, 0, 255, 255, 255])
+    assert np.array_equal(labels(path, [0, 255], 2), np.minimum(MASK, 1))
+    assert np.array_equal(labels(path, None, 2), np.minimum(MASK, 1))
+
+
+@row("colours of 16 bits, a TIFF in which 0 is white, a TIFF of 64-bit numbers")
+def test_masks_that_programs_read_differently(tmp_path):
+    deep = np.repeat(MASK[..., None], 3, axis=2)
+    with pytest.raises(ValueError, match=r"a\.png has 16-bit colours \(mode RGB\): save label images with 8 bits"):
+        labels(write_png(tmp_path / "a.png", deep, 16))  # whose upper 8 bits are 0
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet[bands]'")
+    for mask in (MASK > 0, MASK):  # the former is the kind that tifffile writes for booleans
+        tifffile.imwrite(tmp_path / "a.tif", mask, photometric="miniswhite")
+        with pytest.raises(ValueError, match=r"a\.tif is a TIFF in which 0 means white: .* save it as an 8-bit PNG"):
+            labels(tmp_path / "a.tif", classes=254)
+    tifffile.imwrite(tmp_path / "a.tif", MASK.astype(np.int64))
+    with pytest.raises(UnreadableImage, match=r"a\.tif is a TIFF of an unsupported kind, such as 64-bit numbers"):
+        labels(tmp_path / "a.tif")
 
 
 @row("any other value")
