@@ -1,6 +1,7 @@
 """Paths of images and labels: read from lists, found in folders, matched by name and checked for existence."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -146,24 +147,31 @@ def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[P
     """Return the files that match a pattern, keyed by their relative folder and the part that ``*`` matches."""
     if name.count("*") != 1:
         raise ValueError(f"the name {name!r} of {kind} must contain one *, the part that an image and its mask share")
-    before, after = PurePath(name).name.split("*")
+    before, after = unicodedata.normalize("NFC", PurePath(name).name).split("*")
     if PurePath(after).suffix.lower() in IMAGE_SUFFIXES:
         after = after[: -len(PurePath(after).suffix)]
     found: dict[PurePath, Path] = {}
     for path in paths:
-        stem = path.stem
+        stem = unicodedata.normalize("NFC", path.stem)
         if len(stem) > len(before) + len(after) and stem.startswith(before) and stem.endswith(after):
-            key = path.relative_to(folder).parent / stem[len(before) : len(stem) - len(after)]
+            key = composed(path.relative_to(folder).parent / stem[len(before) : len(stem) - len(after)])
             if key in found:
                 raise ValueError(f"{folder} contains two {kind} of one name: {found[key].name} and {path.name}")
             found[key] = path
     return found
 
 
+def composed(path: PurePath) -> PurePath:
+    """Return a path whose accented letters are single characters: macOS often stores an accent after its letter."""
+    return PurePath(unicodedata.normalize("NFC", str(path)))
+
+
 def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
-    """Suggest a ``dataset.mask_name`` if label images have names that contain those of the images, else return ""."""
-    stems = {path.with_suffix("") for path in there}
+    """Suggest what to do if label images have names that contain those of the images, or differ in case only."""
+    stems = {composed(path.with_suffix("")) for path in there}
     key = without[0]
+    if str(key).casefold() in {str(stem).casefold() for stem in stems}:
+        return ". Upper and lower case differ: rename the files, so that an image and its mask have the same name"
     patterns = {
         stem.name.replace(key.name, "*", 1) for stem in stems if stem.parent == key.parent and key.name in stem.name
     }

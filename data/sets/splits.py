@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..reading.file_lists import IMAGE_SUFFIXES, inside, read_list
+from ..reading.file_lists import IMAGE_SUFFIXES, composed, inside, read_list
 
 SPLITS = ("train", "val", "test")
 
@@ -31,7 +31,7 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
         ValueError: an image is listed twice.
     """
     root = folder.absolute()
-    index = {name: number for number, name in enumerate(names)}
+    index = {composed(name): number for number, name in enumerate(names)}
     found: dict[str, list[int]] = {}
     owner: dict[int, str] = {}
     for split, file in lists.items():
@@ -44,7 +44,7 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
             if given.is_relative_to(root):
                 given = given.relative_to(root)
             name = inside(folder, str(given), place).relative_to(folder)
-            name = name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name
+            name = composed(name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name)
             if name not in index:
                 raise FileNotFoundError(f"{place}: {name} is not an image with a label image in {folder}")
             if index[name] in owner:

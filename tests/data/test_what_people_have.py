@@ -2,6 +2,7 @@
 
 import io
 import os
+import unicodedata
 import zlib
 
 import numpy as np
@@ -505,6 +506,25 @@ def test_file_names_that_are_not_utf8(tmp_path):
     dataset = folder(pictures(tmp_path / "images", f"{name}.jpg"), masks(tmp_path / "masks", f"{name}.png"))
     assert contents_of(dataset).startswith("1 images, ")
     assert np.array_equal(dataset.read_labels(0), MASK)
+
+
+@row("accented letters that one program stores as one character and another, as on macOS, as two")
+def test_accented_letters(tmp_path):
+    one, two = (unicodedata.normalize(form, "M\xfcnchen_1") for form in ("NFC", "NFD"))
+    there = masks(tmp_path / "masks", f"{one}.png", "2.png")
+    images = pictures(tmp_path / "images", f"{two}.jpg", "2.jpg")
+    assert len(folder(images, there)) == 2
+    assert len(folder(images, masks(tmp_path / "b", f"{one}_\xe9.png", "2_e\u0301.png"), mask_name="*_\xe9")) == 2
+    lists = {"val": tmp_path / "val.txt"}
+    lists["val"].write_text(f"{one}\n", encoding="utf-8")
+    assert folder(images, there, "val", lists=lists).image_path(0) == images / f"{two}.jpg"
+
+
+@row("names that differ in upper and lower case")
+def test_names_that_differ_in_case(tmp_path):
+    images, there = pictures(tmp_path / "images", "IMG_1.JPG"), masks(tmp_path / "masks", "img_1.png")
+    with pytest.raises(FileNotFoundError, match=r"there is img_1\.png\. Upper and lower case differ: rename the files"):
+        folder(images, there)
 
 
 @row("folders for train, val and test")

@@ -163,6 +163,16 @@ def test_label_images_are_found_by_the_names_of_the_data_set(tmp_path):
         find_labels([image("in/3.jpg")], tmp_path, **names)
 
 
+def test_two_images_do_not_share_a_label_image(tmp_path):
+    (tmp_path / "1.png").touch()
+    days = [InputImage(tmp_path / day / "1.jpg", PurePath(day, "1")) for day in ("monday", "tuesday")]
+    assert find_labels(days[:1], tmp_path) == [tmp_path / "1.png"]
+    with pytest.raises(
+        ValueError, match=r"1\.png would be the label image of both .*monday/1\.jpg and .*tuesday/1\.jpg"
+    ):
+        find_labels(days, tmp_path)
+
+
 def test_skipped_images_are_listed_at_the_end():
     skipped = SkippedImages()
     skipped.report(3)
