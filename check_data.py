@@ -6,7 +6,8 @@
 
 For each split, prints the number, sizes and bit depths of the images, and a table of the class frequencies with
 median-frequency weights or, for detection, of the number of objects of each class. Writes the table as CSV, with a
-figure of random samples before and after augmentation. Exits with code 1 if a file is missing, unreadable or does not
+figure of random samples before and after augmentation. Notes masks without an image, photos that are turned upright,
+and images of one split that are in another. Exits with code 1 if a file is missing, unreadable or does not
 match its image, if labels contain values that the data set does not define, if a class or a split has no pixels, or if
 masks appear to use 255 as a class.
 """
@@ -53,7 +54,7 @@ def main(config: DictConfig) -> None:
             name.unlink(missing_ok=True)
     found = {split: _check_split(config, split, folder) for split in splits}
 
-    from ccnet.data.label_checks import absent_classes
+    from ccnet.data.label_checks import absent_classes, shared_images
 
     problems = [problem for _, _, lines in found.values() for problem in lines]
     counts = {
@@ -62,6 +63,11 @@ def main(config: DictConfig) -> None:
         if getattr(dataset, "has_labels", True) and report.sizes
     }
     problems += absent_classes(counts, next(dataset.classes for dataset, *_ in found.values()))
+    read = {
+        split: cast(Any, report) for split, (dataset, report, _) in found.items() if hasattr(dataset, "read_labels")
+    }
+    for note in shared_images(read):
+        print(f"\nnote: {note}")
     print(f"\ntables and samples in {folder}")
     if problems:
         shown = "\n".join(f"  {line}" for line in problems)
@@ -84,6 +90,8 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
     if labelled and (found := cast(Any, report).statistics()):
         mean, std = (",".join(map(str, values)) for values in found)
         print(f"statistics of the channels: backbone.mean=[{mean}] backbone.std=[{std}]")
+    if unused := getattr(dataset, "masks_without_image", list)():
+        print(f"note: masks that belong to no image and are not used: {len(unused)}, such as {unused[0]}")
     if table:
         print(f"\n{table.text()}")
         table.write_csv(table_path)

@@ -1,6 +1,7 @@
-"""Check whether the labels of a data set allow a network to learn every class."""
+"""Check whether the labels of a data set allow a network to learn every class, and whether its splits are disjoint."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,20 @@ def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
 
 def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
     return ", ".join(name for name, here in zip(classes, chosen.tolist(), strict=True) if here)
+
+
+def shared_images(reports: Mapping[str, DatasetReport]) -> list[str]:
+    """Return one line for every two splits that contain images with the same pixels.
+
+    Args:
+        reports: the report of each split; "all", which contains the others, is left out.
+    """
+    lines = []
+    splits = [(split, report.images) for split, report in reports.items() if split != "all"]
+    for (split, images), (other, others) in combinations(splits, 2):
+        if same := sorted(images.keys() & others.keys(), key=lambda digest: images[digest]):
+            lines.append(
+                f"images with the same pixels in {split} and {other}, which make scores too high: {len(same)}, such as "
+                f"{images[same[0]]} and {others[same[0]]}; remove the copies, or set dataset.group or dataset.lists"
+            )
+    return lines

@@ -117,16 +117,7 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
             the existing files.
         ValueError: a pattern does not contain exactly one ``*``, or two files have the same name without suffix.
     """
-    there = find_files(labels, LABEL_SUFFIXES)
-    together = images == labels and (label_name != "*" or image_name == "*")
-    if together and image_name == label_name:  # 7.jpg and its label image 7.png
-        number = Counter(path.with_suffix("") for path in find_files(images))
-        there = [path for path in there if number[path.with_suffix("")] > 1]
-    found = _by_key(labels, there, label_name, "label images")
-    taken = set(found.values()) if together else set()
-    within = labels != images and labels.is_relative_to(images)  # files in the subfolder of labels are not images
-    candidates = (path for path in find_files(images) if not (path in taken or (within and labels in path.parents)))
-    pictures = _by_key(images, candidates, image_name, "images")
+    there, pictures, found = _found(images, labels, image_name, label_name)
     if not pictures:
         raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")
     without = [key for key in pictures if key not in found]
@@ -141,6 +132,29 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
             f"{'' if there else _about_lossy(others)}"
         )
     return [(path, found[key]) for key, path in pictures.items()]
+
+
+def without_image(images: Path, labels: Path, *, image_name: str, label_name: str) -> list[Path]:
+    """Return the label images that :func:`match_by_name`, with the same arguments, pairs with no image."""
+    _, pictures, found = _found(images, labels, image_name, label_name)
+    return [path for key, path in found.items() if key not in pictures]
+
+
+def _found(
+    images: Path, labels: Path, image_name: str, label_name: str
+) -> tuple[list[Path], dict[PurePath, Path], dict[PurePath, Path]]:
+    """Return the files in the folder of label images, and the images and label images by their keys."""
+    there = find_files(labels, LABEL_SUFFIXES)
+    together = images == labels and (label_name != "*" or image_name == "*")
+    if together and image_name == label_name:  # 7.jpg and its label image 7.png
+        number = Counter(path.with_suffix("") for path in find_files(images))
+        there = [path for path in there if number[path.with_suffix("")] > 1]
+    found = _by_key(labels, there, label_name, "label images")
+    taken = set(found.values()) if together else set()
+    within = labels != images and labels.is_relative_to(images)  # files in the subfolder of labels are not images
+    candidates = (path for path in find_files(images) if not (path in taken or (within and labels in path.parents)))
+    pictures = _by_key(images, candidates, image_name, "images")
+    return there, pictures, found
 
 
 def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[PurePath, Path]:

@@ -86,8 +86,8 @@ def rgb_pixels(
             low, high = np.nanmin(values), np.nanmax(values)
             kind = _DEEP.get(image.mode, image.mode) if samples.bits > 16 else "signed 16-bit numbers"
             raise ValueError(
-                f"{path} has mode {image.mode}, {kind} (here from {low:.6g} to {high:.6g}): set the values of black "
-                "and white with dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
+                f"{path} has mode {image.mode}, {kind} (here from {low:.6g} to {high:.6g}): train with those of "
+                "black and white, dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
             )
         value_range = 0, 2**samples.bits - 1
     bounds = value_range

@@ -87,11 +87,15 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def describe(path: Path) -> str:
-    """Return the bit depth and mode of an image file, such as "16-bit I;16", or "array", without decoding it."""
+    """Return the bit depth and mode of an image file, such as "16-bit I;16", or "array", without decoding it.
+
+    If the image is turned upright because of its EXIF orientation, it says so.
+    """
     if is_array(path):
         return "array"
     with _opened(path) as image:
-        return f"{sample_format(image).bits}-bit {image.mode}"
+        kind = f"{sample_format(image).bits}-bit {image.mode}"
+    return kind if orientation(path) == 1 else f"{kind}, turned upright as EXIF says"
 
 
 def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, SampleFormat]:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import match_by_name
+from ..reading.file_lists import match_by_name, without_image
 from ..reading.label_files import LabelFormat
 from ..reading.label_values import label_values
 from .layouts import find_folders, folders_in_options
@@ -66,11 +66,11 @@ class Folder(ImagePairs):
         if palette is not None and len(palette) != len(names):
             raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")
         self._folders = dict.fromkeys(folder for folder, _ in folders)
-        pairs = [
-            pair
-            for image_folder, mask_folder in dict.fromkeys(folders)
-            for pair in match_by_name(image_folder, mask_folder, image_name=image_name, label_name=mask_name)
-        ]
+        self._pairs_of_folders, self._names = (
+            dict.fromkeys(folders),
+            {"image_name": image_name, "label_name": mask_name},
+        )
+        pairs = [pair for both in self._pairs_of_folders for pair in match_by_name(*both, **self._names)]
         image_folder = folders[0][0]
         if split == "all":
             chosen = [*range(len(pairs))]
@@ -112,6 +112,10 @@ class Folder(ImagePairs):
     ) -> LabelFormat:
         """Return the format of the masks; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
         return LabelFormat(label_values(values, classes, ignore_label).label_ids, image_name, mask_name)
+
+    def masks_without_image(self) -> list[Path]:
+        """Return the masks that belong to no image, so that they are not used."""
+        return [path for both in self._pairs_of_folders for path in without_image(*both, **self._names)]
 
     def name(self, index: int) -> str:
         """Return the path of the image in its folder without its suffix, with its parts joined by ``_``.

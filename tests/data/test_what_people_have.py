@@ -95,7 +95,7 @@ def test_32_bits(tmp_path):
     assert np.array_equal(grey(whole, [-1000, 64535]), np.round(DEEP / 257))
     for path, mode in ((unit, "F, 32-bit floating point"), (whole, "I, 32-bit whole numbers")):
         with pytest.raises(
-            ValueError, match=rf"{path.name} has mode {mode} \(here from .*: set .*value_range="
+            ValueError, match=rf"{path.name} has mode {mode} \(here from .*: train with .*value_range="
         ) as told:
             read_image(path)
         assert not isinstance(told.value, UnreadableImage)  # skip_broken must not skip them all
@@ -168,6 +168,7 @@ def test_orientation_beside_odd_tags(tmp_path):
     Image.fromarray(PHOTO).save(photo, exif=exif)
     plain = read_image(save(tmp_path / "plain.jpg", PHOTO))
     assert torch.equal(read_image(photo), plain.rot90(-1, (1, 2)))
+    assert describe(photo) == "8-bit RGB, turned upright as EXIF says"
     # A tag of type "signed short" with a value out of range: Pillow reads it, but cannot write it again.
     block = (
         b"Exif\0\0MM\0*\0\0\0\x08\0\x02"
@@ -518,6 +519,17 @@ def test_accented_letters(tmp_path):
     lists = {"val": tmp_path / "val.txt"}
     lists["val"].write_text(f"{one}\n", encoding="utf-8")
     assert folder(images, there, "val", lists=lists).image_path(0) == images / f"{two}.jpg"
+
+
+@row("masks without an image")
+def test_masks_without_an_image(tmp_path):
+    images, there = (
+        pictures(tmp_path / "images", "1.jpg"),
+        masks(tmp_path / "masks", "1_mask.png", "2_mask.png", "x.png"),
+    )
+    assert folder(images, there, mask_name="*_mask").masks_without_image() == [there / "2_mask.png"]
+    together = masks(pictures(tmp_path / "both", "1.jpg"), "1.png")
+    assert folder(together, together).masks_without_image() == []
 
 
 @row("names that differ in upper and lower case")
