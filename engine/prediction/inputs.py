@@ -14,6 +14,7 @@ Result = TypeVar("Result")
 
 _DIGITS = 4  # minimum number of digits of a frame number in a name
 _LISTED = 50  # maximum number of skipped images in a message
+_VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
 class InputImage(NamedTuple):
@@ -148,6 +149,11 @@ class SkippedImages:
 
 
 def _images_of(source: Path) -> Iterator[InputImage]:
+    if source.is_file() and source.suffix.lower() in _VIDEOS:
+        raise ValueError(
+            f"input={source} is a video: save its frames as images and predict their folder, as with "
+            "mkdir frames && ffmpeg -i VIDEO frames/%06d.png; video=NAME.mp4 joins the overlays again"
+        )
     if source.is_file():
         yield InputImage(source, PurePath(source.stem))
         return
@@ -161,7 +167,8 @@ def _images_of(source: Path) -> Iterator[InputImage]:
         files = (path for path in matched if path.is_file() or not path.exists())
         paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     else:
-        raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images")
+        web = ": download it first" if source.parts[:1] in (("http:",), ("https:",)) else ""
+        raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images{web}")
     if not paths:
         raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     for path in paths:

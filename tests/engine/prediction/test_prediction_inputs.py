@@ -64,14 +64,17 @@ def test_one_file_by_two_spellings_of_its_path_is_predicted_once(tmp_path, monke
 def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "clip.MP4").touch()
     for source, message in (
         ("nothing.jpg", "input=nothing.jpg is neither an image nor a folder or pattern of images"),
         (tmp_path / "pipe.png", "pipe.png is neither an image"),
+        ("https://example.com/a.jpg", "input=https:/example.com/a.jpg is neither .*: download it first"),
+        (tmp_path / "clip.MP4", r"clip\.MP4 is a video: save its frames .* ffmpeg -i VIDEO frames/%06d\.png"),
         (tmp_path / "empty", "empty contains no images"),
         (tmp_path, "contains no images"),  # only a named pipe, which would never end
         (f"{tmp_path}/*.jpg", "contains no images"),
     ):
-        with pytest.raises(FileNotFoundError, match=message):
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
             find_inputs([source], tmp_path / "out")
 
 
