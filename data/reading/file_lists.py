@@ -184,7 +184,7 @@ def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
     """Suggest what to do if label images have names that contain those of the images, or differ in case only."""
     stems = {composed(path.with_suffix("")) for path in there}
     key = without[0]
-    if str(key).casefold() in {str(stem).casefold() for stem in stems}:
+    if key not in stems and str(key).casefold() in {str(stem).casefold() for stem in stems}:
         return ". Upper and lower case differ: rename the files, so that an image and its mask have the same name"
     patterns = {
         stem.name.replace(key.name, "*", 1) for stem in stems if stem.parent == key.parent and key.name in stem.name

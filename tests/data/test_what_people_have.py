@@ -537,6 +537,11 @@ def test_names_that_differ_in_case(tmp_path):
     images, there = pictures(tmp_path / "images", "IMG_1.JPG"), masks(tmp_path / "masks", "img_1.png")
     with pytest.raises(FileNotFoundError, match=r"there is img_1\.png\. Upper and lower case differ: rename the files"):
         folder(images, there)
+    images, there = pictures(tmp_path / "b", "1.jpg"), masks(tmp_path / "c", "1.png")
+    with pytest.raises(
+        FileNotFoundError, match=r"there is 1\.png\. If these are the masks, set dataset\.mask_name='\*'"
+    ):
+        folder(images, there, mask_name="*_L")
 
 
 @row("folders for train, val and test")
