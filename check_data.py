@@ -26,6 +26,8 @@ from ccnet.engine.sweeps.command_line import command_line
 from ccnet.engine.sweeps.entry_point import entry_point
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import numpy as np
 
     from ccnet.data.inspection import DatasetReport, Track
@@ -90,6 +92,11 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
     if labelled and (found := cast(Any, report).statistics()):
         mean, std = (",".join(map(str, values)) for values in found)
         print(f"statistics of the channels: backbone.mean=[{mean}] backbone.std=[{std}]")
+        if _nearly_black(found[0], report.kinds):
+            print(
+                "note: images of more than 8 bits are nearly black when scaled by their full range: set "
+                "dataset.value_range=[BLACK,WHITE] to the range of their values, such as [0,4095] for 12 bits"
+            )
     if unused := getattr(dataset, "masks_without_image", list)():
         print(f"note: masks that belong to no image and are not used: {len(unused)}, such as {unused[0]}")
     if table:
@@ -98,6 +105,12 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
     if config.samples > 0 and not report.invalid:
         _draw_samples(samples_path, dataset, config)
     return dataset, report, _problems(split, dataset, report)
+
+
+def _nearly_black(mean: "Sequence[float]", kinds: "Iterable[str]") -> bool:
+    """Return whether images of more than 8 bits seem to use only the lowest 12 of 16 bits, given their mean colour."""
+    deep = any(not kind.startswith(("1-bit", "8-bit")) for kind in kinds)
+    return deep and max(mean) < 1 / 16
 
 
 def _inspect_labels(config: DictConfig, split: str, dataset: Any) -> "tuple[DatasetReport, drawing.Table | None]":
