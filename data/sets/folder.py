@@ -13,7 +13,7 @@ from ..reading.file_lists import match_by_name, without_image
 from ..reading.label_files import LabelFormat
 from ..reading.label_values import label_values
 from .layouts import find_folders, folders_in_options
-from .splits import SPLITS, check_splits, drawn, listed
+from .splits import SPLITS, check_disjoint, check_splits, drawn, listed
 
 # Catch-all classes, which are drawn in dark grey
 _REST = ("background", "bg", "other", "others", "rest", "none", "unlabeled", "unlabelled", "clutter", "void")
@@ -65,6 +65,8 @@ class Folder(ImagePairs):
     ):
         own = images if isinstance(images, Mapping) else {}
         folders = [find_folders(images, masks, part) for part in (own if own and split == "all" else [split])]
+        if split in ("train", "all") and not lists:
+            check_disjoint(own)
         names, label_ids = label_values(values, classes, ignore_label)
         if palette is not None and len(palette) != len(names):
             raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")

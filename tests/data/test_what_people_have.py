@@ -570,6 +570,32 @@ def test_folders_of_splits(tmp_path):
     assert drawn == [["train0", "train1", "train3", "train4"], ["train2"]]
 
 
+@row("folders of splits that are the same, or inside one another")
+def test_folders_of_splits_that_overlap(tmp_path):
+    images = pictures(tmp_path / "images", "1.jpg", "2.jpg", "val/3.jpg")
+    there = masks(tmp_path / "masks", "1.png", "2.png", "val/3.png")
+    (tmp_path / "link").symlink_to(images / "val")
+    for val in (images, images / "val", tmp_path / "link"):
+        for split in ("train", "all"):
+            with pytest.raises(
+                ValueError, match=r"images\.train=.* contains dataset\.images\.val=.* be in both splits"
+            ):
+                folder(
+                    {"train": images, "val": val},
+                    there if val == images else {"train": there, "val": there / "val"},
+                    split,
+                )
+    assert names(folder({"train": images, "val": images / "val"}, {"train": there, "val": there / "val"}, "val")) == [
+        "3"
+    ]
+    with pytest.raises(ValueError, match=r"images\.test=.* contains dataset\.images\.train"):
+        folder({"train": images / "val", "test": images}, {"train": there / "val", "test": there}, "train")
+    (tmp_path / "train.txt").write_text("1\n")
+    (tmp_path / "val.txt").write_text("2\n")
+    lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}
+    assert names(folder({"train": images, "val": images}, there, "train", lists=lists)) == ["1"]
+
+
 @row("lists of names")
 def test_lists_of_names(tmp_path):
     images = pictures(tmp_path / "images", "a.jpg", "b c.jpg", "sub/d.jpg")
