@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..dataset import IGNORE_INDEX
 from .image_files import open_upright
-from .label_values import Value, shown_values
+from .label_values import Value, shown_value, shown_values
 
 _UNKNOWN = 254  # marks pixels whose value the data set does not define
 
@@ -112,6 +112,8 @@ class LabelReader:
             raise ValueError(
                 f"{path} has {samples.bits}-bit colours (mode {image.mode}): save label images with 8 bits"
             )
+        if image.mode in ("LA", "RGBA"):
+            _check_transparency(path, np.asarray(image))
         if self.colour:
             image.info.pop("transparency", None)  # Pillow warns about it
             return _code(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
@@ -179,6 +181,17 @@ class LabelReader:
 
     def _value(self, code: int) -> Value:
         return _colour(code) if self.colour else code
+
+
+def _check_transparency(path: Path, pixels: np.ndarray) -> None:
+    """Raise ValueError if transparent pixels have a value besides 0: viewers show the background there instead."""
+    hidden = pixels[pixels[..., -1] == 0][:, :-1]
+    if hidden.any():
+        value = shown_value(tuple(hidden[hidden.any(axis=1)][0].tolist()))
+        raise ValueError(
+            f"{path} has transparent pixels with the value {value}, so that it is unclear which class they have: save "
+            "it without transparency, with the background filled in"
+        )
 
 
 def _holds_numbers(image: Image.Image) -> bool:

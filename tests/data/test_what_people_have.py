@@ -350,6 +350,20 @@ def test_palettes_of_greys(tmp_path):
     assert np.array_equal(labels(path, None, 2), np.minimum(MASK, 1))
 
 
+@row("transparent pixels (LA, RGBA)")
+def test_transparent_masks(tmp_path):
+    values = {"0 0 0": "sky", "255 0 0": "road", "0 255 0": "car"}
+    colours = np.array([[0, 0, 0, 0], [255, 0, 0, 255], [0, 255, 0, 9]], np.uint8)
+    assert np.array_equal(labels(save(tmp_path / "a.png", colours[MASK]), values, None), MASK)
+    colours[0] = 255, 0, 0, 0  # the class of these pixels was road
+    with pytest.raises(
+        ValueError, match=r"b\.png has transparent pixels with the value 255 0 0, so that it is unclear"
+    ):
+        labels(save(tmp_path / "b.png", colours[MASK]), values, None)
+    with pytest.raises(ValueError, match=r"c\.png has transparent pixels with the value 1, "):
+        labels(save(tmp_path / "c.png", np.stack([np.ones_like(MASK), MASK * 99], axis=2)))
+
+
 @row("colours of 16 bits, a TIFF in which 0 is white, a TIFF of 64-bit numbers")
 def test_masks_that_programs_read_differently(tmp_path):
     deep = np.repeat(MASK[..., None], 3, axis=2)
