@@ -9,6 +9,7 @@ import numpy as np
 from .dataset import IGNORE_INDEX
 from .inspection import DatasetReport, inspect_dataset
 
+_SMOOTH = 20  # more undefined values than this may be mixtures of the values of neighbouring classes
 _LOOKED_AT = 32  # masks per split that training checks before its first step; few, to start quickly
 
 
@@ -49,10 +50,12 @@ def unknown_values(report: DatasetReport, split: str) -> str:
 
 
 def undefined(report: DatasetReport) -> str:
-    """Return "colours" or "values that the data set does not define" for a report with unknown values."""
+    """Return what a report with unknown values contains: colours, or values, that the data set does not define."""
+    many = "; if the masks were smoothed, resized or saved as JPEG, export them again as PNG"
+    hint = many * (len(report.unknown) > _SMOOTH)
     if any(isinstance(value, tuple) for value in report.unknown):
-        return "colours that the data set does not define (dataset.values maps colours to classes)"
-    return "values that the data set does not define"
+        return f"colours that the data set does not define (dataset.values maps colours to classes){hint}"
+    return f"values that the data set does not define{hint}"
 
 
 def label_problems(dataset: Any, report: DatasetReport, split: str) -> list[str]:

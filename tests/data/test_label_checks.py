@@ -160,6 +160,13 @@ def test_check_data_takes_one_split_by_name_and_at_least_one(tmp_path, run_entry
     assert "splits is empty: name the splits to check" in check(run_entry, images, masks, "splits=[]", ok=False).stderr
 
 
+def test_values_of_smoothed_masks_come_with_advice(tmp_path):
+    images, masks = write_binary(tmp_path)
+    Image.fromarray(np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)).save(masks / "1.png")
+    with pytest.raises(ValueError, match=r"does not define; if the masks were smoothed, resized or saved as JPEG"):
+        first_look(folder(images, masks, values=[0, 255]), "train")
+
+
 def test_check_data_supports_detection(tmp_path, run_entry):
     content = write_coco(tmp_path / "root", images=3, split="val")
     options = ("check_data.py", "model=mask_rcnn", "dataset=coco", f"dataset.root={tmp_path / 'root'}")
