@@ -144,14 +144,14 @@ class LabelReader:
     def _indices_or_greys(self, path: Path, image: Image.Image) -> np.ndarray:
         """Return the indices of a palette image, or its grey values if these are the class numbers.
 
-        Some encoders save a grey image of few values with a palette, which numbers the values anew.
+        Some encoders save a grey image of few values with a palette of these values, which numbers them anew.
 
         Raises:
             ValueError: both are class numbers, but they differ.
         """
         used = [index for index, number in enumerate(image.histogram()) if number]
         palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-        if used[-1] >= len(palette) or (palette[used] != palette[used][:, :1]).any():
+        if used[-1] >= len(palette) or (palette != palette[:, :1]).any():
             return np.asarray(image)
         greys = palette[used, 0].tolist()
         numbers = {value for value, label in self.label_ids.items() if label != IGNORE_INDEX}

@@ -348,6 +348,10 @@ def test_palettes_of_greys(tmp_path):
     path = write_png(tmp_path / "b.png", np.minimum(MASK, 1), 1, [0, 0, 0, 255, 255, 255])
     assert np.array_equal(labels(path, [0, 255], 2), np.minimum(MASK, 1))
     assert np.array_equal(labels(path, None, 2), np.minimum(MASK, 1))
+    white = write_png(tmp_path / "white.png", np.ones_like(MASK), 1, [0, 0, 0, 255, 255, 255])
+    assert (labels(white, [0, 255], 2) == 1).all()
+    colours = [48, 48, 48, 255, 0, 0, 0, 255, 0, 9, 9, 99]  # of classes, whose background is a grey
+    assert (labels(write_png(tmp_path / "c.png", np.zeros_like(MASK), 2, colours), classes=60) == 0).all()
 
 
 @row("transparent pixels (LA, RGBA)")
