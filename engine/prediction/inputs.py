@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
@@ -35,7 +36,9 @@ class InputImage(NamedTuple):
 
 
 def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
-    """Return the image files that a list of files, folders and glob patterns specifies, in order, without duplicates.
+    """Return the image files that a list of files, folders and glob patterns specifies, without duplicates.
+
+    They are in the order of the list, and those in a folder or pattern in that of :func:`_frame_order`.
 
     Args:
         sources: image files, folders (searched recursively) and patterns such as "frames/*/left_*.png". Hidden files
@@ -171,8 +174,14 @@ def _images_of(source: Path) -> Iterator[InputImage]:
         raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images{web}")
     if not paths:
         raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
-    for path in paths:
+    for path in sorted(paths, key=_frame_order):
         yield InputImage(path, PurePath(path.relative_to(root).with_suffix("")))
+
+
+def _frame_order(path: Path) -> tuple[list[list[str | int]], Path]:
+    """Return a sorting key that compares numbers in names as numbers: frame_2 comes before frame_10, as in a video."""
+    parts = [re.split(r"([0-9]+)", part) for part in path.parts]
+    return [[int(text) if place % 2 else text for place, text in enumerate(texts)] for texts in parts], path
 
 
 def _frames_of(image: InputImage, channels: int) -> list[InputImage]:

@@ -55,6 +55,13 @@ def test_links_are_followed_and_one_that_points_nowhere_is_not_dropped(tmp_path)
     assert found([f"{folder}/*.png"]) == ["a", "gone"]
 
 
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    names = ["1/f2", "1/f10", "2/f1_b", "2/f01", "2/f1", "10/f3", "a"]
+    write(tmp_path, *(f"{name}.png" for name in names))
+    for source in (tmp_path, f"{tmp_path}/**/*.png"):
+        assert found([source]) == ["1/f2", "1/f10", "2/f01", "2/f1", "2/f1_b", "10/f3", "a"]
+
+
 def test_one_file_by_two_spellings_of_its_path_is_predicted_once(tmp_path, monkeypatch):
     write(tmp_path, "x/1.png")
     monkeypatch.chdir(tmp_path)
