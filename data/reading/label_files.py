@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..dataset import IGNORE_INDEX
+from .frames import frames_of
 from .image_files import open_upright
 from .label_values import Value, shown_value, shown_values
 
@@ -108,6 +109,11 @@ class LabelReader:
         image, samples = open_upright(path, fast_mode="RGB" if self.colour else "L")
         if isinstance(image, np.ndarray):
             return _code(image) if self.colour else image
+        if image.format in ("TIFF", "GIF") and len(pages := frames_of(path)) > 1:
+            raise ValueError(
+                f"{path} has {len(pages)} pages, but a label image must have one: save each page, with its image, as a "
+                "file of its own; a page per class has to be combined into class numbers"
+            )
         if samples.bits > 8 and not _holds_numbers(image):  # Pillow drops their lower 8 bits, and thus small numbers
             raise ValueError(
                 f"{path} has {samples.bits}-bit colours (mode {image.mode}): save label images with 8 bits"

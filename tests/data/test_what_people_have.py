@@ -368,6 +368,19 @@ def test_transparent_masks(tmp_path):
         labels(save(tmp_path / "c.png", np.stack([np.ones_like(MASK), MASK * 99], axis=2)))
 
 
+@row("several pages, as of a stack of slices or with a page per class")
+def test_masks_of_several_pages(tmp_path):
+    pages = [Image.fromarray(MASK), Image.fromarray(MASK[::-1])]
+    for name in ("a.tif", "a.gif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(ValueError, match=rf"{name} has 2 pages, but a label image must have one: save each page"):
+            labels(tmp_path / name)
+    smaller = Image.fromarray(MASK[::2, ::2])
+    smaller.encoderinfo = {"tiffinfo": {254: 1}}  # a smaller copy, as in a pyramid
+    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=[smaller])
+    assert np.array_equal(labels(tmp_path / "b.tif"), MASK)
+
+
 @row("colours of 16 bits, a TIFF in which 0 is white, a TIFF of 64-bit numbers")
 def test_masks_that_programs_read_differently(tmp_path):
     deep = np.repeat(MASK[..., None], 3, axis=2)
