@@ -6,7 +6,8 @@
 
 For each split, prints the number, sizes and bit depths of the images, and a table of the class frequencies with
 median-frequency weights or, for detection, of the number of objects of each class. Writes the table as CSV, with a
-figure of random samples before and after augmentation. Exits with code 1 if a file is missing, unreadable or does not
+figure of random samples before and after augmentation. Notes masks without an image, photos that are turned upright,
+and images of one split that are in another. Exits with code 1 if a file is missing, unreadable or does not
 match its image, if labels contain values that the data set does not define, if a class or a split has no pixels, or if
 masks appear to use 255 as a class.
 """
@@ -25,6 +26,8 @@ from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import numpy as np
 
     from ccnet.data.inspection import DatasetReport, Track
@@ -53,7 +56,7 @@ def main(config: DictConfig) -> None:
             name.unlink(missing_ok=True)
     found = {split: _check_split(config, split, folder) for split in splits}
 
-    from ccnet.data.label_checks import absent_classes
+    from ccnet.data.label_checks import absent_classes, shared_images
 
     problems = [problem for _, _, lines in found.values() for problem in lines]
     counts = {
@@ -62,6 +65,11 @@ def main(config: DictConfig) -> None:
         if getattr(dataset, "has_labels", True) and report.sizes
     }
     problems += absent_classes(counts, next(dataset.classes for dataset, *_ in found.values()))
+    read = {
+        split: cast(Any, report) for split, (dataset, report, _) in found.items() if hasattr(dataset, "read_labels")
+    }
+    for note in shared_images(read):
+        print(f"\nnote: {note}")
     print(f"\ntables and samples in {folder}")
     if problems:
         shown = "\n".join(f"  {line}" for line in problems)
@@ -84,12 +92,25 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
     if labelled and (found := cast(Any, report).statistics()):
         mean, std = (",".join(map(str, values)) for values in found)
         print(f"statistics of the channels: backbone.mean=[{mean}] backbone.std=[{std}]")
+        if _nearly_black(found[0], report.kinds):
+            print(
+                "note: images of more than 8 bits are nearly black when scaled by their full range: set "
+                "dataset.value_range=[BLACK,WHITE] to the range of their values, such as [0,4095] for 12 bits"
+            )
+    if unused := getattr(dataset, "masks_without_image", list)():
+        print(f"note: masks that belong to no image and are not used: {len(unused)}, such as {unused[0]}")
     if table:
         print(f"\n{table.text()}")
         table.write_csv(table_path)
     if config.samples > 0 and not report.invalid:
         _draw_samples(samples_path, dataset, config)
     return dataset, report, _problems(split, dataset, report)
+
+
+def _nearly_black(mean: "Sequence[float]", kinds: "Iterable[str]") -> bool:
+    """Return whether images of more than 8 bits seem to use only the lowest 12 of 16 bits, given their mean colour."""
+    deep = any(not kind.startswith(("1-bit", "8-bit")) for kind in kinds)
+    return deep and max(mean) < 1 / 16
 
 
 def _inspect_labels(config: DictConfig, split: str, dataset: Any) -> "tuple[DatasetReport, drawing.Table | None]":

@@ -32,6 +32,8 @@ from ccnet.engine.commands.entry_point import entry_point
 from ccnet.models.factory import compose_conf
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
 _RUNNING = threading.Lock()  # held by the call of `run` that is training
@@ -201,8 +203,17 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
         [
             *data.first_look(train_set, "train", skip_broken=config.skip_broken),
             *data.first_look(val_set, "val"),
+            *_mirrored(config, train_set.classes),
         ],
     )
+
+
+def _mirrored(config: DictConfig, classes: "Sequence[str]") -> list[str]:
+    """Return a warning if training mirrors images although left and right are different classes."""
+    from ccnet.data.label_checks import unpaired_sides
+
+    mirrors = config.recipe.train_transform.get("flip", 0.5) > 0
+    return unpaired_sides(classes, config.dataset.get("flip_pairs")) if mirrors else []
 
 
 def _check_network(

@@ -1,5 +1,6 @@
 """Read the images and labels of a data set and report its contents."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +30,9 @@ class Sample(NamedTuple):
         counts: the number of pixels of each label, int64 (256,); with ``unknown``, the total number of pixels.
         problem: why the sample is unusable; None if it is usable or ``unknown`` is set.
         unknown: the number of pixels of each label value that the data set does not define; None if there are none.
-        name: the name of the sample if it has unknown values.
+        name: the name of the sample if its image was read or it has unknown values.
         moments: per-channel sums of the values in [0, 1] and of their squares, (2, C); None if the image was not read.
+        digest: a hash of the pixels of the image; None if it was not read.
     """
 
     size: tuple[int, ...] | None = None
@@ -40,6 +42,7 @@ class Sample(NamedTuple):
     unknown: dict[Value, int] | None = None
     name: str = ""
     moments: Any = None
+    digest: bytes | None = None
 
 
 @dataclass
@@ -57,6 +60,7 @@ class DatasetReport:
         files_with: for each value in ``unknown``, the number of samples that contain it and the name of the first one.
         invalid: the number of unusable samples, including those with unknown values.
         moments: per-channel sums of the values in [0, 1] and of their squares, (2, C); 0 if no images were read.
+        images: the name of the last image with these pixels, by their hash.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -68,6 +72,7 @@ class DatasetReport:
     files_with: dict[Value, tuple[int, str]] = field(default_factory=dict)
     invalid: int = 0
     moments: Any = 0
+    images: dict[bytes, str] = field(default_factory=dict)
     _total: int = 0
 
     def add(self, sample: Sample) -> None:
@@ -81,6 +86,8 @@ class DatasetReport:
             self._total += int(sample.counts.sum())
             if sample.moments is not None:
                 self.moments = self.moments + sample.moments
+            if sample.digest is not None:
+                self.images[sample.digest] = sample.name
             return
         self.invalid += 1
         if sample.unknown is None:
@@ -185,13 +192,22 @@ class _Inspected(Dataset):
             if not self.labels_only and hasattr(self.dataset, "image_path"):
                 kind = describe(self.dataset.image_path(index))  # pyright: ignore[reportAttributeAccessIssue]
             image, stored = (None, self.dataset.read_labels(index)) if self.labels_only else self.dataset.read(index)
-            labels, moments = still(stored), None if image is None else _moments(still(image, ndim=3))
+            labels, pixels = still(stored), None if image is None else still(image, ndim=3)
         except UnknownLabels as error:
             return Sample(kind=kind, counts=error.total, unknown=dict(error.pixels), name=self.dataset.name(index))
         except (ValueError, OSError) as error:
             return Sample(kind=kind, problem=str(error))
         counts = np.bincount(labels.numpy().ravel(), minlength=_VALUES)
-        return Sample(tuple(labels.shape), kind, counts, moments=moments)
+        if pixels is None:
+            return Sample(tuple(labels.shape), kind, counts)
+        name, moments, digest = self.dataset.name(index), _moments(pixels), _digest(pixels)
+        return Sample(tuple(labels.shape), kind, counts, name=name, moments=moments, digest=digest)
+
+
+def _digest(image: Tensor) -> bytes:
+    """Return a hash of the size and pixels of an image."""
+    pixels = image.contiguous().numpy()
+    return hashlib.sha1(str(pixels.shape).encode() + pixels.data, usedforsecurity=False).digest()
 
 
 def _moments(image: Tensor) -> np.ndarray:

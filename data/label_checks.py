@@ -1,6 +1,8 @@
-"""Check whether the labels of a data set allow a network to learn every class."""
+"""Check whether the labels of a data set allow a network to learn every class, and whether its splits are disjoint."""
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,9 @@ import numpy as np
 from .dataset import IGNORE_INDEX
 from .inspection import DatasetReport, inspect_dataset
 
+# Patterns of the left in lower-case class names, and what stands for the right in its place
+_SIDES = (("left", "right"), (r"(?<![a-z])l(?![a-z])", "r"), ("links", "rechts"), ("linke", "rechte"), ("左", "右"))
+_SMOOTH = 20  # more undefined values than this may be mixtures of the values of neighbouring classes
 _LOOKED_AT = 32  # masks per split that training checks before its first step; few, to start quickly
 
 
@@ -48,10 +53,12 @@ def unknown_values(report: DatasetReport, split: str) -> str:
 
 
 def undefined(report: DatasetReport) -> str:
-    """Return "colours" or "values that the data set does not define" for a report with unknown values."""
+    """Return what a report with unknown values contains: colours, or values, that the data set does not define."""
+    many = "; if the masks were smoothed, resized or saved as JPEG, export them again as PNG"
+    hint = many * (len(report.unknown) > _SMOOTH)
     if any(isinstance(value, tuple) for value in report.unknown):
-        return "colours that the data set does not define (dataset.values maps colours to classes)"
-    return "values that the data set does not define"
+        return f"colours that the data set does not define (dataset.values maps colours to classes){hint}"
+    return f"values that the data set does not define{hint}"
 
 
 def label_problems(dataset: Any, report: DatasetReport, split: str) -> list[str]:
@@ -91,5 +98,55 @@ def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
     return lines
 
 
+def unpaired_sides(classes: Sequence[str], pairs: Sequence[Sequence[int]] | None) -> list[str]:
+    """Return a line if two classes seem to be the left and right of one thing, which mirror images mix up.
+
+    Args:
+        classes: the K names.
+        pairs: the pairs of classes that a mirror image swaps.
+
+    Raises:
+        ValueError: a pair is not of two classes.
+    """
+    for pair in pairs or ():
+        if len(pair) != 2 or not all(0 <= index < len(classes) for index in pair):
+            raise ValueError(
+                f"dataset.flip_pairs contains {list(pair)}: set pairs of class numbers from 0 to {len(classes) - 1}"
+            )
+    names = [str(name).lower() for name in classes]
+    found = {
+        (index, names.index(mirrored))
+        for left, right in _SIDES
+        for index, name in enumerate(names)
+        if (mirrored := re.sub(left, right, name)) != name and mirrored in names
+    }
+    missing = sorted(found - {(one, other) for pair in pairs or () for one, other in (pair, pair[::-1])})
+    if not missing:
+        return []
+    one, other = missing[0]
+    return [
+        f"train: half of the images are mirrored, which turns {classes[one]} into {classes[other]}: set "
+        f"dataset.flip_pairs={str([list(pair) for pair in missing]).replace(' ', '')} to swap the classes as well, or "
+        "recipe.train_transform.flip=0"
+    ]
+
+
 def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
     return ", ".join(name for name, here in zip(classes, chosen.tolist(), strict=True) if here)
+
+
+def shared_images(reports: Mapping[str, DatasetReport]) -> list[str]:
+    """Return one line for every two splits that contain images with the same pixels.
+
+    Args:
+        reports: the report of each split; "all", which contains the others, is left out.
+    """
+    lines = []
+    splits = [(split, report.images) for split, report in reports.items() if split != "all"]
+    for (split, images), (other, others) in combinations(splits, 2):
+        if same := sorted(images.keys() & others.keys(), key=lambda digest: images[digest]):
+            lines.append(
+                f"images with the same pixels in {split} and {other}, which make scores too high: {len(same)}, such as "
+                f"{images[same[0]]} and {others[same[0]]}; remove the copies, or set dataset.group or dataset.lists"
+            )
+    return lines

@@ -12,6 +12,7 @@ from .size_limit import check_size
 
 _NUMPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274  # TIFF tag
+_MIN_IS_BLACK, _RGB, _INTERLEAVED = 1, 2, 1  # values of the TIFF tags PhotometricInterpretation, PlanarConfiguration
 _NEEDED = "multi-band TIFFs need tifffile: pip install 'ccnet-segmentation[bands]'"
 
 
@@ -36,10 +37,19 @@ def is_array(path: Path, channels: int = 3) -> bool:
     try:
         with library.TiffFile(path) as file:
             page = file.pages[0]
-            samples, kind = page.samplesperpixel, page.dtype
+            return not _left_to_pillow(page)
     except Exception:  # Pillow reports what is wrong with the file
         return False
-    return samples > 4 or (samples in (2, 4) and kind != np.uint8)
+
+
+def _left_to_pillow(page: Any) -> bool:
+    """Return whether Pillow reads the pixels of a TIFF page, as opened by tifffile, correctly."""
+    samples, kind = page.samplesperpixel, page.dtype
+    if samples == 1:
+        return kind.itemsize < 8 and kind != np.float16
+    if samples == 3 and kind == np.uint16:
+        return page.photometric == _RGB and page.planarconfig == _INTERLEAVED
+    return samples <= 4 and kind == np.uint8 and not (samples > 2 and page.photometric == _MIN_IS_BLACK)
 
 
 def read_array(path: Path, channels: int) -> np.ndarray | None:
@@ -163,7 +173,7 @@ def pillow_channels(image: Image.Image, channels: int, path: Path) -> np.ndarray
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if len(image.getbands()) != channels or image.mode in ("YCbCr", "LAB", "HSV"):
-        hint = f"; {_NEEDED}" if _start(path).startswith(_TIFF) and _tifffile() is None else ""
+        hint = f"; {_NEEDED}" if is_tiff(path) and _tifffile() is None else ""
         number = len(image.getbands())
         found = f"{path} has {number} channel{'s' if number > 1 else ''} (mode {image.mode})"
         raise ValueError(f"{found}, but backbone.in_channels={channels}{hint}")
@@ -188,6 +198,11 @@ def check_channels(channels: int, rgb: Sequence[int] | None) -> None:
         raise ValueError(
             f"dataset.rgb={list(rgb)}: set it to three channels from 0 to {channels - 1}, drawn as red, green and blue"
         )
+
+
+def is_tiff(path: Path) -> bool:
+    """Return whether a file begins like a TIFF."""
+    return _start(path).startswith(_TIFF)
 
 
 def _is_numpy(path: Path) -> bool:

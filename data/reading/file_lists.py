@@ -1,6 +1,7 @@
 """Paths of images and labels: read from lists, found in folders, matched by name and checked for existence."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -116,16 +117,7 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
             the existing files.
         ValueError: a pattern does not contain exactly one ``*``, or two files have the same name without suffix.
     """
-    there = find_files(labels, LABEL_SUFFIXES)
-    together = images == labels and (label_name != "*" or image_name == "*")
-    if together and image_name == label_name:  # 7.jpg and its label image 7.png
-        number = Counter(path.with_suffix("") for path in find_files(images))
-        there = [path for path in there if number[path.with_suffix("")] > 1]
-    found = _by_key(labels, there, label_name, "label images")
-    taken = set(found.values()) if together else set()
-    within = labels != images and labels.is_relative_to(images)  # files in the subfolder of labels are not images
-    candidates = (path for path in find_files(images) if not (path in taken or (within and labels in path.parents)))
-    pictures = _by_key(images, candidates, image_name, "images")
+    there, pictures, found = _found(images, labels, image_name, label_name)
     if not pictures:
         raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")
     without = [key for key in pictures if key not in found]
@@ -142,28 +134,58 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
     return [(path, found[key]) for key, path in pictures.items()]
 
 
+def without_image(images: Path, labels: Path, *, image_name: str, label_name: str) -> list[Path]:
+    """Return the label images that :func:`match_by_name`, with the same arguments, pairs with no image."""
+    _, pictures, found = _found(images, labels, image_name, label_name)
+    return [path for key, path in found.items() if key not in pictures]
+
+
+def _found(
+    images: Path, labels: Path, image_name: str, label_name: str
+) -> tuple[list[Path], dict[PurePath, Path], dict[PurePath, Path]]:
+    """Return the files in the folder of label images, and the images and label images by their keys."""
+    there = find_files(labels, LABEL_SUFFIXES)
+    together = images == labels and (label_name != "*" or image_name == "*")
+    if together and image_name == label_name:  # 7.jpg and its label image 7.png
+        number = Counter(path.with_suffix("") for path in find_files(images))
+        there = [path for path in there if number[path.with_suffix("")] > 1]
+    found = _by_key(labels, there, label_name, "label images")
+    taken = set(found.values()) if together else set()
+    within = labels != images and labels.is_relative_to(images)  # files in the subfolder of labels are not images
+    candidates = (path for path in find_files(images) if not (path in taken or (within and labels in path.parents)))
+    pictures = _by_key(images, candidates, image_name, "images")
+    return there, pictures, found
+
+
 def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[PurePath, Path]:
     """Return the files that match a pattern, keyed by their relative folder and the part that ``*`` matches."""
     if name.count("*") != 1:
         raise ValueError(f"the name {name!r} of {kind} must contain one *, the part that an image and its mask share")
-    before, after = PurePath(name).name.split("*")
+    before, after = unicodedata.normalize("NFC", PurePath(name).name).split("*")
     if PurePath(after).suffix.lower() in IMAGE_SUFFIXES:
         after = after[: -len(PurePath(after).suffix)]
     found: dict[PurePath, Path] = {}
     for path in paths:
-        stem = path.stem
+        stem = unicodedata.normalize("NFC", path.stem)
         if len(stem) > len(before) + len(after) and stem.startswith(before) and stem.endswith(after):
-            key = path.relative_to(folder).parent / stem[len(before) : len(stem) - len(after)]
+            key = composed(path.relative_to(folder).parent / stem[len(before) : len(stem) - len(after)])
             if key in found:
                 raise ValueError(f"{folder} contains two {kind} of one name: {found[key].name} and {path.name}")
             found[key] = path
     return found
 
 
+def composed(path: PurePath) -> PurePath:
+    """Return a path whose accented letters are single characters: macOS often stores an accent after its letter."""
+    return PurePath(unicodedata.normalize("NFC", str(path)))
+
+
 def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
-    """Suggest a ``dataset.mask_name`` if label images have names that contain those of the images, else return ""."""
-    stems = {path.with_suffix("") for path in there}
+    """Suggest what to do if label images have names that contain those of the images, or differ in case only."""
+    stems = {composed(path.with_suffix("")) for path in there}
     key = without[0]
+    if key not in stems and str(key).casefold() in {str(stem).casefold() for stem in stems}:
+        return ". Upper and lower case differ: rename the files, so that an image and its mask have the same name"
     patterns = {
         stem.name.replace(key.name, "*", 1) for stem in stems if stem.parent == key.parent and key.name in stem.name
     }

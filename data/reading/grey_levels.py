@@ -21,10 +21,12 @@ class SampleFormat(NamedTuple):
     Attributes:
         bits: the number of bits.
         signed: whether samples may be negative.
+        white_is_zero: whether 0 is white in the file, as in some TIFFs; Pillow inverts such samples.
     """
 
     bits: int
     signed: bool
+    white_is_zero: bool = False
 
 
 def sample_format(image: Image.Image) -> SampleFormat:
@@ -38,9 +40,10 @@ def sample_format(image: Image.Image) -> SampleFormat:
         return SampleFormat(int(stored[1]), stored[2] is not None)
     if image.mode in ("I", "F"):
         return SampleFormat(32, True)
+    inverted = re.match(r"[1L];[24]?I", raw) is not None
     if stored := re.fullmatch(r"(?:I|L|LA|RGB|RGBA|RGBX|RGBa|CMYK);(\d+)[A-Z]*", raw):
-        return SampleFormat(int(stored[1]), False)
-    return SampleFormat(1 if image.mode == "1" else 8, False)
+        return SampleFormat(int(stored[1]), False, inverted)
+    return SampleFormat(1 if image.mode == "1" else 8, False, inverted)
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -71,7 +74,7 @@ def rgb_pixels(
         if samples.bits > 8 and value_range is not None:
             raise ValueError(
                 f"{path} has {samples.bits}-bit colours (mode {image.mode}), but value_range={list(value_range)} "
-                "applies to grey images only: convert it to 8 bits"
+                "applies to grey images only: convert it to 8 bits, or to a .npy array (H, W, 3)"
             )
         image.info.pop("transparency", None)  # Pillow warns about it
         return _by_rows(image, lambda part: np.asarray(part if part.mode == "RGB" else part.convert("RGB")))
@@ -83,8 +86,8 @@ def rgb_pixels(
             low, high = np.nanmin(values), np.nanmax(values)
             kind = _DEEP.get(image.mode, image.mode) if samples.bits > 16 else "signed 16-bit numbers"
             raise ValueError(
-                f"{path} has mode {image.mode}, {kind} (here from {low:.6g} to {high:.6g}): set the values of black "
-                "and white with dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
+                f"{path} has mode {image.mode}, {kind} (here from {low:.6g} to {high:.6g}): train with those of "
+                "black and white, dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
             )
         value_range = 0, 2**samples.bits - 1
     bounds = value_range

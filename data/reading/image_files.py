@@ -14,12 +14,13 @@ from torch import Tensor
 
 from . import fast_decoders
 from .bands import UnreadableImage as UnreadableImage
-from .bands import array_orientation, channels_last, eight_bits, is_array, pillow_channels, read_array
+from .bands import array_orientation, channels_last, eight_bits, is_array, is_tiff, pillow_channels, read_array
 from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
 from .size_limit import ImageTooLarge, check_size
 
 # Detected by content, not by suffix. Pillow's other formats are disabled; for one of them, it would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+_BITS, _PLANES = 258, 284  # TIFF tags: bits of each sample; 2 if the bands are stored one after the other
 _TEXT_LIMIT = 2**26  # bytes of an inflated text or colour profile in a PNG; Pillow's own limit is 1 MB
 
 _UPRIGHT = {
@@ -86,11 +87,15 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def describe(path: Path) -> str:
-    """Return the bit depth and mode of an image file, such as "16-bit I;16", or "array", without decoding it."""
+    """Return the bit depth and mode of an image file, such as "16-bit I;16", or "array", without decoding it.
+
+    If the image is turned upright because of its EXIF orientation, it says so.
+    """
     if is_array(path):
         return "array"
     with _opened(path) as image:
-        return f"{sample_format(image).bits}-bit {image.mode}"
+        kind = f"{sample_format(image).bits}-bit {image.mode}"
+    return kind if orientation(path) == 1 else f"{kind}, turned upright as EXIF says"
 
 
 def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, SampleFormat]:
@@ -123,7 +128,18 @@ def _fast_upright(path: Path, mode: str) -> np.ndarray | None:
 def _pillow_upright(path: Path) -> tuple[Image.Image, SampleFormat]:
     with _opened(path) as image:
         samples = sample_format(image)
+        _check_planes(image, path)
         return loaded_upright(image), samples
+
+
+def _check_planes(image: ImageFile, path: Path) -> None:
+    """Raise UnreadableImage for a TIFF that Pillow reads as noise: bands of 16 bits, stored one after the other."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == 2 and max(tags.get(_BITS, (8,))) > 8 and len(image.getbands()) > 1:
+        raise UnreadableImage(
+            f"{path} stores its {tags[_BITS][0]}-bit bands one after the other: convert it to 8 bits; photos, but not "
+            "label images, can be read as they are after pip install 'ccnet-segmentation[bands]'"
+        )
 
 
 def loaded_upright(image: ImageFile) -> Image.Image:
@@ -186,11 +202,15 @@ def reading(subject: object) -> Iterator[None]:
     try:
         with _pillow_limits_lifted(), warnings.catch_warnings(action="ignore"):  # of damaged, unused metadata
             yield
-    except ImageTooLarge:
+    except (ImageTooLarge, UnreadableImage):
         raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{subject} does not exist") from None
     except Image.UnidentifiedImageError:
+        if isinstance(subject, Path) and is_tiff(subject):
+            raise UnreadableImage(
+                f"{subject} is a TIFF of an unsupported kind, such as 64-bit numbers: save it with 8 or 16 bits"
+            ) from None
         raise UnreadableImage(
             f"{subject} cannot be read as an image: its content is in none of the formats {', '.join(FORMATS)}"
         ) from None

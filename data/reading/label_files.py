@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..dataset import IGNORE_INDEX
+from .frames import frames_of
 from .image_files import open_upright
-from .label_values import Value, shown_values
+from .label_values import Value, shown_value, shown_values
 
 _UNKNOWN = 254  # marks pixels whose value the data set does not define
-_NUMBERS = ("L", "P", "1", "I", "F")  # Pillow's modes with one number per pixel, besides I;16
 
 
 class LabelFormat(NamedTuple):
@@ -105,21 +106,70 @@ class LabelReader:
 
     def _codes(self, path: Path) -> np.ndarray:
         """Return the value of each pixel (H, W), with colours encoded as one number."""
-        image, _ = open_upright(path, fast_mode="RGB" if self.colour else "L")
+        image, samples = open_upright(path, fast_mode="RGB" if self.colour else "L")
         if isinstance(image, np.ndarray):
             return _code(image) if self.colour else image
+        if image.format in ("TIFF", "GIF") and len(pages := frames_of(path)) > 1:
+            raise ValueError(
+                f"{path} has {len(pages)} pages, but a label image must have one: save each page, with its image, as a "
+                "file of its own; a page per class has to be combined into class numbers"
+            )
+        if samples.bits > 8 and not _holds_numbers(image):  # Pillow drops their lower 8 bits, and thus small numbers
+            raise ValueError(
+                f"{path} has {samples.bits}-bit colours (mode {image.mode}): save label images with 8 bits"
+            )
+        if image.mode in ("LA", "RGBA"):
+            _check_transparency(path, np.asarray(image))
         if self.colour:
             image.info.pop("transparency", None)  # Pillow warns about it
             return _code(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
         if image.format == "GIF":  # programs that save a GIF renumber its palette, so the indices mean nothing
             return _grey(image, path)
-        if image.mode == "1":
-            # Programs that save masks of 0 and 255 with 1 bit per pixel turn 255 into 1.
-            white = 255 if 1 not in self.values and 255 in self.values else 1
-            return np.asarray(image).astype(np.uint8) * white
-        if image.mode in _NUMBERS or image.mode.startswith("I;16"):
-            return _whole(np.asarray(image), path)
-        return _grey(image, path)
+        if samples.white_is_zero:
+            raise ValueError(
+                f"{path} is a TIFF in which 0 means white: programs disagree on whether its values are inverted, so "
+                "save it as an 8-bit PNG, or as a TIFF in which 0 means black"
+            )
+        if samples.bits < 8 and image.mode in ("1", "L"):
+            return self._few_bits(image, samples.bits)
+        if image.mode == "P":
+            return self._indices_or_greys(path, image)
+        return _whole(np.asarray(image), path) if _holds_numbers(image) else _grey(image, path)
+
+    def _few_bits(self, image: Image.Image, bits: int) -> np.ndarray:
+        """Return the numbers in an image of fewer than 8 bits, which Pillow scales to 0 and up to 255.
+
+        Programs that save masks of 0 and 255, or of 0, 85, 170 and 255, with 1 or 2 bits turn these values into 0 and
+        1, or 0 to 3. The values of the classes show which of the two are meant.
+        """
+        highest = 2**bits - 1
+        numbers = np.asarray(image).astype(np.uint8) * (255 if bits == 1 else 1) // (255 // highest)
+        meant = 1 if any(number in self.values for number in range(1, highest + 1)) else 255 // highest
+        return numbers * np.uint8(meant)
+
+    def _indices_or_greys(self, path: Path, image: Image.Image) -> np.ndarray:
+        """Return the indices of a palette image, or its grey values if these are the class numbers.
+
+        Some encoders save a grey image of few values with a palette of these values, which numbers them anew.
+
+        Raises:
+            ValueError: both are class numbers, but they differ.
+        """
+        used = [index for index, number in enumerate(image.histogram()) if number]
+        palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        if used[-1] >= len(palette) or (palette != palette[:, :1]).any():
+            return np.asarray(image)
+        greys = palette[used, 0].tolist()
+        numbers = {value for value, label in self.label_ids.items() if label != IGNORE_INDEX}
+        if greys == used or not numbers.issuperset(greys):
+            return np.asarray(image)
+        if set(self.values).issuperset(used):
+            index, grey = next(pair for pair in zip(used, greys, strict=True) if pair[0] != pair[1])
+            raise ValueError(
+                f"{path} has a palette in which the number {index} is shown as grey {grey}, and both are values of "
+                "classes: save it as a greyscale image without a palette"
+            )
+        return palette[np.asarray(image), 0]
 
     def _unknown(self, path: Path, codes: np.ndarray) -> UnknownLabels:
         """Return the error for a file with unknown values, listing them."""
@@ -137,6 +187,22 @@ class LabelReader:
 
     def _value(self, code: int) -> Value:
         return _colour(code) if self.colour else code
+
+
+def _check_transparency(path: Path, pixels: np.ndarray) -> None:
+    """Raise ValueError if transparent pixels have a value besides 0: viewers show the background there instead."""
+    hidden = pixels[pixels[..., -1] == 0][:, :-1]
+    if hidden.any():
+        value = shown_value(tuple(hidden[hidden.any(axis=1)][0].tolist()))
+        raise ValueError(
+            f"{path} has transparent pixels with the value {value}, so that it is unclear which class they have: save "
+            "it without transparency, with the background filled in"
+        )
+
+
+def _holds_numbers(image: Image.Image) -> bool:
+    """Return whether a decoded image has one number per pixel."""
+    return image.mode in ("L", "P", "1", "I", "F") or image.mode.startswith("I;16")
 
 
 def _whole(values: np.ndarray, path: Path) -> np.ndarray:

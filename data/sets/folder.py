@@ -5,12 +5,12 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import match_by_name
+from ..reading.file_lists import match_by_name, without_image
 from ..reading.label_files import LabelFormat
 from ..reading.label_values import label_values
 from .colours import class_colours
 from .layouts import find_folders, folders_in_options
-from .splits import SPLITS, check_splits, drawn, listed
+from .splits import SPLITS, check_disjoint, check_splits, drawn, listed
 
 Folders = str | Path | Mapping[str, Any] | None
 
@@ -60,15 +60,17 @@ class Folder(ImagePairs):
     ):
         own = images if isinstance(images, Mapping) else {}
         folders = [find_folders(images, masks, part) for part in (own if own and split == "all" else [split])]
+        if split in ("train", "all") and not lists:
+            check_disjoint(own)
         names, label_ids = label_values(values, classes, ignore_label)
         if palette is not None and len(palette) != len(names):
             raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")
         self._folders = dict.fromkeys(folder for folder, _ in folders)
-        pairs = [
-            pair
-            for image_folder, mask_folder in dict.fromkeys(folders)
-            for pair in match_by_name(image_folder, mask_folder, image_name=image_name, label_name=mask_name)
-        ]
+        self._pairs_of_folders, self._names = (
+            dict.fromkeys(folders),
+            {"image_name": image_name, "label_name": mask_name},
+        )
+        pairs = [pair for both in self._pairs_of_folders for pair in match_by_name(*both, **self._names)]
         image_folder = folders[0][0]
         if split == "all":
             chosen = [*range(len(pairs))]
@@ -110,6 +112,10 @@ class Folder(ImagePairs):
     ) -> LabelFormat:
         """Return the format of the masks; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
         return LabelFormat(label_values(values, classes, ignore_label).label_ids, image_name, mask_name)
+
+    def masks_without_image(self) -> list[Path]:
+        """Return the masks that belong to no image, so that they are not used."""
+        return [path for both in self._pairs_of_folders for path in without_image(*both, **self._names)]
 
     def name(self, index: int) -> str:
         """Return the path of the image in its folder without its suffix, with its parts joined by ``_``.

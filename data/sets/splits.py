@@ -3,10 +3,11 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..reading.file_lists import IMAGE_SUFFIXES, inside, read_list
+from ..reading.file_lists import IMAGE_SUFFIXES, composed, inside, read_lines
 
 SPLITS = ("train", "val", "test")
 
@@ -15,6 +16,21 @@ def check_splits(option: str, given: Any) -> None:
     """Raise ValueError unless the keys of ``dataset.<option>`` are splits; only a mapping has keys to check."""
     if isinstance(given, Mapping) and (unknown := [str(name) for name in given if name not in SPLITS]):
         raise ValueError(f"dataset.{option} has the key {', '.join(unknown)}: its keys are {', '.join(SPLITS)}")
+
+
+def check_disjoint(folders: Mapping[str, Any]) -> None:
+    """Raise ValueError if the folder of a split, which is searched recursively, contains that of another.
+
+    Args:
+        folders: the folder of images of each split, or None.
+    """
+    real = {split: Path(folder).expanduser().resolve() for split, folder in folders.items() if folder}
+    for (one, folder), (other, inner) in permutations(real.items(), 2):
+        if inner.is_relative_to(folder):
+            raise ValueError(
+                f"dataset.images.{one}={folders[one]} contains dataset.images.{other}={folders[other]}, so that its "
+                f"images would be in both splits: use separate folders, or name the images of each with dataset.lists"
+            )
 
 
 def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: Path) -> dict[str, list[int]]:
@@ -31,7 +47,7 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
         ValueError: an image is listed twice.
     """
     root = folder.absolute()
-    index = {name: number for number, name in enumerate(names)}
+    index = {composed(name): number for number, name in enumerate(names)}
     found: dict[str, list[int]] = {}
     owner: dict[int, str] = {}
     for split, file in lists.items():
@@ -39,14 +55,21 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
         if not path.is_file():
             raise FileNotFoundError(f"dataset.lists.{split}={file} is not a file: expected a list of image names")
         found[split] = []
-        for place, words in read_list(path):
-            given = PurePath(" ".join(words))
+        lines = read_lines(path)
+        if not any(map(str.strip, lines)):
+            raise ValueError(f"{path} lists no images")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            place, given = f"{path}, line {number}", PurePath(line.strip())
             if given.is_relative_to(root):
                 given = given.relative_to(root)
             name = inside(folder, str(given), place).relative_to(folder)
-            name = name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name
+            name = composed(name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name)
             if name not in index:
-                raise FileNotFoundError(f"{place}: {name} is not an image with a label image in {folder}")
+                raise FileNotFoundError(
+                    f"{place}: {name} is not an image with a label image in {folder}; a list has one path per line"
+                )
             if index[name] in owner:
                 other = owner[index[name]]
                 raise ValueError(

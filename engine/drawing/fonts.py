@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from PIL import ImageFont
 
 _DEFAULT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+_warned: set[int] = set()  # code points that a warning has named: a figure asks for a font for each of its texts
 _PLACEHOLDERS = ("Last Resort", "LastResort", "Adobe Blank")  # fonts that draw every character as a box or not at all
 
 
@@ -40,7 +41,8 @@ def _font_of(characters: frozenset[str]) -> str:
     upright = [entry for entry in installed if entry.style == "normal" and entry.weight in (400, "normal")]
     upright.sort(key=lambda entry: "Sans" not in entry.name)  # max takes the first of several that have as many
     font = max([_DEFAULT, *(entry.fname for entry in upright)], key=lambda path: len(needed & _characters(path)))
-    if lacking := needed - _characters(font):
+    if lacking := needed - _characters(font) - _warned:
+        _warned.update(lacking)
         warnings.warn(
             f"no installed font has all characters of the class names: {''.join(map(chr, sorted(lacking)))} are drawn "
             "as boxes. Install a font that has them, such as Noto Sans CJK",

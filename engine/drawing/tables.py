@@ -1,6 +1,7 @@
 """Tables, rendered as text or Markdown, written as CSV, and read back."""
 
 import csv
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,11 +31,11 @@ class Table(NamedTuple):
     def text(self) -> str:
         """Return the table as aligned columns for the terminal."""
         lines = [list(self.header), *self._shown()]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
         aligned = []
         for line in lines:
-            first, *others = zip(line, widths, strict=True)
-            cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+            spaces = [" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
+            cells = [line[0] + spaces[0], *(space + cell for space, cell in zip(spaces[1:], line[1:], strict=True))]
             aligned.append("  ".join(cells).rstrip())
         return "\n".join([aligned[0], "  ".join("-" * width for width in widths), *aligned[1:]])
 
@@ -76,3 +77,9 @@ def read_records(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _width(text: str) -> int:
+    """Return the number of columns of a text in a terminal, where Chinese characters, for example, take two."""
+    marks = sum(unicodedata.combining(character) > 0 for character in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(character) in "WF" for character in text)

@@ -5,7 +5,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from ...data.reading.file_lists import LABEL_SUFFIXES, find_files
+from ...data.reading.file_lists import LABEL_SUFFIXES, composed, find_files
 from ...data.reading.label_files import LabelFormat, LabelReader
 from ...data.reading.label_sizes import check_label_size
 from .inputs import InputImage
@@ -48,17 +48,24 @@ def find_labels(
 
     Raises:
         FileNotFoundError: an image has no label image.
+        ValueError: two images would have the same one.
     """
-    there = {PurePath(path.relative_to(folder).with_suffix("")): path for path in find_files(folder, LABEL_SUFFIXES)}
+    there = {composed(path.relative_to(folder).with_suffix("")): path for path in find_files(folder, LABEL_SUFFIXES)}
     before, after = image_name.split("*")
-    found = []
+    found: dict[Path, InputImage] = {}
     for image in images:
         stem = image.name.name.removeprefix(before).removesuffix(after)
         expected = image.name.with_name(label_name.replace("*", stem))
-        path = there.get(expected) or there.get(PurePath(expected.name)) or there.get(image.name)
+        names = map(composed, (expected, PurePath(expected.name), image.name))
+        path = next((there[name] for name in names if name in there), None)
         if path is None:
             raise FileNotFoundError(
                 f"labels={folder} has no label image {expected} ({', '.join(LABEL_SUFFIXES)}) for {image}"
             )
-        found.append(path)
-    return found
+        if path in found:
+            raise ValueError(
+                f"{path} would be the label image of both {found[path]} and {image}: put the label images into "
+                "subfolders like those of the images"
+            )
+        found[path] = image
+    return [*found]

@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ Result = TypeVar("Result")
 
 _DIGITS = 4  # minimum number of digits of a frame number in a name
 _LISTED = 50  # maximum number of skipped images in a message
+_VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
 class InputImage(NamedTuple):
@@ -34,7 +36,9 @@ class InputImage(NamedTuple):
 
 
 def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
-    """Return the image files that a list of files, folders and glob patterns specifies, in order, without duplicates.
+    """Return the image files that a list of files, folders and glob patterns specifies, without duplicates.
+
+    They are in the order of the list, and those in a folder or pattern in that of :func:`_frame_order`.
 
     Args:
         sources: image files, folders (searched recursively) and patterns such as "frames/*/left_*.png". Hidden files
@@ -148,6 +152,11 @@ class SkippedImages:
 
 
 def _images_of(source: Path) -> Iterator[InputImage]:
+    if source.is_file() and source.suffix.lower() in _VIDEOS:
+        raise ValueError(
+            f"input={source} is a video: save its frames as images and predict their folder, as with "
+            "mkdir frames && ffmpeg -i VIDEO frames/%06d.png; video=NAME.mp4 joins the overlays again"
+        )
     if source.is_file():
         yield InputImage(source, PurePath(source.stem))
         return
@@ -161,11 +170,18 @@ def _images_of(source: Path) -> Iterator[InputImage]:
         files = (path for path in matched if path.is_file() or not path.exists())
         paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     else:
-        raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images")
+        web = ": download it first" if source.parts[:1] in (("http:",), ("https:",)) else ""
+        raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images{web}")
     if not paths:
         raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
-    for path in paths:
+    for path in sorted(paths, key=_frame_order):
         yield InputImage(path, PurePath(path.relative_to(root).with_suffix("")))
+
+
+def _frame_order(path: Path) -> tuple[list[list[str | int]], Path]:
+    """Return a sorting key that compares numbers in names as numbers: frame_2 comes before frame_10, as in a video."""
+    parts = [re.split(r"([0-9]+)", part) for part in path.parts]
+    return [[int(text) if place % 2 else text for place, text in enumerate(texts)] for texts in parts], path
 
 
 def _frames_of(image: InputImage, channels: int) -> list[InputImage]:

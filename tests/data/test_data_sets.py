@@ -69,7 +69,11 @@ def test_folder_splits_into_two_parts(folder_data):
 
 
 def test_distinct_colours_are_distinct():
-    assert len(set(distinct_colours(40))) == 40
+    colours = np.array(distinct_colours(254))
+    differences = np.abs(colours[:, None] - colours).max(axis=-1) + 255 * np.eye(254, dtype=int)
+    for number, least in ((12, 70), (150, 30), (254, 18)):
+        assert differences[:number, :number].min() >= least
+    assert distinct_colours(12) == distinct_colours(254)[:12]
 
 
 @pytest.mark.skipif(not METADATA.is_dir(), reason="no ../shared/data/metadata on this machine")

@@ -1,6 +1,7 @@
 """Names, folders and splits: one test for each row of the table of files and folders in docs/data.md."""
 
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -111,6 +112,41 @@ def test_file_names_that_are_not_utf8(tmp_path):
     assert np.array_equal(dataset.read_labels(0), MASK)
 
 
+@TABLE.row("accented letters that one program stores as one character and another, as on macOS, as two")
+def test_accented_letters(tmp_path):
+    one, two = (unicodedata.normalize(form, "M\xfcnchen_1") for form in ("NFC", "NFD"))
+    there = masks(tmp_path / "masks", f"{one}.png", "2.png")
+    images = pictures(tmp_path / "images", f"{two}.jpg", "2.jpg")
+    assert len(folder(images, there)) == 2
+    assert len(folder(images, masks(tmp_path / "b", f"{one}_\xe9.png", "2_e\u0301.png"), mask_name="*_\xe9")) == 2
+    lists = {"val": tmp_path / "val.txt"}
+    lists["val"].write_text(f"{one}\n", encoding="utf-8")
+    assert folder(images, there, "val", lists=lists).image_path(0) == images / f"{two}.jpg"
+
+
+@TABLE.row("masks without an image")
+def test_masks_without_an_image(tmp_path):
+    images, there = (
+        pictures(tmp_path / "images", "1.jpg"),
+        masks(tmp_path / "masks", "1_mask.png", "2_mask.png", "x.png"),
+    )
+    assert folder(images, there, mask_name="*_mask").masks_without_image() == [there / "2_mask.png"]
+    together = masks(pictures(tmp_path / "both", "1.jpg"), "1.png")
+    assert folder(together, together).masks_without_image() == []
+
+
+@TABLE.row("names that differ in upper and lower case")
+def test_names_that_differ_in_case(tmp_path):
+    images, there = pictures(tmp_path / "images", "IMG_1.JPG"), masks(tmp_path / "masks", "img_1.png")
+    with pytest.raises(FileNotFoundError, match=r"there is img_1\.png\. Upper and lower case differ: rename the files"):
+        folder(images, there)
+    images, there = pictures(tmp_path / "b", "1.jpg"), masks(tmp_path / "c", "1.png")
+    with pytest.raises(
+        FileNotFoundError, match=r"there is 1\.png\. If these are the masks, set dataset\.mask_name='\*'"
+    ):
+        folder(images, there, mask_name="*_L")
+
+
 @TABLE.row("folders for train, val and test")
 def test_folders_of_splits(tmp_path):
     places = {
@@ -135,6 +171,32 @@ def test_folders_of_splits(tmp_path):
     del places["val"]  # drawn from train
     drawn = [names(folder(places, there, split)) for split in ("train", "val")]
     assert drawn == [["train0", "train1", "train3", "train4"], ["train2"]]
+
+
+@TABLE.row("folders of splits that are the same, or inside one another")
+def test_folders_of_splits_that_overlap(tmp_path):
+    images = pictures(tmp_path / "images", "1.jpg", "2.jpg", "val/3.jpg")
+    there = masks(tmp_path / "masks", "1.png", "2.png", "val/3.png")
+    (tmp_path / "link").symlink_to(images / "val")
+    for val in (images, images / "val", tmp_path / "link"):
+        for split in ("train", "all"):
+            with pytest.raises(
+                ValueError, match=r"images\.train=.* contains dataset\.images\.val=.* be in both splits"
+            ):
+                folder(
+                    {"train": images, "val": val},
+                    there if val == images else {"train": there, "val": there / "val"},
+                    split,
+                )
+    assert names(folder({"train": images, "val": images / "val"}, {"train": there, "val": there / "val"}, "val")) == [
+        "3"
+    ]
+    with pytest.raises(ValueError, match=r"images\.test=.* contains dataset\.images\.train"):
+        folder({"train": images / "val", "test": images}, {"train": there / "val", "test": there}, "train")
+    (tmp_path / "train.txt").write_text("1\n")
+    (tmp_path / "val.txt").write_text("2\n")
+    lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}
+    assert names(folder({"train": images, "val": images}, there, "train", lists=lists)) == ["1"]
 
 
 @TABLE.row("lists of names")

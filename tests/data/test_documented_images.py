@@ -1,7 +1,6 @@
 """Images other than 8-bit RGB: one test for each row of the table of images in docs/data.md."""
 
 import io
-import zlib
 
 import numpy as np
 import PIL
@@ -9,7 +8,7 @@ import pytest
 import torch
 from documented_tables import DocumentedTable
 from PIL import Image, PngImagePlugin
-from user_files import DEEP, PHOTO, save
+from user_files import DEEP, PHOTO, save, write_png
 
 from ccnet.data.reading.frames import FrameReader, frames_of
 from ccnet.data.reading.image_files import UnreadableImage, describe, read_image
@@ -51,7 +50,7 @@ def test_32_bits(tmp_path):
     assert np.array_equal(grey(whole, [-1000, 64535]), np.round(DEEP / 257))
     for path, mode in ((unit, "F, 32-bit floating point"), (whole, "I, 32-bit whole numbers")):
         with pytest.raises(
-            ValueError, match=rf"{path.name} has mode {mode} \(here from .*: set .*value_range="
+            ValueError, match=rf"{path.name} has mode {mode} \(here from .*: train with .*value_range="
         ) as told:
             read_image(path)
         assert not isinstance(told.value, UnreadableImage)  # skip_broken must not skip them all
@@ -59,15 +58,8 @@ def test_32_bits(tmp_path):
 
 @TABLE.row("16-bit colour PNG")
 def test_16_bit_colour(tmp_path):
-    """Pillow cannot write one: its chunks are assembled here."""
-    deep = np.random.default_rng(0).integers(0, 65536, (4, 5, 3)).astype(">u2")
-    rows = b"".join(b"\0" + line.tobytes() for line in deep)
-    parts = [(b"IHDR", bytes([0, 0, 0, 5, 0, 0, 0, 4, 16, 2, 0, 0, 0])), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in parts:
-        content += len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
-    path = tmp_path / "a.png"
-    path.write_bytes(content)
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 5, 3))
+    path = write_png(tmp_path / "a.png", deep, 16)
     assert describe(path) == "16-bit RGB"
     assert np.array_equal(read_image(path).permute(1, 2, 0), deep >> 8)
     with pytest.raises(ValueError, match=r"a\.png has 16-bit colours .* value_range=\[0, 4095\] applies to grey"):
@@ -91,6 +83,30 @@ def test_8_bit_modes(tmp_path, recwarn):
     assert not recwarn.list
 
 
+@TABLE.row("TIFF with three bands of floating-point numbers, or of 16 bits stored one after the other")
+def test_tiffs_that_pillow_cannot_read(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
+    deep, path = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16), tmp_path / "a.tif"
+    bands = np.moveaxis(deep, -1, 0)
+    for pixels, options, value_range in (
+        (deep, {"photometric": "minisblack", "planarconfig": "contig"}, None),
+        (bands, {"photometric": "rgb", "planarconfig": "separate"}, None),
+        (bands, {"photometric": "minisblack", "planarconfig": "separate"}, [0, 65535]),
+        ((deep / 65535).astype(np.float32), {"photometric": "rgb"}, [0, 1]),
+        (deep / 65535, {"photometric": "rgb"}, [0, 1]),
+    ):
+        tifffile.imwrite(path, pixels, **options)
+        assert np.array_equal(read_image(path, value_range).permute(1, 2, 0), np.round(deep / 257)), options
+    tifffile.imwrite(path, PHOTO, photometric="minisblack", planarconfig="contig")
+    assert np.array_equal(read_image(path).permute(1, 2, 0), PHOTO)
+    tifffile.imwrite(path, bands, photometric="rgb", planarconfig="separate")
+    monkeypatch.setattr("ccnet.data.reading.bands._tifffile", lambda: None)
+    with pytest.raises(
+        UnreadableImage, match=r"a\.tif stores its 16-bit bands one after the other: .*segmentation\[bands\]"
+    ):
+        read_image(path)  # Pillow reads it as noise
+
+
 @TABLE.row("any other mode, such as LAB")
 def test_other_modes(tmp_path):
     if not PIL.__version__.startswith("12."):  # which cannot read the YCbCr TIFF that it writes
@@ -109,6 +125,7 @@ def test_orientation_beside_odd_tags(tmp_path):
     Image.fromarray(PHOTO).save(photo, exif=exif)
     plain = read_image(save(tmp_path / "plain.jpg", PHOTO))
     assert torch.equal(read_image(photo), plain.rot90(-1, (1, 2)))
+    assert describe(photo) == "8-bit RGB, turned upright as EXIF says"
     # A tag of type "signed short" with a value out of range: Pillow reads it, but cannot write it again.
     block = (
         b"Exif\0\0MM\0*\0\0\0\x08\0\x02"

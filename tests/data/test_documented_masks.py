@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from documented_tables import DocumentedTable
 from PIL import Image
-from user_files import MASK, PHOTO, folder, labels, masks, pictures, save
+from user_files import MASK, PHOTO, folder, labels, masks, pictures, save, write_png
 
+from ccnet.data.reading.image_files import UnreadableImage
 from ccnet.data.reading.label_files import LabelReader
 from ccnet.data.reading.label_values import label_values
 
@@ -26,6 +27,9 @@ def test_class_indices(tmp_path):
     for path in (save(tmp_path / "grey.png", mask), save(tmp_path / "deep.png", mask.astype(np.uint16)),
                  save(tmp_path / "float.tif", mask.astype(np.float32)), tmp_path / "palette.png"):  # fmt: skip
         assert np.array_equal(labels(path), mask), path.name
+    for bits in (2, 4):  # Pillow scales these to 0, 85, 170, 255, or in steps of 17
+        assert np.array_equal(labels(write_png(tmp_path / "few.png", MASK, bits), classes=100), MASK)
+    assert np.array_equal(labels(write_png(tmp_path / "few.png", MASK, 2), [0, 85, 170]), MASK)
     with pytest.raises(ValueError, match=r"half\.tif contains fractions"):
         labels(save(tmp_path / "half.tif", mask.astype(np.float32) / 2))
 
@@ -118,6 +122,64 @@ def test_masks_that_are_not_turned(tmp_path):
 def test_grey_masks_saved_as_rgb(tmp_path):
     path = save(tmp_path / "a.png", np.repeat(MASK[..., None], 3, axis=2))
     assert np.array_equal(labels(path), MASK)
+
+
+@TABLE.row("a palette of greys that numbers the values anew, as some programs save grey masks")
+def test_palettes_of_greys(tmp_path):
+    path = write_png(tmp_path / "a.png", np.array([1, 2, 0])[MASK], 2, np.repeat([2, 0, 1], 3).tolist())  # shows MASK
+    with pytest.raises(
+        ValueError, match=r"a\.png has a palette in which the number 0 is shown as grey 2, and both are"
+    ):
+        labels(path)
+    path = write_png(tmp_path / "b.png", np.minimum(MASK, 1), 1, [0, 0, 0, 255, 255, 255])
+    assert np.array_equal(labels(path, [0, 255], 2), np.minimum(MASK, 1))
+    assert np.array_equal(labels(path, None, 2), np.minimum(MASK, 1))
+    white = write_png(tmp_path / "white.png", np.ones_like(MASK), 1, [0, 0, 0, 255, 255, 255])
+    assert (labels(white, [0, 255], 2) == 1).all()
+    colours = [48, 48, 48, 255, 0, 0, 0, 255, 0, 9, 9, 99]  # of classes, whose background is a grey
+    assert (labels(write_png(tmp_path / "c.png", np.zeros_like(MASK), 2, colours), classes=60) == 0).all()
+
+
+@TABLE.row("transparent pixels (LA, RGBA)")
+def test_transparent_masks(tmp_path):
+    values = {"0 0 0": "sky", "255 0 0": "road", "0 255 0": "car"}
+    colours = np.array([[0, 0, 0, 0], [255, 0, 0, 255], [0, 255, 0, 9]], np.uint8)
+    assert np.array_equal(labels(save(tmp_path / "a.png", colours[MASK]), values, None), MASK)
+    colours[0] = 255, 0, 0, 0  # the class of these pixels was road
+    with pytest.raises(
+        ValueError, match=r"b\.png has transparent pixels with the value 255 0 0, so that it is unclear"
+    ):
+        labels(save(tmp_path / "b.png", colours[MASK]), values, None)
+    with pytest.raises(ValueError, match=r"c\.png has transparent pixels with the value 1, "):
+        labels(save(tmp_path / "c.png", np.stack([np.ones_like(MASK), MASK * 99], axis=2)))
+
+
+@TABLE.row("several pages, as of a stack of slices or with a page per class")
+def test_masks_of_several_pages(tmp_path):
+    pages = [Image.fromarray(MASK), Image.fromarray(MASK[::-1])]
+    for name in ("a.tif", "a.gif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        with pytest.raises(ValueError, match=rf"{name} has 2 pages, but a label image must have one: save each page"):
+            labels(tmp_path / name)
+    smaller = Image.fromarray(MASK[::2, ::2])
+    smaller.encoderinfo = {"tiffinfo": {254: 1}}  # a smaller copy, as in a pyramid
+    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=[smaller])
+    assert np.array_equal(labels(tmp_path / "b.tif"), MASK)
+
+
+@TABLE.row("colours of 16 bits, a TIFF in which 0 is white, a TIFF of 64-bit numbers")
+def test_masks_that_programs_read_differently(tmp_path):
+    deep = np.repeat(MASK[..., None], 3, axis=2)
+    with pytest.raises(ValueError, match=r"a\.png has 16-bit colours \(mode RGB\): save label images with 8 bits"):
+        labels(write_png(tmp_path / "a.png", deep, 16))  # whose upper 8 bits are 0
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
+    for mask in (MASK > 0, MASK):  # the former is the kind that tifffile writes for booleans
+        tifffile.imwrite(tmp_path / "a.tif", mask, photometric="miniswhite")
+        with pytest.raises(ValueError, match=r"a\.tif is a TIFF in which 0 means white: .* save it as an 8-bit PNG"):
+            labels(tmp_path / "a.tif", classes=254)
+    tifffile.imwrite(tmp_path / "a.tif", MASK.astype(np.int64))
+    with pytest.raises(UnreadableImage, match=r"a\.tif is a TIFF of an unsupported kind, such as 64-bit numbers"):
+        labels(tmp_path / "a.tif")
 
 
 @TABLE.row("any other value")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ccnet.data import first_look
 from ccnet.data.inspection import inspect_dataset
-from ccnet.data.label_checks import absent_classes, label_problems
+from ccnet.data.label_checks import absent_classes, label_problems, unpaired_sides
 from ccnet.data.sets import Folder
 
 BINARY = (
@@ -158,6 +158,26 @@ def test_check_data_takes_one_split_by_name_and_at_least_one(tmp_path, run_entry
     done = check(run_entry, images, masks, "splits=all", "samples=-1", "dataset.values=[0,255]")
     assert "all: 1 samples, 0 of them invalid" in done.stdout
     assert "splits is empty: name the splits to check" in check(run_entry, images, masks, "splits=[]", ok=False).stderr
+
+
+def test_left_and_right_need_pairs():
+    classes = ["background", "Left kidney", "right kidney", "lung_L", "lung_R", "light", "rright"]
+    told = unpaired_sides(classes, None)
+    assert told == [
+        "train: half of the images are mirrored, which turns Left kidney into right kidney: set "
+        "dataset.flip_pairs=[[1,2],[3,4]] to swap the classes as well, or recipe.train_transform.flip=0"
+    ]
+    assert "[[3,4]]" in unpaired_sides(classes, [[2, 1]])[0]
+    assert unpaired_sides(classes, [[1, 2], [4, 3]]) == unpaired_sides(["car", "left turn", "wall", "r"], None) == []
+    with pytest.raises(ValueError, match=r"flip_pairs contains \[1, 7\]: set pairs of class numbers from 0 to 6"):
+        unpaired_sides(classes, [[1, 7]])
+
+
+def test_values_of_smoothed_masks_come_with_advice(tmp_path):
+    images, masks = write_binary(tmp_path)
+    Image.fromarray(np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)).save(masks / "1.png")
+    with pytest.raises(ValueError, match=r"does not define; if the masks were smoothed, resized or saved as JPEG"):
+        first_look(folder(images, masks, values=[0, 255]), "train")
 
 
 def test_check_data_supports_detection(tmp_path, run_entry):

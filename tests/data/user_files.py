@@ -1,5 +1,7 @@
 """Photos and masks as users have them, and the data sets that read them."""
 
+import zlib
+
 import numpy as np
 from PIL import Image
 
@@ -16,6 +18,21 @@ MASK = _GENERATOR.integers(0, 3, (20, 30), dtype=np.uint8)
 def save(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def write_png(path, samples, depth, palette=None):
+    """Write a PNG of samples (H, W) or (H, W, 3) with a bit depth that Pillow cannot write; return its path."""
+    height, width = samples.shape[:2]
+    lines = samples.reshape(height, -1)
+    bits = [np.unpackbits(line.astype(">u2").view(np.uint8)).reshape(-1, 16)[:, 16 - depth :] for line in lines]
+    rows = b"".join(b"\0" + np.packbits(line).tobytes() for line in bits)
+    colour = 3 if palette is not None else 2 if samples.ndim == 3 else 0
+    chunks = [(b"IHDR", width.to_bytes(4) + height.to_bytes(4) + bytes([depth, colour, 0, 0, 0]))]
+    chunks += [(b"PLTE", bytes(palette))] if palette is not None else []
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4) for kind, data in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return path
 
 

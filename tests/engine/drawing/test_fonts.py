@@ -17,6 +17,7 @@ CIRCLED = ["Ⓐ road", "Ⓑ road"]
 @pytest.fixture(autouse=True)
 def _fresh():
     fonts._font_of.cache_clear()
+    fonts._warned.clear()
     yield
     fonts._font_of.cache_clear()
 
@@ -48,8 +49,9 @@ def test_characters_that_no_font_has_are_named_once(tmp_path, monkeypatch):
         legend("路道")
         legend("路道")
     assert len(found) == 1
-    with pytest.warns(UserWarning, match="道 are drawn as boxes") as found:
+    with pytest.warns(UserWarning, match="class names: 行 are drawn as boxes") as found:
         confusion("道", tmp_path)
+        confusion("道行", tmp_path)
     assert len(found) == 1
 
 

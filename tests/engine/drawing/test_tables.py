@@ -18,6 +18,11 @@ def test_text_right_aligns_numbers_and_shows_two_decimals():
     ]
 
 
+def test_wide_characters_take_two_columns():
+    rows = [("道路", 1), ("Cafe\u0301", 22)]  # the accent takes none
+    assert Table(("class", "n"), rows).text().splitlines() == ["class   n", "-----  --", "道路    1", "Cafe\u0301   22"]
+
+
 def test_markdown_escapes_pipes():
     assert TABLE.markdown().splitlines() == [
         "| class | IoU | pictures |",

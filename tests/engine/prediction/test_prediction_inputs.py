@@ -55,6 +55,13 @@ def test_links_are_followed_and_one_that_points_nowhere_is_not_dropped(tmp_path)
     assert found([f"{folder}/*.png"]) == ["a", "gone"]
 
 
+def test_frames_are_in_the_order_of_their_numbers(tmp_path):
+    names = ["1/f2", "1/f10", "2/f1_b", "2/f01", "2/f1", "10/f3", "a"]
+    write(tmp_path, *(f"{name}.png" for name in names))
+    for source in (tmp_path, f"{tmp_path}/**/*.png"):
+        assert found([source]) == ["1/f2", "1/f10", "2/f01", "2/f1", "2/f1_b", "10/f3", "a"]
+
+
 def test_one_file_by_two_spellings_of_its_path_is_predicted_once(tmp_path, monkeypatch):
     write(tmp_path, "x/1.png")
     monkeypatch.chdir(tmp_path)
@@ -64,14 +71,17 @@ def test_one_file_by_two_spellings_of_its_path_is_predicted_once(tmp_path, monke
 def test_what_is_no_image_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "clip.MP4").touch()
     for source, message in (
         ("nothing.jpg", "input=nothing.jpg is neither an image nor a folder or pattern of images"),
         (tmp_path / "pipe.png", "pipe.png is neither an image"),
+        ("https://example.com/a.jpg", "input=https:/example.com/a.jpg is neither .*: download it first"),
+        (tmp_path / "clip.MP4", r"clip\.MP4 is a video: save its frames .* ffmpeg -i VIDEO frames/%06d\.png"),
         (tmp_path / "empty", "empty contains no images"),
         (tmp_path, "contains no images"),  # only a named pipe, which would never end
         (f"{tmp_path}/*.jpg", "contains no images"),
     ):
-        with pytest.raises(FileNotFoundError, match=message):
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
             find_inputs([source], tmp_path / "out")
 
 
@@ -161,6 +171,16 @@ def test_label_images_are_found_by_the_names_of_the_data_set(tmp_path):
     assert find_labels([city], tmp_path, **streets) == [tmp_path / "aachen" / "x_gtFine_labelIds.png"]
     with pytest.raises(FileNotFoundError, match=r"has no label image 3_mask \(.png, .*\) for in/3.jpg"):
         find_labels([image("in/3.jpg")], tmp_path, **names)
+
+
+def test_two_images_do_not_share_a_label_image(tmp_path):
+    (tmp_path / "1.png").touch()
+    days = [InputImage(tmp_path / day / "1.jpg", PurePath(day, "1")) for day in ("monday", "tuesday")]
+    assert find_labels(days[:1], tmp_path) == [tmp_path / "1.png"]
+    with pytest.raises(
+        ValueError, match=r"1\.png would be the label image of both .*monday/1\.jpg and .*tuesday/1\.jpg"
+    ):
+        find_labels(days, tmp_path)
 
 
 def test_skipped_images_are_listed_at_the_end():

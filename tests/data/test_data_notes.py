@@ -1,0 +1,53 @@
+"""check_data.py notes what it cannot call wrong: copies in two splits, dark images, masks without an image."""
+
+import shutil
+
+import numpy as np
+from conftest import write_pair
+from PIL import Image
+
+from ccnet.data.inspection import inspect_dataset
+from ccnet.data.label_checks import shared_images
+from ccnet.data.sets import Folder
+
+
+def reports(root, lists):
+    return {
+        split: inspect_dataset(
+            Folder(root / "images", root / "masks", classes=3, split=split, val_share=0.2, transform=None, lists=lists)
+        )
+        for split in ("train", "val", "all")
+    }
+
+
+def test_copies_in_two_splits_are_found(tmp_path):
+    for name in ("a", "b", "c"):
+        write_pair(tmp_path / "images" / f"{name}.png", tmp_path / "masks" / f"{name}.png", classes=3, seed=ord(name))
+    for split, names in (("train", "a b"), ("val", "c copy")):
+        (tmp_path / f"{split}.txt").write_text(names.replace(" ", "\n"))
+    lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}
+    shutil.copy(tmp_path / "masks" / "a.png", tmp_path / "masks" / "copy.png")
+    picture = Image.open(tmp_path / "images" / "a.png")
+    picture.save(tmp_path / "images" / "copy.bmp")
+    assert shared_images(reports(tmp_path, lists)) == [
+        "images with the same pixels in train and val, which make scores too high: 1, such as a and copy; remove the "
+        "copies, or set dataset.group or dataset.lists"
+    ]
+    picture.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "images" / "copy.bmp")
+    assert shared_images(reports(tmp_path, lists)) == []
+
+
+def test_notes_are_printed(tmp_path, run_entry):
+    for name in "abc":
+        write_pair(tmp_path / "images" / f"{name}.png", tmp_path / "masks" / f"{name}.png", classes=3, seed=ord(name))
+        grey = np.array(Image.open(tmp_path / "images" / f"{name}.png").convert("L"), dtype=np.uint16)
+        Image.fromarray(grey * 16).save(tmp_path / "images" / f"{name}.png")
+    shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / "b.png")  # "b" is the validation image
+    shutil.copy(tmp_path / "masks" / "a.png", tmp_path / "masks" / "spare.png")
+    folders = f"dataset.images={tmp_path / 'images'}", f"dataset.masks={tmp_path / 'masks'}", "dataset.classes=3"
+    options = ("check_data.py", "dataset=folder", *folders, "num_workers=0", "samples=0")
+    told = run_entry(*options).stdout
+    assert "note: images with the same pixels in train and val, which make scores too high: 1, such as a and b" in told
+    assert "note: masks that belong to no image and are not used: 1, such as " in told
+    assert "note: images of more than 8 bits are nearly black" in told
+    assert "nearly black" not in run_entry(*options, "dataset.value_range=[0,4095]").stdout
