@@ -103,10 +103,13 @@ class WandbRun:
             with _time_limit(self._limit):
                 try:
                     self.run = start(_prompt_free(mode))
-                except CommError as error:
+                except UsageError:
+                    raise
+                except wandb.Error as error:
                     self.run = start("offline")
+                    problem = "could not be reached" if isinstance(error, CommError) else "did not accept the run"
                     reason = str(error).splitlines()[0]
-                    self._say(f"W&B could not be reached, so this run is logged offline: {reason}")
+                    self._say(f"W&B {problem}, so this run is logged offline: {reason}")
         except ValidationError as error:
             raise ValueError(_rejected(error)) from error
         except UsageError as error:

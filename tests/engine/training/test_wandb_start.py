@@ -93,6 +93,23 @@ def test_a_wandb_run_of_the_program_is_left_alone(tmp_path, monkeypatch):
     own.finish()
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (wandb.Error("Error initializing run: entity me not found\n"), "W&B did not accept the run, so this run is"),
+        (wandb.errors.CommError("Timed out"), "W&B could not be reached, so this run is logged offline: Timed out. To"),
+    ],
+)
+def test_a_run_that_the_server_refuses_is_logged_offline(tmp_path, inits, monkeypatch, capsys, error, message):
+    """Such as a server that does not know ``logger.entity``, or the login page of a network."""
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    offline = SimpleNamespace(id="made", offline=True, dir=str(tmp_path / "files"))
+    monkeypatch.setattr(wandb, "init", Mock(side_effect=[error, offline]))
+    assert started(tmp_path).run is offline
+    assert [call.kwargs["mode"] for call in wandb.init.call_args_list] == ["online", "offline"]
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mode", ["offline", "auto"])
 @pytest.mark.parametrize("command", ["/nonexistent", "/etc/hostname", "/bin/false"])
 def test_training_continues_if_the_process_of_wandb_cannot_start(tmp_path, monkeypatch, capfd, command, mode):
