@@ -15,13 +15,13 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from ...data import build_dataset
 from ..checkpoints.options import flat
-from ..checkpoints.reading import find, load, peek
+from ..checkpoints.reading import load, peek
 from ..checkpoints.record import Checkpoint
 from ..runtime.atomic_files import given_path
 from ..runtime.distributed import from_all, from_first, rank
 from ..runtime.launchers import is_first
 from ..runtime.overrides import in_sweep
-from ..runtime.run_folder import LAST, PREVIOUS, FolderLock, FolderTaken, holds_run, remove_if_empty, with_numbers
+from ..runtime.run_folder import BEST, LAST, PREVIOUS, FolderLock, FolderTaken, holds_run, remove_if_empty, with_numbers
 from .contents import data_contents
 from .continuation import check_given, given_options
 from .identity import LENGTH, Wanted
@@ -91,7 +91,7 @@ def newest(folder: Path) -> Checkpoint:
     """
     states = [path for path in _states(folder) if path.is_file()]
     if not states:
-        find(folder / LAST)  # raises the error
+        raise FileNotFoundError(_without_state(folder))
     if found := _peeks(folder, quiet=True):
         return found[0]
     raise _unreadable(states[0])
@@ -218,6 +218,16 @@ def _first_intact(folder: Path) -> Checkpoint | None:
         except (ValueError, FileNotFoundError) as error:
             _say(f"skipped {light.source}: {error}")
     return None
+
+
+def _without_state(folder: Path) -> str:
+    """Return the message for a folder, as in ``resume=FOLDER``, that has no state of a run."""
+    if any((folder.parent / name).is_file() for name in (LAST, PREVIOUS)):
+        return f"resume={folder} must be the folder of a run, not a file in it: set {quote(f'resume={folder.parent}')}"
+    message = f"there is no checkpoint {folder / LAST}, from which a run could continue"
+    if (folder / BEST).is_file():
+        return f"{message}: start a new run from the weights in {folder / BEST} with {quote(f'init={folder}/best')}"
+    return f"{message}: resume=FOLDER expects the folder of a run"
 
 
 def _unreadable(path: Path) -> ValueError:

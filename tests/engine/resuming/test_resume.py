@@ -82,6 +82,19 @@ def test_a_new_run_never_takes_the_folder_of_another(whole, tmp_path):
         start(composed(), tmp_path / "new")
 
 
+def test_a_folder_without_a_state_is_refused_with_what_to_set_instead(whole, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "best.safetensors").touch()
+    for folder, message in {
+        whole / "last": f"set resume={whole}$",
+        whole / "best.safetensors": f"set resume={whole}$",
+        tmp_path / "weights": f"init={tmp_path}/weights/best$",
+        tmp_path / "nothing": "there is no checkpoint .*/nothing/last.pt.* expects the folder of a run",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=message):
+            resuming.preview(composed(f"resume={folder}"))
+
+
 @pytest.mark.parametrize("resume", ["auto", "folder"])
 def test_a_run_that_is_in_use_is_not_joined(whole, tmp_path, monkeypatch, capsys, resume):
     folder = shutil.copytree(whole, tmp_path / "run")
