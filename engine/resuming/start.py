@@ -21,7 +21,17 @@ from ..runtime.atomic_files import given_path
 from ..runtime.distributed import from_all, from_first, rank
 from ..runtime.launchers import is_first
 from ..runtime.overrides import in_sweep
-from ..runtime.run_folder import BEST, LAST, PREVIOUS, FolderLock, FolderTaken, holds_run, remove_if_empty, with_numbers
+from ..runtime.run_folder import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    FolderLock,
+    FolderTaken,
+    foreign_files,
+    holds_run,
+    remove_if_empty,
+    with_numbers,
+)
 from .contents import data_contents
 from .continuation import check_given, given_options
 from .identity import LENGTH, Wanted
@@ -115,6 +125,7 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
                 f"{quote(f'resume={folder}')}, or choose another folder with hydra.run.dir=DIR (in Python: "
                 "folder=DIR; for a sweep: continue it with resume=auto, or choose hydra.sweep.dir=DIR)"
             )
+        _refuse_foreign(folder)
         return Start(folder, None)
     check_given(given_options())
     folder = given_path(config.resume)
@@ -180,9 +191,19 @@ def _free(folder: Path, held: ExitStack) -> Path:
             continue
         if not holds_run(path):  # another process may have used the folder in the meantime
             held.enter_context(lock)
+            _refuse_foreign(path)
             return path
         lock.release()
     raise AssertionError("unreachable")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise FolderTaken if a new run would overwrite files that are not those of a run."""
+    if names := foreign_files(folder):
+        raise FolderTaken(
+            f"{folder} holds {', '.join(names)}, not written by a run, which a new run would overwrite: choose another "
+            "folder with hydra.run.dir=DIR (in Python: folder=DIR; for a sweep: hydra.sweep.dir=DIR)"
+        )
 
 
 def _data_contents(config: DictConfig) -> dict[str, str]:
