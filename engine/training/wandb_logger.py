@@ -3,6 +3,7 @@
 import netrc
 import os
 import secrets
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -177,8 +178,9 @@ class WandbRun:
     def _give_up(self, error: Exception) -> None:
         self._say(f"This run continues without W&B: {str(error) or type(error).__name__}")
         self.run = None
-        with suppress(Exception), _time_limit(self._limit):
-            wandb.teardown()  # otherwise, the next run of a sweep would try to use the dead process
+        if _has_ended(_process()):
+            with suppress(Exception):
+                wandb.teardown()  # otherwise, the next run of a sweep would try to use the dead process
 
     def _say(self, text: str) -> None:
         stored = f". To upload it later: wandb sync {quote(str(Path(self.run.dir).parent))}" if self.run else ""
@@ -198,11 +200,23 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def _end_service() -> None:
-    """End the process through which this one talks to W&B. W&B offers no other way than to wait for it."""
-    service: Any = wandb_setup.singleton()._connection
-    if service and service._proc:  # None if another program has started it
+    if process := _process():
         print("W&B's process does not respond and is ended", file=sys.stderr)
-        service._proc._process.kill()
+        process.kill()
+
+
+def _process() -> subprocess.Popen | None:
+    """Return the process that W&B has started; None if there is none. W&B itself has no function for this."""
+    service: Any = wandb_setup.singleton()._connection
+    return service._proc._process if service and service._proc else None
+
+
+def _has_ended(process: subprocess.Popen | None) -> bool:
+    """Return True if a process has ended, or is ending: it closes its connections first."""
+    try:
+        return process is not None and process.wait(1) is not None
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _new_id() -> str | None:
