@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # signals with which a cluster or a user ends a job
+# Signals with which a cluster, a user or a closed terminal ends a job.
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 def stack_pairs(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

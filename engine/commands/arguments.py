@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -28,22 +29,25 @@ _ENTRY = re.compile(
 def accepted(overrides: Iterable[str]) -> list[str]:
     """Return overrides in a form that Hydra accepts; those that remain invalid are kept, for Hydra to report.
 
-    Values outside Hydra's grammar, as in ``input=straße.jpg`` or ``input=[IMG(1).jpg,B]``, are quoted. Entries of an
-    option that may be a mapping, as in ``dataset.images.train=A dataset.images.val=B``, are joined to
-    ``dataset.images={train:'A',val:'B'}``, because Hydra rejects new keys of an option. A sweep over an entry becomes
-    ``++dataset.images.val=A,B`` and moves to the end, because Hydra would replace it by a mapping that follows. ``-m``
-    moves to the start, because Hydra expects all overrides in one place.
+    Values outside Hydra's grammar, as in ``input=straße.jpg`` or ``input=[IMG(1).jpg,B]``, are quoted, and so are paths
+    with commas, as in ``resume=runs/1,2``. Entries of an option that may be a mapping, as in
+    ``dataset.images.train=A dataset.images.val=B``, are joined to ``dataset.images={train:'A',val:'B'}``, because Hydra
+    rejects new keys of an option. A sweep over an entry becomes ``++dataset.images.val=A,B`` and moves to the end,
+    because Hydra would replace it by a mapping that follows. ``-m`` moves to the start, because Hydra expects all
+    overrides in one place.
     """
     sweep: list[str] = []
     made: list[str] = []
     swept: list[str] = []
     places: dict[str, int] = {}
+    overrides = list(overrides)
+    multirun = not set(_SWEEP).isdisjoint(overrides)
     flag = ""
     for argument in overrides:
         if argument in _SWEEP and flag not in _WITH_VALUE:
             sweep = [argument]
             continue
-        override = argument if flag in _WITH_VALUE else _quoted(argument)
+        override = argument if flag in _WITH_VALUE else _quoted(argument, multirun)
         flag = argument
         if _sweeps_over_entry(override):
             swept.append(f"++{override.lstrip('+')}")
@@ -75,18 +79,32 @@ def _entries(override: str) -> tuple[str, str]:
     return option, f"{key}:{_string(value) if isinstance(value, str) else text}"
 
 
-def _quoted(override: str) -> str:
+def _quoted(override: str, multirun: bool) -> str:
+    """Return an override whose value Hydra can parse; in a sweep, commas separate values, each of which is quoted."""
     key, equals, value = override.partition("=")
-    if not equals or override.startswith("-") or "${" in value or _parsed(override):
+    if not equals or override.startswith("-") or "${" in value:
         return override
-    made = f"{key}={_BARE.sub(_quoted_item, value) if value.startswith(_COMPOSED) else _string(value)}"
+    sweeps = multirun and not key.startswith("hydra.")  # nothing can be swept over Hydra's own options
+    if parsed := _parsed(override):
+        is_path = parsed.is_sweep_override() and not sweeps and _is_path(value)
+        return f"{key}={_string(value)}" if is_path else override
+    if value.startswith(_COMPOSED):
+        text = _BARE.sub(lambda match: _quoted_item(match[0]), value)
+    else:
+        text = ",".join(map(_quoted_item, value.split(","))) if sweeps else _string(value)
+    made = f"{key}={text}"
     return made if _parsed(made) else override
 
 
-def _quoted_item(match: re.Match[str]) -> str:
-    """Return a part of a list or mapping, quoted unless it already is or Hydra can parse it."""
-    text = match[0]
-    return text if text[0] in "'\"" or not text.strip() or _parsed(f"x={text.strip()}") else _string(text.strip())
+def _is_path(value: str) -> bool:
+    """Return True for an existing path, and for a new one in an existing folder other than the current one."""
+    path = Path(value).expanduser()
+    return path.exists() or ("/" in value and path.parent.is_dir())
+
+
+def _quoted_item(text: str) -> str:
+    """Return a part of a list, mapping or sweep, quoted unless it already is or Hydra can parse it."""
+    return text if text[:1] in ("'", '"') or not text.strip() or _parsed(f"x={text.strip()}") else _string(text.strip())
 
 
 def _string(value: str) -> str:

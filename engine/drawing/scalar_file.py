@@ -1,6 +1,8 @@
 """The CSV file to which a run appends its metrics."""
 
 import csv
+import os
+import sys
 from pathlib import Path
 
 from ..runtime.atomic_files import naming
@@ -13,21 +15,20 @@ class ScalarFile:
     Args:
         path: the file.
         keep_until: the iteration from which the run continues. Later rows of an existing file are dropped, because the
-            run will write them again; 0 starts a new file.
+            run will write them again; 0 starts a new file. Lines that cannot be read, as after a power cut, are left
+            out, and the file with them is kept as ``NAME.damaged``.
     """
 
     def __init__(self, path: Path, keep_until: int):
         self.path = path
         self.rows: list[dict[str, float]] = []
         if path.exists() and keep_until:
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # a full disk may have truncated the last one
-            number = {"iteration": int}
-            read = [
-                {key: number.get(key, float)(value) for key, value in row.items() if value}
-                for row in csv.DictReader(whole)
-            ]
-            self.rows = [row for row in read if row["iteration"] <= keep_until]
+            self.rows, damaged = _read(path)
+            if damaged:
+                kept = path.with_name(f"{path.name}.damaged")
+                os.replace(path, kept)
+                print(f"{path}: left out {damaged} lines that cannot be read, see {kept}", file=sys.stderr)
+            self.rows = [row for row in self.rows if row["iteration"] <= keep_until]
         if self.rows:
             self._write_all()
         else:
@@ -45,3 +46,22 @@ class ScalarFile:
     def _write_all(self) -> None:
         header = list(self.rows[0])
         Table(header, [[row.get(key, "") for key in header] for row in self.rows]).write_csv(self.path)
+
+
+def _read(path: Path) -> tuple[list[dict[str, float]], int]:
+    """Return the rows of a file, and the number of lines that cannot be read; a last one that is cut off is ignored."""
+    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = iter(f"{line}\n" for line in whole)
+    header = next(csv.reader(lines), [])  # a name in it may contain a line break
+    found = [_numbers(header, line.strip().split(",")) for line in lines]
+    rows = [row for row in found if row]
+    return rows, len(found) - len(rows)
+
+
+def _numbers(header: list[str], cells: list[str]) -> dict[str, float]:
+    """Return a row as numbers, without its empty cells; an empty one if it cannot be read."""
+    try:
+        row = {key: float(cell) for key, cell in zip(header, cells, strict=True) if cell}
+        return row | {"iteration": int(row["iteration"])}
+    except (KeyError, ValueError, OverflowError):
+        return {}

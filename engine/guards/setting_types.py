@@ -86,7 +86,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         raise ValueError("recipe.train_transform is null, but must be set, as in conf/recipe")
     for name in _MADE:
         node = _select(config, name)
-        if node not in (_MISSING, None) and (not _is_made(node) or node.get("_partial_")):
+        if node is not _MISSING and (not _is_made(node) or node.get("_partial_")):
             raise ValueError(f"{name} is {_shown(node)}, but must be a mapping with a _target_ and no _partial_")
     for name, node in _nodes(config):
         for argument, hint in _HYDRA.items():

@@ -15,13 +15,23 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from ...data import build_dataset
 from ..checkpoints.options import flat
-from ..checkpoints.reading import find, load, peek
+from ..checkpoints.reading import load, peek
 from ..checkpoints.record import Checkpoint
 from ..runtime.atomic_files import given_path
 from ..runtime.distributed import from_all, from_first, rank
 from ..runtime.launchers import is_first
 from ..runtime.overrides import in_sweep
-from ..runtime.run_folder import LAST, PREVIOUS, FolderLock, FolderTaken, holds_run, remove_if_empty, with_numbers
+from ..runtime.run_folder import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    FolderLock,
+    FolderTaken,
+    foreign_files,
+    holds_run,
+    remove_if_empty,
+    with_numbers,
+)
 from .contents import data_contents
 from .continuation import check_given, given_options
 from .identity import LENGTH, Wanted
@@ -123,7 +133,7 @@ def newest(folder: Path) -> Checkpoint:
     """
     states = [path for path in _states(folder) if path.is_file()]
     if not states:
-        find(folder / LAST)  # raises the error
+        raise FileNotFoundError(_without_state(folder))
     if found := _peeks(folder, quiet=True):
         return found[0]
     raise _unreadable(states[0])
@@ -147,6 +157,7 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
                 f"{quote(f'resume={folder}')}, or choose another folder with hydra.run.dir=DIR (in Python: "
                 "folder=DIR; for a sweep: continue it with resume=auto, or choose hydra.sweep.dir=DIR)"
             )
+        _refuse_foreign(folder)
         return Start(folder, None)
     check_given(given_options())
     folder = given_path(config.resume)
@@ -221,9 +232,19 @@ def _free(folder: Path, held: ExitStack) -> Path:
             continue
         if not holds_run(path):  # another process may have used the folder in the meantime
             held.enter_context(lock)
+            _refuse_foreign(path)
             return path
         lock.release()
     raise AssertionError("unreachable")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise FolderTaken if a new run would overwrite files that are not those of a run."""
+    if names := foreign_files(folder):
+        raise FolderTaken(
+            f"{folder} holds {', '.join(names)}, not written by a run, which a new run would overwrite: choose another "
+            "folder with hydra.run.dir=DIR (in Python: folder=DIR; for a sweep: hydra.sweep.dir=DIR)"
+        )
 
 
 def _data_contents(config: DictConfig) -> dict[str, str]:
@@ -259,6 +280,16 @@ def _first_intact(folder: Path) -> Checkpoint | None:
         except (ValueError, FileNotFoundError) as error:
             _say(f"skipped {light.source}: {error}")
     return None
+
+
+def _without_state(folder: Path) -> str:
+    """Return the message for a folder, as in ``resume=FOLDER``, that has no state of a run."""
+    if any((folder.parent / name).is_file() for name in (LAST, PREVIOUS)):
+        return f"resume={folder} must be the folder of a run, not a file in it: set {quote(f'resume={folder.parent}')}"
+    message = f"there is no checkpoint {folder / LAST}, from which a run could continue"
+    if (folder / BEST).is_file():
+        return f"{message}: start a new run from the weights in {folder / BEST} with {quote(f'init={folder}/best')}"
+    return f"{message}: resume=FOLDER expects the folder of a run"
 
 
 def _unreadable(path: Path) -> ValueError:

@@ -16,6 +16,7 @@ from typing import Any
 
 # The newest state of a run, the one before, its best weights, and its result once it is finished.
 LAST, PREVIOUS, BEST, RESULT = "last.pt", "previous.pt", "best.safetensors", "result.json"
+CONFIG = "config.yaml"  # the first file that a run writes
 LOCK = "run.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system, or its server, does not support locks
 _LEASE = 120.0  # seconds; a file server holds the locks of a dead machine for about 90
@@ -133,6 +134,19 @@ def holds_result(folder: Path) -> bool:
         return "error" not in json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Return the files in a folder without a run that a new run would overwrite, although no run has written them."""
+    try:
+        text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, IsADirectoryError):
+        text = None
+    # A run that was killed before its first checkpoint leaves its log; after a power cut, its files may be empty.
+    if text is not None and ({"model:", "recipe:"} <= set(text.splitlines()) or not text.strip("\0\n")):
+        return []
+    names = (CONFIG, "train.csv", "val.csv", "val_classes.csv", "curves.png", "predictions.png")
+    return [name for name in names if (folder / name).exists()]
 
 
 def with_numbers(folder: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from .overrides import called_from_python
 
 EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h, "try again later": the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HANGUP = signal.SIGHUP  # sent when the terminal is closed or its connection is lost
 _REQUEUE = signal.SIGUSR2  # sent by Slurm, at submitit's request, shortly before a job's time limit
 _ECHO = 1.0  # seconds; a cluster signals every process, and torchrun forwards the signal to its workers once more
 
@@ -64,7 +65,7 @@ def _end_at_second(reader: int, signals: Collection[int]) -> None:
     """Read signal numbers until a zero; end the process on a second stop signal."""
     first: float | None = None
     while number := int.from_bytes(os.read(reader, 1)):
-        if number not in (*_SIGNALS, _REQUEUE):
+        if number not in (*_SIGNALS, _HANGUP, _REQUEUE):
             continue
         if first is None:
             first = time.monotonic()
@@ -78,6 +79,8 @@ class StopRequest:
 
     In a program that has called ``ccnet.train.run``, such as a notebook, a second SIGINT raises KeyboardInterrupt
     instead of ending the program.
+
+    SIGHUP is recorded too unless it is ignored, as under nohup, or the program has a handler of its own.
 
     SIGUSR2 is recorded too if submitit has installed a handler for it. That handler, which requeues the job, is called
     once the run is saved.
@@ -96,7 +99,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
-            numbers = (*_SIGNALS, _REQUEUE) if callable(signal.getsignal(_REQUEUE)) else _SIGNALS
+            numbers = [*_SIGNALS]
+            numbers += [_HANGUP] if signal.getsignal(_HANGUP) is signal.SIG_DFL else []
+            numbers += [_REQUEUE] if callable(signal.getsignal(_REQUEUE)) else []
             self._before = {number: signal.signal(number, self._receive) for number in numbers}
         self._watch.__enter__()
         return self

@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ..guards.secret_values import refuse_secrets
+from ..runtime.atomic_files import write_text
 from ..runtime.launchers import is_first, is_one_of_several
 from ..runtime.run_folder import RESULT, FolderLock, FolderTaken, holds_run
 
@@ -135,6 +136,8 @@ def _claim(folder: Path, config: DictConfig) -> None:
             f"error: {folder} already holds a sweep: add resume=auto to run only what is missing, or choose "
             "another folder with hydra.sweep.dir=DIR"
         )
+    with _writable("hydra.sweep.dir", folder):  # Hydra writes this file next; if the disk is full, with a traceback
+        write_text(folder / "multirun.yaml", OmegaConf.to_yaml(config))
 
 
 def _lock(folder: Path) -> None:

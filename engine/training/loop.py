@@ -1,7 +1,7 @@
 """The training loop: steps, logging, validation and checkpoints until the last iteration or a stop request."""
 
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -91,7 +91,10 @@ class Run:
         try:
             self._fit()
         except Stopped:
-            self.say(f"stopped after iteration {self.state.iteration}, continue with {quote(f'resume={self.folder}')}")
+            with suppress(OSError):  # the terminal may be closed
+                self.say(
+                    f"stopped after iteration {self.state.iteration}, continue with {quote(f'resume={self.folder}')}"
+                )
             raise
 
     def _fit(self) -> None:

@@ -3,7 +3,9 @@
 import netrc
 import os
 import secrets
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,19 +17,21 @@ import numpy as np
 import wandb
 from pydantic import ValidationError  # which W&B's settings raise
 from wandb.errors import CommError, UsageError
+from wandb.sdk import wandb_setup
 
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
 
 _ONLINE = ("online", "run", "shared")  # modes in which W&B asks for an API key if it finds none
 _STARTED: set[str] = set()  # ids of the W&B runs of this process
+_PATIENCE = 60.0  # seconds, in addition to `timeout`, that W&B's process may take for a request; it starts within 30
 
 
 class WandbRun:
     """One W&B run.
 
-    Training steps never block on W&B; only startup and shutdown wait, for up to `timeout`. If W&B fails, training
-    continues without it.
+    Training steps never block on W&B; only startup and shutdown wait, for up to `timeout`. If W&B cannot start, fails
+    or stops responding, training continues without it.
 
     Args:
         folder: the run's folder; W&B stores its files in a subfolder.
@@ -47,7 +51,8 @@ class WandbRun:
         ValueError: `mode` or ``WANDB_MODE`` is "online", but W&B has no API key; or W&B rejects a setting.
 
     Attributes:
-        run_id: the id to pass to a later :class:`WandbRun` to continue this run.
+        run: the W&B run; None once W&B has failed.
+        run_id: the id to pass to a later :class:`WandbRun` to continue this run; None if it has none.
     """
 
     def __init__(
@@ -92,24 +97,41 @@ class WandbRun:
                 ),
             )
 
+        self._limit = timeout + _PATIENCE
+        self.run: wandb.Run | None = None
+        self.run_id: str | None = run_id
         try:
-            self.run = start(_prompt_free(mode))
+            with _time_limit(self._limit):
+                try:
+                    self.run = start(_prompt_free(mode))
+                except UsageError:
+                    raise
+                except wandb.Error as error:
+                    self.run = start("offline")
+                    problem = "could not be reached" if isinstance(error, CommError) else "did not accept the run"
+                    reason = str(error).splitlines()[0]
+                    self._say(f"W&B {problem}, so this run is logged offline: {reason}")
         except ValidationError as error:
             raise ValueError(_rejected(error)) from error
         except UsageError as error:
             raise ValueError(f"W&B: {error}") from error
-        except CommError as error:
-            self.run = start("offline")
-            self._say(f"W&B could not be reached, so this run is logged offline: {str(error).splitlines()[0]}")
+        except ValueError:  # the mode requires a key
+            raise
+        except Exception as error:  # its process did not start, for which there are many kinds of errors
+            if lost_worker(error):
+                raise
+            self._give_up(error)
+            return
         if not self.run.offline and self.run.url:
             print(f"W&B: {self.run.url}")
-        self.run_id: str = self.run.id
+        self.run_id = self.run.id
         _STARTED.add(self.run_id)
 
     def scalars(self, iteration: int, values: dict[str, float]) -> None:
         """Log scalars by name."""
-        with self._expendable():
-            self.run.log(values, step=iteration)
+        with self._expendable() as run:
+            if run:
+                run.log(values, step=iteration)
 
     def validation(
         self,
@@ -119,36 +141,82 @@ class WandbRun:
         panels: Sequence[tuple[np.ndarray, dict[str, Any]]],
     ) -> None:
         """Log the per-class table and the panels, each an RGB uint8 image and further arguments of ``wandb.Image``."""
-        with self._expendable():
-            images = [wandb.Image(pixels, **drawn) for pixels, drawn in panels]
-            table = wandb.Table(columns=list(header), data=[list(row) for row in rows])
+        with self._expendable() as run:
+            if not run:
+                return
             try:
-                self.run.log({"val/classes": table, "val/predictions": images}, step=iteration)
+                images = [wandb.Image(pixels, **drawn) for pixels, drawn in panels]
+                table = wandb.Table(columns=list(header), data=[list(row) for row in rows])
+                run.log({"val/classes": table, "val/predictions": images}, step=iteration)
             except ConnectionError:
                 raise
-            except Exception as error:  # a table is uploaded immediately, which can raise many kinds of errors
+            except Exception as error:  # tables are uploaded and images stored at once, which can fail in many ways
                 if lost_worker(error):
                     raise
                 self._say(f"W&B did not accept the table of iteration {iteration}: {error or type(error).__name__}")
 
     def close(self, failed: bool) -> None:
         """Finish the W&B run, because a sweep starts the next one in the same process."""
-        with self._expendable(Exception):
-            self.run.finish(exit_code=int(failed))
+        with self._expendable() as run:
+            if run:
+                run.finish(exit_code=int(failed))
 
     @contextmanager
-    def _expendable(self, errors: type[Exception] = ConnectionError) -> Iterator[None]:
-        """Continue without W&B if its process has died, as after a signal to all processes of a job."""
+    def _expendable(self) -> Iterator[wandb.Run | None]:
+        """Yield the run, and continue without W&B if the block fails.
+
+        W&B's process may have died, as after a signal to all processes of a job. One that does not respond is ended.
+        """
         try:
-            yield
-        except errors as error:
-            self._say(f"This run continues without W&B: {str(error) or type(error).__name__}")
+            with _time_limit(self._limit):
+                yield self.run
+        except Exception as error:
+            if lost_worker(error):
+                raise
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._say(f"This run continues without W&B: {str(error) or type(error).__name__}")
+        self.run = None
+        if _has_ended(_process()):
             with suppress(Exception):
                 wandb.teardown()  # otherwise, the next run of a sweep would try to use the dead process
-            self.run = wandb.init(mode="disabled", reinit="create_new")
 
     def _say(self, text: str) -> None:
-        print(f"{text}. To upload it later: wandb sync {quote(str(Path(self.run.dir).parent))}", file=sys.stderr)
+        stored = f". To upload it later: wandb sync {quote(str(Path(self.run.dir).parent))}" if self.run else ""
+        print(f"{text}{stored}", file=sys.stderr)
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """End W&B's process if the block takes longer: W&B would wait for it for ever, but raises an error once it ends."""
+    timer = threading.Timer(seconds, _end_service)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _end_service() -> None:
+    if process := _process():
+        print("W&B's process does not respond and is ended", file=sys.stderr)
+        process.kill()
+
+
+def _process() -> subprocess.Popen | None:
+    """Return the process that W&B has started; None if there is none. W&B itself has no function for this."""
+    service: Any = wandb_setup.singleton()._connection
+    return service._proc._process if service and service._proc else None
+
+
+def _has_ended(process: subprocess.Popen | None) -> bool:
+    """Return True if a process has ended, or is ending: it closes its connections first."""
+    try:
+        return process is not None and process.wait(1) is not None
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _new_id() -> str | None:
@@ -169,7 +237,7 @@ def _prompt_free(mode: str) -> str:
     given = os.environ.get("WANDB_MODE") if mode == "auto" else mode
     if given and given not in _ONLINE:
         return given
-    settings = wandb.setup().settings
+    settings = wandb_setup.singleton().settings  # wandb.setup would also start W&B's process, and deadlock if it cannot
     chosen = given or settings.mode
     if chosen not in _ONLINE or _logged_in(settings.base_url):
         return chosen

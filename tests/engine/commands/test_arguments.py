@@ -79,6 +79,19 @@ def test_a_sweep_flag_may_stand_anywhere():
     assert accepted(["--config-dir", "-m", "x=1"]) == ["--config-dir", "-m", "x=1"]  # a folder of that name
 
 
+def test_a_path_may_contain_commas_unless_they_separate_the_values_of_a_sweep(tmp_path, monkeypatch):
+    """``hydra.sweep.subdir=${hydra.job.override_dirname}`` names the folders of runs after all their options."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    for path in ("a,b", "a,b/best", f"{tmp_path}/a,b", f"{tmp_path}/new,seed=0", "lr=1,seed=0"):
+        assert parse_overrides(accepted([f"resume={path}"])) == {"resume": path}
+        *_, folder = accepted(["-m", f"hydra.sweep.dir={path}"])
+        assert parse_overrides([folder]) == {"hydra.sweep.dir": path}
+    for sweep in (["-m", "init=a,b"], ["recipe.lr=0.1,0.2"], ["init=a/best,b/best"], ["seed=range(1,3)"]):
+        assert accepted(sweep) == sweep
+    assert accepted(["-m", "init=lr=1/best,straße,c"]) == ["-m", "init='lr=1/best','straße',c"]
+
+
 def test_values_of_flags_are_not_quoted_and_backslashes_are_kept():
     assert accepted(["--config-dir", "a=b(1)", "x=b(1)"]) == ["--config-dir", "a=b(1)", "x='b(1)'"]
     for value in ("(a)\\", "(a)\\'b", "\\(a)\\\\'"):

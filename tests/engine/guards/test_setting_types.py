@@ -30,6 +30,8 @@ from conftest import TINY
             "recipe.train_transform.crop_size=64",
             "recipe.train_transform.crop_size is 64, but must be a list in which each item is a",
         ),
+        ("optimizer.schedule=null", "optimizer.schedule is None, but must be a mapping with a _target_"),
+        ("optimizer.algorithm=null", "optimizer.algorithm is None, but must be a mapping with a _target_"),
         ("model.head.recurrence=1.5", "model.head.recurrence is 1.5, but must be a whole number"),
         ("model.head.recurrence=1000000000", "recurrence is 1000000000: set the number of loops"),
         ("model.head.dropout=a", "model.head.dropout is 'a', but must be a number"),

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from conftest import composed
+from omegaconf import OmegaConf
 
 from ccnet import train as training
 from ccnet.engine import checkpoints, resuming
@@ -80,6 +81,40 @@ def test_a_new_run_never_takes_the_folder_of_another(whole, tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     with FolderLock(tmp_path / "new"), pytest.raises(FolderTaken, match="new is in use by process"):
         start(composed(), tmp_path / "new")
+
+
+@pytest.mark.parametrize("resume", ["null", "auto"])
+def test_a_new_run_does_not_overwrite_files_of_the_user(tmp_path, resume):
+    """A folder of data often holds a train.csv, and one of code a config.yaml."""
+    own, folder = {"config.yaml": "lr: 1\n", "train.csv": "image,mask\n"}, tmp_path / "runs" / "new"
+    folder.mkdir(parents=True)
+    for name, text in own.items():
+        (folder / name).write_text(text)
+        config = composed(f"resume={resume}")
+        with pytest.raises(FolderTaken, match=f"holds .*{name}, not written"), resuming.find_start(config, folder):
+            pass
+    assert {path.name: path.read_text() for path in folder.iterdir()} == own
+
+
+@pytest.mark.parametrize("text", [OmegaConf.to_yaml(composed(), resolve=True), "", "\0" * 100])
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "train.csv").write_text("iteration,loss\r\n1,2.0\r\n")
+    with resuming.find_start(composed(), tmp_path) as start:
+        assert start == (tmp_path, None)
+
+
+def test_a_folder_without_a_state_is_refused_with_what_to_set_instead(whole, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "best.safetensors").touch()
+    for folder, message in {
+        whole / "last": f"set resume={whole}$",
+        whole / "best.safetensors": f"set resume={whole}$",
+        tmp_path / "weights": f"init={tmp_path}/weights/best$",
+        tmp_path / "nothing": "there is no checkpoint .*/nothing/last.pt.* expects the folder of a run",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=message):
+            resuming.preview(composed(f"resume={folder}"))
 
 
 @pytest.mark.parametrize("resume", ["auto", "folder"])

@@ -26,6 +26,21 @@ def test_a_second_signal_ends_the_process_immediately():
     assert process.exitcode == -signal.SIGTERM
 
 
+def test_a_closed_terminal_is_a_request_to_stop_unless_it_is_ignored():
+    """``nohup`` lets a program ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.received == "SIGHUP"
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_job_is_saved_before_it_is_requeued():
     queued = []
     before = signal.signal(signal.SIGUSR2, lambda *_: queued.append("again"))

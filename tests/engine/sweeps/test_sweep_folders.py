@@ -40,6 +40,17 @@ def test_a_failure_that_cannot_be_recorded_ends_the_sweep_with_a_single_message(
     assert "Traceback" not in done.stderr
 
 
+def test_a_folder_that_cannot_be_written_to_ends_the_sweep_with_a_single_message(tmp_path, run_entry):
+    """As if the disk were full; Hydra would show a traceback."""
+    (tmp_path / "multirun.yaml").mkdir()
+    done = run_entry(*FAILING, f"hydra.sweep.dir={tmp_path}", ok=False)
+    assert f"error: the output folder {tmp_path} cannot be created or written to (Is a directory)" in str(
+        done.returncode
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "0").exists()
+
+
 def test_a_second_sweep_in_the_folder_of_a_running_one_changes_nothing(tmp_path, run_entry):
     with FolderLock(tmp_path):
         before = list(tmp_path.iterdir())

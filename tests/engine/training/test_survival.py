@@ -151,7 +151,7 @@ def test_workers_ignore_signals_from_their_first_moment():
     batches = iter(Loader(Slow(), num_workers=2))
     workers = [str(worker.pid) for worker in multiprocessing.active_children()]
     assert len(workers) >= 2
-    for name in ("TERM", "INT"):
+    for name in ("TERM", "INT", "HUP"):
         subprocess.run(["kill", f"-{name}", *workers], check=True)
     assert [batch.item() for batch in batches] == [0, 1, 2, 3]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -23,6 +23,30 @@ def test_a_truncated_row_is_dropped(tmp_path):
     assert [row["iteration"] for row in rows(path)] == ["9", "10", "11", "12"]
 
 
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        (lambda text: text.replace(b"10,0.5", b"\0" * 6), [9, 11]),  # a power cut
+        (lambda text: text.replace(b"10,0.5", b"1\xff,0.5"), [9, 11]),
+        (lambda text: text.replace(b"10,0.5", b"10,abc"), [9, 11]),
+        (lambda text: text.replace(b"10,0.5\r\n11,", b"10,0.511,"), [9]),
+        (lambda text: text.replace(b"iteration", b"\0" * 9), []),
+    ],
+)
+def test_lines_that_cannot_be_read_do_not_prevent_a_run_from_continuing(tmp_path, capsys, damage, left):
+    path = tmp_path / "train.csv"
+    log = ScalarFile(path, keep_until=0)
+    for iteration in (9, 10, 11):
+        log.add({"iteration": iteration, "IoU/ü, \u2028": 0.5})
+    path.write_bytes(damaged := damage(path.read_bytes()))
+    log = ScalarFile(path, keep_until=11)
+    log.add({"iteration": 12, "IoU/ü, \u2028": 0.5})
+    assert [row["iteration"] for row in log.rows] == [*left, 12]
+    assert ScalarFile(path, keep_until=12).rows == log.rows
+    assert path.with_name("train.csv.damaged").read_bytes() == damaged
+    assert f"lines that cannot be read, see {path}.damaged" in capsys.readouterr().err
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def half(self, to, *args, **named):
         Path(to).write_bytes(b"half")
