@@ -94,7 +94,7 @@ def time_training(config: DictConfig, device: torch.device) -> str:
     for name, run in going.items():
         with tolerated(f"{name}, details", failures):
             if device.type == "cuda":
-                shares[name] = _attention_share(run, device, config.seed)
+                shares[name] = _criss_cross_share(run, device, config.seed)
             else:
                 rounds[name].mib.append(_alone(_peak_of_process, run, config.seed))
         save()
@@ -116,7 +116,7 @@ def _row(name: str, taken: Rounds, first: float, batch: int, share: float | None
         "ratio": round(milliseconds / first, 3),
         "images_per_s": round(1e3 * batch / milliseconds, 2),
         "peak_mib": round(max(mib)) if mib else "not measured",
-        "attention_share": "not measured" if share is None else share,
+        "criss_cross_share": "not measured" if share is None else share,
     }
 
 
@@ -201,7 +201,7 @@ def _highest_mib() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
-def _attention_share(run: DictConfig, device: torch.device, seed: int) -> float:
+def _criss_cross_share(run: DictConfig, device: torch.device, seed: int) -> float:
     """Return the fraction of the GPU time of one iteration that is spent in the criss-cross kernels."""
     losses = _iterations(run, device, seed)
     for _ in range(3):

@@ -198,7 +198,7 @@ def test_training_iterations_of_several_networks_are_timed(tmp_path, config, mon
         assert 0 < float(row["fastest_ms"]) <= float(row["step_ms"]) <= float(row["slowest_ms"])
         assert float(row["images_per_s"]) == pytest.approx(2000 / float(row["step_ms"]), rel=0.05)
         assert 20 < float(row["peak_mib"]) < 2000
-        assert row["attention_share"] == "not measured"
+        assert row["criss_cross_share"] == "not measured"
         assert f"{row['step_ms']}" in said
 
 
