@@ -161,10 +161,11 @@ def test_masks_of_several_pages(tmp_path):
         pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
         with pytest.raises(ValueError, match=rf"{name} has 2 pages, but a label image must have one: save each page"):
             labels(tmp_path / name)
-    smaller = Image.fromarray(MASK[::2, ::2])
-    smaller.encoderinfo = {"tiffinfo": {254: 1}}  # a smaller copy, as in a pyramid
-    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=[smaller])
-    assert np.array_equal(labels(tmp_path / "b.tif"), MASK)
+    for kind in (1, 4):  # a smaller copy, as in a pyramid, and the pixels that have data, as GDAL stores them
+        other = Image.fromarray(MASK[::2, ::2] if kind == 1 else MASK > 0)
+        other.encoderinfo = {"tiffinfo": {254: kind}}
+        pages[0].save(tmp_path / "b.tif", save_all=True, append_images=[other])
+        assert np.array_equal(labels(tmp_path / "b.tif"), MASK)
 
 
 @TABLE.row("colours of 16 bits, a TIFF in which 0 is white, a TIFF of 64-bit numbers")
