@@ -134,6 +134,10 @@ def test_palettes_of_greys(tmp_path):
     path = write_png(tmp_path / "b.png", np.minimum(MASK, 1), 1, [0, 0, 0, 255, 255, 255])
     assert np.array_equal(labels(path, [0, 255], 2), np.minimum(MASK, 1))
     assert np.array_equal(labels(path, None, 2), np.minimum(MASK, 1))
+    ignored = write_png(tmp_path / "ignored.png", MASK, 2, np.repeat([0, 3, 255], 3).tolist())
+    assert np.array_equal(labels(ignored, [0, 3], 2), np.array([0, 1, 255])[MASK])
+    with pytest.raises(ValueError, match=r"the number 1 is shown as grey 3, and both are values of classes"):
+        labels(ignored, classes=19)
     white = write_png(tmp_path / "white.png", np.ones_like(MASK), 1, [0, 0, 0, 255, 255, 255])
     assert (labels(white, [0, 255], 2) == 1).all()
     colours = [48, 48, 48, 255, 0, 0, 0, 255, 0, 9, 9, 99]  # of classes, whose background is a grey
