@@ -158,7 +158,7 @@ def test_transparent_masks(tmp_path):
         labels(save(tmp_path / "c.png", np.stack([np.ones_like(MASK), MASK * 99], axis=2)))
 
 
-@TABLE.row("several pages, as of a stack of slices or with a page per class")
+@TABLE.row("several pages, such as a stack of slices or a page per class")
 def test_masks_of_several_pages(tmp_path):
     pages = [Image.fromarray(MASK), Image.fromarray(MASK[::-1])]
     for name in ("a.tif", "a.gif"):
