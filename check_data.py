@@ -92,7 +92,7 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
     if labelled and (found := cast(Any, report).statistics()):
         mean, std = (",".join(map(str, values)) for values in found)
         print(f"statistics of the channels: backbone.mean=[{mean}] backbone.std=[{std}]")
-        if _nearly_black(found[0], report.kinds):
+        if config.dataset.get("value_range") is None and _nearly_black(found[0], report.kinds):
             print(
                 "note: images of more than 8 bits are nearly black when scaled by their full range: set "
                 "dataset.value_range=[BLACK,WHITE] to the range of their values, such as [0,4095] for 12 bits"
@@ -108,8 +108,8 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
 
 
 def _nearly_black(mean: "Sequence[float]", kinds: "Iterable[str]") -> bool:
-    """Return whether images of more than 8 bits seem to use only the lowest 12 of 16 bits, given their mean colour."""
-    deep = any(not kind.startswith(("1-bit", "8-bit")) for kind in kinds)
+    """Return whether grey images of more than 8 bits, or arrays, seem to use only the lowest 12 of 16 bits."""
+    deep = any(kind == "array" or kind.partition(" ")[2].startswith("I") for kind in kinds)
     return deep and max(mean) < 1 / 16
 
 

@@ -32,8 +32,6 @@ from ccnet.engine.commands.entry_point import entry_point
 from ccnet.models.factory import compose_conf
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
 _RUNNING = threading.Lock()  # held by the call of `run` that is training
@@ -195,6 +193,8 @@ def _checked_framework(config: DictConfig, folder: Path) -> "training.Framework"
 
 def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.ImageDataset, data.ImageDataset, list[str]]":
     """Return the training and validation sets, with warnings from a first look at their labels."""
+    from ccnet.data.label_checks import unpaired_sides
+
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
     return (
@@ -203,17 +203,9 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
         [
             *data.first_look(train_set, "train", skip_broken=config.skip_broken),
             *data.first_look(val_set, "val"),
-            *_mirrored(config, train_set.classes),
+            *unpaired_sides(train_set.classes, config.recipe.train_transform),
         ],
     )
-
-
-def _mirrored(config: DictConfig, classes: "Sequence[str]") -> list[str]:
-    """Return a warning if training mirrors images although left and right are different classes."""
-    from ccnet.data.label_checks import unpaired_sides
-
-    mirrors = config.recipe.train_transform.get("flip", 0.5) > 0
-    return unpaired_sides(classes, config.dataset.get("flip_pairs")) if mirrors else []
 
 
 def _check_network(

@@ -98,18 +98,22 @@ def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
     return lines
 
 
-def unpaired_sides(classes: Sequence[str], pairs: Sequence[Sequence[int]] | None) -> list[str]:
+def unpaired_sides(classes: Sequence[str], transform: Mapping[str, Any]) -> list[str]:
     """Return a line if two classes seem to be the left and right of one thing, which mirror images mix up.
 
     Args:
         classes: the K names.
-        pairs: the pairs of classes that a mirror image swaps.
+        transform: the options of the training transform, of which ``flip`` is the fraction of mirror images, half of
+            them by default, and ``flip_pairs`` the pairs of classes that a mirror image swaps.
 
     Raises:
-        ValueError: a pair is not of two classes.
+        ValueError: a class in a pair is out of range.
     """
-    for pair in pairs or ():
-        if len(pair) != 2 or not all(0 <= index < len(classes) for index in pair):
+    if transform.get("flip", 0.5) == 0:
+        return []
+    pairs = transform.get("flip_pairs") or ()
+    for pair in pairs:
+        if not all(0 <= index < len(classes) for index in pair):
             raise ValueError(
                 f"dataset.flip_pairs contains {list(pair)}: set pairs of class numbers from 0 to {len(classes) - 1}"
             )
@@ -120,14 +124,16 @@ def unpaired_sides(classes: Sequence[str], pairs: Sequence[Sequence[int]] | None
         for index, name in enumerate(names)
         if (mirrored := re.sub(left, right, name)) != name and mirrored in names
     }
-    missing = sorted(found - {(one, other) for pair in pairs or () for one, other in (pair, pair[::-1])})
+    missing = sorted(found - {(one, other) for pair in pairs for one, other in (pair, pair[::-1])})
     if not missing:
         return []
     one, other = missing[0]
+    listed = str([list(pair) for pair in missing]).replace(" ", "")
+    # The transform of objects cannot swap classes, and recipes of data sets without sides have no such option.
+    swap = f"dataset.flip_pairs={listed} to swap the classes as well, or " if "flip_pairs" in transform else ""
     return [
-        f"train: half of the images are mirrored, which turns {classes[one]} into {classes[other]}: set "
-        f"dataset.flip_pairs={str([list(pair) for pair in missing]).replace(' ', '')} to swap the classes as well, or "
-        "recipe.train_transform.flip=0"
+        f"train: half of the images are mirrored, which turns {classes[one]} into {classes[other]}: set {swap}"
+        "++recipe.train_transform.flip=0"
     ]
 
 

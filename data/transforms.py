@@ -159,8 +159,13 @@ def swapped_classes(number: int, pairs: Sequence[Sequence[int]]) -> Tensor:
         pairs: pairs of classes to swap.
 
     Raises:
-        ValueError: a class is out of range.
+        ValueError: a class is out of range or in several pairs, or a pair is not of two classes.
     """
+    named = [index for pair in pairs for index in pair]
+    if any(len(pair) != 2 for pair in pairs) or len(set(named)) < len(named):
+        raise ValueError(
+            f"flip_pairs is {[list(pair) for pair in pairs]}: set pairs of two classes, each class in one pair only"
+        )
     swap = torch.arange(number)
     for one, other in pairs:
         if not (0 <= one < number and 0 <= other < number):

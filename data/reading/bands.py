@@ -47,6 +47,8 @@ def _left_to_pillow(page: Any) -> bool:
     samples, kind = page.samplesperpixel, page.dtype
     if samples == 1:
         return kind.itemsize < 8 and kind != np.float16
+    if samples == 3 and page.photometric not in (_MIN_IS_BLACK, _RGB):  # such as LAB: converted or rejected
+        return True
     if samples == 3 and kind == np.uint16:
         return page.photometric == _RGB and page.planarconfig == _INTERLEAVED
     return samples <= 4 and kind == np.uint8 and not (samples > 2 and page.photometric == _MIN_IS_BLACK)

@@ -134,10 +134,15 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
     return [(path, found[key]) for key, path in pictures.items()]
 
 
-def without_image(images: Path, labels: Path, *, image_name: str, label_name: str) -> list[Path]:
-    """Return the label images that :func:`match_by_name`, with the same arguments, pairs with no image."""
-    _, pictures, found = _found(images, labels, image_name, label_name)
-    return [path for key, path in found.items() if key not in pictures]
+def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, label_name: str) -> list[Path]:
+    """Return the label images that :func:`match_by_name`, with each of the pairs of folders, pairs with no image."""
+    there: dict[Path, None] = {}
+    used: set[Path] = set()
+    for images, labels in folders:
+        _, pictures, found = _found(images, labels, image_name, label_name)
+        there |= dict.fromkeys(found.values())
+        used.update(path for key, path in found.items() if key in pictures)
+    return [path for path in there if path not in used]
 
 
 def _found(

@@ -26,14 +26,16 @@ from .image_files import (
 from .size_limit import check_size
 
 _SINGLE = (b"\xff\xd8", b"BM")  # the first bytes of JPEG and BMP files, which contain a single image
-_SUBFILE_TYPE, _REDUCED = 254, 1  # TIFF tag, and its bit that marks a page as a smaller copy of another
+# TIFF tag, and its bits that mark a page as a smaller copy, or as the transparency, of another.
+_SUBFILE_TYPE, _REDUCED, _TRANSPARENCY = 254, 1, 4
 
 
 def frames_of(path: Path, channels: int = 3) -> list[int]:
     """Return the indices of the frames or pages in an image file, up to the first one that cannot be read.
 
-    Smaller copies of a page, as in pyramidal TIFFs, are omitted. Files that are not images count as one frame, as do
-    files whose pages :func:`~ccnet.data.reading.image_files.read_image` reads as the channels of one image.
+    Smaller copies of a page, as in pyramidal TIFFs, and its transparency, which GDAL stores as a page, are omitted.
+    Files that are not images count as one frame, as do files whose pages
+    :func:`~ccnet.data.reading.image_files.read_image` reads as the channels of one image.
     """
     if is_array(path, channels):
         return [0]
@@ -59,7 +61,7 @@ def _frames(image: ImageFile) -> Iterator[int]:
         except Exception:
             yield index
             return
-        if not getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0) & _REDUCED:
+        if not getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0) & (_REDUCED | _TRANSPARENCY):
             yield index
 
 

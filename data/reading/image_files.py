@@ -209,7 +209,8 @@ def reading(subject: object) -> Iterator[None]:
     except Image.UnidentifiedImageError:
         if isinstance(subject, Path) and is_tiff(subject):
             raise UnreadableImage(
-                f"{subject} is a TIFF of an unsupported kind, such as 64-bit numbers: save it with 8 or 16 bits"
+                f"{subject} is a TIFF of an unsupported kind, such as 64-bit numbers or 16-bit LAB colours: save it "
+                "as grey or RGB with 8 or 16 bits"
             ) from None
         raise UnreadableImage(
             f"{subject} cannot be read as an image: its content is in none of the formats {', '.join(FORMATS)}"

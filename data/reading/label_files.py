@@ -155,12 +155,16 @@ class LabelReader:
         Raises:
             ValueError: both are class numbers, but they differ.
         """
-        used = [index for index, number in enumerate(image.histogram()) if number]
         palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-        if used[-1] >= len(palette) or (palette != palette[:, :1]).any():
+        if (palette != palette[:, :1]).any():  # the usual palette, of class colours: counting the indices takes time
+            return np.asarray(image)
+        used = [index for index, number in enumerate(image.histogram()) if number]
+        if used[-1] >= len(palette):
             return np.asarray(image)
         greys = palette[used, 0].tolist()
-        numbers = {value for value, label in self.label_ids.items() if label != IGNORE_INDEX}
+        # Black and white are usually not values, but show the classes 0 and 1, also where 255 is the value to ignore.
+        ignored = IGNORE_INDEX if {0, 255}.issuperset(greys) else None
+        numbers = {value for value, label in self.label_ids.items() if label != ignored}
         if greys == used or not numbers.issuperset(greys):
             return np.asarray(image)
         if set(self.values).issuperset(used):

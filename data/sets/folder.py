@@ -1,6 +1,7 @@
 """A user's own images and masks in folders, with the class names and their mask values."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -66,10 +67,9 @@ class Folder(ImagePairs):
         if palette is not None and len(palette) != len(names):
             raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")
         self._folders = dict.fromkeys(folder for folder, _ in folders)
-        self._pairs_of_folders, self._names = (
-            dict.fromkeys(folders),
-            {"image_name": image_name, "label_name": mask_name},
-        )
+        self._pairs_of_folders = dict.fromkeys(folders)
+        self._options = images, masks, [*(own or [split])]
+        self._names = {"image_name": image_name, "label_name": mask_name}
         pairs = [pair for both in self._pairs_of_folders for pair in match_by_name(*both, **self._names)]
         image_folder = folders[0][0]
         if split == "all":
@@ -114,8 +114,17 @@ class Folder(ImagePairs):
         return LabelFormat(label_values(values, classes, ignore_label).label_ids, image_name, mask_name)
 
     def masks_without_image(self) -> list[Path]:
-        """Return the masks that belong to no image, so that they are not used."""
-        return [path for both in self._pairs_of_folders for path in without_image(*both, **self._names)]
+        """Return the masks that belong to no image, so that they are not used.
+
+        One folder may hold the masks of several splits, whose images are in folders of their own.
+        """
+        images, masks, parts = self._options
+        folders = dict(self._pairs_of_folders)
+        for part in parts:
+            with suppress(FileNotFoundError):  # another split, whose folder may be elsewhere
+                folders[find_folders(images, masks, part)] = None
+        unused = without_image(folders, **self._names)
+        return [path for path in unused if any(path.is_relative_to(own) for _, own in self._pairs_of_folders)]
 
     def name(self, index: int) -> str:
         """Return the path of the image in its folder without its suffix, with its parts joined by ``_``.

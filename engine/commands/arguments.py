@@ -1,5 +1,6 @@
 """Check the arguments of a command, and rewrite those that Hydra would not accept."""
 
+import os
 import re
 from collections.abc import Iterable
 from itertools import pairwise
@@ -98,8 +99,9 @@ def _quoted(override: str, multirun: bool) -> str:
 
 def _is_path(value: str) -> bool:
     """Return True for an existing path, and for a new one in an existing folder other than the current one."""
-    path = Path(value).expanduser()
-    return path.exists() or ("/" in value and path.parent.is_dir())
+    path = Path(os.path.expanduser(value))
+    # Unlike the methods of Path, these raise no error for a list of values that is too long for a name.
+    return os.path.exists(path) or ("/" in value and os.path.isdir(path.parent))
 
 
 def _quoted_item(text: str) -> str:

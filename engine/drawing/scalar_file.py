@@ -27,7 +27,7 @@ class ScalarFile:
             if damaged:
                 kept = path.with_name(f"{path.name}.damaged")
                 os.replace(path, kept)
-                print(f"{path}: left out {damaged} lines that cannot be read, see {kept}", file=sys.stderr)
+                print(f"{path}: lines that cannot be read are left out: {damaged}, see {kept}", file=sys.stderr)
             self.rows = [row for row in self.rows if row["iteration"] <= keep_until]
         if self.rows:
             self._write_all()
@@ -55,7 +55,8 @@ def _read(path: Path) -> tuple[list[dict[str, float]], int]:
     header = next(csv.reader(lines), [])  # a name in it may contain a line break
     found = [_numbers(header, line.strip().split(",")) for line in lines]
     rows = [row for row in found if row]
-    return rows, len(found) - len(rows)
+    # Without the end of a quoted name, the header takes all lines.
+    return rows, len(found) - len(rows) if rows else len(whole)
 
 
 def _numbers(header: list[str], cells: list[str]) -> dict[str, float]:

@@ -32,11 +32,14 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def second_signal_ends(signals: Collection[int] = _SIGNALS) -> Iterator[None]:
+def second_signal_ends(
+    signals: Collection[int] = _SIGNALS, first: Collection[int] = (*_SIGNALS, _REQUEUE)
+) -> Iterator[None]:
     """Within the block, let a second SIGTERM or SIGINT end this process immediately, whatever it is waiting for.
 
     Args:
         signals: those of the two that end the process.
+        first: the signals that may come before it.
 
     Python runs signal handlers in the main thread between two bytecodes, hence never while that thread waits in C++ for
     a peer or a GPU. Its C-level handler, however, writes every signal to a file descriptor immediately, and another
@@ -49,7 +52,7 @@ def second_signal_ends(signals: Collection[int] = _SIGNALS) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    watch = threading.Thread(target=_end_at_second, args=(reader, signals), daemon=True)
+    watch = threading.Thread(target=_end_at_second, args=(reader, signals, first), daemon=True)
     watch.start()
     try:
         yield
@@ -61,15 +64,15 @@ def second_signal_ends(signals: Collection[int] = _SIGNALS) -> Iterator[None]:
         os.close(writer)
 
 
-def _end_at_second(reader: int, signals: Collection[int]) -> None:
+def _end_at_second(reader: int, signals: Collection[int], first: Collection[int]) -> None:
     """Read signal numbers until a zero; end the process on a second stop signal."""
-    first: float | None = None
+    since: float | None = None
     while number := int.from_bytes(os.read(reader, 1)):
-        if number not in (*_SIGNALS, _HANGUP, _REQUEUE):
+        if number not in first:
             continue
-        if first is None:
-            first = time.monotonic()
-        elif number in signals and time.monotonic() - first > _ECHO:
+        if since is None:
+            since = time.monotonic()
+        elif number in signals and time.monotonic() - since > _ECHO:
             ctypes.CDLL(None).signal(number, None)  # SIG_DFL; signal.signal works in the main thread only
             os.kill(os.getpid(), number)
 
@@ -95,14 +98,14 @@ class StopRequest:
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
         self._in_program = called_from_python()
-        self._watch = second_signal_ends((signal.SIGTERM,) if self._in_program else _SIGNALS)
 
     def __enter__(self) -> "StopRequest":
+        numbers = [*_SIGNALS]
+        numbers += [_HANGUP] if signal.getsignal(_HANGUP) is signal.SIG_DFL else []
+        numbers += [_REQUEUE] if callable(signal.getsignal(_REQUEUE)) else []
         if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
-            numbers = [*_SIGNALS]
-            numbers += [_HANGUP] if signal.getsignal(_HANGUP) is signal.SIG_DFL else []
-            numbers += [_REQUEUE] if callable(signal.getsignal(_REQUEUE)) else []
             self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        self._watch = second_signal_ends((signal.SIGTERM,) if self._in_program else _SIGNALS, numbers)
         self._watch.__enter__()
         return self
 

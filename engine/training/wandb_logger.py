@@ -109,7 +109,7 @@ class WandbRun:
                 except wandb.Error as error:
                     self.run = start("offline")
                     problem = "could not be reached" if isinstance(error, CommError) else "did not accept the run"
-                    reason = str(error).splitlines()[0]
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
                     self._say(f"W&B {problem}, so this run is logged offline: {reason}")
         except ValidationError as error:
             raise ValueError(_rejected(error)) from error
@@ -207,8 +207,10 @@ def _end_service() -> None:
 
 def _process() -> subprocess.Popen | None:
     """Return the process that W&B has started; None if there is none. W&B itself has no function for this."""
-    service: Any = wandb_setup.singleton()._connection
-    return service._proc._process if service and service._proc else None
+    setup: Any = wandb_setup
+    with suppress(AttributeError):  # of None, or because another version of W&B stores it elsewhere
+        return setup.singleton()._connection._proc._process
+    return None
 
 
 def _has_ended(process: subprocess.Popen | None) -> bool:

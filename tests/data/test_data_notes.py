@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 from conftest import write_pair
 from PIL import Image
+from user_files import write_png
 
 from ccnet.data.inspection import inspect_dataset
 from ccnet.data.label_checks import shared_images
@@ -50,4 +51,8 @@ def test_notes_are_printed(tmp_path, run_entry):
     assert "note: images with the same pixels in train and val, which make scores too high: 1, such as a and b" in told
     assert "note: masks that belong to no image and are not used: 1, such as " in told
     assert "note: images of more than 8 bits are nearly black" in told
-    assert "nearly black" not in run_entry(*options, "dataset.value_range=[0,4095]").stdout
+    for value_range in ("[0,4095]", "[0,65000]"):  # images that are dark in the range that was chosen are dark
+        assert "nearly black" not in run_entry(*options, f"dataset.value_range={value_range}").stdout
+    for name in "abc":  # dataset.value_range does not apply to colours
+        write_png(tmp_path / "images" / f"{name}.png", np.full((48, 64, 3), ord(name)), 16)
+    assert "nearly black" not in run_entry(*options).stdout

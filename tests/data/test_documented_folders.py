@@ -133,6 +133,13 @@ def test_masks_without_an_image(tmp_path):
     assert folder(images, there, mask_name="*_mask").masks_without_image() == [there / "2_mask.png"]
     together = masks(pictures(tmp_path / "both", "1.jpg"), "1.png")
     assert folder(together, together).masks_without_image() == []
+    shared = masks(tmp_path / "shared", "1.png", "2.png", "3.png", "4.png")  # of two splits, and a spare one
+    parts = {"train": pictures(tmp_path / "train", "1.jpg", "2.jpg"), "val": pictures(tmp_path / "val", "3.jpg")}
+    for split in ("train", "val", "all"):
+        assert folder(parts, shared, split).masks_without_image() == [shared / "4.png"]
+    (parts["val"] / "3.jpg").unlink()
+    parts["val"].rmdir()
+    assert folder(parts, shared, "train").masks_without_image() == [shared / "3.png", shared / "4.png"]
 
 
 @TABLE.row("names that differ in upper and lower case")

@@ -115,6 +115,11 @@ def test_other_modes(tmp_path):
     Image.frombytes("LAB", (30, 20), PHOTO.tobytes()).save(tmp_path / "lab.tif")
     with pytest.raises(ValueError, match=r"lab\.tif has mode LAB, which is not supported: convert it to RGB or grey"):
         read_image(tmp_path / "lab.tif")
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
+    for kind in ("cielab", "ycbcr"):  # whose numbers are not those of red, green and blue
+        tifffile.imwrite(tmp_path / "deep.tif", PHOTO.astype(np.uint16) * 257, photometric=kind)
+        with pytest.raises(UnreadableImage, match=r"deep\.tif is .* of an unsupported kind, .* or 16-bit LAB"):
+            read_image(tmp_path / "deep.tif")
 
 
 @TABLE.row("a photo with an EXIF orientation or malformed tags")

@@ -134,6 +134,10 @@ def test_palettes_of_greys(tmp_path):
     path = write_png(tmp_path / "b.png", np.minimum(MASK, 1), 1, [0, 0, 0, 255, 255, 255])
     assert np.array_equal(labels(path, [0, 255], 2), np.minimum(MASK, 1))
     assert np.array_equal(labels(path, None, 2), np.minimum(MASK, 1))
+    ignored = write_png(tmp_path / "ignored.png", MASK, 2, np.repeat([0, 3, 255], 3).tolist())
+    assert np.array_equal(labels(ignored, [0, 3], 2), np.array([0, 1, 255])[MASK])
+    with pytest.raises(ValueError, match=r"the number 1 is shown as grey 3, and both are values of classes"):
+        labels(ignored, classes=19)
     white = write_png(tmp_path / "white.png", np.ones_like(MASK), 1, [0, 0, 0, 255, 255, 255])
     assert (labels(white, [0, 255], 2) == 1).all()
     colours = [48, 48, 48, 255, 0, 0, 0, 255, 0, 9, 9, 99]  # of classes, whose background is a grey
@@ -154,17 +158,18 @@ def test_transparent_masks(tmp_path):
         labels(save(tmp_path / "c.png", np.stack([np.ones_like(MASK), MASK * 99], axis=2)))
 
 
-@TABLE.row("several pages, as of a stack of slices or with a page per class")
+@TABLE.row("several pages, such as a stack of slices or a page per class")
 def test_masks_of_several_pages(tmp_path):
     pages = [Image.fromarray(MASK), Image.fromarray(MASK[::-1])]
     for name in ("a.tif", "a.gif"):
         pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
         with pytest.raises(ValueError, match=rf"{name} has 2 pages, but a label image must have one: save each page"):
             labels(tmp_path / name)
-    smaller = Image.fromarray(MASK[::2, ::2])
-    smaller.encoderinfo = {"tiffinfo": {254: 1}}  # a smaller copy, as in a pyramid
-    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=[smaller])
-    assert np.array_equal(labels(tmp_path / "b.tif"), MASK)
+    for kind in (1, 4):  # a smaller copy, as in a pyramid, and the pixels that have data, as GDAL stores them
+        other = Image.fromarray(MASK[::2, ::2] if kind == 1 else MASK > 0)
+        other.encoderinfo = {"tiffinfo": {254: kind}}
+        pages[0].save(tmp_path / "b.tif", save_all=True, append_images=[other])
+        assert np.array_equal(labels(tmp_path / "b.tif"), MASK)
 
 
 @TABLE.row("colours of 16 bits, a TIFF in which 0 is white, a TIFF of 64-bit numbers")

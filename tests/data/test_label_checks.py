@@ -13,6 +13,7 @@ from ccnet.data import first_look
 from ccnet.data.inspection import inspect_dataset
 from ccnet.data.label_checks import absent_classes, label_problems, unpaired_sides
 from ccnet.data.sets import Folder
+from ccnet.models.factory import compose_conf
 
 BINARY = (
     "train: the label images contain only 0 and 255, and 255 is ignored, so that car is never learned: if 255 stands "
@@ -162,15 +163,26 @@ def test_check_data_takes_one_split_by_name_and_at_least_one(tmp_path, run_entry
 
 def test_left_and_right_need_pairs():
     classes = ["background", "Left kidney", "right kidney", "lung_L", "lung_R", "light", "rright"]
-    told = unpaired_sides(classes, None)
+    told = unpaired_sides(classes, {"flip_pairs": None})
     assert told == [
         "train: half of the images are mirrored, which turns Left kidney into right kidney: set "
-        "dataset.flip_pairs=[[1,2],[3,4]] to swap the classes as well, or recipe.train_transform.flip=0"
+        "dataset.flip_pairs=[[1,2],[3,4]] to swap the classes as well, or ++recipe.train_transform.flip=0"
     ]
-    assert "[[3,4]]" in unpaired_sides(classes, [[2, 1]])[0]
-    assert unpaired_sides(classes, [[1, 2], [4, 3]]) == unpaired_sides(["car", "left turn", "wall", "r"], None) == []
+    assert "[[3,4]]" in unpaired_sides(classes, {"flip_pairs": [[2, 1]]})[0]
+    assert unpaired_sides(classes, {"flip_pairs": [[1, 2], [4, 3]]}) == unpaired_sides(classes, {"flip": 0}) == []
+    assert unpaired_sides(["car", "left turn", "wall", "r"], {}) == []
     with pytest.raises(ValueError, match=r"flip_pairs contains \[1, 7\]: set pairs of class numbers from 0 to 6"):
-        unpaired_sides(classes, [[1, 7]])
+        unpaired_sides(classes, {"flip_pairs": [[1, 7]]})
+
+
+def test_pairs_are_not_suggested_to_a_transform_that_cannot_swap_classes():
+    """That of objects has none, and those of other data sets would ignore ``dataset.flip_pairs``."""
+    for recipe in ("coco", "camvid", "cityscapes"):
+        for flip, number in (("seed=0", 1), ("++recipe.train_transform.flip=0", 0)):
+            config = compose_conf(["dataset=folder", f"recipe={recipe}", flip], "config")
+            told = unpaired_sides(["left arm", "right arm"], config.recipe.train_transform)
+            assert len(told) == number
+            assert all(line.endswith("into right arm: set ++recipe.train_transform.flip=0") for line in told)
 
 
 def test_values_of_smoothed_masks_come_with_advice(tmp_path):

@@ -175,6 +175,12 @@ def test_flip_averaging_swaps_left_and_right_classes():
     assert torch.equal(mixed[:, 14], mixed[:, 15])
 
 
+@pytest.mark.parametrize("pairs", [[[1]], [[1, 2, 3]], [[1, 1]], [[1, 2], [3, 1]]])
+def test_classes_to_swap_are_pairs(pairs):
+    with pytest.raises(ValueError, match=r"flip_pairs is .*: set pairs of two classes, each class in one pair only"):
+        Flip(0.5, pairs)
+
+
 def test_flip_with_probability_zero_returns_its_arguments():
     image, labels = ramp(8, 8)
     assert Flip(0.0)(image, labels) == (image, labels)

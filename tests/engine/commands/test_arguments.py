@@ -87,7 +87,9 @@ def test_a_path_may_contain_commas_unless_they_separate_the_values_of_a_sweep(tm
         assert parse_overrides(accepted([f"resume={path}"])) == {"resume": path}
         *_, folder = accepted(["-m", f"hydra.sweep.dir={path}"])
         assert parse_overrides([folder]) == {"hydra.sweep.dir": path}
-    for sweep in (["-m", "init=a,b"], ["recipe.lr=0.1,0.2"], ["init=a/best,b/best"], ["seed=range(1,3)"]):
+    seeds = ",".join(map(str, range(100)))  # without -m, which Hydra reports; too long for the name of a file
+    sweeps = (["-m", "init=a,b"], ["recipe.lr=0.1,0.2"], ["init=a/best,b/best"], ["seed=range(1,3)"])
+    for sweep in (*sweeps, [f"seed={seeds}"]):
         assert accepted(sweep) == sweep
     assert accepted(["-m", "init=lr=1/best,straße,c"]) == ["-m", "init='lr=1/best','straße',c"]
 

@@ -41,6 +41,23 @@ def test_a_closed_terminal_is_a_request_to_stop_unless_it_is_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_hangup_that_the_program_handles_is_not_the_first_of_two_signals():
+    def handled():
+        hangups = []
+        signal.signal(signal.SIGHUP, lambda *_: hangups.append("again"))
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(1.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # the watching thread would end the process now
+            os._exit(0 if (hangups, request.received) == (["again"], "SIGTERM") else 1)
+
+    process = multiprocessing.get_context("fork").Process(target=handled)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+
+
 def test_a_job_is_saved_before_it_is_requeued():
     queued = []
     before = signal.signal(signal.SIGUSR2, lambda *_: queued.append("again"))

@@ -97,6 +97,7 @@ def test_a_wandb_run_of_the_program_is_left_alone(tmp_path, monkeypatch):
     ("error", "message"),
     [
         (wandb.Error("Error initializing run: entity me not found\n"), "W&B did not accept the run, so this run is"),
+        (wandb.Error(""), "W&B did not accept the run, so this run is logged offline: Error. To"),
         (wandb.errors.CommError("Timed out"), "W&B could not be reached, so this run is logged offline: Timed out. To"),
     ],
 )
@@ -139,6 +140,18 @@ def test_training_continues_if_wandb_cannot_store_an_image(tmp_path, inits, monk
     assert "This run continues without W&B: broken" in capsys.readouterr().err
     assert run.run is None
     wandb.teardown.assert_not_called()  # it would finish a W&B run of the program, too
+
+
+@pytest.mark.parametrize("setup", [SimpleNamespace(_connection=SimpleNamespace()), SimpleNamespace()])
+def test_training_continues_with_a_version_of_wandb_that_stores_its_process_elsewhere(
+    tmp_path, inits, monkeypatch, capsys, setup
+):
+    run = started(tmp_path)
+    monkeypatch.setattr(wandb_setup, "singleton", lambda: setup)
+    run.run.dir, run.run.log = str(tmp_path / "files"), Mock(side_effect=ConnectionError("broken"))
+    run.scalars(1, {"loss": 1.0})
+    assert "This run continues without W&B: broken" in capsys.readouterr().err
+    assert run.run is None
 
 
 @pytest.mark.slow
