@@ -194,9 +194,13 @@ class LabelReader:
 
 
 def _check_transparency(path: Path, pixels: np.ndarray) -> None:
-    """Raise ValueError if transparent pixels have a value besides 0: viewers show the background there instead."""
-    hidden = pixels[pixels[..., -1] == 0][:, :-1]
-    if hidden.any():
+    """Raise ValueError if transparent pixels have a value besides 0: viewers show the background there instead.
+
+    If all pixels are transparent, as some simulators write them, the program did not mean to hide any.
+    """
+    alpha = pixels[..., -1]
+    hidden = pixels[alpha == 0][:, :-1]
+    if hidden.any() and alpha.any():
         value = shown_value(tuple(hidden[hidden.any(axis=1)][0].tolist()))
         raise ValueError(
             f"{path} has transparent pixels with the value {value}, so that it is unclear which class they have: save "

@@ -154,6 +154,9 @@ def test_transparent_masks(tmp_path):
         ValueError, match=r"b\.png has transparent pixels with the value 255 0 0, so that it is unclear"
     ):
         labels(save(tmp_path / "b.png", colours[MASK]), values, None)
+    colours[:, 3] = 0
+    everywhere = labels(save(tmp_path / "all.png", colours[MASK]), values, None)  # as some simulators write them
+    assert np.array_equal(everywhere, np.array([1, 1, 2])[MASK])
     with pytest.raises(ValueError, match=r"c\.png has transparent pixels with the value 1, "):
         labels(save(tmp_path / "c.png", np.stack([np.ones_like(MASK), MASK * 99], axis=2)))
 
