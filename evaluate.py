@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.conf import CONF
@@ -131,16 +131,19 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
     """Return the ``dataset`` node: the command line's if it names a data set, otherwise the checkpoint's.
 
     If both are of the same class, options not set on the command line are taken from the checkpoint, such as the
-    classes and mask values of ``dataset=folder``.
+    classes and mask values of ``dataset=folder``. The classes that a mirror image swaps are those of the network, on
+    any data set.
     """
     given = runtime.given_overrides()
     if "dataset" in given:
         own = saved.config.get("dataset", {})
         same = _target(config.dataset, "val") == _target(own, "val")
         kept = {key: own[key] for key in config.dataset if key in own and not _target(own, key)} if same else {}
+        if own.get("flip_pairs"):
+            kept["flip_pairs"] = own["flip_pairs"]
         named = {name.lstrip("+"): value for name, value in given.items()}
         kept = {key: value for key, value in kept.items() if not checkpoints.is_given(f"dataset.{key}", named)}
-        return OmegaConf.merge(config.dataset, kept)
+        return guards.replaced(config.dataset, **kept)
     if "dataset" not in saved.config:
         raise ValueError(f"{config.checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR")
     return checkpoints.moved(saved.config, runtime.given_overrides())["dataset"]
