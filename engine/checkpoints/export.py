@@ -1,24 +1,28 @@
 """Export a segmentation network to ONNX and verify the exported file in ONNX Runtime."""
 
+import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from ..runtime.atomic_files import replacing
 
 TOLERANCE = 1e-4  # maximum difference, relative to the largest logit
 
 
-def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = None) -> float:
+def export_onnx(
+    model: nn.Module, path: Path, *, classes: Sequence[str] = (), size: tuple[int, int] | None = None
+) -> float:
     """Export a segmentation network to an ONNX file.
 
     Args:
         model: the network, (N, C, H, W) -> {"out": (N, K, H, W)}, in eval mode.
         path: the output file; it is written atomically, and only if the verification succeeds.
+        classes: the K names, stored as a JSON list under "classes" in the file's metadata.
         size: fixed input size (H, W) in pixels; None for dynamic sizes.
 
     Returns:
@@ -26,7 +30,8 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
         the fixed size or over three sizes.
 
     Raises:
-        ValueError: the logits differ by more than 1e-4, or the ONNX packages are not installed.
+        ValueError: the logits differ by more than 1e-4, the size is smaller than the output stride, or the ONNX
+            packages are not installed.
     """
     try:
         import onnxruntime
@@ -37,16 +42,19 @@ def export_onnx(model: nn.Module, path: Path, *, size: tuple[int, int] | None = 
         logging.getLogger(noisy).setLevel(logging.WARNING)
     batch, height, width = (2, *size) if size else (2, 65, 97)
     channels: int = cast(Any, model).mean.shape[1]
-    dynamic = {0: Dim.DYNAMIC} | ({} if size else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
+    image = torch.rand(batch, channels, height, width)
+    cast(Any, model).check(image, clips=False)  # the exporter would bury the message
+    dynamic = {0: "batch"} | ({} if size else {2: "height", 3: "width"})
     program: Any = torch.onnx.export(
         _Logits(model).eval(),
-        (torch.rand(batch, channels, height, width),),
+        (image,),
         dynamo=True,
         dynamic_shapes=(dynamic,),
         input_names=["image"],
         output_names=["logits"],
         verbose=False,
     )
+    program.model.metadata_props["classes"] = json.dumps(list(classes), ensure_ascii=False)
     with replacing(path) as unfinished:
         program.save(unfinished)
         session = onnxruntime.InferenceSession(unfinished, providers=["CPUExecutionProvider"])
