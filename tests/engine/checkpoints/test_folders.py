@@ -6,6 +6,7 @@ import math
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import huggingface_hub
@@ -128,10 +129,22 @@ def test_the_example_in_a_card_is_python_whatever_the_folder_is_called(network):
     assert name in [node.value for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Constant)]
 
 
-def test_a_card_that_someone_has_edited_is_kept(network, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
+def test_a_card_that_someone_has_edited_is_kept_with_a_warning(network, tmp_path):
     network.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.save_pretrained(tmp_path)  # the card is of the same network
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.warns(UserWarning, match=r"README.md is kept, although it may describe another network: delete it"):
+        network.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_the_folder_of_a_run_keeps_its_meaning(network, tmp_path):
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(ValueError, match="holds a run, whose folder would no longer stand for its best weights"):
+        network.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
 
 
 @pytest.mark.parametrize(
