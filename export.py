@@ -3,8 +3,9 @@
     python export.py checkpoint=RUN/best output=network.onnx                     any image size
     python export.py checkpoint=RUN/best output=network.onnx size=[769,769]      a fixed image size
 
-The input "image" is (N, C, H, W) float32 in [0, 1], RGB if C = 3; the output "logits" is (N, K, H, W), and the entry
-"classes" of the metadata lists the K names in JSON. The file uses only standard operators: attention is exported as its
+The input "image" is (N, C, H, W) float32 in [0, 1], RGB if C = 3; the output "logits" is (N, K, H, W). Networks that
+were trained on clips have the frames T as the third axis of both. The entry "classes" of the metadata lists the K names
+in JSON. The file uses only standard operators: attention is exported as its
 reference implementation, without the Triton kernels.
 """
 
@@ -35,9 +36,11 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"checkpoint={config.checkpoint} detects objects: only segmentation networks can be exported")
     model = checkpoints.network(saved)
     output.parent.mkdir(parents=True, exist_ok=True)
-    error = checkpoints.export_onnx(model, output, classes=saved.classes, size=size)
-    shown = f"{size[0]}x{size[1]}" if size else "any size"
-    print(f"{output}: images of {shown}; ONNX Runtime's logits are within {error:.1e} of the network's")
+    frames = saved.config.get("dataset", {}).get("frames", 1)
+    error = checkpoints.export_onnx(model, output, classes=saved.classes, size=size, frames=frames)
+    shown = f"clips of {frames} frames" if frames > 1 else "images"
+    shown += f" of {size[0]}x{size[1]}" if size else " of any size"
+    print(f"{output}: {shown}; ONNX Runtime's logits are within {error:.1e} of the network's")
 
 
 def _size(given: Any) -> tuple[int, int] | None:

@@ -15,15 +15,21 @@ TOLERANCE = 1e-4  # maximum difference, relative to the largest logit
 
 
 def export_onnx(
-    model: nn.Module, path: Path, *, classes: Sequence[str] = (), size: tuple[int, int] | None = None
+    model: nn.Module,
+    path: Path,
+    *,
+    classes: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
+    frames: int = 1,
 ) -> float:
     """Export a segmentation network to an ONNX file.
 
     Args:
-        model: the network, (N, C, H, W) -> {"out": (N, K, H, W)}, in eval mode.
+        model: the network, (N, C, H, W) -> {"out": (N, K, H, W)}, or with T as the third axis of both, in eval mode.
         path: the output file; it is written atomically, and only if the verification succeeds.
         classes: the K names, stored as a JSON list under "classes" in the file's metadata.
         size: fixed input size (H, W) in pixels; None for dynamic sizes.
+        frames: the number of frames T of the clips that the network was trained on; 1 for images.
 
     Returns:
         The largest difference between the logits of ONNX Runtime and of the network, relative to the largest logit, at
@@ -41,10 +47,10 @@ def export_onnx(
     for noisy in ("onnx_ir", "onnxscript"):  # they log a line for every constant that they merge
         logging.getLogger(noisy).setLevel(logging.WARNING)
     batch, height, width = (2, *size) if size else (2, 65, 97)
-    channels: int = cast(Any, model).mean.shape[1]
-    image = torch.rand(batch, channels, height, width)
-    cast(Any, model).check(image, clips=False)  # the exporter would bury the message
-    dynamic = {0: "batch"} | ({} if size else {2: "height", 3: "width"})
+    inner = (cast(Any, model).mean.shape[1], *([frames] if frames > 1 else []))  # the axes between N and H
+    image = torch.rand(batch, *inner, height, width)
+    cast(Any, model).check(image, clips=frames > 1)  # the exporter would bury the message
+    dynamic = {0: "batch"} | ({} if size else {image.ndim - 2: "height", image.ndim - 1: "width"})
     program: Any = torch.onnx.export(
         _Logits(model).eval(),
         (image,),
@@ -59,7 +65,7 @@ def export_onnx(
         program.save(unfinished)
         session = onnxruntime.InferenceSession(unfinished, providers=["CPUExecutionProvider"])
         sizes = [(batch, *size)] if size else [(batch, height, width), (1, 33, 81), (1, 128, 66)]
-        error = max(_difference(model, session, torch.rand(n, channels, h, w)) for n, h, w in sizes)
+        error = max(_difference(model, session, torch.rand(n, *inner, h, w)) for n, h, w in sizes)
         if not error < TOLERANCE:
             raise ValueError(f"ONNX Runtime's logits differ from the network's by {error:.1e}: nothing was written")
     return error

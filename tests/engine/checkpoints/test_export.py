@@ -60,6 +60,18 @@ def test_the_file_names_its_axes_and_classes(size, sides, tmp_path):
     assert {entry.key: json.loads(entry.value) for entry in metadata} == {"classes": names}
 
 
+def test_a_network_for_clips_is_exported_for_clips(tmp_path, run_entry):
+    """On single images, it would lack the earlier frames that predict.py gives it."""
+    saved = stand_in("ccnet3d")
+    saved.config["dataset"]["frames"] = 3
+    TrainedNetwork(saved, device="cpu").save_pretrained(tmp_path / "net")
+    done = run_entry("export.py", f"checkpoint={tmp_path / 'net'}", f"output={tmp_path / 'net.onnx'}")
+    assert "net.onnx: clips of 3 frames of any size; ONNX Runtime's" in done.stdout
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, 3, "height", "width"]
+    assert session.run(None, {"image": torch.rand(1, 3, 3, 40, 33).numpy()})[0].shape == (1, 11, 3, 40, 33)
+
+
 @pytest.mark.parametrize(
     ("size", "message"),
     [
