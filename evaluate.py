@@ -5,7 +5,7 @@ python evaluate.py checkpoint=RUN/best protocol=slide                     whole 
 python evaluate.py checkpoint=RUN/best dataset.root=DIR                   if the data set has moved
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    on another data set with the same classes
 python evaluate.py checkpoint=RUN/best split=all dataset=folder dataset.images=DIR dataset.masks=DIR   your own images
-python evaluate.py checkpoint=RUN/best split=test submission=true         a zip file for the benchmark server
+python evaluate.py checkpoint=RUN/best split=test submission=true         an archive for the benchmark server
 torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               images split across eight GPUs; same scores
 python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: see models/published
 

@@ -3,10 +3,12 @@
 import json
 import runpy
 import sys
+import tarfile
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import SHARED, write_pair
 from made_roots import (
     write_ade20k,
@@ -20,7 +22,9 @@ from PIL import Image
 
 from ccnet.data.sets.class_table import read_classes
 from ccnet.data.sets.lip import FLIP_PAIRS
+from ccnet.data.sets.voc import VOC
 from ccnet.engine import checkpoints
+from ccnet.engine.evaluation import PredictionFiles
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +168,22 @@ def test_a_cityscapes_submission_has_label_ids_and_the_file_names_of_the_benchma
     mask = np.array(Image.open(tmp_path / "test" / "best_test_whole_predictions" / names[0]))
     assert np.array_equal(np.array(submitted), np.vectorize(ids.get)(mask))
     assert json.loads((tmp_path / "test" / "best_test_whole.json").read_text())["images"] == 3
+
+
+def test_a_voc_submission_is_a_tar_archive_of_palette_images_in_the_folder_of_the_server(tmp_path):
+    dataset = VOC(write_voc(tmp_path / "data"), split="val", transform=None)
+    files = PredictionFiles(tmp_path / "out_submission", dataset, submission=True)
+    labels = torch.arange(21, dtype=torch.uint8).view(3, 7)
+    for index in range(len(dataset)):
+        files.write(index, labels)
+    assert files.pack() == tmp_path / "out_submission.tar"
+    with tarfile.open(tmp_path / "out_submission.tar") as archive:
+        names = [f"results/VOC2012/Segmentation/comp6_test_cls/2007_{index:06d}.png" for index in range(2)]
+        assert archive.getnames() == names
+        image = Image.open(archive.extractfile(names[0]))
+        image.load()
+    assert image.mode == "P" and np.array_equal(np.array(image), labels)
+    assert image.convert("RGB").getpixel((6, 2)) == dataset.palette[20]
 
 
 def test_left_and_right_are_swapped_on_any_data_set_with_the_classes_of_the_network(tmp_path, run_entry):
