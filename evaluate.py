@@ -67,7 +67,7 @@ def main(config: DictConfig) -> float:
     with runtime.processes(framework.device, timeout=config.collective_timeout):
         # Hydra's folder contains the time, which differs between processes.
         stem = runtime.from_first(_stem(config, path, protocol_name if task.predicts_label_maps else ""))
-        about = _subject(config, path, protocol_node, bf16)
+        about = _subject(config, saved, path, protocol_node, bf16)
         evaluation.check_replaceable(Path(f"{stem}.json"), about)
         with _writable(stem.parent):
             files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
@@ -186,13 +186,16 @@ def _stem(config: DictConfig, path: Path, protocol_name: str) -> Path:
     return runtime.given_path(config.output or own) / "_".join(filter(None, parts))
 
 
-def _subject(config: DictConfig, path: Path, protocol_node: Any, bf16: bool) -> dict[str, Any]:
+def _subject(config: DictConfig, saved: "Checkpoint", path: Path, protocol_node: Any, bf16: bool) -> dict[str, Any]:
     """Return the checkpoint, data and settings that the scores belong to."""
     node = guards.plain(config.dataset)
     how = guards.plain(protocol_node) if isinstance(protocol_node, DictConfig) else protocol_node
-    return evaluation.subject(
-        path, node, {"dataset": {config.split: node[config.split]}, "protocol": how, "bf16": bf16}
-    )
+    settings = {"dataset": {config.split: node[config.split]}, "protocol": how, "bf16": bf16}
+    if "dataset" not in saved.config:  # a published checkpoint, whose weights do not determine these
+        model = saved.config["model"]
+        recurrence, align_corners = model.get("head", {}).get("recurrence"), model.get("align_corners")
+        settings["published"] = {"recurrence": recurrence, "align_corners": align_corners}
+    return evaluation.subject(path, node, settings)
 
 
 def _prediction_files(config: DictConfig, stem: Path, dataset: "SegmentationDataset") -> list["PredictionFiles"]:
