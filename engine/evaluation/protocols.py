@@ -221,7 +221,10 @@ class MultiScale:
             check_size(size[0], size[1], f"an image at scale {scale:g}")
             scaled = _resized(images, size)
             for mirrored in (False, True) if self.flip else (False,):
-                logits = self.protocol(model, scaled.flip(-1) if mirrored else scaled).float()
+                try:
+                    logits = self.protocol(model, scaled.flip(-1) if mirrored else scaled).float()
+                except ValueError as error:
+                    raise ValueError(f"at scale {scale:g}: {error}") from error
                 logits = _resized(logits, images.shape[-2:])
                 if mirrored:
                     logits = self._unmirrored(logits)

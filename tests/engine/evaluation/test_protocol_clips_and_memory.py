@@ -148,3 +148,9 @@ def test_an_image_that_the_network_cannot_process_is_named():
     network = create_model("fcn", num_classes=2, backbone="resnet10t", head__channels=8)
     with pytest.raises(ValueError, match=r"^image thin: expected RGB images .* of at least 8x8 pixels"):
         evaluate(network, Tiny(), Whole(), device=torch.device("cpu"))
+
+
+def test_a_scale_at_which_an_image_is_too_small_is_named():
+    model = create_model("fcn", num_classes=3, backbone="beacons").eval()
+    with pytest.raises(ValueError, match=r"^at scale 0.5: expected RGB images .* got \(1, 3, 6, 20\)"):
+        MultiScale(Whole(), scales=[1.0, 0.5])(model, torch.rand(1, 3, 12, 40))
