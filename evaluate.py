@@ -53,6 +53,7 @@ def main(config: DictConfig) -> float:
     if "dataset" in given:
         data.check_root(config.dataset, [config.split])
     saved = checkpoints.load(path, **config.published)
+    checkpoints.check_published([saved])
     task = evaluation.task_of(saved.config)
     _check_outputs(config, task)
     bf16 = config.bf16 if "bf16" in given else saved.setting("bf16")
@@ -191,7 +192,7 @@ def _subject(config: DictConfig, saved: "Checkpoint", path: Path, protocol_node:
     node = guards.plain(config.dataset)
     how = guards.plain(protocol_node) if isinstance(protocol_node, DictConfig) else protocol_node
     settings = {"dataset": {config.split: node[config.split]}, "protocol": how, "bf16": bf16}
-    if "dataset" not in saved.config:  # a published checkpoint, whose weights do not determine these
+    if saved.is_published:  # its weights do not determine these
         model = saved.config["model"]
         recurrence, align_corners = model.get("head", {}).get("recurrence"), model.get("align_corners")
         settings["published"] = {"recurrence": recurrence, "align_corners": align_corners}
