@@ -5,7 +5,7 @@ python evaluate.py checkpoint=RUN/best protocol=slide                     whole 
 python evaluate.py checkpoint=RUN/best dataset.root=DIR                   if the data set has moved
 python evaluate.py checkpoint=RUN/best dataset=camvid dataset.root=DIR    on another data set with the same classes
 python evaluate.py checkpoint=RUN/best split=all dataset=folder dataset.images=DIR dataset.masks=DIR   your own images
-python evaluate.py checkpoint=RUN/best split=test submission=true         a zip file for the benchmark server
+python evaluate.py checkpoint=RUN/best split=test submission=true         an archive for the benchmark server
 torchrun --nproc-per-node=8 evaluate.py checkpoint=RUN/best               images split across eight GPUs; same scores
 python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    published weights: see models/published
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.conf import CONF
@@ -53,6 +53,7 @@ def main(config: DictConfig) -> float:
     if "dataset" in given:
         data.check_root(config.dataset, [config.split])
     saved = checkpoints.load(path, **config.published)
+    checkpoints.check_published([saved])
     task = evaluation.task_of(saved.config)
     _check_outputs(config, task)
     bf16 = config.bf16 if "bf16" in given else saved.setting("bf16")
@@ -67,7 +68,7 @@ def main(config: DictConfig) -> float:
     with runtime.processes(framework.device, timeout=config.collective_timeout):
         # Hydra's folder contains the time, which differs between processes.
         stem = runtime.from_first(_stem(config, path, protocol_name if task.predicts_label_maps else ""))
-        about = _subject(config, path, protocol_node, bf16)
+        about = _subject(config, saved, path, protocol_node, bf16)
         evaluation.check_replaceable(Path(f"{stem}.json"), about)
         with _writable(stem.parent):
             files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []
@@ -131,16 +132,19 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
     """Return the ``dataset`` node: the command line's if it names a data set, otherwise the checkpoint's.
 
     If both are of the same class, options not set on the command line are taken from the checkpoint, such as the
-    classes and mask values of ``dataset=folder``.
+    classes and mask values of ``dataset=folder``. The classes that a mirror image swaps are those of the network, on
+    any data set.
     """
     given = runtime.given_overrides()
     if "dataset" in given:
         own = saved.config.get("dataset", {})
         same = _target(config.dataset, "val") == _target(own, "val")
         kept = {key: own[key] for key in config.dataset if key in own and not _target(own, key)} if same else {}
+        if own.get("flip_pairs"):
+            kept["flip_pairs"] = own["flip_pairs"]
         named = {name.lstrip("+"): value for name, value in given.items()}
         kept = {key: value for key, value in kept.items() if not checkpoints.is_given(f"dataset.{key}", named)}
-        return OmegaConf.merge(config.dataset, kept)
+        return guards.replaced(config.dataset, **kept)
     if "dataset" not in saved.config:
         raise ValueError(f"{config.checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR")
     return checkpoints.moved(saved.config, runtime.given_overrides())["dataset"]
@@ -183,13 +187,16 @@ def _stem(config: DictConfig, path: Path, protocol_name: str) -> Path:
     return runtime.given_path(config.output or own) / "_".join(filter(None, parts))
 
 
-def _subject(config: DictConfig, path: Path, protocol_node: Any, bf16: bool) -> dict[str, Any]:
+def _subject(config: DictConfig, saved: "Checkpoint", path: Path, protocol_node: Any, bf16: bool) -> dict[str, Any]:
     """Return the checkpoint, data and settings that the scores belong to."""
     node = guards.plain(config.dataset)
     how = guards.plain(protocol_node) if isinstance(protocol_node, DictConfig) else protocol_node
-    return evaluation.subject(
-        path, node, {"dataset": {config.split: node[config.split]}, "protocol": how, "bf16": bf16}
-    )
+    settings = {"dataset": {config.split: node[config.split]}, "protocol": how, "bf16": bf16}
+    if saved.is_published:  # its weights do not determine these
+        model = saved.config["model"]
+        recurrence, align_corners = model.get("head", {}).get("recurrence"), model.get("align_corners")
+        settings["published"] = {"recurrence": recurrence, "align_corners": align_corners}
+    return evaluation.subject(path, node, settings)
 
 
 def _prediction_files(config: DictConfig, stem: Path, dataset: "SegmentationDataset") -> list["PredictionFiles"]:

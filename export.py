@@ -3,12 +3,16 @@
     python export.py checkpoint=RUN/best output=network.onnx                     any image size
     python export.py checkpoint=RUN/best output=network.onnx size=[769,769]      a fixed image size
 
-The input "image" is (N, C, H, W) float32 in [0, 1], RGB if C = 3; the output "logits" is (N, K, H, W). The file uses
-only standard operators: attention is exported as its reference implementation, without the Triton kernels.
+The input "image" is (N, C, H, W) float32 in [0, 1], RGB if C = 3; the output "logits" is (N, K, H, W). Networks that
+were trained on clips have the frames T as the third axis of both. The entry "classes" of the metadata lists the K names
+in JSON. The file uses only standard operators: attention is exported as its
+reference implementation, without the Triton kernels.
 """
 
+from typing import Any
+
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, runtime
@@ -26,14 +30,27 @@ def main(config: DictConfig) -> None:
         raise ValueError(
             f"output={output} is a folder: set the file to write, such as output={output / 'network.onnx'}"
         )
+    size = _size(config.size)
     saved = checkpoints.load(checkpoints.find(config.checkpoint))
     if not evaluation.task_of(saved.config).predicts_label_maps:
         raise ValueError(f"checkpoint={config.checkpoint} detects objects: only segmentation networks can be exported")
     model = checkpoints.network(saved)
     output.parent.mkdir(parents=True, exist_ok=True)
-    error = checkpoints.export_onnx(model, output, size=config.size and tuple(config.size))
-    size = "x".join(map(str, config.size)) if config.size else "any size"
-    print(f"{output}: images of {size}; ONNX Runtime's logits are within {error:.1e} of the network's")
+    frames = saved.config.get("dataset", {}).get("frames", 1)
+    error = checkpoints.export_onnx(model, output, classes=saved.classes, size=size, frames=frames)
+    shown = f"clips of {frames} frames" if frames > 1 else "images"
+    shown += f" of {size[0]}x{size[1]}" if size else " of any size"
+    print(f"{output}: {shown}; ONNX Runtime's logits are within {error:.1e} of the network's")
+
+
+def _size(given: Any) -> tuple[int, int] | None:
+    """Return the option ``size`` as (H, W); None if it is not set."""
+    if given is None:
+        return None
+    sides = list(given) if isinstance(given, ListConfig) else []
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"size={given} is not an image size: set size=[HEIGHT,WIDTH], in pixels")
+    return sides[0], sides[1]
 
 
 if __name__ == "__main__":

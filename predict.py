@@ -65,6 +65,7 @@ def _predict(config: DictConfig, output: Path) -> None:
     files = [checkpoints.find(name) for name in names]
     images = prediction.find_inputs(_as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
+    checkpoints.check_published(loaded)
     images = prediction.with_frames(images, loaded[0].channels)
     if not config.checkpoint:
         print(f"checkpoint is not set: using {names[0]}, whose classes are {', '.join(loaded[0].classes)}")

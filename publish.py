@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
     """Score the network before and after rounding its weights, and write the folder."""
     path, output = checkpoints.find(config.checkpoint), runtime.given_path(config.output)
     _check_output(output)
-    saved = checkpoints.load(path, **config.published)
+    saved = checkpoints.load(path)
     dataset = _validation_set(config, saved)
     exact = _scores(config, saved, dataset)
     stored, sentence = saved, ""

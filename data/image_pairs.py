@@ -36,6 +36,8 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         channels: the number of channels C of the images; see :func:`~ccnet.data.reading.image_files.read_image`.
         rgb: the channels that are drawn; see :func:`~ccnet.data.reading.bands.drawn_channels`.
         result_values: the K pixel values of the classes in the benchmark's result files; the class indices by default.
+        result_folder: the folder in which the benchmark's server expects palette images in a tar archive; "" for
+            greyscale images in a zip archive without folders.
         transform: applied to the pair that ``read`` returns; None returns it unchanged.
 
     Attributes:
@@ -56,6 +58,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         channels: int = 3,
         rgb: Sequence[int] | None = None,
         result_values: Sequence[int] | None = None,
+        result_folder: str = "",
     ):
         self.pairs = list(pairs)
         self.classes = tuple(classes)
@@ -68,6 +71,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         if label_ids is None:
             label_ids = ImagePairs.label_format(self.classes).label_ids
         self.result_values = tuple(result_values or range(len(self.classes)))
+        self.result_folder = result_folder
         self.label_reader = LabelReader(label_ids)
 
     @classmethod

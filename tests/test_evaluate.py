@@ -112,6 +112,12 @@ def test_bf16_of_the_command_line_applies_and_is_that_of_the_run_otherwise(finis
     assert (tmp_path / "first" / "best_val_whole.json").is_file()
 
 
+@pytest.mark.parametrize("command", [("evaluate.py",), ("predict.py", f"input={ROOT / 'results'}")])
+def test_options_of_published_checkpoints_are_refused_for_a_run(command, finished, run_entry):
+    done = run_entry(*command, f"checkpoint={finished / 'best'}", "published.recurrence=1", ok=False)
+    assert "published.recurrence would have no effect, because" in done.stderr
+
+
 def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_entry):
     frames, truths = tmp_path / "frames", tmp_path / "truths"
     for folder in (frames, truths):

@@ -27,5 +27,6 @@ class VOC(ImagePairs):
             check_files(pairs, str(listed)),
             classes=[entry["name"] for entry in classes],
             palette=[entry["colour"] for entry in classes],
+            result_folder="results/VOC2012/Segmentation/comp6_test_cls",  # comp6 allows other training data, as SBD's
             transform=transform,
         )

@@ -14,6 +14,7 @@ from .pretrained import DEFAULT as DEFAULT
 from .pretrained import PACKAGED as PACKAGED
 from .pretrained import download as download
 from .pretrained import packaged_file as packaged_file
+from .reading import check_published as check_published
 from .reading import find as find
 from .reading import load as load
 from .record import Checkpoint as Checkpoint

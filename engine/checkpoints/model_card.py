@@ -3,6 +3,7 @@
 Everything in the card comes from the checkpoint and the records of its run.
 """
 
+import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -67,7 +68,7 @@ a different one.
 ```python
 import ccnet
 
-network = ccnet.from_pretrained("{name}")
+network = ccnet.from_pretrained({quoted})
 {outputs} = network.predict("{file}")
 ```
 {images}
@@ -102,6 +103,7 @@ def model_card(
     detects = str((saved.config.get("task") or {}).get("_target_")).endswith(".Detection")
     return _CARD.format(
         name=name,
+        quoted=json.dumps(name, ensure_ascii=False),
         kind="instance-segmentation" if detects else "semantic-segmentation",
         purpose=f"finds objects of {number} classes in {image}"
         if detects
@@ -113,7 +115,7 @@ def model_card(
         classes=", ".join(saved.classes),
         data=_data(saved),
         training=_training(saved, record),
-        scores=_scored(scores, scored_on),
+        scores=_scored(saved, scores, scored_on),
     )
 
 
@@ -146,7 +148,9 @@ def _images(saved: Checkpoint) -> str:
 
 def _data(saved: Checkpoint) -> str:
     own, before = own_data(saved), inherited_data(saved)
-    lines = [f"Trained on the training split of {name}: {source}." for name, source in own.items()]
+    split = _split(saved, "train")
+    part = f"split {split}" if split not in (None, "train", "training") else "training split"
+    lines = [f"Trained on the {part} of {name}: {source}." for name, source in own.items()]
     if not own:
         lines.append("The training data set is not one of the public data sets that ccnet supports.")
     lines += [f"The initial weights were trained on {name}: {source}." for name, source in before.items()]
@@ -211,5 +215,16 @@ def _budget(saved: Checkpoint, record: Mapping[str, Any]) -> str:
     return text
 
 
-def _scored(scores: Table | None, scored_on: str) -> str:
-    return "No scores are recorded." if scores is None else f"{scored_on}\n\n{scores.markdown()}".strip()
+def _scored(saved: Checkpoint, scores: Table | None, scored_on: str) -> str:
+    if scores is None:
+        return "No scores are recorded."
+    trained = _split(saved, "train")
+    if trained is not None and trained in ("trainval", "all", _split(saved, "val")):
+        scored_on += " The network was trained on these images too: expect lower scores on others."
+    return f"{scored_on.strip()}\n\n{scores.markdown()}".strip()
+
+
+def _split(saved: Checkpoint, name: str) -> str | None:
+    """Return the split that a node of the data set's configuration reads; None if it does not say."""
+    node = saved.config.get("dataset", {}).get(name) or {}
+    return node.get("split")

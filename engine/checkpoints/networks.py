@@ -12,7 +12,7 @@ from ...models.factory import build, with_classes
 from ..guards.settings import replaced
 from ..runtime.overrides import given_overrides
 from .inherited_data import passed_on
-from .reading import find, load
+from .reading import check_published, find, load
 from .record import Checkpoint
 
 # The layers with one output per class, of the heads of Segmentor and Parser and of torchvision's Mask R-CNN.
@@ -95,6 +95,7 @@ def initial_network(
     if given:
         raise ValueError(f"init={config.init} already determines the network: remove {' '.join(given)}")
     source = load(find(config.init), **config.published)
+    check_published([source])
     made, node = start_from(source, config, classes=classes)
     return made, replaced(config, num_classes=num_classes, model=node, inherited_data=passed_on(source))
 

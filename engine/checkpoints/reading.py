@@ -13,6 +13,7 @@ The tensor files of runs and folders carry checksums, and a file that does not m
 
 import errno
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ...models.checksums import HEADER
 from ...models.published.importing import Published, convert
 from ...models.tensor_files import TensorFile
 from ..runtime.atomic_files import given_path
+from ..runtime.overrides import given_overrides
 from .folders import CONFIG, WEIGHTS, from_folder, is_folder
 from .pretrained import PACKAGED, packaged_file
 from .record import Checkpoint, checked
@@ -69,6 +71,16 @@ def load(path: Path, **published: Any) -> Checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
     found.source = path
     return found
+
+
+def check_published(loaded: Sequence[Checkpoint]) -> None:
+    """Raise ValueError if the command line sets an option of published checkpoints and none of these is one."""
+    given = [name for name in given_overrides() if name.lstrip("+").startswith("published.")]
+    if given and not any(saved.is_published for saved in loaded):
+        raise ValueError(
+            f"{', '.join(given)} would have no effect, because {loaded[0].source} is not a published checkpoint and "
+            "determines its network: remove it"
+        )
 
 
 def peek(path: Path) -> Checkpoint:

@@ -58,6 +58,11 @@ class Checkpoint:
         return self.config.get("dataset", {}).get("value_range")
 
     @property
+    def is_published(self) -> bool:
+        """Whether it was imported from a published file, which names no data set as those of runs do."""
+        return "dataset" not in self.config
+
+    @property
     def drawn_channels(self) -> Sequence[int] | None:
         """The indices of the channels that are drawn as red, green and blue; None for the default."""
         return self.config.get("dataset", {}).get("rgb")

@@ -11,23 +11,27 @@ from ..checkpoints.locations import absolute, is_location, locations_in
 from ..checkpoints.options import flat
 
 _LONGEST = 60  # characters of the options in a file name
+_OPTIONS = ("protocol.", "published.", "bf16")
 _UNSCORED = ("_target_", "palette", "rgb")  # options of a data set or protocol that change no score
 
 
 def variant(given: Mapping[str, Any]) -> str:
-    """Return the options of the protocol, and ``bf16``, as part of a file name, such as "scales-0.5-1.0"; "" for none.
+    """Return the options that affect the scores as part of a file name, such as "scales-0.5-1.0"; "" for none.
+
+    They are those of the protocol and of a published checkpoint, and ``bf16``.
 
     Args:
         given: the options on the command line.
     """
-    options = {name.lstrip("+").removeprefix("protocol."): value for name, value in given.items() if _is_option(name)}
+    options = {name.lstrip("+"): value for name, value in given.items()}
+    options = {
+        name.removeprefix("protocol.").removeprefix("published."): value
+        for name, value in options.items()
+        if name.startswith(_OPTIONS)
+    }
     text = "_".join(f"{name}-{value}".lower() for name, value in sorted(options.items()))
     text = re.sub(r"[^\w.]+", "-", text).strip("-").replace("-_", "_")
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}_{zlib.crc32(text.encode()):08x}"
-
-
-def _is_option(name: str) -> bool:
-    return name.lstrip("+").startswith("protocol.") or name == "bf16"
 
 
 def subject(checkpoint: Path, dataset: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Write predicted label maps as files: colour PNGs for viewing, or label values for a benchmark's server."""
 
+import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -19,9 +20,11 @@ class PredictionFiles:
 
     Args:
         folder: the output folder, created if needed.
-        dataset: a segmentation data set, with ``name(i)``, ``palette`` and, for a submission, ``result_values``.
+        dataset: a segmentation data set, with ``name(i)``, ``palette`` and, for a submission, ``result_values`` and
+            optionally ``result_folder``.
         submission: write greyscale PNGs with the values that the benchmark's server expects (Cityscapes: label ids 7
-            to 33, ADE20K: 1 to 150, LIP and others: class indices) instead of palette PNGs of class indices.
+            to 33, ADE20K: 1 to 150, LIP and others: class indices) instead of palette PNGs of class indices, which
+            only VOC's server expects.
 
     Raises:
         ValueError: two images of the data set have the same name.
@@ -37,7 +40,9 @@ class PredictionFiles:
             )
         self.folder, self.submission = folder, submission
         self._names, self._palette = names, dataset.palette
-        self._values = np.array(dataset.result_values, dtype=np.uint8) if submission else None
+        self._result_folder: str = getattr(dataset, "result_folder", "")
+        indexed = not submission or self._result_folder
+        self._values = None if indexed else np.array(dataset.result_values, dtype=np.uint8)
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, index: int, prediction: Tensor) -> None:
@@ -49,10 +54,20 @@ class PredictionFiles:
             write_png(path, Image.fromarray(self._values[prediction.numpy()]))
 
     def pack(self) -> Path:
-        """Pack the files of all images into a zip archive next to the folder; return its path."""
-        path = self.folder.with_name(f"{self.folder.name}.zip")  # the name may contain dots
-        # Stored, not deflated: PNGs are already compressed.
-        with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
-            for name in self._names:
-                archive.write(self.folder / f"{name}.png", f"{name}.png")
+        """Pack the files of all images into an archive next to the folder; return its path.
+
+        It is a zip archive, or a tar archive if the benchmark expects the files in a ``result_folder``.
+        """
+        suffix = ".tar" if self._result_folder else ".zip"
+        path = self.folder.with_name(f"{self.folder.name}{suffix}")  # the name may contain dots
+        files = [self.folder / f"{name}.png" for name in self._names]
+        with replacing(path) as unfinished:
+            if self._result_folder:
+                with tarfile.open(unfinished, "w") as archive:
+                    for file in files:
+                        archive.add(file, f"{self._result_folder}/{file.name}")
+            else:
+                with zipfile.ZipFile(unfinished, "w") as archive:  # stored: PNGs are already compressed
+                    for file in files:
+                        archive.write(file, file.name)
         return path

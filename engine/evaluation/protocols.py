@@ -177,7 +177,9 @@ class Letterbox:
         """Return the logits (N, K, H, W) of images (N, C, H, W)."""
         placement = Placement((images.shape[-2], images.shape[-1]), self.crop_size)
         mean = _mean(model, images)
-        return restore(self.protocol(model, resample(images - mean, placement) + mean), placement)
+        frames = (images - mean).flatten(1, -3)  # those of clips, as further channels
+        framed = resample(frames, placement).view(*images.shape[:-2], *self.crop_size) + mean
+        return restore(self.protocol(model, framed), placement)
 
     def passes(self, size: Sequence[int]) -> int:
         """Return the number of forward passes for an image of size (H, W)."""
@@ -219,7 +221,10 @@ class MultiScale:
             check_size(size[0], size[1], f"an image at scale {scale:g}")
             scaled = _resized(images, size)
             for mirrored in (False, True) if self.flip else (False,):
-                logits = self.protocol(model, scaled.flip(-1) if mirrored else scaled).float()
+                try:
+                    logits = self.protocol(model, scaled.flip(-1) if mirrored else scaled).float()
+                except ValueError as error:
+                    raise ValueError(f"at scale {scale:g}: {error}") from error
                 logits = _resized(logits, images.shape[-2:])
                 if mirrored:
                     logits = self._unmirrored(logits)

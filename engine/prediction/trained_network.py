@@ -1,5 +1,6 @@
 """Load a trained network in Python, segment images with it, and share it."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..evaluation.protocols import Tile, averages_probabilities
 from ..evaluation.tasks import task_of
 from ..runtime.atomic_files import given_path, write_text
 from ..runtime.devices import choose_device
+from ..runtime.run_folder import holds_run
 from .predictor import Predictor
 
 CARD = "README.md"
@@ -130,10 +132,18 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         return from_pretrained(pretrained_model_name_or_path, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        if holds_run(save_directory):
+            raise ValueError(
+                f"{save_directory} holds a run, whose folder would no longer stand for its best weights: choose another"
+            )
         saved = replace(self._saved, weights=self.module.state_dict())
         write_folder(saved, save_directory)
-        if not (save_directory / CARD).exists():
+        if not (card := save_directory / CARD).exists():
             write_card(saved, save_directory)
+        elif card.read_text(encoding="utf-8", errors="replace") != _card(saved, save_directory):
+            warnings.warn(
+                f"{card} is kept, although it may describe another network: delete it to write a new one", stacklevel=3
+            )
 
     def _segmented(self, pixels: Tensor, predictor: Predictor) -> Prediction:
         probabilities = np.empty((len(self.classes), *pixels.shape[1:]), dtype=np.float32)
@@ -204,12 +214,16 @@ def write_card(
     saved: Checkpoint, folder: Path, *, scored_on: str = "", record: Mapping[str, Any] | None = None
 ) -> None:
     """Write the model card of a network to README.md in its folder; see :func:`model_card`."""
+    write_text(folder / CARD, _card(saved, folder, scored_on=scored_on, record=record))
+
+
+def _card(saved: Checkpoint, folder: Path, *, scored_on: str = "", record: Mapping[str, Any] | None = None) -> str:
+    """Return the text of the model card of a network in a folder; see :func:`model_card`."""
     try:
         scores = task_of(saved.config).scores(**saved.scores).table(saved.classes)
     except (TypeError, ValueError):  # a published checkpoint has none, and those of an untrusted one may be invalid
         scores = None
-    card = model_card(saved, folder.resolve().name, scores=scores, scored_on=scored_on, record=record or {})
-    write_text(folder / CARD, card)
+    return model_card(saved, folder.resolve().name, scores=scores, scored_on=scored_on, record=record or {})
 
 
 def _pixels(image: Any, value_range: Sequence[float] | None, channels: int) -> Tensor:

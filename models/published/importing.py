@@ -69,7 +69,7 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the layout or a setting in the file's configuration is not supported, or tensors are missing,
-            unused or misshapen; the message lists all of them.
+            unused, misshapen or not finite; the message lists all of them.
 
     Example:
         >>> net = import_checkpoint("ccnet_r50-d8_769x769_40k_cityscapes_20200616_145125-76d11884.pth")
@@ -191,6 +191,9 @@ def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], found: Mappin
             f"{source} {found[source].dtype}"
             for key, source in sources
             if source in found and own[key].is_floating_point() and not found[source].is_floating_point()
+        ],
+        "with values that are not finite": [
+            source for _, source in sources if source in found and not found[source].isfinite().all()
         ],
     }
     if any(wrong.values()):

@@ -3,10 +3,12 @@
 import json
 import runpy
 import sys
+import tarfile
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import SHARED, write_pair
 from made_roots import (
     write_ade20k,
@@ -19,7 +21,10 @@ from made_roots import (
 from PIL import Image
 
 from ccnet.data.sets.class_table import read_classes
+from ccnet.data.sets.lip import FLIP_PAIRS
+from ccnet.data.sets.voc import VOC
 from ccnet.engine import checkpoints
+from ccnet.engine.evaluation import PredictionFiles
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +168,43 @@ def test_a_cityscapes_submission_has_label_ids_and_the_file_names_of_the_benchma
     mask = np.array(Image.open(tmp_path / "test" / "best_test_whole_predictions" / names[0]))
     assert np.array_equal(np.array(submitted), np.vectorize(ids.get)(mask))
     assert json.loads((tmp_path / "test" / "best_test_whole.json").read_text())["images"] == 3
+
+
+def test_a_voc_submission_is_a_tar_archive_of_palette_images_in_the_folder_of_the_server(tmp_path):
+    dataset = VOC(write_voc(tmp_path / "data"), split="val", transform=None)
+    files = PredictionFiles(tmp_path / "out_submission", dataset, submission=True)
+    labels = torch.arange(21, dtype=torch.uint8).view(3, 7)
+    for index in range(len(dataset)):
+        files.write(index, labels)
+    assert files.pack() == tmp_path / "out_submission.tar"
+    with tarfile.open(tmp_path / "out_submission.tar") as archive:
+        names = [f"results/VOC2012/Segmentation/comp6_test_cls/2007_{index:06d}.png" for index in range(2)]
+        assert archive.getnames() == names
+        image = Image.open(archive.extractfile(names[0]))
+        image.load()
+    assert image.mode == "P" and np.array_equal(np.array(image), labels)
+    assert image.convert("RGB").getpixel((6, 2)) == dataset.palette[20]
+
+
+def test_left_and_right_are_swapped_on_any_data_set_with_the_classes_of_the_network(tmp_path, run_entry):
+    root = write_lip(tmp_path / "data")
+    run_entry("train.py", "dataset=lip", f"dataset.root={root}", *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
+    evaluate = ("evaluate.py", f"checkpoint={tmp_path / 'run' / 'best'}", "protocol=ms_flip", "protocol.scales=[1.0]")
+    here = ("device=cpu", "num_workers=0", "save_predictions=true", f"output={tmp_path}")
+    run_entry(*evaluate, *here)
+    names = ",".join(entry["name"] for entry in read_classes("lip"))
+    images = root / "TrainVal_images" / "val_images"
+    masks = root / "TrainVal_parsing_annotations" / "val_segmentations"
+    folder = ("dataset=folder", f"dataset.images={images}", f"dataset.masks={masks}", f"dataset.classes=[{names}]")
+    run_entry(*evaluate, *here, *folder, "split=all")
+    own, other = (
+        json.loads((tmp_path / f"best_{name}_ms_flip_scales-1.0.json").read_text()) for name in ("val", "folder_all")
+    )
+    pairs = [list(pair) for pair in FLIP_PAIRS]
+    assert own["settings"]["protocol.flip_pairs"] == other["settings"]["protocol.flip_pairs"] == pairs
+    assert own["class_iou"] == other["class_iou"]
+    refused = run_entry(*evaluate, *here, "dataset=voc", f"dataset.root={write_voc(tmp_path / 'voc')}", ok=False)
+    assert "the checkpoint has 20 classes (Background, Hat, Hair, ...) but the data set has 21" in refused.stderr
 
 
 def test_check_names_every_broken_file_and_fails(tmp_path, run_entry):

@@ -46,6 +46,15 @@ def test_missing_unused_and_misshapen_tensors_are_listed_in_one_error(states):
         importing.convert(state, PUBLISHED)
 
 
+def test_values_that_are_not_finite_are_refused(states):
+    """Their predictions would be one class everywhere, with scores as if that were the network's answer."""
+    key = "backbone.layer2.0.bn1.running_var"
+    for value in (float("nan"), float("inf")):
+        tensor = states["fcn"][key].clone()
+        tensor[3] = value
+        refused(states["fcn"] | {key: tensor}, rf"1 with values that are not finite \({key}\)$")
+
+
 def refused(state, message, name="published.pth", meta=None):
     with pytest.raises(ValueError, match=message):
         importing.convert({"state_dict": state, "meta": meta}, Path(name))

@@ -1,5 +1,7 @@
 """Published files in the project's own format, in evaluate.py and predict.py, and as the start of training."""
 
+import json
+
 import pytest
 import torch
 from conftest import write_pair
@@ -48,6 +50,10 @@ def test_evaluate_and_predict_accept_a_published_file(states, run_entry, written
     options = (f"checkpoint={path}", "device=cpu")
     done = run_entry("evaluate.py", *options, *data, "num_workers=0", "published.recurrence=1", f"output={tmp_path}/s")
     assert f"{path}, on 1 images, whole" in done.stdout
+    scores = json.loads((tmp_path / "s" / "CS_scenes_60000_folder_val_whole_recurrence-1.json").read_text())
+    settings = {name: value for name, value in scores["settings"].items() if name.startswith("published")}
+    assert settings == {"published.recurrence": 1, "published.align_corners": True}
+    run_entry("evaluate.py", *options, *data, "num_workers=0", f"output={tmp_path}/s")  # R = 2, in files of their own
     assert (tmp_path / "s" / "CS_scenes_60000_folder_val_whole.csv").is_file()
 
     picture = sorted(images.iterdir())[0]

@@ -1,10 +1,13 @@
 """Networks export to ONNX with dynamic sizes, and compile with torch.compile without graph breaks."""
 
+import json
 import warnings
 
 import pytest
 import torch
+from stand_in import stand_in
 
+from ccnet.engine.prediction import TrainedNetwork
 from ccnet.models import RecurrentCrissCrossAttention, create_model
 
 pytest.importorskip("onnxruntime", reason="pip install 'ccnet-segmentation[export]'")
@@ -42,6 +45,46 @@ def test_onnx_reproduces_the_logits_with_standard_operators(name, size, tmp_path
     with torch.inference_mode():
         want = model(image)["out"]
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
+
+
+@pytest.mark.parametrize(("size", "sides"), [(None, ["height", "width"]), ((48, 65), [48, 65])], ids=str)
+def test_the_file_names_its_axes_and_classes(size, sides, tmp_path):
+    names = ["Straße", "car", "tree", "sky", "b,c"]
+    export.export_onnx(make("fcn"), tmp_path / "net.onnx", classes=names, size=size)
+    graph, metadata = (got := onnx.load(tmp_path / "net.onnx")).graph, got.metadata_props
+    axes = [
+        [axis.dim_param or axis.dim_value for axis in tensor.type.tensor_type.shape.dim]
+        for tensor in (graph.input[0], graph.output[0])
+    ]
+    assert axes == [["batch", 3, *sides], ["batch", 5, *sides]]
+    assert {entry.key: json.loads(entry.value) for entry in metadata} == {"classes": names}
+
+
+def test_a_network_for_clips_is_exported_for_clips(tmp_path, run_entry):
+    """On single images, it would lack the earlier frames that predict.py gives it."""
+    saved = stand_in("ccnet3d")
+    saved.config["dataset"]["frames"] = 3
+    TrainedNetwork(saved, device="cpu").save_pretrained(tmp_path / "net")
+    done = run_entry("export.py", f"checkpoint={tmp_path / 'net'}", f"output={tmp_path / 'net.onnx'}")
+    assert "net.onnx: clips of 3 frames of any size; ONNX Runtime's" in done.stdout
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, 3, "height", "width"]
+    assert session.run(None, {"image": torch.rand(1, 3, 3, 40, 33).numpy()})[0].shape == (1, 11, 3, 40, 33)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("65", "size=65 is not an image size: set size=[HEIGHT,WIDTH]"),
+        ("[65]", "size=[65] is not an image size: set size=[HEIGHT,WIDTH]"),
+        ("[4,64]", "of at least 8x8 pixels (the output stride), got (2, 3, 4, 64)"),
+    ],
+)
+def test_a_wrong_size_ends_in_one_message(size, message, tmp_path, run_entry):
+    TrainedNetwork(stand_in(), device="cpu").save_pretrained(tmp_path / "net")
+    command = (f"checkpoint={tmp_path / 'net'}", f"output={tmp_path / 'net.onnx'}", f"size={size}")
+    done = run_entry("export.py", *command, ok=False)
+    assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_wrong_export_is_not_saved(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """Networks in folders: config.json, model.safetensors and a model card; the packaged one; Hugging Face repositories."""
 
+import ast
 import json
 import math
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import huggingface_hub
@@ -20,6 +22,7 @@ import ccnet
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import folders, pretrained
 from ccnet.engine.checkpoints.model_card import model_card
+from ccnet.engine.drawing.tables import Table
 from ccnet.engine.prediction import TrainedNetwork
 
 NAME = pretrained.DEFAULT
@@ -107,10 +110,41 @@ def test_a_card_describes_the_task_and_the_images_of_its_network(network):
     assert "labels, scores, boxes, masks, overlay = network.predict" in text and "semantic" not in text.split("#")[0]
 
 
-def test_a_card_that_someone_has_edited_is_kept(network, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
+def test_a_card_says_if_its_scores_are_of_images_that_the_network_was_trained_on():
+    table = Table(("class", "IoU"), [("Sky", 60.0)])
+    cards = {}
+    for split in ("train", "trainval", "val"):
+        saved = stand_in("fcn", f"dataset.train.split={split}")
+        cards[split] = model_card(saved, "street", scores=table, scored_on="Percent on val.", record={})
+    assert "Trained on the training split of CamVid: " in cards["train"]
+    assert "\n\nPercent on val.\n\n|" in cards["train"]
+    for split in ("trainval", "val"):
+        assert f"Trained on the split {split} of CamVid: " in cards[split]
+        assert "Percent on val. The network was trained on these images too: expect lower scores" in cards[split]
+
+
+def test_the_example_in_a_card_is_python_whatever_the_folder_is_called(network):
+    name = 'street "two" \\ é'
+    example = model_card(network._saved, name, record={}).partition("```python\n")[2].partition("```")[0]
+    assert name in [node.value for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Constant)]
+
+
+def test_a_card_that_someone_has_edited_is_kept_with_a_warning(network, tmp_path):
     network.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.save_pretrained(tmp_path)  # the card is of the same network
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.warns(UserWarning, match=r"README.md is kept, although it may describe another network: delete it"):
+        network.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_the_folder_of_a_run_keeps_its_meaning(network, tmp_path):
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(ValueError, match="holds a run, whose folder would no longer stand for its best weights"):
+        network.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ccnet.engine.evaluation.protocols import MultiScale, Slide, Whole, passes, tiles
+from ccnet.engine.evaluation.protocols import Letterbox, MultiScale, Slide, Whole, passes, tiles
 from ccnet.engine.evaluation.segmentation import evaluate, predict
 from ccnet.models import create_model
 
@@ -29,7 +29,8 @@ class Pointwise(nn.Module):
 def test_protocols_treat_the_frames_of_a_clip_like_images():
     model, clip = Pointwise(), torch.rand(1, 3, 4, 20, 30)
     frames = clip[0].transpose(0, 1)
-    for protocol in (Slide((16, 24)), Slide((40, 50)), MultiScale(Slide((16, 24)), scales=[0.5, 1.5])):
+    scaled = MultiScale(Slide((16, 24)), scales=[0.5, 1.5])
+    for protocol in (Slide((16, 24)), Slide((40, 50)), scaled, Letterbox((17, 24))):
         got = protocol(model, clip)
         assert torch.allclose(got[0].transpose(0, 1), protocol(model, frames), atol=1e-5)
 
@@ -147,3 +148,9 @@ def test_an_image_that_the_network_cannot_process_is_named():
     network = create_model("fcn", num_classes=2, backbone="resnet10t", head__channels=8)
     with pytest.raises(ValueError, match=r"^image thin: expected RGB images .* of at least 8x8 pixels"):
         evaluate(network, Tiny(), Whole(), device=torch.device("cpu"))
+
+
+def test_a_scale_at_which_an_image_is_too_small_is_named():
+    model = create_model("fcn", num_classes=3, backbone="beacons").eval()
+    with pytest.raises(ValueError, match=r"^at scale 0.5: expected RGB images .* got \(1, 3, 6, 20\)"):
+        MultiScale(Whole(), scales=[1.0, 0.5])(model, torch.rand(1, 3, 12, 40))
