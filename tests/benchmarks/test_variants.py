@@ -179,6 +179,8 @@ def test_unordered_operations_are_found():
 def compile_all(_):
     """Return, for every kernel: a report, whether ptxas makes its products wait, and what is unordered."""
     stub_driver.activate()
+    from triton.backends.nvidia.compiler import get_ptxas
+
     from ccnet.benchmarks.variants import passes
     from ccnet.kernels.launches import compiled
 
@@ -193,7 +195,7 @@ def compile_all(_):
 
         def record(self, kernel):
             report = compiled.report_on(kernel, gpu)
-            ptxas = [compiled._CUOBJDUMP.with_name("ptxas"), "-v", "-arch=sm_90a", "-o", "/dev/null", "-"]
+            ptxas = [get_ptxas(90).path, "-v", "-arch=sm_90a", "-o", "/dev/null", "-"]
             said = subprocess.run(ptxas, input=kernel.asm["ptx"], capture_output=True, text=True, check=True).stderr
             found[kernel.hash] = kernel.metadata.name, report, "serialized" in said, unordered(kernel.asm["ptx"])
 
