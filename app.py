@@ -29,7 +29,9 @@ def main(config: DictConfig) -> None:
         raise OSError("ccnet-app needs Gradio, which is not installed: pip install 'ccnet-segmentation[app]'")
     given = config.checkpoint or checkpoints.DEFAULT
     names = [str(name) for name in (given if isinstance(given, ListConfig) else [given])]
-    networks = {name: prediction.load(name, device=config.device, **config.published) for name in names}
+    loaded = {name: checkpoints.load(checkpoints.find(name), **config.published) for name in names}
+    checkpoints.check_published([*loaded.values()])
+    networks = {name: prediction.TrainedNetwork(saved, device=config.device) for name, saved in loaded.items()}
     viewer = app.Viewer(networks, max_megapixels=config.max_megapixels)
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         print(f"warning: host={config.host}: everyone who can reach this machine can use the page")

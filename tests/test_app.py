@@ -49,6 +49,8 @@ def test_the_packaged_network_is_served_to_this_machine_only(run_entry, served, 
     done = run_entry("app.py", f"checkpoint=[{pretrained.DEFAULT},{tmp_path / 'fcn'}]", "host=0.0.0.0", "device=cpu")
     assert served["titles"] == [pretrained.DEFAULT, str(tmp_path / "fcn")]
     assert "warning: host=0.0.0.0: everyone who can reach this machine can use the page" in done.stdout
+    done = run_entry("app.py", "device=cpu", "published.recurrence=1", ok=False)
+    assert "published.recurrence would have no effect, because" in done.stderr
 
 
 def test_without_gradio_it_says_what_to_install(run_entry, served, gradio):
