@@ -5,8 +5,8 @@
 
 The input "image" is (N, C, H, W) float32 in [0, 1], RGB if C = 3; the output "logits" is (N, K, H, W). Networks that
 were trained on clips have the frames T as the third axis of both. The entry "classes" of the metadata lists the K names
-in JSON. The file uses only standard operators: attention is exported as its
-reference implementation, without the Triton kernels.
+in JSON. The file uses only standard operators: attention is exported as its reference implementation, without the
+Triton kernels.
 """
 
 from typing import Any

@@ -1,6 +1,5 @@
 """Detection networks in the entry points: the recipe, training, resuming, evaluation, prediction and errors."""
 
-import csv
 import json
 import shutil
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from ccnet import train as training
 from ccnet.engine import checkpoints
+from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.training.lr_schedules import WarmupSteps
 from ccnet.engine.training.steps.torch_step import train_step
 
@@ -64,17 +64,14 @@ def finished(root, tmp_path_factory):
     return folder
 
 
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_run_writes_scalars_images_and_checkpoints(finished):
-    train = rows(finished / "train.csv")
+    train = read_records(finished / "train.csv")
     terms = ["classifier", "box_reg", "mask", "objectness", "rpn_box_reg"]
     assert float(train[0]["loss"]) == pytest.approx(sum(float(train[0][f"loss/{term}"]) for term in terms), rel=1e-5)
-    assert {"mask_AP", "box_AP", "mask_AP50", "images_per_s", "mask AP/disc"} <= set(rows(finished / "val.csv")[0])
-    assert [row["class"] for row in rows(finished / "val_classes.csv")] == ["bar", "disc", "wedge", "mean"]
+    assert {"mask_AP", "box_AP", "mask_AP50", "images_per_s", "mask AP/disc"} <= set(
+        read_records(finished / "val.csv")[0]
+    )
+    assert [row["class"] for row in read_records(finished / "val_classes.csv")] == ["bar", "disc", "wedge", "mean"]
     for picture in ("curves.png", "predictions.png"):
         assert np.array(Image.open(finished / picture)).std() > 10
     assert list(json.loads((finished / "result.json").read_text()))[1] == "mask_AP"

@@ -1,6 +1,5 @@
 """Training, resuming, evaluating and predicting from the command line."""
 
-import csv
 import json
 import shutil
 
@@ -13,6 +12,7 @@ from PIL import Image
 from ccnet import train as training
 from ccnet.data.build import build_dataset
 from ccnet.engine import checkpoints
+from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.training.steps.torch_step import train_step
 from ccnet.models.factory import build
 
@@ -35,21 +35,16 @@ def finished(tmp_path_factory):
     return folder
 
 
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_run_writes_scalars_images_and_checkpoints(finished):
-    train = rows(finished / "train.csv")
+    train = read_records(finished / "train.csv")
     assert [row["iteration"] for row in train] == ["1", "2", "3", "4"]
     assert {"loss", "loss/main", "loss/aux", "grad_norm", "lr", "images_per_s", "step_s", "data_wait"} <= set(train[0])
     assert float(train[0]["loss"]) == pytest.approx(
         float(train[0]["loss/main"]) + 0.4 * float(train[0]["loss/aux"]), rel=1e-5
     )
-    assert [row["iteration"] for row in rows(finished / "val.csv")] == ["2", "4"]
-    assert "IoU/red beacon" in rows(finished / "val.csv")[0]
-    assert [row["class"] for row in rows(finished / "val_classes.csv")][-1] == "mean"
+    assert [row["iteration"] for row in read_records(finished / "val.csv")] == ["2", "4"]
+    assert "IoU/red beacon" in read_records(finished / "val.csv")[0]
+    assert [row["class"] for row in read_records(finished / "val_classes.csv")][-1] == "mean"
     for picture in ("curves.png", "predictions.png"):
         assert np.array(Image.open(finished / picture)).std() > 10
     assert {path.name for path in finished.iterdir()} == {
@@ -105,7 +100,7 @@ def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, monkey
     assert (whole.source, resumed.source) == tuple(tmp_path / name / "last.pt" for name in ("whole", "broken"))
     assert_same(*({key: value for key, value in vars(one).items() if key != "source"} for one in (whole, resumed)))
     for name in ("train.csv", "val.csv"):
-        one, two = rows(tmp_path / "whole" / name), rows(tmp_path / "broken" / name)
+        one, two = read_records(tmp_path / "whole" / name), read_records(tmp_path / "broken" / name)
         timed = ("images_per_s", "step_s", "data_wait", "memory_mib")
         assert [{k: v for k, v in row.items() if k not in timed} for row in one] == [
             {k: v for k, v in row.items() if k not in timed} for row in two
@@ -148,9 +143,9 @@ def test_evaluate_reproduces_the_last_validation_exactly(finished, tmp_path, run
     saved = checkpoints.load(checkpoints.find(finished / name))
     assert {key: scores[key] for key in saved.scores} == json.loads(json.dumps(saved.scores).replace("NaN", "null"))
     if name == "last.pt":
-        assert float(rows(finished / "val.csv")[-1]["mIoU"]) == 100 * scores["miou"]
+        assert float(read_records(finished / "val.csv")[-1]["mIoU"]) == 100 * scores["miou"]
     assert f"mIoU {100 * scores['miou']:.2f}" in done.stdout
-    assert len(rows(tmp_path / "scores" / f"{stem}.csv")) == 4 + 1
+    assert len(read_records(tmp_path / "scores" / f"{stem}.csv")) == 4 + 1
 
 
 def test_evaluate_with_other_protocols(finished, tmp_path, run_entry):
@@ -195,7 +190,7 @@ def test_predict_writes_masks_in_the_palette_and_overlays(finished, tmp_path, ru
 def test_a_sweep_ends_with_one_table_and_one_figure(tmp_path, run_entry):
     done = run_entry("train.py", "-m", "model.head.recurrence=0,1", *TINY, "recipe.max_iters=1", "logger=wandb")
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    table = rows(folder / "sweep.csv")
+    table = read_records(folder / "sweep.csv")
     assert [row["run"] for row in table] == ["model.head.recurrence=0", "model.head.recurrence=1"]
     assert all(0 <= float(row["mIoU"]) <= 100 for row in table)
     assert str(folder.relative_to(tmp_path) / "sweep.png") in done.stdout

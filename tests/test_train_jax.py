@@ -9,10 +9,11 @@ import timm
 import torch
 from conftest import TINY, jax_cache
 from PIL import Image
-from test_train import composed, rows, run
+from test_train import composed, run
 
 from ccnet import data
 from ccnet.engine import checkpoints
+from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.training import TrainingState
 from ccnet.models.factory import build
 from ccnet.train import train
@@ -54,10 +55,12 @@ def test_the_result_names_the_device_of_jax_although_torch_uses_the_cpu(finished
 def test_a_jax_run_gives_the_same_results_as_a_torch_run(finished, tmp_path):
     run(tmp_path / "torch", *NO_DROPOUT)
     for name in ("train.csv", "val.csv"):
-        ours, theirs = rows(finished / name), rows(tmp_path / "torch" / name)
+        ours, theirs = read_records(finished / name), read_records(tmp_path / "torch" / name)
         assert [row.keys() for row in ours] == [row.keys() for row in theirs]
     assert {path.name for path in finished.iterdir()} == {path.name for path in (tmp_path / "torch").iterdir()}
-    for ours, theirs in zip(rows(finished / "train.csv"), rows(tmp_path / "torch" / "train.csv"), strict=True):
+    for ours, theirs in zip(
+        read_records(finished / "train.csv"), read_records(tmp_path / "torch" / "train.csv"), strict=True
+    ):
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
         assert float(ours["lr"]) == float(theirs["lr"])
     saved, expected = (checkpoints.load(folder / "last.pt") for folder in (finished, tmp_path / "torch"))
@@ -123,7 +126,7 @@ def test_a_non_finite_step_is_skipped(tmp_path, monkeypatch):
     saved = checkpoints.load(tmp_path / "last.pt")
     assert (saved.iteration, saved.training["skipped"]) == (4, 1)
     assert all(values.isfinite().all() for values in saved.weights.values())
-    assert [row["loss"] for row in rows(tmp_path / "train.csv")].count("nan") == 1
+    assert [row["loss"] for row in read_records(tmp_path / "train.csv")].count("nan") == 1
 
 
 def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):

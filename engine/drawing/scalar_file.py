@@ -49,7 +49,7 @@ class ScalarFile:
 
 
 def _read(path: Path) -> tuple[list[dict[str, float]], int]:
-    """Return the rows of a file, and the number of lines that cannot be read; a last one that is cut off is ignored."""
+    """Return the rows of a file and the number of unreadable lines; an incomplete last line is ignored."""
     *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
     lines = iter(f"{line}\n" for line in whole)
     header = next(csv.reader(lines), [])  # a name in it may contain a line break

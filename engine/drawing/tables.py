@@ -80,6 +80,6 @@ def read_records(path: Path) -> list[dict[str, str]]:
 
 
 def _width(text: str) -> int:
-    """Return the number of columns of a text in a terminal, where Chinese characters, for example, take two."""
+    """Return the width of a text in terminal columns; East Asian characters take two."""
     marks = sum(unicodedata.combining(character) > 0 for character in text)
     return len(text) - marks + sum(unicodedata.east_asian_width(character) in "WF" for character in text)

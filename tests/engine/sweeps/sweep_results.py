@@ -1,7 +1,5 @@
 """Configurations of sweeps, and the tables and figures that they write."""
 
-import csv
-
 import numpy as np
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
@@ -20,11 +18,6 @@ def jobs(name):
     params = composed(f"+sweep={name}", return_hydra_config=True).hydra.sweeper.params
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     return BasicSweeper.split_arguments(parsed, None)[0]
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def is_picture(path):

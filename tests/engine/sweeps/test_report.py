@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from sweep_results import is_picture, jobs, rows
+from sweep_results import is_picture, jobs
 
 from ccnet.engine.checkpoints import Checkpoint
+from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.runtime.overrides import parse_overrides
 from ccnet.engine.sweeps import results
 from ccnet.engine.sweeps.report import report
@@ -21,7 +22,7 @@ def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
     (tmp_path / "20").mkdir()
     (tmp_path / "20" / "config.yaml").write_text("")
     assert len(report(tmp_path)) == 3
-    quadratic, piecewise = rows(tmp_path / "sweep_seeds.csv")
+    quadratic, piecewise = read_records(tmp_path / "sweep_seeds.csv")
     assert [quadratic["succeeded"], piecewise["succeeded"]] == ["7/10", "10/10"]
     assert float(quadratic["mIoU mean"]) == pytest.approx(70 + (0 + 1 + 3 + 4 + 6 + 8 + 9) / 7)
     assert float(piecewise["mIoU std"]) == pytest.approx(np.std(range(10), ddof=1))
@@ -45,7 +46,7 @@ def test_runs_are_named_after_overrides_of_any_type(tmp_path):
     for number, own in enumerate(given):
         results.write_result(tmp_path / str(number), {"overrides": parse_overrides(own), "mIoU": 50.0 + number})
     assert report(tmp_path) == []
-    assert [row["run"] for row in rows(tmp_path / "sweep.csv")] == [
+    assert [row["run"] for row in read_records(tmp_path / "sweep.csv")] == [
         "+experiment=contexts/fcn recipe.lr=0.0123456 recipe.train_transform.crop_size=[65,81]",
         "+experiment=contexts/fcn recipe.lr=1 recipe.train_transform.crop_size=[65,65]",
         "+experiment=contexts/gcn recipe.lr=1 recipe.train_transform.crop_size=[65,65]",
@@ -67,11 +68,11 @@ def test_an_extended_sweep_is_reported_in_the_same_terms(tmp_path, capsys):
     failed = {"overrides": parse_overrides(["model.head.recurrence=2", "seed=2"]), "error": "the disk has gone"}
     results.write_result(tmp_path / "5", failed)
     assert report(tmp_path) == []
-    assert [(row["setting"], row["succeeded"]) for row in rows(tmp_path / "sweep_seeds.csv")] == [
+    assert [(row["setting"], row["succeeded"]) for row in read_records(tmp_path / "sweep_seeds.csv")] == [
         ("model.head.recurrence=1", "2/2"), ("model.head.recurrence=2", "3/3"),
     ]  # fmt: skip
     assert "the disk has gone" not in capsys.readouterr().out
-    assert [row["run"] for row in rows(tmp_path / "sweep.csv")][2] == "model.head.recurrence=1 seed=1"
+    assert [row["run"] for row in read_records(tmp_path / "sweep.csv")][2] == "model.head.recurrence=1 seed=1"
 
 
 def test_a_sweep_over_the_seed_alone_has_a_short_name(tmp_path):
@@ -79,13 +80,13 @@ def test_a_sweep_over_the_seed_alone_has_a_short_name(tmp_path):
         overrides = parse_overrides(["recipe.max_iters=1", "logger=none", f"seed={seed}"])
         results.write_result(tmp_path / str(seed), {"overrides": overrides, "mIoU": 50.0 + seed, "gflops": 1.0})
     report(tmp_path)
-    (row,) = rows(tmp_path / "sweep_seeds.csv")
+    (row,) = read_records(tmp_path / "sweep_seeds.csv")
     assert (row["setting"], float(row["mIoU mean"])) == ("all seeds", 50.5)
     assert Image.open(tmp_path / "sweep.png").width < 1500 and is_picture(tmp_path / "sweep.png")
     overrides["clip_norm"] = 1  # the sweep is extended with an option that the first runs do not set
     results.write_result(tmp_path / "2", {"overrides": overrides, "mIoU": 50.0, "gflops": 1.0})
     report(tmp_path)
-    assert [row["setting"] for row in rows(tmp_path / "sweep_seeds.csv")] == ["default", "clip_norm=1"]
+    assert [row["setting"] for row in read_records(tmp_path / "sweep_seeds.csv")] == ["default", "clip_norm=1"]
 
 
 def test_an_option_of_the_execution_that_a_sweep_varies_is_reported(tmp_path):
@@ -93,7 +94,7 @@ def test_an_option_of_the_execution_that_a_sweep_varies_is_reported(tmp_path):
         overrides = parse_overrides([f"num_workers={number}", "resume=auto"])
         results.write_result(tmp_path / str(number), {"overrides": overrides, "mIoU": 50.0})
     report(tmp_path)
-    assert [row["run"] for row in rows(tmp_path / "sweep.csv")] == ["num_workers=0", "num_workers=2"]
+    assert [row["run"] for row in read_records(tmp_path / "sweep.csv")] == ["num_workers=0", "num_workers=2"]
 
 
 def test_the_report_names_a_result_from_an_earlier_version(tmp_path):

@@ -14,11 +14,12 @@ import torch
 from conftest import PATIENCE, ROOT, TINY, children, members
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from sweep_results import composed, is_picture, rows
+from sweep_results import composed, is_picture
 
 from ccnet import train as training
 from ccnet.data.build import build_dataset
 from ccnet.engine import checkpoints
+from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.resuming import find_start
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,7 @@ def test_resume_auto_repeats_only_the_failed_run_of_a_sweep(tmp_path, run_entry,
     overrides = json.loads((folder / "3" / "result.json").read_text())["overrides"]
     assert (overrides["model.head.recurrence"], overrides["loss.weights.ccl"], overrides["resume"]) == (1, 0.1, "auto")
     assert "failed    model.head.recurrence=1 loss.weights.ccl=0.1: RuntimeError: the disk has gone" in done.stdout
-    table = rows(folder / "sweep.csv")
+    table = read_records(folder / "sweep.csv")
     assert [row["run"] for row in table] == [
         f"model.head.recurrence={r} loss.weights.ccl={weight}" for r in (0, 1) for weight in ("0", "0.1")
     ]
@@ -71,7 +72,7 @@ def test_resume_auto_repeats_only_the_failed_run_of_a_sweep(tmp_path, run_entry,
         done = run_entry(*command)
     assert trained == [3]
     assert "failed" not in done.stdout
-    again = rows(folder / "sweep.csv")
+    again = read_records(folder / "sweep.csv")
     assert [row for row in again if row["run"] != table[3]["run"]] == table[:3]
     assert 0 <= float(again[3]["mIoU"]) <= 100
 
@@ -79,7 +80,7 @@ def test_resume_auto_repeats_only_the_failed_run_of_a_sweep(tmp_path, run_entry,
         run_entry(*command, "accumulate=1")  # the default, which the earlier commands did not name
     assert trained == []
     assert all(json.loads(path.read_text())["overrides"]["accumulate"] == 1 for path in folder.glob("*/result.json"))
-    assert rows(folder / "sweep.csv") == again
+    assert read_records(folder / "sweep.csv") == again
 
 
 def test_a_run_of_a_sweep_that_is_resumed_alone_keeps_its_overrides(tmp_path):
@@ -167,7 +168,7 @@ def test_a_search_survives_a_failed_trial_and_resumes(tmp_path, run_entry, monke
     with failing(monkeypatch, 1) as trained:
         run_entry(*command, "hydra.sweeper.n_trials=3", ok=False)
     assert trained == [0, 1, 2]
-    table = rows(folder / "sweep.csv")
+    table = read_records(folder / "sweep.csv")
     assert [row["mIoU"] == "failed" for row in table] == [False, True, False]
     best = OmegaConf.load(folder / "optimization_results.yaml")
     assert best.best_value == pytest.approx(max(float(row["best_mIoU"]) for row in table[::2]) / 100)
@@ -175,7 +176,7 @@ def test_a_search_survives_a_failed_trial_and_resumes(tmp_path, run_entry, monke
     with failing(monkeypatch) as trained:
         run_entry(*command, "hydra.sweeper.n_trials=4")
     assert trained == [1, 3]
-    assert len(rows(folder / "sweep.csv")) == 4
+    assert len(read_records(folder / "sweep.csv")) == 4
     assert is_picture(folder / "sweep_recipe.lr.png")
 
 

@@ -1,6 +1,5 @@
 """The life of a long run: stopped, moved, continued by newer code, extended; each time by the same command line."""
 
-import csv
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import torch
 from conftest import TINY
 
 from ccnet.engine import checkpoints
+from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.runtime.run_folder import FolderLock
 from ccnet.engine.training.steps import torch_step
 from ccnet.engine.training.steps.torch_step import train_step
@@ -22,11 +22,6 @@ CAMVID = [
     "dataset=camvid", "backbone=resnet10t", "backbone.pretrained=false", "model.head.channels=16",
     "model.aux_head.channels=16", "recipe.train_transform.crop_size=[65,81]", *SMALL, "save_every=1",
 ]  # fmt: skip
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -90,7 +85,7 @@ def test_a_run_is_stopped_moved_continued_by_newer_code_and_extended(camvid_root
     assert json.loads((folder / "result_4.json").read_text()) == result
     assert json.loads((folder / "result.json").read_text())["iterations"] == 6
     assert checkpoints.load(folder / "last.pt").iteration == 6
-    log = rows(folder / "train.csv")
+    log = read_records(folder / "train.csv")
     assert [row["iteration"] for row in log] == ["1", "2", "3", "4", "5", "6"]
     poly = [0.01 * (1 - iteration / 6) ** 0.9 for iteration in (4, 5)]
     assert [float(row["lr"]) for row in log[4:]] == pytest.approx(poly)
@@ -134,7 +129,7 @@ def test_a_stale_result_does_not_end_another_run(tmp_path, run_entry, stopped_af
     (tmp_path / "result.json").rename(folder / "result.json")
     done = run_entry(*command, "seed=1", "resume=auto")
     assert "already finished" not in done.stdout and f"resume=auto: {folder}/last.pt, iteration 2" in done.stdout
-    assert [row["iteration"] for row in rows(folder / "train.csv")] == ["1", "2", "3", "4"]
+    assert [row["iteration"] for row in read_records(folder / "train.csv")] == ["1", "2", "3", "4"]
 
 
 def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path, run_entry):
