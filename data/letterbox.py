@@ -52,5 +52,5 @@ def restore(maps: Tensor, placement: Placement) -> Tensor:
     """Map predictions back to an unrotated image by nearest neighbour: (N, C, *frame) -> (N, C, H, W)."""
     for dim, side, frame in zip((-2, -1), placement.image, placement.frame, strict=True):
         centres = (torch.arange(side, device=maps.device) + 0.5 - side / 2) / placement.step + frame / 2
-        maps = maps.index_select(dim, centres.long().clamp(0, frame - 1))
+        maps = maps.index_select(dim, centres.long())
     return maps

@@ -199,6 +199,8 @@ def test_values_that_the_data_set_does_not_define(tmp_path):
         ([0], 2, "lists 1 values for 2 classes"),
         ({0: "road", 1: "car"}, ["road"], "has 1 classes"),
         ({0: "road", 1: "car"}, ["road", "sky"], r"names the class 'car', which is not in dataset\.classes"),
+        ({0: 0, 1: 1, 2: 2}, ["road", "sky"], r"names the class 2, which is not in dataset\.classes"),
+        ({0: 0, 1: 1, 2: -1}, ["road", "sky"], "names the class -1"),
         ({0: "road", 1: "ignore"}, ["road", "sky"], "has no value for sky"),
         ({0: "road", "1 2 3": "sky"}, None, "mixes numbers and colours"),
         ([0, "7 7"], 2, "contains '7 7'"),

@@ -170,6 +170,7 @@ def test_left_and_right_need_pairs():
     ]
     assert "[[3,4]]" in unpaired_sides(classes, {"flip_pairs": [[2, 1]]})[0]
     assert unpaired_sides(classes, {"flip_pairs": [[1, 2], [4, 3]]}) == unpaired_sides(classes, {"flip": 0}) == []
+    assert unpaired_sides(["left arm", "right arm"], {"flip_pairs": [[0, 1]]}) == []
     assert unpaired_sides(["car", "left turn", "wall", "r"], {}) == []
     with pytest.raises(ValueError, match=r"flip_pairs contains \[1, 7\]: set pairs of class numbers from 0 to 6"):
         unpaired_sides(classes, {"flip_pairs": [[1, 7]]})

@@ -48,6 +48,22 @@ def test_the_warp_without_randomness_equals_the_letterbox():
     assert (columns.min(), columns.max()) == (13, 50)  # 64 / 50 * 30 = 38.4 pixels, centred
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_a_positive_angle_turns_the_image_anticlockwise(turns):
+    images = torch.rand(2, 3, 20, 20)
+    turned = resample(images, Placement((20, 20), (20, 20), angle=90 * turns))
+    assert torch.allclose(turned, images.rot90(turns, dims=(-2, -1)), atol=1e-4)
+
+
+def test_scale_and_angle_of_a_warp_are_clipped(monkeypatch):
+    image, labels = ramp(30, 40)
+    warp = RandomWarp((33, 33), scale_std=0.25, angle_std=30, angle_share=1)
+    for draw, placement in ((9.0, (1.25, 60)), (-9.0, (0.75, -60)), (0.5, (1.125, 15))):
+        monkeypatch.setattr(torch, "randn", lambda *_, draw=draw: torch.tensor(draw))
+        shifted = resample(labels[None, None].float() + 1, Placement((30, 40), (33, 33), *placement), mode="nearest")
+        assert torch.equal(warp(image, labels)[1], torch.where(shifted[0, 0] == 0, 255, shifted[0, 0] - 1).byte())
+
+
 def test_warps_rotate_and_scale_within_their_bounds():
     image, labels = ramp(64, 64)
     warp = RandomWarp((64, 64), scale_std=0.25, angle_std=30, angle_share=0.6)

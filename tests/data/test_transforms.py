@@ -8,7 +8,15 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ccnet.data.sets.lip import FLIP_PAIRS
-from ccnet.data.transforms import Flip, ScaleCrop, as_float, train_transform, warp_transform
+from ccnet.data.transforms import (
+    Flip,
+    Jitter,
+    ScaleCrop,
+    as_float,
+    swapped_classes,
+    train_transform,
+    warp_transform,
+)
 from ccnet.engine.evaluation.protocols import MultiScale, Whole
 
 
@@ -82,6 +90,46 @@ def test_colour_jitter_does_not_change_labels():
     assert (out.float() - image.float()).abs().max() > 3
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_jitter_without_strength_changes_nothing(channels):
+    image, labels = torch.randint(256, (channels, 5, 6), dtype=torch.uint8), torch.zeros(5, 6)
+    assert torch.equal(Jitter()(tv_tensors.Image(image), labels)[0], image)
+
+
+def test_brightness_and_contrast_of_other_channels_stay_within_their_range():
+    """Brightness multiplies all values; contrast, the differences from the mean of all channels."""
+    image, labels = torch.tensor([[[60.0, 80]], [[100, 120]]]).to(torch.uint8), torch.zeros(1, 2)
+    brighter, stronger = [], []
+    for _ in range(100):
+        brighter.append((Jitter(brightness=0.5)(image, labels)[0].float() / image).mean().item())
+        out = Jitter(contrast=0.5)(image, labels)[0].float()
+        assert out.mean() == pytest.approx(90, abs=0.5)
+        stronger.append((out[1, 0, 1] - out[0, 0, 0]).item() / 60)
+    for factors in (brighter, stronger):
+        assert 0.48 < min(factors) < 0.6 and 1.4 < max(factors) < 1.52
+    bright = Jitter(brightness=0.5)(torch.full((2, 9, 9), 250, dtype=torch.uint8), labels)[0]
+    assert 120 < bright.min() == bright.max()  # clipped at 255 rather than wrapped around
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_size": [8]}, r"crop_size is \[8\]: set it to \[height, width\]"),
+        ({"crop_size": [8, 0]}, r"crop_size=\[8, 0\]"),
+        ({"scale": [2.0, 0.5]}, r"scale is \[2.0, 0.5\]: set it to \[smallest, largest\]"),
+        ({"scale": [0, 1]}, r"scale is \[0, 1\]"),
+        ({"scale": [1.0]}, r"scale is \[1.0\]"),
+        ({"short_sides": []}, r"short_sides is \[\]: set it to one or more lengths"),
+        ({"short_sides": [0, 9]}, r"short_sides is \[0, 9\]"),
+        ({"scale": [1, 1], "short_sides": [9]}, "set either scale or short_sides, not both"),
+    ],
+)
+def test_invalid_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        ScaleCrop(**{"crop_size": [8, 8]} | options)
+    assert ScaleCrop([8, 8], scale=[1, 1])(*coded(1, 1))[0].shape == (3, 8, 8)
+
+
 def extents(transform, image, labels, draws):
     """Return the first and last row and column of each crop in the ramp, and the percentage of valid pixels."""
     found = []
@@ -127,6 +175,17 @@ def test_a_crop_equals_the_same_window_of_the_resized_image():
         steps = (crop[:2].float() / 25).clamp(max=9.99)
         drawn = torch.stack([label // 10, label % 10]).float()
         assert ((steps - drawn - 0.5).abs() <= 0.5 + 0.2).all()
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5])
+def test_a_whole_image_is_resized_as_in_torchvision(factor):
+    """With antialiasing; labels are those of the nearest pixel, by the centres of the pixels."""
+    image, labels = torch.randint(256, (3, 64, 96), dtype=torch.uint8), torch.randint(9, (64, 96), dtype=torch.uint8)
+    size = [round(64 * factor), round(96 * factor)]
+    crop, label = ScaleCrop(size, scale=(factor, factor))(image, labels)
+    assert torch.equal(crop, v2.functional.resize(image, size, antialias=True))
+    nearest = torch.nn.functional.interpolate(labels[None, None].float(), size, mode="nearest-exact")
+    assert torch.equal(label, nearest[0, 0].byte())
 
 
 def test_all_frames_of_a_clip_are_transformed_alike():
@@ -179,6 +238,14 @@ def test_flip_averaging_swaps_left_and_right_classes():
 def test_classes_to_swap_are_pairs(pairs):
     with pytest.raises(ValueError, match=r"flip_pairs is .*: set pairs of two classes, each class in one pair only"):
         Flip(0.5, pairs)
+
+
+def test_any_class_of_the_data_set_can_be_swapped():
+    assert swapped_classes(4, [[0, 3]]).tolist() == [3, 1, 2, 0]
+    assert swapped_classes(4, [[3, 0], [1, 2]]).tolist() == [3, 2, 1, 0]
+    for pair in ([0, 4], [4, 0], [-1, 0], [0, -1]):
+        with pytest.raises(ValueError, match="classes must be from 0 to 3"):
+            swapped_classes(4, [pair])
 
 
 def test_flip_with_probability_zero_returns_its_arguments():

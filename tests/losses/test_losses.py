@@ -178,7 +178,8 @@ def test_no_valid_pixel_gives_a_differentiable_zero(loss):
     assert not logits.grad.any()
 
 
-@pytest.mark.parametrize("min_kept", [0, 64, 640, 10**6])
+# Of the 144 valid pixels of the downsampled map, none, 1, 100 and all are to be kept; of 100, most are above 0.05.
+@pytest.mark.parametrize("min_kept", [0, 64, 6400, 9216, 10**6])
 @pytest.mark.parametrize("threshold", [0.05, 0.7])
 def test_ohem_follows_the_authors_rule(threshold, min_kept):
     """With 73 pixels per side, the downsampled map holds every ninth pixel, so that indexing replaces resizing."""
@@ -188,7 +189,9 @@ def test_ohem_follows_the_authors_rule(threshold, min_kept):
     true = logits.softmax(dim=1).gather(1, labels.clamp(max=2).unsqueeze(1))[:, 0]
     ranked = true[:, ::9, ::9][labels[:, ::9, ::9] != 255].sort().values
     k = min_kept // 64
+    assert len(ranked) == 144
     limit = 1.0 if k >= len(ranked) else max(threshold, ranked[k - 1].item() if k else 0.0)
+    assert (limit > threshold) == (k >= 144 or (k == 100 and threshold == 0.05))
     kept = torch.where(true <= limit, labels, 255)
     assert 0 < (kept != 255).sum() <= (labels != 255).sum()
     got = ohem_cross_entropy(logits, labels, threshold=threshold, min_kept=min_kept)
@@ -197,7 +200,19 @@ def test_ohem_follows_the_authors_rule(threshold, min_kept):
 
 def test_ohem_keeps_all_pixels_if_there_are_fewer_than_min_kept():
     logits, labels = torch.randn(1, 3, 24, 24), torch.randint(0, 3, (1, 24, 24))
+    logits[:, :, :12] *= 99  # some probabilities are exactly 1
     assert ohem_cross_entropy(logits, labels, min_kept=10**6) == cross_entropy(logits, labels)
+
+
+def test_the_modules_pass_their_settings_on():
+    output, labels = outputs(), torch.randint(0, 3, (2, 16, 16))
+    options, mining = {"ignore_index": 2, "class_weights": [0.5, 3.0, 1.0]}, {"threshold": 0.3, "min_kept": 0}
+    plain = options | {"class_weights": torch.tensor(options["class_weights"])}
+    assert CrossEntropy(output="aux", **options)(output, labels) == cross_entropy(output["aux"], labels, **plain)
+    hard = OhemCrossEntropy(output="aux", **options, **mining)(output, labels)
+    assert hard == ohem_cross_entropy(output["aux"], labels, **plain, **mining)
+    kept = output["aux"].softmax(dim=1).gather(1, labels[:, None])[:, 0] <= 0.3
+    assert hard == cross_entropy(output["aux"], torch.where(kept, labels, 2), **plain)
 
 
 def outputs():

@@ -61,6 +61,18 @@ def test_the_head_has_the_published_layers():
     }
 
 
+def test_each_output_comes_from_its_own_classifier():
+    model, image = small(head__dropout=0.0).train(), torch.rand(2, 3, 33, 41)
+    classifiers = {"out": model.head.classify, "aux": model.head.decoder.classify, "edge": model.head.edge.fuse}
+    for name, classifier in classifiers.items():
+        before = model(image)
+        nn.init.constant_(classifier.bias, 3.0)
+        nn.init.zeros_(classifier.weight)
+        after = model(image)
+        assert torch.allclose(after[name], torch.tensor(3.0))
+        assert all(torch.equal(after[other], before[other]) for other in classifiers if other != name)
+
+
 def test_attention_replaces_only_the_pyramid():
     """All other tensors keep their names and shapes, and the attention is initially the identity."""
     pyramid, attention = (

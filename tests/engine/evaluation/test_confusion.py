@@ -50,6 +50,25 @@ def test_scores_agree_with_scikit_learn():
     assert scores.mean_accuracy == pytest.approx(metrics.balanced_accuracy_score(true, guessed))
 
 
+def test_counts_of_a_whole_data_set_are_not_rounded():
+    """Cityscapes has 10^9 pixels, far above the 2^24 that float32 counts exactly."""
+    matrix = ConfusionMatrix(2)
+    matrix.counts += torch.tensor([[2**30 + 1, 2], [1, 2**25 + 1]])
+    scores = matrix.scores()
+    assert scores.class_iou == [(2**30 + 1) / (2**30 + 4), (2**25 + 1) / (2**25 + 4)]
+    assert scores.class_accuracy == [(2**30 + 1) / (2**30 + 3), (2**25 + 1) / (2**25 + 2)]
+    assert scores.pixel_accuracy == (2**30 + 2**25 + 2) / (2**30 + 2**25 + 5)
+
+
+def test_tables_and_summaries_are_in_percent():
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 0, 1]))
+    scores = matrix.scores()
+    assert scores.summary() == pytest.approx({"mIoU": 62.5, "pixel_acc": 80, "mean_acc": 87.5})
+    assert scores.table(["road", "car"]).rows == [("road", 75, 75), ("car", 50, 100), ("mean", 62.5, 87.5)]
+    assert scores.headline == 0.625 and scores.class_scores == [0.75, 0.5]
+
+
 def test_the_text_of_the_scores_says_if_classes_are_left_out():
     matrix = ConfusionMatrix(2)
     matrix.update(torch.zeros(4, 4, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int64))

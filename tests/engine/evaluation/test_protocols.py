@@ -90,7 +90,11 @@ def test_scales_are_averaged_at_the_size_of_the_image(average):
 def test_errors_name_invalid_settings():
     with pytest.raises(ValueError, match=r"crop_size=\[0, 4\]"):
         Slide((0, 4))
-    with pytest.raises(ValueError, match="scales is"):
-        MultiScale(Whole(), scales=[])
+    for stride in (0, 1.5):
+        with pytest.raises(ValueError, match=f"stride is {stride}: set a fraction of the window size"):
+            Slide((4, 4), stride=stride)
+    for scales in ([], [1.0, 0.0]):
+        with pytest.raises(ValueError, match="scales is"):
+            MultiScale(Whole(), scales=scales)
     with pytest.raises(ValueError, match="'scores': choose 'logits' or 'probabilities'"):
         MultiScale(Whole(), scales=[1.0], average="scores")
