@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from ccnet import train as training
+from ccnet.engine import drawing
 from ccnet.engine.evaluation.tasks.semantic import Semantic
 
 pytestmark = pytest.mark.slow
@@ -118,7 +119,14 @@ def test_options_of_published_checkpoints_are_refused_for_a_run(command, finishe
     assert "published.recurrence would have no effect, because" in done.stderr
 
 
-def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_entry):
+def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_entry, monkeypatch):
+    compared = []
+
+    def save(path, rows, *others, original=drawing.save_side_by_side):
+        compared.extend(rows)
+        return original(path, rows, *others)
+
+    monkeypatch.setattr(drawing, "save_side_by_side", save)
     frames, truths = tmp_path / "frames", tmp_path / "truths"
     for folder in (frames, truths):
         folder.mkdir()
@@ -131,6 +139,12 @@ def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_en
     options = (f"input={frames}", f"labels={truths}", "video=out.gif", "attention=[20,30]", "device=cpu")
     done = run_entry("predict.py", checkpoints, *options, f"output={tmp_path / 'out'}", ok=False)
     assert f"1 of 4 images were skipped:\n  {frames}/3.png: attention=[20, 30] is outside the image" in done.stderr
+    assert len(compared) == 3
+    for index, (shown, truth, predictions) in enumerate(compared):
+        assert np.array_equal(shown, Image.open(frames / f"{index}.png"))
+        assert np.array_equal(truth, Image.open(truths / f"{index}.png"))
+        assert len(predictions) == 2
+        assert np.array_equal(predictions[0], Image.open(tmp_path / "out" / f"{index}.png"))
     for name in ("0_attention.png", "2_overlay.png", "comparison.png"):
         assert np.array(Image.open(tmp_path / "out" / name)).std() > 10
     with Image.open(tmp_path / "out" / "out.gif") as video:

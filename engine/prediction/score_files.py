@@ -83,7 +83,7 @@ def open_scores(
                     "classes": np.array([*classes]),
                 }
                 with replacing(path.with_name(f"{path.name}.npz")) as unfinished, open(unfinished, "wb") as opened:
-                    np.savez(opened, allow_pickle=False, **arrays)
+                    np.savez(opened, **arrays)
                 return
             path.mkdir(exist_ok=True)
             for index, (title, values) in enumerate(zip(classes, scores, strict=True)):
@@ -91,7 +91,7 @@ def open_scores(
                 write_png(path / f"{stem}.png", Image.fromarray(np.ascontiguousarray(values)))
     finally:
         with suppress(OSError):
-            scratch.unlink(missing_ok=True)
+            scratch.unlink()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from ccnet.models import CrissCrossAttention, RecurrentCrissCrossAttention, crea
 from ccnet.models.backbone import TimmBackbone
 from ccnet.models.context.global_convolution import GlobalConvolution
 from ccnet.models.context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
-from ccnet.models.context.non_local import NonLocal
+from ccnet.models.context.non_local import BottleneckNonLocal, NonLocal
 
 pytestmark = pytest.mark.slow
 
@@ -72,12 +72,28 @@ def test_ccnet_without_loops_equals_fcn():
     assert keys("ccnet", head__recurrence=0) == keys("fcn")
 
 
-def test_non_local_equals_the_dense_formula():
-    module = NonLocal(16, gamma="fixed").double()
+@pytest.mark.parametrize("gamma", ["fixed", "learned"])
+def test_non_local_equals_the_dense_formula(gamma):
+    module = NonLocal(16, gamma=gamma).double()
+    if gamma == "learned":
+        nn.init.constant_(module.gamma, 0.3)
     x = torch.randn(2, 16, 5, 7, dtype=torch.float64)
     query, key, value = (conv(x).flatten(2) for conv in (module.query_conv, module.key_conv, module.value_conv))
     attention = torch.einsum("ndp,ndq->npq", query, key).softmax(dim=-1)
-    want = torch.einsum("npq,ncq->ncp", attention, value).view_as(x) + x
+    want = (1 if gamma == "fixed" else 0.3) * torch.einsum("npq,ncq->ncp", attention, value).view_as(x) + x
+    assert (module(x) - want).abs().max() < 1e-12
+
+
+def test_the_original_non_local_block_equals_the_dense_formula():
+    module = BottleneckNonLocal(16).double().eval()
+    x = torch.randn(2, 16, 5, 7, dtype=torch.float64)
+    assert torch.equal(module(x), x)  # before training, it is the identity
+    conv, norm = module.project
+    nn.init.normal_(norm.weight)
+    query, key, value = (conv(x).flatten(2) for conv in (module.query_conv, module.key_conv, module.value_conv))
+    attention = (torch.einsum("ndp,ndq->npq", query, key) / 8**0.5).softmax(dim=-1)
+    context = torch.einsum("npq,ncq->ncp", attention, value).view(2, 8, 5, 7)
+    want = norm(torch.einsum("oc,nchw->nohw", conv.weight[:, :, 0, 0], context)) + x
     assert (module(x) - want).abs().max() < 1e-12
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from coco_data import coco_root, loaded  # noqa: F401, fixture
 
-from ccnet.engine.evaluation.average_precision import average_precision, coco_results
+from ccnet.engine.evaluation.average_precision import DetectionScores, average_precision, coco_results
 
 pytest.importorskip("pycocotools", reason="the oracle of these tests: pip install -e '.[dev]'")
 from pycocotools.coco import COCO
@@ -76,3 +76,37 @@ def test_scores_of_perfect_and_no_detections(root):
     assert list(scores.summary())[:2] == ["mask_AP", "box_AP"]
     assert json.loads(json.dumps(results)) == results
     assert average_precision(dataset.ground_truth(), []).headline == 0
+
+
+def test_scores_by_overlap_and_size():
+    """A small object is found exactly, a medium one with an IoU of 38 / 62, and a large one is missed."""
+    true = [(0, 0, 10, 10), (20, 20, 70, 70), (80, 80, 180, 180)]
+    annotations = [
+        {
+            "id": number, "image_id": 7, "category_id": 5, "iscrowd": 0, "area": (x2 - x1) * (y2 - y1),
+            "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+        }
+        for number, (x1, y1, x2, y2) in enumerate(true, 1)
+    ]  # fmt: skip
+    categories = [{"id": 5, "name": "found"}, {"id": 9, "name": "absent"}]
+    truth = {"images": [{"id": 7, "width": 200, "height": 200}], "categories": categories, "annotations": annotations}
+    boxes = [(0, 0, 10, 10), (32, 20, 82, 70)]
+    masks = torch.zeros(2, 1, 200, 200)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[0, y1:y2, x1:x2] = 0.6
+    output = {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor([1, 1]), "masks": masks}
+    scores = average_precision(truth, coco_results(output | {"scores": torch.tensor([0.9, 0.8])}, 7, [5, 9]))
+    two, one = 67 / 101, 34 / 101  # COCO's 101 recalls up to 2/3 and up to 1/3
+    wanted = [(3 * two + 7 * one) / 10, two, one, 1, 0.3, 0]
+    assert scores.mask == pytest.approx(wanted) and scores.box == pytest.approx(wanted)
+    assert scores.class_mask_ap == pytest.approx([wanted[0], np.nan], nan_ok=True)
+    assert scores.class_box_ap == pytest.approx([wanted[0], np.nan], nan_ok=True)
+    rows = scores.table(["found", "absent"]).rows
+    assert rows[0] == ("found", *[pytest.approx(100 * wanted[0])] * 2)
+    assert rows[-1] == ("mean", *[pytest.approx(100 * wanted[0])] * 2)
+    assert scores.summary()["box_AP_medium"] == pytest.approx(30)
+
+
+def test_without_objects_every_score_is_nan():
+    assert [len(values) for values in DetectionScores.empty(3)] == [6, 6, 3, 3]
+    assert np.isnan(np.concatenate(DetectionScores.empty(3))).all()

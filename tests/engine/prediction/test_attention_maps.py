@@ -45,6 +45,14 @@ def test_attention_maps_are_rows_of_the_loops_attention_matrices(ccnet):
     assert (maps[1] > 0).all()  # R = 2 the whole image
 
 
+@pytest.mark.parametrize("end", [0, -1])
+def test_the_corners_of_the_image_are_those_of_the_map(ccnet, end):
+    image = torch.rand(1, 3, 41, 57)
+    (weights,) = attention_of_point(ccnet, image, (end % 41, end % 57), loops=1)
+    seen = weights > 0
+    assert seen[end].all() and seen[:, end].all() and seen.sum() == sum(seen.shape) - 1
+
+
 def test_attention_maps_reject_networks_without_attention_and_points_outside(ccnet):
     image = torch.rand(1, 3, 41, 57)
     for point in ((41, 3), (-1, 3), (3,)):

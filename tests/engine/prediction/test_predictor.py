@@ -63,6 +63,21 @@ def test_an_image_that_needs_too_much_memory_is_split_into_windows(monkeypatch):
     assert chosen.protocol_for((4000, 4000)) is chosen.protocol
 
 
+def test_memory_is_measured_unless_a_larger_image_is_known_to_fit(monkeypatch):
+    measured = []
+
+    def peak(network, shape):
+        measured.append(shape[-2:])
+        return 10 * shape[-2] * shape[-1]
+
+    monkeypatch.setattr(module, "peak_bytes", peak)
+    monkeypatch.setattr(module, "available_memory", lambda device: 10**6)
+    predict = Predictor(Brightness(), Whole(), device=torch.device("cpu"), windows=Slide((10, 12)))
+    sizes = (400, 600), (40, 60), (40, 60), (30, 50), (41, 50), (30, 61)
+    assert [predict.protocol_for(size) is predict.windows for size in sizes] == [True] + [False] * 5
+    assert measured == [(400, 600), (40, 60), (41, 50), (30, 61)]
+
+
 def test_the_frames_of_a_clip_have_the_size_of_the_image():
     predict = Predictor(Brightness(), Whole(), device=torch.device("cpu"), frames=3)
     seen = []
@@ -71,6 +86,8 @@ def test_the_frames_of_a_clip_have_the_size_of_the_image():
     predict(torch.zeros(3, 4, 6, dtype=torch.uint8), [before])
     assert seen[0].shape == (1, 3, 3, 4, 6)
     assert seen[0].mean(dim=(0, 1, 3, 4)).tolist() == [1, 1, 0]  # the first frame is repeated
+    predict(torch.zeros(3, 4, 6, dtype=torch.uint8), [before, before, before // 5, before // 3])
+    assert seen[1].mean(dim=(0, 1, 3, 4)).tolist() == pytest.approx([1 / 5, 1 / 3, 0])  # only the latest two
     with pytest.raises(ValueError, match="the frame has 5x4 pixels and one before it 6x4"):
         predict(torch.zeros(3, 4, 5, dtype=torch.uint8), [before])
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ccnet.engine.evaluation.protocols import Tile
-from ccnet.engine.prediction.score_files import open_scores
+from ccnet.engine.prediction.score_files import open_scores, wanted_scores
 
 CLASSES = ("road", "traffic light / sign", "ciel bleuté")
 
@@ -40,6 +40,23 @@ def test_each_class_is_a_grey_image_in_the_orientation_of_the_image(tmp_path, ki
     grey = np.array(Image.open(tmp_path / "a_scores" / names[1]))
     assert grey.dtype == (np.uint8 if largest == 255 else np.uint16)
     assert np.abs(np.rot90(grey.astype(float), -1) / largest - probabilities[1]).max() <= 0.51 / largest
+
+
+@pytest.mark.parametrize("probabilities", [None, "npz"])
+@pytest.mark.parametrize("logits", [False, True])
+def test_only_the_requested_files_are_written_and_all_in_the_orientation_of_the_image(tmp_path, probabilities, logits):
+    scores = torch.randn(1, 3, 4, 6)
+    options = {"probabilities": probabilities, "logits": logits, "normalised": False, "orientation": 6}
+    with wanted_scores(tmp_path / "a", (4, 6), CLASSES, **options) as add:
+        assert (add is None) == (not probabilities and not logits)
+        if add:
+            add(Tile(slice(0, 4), slice(0, 6), scores))
+    wanted = {"probabilities": scores[0].softmax(dim=0)} if probabilities else {}
+    wanted |= {"logits": scores[0]} if logits else {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"a_{name}.npz" for name in wanted)
+    for name, values in wanted.items():
+        with np.load(tmp_path / f"a_{name}.npz") as file:
+            assert np.allclose(np.rot90(file[name], -1, axes=(1, 2)), values, atol=4e-3)
 
 
 def test_nothing_is_left_of_an_image_that_fails(tmp_path):

@@ -1,0 +1,50 @@
+"""Validation of a network on a data set: which samples are kept, and what is handed over."""
+
+import torch
+from torch import nn
+
+from ccnet.engine.evaluation.protocols import Whole
+from ccnet.engine.evaluation.segmentation import evaluate
+
+
+class Frames(torch.utils.data.Dataset):
+    """Ten images of different heights, each of one brightness and one class."""
+
+    classes, ignore_index = ("a", "b", "c"), 255
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        size = (4 + index, 6)
+        return torch.full((3, *size), index / 10), torch.full(size, index % 3)
+
+
+class Classify(nn.Module):
+    """A network that predicts the right class, but in training mode always the first one."""
+
+    def forward(self, image):
+        kind = (10 * image[:, 0]).round() % 3 * (not self.training)
+        return {"out": torch.stack([-((kind - index) ** 2) for index in range(3)], dim=1)}
+
+
+def test_every_image_is_predicted_and_a_few_evenly_spaced_samples_are_kept():
+    model, found = Classify(), {}
+    result = evaluate(
+        model, Frames(), Whole(), device=torch.device("cpu"), keep_samples=4,
+        on_prediction=lambda index, prediction: found.update({index: prediction}),
+    )  # fmt: skip
+    assert model.training
+    assert {index: tuple(labels.shape) for index, labels in found.items()} == {n: (4 + n, 6) for n in range(10)}
+    assert all((labels == index % 3).all() for index, labels in found.items())
+    assert [round(10 * image.mean().item()) for image, _, _ in result.samples] == [0, 2, 4, 6]
+    assert all(torch.equal(labels, prediction) for _, labels, prediction in result.samples)
+    pixels = [6 * sum(4 + index for index in range(kind, 10, 3)) for kind in range(3)]
+    assert torch.equal(result.confusion, torch.diag(torch.tensor(pixels)))
+    assert result.scores.miou == 1
+
+
+def test_no_sample_is_kept_unless_asked_for():
+    model = Classify().eval()
+    assert evaluate(model, Frames(), Whole(), device=torch.device("cpu")).samples == []
+    assert not model.training
