@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -381,6 +382,16 @@ def test_only_the_projections_before_the_last_are_recomputed(loops):
     assert count == loops + (loops - 1)
     torch.autograd.grad(out.sum(), x)
     assert count == loops + (loops - 1) + loops
+
+
+def test_a_graph_without_a_backward_pass_is_freed_at_once():
+    """A saved result that refers to its own graph would wait for the garbage collector, and keep the memory."""
+    x, weight = (torch.randn(size).requires_grad_() for size in ([1, 6, 5, 4], [12, 6, 1, 1]))
+    with recomputed_projection(torch.nn.functional.conv2d, x, weight) as projected:
+        out = projected.exp()  # saves its result
+    kept = weakref.ref(out)
+    del out, projected
+    assert kept() is None
 
 
 def test_the_backward_pass_survives_a_forward_pass_in_another_thread_at_any_moment():

@@ -214,6 +214,35 @@ def test_bad_input_is_rejected(arguments, message):
         criss_cross_attention(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"residual": torch.zeros(2, 6, 5, 4)}, r"residual must have the shape of value, got \(2, 6, 5, 4\)"),
+        ({"gamma": torch.zeros(2)}, r"gamma must have exactly one element, got shape \(2,\)"),
+        ({"gamma": torch.zeros(0)}, r"gamma must have exactly one element, got shape \(0,\)"),
+        ({"residual": torch.zeros(2, 6, 4, 5).int()}, "expected residual in .*, got int32: cast it first"),
+        ({"gamma": torch.zeros(1).int()}, "expected gamma in .*, got int32: cast it first"),
+        ({"residual": torch.zeros(2, 6, 4, 5, device="meta")}, "same device, got cpu, meta and cpu"),
+        ({"gamma": torch.zeros(1, device="meta")}, "same device, got cpu, cpu and meta"),
+    ],
+)
+def test_a_bad_residual_or_gamma_is_rejected(changed, message):
+    with pytest.raises(ValueError, match=message):
+        criss_cross_residual(**bad(residual=torch.zeros(2, 6, 4, 5), gamma=torch.zeros(1)) | changed)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.full((1, 1), 0.5), np.float32(0.5), np.array(0.5)])
+def test_the_scale_may_be_any_array_with_one_element(scale):
+    inputs = make((4, 3))
+    assert torch.equal(criss_cross_attention(*inputs, scale=scale), criss_cross_attention(*inputs, scale=0.5))
+
+
+@pytest.mark.parametrize("scale", [torch.ones(2), torch.ones(1, 2), np.ones(0), "1"])
+def test_any_other_scale_is_rejected(scale):
+    with pytest.raises(ValueError, match="scale must be a number or an array with one element"):
+        criss_cross_attention(**bad(scale=scale))
+
+
 def test_numpy_arrays_are_rejected_beside_tensors():
     query = torch.zeros(1, 1, 2, 2)
     with pytest.raises(ValueError, match=r"numpy\.ndarray: pass only torch tensors or only jax arrays"):

@@ -126,9 +126,13 @@ def test_gradients_of_channel_slices_share_one_tensor(spatial, dtype):
     assert torch.equal(got, torch.cat(want, dim=1))
 
 
-@pytest.mark.parametrize("layout", ["nchw", "cropped", "transposed"])
+@pytest.mark.parametrize("layout", ["nchw", "cropped", "transposed", "cropped channels-last", "every second pixel"])
 def test_other_strides(layout):
     def view(channels):
+        if layout == "cropped channels-last":  # the rows are not as far apart as their lengths tell
+            return torch.randn(2, 5, 6, channels)[:, 1:4, 1:].movedim(-1, 1)
+        if layout == "every second pixel":  # read in place
+            return torch.randn(2, 3, 8, channels)[:, :, ::2].movedim(-1, 1)
         array = torch.randn(2, channels, 9, 8)
         if layout == "nchw":
             return array

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from ccnet.kernels import criss_cross_attention
-from ccnet.models import CrissCrossAttention, create_model, list_models
+from ccnet.models import CrissCrossAttention, RecurrentCrissCrossAttention, create_model, list_models
 from ccnet.models.criss_cross import _project
 
 pytestmark = pytest.mark.slow
@@ -107,6 +107,17 @@ def test_gradients_are_those_of_the_weights_of_a_functional_call(backend):
         out = functional_call(network, others, (x,))
         results.append(torch.autograd.grad(out.square().sum(), list(others.values())))
     assert_close(*results)
+
+
+def test_projections_are_recomputed_under_the_autocast_of_the_forward_pass():
+    """The backward pass usually runs outside of autocast."""
+    x, results = torch.randn(2, 8, 3, 2), []
+    module = RecurrentCrissCrossAttention(8, recurrence=2, gamma="fixed")
+    for module.attention.recompute in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = module(x)
+        results.append(torch.autograd.grad(out.sum(), list(module.parameters())))
+    assert all(map(torch.equal, *results))
 
 
 @pytest.mark.parametrize("changed", ["gamma", "query_conv.weight", "value_conv.bias", "x"])

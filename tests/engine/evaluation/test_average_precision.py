@@ -79,7 +79,10 @@ def test_scores_of_perfect_and_no_detections(root):
 
 
 def test_scores_by_overlap_and_size():
-    """A small object is found exactly, a medium one with an IoU of 38 / 62, and a large one is missed."""
+    """A small object is found exactly, a medium one with an IoU of 38 / 62, and a large one is missed.
+
+    A triangle is a false positive of the highest score: its mask is small, its box is medium.
+    """
     true = [(0, 0, 10, 10), (20, 20, 70, 70), (80, 80, 180, 180)]
     annotations = [
         {
@@ -90,21 +93,24 @@ def test_scores_by_overlap_and_size():
     ]  # fmt: skip
     categories = [{"id": 5, "name": "found"}, {"id": 9, "name": "absent"}]
     truth = {"images": [{"id": 7, "width": 200, "height": 200}], "categories": categories, "annotations": annotations}
-    boxes = [(0, 0, 10, 10), (32, 20, 82, 70)]
-    masks = torch.zeros(2, 1, 200, 200)
+    boxes = [(0, 0, 10, 10), (32, 20, 82, 70), (120, 10, 160, 50)]
+    masks = torch.zeros(3, 1, 200, 200)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[0, y1:y2, x1:x2] = 0.6
-    output = {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor([1, 1]), "masks": masks}
-    scores = average_precision(truth, coco_results(output | {"scores": torch.tensor([0.9, 0.8])}, 7, [5, 9]))
-    two, one = 67 / 101, 34 / 101  # COCO's 101 recalls up to 2/3 and up to 1/3
-    wanted = [(3 * two + 7 * one) / 10, two, one, 1, 0.3, 0]
-    assert scores.mask == pytest.approx(wanted) and scores.box == pytest.approx(wanted)
+    masks[2].tril_(diagonal=110)
+    output = {"boxes": torch.tensor(boxes).float(), "labels": torch.tensor([1, 1, 1]), "masks": masks}
+    scores = average_precision(truth, coco_results(output | {"scores": torch.tensor([0.8, 0.7, 0.9])}, 7, [5, 9]))
+    # COCO's 101 recalls, up to 2/3 with two of three detections right and up to 1/3 with one of two
+    two, one = 67 / 101 * 2 / 3, 34 / 101 / 2
+    wanted = [(3 * two + 7 * one) / 10, two, one]
+    assert scores.mask == pytest.approx([*wanted, 0.5, 0.3, 0])
+    assert scores.box == pytest.approx([*wanted, 1, 0.15, 0])
     assert scores.class_mask_ap == pytest.approx([wanted[0], np.nan], nan_ok=True)
     assert scores.class_box_ap == pytest.approx([wanted[0], np.nan], nan_ok=True)
     rows = scores.table(["found", "absent"]).rows
     assert rows[0] == ("found", *[pytest.approx(100 * wanted[0])] * 2)
     assert rows[-1] == ("mean", *[pytest.approx(100 * wanted[0])] * 2)
-    assert scores.summary()["box_AP_medium"] == pytest.approx(30)
+    assert scores.summary()["box_AP_medium"] == pytest.approx(15)
 
 
 def test_without_objects_every_score_is_nan():

@@ -45,12 +45,12 @@ def test_attention_maps_are_rows_of_the_loops_attention_matrices(ccnet):
     assert (maps[1] > 0).all()  # R = 2 the whole image
 
 
-@pytest.mark.parametrize("end", [0, -1])
-def test_the_corners_of_the_image_are_those_of_the_map(ccnet, end):
-    image = torch.rand(1, 3, 41, 57)
-    (weights,) = attention_of_point(ccnet, image, (end % 41, end % 57), loops=1)
+@pytest.mark.parametrize(("point", "at"), [((0, 0), (0, 0)), ((40, 56), (5, 7)), ((21, 53), (3, 7)), ((19, 3), (2, 0))])
+def test_a_point_of_the_image_is_the_nearest_one_of_the_map(ccnet, point, at):
+    """The corners of the image are those of the 6x8 features, hence 8 pixels are one feature."""
+    (weights,) = attention_of_point(ccnet, torch.rand(1, 3, 41, 57), point, loops=1)
     seen = weights > 0
-    assert seen[end].all() and seen[:, end].all() and seen.sum() == sum(seen.shape) - 1
+    assert seen[at[0]].all() and seen[:, at[1]].all() and seen.sum() == 6 + 8 - 1
 
 
 def test_attention_maps_reject_networks_without_attention_and_points_outside(ccnet):
