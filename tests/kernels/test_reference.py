@@ -127,11 +127,14 @@ def test_large_scores_do_not_overflow(dtype):
     assert torch.allclose(out, want, atol=1e-2)
 
 
-def test_autocast_does_not_change_the_result():
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_autocast_does_not_change_the_result(backend):
     inputs = make((5, 6), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        under = criss_cross_attention(*inputs)
-    assert torch.equal(under, criss_cross_attention(*inputs))
+        under = criss_cross_attention(*inputs, backend=backend)
+        weights = criss_cross_weights(*inputs[:2], (1, 2))
+    assert torch.equal(under, criss_cross_attention(*inputs, backend=backend))
+    assert torch.equal(weights, criss_cross_weights(*inputs[:2], (1, 2)))
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

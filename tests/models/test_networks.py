@@ -113,6 +113,38 @@ def test_horizontal_vertical_attends_within_rows_first():
     assert not gradient[0, :, 2, :3].any()
 
 
+def test_the_parallel_module_attends_in_both_orders_and_adds_the_results():
+    module = ParallelHorizontalVertical(16, gamma="fixed")
+    x = torch.randn(1, 16, 6, 7, requires_grad=True)
+    for branch, order in ((module.hv, (7, 6)), (module.vh, (6, 7))):
+        for attention, seen in zip(branch, order, strict=True):
+            (gradient,) = torch.autograd.grad(attention(x)[0, :, 2, 3].sum(), x)
+            assert (gradient.abs().sum(dim=1) > 0).sum() == seen
+    assert torch.equal(module(x), module.hv(x) + module.vh(x))
+
+
+def test_global_convolution_is_the_sum_of_two_separable_convolutions():
+    module = GlobalConvolution(4, kernel_size=5).double()
+    x, total = torch.randn(1, 4, 9, 8, dtype=torch.float64), 0
+    for (first, second), tall_first in ((module.left, True), (module.right, False)):
+        assert first.weight.shape == second.weight.mT.shape == ((4, 4, 5, 1) if tall_first else (4, 4, 1, 5))
+        # Without biases and borders, two convolutions are one with the product of their kernels.
+        first.bias.data.zero_()
+        second.bias.data.zero_()
+        kernel = torch.einsum("omyx,mivu->oivx" if tall_first else "omyx,mivu->oiyu", second.weight, first.weight)
+        total = total + nn.functional.conv2d(x, kernel, padding=2)
+    assert torch.allclose(module(x), total)
+
+
+def test_the_pyramids_have_the_published_grids_and_dilations():
+    pspnet, deeplab = (
+        create_model(name, num_classes=3, backbone="resnet10t", head__channels=16).head.context
+        for name in ("pspnet", "deeplabv3")
+    )
+    assert pspnet.bins == (1, 2, 3, 6)
+    assert [branch[0].dilation for branch in deeplab.dilated] == [(12, 12), (24, 24), (36, 36)]
+
+
 def test_global_convolution_has_a_square_receptive_field_of_its_kernel_size():
     x = torch.randn(1, 8, 21, 21, requires_grad=True)
     (gradient,) = torch.autograd.grad(GlobalConvolution(8, kernel_size=7)(x)[0, :, 10, 10].sum(), x)

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from ccnet import train as training
 from ccnet.engine import checkpoints
+from ccnet.engine.training.lr_schedules import WarmupSteps
 from ccnet.engine.training.setup import freeze, make_optimizer, make_schedule
 from ccnet.engine.training.setup.optimizer import lr_factor
 from ccnet.engine.training.steps.torch_step import TorchStep
@@ -66,6 +67,16 @@ def test_each_group_keeps_its_factor_over_the_schedule(name):
             each.step()
         for each in (schedule, expected):
             each.step()
+
+
+def test_the_warm_up_starts_at_a_third_and_each_step_divides_by_ten():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.6)
+    schedule, rates = WarmupSteps(optimizer, warmup=4, steps=[8, 6]), []
+    for _ in range(10):
+        rates += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.06, 0.06, 0.006, 0.006])
 
 
 def test_norms_and_biases_do_not_decay():
