@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_calls import INTERPRETED, make, memory_of_nan  # noqa: F401, fixture
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, set_float32_precision
-from ccnet.kernels.torch_ops import dispatch, operators  # noqa: F401, registers the operators
+from ccnet.kernels.torch_ops import dispatch, launch, operators  # noqa: F401, registers the operators
 
 pytestmark = INTERPRETED
 
@@ -79,6 +80,22 @@ def test_auto_falls_back_with_one_warning(monkeypatch, caplog):
     for _ in range(2):
         dispatch._warn_once(obstacle)
     assert len(caplog.records) == 1
+
+
+def test_a_call_that_the_kernels_do_not_support_on_a_gpu_runs_in_the_reference(caplog):
+    fallback.warn_once.cache_clear()
+    with FakeTensorMode():
+        query, value = (torch.empty(1, channels, 4, 5, device="cuda") for channels in (300, 6))
+        out = criss_cross_attention(query, query, value)
+    assert (out.shape, out.device.type) == (value.shape, "cuda")
+    assert "falls back to the reference: more than 128 query channels" in caplog.text
+
+
+def test_the_kernels_need_a_gpu_or_the_interpreter(monkeypatch):
+    monkeypatch.setattr(launch, "is_interpreted", lambda: False)
+    arrays = [torch.randn(1, 2, 2, 2)] * 3
+    with pytest.raises(ValueError, match="the arrays are on cpu, but Triton needs an NVIDIA or AMD GPU"):
+        criss_cross_attention(*arrays, backend="triton")
 
 
 def test_backward_writes_no_zeros():
