@@ -36,6 +36,26 @@ def test_every_epoch_visits_every_image_once_in_a_new_order():
     assert epochs[0] != epochs[1]
 
 
+def test_random_transforms_depend_on_the_seed_and_the_number_of_the_sample_only():
+    class Draws(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return torch.rand(()).item()
+
+    drawn = set()
+    for seed in (0, 1):
+        for number in (0, 1, 2):
+            values = set()
+            for state in (3, 4):
+                torch.manual_seed(state)
+                values.add(Seeded(Draws(), seed)[number, 0])
+            assert len(values) == 1
+            drawn |= values
+    assert len(drawn) == 6
+
+
 def test_loading_does_not_change_the_global_random_state():
     dataset = Beacons(split="train", length=5, size=40, transform=train_transform(crop_size=(32, 32)))
     before = torch.get_rng_state()
