@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import pytest
 import torch
@@ -34,6 +35,9 @@ def test_a_trial_runs_and_verifies_the_passes(kernel, monkeypatch):
     assert trial.error() < 1e-5
     results[0][-1, 0, 0, 0] += 1
     assert trial.error() > 0.1
+    results[0][-1, 0, 0, 0] -= 1
+    results[-1][-1, 0, 0, 0] = float("nan")
+    assert math.isnan(trial.error())
 
 
 def test_tuning_needs_a_gpu(config):
