@@ -29,6 +29,7 @@ from ccnet.engine import checkpoints, evaluation, guards, resuming, runtime, swe
 from ccnet.engine.commands.arguments import accepted, check_overrides
 from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
+from ccnet.engine.commands.similar_options import similar_options
 from ccnet.models.factory import compose_conf
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def run(*overrides: str, folder: str | Path) -> float | None:
             return _started(compose_conf([*overrides], "config"), runtime.given_path(folder))
     except HydraException as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        raise ValueError(str(cause or error)) from error
+        hint = similar_options(overrides, "config")
+        raise ValueError("\n".join(filter(None, [str(cause or error), hint]))) from error
     except runtime.Stopped as stopped:
         if stopped.received == "SIGINT":
             raise KeyboardInterrupt from None

@@ -162,6 +162,7 @@ def test_an_unknown_option_shows_the_suggestion_from_hydra(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "train.py", "recipe.max_iter=3")
     assert "Key 'max_iter' is not in struct" in message
     assert "Could not override 'recipe.max_iter'" in message
+    assert "There is no option recipe.max_iter: did you mean recipe.max_iters?" in message
 
 
 def test_a_crop_smaller_than_the_stride_is_rejected(run_entry, tmp_path):
