@@ -79,8 +79,8 @@ def inspect_objects(dataset: Coco, *, num_workers: int = 0, track: Track | None 
     """Read every image and its objects and report the contents; see :func:`~ccnet.data.inspection.inspect_dataset`."""
     report = ObjectReport()
     loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for found in loader if track is None else track(loader, len(dataset)):
-        report.add(found)
+    for sample in loader if track is None else track(loader, len(dataset)):
+        report.add(sample)
     return report
 
 

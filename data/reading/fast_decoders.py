@@ -107,21 +107,21 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
 @functools.cache
 def _decoders() -> dict[tuple[str, str], Callable[[bytes], Any]]:
     """Return a decoder for each (kind, mode) that an installed library decodes to the same pixels as Pillow."""
-    found: dict[tuple[str, str], Callable[[bytes], Any]] = {}
+    decoders: dict[tuple[str, str], Callable[[bytes], Any]] = {}
     try:
         import pyspng  # pyright: ignore[reportMissingImports]
 
-        found["PNG", "RGB"] = lambda content: pyspng.load(_stored(content, 3) or content, format="RGB")
-        found["PNG", "L"] = lambda content: pyspng.load(_stored(content, 1) or content, format="L")
+        decoders["PNG", "RGB"] = lambda content: pyspng.load(_stored(content, 3) or content, format="RGB")
+        decoders["PNG", "L"] = lambda content: pyspng.load(_stored(content, 1) or content, format="L")
     except ImportError:
         pass
     try:
         import simplejpeg  # pyright: ignore[reportMissingImports]
 
-        found["JPEG", "RGB"] = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB")
+        decoders["JPEG", "RGB"] = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB")
     except ImportError:
         pass
-    return found
+    return decoders
 
 
 def _stored(content: bytes, channels: int) -> bytes | None:

@@ -76,14 +76,14 @@ def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
     check_splits("images", images)
     check_splits("masks", masks)
     places = folders_in_options(images, masks, split)
-    for option, given in places.items():
-        if given in (None, "") or not Path(str(given)).expanduser().is_dir():
+    for option, folder in places.items():
+        if folder in (None, "") or not Path(str(folder)).expanduser().is_dir():
             raise FileNotFoundError(
-                f"dataset.{option}={given} is not a folder: pass the folders of images and of masks as "
+                f"dataset.{option}={folder} is not a folder: pass the folders of images and of masks as "
                 "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number. Splits in "
                 "folders of their own: dataset.images={train:DIR,val:DIR} dataset.masks={train:DIR,val:DIR}"
             )
-    image_folder, mask_folder = (Path(str(given)).expanduser() for given in places.values())
+    image_folder, mask_folder = (Path(str(folder)).expanduser() for folder in places.values())
     return image_folder, mask_folder
 
 
@@ -92,8 +92,8 @@ def folders_in_options(images: Any, masks: Any, split: str) -> dict[str, Any]:
     own = images if isinstance(images, Mapping) else masks
     name = "train" if isinstance(own, Mapping) and split not in own else split
     return dict(
-        (f"{option}.{name}", given.get(name)) if isinstance(given, Mapping) else (option, given)
-        for option, given in (("images", images), ("masks", masks))
+        (f"{option}.{name}", setting.get(name)) if isinstance(setting, Mapping) else (option, setting)
+        for option, setting in (("images", images), ("masks", masks))
     )
 
 

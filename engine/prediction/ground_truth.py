@@ -6,8 +6,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from ...data.reading.file_lists import LABEL_SUFFIXES, composed, find_files
-from ...data.reading.label_files import LabelFormat, LabelReader
-from ...data.reading.label_sizes import check_label_size
+from ...data.reading.label_files import LabelFormat, LabelReader, check_label_size
 from .inputs import InputImage
 
 
