@@ -79,7 +79,7 @@ class TimmBackbone(nn.Module):
             state = read_weights(name, Path(weights).expanduser())
             load_weights(self.net, name, weights, state)
             if settings.keys() <= state.keys():  # the checkpoint of a run
-                stored = {key: state[key].flatten().tolist() for key in settings}
+                stored = {key: [float(value) for value in state[key].flatten()] for key in settings}
                 self.mean, self.std = (
                     _statistics(key, value, stored[key], in_channels) for key, value in settings.items()
                 )

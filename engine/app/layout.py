@@ -129,7 +129,7 @@ class _AttentionRow:
             return [gr.update(value=_NO_ATTENTION, visible=True), *(gr.update(visible=False) for _ in self.maps)]
         return [
             gr.update(visible=True),
-            *(gr.update(value=made.image, label=made.title, visible=True) for made in maps),
+            *(gr.update(value=attention.image, label=attention.title, visible=True) for attention in maps),
         ]
 
 

@@ -61,10 +61,10 @@ def from_folder(file: TensorFile, config: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.keys() != _FIELDS:
         raise ValueError(f"{config.name} must have exactly the keys {', '.join(sorted(_FIELDS))}")
     content["scores"] = _with_nan(content["scores"])
-    found = Checkpoint(file.content, **content)
+    checkpoint = Checkpoint(file.content, **content)
     if not file.checksums_match:
         raise ValueError("its content does not match its checksum")
-    return found
+    return checkpoint
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:

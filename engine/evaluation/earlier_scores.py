@@ -66,22 +66,22 @@ def check_replaceable(scores: Path, about: Mapping[str, Any]) -> None:
         about: what is evaluated, from :func:`subject`.
     """
     try:
-        found = json.loads(scores.read_text(encoding="utf-8"))
-        was, settings = _paths(found), dict(found.get("settings", {}))
+        earlier = json.loads(scores.read_text(encoding="utf-8"))
+        paths, settings = _paths(earlier), dict(earlier.get("settings", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     now = _paths(about)
-    other = [
+    differing = [
         f"{name}={path}"
-        for name, path in was.items()
+        for name, path in paths.items()
         if Path(str(path)).exists() and Path(str(path)).resolve() != Path(str(now.get(name))).resolve()
     ]
     asked = json.loads(json.dumps(about.get("settings", {})))
-    other += [f"{name}={value}" for name, value in settings.items() if name in asked and asked[name] != value]
-    if other:
+    differing += [f"{name}={value}" for name, value in settings.items() if name in asked and asked[name] != value]
+    if differing:
         raise ValueError(
-            f"{scores} holds the scores of {', '.join(other)}, which this evaluation would replace: set output=FOLDER "
-            "to keep both, or delete the file"
+            f"{scores} holds the scores of {', '.join(differing)}, which this evaluation would replace: set "
+            "output=FOLDER to keep both, or delete the file"
         )
 
 

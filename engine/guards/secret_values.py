@@ -28,12 +28,12 @@ def refuse_environment(config: DictConfig) -> None:
         config: the composed configuration, with its interpolations.
     """
     allowed = allowed_variables(config.get("allow_env"))
-    found = [_from_environment(config)]
+    read = [_from_environment(config)]
     if HydraConfig.initialized():
         hydra: Any = HydraConfig.get()
         node = "run" if OmegaConf.is_missing(hydra.job, "num") else "sweep"  # this node names the run's folder
-        found.append(_from_environment(hydra[node], f"hydra.{node}"))
-    for option, names in itertools.chain(*found):
+        read.append(_from_environment(hydra[node], f"hydra.{node}"))
+    for option, names in itertools.chain(*read):
         for name in sorted(names.difference(allowed)):
             if not _is_path(os.environ[name]):
                 raise ValueError(

@@ -51,7 +51,7 @@ def find_labels(
     """
     there = {composed(path.relative_to(folder).with_suffix("")): path for path in find_files(folder, LABEL_SUFFIXES)}
     before, after = image_name.split("*")
-    found: dict[Path, InputImage] = {}
+    image_of: dict[Path, InputImage] = {}
     for image in images:
         stem = image.name.name.removeprefix(before).removesuffix(after)
         expected = image.name.with_name(label_name.replace("*", stem))
@@ -61,10 +61,10 @@ def find_labels(
             raise FileNotFoundError(
                 f"labels={folder} has no label image {expected} ({', '.join(LABEL_SUFFIXES)}) for {image}"
             )
-        if path in found:
+        if path in image_of:
             raise ValueError(
-                f"{path} would be the label image of both {found[path]} and {image}: put the label images into "
+                f"{path} would be the label image of both {image_of[path]} and {image}: put the label images into "
                 "subfolders like those of the images"
             )
-        found[path] = image
-    return [*found]
+        image_of[path] = image
+    return [*image_of]

@@ -161,9 +161,9 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
     def _detected(self, pixels: Tensor) -> DetectedObjects:
         objects = detect(self.module, pixels.to(self.device) / 255)
         drawn = draw_objects(drawn_channels(pixels, self._rgb), likely_objects(objects), self.classes)
-        found = {name: value.cpu().numpy() for name, value in objects.items()}
-        masks = found["masks"][:, 0] > MASK_THRESHOLD
-        return DetectedObjects(found["labels"] - 1, found["scores"], found["boxes"], masks, _last_axis(drawn))
+        arrays = {name: value.cpu().numpy() for name, value in objects.items()}
+        masks = arrays["masks"][:, 0] > MASK_THRESHOLD
+        return DetectedObjects(arrays["labels"] - 1, arrays["scores"], arrays["boxes"], masks, _last_axis(drawn))
 
 
 def load(path: str | Path, *, device: str = "auto", **published: Any) -> TrainedNetwork:
@@ -206,8 +206,8 @@ def from_pretrained(name: str | Path, *, device: str = "auto", **options: Any) -
         >>> network = ccnet.from_pretrained("ccnet_mobilenetv2_camvid")
         >>> labels, probabilities, overlay = network.predict("photo.jpg")
     """
-    found = name in PACKAGED or given_path(name).exists()
-    return load(name if found else download(str(name), **options), device=device)
+    is_local = name in PACKAGED or given_path(name).exists()
+    return load(name if is_local else download(str(name), **options), device=device)
 
 
 def write_card(

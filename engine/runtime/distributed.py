@@ -64,13 +64,13 @@ def processes(device: torch.device, *, timeout: float = 600) -> Iterator[torch.d
 def _check_environment(device: torch.device) -> None:
     """Raise ValueError unless all variables that describe the process group are set, as by ``torchrun``."""
     numbers = ["RANK", "MASTER_PORT", *(["LOCAL_RANK"] if device.type == "cuda" and device.index is None else [])]
-    wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
-    wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
-    if wrong:
-        given = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in wrong)
+    unset = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+    unset += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    if unset:
+        environment = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in unset)
         raise ValueError(
-            f"the environment variable WORLD_SIZE={os.environ['WORLD_SIZE']} announces several processes, but {given} "
-            "does not describe how they connect: start them with torchrun, or unset WORLD_SIZE"
+            f"the environment variable WORLD_SIZE={os.environ['WORLD_SIZE']} announces several processes, but "
+            f"{environment} does not describe how they connect: start them with torchrun, or unset WORLD_SIZE"
         )
 
 
@@ -154,7 +154,7 @@ def _missing(store: c10d.Store, own: int, size: int, *, wait: bool) -> list[int]
         with suppress(RuntimeError):  # the process that holds the store may be the missing one
             store.set(f"failed/{own}", "")
             while wait and len(present) < size:
-                present.update(other for other in range(size) if store.check([f"failed/{other}"]))
+                present.update(peer for peer in range(size) if store.check([f"failed/{peer}"]))
                 time.sleep(0.1)
 
     calling = threading.Thread(target=call, daemon=True)  # a stopped store never answers
@@ -233,10 +233,11 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """
     # Caused by 1x1 convolutions, whose weights have ambiguous strides.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    unused = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.grad is None]
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
-        find_unused_parameters=any(one.requires_grad and one.grad is None for one in model.parameters()),
+        find_unused_parameters=bool(unused),
     )
 
 

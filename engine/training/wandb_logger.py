@@ -226,8 +226,8 @@ def _new_id() -> str | None:
 
     That variable identifies a single run, so it is ignored in a sweep and after the first run of a program.
     """
-    given = os.environ.get("WANDB_RUN_ID")
-    return secrets.token_hex(4) if given and (in_sweep() or given in _STARTED) else None
+    run_id = os.environ.get("WANDB_RUN_ID")
+    return secrets.token_hex(4) if run_id and (in_sweep() or run_id in _STARTED) else None
 
 
 def _prompt_free(mode: str) -> str:
@@ -236,16 +236,16 @@ def _prompt_free(mode: str) -> str:
     Raises:
         ValueError: the mode requires an API key that W&B does not have.
     """
-    given = os.environ.get("WANDB_MODE") if mode == "auto" else mode
-    if given and given not in _ONLINE:
-        return given
+    requested = os.environ.get("WANDB_MODE") if mode == "auto" else mode
+    if requested and requested not in _ONLINE:
+        return requested
     settings = wandb_setup.singleton().settings  # wandb.setup would also start W&B's process, and deadlock if it cannot
-    chosen = given or settings.mode
+    chosen = requested or settings.mode
     if chosen not in _ONLINE or _logged_in(settings.base_url):
         return chosen
-    if given:
+    if requested:
         option = "WANDB_MODE" if mode == "auto" else "logger.mode"
-        raise ValueError(f"{option}={given}, but W&B has no API key: run wandb login or set WANDB_API_KEY")
+        raise ValueError(f"{option}={requested}, but W&B has no API key: run wandb login or set WANDB_API_KEY")
     return "offline"
 
 

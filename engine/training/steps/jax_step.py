@@ -72,9 +72,9 @@ class JaxStep:
         self._split = NamedSharding(self.mesh, PartitionSpec("batch"))
         trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         self._names = {parameter: name for name, parameter in network.named_parameters() if parameter in trained}
-        made = twin(network)
-        hold_statistics(made, held)
-        graph, parameters, statistics = nnx.split(made, nnx.Param, nnx.BatchStat)
+        flax_network = twin(network)
+        hold_statistics(flax_network, held)
+        graph, parameters, statistics = nnx.split(flax_network, nnx.Param, nnx.BatchStat)
         self._graph = graph
         self._state = jax.device_put((_named(parameters), _named(statistics), self._read_optimizer()), everywhere)
         self._step = jax.jit(self._update, donate_argnums=0)
