@@ -135,8 +135,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     runtime.seed_everything(config.seed)
 
     task = instantiate(config.task)
-    train_set, val_set, doubts = _data_sets(config, task)
-    asked = config
+    train_set, val_set, warnings = _data_sets(config, task)
+    requested = config
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, classes=train_set.classes)
     _check_network(config, task, model, train_set)
@@ -146,7 +146,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     training.freeze(config, model)
     optimizer = training.make_optimizer(config, model)
     schedule = training.make_schedule(config, optimizer)
-    identity = resuming.identify(asked, saved, train_set, val_set)
+    identity = resuming.identify(requested, saved, train_set, val_set)
     ema = training.AveragedWeights(model, config.ema) if config.ema is not None else None
     state = training.TrainingState(model, optimizer, schedule, identity, ema=ema, began=began)
     cost = task.cost(model, config)
@@ -175,7 +175,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
             request=request,
         )
         run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
-        for line in doubts:
+        for line in warnings:
             run.say(f"warning: {line}")
         run.fit()
     _finish(run, cost)
@@ -197,15 +197,12 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
 
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
-    return (
-        train_set,
-        val_set,
-        [
-            *data.first_look(train_set, "train", skip_broken=config.skip_broken),
-            *data.first_look(val_set, "val"),
-            *unpaired_sides(train_set.classes, config.recipe.train_transform),
-        ],
-    )
+    warnings = [
+        *data.first_look(train_set, "train", skip_broken=config.skip_broken),
+        *data.first_look(val_set, "val"),
+        *unpaired_sides(train_set.classes, config.recipe.train_transform),
+    ]
+    return train_set, val_set, warnings
 
 
 def _check_network(

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -90,15 +90,7 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
             timeout=limit,
         )
     except dist.DistError as error:
-        reason = str(error).splitlines()[0]
-        if "EADDRINUSE" in reason:
-            raise ConnectionError(
-                f"port {os.environ['MASTER_PORT']} is in use, for example by a run that is still active: set another "
-                "MASTER_PORT, or let torchrun choose one"
-            ) from error
-        raise ConnectionError(
-            f"not all processes of this run have joined within {timeout:g} s (collective_timeout): {reason}"
-        ) from error
+        raise _not_joined(error, timeout) from error
     try:
         yield
     except RuntimeError as error:
@@ -108,17 +100,35 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
             raise
         missing = _missing(store, own, size, wait=timed_out)
         if timed_out:
-            reason = "one of the processes took part only later: if such pauses are normal, set a higher limit"
-            if missing:
-                ranks = f"process {', '.join(map(str, missing))} of 0 to {size - 1}"
-                reason = f"{ranks} has not taken part: it hangs, or was stopped or killed"
-            raise TimeoutError(
-                f"a collective operation has waited for {timeout:g} s (collective_timeout), but {reason}. resume=auto "
-                "continues from the newest checkpoint"
-            ) from error
+            raise _timeout(missing, size, timeout) from error
         raise ConnectionError("another process of this run has died: its own error says why") from error
     finally:
         dist.destroy_process_group()
+
+
+def _not_joined(error: Exception, timeout: float) -> ConnectionError:
+    """Return the error for a process group that could not be formed within `timeout` seconds."""
+    reason = str(error).splitlines()[0]
+    if "EADDRINUSE" in reason:
+        return ConnectionError(
+            f"port {os.environ['MASTER_PORT']} is in use, for example by a run that is still active: set another "
+            "MASTER_PORT, or let torchrun choose one"
+        )
+    return ConnectionError(
+        f"not all processes of this run have joined within {timeout:g} s (collective_timeout): {reason}"
+    )
+
+
+def _timeout(missing: Sequence[int], size: int, timeout: float) -> TimeoutError:
+    """Return the error for a collective operation that waited `timeout` seconds for the `missing` ranks of `size`."""
+    reason = "one of the processes took part only later: if such pauses are normal, set a higher limit"
+    if missing:
+        ranks = f"process {', '.join(map(str, missing))} of 0 to {size - 1}"
+        reason = f"{ranks} has not taken part: it hangs, or was stopped or killed"
+    return TimeoutError(
+        f"a collective operation has waited for {timeout:g} s (collective_timeout), but {reason}. resume=auto "
+        "continues from the newest checkpoint"
+    )
 
 
 def _rendezvous(timeout: timedelta) -> tuple[c10d.Store, int, int]:

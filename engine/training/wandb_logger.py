@@ -70,47 +70,21 @@ class WandbRun:
     ):
         # W&B reports its own errors over the network, which hangs and prints warnings if there is no connection.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-
-        own_id = run_id or _new_id()
-
-        def start(mode: Any) -> wandb.Run:
-            """Start the W&B run, or continue it, in one of W&B's own modes."""
-            return wandb.init(
-                dir=folder,
-                name=name,
-                config=config,
-                project=project,
-                entity=entity,
-                group=group,
-                mode=mode,
-                id=own_id,
-                reinit="create_new",  # the program may have a W&B run of its own, which stays as it is
-                resume="allow" if run_id and mode != "offline" else None,  # in offline mode, the id is enough
-                settings=wandb.Settings(
-                    silent=True,
-                    console="off",
-                    init_timeout=timeout,
-                    finish_timeout=timeout,
-                    # The URL of a git remote may contain a token, and a diff may contain anything.
-                    disable_git=True,
-                    disable_code=True,
-                ),
-            )
-
         self._limit = timeout + _PATIENCE
         self.run: wandb.Run | None = None
         self.run_id: str | None = run_id
         try:
             with _time_limit(self._limit):
-                try:
-                    self.run = start(_prompt_free(mode))
-                except UsageError:
-                    raise
-                except wandb.Error as error:
-                    self.run = start("offline")
-                    problem = "could not be reached" if isinstance(error, CommError) else "did not accept the run"
-                    reason = (str(error) or type(error).__name__).splitlines()[0]
-                    self._say(f"W&B {problem}, so this run is logged offline: {reason}")
+                run = self._start(
+                    _prompt_free(mode),
+                    timeout,
+                    dir=folder,
+                    name=name,
+                    config=config,
+                    project=project,
+                    entity=entity,
+                    group=group,
+                )
         except ValidationError as error:
             raise ValueError(_rejected(error)) from error
         except UsageError as error:
@@ -122,10 +96,43 @@ class WandbRun:
                 raise
             self._give_up(error)
             return
-        if not self.run.offline and self.run.url:
-            print(f"W&B: {self.run.url}")
-        self.run_id = self.run.id
+        if not run.offline and run.url:
+            print(f"W&B: {run.url}")
+        self.run_id = run.id
         _STARTED.add(self.run_id)
+
+    def _start(self, mode: Any, timeout: float, **arguments: Any) -> wandb.Run:
+        """Start the W&B run, or continue it, in one of W&B's own modes; offline if W&B fails to do so online."""
+        own_id = self.run_id or _new_id()
+
+        def start(mode: Any) -> wandb.Run:
+            return wandb.init(
+                **arguments,
+                mode=mode,
+                id=own_id,
+                reinit="create_new",  # the program may have a W&B run of its own, which stays as it is
+                resume="allow" if self.run_id and mode != "offline" else None,  # in offline mode, the id is enough
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=timeout,
+                    finish_timeout=timeout,
+                    # The URL of a git remote may contain a token, and a diff may contain anything.
+                    disable_git=True,
+                    disable_code=True,
+                ),
+            )
+
+        try:
+            self.run = start(mode)
+        except UsageError:
+            raise
+        except wandb.Error as error:
+            self.run = start("offline")
+            problem = "could not be reached" if isinstance(error, CommError) else "did not accept the run"
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            self._say(f"W&B {problem}, so this run is logged offline: {reason}")
+        return self.run
 
     def scalars(self, iteration: int, values: dict[str, float]) -> None:
         """Log scalars by name."""
