@@ -81,7 +81,13 @@ def check_settings(config: Mapping[str, Any]) -> None:
         if node is not _MISSING and (not _is_made(node) or node.get("_partial_")):
             raise ValueError(f"{name} is {_shown(node)}, but must be a mapping with a _target_ and no _partial_")
     for name, node in _nodes(config):
-        _check_arguments(name, node)
+        for argument, hint in _HYDRA.items():
+            if argument in node and not _fits(node[argument], hint):
+                raise ValueError(f"{name}.{argument} is {_shown(node[argument])}, but must be {_described(hint)}")
+        for argument, hint in _arguments(node["_target_"]).items():
+            value = node.get(argument)  # null is filled in later, or rejected by the class itself
+            if value is not None and not _fits(value, hint):
+                raise ValueError(f"{name}.{argument} is {_shown(value)}, but must be {_described(hint)}")
 
 
 def _check_bounds(config: Mapping[str, Any]) -> None:
@@ -94,17 +100,6 @@ def _check_bounds(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
             )
-
-
-def _check_arguments(name: str, node: Mapping[str, Any]) -> None:
-    """Raise ValueError if an argument of the class or function that a node names has the wrong type."""
-    for argument, hint in _HYDRA.items():
-        if argument in node and not _fits(node[argument], hint):
-            raise ValueError(f"{name}.{argument} is {_shown(node[argument])}, but must be {_described(hint)}")
-    for argument, hint in _arguments(node["_target_"]).items():
-        value = node.get(argument)  # null is filled in later, or rejected by the class itself
-        if value is not None and not _fits(value, hint):
-            raise ValueError(f"{name}.{argument} is {_shown(value)}, but must be {_described(hint)}")
 
 
 def _select(config: Any, name: str) -> Any:
