@@ -45,7 +45,7 @@ def main(config: DictConfig) -> float | None:
 
     A run without a score returns None, which tells a search that the trial has failed.
     """
-    return _started(config, Path(HydraConfig.get().runtime.output_dir))
+    return _start_run(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 def run(*overrides: str, folder: str | Path) -> float | None:
@@ -74,7 +74,7 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         )
     try:
         with runtime.as_command_line(overrides):
-            return _started(compose_conf([*overrides], "config"), runtime.given_path(folder))
+            return _start_run(compose_conf([*overrides], "config"), runtime.given_path(folder))
     except HydraException as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         raise ValueError(str(cause or error)) from error
@@ -98,7 +98,7 @@ def _check_called(overrides: Sequence[object]) -> None:
             )
 
 
-def _started(config: DictConfig, folder: Path) -> float | None:
+def _start_run(config: DictConfig, folder: Path) -> float | None:
     """Start or resume the run of a composed configuration; `folder` is the output folder of a new run."""
     guards.refuse_environment(config)
     if config.resume in (None, "auto"):  # resume=FOLDER uses the checkpoint's data set

@@ -71,12 +71,12 @@ def create_model(
     config = compose_conf(
         [
             f"+model={name}",
-            *_backbone(backbone, pretrained),
+            *_backbone_overrides(backbone, pretrained),
             f"+num_classes={num_classes}",
             *(f"model/{group}={_file(group, value)}" for group, value in files.items()),
         ]
     )
-    network = build(_changed(config, name, settings).model)
+    network = build(_with_settings(config, name, settings).model)
     if framework == "torch":
         return network
     from .nnx import twin
@@ -165,14 +165,14 @@ def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
     return config
 
 
-def _backbone(name: str, pretrained: bool) -> list[str]:
+def _backbone_overrides(name: str, pretrained: bool) -> list[str]:
     """Return the overrides that select the file ``name`` in ``conf/backbone``, or else the timm model ``name``."""
     named = name in _choices("backbone")
     chosen = [f"+backbone={name}"] if named else ["+backbone=timm", f"backbone.name={name}"]
     return [*chosen, f"backbone.pretrained={pretrained}"]
 
 
-def _changed(config: DictConfig, name: str, settings: Mapping[str, Any]) -> DictConfig:
+def _with_settings(config: DictConfig, name: str, settings: Mapping[str, Any]) -> DictConfig:
     """Return a copy of ``config`` with ``settings`` applied to its ``model`` node."""
     changed = config.copy()
     changed.model = OmegaConf.to_container(config.model, resolve=True)  # interpolated nodes cannot be changed

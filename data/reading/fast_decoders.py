@@ -14,7 +14,7 @@ _JPEG_MODES = {"YCbCr": "RGB", "RGB": "RGB"}  # by colour space
 _EXIF_TEXT = b"Raw profile type exif"  # how ImageMagick stores EXIF data in a PNG
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _BLOCK = 65535  # bytes in a stored block
-_INFLATED = 2**27  # bytes; for larger images, the copies made by `_stored` would take too much memory
+_INFLATED = 2**27  # bytes; for larger images, the copies made by `_uncompressed` would take too much memory
 
 
 class Header(NamedTuple):
@@ -111,8 +111,8 @@ def _decoders() -> dict[tuple[str, str], Callable[[bytes], Any]]:
     try:
         import pyspng  # pyright: ignore[reportMissingImports]
 
-        decoders["PNG", "RGB"] = lambda content: pyspng.load(_stored(content, 3) or content, format="RGB")
-        decoders["PNG", "L"] = lambda content: pyspng.load(_stored(content, 1) or content, format="L")
+        decoders["PNG", "RGB"] = lambda content: pyspng.load(_uncompressed(content, 3) or content, format="RGB")
+        decoders["PNG", "L"] = lambda content: pyspng.load(_uncompressed(content, 1) or content, format="L")
     except ImportError:
         pass
     try:
@@ -124,7 +124,7 @@ def _decoders() -> dict[tuple[str, str], Callable[[bytes], Any]]:
     return decoders
 
 
-def _stored(content: bytes, channels: int) -> bytes | None:
+def _uncompressed(content: bytes, channels: int) -> bytes | None:
     """Return an 8-bit PNG re-encoded with uncompressed pixels; None if that is not possible.
 
     ISA-L inflates three times as fast as the zlib in pyspng, which then only has to undo the PNG filters.

@@ -11,7 +11,7 @@ from ..reading.label_files import LabelFormat
 from ..reading.label_values import Value, label_values
 from .colours import class_colours
 from .layouts import find_folders, folders_in_options
-from .splits import SPLITS, check_disjoint, check_splits, drawn, listed
+from .splits import SPLITS, check_disjoint, check_splits, divide, read_lists
 
 Folders = str | Path | Mapping[str, Any] | None
 Pair = tuple[Path, Path]  # an image and its mask
@@ -34,8 +34,8 @@ class Folder(ImagePairs):
         palette: K RGB triples; distinct colours by default.
         ignore_label: a mask value to ignore, in addition to 255.
         image_name, mask_name: see :func:`~ccnet.data.reading.file_lists.match_by_name`.
-        lists: a text file with image names for each split; see :func:`~ccnet.data.sets.splits.listed`.
-        group: a pattern that keeps related images in the same split; see :func:`~ccnet.data.sets.splits.drawn`.
+        lists: a text file with image names for each split; see :func:`~ccnet.data.sets.splits.read_lists`.
+        group: a pattern that keeps related images in the same split; see :func:`~ccnet.data.sets.splits.divide`.
         value_range, channels, rgb: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
@@ -77,7 +77,7 @@ class Folder(ImagePairs):
             chosen = pairs
         else:
             shares = {name: share for name, share in (("val", val_share), ("test", test_share)) if name not in own}
-            parts = drawn(_relative_paths(pairs, folders[0][0]), shares, group)
+            parts = divide(_relative_paths(pairs, folders[0][0]), shares, group)
             chosen = _part(pairs, parts, split, f"set dataset.{split}_share, dataset.images or dataset.lists")
         super().__init__(
             chosen,
@@ -137,7 +137,7 @@ def _listed_pairs(
     if not isinstance(lists, Mapping):
         raise ValueError(f"dataset.lists={lists}: set a file for each split, as in {{train:FILE,val:FILE}}")
     check_splits("lists", lists)
-    parts = listed(_relative_paths(pairs, folder), _sharing(images, masks, split, lists), folder)
+    parts = read_lists(_relative_paths(pairs, folder), _sharing(images, masks, split, lists), folder)
     return _part(pairs, parts, split, "list it in dataset.lists")
 
 

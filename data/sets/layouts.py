@@ -40,20 +40,22 @@ class Layout:
             ValueError: the data set has no such split.
         """
         required = self.required(split)
-        told = f"The layout of {self.name}:\n\n{self.tree}\n\nWhere to get it: {self.source}"
+        description = f"The layout of {self.name}:\n\n{self.tree}\n\nWhere to get it: {self.source}"
         if root in (None, ""):
             raise FileNotFoundError(
-                f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{told}"
+                f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{description}"
             )
         root = Path(root).expanduser()
         if self.folder and root.name == self.folder:
             root = root.parent
         if not root.is_dir():
-            raise FileNotFoundError(f"dataset.root={root} is not a folder: {self.name} was expected there.\n{told}")
+            raise FileNotFoundError(
+                f"dataset.root={root} is not a folder: {self.name} was expected there.\n{description}"
+            )
         paths = [self._path(root, part) for part in required]
         missing = [part for part, path in zip(required, paths, strict=True) if not path.exists()]
         if missing:
-            raise FileNotFoundError(f"dataset.root={root} lacks {', '.join(missing)} of {self.name}.\n{told}")
+            raise FileNotFoundError(f"dataset.root={root} lacks {', '.join(missing)} of {self.name}.\n{description}")
         return paths
 
     def _path(self, root: Path, part: str) -> Path:
@@ -97,7 +99,7 @@ def folders_in_options(images: Any, masks: Any, split: str) -> dict[str, Any]:
     )
 
 
-def _known(split: str, *splits: str) -> None:
+def _check_split(split: str, *splits: str) -> None:
     if split not in splits:
         raise ValueError(f"split is {split!r}: choose one of {', '.join(splits)}")
 
@@ -134,7 +136,7 @@ CAMVID = Layout(
 
 
 def _camvid_full(split: str) -> list[str]:
-    _known(split, "train", "val", "test")
+    _check_split(split, "train", "val", "test")
     return ["701_StillsRaw_full", "LabeledApproved_full"]
 
 
@@ -148,7 +150,7 @@ CAMVID_FULL = Layout(
 
 
 def _cityscapes(split: str) -> list[str]:
-    _known(split, "train", "val", "trainval", "test")
+    _check_split(split, "train", "val", "trainval", "test")
     parts = ["train", "val"] if split == "trainval" else [split]
     labels = [] if split == "test" else [f"gtFine/{part}" for part in parts]  # the test labels are not public
     return [f"leftImg8bit/{part}" for part in parts] + labels
@@ -183,7 +185,7 @@ COCO = Layout(
 
 
 def _lip(split: str) -> list[str]:
-    _known(split, "train", "val", "test")
+    _check_split(split, "train", "val", "test")
     if split == "test":  # the test labels are not public
         return ["Testing_images/test_id.txt", "Testing_images/testing_images"]
     return [
@@ -205,7 +207,7 @@ LIP = Layout(
 
 
 def _voc(split: str) -> list[str]:
-    _known(split, "train", "val", "trainval", "test", "train_aug")
+    _check_split(split, "train", "val", "trainval", "test", "train_aug")
     required = [f"VOC2012/ImageSets/Segmentation/{split}.txt", "VOC2012/JPEGImages"]
     if split == "test":  # the test labels are not public
         return required

@@ -34,7 +34,7 @@ def check_disjoint(folders: Mapping[str, Any]) -> None:
             )
 
 
-def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: Path) -> dict[str, list[int]]:
+def read_lists(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: Path) -> dict[str, list[int]]:
     """Return the indices of the images in each list, {split: indices}, in the order of the lists.
 
     Args:
@@ -83,7 +83,7 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
     return parts
 
 
-def drawn(names: Sequence[PurePath], shares: Mapping[str, float], group: str | None) -> dict[str, list[int]]:
+def divide(names: Sequence[PurePath], shares: Mapping[str, float], group: str | None) -> dict[str, list[int]]:
     """Divide images into splits deterministically, {split: indices}; "train" gets the remaining images.
 
     Args:

@@ -66,8 +66,10 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
             """Segment the upload; return the answer and the updates of all panels and attention rows."""
             answer = None if upload is None else _answer(viewer, upload["path"])
             files = folder / str(request.session_hash)
-            filled = [_filled(viewer, answer, index, shown, files) for index in range(len(panels))]
-            return [answer, *(value for panel in filled for value in panel), gr.update(visible=True), *_hidden(rows)]
+            updates = [
+                update for index in range(len(panels)) for update in _panel_updates(viewer, answer, index, shown, files)
+            ]
+            return [answer, *updates, gr.update(visible=True), *_hiding_updates(rows)]
 
         def blend(answer: Answer | None, shown: float) -> list[Any]:
             """Return the overlays with the chosen opacity."""
@@ -133,7 +135,7 @@ class _AttentionRow:
         ]
 
 
-def _hidden(rows: Sequence[_AttentionRow]) -> list[Any]:
+def _hiding_updates(rows: Sequence[_AttentionRow]) -> list[Any]:
     return [gr.update(visible=False) for row in rows for _ in row.outputs]
 
 
@@ -146,7 +148,7 @@ def _answer(viewer: Viewer, path: str) -> Answer | None:
         return None
 
 
-def _filled(viewer: Viewer, answer: Answer | None, index: int, opacity: float, folder: Path) -> list[Any]:
+def _panel_updates(viewer: Viewer, answer: Answer | None, index: int, opacity: float, folder: Path) -> list[Any]:
     """Return the updates of one panel (overlay, legend, mask, overlay file); without an answer, clear it."""
     if answer is None:
         return [None, "", gr.update(value=None, interactive=False), gr.update(value=None, interactive=False)]

@@ -27,7 +27,7 @@ def network(checkpoint: Checkpoint) -> nn.Module:
     number = head["num_classes"] if isinstance(head, dict) and "num_classes" in head else model.get("num_classes")
     if number != len(checkpoint.classes):
         raise ValueError(f"the checkpoint's network has {number} classes, but it names {len(checkpoint.classes)}")
-    return _filled(_built(model, checkpoint.weights), checkpoint.weights).eval()
+    return _load_weights(_build_for_weights(model, checkpoint.weights), checkpoint.weights).eval()
 
 
 def start_from(source: Checkpoint, config: DictConfig, *, classes: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -49,14 +49,14 @@ def start_from(source: Checkpoint, config: DictConfig, *, classes: Sequence[str]
     if "embedding_channels" in model:
         model["embedding_channels"] = OmegaConf.select(config, "model.embedding_channels")
     model = with_classes(model, len(classes))
-    network = _built(model, source.weights)
+    network = _build_for_weights(model, source.weights)
     weights = {key: tensor for key, tensor in source.weights.items() if not key.startswith("embed.")}
     reorders = bool(reordered(source.classes, classes))
     for key, tensor in network.state_dict().items():
         classifies = any(part in key for part in _CLASSIFIERS) and key in weights
         if key.startswith("embed.") or (classifies and (reorders or weights[key].shape != tensor.shape)):
             weights[key] = tensor
-    return _filled(network, weights), model
+    return _load_weights(network, weights), model
 
 
 def reordered(known: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -128,7 +128,7 @@ def _model_node(checkpoint: Checkpoint) -> dict[str, Any]:
     return model | {"backbone": model["backbone"] | {"pretrained": False, "weights": None}}
 
 
-def _built(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+def _build_for_weights(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     try:
         network = build(model, holding=tensor_files.size(weights))
     except InstantiationException as error:
@@ -138,7 +138,7 @@ def _built(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
     return network
 
 
-def _filled(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+def _load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

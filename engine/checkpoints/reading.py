@@ -107,25 +107,17 @@ def peek(path: Path) -> Checkpoint:
 def _record(file: TensorFile | Published, config: Path | None) -> Checkpoint:
     if isinstance(file, Published):
         return from_published(file)
+    if not file.checksums_match:
+        raise ValueError("its content does not match its checksum")
     if config is not None:
-        return from_folder(file, config)
-    return _from_weights(file) if HEADER in file.metadata else _from_state(file)
+        return from_folder(file.content, config)
+    if HEADER in file.metadata:
+        return Checkpoint(file.content, **json.loads(file.metadata[HEADER]))
+    return Checkpoint(**file.content)
 
 
 def _is_state(content: Any) -> bool:
     return isinstance(content, dict) and {"weights", "config"} <= content.keys()
-
-
-def _from_weights(file: TensorFile) -> Checkpoint:
-    if not file.checksums_match:
-        raise ValueError("its content does not match its checksum")
-    return Checkpoint(file.content, **json.loads(file.metadata[HEADER]))
-
-
-def _from_state(file: TensorFile) -> Checkpoint:
-    if not file.checksums_match:
-        raise ValueError("its content does not match its checksum")
-    return Checkpoint(**file.content)
 
 
 def from_published(published: Published) -> Checkpoint:

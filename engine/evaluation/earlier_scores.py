@@ -70,14 +70,16 @@ def check_replaceable(scores: Path, about: Mapping[str, Any]) -> None:
         paths, settings = _paths(earlier), dict(earlier.get("settings", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    now = _paths(about)
+    new_paths = _paths(about)
     differing = [
         f"{name}={path}"
         for name, path in paths.items()
-        if Path(str(path)).exists() and Path(str(path)).resolve() != Path(str(now.get(name))).resolve()
+        if Path(str(path)).exists() and Path(str(path)).resolve() != Path(str(new_paths.get(name))).resolve()
     ]
-    asked = json.loads(json.dumps(about.get("settings", {})))
-    differing += [f"{name}={value}" for name, value in settings.items() if name in asked and asked[name] != value]
+    requested = json.loads(json.dumps(about.get("settings", {})))
+    differing += [
+        f"{name}={value}" for name, value in settings.items() if name in requested and requested[name] != value
+    ]
     if differing:
         raise ValueError(
             f"{scores} holds the scores of {', '.join(differing)}, which this evaluation would replace: set "

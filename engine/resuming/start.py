@@ -171,7 +171,7 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
 
 def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     """Return the run that ``resume=auto`` continues, or an unused folder for a new one."""
-    same, others = _compared(config, folder)
+    same, others = _compare_runs(config, folder)
     for run in sorted(same):
         try:
             lock = FolderLock(run.folder)
@@ -197,7 +197,7 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     return start
 
 
-def _compared(config: DictConfig, folder: Path) -> tuple[list[_SameRun], list[_OtherRun]]:
+def _compare_runs(config: DictConfig, folder: Path) -> tuple[list[_SameRun], list[_OtherRun]]:
     """Return the runs in the folder and its siblings: those that are the run of the command line, and the others."""
     requested = RequestedRun(config, given_options(), lambda: _data_contents(config))
     same, others = [], []
