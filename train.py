@@ -197,12 +197,15 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
 
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
-    warnings = [
-        *data.first_look(train_set, "train", skip_broken=config.skip_broken),
-        *data.first_look(val_set, "val"),
-        *unpaired_sides(train_set.classes, config.recipe.train_transform),
-    ]
-    return train_set, val_set, warnings
+    return (
+        train_set,
+        val_set,
+        [
+            *data.first_look(train_set, "train", skip_broken=config.skip_broken),
+            *data.first_look(val_set, "val"),
+            *unpaired_sides(train_set.classes, config.recipe.train_transform),
+        ],
+    )
 
 
 def _check_network(

@@ -165,15 +165,11 @@ def inspect_dataset(
     """
     report = DatasetReport()
     chosen = range(len(dataset)) if indices is None else indices
-    for sample in read_all(_Inspected(dataset, chosen, labels_only), num_workers, track):
+    samples = _Inspected(dataset, chosen, labels_only)
+    loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    for sample in loader if track is None else track(loader, len(samples)):
         report.add(sample)
     return report
-
-
-def read_all(samples: Any, num_workers: int, track: Track | None) -> Iterable[Any]:
-    """Return the samples of a data set, not collated; see :func:`inspect_dataset` for the other arguments."""
-    loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    return loader if track is None else track(loader, len(samples))
 
 
 def still(array: Tensor, ndim: int = 2) -> Tensor:

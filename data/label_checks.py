@@ -149,11 +149,10 @@ def shared_images(reports: Mapping[str, DatasetReport]) -> list[str]:
     """
     lines = []
     splits = [(split, report.images) for split, report in reports.items() if split != "all"]
-    for (split, images), (other_split, other_images) in combinations(splits, 2):
-        if same := sorted(images.keys() & other_images.keys(), key=lambda digest: images[digest]):
+    for (split, images), (other, others) in combinations(splits, 2):
+        if same := sorted(images.keys() & others.keys(), key=lambda digest: images[digest]):
             lines.append(
-                f"images with the same pixels in {split} and {other_split}, which make scores too high: {len(same)}, "
-                f"such as {images[same[0]]} and {other_images[same[0]]}; remove the copies, or set dataset.group or "
-                "dataset.lists"
+                f"images with the same pixels in {split} and {other}, which make scores too high: {len(same)}, such as "
+                f"{images[same[0]]} and {others[same[0]]}; remove the copies, or set dataset.group or dataset.lists"
             )
     return lines

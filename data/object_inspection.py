@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from .inspection import Track, read_all
+from .inspection import Track
 from .reading.image_files import describe
 from .sets.coco import Coco
 
@@ -78,8 +78,9 @@ OBJECT_COLUMNS = ("class", "objects", "images")
 def inspect_objects(dataset: Coco, *, num_workers: int = 0, track: Track | None = None) -> ObjectReport:
     """Read every image and its objects and report the contents; see :func:`~ccnet.data.inspection.inspect_dataset`."""
     report = ObjectReport()
-    for sample in read_all(_Inspected(dataset), num_workers, track):
-        report.add(sample)
+    loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    for found in loader if track is None else track(loader, len(dataset)):
+        report.add(found)
     return report
 
 
@@ -100,3 +101,7 @@ class _Inspected(Dataset):
         except (ValueError, OSError) as error:
             return ObjectSample(kind=kind, problem=str(error))
         return ObjectSample(tuple(image.shape[-2:]), kind, target["labels"].tolist())
+
+
+def _unchanged(item: Any) -> Any:
+    return item

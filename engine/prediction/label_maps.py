@@ -105,18 +105,18 @@ class LabelMaps:
             truth = self.truth.of(index, labels[0].shape) if self.truth else None
         return Predicted(picture, turn, labels, truth, self._attention(picture))
 
-    def write(self, image: InputImage, predicted: Predicted, video: Video | None) -> None:
+    def write(self, image: InputImage, made: Predicted, video: Video | None) -> None:
         """Write the files of an image, and add it to the comparison and the video if there are any."""
-        name, labels = image.name, predicted.labels[0]
-        pixels = drawn_channels(predicted.picture, self._rgb).permute(1, 2, 0).numpy()
-        drawing.save_mask(self.output / f"{name}.png", labels, self.palette, orientation=predicted.orientation)
+        name, labels = image.name, made.labels[0]
+        pixels = drawn_channels(made.picture, self._rgb).permute(1, 2, 0).numpy()
+        drawing.save_mask(self.output / f"{name}.png", labels, self.palette, orientation=made.orientation)
         overlay = self.output / f"{name}_overlay.png"
         self._reduced += drawing.save_overlay(overlay, pixels, labels, self.classes, self.palette) > 1
         if self.attention is not None:
-            drawing.save_attention(self.output / f"{name}_attention.png", pixels, predicted.attention, self.attention)
+            drawing.save_attention(self.output / f"{name}_attention.png", pixels, made.attention, self.attention)
         if self._is_compared:
-            truth = [] if predicted.truth is None else [predicted.truth]
-            shown, *small = drawing.thumbnails([pixels, *predicted.labels, *truth])
+            truth = [] if made.truth is None else [made.truth]
+            shown, *small = drawing.thumbnails([pixels, *made.labels, *truth])
             self._rows.append((shown, small.pop() if truth else None, small))
         if video:
             video.add(drawing.blend(pixels, labels, self.palette), self._legend.of(labels))
