@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cpu_products import multiply, multiply_precisely
+from .products import multiply, multiply_precisely
 
 
 class Axis(NamedTuple):
