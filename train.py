@@ -46,7 +46,7 @@ def main(config: DictConfig) -> float | None:
 
     A run without a score returns None, which tells a search that the trial has failed.
     """
-    return _started(config, Path(HydraConfig.get().runtime.output_dir))
+    return _start_run(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 def run(*overrides: str, folder: str | Path) -> float | None:
@@ -75,7 +75,7 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         )
     try:
         with runtime.as_command_line(overrides):
-            return _started(compose_conf([*overrides], "config"), runtime.given_path(folder))
+            return _start_run(compose_conf([*overrides], "config"), runtime.given_path(folder))
     except HydraException as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         hint = similar_options(overrides, "config")
@@ -100,7 +100,7 @@ def _check_called(overrides: Sequence[object]) -> None:
             )
 
 
-def _started(config: DictConfig, folder: Path) -> float | None:
+def _start_run(config: DictConfig, folder: Path) -> float | None:
     """Start or resume the run of a composed configuration; `folder` is the output folder of a new run."""
     guards.refuse_environment(config)
     if config.resume in (None, "auto"):  # resume=FOLDER uses the checkpoint's data set
@@ -137,8 +137,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     runtime.seed_everything(config.seed)
 
     task = instantiate(config.task)
-    train_set, val_set, doubts = _data_sets(config, task)
-    asked = config
+    train_set, val_set, warnings = _data_sets(config, task)
+    requested = config
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, classes=train_set.classes)
     _check_network(config, task, model, train_set)
@@ -148,7 +148,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     training.freeze(config, model)
     optimizer = training.make_optimizer(config, model)
     schedule = training.make_schedule(config, optimizer)
-    identity = resuming.identify(asked, saved, train_set, val_set)
+    identity = resuming.identify(requested, saved, train_set, val_set)
     ema = training.AveragedWeights(model, config.ema) if config.ema is not None else None
     state = training.TrainingState(model, optimizer, schedule, identity, ema=ema, began=began)
     cost = task.cost(model, config)
@@ -177,7 +177,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
             request=request,
         )
         run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
-        for line in doubts:
+        for line in warnings:
             run.say(f"warning: {line}")
         run.fit()
     _finish(run, cost)

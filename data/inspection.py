@@ -167,8 +167,8 @@ def inspect_dataset(
     chosen = range(len(dataset)) if indices is None else indices
     samples = _Inspected(dataset, chosen, labels_only)
     loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for found in loader if track is None else track(loader, len(samples)):
-        report.add(found)
+    for sample in loader if track is None else track(loader, len(samples)):
+        report.add(sample)
     return report
 
 

@@ -35,8 +35,8 @@ def first_look(dataset: Any, split: str, *, skip_broken: int = 0) -> list[str]:
     if report.unknown:
         raise ValueError(unknown_values(report, split) + "; check_data.py lists them all")
     if len(report.problems) > skip_broken:
-        others = f" ({len(report.problems)} of {number} label images that were checked)" * (len(report.problems) > 1)
-        raise ValueError(f"{split}: {report.problems[0]}{others}")
+        checked = f" ({len(report.problems)} of {number} label images that were checked)" * (len(report.problems) > 1)
+        raise ValueError(f"{split}: {report.problems[0]}{checked}")
     lines = [*(f"{split}: {problem}" for problem in report.problems), *label_problems(dataset, report, split)]
     absent = [name for name, pixels in zip(dataset.classes, report.pixels, strict=False) if not pixels]
     # Unless every mask was read, classes may be missing from the few masks by chance.
@@ -87,9 +87,9 @@ def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
     """
     if not counts:
         return []
-    found = {split: numbers > 0 for split, numbers in counts.items()}
-    anywhere = np.asarray(np.stack([*found.values()]).any(axis=0))
-    untrained = np.asarray(anywhere & ~found.get("train", anywhere))
+    occurs = {split: numbers > 0 for split, numbers in counts.items()}
+    anywhere = np.asarray(np.stack([*occurs.values()]).any(axis=0))
+    untrained = np.asarray(anywhere & ~occurs.get("train", anywhere))
     lines = []
     if not anywhere.all():
         lines.append(f"classes that occur nowhere in {', '.join(counts)}: {_named(classes, np.asarray(~anywhere))}")
@@ -118,21 +118,21 @@ def unpaired_sides(classes: Sequence[str], transform: Mapping[str, Any]) -> list
                 f"dataset.flip_pairs contains {list(pair)}: set pairs of class numbers from 0 to {len(classes) - 1}"
             )
     names = [str(name).lower() for name in classes]
-    found = {
+    mirrored_pairs = {
         (index, names.index(mirrored))
         for left, right in _SIDES
         for index, name in enumerate(names)
         if (mirrored := re.sub(left, right, name)) != name and mirrored in names
     }
-    missing = sorted(found - {(one, other) for pair in pairs for one, other in (pair, pair[::-1])})
+    missing = sorted(mirrored_pairs - {tuple(order) for pair in pairs for order in (pair, pair[::-1])})
     if not missing:
         return []
-    one, other = missing[0]
+    left_class, right_class = (classes[index] for index in missing[0])
     listed = str([list(pair) for pair in missing]).replace(" ", "")
     # The transform of objects cannot swap classes, and recipes of data sets without sides have no such option.
     swap = f"dataset.flip_pairs={listed} to swap the classes as well, or " if "flip_pairs" in transform else ""
     return [
-        f"train: half of the images are mirrored, which turns {classes[one]} into {classes[other]}: set {swap}"
+        f"train: half of the images are mirrored, which turns {left_class} into {right_class}: set {swap}"
         "++recipe.train_transform.flip=0"
     ]
 

@@ -167,10 +167,10 @@ def swapped_classes(number: int, pairs: Sequence[Sequence[int]]) -> Tensor:
             f"flip_pairs is {[list(pair) for pair in pairs]}: set pairs of two classes, each class in one pair only"
         )
     swap = torch.arange(number)
-    for one, other in pairs:
-        if not (0 <= one < number and 0 <= other < number):
-            raise ValueError(f"flip_pairs contains {one} and {other}: classes must be from 0 to {number - 1}")
-        swap[one], swap[other] = other, one
+    for first, second in pairs:
+        if not (0 <= first < number and 0 <= second < number):
+            raise ValueError(f"flip_pairs contains {first} and {second}: classes must be from 0 to {number - 1}")
+        swap[first], swap[second] = second, first
     return swap
 
 

@@ -92,8 +92,8 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
         raise ValueError(f"query and key must have the same shape, got {_shapes(arrays)}")
     batch_and_space = _without_channels(shape, channel_axis)
     for array in arrays.values():
-        other = tuple(array.shape)
-        if len(other) != len(shape) or _without_channels(other, channel_axis) != batch_and_space:
+        own_shape = tuple(array.shape)
+        if len(own_shape) != len(shape) or _without_channels(own_shape, channel_axis) != batch_and_space:
             raise ValueError(
                 f"query, key and value must agree in N and S of {layout}, got {_shapes(arrays)}"
                 + _hint(arrays, channel_axis)

@@ -65,7 +65,7 @@ class CrissCrossAttention(nn.Module):
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
         gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
         if not all(map(_is_plain, convolutions)):
-            query, key, value = (_applied(conv, x) for conv in convolutions)
+            query, key, value = (_apply_as_image(conv, x) for conv in convolutions)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
         if not 3 <= x.ndim <= 5 or x.shape[1] != self.value_conv.in_channels:
             raise ValueError(
@@ -102,7 +102,7 @@ def _is_plain(conv: nn.Module) -> bool:
     )
 
 
-def _applied(conv: nn.Module, x: Tensor) -> Tensor:
+def _apply_as_image(conv: nn.Module, x: Tensor) -> Tensor:
     """Apply a two-dimensional module without padding to (N, C, *S), whose spatial axes it views as two."""
     if x.ndim == 4:
         return conv(x)

@@ -170,9 +170,9 @@ def _training(saved: Checkpoint, record: Mapping[str, Any]) -> str:
     options = {name: value for name, value in flat(saved.config).items() if value is not None}
     rows = []
     for row, names in _SETTINGS.items():
-        found = next((_shown(name, options, saved) for name in names if _shown(name, options, saved)), None)
-        if found:
-            rows.append((row, found))
+        value = next(filter(None, (_shown(name, options, saved) for name in names)), None)
+        if value:
+            rows.append((row, value))
     if "init" in saved.config:  # a folder with config.json does not record it
         rows.insert(1, ("initial weights", _initial_weights(options)))
     rows.append(("iterations", _budget(saved, record)))

@@ -38,7 +38,7 @@ def accepted(overrides: Iterable[str]) -> list[str]:
     overrides in one place.
     """
     sweep: list[str] = []
-    made: list[str] = []
+    kept: list[str] = []
     swept: list[str] = []
     places: dict[str, int] = {}
     overrides = list(overrides)
@@ -55,12 +55,12 @@ def accepted(overrides: Iterable[str]) -> list[str]:
             continue
         option, entries = _entries(override)
         if entries and option in places:
-            made[places[option]] = f"{made[places[option]][:-1]},{entries}}}"
+            kept[places[option]] = f"{kept[places[option]][:-1]},{entries}}}"
             continue
         if entries:
-            places[option] = len(made)
-        made.append(f"{option}={{{entries}}}" if entries else override)
-    return sweep + made + swept
+            places[option] = len(kept)
+        kept.append(f"{option}={{{entries}}}" if entries else override)
+    return sweep + kept + swept
 
 
 def _sweeps_over_entry(override: str) -> bool:
@@ -93,8 +93,8 @@ def _quoted(override: str, multirun: bool) -> str:
         text = _BARE.sub(lambda match: _quoted_item(match[0]), value)
     else:
         text = ",".join(map(_quoted_item, value.split(","))) if sweeps else _string(value)
-    made = f"{key}={text}"
-    return made if _parsed(made) else override
+    quoted = f"{key}={text}"
+    return quoted if _parsed(quoted) else override
 
 
 def _is_path(value: str) -> bool:

@@ -118,14 +118,14 @@ def matched_colours(
     overlaps = box_iou(truth["boxes"].float(), prediction["boxes"].float())
     overlaps = overlaps * (truth["labels"][:, None] == prediction["labels"])
     own = colours[number:]
-    given: set[int] = set()
+    matched: set[int] = set()
     order = overlaps.flatten().argsort(descending=True, stable=True).tolist()
     for true, predicted in (divmod(place, overlaps.shape[1]) for place in order):
         if overlaps[true, predicted] < _SAME_OBJECT:
             break
-        if true not in given and own[predicted] in colours[number:]:
+        if true not in matched and own[predicted] in colours[number:]:
             own[predicted] = colours[true]
-            given.add(true)
+            matched.add(true)
     return colours[:number], own
 
 

@@ -59,15 +59,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         config: plain dicts and lists with interpolations resolved; settings may be missing, as in a checkpoint's
             configuration.
     """
-    for name, (kind, least, most, optional) in BOUNDS.items():
-        value = _select(config, name)
-        if value is _MISSING or (optional and value is None):
-            continue
-        if not (_fits(value, kind) and least <= value <= most):
-            bounds = "" if kind is bool else f" from {least} to {most}"
-            raise ValueError(
-                f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
-            )
+    _check_bounds(config)
     factors = _select(config, "optimizer.lr_factors")
     if factors not in (_MISSING, None) and not (
         isinstance(factors, Mapping) and all(_fits(value, float) and value > 0 for value in factors.values())
@@ -96,6 +88,18 @@ def check_settings(config: Mapping[str, Any]) -> None:
             value = node.get(argument)  # null is filled in later, or rejected by the class itself
             if value is not None and not _fits(value, hint):
                 raise ValueError(f"{name}.{argument} is {_shown(value)}, but must be {_described(hint)}")
+
+
+def _check_bounds(config: Mapping[str, Any]) -> None:
+    for name, (kind, least, most, optional) in BOUNDS.items():
+        value = _select(config, name)
+        if value is _MISSING or (optional and value is None):
+            continue
+        if not (_fits(value, kind) and least <= value <= most):
+            bounds = "" if kind is bool else f" from {least} to {most}"
+            raise ValueError(
+                f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
+            )
 
 
 def _select(config: Any, name: str) -> Any:

@@ -48,7 +48,7 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
     Raises:
         FileNotFoundError: a source contains no images.
     """
-    found: dict[str, InputImage] = {}
+    images: dict[str, InputImage] = {}
     inside = output.resolve()
     for source in map(given_path, sources):
         named = source.is_file() or source.resolve() == inside  # see check_outputs
@@ -56,10 +56,10 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
             # Resolving a path accesses the disk, so this is limited to paths that may be in `output`.
             if not named and output.name in image.path.parts and inside in image.path.resolve().parents:
                 continue
-            found.setdefault(os.path.abspath(image.path), image)
-    if not found:
+            images.setdefault(os.path.abspath(image.path), image)
+    if not images:
         raise FileNotFoundError(f"input={', '.join(map(str, sources))} contains no images outside output={output}")
-    return [*found.values()]
+    return [*images.values()]
 
 
 def with_frames(images: Sequence[InputImage], channels: int) -> list[InputImage]:
@@ -103,12 +103,12 @@ def frames_before(images: Sequence[InputImage], index: int, number: int) -> list
 
     The frames of a clip are in the same file or, if they are files themselves, in the same folder.
     """
-    found: list[InputImage] = []
+    frames: list[InputImage] = []
     for image in reversed(images[max(index - number, 0) : index]):
         if _clip_of(image) != _clip_of(images[index]):
             break
-        found.insert(0, image)
-    return found
+        frames.insert(0, image)
+    return frames
 
 
 def _clip_of(image: InputImage) -> Path:

@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, recomputed_projection, split_channels
 from ccnet.kernels.call import Call, Options
-from ccnet.kernels.torch_ops import cpu_blocks, cpu_operators, cpu_products
+from ccnet.kernels.torch_ops.cpu import blocks as cpu_blocks
+from ccnet.kernels.torch_ops.cpu import operators as cpu_operators
+from ccnet.kernels.torch_ops.cpu import products as cpu_products
 
 OPERATORS = pytest.mark.parametrize(
     "operator", [criss_cross_attention, criss_cross_residual], ids=["attention", "residual"]

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..call import Call
-from .cpu_lines import axes_of, softmax_weights, weighted_sum, weights_gradient
-from .cpu_products import multiplies_natively
+from ...call import Call
+from .lines import axes_of, softmax_weights, weighted_sum, weights_gradient
+from .products import multiplies_natively
 
 SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
 # Lines with fewer multiplications are faster in float32, even if they must be converted from bfloat16.

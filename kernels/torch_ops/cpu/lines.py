@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cpu_products import multiply, multiply_precisely
+from .products import multiply, multiply_precisely
 
 
 class Axis(NamedTuple):
@@ -46,12 +46,12 @@ class Axis(NamedTuple):
 
 def axes_of(spatial: Sequence[int], axes: Sequence[int]) -> list[Axis]:
     """Return the axes to attend along, in the order of their keys; a position is its own key only on the last one."""
-    found: list[Axis] = []
+    lines: list[Axis] = []
     start = 0
     for axis in axes:
-        found.append(Axis(spatial[axis], math.prod(spatial[axis + 1 :]), start, axis == axes[-1]))
+        lines.append(Axis(spatial[axis], math.prod(spatial[axis + 1 :]), start, axis == axes[-1]))
         start += spatial[axis]
-    return found
+    return lines
 
 
 def softmax_weights(query: Tensor, key: Tensor, axes: Sequence[Axis], scale: float, weights: Tensor) -> None:
