@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, zip_longest
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,25 @@ def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
         lines.append(f"classes that occur nowhere in {', '.join(counts)}: {_named(classes, np.asarray(~anywhere))}")
     if untrained.any():
         lines.append(f"classes that do not occur in train and cannot be learned: {_named(classes, untrained)}")
+    return lines
+
+
+def differing_classes(classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for every entry after the first whose class names or their order differ from the first one's.
+
+    Args:
+        classes: the class names of each split, or of a checkpoint, by the name to show.
+    """
+    (first, known), *others = classes.items()
+    lines = []
+    for name, found in others:
+        for number, (one, other) in enumerate(zip_longest(known, found), 1):
+            if one != other:
+                lines.append(
+                    f"class {number} is {one or 'missing'} in {first} but {other or 'missing'} in {name}: both need "
+                    "the same classes in the same order, which in COCO's format is that of their ids"
+                )
+                break
     return lines
 
 

@@ -175,4 +175,4 @@ def test_a_checkpoint_with_other_classes_is_rejected(root, finished, tmp_path, r
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"categories": [*CATEGORIES, {"id": 5, "name": "ring"}]}))
     done = run_entry("evaluate.py", f"checkpoint={finished / 'best'}", f"dataset.root={other}", "device=cpu", ok=False)
-    assert "the object classes of the checkpoint (3) and of the data set (4) differ: evaluate" in done.stderr
+    assert "class 3 is wedge in the checkpoint but ring in the data set: both need the same classes" in done.stderr

@@ -24,8 +24,9 @@ def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(is_number(value) for value in values)
 
 
-def _are_lists(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, list) for value in values)
+def _are_polygons(values: Any) -> bool:
+    """Return whether ``values`` is a list of flat lists; their numbers are checked when they are drawn."""
+    return all(isinstance(polygon, list) and not (polygon and isinstance(polygon[0], list)) for polygon in values)
 
 
 # The fields that are read from the entries of each list in an annotation file, with their checks.
@@ -46,8 +47,8 @@ def read_annotations(path: Path) -> dict[str, Any]:
     """Read and check an annotation file in COCO's format.
 
     Raises:
-        ValueError: the file is not valid JSON, a required field is missing or has the wrong type, or two images or two
-            categories share an id.
+        ValueError: the file is not valid JSON, a required field is missing or has the wrong type, two images or two
+            categories share an id, or two categories a name.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # some tools write a byte order mark
@@ -71,10 +72,20 @@ def read_annotations(path: Path) -> dict[str, Any]:
         for number, repeated in Counter(entry["id"] for entry in content[part]).most_common(1):
             if repeated > 1:
                 raise ValueError(f"{path}: {repeated} {part} have the id {number}: ids must be unique")
+    for name, repeated in Counter(entry["name"] for entry in content["categories"]).most_common(1):
+        if repeated > 1:
+            ids = ", ".join(str(entry["id"]) for entry in content["categories"] if entry["name"] == name)
+            raise ValueError(
+                f"{path}: the categories {ids} are all named {name}: give each a name of its own, or remove those "
+                "without annotations, such as the supercategories that some tools add"
+            )
     for entry in content["annotations"]:
+        _make_integers(entry, ("iscrowd",))
+        if (crowd := entry.get("iscrowd", 0)) not in (0, 1):
+            raise ValueError(f"{path}: annotation {entry['id']} has iscrowd={crowd!r}: expected 0, or 1 for a crowd")
         if isinstance(given := entry["segmentation"], dict):
             _make_integers(given, ("size", "counts"))
-        elif not _are_lists(given):
+        elif not _are_polygons(given):
             raise ValueError(
                 f"{path}: annotation {entry['id']} has the segmentation {str(given)[:100]}: expected a list of "
                 "polygons, [[x1, y1, x2, y2, x3, y3, ...], ...], or a run-length encoding"

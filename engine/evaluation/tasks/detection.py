@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from ....data.label_checks import differing_classes
 from ....data.sets.coco import instances_transform
 from ....models.mask_rcnn import MaskRCNN
 from ...drawing.objects import save_object_panel
@@ -44,11 +45,8 @@ class Detection:
 
     def check_classes(self, known: Sequence[str], dataset: Any) -> None:
         """Raise ValueError unless the network and the data set have the same object classes."""
-        if list(dataset.classes) != list(known):
-            raise ValueError(
-                f"the object classes of the checkpoint ({len(known)}) and of the data set ({len(dataset.classes)}) "
-                "differ: evaluate it on a data set with the same classes"
-            )
+        if differing := differing_classes({"the checkpoint": known, "the data set": dataset.classes}):
+            raise ValueError(differing[0])
 
     def eval_transform(self) -> Callable:
         """Return the transform that leaves images and objects unchanged."""
