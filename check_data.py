@@ -66,10 +66,7 @@ def main(config: DictConfig) -> None:
     }
     classes = {split: dataset.classes for split, (dataset, *_) in found.items()}
     problems += differing_classes(classes) or absent_classes(counts, next(iter(classes.values())))
-    read = {
-        split: cast(Any, report) for split, (dataset, report, _) in found.items() if hasattr(dataset, "read_labels")
-    }
-    for note in shared_images(read):
+    for note in shared_images({split: report for split, (_, report, _) in found.items()}):
         print(f"\nnote: {note}")
     print(f"\ntables and samples in {folder}")
     if problems:

@@ -3,12 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations, zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .dataset import IGNORE_INDEX
 from .inspection import DatasetReport, inspect_dataset
+
+if TYPE_CHECKING:
+    from .object_inspection import ObjectReport
 
 # Patterns of the left in lower-case class names, and what stands for the right in its place
 _SIDES = (("left", "right"), (r"(?<![a-z])l(?![a-z])", "r"), ("links", "rechts"), ("linke", "rechte"), ("左", "右"))
@@ -160,7 +163,7 @@ def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
     return ", ".join(name for name, here in zip(classes, chosen.tolist(), strict=True) if here)
 
 
-def shared_images(reports: Mapping[str, DatasetReport]) -> list[str]:
+def shared_images(reports: "Mapping[str, DatasetReport | ObjectReport]") -> list[str]:
     """Return one line for every two splits that contain images with the same pixels.
 
     Args:
@@ -172,6 +175,7 @@ def shared_images(reports: Mapping[str, DatasetReport]) -> list[str]:
         if same := sorted(images.keys() & others.keys(), key=lambda digest: images[digest]):
             lines.append(
                 f"images with the same pixels in {split} and {other}, which make scores too high: {len(same)}, such as "
-                f"{images[same[0]]} and {others[same[0]]}; remove the copies, or set dataset.group or dataset.lists"
+                f"{images[same[0]]} and {others[same[0]]}; remove the copies; dataset=folder also has dataset.group "
+                "and dataset.lists"
             )
     return lines

@@ -23,13 +23,17 @@ from torchvision.transforms import v2
 from ..contents import with_sizes
 from ..reading.bands import check_channels
 from ..reading.grey_levels import check_value_range
-from ..reading.image_files import read_image
+from ..reading.image_files import orientation, read_image
 from ..reading.size_limit import check_size
 from . import layouts
 from .coco_annotations import check_segmentation, has_mask, is_number, read_annotations
 from .colours import distinct_colours
 
 _COMPARED = 100  # number of objects, evenly spaced, whose boxes are compared with their masks at the start
+_TURNED = (
+    "; the image is turned upright as its EXIF orientation says, and the annotations seem to have been drawn without: "
+    "remove the orientation from the image"
+)
 _TOLERANCE = 2  # pixels by which a box may differ from its mask, however small they are
 
 
@@ -159,9 +163,11 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         image = read_image(path, self.value_range, self.channels)
         size = image.shape[1], image.shape[2]
         if size != (entry["height"], entry["width"]):
+            turned = (entry["width"], entry["height"]) == size and orientation(path, self.channels) != 1
             raise ValueError(
                 f"{path} has {size[1]}x{size[0]} pixels, but {self.annotation_file} says "
                 f"{entry['width']}x{entry['height']}: the annotations would not match the image"
+                f"{_TURNED if turned else ''}"
             )
         target = self._target(json.loads(self._objects[index]), size) | {"image_id": torch.tensor(entry["id"])}
         sample = tv_tensors.Image(image), target

@@ -42,13 +42,21 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "categories": {"id": is_integer, "name": _is_text},
 }
 
+# The fields that identify an entry, with a hint for an entry that is repeated; annotation ids are not used.
+_UNIQUE = {
+    ("images", "id"): "",
+    ("images", "file_name"): "; give all annotations of an image the id of one entry, and remove the others",
+    ("categories", "id"): "",
+    ("categories", "name"): "; rename a category, or remove those without annotations, such as supercategories",
+}
+
 
 def read_annotations(path: Path) -> dict[str, Any]:
     """Read and check an annotation file in COCO's format.
 
     Raises:
-        ValueError: the file is not valid JSON, a required field is missing or has the wrong type, two images or two
-            categories share an id, or two categories a name.
+        ValueError: the file is not valid JSON, a required field is missing or has the wrong type, or two images or two
+            categories share an id or a name.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # some tools write a byte order mark
@@ -68,17 +76,10 @@ def read_annotations(path: Path) -> dict[str, Any]:
                 )
     for entry in content["images"]:
         entry["file_name"] = entry["file_name"].replace("\\", "/")  # paths written on Windows
-    for part in ("images", "categories"):  # annotation ids are not used
-        for number, repeated in Counter(entry["id"] for entry in content[part]).most_common(1):
+    for (part, name), hint in _UNIQUE.items():
+        for value, repeated in Counter(entry[name] for entry in content[part]).most_common(1):
             if repeated > 1:
-                raise ValueError(f"{path}: {repeated} {part} have the id {number}: ids must be unique")
-    for name, repeated in Counter(entry["name"] for entry in content["categories"]).most_common(1):
-        if repeated > 1:
-            ids = ", ".join(str(entry["id"]) for entry in content["categories"] if entry["name"] == name)
-            raise ValueError(
-                f"{path}: the categories {ids} are all named {name}: give each a name of its own, or remove those "
-                "without annotations, such as the supercategories that some tools add"
-            )
+                raise ValueError(f"{path}: {repeated} {part} have the {name} {value}: {name}s must be unique{hint}")
     for entry in content["annotations"]:
         _make_integers(entry, ("iscrowd",))
         if (crowd := entry.get("iscrowd", 0)) not in (0, 1):

@@ -100,6 +100,14 @@ def test_images_and_categories_have_unique_ids(coco):
             load(root, repeated)
 
 
+def test_an_image_is_listed_once(coco):
+    """Of an image listed twice, each entry would lack the objects of the other, which training takes for background."""
+    root, content = coco
+    content["images"].append(content["images"][0] | {"id": 99})
+    with pytest.raises(ValueError, match=r"2 images have the file_name 0+10\.png: file_names must be unique; give all"):
+        load(root, content)
+
+
 def test_ids_of_annotations_do_not_change_the_scores(coco):
     root, content = coco
     want = load(root, content).ground_truth()
@@ -198,5 +206,15 @@ def test_categories_have_names_of_their_own(coco):
     """As Roboflow writes them, with a supercategory of the same name."""
     root, content = coco
     content["categories"] = [{"id": 0, "name": "disc", "supercategory": "none"}, *content["categories"]]
-    with pytest.raises(ValueError, match="the categories 0, 3 are all named disc: give each a name of its own"):
+    with pytest.raises(ValueError, match="2 categories have the name disc: names must be unique; rename a category"):
         load(root, content)
+
+
+def test_annotations_drawn_on_a_photo_that_is_not_upright_are_refused(coco):
+    root, content = coco
+    path = root / "val" / content["images"][0]["file_name"]
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(ValueError, match="annotations seem to have been drawn without: remove the orientation from"):
+        load(root, content)[0]
