@@ -17,7 +17,7 @@ from ...drawing.objects import save_object_panel
 from ...runtime.atomic_files import write_json, write_text
 from ..average_precision import DetectionScores
 from ..detection import DetectionEvaluation, collate, evaluate_objects
-from ..protocols import Protocol
+from ..protocols import Protocol, Whole
 from .task import score_table
 
 
@@ -32,9 +32,23 @@ class Detection:
     predicts_label_maps = False
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
-        """Raise ValueError unless the network detects objects and its frozen layers are pretrained."""
+        """Raise ValueError unless the network detects objects and every setting has an effect on it.
+
+        Its frozen layers need pretrained weights, and the loss and the protocol are always its own.
+        """
         if not isinstance(model, MaskRCNN):
             raise ValueError("this data set is for detection: set model=mask_rcnn, or choose another data set")
+        if set(config.loss) != {"_target_"}:
+            raise ValueError(
+                "Mask R-CNN computes its own losses, to which no terms can be added: set loss=detection, and remove "
+                "loss/term and loss.weights"
+            )
+        protocol = str(config.protocol.get("_target_")).rpartition(".")[2]
+        if protocol != Whole.__name__:
+            raise ValueError(
+                f"Mask R-CNN processes whole images, resized as in training, which protocol={protocol.lower()} would "
+                "not change: remove protocol"
+            )
         backbone = config.model.backbone
         pretrained = backbone.pretrained or backbone.weights is not None or config.init is not None
         if config.model.frozen and not pretrained:
