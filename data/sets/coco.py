@@ -84,8 +84,11 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             if not training or _usable(annotation):
                 objects[annotation["image_id"]].append(annotation)
         self.images = [image for image in content["images"] if not training or objects[image["id"]]]
-        if not self.images:
-            raise ValueError(f"{self.annotation_file} lists no {'usable objects' if training else 'images'}")
+        if all(annotation.get("iscrowd") for annotation in content["annotations"]) or not self.images:
+            raise ValueError(
+                f"{self.annotation_file} lists no objects to {'train on' if training else 'score'}: crowds"
+                f"{' and boxes of less than a pixel' if training else ''} do not count"
+            )
         # Forked workers share bytes; Python objects would be copied as their reference counts change.
         self._objects = [json.dumps(objects[image["id"]]).encode() for image in self.images]
 
@@ -148,7 +151,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def _check_scored(self, annotation: dict[str, Any]) -> None:
         """Raise ValueError unless an annotation has the area that scoring needs."""
-        if not is_number(area := annotation.get("area")):
+        if not (is_number(area := annotation.get("area")) and area >= 0):
             raise ValueError(
                 f"{self.annotation_file}: annotation {annotation['id']} has area={area!r}: scoring needs the area in "
                 "pixels"

@@ -123,6 +123,22 @@ def test_what_scoring_needs_is_checked_at_the_start(coco):
     with pytest.raises(ValueError, match=r"annotation 3 has area=None: scoring needs the area"):
         load(root, content)
     load(root, content, training=True)
+    content["annotations"][2]["area"] = -300.0  # of a polygon that runs the other way round; COCO would not score it
+    with pytest.raises(ValueError, match=r"annotation 3 has area=-300\.0: scoring needs the area"):
+        load(root, content)
+
+
+def test_a_split_without_objects_is_refused(coco):
+    """Its average precision would be undefined."""
+    root, content = coco
+    crowds = [entry | {"iscrowd": 1} for entry in content["annotations"]]
+    for annotations in ([], crowds):
+        for training, purpose in (
+            (False, "score: crowds do"),
+            (True, "train on: crowds and boxes of less than a pixel"),
+        ):
+            with pytest.raises(ValueError, match=rf"val\.json lists no objects to {purpose}"):
+                load(root, content | {"annotations": annotations}, training=training)
 
 
 def test_deep_images_are_scaled(coco):
