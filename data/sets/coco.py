@@ -42,7 +42,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     A sample is an image, float32 (C, H, W) in [0, 1] after :func:`instances_transform`, and a target for torchvision's
     detection networks: "boxes" (n, 4), float32 x1, y1, x2, y2 in pixels; "labels" (n,), int64 from 1 to K; "masks"
-    (n, H, W), uint8 in {0, 1}; "image_id", the id of the image in the annotation file.
+    (n, H, W), uint8 in {0, 1}; "crowds" (n,), bool; "image_id", the id of the image in the annotation file.
 
     Args:
         root: the folder that contains ``annotations`` and the image folders.
@@ -151,7 +151,8 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def _check_scored(self, annotation: dict[str, Any]) -> None:
         """Raise ValueError unless an annotation has the area that scoring needs."""
-        if not (is_number(area := annotation.get("area")) and area >= 0):
+        area: Any = annotation.get("area")
+        if not (is_number(area) and area >= 0):
             raise ValueError(
                 f"{self.annotation_file}: annotation {annotation['id']} has area={area!r}: scoring needs the area in "
                 "pixels"
@@ -179,6 +180,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def _target(self, objects: list[dict[str, Any]], size: tuple[int, int]) -> dict[str, Tensor]:
         boxes = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32).view(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        crowds = [bool(entry.get("iscrowd")) for entry in objects]
         labels = [1 + self.category_ids.index(entry["category_id"]) for entry in objects]
         masks = np.zeros((len(objects), *size), dtype=np.uint8)
         for mask, entry in zip(masks, objects, strict=True):
@@ -188,6 +190,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             "boxes": tv_tensors.BoundingBoxes(boxes[kept], format="XYXY", canvas_size=size),  # pyright: ignore[reportCallIssue]
             "labels": torch.tensor(labels, dtype=torch.int64)[kept],
             "masks": tv_tensors.Mask(torch.from_numpy(masks)[kept]),
+            "crowds": torch.tensor(crowds, dtype=torch.bool)[kept],
         }
 
     def _mask(self, entry: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
