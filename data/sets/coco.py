@@ -129,13 +129,19 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self._check_boxes(content["annotations"], sizes)
 
     def _check_boxes(self, annotations: Sequence[dict[str, Any]], sizes: Mapping[int, tuple[int, int]]) -> None:
-        """Raise ValueError if most boxes do not fit their masks, as in another format of boxes or at another scale."""
+        """Raise ValueError if most boxes do not fit their masks, as in another format of boxes or at another scale.
+
+        Invalid masks are left to the reading of their images.
+        """
         compared = annotations[:: len(annotations) // _COMPARED + 1]
         wrong: list[str] = []
         for entry in compared:
             size = sizes[entry["image_id"]]
-            check_size(*size, f"the image {entry['image_id']} of {self.annotation_file}")  # before drawing its mask
-            bounds = _bounds(self._mask(entry, size))
+            try:
+                check_size(*size, self.annotation_file)  # before a mask of that size is drawn
+                bounds = _bounds(self._mask(entry, size))
+            except ValueError:
+                continue
             if not _fits(entry["bbox"], bounds):
                 covered = f"x {bounds[0]} to {bounds[2]} and y {bounds[1]} to {bounds[3]}" if bounds else "no pixel"
                 wrong.append(
@@ -146,7 +152,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             raise ValueError(
                 f"{self.annotation_file}: {len(wrong)} of {len(compared)} boxes that were checked do not fit their "
                 f"masks: {wrong[0]}. COCO's boxes are [x, y, width, height], and boxes and masks are in pixels of the "
-                "image as it is stored"
+                "image"
             )
 
     def _check_scored(self, annotation: dict[str, Any]) -> None:

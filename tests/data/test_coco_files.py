@@ -234,3 +234,20 @@ def test_annotations_drawn_on_a_photo_that_is_not_upright_are_refused(coco):
     Image.open(path).save(path, exif=exif)
     with pytest.raises(ValueError, match="annotations seem to have been drawn without: remove the orientation from"):
         load(root, content)[0]
+
+
+def test_an_invalid_mask_is_an_error_of_its_image_only(coco):
+    root, content = coco
+    entry = content["annotations"][0]
+    entry["segmentation"] = {"size": [80, 60], "counts": [10, 20]}
+    dataset = load(root, content)
+    with pytest.raises(ValueError, match="annotation 1 has an invalid mask"):
+        dataset[0]
+    assert len(dataset[1][1]["masks"]) == 2
+    image = content["images"][0]
+    image |= {"height": 10**6, "width": 10**6}  # a mask of that size would not fit into memory
+    for entry in content["annotations"]:
+        if entry["image_id"] == image["id"]:
+            entry["segmentation"] = [[1, 1, 30, 1, 30, 30]]
+    with pytest.raises(ValueError, match=r"has 60x80 pixels, but .* says 1000000x1000000"):
+        load(root, content)[0]
