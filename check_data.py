@@ -56,7 +56,7 @@ def main(config: DictConfig) -> None:
             name.unlink(missing_ok=True)
     found = {split: _check_split(config, split, folder) for split in splits}
 
-    from ccnet.data.label_checks import absent_classes, shared_images
+    from ccnet.data.label_checks import absent_classes, differing_classes, shared_images
 
     problems = [problem for _, _, lines in found.values() for problem in lines]
     counts = {
@@ -64,11 +64,9 @@ def main(config: DictConfig) -> None:
         for split, (dataset, report, _) in found.items()
         if getattr(dataset, "has_labels", True) and report.sizes
     }
-    problems += absent_classes(counts, next(dataset.classes for dataset, *_ in found.values()))
-    read = {
-        split: cast(Any, report) for split, (dataset, report, _) in found.items() if hasattr(dataset, "read_labels")
-    }
-    for note in shared_images(read):
+    classes = {split: dataset.classes for split, (dataset, *_) in found.items()}
+    problems += differing_classes(classes) or absent_classes(counts, next(iter(classes.values())))
+    for note in shared_images({split: report for split, (_, report, _) in found.items()}):
         print(f"\nnote: {note}")
     print(f"\ntables and samples in {folder}")
     if problems:

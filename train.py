@@ -195,10 +195,12 @@ def _checked_framework(config: DictConfig, folder: Path) -> "training.Framework"
 
 def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.ImageDataset, data.ImageDataset, list[str]]":
     """Return the training and validation sets, with warnings from a first look at their labels."""
-    from ccnet.data.label_checks import unpaired_sides
+    from ccnet.data.label_checks import differing_classes, unpaired_sides
 
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
+    if differing := differing_classes({"train": train_set.classes, "val": val_set.classes}):
+        raise ValueError(differing[0])
     return (
         train_set,
         val_set,

@@ -200,11 +200,11 @@ class _Inspected(Dataset):
         counts = np.bincount(labels.numpy().ravel(), minlength=_VALUES)
         if pixels is None:
             return Sample(tuple(labels.shape), kind, counts)
-        name, moments, digest = self.dataset.name(index), _moments(pixels), _digest(pixels)
+        name, moments, digest = self.dataset.name(index), _moments(pixels), digest_of(pixels)
         return Sample(tuple(labels.shape), kind, counts, name=name, moments=moments, digest=digest)
 
 
-def _digest(image: Tensor) -> bytes:
+def digest_of(image: Tensor) -> bytes:
     """Return a hash of the size and pixels of an image."""
     pixels = image.contiguous().numpy()
     return hashlib.sha1(str(pixels.shape).encode() + pixels.data, usedforsecurity=False).digest()

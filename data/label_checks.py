@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from typing import Any
+from itertools import combinations, zip_longest
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .dataset import IGNORE_INDEX
 from .inspection import DatasetReport, inspect_dataset
+
+if TYPE_CHECKING:
+    from .object_inspection import ObjectReport
 
 # Patterns of the left in lower-case class names, and what stands for the right in its place
 _SIDES = (("left", "right"), (r"(?<![a-z])l(?![a-z])", "r"), ("links", "rechts"), ("linke", "rechte"), ("左", "右"))
@@ -98,6 +101,25 @@ def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
     return lines
 
 
+def differing_classes(classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for every entry after the first whose class names or their order differ from the first one's.
+
+    Args:
+        classes: the class names of each split, or of a checkpoint, by the name to show.
+    """
+    (first, known), *others = classes.items()
+    lines = []
+    for name, found in others:
+        for number, (one, other) in enumerate(zip_longest(known, found), 1):
+            if one != other:
+                lines.append(
+                    f"class {number} is {one or 'missing'} in {first} but {other or 'missing'} in {name}: both need "
+                    "the same classes in the same order, which in COCO's format is that of their ids"
+                )
+                break
+    return lines
+
+
 def unpaired_sides(classes: Sequence[str], transform: Mapping[str, Any]) -> list[str]:
     """Return a line if two classes seem to be the left and right of one thing, which mirror images mix up.
 
@@ -141,7 +163,7 @@ def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
     return ", ".join(name for name, here in zip(classes, chosen.tolist(), strict=True) if here)
 
 
-def shared_images(reports: Mapping[str, DatasetReport]) -> list[str]:
+def shared_images(reports: "Mapping[str, DatasetReport | ObjectReport]") -> list[str]:
     """Return one line for every two splits that contain images with the same pixels.
 
     Args:
@@ -153,6 +175,7 @@ def shared_images(reports: Mapping[str, DatasetReport]) -> list[str]:
         if same := sorted(images.keys() & others.keys(), key=lambda digest: images[digest]):
             lines.append(
                 f"images with the same pixels in {split} and {other}, which make scores too high: {len(same)}, such as "
-                f"{images[same[0]]} and {others[same[0]]}; remove the copies, or set dataset.group or dataset.lists"
+                f"{images[same[0]]} and {others[same[0]]}; remove the copies; dataset=folder also has dataset.group "
+                "and dataset.lists"
             )
     return lines

@@ -93,7 +93,7 @@ def _twin(module: torch.nn.Module) -> nnx.Module:
     raise ValueError(
         f"{type(module).__module__}.{type(module).__name__} has no JAX counterpart: JAX supports the backbones that "
         "docs/jax.md lists, such as timm's ResNets, EfficientNets and ConvNeXts, and this project's semantic "
-        "segmentation networks"
+        "segmentation networks except CE2P"
     )
 
 
