@@ -19,7 +19,8 @@ class ContextFeatures(nn.Module):
 
     Args:
         in_channels: width of the backbone's last features.
-        context: called with ``channels``; returns a module that preserves the shape (N, channels, h, w).
+        context: called with ``channels``; returns a module that preserves the shape (N, channels, h, w). None is
+            allowed if ``recurrence`` is 0.
         channels: width of the head; 512 in the paper.
         recurrence: R, the number of times the shared context module is applied.
         negative_slope: negative slope of the activations; 0 for plain ReLU, 0.01 for the authors' published weights.
@@ -32,7 +33,7 @@ class ContextFeatures(nn.Module):
         self,
         in_channels: int,
         *,
-        context: Callable[[int], nn.Module],
+        context: Callable[[int], nn.Module] | None,
         channels: int = 512,
         recurrence: int = 1,
         negative_slope: float = 0.0,
@@ -42,7 +43,9 @@ class ContextFeatures(nn.Module):
         self.context_channels = channels
         self.recurrence = recurrence
         self.reduce = conv_bn_relu(in_channels, channels, negative_slope=negative_slope)
-        self.context = context(channels) if recurrence else nn.Identity()
+        if recurrence and context is None:
+            raise ValueError(f"recurrence is {recurrence}, but context is null: set the module to apply")
+        self.context = context(channels) if context and recurrence else nn.Identity()
         self.project = conv_bn_relu(channels, channels, negative_slope=negative_slope)
         self.bottleneck = conv_bn_relu(in_channels + channels, channels, negative_slope=negative_slope)
 
@@ -76,7 +79,7 @@ class ContextHead(ContextFeatures, MainHead):
         in_channels: int,
         num_classes: int,
         *,
-        context: Callable[[int], nn.Module],
+        context: Callable[[int], nn.Module] | None,
         channels: int = 512,
         recurrence: int = 1,
         dropout: float = 0.1,

@@ -209,3 +209,13 @@ def test_check_data_supports_detection(tmp_path, run_entry):
     done = run_entry(*options, "dataset.val.split=val", "splits=[val]", "num_workers=0", ok=False)
     assert f"classes that occur nowhere in val: {CATEGORIES[0]['name']}" in done.stderr
     assert f"val: {broken} cannot be read as an image and may be truncated" in done.stderr
+
+
+def test_check_data_draws_labels_in_the_colours_of_the_legend(tmp_path, run_entry):
+    images, masks = write_binary(tmp_path, number=1)
+    colours = "dataset.palette=[[10,200,30],[250,20,240]]"
+    check(run_entry, images, masks, "dataset.values=[0,255]", colours, "samples=1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"all_classes.csv", "all_samples.png"}
+    pixels = np.array(Image.open(tmp_path / "run" / "all_samples.png").convert("RGB")).reshape(-1, 3)
+    for colour in ([10, 200, 30], [250, 20, 240]):
+        assert (pixels == colour).all(axis=-1).mean() > 0.1
