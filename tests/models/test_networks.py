@@ -172,6 +172,11 @@ def test_a_clips_last_frame_is_classified_by_its_first(recurrence, solved):
     assert loss < 0.35 if solved else loss > 0.65, loss  # chance level is log 2 = 0.69
 
 
+def test_axes_of_the_module_are_a_sequence():
+    with pytest.raises(ValueError, match=r"axes must be a sequence of integers, such as \(0, 1\), got 1"):
+        CrissCrossAttention(8, axes=1)
+
+
 @pytest.mark.parametrize("backend", ["reference", "auto", pytest.param("triton", marks=needs_interpreter)])
 def test_recomputed_projections_give_the_same_gradients(backend):
     """Recomputing query, key and value in the backward pass gives the same output and gradients up to rounding."""
