@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..criss_cross import CrissCrossAttention, RecurrentCrissCrossAttention
 from ..layers import check_recurrence, conv_bn_relu
 from .classifier import MainHead
 
@@ -52,10 +53,12 @@ class ContextFeatures(nn.Module):
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
         """Map (N, in_channels, h, w) to fused features and the context module's output, each (N, channels, h, w).
 
-        For clips of T = ``frames`` frames each, the batch axis holds all frames, clip by clip, and the context module
-        processes whole clips (N / T, channels, T, h, w).
+        For clips of T = ``frames`` frames each, the batch axis holds all frames, clip by clip. Criss-cross attention
+        processes whole clips (N / T, channels, T, h, w), and every other context module each frame independently.
         """
         context = self.reduce(features)
+        if not isinstance(self.context, CrissCrossAttention | RecurrentCrissCrossAttention):
+            frames = None
         if frames:
             context = rearrange(context, "(n t) c h w -> n c t h w", t=frames)
         for _ in range(self.recurrence):

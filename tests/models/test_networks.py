@@ -138,6 +138,17 @@ def test_frames_interact_only_in_the_attention():
         assert gradient.abs().sum(dim=(0, 1, 3, 4)).nonzero().flatten().tolist() == frames
 
 
+@pytest.mark.parametrize("name", ["nonlocal", "gcn", "hv", "hv_vh", "pspnet", "deeplabv3"])
+def test_other_context_modules_process_the_frames_independently(name):
+    model = create_model(name, num_classes=5, backbone="resnet10t", head__channels=16).eval()
+    for key, parameter in model.head.context.named_parameters():
+        if key.endswith("gamma"):
+            nn.init.ones_(parameter)
+    clip = torch.rand(2, 3, 3, 33, 41)
+    frames = model(clip.transpose(1, 2).flatten(0, 1))["out"].unflatten(0, (2, 3)).transpose(1, 2)
+    assert torch.allclose(model(clip)["out"], frames, atol=1e-5)
+
+
 def test_training_on_clips():
     model = create_model(
         "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, embedding_channels=4
