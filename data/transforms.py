@@ -138,6 +138,8 @@ class Flip:
     """
 
     def __init__(self, probability: float, pairs: Sequence[Sequence[int]] | None = None):
+        if not 0 <= probability <= 1:
+            raise ValueError(f"flip is {probability}: set it to a probability from 0 to 1")
         self.probability = probability
         self.swap = swapped_classes(256, pairs).to(torch.uint8) if pairs else None
 

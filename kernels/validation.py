@@ -53,7 +53,7 @@ def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> N
 
 def checked_position(position: Sequence[int], query: ArrayLike, channel_axis: int) -> tuple[int, ...]:
     """Return ``position``; raise ValueError unless it consists of one index per spatial axis, each inside the image."""
-    position = _integers("position", position)
+    position = integers("position", position)
     spatial = _without_channels(tuple(query.shape), channel_axis)[1:]
     if len(position) != len(spatial) or not all(0 <= p < s for p, s in zip(position, spatial, strict=True)):
         raise ValueError(f"position {position} is outside the image: pass one index per axis of {spatial}")
@@ -135,7 +135,7 @@ def _checked_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple
     known = range(len(spatial))
     if axes is None:
         return tuple(known)
-    axes = _integers("axes", axes)
+    axes = integers("axes", axes)
     if not axes or any(axis not in known for axis in axes) or len(set(axes)) < len(axes):
         raise ValueError(
             f"axes {axes} are invalid for {len(spatial)} spatial axes of sizes {spatial}: "
@@ -144,7 +144,7 @@ def _checked_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple
     return tuple(sorted(axes))
 
 
-def _integers(name: str, values: Sequence[int]) -> tuple[int, ...]:
+def integers(name: str, values: Sequence[int]) -> tuple[int, ...]:
     """Return a sequence of integers as a tuple; raise ValueError if it is anything else, such as traced values."""
     try:
         return tuple(index(value) for value in values)

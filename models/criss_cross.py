@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d
 
 from ..kernels import criss_cross_residual, recomputed_projection, split_channels
 from ..kernels.torch_ops import transforms
+from ..kernels.validation import integers
 from .layers import check_recurrence, residual_weight
 
 
@@ -52,7 +53,7 @@ class CrissCrossAttention(nn.Module):
         self.key_conv = nn.Conv2d(channels, query_channels, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = residual_weight(gamma)
-        self.axes = None if axes is None else tuple(axes)
+        self.axes = None if axes is None else integers("axes", axes)
         self.recompute = recompute
         self.backend = backend
 

@@ -35,6 +35,7 @@ _SETTINGS = {
     "learning rate": ("recipe.lr", "optimizer.algorithm.lr"),
     "learning rate factors": ("optimizer.lr_factors",),
     "weight decay": ("recipe.weight_decay", "optimizer.algorithm.weight_decay"),
+    "frames of a clip": ("dataset.frames",),
     "crop, H x W": ("recipe.train_transform.crop_size",),
     "scales": ("recipe.train_transform.scale",),
     "batch size": ("recipe.batch_size",),

@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 from ...conf import CONF
@@ -161,6 +162,9 @@ def _chooses_config(override: str) -> bool:
     parsed = _parsed(override)
     if parsed is None:
         return True
-    value = parsed.value()
-    names = value if isinstance(value, list) else [value]
-    return parsed.is_sweep_override() or isinstance(value, dict) or all(isinstance(name, str) for name in names)
+    value: Any = parsed.value()
+    for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+        names = choice if isinstance(choice, list) else [choice]
+        if any(name is None or isinstance(name, int | float | list) for name in names):
+            return False
+    return True

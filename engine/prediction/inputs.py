@@ -101,7 +101,8 @@ def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[st
 def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[InputImage]:
     """Return up to ``number`` images that precede image ``index`` and complete its clip.
 
-    The frames of a clip are in the same file or, if they are files themselves, in the same folder.
+    The frames of a clip are in the same file or, if they are files themselves, in the same folder, with names that
+    differ only in their numbers.
     """
     frames: list[InputImage] = []
     for image in reversed(images[max(index - number, 0) : index]):
@@ -112,7 +113,9 @@ def frames_before(images: Sequence[InputImage], index: int, number: int) -> list
 
 
 def _clip_of(image: InputImage) -> Path:
-    return image.path.parent if image.frame is None else image.path
+    if image.frame is not None:
+        return image.path
+    return image.path.with_name(re.sub(r"[0-9]+", "0", image.path.stem))
 
 
 class SkippedImages:

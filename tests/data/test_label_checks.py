@@ -236,3 +236,13 @@ def test_categories_that_differ_between_splits_are_an_error(tmp_path, run_entry)
         for done in (trained, checked):
             assert "class 1 is bar in train but" in done.stderr
             assert "Traceback" not in done.stderr
+
+
+def test_check_data_draws_labels_in_the_colours_of_the_legend(tmp_path, run_entry):
+    images, masks = write_binary(tmp_path, number=1)
+    colours = "dataset.palette=[[10,200,30],[250,20,240]]"
+    check(run_entry, images, masks, "dataset.values=[0,255]", colours, "samples=1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"all_classes.csv", "all_samples.png"}
+    pixels = np.array(Image.open(tmp_path / "run" / "all_samples.png").convert("RGB")).reshape(-1, 3)
+    for colour in ([10, 200, 30], [250, 20, 240]):
+        assert (pixels == colour).all(axis=-1).mean() > 0.1

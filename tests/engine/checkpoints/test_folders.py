@@ -93,6 +93,7 @@ def test_a_card_says_what_the_network_was_trained_on_and_how_well_it_does(folder
     data = " ".join(card.split())
     assert "Trained on the training split of CamVid" in data and "research use only" in data
     assert "| recurrence R | 2 |" in card and "| backbone | resnet10t |" in card
+    assert "frames of a clip" not in card
     assert "| Building | 60.00 | 60.00 |" in card and "| mean | 60.00 | 70.00 |" in card
 
 
@@ -129,8 +130,9 @@ def test_a_card_describes_the_task_and_the_images_of_its_network(network):
     backbone = saved.config["model"]["backbone"] | {"in_channels": 5}
     task = {"_target_": "ccnet.engine.evaluation.tasks.detection.Detection"}
     config = saved.config | {"model": saved.config["model"] | {"backbone": backbone}, "task": task}
-    config["dataset"] = config["dataset"] | {"value_range": [0, 4095]}
+    config["dataset"] = config["dataset"] | {"value_range": [0, 4095], "frames": 5}
     text = model_card(replace(saved, config=config), "street", record={})
+    assert "| frames of a clip | 5 |" in text
     assert 'predict("image.npy")\n```\n\nIt accepts NumPy arrays of shape (H, W, 5), and TIFFs with 5 bands\n' in text
     assert "\n\nIn images of more than 8 bits, 0 is black and 4095 is white.\n\n## Data" in text
     assert "finds objects of 11 classes in an image of 5 channels: Sky, " in text
