@@ -50,13 +50,15 @@ def main(config: DictConfig) -> None:
     data.check_root(config.dataset, splits)
     runtime.seed_everything(config.seed)
     folder = runtime.given_path(config.output)
+    if runtime.holds_run(folder):
+        raise ValueError(f"output={folder} holds a training run, whose tables would be replaced: set output=FOLDER")
     # Remove the files of an earlier run, which may have checked other splits or another data set.
     for split in dict.fromkeys([*splits, *map(str, config.dataset)]):
         for name in _files(folder, split):
             name.unlink(missing_ok=True)
     found = {split: _check_split(config, split, folder) for split in splits}
 
-    from ccnet.data.label_checks import absent_classes, shared_images
+    from ccnet.data.label_checks import absent_classes, differing_classes, shared_images
 
     problems = [problem for _, _, lines in found.values() for problem in lines]
     counts = {
@@ -64,11 +66,9 @@ def main(config: DictConfig) -> None:
         for split, (dataset, report, _) in found.items()
         if getattr(dataset, "has_labels", True) and report.sizes
     }
-    problems += absent_classes(counts, next(dataset.classes for dataset, *_ in found.values()))
-    read = {
-        split: cast(Any, report) for split, (dataset, report, _) in found.items() if hasattr(dataset, "read_labels")
-    }
-    for note in shared_images(read):
+    classes = {split: dataset.classes for split, (dataset, *_) in found.items()}
+    problems += differing_classes(classes) or absent_classes(counts, next(iter(classes.values())))
+    for note in shared_images({split: report for split, (_, report, _) in found.items()}):
         print(f"\nnote: {note}")
     print(f"\ntables and samples in {folder}")
     if problems:
@@ -165,14 +165,16 @@ def _draw_samples(path: Path, dataset: Any, config: DictConfig) -> None:
 
     augment = instantiate(config.recipe.train_transform)
     indices = torch.randperm(len(dataset))[: config.samples].sort().values.tolist()
-    columns = _label_columns if hasattr(dataset, "read_labels") else _object_columns
+    if hasattr(dataset, "read_labels"):
+        columns, titles = _label_columns, ("image", "labels", "augmented image", "augmented labels")
+    else:
+        columns, titles = _object_columns, ("image", "objects", "augmented", "augmented again")
     rows = [columns(dataset, index, augment) for index in indices]
-    titles = ("image", "labels", "augmented", "augmented again")
     drawing.save_samples(path, rows, titles, dataset.classes, dataset.palette)
 
 
-def _label_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.ndarray, np.ndarray | None]]":
-    """Return one (image (H, W, 3), labels (H, W) to draw over it, or None) per column of the sample figure."""
+def _label_columns(dataset: Any, index: int, augment: Any) -> "list[np.ndarray]":
+    """Return an image (H, W, 3) and its labels (H, W), before and after augmentation."""
     import torch
 
     from ccnet.data.inspection import still
@@ -180,22 +182,17 @@ def _label_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.nda
     from ccnet.data.transforms import as_float
 
     image, labels = dataset.read(index)
-    rgb = getattr(dataset, "rgb", None)
-    columns = [(image, None), (image, labels)]
-    for _ in range(2):
-        augmented, augmented_labels = augment(image, labels)
-        columns.append(((as_float(augmented) * 255).round().to(torch.uint8), augmented_labels))
-    return [
-        (
-            drawn_channels(still(picture, ndim=3), rgb).permute(1, 2, 0).numpy(),
-            None if labels is None else still(labels).numpy(),
-        )
-        for picture, labels in columns
-    ]
+    augmented, augmented_labels = augment(image, labels)
+    pixels = (as_float(augmented) * 255).round().to(torch.uint8)
+    columns = []
+    for picture, drawn in ((image, labels), (pixels, augmented_labels)):
+        rgb = drawn_channels(still(picture, ndim=3), getattr(dataset, "rgb", None))
+        columns += [rgb.permute(1, 2, 0).numpy(), still(drawn).numpy()]
+    return columns
 
 
-def _object_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.ndarray, None]]":
-    """Return one (image (H, W, 3), None) per column of the sample figure; all but the first show the objects."""
+def _object_columns(dataset: Any, index: int, augment: Any) -> "list[np.ndarray]":
+    """Return an image (H, W, 3), the same with its objects, and two augmented copies with theirs."""
     import torch
 
     from ccnet.data.reading.bands import drawn_channels
@@ -207,7 +204,7 @@ def _object_columns(dataset: Any, index: int, augment: Any) -> "list[tuple[np.nd
         augmented, objects = augment(image, target)
         pixels = drawn_channels((augmented * 255).round().to(torch.uint8), dataset.rgb)
         pictures.append(drawing.draw_objects(pixels, objects, dataset.classes))
-    return [(picture.as_subclass(torch.Tensor).permute(1, 2, 0).numpy(), None) for picture in pictures]
+    return [picture.as_subclass(torch.Tensor).permute(1, 2, 0).numpy() for picture in pictures]
 
 
 if __name__ == "__main__":

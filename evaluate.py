@@ -12,7 +12,7 @@ python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    publis
 Detection networks are scored by COCO AP, and their detections are saved in COCO's results format.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,8 +75,8 @@ def main(config: DictConfig) -> float:
             stem.parent.mkdir(parents=True, exist_ok=True)
 
         def write_prediction(index: int, labels: "Tensor") -> None:
-            for written in files:
-                written.write(index, labels)
+            for predictions in files:
+                predictions.write(index, labels)
 
         result = task.evaluate(
             framework.evaluated(_network(saved), bf16=bf16),
@@ -92,10 +92,7 @@ def main(config: DictConfig) -> float:
         if runtime.rank() == 0:
             about |= {"iteration": saved.iteration, "protocol": protocol_name, "images": len(dataset)}
             print(task.report(result, dataset, about))
-            with _writable(stem.parent):
-                print(task.write_report(stem, result, dataset, about))
-                for written in files:
-                    print(f"submission   {written.pack()}" if written.submission else f"masks        {written.folder}")
+            _write_results(task, result, dataset, stem, about, files)
     return result.scores.headline
 
 
@@ -211,6 +208,17 @@ def _prediction_files(config: DictConfig, stem: Path, dataset: "SegmentationData
     if config.submission:
         files.append(evaluation.PredictionFiles(Path(f"{stem}_submission"), dataset, submission=True))
     return files
+
+
+def _write_results(
+    task: "Task", result: Any, dataset: Any, stem: Path, about: dict[str, Any], files: Sequence["PredictionFiles"]
+) -> None:
+    """Write the scores, pack the predictions for a benchmark's server, and print the names of the files."""
+    with _writable(stem.parent):
+        print(task.write_report(stem, result, dataset, about))
+        for predictions in files:
+            submission = predictions.submission
+            print(f"submission   {predictions.pack()}" if submission else f"masks        {predictions.folder}")
 
 
 @contextmanager

@@ -113,9 +113,9 @@ def _segment(
         shown = images if len(images) == 1 else _tracked(images)
         for index, image in enumerate(shown):
             (output / image.name).parent.mkdir(parents=True, exist_ok=True)
-            made = skipped.attempt(image, functools.partial(maps.predicted, index))
-            if made is not None:
-                maps.write(image, made, video)
+            predicted = skipped.attempt(image, functools.partial(maps.predicted, index))
+            if predicted is not None:
+                maps.write(image, predicted, video)
     if video and video.fitted:
         print(f"{video.fitted} frames differ in size from the first one and were scaled to it in the video")
     if video_path:
@@ -131,7 +131,7 @@ def _check_alike(loaded: Sequence["Checkpoint"]) -> None:
     if any(saved.classes != loaded[0].classes for saved in loaded):
         raise ValueError("the checkpoints have different classes: compare networks trained on the same data set")
     formats = [(saved.channels, saved.value_range) for saved in loaded]
-    if any(found != formats[0] for found in formats):
+    if formats.count(formats[0]) < len(formats):
         raise ValueError(
             "the checkpoints read images differently, with backbone.in_channels and dataset.value_range of "
             f"{', '.join(f'{channels} and {limits}' for channels, limits in formats)}: predict them one at a time"
@@ -175,9 +175,9 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     skipped = prediction.SkippedImages()
     for image in _tracked(images):
         (output / image.name).parent.mkdir(parents=True, exist_ok=True)
-        made = skipped.attempt(image, functools.partial(files.predicted, image))
-        if made is not None:
-            files.write(image, made)
+        detected = skipped.attempt(image, functools.partial(files.predicted, image))
+        if detected is not None:
+            files.write(image, detected)
     least = evaluation.DRAWN_SCORE
     done = len(images) - skipped.number
     print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
@@ -192,16 +192,16 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     crop = saved.setting("recipe.train_transform.crop_size")
     config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)
     given = any(option.startswith("protocol") for option in runtime.given_overrides())
-    made = prediction.Predictor.of(
+    predictor = prediction.Predictor.of(
         saved,
         framework.evaluated(checkpoints.network(saved), bf16=config.bf16),
         device=framework.device,
         protocol=instantiate(config.protocol) if given else None,
         bf16=config.bf16,
     )
-    if config.logits and evaluation.averages_probabilities(made.protocol):
+    if config.logits and evaluation.averages_probabilities(predictor.protocol):
         raise ValueError("logits=true, but this protocol averages probabilities: set protocol.average=logits")
-    return made
+    return predictor
 
 
 def _tracked(images: Sequence["InputImage"]) -> Iterator["InputImage"]:

@@ -85,26 +85,23 @@ def _scores(config: DictConfig, saved: "Checkpoint", dataset: Any) -> Any:
     """Return the scores on the full validation set, with the run's own protocol and precision."""
     framework = training.choose_framework("torch", config.device)
     protocol, bf16 = saved.config.get("protocol"), saved.setting("bf16")
-    return (
-        evaluation.task_of(saved.config)
-        .evaluate(
-            framework.evaluated(checkpoints.network(saved), bf16=bf16),
-            dataset,
-            instantiate(protocol) if protocol else evaluation.Whole(),
-            device=framework.device,
-            bf16=bf16,
-            num_workers=config.num_workers,
-        )
-        .scores
+    result = evaluation.task_of(saved.config).evaluate(
+        framework.evaluated(checkpoints.network(saved), bf16=bf16),
+        dataset,
+        instantiate(protocol) if protocol else evaluation.Whole(),
+        device=framework.device,
+        bf16=bf16,
+        num_workers=config.num_workers,
     )
+    return result.scores
 
 
 def _record(config: DictConfig, path: Path) -> dict[str, Any]:
     """Return the record of the training in the run's result.json; values on the command line take precedence."""
     result = path.parent / "result.json"
-    found = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+    recorded = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
     given = {name: str(config[name]) for name in ("commit", "machine") if config[name] is not None}
-    return checkpoints.record_of(found) | given
+    return checkpoints.record_of(recorded) | given
 
 
 if __name__ == "__main__":

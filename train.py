@@ -29,6 +29,7 @@ from ccnet.engine import checkpoints, evaluation, guards, resuming, runtime, swe
 from ccnet.engine.commands.arguments import accepted, check_overrides
 from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
+from ccnet.engine.commands.similar_options import similar_options
 from ccnet.models.factory import compose_conf
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(config: DictConfig) -> float | None:
 
     A run without a score returns None, which tells a search that the trial has failed.
     """
-    return _started(config, Path(HydraConfig.get().runtime.output_dir))
+    return _start_run(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 def run(*overrides: str, folder: str | Path) -> float | None:
@@ -74,10 +75,11 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         )
     try:
         with runtime.as_command_line(overrides):
-            return _started(compose_conf([*overrides], "config"), runtime.given_path(folder))
+            return _start_run(compose_conf([*overrides], "config"), runtime.given_path(folder))
     except HydraException as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        raise ValueError(str(cause or error)) from error
+        hint = similar_options(overrides, "config")
+        raise ValueError("\n".join(filter(None, [str(cause or error), hint]))) from error
     except runtime.Stopped as stopped:
         if stopped.received == "SIGINT":
             raise KeyboardInterrupt from None
@@ -98,7 +100,7 @@ def _check_called(overrides: Sequence[object]) -> None:
             )
 
 
-def _started(config: DictConfig, folder: Path) -> float | None:
+def _start_run(config: DictConfig, folder: Path) -> float | None:
     """Start or resume the run of a composed configuration; `folder` is the output folder of a new run."""
     guards.refuse_environment(config)
     if config.resume in (None, "auto"):  # resume=FOLDER uses the checkpoint's data set
@@ -135,8 +137,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     runtime.seed_everything(config.seed)
 
     task = instantiate(config.task)
-    train_set, val_set, doubts = _data_sets(config, task)
-    asked = config
+    train_set, val_set, warnings = _data_sets(config, task)
+    requested = config
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, classes=train_set.classes)
     _check_network(config, task, model, train_set)
@@ -146,7 +148,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     training.freeze(config, model)
     optimizer = training.make_optimizer(config, model)
     schedule = training.make_schedule(config, optimizer)
-    identity = resuming.identify(asked, saved, train_set, val_set)
+    identity = resuming.identify(requested, saved, train_set, val_set)
     ema = training.AveragedWeights(model, config.ema) if config.ema is not None else None
     state = training.TrainingState(model, optimizer, schedule, identity, ema=ema, began=began)
     cost = task.cost(model, config)
@@ -175,7 +177,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
             request=request,
         )
         run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
-        for line in doubts:
+        for line in warnings:
             run.say(f"warning: {line}")
         run.fit()
     _finish(run, cost)
@@ -193,10 +195,12 @@ def _checked_framework(config: DictConfig, folder: Path) -> "training.Framework"
 
 def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.ImageDataset, data.ImageDataset, list[str]]":
     """Return the training and validation sets, with warnings from a first look at their labels."""
-    from ccnet.data.label_checks import unpaired_sides
+    from ccnet.data.label_checks import differing_classes, unpaired_sides
 
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
+    if differing := differing_classes({"train": train_set.classes, "val": val_set.classes}):
+        raise ValueError(differing[0])
     return (
         train_set,
         val_set,

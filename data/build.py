@@ -44,5 +44,5 @@ def label_format(config: Mapping[str, Any], classes: Sequence[str]) -> LabelForm
     nodes = (node for node in config.values() if isinstance(node, Mapping) and "_target_" in node)
     options = dict(config.get("val") or next(nodes, {}))
     dataset = get_object(options.pop("_target_", f"{__package__}.image_pairs.ImagePairs"))
-    found = getattr(dataset, "label_format", ImagePairs.label_format)
-    return found(classes, **{name: value for name, value in options.items() if name != "classes"})
+    of_dataset = getattr(dataset, "label_format", ImagePairs.label_format)
+    return of_dataset(classes, **{name: value for name, value in options.items() if name != "classes"})

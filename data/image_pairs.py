@@ -14,8 +14,7 @@ from .dataset import IGNORE_INDEX
 from .reading.bands import check_channels
 from .reading.grey_levels import check_value_range
 from .reading.image_files import read_image
-from .reading.label_files import LabelFormat, LabelReader
-from .reading.label_sizes import check_label_size
+from .reading.label_files import LabelFormat, LabelReader, check_label_size
 from .reading.label_values import Value
 
 # Maps uint8 image (C, H, W) and labels (H, W) to a transformed pair; clips are (T, 3, H, W) and (T, H, W).

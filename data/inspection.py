@@ -167,8 +167,8 @@ def inspect_dataset(
     chosen = range(len(dataset)) if indices is None else indices
     samples = _Inspected(dataset, chosen, labels_only)
     loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for found in loader if track is None else track(loader, len(samples)):
-        report.add(found)
+    for sample in loader if track is None else track(loader, len(samples)):
+        report.add(sample)
     return report
 
 
@@ -200,11 +200,11 @@ class _Inspected(Dataset):
         counts = np.bincount(labels.numpy().ravel(), minlength=_VALUES)
         if pixels is None:
             return Sample(tuple(labels.shape), kind, counts)
-        name, moments, digest = self.dataset.name(index), _moments(pixels), _digest(pixels)
+        name, moments, digest = self.dataset.name(index), _moments(pixels), digest_of(pixels)
         return Sample(tuple(labels.shape), kind, counts, name=name, moments=moments, digest=digest)
 
 
-def _digest(image: Tensor) -> bytes:
+def digest_of(image: Tensor) -> bytes:
     """Return a hash of the size and pixels of an image."""
     pixels = image.contiguous().numpy()
     return hashlib.sha1(str(pixels.shape).encode() + pixels.data, usedforsecurity=False).digest()

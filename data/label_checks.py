@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from typing import Any
+from itertools import combinations, zip_longest
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .dataset import IGNORE_INDEX
 from .inspection import DatasetReport, inspect_dataset
+
+if TYPE_CHECKING:
+    from .object_inspection import ObjectReport
 
 # Patterns of the left in lower-case class names, and what stands for the right in its place
 _SIDES = (("left", "right"), (r"(?<![a-z])l(?![a-z])", "r"), ("links", "rechts"), ("linke", "rechte"), ("左", "右"))
@@ -35,8 +38,8 @@ def first_look(dataset: Any, split: str, *, skip_broken: int = 0) -> list[str]:
     if report.unknown:
         raise ValueError(unknown_values(report, split) + "; check_data.py lists them all")
     if len(report.problems) > skip_broken:
-        others = f" ({len(report.problems)} of {number} label images that were checked)" * (len(report.problems) > 1)
-        raise ValueError(f"{split}: {report.problems[0]}{others}")
+        checked = f" ({len(report.problems)} of {number} label images that were checked)" * (len(report.problems) > 1)
+        raise ValueError(f"{split}: {report.problems[0]}{checked}")
     lines = [*(f"{split}: {problem}" for problem in report.problems), *label_problems(dataset, report, split)]
     absent = [name for name, pixels in zip(dataset.classes, report.pixels, strict=False) if not pixels]
     # Unless every mask was read, classes may be missing from the few masks by chance.
@@ -87,14 +90,33 @@ def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> 
     """
     if not counts:
         return []
-    found = {split: numbers > 0 for split, numbers in counts.items()}
-    anywhere = np.asarray(np.stack([*found.values()]).any(axis=0))
-    untrained = np.asarray(anywhere & ~found.get("train", anywhere))
+    occurs = {split: numbers > 0 for split, numbers in counts.items()}
+    anywhere = np.asarray(np.stack([*occurs.values()]).any(axis=0))
+    untrained = np.asarray(anywhere & ~occurs.get("train", anywhere))
     lines = []
     if not anywhere.all():
         lines.append(f"classes that occur nowhere in {', '.join(counts)}: {_named(classes, np.asarray(~anywhere))}")
     if untrained.any():
         lines.append(f"classes that do not occur in train and cannot be learned: {_named(classes, untrained)}")
+    return lines
+
+
+def differing_classes(classes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for every entry after the first whose class names or their order differ from the first one's.
+
+    Args:
+        classes: the class names of each split, or of a checkpoint, by the name to show.
+    """
+    (first, known), *others = classes.items()
+    lines = []
+    for name, found in others:
+        for number, (one, other) in enumerate(zip_longest(known, found), 1):
+            if one != other:
+                lines.append(
+                    f"class {number} is {one or 'missing'} in {first} but {other or 'missing'} in {name}: both need "
+                    "the same classes in the same order, which in COCO's format is that of their ids"
+                )
+                break
     return lines
 
 
@@ -118,21 +140,21 @@ def unpaired_sides(classes: Sequence[str], transform: Mapping[str, Any]) -> list
                 f"dataset.flip_pairs contains {list(pair)}: set pairs of class numbers from 0 to {len(classes) - 1}"
             )
     names = [str(name).lower() for name in classes]
-    found = {
+    mirrored_pairs = {
         (index, names.index(mirrored))
         for left, right in _SIDES
         for index, name in enumerate(names)
         if (mirrored := re.sub(left, right, name)) != name and mirrored in names
     }
-    missing = sorted(found - {(one, other) for pair in pairs for one, other in (pair, pair[::-1])})
+    missing = sorted(mirrored_pairs - {tuple(order) for pair in pairs for order in (pair, pair[::-1])})
     if not missing:
         return []
-    one, other = missing[0]
+    left_class, right_class = (classes[index] for index in missing[0])
     listed = str([list(pair) for pair in missing]).replace(" ", "")
     # The transform of objects cannot swap classes, and recipes of data sets without sides have no such option.
     swap = f"dataset.flip_pairs={listed} to swap the classes as well, or " if "flip_pairs" in transform else ""
     return [
-        f"train: half of the images are mirrored, which turns {classes[one]} into {classes[other]}: set {swap}"
+        f"train: half of the images are mirrored, which turns {left_class} into {right_class}: set {swap}"
         "++recipe.train_transform.flip=0"
     ]
 
@@ -141,7 +163,7 @@ def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
     return ", ".join(name for name, here in zip(classes, chosen.tolist(), strict=True) if here)
 
 
-def shared_images(reports: Mapping[str, DatasetReport]) -> list[str]:
+def shared_images(reports: "Mapping[str, DatasetReport | ObjectReport]") -> list[str]:
     """Return one line for every two splits that contain images with the same pixels.
 
     Args:
@@ -153,6 +175,7 @@ def shared_images(reports: Mapping[str, DatasetReport]) -> list[str]:
         if same := sorted(images.keys() & others.keys(), key=lambda digest: images[digest]):
             lines.append(
                 f"images with the same pixels in {split} and {other}, which make scores too high: {len(same)}, such as "
-                f"{images[same[0]]} and {others[same[0]]}; remove the copies, or set dataset.group or dataset.lists"
+                f"{images[same[0]]} and {others[same[0]]}; remove the copies; dataset=folder also has dataset.group "
+                "and dataset.lists"
             )
     return lines

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from .inspection import Track
+from .inspection import Track, digest_of
 from .reading.image_files import describe
 from .sets.coco import Coco
 
@@ -21,12 +21,16 @@ class ObjectSample(NamedTuple):
         kind: the bit depth and mode of the image file; None if it cannot be read.
         labels: the labels of the objects in it, from 1 to K.
         problem: why the sample is unusable, or None.
+        name: the name of the sample if its image was read.
+        digest: a hash of the pixels of the image; None if it was not read.
     """
 
     size: tuple[int, ...] | None = None
     kind: str | None = None
     labels: Sequence[int] = ()
     problem: str | None = None
+    name: str = ""
+    digest: bytes | None = None
 
 
 @dataclass
@@ -39,6 +43,7 @@ class ObjectReport:
         objects: the number of objects with each label.
         images_with: the number of images that contain each label.
         problems: one line per unusable sample.
+        images: the name of the last image with these pixels, by their hash.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -46,6 +51,7 @@ class ObjectReport:
     objects: Counter[int] = field(default_factory=Counter)
     images_with: Counter[int] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    images: dict[bytes, str] = field(default_factory=dict)
 
     @property
     def invalid(self) -> int:
@@ -62,6 +68,8 @@ class ObjectReport:
         self.sizes[sample.size] += 1
         self.objects.update(sample.labels)
         self.images_with.update(set(sample.labels))
+        if sample.digest is not None:
+            self.images[sample.digest] = sample.name
 
     def counts(self, number: int) -> np.ndarray:
         """Return the number of objects of each of the K classes, int64 (K,)."""
@@ -100,7 +108,8 @@ class _Inspected(Dataset):
             image, target = self.dataset[index]
         except (ValueError, OSError) as error:
             return ObjectSample(kind=kind, problem=str(error))
-        return ObjectSample(tuple(image.shape[-2:]), kind, target["labels"].tolist())
+        name, digest = self.dataset.name(index), digest_of(image)
+        return ObjectSample(tuple(image.shape[-2:]), kind, target["labels"].tolist(), name=name, digest=digest)
 
 
 def _unchanged(item: Any) -> Any:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from .dataset import ImageDataset
 from .loader import Loader
-from .reading.image_files import UnreadableImage
+from .reading.errors import UnreadableImage
 
 
 class TrainingSampler(Sampler[tuple[int, int]]):

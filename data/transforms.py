@@ -138,6 +138,8 @@ class Flip:
     """
 
     def __init__(self, probability: float, pairs: Sequence[Sequence[int]] | None = None):
+        if not 0 <= probability <= 1:
+            raise ValueError(f"flip is {probability}: set it to a probability from 0 to 1")
         self.probability = probability
         self.swap = swapped_classes(256, pairs).to(torch.uint8) if pairs else None
 
@@ -167,10 +169,10 @@ def swapped_classes(number: int, pairs: Sequence[Sequence[int]]) -> Tensor:
             f"flip_pairs is {[list(pair) for pair in pairs]}: set pairs of two classes, each class in one pair only"
         )
     swap = torch.arange(number)
-    for one, other in pairs:
-        if not (0 <= one < number and 0 <= other < number):
-            raise ValueError(f"flip_pairs contains {one} and {other}: classes must be from 0 to {number - 1}")
-        swap[one], swap[other] = other, one
+    for first, second in pairs:
+        if not (0 <= first < number and 0 <= second < number):
+            raise ValueError(f"flip_pairs contains {first} and {second}: classes must be from 0 to {number - 1}")
+        swap[first], swap[second] = second, first
     return swap
 
 

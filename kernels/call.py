@@ -57,5 +57,5 @@ class Call(NamedTuple, Generic[Array]):
 
     def arrays(self) -> tuple[Array, ...]:
         """Return the arrays that the call has, in the order query, key, value, residual, gamma."""
-        given = self.query, self.key, self.value, self.residual, self.gamma
-        return tuple(array for array in given if array is not None)
+        fields = self.query, self.key, self.value, self.residual, self.gamma
+        return tuple(array for array in fields if array is not None)

@@ -53,7 +53,7 @@ def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> N
 
 def checked_position(position: Sequence[int], query: ArrayLike, channel_axis: int) -> tuple[int, ...]:
     """Return ``position``; raise ValueError unless it consists of one index per spatial axis, each inside the image."""
-    position = _integers("position", position)
+    position = integers("position", position)
     spatial = _without_channels(tuple(query.shape), channel_axis)[1:]
     if len(position) != len(spatial) or not all(0 <= p < s for p, s in zip(position, spatial, strict=True)):
         raise ValueError(f"position {position} is outside the image: pass one index per axis of {spatial}")
@@ -92,8 +92,8 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
         raise ValueError(f"query and key must have the same shape, got {_shapes(arrays)}")
     batch_and_space = _without_channels(shape, channel_axis)
     for array in arrays.values():
-        other = tuple(array.shape)
-        if len(other) != len(shape) or _without_channels(other, channel_axis) != batch_and_space:
+        own_shape = tuple(array.shape)
+        if len(own_shape) != len(shape) or _without_channels(own_shape, channel_axis) != batch_and_space:
             raise ValueError(
                 f"query, key and value must agree in N and S of {layout}, got {_shapes(arrays)}"
                 + _hint(arrays, channel_axis)
@@ -135,7 +135,7 @@ def _checked_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple
     known = range(len(spatial))
     if axes is None:
         return tuple(known)
-    axes = _integers("axes", axes)
+    axes = integers("axes", axes)
     if not axes or any(axis not in known for axis in axes) or len(set(axes)) < len(axes):
         raise ValueError(
             f"axes {axes} are invalid for {len(spatial)} spatial axes of sizes {spatial}: "
@@ -144,7 +144,7 @@ def _checked_axes(axes: Sequence[int] | None, spatial: tuple[int, ...]) -> tuple
     return tuple(sorted(axes))
 
 
-def _integers(name: str, values: Sequence[int]) -> tuple[int, ...]:
+def integers(name: str, values: Sequence[int]) -> tuple[int, ...]:
     """Return a sequence of integers as a tuple; raise ValueError if it is anything else, such as traced values."""
     try:
         return tuple(index(value) for value in values)

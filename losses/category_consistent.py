@@ -72,14 +72,7 @@ def category_consistent_loss(
     Raises:
         ValueError: the sizes differ or ``distance`` is unknown; on the CPU, also if a label is outside [0, 255].
     """
-    if labels.shape != embedding.shape[:1] + embedding.shape[2:]:
-        raise ValueError(
-            f"labels {tuple(labels.shape)} must match the size of the embedding {tuple(embedding.shape)}: "
-            "resize them with ccnet.losses.label_resizing.nearest_labels"
-        )
-    if distance not in ("piecewise", "quadratic"):
-        raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
-
+    _check(embedding, labels, distance)
     pixels = at_least_float32(rearrange(embedding, "n e ... -> (n ...) e"))
     labels = labels.reshape(-1)
     valid = labels != ignore_index
@@ -91,22 +84,28 @@ def category_consistent_loss(
 
     counts = total(segment_sum(weight, index, _BINS))
     present = cast(counts > 0, pixels.dtype)
-    number = present.sum()
-    per_pixel = weight / counts.clip(min=1)[index]  # sums to 1 over each class
-    means = total(segment_sum(pixels * per_pixel[:, None], index, _BINS))
+    number = present.sum().clip(min=1)
+    share = weight / counts.clip(min=1)[index]  # sums to 1 over each class
+    means = total(segment_sum(pixels * share[:, None], index, _BINS))
 
-    pull = _phi(_norm(pixels - means[index]), distance, delta_v, delta_d)
-    variance = total((pull * per_pixel).sum()) / number.clip(min=1)
-
-    apart = _norm(means[:, None] - means[None])  # (K, K)
-    classes = arange(_BINS, like=pixels)
-    pairs = present[:, None] * present[None] * (classes[:, None] != classes[None])
-    push = (2 * delta_d - apart).clip(min=0) ** 2
-    between = (push * pairs).sum() / (number * (number - 1)).clip(min=1)
-
-    size = (_norm(means) * present).sum() / number.clip(min=1)
-    terms = alpha * variance + beta * between + gamma * size, variance, between, size
+    to_mean = _norm(pixels - means[index])
+    variance = total((_phi(to_mean, distance, delta_v, delta_d) * share).sum()) / number
+    repulsion = _repulsion(means, present, 2 * delta_d)
+    regularization = (_norm(means) * present).sum() / number
+    loss = alpha * variance + beta * repulsion + gamma * regularization
+    terms = loss, variance, repulsion, regularization
     return CategoryConsistentLoss(*(terms if sync else map(mean_over_processes, terms)))
+
+
+def _check(embedding: Array, labels: Array, distance: str) -> None:
+    """Raise ValueError unless the labels have the size of the embedding and ``distance`` is known."""
+    if labels.shape != embedding.shape[:1] + embedding.shape[2:]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} must match the size of the embedding {tuple(embedding.shape)}: "
+            "resize them with ccnet.losses.label_resizing.nearest_labels"
+        )
+    if distance not in ("piecewise", "quadratic"):
+        raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
 
 
 def _bins(labels: Array, valid: Array) -> Array:
@@ -128,6 +127,14 @@ def _phi(to_mean: Array, distance: str, delta_v: float, delta_d: float) -> Array
         return quadratic
     linear = to_mean - delta_d + (delta_d - delta_v) ** 2
     return namespace(to_mean).where(to_mean > delta_d, linear, quadratic)
+
+
+def _repulsion(means: Array, present: Array, margin: float) -> Array:
+    """Return the mean of max(margin - |mu_a - mu_b|, 0)^2 over the pairs of classes that are present."""
+    distances = _norm(means[:, None] - means[None])  # (K, K)
+    classes = arange(_BINS, like=means)
+    pairs = present[:, None] * present[None] * (classes[:, None] != classes[None])
+    return ((margin - distances).clip(min=0) ** 2 * pairs).sum() / pairs.sum().clip(min=1)
 
 
 def _norm(vectors: Array) -> Array:

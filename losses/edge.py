@@ -25,21 +25,18 @@ def edge_targets(labels: Tensor, *, ignore_index: int = 255) -> Tensor:
         (N, H, W) int64 on the device of ``labels``, computed without a device synchronisation.
     """
     valid = labels != ignore_index
-
-    def changes(one: tuple[slice, slice], other: tuple[slice, slice]) -> Tensor:
-        return (labels[:, *one] != labels[:, *other]) & valid[:, *one] & valid[:, *other]
-
+    edges = torch.zeros_like(valid)
     every, after, before = slice(None), slice(1, None), slice(None, -1)
-    marked = torch.zeros_like(valid)
-    for one, other in (
+    for pixel, neighbour in (
         ((after, every), (before, every)),
         ((every, before), (every, after)),
         ((before, before), (after, after)),
         ((before, after), (after, before)),
     ):
-        marked[:, *one] |= changes(one, other)
-    grown = max_pool2d(marked.float(), _DILATION, stride=1, padding=_DILATION // 2).long()
-    return grown.masked_fill(~valid, ignore_index)
+        differ = labels[:, *pixel] != labels[:, *neighbour]
+        edges[:, *pixel] |= differ & valid[:, *pixel] & valid[:, *neighbour]
+    dilated = max_pool2d(edges.float(), _DILATION, stride=1, padding=_DILATION // 2).long()
+    return dilated.masked_fill(~valid, ignore_index)
 
 
 def balanced_edge_loss(logits: Tensor, edges: Tensor, *, ignore_index: int = 255) -> Tensor:

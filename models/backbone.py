@@ -72,17 +72,18 @@ class TimmBackbone(nn.Module):
         self.net = _build(name, output_stride, tuple(out_indices), in_channels, pretrained and weights is None)
         self.in_channels = in_channels
         self.channels = list(self.net.feature_info.channels())
-        known: dict[str, tuple[float, ...]] = {key: tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std")}
-        given = {"mean": mean, "std": std}
-        usual = {key: _statistics(key, given[key], known[key], in_channels) for key in known}
+        settings, config = {"mean": mean, "std": std}, self.net.pretrained_cfg
+        default = [_statistics(key, value, config[key], in_channels) for key, value in settings.items()]
+        self.mean, self.std = default
         if weights is not None:
             state = read_weights(name, Path(weights).expanduser())
             load_weights(self.net, name, weights, state)
-            if known.keys() <= state.keys():  # the checkpoint of a run
-                known = {key: tuple(float(value) for value in state[key].flatten()) for key in known}
-        found = {key: _statistics(key, given[key], known[key], in_channels) for key in known}
-        self.mean, self.std = found["mean"], found["std"]
-        pairs = [pair for key in known for pair in zip(found[key], usual[key], strict=True)]
+            if settings.keys() <= state.keys():  # the checkpoint of a run
+                stored = {key: [float(value) for value in state[key].flatten()] for key in settings}
+                self.mean, self.std = (
+                    _statistics(key, value, stored[key], in_channels) for key, value in settings.items()
+                )
+        pairs = zip((*self.mean, *self.std), (*default[0], *default[1]), strict=True)
         self.from_weights = not all(math.isclose(*pair, rel_tol=1e-5) for pair in pairs)  # a run stores float32
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -90,18 +91,21 @@ class TimmBackbone(nn.Module):
         return self.net(image)
 
 
-def _statistics(name: str, given: Sequence[float] | None, known: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return the per-channel mean or standard deviation: as given, or else adapted from that of the weights."""
-    if given is None:
-        if len(known) == channels:
-            return known
-        return (sum(known) / len(known),) if channels == 1 else tuple(known[i % len(known)] for i in range(channels))
-    if len(given) != channels or (name == "std" and min(given) <= 0):
+def _statistics(
+    name: str, setting: Sequence[float] | None, of_weights: Sequence[float], channels: int
+) -> tuple[float, ...]:
+    """Return the per-channel mean or standard deviation: the setting, or else that of the weights, adapted."""
+    if setting is None:
+        number = len(of_weights)
+        if channels == 1 != number:
+            return (sum(of_weights) / number,)
+        return tuple(of_weights[index % number] for index in range(channels))
+    if len(setting) != channels or (name == "std" and min(setting) <= 0):
         raise ValueError(
-            f"backbone.{name}={list(given)}: set one number per channel, of which there are in_channels={channels}"
+            f"backbone.{name}={list(setting)}: set one number per channel, of which there are in_channels={channels}"
             + (", all above 0" if name == "std" else "")
         )
-    return tuple(given)
+    return tuple(setting)
 
 
 def _build(name: str, output_stride: int, out_indices: tuple[int, ...], in_channels: int, pretrained: bool) -> Any:

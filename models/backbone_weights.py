@@ -58,25 +58,28 @@ def load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, T
     """
     own = net.state_dict()
     first = f"{_first_layer(net)}.weight"
-    if first in own and (found := state.get(_timm_name(first))) is not None and found.ndim == 4 and found.shape[1] == 3:
-        state |= {_timm_name(first): adapt_input_conv(own[first].shape[1], found)}
     stored = state.get(_timm_name(first))
-    if first in own and stored is not None and stored.ndim == 4 and stored.shape[1] != own[first].shape[1]:
-        raise ValueError(
-            f"{path} has weights for images of {stored.shape[1]} channels, but backbone.in_channels="
-            f"{own[first].shape[1]}: set backbone.in_channels={stored.shape[1]}, or choose other weights"
-        )
-    wrong = [
+    if first in own and stored is not None and stored.ndim == 4:
+        channels, has = own[first].shape[1], stored.shape[1]
+        if has == 3:
+            state |= {_timm_name(first): adapt_input_conv(channels, stored)}
+        elif has != channels:
+            raise ValueError(
+                f"{path} has weights for images of {has} channels, but backbone.in_channels={channels}: set "
+                f"backbone.in_channels={has}, or choose other weights"
+            )
+    found = {key: state.get(_timm_name(key)) for key in own}
+    lacking = [
         f"{key} {tuple(tensor.shape)}"
         for key, tensor in own.items()
-        if not key.endswith(_COUNTER) and ((found := state.get(_timm_name(key))) is None or found.shape != tensor.shape)
+        if not key.endswith(_COUNTER) and ((stored := found[key]) is None or stored.shape != tensor.shape)
     ]
-    if wrong:
+    if lacking:
         raise ValueError(
-            f"{path} does not contain the weights of timm's {name}: {len(wrong)} of {len(own)} tensors are "
-            f"missing or have another shape, starting with {', '.join(wrong[:3])}"
+            f"{path} does not contain the weights of timm's {name}: {len(lacking)} of {len(own)} tensors are "
+            f"missing or have another shape, starting with {', '.join(lacking[:3])}"
         )
-    net.load_state_dict({key: state.get(_timm_name(key), tensor) for key, tensor in own.items()})
+    net.load_state_dict({key: tensor if found[key] is None else found[key] for key, tensor in own.items()})
 
 
 def _first_layer(net: Any) -> str:

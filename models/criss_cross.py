@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d
 
 from ..kernels import criss_cross_residual, recomputed_projection, split_channels
 from ..kernels.torch_ops import transforms
+from ..kernels.validation import integers
 from .layers import check_recurrence, residual_weight
 
 
@@ -52,7 +53,7 @@ class CrissCrossAttention(nn.Module):
         self.key_conv = nn.Conv2d(channels, query_channels, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = residual_weight(gamma)
-        self.axes = None if axes is None else tuple(axes)
+        self.axes = None if axes is None else integers("axes", axes)
         self.recompute = recompute
         self.backend = backend
 
@@ -65,7 +66,7 @@ class CrissCrossAttention(nn.Module):
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
         gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
         if not all(map(_is_plain, convolutions)):
-            query, key, value = (_applied(conv, x) for conv in convolutions)
+            query, key, value = (_apply_as_image(conv, x) for conv in convolutions)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
         if not 3 <= x.ndim <= 5 or x.shape[1] != self.value_conv.in_channels:
             raise ValueError(
@@ -102,7 +103,7 @@ def _is_plain(conv: nn.Module) -> bool:
     )
 
 
-def _applied(conv: nn.Module, x: Tensor) -> Tensor:
+def _apply_as_image(conv: nn.Module, x: Tensor) -> Tensor:
     """Apply a two-dimensional module without padding to (N, C, *S), whose spatial axes it views as two."""
     if x.ndim == 4:
         return conv(x)

@@ -71,12 +71,12 @@ def create_model(
     config = compose_conf(
         [
             f"+model={name}",
-            *_backbone(backbone, pretrained),
+            *_backbone_overrides(backbone, pretrained),
             f"+num_classes={num_classes}",
             *(f"model/{group}={_file(group, value)}" for group, value in files.items()),
         ]
     )
-    network = build(_changed(config, name, settings).model)
+    network = build(_with_settings(config, name, settings).model)
     if framework == "torch":
         return network
     from .nnx import twin
@@ -98,8 +98,8 @@ def build(
     Raises:
         ValueError: the network is far larger than ``holding`` allows.
     """
-    resolved = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
-    node = cast(dict[str, Any], resolved)
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    node = cast(dict[str, Any], plain)
     if num_classes is not None:
         node = with_classes(node, num_classes)
     with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # timm builds full backbones, then prunes them
@@ -108,33 +108,32 @@ def build(
 
 def with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
     """Return a copy of a ``model`` node in which the network and its heads have ``number`` classes."""
-    made: dict[str, Any] = node | ({"num_classes": number} if "num_classes" in node else {})
-    for key in ("head", "aux_head"):
-        if isinstance(made.get(key), dict):
-            made = made | {key: made[key] | {"num_classes": number}}
-    return made
+    heads = {
+        key: node[key] | {"num_classes": number} for key in ("head", "aux_head") if isinstance(node.get(key), dict)
+    }
+    return node | heads | ({"num_classes": number} if "num_classes" in node else {})
 
 
 @contextmanager
-def _at_most(numbers: int | None) -> Generator[None]:
-    """Raise ValueError as soon as the modules built in the ``with`` block hold more than ``numbers`` values.
+def _at_most(most: int | None) -> Generator[None]:
+    """Raise ValueError as soon as the modules built in the ``with`` block hold more than ``most`` values.
 
     Tensors are counted after their allocation, which suffices: they take up no physical memory until they are written.
     """
     from torch.nn.modules import module as registration
 
-    if numbers is None:
+    if most is None:
         yield
         return
-    found, builder = 0, threading.get_ident()
+    total, builder = 0, threading.get_ident()
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal found
+        nonlocal total
         if tensor is None or threading.get_ident() != builder:  # hooks are global to all threads
             return
-        found += tensor.numel()
-        if found > numbers:
-            raise ValueError(f"its config describes a network far larger than its weights: at least {found} values")
+        total += tensor.numel()
+        if total > most:
+            raise ValueError(f"its config describes a network far larger than its weights: at least {total} values")
 
     hooks = [
         registration.register_module_parameter_registration_hook(count),
@@ -166,23 +165,23 @@ def compose_conf(overrides: list[str], name: str | None = None) -> DictConfig:
     return config
 
 
-def _backbone(name: str, pretrained: bool) -> list[str]:
+def _backbone_overrides(name: str, pretrained: bool) -> list[str]:
     """Return the overrides that select the file ``name`` in ``conf/backbone``, or else the timm model ``name``."""
     named = name in _choices("backbone")
     chosen = [f"+backbone={name}"] if named else ["+backbone=timm", f"backbone.name={name}"]
     return [*chosen, f"backbone.pretrained={pretrained}"]
 
 
-def _changed(config: DictConfig, name: str, settings: Mapping[str, Any]) -> DictConfig:
+def _with_settings(config: DictConfig, name: str, settings: Mapping[str, Any]) -> DictConfig:
     """Return a copy of ``config`` with ``settings`` applied to its ``model`` node."""
-    made = config.copy()
-    made.model = OmegaConf.to_container(config.model, resolve=True)  # interpolated nodes cannot be changed
+    changed = config.copy()
+    changed.model = OmegaConf.to_container(config.model, resolve=True)  # interpolated nodes cannot be changed
     for setting, value in settings.items():
         key = "model." + setting.replace("__", ".")
-        if OmegaConf.select(made, key, default=_MISSING) is _MISSING:
+        if OmegaConf.select(changed, key, default=_MISSING) is _MISSING:
             raise ValueError(f"model {name!r} has no setting {setting!r}: conf/model/{name}.yaml lists its settings")
-        OmegaConf.update(made, key, value)
-    return made
+        OmegaConf.update(changed, key, value)
+    return changed
 
 
 def _file(group: str, value: str) -> str:

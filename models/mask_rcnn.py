@@ -61,11 +61,10 @@ class MaskRCNN(detection.MaskRCNN):
         max_size: int = 1333,
     ):
         if backbone.from_weights:
-            found = {"mean": backbone.mean, "std": backbone.std}
-            shown = " ".join(f"backbone.{key}=[{','.join(f'{v:.6g}' for v in value)}]" for key, value in found.items())
+            mean, std = (",".join(f"{value:.6g}" for value in values) for values in (backbone.mean, backbone.std))
             raise ValueError(
                 "backbone.weights come from a run with image statistics of its own, which a checkpoint of Mask R-CNN "
-                f"only records if they are set: set {shown}"
+                f"only records if they are set: set backbone.mean=[{mean}] backbone.std=[{std}]"
             )
         outputs = num_classes + 1
         super().__init__(

@@ -19,18 +19,16 @@ def first_stages(network: nn.Module, number: int) -> dict[str, nn.Module]:
     if number == 0:
         return {}
     prefix, net = _timm_network(network)
-    last = net.feature_info.info[number - 1 - STAGES]["module"]
-    last = last if last in dict(net.named_modules()) else last.replace(".", "_")  # see FeatureListNet
-    found, inside = dict[str, nn.Module](), False
-    for name, module in net.named_modules():
-        within = f"{name}.".startswith(f"{last}.")
-        if inside and not within and number < STAGES:
-            break
-        inside = inside or within
-        holds_last = f"{last}.".startswith(f"{name}.") if name else True
-        if (within or not holds_last or number == STAGES) and "context" not in name.split("."):
-            found[f"{prefix}.{name}" if name else prefix] = module
-    return found
+    modules = {name: module for name, module in net.named_modules() if "context" not in name.split(".")}
+    if number < STAGES:
+        last = net.feature_info.info[number - 1 - STAGES]["module"]
+        last = last if last in modules else last.replace(".", "_")  # see FeatureListNet
+        names = list(modules)
+        end = max(index for index, name in enumerate(names) if f"{name}.".startswith(f"{last}."))
+        # The modules that contain the last stage, such as the whole network, contain later stages too.
+        names = [name for name in names[: end + 1] if name and not last.startswith(f"{name}.")]
+        modules = {name: modules[name] for name in names}
+    return {f"{prefix}.{name}" if name else prefix: module for name, module in modules.items()}
 
 
 def backbone_modules(network: nn.Module) -> dict[str, nn.Module]:

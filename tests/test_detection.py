@@ -151,6 +151,10 @@ def test_wandb_accepts_the_boxes(root):
     [
         (["model.frozen=true"], "load pretrained weights with backbone.weights=FILE, or set model.frozen=false"),
         (["model=ccnet"], "this data set is for detection: set model=mask_rcnn"),
+        (["protocol=slide", "protocol.crop_size=[64,64]"], "which protocol=slide would not change: remove protocol"),
+        (["protocol=ms_flip"], "which protocol=multiscale would not change: remove protocol"),
+        (["loss=ce"], "error: Mask R-CNN computes its own losses, to which no terms can be added: set loss=detection"),
+        (["loss/term=dice"], "error: Mask R-CNN computes its own losses, to which no terms can be added: set loss="),
         (["dataset.train.split=nowhere"], "lacks nowhere, annotations/instances_nowhere.json of COCO"),
         (["model/context=rcaa"], "Could not find 'model/context/rcaa'"),
     ],
@@ -167,6 +171,8 @@ def test_user_errors_on_the_command_line(root, run_entry, options, message):
 def test_a_detection_network_cannot_train_on_segmentation_data(run_entry):
     done = run_entry("train.py", "model=mask_rcnn", "device=cpu", "logger=none", ok=False)
     assert "error: model=mask_rcnn detects objects but this data set labels pixels: set dataset=coco" in done.stderr
+    done = run_entry("train.py", "loss=detection", "device=cpu", "logger=none", ok=False)
+    assert "error: loss=detection is for model=mask_rcnn: set another loss, such as loss=ce" in done.stderr
 
 
 def test_a_checkpoint_with_other_classes_is_rejected(root, finished, tmp_path, run_entry):
@@ -175,4 +181,4 @@ def test_a_checkpoint_with_other_classes_is_rejected(root, finished, tmp_path, r
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"categories": [*CATEGORIES, {"id": 5, "name": "ring"}]}))
     done = run_entry("evaluate.py", f"checkpoint={finished / 'best'}", f"dataset.root={other}", "device=cpu", ok=False)
-    assert "the object classes of the checkpoint (3) and of the data set (4) differ: evaluate" in done.stderr
+    assert "class 3 is wedge in the checkpoint but ring in the data set: both need the same classes" in done.stderr

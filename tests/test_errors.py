@@ -102,6 +102,15 @@ def test_a_number_of_samples_that_is_none_is_rejected(run_entry, tmp_path):
     assert "error: samples=some: set it to the number" in refused(run_entry, tmp_path, "check_data.py", "samples=some")
 
 
+def test_check_data_keeps_the_tables_of_a_run(run_entry, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("val_classes.csv", "best.safetensors"):
+        (tmp_path / "run" / name).touch()
+    message = refused(run_entry, tmp_path, "check_data.py", "hydra.run.dir=run")
+    assert "/run holds a training run, whose tables would be replaced: set output=FOLDER" in message
+    assert (tmp_path / "run" / "val_classes.csv").exists()
+
+
 def test_an_output_of_the_wrong_kind_is_rejected(run_entry, tmp_path):
     (tmp_path / "file").touch()
     message = refused(run_entry, tmp_path, "export.py", "checkpoint=x", f"output={tmp_path}")
@@ -162,6 +171,7 @@ def test_an_unknown_option_shows_the_suggestion_from_hydra(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "train.py", "recipe.max_iter=3")
     assert "Key 'max_iter' is not in struct" in message
     assert "Could not override 'recipe.max_iter'" in message
+    assert "There is no option recipe.max_iter: did you mean recipe.max_iters?" in message
 
 
 def test_a_crop_smaller_than_the_stride_is_rejected(run_entry, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 from ccnet.benchmarks.jax_backbones import markdown
+from ccnet.engine.checkpoints.export import export_onnx
 from ccnet.engine.drawing.tables import read_records
+from ccnet.models import create_model
 
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
@@ -30,7 +33,7 @@ def commands() -> list[str]:
 def python_blocks() -> list:
     return [
         pytest.param(
-            block, id=f"{page}-{number}", marks=[pytest.mark.slow] if "jax" in block or "train" in block else []
+            block, id=f"{page}-{number}", marks=[pytest.mark.slow] if re.search("jax|train|onnx", block) else []
         )
         for page, text in PAGES.items()
         for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
@@ -39,11 +42,18 @@ def python_blocks() -> list:
 
 @pytest.mark.parametrize("block", python_blocks())
 def test_python_runs(block, folder_data, tmp_path, monkeypatch):
-    """A block runs in a folder with `images` and `masks` of three classes, and trains for one iteration."""
-    for module, extra in (("jax", "jax"), ("equinox", "dev")):
+    """A block runs in a folder with `images` and `masks` of three classes, and trains for one iteration.
+
+    A block that reads `network.onnx` finds an exported network and `photo.jpg` there.
+    """
+    for module, extra in (("jax", "jax"), ("equinox", "dev"), ("onnxruntime", "export")):
         if module in block:
             pytest.importorskip(module, reason=f"pip install 'ccnet-segmentation[{extra}]'")
     monkeypatch.chdir(tmp_path)
+    if "network.onnx" in block:
+        network = create_model("fcn", num_classes=3, backbone="beacons", head__channels=8).eval()
+        export_onnx(network, Path("network.onnx"), classes=["road", "car", "sky"])
+        shutil.copy("images/0.jpg", "photo.jpg")
     block = re.sub(r"max_iters=\d+", "max_iters=1", block)
     exec(block.replace('"logger=none"', '"logger=none", "num_workers=0"'), {})  # workers would import torch anew
 

@@ -21,7 +21,7 @@ from ...kernels.launches import plan
 from ..failures import require_none, tolerated
 from ..timing import Timing
 from .peers import ORACLES, Peer
-from .rows import Rows, check_error, result_row
+from .rows import Rows, check_error, largest, result_row
 
 CALLS = 5  # per clock reading, so that synchronisation adds little to the time
 
@@ -124,7 +124,7 @@ def _largest_error(peer: Peer, inputs: list[Array], of_gradients: bool) -> float
     for ours, array in zip((out, *gradients), wanted, strict=True):
         got = torch.from_numpy(np.asarray(ours, np.float64)).movedim(-1, 1)
         errors.append(((got - array).abs().max() / array.abs().max()).item())
-    return max(errors)
+    return largest(errors)
 
 
 def _measure(call: Callable[[], Any], repeats: int) -> Timing:

@@ -17,7 +17,7 @@ from ...kernels.launches import plan
 from ..failures import require_none, tolerated
 from ..timing import Timing, input_sets, measure
 from . import peers
-from .rows import Rows, check_error, result_row
+from .rows import Rows, check_error, largest, result_row
 
 
 def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -40,7 +40,7 @@ def largest_error(peer: peers.Peer, inputs: list[Tensor], of_gradients: bool) ->
             out = function(*leaves)
         results.append(torch.autograd.grad(out, leaves, upstream.to(dtype)) if of_gradients else [out])
     errors = [((ours - want).abs().max() / want.abs().max()).item() for ours, want in zip(*results, strict=True)]
-    return max(errors)
+    return largest(errors)
 
 
 Inputs = list[list[Tensor]]

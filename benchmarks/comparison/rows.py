@@ -1,8 +1,10 @@
 """The result rows of a comparison: their columns, the tolerated errors, the CSV file and the chart."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -67,6 +69,11 @@ def result_row(
     row["tflops"] = round(cost.flops / timing.median_us / 1e6, 2)
     row |= others | {"error": f"{error:.1e}"}
     return row | {"d": problem.query_channels, "c": problem.value_channels, "seed": seed}
+
+
+def largest(errors: Iterable[float]) -> float:
+    """Return the largest error, or NaN if any is NaN: ``max`` would skip one that does not come first."""
+    return float(np.max(list(errors)))
 
 
 def check_error(error: float, dtype: str) -> None:

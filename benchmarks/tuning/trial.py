@@ -12,6 +12,7 @@ from ...kernels.launches.problem import Problem
 from ...kernels.precision import float32_precision
 from ...kernels.torch_ops import passes
 from ...kernels.torch_ops.joined import empty_gradients, split_like
+from ..comparison.rows import largest
 from ..timing import Stream, measure_queued
 
 
@@ -43,11 +44,10 @@ class Trial:
 
     def error(self) -> float:
         """Return the largest error on the last image against float64, relative to the largest element."""
-        errors = [
+        return largest(
             ((ours[-1:] - want).abs().max() / want.abs().max()).item()
             for ours, want in zip(self.run(0), self.wanted, strict=True)
-        ]
-        return max(errors)
+        )
 
     def median_us(self) -> float:
         """Return the median time of all passes on the GPU, in microseconds."""

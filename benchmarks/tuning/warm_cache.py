@@ -49,6 +49,12 @@ def wanted(gpu: plan.Device) -> list[Case]:
         plan.Problem(batch, tuple(spatial), tuple(range(len(spatial))), 64, 512, dtype, aligned=True)
         for (batch, *spatial), dtype in calls
     ]
-    cases = [case for problem in problems for case in launch_set.calls(problem, gpu)]
+    cases = [
+        case
+        for problem in problems
+        for case in launch_set.calls(problem, gpu)
+        # Only in bfloat16 are gradients in one array tested. In float16, one of these launches spills.
+        if problem.dtype == "bfloat16" or not case.launch.constants.get("JOINED")
+    ]
     # float32 takes longest to compile, so it comes first: no process is left with a long job at the end.
     return sorted(launch_set.distinct(cases), key=lambda case: case.pointers["query_ptr"] != "float32")

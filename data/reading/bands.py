@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .errors import UnreadableImage
 from .grey_levels import scaled
 from .size_limit import check_size
 
@@ -14,10 +15,6 @@ _NUMPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 274  # TIFF tag
 _MIN_IS_BLACK, _RGB, _INTERLEAVED = 1, 2, 1  # values of the TIFF tags PhotometricInterpretation, PlanarConfiguration
 _NEEDED = "multi-band TIFFs need tifffile: pip install 'ccnet-segmentation[bands]'"
-
-
-class UnreadableImage(ValueError):
-    """A file that is not an image, or is truncated."""
 
 
 def is_array(path: Path, channels: int = 3) -> bool:
@@ -72,14 +69,14 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     if not is_array(path, channels):
         return None
     try:  # each kind of damage raises a different error
-        found = np.load(path, mmap_mode="r", allow_pickle=False) if _is_numpy(path) else _Pages(_tifffile(), path)
+        stored = np.load(path, mmap_mode="r", allow_pickle=False) if _is_numpy(path) else _Pages(_tifffile(), path)
     except Exception as error:
         raise _unreadable(path, error) from error
-    shape, first = _layout(found.shape, channels, path)
+    shape, first = _layout(stored.shape, channels, path)
     height, width = shape[1:] if first else shape[:2]
     check_size(height, width, path)
     try:
-        return np.asarray(found)
+        return np.asarray(stored)
     except Exception as error:
         raise _unreadable(path, error) from error
 

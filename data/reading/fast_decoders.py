@@ -14,7 +14,7 @@ _JPEG_MODES = {"YCbCr": "RGB", "RGB": "RGB"}  # by colour space
 _EXIF_TEXT = b"Raw profile type exif"  # how ImageMagick stores EXIF data in a PNG
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _BLOCK = 65535  # bytes in a stored block
-_INFLATED = 2**27  # bytes; for larger images, the copies made by `_stored` would take too much memory
+_INFLATED = 2**27  # bytes; for larger images, the copies made by `_uncompressed` would take too much memory
 
 
 class Header(NamedTuple):
@@ -107,24 +107,24 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
 @functools.cache
 def _decoders() -> dict[tuple[str, str], Callable[[bytes], Any]]:
     """Return a decoder for each (kind, mode) that an installed library decodes to the same pixels as Pillow."""
-    found: dict[tuple[str, str], Callable[[bytes], Any]] = {}
+    decoders: dict[tuple[str, str], Callable[[bytes], Any]] = {}
     try:
         import pyspng  # pyright: ignore[reportMissingImports]
 
-        found["PNG", "RGB"] = lambda content: pyspng.load(_stored(content, 3) or content, format="RGB")
-        found["PNG", "L"] = lambda content: pyspng.load(_stored(content, 1) or content, format="L")
+        decoders["PNG", "RGB"] = lambda content: pyspng.load(_uncompressed(content, 3) or content, format="RGB")
+        decoders["PNG", "L"] = lambda content: pyspng.load(_uncompressed(content, 1) or content, format="L")
     except ImportError:
         pass
     try:
         import simplejpeg  # pyright: ignore[reportMissingImports]
 
-        found["JPEG", "RGB"] = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB")
+        decoders["JPEG", "RGB"] = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB")
     except ImportError:
         pass
-    return found
+    return decoders
 
 
-def _stored(content: bytes, channels: int) -> bytes | None:
+def _uncompressed(content: bytes, channels: int) -> bytes | None:
     """Return an 8-bit PNG re-encoded with uncompressed pixels; None if that is not possible.
 
     ISA-L inflates three times as fast as the zlib in pyspng, which then only has to undo the PNG filters.

@@ -117,49 +117,50 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
             the existing files.
         ValueError: a pattern does not contain exactly one ``*``, or two files have the same name without suffix.
     """
-    there, pictures, found = _found(images, labels, image_name, label_name)
-    if not pictures:
+    label_files, images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
+    if not images_by_key:
         raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")
-    without = [key for key in pictures if key not in found]
+    without = [key for key in images_by_key if key not in labels_by_key]
     if without:
         expected = labels / without[0].parent / label_name.replace("*", without[0].name)
-        others = there or sorted(path for path in labels.rglob("*") if path.is_file())
-        shown = [str(path.relative_to(labels)) for path in others]
+        present = label_files or sorted(path for path in labels.rglob("*") if path.is_file())
+        shown = [str(path.relative_to(labels)) for path in present]
         raise FileNotFoundError(
-            f"{len(without)} of {len(pictures)} images have no label image in {labels}: {pictures[without[0]]} needs "
-            f"{expected} ({', '.join(LABEL_SUFFIXES)}); there is {_first(shown) or 'nothing'}"
-            f"{_suggestion([path.relative_to(labels) for path in there], without)}"
-            f"{'' if there else _about_lossy(others)}"
+            f"{len(without)} of {len(images_by_key)} images have no label image in {labels}: "
+            f"{images_by_key[without[0]]} needs {expected} ({', '.join(LABEL_SUFFIXES)}); there is "
+            f"{_first(shown) or 'nothing'}"
+            f"{_suggestion([path.relative_to(labels) for path in label_files], without)}"
+            f"{'' if label_files else _about_lossy(present)}"
         )
-    return [(path, found[key]) for key, path in pictures.items()]
+    return [(path, labels_by_key[key]) for key, path in images_by_key.items()]
 
 
 def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, label_name: str) -> list[Path]:
     """Return the label images that :func:`match_by_name`, with each of the pairs of folders, pairs with no image."""
-    there: dict[Path, None] = {}
+    masks: dict[Path, None] = {}
     used: set[Path] = set()
     for images, labels in folders:
-        _, pictures, found = _found(images, labels, image_name, label_name)
-        there |= dict.fromkeys(found.values())
-        used.update(path for key, path in found.items() if key in pictures)
-    return [path for path in there if path not in used]
+        _, images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
+        masks |= dict.fromkeys(labels_by_key.values())
+        used.update(path for key, path in labels_by_key.items() if key in images_by_key)
+    return [path for path in masks if path not in used]
 
 
-def _found(
+def _files_by_key(
     images: Path, labels: Path, image_name: str, label_name: str
 ) -> tuple[list[Path], dict[PurePath, Path], dict[PurePath, Path]]:
     """Return the files in the folder of label images, and the images and label images by their keys."""
-    there = find_files(labels, LABEL_SUFFIXES)
+    label_files = find_files(labels, LABEL_SUFFIXES)
     together = images == labels and (label_name != "*" or image_name == "*")
     if together and image_name == label_name:  # 7.jpg and its label image 7.png
         number = Counter(path.with_suffix("") for path in find_files(images))
-        there = [path for path in there if number[path.with_suffix("")] > 1]
-    found = _by_key(labels, there, label_name, "label images")
-    taken = set(found.values()) if together else set()
+        label_files = [path for path in label_files if number[path.with_suffix("")] > 1]
+    labels_by_key = _by_key(labels, label_files, label_name, "label images")
+    taken = set(labels_by_key.values()) if together else set()
     within = labels != images and labels.is_relative_to(images)  # files in the subfolder of labels are not images
     candidates = (path for path in find_files(images) if not (path in taken or (within and labels in path.parents)))
-    pictures = _by_key(images, candidates, image_name, "images")
-    return there, pictures, found
+    images_by_key = _by_key(images, candidates, image_name, "images")
+    return label_files, images_by_key, labels_by_key
 
 
 def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[PurePath, Path]:
@@ -169,15 +170,15 @@ def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[P
     before, after = unicodedata.normalize("NFC", PurePath(name).name).split("*")
     if PurePath(after).suffix.lower() in IMAGE_SUFFIXES:
         after = after[: -len(PurePath(after).suffix)]
-    found: dict[PurePath, Path] = {}
+    by_key: dict[PurePath, Path] = {}
     for path in paths:
         stem = unicodedata.normalize("NFC", path.stem)
         if len(stem) > len(before) + len(after) and stem.startswith(before) and stem.endswith(after):
             key = composed(path.relative_to(folder).parent / stem[len(before) : len(stem) - len(after)])
-            if key in found:
-                raise ValueError(f"{folder} contains two {kind} of one name: {found[key].name} and {path.name}")
-            found[key] = path
-    return found
+            if key in by_key:
+                raise ValueError(f"{folder} contains two {kind} of one name: {by_key[key].name} and {path.name}")
+            by_key[key] = path
+    return by_key
 
 
 def composed(path: PurePath) -> PurePath:

@@ -13,10 +13,10 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from . import fast_decoders
-from .bands import UnreadableImage as UnreadableImage
 from .bands import array_orientation, channels_last, eight_bits, is_array, is_tiff, pillow_channels, read_array
+from .errors import ImageTooLarge, UnreadableImage
 from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
-from .size_limit import ImageTooLarge, check_size
+from .size_limit import check_size
 
 # Detected by content, not by suffix. Pillow's other formats are disabled; for one of them, it would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")

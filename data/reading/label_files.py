@@ -1,6 +1,6 @@
 """Read label images, whose pixels are class numbers or colours."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,14 @@ from torch import Tensor
 
 from ..dataset import IGNORE_INDEX
 from .frames import frames_of
-from .image_files import open_upright
+from .image_files import open_upright, orientation
 from .label_values import Value, shown_value, shown_values
 
 _UNKNOWN = 254  # marks pixels whose value the data set does not define
+_TURNED = (
+    "; the image is turned upright as its EXIF orientation says, and the label image seems to have been drawn without: "
+    "turn it in the same way, or remove the orientation from the image"
+)
 
 
 class LabelFormat(NamedTuple):
@@ -178,9 +182,9 @@ class LabelReader:
     def _unknown(self, path: Path, codes: np.ndarray) -> UnknownLabels:
         """Return the error for a file with unknown values, listing them."""
         known = set(self.values)
-        found, numbers = np.unique(codes, return_counts=True)
-        pixels = dict(zip(map(self._value, found.tolist()), numbers.tolist(), strict=True))
-        bad = {value: number for value, number in pixels.items() if value not in known}
+        values, counts = np.unique(codes, return_counts=True)
+        pixels = dict(zip(map(self._value, values.tolist()), counts.tolist(), strict=True))
+        bad = {value: count for value, count in pixels.items() if value not in known}
         allowed = "" if self.colour else f" ({shown_values(known)})"
         return UnknownLabels(
             f"{path} contains unknown label values: {shown_values(bad)}; this data set defines {len(known)} "
@@ -191,6 +195,25 @@ class LabelReader:
 
     def _value(self, code: int) -> Value:
         return _colour(code) if self.colour else code
+
+
+def check_label_size(label: Path, label_size: Sequence[int], image: Path, size: Sequence[int], channels: int) -> None:
+    """Raise ValueError unless a label image has the size of its image.
+
+    Args:
+        label: the label image, for the message.
+        label_size: its size (H, W).
+        image: the image; the message says if it is turned upright and the label image is not.
+        size: its size (H, W) as read.
+        channels: the number of channels with which it was read.
+    """
+    if tuple(label_size) == tuple(size):
+        return
+    turned = tuple(label_size) == (size[1], size[0]) and orientation(image, channels) != 1
+    raise ValueError(
+        f"{label} has {label_size[1]}x{label_size[0]} pixels and {image} {size[1]}x{size[0]}: a label image must be "
+        f"the same size as its image{_TURNED if turned else ''}"
+    )
 
 
 def _check_transparency(path: Path, pixels: np.ndarray) -> None:

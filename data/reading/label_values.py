@@ -107,34 +107,37 @@ def _class_names(classes: Sequence[str] | int | None, values: Any, pairs: Sequen
     return list(dict.fromkeys(named))
 
 
-def _value(given: Any) -> Value:
+def _value(setting: Any) -> Value:
     """Parse a value: a number, or an RGB triple such as [128, 0, 0], "128 0 0" or "[128,0,0]"."""
-    parts = [given] if isinstance(given, int) else re.findall(r"\d+", given) if isinstance(given, str) else list(given)
+    if isinstance(setting, int):
+        parts = [setting]
+    else:
+        parts = re.findall(r"\d+", setting) if isinstance(setting, str) else list(setting)
     numbers = [int(part) for part in parts if isinstance(part, (int, str)) and not isinstance(part, bool)]
     if len(numbers) == len(parts) == 1 and 0 <= numbers[0] < 2**16:
         return numbers[0]
     if len(numbers) == len(parts) == 3 and all(0 <= number < 256 for number in numbers):
         return tuple(numbers)
     raise ValueError(
-        f"dataset.values contains {given!r}: a value is a whole number from 0 to 65535, or a colour such as '128 0 0'"
+        f"dataset.values contains {setting!r}: a value is a whole number from 0 to 65535, or a colour such as '128 0 0'"
     )
 
 
-def _ignore_value(given: Any) -> int:
+def _ignore_value(setting: Any) -> int:
     """Return ``dataset.ignore_label``; raise ValueError unless it is a number that label images can contain."""
-    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 2**16:
-        return given
+    if isinstance(setting, int) and not isinstance(setting, bool) and 0 <= setting < 2**16:
+        return setting
     raise ValueError(
-        f"dataset.ignore_label={given}: set it to a whole number from 0 to 65535; dataset.values={{NUMBER:ignore}} "
+        f"dataset.ignore_label={setting}: set it to a whole number from 0 to 65535; dataset.values={{NUMBER:ignore}} "
         "ignores several"
     )
 
 
-def _target(given: Any) -> str | int:
+def _target(setting: Any) -> str | int:
     """Parse what a value is mapped to: a class name, a class index, or ``IGNORE_INDEX``."""
-    if given is None or (isinstance(given, str) and given.lower() in _IGNORED):
+    if setting is None or (isinstance(setting, str) and setting.lower() in _IGNORED):
         return IGNORE_INDEX
-    return given if isinstance(given, int) and not isinstance(given, bool) else str(given)
+    return setting if isinstance(setting, int) and not isinstance(setting, bool) else str(setting)
 
 
 def _index(target: str | int, names: Sequence[str]) -> int:
@@ -170,7 +173,7 @@ def _read_columns(path: Path) -> dict[int | str, str]:
             f"dataset.values={path} is neither a range such as 1-150 nor a file: pass a list, a mapping, or a file "
             "with two columns, value and class name"
         )
-    found: dict[int | str, str] = {}
+    names: dict[int | str, str] = {}
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip() or line.lstrip().startswith("#") or (number == 1 and not re.search(r"\d", line)):
             continue
@@ -181,10 +184,10 @@ def _read_columns(path: Path) -> dict[int | str, str]:
             )
         parsed = _value(match["value"] or match["value_last"])
         value = parsed if isinstance(parsed, int) else shown_value(parsed)
-        if value in found:
+        if value in names:
             raise ValueError(f"{path}, line {number}: the value {value} is listed twice")
-        found[value] = (match["name"] or match["name_first"]).strip()
-    return found
+        names[value] = (match["name"] or match["name_first"]).strip()
+    return names
 
 
 def shown_value(value: Value) -> str:

@@ -2,12 +2,10 @@
 
 import os
 
+from .errors import ImageTooLarge
+
 MAX_PIXELS = 2**28  # 16384 x 16384: enough for aerial images, 0.8 GB as RGB
 _VARIABLE = "CCNET_MAX_IMAGE_PIXELS"
-
-
-class ImageTooLarge(ValueError):
-    """An image has more pixels than the limit. ``skip_broken`` does not skip such images: the files may be intact."""
 
 
 def check_size(height: int, width: int, subject: object) -> None:
@@ -21,11 +19,13 @@ def check_size(height: int, width: int, subject: object) -> None:
         ImageTooLarge: the image has more pixels.
         ValueError: a side is shorter than 1 pixel, or the environment variable is not a whole number.
     """
-    given = os.environ.get(_VARIABLE, MAX_PIXELS)  # workers inherit environment variables
+    setting = os.environ.get(_VARIABLE, MAX_PIXELS)  # workers inherit environment variables
     try:
-        limit = int(given)
+        limit = int(setting)
     except ValueError:
-        raise ValueError(f"{_VARIABLE}={given} is not a whole number: set it to the largest number of pixels") from None
+        raise ValueError(
+            f"{_VARIABLE}={setting} is not a whole number: set it to the largest number of pixels"
+        ) from None
     if height < 1 or width < 1:
         raise ValueError(f"{subject} has {width}x{height} pixels: both sides must be at least 1")
     if height * width > limit:

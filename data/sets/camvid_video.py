@@ -101,8 +101,8 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
             for sequence in {sequence for sequence, *_ in frames}
         }
         runs = [[frames[0][2]]] if frames else []
-        for (sequence, number, _), (other, later, index) in pairwise(frames):
-            if sequence == other and later - number <= 1.5 * steps[sequence].most_common(1)[0][0]:
+        for (sequence, number, _), (next_sequence, next_number, index) in pairwise(frames):
+            if sequence == next_sequence and next_number - number <= 1.5 * steps[sequence].most_common(1)[0][0]:
                 runs[-1].append(index)
             else:
                 runs.append([index])

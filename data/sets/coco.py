@@ -17,15 +17,24 @@ from faster_coco_eval import mask as rle
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from torchvision.ops import box_iou
 from torchvision.transforms import v2
 
 from ..contents import with_sizes
 from ..reading.bands import check_channels
 from ..reading.grey_levels import check_value_range
-from ..reading.image_files import read_image
+from ..reading.image_files import orientation, read_image
+from ..reading.size_limit import check_size
 from . import layouts
-from .coco_annotations import check_segmentation, has_mask, is_integer, is_number, read_annotations
+from .coco_annotations import check_segmentation, has_mask, is_number, read_annotations
 from .colours import distinct_colours
+
+_COMPARED = 100  # number of objects, evenly spaced, whose boxes are compared with their masks at the start
+_TURNED = (
+    "; the image is turned upright as its EXIF orientation says, and the annotations seem to have been drawn without: "
+    "remove the orientation from the image"
+)
+_TOLERANCE = 2  # pixels by which a box may differ from its mask, however small they are
 
 
 class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -33,7 +42,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     A sample is an image, float32 (C, H, W) in [0, 1] after :func:`instances_transform`, and a target for torchvision's
     detection networks: "boxes" (n, 4), float32 x1, y1, x2, y2 in pixels; "labels" (n,), int64 from 1 to K; "masks"
-    (n, H, W), uint8 in {0, 1}; "image_id", the id of the image in the annotation file.
+    (n, H, W), uint8 in {0, 1}; "crowds" (n,), bool; "image_id", the id of the image in the annotation file.
 
     Args:
         root: the folder that contains ``annotations`` and the image folders.
@@ -41,7 +50,8 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         transform: maps a uint8 tv_tensors.Image and a target with tv_tensors to a sample, such as
             :func:`instances_transform`; None returns them unchanged.
         training: whether to skip crowds, objects whose box is less than a pixel wide or high, and images left without
-            objects, as in the training of Mask R-CNN. Objects without a mask are always skipped.
+            objects, as in the training of Mask R-CNN, and objects whose mask covers no pixel. Objects without a mask
+            are always skipped.
         value_range, channels, rgb: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
@@ -74,8 +84,11 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             if not training or _usable(annotation):
                 objects[annotation["image_id"]].append(annotation)
         self.images = [image for image in content["images"] if not training or objects[image["id"]]]
-        if not self.images:
-            raise ValueError(f"{self.annotation_file} lists no {'usable objects' if training else 'images'}")
+        if all(annotation.get("iscrowd") for annotation in content["annotations"]) or not self.images:
+            raise ValueError(
+                f"{self.annotation_file} lists no objects to {'train on' if training else 'score'}: crowds"
+                f"{' and boxes of less than a pixel' if training else ''} do not count"
+            )
         # Forked workers share bytes; Python objects would be copied as their reference counts change.
         self._objects = [json.dumps(objects[image["id"]]).encode() for image in self.images]
 
@@ -113,14 +126,42 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 check_segmentation(annotation, sizes[annotation["image_id"]], self.annotation_file)
             if not self.training:
                 self._check_scored(annotation)
+        self._check_boxes(content["annotations"], sizes)
+
+    def _check_boxes(self, annotations: Sequence[dict[str, Any]], sizes: Mapping[int, tuple[int, int]]) -> None:
+        """Raise ValueError if most boxes do not fit their masks, as in another format of boxes or at another scale.
+
+        Invalid masks are left to the reading of their images.
+        """
+        compared = annotations[:: len(annotations) // _COMPARED + 1]
+        wrong: list[str] = []
+        for entry in compared:
+            size = sizes[entry["image_id"]]
+            try:
+                check_size(*size, self.annotation_file)  # before a mask of that size is drawn
+                bounds = _bounds(self._mask(entry, size))
+            except ValueError:
+                continue
+            if not _fits(entry["bbox"], bounds):
+                covered = f"x {bounds[0]} to {bounds[2]} and y {bounds[1]} to {bounds[3]}" if bounds else "no pixel"
+                wrong.append(
+                    f"annotation {entry['id']} has the box {entry['bbox']}, but its mask covers {covered} of an image "
+                    f"of {size[1]}x{size[0]} pixels"
+                )
+        if 2 * len(wrong) > len(compared):
+            raise ValueError(
+                f"{self.annotation_file}: {len(wrong)} of {len(compared)} boxes that were checked do not fit their "
+                f"masks: {wrong[0]}. COCO's boxes are [x, y, width, height], and boxes and masks are in pixels of the "
+                "image"
+            )
 
     def _check_scored(self, annotation: dict[str, Any]) -> None:
-        """Raise ValueError unless an annotation has the fields that scoring needs."""
-        area, crowd = annotation.get("area"), annotation.get("iscrowd", 0)
-        if not (is_number(area) and is_integer(crowd)):
+        """Raise ValueError unless an annotation has the area that scoring needs."""
+        area: Any = annotation.get("area")
+        if not (is_number(area) and area >= 0):
             raise ValueError(
-                f"{self.annotation_file}: annotation {annotation['id']} has area={area!r} and iscrowd={crowd!r}: "
-                "scoring needs the area in pixels, and 0 or 1"
+                f"{self.annotation_file}: annotation {annotation['id']} has area={area!r}: scoring needs the area in "
+                "pixels"
             )
 
     def __len__(self) -> int:
@@ -132,9 +173,11 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         image = read_image(path, self.value_range, self.channels)
         size = image.shape[1], image.shape[2]
         if size != (entry["height"], entry["width"]):
+            turned = (entry["width"], entry["height"]) == size and orientation(path, self.channels) != 1
             raise ValueError(
                 f"{path} has {size[1]}x{size[0]} pixels, but {self.annotation_file} says "
                 f"{entry['width']}x{entry['height']}: the annotations would not match the image"
+                f"{_TURNED if turned else ''}"
             )
         target = self._target(json.loads(self._objects[index]), size) | {"image_id": torch.tensor(entry["id"])}
         sample = tv_tensors.Image(image), target
@@ -143,21 +186,27 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     def _target(self, objects: list[dict[str, Any]], size: tuple[int, int]) -> dict[str, Tensor]:
         boxes = torch.tensor([entry["bbox"] for entry in objects], dtype=torch.float32).view(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        crowds = [bool(entry.get("iscrowd")) for entry in objects]
         labels = [1 + self.category_ids.index(entry["category_id"]) for entry in objects]
         masks = np.zeros((len(objects), *size), dtype=np.uint8)
         for mask, entry in zip(masks, objects, strict=True):
-            check_segmentation(entry, size, self.annotation_file)
-            try:
-                mask[:] = rle.decode(rle.segmToRle(entry["segmentation"], size[1], size[0]))
-            except (ValueError, TypeError, RuntimeError) as error:  # invalid run lengths
-                raise ValueError(
-                    f"{self.annotation_file}: annotation {entry['id']} has an invalid mask: {error}"
-                ) from error
+            mask[:] = self._mask(entry, size)
+        kept = torch.from_numpy(masks.any(axis=(1, 2)) if self.training else np.ones(len(objects), dtype=bool))
         return {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),  # pyright: ignore[reportCallIssue]
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "masks": tv_tensors.Mask(torch.from_numpy(masks)),
+            "boxes": tv_tensors.BoundingBoxes(boxes[kept], format="XYXY", canvas_size=size),  # pyright: ignore[reportCallIssue]
+            "labels": torch.tensor(labels, dtype=torch.int64)[kept],
+            "masks": tv_tensors.Mask(torch.from_numpy(masks)[kept]),
+            "crowds": torch.tensor(crowds, dtype=torch.bool)[kept],
         }
+
+    def _mask(self, entry: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        """Return the mask of an annotation, uint8 (H, W), after checking it."""
+        check_segmentation(entry, size, self.annotation_file)
+        try:
+            return rle.decode(rle.segmToRle(entry["segmentation"], size[1], size[0]))
+        except (ValueError, TypeError, RuntimeError) as error:  # invalid run lengths
+            subject = f"{self.annotation_file}: annotation {entry['id']}"
+            raise ValueError(f"{subject} has an invalid mask: {error}") from error
 
     def name(self, index: int) -> str:
         """Return the relative path of the image without its suffix, with its parts joined by ``_``."""
@@ -223,3 +272,19 @@ def _missing(folder: Path, names: Sequence[str]) -> list[str]:
 def _usable(annotation: dict[str, Any]) -> bool:
     """Return whether an annotation is not a crowd and its box is at least one pixel wide and high."""
     return not annotation.get("iscrowd", 0) and min(annotation["bbox"][2:]) >= 1
+
+
+def _bounds(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Return x1, y1, x2, y2 of the pixels of a mask (H, W); None if there are none."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if len(rows) else None
+
+
+def _fits(box: Sequence[float], bounds: tuple[int, int, int, int] | None) -> bool:
+    """Return whether a box x, y, width, height and the bounds of its mask nearly agree or have an IoU of 0.5."""
+    if bounds is None:
+        return False
+    x, y, width, height = box
+    corners, wanted = (torch.tensor([sides], dtype=torch.float64) for sides in ((x, y, x + width, y + height), bounds))
+    near = (corners - wanted).abs().max() <= _TOLERANCE
+    return bool(near) or box_iou(corners, wanted).item() >= 0.5

@@ -24,8 +24,9 @@ def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(is_number(value) for value in values)
 
 
-def _are_lists(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, list) for value in values)
+def _are_polygons(values: Any) -> bool:
+    """Return whether ``values`` is a list of flat lists; their numbers are checked when they are drawn."""
+    return all(isinstance(polygon, list) and not (polygon and isinstance(polygon[0], list)) for polygon in values)
 
 
 # The fields that are read from the entries of each list in an annotation file, with their checks.
@@ -41,13 +42,21 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "categories": {"id": is_integer, "name": _is_text},
 }
 
+# The fields that identify an entry, with a hint for an entry that is repeated; annotation ids are not used.
+_UNIQUE = {
+    ("images", "id"): "",
+    ("images", "file_name"): "; give all annotations of an image the id of one entry, and remove the others",
+    ("categories", "id"): "",
+    ("categories", "name"): "; rename a category, or remove those without annotations, such as supercategories",
+}
+
 
 def read_annotations(path: Path) -> dict[str, Any]:
     """Read and check an annotation file in COCO's format.
 
     Raises:
         ValueError: the file is not valid JSON, a required field is missing or has the wrong type, or two images or two
-            categories share an id.
+            categories share an id or a name.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # some tools write a byte order mark
@@ -67,14 +76,17 @@ def read_annotations(path: Path) -> dict[str, Any]:
                 )
     for entry in content["images"]:
         entry["file_name"] = entry["file_name"].replace("\\", "/")  # paths written on Windows
-    for part in ("images", "categories"):  # annotation ids are not used
-        for number, repeated in Counter(entry["id"] for entry in content[part]).most_common(1):
+    for (part, name), hint in _UNIQUE.items():
+        for value, repeated in Counter(entry[name] for entry in content[part]).most_common(1):
             if repeated > 1:
-                raise ValueError(f"{path}: {repeated} {part} have the id {number}: ids must be unique")
+                raise ValueError(f"{path}: {repeated} {part} have the {name} {value}: {name}s must be unique{hint}")
     for entry in content["annotations"]:
+        _make_integers(entry, ("iscrowd",))
+        if (crowd := entry.get("iscrowd", 0)) not in (0, 1):
+            raise ValueError(f"{path}: annotation {entry['id']} has iscrowd={crowd!r}: expected 0, or 1 for a crowd")
         if isinstance(given := entry["segmentation"], dict):
             _make_integers(given, ("size", "counts"))
-        elif not _are_lists(given):
+        elif not _are_polygons(given):
             raise ValueError(
                 f"{path}: annotation {entry['id']} has the segmentation {str(given)[:100]}: expected a list of "
                 "polygons, [[x1, y1, x2, y2, x3, y3, ...], ...], or a run-length encoding"

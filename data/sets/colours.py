@@ -28,12 +28,12 @@ def distinct_colours(number: int) -> list[tuple[int, int, int]]:
         red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
         colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     steps = np.array([*product(range(0, 256, 36), repeat=3)])
-    others = steps[(np.ptp(steps, axis=1) >= 72) & (steps.max(axis=1) >= 108)]  # neither grey nor nearly black
-    nearest = np.min([_distance(others, colour) for colour in colours], axis=0, initial=np.inf)
+    candidates = steps[(np.ptp(steps, axis=1) >= 72) & (steps.max(axis=1) >= 108)]  # neither grey nor nearly black
+    nearest = np.min([_distance(candidates, colour) for colour in colours], axis=0, initial=np.inf)
     for _ in range(number - len(colours)):
-        chosen = others[nearest.argmax()]
+        chosen = candidates[nearest.argmax()]
         colours.append(tuple(chosen.tolist()))
-        nearest = np.minimum(nearest, _distance(others, chosen))
+        nearest = np.minimum(nearest, _distance(candidates, chosen))
     return colours
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from ..image_pairs import ImagePairs, PairTransform
 from ..reading.file_lists import match_by_name, without_image
 from ..reading.label_files import LabelFormat
-from ..reading.label_values import label_values
+from ..reading.label_values import Value, label_values
 from .colours import class_colours
 from .layouts import find_folders, folders_in_options
-from .splits import SPLITS, check_disjoint, check_splits, drawn, listed
+from .splits import SPLITS, check_disjoint, check_splits, divide, read_lists
 
 Folders = str | Path | Mapping[str, Any] | None
+Pair = tuple[Path, Path]  # an image and its mask
 
 
 class Folder(ImagePairs):
@@ -33,8 +34,8 @@ class Folder(ImagePairs):
         palette: K RGB triples; distinct colours by default.
         ignore_label: a mask value to ignore, in addition to 255.
         image_name, mask_name: see :func:`~ccnet.data.reading.file_lists.match_by_name`.
-        lists: a text file with image names for each split; see :func:`~ccnet.data.sets.splits.listed`.
-        group: a pattern that keeps related images in the same split; see :func:`~ccnet.data.sets.splits.drawn`.
+        lists: a text file with image names for each split; see :func:`~ccnet.data.sets.splits.read_lists`.
+        group: a pattern that keeps related images in the same split; see :func:`~ccnet.data.sets.splits.divide`.
         value_range, channels, rgb: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
@@ -66,33 +67,24 @@ class Folder(ImagePairs):
         names, label_ids = label_values(values, classes, ignore_label)
         if palette is not None and len(palette) != len(names):
             raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")
-        self._folders = dict.fromkeys(folder for folder, _ in folders)
-        self._pairs_of_folders = dict.fromkeys(folders)
         self._options = images, masks, [*(own or [split])]
-        self._names = {"image_name": image_name, "label_name": mask_name}
-        pairs = [pair for both in self._pairs_of_folders for pair in match_by_name(*both, **self._names)]
-        image_folder = folders[0][0]
-        if split == "all":
-            chosen = [*range(len(pairs))]
-        elif lists:
-            if not isinstance(lists, Mapping):
-                raise ValueError(f"dataset.lists={lists}: set a file for each split, as in {{train:FILE,val:FILE}}")
-            check_splits("lists", lists)
-            here = _sharing(images, masks, split, lists)
-            chosen = _part(listed(_names(pairs, image_folder), here, image_folder), split, "list it in dataset.lists")
+        self._patterns = {"image_name": image_name, "label_name": mask_name}
+        self._folders = dict.fromkeys(folders)
+        pairs = [pair for both in self._folders for pair in match_by_name(*both, **self._patterns)]
+        if lists and split != "all":
+            chosen = _listed_pairs(pairs, folders[0][0], split, lists, images, masks)
+        elif split == "all" or (split in own and split != "train"):
+            chosen = pairs
         else:
-            paths = _names(pairs, image_folder)
             shares = {name: share for name, share in (("val", val_share), ("test", test_share)) if name not in own}
-            parts = {split: [*range(len(pairs))]} if split in own and split != "train" else drawn(paths, shares, group)
-            chosen = _part(parts, split, f"set dataset.{split}_share, dataset.images or dataset.lists")
-        first = [next(value for value, target in label_ids.items() if target == index) for index in range(len(names))]
-        numbers = [value for value in first if isinstance(value, int) and value < 256]
+            parts = divide(_relative_paths(pairs, folders[0][0]), shares, group)
+            chosen = _part(pairs, parts, split, f"set dataset.{split}_share, dataset.images or dataset.lists")
         super().__init__(
-            [pairs[index] for index in chosen],
+            chosen,
             classes=names,
             palette=palette or class_colours(names),
             label_ids=label_ids,
-            result_values=numbers if len(numbers) == len(names) else None,
+            result_values=_result_values(label_ids, len(names)),
             value_range=value_range,
             channels=channels,
             rgb=rgb,
@@ -119,12 +111,12 @@ class Folder(ImagePairs):
         One folder may hold the masks of several splits, whose images are in folders of their own.
         """
         images, masks, parts = self._options
-        folders = dict(self._pairs_of_folders)
+        folders = dict(self._folders)
         for part in parts:
             with suppress(FileNotFoundError):  # another split, whose folder may be elsewhere
                 folders[find_folders(images, masks, part)] = None
-        unused = without_image(folders, **self._names)
-        return [path for path in unused if any(path.is_relative_to(own) for _, own in self._pairs_of_folders)]
+        unused = without_image(folders, **self._patterns)
+        return [path for path in unused if any(path.is_relative_to(own) for _, own in self._folders)]
 
     def name(self, index: int) -> str:
         """Return the path of the image in its folder without its suffix, with its parts joined by ``_``.
@@ -132,11 +124,21 @@ class Folder(ImagePairs):
         If there are several folders, the name starts with the number of the folder, which keeps names unique.
         """
         path = self.pairs[index][0]
-        number, folder = next(
-            (number, folder) for number, folder in enumerate(self._folders, 1) if path.is_relative_to(folder)
-        )
+        folders = list(dict.fromkeys(images for images, _ in self._folders))
+        number, folder = next(pair for pair in enumerate(folders, 1) if path.is_relative_to(pair[1]))
         parts = path.relative_to(folder).with_suffix("").parts
-        return "_".join(parts if len(self._folders) == 1 else (str(number), *parts))
+        return "_".join(parts if len(folders) == 1 else (str(number), *parts))
+
+
+def _listed_pairs(
+    pairs: Sequence[Pair], folder: Path, split: str, lists: Mapping[str, str], images: Folders, masks: Folders
+) -> list[Pair]:
+    """Return the pairs in ``folder`` that the list of a split names."""
+    if not isinstance(lists, Mapping):
+        raise ValueError(f"dataset.lists={lists}: set a file for each split, as in {{train:FILE,val:FILE}}")
+    check_splits("lists", lists)
+    parts = read_lists(_relative_paths(pairs, folder), _sharing(images, masks, split, lists), folder)
+    return _part(pairs, parts, split, "list it in dataset.lists")
 
 
 def _sharing(images: Folders, masks: Folders, split: str, lists: Mapping[str, str]) -> dict[str, str]:
@@ -146,14 +148,25 @@ def _sharing(images: Folders, masks: Folders, split: str, lists: Mapping[str, st
     return {part: file for part, file in lists.items() if [*folders_in_options(images, masks, part).values()] == own}
 
 
-def _names(pairs: Sequence[tuple[Path, Path]], folder: Path) -> list[PurePath]:
+def _relative_paths(pairs: Sequence[Pair], folder: Path) -> list[PurePath]:
     """Return the paths of the images relative to ``folder``, without suffix."""
     return [PurePath(image.relative_to(folder).with_suffix("")) for image, _ in pairs]
 
 
-def _part(parts: Mapping[str, list[int]], split: str, how: str) -> list[int]:
+def _part(pairs: Sequence[Pair], parts: Mapping[str, list[int]], split: str, how: str) -> list[Pair]:
+    """Return the pairs of a split, given the indices of each; the error says ``how`` to add images to it."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}: choose one of {', '.join(SPLITS)}, all")
     if not parts.get(split):
         raise ValueError(f"split={split} has no images: {how}")
-    return parts[split]
+    return [pairs[index] for index in parts[split]]
+
+
+def _result_values(label_ids: Mapping[Value, int], number: int) -> list[int] | None:
+    """Return the first value of each of the K classes; None unless all are numbers that an 8-bit image can hold."""
+    first: dict[int, Value] = {}
+    for value, index in label_ids.items():
+        first.setdefault(index, value)
+    values = [first[index] for index in range(number)]
+    numbers = [value for value in values if isinstance(value, int) and value < 256]
+    return numbers if len(numbers) == number else None

@@ -40,20 +40,22 @@ class Layout:
             ValueError: the data set has no such split.
         """
         required = self.required(split)
-        told = f"The layout of {self.name}:\n\n{self.tree}\n\nWhere to get it: {self.source}"
+        description = f"The layout of {self.name}:\n\n{self.tree}\n\nWhere to get it: {self.source}"
         if root in (None, ""):
             raise FileNotFoundError(
-                f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{told}"
+                f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{description}"
             )
         root = Path(root).expanduser()
         if self.folder and root.name == self.folder:
             root = root.parent
         if not root.is_dir():
-            raise FileNotFoundError(f"dataset.root={root} is not a folder: {self.name} was expected there.\n{told}")
+            raise FileNotFoundError(
+                f"dataset.root={root} is not a folder: {self.name} was expected there.\n{description}"
+            )
         paths = [self._path(root, part) for part in required]
         missing = [part for part, path in zip(required, paths, strict=True) if not path.exists()]
         if missing:
-            raise FileNotFoundError(f"dataset.root={root} lacks {', '.join(missing)} of {self.name}.\n{told}")
+            raise FileNotFoundError(f"dataset.root={root} lacks {', '.join(missing)} of {self.name}.\n{description}")
         return paths
 
     def _path(self, root: Path, part: str) -> Path:
@@ -76,14 +78,14 @@ def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
     check_splits("images", images)
     check_splits("masks", masks)
     places = folders_in_options(images, masks, split)
-    for option, given in places.items():
-        if given in (None, "") or not Path(str(given)).expanduser().is_dir():
+    for option, folder in places.items():
+        if folder in (None, "") or not Path(str(folder)).expanduser().is_dir():
             raise FileNotFoundError(
-                f"dataset.{option}={given} is not a folder: pass the folders of images and of masks as "
+                f"dataset.{option}={folder} is not a folder: pass the folders of images and of masks as "
                 "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number. Splits in "
                 "folders of their own: dataset.images={train:DIR,val:DIR} dataset.masks={train:DIR,val:DIR}"
             )
-    image_folder, mask_folder = (Path(str(given)).expanduser() for given in places.values())
+    image_folder, mask_folder = (Path(str(folder)).expanduser() for folder in places.values())
     return image_folder, mask_folder
 
 
@@ -92,12 +94,12 @@ def folders_in_options(images: Any, masks: Any, split: str) -> dict[str, Any]:
     own = images if isinstance(images, Mapping) else masks
     name = "train" if isinstance(own, Mapping) and split not in own else split
     return dict(
-        (f"{option}.{name}", given.get(name)) if isinstance(given, Mapping) else (option, given)
-        for option, given in (("images", images), ("masks", masks))
+        (f"{option}.{name}", setting.get(name)) if isinstance(setting, Mapping) else (option, setting)
+        for option, setting in (("images", images), ("masks", masks))
     )
 
 
-def _known(split: str, *splits: str) -> None:
+def _check_split(split: str, *splits: str) -> None:
     if split not in splits:
         raise ValueError(f"split is {split!r}: choose one of {', '.join(splits)}")
 
@@ -134,7 +136,7 @@ CAMVID = Layout(
 
 
 def _camvid_full(split: str) -> list[str]:
-    _known(split, "train", "val", "test")
+    _check_split(split, "train", "val", "test")
     return ["701_StillsRaw_full", "LabeledApproved_full"]
 
 
@@ -148,7 +150,7 @@ CAMVID_FULL = Layout(
 
 
 def _cityscapes(split: str) -> list[str]:
-    _known(split, "train", "val", "trainval", "test")
+    _check_split(split, "train", "val", "trainval", "test")
     parts = ["train", "val"] if split == "trainval" else [split]
     labels = [] if split == "test" else [f"gtFine/{part}" for part in parts]  # the test labels are not public
     return [f"leftImg8bit/{part}" for part in parts] + labels
@@ -183,7 +185,7 @@ COCO = Layout(
 
 
 def _lip(split: str) -> list[str]:
-    _known(split, "train", "val", "test")
+    _check_split(split, "train", "val", "test")
     if split == "test":  # the test labels are not public
         return ["Testing_images/test_id.txt", "Testing_images/testing_images"]
     return [
@@ -205,7 +207,7 @@ LIP = Layout(
 
 
 def _voc(split: str) -> list[str]:
-    _known(split, "train", "val", "trainval", "test", "train_aug")
+    _check_split(split, "train", "val", "trainval", "test", "train_aug")
     required = [f"VOC2012/ImageSets/Segmentation/{split}.txt", "VOC2012/JPEGImages"]
     if split == "test":  # the test labels are not public
         return required

@@ -12,9 +12,9 @@ from ..reading.file_lists import IMAGE_SUFFIXES, composed, inside, read_lines
 SPLITS = ("train", "val", "test")
 
 
-def check_splits(option: str, given: Any) -> None:
+def check_splits(option: str, setting: Any) -> None:
     """Raise ValueError unless the keys of ``dataset.<option>`` are splits; only a mapping has keys to check."""
-    if isinstance(given, Mapping) and (unknown := [str(name) for name in given if name not in SPLITS]):
+    if isinstance(setting, Mapping) and (unknown := [str(name) for name in setting if name not in SPLITS]):
         raise ValueError(f"dataset.{option} has the key {', '.join(unknown)}: its keys are {', '.join(SPLITS)}")
 
 
@@ -25,15 +25,16 @@ def check_disjoint(folders: Mapping[str, Any]) -> None:
         folders: the folder of images of each split, or None.
     """
     real = {split: Path(folder).expanduser().resolve() for split, folder in folders.items() if folder}
-    for (one, folder), (other, inner) in permutations(real.items(), 2):
-        if inner.is_relative_to(folder):
+    for (outer_split, outer), (inner_split, inner) in permutations(real.items(), 2):
+        if inner.is_relative_to(outer):
             raise ValueError(
-                f"dataset.images.{one}={folders[one]} contains dataset.images.{other}={folders[other]}, so that its "
-                f"images would be in both splits: use separate folders, or name the images of each with dataset.lists"
+                f"dataset.images.{outer_split}={folders[outer_split]} contains dataset.images.{inner_split}="
+                f"{folders[inner_split]}, so that its images would be in both splits: use separate folders, or name "
+                "the images of each with dataset.lists"
             )
 
 
-def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: Path) -> dict[str, list[int]]:
+def read_lists(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: Path) -> dict[str, list[int]]:
     """Return the indices of the images in each list, {split: indices}, in the order of the lists.
 
     Args:
@@ -48,23 +49,23 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
     """
     root = folder.absolute()
     index = {composed(name): number for number, name in enumerate(names)}
-    found: dict[str, list[int]] = {}
+    parts: dict[str, list[int]] = {}
     owner: dict[int, str] = {}
     for split, file in lists.items():
-        path = Path(file).expanduser()
-        if not path.is_file():
+        file_path = Path(file).expanduser()
+        if not file_path.is_file():
             raise FileNotFoundError(f"dataset.lists.{split}={file} is not a file: expected a list of image names")
-        found[split] = []
-        lines = read_lines(path)
+        parts[split] = []
+        lines = read_lines(file_path)
         if not any(map(str.strip, lines)):
-            raise ValueError(f"{path} lists no images")
+            raise ValueError(f"{file_path} lists no images")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            place, given = f"{path}, line {number}", PurePath(line.strip())
-            if given.is_relative_to(root):
-                given = given.relative_to(root)
-            name = inside(folder, str(given), place).relative_to(folder)
+            place, path = f"{file_path}, line {number}", PurePath(line.strip())
+            if path.is_relative_to(root):
+                path = path.relative_to(root)
+            name = inside(folder, str(path), place).relative_to(folder)
             name = composed(name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name)
             if name not in index:
                 raise FileNotFoundError(
@@ -78,11 +79,11 @@ def listed(names: Sequence[PurePath], lists: Mapping[str, str | Path], folder: P
                     else f"{place}: {name} is also in the list of {other}: splits must not overlap"
                 )
             owner[index[name]] = split
-            found[split].append(index[name])
-    return found
+            parts[split].append(index[name])
+    return parts
 
 
-def drawn(names: Sequence[PurePath], shares: Mapping[str, float], group: str | None) -> dict[str, list[int]]:
+def divide(names: Sequence[PurePath], shares: Mapping[str, float], group: str | None) -> dict[str, list[int]]:
     """Divide images into splits deterministically, {split: indices}; "train" gets the remaining images.
 
     Args:
@@ -98,8 +99,8 @@ def drawn(names: Sequence[PurePath], shares: Mapping[str, float], group: str | N
     """
     shares = {split: share for split, share in shares.items() if share}
     if not all(0 < share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        given = ", ".join(f"dataset.{split}_share={share}" for split, share in shares.items())
-        raise ValueError(f"{given}: set fractions from 0 to 1, with less than 1 in total")
+        settings = ", ".join(f"dataset.{split}_share={share}" for split, share in shares.items())
+        raise ValueError(f"{settings}: set fractions from 0 to 1, with less than 1 in total")
     members = _groups(names, group)
     if len(members) <= len(shares):
         what = f"{len(names)} images" if group is None else f"{len(members)} groups of images"
@@ -109,13 +110,13 @@ def drawn(names: Sequence[PurePath], shares: Mapping[str, float], group: str | N
         )
     if group is not None:
         return _by_group(members, shares, len(names))
-    rest, found = [*range(len(names))], {}
+    rest, parts = [*range(len(names))], {}
     for split, share in shares.items():
         number = min(max(round(len(names) * share), 1), len(rest) - 1)
         chosen = {int((index + 0.5) * len(rest) / number) for index in range(number)}
-        found[split] = [image for place, image in enumerate(rest) if place in chosen]
+        parts[split] = [image for place, image in enumerate(rest) if place in chosen]
         rest = [image for place, image in enumerate(rest) if place not in chosen]
-    return found | {"train": rest}
+    return parts | {"train": rest}
 
 
 def _groups(names: Sequence[PurePath], group: str | None) -> dict[str, list[int]]:
@@ -137,13 +138,13 @@ def _by_group(members: Mapping[str, list[int]], shares: Mapping[str, float], num
     """Assign each group, largest first, to the split furthest below its target; every split gets at least one group."""
     lacking = {split: share * number for split, share in shares.items()}
     lacking = {"train": number - sum(lacking.values())} | lacking
-    found: dict[str, list[int]] = {split: [] for split in lacking}
+    parts: dict[str, list[int]] = {split: [] for split in lacking}
     # Groups of equal size are shuffled, because groups with consecutive names, such as days, tend to be similar.
     order = sorted(members, key=lambda name: (-len(members[name]), hashlib.sha256(name.encode()).digest()))
     for place, name in enumerate(order):
-        empty = [split for split in lacking if not found[split]]
+        empty = [split for split in lacking if not parts[split]]
         candidates = empty if len(order) - place == len(empty) else lacking
         split = max(candidates, key=lambda candidate: lacking[candidate])
-        found[split] += members[name]
+        parts[split] += members[name]
         lacking[split] -= len(members[name])
-    return {split: sorted(indices) for split, indices in found.items()}
+    return {split: sorted(indices) for split, indices in parts.items()}

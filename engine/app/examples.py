@@ -25,8 +25,8 @@ def write_examples(dataset: Mapping[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     node = dataset.get("val") or {}
     if str(node.get("_target_")).endswith("synthetic.Beacons"):
-        made = instantiate(node, transform=None)
-        images = [made.read(index)[0].permute(1, 2, 0).numpy() for index in range(min(_NUMBER, len(made)))]
+        beacons = instantiate(node, transform=None)
+        images = [beacons.read(index)[0].permute(1, 2, 0).numpy() for index in range(min(_NUMBER, len(beacons)))]
         return [_written(folder / f"beacons_{index}.png", image) for index, image in enumerate(images, 1)]
     return [_written(folder / f"street_{index}.png", street_scene(index)[0]) for index in range(1, _NUMBER + 1)]
 

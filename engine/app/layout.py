@@ -44,7 +44,7 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
     """
     with gr.Blocks(title="CCNet", analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
         gr.Markdown(_INTRODUCTION)
-        answer = gr.State(None, time_to_live=_KEPT)
+        answer_state = gr.State(None, time_to_live=_KEPT)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 photo = gr.Image(
@@ -64,21 +64,23 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
 
         def segment(upload: dict[str, Any] | None, shown: float, request: gr.Request) -> list[Any]:
             """Segment the upload; return the answer and the updates of all panels and attention rows."""
-            found = None if upload is None else _answer(viewer, upload["path"])
+            answer = None if upload is None else _answer(viewer, upload["path"])
             files = folder / str(request.session_hash)
-            filled = [_filled(viewer, found, index, shown, files) for index in range(len(panels))]
-            return [found, *(value for panel in filled for value in panel), gr.update(visible=True), *_hidden(rows)]
+            updates = [
+                update for index in range(len(panels)) for update in _panel_updates(viewer, answer, index, shown, files)
+            ]
+            return [answer, *updates, gr.update(visible=True), *_hiding_updates(rows)]
 
-        def blend(found: Answer | None, shown: float) -> list[Any]:
+        def blend(answer: Answer | None, shown: float) -> list[Any]:
             """Return the overlays with the chosen opacity."""
-            return [None if found is None else viewer.overlay(found, index, shown) for index in range(len(panels))]
+            return [None if answer is None else viewer.overlay(answer, index, shown) for index in range(len(panels))]
 
-        def attend(found: Answer | None, event: gr.SelectData) -> list[Any]:
+        def attend(answer: Answer | None, event: gr.SelectData) -> list[Any]:
             """Return the updates that show the attention of the clicked point."""
-            if found is None:
+            if answer is None:
                 return [gr.update(), *(gr.update() for row in rows for _ in row.outputs)]
-            point = viewer.point_of(found, event.index)
-            shown = [row.drawn(viewer.attention(found, row.index, point)) for row in rows]
+            point = viewer.point_of(answer, event.index)
+            shown = [row.drawn(viewer.attention(answer, row.index, point)) for row in rows]
             return [gr.update(visible=False), *(value for row in shown for value in row)]
 
         # One image at a time: attention is read with hooks on the networks, which must not run concurrently.
@@ -86,10 +88,10 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
         outputs = [part for panel in panels for part in panel.outputs]
         attention = [part for row in rows for part in row.outputs]
         # With preprocess=True, Gradio would open the file before this project's own checks.
-        photo.change(segment, [photo, opacity], [answer, *outputs, hint, *attention], preprocess=False, **alone)
-        opacity.release(blend, [answer, opacity], [panel.overlay for panel in panels], **alone)
+        photo.change(segment, [photo, opacity], [answer_state, *outputs, hint, *attention], preprocess=False, **alone)
+        opacity.release(blend, [answer_state, opacity], [panel.overlay for panel in panels], **alone)
         for panel in panels:
-            panel.overlay.select(attend, [answer], [hint, *attention], **alone)
+            panel.overlay.select(attend, [answer_state], [hint, *attention], **alone)
     return page
 
 
@@ -129,11 +131,11 @@ class _AttentionRow:
             return [gr.update(value=_NO_ATTENTION, visible=True), *(gr.update(visible=False) for _ in self.maps)]
         return [
             gr.update(visible=True),
-            *(gr.update(value=made.image, label=made.title, visible=True) for made in maps),
+            *(gr.update(value=attention.image, label=attention.title, visible=True) for attention in maps),
         ]
 
 
-def _hidden(rows: Sequence[_AttentionRow]) -> list[Any]:
+def _hiding_updates(rows: Sequence[_AttentionRow]) -> list[Any]:
     return [gr.update(visible=False) for row in rows for _ in row.outputs]
 
 
@@ -146,7 +148,7 @@ def _answer(viewer: Viewer, path: str) -> Answer | None:
         return None
 
 
-def _filled(viewer: Viewer, answer: Answer | None, index: int, opacity: float, folder: Path) -> list[Any]:
+def _panel_updates(viewer: Viewer, answer: Answer | None, index: int, opacity: float, folder: Path) -> list[Any]:
     """Return the updates of one panel (overlay, legend, mask, overlay file); without an answer, clear it."""
     if answer is None:
         return [None, "", gr.update(value=None, interactive=False), gr.update(value=None, interactive=False)]

@@ -1,5 +1,6 @@
 """Serve the page from this machine, without telemetry and without loading anything from the internet."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def serving(viewer: Viewer, *, host: str, port: int, max_upload_mb: float) -> It
         os.environ["GRADIO_TEMP_DIR"] = name  # read when a component is built
         from gradio.themes import Default
 
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio checks its own address, and httpx logs that
         from .layout import CSS, build_page
 
         examples = write_examples(viewer.networks[0].dataset, Path(name) / "examples")

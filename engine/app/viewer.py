@@ -73,7 +73,7 @@ class Viewer:
         self.titles, self.networks = [*networks], [*networks.values()]
         self.max_megapixels = max_megapixels
         ranges = [network.value_range for network in self.networks]
-        if any(found != ranges[0] for found in ranges):
+        if any(value_range != ranges[0] for value_range in ranges):
             raise ValueError(
                 f"the networks have dataset.value_range={ranges[0]} and {ranges[1]}, but the page reads each image "
                 "once: serve them one at a time"
@@ -155,9 +155,10 @@ class Viewer:
         ]
 
     def _labels(self, network: TrainedNetwork, pixels: np.ndarray) -> np.ndarray:
-        found = network.predict(self._scaled(network, pixels))
-        assert isinstance(found, Prediction)
-        return found.labels if found.labels.shape == pixels.shape[:2] else _enlarged(found, pixels.shape[:2])
+        prediction = network.predict(self._scaled(network, pixels))
+        assert isinstance(prediction, Prediction)
+        size = pixels.shape[:2]
+        return prediction.labels if prediction.labels.shape == size else _enlarged(prediction, size)
 
     def _scaled(self, network: TrainedNetwork, pixels: np.ndarray) -> np.ndarray:
         if network.crop_size is None or min(pixels.shape[:2]) <= min(network.crop_size):
@@ -167,11 +168,11 @@ class Viewer:
         return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def _enlarged(found: Prediction, size: tuple[int, ...]) -> np.ndarray:
+def _enlarged(prediction: Prediction, size: tuple[int, ...]) -> np.ndarray:
     """Upscale a prediction to (H, W): the most probable class of each pixel, among the classes that were predicted."""
     labels, most = np.zeros(size, dtype=np.uint8), np.full(size, -1, dtype=np.float32)
-    for index in np.unique(found.labels):
-        small = Image.fromarray(found.probabilities[index])
+    for index in np.unique(prediction.labels):
+        small = Image.fromarray(prediction.probabilities[index])
         probability = np.asarray(small.resize((size[1], size[0]), Image.Resampling.BILINEAR))
         labels[probability > most] = index
         np.maximum(most, probability, out=most)
@@ -194,9 +195,9 @@ def _reduced(pixels: np.ndarray, step: int) -> np.ndarray:
 
 def _marked(image: np.ndarray, x: int, y: int) -> np.ndarray:
     """Return the image with a cross drawn at (x, y)."""
-    made = Image.fromarray(image)
-    draw, arm = ImageDraw.Draw(made), max(round(max(image.shape) / 50), 4)
+    picture = Image.fromarray(image)
+    draw, arm = ImageDraw.Draw(picture), max(round(max(image.shape) / 50), 4)
     for width, colour in ((max(arm // 2, 3), (0, 0, 0)), (max(arm // 4, 1), _MARK)):
         draw.line((x - arm, y, x + arm, y), fill=colour, width=width)
         draw.line((x, y - arm, x, y + arm), fill=colour, width=width)
-    return np.asarray(made)
+    return np.asarray(picture)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...models.checksums import CHECKSUM
 from ...models.tensor_files import FOLDER_WEIGHTS as WEIGHTS
-from ...models.tensor_files import TensorFile, checksum
+from ...models.tensor_files import checksum
 from ..runtime.atomic_files import replacing, write_json
 from .record import Checkpoint
 
@@ -55,16 +55,13 @@ def is_folder(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
-def from_folder(file: TensorFile, config: Path) -> Checkpoint:
-    """Return the checkpoint stored in model.safetensors and config.json, neither of which is trusted."""
+def from_folder(weights: dict[str, Tensor], config: Path) -> Checkpoint:
+    """Return the checkpoint of untrusted weights and the untrusted config.json that belongs to them."""
     content = json.loads(config.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.keys() != _FIELDS:
         raise ValueError(f"{config.name} must have exactly the keys {', '.join(sorted(_FIELDS))}")
     content["scores"] = _with_nan(content["scores"])
-    found = Checkpoint(file.content, **content)
-    if not file.checksums_match:
-        raise ValueError("its content does not match its checksum")
-    return found
+    return Checkpoint(weights, **content)
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:

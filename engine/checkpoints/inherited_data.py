@@ -1,16 +1,26 @@
 """The public data sets that a network's weights are derived from: their terms apply to the weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...data import layout_of
+from ...data.sets.layouts import COCO
 from .record import Checkpoint
 
 
 def own_data(saved: Checkpoint) -> dict[str, str]:
-    """Return the public data set that a checkpoint's run trained on, {name: source and terms}; empty for others."""
+    """Return the public data set that a checkpoint's run trained on, {name: source and terms}; empty for others.
+
+    A data set in COCO's format is taken for COCO if it has COCO's 80 classes, from person to toothbrush.
+    """
     layout = layout_of(saved.config.get("dataset", {}).get("train") or {})
-    return {} if layout is None else {layout.name: layout.source}
+    if layout is None or (layout == COCO and not _are_cocos(saved.classes)):
+        return {}
+    return {layout.name: layout.source}
+
+
+def _are_cocos(classes: Sequence[str]) -> bool:
+    return len(classes) == 80 and (classes[0], classes[-1]) == ("person", "toothbrush")
 
 
 def inherited_data(saved: Checkpoint) -> dict[str, str]:

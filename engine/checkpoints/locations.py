@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...data.reading.label_values import read_file
 from ..guards.settings import plain, replaced
 from ..runtime.atomic_files import given_path
-from .options import flat, is_interpolated
+from .options import flat, is_interpolated, with_option
 from .pretrained import PACKAGED
 
 # The options that set locations on the command line; all entry points use the same names.
@@ -30,14 +30,14 @@ def located(config: DictConfig) -> DictConfig:
     Locations become absolute, and a file of mask values is replaced by its contents, because the classes of the masks
     must not change with a file that is edited later.
     """
-    made = replaced(config)
+    result = replaced(config)
     for name, value in flat(plain(config)).items():
-        if is_location(name) and value not in (None, {}) and not is_interpolated(made, name):
-            OmegaConf.update(made, name, absolute(value))
-    values = OmegaConf.select(made, "dataset.values")
-    if (read := read_file(values)) is not values:
-        OmegaConf.update(made, "dataset.values", read)
-    return made
+        if is_location(name) and value not in (None, {}) and not is_interpolated(result, name):
+            OmegaConf.update(result, name, absolute(value))
+    values = OmegaConf.select(result, "dataset.values")
+    if (mapping := read_file(values)) is not values:
+        OmegaConf.update(result, "dataset.values", mapping)
+    return result
 
 
 def moved(config: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,8 @@ def moved(config: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
                 f"{option}={value} does not apply to this checkpoint, "
                 + (f"which uses {own}" if own else f"whose {part} reads no files")
             )
-        config = _with_value(config, absolute(value), places)
+        for place in places:
+            config = with_option(config, place, absolute(value))
     return config
 
 
@@ -96,22 +97,14 @@ def _with_split(config: dict[str, Any], option: str, new: Any) -> dict[str, Any]
     kind, _, split = name.partition(".")
 
     def extended(node: dict[str, Any]) -> dict[str, Any]:
-        made = {key: extended(value) if isinstance(value, dict) else value for key, value in node.items()}
-        if split and kind in made and (made[kind] is None or isinstance(made[kind], dict)):
-            made[kind] = {**(made[kind] or {}), split: new}
-        return made
+        result = {key: extended(value) if isinstance(value, dict) else value for key, value in node.items()}
+        if split and kind in result and isinstance(result[kind], dict | None):
+            result[kind] = {**(result[kind] or {}), split: new}
+        return result
 
-    known = option.startswith("dataset.") and isinstance(config.get("dataset"), dict)
-    return config | {"dataset": extended(config["dataset"])} if known else config
-
-
-def _with_value(node: Mapping[str, Any], new: Any, names: list[str], path: str = "") -> dict[str, Any]:
-    return {
-        key: _with_value(value, new, names, f"{path}{key}.")
-        if isinstance(value, dict)
-        else (new if f"{path}{key}" in names else value)
-        for key, value in node.items()
-    }
+    if option.startswith("dataset.") and isinstance(config.get("dataset"), dict):
+        return config | {"dataset": extended(config["dataset"])}
+    return config
 
 
 def absolute(value: Any) -> str | None:

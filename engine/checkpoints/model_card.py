@@ -18,10 +18,16 @@ from .record import Checkpoint
 _SETTINGS = {
     "backbone": ("model.backbone.name",),
     "output stride": ("model.backbone.output_stride",),
-    "context module": ("model.head.context._target_", "model.head._target_", "model._target_"),
-    "recurrence R": ("model.head.recurrence",),
+    "context module": (  # CE2P's is inside a module that fuses its output, Mask R-CNN's inside the backbone
+        "model.head.context.context._target_",
+        "model.head.context._target_",
+        "model.context._target_",
+        "model.head._target_",
+        "model._target_",
+    ),
+    "recurrence R": ("model.head.recurrence", "model.head.context.recurrence", "model.context.recurrence"),
     "channels of the head": ("model.head.channels",),
-    "residual weight gamma": ("model.head.context.gamma",),
+    "residual weight gamma": ("model.head.context.gamma", "model.head.context.context.gamma", "model.context.gamma"),
     "weights of the loss terms": ("loss.weights",),
     "iterations of a ramp of the weights": ("loss.ramp",),
     "optimiser": ("optimizer.algorithm._target_",),
@@ -29,6 +35,7 @@ _SETTINGS = {
     "learning rate": ("recipe.lr", "optimizer.algorithm.lr"),
     "learning rate factors": ("optimizer.lr_factors",),
     "weight decay": ("recipe.weight_decay", "optimizer.algorithm.weight_decay"),
+    "frames of a clip": ("dataset.frames",),
     "crop, H x W": ("recipe.train_transform.crop_size",),
     "scales": ("recipe.train_transform.scale",),
     "batch size": ("recipe.batch_size",),
@@ -170,9 +177,9 @@ def _training(saved: Checkpoint, record: Mapping[str, Any]) -> str:
     options = {name: value for name, value in flat(saved.config).items() if value is not None}
     rows = []
     for row, names in _SETTINGS.items():
-        found = next((_shown(name, options, saved) for name in names if _shown(name, options, saved)), None)
-        if found:
-            rows.append((row, found))
+        value = next(filter(None, (_shown(name, options, saved) for name in names)), None)
+        if value:
+            rows.append((row, value))
     if "init" in saved.config:  # a folder with config.json does not record it
         rows.insert(1, ("initial weights", _initial_weights(options)))
     rows.append(("iterations", _budget(saved, record)))

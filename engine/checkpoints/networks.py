@@ -27,10 +27,10 @@ def network(checkpoint: Checkpoint) -> nn.Module:
     number = head["num_classes"] if isinstance(head, dict) and "num_classes" in head else model.get("num_classes")
     if number != len(checkpoint.classes):
         raise ValueError(f"the checkpoint's network has {number} classes, but it names {len(checkpoint.classes)}")
-    return _filled(_built(model, checkpoint.weights), checkpoint.weights).eval()
+    return _load_weights(_build_for_weights(model, checkpoint.weights), checkpoint.weights).eval()
 
 
-def start_from(given: Checkpoint, config: DictConfig, *, classes: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
+def start_from(source: Checkpoint, config: DictConfig, *, classes: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:
     """Return a checkpoint's network as the starting point of a new run, and the ``model`` node that builds it.
 
     Classifiers are initialised randomly if the run and the checkpoint differ in the number of classes, or list the same
@@ -44,19 +44,19 @@ def start_from(given: Checkpoint, config: DictConfig, *, classes: Sequence[str])
     Raises:
         ValueError: the checkpoint cannot be used, or its run scaled images differently; see `_check_scaling`.
     """
-    _check_scaling(f"init={config.init}", given, config)
-    model = _model_node(given)
+    _check_scaling(f"init={config.init}", source, config)
+    model = _model_node(source)
     if "embedding_channels" in model:
         model["embedding_channels"] = OmegaConf.select(config, "model.embedding_channels")
     model = with_classes(model, len(classes))
-    made = _built(model, given.weights)
-    weights = {key: tensor for key, tensor in given.weights.items() if not key.startswith("embed.")}
-    other = bool(reordered(given.classes, classes))
-    for key, tensor in made.state_dict().items():
+    network = _build_for_weights(model, source.weights)
+    weights = {key: tensor for key, tensor in source.weights.items() if not key.startswith("embed.")}
+    reorders = bool(reordered(source.classes, classes))
+    for key, tensor in network.state_dict().items():
         classifies = any(part in key for part in _CLASSIFIERS) and key in weights
-        if key.startswith("embed.") or (classifies and (other or weights[key].shape != tensor.shape)):
+        if key.startswith("embed.") or (classifies and (reorders or weights[key].shape != tensor.shape)):
             weights[key] = tensor
-    return _filled(made, weights), model
+    return _load_weights(network, weights), model
 
 
 def reordered(known: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -89,15 +89,15 @@ def initial_network(
         source = _if_checkpoint(weights) if weights else None
         if source:
             _check_scaling(f"backbone.weights={weights}", source, config)
-        found = {"num_classes": num_classes, "inherited_data": passed_on(source)}
-        return build(config.model, num_classes=num_classes), replaced(config, **found)
-    given = [f"{option}={value}" for option, value in given_overrides().items() if _chooses_network(option)]
-    if given:
-        raise ValueError(f"init={config.init} already determines the network: remove {' '.join(given)}")
+        run_time = {"num_classes": num_classes, "inherited_data": passed_on(source)}
+        return build(config.model, num_classes=num_classes), replaced(config, **run_time)
+    overrides = [f"{option}={value}" for option, value in given_overrides().items() if _chooses_network(option)]
+    if overrides:
+        raise ValueError(f"init={config.init} already determines the network: remove {' '.join(overrides)}")
     source = load(find(config.init), **config.published)
     check_published([source])
-    made, node = start_from(source, config, classes=classes)
-    return made, replaced(config, num_classes=num_classes, model=node, inherited_data=passed_on(source))
+    model, node = start_from(source, config, classes=classes)
+    return model, replaced(config, num_classes=num_classes, model=node, inherited_data=passed_on(source))
 
 
 def _if_checkpoint(file: str) -> Checkpoint | None:
@@ -108,15 +108,15 @@ def _if_checkpoint(file: str) -> Checkpoint | None:
         return None
 
 
-def _check_scaling(option: str, given: Checkpoint, config: DictConfig) -> None:
+def _check_scaling(option: str, source: Checkpoint, config: DictConfig) -> None:
     """Raise ValueError if a checkpoint's run set ``dataset.value_range`` and the new run leaves it at its default."""
-    known = given.value_range
+    value_range = source.value_range
     unset = "value_range" in config.dataset and config.dataset.value_range is None
-    if known is not None and unset and "dataset.value_range" not in given_overrides():
+    if value_range is not None and unset and "dataset.value_range" not in given_overrides():
         raise ValueError(
-            f"{option} comes from a run with dataset.value_range={list(known)}, but this run does not set it and would "
-            f"scale images of more than 8 bits differently: set dataset.value_range=[{known[0]},{known[1]}], or the "
-            "values of black and white in these images, or null for their full range"
+            f"{option} comes from a run with dataset.value_range={list(value_range)}, but this run does not set it and "
+            f"would scale images of more than 8 bits differently: set dataset.value_range=[{value_range[0]},"
+            f"{value_range[1]}], or the values of black and white in these images, or null for their full range"
         )
 
 
@@ -128,22 +128,22 @@ def _model_node(checkpoint: Checkpoint) -> dict[str, Any]:
     return model | {"backbone": model["backbone"] | {"pretrained": False, "weights": None}}
 
 
-def _built(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+def _build_for_weights(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     try:
-        made = build(model, holding=tensor_files.size(weights))
+        network = build(model, holding=tensor_files.size(weights))
     except InstantiationException as error:
         raise ValueError(f"the checkpoint's network cannot be built from its config: {error.__cause__}") from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"the checkpoint's config describes a {type(made).__name__}, not a network")
-    return made
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"the checkpoint's config describes a {type(network).__name__}, not a network")
+    return network
 
 
-def _filled(made: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+def _load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     try:
-        made.load_state_dict(weights)
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not match the network in its config: {error}") from error
-    return made
+    return network
 
 
 def _chooses_network(option: str) -> bool:

@@ -36,6 +36,12 @@ def text(options: Mapping[str, Any], name: str) -> str:
     return f"{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
 
 
+def with_option(node: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Return a copy of a plain configuration in which the option of a dotted name has another value."""
+    key, _, inside = name.partition(".")
+    return {**node, key: with_option(node[key], inside, value) if inside else value}
+
+
 def is_interpolated(config: DictConfig, name: str) -> bool:
     """Return True if an option, or a node that contains it, is an interpolation."""
     node: Any = config
@@ -73,28 +79,28 @@ def completed(
 def _completed(
     saved: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any], path: str, lacking: dict[str, Any]
 ) -> dict[str, Any]:
-    made = dict(saved)
-    target = made.get("_target_") if made.get("_target_") == now.get("_target_") else None
+    result = dict(saved)
+    target = saved.get("_target_") if saved.get("_target_") == now.get("_target_") else None
     for key, value in now.items():
         name = f"{path}{key}"
-        if isinstance(made.get(key), Mapping) and isinstance(value, Mapping):
-            made[key] = _completed(made[key], value, defaults, f"{name}.", lacking)
-        elif key in made:
+        if isinstance(result.get(key), Mapping) and isinstance(value, Mapping):
+            result[key] = _completed(result[key], value, defaults, f"{name}.", lacking)
+        elif key in result:
             continue
         elif name in defaults:
-            made[key] = lacking[name] = defaults[name]
+            result[key] = lacking[name] = defaults[name]
         elif key in defaults_of(target):
-            made[key] = lacking[name] = defaults_of(target)[key]
-    return made
+            result[key] = lacking[name] = defaults_of(target)[key]
+    return result
 
 
 def _defaults(now: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of the options that the code reads directly: those at the top level or in ``CHECKED``."""
     base: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
-    written = flat(base)
+    in_file = flat(base)
     read = dict(now) | {name: value for name, value in flat(now).items() if name in CHECKED}
     composed = {name: value for name, value in read.items() if not is_given(name, given)}
-    return {name: value for name, value in (composed | written).items() if "${" not in str(written.get(name))}
+    return {name: value for name, value in (composed | in_file).items() if "${" not in str(in_file.get(name))}
 
 
 @cache
@@ -106,6 +112,8 @@ def defaults_of(target: Any) -> dict[str, Any]:
         parameters = inspect.signature(get_object(target)).parameters
     except Exception:  # not every signature can be read
         return {}
-    found = {name: parameter.default for name, parameter in parameters.items()}
-    found = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-    return {name: value for name, value in found.items() if isinstance(value, bool | int | float | str | list | None)}
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    return {
+        name: value for name, value in defaults.items() if isinstance(value, bool | int | float | str | list | None)
+    }

@@ -66,19 +66,19 @@ def load(path: Path, **published: Any) -> Checkpoint:
     if HEADER not in file.metadata and not folder and not _is_state(file.content):
         file = convert(file.content, path, **published)
     try:
-        found = checked(_record(file, path.with_name(CONFIG) if folder else None))
+        checkpoint = checked(_record(file, path.with_name(CONFIG) if folder else None))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
-    found.source = path
-    return found
+    checkpoint.source = path
+    return checkpoint
 
 
 def check_published(loaded: Sequence[Checkpoint]) -> None:
     """Raise ValueError if the command line sets an option of published checkpoints and none of these is one."""
-    given = [name for name in given_overrides() if name.lstrip("+").startswith("published.")]
-    if given and not any(saved.is_published for saved in loaded):
+    options = [name for name in given_overrides() if name.lstrip("+").startswith("published.")]
+    if options and not any(saved.is_published for saved in loaded):
         raise ValueError(
-            f"{', '.join(given)} would have no effect, because {loaded[0].source} is not a published checkpoint and "
+            f"{', '.join(options)} would have no effect, because {loaded[0].source} is not a published checkpoint and "
             "determines its network: remove it"
         )
 
@@ -93,49 +93,41 @@ def peek(path: Path) -> Checkpoint:
         ValueError: it is not the state of a run, or is damaged.
     """
     try:
-        found = checked(Checkpoint(**torch.load(path, map_location="cpu", mmap=True, weights_only=True)))
+        checkpoint = checked(Checkpoint(**torch.load(path, map_location="cpu", mmap=True, weights_only=True)))
     except Exception as error:  # each kind of damage raises a different error
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a truncated file cannot be mapped
             raise
         raise ValueError(f"it is not a checkpoint of this project, or it is damaged: {error}") from error
-    if not found.training:
+    if not checkpoint.training:
         raise ValueError("it contains weights but no training state; use init=FILE to start from them")
-    light = {key: found.training.get(key) for key in ("identity", "contents", "choices")}
-    return replace(found, weights={}, training=light, source=path)
+    light = {key: checkpoint.training.get(key) for key in ("identity", "contents", "choices")}
+    return replace(checkpoint, weights={}, training=light, source=path)
 
 
 def _record(file: TensorFile | Published, config: Path | None) -> Checkpoint:
     if isinstance(file, Published):
         return from_published(file)
+    if not file.checksums_match:
+        raise ValueError("its content does not match its checksum")
     if config is not None:
-        return from_folder(file, config)
-    return _from_weights(file) if HEADER in file.metadata else _from_state(file)
+        return from_folder(file.content, config)
+    if HEADER in file.metadata:
+        return Checkpoint(file.content, **json.loads(file.metadata[HEADER]))
+    return Checkpoint(**file.content)
 
 
 def _is_state(content: Any) -> bool:
     return isinstance(content, dict) and {"weights", "config"} <= content.keys()
 
 
-def _from_weights(file: TensorFile) -> Checkpoint:
-    if not file.checksums_match:
-        raise ValueError("its content does not match its checksum")
-    return Checkpoint(file.content, **json.loads(file.metadata[HEADER]))
-
-
-def _from_state(file: TensorFile) -> Checkpoint:
-    if not file.checksums_match:
-        raise ValueError("its content does not match its checksum")
-    return Checkpoint(**file.content)
-
-
-def from_published(found: Published) -> Checkpoint:
+def from_published(published: Published) -> Checkpoint:
     """Convert a published checkpoint to the record that a run of this project would have written."""
     config = {
-        "model": found.model,
-        "recipe": {"train_transform": {"crop_size": found.crop_size and list(found.crop_size)}},
+        "model": published.model,
+        "recipe": {"train_transform": {"crop_size": published.crop_size and list(published.crop_size)}},
         "channels_last": True,
         "bf16": False,
     }
-    classes = found.classes or [f"class {index}" for index in range(found.num_classes)]
-    palette = [list(colour) for colour in found.palette or class_colours(classes)]
-    return Checkpoint(found.weights, config, classes, palette, found.iteration, scores={})
+    classes = published.classes or [f"class {index}" for index in range(published.num_classes)]
+    palette = [list(colour) for colour in published.palette or class_colours(classes)]
+    return Checkpoint(published.weights, config, classes, palette, published.iteration, scores={})

@@ -68,33 +68,34 @@ class Checkpoint:
         return self.config.get("dataset", {}).get("rgb")
 
 
-def checked(found: Checkpoint) -> Checkpoint:
+def checked(checkpoint: Checkpoint) -> Checkpoint:
     """Check every field of an untrusted checkpoint and return it, with former names in its configuration updated.
 
     Raises:
         ValueError: a field does not have the type that :class:`Checkpoint` declares, or :func:`checked_config` rejects
             the configuration.
     """
+    iteration, training = checkpoint.iteration, checkpoint.training
     valid = {
-        "weights": isinstance(found.weights, dict)
-        and all(isinstance(key, str) and tensor_files.is_plain(value) for key, value in found.weights.items()),
-        "config": isinstance(found.config, dict),
-        "classes": _is_list(found.classes, lambda name: isinstance(name, str)),
-        "palette": _is_list(found.palette, _is_colour),
-        "iteration": found.iteration is None or (type(found.iteration) is int and 0 <= found.iteration < 2**63),
-        "scores": isinstance(found.scores, dict),
-        "training": isinstance(found.training, dict)
-        and (not found.training or found.training.keys() >= _TRAINING)
-        and all(_is_texts(found.training.get(key)) for key in ("contents", "choices"))
-        and isinstance(found.training.get("overrides"), dict | None)
-        and _is_plain(found.training.get("overrides")),
+        "weights": isinstance(checkpoint.weights, dict)
+        and all(isinstance(key, str) and tensor_files.is_plain(value) for key, value in checkpoint.weights.items()),
+        "config": isinstance(checkpoint.config, dict),
+        "classes": _is_list(checkpoint.classes, lambda name: isinstance(name, str)),
+        "palette": _is_list(checkpoint.palette, _is_colour),
+        "iteration": iteration is None or (type(iteration) is int and 0 <= iteration < 2**63),
+        "scores": isinstance(checkpoint.scores, dict),
+        "training": isinstance(training, dict)
+        and (not training or training.keys() >= _TRAINING)
+        and all(_is_texts(training.get(key)) for key in ("contents", "choices"))
+        and isinstance(training.get("overrides"), dict | None)
+        and _is_plain(training.get("overrides")),
     }
     if wrong := [name for name, good in valid.items() if not good]:
         raise ValueError(f"invalid {' and '.join(wrong)}")
-    if len(found.classes) != len(found.palette):
-        raise ValueError(f"it names {len(found.classes)} classes but has {len(found.palette)} colours")
-    found.config = checked_config(found.config)
-    return found
+    if len(checkpoint.classes) != len(checkpoint.palette):
+        raise ValueError(f"it names {len(checkpoint.classes)} classes but has {len(checkpoint.palette)} colours")
+    checkpoint.config = checked_config(checkpoint.config)
+    return checkpoint
 
 
 def _is_list(value: Any, good: Callable[[Any], bool]) -> bool:

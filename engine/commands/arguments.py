@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 from ...conf import CONF
@@ -38,7 +39,7 @@ def accepted(overrides: Iterable[str]) -> list[str]:
     overrides in one place.
     """
     sweep: list[str] = []
-    made: list[str] = []
+    kept: list[str] = []
     swept: list[str] = []
     places: dict[str, int] = {}
     overrides = list(overrides)
@@ -55,12 +56,12 @@ def accepted(overrides: Iterable[str]) -> list[str]:
             continue
         option, entries = _entries(override)
         if entries and option in places:
-            made[places[option]] = f"{made[places[option]][:-1]},{entries}}}"
+            kept[places[option]] = f"{kept[places[option]][:-1]},{entries}}}"
             continue
         if entries:
-            places[option] = len(made)
-        made.append(f"{option}={{{entries}}}" if entries else override)
-    return sweep + made + swept
+            places[option] = len(kept)
+        kept.append(f"{option}={{{entries}}}" if entries else override)
+    return sweep + kept + swept
 
 
 def _sweeps_over_entry(override: str) -> bool:
@@ -93,8 +94,8 @@ def _quoted(override: str, multirun: bool) -> str:
         text = _BARE.sub(lambda match: _quoted_item(match[0]), value)
     else:
         text = ",".join(map(_quoted_item, value.split(","))) if sweeps else _string(value)
-    made = f"{key}={text}"
-    return made if _parsed(made) else override
+    quoted = f"{key}={text}"
+    return quoted if _parsed(quoted) else override
 
 
 def _is_path(value: str) -> bool:
@@ -161,6 +162,9 @@ def _chooses_config(override: str) -> bool:
     parsed = _parsed(override)
     if parsed is None:
         return True
-    value = parsed.value()
-    names = value if isinstance(value, list) else [value]
-    return parsed.is_sweep_override() or isinstance(value, dict) or all(isinstance(name, str) for name in names)
+    value: Any = parsed.value()
+    for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+        names = choice if isinstance(choice, list) else [choice]
+        if any(name is None or isinstance(name, int | float | list) for name in names):
+            return False
+    return True

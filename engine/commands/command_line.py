@@ -4,9 +4,11 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .arguments import accepted, check_overrides
+from .similar_options import similar_options
 
 INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 
@@ -31,10 +33,20 @@ def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
             return main(*given)
         except KeyboardInterrupt:
             raise interrupted() from None
+        except SystemExit as error:
+            if error.code == 1 and (hint := similar_options(sys.argv[1:], _config_name(sys.argv[0]))):
+                print(hint, file=sys.stderr)
+            raise
         finally:
             sys.argv = given_arguments
 
     return started
+
+
+def _config_name(program: str) -> str:
+    """Return the file in ``conf/`` that a program starts from; ``program`` is its path, such as bin/ccnet-train."""
+    name = Path(program).stem.removeprefix("ccnet-")
+    return "config" if name == "train" else name
 
 
 def interrupted(process: str = "") -> BaseException:

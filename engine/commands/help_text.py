@@ -60,8 +60,8 @@ def _options(text: str) -> Iterator[tuple[str | None, str]]:
     parents: list[tuple[int, str]] = []
     for line in text.splitlines():
         option = None
-        if found := _KEY.match(line):
-            parents = [(indent, name) for indent, name in parents if indent < len(found[1])]
-            parents.append((len(found[1]), found[2]))
+        if match := _KEY.match(line):
+            parents = [(indent, name) for indent, name in parents if indent < len(match[1])]
+            parents.append((len(match[1]), match[2]))
             option = ".".join(name for _, name in parents)
         yield option, line

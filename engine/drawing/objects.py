@@ -36,7 +36,7 @@ def draw_objects(
     Args:
         image: RGB uint8 (3, H, W).
         objects: "boxes" (n, 4) x1, y1, x2, y2 in pixels; "labels" (n,) from 1; "masks" (n, H, W) in {0, 1}; and
-            optionally "scores" (n,) in [0, 1].
+            optionally "scores" (n,) in [0, 1] and "crowds" (n,), bool.
         classes: the names of the labels 1 to K.
         colours: n RGB triples; distinct ones by default.
         line: the height of a caption in pixels; by default, one that is legible when the image fills a screen.
@@ -118,14 +118,14 @@ def matched_colours(
     overlaps = box_iou(truth["boxes"].float(), prediction["boxes"].float())
     overlaps = overlaps * (truth["labels"][:, None] == prediction["labels"])
     own = colours[number:]
-    given: set[int] = set()
+    matched: set[int] = set()
     order = overlaps.flatten().argsort(descending=True, stable=True).tolist()
     for true, predicted in (divmod(place, overlaps.shape[1]) for place in order):
         if overlaps[true, predicted] < _SAME_OBJECT:
             break
-        if true not in given and own[predicted] in colours[number:]:
+        if true not in matched and own[predicted] in colours[number:]:
             own[predicted] = colours[true]
-            given.add(true)
+            matched.add(true)
     return colours[:number], own
 
 
@@ -174,6 +174,9 @@ def _resized(image: Tensor, *objects: Mapping[str, Tensor], width: int) -> tuple
 
 def _captions(objects: Mapping[str, Tensor], classes: Sequence[str]) -> list[str]:
     names = [str(classes[label - 1]) for label in objects["labels"].tolist()]
+    if "crowds" in objects:  # which no detection is expected to match
+        crowds = objects["crowds"].tolist()
+        names = [f"{name} (crowd)" if crowd else name for name, crowd in zip(names, crowds, strict=True)]
     if "scores" not in objects:
         return names
     return [f"{name} {100 * score:.0f}%" for name, score in zip(names, objects["scores"].tolist(), strict=True)]

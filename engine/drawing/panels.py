@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from ...data import IGNORE_INDEX
-from .label_images import Palette, blend, colourise, mark_errors
+from .label_images import Palette, colourise, mark_errors
 from .legend import most_frequent_first
 from .png_files import DPI, write_figure
 
@@ -50,21 +50,21 @@ def save_panel(
 
 def save_samples(
     path: Path,
-    rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray | None]]],
+    rows: Sequence[Sequence[np.ndarray]],
     titles: Sequence[str],
     classes: Sequence[str],
     palette: Palette,
 ) -> None:
-    """Save a grid of images, some with labels drawn over them.
+    """Save a grid of images and label maps.
 
     Args:
         path: the PNG file.
-        rows: for each row, one (RGB uint8 (H, W, 3), labels (H, W) or None) per column.
+        rows: for each row, one RGB uint8 image (H, W, 3) or label map (H, W) per column.
         titles: the column titles.
         classes, palette: the names and colours of the K classes.
     """
-    pictures = [[image if labels is None else blend(image, labels, palette) for image, labels in row] for row in rows]
-    shown = most_frequent_first(labels for row in rows for _, labels in row if labels is not None)
+    pictures = [[part if part.ndim == 3 else colourise(part, palette) for part in row] for row in rows]
+    shown = most_frequent_first(part for row in rows for part in row if part.ndim == 2)
     save_grid(path, pictures, titles, shown, classes, palette)
 
 

@@ -53,10 +53,10 @@ def _read(path: Path) -> tuple[list[dict[str, float]], int]:
     *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
     lines = iter(f"{line}\n" for line in whole)
     header = next(csv.reader(lines), [])  # a name in it may contain a line break
-    found = [_numbers(header, line.strip().split(",")) for line in lines]
-    rows = [row for row in found if row]
+    parsed = [_numbers(header, line.strip().split(",")) for line in lines]
+    rows = [row for row in parsed if row]
     # Without the end of a quoted name, the header takes all lines.
-    return rows, len(found) - len(rows) if rows else len(whole)
+    return rows, len(parsed) - len(rows) if rows else len(whole)
 
 
 def _numbers(header: list[str], cells: list[str]) -> dict[str, float]:

@@ -183,7 +183,7 @@ class VideoLegend:
         self._last_seen |= dict.fromkeys(present, self._number)
         self._number += 1
         for index in [index for index in present if index not in self._shown]:
-            absent = [other for other in self._shown if other not in present]
+            absent = [line for line in self._shown if line not in present]
             if len(self._shown) < column_rows(size):
                 self._shown.append(index)
             elif absent:

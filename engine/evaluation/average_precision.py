@@ -1,5 +1,6 @@
 """COCO average precision of boxes and masks, computed by faster-coco-eval, a reimplementation of pycocotools."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,8 @@ from ..drawing.tables import Table
 
 COLUMNS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 MASK_THRESHOLD = 0.5  # probability above which a pixel belongs to an object
+
+logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it logs every step of a scoring
 
 
 class DetectionScores(NamedTuple):

@@ -66,22 +66,24 @@ def check_replaceable(scores: Path, about: Mapping[str, Any]) -> None:
         about: what is evaluated, from :func:`subject`.
     """
     try:
-        found = json.loads(scores.read_text(encoding="utf-8"))
-        was, settings = _paths(found), dict(found.get("settings", {}))
+        earlier = json.loads(scores.read_text(encoding="utf-8"))
+        paths, settings = _paths(earlier), dict(earlier.get("settings", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    now = _paths(about)
-    other = [
+    new_paths = _paths(about)
+    differing = [
         f"{name}={path}"
-        for name, path in was.items()
-        if Path(str(path)).exists() and Path(str(path)).resolve() != Path(str(now.get(name))).resolve()
+        for name, path in paths.items()
+        if Path(str(path)).exists() and Path(str(path)).resolve() != Path(str(new_paths.get(name))).resolve()
     ]
-    asked = json.loads(json.dumps(about.get("settings", {})))
-    other += [f"{name}={value}" for name, value in settings.items() if name in asked and asked[name] != value]
-    if other:
+    requested = json.loads(json.dumps(about.get("settings", {})))
+    differing += [
+        f"{name}={value}" for name, value in settings.items() if name in requested and requested[name] != value
+    ]
+    if differing:
         raise ValueError(
-            f"{scores} holds the scores of {', '.join(other)}, which this evaluation would replace: set output=FOLDER "
-            "to keep both, or delete the file"
+            f"{scores} holds the scores of {', '.join(differing)}, which this evaluation would replace: set "
+            "output=FOLDER to keep both, or delete the file"
         )
 
 

@@ -118,7 +118,7 @@ def evaluate(
         keep = number % spacing == 0 and len(samples) < keep_samples
         if keep or on_prediction:
             picture = drawn_channels(image[0], getattr(dataset, "rgb", None))
-            sample = _supervised(picture, labels[0], prediction[0].cpu())
+            sample = _supervised_frame(picture, labels[0], prediction[0].cpu())
             if keep:
                 samples.append(sample)
             if on_prediction:
@@ -129,6 +129,6 @@ def evaluate(
     return Evaluation(scores, len(dataset) / (time.perf_counter() - start), samples, confusion.counts.cpu())
 
 
-def _supervised(image: Tensor, labels: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _supervised_frame(image: Tensor, labels: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sample of an image unchanged; for a clip, return only its last frame, the supervised one."""
     return (image, labels, prediction) if labels.ndim == 2 else (image[:, -1], labels[-1], prediction[-1])

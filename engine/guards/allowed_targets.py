@@ -68,11 +68,11 @@ def _defined_in(package: str, target: Any, part: str) -> bool:
     if not isinstance(target, str) or not target.startswith(f"{package}."):
         return False
     try:
-        found = get_object(target)
+        named = get_object(target)
     except Exception:  # the name does not exist, or importing it fails
         return False
-    allowed = isinstance(found, type) or (part == "recipe" and callable(found) and target.endswith("_transform"))
-    return allowed and f"{getattr(found, '__module__', '')}.".startswith(f"{package}.")
+    allowed = isinstance(named, type) or (part == "recipe" and callable(named) and target.endswith("_transform"))
+    return allowed and f"{getattr(named, '__module__', '')}.".startswith(f"{package}.")
 
 
 def _shown(value: Any) -> str:

@@ -1,10 +1,9 @@
-"""Translate ``_target_`` names between the current ones and those used before this project became a package."""
+"""Translate ``_target_`` names used before this project became a package to the current ones."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Former -> current name, for modules and single classes; the longest matching prefix applies. The mapping must be
-# invertible, since a run's fingerprint is computed from former names.
+# Former -> current name, for modules and single classes; the longest matching prefix applies.
 _PRESENT = {
     "data": "ccnet.data.sets",
     "data.transforms": "ccnet.data.transforms",
@@ -18,17 +17,11 @@ _PRESENT = {
     "models.heads.direct.DirectHead": "ccnet.models.heads.pyramid.PyramidHead",
     "models": "ccnet.models",
 }
-_FORMER = {present: former for former, present in _PRESENT.items()}
 
 
 def present_names(node: Any) -> Any:
     """Return a plain configuration with every `_target_` replaced by its current name."""
     return _each_target(node, lambda target: _renamed(target, _PRESENT))
-
-
-def former_names(node: Any) -> Any:
-    """Return a plain configuration with every `_target_` replaced by its former name."""
-    return _each_target(node, lambda target: _renamed(target, _FORMER))
 
 
 def _each_target(node: Any, rename: Callable[[str], str]) -> Any:

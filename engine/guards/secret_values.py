@@ -28,12 +28,12 @@ def refuse_environment(config: DictConfig) -> None:
         config: the composed configuration, with its interpolations.
     """
     allowed = allowed_variables(config.get("allow_env"))
-    found = [_from_environment(config)]
+    sources = [_from_environment(config)]
     if HydraConfig.initialized():
         hydra: Any = HydraConfig.get()
         node = "run" if OmegaConf.is_missing(hydra.job, "num") else "sweep"  # this node names the run's folder
-        found.append(_from_environment(hydra[node], f"hydra.{node}"))
-    for option, names in itertools.chain(*found):
+        sources.append(_from_environment(hydra[node], f"hydra.{node}"))
+    for option, names in itertools.chain(*sources):
         for name in sorted(names.difference(allowed)):
             if not _is_path(os.environ[name]):
                 raise ValueError(
@@ -104,7 +104,7 @@ def _from_environment(node: DictConfig | ListConfig, name: str = "") -> Iterator
         option = f"{name}.{key}" if name else str(key)
         if OmegaConf.is_missing(node, key):
             continue
-        with _recorded() as names:
+        with _recorded_variables() as names:
             value = node[key]
         if names:
             yield option, names
@@ -113,7 +113,7 @@ def _from_environment(node: DictConfig | ListConfig, name: str = "") -> Iterator
 
 
 @contextmanager
-def _recorded() -> Iterator[set[str]]:
+def _recorded_variables() -> Iterator[set[str]]:
     """Yield a set that collects the names of the environment variables read by ``${oc.env:NAME}`` in the block."""
     names: set[str] = set()
 

@@ -47,6 +47,7 @@ BOUNDS = {
 _PARTS = ("model", "backbone", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "logger")
 # Nodes that must have a ``_target_`` and must not be partial.
 _MADE = ("model", "task", "loss", "protocol", "optimizer.algorithm", "optimizer.schedule")
+_FILLED_IN = ("num_classes",)  # arguments that are null until the data set is known
 _HYDRA = {"_args_": list[Any], "_convert_": str, "_partial_": bool, "_recursive_": bool}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
 _MISSING = object()
@@ -59,15 +60,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         config: plain dicts and lists with interpolations resolved; settings may be missing, as in a checkpoint's
             configuration.
     """
-    for name, (kind, least, most, optional) in BOUNDS.items():
-        value = _select(config, name)
-        if value is _MISSING or (optional and value is None):
-            continue
-        if not (_fits(value, kind) and least <= value <= most):
-            bounds = "" if kind is bool else f" from {least} to {most}"
-            raise ValueError(
-                f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
-            )
+    _check_bounds(config)
     factors = _select(config, "optimizer.lr_factors")
     if factors not in (_MISSING, None) and not (
         isinstance(factors, Mapping) and all(_fits(value, float) and value > 0 for value in factors.values())
@@ -93,9 +86,23 @@ def check_settings(config: Mapping[str, Any]) -> None:
             if argument in node and not _fits(node[argument], hint):
                 raise ValueError(f"{name}.{argument} is {_shown(node[argument])}, but must be {_described(hint)}")
         for argument, hint in _arguments(node["_target_"]).items():
-            value = node.get(argument)  # null is filled in later, or rejected by the class itself
-            if value is not None and not _fits(value, hint):
+            value = node.get(argument, _MISSING)
+            if value is _MISSING or (value is None and argument in _FILLED_IN):
+                continue
+            if not _fits(value, hint):
                 raise ValueError(f"{name}.{argument} is {_shown(value)}, but must be {_described(hint)}")
+
+
+def _check_bounds(config: Mapping[str, Any]) -> None:
+    for name, (kind, least, most, optional) in BOUNDS.items():
+        value = _select(config, name)
+        if value is _MISSING or (optional and value is None):
+            continue
+        if not (_fits(value, kind) and least <= value <= most):
+            bounds = "" if kind is bool else f" from {least} to {most}"
+            raise ValueError(
+                f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
+            )
 
 
 def _select(config: Any, name: str) -> Any:
@@ -178,4 +185,6 @@ def _described(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
     return repr(value) if not isinstance(value, float) or math.isfinite(value) else str(value)

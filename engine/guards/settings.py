@@ -21,8 +21,8 @@ def replaced(config: DictConfig, **found_later: Any) -> DictConfig:
     Interpolations such as ``${num_classes}`` resolve to the new values. A mapping replaces the entire node of the same
     name.
     """
-    made = copy.deepcopy(config)
-    with open_dict(made):
+    result = copy.deepcopy(config)
+    with open_dict(result):
         for name, value in found_later.items():
-            made[name] = value
-    return made
+            result[name] = value
+    return result

@@ -6,8 +6,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from ...data.reading.file_lists import LABEL_SUFFIXES, composed, find_files
-from ...data.reading.label_files import LabelFormat, LabelReader
-from ...data.reading.label_sizes import check_label_size
+from ...data.reading.label_files import LabelFormat, LabelReader, check_label_size
 from .inputs import InputImage
 
 
@@ -52,7 +51,7 @@ def find_labels(
     """
     there = {composed(path.relative_to(folder).with_suffix("")): path for path in find_files(folder, LABEL_SUFFIXES)}
     before, after = image_name.split("*")
-    found: dict[Path, InputImage] = {}
+    image_of: dict[Path, InputImage] = {}
     for image in images:
         stem = image.name.name.removeprefix(before).removesuffix(after)
         expected = image.name.with_name(label_name.replace("*", stem))
@@ -62,10 +61,10 @@ def find_labels(
             raise FileNotFoundError(
                 f"labels={folder} has no label image {expected} ({', '.join(LABEL_SUFFIXES)}) for {image}"
             )
-        if path in found:
+        if path in image_of:
             raise ValueError(
-                f"{path} would be the label image of both {found[path]} and {image}: put the label images into "
+                f"{path} would be the label image of both {image_of[path]} and {image}: put the label images into "
                 "subfolders like those of the images"
             )
-        found[path] = image
-    return [*found]
+        image_of[path] = image
+    return [*image_of]

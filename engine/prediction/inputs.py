@@ -48,7 +48,7 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
     Raises:
         FileNotFoundError: a source contains no images.
     """
-    found: dict[str, InputImage] = {}
+    images: dict[str, InputImage] = {}
     inside = output.resolve()
     for source in map(given_path, sources):
         named = source.is_file() or source.resolve() == inside  # see check_outputs
@@ -56,10 +56,10 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
             # Resolving a path accesses the disk, so this is limited to paths that may be in `output`.
             if not named and output.name in image.path.parts and inside in image.path.resolve().parents:
                 continue
-            found.setdefault(os.path.abspath(image.path), image)
-    if not found:
+            images.setdefault(os.path.abspath(image.path), image)
+    if not images:
         raise FileNotFoundError(f"input={', '.join(map(str, sources))} contains no images outside output={output}")
-    return [*found.values()]
+    return [*images.values()]
 
 
 def with_frames(images: Sequence[InputImage], channels: int) -> list[InputImage]:
@@ -101,18 +101,21 @@ def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[st
 def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[InputImage]:
     """Return up to ``number`` images that precede image ``index`` and complete its clip.
 
-    The frames of a clip are in the same file or, if they are files themselves, in the same folder.
+    The frames of a clip are in the same file or, if they are files themselves, in the same folder, with names that
+    differ only in their numbers.
     """
-    found: list[InputImage] = []
+    frames: list[InputImage] = []
     for image in reversed(images[max(index - number, 0) : index]):
         if _clip_of(image) != _clip_of(images[index]):
             break
-        found.insert(0, image)
-    return found
+        frames.insert(0, image)
+    return frames
 
 
 def _clip_of(image: InputImage) -> Path:
-    return image.path.parent if image.frame is None else image.path
+    if image.frame is not None:
+        return image.path
+    return image.path.with_name(re.sub(r"[0-9]+", "0", image.path.stem))
 
 
 class SkippedImages:

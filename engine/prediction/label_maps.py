@@ -78,15 +78,15 @@ class LabelMaps:
         self._reduced = 0
         self._legend = drawing.VideoLegend(self.classes, self.palette)
         self._rgb = saved.drawn_channels
-        self._read = FrameReader(saved.value_range, channels=saved.channels, keep=self.first.frames - 1)
+        self._frames = max(predictor.frames for predictor in predictors)
+        self._read = FrameReader(saved.value_range, channels=saved.channels, keep=self._frames)
         self._said: set[str] = set()
 
     def predicted(self, index: int) -> Predicted:
         """Read image `index` and make its predictions; write the class scores if they are requested."""
         image = self.images[index]
-        preceding = frames_before(self.images, index, self.first.frames - 1)
-        before = [self._read(frame.path, frame.frame)[0] for frame in preceding]
         picture, turn = self._read(image.path, image.frame)
+        before = self._before(index, picture.shape)
         self._say(self.first.about_memory(picture.shape[-2:]))
         scores = wanted_scores(
             self.output / image.name,
@@ -104,6 +104,19 @@ class LabelMaps:
             labels += [other(picture, before, bar=image.name.name) for other in self.others]
             truth = self.truth.of(index, labels[0].shape) if self.truth else None
         return Predicted(picture, turn, labels, truth, self._attention(picture))
+
+    def _before(self, index: int, shape: Sequence[int]) -> list[Tensor]:
+        """Return the frames before image `index` in its clip, back to one that is unreadable or of another shape."""
+        found: list[Tensor] = []
+        for frame in reversed(frames_before(self.images, index, self._frames - 1)):
+            try:
+                picture, _ = self._read(frame.path, frame.frame)
+            except (OSError, ValueError):  # reported as a skipped image
+                break
+            if picture.shape != shape:
+                break
+            found.insert(0, picture)
+        return found
 
     def write(self, image: InputImage, made: Predicted, video: Video | None) -> None:
         """Write the files of an image, and add it to the comparison and the video if there are any."""

@@ -51,14 +51,14 @@ class ObjectFiles:
         picture, orientation = self._read(image.path, image.frame)
         return Detected(picture, orientation, detect(self.network, picture.to(self.device) / 255, bf16=self.bf16))
 
-    def write(self, image: InputImage, made: Detected) -> None:
+    def write(self, image: InputImage, detected: Detected) -> None:
         """Write the files of an image; NAME.json has COCO's results format with the name of each category."""
-        entries = coco_results(as_stored_objects(made.objects, made.orientation), 0, self.classes)
+        entries = coco_results(as_stored_objects(detected.objects, detected.orientation), 0, self.classes)
         named = [
             {"category": entry.pop("category_id")} | {key: value for key, value in entry.items() if key != "image_id"}
             for entry in entries
         ]
         write_json(self.output / f"{image.name}.json", named)
         overlay = self.output / f"{image.name}_overlay.png"
-        drawn = drawn_channels(made.picture, self._rgb)
-        drawing.save_objects(overlay, drawn, likely_objects(made.objects), self.classes)
+        drawn = drawn_channels(detected.picture, self._rgb)
+        drawing.save_objects(overlay, drawn, likely_objects(detected.objects), self.classes)

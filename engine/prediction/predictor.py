@@ -99,9 +99,10 @@ class Predictor:
         images = self._clip(picture, before) if self.frames > 1 else picture.unsqueeze(0)
         if not isinstance(protocol, Slide):
             images = images.to(self.device) / 255
-        last = None if on_tile is None or self.frames == 1 else lambda tile: on_tile(_last_frame(tile))
+        if on_tile is not None and self.frames > 1:
+            on_tile = _of_last_frame(on_tile)
         with self._counted(bar, passes(protocol, picture.shape[-2:])) as network:
-            labels = predict(network, images, protocol, bf16=self.bf16, device=self.device, on_tile=last or on_tile)
+            labels = predict(network, images, protocol, bf16=self.bf16, device=self.device, on_tile=on_tile)
         return (labels[0] if self.frames == 1 else labels[0, -1]).cpu().numpy()
 
     def protocol_for(self, size: Sequence[int]) -> Protocol:
@@ -178,5 +179,6 @@ class _Counted:
         return outputs
 
 
-def _last_frame(tile: Tile) -> Tile:
-    return tile._replace(scores=tile.scores[:, :, -1])
+def _of_last_frame(on_tile: Callable[[Tile], None]) -> Callable[[Tile], None]:
+    """Return a function that calls `on_tile` with the scores of the last frame of a tile of a clip."""
+    return lambda tile: on_tile(tile._replace(scores=tile.scores[:, :, -1]))

@@ -124,7 +124,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
             MemoryError: the device ran out of memory.
         """
         pixels = _pixels(image, self.value_range, self.channels)
-        return self._detected(pixels) if self._predictor is None else self._segmented(pixels, self._predictor)
+        return self._detect(pixels) if self._predictor is None else self._segment(pixels, self._predictor)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "TrainedNetwork":
@@ -145,7 +145,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
                 f"{card} is kept, although it may describe another network: delete it to write a new one", stacklevel=3
             )
 
-    def _segmented(self, pixels: Tensor, predictor: Predictor) -> Prediction:
+    def _segment(self, pixels: Tensor, predictor: Predictor) -> Prediction:
         probabilities = np.empty((len(self.classes), *pixels.shape[1:]), dtype=np.float32)
         normalised = averages_probabilities(predictor.protocol)
 
@@ -158,12 +158,12 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
             labels, probabilities, blend(_last_axis(drawn_channels(pixels, self._rgb)), labels, self.palette)
         )
 
-    def _detected(self, pixels: Tensor) -> DetectedObjects:
+    def _detect(self, pixels: Tensor) -> DetectedObjects:
         objects = detect(self.module, pixels.to(self.device) / 255)
         drawn = draw_objects(drawn_channels(pixels, self._rgb), likely_objects(objects), self.classes)
-        found = {name: value.cpu().numpy() for name, value in objects.items()}
-        masks = found["masks"][:, 0] > MASK_THRESHOLD
-        return DetectedObjects(found["labels"] - 1, found["scores"], found["boxes"], masks, _last_axis(drawn))
+        arrays = {name: value.cpu().numpy() for name, value in objects.items()}
+        masks = arrays["masks"][:, 0] > MASK_THRESHOLD
+        return DetectedObjects(arrays["labels"] - 1, arrays["scores"], arrays["boxes"], masks, _last_axis(drawn))
 
 
 def load(path: str | Path, *, device: str = "auto", **published: Any) -> TrainedNetwork:
@@ -206,8 +206,8 @@ def from_pretrained(name: str | Path, *, device: str = "auto", **options: Any) -
         >>> network = ccnet.from_pretrained("ccnet_mobilenetv2_camvid")
         >>> labels, probabilities, overlay = network.predict("photo.jpg")
     """
-    found = name in PACKAGED or given_path(name).exists()
-    return load(name if found else download(str(name), **options), device=device)
+    is_local = name in PACKAGED or given_path(name).exists()
+    return load(name if is_local else download(str(name), **options), device=device)
 
 
 def write_card(

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...data import ImageDataset
 from ..checkpoints.locations import LOCATIONS, absolute, moved
-from ..checkpoints.options import completed, flat, text
+from ..checkpoints.options import completed, flat, text, with_option
 from ..checkpoints.record import Checkpoint
 from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
@@ -16,11 +16,11 @@ from ..runtime.launchers import is_first
 from ..runtime.overrides import EXECUTION, given_overrides
 from .contents import changed, data_contents, weight_contents
 from .identity import LENGTH, PATIENCE, Identity, choices, fingerprint
-from .wandb_account import own_account
 
 # Options that resume=FOLDER may change, although the run then differs from one that used them from the start.
 INEXACT = ("recipe.batch_size", "accumulate")
 _FREE = (*LOCATIONS, LENGTH, PATIENCE, *INEXACT)
+_ACCOUNT = ("entity", "project")  # the options of the logger that name a W&B account
 
 
 def given_options() -> dict[str, Any]:
@@ -57,33 +57,49 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
         ValueError: the command line sets a location that the run does not have, or fewer iterations than it has done.
     """
     auto, given, now = config.resume == "auto", given_options(), plain(config)
-    made, lacking = completed(saved.config, now, given)
+    options = flat(now) if auto else given
+    result, defaults = completed(saved.config, now, given)
+    _report_defaults(saved, defaults)
+    groups = {name.partition(".")[0] for name in given}
+    result |= {key: now[key] for key in EXECUTION[1:] if key in now and (auto or key in groups)}
+    if not auto and "logger" not in groups:
+        result |= _own_account(saved, now)
+    result = moved(result, options)
+    if auto and now.get("init") is not None:
+        result["init"] = absolute(now["init"])
+    for name in (PATIENCE, *(() if auto else INEXACT)):
+        if name in options:
+            result = with_option(result, name, options[name])
+    if options.get(LENGTH) not in (None, result["recipe"]["max_iters"]):
+        result = _of_length(result, options[LENGTH], saved, schedule=now["optimizer"]["schedule"] if auto else None)
+        result = with_option(result, "recipe.epochs", options.get("recipe.epochs"))
+    return OmegaConf.create(result)
+
+
+def _report_defaults(saved: Checkpoint, defaults: Mapping[str, Any]) -> None:
+    """Print the options that the checkpoint lacks and the defaults that they take."""
     # Users do not set inherited_data. With init, the model node is that of the checkpoint it names, which may be older
     # than the run.
     unsaid = ("inherited_data",) if saved.config.get("init") is None else ("inherited_data", "model.")
-    newer = [name for name in lacking if not name.startswith(unsaid)]
+    newer = " ".join(text(defaults, name) for name in defaults if not name.startswith(unsaid))
     if newer and is_first():
-        defaults = " ".join(text(lacking, name) for name in newer)
-        print(f"{saved.source} predates some options, which take their defaults: {defaults}")
-    groups = {name.partition(".")[0] for name in given}
-    made |= {key: now[key] for key in EXECUTION[1:] if key in now and (auto or key in groups)}
-    if not auto and "logger" not in groups:
-        made |= own_account(saved, now)
-    options = flat(now) if auto else given
-    made = moved(made, options)
-    if auto and now.get("init") is not None:
-        made["init"] = absolute(now["init"])
-    if not auto:
-        for name in INEXACT:
-            if name in given:
-                part, _, key = name.rpartition(".")
-                made |= {part: made[part] | {key: given[name]}} if part else {key: given[name]}
-    if PATIENCE in options:
-        made |= {"recipe": made["recipe"] | {"patience": options[PATIENCE]}}
-    if options.get(LENGTH) not in (None, made["recipe"]["max_iters"]):
-        made = _of_length(made, options[LENGTH], saved, schedule=now["optimizer"]["schedule"] if auto else None)
-        made |= {"recipe": made["recipe"] | {"epochs": options.get("recipe.epochs")}}
-    return OmegaConf.create(made)
+        print(f"{saved.source} predates some options, which take their defaults: {newer}")
+
+
+def _own_account(saved: Checkpoint, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"logger": node}, the checkpoint's with the user's own W&B account, no matter who wrote the checkpoint.
+
+    It is empty if the checkpoint or the current command, whose plain configuration is ``now``, does not log to W&B.
+    """
+    theirs, ours = saved.config.get("logger", {}), now["logger"]
+    if theirs.get("_target_") is None or ours.get("_target_") is None:
+        return {}
+    account = {key: ours.get(key) for key in _ACCOUNT}
+    of_checkpoint = {key: theirs.get(key) for key in _ACCOUNT}
+    if of_checkpoint != account and is_first():
+        settings = " ".join(f"logger.{key}={value}" for key, value in of_checkpoint.items() if value is not None)
+        print(f"W&B: the account in the checkpoint is ignored; to use it, set it on the command line: {settings}")
+    return {"logger": theirs | account}
 
 
 def _of_length(
@@ -111,10 +127,8 @@ def _of_length(
             f"{LENGTH}={iterations} instead of {before}: after iteration {done}, the learning rate is that of a run of "
             f"{iterations} iterations"
         )
-    return config | {
-        "recipe": config["recipe"] | {"max_iters": iterations},
-        "optimizer": config["optimizer"] | {"schedule": schedule},
-    }
+    config = with_option(config, LENGTH, iterations)
+    return with_option(config, "optimizer.schedule", schedule)
 
 
 def identify(config: DictConfig, saved: Checkpoint | None, train_set: ImageDataset, val_set: ImageDataset) -> Identity:

@@ -7,8 +7,8 @@ defaults.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
@@ -55,7 +55,7 @@ def fingerprint(config: DictConfig, contents: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps([kept, dict(contents)], sort_keys=True).encode()).hexdigest()
 
 
-class Wanted:
+class RequestedRun:
     """The run that a command line describes, to be compared with existing checkpoints.
 
     Args:
@@ -65,10 +65,11 @@ class Wanted:
     """
 
     def __init__(self, config: DictConfig, given: Mapping[str, Any], data: Callable[[], dict[str, str]]):
-        self.config, self.given, self._data = located(config), given, data
+        self.config, self.given = located(config), given
         self.choices = choices()
         self.length: int = OmegaConf.select(config, LENGTH)
-        self._of_length: dict[int, dict[str, Any]] = {}
+        self._plain_of_length = cache(lambda length: plain(of_length(self.config, length)))
+        self._data_contents = cache(data)
 
     def differences(self, saved: Checkpoint) -> list[str]:
         """Describe what a checkpoint's run computes differently, except its length: "seed=0 instead of 1", for example.
@@ -76,45 +77,35 @@ class Wanted:
         Returns:
             One entry per difference; an empty list if both are the same run.
         """
-        now = self._plain(flat(saved.config).get(LENGTH, self.length))
-        was, lacking = completed(saved.config, now, self.given)
-        was, now = ({"dataset.class_weights": None} | flat(node) for node in (was, now))  # not every data set has it
-        was = _as_asked(was)
+        requested = self._plain_of_length(flat(saved.config).get(LENGTH, self.length))
+        with_defaults, defaults = completed(saved.config, requested, self.given)
+        was, now = ({"dataset.class_weights": None} | flat(node) for node in (with_defaults, requested))
         if self.choices and saved.training.get("choices") == self.choices:
             # The configuration groups are the same, so unless the command line adds them, these arguments are new.
-            now |= {name: value for name, value in flat(lacking).items() if not is_given(name, self.given)}
-        was, now = _without_ramps(was), _without_ramps(now)
+            now |= {name: value for name, value in flat(defaults).items() if not is_given(name, self.given)}
+        was, now = _without_disabled_ramps(_without_computed_weights(was)), _without_disabled_ramps(now)
         names = [name for name in {**now, **was} if _matters(name, self.config)]
         # Interpolated options differ because their sources do, so they are reported only if no source is.
-        own = [name for name in names if not is_interpolated(self.config, name)]
-        return _differing(own, was, now) or _differing(names, was, now) or self._other_files(saved, was, now)
-
-    def _plain(self, length: int) -> dict[str, Any]:
-        if length not in self._of_length:
-            self._of_length[length] = plain(of_length(self.config, length))
-        return self._of_length[length]
+        sources = [name for name in names if not is_interpolated(self.config, name)]
+        return _differing(sources, was, now) or _differing(names, was, now) or self._other_files(saved, was, now)
 
     def _other_files(self, saved: Checkpoint, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         contents = saved.training.get("contents")
         if contents is None:  # a checkpoint from earlier code has no hashes: compare the locations
             places = {name: None for name in {**now, **was} if is_location(name)}
             return _differing(places, *({name: absolute(node.get(name)) for name in places} for node in (was, now)))
-        found = {}
+        weights = {}
         for name, value in weight_files(self.config).items():
             same = absolute(was.get(name)) == absolute(value)
             try:
                 if name in contents or not same:  # unknown if the run was started by earlier code
-                    found[name] = digest(value)
+                    weights[name] = digest(value)
             except FileNotFoundError:  # a resumed run does not need the file
-                found[name] = contents[name] if same else f"the missing file {value}"
-        return changed(contents, self._contents | found)
-
-    @cached_property
-    def _contents(self) -> dict[str, str]:
-        return self._data()
+                weights[name] = contents[name] if same else f"the missing file {value}"
+        return changed(contents, self._data_contents() | weights)
 
 
-def _differing(names: Any, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differing(names: Iterable[str], was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{text(was, name)} instead of {text(now, name).partition('=')[2]}"
         for name in names
@@ -122,17 +113,14 @@ def _differing(names: Any, was: Mapping[str, Any], now: Mapping[str, Any]) -> li
     ]
 
 
-def _as_asked(options: Mapping[str, Any]) -> dict[str, Any]:
+def _without_computed_weights(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a checkpoint's options without the class weights that were computed when its run started."""
     computed = options.get("class_weights")
-    made = {
-        name: None if name.endswith(".class_weights") and name.startswith("loss.") and value == computed else value
-        for name, value in options.items()
-    }
-    return made | {"class_weights": None}
+    in_loss = [name for name in options if name.startswith("loss.") and name.endswith(".class_weights")]
+    return {**options, **{name: None for name in in_loss if options[name] == computed}, "class_weights": None}
 
 
-def _without_ramps(options: Mapping[str, Any]) -> dict[str, Any]:
+def _without_disabled_ramps(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options without disabled ramps of loss terms, which earlier checkpoints do not have."""
     return {name: value for name, value in options.items() if not name.startswith("loss.ramp") or value}
 
@@ -170,6 +158,6 @@ def choices() -> dict[str, str]:
 
 def of_length(config: DictConfig, iterations: int) -> DictConfig:
     """Return a copy of a composed configuration with a new number of iterations, also wherever it is interpolated."""
-    made = replaced(config)
-    OmegaConf.update(made, LENGTH, iterations)
-    return made
+    result = replaced(config)
+    OmegaConf.update(result, LENGTH, iterations)
+    return result

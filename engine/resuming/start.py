@@ -34,7 +34,7 @@ from ..runtime.run_folder import (
 )
 from .contents import data_contents
 from .continuation import check_given, given_options
-from .identity import LENGTH, Wanted
+from .identity import LENGTH, RequestedRun
 
 
 class Start(NamedTuple):
@@ -72,7 +72,7 @@ class _OtherRun(NamedTuple):
         number: the number of differences.
         minus_iteration: the negative number of its iterations.
         folder: its folder.
-        differences: see :meth:`.identity.Wanted.differences`.
+        differences: see :meth:`.identity.RequestedRun.differences`.
     """
 
     number: int
@@ -134,8 +134,8 @@ def newest(folder: Path) -> Checkpoint:
     states = [path for path in _states(folder) if path.is_file()]
     if not states:
         raise FileNotFoundError(_without_state(folder))
-    if found := _peeks(folder, quiet=True):
-        return found[0]
+    if readable := _peeks(folder, quiet=True):
+        return readable[0]
     raise _unreadable(states[0])
 
 
@@ -171,7 +171,7 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
 
 def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     """Return the run that ``resume=auto`` continues, or an unused folder for a new one."""
-    same, others = _compared(config, folder)
+    same, others = _compare_runs(config, folder)
     for run in sorted(same):
         try:
             lock = FolderLock(run.folder)
@@ -197,25 +197,25 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     return start
 
 
-def _compared(config: DictConfig, folder: Path) -> tuple[list[_SameRun], list[_OtherRun]]:
+def _compare_runs(config: DictConfig, folder: Path) -> tuple[list[_SameRun], list[_OtherRun]]:
     """Return the runs in the folder and its siblings: those that are the run of the command line, and the others."""
-    wanted = Wanted(config, given_options(), lambda: _data_contents(config))
+    requested = RequestedRun(config, given_options(), lambda: _data_contents(config))
     same, others = [], []
-    beside = (other for other in sorted(folder.parent.glob("*")) if other != folder and os.access(other, os.X_OK))
-    for run in (folder, *beside):
+    siblings = (path for path in sorted(folder.parent.glob("*")) if path != folder and os.access(path, os.X_OK))
+    for run in (folder, *siblings):
         peeks = _peeks(run)
         if not peeks:
             continue
-        length = flat(peeks[0].config).get(LENGTH, wanted.length)
-        differences = wanted.differences(peeks[0])
+        length = flat(peeks[0].config).get(LENGTH, requested.length)
+        differences = requested.differences(peeks[0])
         # A sweep may vary the length, so it never extends a shorter run, which may be another of its own.
-        if length > wanted.length or (length < wanted.length and in_sweep()):
-            differences.insert(0, f"{LENGTH}={length} instead of {wanted.length}")
+        if length > requested.length or (length < requested.length and in_sweep()):
+            differences.insert(0, f"{LENGTH}={length} instead of {requested.length}")
         minus_iteration = -(peeks[0].iteration or 0)
         if differences:
             others.append(_OtherRun(len(differences), minus_iteration, run, differences))
         else:
-            same.append(_SameRun(length < wanted.length, run != folder, minus_iteration, run))
+            same.append(_SameRun(length < requested.length, run != folder, minus_iteration, run))
     return same, others
 
 
@@ -260,16 +260,16 @@ def _peeks(folder: Path, *, quiet: bool = False) -> list[Checkpoint]:
 
     Damaged states are skipped. Errors that may be temporary are raised, because they must not make a run start over.
     """
-    found = []
+    peeks = []
     for path in _states(folder):
         try:
-            found.append(peek(path))
+            peeks.append(peek(path))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (ValueError, PermissionError) as error:
             if not quiet:
                 _say(f"skipped {path}: {error}")
-    return sorted(found, key=lambda saved: -(saved.iteration or 0))
+    return sorted(peeks, key=lambda saved: -(saved.iteration or 0))
 
 
 def _first_intact(folder: Path) -> Checkpoint | None:

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -64,13 +64,13 @@ def processes(device: torch.device, *, timeout: float = 600) -> Iterator[torch.d
 def _check_environment(device: torch.device) -> None:
     """Raise ValueError unless all variables that describe the process group are set, as by ``torchrun``."""
     numbers = ["RANK", "MASTER_PORT", *(["LOCAL_RANK"] if device.type == "cuda" and device.index is None else [])]
-    wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
-    wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
-    if wrong:
-        given = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in wrong)
+    unset = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+    unset += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    if unset:
+        environment = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in unset)
         raise ValueError(
-            f"the environment variable WORLD_SIZE={os.environ['WORLD_SIZE']} announces several processes, but {given} "
-            "does not describe how they connect: start them with torchrun, or unset WORLD_SIZE"
+            f"the environment variable WORLD_SIZE={os.environ['WORLD_SIZE']} announces several processes, but "
+            f"{environment} does not describe how they connect: start them with torchrun, or unset WORLD_SIZE"
         )
 
 
@@ -90,15 +90,7 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
             timeout=limit,
         )
     except dist.DistError as error:
-        reason = str(error).splitlines()[0]
-        if "EADDRINUSE" in reason:
-            raise ConnectionError(
-                f"port {os.environ['MASTER_PORT']} is in use, for example by a run that is still active: set another "
-                "MASTER_PORT, or let torchrun choose one"
-            ) from error
-        raise ConnectionError(
-            f"not all processes of this run have joined within {timeout:g} s (collective_timeout): {reason}"
-        ) from error
+        raise _not_joined(error, timeout) from error
     try:
         yield
     except RuntimeError as error:
@@ -108,17 +100,35 @@ def _joined(device: torch.device, timeout: float) -> Iterator[None]:
             raise
         missing = _missing(store, own, size, wait=timed_out)
         if timed_out:
-            reason = "one of the processes took part only later: if such pauses are normal, set a higher limit"
-            if missing:
-                ranks = f"process {', '.join(map(str, missing))} of 0 to {size - 1}"
-                reason = f"{ranks} has not taken part: it hangs, or was stopped or killed"
-            raise TimeoutError(
-                f"a collective operation has waited for {timeout:g} s (collective_timeout), but {reason}. resume=auto "
-                "continues from the newest checkpoint"
-            ) from error
+            raise _timeout(missing, size, timeout) from error
         raise ConnectionError("another process of this run has died: its own error says why") from error
     finally:
         dist.destroy_process_group()
+
+
+def _not_joined(error: Exception, timeout: float) -> ConnectionError:
+    """Return the error for a process group that could not be formed within `timeout` seconds."""
+    reason = str(error).splitlines()[0]
+    if "EADDRINUSE" in reason:
+        return ConnectionError(
+            f"port {os.environ['MASTER_PORT']} is in use, for example by a run that is still active: set another "
+            "MASTER_PORT, or let torchrun choose one"
+        )
+    return ConnectionError(
+        f"not all processes of this run have joined within {timeout:g} s (collective_timeout): {reason}"
+    )
+
+
+def _timeout(missing: Sequence[int], size: int, timeout: float) -> TimeoutError:
+    """Return the error for a collective operation that waited `timeout` seconds for the `missing` ranks of `size`."""
+    reason = "one of the processes took part only later: if such pauses are normal, set a higher limit"
+    if missing:
+        ranks = f"process {', '.join(map(str, missing))} of 0 to {size - 1}"
+        reason = f"{ranks} has not taken part: it hangs, or was stopped or killed"
+    return TimeoutError(
+        f"a collective operation has waited for {timeout:g} s (collective_timeout), but {reason}. resume=auto "
+        "continues from the newest checkpoint"
+    )
 
 
 def _rendezvous(timeout: timedelta) -> tuple[c10d.Store, int, int]:
@@ -154,7 +164,7 @@ def _missing(store: c10d.Store, own: int, size: int, *, wait: bool) -> list[int]
         with suppress(RuntimeError):  # the process that holds the store may be the missing one
             store.set(f"failed/{own}", "")
             while wait and len(present) < size:
-                present.update(other for other in range(size) if store.check([f"failed/{other}"]))
+                present.update(peer for peer in range(size) if store.check([f"failed/{peer}"]))
                 time.sleep(0.1)
 
     calling = threading.Thread(target=call, daemon=True)  # a stopped store never answers
@@ -233,10 +243,11 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """
     # Caused by 1x1 convolutions, whose weights have ambiguous strides.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    unused = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.grad is None]
     return DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
-        find_unused_parameters=any(one.requires_grad and one.grad is None for one in model.parameters()),
+        find_unused_parameters=bool(unused),
     )
 
 

@@ -4,6 +4,7 @@ import atexit
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -48,9 +49,9 @@ class SweepReport(OutputFolder):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Lock the folder of the sweep until its end, and exit if it must not start.
 
-        It must not start if a plugin is missing, if Hydra would write a secret to multirun.yaml, if another process is
-        running a sweep in the folder, or if the folder holds runs and ``resume`` is not set, because new runs would
-        overwrite them. Under torchrun, rank 0 checks and locks the folder, and all ranks use it.
+        It must not start if a plugin or Slurm is missing, if Hydra would write a secret to multirun.yaml, if another
+        process is running a sweep in the folder, or if the folder holds runs and ``resume`` is not set, because new
+        runs would overwrite them. Under torchrun, rank 0 checks and locks the folder, and all ranks use it.
 
         In a parallel sweep, also let Ctrl-C end the launcher immediately: the runs receive the signal too and save
         their state, whereas joblib would kill them if it handled the signal.
@@ -68,6 +69,11 @@ class SweepReport(OutputFolder):
                 choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
                 install = f"pip install 'ccnet-segmentation[{_EXTRAS[package]}]'"
                 raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: {install}")
+        if config.hydra.launcher._target_.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+            raise SystemExit(
+                "error: hydra/launcher=slurm needs the commands of Slurm, and srun is not on this machine: start the "
+                "sweep on a login node of the cluster, or use hydra/launcher=parallel"
+            )
         if is_first():
             _claim(folder, config)
         is_joblib = config.hydra.launcher._target_.split(".")[1] == "hydra_joblib_launcher"

@@ -117,7 +117,7 @@ class TrainingState:
 
         An existing ``last.pt`` is kept as ``previous.pt``, unless it is from the same iteration or damaged.
         """
-        made = Checkpoint(
+        checkpoint = Checkpoint(
             weights=self.model.state_dict(),
             config=config,
             classes=list(dataset.classes),
@@ -145,8 +145,8 @@ class TrainingState:
             return
         if best:
             averaged = {"weights": self.ema.network.state_dict()} if self.ema else {}
-            writing.save(replace(made, **averaged), folder / BEST)
-        writing.save(made, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
+            writing.save(replace(checkpoint, **averaged), folder / BEST)
+        writing.save(checkpoint, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
         self._saved = self.iteration
         self._last_is_whole = True
 

@@ -11,6 +11,8 @@ from ...data.dataset import ImageDataset
 from ..evaluation.tasks import Task, score_table
 from .state import TrainingState
 
+NO_SCORE = "no validation had anything to score, such as a labelled pixel: check the labels of the validation set"
+
 
 def opening_lines(model: nn.Module, train_set: ImageDataset, val_set: Sized, device: torch.device, folder: Path) -> str:
     """Return the lines printed at the start of a run."""
@@ -19,9 +21,6 @@ def opening_lines(model: nn.Module, train_set: ImageDataset, val_set: Sized, dev
         f"{parameters:.1f} M parameters on {device}, {len(train_set)} training and {len(val_set)} validation images "
         f"of {len(train_set.classes)} classes\n{folder}"
     )
-
-
-NO_SCORE = "no validation had anything to score, such as a labelled pixel: check the labels of the validation set"
 
 
 def check_scores(task: Task, state: TrainingState, classes: Sequence[str]) -> None:

@@ -70,47 +70,21 @@ class WandbRun:
     ):
         # W&B reports its own errors over the network, which hangs and prints warnings if there is no connection.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-
-        own_id = run_id or _new_id()
-
-        def start(mode: Any) -> wandb.Run:
-            """Start the W&B run, or continue it, in one of W&B's own modes."""
-            return wandb.init(
-                dir=folder,
-                name=name,
-                config=config,
-                project=project,
-                entity=entity,
-                group=group,
-                mode=mode,
-                id=own_id,
-                reinit="create_new",  # the program may have a W&B run of its own, which stays as it is
-                resume="allow" if run_id and mode != "offline" else None,  # in offline mode, the id is enough
-                settings=wandb.Settings(
-                    silent=True,
-                    console="off",
-                    init_timeout=timeout,
-                    finish_timeout=timeout,
-                    # The URL of a git remote may contain a token, and a diff may contain anything.
-                    disable_git=True,
-                    disable_code=True,
-                ),
-            )
-
         self._limit = timeout + _PATIENCE
         self.run: wandb.Run | None = None
         self.run_id: str | None = run_id
         try:
             with _time_limit(self._limit):
-                try:
-                    self.run = start(_prompt_free(mode))
-                except UsageError:
-                    raise
-                except wandb.Error as error:
-                    self.run = start("offline")
-                    problem = "could not be reached" if isinstance(error, CommError) else "did not accept the run"
-                    reason = (str(error) or type(error).__name__).splitlines()[0]
-                    self._say(f"W&B {problem}, so this run is logged offline: {reason}")
+                run = self._start(
+                    _prompt_free(mode),
+                    timeout,
+                    dir=folder,
+                    name=name,
+                    config=config,
+                    project=project,
+                    entity=entity,
+                    group=group,
+                )
         except ValidationError as error:
             raise ValueError(_rejected(error)) from error
         except UsageError as error:
@@ -122,10 +96,43 @@ class WandbRun:
                 raise
             self._give_up(error)
             return
-        if not self.run.offline and self.run.url:
-            print(f"W&B: {self.run.url}")
-        self.run_id = self.run.id
+        if not run.offline and run.url:
+            print(f"W&B: {run.url}")
+        self.run_id = run.id
         _STARTED.add(self.run_id)
+
+    def _start(self, mode: Any, timeout: float, **arguments: Any) -> wandb.Run:
+        """Start the W&B run, or continue it, in one of W&B's own modes; offline if W&B fails to do so online."""
+        own_id = self.run_id or _new_id()
+
+        def start(mode: Any) -> wandb.Run:
+            return wandb.init(
+                **arguments,
+                mode=mode,
+                id=own_id,
+                reinit="create_new",  # the program may have a W&B run of its own, which stays as it is
+                resume="allow" if self.run_id and mode != "offline" else None,  # in offline mode, the id is enough
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=timeout,
+                    finish_timeout=timeout,
+                    # The URL of a git remote may contain a token, and a diff may contain anything.
+                    disable_git=True,
+                    disable_code=True,
+                ),
+            )
+
+        try:
+            self.run = start(mode)
+        except UsageError:
+            raise
+        except wandb.Error as error:
+            self.run = start("offline")
+            problem = "could not be reached" if isinstance(error, CommError) else "did not accept the run"
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            self._say(f"W&B {problem}, so this run is logged offline: {reason}")
+        return self.run
 
     def scalars(self, iteration: int, values: dict[str, float]) -> None:
         """Log scalars by name."""
@@ -226,8 +233,8 @@ def _new_id() -> str | None:
 
     That variable identifies a single run, so it is ignored in a sweep and after the first run of a program.
     """
-    given = os.environ.get("WANDB_RUN_ID")
-    return secrets.token_hex(4) if given and (in_sweep() or given in _STARTED) else None
+    run_id = os.environ.get("WANDB_RUN_ID")
+    return secrets.token_hex(4) if run_id and (in_sweep() or run_id in _STARTED) else None
 
 
 def _prompt_free(mode: str) -> str:
@@ -236,16 +243,16 @@ def _prompt_free(mode: str) -> str:
     Raises:
         ValueError: the mode requires an API key that W&B does not have.
     """
-    given = os.environ.get("WANDB_MODE") if mode == "auto" else mode
-    if given and given not in _ONLINE:
-        return given
+    requested = os.environ.get("WANDB_MODE") if mode == "auto" else mode
+    if requested and requested not in _ONLINE:
+        return requested
     settings = wandb_setup.singleton().settings  # wandb.setup would also start W&B's process, and deadlock if it cannot
-    chosen = given or settings.mode
+    chosen = requested or settings.mode
     if chosen not in _ONLINE or _logged_in(settings.base_url):
         return chosen
-    if given:
+    if requested:
         option = "WANDB_MODE" if mode == "auto" else "logger.mode"
-        raise ValueError(f"{option}={given}, but W&B has no API key: run wandb login or set WANDB_API_KEY")
+        raise ValueError(f"{option}={requested}, but W&B has no API key: run wandb login or set WANDB_API_KEY")
     return "offline"
 
 

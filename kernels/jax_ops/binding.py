@@ -64,41 +64,57 @@ def launch(
     """
     unused = {name: None for name, value in arguments.items() if value is None}
     constants = planned.constants | unused
-    names = [name for name in kernel.arg_names if name not in constants]
-    last_read = max(i for i, name in enumerate(names) if isinstance(arguments[name], jax.Array | Updated))
-    operands: list[jax.Array] = []
-    aliases: dict[int, str] = {}  # index of an operand -> name of the result that reuses its buffer
-    results: list[str] = []  # results with a pointer of their own
-    trailing: list[str] = []  # results that share the pointer of an operand
-    positions: dict[str, int] = {}
-    for index, name in enumerate(names):
-        value = arguments[name]
-        if isinstance(value, Written) and index > last_read:
-            results.append(name)
-            if value.over is not None:
-                aliases[positions[value.over]] = name
-        elif isinstance(value, jax.Array | Updated | Written):
-            positions[name] = len(operands)
-            if isinstance(value, Updated | Written):
-                aliases[len(operands)] = name
-                trailing.append(name)
-            if isinstance(value, Written):
-                value = Updated(lax.empty(value.shape, value.dtype))
-            operands.append(value.array if isinstance(value, Updated) else value)
-
-    made = results + trailing
-    types = {name: _array(arguments[name]) for name in made}
+    parameters = {name: arguments[name] for name in kernel.arg_names if name not in constants}
+    buffers = _assign_buffers(parameters)
+    results = [_array(parameters[name]) for name in buffers.results]
     call = jax.ffi.ffi_call(
         "triton_kernel_call_ffi",
-        [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in types.values()],
-        input_output_aliases={operand: made.index(name) for operand, name in aliases.items()},
+        [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in results],
+        input_output_aliases={operand: buffers.results.index(name) for operand, name in buffers.aliases.items()},
     )
-    parameters = tuple((name, _parameter(kernel, name, arguments[name])) for name in names)
-    arch = 10 * capability[0] + capability[1]
-    sorted_constants = tuple(sorted(constants.items()))
+    described = tuple((name, _parameter(kernel, name, value)) for name, value in parameters.items())
     options = {**planned.options, "ptx_version": PTX_VERSIONS.get(capability)}
-    opaque = _call(kernel, parameters, sorted_constants, planned.grid, tuple(options.items()), arch)
-    return dict(zip(made, call(*operands, opaque=opaque), strict=True))
+    arch = 10 * capability[0] + capability[1]
+    opaque = _call(kernel, described, tuple(sorted(constants.items())), planned.grid, tuple(options.items()), arch)
+    return dict(zip(buffers.results, call(*buffers.operands, opaque=opaque), strict=True))
+
+
+class _Buffers(NamedTuple):
+    """The operands and results of a call.
+
+    Attributes:
+        operands: the arrays of all pointers, except results with a pointer of their own.
+        results: the names of the updated and written arrays; those that share an operand's pointer come last, because
+            the kernel has no pointer left for them.
+        aliases: index of an operand -> name of the result that reuses its buffer.
+    """
+
+    operands: list[jax.Array]
+    results: list[str]
+    aliases: dict[int, str]
+
+
+def _assign_buffers(parameters: Mapping[str, Any]) -> _Buffers:
+    """Assign the arrays of a launch to operands and results, given its parameters in signature order."""
+    reads = [isinstance(value, jax.Array | Updated) for value in parameters.values()]
+    last_read = max(index for index, is_read in enumerate(reads) if is_read)
+    operands: dict[str, jax.Array] = {}
+    aliases: dict[int, str] = {}
+    with_pointer: list[str] = []
+    sharing: list[str] = []
+    for index, (name, value) in enumerate(parameters.items()):
+        if isinstance(value, Written) and index > last_read:
+            with_pointer.append(name)
+            if value.over is not None:
+                aliases[list(operands).index(value.over)] = name
+            continue
+        if isinstance(value, Updated | Written):
+            aliases[len(operands)] = name
+            sharing.append(name)
+            operands[name] = value.array if isinstance(value, Updated) else lax.empty(value.shape, value.dtype)
+        elif isinstance(value, jax.Array):
+            operands[name] = value
+    return _Buffers(list(operands.values()), with_pointer + sharing, aliases)
 
 
 def _array(value: Any) -> Any:
@@ -137,14 +153,14 @@ def _call(
         target=GPUTarget("cuda", arch, 32),
         options=dict(options),
     )
-    made = library.TritonKernel(
+    binary = library.TritonKernel(
         compiled.metadata.name, compiled.metadata.num_warps, 1, compiled.metadata.shared, compiled.asm["ptx"], "", arch
     )
     values = [
         library.create_array_parameter(0, _ALIGNMENT) if value is None else library.create_scalar_parameter(value, kind)
         for kind, _, value in described.values()
     ]
-    call = library.TritonKernelCall(made, grid, 1, 1, values)
+    call = library.TritonKernelCall(binary, grid, 1, 1, values)
     return zlib.compress(call.to_proto(compiled.metadata.name, b""))
 
 

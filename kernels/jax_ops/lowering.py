@@ -111,9 +111,9 @@ def on_rocm(reference: Callable[..., list[Array]]) -> Callable[..., list[Array]]
     """Return the lowering for AMD GPUs: ``reference``, which also logs once why it replaces the kernels."""
 
     def lowered(*arrays: Array, **parameters: Any) -> list[Array]:
-        made = reference(*arrays, **parameters)
+        results = reference(*arrays, **parameters)
         warn_once("with JAX, the kernels run on NVIDIA GPUs only")
-        return made
+        return results
 
     return lowered
 

@@ -9,6 +9,8 @@ since every position needs whole lines and all query channels.
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -44,46 +46,69 @@ def partitioned(
 
     def lowered(*arrays: Array, options: Options, **parameters: Any) -> list[Array]:
         """Call ``function`` under a rule that tells XLA which axes of its arrays may be sharded."""
-        taken, made = kinds(len(arrays), **parameters)
-        gpu = current_gpu()  # XLA calls ``partition`` later, when it compiles the program
-
-        def run(_: Array, *arrays: Array) -> list[Array]:
-            """Call ``function`` on one device; the first argument only names the call."""
-            with running_on(gpu), usual_promotion():
-                return function(*arrays, options=options, **parameters)
-
-        def run_without_mesh(*arrays: Array) -> list[Array]:
-            """Call ``run`` outside of the mesh that is set: explicit axes would annotate what is already one shard."""
-            with jax.sharding.use_abstract_mesh(_NO_MESH):
-                return run(*arrays)
-
-        def partition(mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:
-            """Return the mesh, the per-device function, and the shardings of its results and of its arrays."""
-            shardings = [argument.sharding for argument in arguments]
-            if not all(isinstance(sharding, NamedSharding) for sharding in shardings):
-                # XLA passes other shardings if it has no mesh; they already follow the rule.
-                return mesh, run_without_mesh, [result.sharding for result in results], tuple(shardings)
-            _, query, _, value, *_ = arguments
-            layout = _layout(query, value, options.axes)
-            over = _names(layout.channels)
-
-            def run_shard(name: Array, *arrays: Array) -> list[Array]:
-                """Call ``function`` on this device's shard, and all-reduce its sums over value channels."""
-                made_here = run_without_mesh(name, *arrays)
-                if not over or made[0] == "value":
-                    return made_here
-                sums = zip(made, made_here, strict=True)
-                with jax.sharding.use_abstract_mesh(_NO_MESH):
-                    return [array if kind == "value" else jax.lax.psum(array, over) for kind, array in sums]
-
-            whole, *of_arrays = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), *map(layout.spec, taken)))
-            return mesh, run_shard, [NamedSharding(mesh, layout.spec(kind)) for kind in made], (whole, *of_arrays)
-
-        rule = custom_partitioning(run)
-        rule.def_partition(partition, **_rule(taken, made, arrays[0].ndim - 2, options.axes))
-        return rule(_name((function.__name__, options, parameters, str(gpu))), *arrays)
+        array_kinds, result_kinds = kinds(len(arrays), **parameters)
+        gpu = current_gpu()  # XLA partitions the call later, when it compiles the program
+        call = _PartitionedCall(function, options, parameters, array_kinds, result_kinds, gpu)
+        partitionable = custom_partitioning(call.run)
+        sharding_rule = _rule(array_kinds, result_kinds, arrays[0].ndim - 2, options.axes)
+        partitionable.def_partition(call.partition, **sharding_rule)
+        return partitionable(_name((function.__name__, options, parameters, str(gpu))), *arrays)
 
     return lowered
+
+
+@dataclass(frozen=True, eq=False)  # hashable, although the parameters are not
+class _PartitionedCall:
+    """One call of a lowering, which each device runs on its shard.
+
+    The first array that the methods take only names the call; see :func:`_name`.
+
+    Attributes:
+        function, options, parameters: the lowering and its arguments besides the arrays.
+        array_kinds, result_kinds: see :func:`partitioned`.
+        gpu: the device to lower for.
+    """
+
+    function: Callable[..., list[Array]]
+    options: Options
+    parameters: dict[str, Any]
+    array_kinds: Sequence[str]
+    result_kinds: Sequence[str]
+    gpu: Any
+
+    def run(self, name: Array, *arrays: Array) -> list[Array]:
+        """Run the call on one device."""
+        with running_on(self.gpu), usual_promotion():
+            return self.function(*arrays, options=self.options, **self.parameters)
+
+    def run_without_mesh(self, name: Array, *arrays: Array) -> list[Array]:
+        """Run the call outside of the mesh that is set: explicit axes would annotate what is already one shard."""
+        with jax.sharding.use_abstract_mesh(_NO_MESH):
+            return self.run(name, *arrays)
+
+    def run_channel_shard(self, over: tuple[str, ...], name: Array, *arrays: Array) -> list[Array]:
+        """Run the call on a shard of the value channels, and all-reduce its sums over them along mesh axes ``over``."""
+        results = self.run_without_mesh(name, *arrays)
+        with jax.sharding.use_abstract_mesh(_NO_MESH):
+            return [
+                array if kind == "value" else jax.lax.psum(array, over)
+                for kind, array in zip(self.result_kinds, results, strict=True)
+            ]
+
+    def partition(self, mesh: Any, arguments: Sequence[Any], results: Sequence[Any]) -> Any:
+        """Return the mesh, the per-device function, and the shardings of its results and of its arrays."""
+        shardings = [argument.sharding for argument in arguments]
+        if not all(isinstance(sharding, NamedSharding) for sharding in shardings):
+            # XLA passes other shardings if it has no mesh; they already follow the rule.
+            return mesh, self.run_without_mesh, [result.sharding for result in results], tuple(shardings)
+        _, query, _, value, *_ = arguments
+        layout = _layout(query, value, self.options.axes)
+        over = _names(layout.channels)
+        sums_channels = over and self.result_kinds[0] != "value"
+        run_shard = partial(self.run_channel_shard, over) if sums_channels else self.run_without_mesh
+        array_specs = (PartitionSpec(), *map(layout.spec, self.array_kinds))
+        result_shardings = [NamedSharding(mesh, layout.spec(kind)) for kind in self.result_kinds]
+        return mesh, run_shard, result_shardings, tuple(NamedSharding(mesh, spec) for spec in array_specs)
 
 
 class _Layout(NamedTuple):
@@ -99,28 +124,28 @@ class _Layout(NamedTuple):
 
     def spec(self, kind: str) -> PartitionSpec:
         """Return the partition spec of arrays of this kind."""
-        return (
-            PartitionSpec()
-            if kind == "gamma"
-            else PartitionSpec(*self.lines, self.channels if kind == "value" else None)
-        )
+        if kind == "gamma":
+            return PartitionSpec()
+        return PartitionSpec(*self.lines, self.channels if kind == "value" else None)
 
 
 def _layout(query: Any, value: Any, axes: Sequence[int]) -> _Layout:
     """Return the layout that is closest to the shardings of query and value, and has whole lines along ``axes``."""
-    *lines, channels = _spec(value.sharding, value.ndim)
-    others = _spec(query.sharding, query.ndim)[:-1]
-    kept = [own if own is not None else other for own, other in zip(lines, others, strict=True)]
-    lines = _distinct(None if axis - 1 in axes else names for axis, names in enumerate(kept))
+    *of_value, channels = _spec(value.sharding, value.ndim)
+    of_query = _spec(query.sharding, query.ndim)[:-1]
+    shared = [of_query[axis] if names is None else names for axis, names in enumerate(of_value)]
+    lines = _distinct(None if axis - 1 in axes else names for axis, names in enumerate(shared))
     taken = {name for line in lines for name in _names(line)}
     return _Layout(lines, None if taken & set(_names(channels)) else channels)
 
 
-def _rule(taken: Sequence[str], made: Sequence[str], dimensions: int, axes: Sequence[int]) -> dict[str, Any]:
+def _rule(
+    array_kinds: Sequence[str], result_kinds: Sequence[str], dimensions: int, axes: Sequence[int]
+) -> dict[str, Any]:
     """Return the arguments of ``def_partition`` that name the axes of all arrays, and those to gather."""
     space = [f"s{axis}" for axis in range(dimensions)]
-    inputs = ["", *(_factors(kind, space) for kind in taken)]  # the name of the call has no axes
-    outputs = [_factors(kind, space) for kind in made]
+    inputs = ["", *(_factors(kind, space) for kind in array_kinds)]  # the name of the call has no axes
+    outputs = [_factors(kind, space) for kind in result_kinds]
     gathered = {*(space[axis] for axis in axes), "d", "t", "u", "g"}
     factors = dict.fromkeys(" ".join([*inputs, *outputs]).split())
     return {
@@ -134,14 +159,14 @@ def needs_devices(primitive: Primitive) -> None:
     dispatch.prim_requires_devices_during_lowering.add(primitive)  # JAX has no public function for it
 
 
-def _name(what: object) -> np.uint32:
+def _name(call: object) -> np.uint32:
     """Return a number that distinguishes different calls in JAX's compilation cache.
 
     Until XLA partitions a program, the program contains only the address of a Python function in place of each call. If
     the cache key omits these addresses (``jax_remove_custom_partitioning_ptr_from_cache_key``), the cache would return
     a program compiled for another scale, GPU or version of Triton.
     """
-    return np.uint32(zlib.crc32(repr((what, triton_version())).encode()))
+    return np.uint32(zlib.crc32(repr((call, triton_version())).encode()))
 
 
 def _factors(kind: str, space: Sequence[str]) -> str:

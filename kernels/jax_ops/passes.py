@@ -36,9 +36,9 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
     query, key, value, _, residual, gamma = call
     launches = plan.forward_launches(_problem(call), device(), residual is not None, save_out)
     out_dtype = jnp.dtype(plan.kept_dtype(str(value.dtype))) if save_out else value.dtype
-    made: dict[str, Array] = {}
+    results: dict[str, Array] = {}
     for planned in launches:
-        out = made.get("out_ptr")
+        out = results.get("out_ptr")
         saves = planned.constants["SAVE_OUT"]
         pointers: dict[str, Any] = {
             "query_ptr": query,
@@ -46,7 +46,7 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
             "value_ptr": value,
             "out_ptr": _out_pointer(value, out_dtype, out, saves),
             "stats_ptr": Written((*query.shape[:-1], 2), jnp.float32),
-            "previous_stats_ptr": made.get("stats_ptr"),
+            "previous_stats_ptr": results.get("stats_ptr"),
             "residual_ptr": None,
             "gamma_ptr": None,
             "result_ptr": None,
@@ -57,12 +57,12 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
             pointers["residual_ptr"] = residual
             pointers["gamma_ptr"] = gamma
             pointers["result_ptr"] = Written(value.shape, residual.dtype, "out_ptr" if in_place else None)
-        made = _launch(line_forward_kernel, planned, call, pointers, "residual_stride")
+        results = _launch(line_forward_kernel, planned, call, pointers, "residual_stride")
     if residual is None:
-        return [made["out_ptr"], made["stats_ptr"]]
+        return [results["out_ptr"], results["stats_ptr"]]
     if save_out:
-        return [made["result_ptr"], made["out_ptr"], made["stats_ptr"]]
-    return [made["result_ptr"]]
+        return [results["result_ptr"], results["out_ptr"], results["stats_ptr"]]
+    return [results["result_ptr"]]
 
 
 def _out_pointer(value: Array, dtype: Any, so_far: Array | None, saves: bool) -> Any:
@@ -89,7 +89,7 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
     gradients = {"dquery_ptr": query, "dkey_ptr": key, "dvalue_ptr": value}
     wide = dict(zip(gradients, plan.backward_partials(launches), strict=True))
     delta: Any = Written((*query.shape[:-1], 1), jnp.float32)  # the first pass writes it, the others read it
-    made: dict[str, Array] = {}
+    results: dict[str, Array] = {}
     for planned in launches:
         pointers: dict[str, Any] = {
             "query_ptr": query,
@@ -106,16 +106,16 @@ def backward(call: Call[Array], out: Array, stats: Array, grad: Array) -> list[A
         for name, like in gradients.items():
             partial_name = f"partial_{name}"
             dtype = jnp.dtype(jnp.float32) if wide[name] else like.dtype
-            so_far = made.get(partial_name)
+            so_far = results.get(partial_name)
             pointers[partial_name] = _partial_pointer(like, dtype, so_far, last, several_tiles)
             if last:
                 takes_partial = so_far is not None and dtype == like.dtype
                 pointers[name] = Written(like.shape, like.dtype, partial_name if takes_partial else None)
             else:
                 pointers[name] = _unused(like)
-        made = _launch(line_backward_kernel, planned, call, pointers, "grad_stride")
-        delta = made.get("delta_ptr", delta)
-    return [*(made[name] for name in gradients), delta]
+        results = _launch(line_backward_kernel, planned, call, pointers, "grad_stride")
+        delta = results.get("delta_ptr", delta)
+    return [*(results[name] for name in gradients), delta]
 
 
 def _partial_pointer(like: Array, dtype: Any, so_far: Array | None, last: bool, several_tiles: bool) -> Any:

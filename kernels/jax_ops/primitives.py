@@ -77,15 +77,15 @@ def _tangent_shapes(query: Any, key: Any, value: Any, *others: Any, options: Opt
 
 
 def _forward_kinds(count: int, *, save_out: bool) -> tuple[Sequence[str], Sequence[str]]:
-    taken = ("query", "query", "value", "value", "gamma")[:count]
+    array_kinds = ("query", "query", "value", "value", "gamma")[:count]
     if count == 3:
-        return taken, ("value", "stats")
-    return taken, ("value", "value", "stats") if save_out else ("value",)
+        return array_kinds, ("value", "stats")
+    return array_kinds, ("value", "value", "stats") if save_out else ("value",)
 
 
 def _backward_kinds(count: int) -> tuple[Sequence[str], Sequence[str]]:
-    taken = ("query", "query", "value", "value", "stats", "value", "gamma")[:count]
-    return taken, ("query", "query", "value", "delta")
+    array_kinds = ("query", "query", "value", "value", "stats", "value", "gamma")[:count]
+    return array_kinds, ("query", "query", "value", "delta")
 
 
 def _tangent_kinds(count: int) -> tuple[Sequence[str], Sequence[str]]:
@@ -107,10 +107,10 @@ def _batch_forward(
         out, stats = forward(query, key, value, options=options, save_out=True)
         gamma = _gamma_per_image(arrays[4], axes[4], residual, size)
         result = (gamma * out + residual).astype(residual.dtype)
-        made = [result, out, stats] if save_out else [result]
+        results = [result, out, stats] if save_out else [result]
     else:
-        made = forward(*images, *arrays[4:], options=options, save_out=save_out)
-    return _unfold_all(made, size)
+        results = forward(*images, *arrays[4:], options=options, save_out=save_out)
+    return _unfold_all(results, size)
 
 
 @usual_promotion()
@@ -122,10 +122,10 @@ def _batch_backward(
     if len(arrays) == 7 and axes[6] is not None:
         *gradients, delta = backward(*images, options=options)
         gamma = _gamma_per_image(arrays[6], axes[6], images[0], size)
-        made = [*((gamma * gradient).astype(gradient.dtype) for gradient in gradients), delta]
+        results = [*((gamma * gradient).astype(gradient.dtype) for gradient in gradients), delta]
     else:
-        made = backward(*images, *arrays[6:], options=options)
-    return _unfold_all(made, size)
+        results = backward(*images, *arrays[6:], options=options)
+    return _unfold_all(results, size)
 
 
 @usual_promotion()
@@ -138,10 +138,10 @@ def _batch_tangent(
         (change,) = tangent(*images[:8], options=options)
         out, dresidual = images[3], images[8]
         dgamma, gamma = (_gamma_per_image(arrays[i], axes[i], out, size) for i in (9, 10))
-        made = [(gamma * change + dgamma * out + dresidual).astype(dresidual.dtype)]
+        results = [(gamma * change + dgamma * out + dresidual).astype(dresidual.dtype)]
     else:
-        made = tangent(*images, *arrays[9:], options=options)
-    return _unfold_all(made, size)
+        results = tangent(*images, *arrays[9:], options=options)
+    return _unfold_all(results, size)
 
 
 def _batch_size(arrays: Sequence[Array], axes: Sequence[int | None]) -> int:
@@ -158,9 +158,10 @@ def _fold(array: Array, axis: int | None, size: int) -> Array:
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
-def _unfold_all(made: Sequence[Array], size: int) -> tuple[list[Array], list[int]]:
+def _unfold_all(results: Sequence[Array], size: int) -> tuple[list[Array], list[int]]:
     # A mapped axis of length 0 leaves no images; the number per element is then arbitrary.
-    return [array.reshape(size, _images_per_element(array, size), *array.shape[1:]) for array in made], [0] * len(made)
+    unfolded = [array.reshape(size, _images_per_element(array, size), *array.shape[1:]) for array in results]
+    return unfolded, [0] * len(results)
 
 
 def _images_per_element(folded: Array, size: int) -> int:
@@ -186,8 +187,8 @@ def _transpose_tangent(cotangents: Sequence[Any], *arrays: Any, options: Options
     *gradients, delta = backward(query, key, value, out, stats, grad.astype(value.dtype), *gamma, options=options)
     if gamma:
         gradients += [grad, delta.sum().astype(gamma[0].dtype).reshape(1), None]
-    found = zip(arrays, [*[None] * 5, *gradients], strict=True)
-    return [gradient if ad.is_undefined_primal(array) else None for array, gradient in found]
+    with_gradients = zip(arrays, [*[None] * 5, *gradients], strict=True)
+    return [gradient if ad.is_undefined_primal(array) else None for array, gradient in with_gradients]
 
 
 def _derivative_of(reference: Callable[..., list[Array]]) -> Callable[..., tuple[list[Array], list[Array]]]:

@@ -67,14 +67,14 @@ def gradients(call: Call[Array], out: Array, maximum: Array, total: Array, grad:
     query_wide, key_wide, value_wide = query.astype(wide), key.astype(wide), value.astype(wide)
     delta = (out.astype(wide) * grad.astype(wide)).sum(-1, keepdims=True)
     scaled, shift = grad.astype(wide) / total, delta / total
-    made: list[list[Array]] = []
+    by_axis: list[list[Array]] = []
     for axis in options.axes:
         q, k, v, g = (_lines(array, axis) for array in (query_wide, key_wide, value_wide, scaled))
         weights = jnp.exp(_scores(q * options.scale, k, axis, options) - _lines(maximum, axis))
         dscores = weights * (_product(g, v.mT) - _lines(shift, axis)) * options.scale
         parts = _product(dscores, k), _product(dscores.mT, q), _product(weights.mT, g)
-        made.append([_lines_back(part, axis) for part in parts])
-    sums = [reduce(jnp.add, parts) for parts in zip(*made, strict=True)]
+        by_axis.append([_lines_back(part, axis) for part in parts])
+    sums = [reduce(jnp.add, parts) for parts in zip(*by_axis, strict=True)]
     arrays = zip(sums, (query, key, value), strict=True)
     return [*(gradient.astype(array.dtype) for gradient, array in arrays), delta]
 

@@ -17,11 +17,10 @@ from ..launches import plan
 
 VARIABLE = "CCNET_JAX_TARGET"
 # Multiprocessors of one GPU per architecture; their number only affects the grids of small calls.
-_PROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_87": 16, "sm_89": 142, "sm_90": 132, "sm_100": 148} | {
-    "sm_103": 160,
-    "sm_120": 188,
+_PROCESSORS = {
+    "sm_80": 108, "sm_86": 84, "sm_87": 16, "sm_89": 142, "sm_90": 132, "sm_100": 148, "sm_103": 160, "sm_120": 188,
     "sm_121": 48,
-}
+}  # fmt: skip
 _log = logging.getLogger(__name__)
 _named: str | None = None
 _running_on: ContextVar[Any] = ContextVar("ccnet_jax_device", default=None)

@@ -88,24 +88,24 @@ def report_on(compiled: Any, device: Device) -> Report:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found is not None, usage
-    registers, stack = map(int, found.groups())
+    match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert match is not None, usage
+    registers, stack = map(int, match.groups())
     tensor_core = any(name in compiled.asm["ptx"] for name in TENSOR_CORE)
     return Report(registers, stack, compiled.metadata.shared, tensor_core, _in_flight(compiled.asm["ptx"]))
 
 
 def _resource(assembly: str, name: str) -> int:
-    found = re.search(rf"\.{name}:\s+(\d+)", assembly)
-    assert found is not None, name
-    return int(found[1])
+    match = re.search(rf"\.{name}:\s+(\d+)", assembly)
+    assert match is not None, name
+    return int(match[1])
 
 
 def _in_flight(ptx: str) -> tuple[int, ...]:
     # A loop is a label with a later branch back to it; the lookahead also finds nested loops.
     loops = re.findall(r"(?ms)^(?=(\$L__BB\w+):(.*?)\bbra(?:\.uni)?\s+\1;)", ptx)
     bodies = [body for _, body in loops]
-    innermost = [body for body in bodies if not any(other in body for other in bodies if other is not body)]
+    innermost = [body for body in bodies if not any(inner in body for inner in bodies if inner is not body)]
     return tuple(int(copies) for body in innermost for copies in re.findall(r"cp\.async\.wait_group\s+(\d+)", body))
 
 

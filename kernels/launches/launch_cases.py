@@ -44,7 +44,7 @@ def forward_cases(
     dtype = problem.dtype
     one_dtype = residual in (None, dtype) and (not save_out or plan.kept_dtype(dtype) == dtype)
     problem = problem._replace(aligned=problem.aligned and one_dtype)
-    found: list[Case] = []
+    cases: list[Case] = []
     for launch in plan.forward_launches(problem, device, residual is not None, save_out):
         fused = launch.constants["HAS_RESIDUAL"]
         pointers = {
@@ -56,8 +56,8 @@ def forward_cases(
             "gamma_ptr": "float32" if fused else None,
             "result_ptr": residual if fused else None,
         }
-        found.append(Case("forward", launch, pointers, _forward_descriptors(launch, pointers)))
-    return found
+        cases.append(Case("forward", launch, pointers, _forward_descriptors(launch, pointers)))
+    return cases
 
 
 def _forward_descriptors(

@@ -64,30 +64,36 @@ def cases(gpu: str) -> list[Case]:
         for length in lengths
     ]
     problems += [plan.Problem(1, spatial, tuple(range(len(spatial))), 64, 512, "bfloat16") for spatial in OTHER_SPACES]
-    found: list[Case] = []
-    for device, problem in itertools.product(_with_tables(gpu), problems):
-        made = list(calls(problem._replace(aligned=True), device))
-        both_forms = problem.spatial in ((97, 97), (129, 129))
-        if device.arch:
-            both_forms &= problem.dtype == "bfloat16" and problem.query_channels == 64
-            made = [case._replace(small=small) for case in made for small in ((True, False) if both_forms else (True,))]
-        elif both_forms:
-            made += calls(problem, device)  # of arrays that tensor descriptors cannot describe
-            without = device._replace(descriptors=False, overlaps=False)
-            jax = (case for case in calls(problem, without) if not case.launch.constants.get("JOINED"))
-            made += [for_jax(case, device.capability) for case in jax]
-        found += made
-    return distinct(found)
+    pairs = itertools.product(_with_tables(gpu), problems)
+    return distinct(case for device, problem in pairs for case in _variants(problem, device))
+
+
+def _variants(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
+    """Yield the launches of every kind of call, some of them also in the form of JAX or of large arrays."""
+    both_forms = problem.spatial in ((97, 97), (129, 129))
+    aligned = calls(problem._replace(aligned=True), device)
+    if device.arch:
+        for case in aligned:
+            yield case._replace(small=True)
+            if both_forms and problem.dtype == "bfloat16" and problem.query_channels == 64:
+                yield case._replace(small=False)
+        return
+    yield from aligned
+    if both_forms:
+        yield from calls(problem, device)  # of arrays that tensor descriptors cannot describe
+        without = device._replace(descriptors=False, overlaps=False)
+        jax = (case for case in calls(problem, without) if not case.launch.constants.get("JOINED"))
+        yield from (for_jax(case, device.capability) for case in jax)
 
 
 def distinct(cases: Iterable[Case]) -> list[Case]:
     """Remove the launches that compile to the same code as an earlier one."""
-    found: dict[Any, Case] = {}
+    unique: dict[Any, Case] = {}
     for case in cases:
         parts = case.launch.constants, case.launch.options, case.pointers, case.descriptors
         sorted_parts = tuple(tuple(sorted(part.items())) for part in parts)
-        found.setdefault((case.kernel, *sorted_parts, case.ptx_version, case.small), case)
-    return list(found.values())
+        unique.setdefault((case.kernel, *sorted_parts, case.ptx_version, case.small), case)
+    return list(unique.values())
 
 
 def _with_tables(gpu: str) -> list[plan.Device]:
@@ -148,12 +154,12 @@ def main() -> int:
     started = time.monotonic()
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [(gpu, case, pool.submit(fault, gpu, case)) for gpu in GPUS for case in cases(gpu)]
-        found = [job for job in jobs if job[-1].result() is not None]
-    for gpu, case, job in found:
+        faulty = [job for job in jobs if job[-1].result() is not None]
+    for gpu, case, job in faulty:
         print(f"{gpu} {case.kernel}: {job.result()}: {case}")
     seconds = time.monotonic() - started
-    print(f"triton {triton.__version__}: {len(jobs)} launches, {len(found)} failed, {seconds:.0f} s", flush=True)
-    return 1 if found else 0
+    print(f"triton {triton.__version__}: {len(jobs)} launches, {len(faulty)} failed, {seconds:.0f} s", flush=True)
+    return 1 if faulty else 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..call import Call, Options
 from ..fallback import refusal, warn_once
 from ..launches import plan
-from . import cpu_operators, devices, reference, transforms
+from . import devices, reference, transforms
+from .cpu import operators as cpu_operators
 
 
 def attend(call: Call[Tensor]) -> Tensor:

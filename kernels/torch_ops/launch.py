@@ -48,9 +48,9 @@ def run(
     if torch.version.hip is not None:  # Triton's AMD backend also specialises on storage below 2 GiB
         kinds += [array is not None and array.untyped_storage().nbytes() < 2**31 for array in arrays]
     kind = (arrays[0].device.index, *kinds, *strides)
-    found = launch.compiled.get(kind)
-    if found is not None:
-        compiled, constants = found
+    cached = launch.compiled.get(kind)
+    if cached is not None:
+        compiled, constants = cached
         compiled[(launch.grid, 1, 1)](*arguments, *constants)
         return
     compiled = kernel[(launch.grid,)](*arguments, **launch.constants, **launch.options)

@@ -173,5 +173,5 @@ class EdgeBranch(nn.Module):
         """
         size = stages[0].shape[-2:]
         features = [reduce(stage) for reduce, stage in zip(self.reduce, stages, strict=True)]
-        logits = torch.cat([resize(self.classify(one), size) for one in features], dim=1)
-        return self.fuse(logits), torch.cat([resize(one, size) for one in features], dim=1)
+        logits = torch.cat([resize(self.classify(feature), size) for feature in features], dim=1)
+        return self.fuse(logits), torch.cat([resize(feature, size) for feature in features], dim=1)

@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..criss_cross import CrissCrossAttention, RecurrentCrissCrossAttention
 from ..layers import check_recurrence, conv_bn_relu
 from .classifier import MainHead
 
@@ -19,7 +20,8 @@ class ContextFeatures(nn.Module):
 
     Args:
         in_channels: width of the backbone's last features.
-        context: called with ``channels``; returns a module that preserves the shape (N, channels, h, w).
+        context: called with ``channels``; returns a module that preserves the shape (N, channels, h, w). None is
+            allowed if ``recurrence`` is 0.
         channels: width of the head; 512 in the paper.
         recurrence: R, the number of times the shared context module is applied.
         negative_slope: negative slope of the activations; 0 for plain ReLU, 0.01 for the authors' published weights.
@@ -32,7 +34,7 @@ class ContextFeatures(nn.Module):
         self,
         in_channels: int,
         *,
-        context: Callable[[int], nn.Module],
+        context: Callable[[int], nn.Module] | None,
         channels: int = 512,
         recurrence: int = 1,
         negative_slope: float = 0.0,
@@ -42,17 +44,21 @@ class ContextFeatures(nn.Module):
         self.context_channels = channels
         self.recurrence = recurrence
         self.reduce = conv_bn_relu(in_channels, channels, negative_slope=negative_slope)
-        self.context = context(channels) if recurrence else nn.Identity()
+        if recurrence and context is None:
+            raise ValueError(f"recurrence is {recurrence}, but context is null: set the module to apply")
+        self.context = context(channels) if context and recurrence else nn.Identity()
         self.project = conv_bn_relu(channels, channels, negative_slope=negative_slope)
         self.bottleneck = conv_bn_relu(in_channels + channels, channels, negative_slope=negative_slope)
 
     def forward(self, features: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
         """Map (N, in_channels, h, w) to fused features and the context module's output, each (N, channels, h, w).
 
-        For clips of T = ``frames`` frames each, the batch axis holds all frames, clip by clip, and the context module
-        processes whole clips (N / T, channels, T, h, w).
+        For clips of T = ``frames`` frames each, the batch axis holds all frames, clip by clip. Criss-cross attention
+        processes whole clips (N / T, channels, T, h, w), and every other context module each frame independently.
         """
         context = self.reduce(features)
+        if not isinstance(self.context, CrissCrossAttention | RecurrentCrissCrossAttention):
+            frames = None
         if frames:
             context = rearrange(context, "(n t) c h w -> n c t h w", t=frames)
         for _ in range(self.recurrence):
@@ -76,7 +82,7 @@ class ContextHead(ContextFeatures, MainHead):
         in_channels: int,
         num_classes: int,
         *,
-        context: Callable[[int], nn.Module],
+        context: Callable[[int], nn.Module] | None,
         channels: int = 512,
         recurrence: int = 1,
         dropout: float = 0.1,

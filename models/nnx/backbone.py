@@ -26,14 +26,14 @@ class FeatureNet(nnx.Module):
 
     def __call__(self, x: Array, train: bool = False) -> list[Array]:
         """Return the selected feature maps of normalised images (N, H, W, C)."""
-        found: dict[str, Array] = {}
+        features: dict[str, Array] = {}
         for name in self.parts:
             layer = getattr(self, name)
             # The stages are children of the network in a ResNet, and children of its `blocks` in an EfficientNet.
             stages = {f"blocks_{i}": stage for i, stage in enumerate(layer)} if name == "blocks" else {name: layer}
             for key, stage in stages.items():
-                found[key] = x = stage(x, train)
-        return [found[level] for level in self.levels]
+                features[key] = x = stage(x, train)
+        return [features[level] for level in self.levels]
 
 
 class Backbone(Modal):

@@ -9,30 +9,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from .layers import Twin
+from .layers import NamedLayers, Twin
 from .torch_arrays import parameter
 
 
-class SqueezeExcite(nnx.Module):
+class SqueezeExcite(NamedLayers):
     """Counterpart of timm's squeeze-and-excitation modules, which multiply each channel by a gate.
 
-    Args:
-        module: the timm module.
-        twin: converts a submodule to its twin.
-        parts: names of the layers that compute the gate from the average over the image, in order.
+    The named layers compute the gate from the average over the image.
     """
-
-    def __init__(self, module: Any, twin: Twin, parts: tuple[str, ...]):
-        self.parts = parts
-        for name in parts:
-            setattr(self, name, twin(getattr(module, name)))
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the module; the shape (N, H, W, C) is unchanged."""
-        gate = x.mean((1, 2), keepdims=True)
-        for name in self.parts:
-            gate = getattr(self, name)(gate, train)
-        return x * gate
+        return x * super().__call__(x.mean((1, 2), keepdims=True), train)
 
 
 class ChannelConvolution(nnx.Module):

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array, export
 
 from ...kernels.jax_ops.promotion import usual_promotion
+from .context import CrissCrossAttention
 from .layers import Modal, Twin, dropout2d
 from .resampling import resize
 from .torch_arrays import statistic
@@ -30,7 +31,7 @@ class ContextHead(nnx.Module):
         """
         context = self.reduce(features, train)
         shape = context.shape
-        if frames:
+        if frames and isinstance(self.context, CrissCrossAttention):
             context = context.reshape(-1, frames, *shape[1:])
         for _ in range(self.recurrence):
             context = self.context(context, train)

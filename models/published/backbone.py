@@ -27,8 +27,8 @@ class CaffeResNet(TimmBackbone):
     """
 
     def __init__(self, name: str, **options: Any):
-        given = {key: value for key, value in options.items() if value is not None}
-        super().__init__(name, **(_STATISTICS | given))
+        settings = {key: value for key, value in options.items() if value is not None}
+        super().__init__(name, **(_STATISTICS | settings))
         if self.output_stride != 8:
             raise ValueError(f"output_stride is {self.output_stride}, but the authors' network has 8")
         net: Any = self.net

@@ -83,11 +83,11 @@ def _check(config: str, name: str) -> None:
 
 def _values(config: str, key: str) -> list[str]:
     """Return all values assigned to ``key`` in the source of a configuration, without spaces and as tuples."""
-    found: list[str] = re.findall(rf"\b{key}\s*=\s*{_VALUE}", config)
-    return [re.sub(r"\s|,\s*(?=\))", "", value.replace("[", "(").replace("]", ")")) for value in found]
+    values: list[str] = re.findall(rf"\b{key}\s*=\s*{_VALUE}", config)
+    return [re.sub(r"\s|,\s*(?=\))", "", value.replace("[", "(").replace("]", ")")) for value in values]
 
 
 def _tuple(config: str, key: str) -> tuple[float, ...] | None:
     """Return the first tuple or list of numbers assigned to ``key``, or None."""
-    found = (re.fullmatch(r"\(([\d.,]+)\)", value) for value in _values(config, key))
-    return next((tuple(float(number) for number in match[1].split(",")) for match in found if match), None)
+    matches = (re.fullmatch(r"\(([\d.,]+)\)", value) for value in _values(config, key))
+    return next((tuple(float(number) for number in match[1].split(",")) for match in matches if match), None)

@@ -43,9 +43,9 @@ class Published:
 
     def network(self) -> nn.Module:
         """Build the network, load its weights and set it to eval mode."""
-        made = build(self.model)
-        made.load_state_dict(self.weights)
-        return made.eval()
+        network = build(self.model)
+        network.load_state_dict(self.weights)
+        return network.eval()
 
 
 def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: bool | None = None) -> nn.Module:
@@ -90,9 +90,9 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
     if recurrence not in range(1, MAX_RECURRENCE + 1):
         raise ValueError(f"recurrence is {recurrence}: set the number of loops in training, 1 to {MAX_RECURRENCE}")
     try:
-        found, meta = _tensors(content), _meta(content)
-        layout, crop = _layout(found, meta, path.name, recurrence, align_corners)
-        weights = _weights(layout, found)
+        tensors, meta = _tensors(content), _meta(content)
+        layout, crop = _layout(tensors, meta, path.name, recurrence, align_corners)
+        weights = _weights(layout, tensors)
     except ValueError as error:
         raise ValueError(f"{path} cannot be imported as a published checkpoint: {error}") from error
     num_classes = layout.model["head"]["num_classes"]
@@ -114,18 +114,18 @@ def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layout(
-    found: Mapping[str, Tensor], meta: dict[str, Any], name: str, recurrence: int, align_corners: bool | None
+    tensors: Mapping[str, Tensor], meta: dict[str, Any], name: str, recurrence: int, align_corners: bool | None
 ) -> tuple[Layout, tuple[int, int] | None]:
     """Return the file's layout, and the training crop (H, W) in pixels if known."""
-    if authors.recognises(found):
+    if authors.recognises(tensors):
         aligned = True if align_corners is None else align_corners
-        return authors.layout(found, recurrence=recurrence, align_corners=aligned), authors.CROP
-    if mmseg.recognises(found):
+        return authors.layout(tensors, recurrence=recurrence, align_corners=aligned), authors.CROP
+    if mmseg.recognises(tensors):
         trained = settings(str(meta.get("config") or meta.get("cfg") or ""), name)
         aligned = trained.align_corners if align_corners is None else align_corners
-        return mmseg.layout(found, recurrence=recurrence, align_corners=aligned, trained=trained), trained.crop
+        return mmseg.layout(tensors, recurrence=recurrence, align_corners=aligned, trained=trained), trained.crop
     raise ValueError(
-        f"its tensor names ({', '.join(list(found)[:3])}, ...) match neither the CCNet authors' layout (layer1, "
+        f"its tensor names ({', '.join(list(tensors)[:3])}, ...) match neither the CCNet authors' layout (layer1, "
         "head.conva, dsn) nor mmsegmentation's (backbone, decode_head, auxiliary_head)"
     )
 
@@ -155,45 +155,45 @@ def _mapping(value: Any) -> dict[Any, Any]:
     return dict(cast(Mapping[Any, Any], value)) if isinstance(value, Mapping) else {}
 
 
-def _weights(layout: Layout, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _weights(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of the layout's network, filled with the file's tensors."""
     try:
         with torch.device("meta"):  # names, shapes and dtypes of the tensors, without allocating them
-            network = build(layout.model, holding=size(found))
+            network = build(layout.model, holding=size(tensors))
     except InstantiationException as error:
         raise ValueError(f"the network that its tensors indicate cannot be built: {error.__cause__}") from error
     own = network.state_dict()
     sources = {key: layout.source(key) for key in own if key not in _COLOURS}
-    _check([*sources.items(), *layout.folded.items()], own, found)
+    _check([*sources.items(), *layout.folded.items()], own, tensors)
     weights = {key: torch.tensor(getattr(network.backbone, key)).view(own[key].shape) for key in _COLOURS}
     for key, source in sources.items():
-        if source in found:  # the tensor in the file may be a scalar or in half precision
-            weights[key] = found[source].reshape(own[key].shape).to(own[key].dtype)
+        if source in tensors:  # the tensor in the file may be a scalar or in half precision
+            weights[key] = tensors[source].reshape(own[key].shape).to(own[key].dtype)
         else:
             weights[key] = torch.zeros_like(own[key], device="cpu")  # num_batches_tracked
     if layout.fold is not None:
-        layout.fold(weights, found)
+        layout.fold(weights, tensors)
     return weights
 
 
-def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _check(sources: list[tuple[str, str]], own: dict[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError, listing every mismatch, unless the file has exactly the network's tensors."""
     known = {source for _, source in sources}
     wrong = {
-        "missing": [key for key in known if key not in found and not key.endswith(_COUNTER)],
-        "unused": [key for key in found if key not in known],
+        "missing": [key for key in known if key not in tensors and not key.endswith(_COUNTER)],
+        "unused": [key for key in tensors if key not in known],
         "of another shape": [
-            f"{source} {tuple(found[source].shape)} instead of {tuple(own[key].shape)}"
+            f"{source} {tuple(tensors[source].shape)} instead of {tuple(own[key].shape)}"
             for key, source in sources
-            if source in found and _shape(found[source]) != _shape(own[key])
+            if source in tensors and _shape(tensors[source]) != _shape(own[key])
         ],
         "of another type": [
-            f"{source} {found[source].dtype}"
+            f"{source} {tensors[source].dtype}"
             for key, source in sources
-            if source in found and own[key].is_floating_point() and not found[source].is_floating_point()
+            if source in tensors and own[key].is_floating_point() and not tensors[source].is_floating_point()
         ],
         "with values that are not finite": [
-            source for _, source in sources if source in found and not found[source].isfinite().all()
+            source for _, source in sources if source in tensors and not tensors[source].isfinite().all()
         ],
     }
     if any(wrong.values()):

@@ -72,21 +72,21 @@ def direct_head(channels: int, context: Node) -> Node:
     }
 
 
-def width(found: Mapping[str, Tensor], key: str, published: int) -> int:
+def width(tensors: Mapping[str, Tensor], key: str, published: int) -> int:
     """Return the number of output channels of the file's tensor ``key``, or the ``published`` number if it is missing.
 
     Missing tensors are reported later, all at once.
     """
-    return found[key].shape[0] if key in found and found[key].ndim else published
+    return tensors[key].shape[0] if key in tensors and tensors[key].ndim else published
 
 
-def depth(found: Mapping[str, Tensor], prefix: str) -> int:
+def depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Infer the depth of the ResNet at ``prefix``, 50 or 101, from the number of blocks in its third stage.
 
     Raises:
         ValueError: the ResNet has basic blocks or another depth.
     """
-    stage = [key.removeprefix(prefix).split(".") for key in found if key.startswith(f"{prefix}layer3.")]
+    stage = [key.removeprefix(prefix).split(".") for key in tensors if key.startswith(f"{prefix}layer3.")]
     blocks, bottleneck = len({parts[1] for parts in stage}), any("conv3" in parts for parts in stage)
     depths = {6: 50, 23: 101}
     if not bottleneck or blocks not in depths:

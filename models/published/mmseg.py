@@ -23,16 +23,16 @@ _HEADS = {  # the modules in the head of each network family
 }
 
 
-def recognises(found: Mapping[str, Tensor]) -> bool:
+def recognises(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether the keys follow this layout; the network may still be unsupported."""
-    return any(key.startswith("decode_head.") for key in found)
+    return any(key.startswith("decode_head.") for key in tensors)
 
 
-def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool, trained: Settings) -> Layout:
+def layout(tensors: Mapping[str, Tensor], *, recurrence: int, align_corners: bool, trained: Settings) -> Layout:
     """Infer the layout of a file from its keys and tensor shapes.
 
     Args:
-        found: the file's tensors.
+        tensors: those of the file.
         recurrence: number of loops R of a criss-cross head, which cannot be inferred from the weights.
         align_corners: whether bilinear upsampling aligns corners.
         trained: the settings in the file's configuration.
@@ -41,7 +41,7 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool,
         ValueError: the network has an unsupported head, a backbone other than ResNet-50 or -101, or was trained with
             another number of loops or unsuitable image statistics.
     """
-    family = _family(found)
+    family = _family(tensors)
     if family == "ccnet" and trained.recurrence not in (None, recurrence):
         raise ValueError(
             f"it was trained with recurrence={trained.recurrence}, not {recurrence}: set "
@@ -49,26 +49,26 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool,
         )
     context, names = _context(family, align_corners)
     if context is not None and family in ("pspnet", "deeplabv3"):
-        head = direct_head(width(found, "decode_head.bottleneck.conv.weight", 512), context)
+        head = direct_head(width(tensors, "decode_head.bottleneck.conv.weight", 512), context)
     else:
-        channels = width(found, "decode_head.convs.0.conv.weight", 512)
+        channels = width(tensors, "decode_head.convs.0.conv.weight", 512)
         head = context_head(channels, context, recurrence=recurrence if family == "ccnet" else 1)
         names += _conv_module("head.reduce", "decode_head.convs.0")
         names += _conv_module("head.project", "decode_head.convs.1")
         names += _conv_module("head.bottleneck", "decode_head.conv_cat")
-    deep_stem = any(key.startswith("backbone.stem.") for key in found)  # ResNetV1c
+    deep_stem = any(key.startswith("backbone.stem.") for key in tensors)  # ResNetV1c
     if deep_stem:
         names += [("backbone.net.conv1", "backbone.stem"), ("backbone.net.bn1", "backbone.stem.7")]
     return Layout(
         model=network(
             {
                 "_target_": "ccnet.models.backbone.TimmBackbone",
-                "name": f"resnet{depth(found, 'backbone.')}{'c' if deep_stem else ''}",
+                "name": f"resnet{depth(tensors, 'backbone.')}{'c' if deep_stem else ''}",
             }
-            | _images(found, "backbone.stem.0.weight" if deep_stem else "backbone.conv1.weight", trained),
+            | _images(tensors, "backbone.stem.0.weight" if deep_stem else "backbone.conv1.weight", trained),
             head,
-            {"channels": width(found, "auxiliary_head.convs.0.conv.weight", 256)},
-            num_classes=width(found, "decode_head.conv_seg.weight", 19),
+            {"channels": width(tensors, "auxiliary_head.convs.0.conv.weight", 256)},
+            num_classes=width(tensors, "decode_head.conv_seg.weight", 19),
             align_corners=align_corners,
         ),
         names=[
@@ -82,12 +82,12 @@ def layout(found: Mapping[str, Tensor], *, recurrence: int, align_corners: bool,
     )
 
 
-def _images(found: Mapping[str, Tensor], first: str, trained: Settings) -> Node:
+def _images(tensors: Mapping[str, Tensor], first: str, trained: Settings) -> Node:
     """Return the backbone's settings for images: number of channels, mean and standard deviation.
 
     The defaults, RGB and the statistics of ImageNet, are omitted.
     """
-    number = found[first].shape[1] if first in found and found[first].ndim == 4 else 3
+    number = tensors[first].shape[1] if first in tensors and tensors[first].ndim == 4 else 3
     node: Node = {} if number == 3 else {"in_channels": number}
     for key, published, imagenet in (("mean", trained.mean, _MEAN), ("std", trained.std, _STD)):
         if published is None or published == imagenet:
@@ -98,9 +98,9 @@ def _images(found: Mapping[str, Tensor], first: str, trained: Settings) -> Node:
     return node
 
 
-def _family(found: Mapping[str, Tensor]) -> str:
+def _family(tensors: Mapping[str, Tensor]) -> str:
     """Return the key of _HEADS that best matches the file's head; raise ValueError if the head has other modules."""
-    head = {key.split(".")[1] for key in found if key.startswith("decode_head.")}
+    head = {key.split(".")[1] for key in tensors if key.startswith("decode_head.")}
     nearest = max(_HEADS, key=lambda family: len(_HEADS[family] & head) / len(_HEADS[family] | head))
     if foreign := sorted(head - _HEADS[nearest]):
         raise ValueError(
@@ -160,7 +160,7 @@ def _context(family: str, align_corners: bool) -> tuple[Node | None, Names]:
             return None, []
 
 
-def _image_branch_last(weights: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _image_branch_last(weights: dict[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Reorder the pyramid's channels: mmsegmentation puts the image pooling branch first, this project puts it last."""
     fuse = weights["head.context.fuse.0.weight"]
     width = weights["head.context.image.0.weight"].shape[0]

@@ -1,6 +1,7 @@
 """The benchmark's peers compute criss-cross attention, and its FLOP counts match the paper."""
 
 import csv
+import math
 
 import pytest
 import torch
@@ -38,6 +39,15 @@ def test_a_wrong_peer_is_detected():
     twice = benchmark_peers.Peer(lambda *arrays: 2 * benchmark_peers.reference(*arrays))
     assert benchmark_compare.largest_error(twice, inputs, of_gradients=False) > 0.5
     assert benchmark_compare.largest_error(twice, inputs, of_gradients=True) > 0.5
+
+
+def test_a_gradient_of_nan_is_detected_beside_correct_ones():
+    def broken(query, key, value):
+        return benchmark_peers.reference(query, key + (key - key.detach()).abs().sqrt(), value)  # plus zero
+
+    inputs = benchmark_compare.make_inputs([1, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
+    assert benchmark_compare.largest_error(Peer(broken), inputs, of_gradients=False) < 5e-6
+    assert math.isnan(benchmark_compare.largest_error(Peer(broken), inputs, of_gradients=True))
 
 
 def test_least_cost_matches_the_paper():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tuning_stand_ins import (  # noqa: F401, fixtures
 from ccnet.benchmarks.tuning import search, table, tune, warm_cache
 from ccnet.benchmarks.tuning.candidates import candidates
 from ccnet.benchmarks.tuning.table import Range
-from ccnet.kernels.launches import plan, tile_tables
+from ccnet.kernels.launches import launch_set, plan, tile_tables
 
 
 @pytest.mark.slow
@@ -34,6 +35,9 @@ def test_a_trial_runs_and_verifies_the_passes(kernel, monkeypatch):
     assert trial.error() < 1e-5
     results[0][-1, 0, 0, 0] += 1
     assert trial.error() > 0.1
+    results[0][-1, 0, 0, 0] -= 1
+    results[-1][-1, 0, 0, 0] = float("nan")
+    assert math.isnan(trial.error())
 
 
 def test_tuning_needs_a_gpu(config):
@@ -84,6 +88,12 @@ def test_the_modes_on_a_gpu(tmp_path, config, monkeypatch):
     assert ("backward", "bfloat16", (97, 97), 2, 100) in made
     assert tune.tune_kernels(config, torch.device("cuda")).startswith("every range was measured before")
     assert warm_cache.compile_ahead(config, torch.device("cuda")).endswith(" launches compiled")
+
+
+def test_gradients_in_one_array_are_compiled_ahead_in_bfloat16_only():
+    """The tests on a GPU have no others, and a launch in float16 that spills would make the mode fail."""
+    cases = warm_cache.wanted(launch_set.GPUS["sm_90"])
+    assert {case.pointers["query_ptr"] for case in cases if case.launch.constants.get("JOINED")} == {"bfloat16"}
 
 
 @pytest.mark.slow

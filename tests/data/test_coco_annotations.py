@@ -30,6 +30,7 @@ def test_masks_boxes_and_labels_equal_pycocotools(root):
         assert image.shape[1:] == target["masks"].shape[1:]
         assert target["image_id"] == entry["id"]
         assert target["labels"].tolist() == [{1: 1, 3: 2, 90: 3}[annotation["category_id"]] for annotation in wanted]
+        assert target["crowds"].tolist() == [annotation["iscrowd"] == 1 for annotation in wanted]
         assert len(target["masks"]) == len(wanted)
         for mask, box, annotation in zip(target["masks"].numpy(), target["boxes"], wanted, strict=True):
             assert np.array_equal(mask, official.annToMask(annotation))

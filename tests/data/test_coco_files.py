@@ -100,6 +100,14 @@ def test_images_and_categories_have_unique_ids(coco):
             load(root, repeated)
 
 
+def test_an_image_is_listed_once(coco):
+    """Of an image listed twice, each entry would lack the objects of the other, which training takes for background."""
+    root, content = coco
+    content["images"].append(content["images"][0] | {"id": 99})
+    with pytest.raises(ValueError, match=r"2 images have the file_name 0+10\.png: file_names must be unique; give all"):
+        load(root, content)
+
+
 def test_ids_of_annotations_do_not_change_the_scores(coco):
     root, content = coco
     want = load(root, content).ground_truth()
@@ -112,9 +120,25 @@ def test_ids_of_annotations_do_not_change_the_scores(coco):
 def test_what_scoring_needs_is_checked_at_the_start(coco):
     root, content = coco
     del content["annotations"][2]["area"]
-    with pytest.raises(ValueError, match=r"annotation 3 has area=None and iscrowd=0: scoring needs the area"):
+    with pytest.raises(ValueError, match=r"annotation 3 has area=None: scoring needs the area"):
         load(root, content)
     load(root, content, training=True)
+    content["annotations"][2]["area"] = -300.0  # of a polygon that runs the other way round; COCO would not score it
+    with pytest.raises(ValueError, match=r"annotation 3 has area=-300\.0: scoring needs the area"):
+        load(root, content)
+
+
+def test_a_split_without_objects_is_refused(coco):
+    """Its average precision would be undefined."""
+    root, content = coco
+    crowds = [entry | {"iscrowd": 1} for entry in content["annotations"]]
+    for annotations in ([], crowds):
+        for training, purpose in (
+            (False, "score: crowds do"),
+            (True, "train on: crowds and boxes of less than a pixel"),
+        ):
+            with pytest.raises(ValueError, match=rf"val\.json lists no objects to {purpose}"):
+                load(root, content | {"annotations": annotations}, training=training)
 
 
 def test_deep_images_are_scaled(coco):
@@ -124,3 +148,106 @@ def test_deep_images_are_scaled(coco):
     Image.fromarray(deep).save(path)
     dataset = load(root, content, value_range=[0, 4095])
     assert np.array_equal(dataset[0][0][1], np.round(deep.clip(0, 4095) * (255 / 4095)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_boxes_in_another_format_are_refused(coco, training):
+    root, content = coco
+    careless = content["annotations"][1]["bbox"]
+    content["annotations"][1]["bbox"] = [0, 0, 5, 5]
+    load(root, content, training=training)  # one careless box is no reason to refuse a data set
+    content["annotations"][1]["bbox"] = careless
+    # Near the upper left corner, the two corners of a box are similar to a corner and a size.
+    entries = content["annotations"] = [entry for entry in content["annotations"] if entry["bbox"][0] > 20]
+    boxes = [entry["bbox"] for entry in entries]
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    for name, convert in {
+        "corners": lambda x, y, w, h, _: [x, y, x + w, y + h],
+        "centres": lambda x, y, w, h, _: [x + w / 2, y + h / 2, w, h],
+        "shares": lambda x, y, w, h, size: [x / size[0], y / size[1], w / size[0], h / size[1]],
+        "twice as large": lambda x, y, w, h, _: [2 * x, 2 * y, 2 * w, 2 * h],
+    }.items():
+        for entry, box in zip(entries, boxes, strict=True):
+            entry["bbox"] = convert(*box, sizes[entry["image_id"]])
+        with pytest.raises(ValueError, match=r"2 of 2 boxes that were checked do not fit their masks: annotation \d"):
+            load(root, content, training=training)
+            pytest.fail(name)
+
+
+def test_masks_of_a_larger_image_are_refused(coco):
+    root, content = coco
+    entry = content["annotations"][0]
+    entry |= {"bbox": [90, 60, 20, 30], "segmentation": [[90, 60, 110, 60, 110, 90]]}
+    content["annotations"] = [entry]
+    with pytest.raises(ValueError, match="boxes that were checked do not fit their masks"):
+        load(root, content)
+
+
+def test_training_skips_masks_without_a_pixel(coco):
+    root, content = coco
+    entry = content["annotations"][0]
+    x, y, *_ = entry["bbox"]
+    entry["segmentation"] = [[x, y, x + 9, y + 9, x + 18, y + 18]]  # three points on a line
+    everything, training = load(root, content), load(root, content, training=True)
+    assert (everything[0][1]["labels"].shape[0], training[0][1]["labels"].shape[0]) == (3, 1)
+    assert not everything[0][1]["masks"][0].any() and training[0][1]["masks"].flatten(1).any(dim=1).all()
+    assert len(training[0][1]["boxes"]) == 1
+
+
+@pytest.mark.parametrize("given", ["0", "1", None, 2, 0.5])
+def test_iscrowd_is_0_or_1(coco, given):
+    root, content = coco
+    content["annotations"][0]["iscrowd"] = given
+    for training in (False, True):
+        with pytest.raises(ValueError, match=rf"annotation 1 has iscrowd={given!r}: expected 0, or 1 for a crowd"):
+            load(root, content, training=training)
+
+
+@pytest.mark.parametrize("given", [0.0, False, 1.0, True])
+def test_iscrowd_may_be_a_float_or_a_boolean(coco, given):
+    root, content = coco
+    content["annotations"][0]["iscrowd"] = given
+    assert len(load(root, content, training=True)[0][1]["labels"]) == 2 - int(given)
+    assert load(root, content).ground_truth()["annotations"][0]["iscrowd"] == given
+
+
+def test_points_as_pairs_are_refused(coco):
+    root, content = coco
+    content["annotations"][0]["segmentation"] = [[[1, 2], [30, 2], [30, 40], [1, 40]]]
+    with pytest.raises(ValueError, match=r"annotation 1 has the segmentation .*: expected a list of polygons, \[\[x1"):
+        load(root, content)
+
+
+def test_categories_have_names_of_their_own(coco):
+    """As Roboflow writes them, with a supercategory of the same name."""
+    root, content = coco
+    content["categories"] = [{"id": 0, "name": "disc", "supercategory": "none"}, *content["categories"]]
+    with pytest.raises(ValueError, match="2 categories have the name disc: names must be unique; rename a category"):
+        load(root, content)
+
+
+def test_annotations_drawn_on_a_photo_that_is_not_upright_are_refused(coco):
+    root, content = coco
+    path = root / "val" / content["images"][0]["file_name"]
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(ValueError, match="annotations seem to have been drawn without: remove the orientation from"):
+        load(root, content)[0]
+
+
+def test_an_invalid_mask_is_an_error_of_its_image_only(coco):
+    root, content = coco
+    entry = content["annotations"][0]
+    entry["segmentation"] = {"size": [80, 60], "counts": [10, 20]}
+    dataset = load(root, content)
+    with pytest.raises(ValueError, match="annotation 1 has an invalid mask"):
+        dataset[0]
+    assert len(dataset[1][1]["masks"]) == 2
+    image = content["images"][0]
+    image |= {"height": 10**6, "width": 10**6}  # a mask of that size would not fit into memory
+    for entry in content["annotations"]:
+        if entry["image_id"] == image["id"]:
+            entry["segmentation"] = [[1, 1, 30, 1, 30, 30]]
+    with pytest.raises(ValueError, match=r"has 60x80 pixels, but .* says 1000000x1000000"):
+        load(root, content)[0]

@@ -3,6 +3,8 @@
 import shutil
 
 import numpy as np
+import pytest
+from coco_data import write_coco
 from conftest import write_pair
 from PIL import Image
 from user_files import write_png
@@ -32,7 +34,7 @@ def test_copies_in_two_splits_are_found(tmp_path):
     picture.save(tmp_path / "images" / "copy.bmp")
     assert shared_images(reports(tmp_path, lists)) == [
         "images with the same pixels in train and val, which make scores too high: 1, such as a and copy; remove the "
-        "copies, or set dataset.group or dataset.lists"
+        "copies; dataset=folder also has dataset.group and dataset.lists"
     ]
     picture.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "images" / "copy.bmp")
     assert shared_images(reports(tmp_path, lists)) == []
@@ -56,3 +58,14 @@ def test_notes_are_printed(tmp_path, run_entry):
     for name in "abc":  # dataset.value_range does not apply to colours
         write_png(tmp_path / "images" / f"{name}.png", np.full((48, 64, 3), ord(name)), 16)
     assert "nearly black" not in run_entry(*options).stdout
+
+
+@pytest.mark.slow
+def test_copies_in_two_splits_of_objects_are_found(tmp_path, run_entry):
+    for split in ("train2017", "val2017"):  # with the same seed, they have the same images
+        write_coco(tmp_path, images=2, split=split)
+    told = run_entry("check_data.py", "dataset=coco", f"dataset.root={tmp_path}", "num_workers=0", "samples=0").stdout
+    assert (
+        "note: images with the same pixels in train and val, which make scores too high: 2, such as 000000000010"
+        in told
+    )

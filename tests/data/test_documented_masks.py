@@ -124,7 +124,7 @@ def test_grey_masks_saved_as_rgb(tmp_path):
     assert np.array_equal(labels(path), MASK)
 
 
-@TABLE.row("a palette of greys that numbers the values anew, as some programs save grey masks")
+@TABLE.row("a palette of greys whose indices differ from the grey values, as some programs save grey masks")
 def test_palettes_of_greys(tmp_path):
     path = write_png(tmp_path / "a.png", np.array([1, 2, 0])[MASK], 2, np.repeat([2, 0, 1], 3).tolist())  # shows MASK
     with pytest.raises(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ccnet.data import first_look
 from ccnet.data.inspection import inspect_dataset
-from ccnet.data.label_checks import absent_classes, label_problems, unpaired_sides
+from ccnet.data.label_checks import absent_classes, differing_classes, label_problems, unpaired_sides
 from ccnet.data.sets import Folder
 from ccnet.models.factory import compose_conf
 
@@ -210,3 +210,40 @@ def test_check_data_supports_detection(tmp_path, run_entry):
     done = run_entry(*options, "dataset.val.split=val", "splits=[val]", "num_workers=0", ok=False)
     assert f"classes that occur nowhere in val: {CATEGORIES[0]['name']}" in done.stderr
     assert f"val: {broken} cannot be read as an image and may be truncated" in done.stderr
+
+
+def test_splits_list_the_same_classes_in_the_same_order():
+    assert differing_classes({"train": ["a", "b"], "val": ("a", "b")}) == []
+    assert differing_classes({"train": ["a", "b"], "val": ["b", "a"], "test": ["a", "b", "c"]}) == [
+        "class 1 is a in train but b in val: both need the same classes in the same order, which in COCO's format is "
+        "that of their ids",
+        "class 3 is missing in train but c in test: both need the same classes in the same order, which in COCO's "
+        "format is that of their ids",
+    ]
+
+
+@pytest.mark.slow
+def test_categories_that_differ_between_splits_are_an_error(tmp_path, run_entry):
+    for split in ("train2017", "val2017"):
+        content = write_coco(tmp_path, images=2, split=split)
+    swapped = [{"id": 3, "name": "bar"}, {"id": 1, "name": "disc"}, {"id": 90, "name": "wedge"}]
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    for categories in (swapped, [*CATEGORIES, {"id": 0, "name": "ring"}]):
+        file.write_text(json.dumps(content | {"categories": categories}))
+        network = ["backbone=resnet10t", "backbone.pretrained=false", "model.frozen=false", "model.channels=8"]
+        options = ["dataset=coco", f"dataset.root={tmp_path}"]
+        trained = run_entry("train.py", *options, *network, "logger=none", "device=cpu", ok=False)
+        checked = run_entry("check_data.py", *options, f"output={tmp_path / 'check'}", "samples=0", ok=False)
+        for done in (trained, checked):
+            assert "class 1 is bar in train but" in done.stderr
+            assert "Traceback" not in done.stderr
+
+
+def test_check_data_draws_labels_in_the_colours_of_the_legend(tmp_path, run_entry):
+    images, masks = write_binary(tmp_path, number=1)
+    colours = "dataset.palette=[[10,200,30],[250,20,240]]"
+    check(run_entry, images, masks, "dataset.values=[0,255]", colours, "samples=1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"all_classes.csv", "all_samples.png"}
+    pixels = np.array(Image.open(tmp_path / "run" / "all_samples.png").convert("RGB")).reshape(-1, 3)
+    for colour in ([10, 200, 30], [250, 20, 240]):
+        assert (pixels == colour).all(axis=-1).mean() > 0.1

@@ -3,6 +3,7 @@
 import sys
 import threading
 import weakref
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, recomputed_projection, split_channels
 from ccnet.kernels.call import Call, Options
-from ccnet.kernels.torch_ops import cpu_blocks, cpu_lines, cpu_operators
+from ccnet.kernels.torch_ops.cpu import blocks as cpu_blocks
+from ccnet.kernels.torch_ops.cpu import operators as cpu_operators
+from ccnet.kernels.torch_ops.cpu import products as cpu_products
 
 OPERATORS = pytest.mark.parametrize(
     "operator", [criss_cross_attention, criss_cross_residual], ids=["attention", "residual"]
@@ -34,7 +37,7 @@ def pieces(request, monkeypatch):
     """Run once as small inputs do, and once in blocks of one image and products of one line, as for large inputs."""
     if request.param == "split":
         monkeypatch.setattr(cpu_blocks, "SCORES_PER_BLOCK", 1)
-        monkeypatch.setattr(cpu_lines, "NUMBERS_PER_THREAD", 1)
+        monkeypatch.setattr(cpu_products, "NUMBERS_PER_THREAD", 1)
 
 
 @pytest.fixture(params=[False, True], ids=["converted", "native"])
@@ -102,6 +105,43 @@ def check(operator, arrays, tolerance=1e-10, **options):
 @OPERATORS
 def test_equals_the_reference(operator, spatial, axes, layout, pieces):
     check(operator, make(operator, spatial=spatial, layout=layout), axes=axes, scale=0.7)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last, slices, irregular])
+@pytest.mark.parametrize(("spatial", "axes"), [((5, 4), None), ((3, 17), (0,)), ((1, 6), None), ((3, 4, 2), None)])
+@OPERATORS
+def test_equals_the_reference_if_onednn_multiplies_line_by_line(
+    operator, spatial, axes, layout, one_thread, monkeypatch
+):
+    monkeypatch.setattr(cpu_products, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(cpu_products, "LINE_WORK", 0)
+    line_product = Mock(wraps=cpu_products._line_product)
+    monkeypatch.setattr(cpu_products, "_line_product", line_product)
+    arrays = make(operator, spatial=spatial, layout=layout, dtype=torch.float32)
+    check(operator, arrays, 3e-6, axes=axes, scale=0.7)
+    assert line_product.called
+
+
+def test_line_by_line_is_for_large_products_in_float32_with_one_thread(one_thread, monkeypatch):
+    monkeypatch.setattr(cpu_products, "prefers_onednn", lambda: True)
+
+    def is_by_line(length, channels, dtype=torch.float32):
+        weights, values = (torch.empty(1, length, width, dtype=dtype, device="meta") for width in (length, channels))
+        return cpu_products._is_faster_by_line(weights, values)
+
+    assert is_by_line(97, 512)
+    assert not is_by_line(97, 64) and not is_by_line(33, 512)
+    assert not is_by_line(97, 512, torch.float64) and not is_by_line(97, 512, torch.bfloat16)
+    torch.set_num_threads(2)
+    assert not is_by_line(97, 512)
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
@@ -191,9 +231,12 @@ def test_large_products_are_native_if_their_temporaries_are_small(monkeypatch):
     assert not is_native((97, 97), 512, torch.float16)
 
 
-def test_no_native_products_without_onednn():
+def test_no_products_of_onednn_if_it_is_switched_off(monkeypatch):
+    monkeypatch.setattr(cpu_products, "_is_amd_with_avx512", lambda: True)
+    assert cpu_products.prefers_onednn()
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not cpu_blocks.multiplies_natively(torch.bfloat16)
+        assert not cpu_products.prefers_onednn()
+        assert not cpu_products.multiplies_natively(torch.bfloat16)
 
 
 def test_autocast_changes_nothing():

@@ -206,3 +206,11 @@ def test_training_and_evaluation_from_the_command_line(tmp_path, run_entry):
 def test_the_edge_loss_needs_a_network_with_an_edge_output(run_entry):
     done = run_entry("train.py", "loss=parsing", *TINY, ok=False)
     assert "the loss term 'edge' reads the output 'edge', which this network does not return" in done.stderr
+
+
+def test_a_loss_that_would_not_train_the_edges_is_refused(tmp_path, run_entry):
+    """``dataset=lip`` has a loss of its own, which would replace CE2P's."""
+    done = run_entry("train.py", "model=ce2p", *TINY, ok=False)
+    assert "error: CE2P predicts edges, which this loss would not train: set loss=parsing" in done.stderr
+    without = ["loss=parsing", "loss.weights.edge=0", "recipe.max_iters=1", f"hydra.run.dir={tmp_path}"]
+    run_entry("train.py", "model=ce2p", *TINY, *without)

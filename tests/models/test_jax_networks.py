@@ -70,9 +70,10 @@ def test_the_same_weights_give_the_same_logits(name, backbone, size):
     assert relative(to_torch(got["out"]), network(images)["out"]) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["ccnet3d", "hv", "pspnet"])
 @torch.no_grad()
-def test_clips_give_the_same_logits():
-    network = trained("ccnet3d")
+def test_clips_give_the_same_logits(name):
+    network = trained(name)
     clip = torch.rand(2, 3, 3, 33, 41)
     assert relative(to_torch(jax.jit(twin(network))(to_jax(clip))["out"]), network(clip)["out"]) < 1e-4
 

@@ -186,6 +186,17 @@ def test_frames_interact_only_in_the_attention():
         assert gradient.abs().sum(dim=(0, 1, 3, 4)).nonzero().flatten().tolist() == frames
 
 
+@pytest.mark.parametrize("name", ["nonlocal", "gcn", "hv", "hv_vh", "pspnet", "deeplabv3"])
+def test_other_context_modules_process_the_frames_independently(name):
+    model = create_model(name, num_classes=5, backbone="resnet10t", head__channels=16).eval()
+    for key, parameter in model.head.context.named_parameters():
+        if key.endswith("gamma"):
+            nn.init.ones_(parameter)
+    clip = torch.rand(2, 3, 3, 33, 41)
+    frames = model(clip.transpose(1, 2).flatten(0, 1))["out"].unflatten(0, (2, 3)).transpose(1, 2)
+    assert torch.allclose(model(clip)["out"], frames, atol=1e-5)
+
+
 def test_training_on_clips():
     model = create_model(
         "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, embedding_channels=4
@@ -218,6 +229,11 @@ def test_a_clips_last_frame_is_classified_by_its_first(recurrence, solved):
         loss.backward()
         optimizer.step()
     assert loss < 0.35 if solved else loss > 0.65, loss  # chance level is log 2 = 0.69
+
+
+def test_axes_of_the_module_are_a_sequence():
+    with pytest.raises(ValueError, match=r"axes must be a sequence of integers, such as \(0, 1\), got 1"):
+        CrissCrossAttention(8, axes=1)
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto", pytest.param("triton", marks=needs_interpreter)])

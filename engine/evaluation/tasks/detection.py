@@ -10,13 +10,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from ....data.label_checks import differing_classes
 from ....data.sets.coco import instances_transform
 from ....models.mask_rcnn import MaskRCNN
 from ...drawing.objects import save_object_panel
 from ...runtime.atomic_files import write_json, write_text
 from ..average_precision import DetectionScores
 from ..detection import DetectionEvaluation, collate, evaluate_objects
-from ..protocols import Protocol
+from ..protocols import Protocol, Whole
 from .task import score_table
 
 
@@ -31,9 +32,23 @@ class Detection:
     predicts_label_maps = False
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
-        """Raise ValueError unless the network detects objects and its frozen layers are pretrained."""
+        """Raise ValueError unless the network detects objects and every setting has an effect on it.
+
+        Its frozen layers need pretrained weights, and the loss and the protocol are always its own.
+        """
         if not isinstance(model, MaskRCNN):
             raise ValueError("this data set is for detection: set model=mask_rcnn, or choose another data set")
+        if set(config.loss) != {"_target_"}:
+            raise ValueError(
+                "Mask R-CNN computes its own losses, to which no terms can be added: set loss=detection, and remove "
+                "loss/term and loss.weights"
+            )
+        protocol = str(config.protocol.get("_target_")).rpartition(".")[2]
+        if protocol != Whole.__name__:
+            raise ValueError(
+                f"Mask R-CNN processes whole images, resized as in training, which protocol={protocol.lower()} would "
+                "not change: remove protocol"
+            )
         backbone = config.model.backbone
         pretrained = backbone.pretrained or backbone.weights is not None or config.init is not None
         if config.model.frozen and not pretrained:
@@ -44,11 +59,8 @@ class Detection:
 
     def check_classes(self, known: Sequence[str], dataset: Any) -> None:
         """Raise ValueError unless the network and the data set have the same object classes."""
-        if list(dataset.classes) != list(known):
-            raise ValueError(
-                f"the object classes of the checkpoint ({len(known)}) and of the data set ({len(dataset.classes)}) "
-                "differ: evaluate it on a data set with the same classes"
-            )
+        if differing := differing_classes({"the checkpoint": known, "the data set": dataset.classes}):
+            raise ValueError(differing[0])
 
     def eval_transform(self) -> Callable:
         """Return the transform that leaves images and objects unchanged."""

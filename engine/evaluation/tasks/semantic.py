@@ -13,6 +13,7 @@ from ....data import IGNORE_INDEX
 from ....data.loader import stack_pairs
 from ....data.transforms import as_float, eval_transform
 from ....models.mask_rcnn import MaskRCNN
+from ....models.parser import Parser
 from ...checkpoints.networks import reordered
 from ...drawing.charts import save_confusion
 from ...drawing.panels import save_panel
@@ -33,7 +34,7 @@ class Semantic:
     predicts_label_maps = True
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
-        """Raise ValueError unless the network labels pixels and the crops are no smaller than its output stride."""
+        """Raise ValueError unless the network labels pixels and the recipe and the loss are valid for it."""
         if isinstance(model, MaskRCNN):
             raise ValueError(
                 "model=mask_rcnn detects objects but this data set labels pixels: set dataset=coco or another model"
@@ -43,6 +44,13 @@ class Semantic:
             raise ValueError(
                 f"recipe.train_transform.crop_size={list(crop)} is smaller than the network's output stride {stride}: "
                 "set a crop of several times the stride"
+            )
+        if "terms" not in config.loss:
+            raise ValueError("loss=detection is for model=mask_rcnn: set another loss, such as loss=ce")
+        if isinstance(model, Parser) and "edge" not in config.loss.terms:
+            raise ValueError(
+                "CE2P predicts edges, which this loss would not train: set loss=parsing or loss=parsing_ccl, and also "
+                "loss.weights.edge=0 to train without edges"
             )
 
     def check_classes(self, known: Sequence[str], dataset: Any) -> None:

@@ -21,10 +21,10 @@ def with_class_weights(config: DictConfig, dataset: Any) -> DictConfig:
     Raises:
         ValueError: ``dataset.class_weights`` is not null, "auto" or a list of one non-negative number per class.
     """
-    given = OmegaConf.select(config, "dataset.class_weights")
-    if given is None or config.get("class_weights") is not None:
+    setting = OmegaConf.select(config, "dataset.class_weights")
+    if setting is None or config.get("class_weights") is not None:
         return config
-    if given == "auto":
+    if setting == "auto":
         return replaced(config, class_weights=_median_frequency(dataset, config.num_workers))
     weights = plain(config)["dataset"]["class_weights"]
     if not isinstance(weights, list) or len(weights) != len(dataset.classes) or not all(map(_is_weight, weights)):
@@ -37,9 +37,9 @@ def with_class_weights(config: DictConfig, dataset: Any) -> DictConfig:
 
 def _median_frequency(dataset: Any, num_workers: int) -> list[float]:
     own = range(rank(), len(dataset), world_size())
-    found = inspect_dataset(dataset, indices=own, labels_only=True, num_workers=num_workers, track=_track)
+    report = inspect_dataset(dataset, indices=own, labels_only=True, num_workers=num_workers, track=_track)
     total = DatasetReport()
-    for pixels, pixels_with in from_all((found.pixels, found.pixels_with)):
+    for pixels, pixels_with in from_all((report.pixels, report.pixels_with)):
         total.pixels += pixels
         total.pixels_with += pixels_with
     weights = total.weights(len(dataset.classes)).tolist()

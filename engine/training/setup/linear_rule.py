@@ -21,7 +21,7 @@ def with_linear_rule(config: DictConfig) -> DictConfig:
             f"learning rate {rate:g}: recipe.lr={config.recipe.lr:g} for batches of {base} (recipe.base_batch_size), "
             f"times {batch}/{base}"
         )
-    made = replaced(config)
-    OmegaConf.update(made, "recipe.lr", rate)
-    OmegaConf.update(made, "recipe.base_batch_size", batch)
-    return made
+    scaled = replaced(config)
+    OmegaConf.update(scaled, "recipe.lr", rate)
+    OmegaConf.update(scaled, "recipe.base_batch_size", batch)
+    return scaled

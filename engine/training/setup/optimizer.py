@@ -49,8 +49,8 @@ def make_schedule(config: DictConfig, optimizer: torch.optim.Optimizer) -> LRSch
     """Return the learning rate schedule of a run, in which each group's learning rates are scaled by its factor."""
     node = config.optimizer.schedule
     factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
-    given = {key: node[key] for key in _PEAKS if node.get(key) is not None and any(factor != 1 for factor in factors)}
-    peaks = {key: [factor * rate for factor in factors] for key, rate in given.items()}
+    rates = {key: node[key] for key in _PEAKS if node.get(key) is not None and any(factor != 1 for factor in factors)}
+    peaks = {key: [factor * rate for factor in factors] for key, rate in rates.items()}
     return instantiate(node, optimizer, _convert_="all", **peaks)
 
 

@@ -72,11 +72,11 @@ class JaxStep:
         self._split = NamedSharding(self.mesh, PartitionSpec("batch"))
         trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         self._names = {parameter: name for name, parameter in network.named_parameters() if parameter in trained}
-        made = twin(network)
-        hold_statistics(made, held)
-        graph, parameters, statistics = nnx.split(made, nnx.Param, nnx.BatchStat)
+        flax_network = twin(network)
+        hold_statistics(flax_network, held)
+        graph, parameters, statistics = nnx.split(flax_network, nnx.Param, nnx.BatchStat)
         self._graph = graph
-        self._state = jax.device_put((_named(parameters), _named(statistics), self._read_optimizer()), everywhere)
+        self._state = jax.device_put((_by_name(parameters), _by_name(statistics), self._read_optimizer()), everywhere)
         self._step = jax.jit(self._update, donate_argnums=0)
         self._evaluated: JaxNetwork | None = None
 
@@ -167,7 +167,7 @@ class JaxStep:
             output = network(images, train=True, key=key, dtype=jnp.bfloat16 if self.bf16 else jnp.float32)
             output = {name: jnp.moveaxis(x, -1, 1) for name, x in output.items()}
             loss, terms = self.criterion(output, labels, **({"iteration": iteration} if self._has_ramp else {}))
-            return loss, (terms, _named(nnx.state(network, nnx.BatchStat)))
+            return loss, (terms, _by_name(nnx.state(network, nnx.BatchStat)))
 
         (loss, (terms, now)), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
         grad_norm = optax.tree.norm(gradients)
@@ -198,7 +198,7 @@ class JaxStep:
         return jax.tree.map(lambda rate, move: -rate * move, hyper["lr"], moves), after
 
 
-def _named(state: nnx.State) -> dict[str, Any]:
+def _by_name(state: nnx.State) -> dict[str, Any]:
     return {".".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(state)}
 
 

@@ -74,10 +74,10 @@ def largest_difference(
     # By default, GPUs round the operands of float32 products to TF32.
     with jax.enable_x64(dtype == torch.float64), jax.default_matmul_precision("highest"):
         graph, state = nnx.split(convert(random))
-        found = [np.asarray(array) for array in features(state, jnp.asarray(images.movedim(1, -1).numpy()))]
+        of_twin = [np.asarray(array) for array in features(state, jnp.asarray(images.movedim(1, -1).numpy()))]
     return max(
         float(np.abs(np.moveaxis(ours, -1, 1) - theirs.numpy()).max() / theirs.abs().max())
-        for ours, theirs in zip(found, expected, strict=True)
+        for ours, theirs in zip(of_twin, expected, strict=True)
     )
 
 
@@ -87,16 +87,16 @@ def _with_random_weights(backbone: TimmBackbone, images: torch.Tensor, generator
 
     Matching statistics keep the activations near 1, where activation functions differ most.
     """
-    made = copy.deepcopy(backbone).cpu().to(images.dtype).train().requires_grad_(False)
-    for name, tensor in made.named_parameters():
+    network = copy.deepcopy(backbone).cpu().to(images.dtype).train().requires_grad_(False)
+    for name, tensor in network.named_parameters():
         if tensor.ndim > 1:
             tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
         elif name.endswith("bias"):
             tensor.normal_(0, 0.1, generator=generator)
         else:  # the weights of norms and layer scales
             tensor.uniform_(0.5, 1.5, generator=generator)
-    for module in made.modules():
+    for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1
-    made(images)
-    return made.eval()
+    network(images)
+    return network.eval()

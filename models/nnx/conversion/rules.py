@@ -70,13 +70,13 @@ def convert(module: torch.nn.Module, rule: Rule, twin: Twin) -> nnx.Module:
         if vars(module)[name]:
             raise _refusal(module, "it has a forward hook")
     source = Source(module)
-    made = rule.make(source, twin)
+    converted = rule.make(source, twin)
     understood = source.read_names.union(rule.fixed, rule.unused)
     for name, value in attributes.items():
         if name not in understood and not _is_off(value):
             text = " ".join(str(value).split())
             raise _refusal(module, f"JAX does not support its {name}={text if len(text) < 100 else text[:97] + '...'}")
-    return made
+    return converted
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:

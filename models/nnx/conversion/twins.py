@@ -50,11 +50,11 @@ def twin(module: torch.nn.Module) -> nnx.Module:
         ValueError: the module or a submodule has no twin, or a setting that its twin does not implement, or the
             features of a backbone and of its twin differ.
     """
-    made = _with_all_weights(module)
+    network = _with_all_weights(module)
     for part in module.modules():
         if isinstance(part, TimmBackbone):
             compare(part, _twin)
-    return made
+    return network
 
 
 def backbone_difference(backbone: TimmBackbone, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> float:
@@ -77,12 +77,12 @@ def backbone_difference(backbone: TimmBackbone, size: tuple[int, int], dtype: to
 
 def _with_all_weights(module: torch.nn.Module) -> nnx.Module:
     """Return the twin of a module; raise ValueError if its weights have other names than the module's."""
-    made = _twin(module)
-    names, expected = set(_variables(made)), set(module.state_dict())
+    network = _twin(module)
+    names, expected = set(_variables(network)), set(module.state_dict())
     if names != expected:
         differing = ", ".join(sorted(names ^ expected))
         raise ValueError(f"the weights of {type(module).__name__} and of its JAX twin differ in {differing}")
-    return made
+    return network
 
 
 def _twin(module: torch.nn.Module) -> nnx.Module:
@@ -93,7 +93,7 @@ def _twin(module: torch.nn.Module) -> nnx.Module:
     raise ValueError(
         f"{type(module).__module__}.{type(module).__name__} has no JAX counterpart: JAX supports the backbones that "
         "docs/jax.md lists, such as timm's ResNets, EfficientNets and ConvNeXts, and this project's semantic "
-        "segmentation networks"
+        "segmentation networks except CE2P"
     )
 
 

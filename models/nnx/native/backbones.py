@@ -68,8 +68,8 @@ def _resnet(weights: Weights, name: str, output_stride: int, out_indices: Sequen
         first = last = conv(stem, stride=2)
     else:  # three 3x3 convolutions, the first two followed by batch norm and ReLU
         relu = activation("relu")
-        one, two, last = conv(stem.at(0), stride=2), conv(stem.at(3)), conv(stem.at(6))
-        first = sequence([one, batch_norm(stem.at(1), one), relu, two, batch_norm(stem.at(4), two), relu, last])
+        conv1, conv2, last = conv(stem.at(0), stride=2), conv(stem.at(3)), conv(stem.at(6))
+        first = sequence([conv1, batch_norm(stem.at(1), conv1), relu, conv2, batch_norm(stem.at(4), conv2), relu, last])
     parts = {"conv1": first, "bn1": batch_norm(weights.at("bn1"), last), "act1": activation("relu")}
     parts["maxpool"] = pool("max", 3, 2, 1)
     net_stride, dilation, before, layers = 4, 1, 1, 2

@@ -70,7 +70,7 @@ def _network(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> nn
     channels = weights["mean"].size
     if not weights["mean"].shape == weights["std"].shape == (1, channels, 1, 1):
         raise ValueError(f"mean and std have shapes {weights['mean'].shape} and {weights['std'].shape}")
-    made = build(
+    network = build(
         Part(
             segmentor.Segmentor,
             mean=weights["mean"],
@@ -89,8 +89,8 @@ def _network(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> nn
         raise ValueError(
             f"the configuration does not use {len(unused)} tensors of the weight file, such as {unused[0]}"
         )
-    _check_shapes(made, channels)
-    return made
+    _check_shapes(network, channels)
+    return network
 
 
 def _check_shapes(network: nnx.Module, channels: int) -> None:

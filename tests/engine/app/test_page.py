@@ -1,6 +1,7 @@
 """The page of ccnet-app in a real browser, which can reach nothing but the server."""
 
 import io
+import logging
 import shutil
 import socket
 
@@ -70,6 +71,14 @@ def page(server, browser):
 def photo(tmp_path):
     Image.fromarray(app.street_scene(0, size=(90, 120))[0]).save(tmp_path / "street.png")
     return tmp_path / "street.png"
+
+
+def test_requests_are_not_logged(server, caplog):
+    """The log of a command shows INFO, and httpx would add the requests with which Gradio checks its own server."""
+    httpx = pytest.importorskip("httpx")
+    with caplog.at_level(logging.INFO):
+        assert httpx.get(server).status_code == 200
+    assert [record.getMessage() for record in caplog.records if record.name == "httpx"] == []
 
 
 def upload(page, path):

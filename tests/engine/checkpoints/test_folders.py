@@ -23,7 +23,9 @@ from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import folders, pretrained
 from ccnet.engine.checkpoints.model_card import model_card
 from ccnet.engine.drawing.tables import Table
+from ccnet.engine.guards import plain
 from ccnet.engine.prediction import TrainedNetwork
+from ccnet.models.factory import compose_conf
 
 NAME = pretrained.DEFAULT
 
@@ -91,7 +93,33 @@ def test_a_card_says_what_the_network_was_trained_on_and_how_well_it_does(folder
     data = " ".join(card.split())
     assert "Trained on the training split of CamVid" in data and "research use only" in data
     assert "| recurrence R | 2 |" in card and "| backbone | resnet10t |" in card
+    assert "frames of a clip" not in card
     assert "| Building | 60.00 | 60.00 |" in card and "| mean | 60.00 | 70.00 |" in card
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["model=mask_rcnn", "dataset=coco"], ["RecurrentCrissCrossAttention", "2", "learned"]),
+        (["model=mask_rcnn", "dataset=coco", "model/context=nonlocal"], ["NonLocal", None, "learned"]),
+        (["model=ce2p_rcca", "dataset=lip"], ["CrissCrossAttention", "2", "learned"]),
+        (["model=ce2p", "dataset=lip"], ["PyramidFeatures", None, None]),
+    ],
+    ids=str,
+)
+def test_a_card_names_the_context_module_of_every_network(network, options, rows):
+    config = plain(compose_conf([*options, "num_classes=3", "dataset.root=DIR"], "config"))
+    text = model_card(replace(network._saved, config=config), "street", record={})
+    for name, value in zip(("context module", "recurrence R", "residual weight gamma"), rows, strict=True):
+        assert f"| {name} | {value} |" in text if value else f"| {name} |" not in text
+
+
+def test_a_card_claims_coco_only_for_its_classes(network):
+    config = plain(compose_conf(["dataset=coco", "num_classes=3", "dataset.root=DIR"], "config"))
+    for classes, coco in ((["screw", "nut"], False), (["person", *map(str, range(78)), "toothbrush"], True)):
+        text = model_card(replace(network._saved, config=config, classes=classes), "street", record={})
+        assert ("Trained on the split train2017 of COCO" in text) == coco
+        assert ("not one of the public data sets" in text) != coco
 
 
 def test_a_card_describes_the_task_and_the_images_of_its_network(network):
@@ -102,8 +130,9 @@ def test_a_card_describes_the_task_and_the_images_of_its_network(network):
     backbone = saved.config["model"]["backbone"] | {"in_channels": 5}
     task = {"_target_": "ccnet.engine.evaluation.tasks.detection.Detection"}
     config = saved.config | {"model": saved.config["model"] | {"backbone": backbone}, "task": task}
-    config["dataset"] = config["dataset"] | {"value_range": [0, 4095]}
+    config["dataset"] = config["dataset"] | {"value_range": [0, 4095], "frames": 5}
     text = model_card(replace(saved, config=config), "street", record={})
+    assert "| frames of a clip | 5 |" in text
     assert 'predict("image.npy")\n```\n\nIt accepts NumPy arrays of shape (H, W, 5), and TIFFs with 5 bands\n' in text
     assert "\n\nIn images of more than 8 bits, 0 is black and 4095 is white.\n\n## Data" in text
     assert "finds objects of 11 classes in an image of 5 channels: Sky, " in text

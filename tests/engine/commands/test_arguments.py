@@ -9,14 +9,13 @@ from ccnet.models.factory import compose_conf
 
 
 def test_a_config_group_needs_a_name():
-    for override in ("model=null", "model=3", "+model=true", "protocol=[0,0]"):
+    for override in ("model=null", "model=3", "+model=true", "protocol=[0,0]", "model=ccnet,null", "model=1,2"):
         with pytest.raises(
             ValueError, match=r"must be the name of a configuration, \+?(model=ccnet\||protocol=letterbox)"
         ):
             check_overrides([override])
-    check_overrides(
-        ["model=a", "model=a,b", "+experiment=[a,b]", "model={head:{recurrence:3}}", "model=(", "~model", "-m"]
-    )
+    check_overrides(["model=a", "model=a,'b'", "model=glob(*)", "loss/term=[],dice,[dice,focal]", "+experiment=[a,b]"])
+    check_overrides(["model={head:{recurrence:3}}", "model=(", "~model", "-m"])
 
 
 def test_only_values_that_hydra_cannot_parse_are_quoted():

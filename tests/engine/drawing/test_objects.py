@@ -7,7 +7,7 @@ from PIL import Image
 
 from ccnet.data.sets.colours import distinct_colours
 from ccnet.engine.drawing import draw_objects, save_object_panel, save_objects
-from ccnet.engine.drawing.objects import _free_place, matched_colours
+from ccnet.engine.drawing.objects import _captions, _free_place, matched_colours
 
 CLASSES = ("disc", "bar")
 FIRST, SECOND = (torch.tensor(colour) for colour in distinct_colours(2))
@@ -64,6 +64,12 @@ def test_a_label_shows_class_and_score():
     assert changed[:, 1].min() > 50  # "disc" is unchanged, and the score follows it
     again = draw_objects(picture(), objects | {"scores": torch.tensor([0.987, 0.6])}, CLASSES)
     assert (again != with_scores).any()
+
+
+def test_a_crowd_is_named():
+    truth = {key: value for key, value in two_objects().items() if key != "scores"}
+    assert _captions(truth | {"crowds": torch.tensor([True, False])}, CLASSES) == ["disc (crowd)", "bar"]
+    assert _captions(truth, CLASSES) == ["disc", "bar"]
 
 
 def test_a_label_at_the_top_edge_stays_inside_the_image():

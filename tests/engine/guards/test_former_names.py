@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import ROOT
+from former_configs import former_names
 from former_targets import FORMER_TARGETS
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
@@ -13,7 +14,7 @@ from ccnet.data.build import build_dataset
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.guards import plain
-from ccnet.engine.guards.former_names import former_names, present_names
+from ccnet.engine.guards.former_names import present_names
 from ccnet.models import list_models
 from ccnet.models.factory import build
 

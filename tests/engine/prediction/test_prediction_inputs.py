@@ -142,6 +142,9 @@ def test_the_frames_of_a_clip_are_in_one_folder_or_one_file():
     pages = [image("b/0.png"), *(image("b/1.gif")._replace(frame=index) for index in range(3)), image("b/2.png")]
     assert frames_before(pages, 3, 4) == pages[1:3]
     assert frames_before(pages, 4, 4) == []
+    videos = [image(f"a/{name}.png") for name in ("day_09_left8bit", "day_10_left8bit", "night_11_left8bit")]
+    assert frames_before(videos, 1, 4) == videos[:1]
+    assert frames_before(videos, 2, 4) == []
 
 
 def test_the_frames_of_a_file_are_numbered_from_one(tmp_path):

@@ -17,7 +17,7 @@ from ccnet.engine.guards import plain
 from ccnet.engine.resuming import continued
 from ccnet.engine.resuming.contents import data_contents, weight_contents
 from ccnet.engine.resuming.continuation import check_given
-from ccnet.engine.resuming.identity import EXECUTION, Wanted
+from ccnet.engine.resuming.identity import EXECUTION, RequestedRun
 from ccnet.engine.training.setup import with_class_weights
 
 
@@ -38,7 +38,7 @@ def run_of(config, **missing):
 
 
 def differences(saved, config, **given):
-    return Wanted(config, given, lambda: contents(config)).differences(saved)
+    return RequestedRun(config, given, lambda: contents(config)).differences(saved)
 
 
 def without(config, name):

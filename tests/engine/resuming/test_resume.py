@@ -9,12 +9,12 @@ import shutil
 import pytest
 import torch
 from conftest import composed
+from former_configs import former_names
 from omegaconf import OmegaConf
 
 from ccnet import train as training
 from ccnet.engine import checkpoints, resuming
 from ccnet.engine.guards import plain
-from ccnet.engine.guards.former_names import former_names
 from ccnet.engine.runtime import FolderLock, FolderTaken
 from ccnet.engine.sweeps import finished_score, set_aside_result
 

@@ -200,6 +200,14 @@ def test_an_error_names_a_missing_plugin(run_entry, monkeypatch, choice, extra):
     assert f"pip install 'ccnet-segmentation[{extra}]'" in str(done.returncode)
 
 
+def test_a_machine_without_slurm_is_refused(run_entry, tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'ccnet-segmentation[slurm]'")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    done = run_entry("train.py", "-m", "hydra/launcher=slurm", *ONE_STEP, "hydra.sweep.dir=sweep", ok=False)
+    assert "error: hydra/launcher=slurm needs the commands of Slurm, and srun is not on" in str(done.returncode)
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_slurm_job_requests_a_signal_before_its_end(tmp_path, run_entry, monkeypatch):
     """Everything runs up to sbatch, which is replaced by a script that fails."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'ccnet-segmentation[slurm]'")

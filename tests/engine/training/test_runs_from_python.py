@@ -76,6 +76,7 @@ def test_a_second_thread_is_refused(tmp_path, monkeypatch):
     ("option", "error", "message"),
     [
         ("recipe.typo=1", ValueError, r"Could not override 'recipe\.typo'"),
+        ("recipe.epoch=1", ValueError, r"no option recipe\.epoch: did you mean recipe\.epochs\?"),
         ("model=typo", ValueError, "Could not find 'model/typo'"),
         ("hydra.run.dir=elsewhere", ValueError, "only applies to the command line.*folder=DIR"),
         ("--multirun", ValueError, "only applies to the command line"),

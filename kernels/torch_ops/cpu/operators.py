@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call import Call, Options
-from . import reference, transforms
-from .cpu_blocks import Blocks, wide_dtype
-from .joined import are_slices, empty_gradients, empty_result, split_like
+from ...call import Call, Options
+from .. import reference, transforms
+from ..joined import are_slices, empty_gradients, empty_result, split_like
+from .blocks import Blocks, wide_dtype
 
 _OPTIONS = "int[] axes, float scale, int channel_axis"
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..call import Call
-from .cpu_lines import axes_of, softmax_weights, weighted_sum, weights_gradient
+from ...call import Call
+from .lines import axes_of, softmax_weights, weighted_sum, weights_gradient
+from .products import multiplies_natively
 
 SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
 # Lines with fewer multiplications are faster in float32, even if they must be converted from bfloat16.
@@ -127,12 +128,6 @@ class Blocks:
         if array.dtype != dtype or array.stride(-1) != 1:
             array = array.new_empty(array.shape, dtype=dtype).copy_(array)
         return array.reshape(-1, array.shape[-1])
-
-
-def multiplies_natively(dtype: torch.dtype) -> bool:
-    """Return whether torch multiplies large arrays of a half-precision dtype faster than converted ones."""
-    has_instructions = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
-    return dtype == torch.bfloat16 and has_instructions and bool(torch.backends.mkldnn.enabled)
 
 
 def wide_dtype(array: Tensor) -> torch.dtype:

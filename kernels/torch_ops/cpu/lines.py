@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NUMBERS_PER_THREAD = 2**19  # of a product per step, few enough to be still in cache when they are added to the output
+from .products import multiply, multiply_precisely
 
 
 class Axis(NamedTuple):
@@ -46,19 +46,19 @@ class Axis(NamedTuple):
 
 def axes_of(spatial: Sequence[int], axes: Sequence[int]) -> list[Axis]:
     """Return the axes to attend along, in the order of their keys; a position is its own key only on the last one."""
-    found: list[Axis] = []
+    lines: list[Axis] = []
     start = 0
     for axis in axes:
-        found.append(Axis(spatial[axis], math.prod(spatial[axis + 1 :]), start, axis == axes[-1]))
+        lines.append(Axis(spatial[axis], math.prod(spatial[axis + 1 :]), start, axis == axes[-1]))
         start += spatial[axis]
-    return found
+    return lines
 
 
 def softmax_weights(query: Tensor, key: Tensor, axes: Sequence[Axis], scale: float, weights: Tensor) -> None:
     """Write the joint softmax over the keys of all axes to ``weights``, (R, K); query and key are (R, D)."""
     for axis in axes:
         for q, k, scores in zip(axis.lines(query), axis.lines(key), axis.scores(weights), strict=True):
-            _multiply(q, k.mT, scores, factor=scale)
+            multiply(q, k.mT, scores, factor=scale)
             if not axis.has_itself:
                 scores.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))
     torch.softmax(weights, -1, out=weights)
@@ -82,7 +82,7 @@ def weighted_sum(
     for axis in axes:
         added = axis.lines(out if residual is None else residual)
         for w, v, o, a in zip(axis.scores(weights), axis.lines(values), axis.lines(out), added, strict=True):
-            _multiply(w.mT if to_keys else w, v, o, factor=factor, add=None if residual is None else a)
+            multiply(w.mT if to_keys else w, v, o, factor=factor, add=None if residual is None else a)
         residual = out
 
 
@@ -91,60 +91,7 @@ def weights_gradient(grad: Tensor, value: Tensor, axes: Sequence[Axis], dweights
 
     Grad and value, (R, C), have its dtype or are both in bfloat16.
     """
-    multiply = _multiply if grad.dtype == dweights.dtype else _multiply_precisely
+    product = multiply if grad.dtype == dweights.dtype else multiply_precisely
     for axis in axes:
         for g, v, d in zip(axis.lines(grad), axis.lines(value), axis.scores(dweights), strict=True):
-            multiply(g, v.mT, d)
-
-
-def _multiply(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1, add: Tensor | None = None) -> None:
-    """Write ``factor * left @ right``, plus ``add`` if given, to ``out``, (lines, m, n).
-
-    The left factor is converted to the dtype of the right one. torch's batched products are fast and parallel only if
-    ``out`` is contiguous; otherwise, and if ``out`` has a wider dtype, they go through a small buffer.
-    """
-    steps = [slice(None)] if left.dtype == right.dtype and out.is_contiguous() else _steps(out)
-    buffer = None
-    for some in steps:
-        factors, target, added = (
-            (left[some].to(right.dtype), right[some]),
-            out[some],
-            None if add is None else add[some],
-        )
-        if out.is_contiguous() and out.dtype == right.dtype:
-            if factor == 0 and added is None:
-                target.zero_()  # oneDNN does not write to it if alpha and beta are 0
-            else:
-                accumulated = target if added is None else added
-                torch.baddbmm(accumulated, *factors, beta=int(added is not None), alpha=factor, out=target)
-            continue
-        if buffer is None:
-            buffer = right.new_empty(target.shape)
-        product = torch.bmm(*factors, out=buffer[: len(target)])
-        if added is not None:
-            torch.add(added, product, alpha=factor, out=target)
-        elif factor == 1:
-            target.copy_(product)
-        else:
-            torch.mul(product, factor, out=target)
-
-
-def _multiply_precisely(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """Write ``left @ right`` of bfloat16 arrays to the float32 ``out``, (lines, m, n), with an error of about 2^-17.
-
-    torch sums in float32, but rounds each product to bfloat16. A second product adds to the negative of the first one,
-    and so yields what the rounding has dropped.
-    """
-    for some in _steps(out):
-        # oneDNN is twice as fast on dense copies of columns, and needs them for both products.
-        dense_left, dense_right = left[some].contiguous(), right[some].mT.contiguous().mT
-        rounded = torch.bmm(dense_left, dense_right)
-        out[some] = rounded
-        out[some] += torch.baddbmm(rounded, dense_left, dense_right, beta=-1)
-
-
-def _steps(out: Tensor) -> list[slice]:
-    """Divide the lines of a product, (lines, m, n), so that each part is still in cache when it is used."""
-    lines, m, n = out.shape
-    step = torch.get_num_threads() * max(1, NUMBERS_PER_THREAD // max(1, m * n))
-    return [slice(first, min(first + step, lines)) for first in range(0, lines, step)]
+            product(g, v.mT, d)

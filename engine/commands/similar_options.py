@@ -1,0 +1,80 @@
+"""Name existing options that are similar to one that does not exist."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ...conf import CONF
+from ...models.factory import compose_conf
+
+_MISSING = object()
+
+
+def similar_options(overrides: Iterable[str], name: str) -> str:
+    """Return a line for every override of an option that does not exist, with similar options; "" if all exist.
+
+    Args:
+        overrides: arguments that Hydra accepts, or has rejected.
+        name: the file in ``conf/`` that the command starts from.
+    """
+    parsed = list(_parsed(overrides))
+    with suppress(HydraException, OmegaConfBaseException):
+        groups = [each.input_line or "" for each in parsed if _is_group(each) and not each.is_sweep_override()]
+        config = compose_conf(groups, name)
+        options = list(_names(config))
+        return "\n".join(_line(each.key_or_group, options) for each in parsed if _is_unknown(each, options, config))
+    return ""
+
+
+def _parsed(overrides: Iterable[str]) -> Iterator[Override]:
+    parser = OverridesParser.create()
+    for override in overrides:
+        with suppress(HydraException):
+            yield parser.parse_override(override)
+
+
+def _is_group(override: Override) -> bool:
+    return (CONF / override.key_or_group).is_dir()
+
+
+def _is_unknown(override: Override, options: list[str], config: DictConfig) -> bool:
+    key = override.key_or_group
+    if override.is_add() or override.is_force_add() or override.is_delete() or _is_group(override):
+        return False
+    if key in options or key.startswith(("hydra.", "hydra/")):
+        return False
+    # The names within a part that is defined elsewhere, as `backbone` is in `model`, are not listed.
+    return OmegaConf.select(config, key, default=_MISSING, throw_on_missing=False) is _MISSING
+
+
+def _names(config: DictConfig) -> Iterator[str]:
+    """Yield the dotted names of all options."""
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            if not str(key).startswith("_"):
+                yield f"{prefix}{key}"
+                yield from walk(value, f"{prefix}{key}.")
+
+    return walk(OmegaConf.to_container(config), "")
+
+
+def _line(option: str, options: list[str]) -> str:
+    scored = sorted((-_similarity(option, each), each.count("."), each) for each in options)
+    similar = [each for score, _, each in scored[:3] if score <= min(-0.75, scored[0][0] + 0.15)]
+    shown = f": did you mean {' or '.join(similar)}?" if similar else "."
+    return f"There is no option {option}{shown} --help lists all options; a + would add one that nothing reads."
+
+
+def _similarity(left: str, right: str) -> float:
+    """Return how similar the last parts of two dotted names are, from 0 to 1, and more for options of one group."""
+    (parent, _, name), (other_parent, _, other) = left.rpartition("."), right.rpartition(".")
+    bonus = 0.0 if parent != other_parent else 0.25 if parent else 0.1
+    return difflib.SequenceMatcher(None, name, other).ratio() + bonus

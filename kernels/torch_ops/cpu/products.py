@@ -1,0 +1,112 @@
+"""Batched matrix products on a CPU, written to strided arrays by whichever library is fastest there.
+
+torch multiplies bfloat16 with oneDNN, and float32 with MKL, which reaches only half of oneDNN's speed on AMD processors
+with AVX-512.
+"""
+
+# pyright: reportUnknownMemberType=false
+# torch leaves its `out` arguments partly untyped.
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+NUMBERS_PER_THREAD = 2**19  # of a product per step, few enough to be still in cache when they are added to the output
+LINE_WORK = 2**21  # with fewer multiplications per line, calling oneDNN for each costs more time than it saves
+
+
+def multiply(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1, add: Tensor | None = None) -> None:
+    """Write ``factor * left @ right``, plus ``add`` if given, to ``out``, (lines, m, n).
+
+    The left factor is converted to the dtype of the right one. torch's batched products are fast and parallel only if
+    ``out`` is contiguous; otherwise, and if ``out`` has a wider dtype, they go through a small buffer.
+    """
+    if _is_faster_by_line(left, right):
+        for line in range(len(out)):
+            _finish(_line_product(left[line], right[line]), out[line], factor, None if add is None else add[line])
+        return
+    in_place = out.is_contiguous() and out.dtype == right.dtype
+    steps = [slice(None)] if in_place and left.dtype == right.dtype else _steps(out)
+    buffer = None
+    for some in steps:
+        factors, target, added = (
+            (left[some].to(right.dtype), right[some]),
+            out[some],
+            None if add is None else add[some],
+        )
+        if in_place:
+            if factor == 0 and added is None:
+                target.zero_()  # oneDNN does not write to it if alpha and beta are 0
+            else:
+                accumulated = target if added is None else added
+                torch.baddbmm(accumulated, *factors, beta=int(added is not None), alpha=factor, out=target)
+            continue
+        if buffer is None:
+            buffer = right.new_empty(target.shape)
+        _finish(torch.bmm(*factors, out=buffer[: len(target)]), target, factor, added)
+
+
+def multiply_precisely(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write ``left @ right`` of bfloat16 arrays to the float32 ``out``, (lines, m, n), with an error of about 2^-17.
+
+    torch sums in float32, but rounds each product to bfloat16. A second product adds to the negative of the first one,
+    and so yields what the rounding has dropped.
+    """
+    for some in _steps(out):
+        # oneDNN is twice as fast on dense copies of columns, and needs them for both products.
+        dense_left, dense_right = left[some].contiguous(), right[some].mT.contiguous().mT
+        rounded = torch.bmm(dense_left, dense_right)
+        out[some] = rounded
+        out[some] += torch.baddbmm(rounded, dense_left, dense_right, beta=-1)
+
+
+def _finish(product: Tensor, out: Tensor, factor: float, add: Tensor | None) -> None:
+    """Write ``factor * product``, plus ``add`` if given, to ``out``."""
+    if add is not None:
+        torch.add(add, product, alpha=factor, out=out)
+    elif factor == 1:
+        out.copy_(product)
+    else:
+        torch.mul(product, factor, out=out)
+
+
+def _is_faster_by_line(left: Tensor, right: Tensor) -> bool:
+    """Return whether oneDNN multiplies line by line faster than MKL multiplies the batch.
+
+    With several threads it does not: they would synchronise after every line.
+    """
+    is_large = left[0].numel() * right.shape[-1] >= LINE_WORK
+    is_single = left.dtype == right.dtype == torch.float32
+    return is_large and is_single and torch.get_num_threads() == 1 and prefers_onednn()
+
+
+def _line_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return ``left @ right``, (m, n), from oneDNN, which torch offers for float32 only as a linear layer."""
+    # Its weights are right^T. It is 1000 times slower if they are strided.
+    weight = right.contiguous().mT if right.stride(-1) == 1 else right.mT.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], "")
+
+
+def _steps(out: Tensor) -> list[slice]:
+    """Divide the lines of a product, (lines, m, n), so that each part is still in cache when it is used."""
+    lines, m, n = out.shape
+    step = torch.get_num_threads() * max(1, NUMBERS_PER_THREAD // max(1, m * n))
+    return [slice(first, min(first + step, lines)) for first in range(0, lines, step)]
+
+
+def multiplies_natively(dtype: torch.dtype) -> bool:
+    """Return whether torch multiplies large arrays of a half-precision dtype faster than converted ones."""
+    has_instructions = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return dtype == torch.bfloat16 and has_instructions and bool(torch.backends.mkldnn.enabled)
+
+
+def prefers_onednn() -> bool:
+    """Return whether oneDNN multiplies float32 faster than MKL, which does not use AVX-512 on AMD's processors."""
+    return _is_amd_with_avx512() and bool(torch.backends.mkldnn.enabled)
+
+
+@cache
+def _is_amd_with_avx512() -> bool:
+    processor = torch.cpu.get_capabilities()
+    return processor.get("avx512_f", False) and processor.get("cpu_name", "").startswith("AMD")

@@ -1,0 +1,35 @@
+"""A message about an option that does not exist names those that the user may have meant."""
+
+import pytest
+
+from ccnet.engine.commands.similar_options import similar_options
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("recipe.iterations=3", "recipe.max_iters"),
+        ("recipe.max_iter=3", "recipe.max_iters"),
+        ("crop_size=[65,65]", "recipe.train_transform.crop_size"),
+        ("batch_size=4", "recipe.batch_size"),
+        ("epochs=3", "recipe.epochs"),
+        ("lr=0.1,0.2", "recipe.lr or optimizer.algorithm.lr"),
+        ("modle=ccnet", "model or logger.mode"),
+    ],
+)
+def test_the_option_that_was_meant_is_named(given, meant):
+    option = given.partition("=")[0]
+    assert f"There is no option {option}: did you mean {meant}?" in similar_options(["seed=1", given], "config")
+
+
+def test_options_are_those_of_the_chosen_files_and_the_command():
+    assert similar_options(["dataset=folder", "dataset.test_share=0.1"], "config") == ""
+    assert "no option dataset.root." in similar_options(["dataset=folder", "dataset.root=DIR"], "config")
+    assert "did you mean input?" in similar_options(["inputs=photo.jpg"], "predict")
+
+
+def test_nothing_is_said_about_options_that_exist_or_are_added():
+    valid = ["model=ccnet,fcn", "+sweep=contexts", "+x.y=1", "++x.y=1", "hydra.run.dir=a", "backbone.name=x", "-m"]
+    assert similar_options(valid, "config") == ""
+    assert similar_options(["checkpoint=RUN"], "evaluate") == ""  # an option without a default
+    assert similar_options(["model=typo", "lr=1"], "config") == ""  # Hydra's own message lists the models
