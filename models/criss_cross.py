@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d
 
 from ..kernels import criss_cross_residual, recomputed_projection, split_channels
 from ..kernels.torch_ops import transforms
+from ..kernels.torch_ops.cpu.products import prefers_onednn
 from ..kernels.validation import integers
 from .layers import check_recurrence, residual_weight
 
@@ -130,6 +131,8 @@ def _project(x: Tensor, *parameters: Tensor) -> Tensor:
     """
     weight, bias = torch.cat(parameters[:3]), torch.cat(parameters[3:])
     if x.device.type == "cpu" and not transforms.is_exporting():
+        if _is_faster_by_row(x):
+            return _convolve_rows(x, weight, bias)
         # Unlike conv2d, a matrix product returns channels-last memory for any input and is fast for both formats.
         # On a CPU, Inductor also fails to compile the backward pass of some convolutions of dynamic size, such as those
         # of a batch of one image (pytorch/pytorch#185510).
@@ -138,6 +141,22 @@ def _project(x: Tensor, *parameters: Tensor) -> Tensor:
     if x.ndim == 4:
         return conv2d(x, weight, bias)
     return conv2d(_as_image(x), weight, bias).view(x.shape[0], -1, *x.shape[2:])
+
+
+def _is_faster_by_row(x: Tensor) -> bool:
+    """Return whether :func:`_convolve_rows` is supported and faster than a matrix product, for which torch uses MKL."""
+    is_plain = not (torch.compiler.is_compiling() or transforms.are_intercepted(x))
+    return is_plain and x.dtype == torch.float32 and x.numel() > 0 and prefers_onednn()
+
+
+def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Apply a 1x1 convolution to (N, C, *S), with every row of pixels as an image of its own.
+
+    The result has channels-last memory, and torch uses oneDNN with one thread, too, for batches of 16 images or more.
+    """
+    pixels = x.movedim(1, -1).contiguous()
+    rows = pixels.view(-1, 1, *pixels.shape[-2:]).permute(0, 3, 1, 2)  # (N * H, C, 1, W) for an image
+    return conv2d(rows, weight, bias).permute(0, 2, 3, 1).reshape(*pixels.shape[:-1], -1).movedim(-1, 1)
 
 
 class RecurrentCrissCrossAttention(nn.Module):

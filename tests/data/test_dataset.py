@@ -89,6 +89,7 @@ def test_coco_implements_the_detection_interface(tmp_path):
         "boxes": (1, 4),
         "labels": (1,),
         "masks": (1, 48, 64),
+        "crowds": (1,),
         "image_id": (),
     }
 

@@ -11,8 +11,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from ccnet.kernels import criss_cross_attention
-from ccnet.models import CrissCrossAttention, RecurrentCrissCrossAttention, create_model, list_models
-from ccnet.models.criss_cross import _project
+from ccnet.models import CrissCrossAttention, RecurrentCrissCrossAttention, create_model, criss_cross, list_models
 
 pytestmark = pytest.mark.slow
 
@@ -76,16 +75,25 @@ def test_second_derivatives(recompute):
     assert_close(*results)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_projection_is_the_convolutions(layout):
-    """On a CPU it is a matrix product, whose result is channels-last for every input."""
-    module, _, x = pair("auto")
-    x = x.to(memory_format=layout)
+@pytest.mark.parametrize("by_row", [False, True], ids=["product", "rows"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("spatial", [(5,), (5, 4), (1, 5), (3, 5, 4)], ids=str)
+def test_the_projection_is_the_convolutions(spatial, channels_last, by_row, monkeypatch):
+    """On a CPU, its result is channels-last for every input."""
+    monkeypatch.setattr(criss_cross, "prefers_onednn", lambda: by_row)
+    module = CrissCrossAttention(8)
+    x = torch.randn(2, *spatial, 8).movedim(-1, 1)
+    x = (x if channels_last else x.contiguous()).requires_grad_()
     convolutions = (module.query_conv, module.key_conv, module.value_conv)
     parameters = [conv.weight for conv in convolutions] + [conv.bias for conv in convolutions]
-    projected = _project(x, *parameters)
-    assert projected.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(projected, torch.cat([conv(x) for conv in convolutions], dim=1), atol=1e-5)
+    projected = criss_cross._project(x, *parameters)
+    separate = torch.cat([criss_cross._apply_as_image(conv, x) for conv in convolutions], dim=1)
+    assert projected.movedim(1, -1).is_contiguous()
+    assert torch.allclose(projected, separate, atol=1e-5)
+    upstream = torch.randn_like(projected)
+    got, want = (torch.autograd.grad(result, [x, *parameters], upstream) for result in (projected, separate))
+    for ours, theirs in zip(got, want, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 @RECOMPUTE
