@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ...conf import CONF
 from ...models.factory import compose_conf
+from ..guards.setting_types import argument_types
 
 _MISSING = object()
 
@@ -29,7 +30,8 @@ def similar_options(overrides: Iterable[str], name: str) -> str:
         groups = [each.input_line or "" for each in parsed if _is_group(each) and not each.is_sweep_override()]
         config = compose_conf(groups, name)
         options = list(_names(config))
-        return "\n".join(_line(each.key_or_group, options) for each in parsed if _is_unknown(each, options, config))
+        unknown = [each.key_or_group for each in parsed if _is_unknown(each, options, config)]
+        return "\n".join(_of_argument(name, config) or _line(name, options) for name in unknown)
     return ""
 
 
@@ -64,6 +66,16 @@ def _names(config: DictConfig) -> Iterator[str]:
                 yield from walk(value, f"{prefix}{key}.")
 
     return walk(OmegaConf.to_container(config), "")
+
+
+def _of_argument(option: str, config: DictConfig) -> str:
+    """Return a line for an argument of a class that its file in ``conf/`` does not set; "" for anything else."""
+    parent, _, name = option.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else None
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if target is None or name not in argument_types(target):
+        return ""
+    return f"{option} is an argument of {target} that conf/ leaves at its default: +{option}=VALUE sets it."
 
 
 def _line(option: str, options: list[str]) -> str:

@@ -85,7 +85,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         for argument, hint in _HYDRA.items():
             if argument in node and not _fits(node[argument], hint):
                 raise ValueError(f"{name}.{argument} is {_shown(node[argument])}, but must be {_described(hint)}")
-        for argument, hint in _arguments(node["_target_"]).items():
+        for argument, hint in argument_types(node["_target_"]).items():
             value = node.get(argument, _MISSING)
             if value is _MISSING or (value is None and argument in _FILLED_IN):
                 continue
@@ -128,7 +128,7 @@ def _nodes(node: Any, name: str = "") -> Iterator[tuple[str, Mapping]]:
             yield from _nodes(value, f"{name}[{index}]")
 
 
-def _arguments(target: str) -> dict[str, Any]:
+def argument_types(target: str) -> dict[str, Any]:
     """Return {argument: annotation}, including those of base classes; empty if they cannot be read."""
     try:
         found = get_object(target)

@@ -28,6 +28,14 @@ def test_options_are_those_of_the_chosen_files_and_the_command():
     assert "did you mean input?" in similar_options(["inputs=photo.jpg"], "predict")
 
 
+def test_an_argument_that_conf_leaves_at_its_default_takes_a_plus():
+    hint = similar_options(["recipe.train_transform.flip=0"], "config")
+    assert hint.endswith("conf/ leaves at its default: +recipe.train_transform.flip=VALUE sets it.")
+    assert "There is no option recipe.train_transform.flap" in similar_options(
+        ["recipe.train_transform.flap=0"], "config"
+    )
+
+
 def test_nothing_is_said_about_options_that_exist_or_are_added():
     valid = ["model=ccnet,fcn", "+sweep=contexts", "+x.y=1", "++x.y=1", "hydra.run.dir=a", "backbone.name=x", "-m"]
     assert similar_options(valid, "config") == ""
