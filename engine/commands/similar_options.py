@@ -26,11 +26,24 @@ def similar_options(overrides: Iterable[str], name: str) -> str:
     """
     parsed = list(_parsed(overrides))
     with suppress(HydraException, OmegaConfBaseException):
-        groups = [each.input_line or "" for each in parsed if _is_group(each) and not each.is_sweep_override()]
-        config = compose_conf(groups, name)
-        options = list(_names(config))
-        return "\n".join(_line(each.key_or_group, options) for each in parsed if _is_unknown(each, options, config))
+        configs = [compose_conf(groups, name) for groups in _choices(parsed)]
+        options = list(dict.fromkeys(option for config in configs for option in _names(config)))
+        unknown = [each for each in parsed if all(_is_unknown(each, options, config) for config in configs)]
+        return "\n".join(_line(each.key_or_group, options) for each in unknown)
     return ""
+
+
+def _choices(parsed: Iterable[Override]) -> list[list[str]]:
+    """Return the overrides of groups; those of several runs of a sweep, so that each of its choices occurs once."""
+    groups = [each for each in parsed if _is_group(each)]
+    lines = [
+        [f"{each.get_key_element()}={choice}" for choice in each.sweep_string_iterator()]
+        if each.is_choice_sweep()
+        else [each.input_line or ""]
+        for each in groups
+    ]
+    number = max(map(len, lines), default=1)
+    return [[choices[min(index, len(choices) - 1)] for choices in lines] for index in range(number)]
 
 
 def _parsed(overrides: Iterable[str]) -> Iterator[Override]:
