@@ -132,7 +132,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     """
     began = time.perf_counter()
     config = checkpoints.located(config)
-    framework = _checked_framework(config, folder)
+    framework = _checked_framework(config, folder, resumed=saved is not None)
     runtime.reset_peak(framework.device)
     runtime.seed_everything(config.seed)
 
@@ -141,6 +141,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     requested = config
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, classes=train_set.classes)
+    if saved is None:  # an earlier version may have accepted what this one refuses
+        task.check(config, model)
     _check_network(config, task, model, train_set)
 
     model = training.on_device(model, framework.device, config)
@@ -184,9 +186,9 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     return state.score
 
 
-def _checked_framework(config: DictConfig, folder: Path) -> "training.Framework":
+def _checked_framework(config: DictConfig, folder: Path, *, resumed: bool) -> "training.Framework":
     """Check everything in a run's configuration that can be checked without data, and return its framework."""
-    guards.check_run(guards.plain(config), folder)
+    guards.check_run(guards.plain(config), folder, resumed=resumed)
     framework = training.framework_of(config)
     framework.check(config)
     training.check_batch(config)
@@ -216,7 +218,6 @@ def _check_network(
     config: DictConfig, task: "evaluation.Task", model: "nn.Module", train_set: "data.ImageDataset"
 ) -> None:
     """Raise ValueError unless the network, its data and ``recipe.monitor`` are compatible with each other."""
-    task.check(config, model)
     training.check_batch(config)  # again, because `init` may have chosen the network
     training.check_channels(config, train_set)
     evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)

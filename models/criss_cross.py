@@ -18,6 +18,8 @@ from ..kernels.torch_ops.cpu.products import prefers_onednn
 from ..kernels.validation import integers
 from .layers import check_recurrence, residual_weight
 
+_LEAST_ROWS = 16  # with one thread, torch convolves smaller batches without oneDNN, up to half as fast as a product
+
 
 class CrissCrossAttention(nn.Module):
     """Attention from each position to its row and column, and in clips also to the same position in other frames.
@@ -145,14 +147,16 @@ def _project(x: Tensor, *parameters: Tensor) -> Tensor:
 
 def _is_faster_by_row(x: Tensor) -> bool:
     """Return whether :func:`_convolve_rows` is supported and faster than a matrix product, for which torch uses MKL."""
-    is_plain = not (torch.compiler.is_compiling() or transforms.are_intercepted(x))
-    return is_plain and x.dtype == torch.float32 and x.numel() > 0 and prefers_onednn()
+    if torch.compiler.is_compiling() or transforms.are_intercepted(x) or x.dtype != torch.float32 or not x.numel():
+        return False
+    uses_onednn = torch.get_num_threads() > 1 or x[:, 0, ..., 0].numel() >= _LEAST_ROWS
+    return uses_onednn and prefers_onednn()
 
 
 def _convolve_rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply a 1x1 convolution to (N, C, *S), with every row of pixels as an image of its own.
 
-    The result has channels-last memory, and torch uses oneDNN with one thread, too, for batches of 16 images or more.
+    The result has channels-last memory. With one thread, torch uses oneDNN from :data:`_LEAST_ROWS` rows on.
     """
     pixels = x.movedim(1, -1).contiguous()
     rows = pixels.view(-1, 1, *pixels.shape[-2:]).permute(0, 3, 1, 2)  # (N * H, C, 1, W) for an image

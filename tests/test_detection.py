@@ -16,6 +16,7 @@ from torch import nn
 from ccnet import train as training
 from ccnet.engine import checkpoints
 from ccnet.engine.drawing.tables import read_records
+from ccnet.engine.guards import plain
 from ccnet.engine.training.lr_schedules import WarmupSteps
 from ccnet.engine.training.steps.torch_step import train_step
 
@@ -96,6 +97,21 @@ def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(root, finished, 
     whole, resumed = (checkpoints.load(folder / "last.pt") for folder in (finished, tmp_path))
     assert all(torch.equal(tensor, resumed.weights[key]) for key, tensor in whole.weights.items())
     assert json.dumps(whole.scores) == json.dumps(resumed.scores)
+
+
+def test_a_run_resumes_with_settings_that_a_new_run_may_not_have(root, finished, tmp_path):
+    """Earlier versions ignored the protocol, and null stood for false."""
+    earlier = composed(root, *TINY, "protocol=ms_flip", "backbone.pretrained=null")
+    saved = checkpoints.load(finished / "previous.pt")
+    saved.config["protocol"] = plain(earlier.protocol)
+    saved.config["model"]["backbone"]["pretrained"] = None
+    checkpoints.save(saved, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="pretrained is null, but must be true or false"):
+        training.train(earlier, tmp_path / "new")
+    with pytest.raises(ValueError, match="would not change: remove protocol"):
+        training.train(composed(root, *TINY, "protocol=ms_flip"), tmp_path / "new")
+    training.train(earlier, tmp_path, checkpoints.load(tmp_path / "last.pt"))
+    assert checkpoints.load(tmp_path / "last.pt").iteration == 2
 
 
 def test_evaluate_matches_validation_and_its_saved_results_match_pycocotools(root, finished, tmp_path, run_entry):

@@ -142,7 +142,9 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 bounds = _bounds(self._mask(entry, size))
             except ValueError:
                 continue
-            if not _fits(entry["bbox"], bounds):
+            # Tools that cut images into tiles may leave polygons and boxes that reach out of a tile.
+            whole = _outline(entry["segmentation"]) if bounds else None
+            if not (_fits(entry["bbox"], bounds) or _fits(entry["bbox"], whole)):
                 covered = f"x {bounds[0]} to {bounds[2]} and y {bounds[1]} to {bounds[3]}" if bounds else "no pixel"
                 wrong.append(
                     f"annotation {entry['id']} has the box {entry['bbox']}, but its mask covers {covered} of an image "
@@ -280,7 +282,15 @@ def _bounds(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if len(rows) else None
 
 
-def _fits(box: Sequence[float], bounds: tuple[int, int, int, int] | None) -> bool:
+def _outline(segmentation: Any) -> tuple[float, float, float, float] | None:
+    """Return x1, y1, x2, y2 of polygons, including what is outside the image; None for run lengths."""
+    if isinstance(segmentation, dict):
+        return None
+    x, y = ([value for polygon in segmentation for value in polygon[axis::2]] for axis in (0, 1))
+    return min(x), min(y), max(x), max(y)
+
+
+def _fits(box: Sequence[float], bounds: tuple[float, float, float, float] | None) -> bool:
     """Return whether a box x, y, width, height and the bounds of its mask nearly agree or have an IoU of 0.5."""
     if bounds is None:
         return False

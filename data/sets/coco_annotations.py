@@ -81,6 +81,8 @@ def read_annotations(path: Path) -> dict[str, Any]:
             if repeated > 1:
                 raise ValueError(f"{path}: {repeated} {part} have the {name} {value}: {name}s must be unique{hint}")
     for entry in content["annotations"]:
+        if entry.get("iscrowd", 0) is None:
+            del entry["iscrowd"]  # as in files without crowds
         _make_integers(entry, ("iscrowd",))
         if (crowd := entry.get("iscrowd", 0)) not in (0, 1):
             raise ValueError(f"{path}: annotation {entry['id']} has iscrowd={crowd!r}: expected 0, or 1 for a crowd")

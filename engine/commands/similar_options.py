@@ -27,12 +27,26 @@ def similar_options(overrides: Iterable[str], name: str) -> str:
     """
     parsed = list(_parsed(overrides))
     with suppress(HydraException, OmegaConfBaseException):
-        groups = [each.input_line or "" for each in parsed if _is_group(each) and not each.is_sweep_override()]
-        config = compose_conf(groups, name)
-        options = list(_names(config))
-        unknown = [each.key_or_group for each in parsed if _is_unknown(each, options, config)]
-        return "\n".join(_of_argument(name, config) or _line(name, options) for name in unknown)
+        configs = [compose_conf(groups, name) for groups in _choices(parsed)]
+        options = list(dict.fromkeys(option for config in configs for option in _names(config)))
+        unknown = [
+            each.key_or_group for each in parsed if all(_is_unknown(each, options, config) for config in configs)
+        ]
+        return "\n".join(_of_argument(option, configs) or _line(option, options) for option in unknown)
     return ""
+
+
+def _choices(parsed: Iterable[Override]) -> list[list[str]]:
+    """Return the overrides of groups; those of several runs of a sweep, so that each of its choices occurs once."""
+    groups = [each for each in parsed if _is_group(each)]
+    lines = [
+        [f"{each.get_key_element()}={choice}" for choice in each.sweep_string_iterator()]
+        if each.is_choice_sweep()
+        else [each.input_line or ""]
+        for each in groups
+    ]
+    number = max(map(len, lines), default=1)
+    return [[choices[min(index, len(choices) - 1)] for choices in lines] for index in range(number)]
 
 
 def _parsed(overrides: Iterable[str]) -> Iterator[Override]:
@@ -68,14 +82,15 @@ def _names(config: DictConfig) -> Iterator[str]:
     return walk(OmegaConf.to_container(config), "")
 
 
-def _of_argument(option: str, config: DictConfig) -> str:
+def _of_argument(option: str, configs: Iterable[DictConfig]) -> str:
     """Return a line for an argument of a class that its file in ``conf/`` does not set; "" for anything else."""
     parent, _, name = option.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else None
-    target = node.get("_target_") if isinstance(node, DictConfig) else None
-    if target is None or name not in argument_types(target):
-        return ""
-    return f"{option} is an argument of {target} that conf/ leaves at its default: +{option}=VALUE sets it."
+    for config in configs:
+        node = OmegaConf.select(config, parent) if parent else None
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        if target is not None and name in argument_types(target):
+            return f"{option} is an argument of {target} that conf/ leaves at its default: +{option}=VALUE sets it."
+    return ""
 
 
 def _line(option: str, options: list[str]) -> str:

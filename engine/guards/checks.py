@@ -13,14 +13,15 @@ from .setting_types import check_settings
 _WORKERS_PER_CORE = 8
 
 
-def check_run(config: dict[str, Any], folder: Path) -> None:
+def check_run(config: dict[str, Any], folder: Path, *, resumed: bool = False) -> None:
     """Raise ValueError if a run's configuration is invalid or would write a secret to disk.
 
     Args:
         config: plain dicts and lists with interpolations resolved.
         folder: the run's output folder.
+        resumed: whether the configuration is that of a checkpoint, in which any argument of a class may be null.
     """
-    check_settings(config)
+    check_settings(config, allow_null=resumed)
     _check_workers(config)
     allowed = allowed_variables(config.get("allow_env"))
     refuse_secrets(config | {"the folder": str(folder), "the command line": sys.argv}, allowed)
@@ -47,5 +48,5 @@ def checked_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     config = present_names(config)
     check_targets(config)
-    check_settings(config)
+    check_settings(config, allow_null=True)
     return config

@@ -53,12 +53,14 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 _MISSING = object()
 
 
-def check_settings(config: Mapping[str, Any]) -> None:
+def check_settings(config: Mapping[str, Any], *, allow_null: bool = False) -> None:
     """Raise ValueError, naming the setting, if a value has the wrong type or is out of bounds.
 
     Args:
         config: plain dicts and lists with interpolations resolved; settings may be missing, as in a checkpoint's
             configuration.
+        allow_null: whether any argument of a class may be null, as in checkpoints of earlier code, which left it to
+            the class to reject null.
     """
     _check_bounds(config)
     factors = _select(config, "optimizer.lr_factors")
@@ -87,7 +89,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
                 raise ValueError(f"{name}.{argument} is {_shown(node[argument])}, but must be {_described(hint)}")
         for argument, hint in argument_types(node["_target_"]).items():
             value = node.get(argument, _MISSING)
-            if value is _MISSING or (value is None and argument in _FILLED_IN):
+            if value is _MISSING or (value is None and (allow_null or argument in _FILLED_IN)):
                 continue
             if not _fits(value, hint):
                 raise ValueError(f"{name}.{argument} is {_shown(value)}, but must be {_described(hint)}")

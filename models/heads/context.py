@@ -47,6 +47,8 @@ class ContextFeatures(nn.Module):
         if recurrence and context is None:
             raise ValueError(f"recurrence is {recurrence}, but context is null: set the module to apply")
         self.context = context(channels) if context and recurrence else nn.Identity()
+        # Known from now on, although torch.compile and others may wrap the module.
+        self.context_takes_clips = isinstance(self.context, CrissCrossAttention | RecurrentCrissCrossAttention)
         self.project = conv_bn_relu(channels, channels, negative_slope=negative_slope)
         self.bottleneck = conv_bn_relu(in_channels + channels, channels, negative_slope=negative_slope)
 
@@ -57,7 +59,7 @@ class ContextFeatures(nn.Module):
         processes whole clips (N / T, channels, T, h, w), and every other context module each frame independently.
         """
         context = self.reduce(features)
-        if not isinstance(self.context, CrissCrossAttention | RecurrentCrissCrossAttention):
+        if not self.context_takes_clips:
             frames = None
         if frames:
             context = rearrange(context, "(n t) c h w -> n c t h w", t=frames)

@@ -174,6 +174,18 @@ def test_boxes_in_another_format_are_refused(coco, training):
             pytest.fail(name)
 
 
+def test_boxes_and_polygons_may_reach_out_of_the_image(coco):
+    root, content = coco
+    corners = [[-30, -30, 10, -30, 10, 10, -30, 10]]
+    for entry in content["annotations"]:
+        entry |= {"segmentation": corners, "bbox": [-30, -30, 40, 40], "iscrowd": 0}
+    assert load(root, content)[0][1]["masks"][0].sum() == 100
+    for entry in content["annotations"]:
+        entry["bbox"] = [-30, -30, 80, 80]
+    with pytest.raises(ValueError, match="boxes that were checked do not fit their masks"):
+        load(root, content)
+
+
 def test_masks_of_a_larger_image_are_refused(coco):
     root, content = coco
     entry = content["annotations"][0]
@@ -194,7 +206,7 @@ def test_training_skips_masks_without_a_pixel(coco):
     assert len(training[0][1]["boxes"]) == 1
 
 
-@pytest.mark.parametrize("given", ["0", "1", None, 2, 0.5])
+@pytest.mark.parametrize("given", ["0", "1", 2, 0.5])
 def test_iscrowd_is_0_or_1(coco, given):
     root, content = coco
     content["annotations"][0]["iscrowd"] = given
@@ -203,12 +215,12 @@ def test_iscrowd_is_0_or_1(coco, given):
             load(root, content, training=training)
 
 
-@pytest.mark.parametrize("given", [0.0, False, 1.0, True])
-def test_iscrowd_may_be_a_float_or_a_boolean(coco, given):
+@pytest.mark.parametrize("given", [0.0, False, 1.0, True, None])
+def test_iscrowd_may_be_a_float_a_boolean_or_null(coco, given):
     root, content = coco
     content["annotations"][0]["iscrowd"] = given
-    assert len(load(root, content, training=True)[0][1]["labels"]) == 2 - int(given)
-    assert load(root, content).ground_truth()["annotations"][0]["iscrowd"] == given
+    assert len(load(root, content, training=True)[0][1]["labels"]) == 2 - int(given or 0)
+    assert load(root, content).ground_truth()["annotations"][0].get("iscrowd") == given
 
 
 def test_points_as_pairs_are_refused(coco):

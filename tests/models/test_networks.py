@@ -186,6 +186,15 @@ def test_frames_interact_only_in_the_attention():
         assert gradient.abs().sum(dim=(0, 1, 3, 4)).nonzero().flatten().tolist() == frames
 
 
+def test_wrapped_attention_still_takes_clips():
+    model = create_model("ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16).eval()
+    nn.init.ones_(model.head.context.gamma)
+    clip = torch.rand(1, 3, 3, 33, 41)
+    expected = model(clip)["out"]
+    model.head.context = torch.compile(model.head.context, backend="eager")
+    assert torch.allclose(model(clip)["out"], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["nonlocal", "gcn", "hv", "hv_vh", "pspnet", "deeplabv3"])
 def test_other_context_modules_process_the_frames_independently(name):
     model = create_model(name, num_classes=5, backbone="resnet10t", head__channels=16).eval()

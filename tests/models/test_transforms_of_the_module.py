@@ -80,7 +80,7 @@ def test_second_derivatives(recompute):
 @pytest.mark.parametrize("spatial", [(5,), (5, 4), (1, 5), (3, 5, 4)], ids=str)
 def test_the_projection_is_the_convolutions(spatial, channels_last, by_row, monkeypatch):
     """On a CPU, its result is channels-last for every input."""
-    monkeypatch.setattr(criss_cross, "prefers_onednn", lambda: by_row)
+    monkeypatch.setattr(criss_cross, "_is_faster_by_row", lambda x: by_row)
     module = CrissCrossAttention(8)
     x = torch.randn(2, *spatial, 8).movedim(-1, 1)
     x = (x if channels_last else x.contiguous()).requires_grad_()
@@ -94,6 +94,16 @@ def test_the_projection_is_the_convolutions(spatial, channels_last, by_row, monk
     got, want = (torch.autograd.grad(result, [x, *parameters], upstream) for result in (projected, separate))
     for ours, theirs in zip(got, want, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_few_rows_are_projected_by_row_with_several_threads_only(monkeypatch):
+    monkeypatch.setattr(criss_cross, "prefers_onednn", lambda: True)
+    few, enough = ((1, 8, 15, 40), (1, 8, 5, 3, 2), (15, 8, 40)), ((1, 8, 16, 1), (2, 8, 8, 3), (16, 8, 40))
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert [criss_cross._is_faster_by_row(torch.empty(shape)) for shape in few] == [threads > 1] * 3
+        assert all(criss_cross._is_faster_by_row(torch.empty(shape)) for shape in enough)
+    assert not criss_cross._is_faster_by_row(torch.empty(0, 8, 16, 16))
 
 
 @RECOMPUTE

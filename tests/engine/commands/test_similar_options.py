@@ -36,6 +36,13 @@ def test_an_argument_that_conf_leaves_at_its_default_takes_a_plus():
     )
 
 
+def test_options_of_a_sweep_are_those_of_all_its_choices():
+    swept = ["model=mask_rcnn,ccnet", "-m"]
+    valid = ["model.frozen=true", "model.head.dropout=0"]
+    assert similar_options([*swept, *valid], "config") == ""
+    assert "did you mean model.frozen?" in similar_options([*swept, "model.frosen=true"], "config")
+
+
 def test_nothing_is_said_about_options_that_exist_or_are_added():
     valid = ["model=ccnet,fcn", "+sweep=contexts", "+x.y=1", "++x.y=1", "hydra.run.dir=a", "backbone.name=x", "-m"]
     assert similar_options(valid, "config") == ""
