@@ -34,7 +34,7 @@ _NETWORKS: dict[type[torch.nn.Module], Rule] = {
     PyramidPooling: Rule(with_parts(context_twins.PyramidPooling)),
     AtrousPyramid: Rule(with_parts(context_twins.AtrousPyramid)),
     GlobalConvolution: Rule(with_parts(context_twins.GlobalConvolution)),
-    ContextHead: Rule(with_parts(segmentor_twins.ContextHead), unused=("context_channels",)),
+    ContextHead: Rule(with_parts(segmentor_twins.ContextHead), unused=("context_channels", "context_takes_clips")),
     FCNHead: Rule(with_parts(segmentor_twins.FCNHead)),
     Segmentor: Rule(with_parts(segmentor_twins.Segmentor)),
 }
