@@ -192,7 +192,7 @@ def _label_columns(dataset: Any, index: int, augment: Any) -> "list[np.ndarray]"
 
 
 def _object_columns(dataset: Any, index: int, augment: Any) -> "list[np.ndarray]":
-    """Return an image (H, W, 3), the same with its objects, and two augmented copies with theirs."""
+    """Return four images (H, W, 3): as stored, with its objects drawn, and twice augmented with the objects drawn."""
     import torch
 
     from ccnet.data.reading.bands import drawn_channels

@@ -107,14 +107,14 @@ def differing_classes(classes: Mapping[str, Sequence[str]]) -> list[str]:
     Args:
         classes: the class names of each split, or of a checkpoint, by the name to show.
     """
-    (first, known), *others = classes.items()
+    (first, expected), *rest = classes.items()
     lines = []
-    for name, found in others:
-        for number, (one, other) in enumerate(zip_longest(known, found), 1):
-            if one != other:
+    for name, listed in rest:
+        for number, (wanted, found) in enumerate(zip_longest(expected, listed, fillvalue="missing"), 1):
+            if wanted != found:
                 lines.append(
-                    f"class {number} is {one or 'missing'} in {first} but {other or 'missing'} in {name}: both need "
-                    "the same classes in the same order, which in COCO's format is that of their ids"
+                    f"class {number} is {wanted} in {first} but {found} in {name}: both need the same classes in the "
+                    "same order, which in COCO's format is that of their ids"
                 )
                 break
     return lines

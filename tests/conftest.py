@@ -69,6 +69,16 @@ def composed(*overrides):
         return compose("config", overrides=[*TINY, *overrides])
 
 
+@pytest.fixture
+def poisoned_memory():
+    """Fill new memory with NaN, so that missing stores are detected."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Return the folder of a finished run of four iterations."""

@@ -11,7 +11,8 @@ from ...kernels.call import Call, Options
 from ...kernels.launches.problem import Problem
 from ...kernels.precision import float32_precision
 from ...kernels.torch_ops import passes
-from ...kernels.torch_ops.joined import empty_gradients, split_like
+from ...kernels.torch_ops.joined import split_like
+from ...kernels.torch_ops.layouts import empty_gradients
 from ..comparison.rows import largest
 from ..timing import Stream, measure_queued
 

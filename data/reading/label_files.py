@@ -217,7 +217,7 @@ def check_label_size(label: Path, label_size: Sequence[int], image: Path, size: 
 
 
 def _check_transparency(path: Path, pixels: np.ndarray) -> None:
-    """Raise ValueError if transparent pixels have a value besides 0: viewers show the background there instead.
+    """Raise ValueError if transparent pixels have a value other than 0, which viewers would not show.
 
     If all pixels are transparent, as some simulators write them, the program did not mean to hide any.
     """

@@ -22,6 +22,7 @@ def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
 
     @functools.wraps(main)
     def started(*given: Any) -> Any:
+        """Run ``main`` with the rewritten arguments; Ctrl-C and mistyped options end in a message."""
         given_arguments = sys.argv
         try:
             check_overrides(given_arguments[1:])

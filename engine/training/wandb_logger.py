@@ -106,6 +106,7 @@ class WandbRun:
         own_id = self.run_id or _new_id()
 
         def start(mode: Any) -> wandb.Run:
+            """Start the run without output, without code or a git remote, and beside any other run of the program."""
             return wandb.init(
                 **arguments,
                 mode=mode,

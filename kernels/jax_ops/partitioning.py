@@ -59,7 +59,7 @@ def partitioned(
 
 @dataclass(frozen=True, eq=False)  # hashable, although the parameters are not
 class _PartitionedCall:
-    """One call of a lowering, which each device runs on its shard.
+    """A call of a lowering that each device runs on its own shard.
 
     The first array that the methods take only names the call; see :func:`_name`.
 
@@ -87,7 +87,7 @@ class _PartitionedCall:
             return self.run(name, *arrays)
 
     def run_channel_shard(self, over: tuple[str, ...], name: Array, *arrays: Array) -> list[Array]:
-        """Run the call on a shard of the value channels, and all-reduce its sums over them along mesh axes ``over``."""
+        """Run the call on a shard of the value channels, and all-reduce its partial sums over the axes ``over``."""
         results = self.run_without_mesh(name, *arrays)
         with jax.sharding.use_abstract_mesh(_NO_MESH):
             return [

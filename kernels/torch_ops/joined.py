@@ -1,4 +1,4 @@
-"""Memory of results, and the split of a projection into slices whose gradients can share one buffer.
+"""The split of a projection into slices whose gradients can share one buffer.
 
 The backward pass of torch.split copies the gradients of the slices to concatenate them. If query, key and value are
 slices of one tensor, the operators write their gradients into a single buffer, which the split below returns as is. An
@@ -8,7 +8,6 @@ operator may not return several views of one buffer, so theirs return the buffer
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # torch leaves Tensor.split untyped.
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,31 +48,6 @@ def are_slices(arrays: Sequence[Tensor], dim: int) -> bool:
             return False
         offset += array.shape[dim] * strides[dim]
     return True
-
-
-def empty_result(like: Tensor, channel_axis: int, dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor of the shape of ``like``, channels-last in memory, for the result of an operator.
-
-    Autograd forbids callers to change a result in-place if it is a view, even one of new memory, so this one is not.
-    """
-    if channel_axis == -1:
-        return like.new_empty(like.shape, dtype=dtype)
-    images, channels, *spatial = like.shape
-    sizes = [images, *spatial, channels]
-    strides = [math.prod(sizes[axis + 1 :]) for axis in range(like.ndim)]
-    strides.insert(1, strides.pop())
-    return like.new_empty_strided(like.shape, strides, dtype=dtype)
-
-
-def empty_gradients(arrays: Sequence[Tensor], joined: bool) -> list[Tensor]:
-    """Return uninitialised contiguous gradients of (N, *S, channels) arrays.
-
-    If ``joined``, the first one has the channels of all arrays, and the others have none.
-    """
-    widths = [array.shape[-1] for array in arrays]
-    if joined:
-        widths = [sum(widths), *[0] * (len(widths) - 1)]
-    return [arrays[0].new_empty((*arrays[0].shape[:-1], width)) for width in widths]
 
 
 def split_like(joined: Tensor, arrays: Sequence[Tensor], dim: int) -> tuple[Tensor, ...]:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..call import Call, Options
 from . import passes, reference, transforms
-from .joined import are_slices, empty_gradients, empty_result, split_like
+from .joined import are_slices, split_like
+from .layouts import empty_gradients, empty_result, from_last, to_last
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,14 +47,6 @@ def attend(call: Call[Tensor]) -> Tensor:
 
 def _options(axes: Sequence[int], scale: float, precision: str, channel_axis: int) -> Options:
     return Options(tuple(axes), scale, precision, channel_axis, "triton")
-
-
-def _to_last(array: Tensor, channel_axis: int) -> Tensor:
-    return array.movedim(1, -1) if channel_axis == 1 else array
-
-
-def _from_last(array: Tensor, channel_axis: int) -> Tensor:
-    return array.movedim(-1, 1) if channel_axis == 1 else array
 
 
 def _on_device(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
@@ -82,9 +75,9 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, axes: Sequence[int], scale: float, precision: str, channel_axis: int
 ) -> tuple[Tensor, Tensor]:
     out = empty_result(value, channel_axis, passes.kept_dtype(value))
-    query, key, value = (_to_last(array, channel_axis) for array in (query, key, value))
+    query, key, value = (to_last(array, channel_axis) for array in (query, key, value))
     call = Call(query, key, value, _options(axes, scale, precision, channel_axis))
-    _, stats = passes.forward(call, result=None, save_out=True, out=_to_last(out, channel_axis))
+    _, stats = passes.forward(call, result=None, save_out=True, out=to_last(out, channel_axis))
     return out, stats
 
 
@@ -93,7 +86,7 @@ def _fake_attention(
     query: Tensor, key: Tensor, value: Tensor, axes: Sequence[int], scale: float, precision: str, channel_axis: int
 ) -> tuple[Tensor, Tensor]:
     out = empty_result(value, channel_axis, passes.kept_dtype(value))
-    return out, passes.empty_per_pixel(_to_last(query, channel_axis), 2)
+    return out, passes.empty_per_pixel(to_last(query, channel_axis), 2)
 
 
 def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -135,10 +128,10 @@ def _residual(
     axes: Sequence[int], scale: float, precision: str, channel_axis: int, save_out: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     result = empty_result(residual, channel_axis, residual.dtype)
-    query, key, value, residual = (_to_last(array, channel_axis) for array in (query, key, value, residual))
+    query, key, value, residual = (to_last(array, channel_axis) for array in (query, key, value, residual))
     call = Call(query, key, value, _options(axes, scale, precision, channel_axis), residual, gamma)
-    out, stats = passes.forward(call, _to_last(result, channel_axis), save_out)
-    kept = _from_last(out, channel_axis) if save_out else value.new_empty(0)
+    out, stats = passes.forward(call, to_last(result, channel_axis), save_out)
+    kept = from_last(out, channel_axis) if save_out else value.new_empty(0)
     return result, kept, stats
 
 
@@ -149,7 +142,7 @@ def _fake_residual(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     kept = empty_result(value, channel_axis, passes.kept_dtype(value)) if save_out else value.new_empty(0)
     result = empty_result(residual, channel_axis, residual.dtype)
-    return result, kept, passes.empty_per_pixel(_to_last(query, channel_axis), 2)
+    return result, kept, passes.empty_per_pixel(to_last(query, channel_axis), 2)
 
 
 def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -207,12 +200,12 @@ def _backward(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, grad: Tensor, gamma: Tensor | None,
     axes: Sequence[int], scale: float, precision: str, channel_axis: int, joined: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    query, key, value, out, grad = (_to_last(array, channel_axis) for array in (query, key, value, out, grad))
+    query, key, value, out, grad = (to_last(array, channel_axis) for array in (query, key, value, out, grad))
     call = Call(query, key, value, _options(axes, scale, precision, channel_axis), None, gamma)
     results = empty_gradients(call.arrays()[:3], joined)
     gradients = split_like(results[0], call.arrays()[:3], -1) if joined else results
     delta = passes.backward(call, out, stats, grad, gradients)
-    dquery, dkey, dvalue = (_from_last(result, channel_axis) for result in results)
+    dquery, dkey, dvalue = (from_last(result, channel_axis) for result in results)
     return dquery, dkey, dvalue, delta
 
 
@@ -221,8 +214,8 @@ def _fake_backward(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, grad: Tensor, gamma: Tensor | None,
     axes: Sequence[int], scale: float, precision: str, channel_axis: int, joined: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    arrays = [_to_last(array, channel_axis) for array in (query, key, value)]
-    dquery, dkey, dvalue = (_from_last(result, channel_axis) for result in empty_gradients(arrays, joined))
+    arrays = [to_last(array, channel_axis) for array in (query, key, value)]
+    dquery, dkey, dvalue = (from_last(result, channel_axis) for result in empty_gradients(arrays, joined))
     return dquery, dkey, dvalue, passes.empty_per_pixel(arrays[0])
 
 

@@ -101,7 +101,7 @@ def test_images_and_categories_have_unique_ids(coco):
 
 
 def test_an_image_is_listed_once(coco):
-    """Of an image listed twice, each entry would lack the objects of the other, which training takes for background."""
+    """Each of its entries would lack the objects of the other, and training would take these for background."""
     root, content = coco
     content["images"].append(content["images"][0] | {"id": 99})
     with pytest.raises(ValueError, match=r"2 images have the file_name 0+10\.png: file_names must be unique; give all"):

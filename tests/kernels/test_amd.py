@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from triton_calls import INTERPRETED, memory_of_nan  # noqa: F401, fixture
+from triton_calls import INTERPRETED
 
 from ccnet.kernels.launches import plan
 from ccnet.kernels.torch_ops import devices, dispatch, launch

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from triton_calls import INTERPRETED, memory_of_nan  # noqa: F401, fixture
+from triton_calls import INTERPRETED
 
 from ccnet.kernels.call import Call, Options
 from ccnet.kernels.launches import plan

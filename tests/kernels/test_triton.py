@@ -5,7 +5,7 @@ Only float32 and float16 are tested: the interpreter silently computes bfloat16 
 
 import pytest
 import torch
-from triton_calls import DTYPES, INTERPRETED, TOLERANCE, check, last, make, memory_of_nan  # noqa: F401, fixture
+from triton_calls import DTYPES, INTERPRETED, TOLERANCE, check, last, make
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, split_channels
 from ccnet.kernels.launches import plan, problem

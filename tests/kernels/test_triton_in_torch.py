@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from triton_calls import INTERPRETED, make, memory_of_nan  # noqa: F401, fixture
+from triton_calls import INTERPRETED, make
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback, set_float32_precision
 from ccnet.kernels.torch_ops import dispatch, launch, operators  # noqa: F401, registers the operators

@@ -8,21 +8,12 @@ from ccnet.kernels.torch_ops.launch import is_interpreted
 
 INTERPRETED = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("poisoned_memory"),
     pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"),
 ]
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}  # relative to the largest element
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda dtype: str(dtype)[6:])
-
-
-@pytest.fixture(autouse=True, name="poisoned_memory")
-def memory_of_nan():
-    """Fill new memory with NaN, so that missing stores are detected."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def make(spatial, d, c, dtype, batch=1, seed=0):

@@ -131,6 +131,19 @@ def test_a_twin_that_computes_something_else_is_refused():
     assert all(torch.equal(before[key], tensor) for key, tensor in backbone.state_dict().items())
 
 
+def test_a_twin_whose_last_features_are_not_finite_is_refused():
+    class Broken(nnx.Module):
+        def __init__(self, module):
+            self.twin = twins._twin(module)
+
+        def __call__(self, images):
+            *features, last = self.twin(images)
+            return [*features, last * np.nan]
+
+    with pytest.raises(ValueError, match=r"differs from timm's network by nan"):
+        comparison.compare(TimmBackbone("resnet10t", out_indices=(2, 3)), Broken)
+
+
 def test_rounding_alone_refuses_no_twin(monkeypatch):
     """Where float32 differs, as in very deep networks, float64 decides."""
     monkeypatch.setattr(comparison, "TOLERANCE", 0)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...call import Call, Options
 from .. import reference, transforms
-from ..joined import are_slices, empty_gradients, empty_result, split_like
+from ..joined import are_slices, split_like
+from ..layouts import empty_gradients, empty_result, from_last, to_last
 from .blocks import Blocks, wide_dtype
 
 _OPTIONS = "int[] axes, float scale, int channel_axis"
@@ -49,14 +50,6 @@ def _call(
     return Call(query, key, value, Options(tuple(axes), scale, "ieee", channel_axis, "auto"), residual, gamma)
 
 
-def _to_last(array: Tensor, channel_axis: int) -> Tensor:
-    return array.movedim(1, -1) if channel_axis == 1 else array
-
-
-def _from_last(array: Tensor, channel_axis: int) -> Tensor:
-    return array.movedim(-1, 1) if channel_axis == 1 else array
-
-
 # ---- the forward pass, with or without a residual
 
 torch.library.define(
@@ -73,7 +66,7 @@ def _empty_results(
     axes: Sequence[int], scale: float, channel_axis: int, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     result = empty_result(value, channel_axis, value.dtype if residual is None else residual.dtype)
-    shape = _to_last(value, channel_axis).shape
+    shape = to_last(value, channel_axis).shape
     keys = sum(shape[1 + axis] for axis in axes)
     weights = query.new_empty((*shape[:-1], keys) if save else (0,), dtype=wide_dtype(query))
     return result, weights
@@ -84,11 +77,11 @@ def _forward(
     axes: Sequence[int], scale: float, channel_axis: int, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     result, weights = _empty_results(query, key, value, residual, gamma, axes, scale, channel_axis, save)
-    arrays = [_to_last(array, channel_axis) for array in (query, key, value)]
-    added = None if residual is None else _to_last(residual, channel_axis)
+    arrays = [to_last(array, channel_axis) for array in (query, key, value)]
+    added = None if residual is None else to_last(residual, channel_axis)
     blocks = Blocks(_call(arrays, axes, scale, -1, added, gamma))
     with transforms.without_autocast("cpu"):
-        blocks.forward(_to_last(result, channel_axis), weights if save else None)
+        blocks.forward(to_last(result, channel_axis), weights if save else None)
     return result, weights
 
 
@@ -139,8 +132,8 @@ def _empty_gradients(
     query: Tensor, key: Tensor, value: Tensor, weights: Tensor, grad: Tensor, gamma: Tensor | None,
     axes: Sequence[int], scale: float, channel_axis: int, joined: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    arrays = [_to_last(array, channel_axis) for array in (query, key, value)]
-    dquery, dkey, dvalue = (_from_last(result, channel_axis) for result in empty_gradients(arrays, joined))
+    arrays = [to_last(array, channel_axis) for array in (query, key, value)]
+    dquery, dkey, dvalue = (from_last(result, channel_axis) for result in empty_gradients(arrays, joined))
     return dquery, dkey, dvalue, weights.new_empty(())
 
 
@@ -149,14 +142,14 @@ def _backward(
     axes: Sequence[int], scale: float, channel_axis: int, joined: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     results = _empty_gradients(query, key, value, weights, grad, gamma, axes, scale, channel_axis, joined)
-    arrays = [_to_last(array, channel_axis) for array in (query, key, value)]
+    arrays = [to_last(array, channel_axis) for array in (query, key, value)]
     *gradients, dgamma = results
-    gradients = [_to_last(gradient, channel_axis) for gradient in gradients]
+    gradients = [to_last(gradient, channel_axis) for gradient in gradients]
     if joined:
         gradients = split_like(gradients[0], arrays, -1)
     with transforms.without_autocast("cpu"):
         blocks = Blocks(_call(arrays, axes, scale, -1, gamma=gamma))
-        dgamma.copy_(blocks.backward(weights, _to_last(grad, channel_axis), gradients))
+        dgamma.copy_(blocks.backward(weights, to_last(grad, channel_axis), gradients))
     return results
 
 

@@ -29,12 +29,9 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1, add
     in_place = out.is_contiguous() and out.dtype == right.dtype
     steps = [slice(None)] if in_place and left.dtype == right.dtype else _steps(out)
     buffer = None
-    for some in steps:
-        factors, target, added = (
-            (left[some].to(right.dtype), right[some]),
-            out[some],
-            None if add is None else add[some],
-        )
+    for part in steps:
+        factors = left[part].to(right.dtype), right[part]
+        target, added = out[part], None if add is None else add[part]
         if in_place:
             if factor == 0 and added is None:
                 target.zero_()  # oneDNN does not write to it if alpha and beta are 0
@@ -53,12 +50,12 @@ def multiply_precisely(left: Tensor, right: Tensor, out: Tensor) -> None:
     torch sums in float32, but rounds each product to bfloat16. A second product adds to the negative of the first one,
     and so yields what the rounding has dropped.
     """
-    for some in _steps(out):
+    for part in _steps(out):
         # oneDNN is twice as fast on dense copies of columns, and needs them for both products.
-        dense_left, dense_right = left[some].contiguous(), right[some].mT.contiguous().mT
+        dense_left, dense_right = left[part].contiguous(), right[part].mT.contiguous().mT
         rounded = torch.bmm(dense_left, dense_right)
-        out[some] = rounded
-        out[some] += torch.baddbmm(rounded, dense_left, dense_right, beta=-1)
+        out[part] = rounded
+        out[part] += torch.baddbmm(rounded, dense_left, dense_right, beta=-1)
 
 
 def _finish(product: Tensor, out: Tensor, factor: float, add: Tensor | None) -> None:

@@ -74,7 +74,7 @@ def photo(tmp_path):
 
 
 def test_requests_are_not_logged(server, caplog):
-    """The log of a command shows INFO, and httpx would add the requests with which Gradio checks its own server."""
+    """At the level of commands, INFO, httpx would also log the requests of Gradio to its own server."""
     httpx = pytest.importorskip("httpx")
     with caplog.at_level(logging.INFO):
         assert httpx.get(server).status_code == 200
