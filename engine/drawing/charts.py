@@ -81,7 +81,7 @@ def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], 
     """
     figure = Figure(figsize=(7, 1.1 + 0.42 * len(settings)))
     axis = figure.subplots()
-    names = []
+    names, room = [], [100.0]
     for row, (name, runs) in enumerate(settings.items()):
         values = [value for value in runs if value is not None]
         share = f"\n{len(values)} of {len(runs)} succeeded" if len(values) < len(runs) > 1 else ""
@@ -94,10 +94,12 @@ def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], 
         if len(values) > 1:
             axis.plot(values, [row] * len(values), "o", color="white", markeredgecolor="black", markersize=4)
         text = f"{mean:.1f} ± {spread:.1f}" if len(values) > 1 else f"{mean:.1f}"
-        axis.annotate(text, (max(*values, mean + spread), row), (6, 0), textcoords="offset points", va="center")
+        end = max(*values, mean + spread)
+        axis.annotate(text, (end, row), (6, 0), textcoords="offset points", va="center")
+        room.append(end + 2 + 1.7 * len(text))  # percent that the bar and its text take
     axis.set_yticks(range(len(settings)), names, fontsize=9)
     axis.set_ylim(len(settings) - 0.4, -0.6)  # the first setting on top
-    axis.set(xlabel=f"validation {score}, percent", xlim=(0, 108))
+    axis.set(xlabel=f"validation {score}, percent", xlim=(0, 1.01 * max(room)), xticks=range(0, 101, 20))
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
     write_figure(path, figure, bbox_inches="tight")
