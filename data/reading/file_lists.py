@@ -46,9 +46,14 @@ def inside(root: Path, name: str, place: str) -> Path:
         place: the list and line number in which ``name`` is given, for the message.
     """
     path = PurePath(name)
-    if path.is_absolute() or path.drive or ".." in path.parts:
+    if not is_inside(path):
         raise ValueError(f"{place}: {name!r} points outside {root}: use relative paths to files in that folder")
     return root / path
+
+
+def is_inside(path: PurePath) -> bool:
+    """Return whether a path is relative and does not leave the folder that it is relative to."""
+    return not (path.is_absolute() or path.drive or ".." in path.parts)
 
 
 def find_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, *, pattern: str | None = None) -> list[Path]:

@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from faster_coco_eval import mask as rle
 
-def is_number(value: Any) -> bool:
+
+def _is_number(value: Any) -> bool:
     """Return whether ``value`` is a number below 2^53 in magnitude, the limit for exact integers in floating point."""
     return isinstance(value, (int, float)) and -(2**53) < value < 2**53
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and is_number(value)
+    return isinstance(value, int) and _is_number(value)
 
 
 def _is_text(value: Any) -> bool:
@@ -21,7 +24,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(is_number(value) for value in values)
+    return isinstance(values, list) and all(_is_number(value) for value in values)
 
 
 def _are_polygons(values: Any) -> bool:
@@ -125,6 +128,26 @@ def check_segmentation(annotation: dict[str, Any], size: tuple[int, int], file: 
             f"{file}: annotation {annotation['id']} has a mask that does not lie within its image of {width}x{height} "
             f"pixels: {str(given)[:100]}"
         )
+
+
+def check_area(annotation: dict[str, Any], file: Path) -> None:
+    """Raise ValueError unless an annotation has the area that scoring needs."""
+    area: Any = annotation.get("area")
+    if not (_is_number(area) and area >= 0):
+        raise ValueError(f"{file}: annotation {annotation['id']} has area={area!r}: scoring needs the area in pixels")
+
+
+def decoded_mask(annotation: dict[str, Any], size: tuple[int, int], file: Path) -> np.ndarray:
+    """Return the mask of an object in an image of ``size`` (H, W), uint8 (H, W).
+
+    Raises:
+        ValueError: the mask is invalid or does not fit its image; the message names ``file``.
+    """
+    check_segmentation(annotation, size, file)
+    try:
+        return rle.decode(rle.segmToRle(annotation["segmentation"], size[1], size[0]))
+    except (ValueError, TypeError, RuntimeError) as error:  # invalid run lengths
+        raise ValueError(f"{file}: annotation {annotation['id']} has an invalid mask: {error}") from error
 
 
 def _is_rle_of(given: dict[str, Any], height: int, width: int) -> bool:
