@@ -165,11 +165,15 @@ def inspect_dataset(
     """
     report = DatasetReport()
     chosen = range(len(dataset)) if indices is None else indices
-    samples = _Inspected(dataset, chosen, labels_only)
-    loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for sample in loader if track is None else track(loader, len(samples)):
+    for sample in inspected(_Inspected(dataset, chosen, labels_only), num_workers, track):
         report.add(sample)
     return report
+
+
+def inspected(samples: Dataset, num_workers: int, track: Track | None) -> Iterable[Any]:
+    """Return the items of a data set that inspects one sample per item; see :func:`inspect_dataset`."""
+    loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    return loader if track is None else track(loader, len(loader))
 
 
 def still(array: Tensor, ndim: int = 2) -> Tensor:
