@@ -295,9 +295,9 @@ def as_float(images: Tensor) -> Tensor:
 
     The training transforms return uint8, so that only a quarter of the memory moves from the workers to the device.
     """
-    return (
-        images.to(torch.float32).mul_(1 / 255) if images.dtype == torch.uint8 else images
-    )  # a uint8-float product is slower
+    if images.dtype != torch.uint8:
+        return images
+    return images.to(torch.float32).mul_(1 / 255)  # a uint8-float product is slower
 
 
 def _plain_pair(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
