@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backward import line_backward_kernel
-from ..call import Call
+from ..call import Call, dtype_name
 from ..forward import line_forward_kernel
 from ..launches import plan
 from . import launch
@@ -144,7 +144,7 @@ def empty_like(array: Tensor) -> Tensor:
 
 def kept_dtype(value: Tensor) -> torch.dtype:
     """Return the dtype in which the attention's output is kept for the backward pass."""
-    return getattr(torch, plan.kept_dtype(_name(value.dtype)))
+    return getattr(torch, plan.kept_dtype(dtype_name(value)))
 
 
 def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
@@ -158,13 +158,9 @@ def problem_of(call: Call[Tensor], widest_stride: int, aligned: bool = False) ->
     value_channels = call.value.shape[-1]
     options = call.options
     return plan.Problem(
-        batch, tuple(spatial), options.axes, query_channels, value_channels, _name(call.query.dtype),
+        batch, tuple(spatial), options.axes, query_channels, value_channels, dtype_name(call.query),
         options.precision, widest_stride, aligned,
     )  # fmt: skip
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _by_pixel(array: Tensor) -> tuple[Tensor, int]:
