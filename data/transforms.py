@@ -171,7 +171,9 @@ def swapped_classes(number: int, pairs: Sequence[Sequence[int]]) -> Tensor:
     swap = torch.arange(number)
     for first, second in pairs:
         if not (0 <= first < number and 0 <= second < number):
-            raise ValueError(f"flip_pairs contains {first} and {second}: classes must be from 0 to {number - 1}")
+            raise ValueError(
+                f"flip_pairs contains {[first, second]}: set pairs of class numbers from 0 to {number - 1}"
+            )
         swap[first], swap[second] = second, first
     return swap
 
