@@ -11,8 +11,8 @@ LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that store
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
-def read_list(path: Path) -> list[tuple[str, list[str]]]:
-    """Return a pair (place, words) for each non-empty line of a text file, such as a list of image names.
+def read_list(path: Path) -> list[tuple[str, str]]:
+    """Return a pair (place, line) for each non-empty line of a text file, such as a list of image names.
 
     The place is "FILE, line NUMBER", for error messages.
 
@@ -20,7 +20,7 @@ def read_list(path: Path) -> list[tuple[str, list[str]]]:
         ValueError: the file is empty or not UTF-8.
     """
     lines = enumerate(read_lines(path), 1)
-    listed = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
+    listed = [(f"{path}, line {number}", line.strip()) for number, line in lines if line.strip()]
     if not listed:
         raise ValueError(f"{path} lists no images")
     return listed

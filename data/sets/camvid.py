@@ -121,9 +121,10 @@ def _in_split(path: Path, split: str) -> bool:
 def _read_pairs(root: Path, listed: Path) -> list[tuple[Path, Path | None]]:
     """Return the (image, label image) paths in a list file, as paths in ``root``."""
     pairs: list[tuple[Path, Path | None]] = []
-    for place, words in read_list(listed):
+    for place, line in read_list(listed):
+        words = line.split()
         if len(words) != 2:
-            raise ValueError(f"{place}: expected 'image label', got {' '.join(words)!r}")
+            raise ValueError(f"{place}: expected 'image label', got {line!r}")
         # The paths in the published lists start with the authors' own folder: /SegNet/CamVid/train/NAME.png
         image, label = (inside(root, str(PurePath(*PurePath(word).parts[-2:])), place) for word in words)
         pairs.append((image, label))
