@@ -78,7 +78,7 @@ def memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) ->
     # The last pass writes only the result, so the earlier passes can use its memory if it has the value's dtype.
     if result is not None and result.dtype == call.value.dtype:
         return result
-    return empty_like(call.value)
+    return torch.empty_like(call.value, memory_format=torch.contiguous_format)
 
 
 def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor, gradients: Sequence[Tensor]) -> Tensor:
@@ -135,11 +135,6 @@ def _memory_for_partial(gradient: Tensor, wide: bool) -> Tensor:
     if wide and gradient.dtype != torch.float32:
         return torch.empty_like(gradient, dtype=torch.float32, memory_format=torch.contiguous_format)
     return gradient
-
-
-def empty_like(array: Tensor) -> Tensor:
-    """Return an uninitialised contiguous tensor of the same shape and dtype."""
-    return torch.empty_like(array, memory_format=torch.contiguous_format)
 
 
 def kept_dtype(value: Tensor) -> torch.dtype:
