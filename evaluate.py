@@ -27,6 +27,7 @@ from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, runtime, training
 from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
+from ccnet.engine.guards.setting_types import check_settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,6 +61,7 @@ def main(config: DictConfig) -> float:
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
     channels = {"in_channels": saved.channels}  # determines how the data set reads images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
+    _check_types(config)
     protocol_node, protocol_name = _protocol_node(config, saved, task)
     protocol = instantiate(protocol_node)
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
@@ -110,6 +112,13 @@ def _check_options(given: Mapping[str, Any]) -> None:
             f"{', '.join(unused)} cannot be set without dataset=NAME, because the data set is that of the checkpoint: "
             "remove it, or set dataset=NAME, too"
         )
+
+
+def _check_types(config: DictConfig) -> None:
+    """Raise ValueError, naming the option, if an option of the data set, the protocol or the execution is mistyped."""
+    nodes = {name: guards.plain(config[name]) for name in ("dataset", "protocol")}
+    others = {name: config[name] for name in ("num_workers", "bf16", "collective_timeout")}
+    check_settings(nodes | others, allow_null=True)
 
 
 def _check_outputs(config: DictConfig, task: "Task") -> None:

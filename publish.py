@@ -36,27 +36,20 @@ def main(config: DictConfig) -> None:
     _check_output(output)
     saved = checkpoints.load(path)
     dataset = _validation_set(config, saved)
-    exact = _scores(config, saved, dataset)
-    stored, sentence = saved, ""
+    scores = _scores(config, saved, dataset)
+    stored, note = saved, ""
     if config.half:
+        exact = scores
         stored = replace(saved, weights=checkpoints.half_precision(saved.weights))
-        rounded = _scores(config, stored, dataset)
-        name, before = next(iter(exact.summary().items()))
-        after = rounded.summary()[name]
-        if before - after > config.most_lost:
-            raise ValueError(
-                f"float16 costs {before - after:.2f} points of {name} ({before:.2f} instead of {after:.2f}), more than "
-                f"most_lost={config.most_lost}: keep float32 with half=false"
-            )
-        sentence = f" Large tensors are stored in float16; with the run's float32 weights, {name} is {before:.2f}."
-        exact = rounded
-    stored = replace(stored, scores=exact._asdict())
+        scores = _scores(config, stored, dataset)
+        note = _note_on_half(exact, scores, config.most_lost)
+    stored = replace(stored, scores=scores._asdict())
     protocol = saved.config.get("protocol", {}).get("_target_", "Whole").rpartition(".")[2]
     scored_on = f"Percent on the {len(dataset)} images of the val split, protocol {protocol}."
     checkpoints.write_folder(stored, output)
-    prediction.write_card(stored, output, scored_on=scored_on + sentence, record=_record(config, path))
+    prediction.write_card(stored, output, scored_on=scored_on + note, record=_record(config, path))
     size = (output / "model.safetensors").stat().st_size / 1e6
-    print(f"{evaluation.headline_text(exact)}\n{output}: {size:.1f} MB of weights, with config.json and README.md")
+    print(f"{evaluation.headline_text(scores)}\n{output}: {size:.1f} MB of weights, with config.json and README.md")
 
 
 def _check_output(output: Path) -> None:
@@ -94,6 +87,22 @@ def _scores(config: DictConfig, saved: "Checkpoint", dataset: Any) -> Any:
         num_workers=config.num_workers,
     )
     return result.scores
+
+
+def _note_on_half(exact: Any, rounded: Any, most_lost: float) -> str:
+    """Return a sentence for the model card about the scores before rounding to float16.
+
+    Raises:
+        ValueError: rounding costs more than ``most_lost`` points of the headline metric.
+    """
+    name, before = next(iter(exact.summary().items()))
+    after = rounded.summary()[name]
+    if before - after > most_lost:
+        raise ValueError(
+            f"float16 costs {before - after:.2f} points of {name} ({before:.2f} instead of {after:.2f}), more than "
+            f"most_lost={most_lost}: keep float32 with half=false"
+        )
+    return f" Large tensors are stored in float16; with the run's float32 weights, {name} is {before:.2f}."
 
 
 def _record(config: DictConfig, path: Path) -> dict[str, Any]:

@@ -38,7 +38,13 @@ PAPER = {
 
 
 def published_gflops(height: int, width: int, c: int, d: int, keys: int) -> float:
-    """Return GFLOPs as the authors count them: three 1x1 convolutions with bias, scores and weighted sum."""
+    """Return GFLOPs as the authors count them: three 1x1 convolutions with bias, scores and weighted sum.
+
+    Args:
+        height, width: size of the feature map in pixels.
+        c, d: number of value and of query channels.
+        keys: number of keys of each pixel.
+    """
     return 2 * height * width * ((c + 1) * (2 * d + c) + keys * (d + c)) / 1e9
 
 
@@ -62,7 +68,15 @@ def non_local(query: Tensor, key: Tensor, value: Tensor, image: Tensor, gamma: T
 
 
 class Block(nn.Module):
-    """Projections, attention, gamma and residual, applied R times with shared weights."""
+    """Projections, attention, gamma and residual, applied R times with shared weights.
+
+    Args:
+        attend: query, key, value, image and gamma -> the image after one loop, such as :func:`fused`.
+        c, d: number of value and of query channels.
+        recurrence: number of loops R.
+        recompute: whether to recompute the projections in the backward pass.
+        **factory: the device and dtype of the weights.
+    """
 
     def __init__(self, attend: Callable, c: int, d: int, recurrence: int, recompute: bool, **factory):
         super().__init__()

@@ -4,6 +4,8 @@ import importlib.metadata
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +114,9 @@ def _row(outcome: str, float32: str = "", float64: str = "", reason: str = "") -
 
 
 def _grouped(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, list[Mapping[str, str]]]:
-    groups: dict[str, list[Mapping[str, str]]] = {}
-    for row in sorted(rows, key=lambda row: (row[column], row["backbone"])):
-        groups.setdefault(row[column], []).append(row)
-    return groups
+    """Return the rows by their value in a column; the values, and the backbones in a group, are sorted."""
+    ordered = sorted(rows, key=itemgetter(column, "backbone"))
+    return {value: list(group) for value, group in groupby(ordered, key=itemgetter(column))}
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> str:

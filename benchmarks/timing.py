@@ -24,6 +24,12 @@ class Timing(NamedTuple):
     p80_us: float
     host_us: float
 
+    @classmethod
+    def of(cls, spans: Sequence[float], host_us: float) -> "Timing":
+        """Summarise the microseconds of single calls."""
+        low, *_, high = statistics.quantiles(spans, n=5) if len(spans) > 1 else [*spans] * 2
+        return cls(statistics.median(spans), low, high, host_us)
+
 
 class Stream:
     """The current CUDA stream and the CPU's clock; tests replace it with a simulation."""
@@ -72,7 +78,7 @@ def measure(call: Callable[[int], Any], repeats: int, device: torch.device) -> T
         spans.append(1e6 * (time.perf_counter() - start))
         if time.perf_counter() - began > SECONDS and len(spans) >= FEWEST:
             break
-    return _summary(spans, float("nan"))
+    return Timing.of(spans, float("nan"))
 
 
 def measure_queued(call: Callable[[int], Any], repeats: int, stream: Stream) -> Timing:
@@ -82,13 +88,13 @@ def measure_queued(call: Callable[[int], Any], repeats: int, stream: Stream) -> 
     call that itself waits for the GPU outlasts every hold, so with ``LONGEST_HOLD_US`` the times are kept regardless.
     """
     spans, host = _queued_spans(call, repeats, stream)
-    return _summary(spans, host)
+    return Timing.of(spans, host)
 
 
 def measure_in_turns(calls: Sequence[Callable[[int], Any]], repeats: int, stream: Stream) -> list[Timing]:
     """Time calls that take turns, ``repeats`` each, so that a change of the GPU's clocks affects them alike."""
     spans, host = _queued_spans(lambda i: calls[i % len(calls)](i // len(calls)), repeats * len(calls), stream)
-    return [_summary(spans[k :: len(calls)], host) for k in range(len(calls))]
+    return [Timing.of(spans[k :: len(calls)], host) for k in range(len(calls))]
 
 
 def _queued_spans(call: Callable[[int], Any], repeats: int, stream: Stream) -> tuple[list[float], float]:
@@ -122,7 +128,7 @@ def measure_launched(call: Callable[[int], Any], repeats: int) -> Timing:
     stream.finish()
     marks, launching = _launch(call, range(repeats), stream)
     stream.finish()
-    return _summary(_between(marks), launching / repeats)
+    return Timing.of(_between(marks), launching / repeats)
 
 
 def _launch(call: Callable[[int], Any], numbers: range, stream: Stream) -> tuple[list[torch.cuda.Event], float]:
@@ -142,8 +148,3 @@ def _between(marks: list[torch.cuda.Event]) -> list[float]:
 def input_sets(problem: plan.Problem, cache_mib: float) -> int:
     """Return the number of input sets to cycle through so that a cache of ``cache_mib`` cannot hold them all."""
     return max(2, -(-int(cache_mib * 2**20) // plan.least_cost(problem, "forward").bytes))
-
-
-def _summary(spans: list[float], host: float) -> Timing:
-    low, *_, high = statistics.quantiles(spans, n=5) if len(spans) > 1 else spans * 2
-    return Timing(statistics.median(spans), low, high, host)

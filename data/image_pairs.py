@@ -28,8 +28,7 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         pairs: paths of each image and its label image; the latter is None in a split without labels.
         classes: K names, in label order.
         palette: K RGB triples.
-        label_ids: see :class:`~ccnet.data.reading.label_files.LabelReader`; None if the label images contain class
-            indices, with 255 for ignored pixels.
+        label_ids: see :class:`~ccnet.data.reading.label_files.LabelReader`; those of :meth:`label_format` by default.
         value_range: the values of black and white in images of more than 8 bits; see
             :func:`~ccnet.data.reading.grey_levels.rgb_pixels`.
         channels: the number of channels C of the images; see :func:`~ccnet.data.reading.image_files.read_image`.
@@ -67,15 +66,15 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         check_channels(channels, rgb)
         self.channels, self.rgb = channels, rgb and list(rgb)
         self.value_range = value_range and tuple(value_range)
-        if label_ids is None:
-            label_ids = ImagePairs.label_format(self.classes).label_ids
         self.result_values = tuple(result_values or range(len(self.classes)))
         self.result_folder = result_folder
-        self.label_reader = LabelReader(label_ids)
+        self.label_reader = LabelReader(self.label_format(self.classes).label_ids if label_ids is None else label_ids)
 
     @classmethod
     def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
         """Return the format of the label images, without accessing the files of the data set.
+
+        By default, they contain class indices, with 255 for ignored pixels.
 
         Args:
             classes: the names of the K classes.

@@ -27,7 +27,8 @@ class Sample(NamedTuple):
     Attributes:
         size: the (H, W) of the labels; None if the sample is unusable.
         kind: the bit depth and mode of the image file; None if there is no file or it was not read.
-        counts: the number of pixels of each label, int64 (256,); with ``unknown``, the total number of pixels.
+        pixels: the number of pixels; 0 with ``problem``.
+        counts: the number of pixels of each label, int64 (256,); None if the sample is unusable.
         problem: why the sample is unusable; None if it is usable or ``unknown`` is set.
         unknown: the number of pixels of each label value that the data set does not define; None if there are none.
         name: the name of the sample if its image was read or it has unknown values.
@@ -37,7 +38,8 @@ class Sample(NamedTuple):
 
     size: tuple[int, ...] | None = None
     kind: str | None = None
-    counts: Any = 0
+    pixels: int = 0
+    counts: np.ndarray | None = None
     problem: str | None = None
     unknown: dict[Value, int] | None = None
     name: str = ""
@@ -79,11 +81,11 @@ class DatasetReport:
         """Add one sample to the report."""
         if sample.kind:
             self.kinds[sample.kind] += 1
-        if sample.size is not None:
+        self._total += sample.pixels
+        if sample.size is not None and sample.counts is not None:
             self.sizes[sample.size] += 1
             self.pixels += sample.counts
-            self.pixels_with += np.where(sample.counts > 0, sample.counts.sum(), 0)
-            self._total += int(sample.counts.sum())
+            self.pixels_with += np.where(sample.counts > 0, sample.pixels, 0)
             if sample.moments is not None:
                 self.moments = self.moments + sample.moments
             if sample.digest is not None:
@@ -93,7 +95,6 @@ class DatasetReport:
         if sample.unknown is None:
             self.problems.append(str(sample.problem))
             return
-        self._total += sample.counts
         for value, pixels in sample.unknown.items():
             if value in self.unknown or len(self.unknown) < _MOST_UNKNOWN:
                 self.unknown[value] += pixels
@@ -165,11 +166,15 @@ def inspect_dataset(
     """
     report = DatasetReport()
     chosen = range(len(dataset)) if indices is None else indices
-    samples = _Inspected(dataset, chosen, labels_only)
-    loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for sample in loader if track is None else track(loader, len(samples)):
+    for sample in inspected(_Inspected(dataset, chosen, labels_only), num_workers, track):
         report.add(sample)
     return report
+
+
+def inspected(samples: Dataset, num_workers: int, track: Track | None) -> Iterable[Any]:
+    """Return the items of a data set that inspects one sample per item; see :func:`inspect_dataset`."""
+    loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    return loader if track is None else track(loader, len(loader))
 
 
 def still(array: Tensor, ndim: int = 2) -> Tensor:
@@ -192,16 +197,16 @@ class _Inspected(Dataset):
             if not self.labels_only and hasattr(self.dataset, "image_path"):
                 kind = describe(self.dataset.image_path(index))  # pyright: ignore[reportAttributeAccessIssue]
             image, stored = (None, self.dataset.read_labels(index)) if self.labels_only else self.dataset.read(index)
-            labels, pixels = still(stored), None if image is None else still(image, ndim=3)
+            labels, image = still(stored), None if image is None else still(image, ndim=3)
         except UnknownLabels as error:
-            return Sample(kind=kind, counts=error.total, unknown=dict(error.pixels), name=self.dataset.name(index))
+            return Sample(kind=kind, pixels=error.total, unknown=dict(error.pixels), name=self.dataset.name(index))
         except (ValueError, OSError) as error:
             return Sample(kind=kind, problem=str(error))
         counts = np.bincount(labels.numpy().ravel(), minlength=_VALUES)
-        if pixels is None:
-            return Sample(tuple(labels.shape), kind, counts)
-        name, moments, digest = self.dataset.name(index), _moments(pixels), digest_of(pixels)
-        return Sample(tuple(labels.shape), kind, counts, name=name, moments=moments, digest=digest)
+        sample = Sample(tuple(labels.shape), kind, labels.numel(), counts)
+        if image is None:
+            return sample
+        return sample._replace(name=self.dataset.name(index), moments=_moments(image), digest=digest_of(image))
 
 
 def digest_of(image: Tensor) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .dataset import IGNORE_INDEX
 from .inspection import DatasetReport, inspect_dataset
+from .transforms import swapped_classes
 
 if TYPE_CHECKING:
     from .object_inspection import ObjectReport
@@ -129,16 +130,12 @@ def unpaired_sides(classes: Sequence[str], transform: Mapping[str, Any]) -> list
             them by default, and ``flip_pairs`` the pairs of classes that a mirror image swaps.
 
     Raises:
-        ValueError: a class in a pair is out of range.
+        ValueError: see :func:`~ccnet.data.transforms.swapped_classes`.
     """
     if transform.get("flip", 0.5) == 0:
         return []
     pairs = transform.get("flip_pairs") or ()
-    for pair in pairs:
-        if not all(0 <= index < len(classes) for index in pair):
-            raise ValueError(
-                f"dataset.flip_pairs contains {list(pair)}: set pairs of class numbers from 0 to {len(classes) - 1}"
-            )
+    swapped_classes(len(classes), pairs)  # the transform accepts any label of an 8-bit image
     names = [str(name).lower() for name in classes]
     mirrored_pairs = {
         (index, names.index(mirrored))

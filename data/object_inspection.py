@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from .inspection import Track, digest_of
+from .inspection import Track, digest_of, inspected
 from .reading.image_files import describe
 from .sets.coco import Coco
 
@@ -86,9 +86,8 @@ OBJECT_COLUMNS = ("class", "objects", "images")
 def inspect_objects(dataset: Coco, *, num_workers: int = 0, track: Track | None = None) -> ObjectReport:
     """Read every image and its objects and report the contents; see :func:`~ccnet.data.inspection.inspect_dataset`."""
     report = ObjectReport()
-    loader = DataLoader(_Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for found in loader if track is None else track(loader, len(dataset)):
-        report.add(found)
+    for sample in inspected(_Inspected(dataset), num_workers, track):
+        report.add(sample)
     return report
 
 
@@ -110,7 +109,3 @@ class _Inspected(Dataset):
             return ObjectSample(kind=kind, problem=str(error))
         name, digest = self.dataset.name(index), digest_of(image)
         return ObjectSample(tuple(image.shape[-2:]), kind, target["labels"].tolist(), name=name, digest=digest)
-
-
-def _unchanged(item: Any) -> Any:
-    return item

@@ -171,7 +171,9 @@ def swapped_classes(number: int, pairs: Sequence[Sequence[int]]) -> Tensor:
     swap = torch.arange(number)
     for first, second in pairs:
         if not (0 <= first < number and 0 <= second < number):
-            raise ValueError(f"flip_pairs contains {first} and {second}: classes must be from 0 to {number - 1}")
+            raise ValueError(
+                f"flip_pairs contains {[first, second]}: set pairs of class numbers from 0 to {number - 1}"
+            )
         swap[first], swap[second] = second, first
     return swap
 
@@ -295,9 +297,9 @@ def as_float(images: Tensor) -> Tensor:
 
     The training transforms return uint8, so that only a quarter of the memory moves from the workers to the device.
     """
-    return (
-        images.to(torch.float32).mul_(1 / 255) if images.dtype == torch.uint8 else images
-    )  # a uint8-float product is slower
+    if images.dtype != torch.uint8:
+        return images
+    return images.to(torch.float32).mul_(1 / 255)  # a uint8-float product is slower
 
 
 def _plain_pair(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

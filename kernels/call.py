@@ -19,6 +19,11 @@ class ArrayLike(Protocol):
 Array = TypeVar("Array", bound=ArrayLike)
 
 
+def dtype_name(array: ArrayLike) -> str:
+    """Return the name of an array's dtype, such as "float16", in torch and in JAX."""
+    return str(array.dtype).removeprefix("torch.")
+
+
 class Options(NamedTuple):
     """The non-array arguments of a call. Hashable, so that JAX can treat them as a static argument.
 

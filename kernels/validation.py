@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any
 
-from .call import ArrayLike, Options
+from .call import ArrayLike, Options, dtype_name
 from .precision import float32_precision
 
 BACKENDS = ("auto", "triton", "reference")
@@ -41,7 +41,7 @@ def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> N
     if any(size != 1 for size in gamma.shape):
         raise ValueError(f"gamma must have exactly one element, got shape {tuple(gamma.shape)}")
     for name, array in (("residual", residual), ("gamma", gamma)):
-        dtype = str(array.dtype).removeprefix("torch.")
+        dtype = dtype_name(array)
         if dtype not in DTYPES:
             raise ValueError(f"expected {name} in {', '.join(DTYPES)}, got {dtype}: cast it first")
     if is_torch(value) and not value.device == residual.device == gamma.device:
@@ -114,7 +114,7 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
                 f"query, key and value must be on the same device, got {_listed(arrays, 'device', ' on')}: "
                 "move them first"
             )
-    dtype = str(query.dtype).removeprefix("torch.")
+    dtype = dtype_name(query)
     if dtype not in DTYPES:
         raise ValueError(f"expected {', '.join(DTYPES)}, got {dtype}: cast query, key and value first")
     return batch_and_space[1:]

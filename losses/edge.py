@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d
 
 from .all_reduce import sum_over_processes
+from .torch_and_jax import at_least_float32
 
 _DILATION = 3  # side of the square structuring element, pixels
 
@@ -54,7 +55,7 @@ def balanced_edge_loss(logits: Tensor, edges: Tensor, *, ignore_index: int = 255
     Returns:
         A scalar in float32 (float64 for float64 logits).
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits)
     counts = sum_over_processes(torch.stack([(edges == kind).sum() for kind in (0, 1)])).to(logits.dtype)
     weights = counts.flip(0) / counts.sum().clamp(min=1)
     losses = cross_entropy(logits, edges, weight=weights, ignore_index=ignore_index, reduction="none")

@@ -106,16 +106,15 @@ def _is_plain(conv: nn.Module) -> bool:
     )
 
 
-def _apply_as_image(conv: nn.Module, x: Tensor) -> Tensor:
-    """Apply a two-dimensional module without padding to (N, C, *S), whose spatial axes it views as two."""
+def _apply_as_image(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a function of images that preserves their size to (N, C, *S), whose spatial axes are viewed as two.
+
+    The view needs no copy in either memory format.
+    """
     if x.ndim == 4:
-        return conv(x)
-    return conv(_as_image(x)).view(x.shape[0], -1, *x.shape[2:])
-
-
-def _as_image(x: Tensor) -> Tensor:
-    """View one or three spatial axes as two, which needs no copy in either memory format."""
-    return x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
+        return function(x)
+    image = x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
+    return function(image).view(x.shape[0], -1, *x.shape[2:])
 
 
 def _projection(project: Callable[..., Tensor], *inputs: Tensor) -> AbstractContextManager[Tensor]:
@@ -140,9 +139,7 @@ def _project(x: Tensor, *parameters: Tensor) -> Tensor:
         # of a batch of one image (pytorch/pytorch#185510).
         projected = torch.baddbmm(bias, x.flatten(2).mT, weight.flatten(1).t().expand(len(x), -1, -1))
         return projected.mT.view(len(x), len(bias), *x.shape[2:])
-    if x.ndim == 4:
-        return conv2d(x, weight, bias)
-    return conv2d(_as_image(x), weight, bias).view(x.shape[0], -1, *x.shape[2:])
+    return _apply_as_image(lambda image: conv2d(image, weight, bias), x)
 
 
 def _is_faster_by_row(x: Tensor) -> bool:

@@ -127,6 +127,25 @@ def test_an_option_without_a_value_is_rejected(run_entry, tmp_path, entry, optio
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["check_data.py", "dataset.classes=2.5"], "dataset.train.classes is 2.5"),
+        (["check_data.py", "dataset.classes=2", "num_workers=some"], "num_workers is 'some'"),
+        (["evaluate.py", f"checkpoint={checkpoints.DEFAULT}", "dataset.group=5"], "dataset.train.group is 5"),
+        (["evaluate.py", f"checkpoint={checkpoints.DEFAULT}", "bf16=5"], "bf16 is 5"),
+        (["predict.py", "protocol=slide", "protocol.crop_size=[a,b]"], "protocol.crop_size is ['a', 'b']"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_an_option_of_the_wrong_type_is_rejected_by_every_entry_point(run_entry, tmp_path, command, named):
+    write_pair(tmp_path / "images" / "a.png", tmp_path / "masks" / "a.png", classes=2)
+    data = ["dataset=folder", f"dataset.images={tmp_path / 'images'}", f"dataset.masks={tmp_path / 'masks'}"]
+    entry, *options = command
+    given = [f"input={tmp_path / 'images'}"] if entry == "predict.py" else [*data, "device=cpu"]
+    assert f"error: {named}, but must be" in refused(run_entry, tmp_path, entry, *given, *options)
+
+
 def test_an_argument_that_is_no_option_is_rejected(run_entry, tmp_path):
     message = refused(run_entry, tmp_path, "predict.py", "photo.jpg")
     assert message == "error: photo.jpg is not an option: write OPTION=VALUE; --help lists the options\n"

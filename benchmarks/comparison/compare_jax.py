@@ -21,7 +21,7 @@ from ...kernels.launches import plan
 from ..failures import require_none, tolerated
 from ..timing import Timing
 from .peers import ORACLES, Peer
-from .rows import Rows, check_error, largest, result_row
+from .rows import Rows, check_error, largest_error, result_row
 
 CALLS = 5  # per clock reading, so that synchronisation adds little to the time
 
@@ -83,7 +83,7 @@ def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
     for name, peer in tqdm(PEERS.items(), desc=f"{shape} {dtype}", disable=None):
         for direction, call in _calls(peer.function).items():
             with tolerated(f"{name}, {direction}", failures):
-                error = _largest_error(peer, inputs, of_gradients=direction == "both")
+                error = _error_of(peer, inputs, of_gradients=direction == "both")
                 check_error(error, dtype)
                 timing = _measure(lambda call=call: call(*inputs), config.repeats)
                 rows.add(result_row(name, direction, problem, timing, error, config.seed))
@@ -103,7 +103,7 @@ def _calls(function: Callable[..., Array]) -> dict[str, Callable[..., Any]]:
     return {"forward": jax.jit(lambda query, key, value, _: function(query, key, value)), "both": jax.jit(both)}
 
 
-def _largest_error(peer: Peer, inputs: list[Array], of_gradients: bool) -> float:
+def _error_of(peer: Peer, inputs: list[Array], of_gradients: bool) -> float:
     """Return the largest error of the output and, optionally, the gradients, relative to the largest element.
 
     The ground truth is computed by torch in float64. Full attention is verified on one image.
@@ -115,16 +115,16 @@ def _largest_error(peer: Peer, inputs: list[Array], of_gradients: bool) -> float
         out, gradients = calls["both"](*inputs)
     else:
         out, gradients = calls["forward"](*inputs), ()
-    leaves = [torch.from_numpy(np.asarray(array, np.float64)).movedim(-1, 1) for array in inputs]
-    *arrays, upstream = leaves
+    *arrays, upstream = map(_as_torch, inputs)
     arrays = [array.requires_grad_(of_gradients) for array in arrays]
     want = ORACLES[peer.attends](*arrays)
     wanted = [want.detach(), *(torch.autograd.grad(want, arrays, upstream) if of_gradients else ())]
-    errors = []
-    for ours, array in zip((out, *gradients), wanted, strict=True):
-        got = torch.from_numpy(np.asarray(ours, np.float64)).movedim(-1, 1)
-        errors.append(((got - array).abs().max() / array.abs().max()).item())
-    return largest(errors)
+    return largest_error(map(_as_torch, (out, *gradients)), wanted)
+
+
+def _as_torch(array: Array) -> torch.Tensor:
+    """Convert (N, H, W, C) to a float64 tensor (N, C, H, W)."""
+    return torch.from_numpy(np.asarray(array, np.float64)).movedim(-1, 1)
 
 
 def _measure(call: Callable[[], Any], repeats: int) -> Timing:
@@ -139,5 +139,4 @@ def _measure(call: Callable[[], Any], repeats: int) -> Timing:
         host.append(1e6 * (time.perf_counter() - start) / CALLS)
         jax.block_until_ready(result)
         spans.append(1e6 * (time.perf_counter() - start) / CALLS)
-    low, *_, high = statistics.quantiles(spans, n=5)
-    return Timing(statistics.median(spans), low, high, statistics.median(host))
+    return Timing.of(spans, statistics.median(host))

@@ -17,7 +17,7 @@ from ...kernels.launches import plan
 from ..failures import require_none, tolerated
 from ..timing import Timing, input_sets, measure
 from . import peers
-from .rows import Rows, check_error, largest, result_row
+from .rows import Rows, check_error, largest_error, result_row
 
 
 def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -29,7 +29,7 @@ def make_inputs(shape: list[int], d: int, c: int, dtype: torch.dtype, device: to
     return [*(array.requires_grad_() for array in (query, key, value)), upstream]
 
 
-def largest_error(peer: peers.Peer, inputs: list[Tensor], of_gradients: bool) -> float:
+def error_of(peer: peers.Peer, inputs: list[Tensor], of_gradients: bool) -> float:
     """Return the largest error of the output or of the gradients against float64, relative to the largest element."""
     images = 1 if peer.attends == "all" else None  # the full maps of a whole batch would not fit
     *arrays, upstream = (array[:images] for array in inputs)
@@ -39,8 +39,7 @@ def largest_error(peer: peers.Peer, inputs: list[Tensor], of_gradients: bool) ->
         with torch.set_grad_enabled(of_gradients):
             out = function(*leaves)
         results.append(torch.autograd.grad(out, leaves, upstream.to(dtype)) if of_gradients else [out])
-    errors = [((ours - want).abs().max() / want.abs().max()).item() for ours, want in zip(*results, strict=True)]
-    return largest(errors)
+    return largest_error(*results)
 
 
 Inputs = list[list[Tensor]]
@@ -133,7 +132,7 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
             continue
         for direction, prepare in passes_of(peer, device).items():
             with tolerated(f"{name}, {direction}", failures):
-                error = largest_error(peer, sets[0], of_gradients=direction in ("backward", "both"))
+                error = error_of(peer, sets[0], of_gradients=direction in ("backward", "both"))
                 check_error(error, dtype)
                 call = prepare(peer, sets)
                 timing = measure(call, config.repeats, device)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from torch import Tensor
 
 from ...engine.drawing.png_files import write_figure
 from ...engine.drawing.tables import Table
@@ -71,9 +72,11 @@ def result_row(
     return row | {"d": problem.query_channels, "c": problem.value_channels, "seed": seed}
 
 
-def largest(errors: Iterable[float]) -> float:
-    """Return the largest error, or NaN if any is NaN: ``max`` would skip one that does not come first."""
-    return float(np.max(list(errors)))
+def largest_error(results: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
+    """Return the largest error of the results, each relative to its largest wanted element; NaN if any is NaN."""
+    pairs = zip(results, wanted, strict=True)
+    errors = [((result - want).abs().max() / want.abs().max()).item() for result, want in pairs]
+    return float(np.max(errors))  # unlike max, it does not skip NaN
 
 
 def check_error(error: float, dtype: str) -> None:

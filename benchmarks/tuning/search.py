@@ -80,6 +80,11 @@ class Search:
     ) -> list[dict[str, Any]]:
         """Try the candidates of each range in order; return one record per range.
 
+        Args:
+            ranges: the ranges.
+            batch, value_channels: batch size and number of value channels of the calls to time.
+            table: the table in which the fastest tiles are pinned; None to compile only.
+
         Raises:
             TimeoutError: the time limit is reached; results up to then are in the table and the log.
             RuntimeError: a candidate made the GPU unusable for this process.

@@ -13,7 +13,7 @@ from ...kernels.precision import float32_precision
 from ...kernels.torch_ops import passes
 from ...kernels.torch_ops.joined import split_like
 from ...kernels.torch_ops.layouts import empty_gradients
-from ..comparison.rows import largest
+from ..comparison.rows import largest_error
 from ..timing import Stream, measure_queued
 
 
@@ -45,10 +45,7 @@ class Trial:
 
     def error(self) -> float:
         """Return the largest error on the last image against float64, relative to the largest element."""
-        return largest(
-            ((ours[-1:] - want).abs().max() / want.abs().max()).item()
-            for ours, want in zip(self.run(0), self.wanted, strict=True)
-        )
+        return largest_error((result[-1:] for result in self.run(0)), self.wanted)
 
     def median_us(self) -> float:
         """Return the median time of all passes on the GPU, in microseconds."""

@@ -3,7 +3,3 @@
 A variant that wins by enough to justify its code moves to ``kernels/``; one that loses is deleted. The times of all
 variants so far are in ``results/kernels_variants_gpu.csv``.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ...engine.drawing.tables import Table
 from ...engine.runtime.provenance import machine_of, provenance
 from ...kernels.launches.problem import Problem
-from ..comparison.rows import check_error, largest
+from ..comparison.rows import check_error, largest_error
 from ..failures import require_none, tolerated
 from ..timing import Stream, input_sets, measure_in_turns
 from ..tuning.warm_cache import SHAPES
@@ -107,8 +107,7 @@ def race(
     results, again = variant.run(0), variant.run(0)
     if not all(map(torch.equal, results, again)):
         raise ValueError("two runs on the same inputs have different results")
-    pairs = zip(results, ours.run(0), strict=True)  # of all images; the error above is of the last one
-    difference = largest(((theirs - own).abs().max() / own.abs().max()).item() for theirs, own in pairs)
+    difference = largest_error(results, ours.run(0))  # of all images; the error above is of the last one
     check_error(difference, problem.dtype)
     for i in range(3):
         variant.run(i)

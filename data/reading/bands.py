@@ -1,6 +1,6 @@
 """Images with any number of channels: NumPy arrays, multi-band TIFFs, and images decoded by Pillow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,14 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     if not is_array(path, channels):
         return None
     try:  # each kind of damage raises a different error
-        stored = np.load(path, mmap_mode="r", allow_pickle=False) if _is_numpy(path) else _Pages(_tifffile(), path)
+        stored_shape, decode = _stored(path)
     except Exception as error:
         raise _unreadable(path, error) from error
-    shape, first = _layout(stored.shape, channels, path)
+    shape, first = _layout(stored_shape, channels, path)
     height, width = shape[1:] if first else shape[:2]
     check_size(height, width, path)
     try:
-        return np.asarray(stored)
+        return decode()
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -119,17 +119,14 @@ def _layout(shape: Sequence[int], channels: int, subject: object) -> tuple[tuple
     return full, first
 
 
-class _Pages:
-    """A TIFF that is decoded lazily, so that its shape can be checked first."""
-
-    def __init__(self, library: Any, path: Path):
-        self._library, self._path = library, path
-        with library.TiffFile(path) as file:
-            self.shape = tuple(file.series[0].shape)
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        with self._library.TiffFile(self._path) as file:
-            return file.series[0].asarray()
+def _stored(path: Path) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
+    """Return the shape of the array in a file, and a function that decodes it, once its size has been checked."""
+    if _is_numpy(path):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array.shape, lambda: np.asarray(array)
+    library = _tifffile()
+    with library.TiffFile(path) as file:
+        return tuple(file.series[0].shape), lambda: library.imread(path, series=0)
 
 
 def _unreadable(path: Path, error: Exception) -> UnreadableImage:

@@ -11,8 +11,8 @@ LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that store
 _LOSSY = (".jpg", ".jpeg", ".webp")
 
 
-def read_list(path: Path) -> list[tuple[str, list[str]]]:
-    """Return a pair (place, words) for each non-empty line of a text file, such as a list of image names.
+def read_list(path: Path) -> list[tuple[str, str]]:
+    """Return a pair (place, line) for each non-empty line of a text file, such as a list of image names.
 
     The place is "FILE, line NUMBER", for error messages.
 
@@ -20,7 +20,7 @@ def read_list(path: Path) -> list[tuple[str, list[str]]]:
         ValueError: the file is empty or not UTF-8.
     """
     lines = enumerate(read_lines(path), 1)
-    listed = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
+    listed = [(f"{path}, line {number}", line.strip()) for number, line in lines if line.strip()]
     if not listed:
         raise ValueError(f"{path} lists no images")
     return listed
@@ -46,9 +46,14 @@ def inside(root: Path, name: str, place: str) -> Path:
         place: the list and line number in which ``name`` is given, for the message.
     """
     path = PurePath(name)
-    if path.is_absolute() or path.drive or ".." in path.parts:
+    if not is_inside(path):
         raise ValueError(f"{place}: {name!r} points outside {root}: use relative paths to files in that folder")
     return root / path
+
+
+def is_inside(path: PurePath) -> bool:
+    """Return whether a path is relative and does not leave the folder that it is relative to."""
+    return not (path.is_absolute() or path.drive or ".." in path.parts)
 
 
 def find_files(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, *, pattern: str | None = None) -> list[Path]:

@@ -80,8 +80,7 @@ class LabelReader:
 
     def __init__(self, label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | Mapping[Value, int]):
         self.label_ids = label_ids
-        self.values = list(label_ids)
-        values = np.array(self.values)
+        values = np.array(list(label_ids))
         self.colour = values.ndim == 2
         self._index = np.full(2 ** (24 if self.colour else 16), _UNKNOWN, dtype=np.uint8)
         self._index[_code(values) if self.colour else values] = list(label_ids.values())
@@ -148,7 +147,7 @@ class LabelReader:
         """
         highest = 2**bits - 1
         numbers = np.asarray(image).astype(np.uint8) * (255 if bits == 1 else 1) // (255 // highest)
-        meant = 1 if any(number in self.values for number in range(1, highest + 1)) else 255 // highest
+        meant = 1 if any(number in self.label_ids for number in range(1, highest + 1)) else 255 // highest
         return numbers * np.uint8(meant)
 
     def _indices_or_greys(self, path: Path, image: Image.Image) -> np.ndarray:
@@ -171,7 +170,7 @@ class LabelReader:
         numbers = {value for value, label in self.label_ids.items() if label != ignored}
         if greys == used or not numbers.issuperset(greys):
             return np.asarray(image)
-        if set(self.values).issuperset(used):
+        if self.label_ids.keys() >= set(used):
             index, grey = next(pair for pair in zip(used, greys, strict=True) if pair[0] != pair[1])
             raise ValueError(
                 f"{path} has a palette in which the number {index} is shown as grey {grey}, and both are values of "
@@ -181,13 +180,12 @@ class LabelReader:
 
     def _unknown(self, path: Path, codes: np.ndarray) -> UnknownLabels:
         """Return the error for a file with unknown values, listing them."""
-        known = set(self.values)
         values, counts = np.unique(codes, return_counts=True)
         pixels = dict(zip(map(self._value, values.tolist()), counts.tolist(), strict=True))
-        bad = {value: count for value, count in pixels.items() if value not in known}
-        allowed = "" if self.colour else f" ({shown_values(known)})"
+        bad = {value: count for value, count in pixels.items() if value not in self.label_ids}
+        allowed = "" if self.colour else f" ({shown_values(self.label_ids)})"
         return UnknownLabels(
-            f"{path} contains unknown label values: {shown_values(bad)}; this data set defines {len(known)} "
+            f"{path} contains unknown label values: {shown_values(bad)}; this data set defines {len(self.label_ids)} "
             f"values{allowed}: correct the file, or the class list of the data set",
             bad,
             codes.size,

@@ -109,11 +109,9 @@ def _class_names(classes: Sequence[str] | int | None, values: Any, pairs: Sequen
 
 def _value(setting: Any) -> Value:
     """Parse a value: a number, or an RGB triple such as [128, 0, 0], "128 0 0" or "[128,0,0]"."""
-    if isinstance(setting, int):
-        parts = [setting]
-    else:
-        parts = re.findall(r"\d+", setting) if isinstance(setting, str) else list(setting)
-    numbers = [int(part) for part in parts if isinstance(part, (int, str)) and not isinstance(part, bool)]
+    given = re.findall(r"\d+", setting) if isinstance(setting, str) else setting
+    parts = given if isinstance(given, Sequence) else [given]
+    numbers = [int(part) for part in parts if type(part) is int or (isinstance(part, str) and part.isdecimal())]
     if len(numbers) == len(parts) == 1 and 0 <= numbers[0] < 2**16:
         return numbers[0]
     if len(numbers) == len(parts) == 3 and all(0 <= number < 256 for number in numbers):
@@ -125,7 +123,7 @@ def _value(setting: Any) -> Value:
 
 def _ignore_value(setting: Any) -> int:
     """Return ``dataset.ignore_label``; raise ValueError unless it is a number that label images can contain."""
-    if isinstance(setting, int) and not isinstance(setting, bool) and 0 <= setting < 2**16:
+    if type(setting) is int and 0 <= setting < 2**16:
         return setting
     raise ValueError(
         f"dataset.ignore_label={setting}: set it to a whole number from 0 to 65535; dataset.values={{NUMBER:ignore}} "
@@ -137,7 +135,7 @@ def _target(setting: Any) -> str | int:
     """Parse what a value is mapped to: a class name, a class index, or ``IGNORE_INDEX``."""
     if setting is None or (isinstance(setting, str) and setting.lower() in _IGNORED):
         return IGNORE_INDEX
-    return setting if isinstance(setting, int) and not isinstance(setting, bool) else str(setting)
+    return setting if type(setting) is int else str(setting)
 
 
 def _index(target: str | int, names: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""The data sets, one module each."""
+"""The data sets, one module each, and what they share: expected folders, splits, class tables and colours."""
 
 import lazy_loader
 

@@ -29,7 +29,6 @@ class ADE20K(ImagePairs):
             classes=[entry["name"] for entry in classes],
             palette=[entry["colour"] for entry in classes],
             result_values=range(1, len(classes) + 1),
-            label_ids=self.label_format([entry["name"] for entry in classes]).label_ids,
             transform=transform,
         )
 

@@ -67,7 +67,6 @@ class CamVid(ImagePairs):
             _read_pairs(folder, listed),
             classes=CLASSES,
             palette=PALETTE,
-            label_ids=self.label_format(CLASSES).label_ids,
             transform=transform,
         )
 
@@ -96,7 +95,6 @@ class CamVidFull(ImagePairs):
             check_files([(path, labels / f"{path.stem}_L.png") for path in chosen], str(images)),
             classes=CLASSES,
             palette=PALETTE,
-            label_ids=self.label_format(CLASSES).label_ids,
             transform=transform,
         )
 
@@ -120,16 +118,14 @@ def _in_split(path: Path, split: str) -> bool:
     return any(first <= number <= last for first, last in _SPLITS[split].get(sequence, ()))
 
 
-def _read_pairs(root: Path, listed: Path) -> list[tuple[Path, Path]]:
+def _read_pairs(root: Path, listed: Path) -> list[tuple[Path, Path | None]]:
     """Return the (image, label image) paths in a list file, as paths in ``root``."""
-    pairs = []
-    for place, words in read_list(listed):
+    pairs: list[tuple[Path, Path | None]] = []
+    for place, line in read_list(listed):
+        words = line.split()
         if len(words) != 2:
-            raise ValueError(f"{place}: expected 'image label', got {' '.join(words)!r}")
+            raise ValueError(f"{place}: expected 'image label', got {line!r}")
         # The paths in the published lists start with the authors' own folder: /SegNet/CamVid/train/NAME.png
         image, label = (inside(root, str(PurePath(*PurePath(word).parts[-2:])), place) for word in words)
         pairs.append((image, label))
-    missing = next((path for pair in pairs for path in pair if not path.is_file()), None)
-    if missing:
-        raise FileNotFoundError(f"{listed} lists {missing.relative_to(root)}, which is not in {root}")
-    return pairs
+    return check_files(pairs, str(listed))

@@ -4,37 +4,32 @@ Any data set with COCO's layout and annotation format can be read.
 """
 
 import json
-import os
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval import mask as rle
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.ops import box_iou
 from torchvision.transforms import v2
 
 from ..contents import with_sizes
 from ..reading.bands import check_channels
 from ..reading.grey_levels import check_value_range
 from ..reading.image_files import orientation, read_image
-from ..reading.size_limit import check_size
 from . import layouts
-from .coco_annotations import check_segmentation, has_mask, is_number, read_annotations
+from .coco_annotations import check_area, check_segmentation, decoded_mask, has_mask, read_annotations
+from .coco_checks import check_content
 from .colours import distinct_colours
 
-_COMPARED = 100  # number of objects, evenly spaced, whose boxes are compared with their masks at the start
 _TURNED = (
     "; the image is turned upright as its EXIF orientation says, and the annotations seem to have been drawn without: "
     "remove the orientation from the image"
 )
-_TOLERANCE = 2  # pixels by which a box may differ from its mask, however small they are
 
 
 class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -79,7 +74,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.palette = tuple(distinct_colours(len(categories)))
 
         objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-        self._check(content, {image["id"]: (image["height"], image["width"]) for image in content["images"]})
+        check_content(content, self.folder, self.annotation_file, scored=not training)
         for annotation in content["annotations"]:
             if not training or _usable(annotation):
                 objects[annotation["image_id"]].append(annotation)
@@ -105,66 +100,6 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             )
             content["annotations"] = [annotation for annotation in content["annotations"] if has_mask(annotation)]
         return content
-
-    def _check(self, content: dict[str, Any], sizes: Mapping[int, tuple[int, int]]) -> None:
-        """Raise an error if an image is missing or an annotation does not match the listed images and categories."""
-        names = [image["file_name"] for image in content["images"]]
-        missing = _missing(self.folder, names)
-        if missing:
-            raise FileNotFoundError(
-                f"{self.annotation_file} lists {missing[0]}, which is not in {self.folder} ({len(missing)} of "
-                f"{len(names)} images are missing)"
-            )
-        known = set(self.category_ids)
-        for annotation in content["annotations"]:
-            if annotation["category_id"] not in known or annotation["image_id"] not in sizes:
-                raise ValueError(
-                    f"{self.annotation_file}: annotation {annotation['id']} refers to category "
-                    f"{annotation['category_id']} and image {annotation['image_id']}, but the file does not list both"
-                )
-            if isinstance(annotation["segmentation"], dict):  # polygons are checked later, when they are drawn
-                check_segmentation(annotation, sizes[annotation["image_id"]], self.annotation_file)
-            if not self.training:
-                self._check_scored(annotation)
-        self._check_boxes(content["annotations"], sizes)
-
-    def _check_boxes(self, annotations: Sequence[dict[str, Any]], sizes: Mapping[int, tuple[int, int]]) -> None:
-        """Raise ValueError if most boxes do not fit their masks, as in another format of boxes or at another scale.
-
-        Invalid masks are left to the reading of their images.
-        """
-        compared = annotations[:: len(annotations) // _COMPARED + 1]
-        wrong: list[str] = []
-        for entry in compared:
-            size = sizes[entry["image_id"]]
-            try:
-                check_size(*size, self.annotation_file)  # before a mask of that size is drawn
-                bounds = _bounds(self._mask(entry, size))
-            except ValueError:
-                continue
-            # Tools that cut images into tiles may leave polygons and boxes that reach out of a tile.
-            whole = _outline(entry["segmentation"]) if bounds else None
-            if not (_fits(entry["bbox"], bounds) or _fits(entry["bbox"], whole)):
-                covered = f"x {bounds[0]} to {bounds[2]} and y {bounds[1]} to {bounds[3]}" if bounds else "no pixel"
-                wrong.append(
-                    f"annotation {entry['id']} has the box {entry['bbox']}, but its mask covers {covered} of an image "
-                    f"of {size[1]}x{size[0]} pixels"
-                )
-        if 2 * len(wrong) > len(compared):
-            raise ValueError(
-                f"{self.annotation_file}: {len(wrong)} of {len(compared)} boxes that were checked do not fit their "
-                f"masks: {wrong[0]}. COCO's boxes are [x, y, width, height], and boxes and masks are in pixels of the "
-                "image"
-            )
-
-    def _check_scored(self, annotation: dict[str, Any]) -> None:
-        """Raise ValueError unless an annotation has the area that scoring needs."""
-        area: Any = annotation.get("area")
-        if not (is_number(area) and area >= 0):
-            raise ValueError(
-                f"{self.annotation_file}: annotation {annotation['id']} has area={area!r}: scoring needs the area in "
-                "pixels"
-            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -192,7 +127,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         labels = [1 + self.category_ids.index(entry["category_id"]) for entry in objects]
         masks = np.zeros((len(objects), *size), dtype=np.uint8)
         for mask, entry in zip(masks, objects, strict=True):
-            mask[:] = self._mask(entry, size)
+            mask[:] = decoded_mask(entry, size, self.annotation_file)
         kept = torch.from_numpy(masks.any(axis=(1, 2)) if self.training else np.ones(len(objects), dtype=bool))
         return {
             "boxes": tv_tensors.BoundingBoxes(boxes[kept], format="XYXY", canvas_size=size),  # pyright: ignore[reportCallIssue]
@@ -200,15 +135,6 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             "masks": tv_tensors.Mask(torch.from_numpy(masks)[kept]),
             "crowds": torch.tensor(crowds, dtype=torch.bool)[kept],
         }
-
-    def _mask(self, entry: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-        """Return the mask of an annotation, uint8 (H, W), after checking it."""
-        check_segmentation(entry, size, self.annotation_file)
-        try:
-            return rle.decode(rle.segmToRle(entry["segmentation"], size[1], size[0]))
-        except (ValueError, TypeError, RuntimeError) as error:  # invalid run lengths
-            subject = f"{self.annotation_file}: annotation {entry['id']}"
-            raise ValueError(f"{subject} has an invalid mask: {error}") from error
 
     def name(self, index: int) -> str:
         """Return the relative path of the image without its suffix, with its parts joined by ``_``."""
@@ -236,7 +162,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         annotations = [entry for entry in content["annotations"] if entry["image_id"] in sizes]
         for entry in annotations:
             check_segmentation(entry, sizes[entry["image_id"]], self.annotation_file)
-            self._check_scored(entry)
+            check_area(entry, self.annotation_file)
         numbered = [entry | {"id": number} for number, entry in enumerate(annotations, 1)]
         return {"images": self.images, "categories": content["categories"], "annotations": numbered}
 
@@ -254,47 +180,6 @@ def instances_transform(*, flip: float = 0.0) -> v2.Compose:
     return v2.Compose([*steps, to_float, v2.ToPureTensor()])
 
 
-def _missing(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return the relative paths in ``names`` that are not files in ``folder``, including all that point outside it."""
-    listed: dict[PurePath, set[str]] = {}
-    missing = []
-    for name in names:
-        path = PurePath(name)
-        if path.is_absolute() or path.drive or ".." in path.parts:
-            missing.append(name)
-            continue
-        if path.parent not in listed:  # listing each folder once is far faster than checking each file
-            inside = folder / path.parent
-            listed[path.parent] = {entry.name for entry in os.scandir(inside)} if inside.is_dir() else set()
-        if path.name not in listed[path.parent]:
-            missing.append(name)
-    return missing
-
-
 def _usable(annotation: dict[str, Any]) -> bool:
     """Return whether an annotation is not a crowd and its box is at least one pixel wide and high."""
     return not annotation.get("iscrowd", 0) and min(annotation["bbox"][2:]) >= 1
-
-
-def _bounds(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return x1, y1, x2, y2 of the pixels of a mask (H, W); None if there are none."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if len(rows) else None
-
-
-def _outline(segmentation: Any) -> tuple[float, float, float, float] | None:
-    """Return x1, y1, x2, y2 of polygons, including what is outside the image; None for run lengths."""
-    if isinstance(segmentation, dict):
-        return None
-    x, y = ([value for polygon in segmentation for value in polygon[axis::2]] for axis in (0, 1))
-    return min(x), min(y), max(x), max(y)
-
-
-def _fits(box: Sequence[float], bounds: tuple[float, float, float, float] | None) -> bool:
-    """Return whether a box x, y, width, height and the bounds of its mask nearly agree or have an IoU of 0.5."""
-    if bounds is None:
-        return False
-    x, y, width, height = box
-    corners, wanted = (torch.tensor([sides], dtype=torch.float64) for sides in ((x, y, x + width, y + height), bounds))
-    near = (corners - wanted).abs().max() <= _TOLERANCE
-    return bool(near) or box_iou(corners, wanted).item() >= 0.5

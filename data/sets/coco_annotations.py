@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from faster_coco_eval import mask as rle
 
-def is_number(value: Any) -> bool:
+
+def _is_number(value: Any) -> bool:
     """Return whether ``value`` is a number below 2^53 in magnitude, the limit for exact integers in floating point."""
     return isinstance(value, (int, float)) and -(2**53) < value < 2**53
 
 
-def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and is_number(value)
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value)
 
 
 def _is_text(value: Any) -> bool:
@@ -21,7 +24,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(is_number(value) for value in values)
+    return isinstance(values, list) and all(_is_number(value) for value in values)
 
 
 def _are_polygons(values: Any) -> bool:
@@ -31,15 +34,15 @@ def _are_polygons(values: Any) -> bool:
 
 # The fields that are read from the entries of each list in an annotation file, with their checks.
 _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "images": {"id": is_integer, "file_name": _is_text, "height": is_integer, "width": is_integer},
+    "images": {"id": _is_integer, "file_name": _is_text, "height": _is_integer, "width": _is_integer},
     "annotations": {
-        "id": is_integer,
-        "image_id": is_integer,
-        "category_id": is_integer,
+        "id": _is_integer,
+        "image_id": _is_integer,
+        "category_id": _is_integer,
         "bbox": lambda value: _are_numbers(value) and len(value) == 4,
         "segmentation": lambda value: isinstance(value, (list, dict)),
     },
-    "categories": {"id": is_integer, "name": _is_text},
+    "categories": {"id": _is_integer, "name": _is_text},
 }
 
 # The fields that identify an entry, with a hint for an entry that is repeated; annotation ids are not used.
@@ -65,7 +68,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _FIELDS):
         raise ValueError(f"{path} is not an annotation file in COCO's format: it needs the lists {', '.join(_FIELDS)}")
     for part, fields in _FIELDS.items():
-        integers = [name for name, good in fields.items() if good is is_integer]
+        integers = [name for name, good in fields.items() if good is _is_integer]
         for number, entry in enumerate(content[part]):
             if isinstance(entry, dict):
                 _make_integers(entry, integers)
@@ -127,11 +130,31 @@ def check_segmentation(annotation: dict[str, Any], size: tuple[int, int], file: 
         )
 
 
+def check_area(annotation: dict[str, Any], file: Path) -> None:
+    """Raise ValueError unless an annotation has the area that scoring needs."""
+    area: Any = annotation.get("area")
+    if not (_is_number(area) and area >= 0):
+        raise ValueError(f"{file}: annotation {annotation['id']} has area={area!r}: scoring needs the area in pixels")
+
+
+def decoded_mask(annotation: dict[str, Any], size: tuple[int, int], file: Path) -> np.ndarray:
+    """Return the mask of an object in an image of ``size`` (H, W), uint8 (H, W).
+
+    Raises:
+        ValueError: the mask is invalid or does not fit its image; the message names ``file``.
+    """
+    check_segmentation(annotation, size, file)
+    try:
+        return rle.decode(rle.segmToRle(annotation["segmentation"], size[1], size[0]))
+    except (ValueError, TypeError, RuntimeError) as error:  # invalid run lengths
+        raise ValueError(f"{file}: annotation {annotation['id']} has an invalid mask: {error}") from error
+
+
 def _is_rle_of(given: dict[str, Any], height: int, width: int) -> bool:
     """Return whether ``given`` is a run-length encoding, a compressed string or a list, of a mask of that size."""
     counts = given.get("counts")
     readable = _is_text(counts) or (
-        isinstance(counts, list) and all(is_integer(count) and count >= 0 for count in counts)
+        isinstance(counts, list) and all(_is_integer(count) and count >= 0 for count in counts)
     )
     return readable and given.get("size") == [height, width]
 

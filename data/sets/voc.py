@@ -20,7 +20,7 @@ class VOC(ImagePairs):
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         listed, images, *labels = layouts.VOC.find(root, split)
         # Some lists contain paths such as "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png".
-        names = [Path(words[0]).stem for _, words in read_list(listed)]
+        names = [Path(line.split()[0]).stem for _, line in read_list(listed)]
         pairs = [(images / f"{name}.jpg", labels[0] / f"{name}.png" if labels else None) for name in names]
         classes = read_classes("voc")
         super().__init__(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from ..call import Call, Options
+from ..call import Call, Options, dtype_name
 from ..fallback import refusal, warn_once
 from ..launches import plan
 from . import reference
@@ -86,7 +86,7 @@ def _scaled(query: Array, options: Options) -> tuple[Array, Options]:
 
 def _obstacle(call: Call[Array]) -> str | None:
     """Return why the kernels do not support the call on any platform, or None if they may."""
-    dtype = str(call.query.dtype)
+    dtype = dtype_name(call.query)
     if dtype not in plan.ITEM_SIZE:
         return f"the kernels support {', '.join(plan.ITEM_SIZE)}, not {dtype}"
     if call.query.shape[call.options.channel_axis] > plan.MAX_QUERY_CHANNELS:

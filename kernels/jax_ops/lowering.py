@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..call import Call, Options
+from ..call import Call, Options, dtype_name
 from ..fallback import refusal, warn_once
 from ..launches import plan
 from . import reference
@@ -54,7 +54,7 @@ def forward_reference(
     _refuse_triton(options)
     out, weights = reference.attend_and_weigh(Call(query, key, value, options))
     stats = jnp.concatenate([weights.maximum, weights.total], axis=-1)
-    kept = out.astype(plan.kept_dtype(str(value.dtype)))
+    kept = out.astype(plan.kept_dtype(dtype_name(value)))
     if residual is None or gamma is None:
         return [kept, stats]
     result = (gamma * out + residual).astype(residual.dtype)

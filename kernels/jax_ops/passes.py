@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..backward import line_backward_kernel
-from ..call import Call
+from ..call import Call, dtype_name
 from ..forward import line_forward_kernel
 from ..launches import plan
 from .binding import Updated, Written, launch
@@ -35,7 +35,7 @@ def forward(call: Call[Array], save_out: bool) -> list[Array]:
     """
     query, key, value, _, residual, gamma = call
     launches = plan.forward_launches(_problem(call), device(), residual is not None, save_out)
-    out_dtype = jnp.dtype(plan.kept_dtype(str(value.dtype))) if save_out else value.dtype
+    out_dtype = jnp.dtype(plan.kept_dtype(dtype_name(value))) if save_out else value.dtype
     results: dict[str, Array] = {}
     for planned in launches:
         out = results.get("out_ptr")
@@ -159,7 +159,7 @@ def _problem(call: Call[Array]) -> plan.Problem:
         call.options.axes,
         query_channels,
         value_channels,
-        str(call.query.dtype),
+        dtype_name(call.query),
         call.options.precision,
         widest_stride=max(query_channels, value_channels),
     )

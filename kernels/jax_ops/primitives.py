@@ -26,7 +26,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from ..call import Options
+from ..call import Options, dtype_name
 from ..launches import plan
 from . import lowering
 from .partitioning import needs_devices, partitioned
@@ -60,7 +60,7 @@ def _forward_shapes(
     query: Any, key: Any, value: Any, residual: Any = None, gamma: Any = None, *, options: Options, save_out: bool
 ) -> list[Any]:
     stats = query.update(shape=(*query.shape[:-1], 2), dtype=jnp.dtype(jnp.float32))
-    out = value.update(dtype=jnp.dtype(plan.kept_dtype(str(value.dtype))))
+    out = value.update(dtype=jnp.dtype(plan.kept_dtype(dtype_name(value))))
     if residual is None:
         return [out, stats]
     return [residual, out, stats] if save_out else [residual]

@@ -81,15 +81,7 @@ def forward_launches(
         one_key_tile = length <= tile.block_n
         slabs = -(-problem.value_channels // tile.block_c)
         blocks = lines * -(-length // tile.block_m)
-        # Each extra group of slabs recomputes the scores, D / (D + C) of the FLOPs: worth it only if processors idle.
-        splits = slabs
-        if one_key_tile:
-            splits = 1
-            # Descriptors do not mask the channels beyond the last slab, so all groups must have the same number.
-            while splits < slabs and blocks * splits < device.processors:
-                if tile.descriptors and slabs % (2 * splits):
-                    break
-                splits *= 2
+        splits = _splits(tile, slabs, blocks, device) if one_key_tile else slabs
         constants = {
             "MASK_SELF": not last,
             "HAS_PREVIOUS": index > 0,
@@ -98,12 +90,26 @@ def forward_launches(
             "REVERSED": index % 2 == 1,
             "WIDE": is_wide(problem),
             "ONE_KEY_TILE": one_key_tile,
-            "SPLITS": min(splits, slabs),
+            "SPLITS": splits,
             **_overlap(device, index, last),
         }
-        grid = blocks * min(splits, slabs)
+        grid = blocks * splits
         launches.append(_launch(problem, device, tile, grid, length, inner, constants))
     return tuple(launches)
+
+
+def _splits(tile: Tile, slabs: int, blocks: int, device: Device) -> int:
+    """Return the number of programs that share the slabs of a block of queries.
+
+    Each program recomputes the scores, D / (D + C) of the FLOPs, so several are worth it only if processors idle.
+    """
+    splits = 1
+    while splits < slabs and blocks * splits < device.processors:
+        # Descriptors do not mask the channels beyond the last slab, so all programs must have the same number.
+        if tile.descriptors and slabs % (2 * splits):
+            break
+        splits *= 2
+    return min(splits, slabs)
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..call import Call, Options
+from ..call import Call, Options, dtype_name
 from ..fallback import refusal, warn_once
 from ..launches import plan
 from . import devices, reference, transforms
@@ -73,7 +73,7 @@ def _obstacle(call: Call[Tensor]) -> str | None:
     if query.shape[channel_axis] > plan.MAX_QUERY_CHANNELS:
         return f"more than {plan.MAX_QUERY_CHANNELS} query channels do not fit on chip"
     device = "meta" if transforms.has_no_data(query) else query.device.type
-    return _device_obstacle(device, query.device.index, str(query.dtype).removeprefix("torch."))
+    return _device_obstacle(device, query.device.index, dtype_name(query))
 
 
 @torch.compiler.assume_constant_result

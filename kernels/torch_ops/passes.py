@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backward import line_backward_kernel
-from ..call import Call
+from ..call import Call, dtype_name
 from ..forward import line_forward_kernel
 from ..launches import plan
 from . import launch
@@ -78,7 +78,7 @@ def memory_for_out(call: Call[Tensor], result: Tensor | None, save_out: bool) ->
     # The last pass writes only the result, so the earlier passes can use its memory if it has the value's dtype.
     if result is not None and result.dtype == call.value.dtype:
         return result
-    return empty_like(call.value)
+    return torch.empty_like(call.value, memory_format=torch.contiguous_format)
 
 
 def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor, gradients: Sequence[Tensor]) -> Tensor:
@@ -137,14 +137,9 @@ def _memory_for_partial(gradient: Tensor, wide: bool) -> Tensor:
     return gradient
 
 
-def empty_like(array: Tensor) -> Tensor:
-    """Return an uninitialised contiguous tensor of the same shape and dtype."""
-    return torch.empty_like(array, memory_format=torch.contiguous_format)
-
-
 def kept_dtype(value: Tensor) -> torch.dtype:
     """Return the dtype in which the attention's output is kept for the backward pass."""
-    return getattr(torch, plan.kept_dtype(_name(value.dtype)))
+    return getattr(torch, plan.kept_dtype(dtype_name(value)))
 
 
 def empty_per_pixel(query: Tensor, *numbers: int) -> Tensor:
@@ -158,13 +153,9 @@ def problem_of(call: Call[Tensor], widest_stride: int, aligned: bool = False) ->
     value_channels = call.value.shape[-1]
     options = call.options
     return plan.Problem(
-        batch, tuple(spatial), options.axes, query_channels, value_channels, _name(call.query.dtype),
+        batch, tuple(spatial), options.axes, query_channels, value_channels, dtype_name(call.query),
         options.precision, widest_stride, aligned,
     )  # fmt: skip
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _by_pixel(array: Tensor) -> tuple[Tensor, int]:

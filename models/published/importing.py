@@ -90,7 +90,8 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
     if recurrence not in range(1, MAX_RECURRENCE + 1):
         raise ValueError(f"recurrence is {recurrence}: set the number of loops in training, 1 to {MAX_RECURRENCE}")
     try:
-        tensors, meta = _tensors(content), _meta(content)
+        tensors = _tensors(content)
+        meta = _mapping(content.get("meta"))  # mmsegmentation saves it with the state dict
         layout, crop = _layout(tensors, meta, path.name, recurrence, align_corners)
         weights = _weights(layout, tensors)
     except ValueError as error:
@@ -106,11 +107,6 @@ def convert(content: Any, path: Path, *, recurrence: int = 2, align_corners: boo
         crop_size=crop,
         iteration=meta.get("iter"),
     )
-
-
-def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata that mmsegmentation saves with the state dict; empty for other files."""
-    return _mapping(content.get("meta"))
 
 
 def _layout(

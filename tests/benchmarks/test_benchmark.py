@@ -30,15 +30,15 @@ def test_peer_equals_the_operator(name):
     inputs = benchmark_compare.make_inputs([2, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
     peer = benchmark_peers.PEERS[name]
     for of_gradients in (False, True)[: 1 + peer.has_gradient]:
-        assert benchmark_compare.largest_error(peer, inputs, of_gradients) < 5e-6
+        assert benchmark_compare.error_of(peer, inputs, of_gradients) < 5e-6
 
 
 def test_a_wrong_peer_is_detected():
     torch.manual_seed(0)
     inputs = benchmark_compare.make_inputs([1, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
     twice = benchmark_peers.Peer(lambda *arrays: 2 * benchmark_peers.reference(*arrays))
-    assert benchmark_compare.largest_error(twice, inputs, of_gradients=False) > 0.5
-    assert benchmark_compare.largest_error(twice, inputs, of_gradients=True) > 0.5
+    assert benchmark_compare.error_of(twice, inputs, of_gradients=False) > 0.5
+    assert benchmark_compare.error_of(twice, inputs, of_gradients=True) > 0.5
 
 
 def test_a_gradient_of_nan_is_detected_beside_correct_ones():
@@ -46,8 +46,8 @@ def test_a_gradient_of_nan_is_detected_beside_correct_ones():
         return benchmark_peers.reference(query, key + (key - key.detach()).abs().sqrt(), value)  # plus zero
 
     inputs = benchmark_compare.make_inputs([1, 5, 7], 8, 16, torch.float32, torch.device("cpu"))
-    assert benchmark_compare.largest_error(Peer(broken), inputs, of_gradients=False) < 5e-6
-    assert math.isnan(benchmark_compare.largest_error(Peer(broken), inputs, of_gradients=True))
+    assert benchmark_compare.error_of(Peer(broken), inputs, of_gradients=False) < 5e-6
+    assert math.isnan(benchmark_compare.error_of(Peer(broken), inputs, of_gradients=True))
 
 
 def test_least_cost_matches_the_paper():

@@ -178,3 +178,16 @@ def test_an_error_for_an_unknown_split_lists_the_choices(dataset, tmp_path):
         (tmp_path / part).mkdir()
     with pytest.raises(ValueError, match=r"split is 'valid': choose one of train"):
         dataset(tmp_path, split="valid", transform=None)
+
+
+@pytest.mark.parametrize(
+    ("palette", "told"),
+    [
+        ([[0, 0, 0]], "has 1 colours for 2 classes"),
+        ([[0, 0, 0], [256, 0, 0]], r"contains \[256, 0, 0\]: a colour is three numbers"),
+        ([[0, 0], [0, 0, 0]], r"contains \[0, 0\]"),
+    ],
+)
+def test_a_palette_needs_a_colour_for_every_class(folder_data, palette, told):
+    with pytest.raises(ValueError, match=rf"dataset\.palette {told}"):
+        Folder(*folder_data, classes=2, split="all", val_share=0.2, transform=None, palette=palette)

@@ -106,6 +106,12 @@ def test_a_file_of_values(tmp_path):
             label_values(str(table), None)
 
 
+@pytest.mark.parametrize("value", [1.5, None, True, "x", ["1", "2", "x"], [1, 2], 2**16])
+def test_what_is_neither_a_number_nor_a_colour_is_no_value(value):
+    with pytest.raises(ValueError, match=r"dataset\.values contains .*: a value is a whole number from 0 to 65535"):
+        label_values([0, value], ["sky", "road"])
+
+
 @TABLE.row("the size of a photo before its EXIF orientation is applied")
 def test_masks_that_are_not_turned(tmp_path):
     images, there = pictures(tmp_path / "images", "a.jpg"), masks(tmp_path / "masks", "a.png")

@@ -16,5 +16,5 @@ def test_errors_name_an_image_without_labels(folder_data):
 
 def test_errors_name_a_listed_file_that_is_missing(camvid_root):
     (camvid_root / "trainannot" / "0001TP_000002.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"train\.txt lists trainannot/0001TP_000002\.png"):
+    with pytest.raises(FileNotFoundError, match=r"train\.txt: missing images.*trainannot/0001TP_000002\.png"):
         CamVid(camvid_root, split="train", transform=eval_transform())

@@ -244,7 +244,7 @@ def test_any_class_of_the_data_set_can_be_swapped():
     assert swapped_classes(4, [[0, 3]]).tolist() == [3, 1, 2, 0]
     assert swapped_classes(4, [[3, 0], [1, 2]]).tolist() == [3, 2, 1, 0]
     for pair in ([0, 4], [4, 0], [-1, 0], [0, -1]):
-        with pytest.raises(ValueError, match="classes must be from 0 to 3"):
+        with pytest.raises(ValueError, match="class numbers from 0 to 3"):
             swapped_classes(4, [pair])
 
 

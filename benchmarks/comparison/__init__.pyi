@@ -1,1 +1,0 @@
-from .compare import compare_operators as compare_operators

@@ -1,1 +1,0 @@
-from .race import race_variants as race_variants
