@@ -24,7 +24,6 @@ from ccnet.conf import CONF
 from ccnet.engine import drawing, guards, runtime
 from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
-from ccnet.engine.guards.setting_types import check_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,7 +48,7 @@ def main(config: DictConfig) -> None:
     if not isinstance(config.samples, int):
         raise ValueError(f"samples={config.samples}: set it to the number of samples in the figure, such as 4")
     data.check_root(config.dataset, splits)
-    check_settings({"dataset": guards.plain(config.dataset), "num_workers": config.num_workers}, allow_null=True)
+    guards.check_settings({"dataset": guards.plain(config.dataset), "num_workers": config.num_workers}, allow_null=True)
     runtime.seed_everything(config.seed)
     folder = runtime.given_path(config.output)
     if runtime.holds_run(folder):

@@ -27,7 +27,6 @@ from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, runtime, training
 from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
-from ccnet.engine.guards.setting_types import check_settings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,7 +117,7 @@ def _check_types(config: DictConfig) -> None:
     """Raise ValueError, naming the option, if an option of the data set, the protocol or the execution is mistyped."""
     nodes = {name: guards.plain(config[name]) for name in ("dataset", "protocol")}
     others = {name: config[name] for name in ("num_workers", "bf16", "collective_timeout")}
-    check_settings(nodes | others, allow_null=True)
+    guards.check_settings(nodes | others, allow_null=True)
 
 
 def _check_outputs(config: DictConfig, task: "Task") -> None:

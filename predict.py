@@ -36,7 +36,6 @@ from ccnet.conf import CONF
 from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
 from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
-from ccnet.engine.guards.setting_types import check_settings
 
 if TYPE_CHECKING:
     from ccnet.engine.checkpoints import Checkpoint
@@ -62,7 +61,7 @@ def _predict(config: DictConfig, output: Path) -> None:
             f"training_crop={config.training_crop} cannot be set here, because the checkpoint determines it: set the "
             "windows with protocol=slide protocol.crop_size=[HEIGHT,WIDTH]"
         )
-    check_settings({"bf16": config.bf16})
+    guards.check_settings({"bf16": config.bf16})
     names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
     images = prediction.find_inputs(_as_list(config.input), output)
@@ -194,7 +193,7 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     crop = saved.setting("recipe.train_transform.crop_size")
     config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)
     given = any(option.startswith("protocol") for option in runtime.given_overrides())
-    check_settings({"protocol": guards.plain(config.protocol)}, allow_null=True)
+    guards.check_settings({"protocol": guards.plain(config.protocol)}, allow_null=True)
     predictor = prediction.Predictor.of(
         saved,
         framework.evaluated(checkpoints.network(saved), bf16=config.bf16),

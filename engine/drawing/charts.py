@@ -89,7 +89,7 @@ def save_comparison(path: Path, settings: Mapping[str, Sequence[float | None]], 
         if not values:
             axis.text(1, row, "failed", color=_FAILED, va="center")
             continue
-        mean, spread = np.mean(values), _spread(values)
+        mean, spread = float(np.mean(values)), _spread(values)
         axis.barh(row, mean, height=0.6, xerr=spread or None, color="#4464ad", capsize=3)
         if len(values) > 1:
             axis.plot(values, [row] * len(values), "o", color="white", markeredgecolor="black", markersize=4)
