@@ -15,7 +15,7 @@ from ..runtime.distributed import from_first, rank, world_size
 from ..runtime.launchers import is_first
 from ..runtime.overrides import EXECUTION, given_overrides
 from .contents import changed, data_contents, weight_contents
-from .identity import LENGTH, PATIENCE, Identity, choices, fingerprint
+from .identity import LENGTH, PATIENCE, Identity, choices, differing, fingerprint
 
 # Options that resume=FOLDER may change, although the run then differs from one that used them from the start.
 INEXACT = ("recipe.batch_size", "accumulate")
@@ -175,11 +175,7 @@ def inexact(saved: Checkpoint, config: DictConfig, contents: Mapping[str, str], 
         processes: the number of processes.
     """
     was, now = flat(saved.config), flat(plain(config))
-    reasons = [
-        f"{text(now, name)} instead of {text(was, name).partition('=')[2]}"
-        for name in INEXACT
-        if name in was and was[name] != now.get(name)
-    ]
+    reasons = differing([name for name in INEXACT if name in was], now, was)
     before = len(saved.training["random"])
     if before != processes:
         reasons.append(f"number of processes {processes} instead of {before}")
