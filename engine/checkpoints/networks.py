@@ -12,6 +12,7 @@ from ...models.factory import build, with_classes
 from ..guards.settings import replaced
 from ..runtime.overrides import given_overrides
 from .inherited_data import passed_on
+from .options import is_part
 from .reading import check_published, find, load
 from .record import Checkpoint
 
@@ -150,4 +151,4 @@ def _chooses_network(option: str) -> bool:
     option = option.lstrip("+~").replace("/", ".")  # model/context=none selects a part of the model
     if option == "backbone.in_channels":  # it also determines how images are read
         return False
-    return any(f"{option}.".startswith(f"{part}.") for part in ("model", "backbone", *_IN_RECIPE))
+    return is_part(option, "model", "backbone", *_IN_RECIPE)

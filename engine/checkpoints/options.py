@@ -54,9 +54,14 @@ def is_interpolated(config: DictConfig, name: str) -> bool:
     return False
 
 
+def is_part(name: str, *options: str) -> bool:
+    """Return True if ``name`` is one of the options or a part of it, as ``dataset.root`` is of ``dataset``."""
+    return f"{name}.".startswith(tuple(f"{option}." for option in options))
+
+
 def is_given(name: str, given: Mapping[str, Any]) -> bool:
     """Return True if an option, or a part of it, is on the command line."""
-    return any(f"{key}.".startswith(f"{name}.") for key in given)
+    return any(is_part(key, name) for key in given)
 
 
 def completed(

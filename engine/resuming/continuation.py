@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...data import ImageDataset
 from ..checkpoints.locations import LOCATIONS, absolute, moved
-from ..checkpoints.options import completed, flat, text, with_option
+from ..checkpoints.options import completed, flat, is_part, text, with_option
 from ..checkpoints.record import Checkpoint
 from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
@@ -30,17 +30,12 @@ def given_options() -> dict[str, Any]:
 
 def check_given(given: Mapping[str, Any]) -> None:
     """Raise ValueError if an option passed with ``resume=FOLDER`` would change what the run computes."""
-    wrong = [text(given, name) for name in given if not _may_change(name)]
+    wrong = [text(given, name) for name in given if not is_part(name, *EXECUTION, *_FREE)]
     if wrong:
         raise ValueError(
             f"a resumed run keeps its own configuration: remove {' '.join(wrong)}. It may change "
             f"{', '.join((*_FREE, *EXECUTION[1:]))}"
         )
-
-
-def _may_change(name: str) -> bool:
-    """Return True if a resumed run may change an option, or the entry of a split in it."""
-    return name.partition(".")[0] in EXECUTION or any(f"{name}.".startswith(f"{free}.") for free in _FREE)
 
 
 def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
