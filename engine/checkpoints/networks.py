@@ -12,7 +12,7 @@ from ...models.factory import build, with_classes
 from ..guards.settings import replaced
 from ..runtime.overrides import given_overrides
 from .inherited_data import passed_on
-from .options import is_part
+from .options import is_part, without_pretrained
 from .reading import check_published, find, load
 from .record import Checkpoint
 
@@ -126,7 +126,7 @@ def _model_node(checkpoint: Checkpoint) -> dict[str, Any]:
     model = checkpoint.setting("model")
     if not isinstance(model.get("backbone"), dict):
         raise ValueError("the checkpoint's config has no model.backbone")
-    return model | {"backbone": model["backbone"] | {"pretrained": False, "weights": None}}
+    return without_pretrained(model)
 
 
 def _build_for_weights(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:

@@ -42,6 +42,11 @@ def with_option(node: Mapping[str, Any], name: str, value: Any) -> dict[str, Any
     return {**node, key: with_option(node[key], inside, value) if inside else value}
 
 
+def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain ``model`` node with a backbone that neither downloads nor reads pretrained weights."""
+    return {**model, "backbone": {**model["backbone"], "pretrained": False, "weights": None}}
+
+
 def is_interpolated(config: DictConfig, name: str) -> bool:
     """Return True if an option, or a node that contains it, is an interpolation."""
     node: Any = config
