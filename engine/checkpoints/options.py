@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -16,16 +16,11 @@ CHECKED = (*BOUNDS, "optimizer.lr_factors", "recipe.monitor")  # options that th
 
 
 def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return {dotted name: value} for a plain configuration; lists and empty mappings are leaves."""
-    return dict(_leaves(node, path))
-
-
-def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Return {dotted name: value} for a plain configuration below `path`; lists and empty mappings are leaves."""
+    options: dict[str, Any] = {}
     for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
+        options |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) and value else {f"{path}{key}": value}
+    return options
 
 
 def text(options: Mapping[str, Any], name: str) -> str:
