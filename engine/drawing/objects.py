@@ -163,9 +163,7 @@ def _resized(image: Tensor, *objects: Mapping[str, Tensor], width: int) -> tuple
         {
             **those,
             "boxes": those["boxes"] * factor,
-            "masks": resize(those["masks"].to(torch.uint8), size, InterpolationMode.NEAREST)
-            if len(those["masks"])
-            else those["masks"],
+            "masks": resize(those["masks"].to(torch.uint8), size, InterpolationMode.NEAREST),
         }
         for those in objects
     ]
