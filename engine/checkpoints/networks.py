@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...models import tensor_files
 from ...models.factory import build, with_classes
 from ..guards.settings import replaced
-from ..runtime.overrides import given_overrides
+from ..runtime.overrides import given_options, given_overrides
 from .inherited_data import passed_on
 from .options import is_part, without_pretrained
 from .reading import check_published, find, load
@@ -113,7 +113,7 @@ def _check_scaling(option: str, source: Checkpoint, config: DictConfig) -> None:
     """Raise ValueError if a checkpoint's run set ``dataset.value_range`` and the new run leaves it at its default."""
     value_range = source.value_range
     unset = "value_range" in config.dataset and config.dataset.value_range is None
-    if value_range is not None and unset and "dataset.value_range" not in given_overrides():
+    if value_range is not None and unset and "dataset.value_range" not in given_options():
         raise ValueError(
             f"{option} comes from a run with dataset.value_range={list(value_range)}, but this run does not set it and "
             f"would scale images of more than 8 bits differently: set dataset.value_range=[{value_range[0]},"

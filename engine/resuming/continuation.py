@@ -13,7 +13,7 @@ from ..checkpoints.record import Checkpoint
 from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
 from ..runtime.launchers import is_first
-from ..runtime.overrides import EXECUTION, given_overrides
+from ..runtime.overrides import EXECUTION, given_options, given_overrides
 from .contents import changed, data_contents, weight_contents
 from .identity import LENGTH, PATIENCE, Identity, choices, differing, fingerprint
 
@@ -21,11 +21,6 @@ from .identity import LENGTH, PATIENCE, Identity, choices, differing, fingerprin
 INEXACT = ("recipe.batch_size", "accumulate")
 _FREE = (*LOCATIONS, LENGTH, PATIENCE, *INEXACT)
 _ACCOUNT = ("entity", "project")  # the options of the logger that name a W&B account
-
-
-def given_options() -> dict[str, Any]:
-    """Return the options on the command line by name, without Hydra's ``+`` prefix."""
-    return {name.lstrip("+"): value for name, value in given_overrides().items()}
 
 
 def check_given(given: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from ..checkpoints.record import Checkpoint
 from ..runtime.atomic_files import given_path
 from ..runtime.distributed import from_all, from_first, rank
 from ..runtime.launchers import is_first
-from ..runtime.overrides import in_sweep
+from ..runtime.overrides import given_options, in_sweep
 from ..runtime.run_folder import (
     BEST,
     LAST,
@@ -33,7 +33,7 @@ from ..runtime.run_folder import (
     with_numbers,
 )
 from .contents import data_contents
-from .continuation import check_given, given_options
+from .continuation import check_given
 from .identity import LENGTH, RequestedRun
 
 
