@@ -112,7 +112,7 @@ def _quoted_item(text: str) -> str:
 
 def _string(value: str) -> str:
     """Return a value as a quoted string of Hydra's grammar."""
-    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # of backslashes, only those before a quote
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # a backslash is only special before a quote
     return f"'{escaped}'"
 
 

@@ -177,7 +177,7 @@ class Letterbox:
         """Return the logits (N, K, H, W) of images (N, C, H, W)."""
         placement = Placement((images.shape[-2], images.shape[-1]), self.crop_size)
         mean = _mean(model, images)
-        frames = (images - mean).flatten(1, -3)  # those of clips, as further channels
+        frames = (images - mean).flatten(1, -3)  # the frames of a clip become channels
         framed = resample(frames, placement).view(*images.shape[:-2], *self.crop_size) + mean
         return restore(self.protocol(model, framed), placement)
 

@@ -35,7 +35,7 @@ class OutputFolder(Callback):
         """Create the folder before Hydra does, which would show a traceback."""
         hydra = HydraConfig.instance()
         before = hydra.cfg
-        hydra.set_config(config)  # not done yet; the name of the folder contains the resolver `hydra:`
+        hydra.set_config(config)  # Hydra has not done so yet, but the folder's name uses its resolver `hydra:`
         try:
             with _writable("hydra.run.dir", folder := Path(config.hydra.run.dir)):
                 folder.mkdir(parents=True, exist_ok=True)
