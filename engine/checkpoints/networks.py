@@ -12,7 +12,7 @@ from ...models.factory import build, with_classes
 from ..guards.settings import replaced
 from ..runtime.overrides import given_options, given_overrides
 from .inherited_data import passed_on
-from .options import is_part, without_pretrained
+from .options import is_within, without_pretrained
 from .reading import check_published, find, load
 from .record import Checkpoint
 
@@ -151,4 +151,4 @@ def _chooses_network(option: str) -> bool:
     option = option.lstrip("+~").replace("/", ".")  # model/context=none selects a part of the model
     if option == "backbone.in_channels":  # it also determines how images are read
         return False
-    return is_part(option, "model", "backbone", *_IN_RECIPE)
+    return is_within(option, "model", "backbone", *_IN_RECIPE)

@@ -54,14 +54,14 @@ def is_interpolated(config: DictConfig, name: str) -> bool:
     return False
 
 
-def is_part(name: str, *options: str) -> bool:
-    """Return True if ``name`` is one of the options or a part of it, as ``dataset.root`` is of ``dataset``."""
+def is_within(name: str, *options: str) -> bool:
+    """Return True if ``name`` is one of the options or within one, as ``dataset.root`` is within ``dataset``."""
     return f"{name}.".startswith(tuple(f"{option}." for option in options))
 
 
 def is_given(name: str, given: Mapping[str, Any]) -> bool:
     """Return True if an option, or a part of it, is on the command line."""
-    return any(is_part(key, name) for key in given)
+    return any(is_within(key, name) for key in given)
 
 
 def completed(

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...data import ImageDataset
 from ..checkpoints.locations import LOCATIONS, absolute, moved
-from ..checkpoints.options import completed, flat, is_part, text, with_option
+from ..checkpoints.options import completed, flat, is_within, text, with_option
 from ..checkpoints.record import Checkpoint
 from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
@@ -20,16 +20,17 @@ from .identity import LENGTH, PATIENCE, Identity, choices, differing, fingerprin
 # Options that resume=FOLDER may change, although the run then differs from one that used them from the start.
 INEXACT = ("recipe.batch_size", "accumulate")
 _FREE = (*LOCATIONS, LENGTH, PATIENCE, *INEXACT)
+_EXECUTION = tuple(option for option in EXECUTION if option != "resume")
 _ACCOUNT = ("entity", "project")  # the options of the logger that name a W&B account
 
 
 def check_given(given: Mapping[str, Any]) -> None:
     """Raise ValueError if an option passed with ``resume=FOLDER`` would change what the run computes."""
-    wrong = [text(given, name) for name in given if not is_part(name, *EXECUTION, *_FREE)]
+    wrong = [text(given, name) for name in given if not is_within(name, *EXECUTION, *_FREE)]
     if wrong:
         raise ValueError(
             f"a resumed run keeps its own configuration: remove {' '.join(wrong)}. It may change "
-            f"{', '.join((*_FREE, *EXECUTION[1:]))}"
+            f"{', '.join((*_FREE, *_EXECUTION))}"
         )
 
 
@@ -51,7 +52,7 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     result, defaults = completed(saved.config, now, given)
     _report_defaults(saved, defaults)
     groups = {name.partition(".")[0] for name in given}
-    result |= {key: now[key] for key in EXECUTION[1:] if key in now and (auto or key in groups)}
+    result |= {key: now[key] for key in _EXECUTION if key in now and (auto or key in groups)}
     if not auto and "logger" not in groups:
         result |= _own_account(saved, now)
     result = moved(result, options)
