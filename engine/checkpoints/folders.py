@@ -15,6 +15,7 @@ from ...models.checksums import CHECKSUM
 from ...models.tensor_files import FOLDER_WEIGHTS as WEIGHTS
 from ...models.tensor_files import checksum
 from ..runtime.atomic_files import replacing, write_json
+from .options import without_pretrained
 from .record import Checkpoint
 
 CONFIG = "config.json"
@@ -67,8 +68,7 @@ def from_folder(weights: dict[str, Tensor], config: Path) -> Checkpoint:
 def portable(config: dict[str, Any]) -> dict[str, Any]:
     """Return the parts of a run's configuration that are meaningful on any machine, without file locations."""
     kept: dict[str, Any] = {part: config[part] for part in _KEPT if part in config}
-    backbone = kept["model"]["backbone"] | {"pretrained": False, "weights": None}
-    return kept | {"model": kept["model"] | {"backbone": backbone}, "dataset": _unlocated(kept.get("dataset", {}))}
+    return kept | {"model": without_pretrained(kept["model"]), "dataset": _unlocated(kept.get("dataset", {}))}
 
 
 def half_precision(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ def own_data(saved: Checkpoint) -> dict[str, str]:
 
     A data set in COCO's format is taken for COCO if it has COCO's 80 classes, from person to toothbrush.
     """
-    layout = layout_of(saved.config.get("dataset", {}).get("train") or {})
+    layout = layout_of(saved.dataset.get("train") or {})
     if layout is None or (layout == COCO and not _are_cocos(saved.classes)):
         return {}
     return {layout.name: layout.source}

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from ...data.reading.label_values import read_file
 from ..guards.settings import plain, replaced
 from ..runtime.atomic_files import given_path
-from .options import flat, is_interpolated, with_option
+from .options import flat, is_interpolated, is_within, with_option
 from .pretrained import PACKAGED
 
 # The options that set locations on the command line; all entry points use the same names.
@@ -83,7 +83,7 @@ def locations_in(options: Mapping[str, Any]) -> dict[str, Any]:
         name: value
         for option in LOCATIONS
         for name, value in named.items()
-        if f"{name}.".startswith(f"{option}.") and value not in (None, {})
+        if is_within(name, option) and value not in (None, {})
     }
 
 

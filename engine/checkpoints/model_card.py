@@ -233,5 +233,5 @@ def _scored(saved: Checkpoint, scores: Table | None, scored_on: str) -> str:
 
 def _split(saved: Checkpoint, name: str) -> str | None:
     """Return the split that a node of the data set's configuration reads; None if it does not say."""
-    node = saved.config.get("dataset", {}).get(name) or {}
+    node = saved.dataset.get(name) or {}
     return node.get("split")

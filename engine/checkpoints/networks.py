@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ...models import tensor_files
 from ...models.factory import build, with_classes
 from ..guards.settings import replaced
-from ..runtime.overrides import given_overrides
+from ..runtime.overrides import given_options, given_overrides
 from .inherited_data import passed_on
+from .options import is_within, without_pretrained
 from .reading import check_published, find, load
 from .record import Checkpoint
 
@@ -112,7 +113,7 @@ def _check_scaling(option: str, source: Checkpoint, config: DictConfig) -> None:
     """Raise ValueError if a checkpoint's run set ``dataset.value_range`` and the new run leaves it at its default."""
     value_range = source.value_range
     unset = "value_range" in config.dataset and config.dataset.value_range is None
-    if value_range is not None and unset and "dataset.value_range" not in given_overrides():
+    if value_range is not None and unset and "dataset.value_range" not in given_options():
         raise ValueError(
             f"{option} comes from a run with dataset.value_range={list(value_range)}, but this run does not set it and "
             f"would scale images of more than 8 bits differently: set dataset.value_range=[{value_range[0]},"
@@ -125,7 +126,7 @@ def _model_node(checkpoint: Checkpoint) -> dict[str, Any]:
     model = checkpoint.setting("model")
     if not isinstance(model.get("backbone"), dict):
         raise ValueError("the checkpoint's config has no model.backbone")
-    return model | {"backbone": model["backbone"] | {"pretrained": False, "weights": None}}
+    return without_pretrained(model)
 
 
 def _build_for_weights(model: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
@@ -150,4 +151,4 @@ def _chooses_network(option: str) -> bool:
     option = option.lstrip("+~").replace("/", ".")  # model/context=none selects a part of the model
     if option == "backbone.in_channels":  # it also determines how images are read
         return False
-    return any(f"{option}.".startswith(f"{part}.") for part in ("model", "backbone", *_IN_RECIPE))
+    return is_within(option, "model", "backbone", *_IN_RECIPE)

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -16,16 +16,11 @@ CHECKED = (*BOUNDS, "optimizer.lr_factors", "recipe.monitor")  # options that th
 
 
 def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return {dotted name: value} for a plain configuration; lists and empty mappings are leaves."""
-    return dict(_leaves(node, path))
-
-
-def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Return {dotted name: value} for a plain configuration below `path`; lists and empty mappings are leaves."""
+    options: dict[str, Any] = {}
     for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
+        options |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) and value else {f"{path}{key}": value}
+    return options
 
 
 def text(options: Mapping[str, Any], name: str) -> str:
@@ -42,6 +37,11 @@ def with_option(node: Mapping[str, Any], name: str, value: Any) -> dict[str, Any
     return {**node, key: with_option(node[key], inside, value) if inside else value}
 
 
+def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain ``model`` node with a backbone that neither downloads nor reads pretrained weights."""
+    return {**model, "backbone": {**model["backbone"], "pretrained": False, "weights": None}}
+
+
 def is_interpolated(config: DictConfig, name: str) -> bool:
     """Return True if an option, or a node that contains it, is an interpolation."""
     node: Any = config
@@ -54,9 +54,14 @@ def is_interpolated(config: DictConfig, name: str) -> bool:
     return False
 
 
+def is_within(name: str, *options: str) -> bool:
+    """Return True if ``name`` is one of the options or within one, as ``dataset.root`` is within ``dataset``."""
+    return f"{name}.".startswith(tuple(f"{option}." for option in options))
+
+
 def is_given(name: str, given: Mapping[str, Any]) -> bool:
     """Return True if an option, or a part of it, is on the command line."""
-    return any(f"{key}.".startswith(f"{name}.") for key in given)
+    return any(is_within(key, name) for key in given)
 
 
 def completed(

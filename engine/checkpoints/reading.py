@@ -26,7 +26,7 @@ from ...models.checksums import HEADER
 from ...models.published.importing import Published, convert
 from ...models.tensor_files import TensorFile
 from ..runtime.atomic_files import given_path
-from ..runtime.overrides import given_overrides
+from ..runtime.overrides import given_options
 from .folders import CONFIG, WEIGHTS, from_folder, is_folder
 from .pretrained import PACKAGED, packaged_file
 from .record import Checkpoint, checked
@@ -75,7 +75,7 @@ def load(path: Path, **published: Any) -> Checkpoint:
 
 def check_published(loaded: Sequence[Checkpoint]) -> None:
     """Raise ValueError if the command line sets an option of published checkpoints and none of these is one."""
-    options = [name for name in given_overrides() if name.lstrip("+").startswith("published.")]
+    options = [name for name in given_options() if name.startswith("published.")]
     if options and not any(saved.is_published for saved in loaded):
         raise ValueError(
             f"{', '.join(options)} would have no effect, because {loaded[0].source} is not a published checkpoint and "

@@ -48,6 +48,11 @@ class Checkpoint:
         return value
 
     @property
+    def dataset(self) -> dict[str, Any]:
+        """The configuration of the data set; {} for a checkpoint that was imported from a published file."""
+        return self.config.get("dataset", {})
+
+    @property
     def channels(self) -> int:
         """The number of input channels of the network."""
         return self.setting("model.backbone").get("in_channels", 3)
@@ -55,7 +60,7 @@ class Checkpoint:
     @property
     def value_range(self) -> Sequence[float] | None:
         """The values of black and white in images of more than 8 bits, as in training; None for the full range."""
-        return self.config.get("dataset", {}).get("value_range")
+        return self.dataset.get("value_range")
 
     @property
     def is_published(self) -> bool:
@@ -65,7 +70,7 @@ class Checkpoint:
     @property
     def drawn_channels(self) -> Sequence[int] | None:
         """The indices of the channels that are drawn as red, green and blue; None for the default."""
-        return self.config.get("dataset", {}).get("rgb")
+        return self.dataset.get("rgb")
 
 
 def checked(checkpoint: Checkpoint) -> Checkpoint:

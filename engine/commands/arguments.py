@@ -44,13 +44,11 @@ def accepted(overrides: Iterable[str]) -> list[str]:
     places: dict[str, int] = {}
     overrides = list(overrides)
     multirun = not set(_SWEEP).isdisjoint(overrides)
-    flag = ""
-    for argument in overrides:
-        if argument in _SWEEP and flag not in _WITH_VALUE:
+    for before, argument in pairwise(["", *overrides]):
+        if argument in _SWEEP and before not in _WITH_VALUE:
             sweep = [argument]
             continue
-        override = argument if flag in _WITH_VALUE else _quoted(argument, multirun)
-        flag = argument
+        override = argument if before in _WITH_VALUE else _quoted(argument, multirun)
         if _sweeps_over_entry(override):
             swept.append(f"++{override.lstrip('+')}")
             continue
@@ -65,13 +63,13 @@ def accepted(overrides: Iterable[str]) -> list[str]:
 
 
 def _sweeps_over_entry(override: str) -> bool:
-    parsed, match = _parsed(override), _ENTRY.fullmatch(override)
+    parsed, match = parse_override(override), _ENTRY.fullmatch(override)
     return parsed is not None and parsed.is_sweep_override() and match is not None and match[2] is not None
 
 
 def _entries(override: str) -> tuple[str, str]:
     """Return the option that an override sets, and the entries of the mapping in it as text; "" if it has none."""
-    parsed, match = _parsed(override), _ENTRY.fullmatch(override)
+    parsed, match = parse_override(override), _ENTRY.fullmatch(override)
     if parsed is None or parsed.is_sweep_override() or match is None:
         return override, ""
     option, key, text = match.groups()
@@ -87,7 +85,7 @@ def _quoted(override: str, multirun: bool) -> str:
     if not equals or override.startswith("-") or "${" in value:
         return override
     sweeps = multirun and not key.startswith("hydra.")  # nothing can be swept over Hydra's own options
-    if parsed := _parsed(override):
+    if parsed := parse_override(override):
         is_path = parsed.is_sweep_override() and not sweeps and _is_path(value)
         return f"{key}={_string(value)}" if is_path else override
     if value.startswith(_COMPOSED):
@@ -95,7 +93,7 @@ def _quoted(override: str, multirun: bool) -> str:
     else:
         text = ",".join(map(_quoted_item, value.split(","))) if sweeps else _string(value)
     quoted = f"{key}={text}"
-    return quoted if _parsed(quoted) else override
+    return quoted if parse_override(quoted) else override
 
 
 def _is_path(value: str) -> bool:
@@ -107,16 +105,19 @@ def _is_path(value: str) -> bool:
 
 def _quoted_item(text: str) -> str:
     """Return a part of a list, mapping or sweep, quoted unless it already is or Hydra can parse it."""
-    return text if text[:1] in ("'", '"') or not text.strip() or _parsed(f"x={text.strip()}") else _string(text.strip())
+    if text.startswith(("'", '"')) or not text.strip() or parse_override(f"x={text.strip()}"):
+        return text
+    return _string(text.strip())
 
 
 def _string(value: str) -> str:
     """Return a value as a quoted string of Hydra's grammar."""
-    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # of backslashes, only those before a quote
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'")  # a backslash is only special before a quote
     return f"'{escaped}'"
 
 
-def _parsed(override: str) -> Override | None:
+def parse_override(override: str) -> Override | None:
+    """Parse an override as Hydra does; return None if it is invalid."""
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException:
@@ -135,11 +136,9 @@ def check_overrides(overrides: Iterable[str]) -> None:
     shows = next((flag for flag in flags if _SHOWS.fullmatch(flag)), None)
     if shows is not None and any(flag in _SWEEP for flag in flags):
         raise ValueError(f"{shows} shows the configuration of one run and -m makes several: leave out one of them")
-    before = ""
-    for override in overrides:
+    for before, override in pairwise(["", *overrides]):
         option, equals, value = override.partition("=")
-        flag, before = before, override
-        if option.startswith(("-", "~")) or flag in _WITH_VALUE:
+        if option.startswith(("-", "~")) or before in _WITH_VALUE:
             continue
         if not equals:
             raise ValueError(f"{override} is not an option: write OPTION=VALUE; --help lists the options")
@@ -159,7 +158,7 @@ def _chooses_config(override: str) -> bool:
 
     Names, lists of names and sweeps select configurations; a mapping changes settings of the selected one.
     """
-    parsed = _parsed(override)
+    parsed = parse_override(override)
     if parsed is None:
         return True
     value: Any = parsed.value()

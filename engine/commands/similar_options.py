@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ...conf import CONF
 from ...models.factory import compose_conf
 from ..guards.setting_types import argument_types
+from .arguments import parse_override
 
 _MISSING = object()
 
@@ -25,7 +25,7 @@ def similar_options(overrides: Iterable[str], name: str) -> str:
         overrides: arguments that Hydra accepts, or has rejected.
         name: the file in ``conf/`` that the command starts from.
     """
-    parsed = list(_parsed(overrides))
+    parsed = [override for override in map(parse_override, overrides) if override is not None]
     with suppress(HydraException, OmegaConfBaseException):
         configs = [compose_conf(groups, name) for groups in _choices(parsed)]
         options = list(dict.fromkeys(option for config in configs for option in _names(config)))
@@ -47,13 +47,6 @@ def _choices(parsed: Iterable[Override]) -> list[list[str]]:
     ]
     number = max(map(len, lines), default=1)
     return [[choices[min(index, len(choices) - 1)] for choices in lines] for index in range(number)]
-
-
-def _parsed(overrides: Iterable[str]) -> Iterator[Override]:
-    parser = OverridesParser.create()
-    for override in overrides:
-        with suppress(HydraException):
-            yield parser.parse_override(override)
 
 
 def _is_group(override: Override) -> bool:

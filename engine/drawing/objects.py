@@ -163,9 +163,7 @@ def _resized(image: Tensor, *objects: Mapping[str, Tensor], width: int) -> tuple
         {
             **those,
             "boxes": those["boxes"] * factor,
-            "masks": resize(those["masks"].to(torch.uint8), size, InterpolationMode.NEAREST)
-            if len(those["masks"])
-            else those["masks"],
+            "masks": resize(those["masks"].to(torch.uint8), size, InterpolationMode.NEAREST),
         }
         for those in objects
     ]
@@ -174,7 +172,7 @@ def _resized(image: Tensor, *objects: Mapping[str, Tensor], width: int) -> tuple
 
 def _captions(objects: Mapping[str, Tensor], classes: Sequence[str]) -> list[str]:
     names = [str(classes[label - 1]) for label in objects["labels"].tolist()]
-    if "crowds" in objects:  # which no detection is expected to match
+    if "crowds" in objects:  # regions of many objects, which no detection is expected to match
         crowds = objects["crowds"].tolist()
         names = [f"{name} (crowd)" if crowd else name for name, crowd in zip(names, crowds, strict=True)]
     if "scores" not in objects:

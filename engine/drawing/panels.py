@@ -34,18 +34,11 @@ def save_panel(
         samples: (image (3, H, W) in [0, 1], labels (H, W), prediction (H, W)).
         classes, palette: the names and colours of the K classes.
     """
-    rows = [(image, labels.numpy(), prediction.numpy()) for image, labels, prediction in samples]
-    pictures = [
-        (
-            image.permute(1, 2, 0).numpy(),
-            colourise(labels, palette),
-            colourise(prediction, palette),
-            mark_errors(prediction, labels),
-        )
-        for image, labels, prediction in rows
-    ]
-    shown = most_frequent_first(part for _, *maps in rows for part in maps)
-    save_grid(path, pictures, ("image", "truth", "prediction", "errors (red)"), shown, classes, palette)
+    rows = []
+    for image, labels, prediction in samples:
+        truth, predicted = labels.numpy(), prediction.numpy()
+        rows.append((image.permute(1, 2, 0).numpy(), truth, predicted, mark_errors(predicted, truth)))
+    save_samples(path, rows, ("image", "truth", "prediction", "errors (red)"), classes, palette)
 
 
 def save_samples(
@@ -55,11 +48,11 @@ def save_samples(
     classes: Sequence[str],
     palette: Palette,
 ) -> None:
-    """Save a grid of images and label maps.
+    """Save a grid of images and label maps, with a legend of the classes that occur.
 
     Args:
         path: the PNG file.
-        rows: for each row, one RGB uint8 image (H, W, 3) or label map (H, W) per column.
+        rows: for each row, one RGB image (H, W, 3) or label map (H, W) per column.
         titles: the column titles.
         classes, palette: the names and colours of the K classes.
     """
@@ -88,16 +81,13 @@ def save_side_by_side(
     titles = ["image", *(["truth"] if labelled else [])]
     for name in _shortened(names):
         titles += [name, "errors (red)"] if labelled else [name]
-    pictures, maps = [], []
+    pictures = []
     for image, truth, predictions in rows:
-        row = [image] if truth is None else [image, colourise(truth, palette)]
+        row = [image] if truth is None else [image, truth]
         for prediction in predictions:
-            row.append(colourise(prediction, palette))
-            if truth is not None:
-                row.append(mark_errors(prediction, truth))
+            row += [prediction] if truth is None else [prediction, mark_errors(prediction, truth)]
         pictures.append(row)
-        maps += [*predictions] if truth is None else [truth, *predictions]
-    save_grid(path, pictures, titles, most_frequent_first(maps), classes, palette)
+    save_samples(path, pictures, titles, classes, palette)
 
 
 def thumbnails(images: Sequence[np.ndarray]) -> list[np.ndarray]:

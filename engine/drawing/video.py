@@ -97,7 +97,7 @@ class _Gif(Video):
         self._path, self._fps = path, fps
         self._spool = resources.enter_context(TemporaryFile())  # noqa: SIM115
         self._colours = np.zeros(2 ** (3 * _BITS), dtype=np.int64)  # number of pixels of each colour, over all frames
-        self._number, self._shape = 0, (0, 0)  # of the frames, with their legend
+        self._number, self._shape = 0, (0, 0)  # number of frames, and their (H, W) including the legend
 
     def _append(self, frame: np.ndarray) -> None:
         self._number, self._shape = self._number + 1, (frame.shape[0], frame.shape[1])

@@ -1,6 +1,7 @@
 """Count the cost of a network without running it: parameters, FLOPs and memory saved for the backward pass."""
 
 import importlib.util
+import weakref
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,23 +64,31 @@ def without_data(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
 
 
 class Storages(TorchDispatchMode):
-    """Record the storage of every tensor that an operation returns, without keeping it alive."""
+    """Track the storages of the tensors that operations return in this mode, until they are freed.
+
+    Attributes:
+        peak: the largest number of bytes that were in use after an operation.
+    """
 
     def __init__(self):
         super().__init__()
-        self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._sizes: dict[int, int] = {}
+        self.peak = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                self.seen[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                if storage._cdata not in self._sizes:
+                    self._sizes[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self._sizes.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self._sizes.values()))
         return result
 
     def alive(self) -> dict[int, int]:
         """Return the size in bytes of each storage that is still referenced."""
-        return {key: size for key, (reference, size) in self.seen.items() if not reference.expired()}
+        return dict(self._sizes)
 
 
 class _AttentionFormula(TorchFunctionMode):

@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
-from ...data.loader import Loader
 from ...data.reading.bands import drawn_channels
 from ...data.reading.image_files import as_stored
-from ..runtime.distributed import from_all, rank, world_size
-from ..runtime.progress import tracked
+from ..runtime.distributed import from_all
 from .average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
+from .own_samples import own_samples
 
 DRAWN_SCORE = 0.5  # the minimum score of the objects that are drawn
 
@@ -90,21 +88,14 @@ def evaluate_objects(
     """
     was_training = model.training
     model.eval()
-    own = range(rank(), len(dataset), world_size())
-    loader = Loader(
-        Subset(dataset, own),
-        batch_size=1,
-        num_workers=num_workers,
-        collate_fn=collate,
-    )
-    found, samples, spacing = {}, [], max(len(own) // max(keep_samples, 1), 1)
+    found, samples = {}, []
     start = time.perf_counter()
-    for number, ((image,), (target,)) in enumerate(
-        tracked(loader, "validate", "validated image", len(own), leave=False)
+    for index, ((image,), (target,)), keep in own_samples(
+        dataset, num_workers=num_workers, keep_samples=keep_samples, collate_fn=collate
     ):
         output = detect(model, image.to(device, non_blocking=True), bf16=bf16)
-        found[own[number]] = coco_results(output, target["image_id"].item(), dataset.category_ids)
-        if number % spacing == 0 and len(samples) < keep_samples:
+        found[index] = coco_results(output, target["image_id"].item(), dataset.category_ids)
+        if keep:
             samples.append((drawn_channels(image, getattr(dataset, "rgb", None)), target, likely_objects(output)))
     found = {index: objects for part in from_all(found) for index, objects in part.items()}
     seconds = time.perf_counter() - start

@@ -70,11 +70,9 @@ class Slide:
     """
 
     def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
-        _check_crop_size(crop_size)
         if not 0 < stride <= 1:
             raise ValueError(f"stride is {stride}: set a fraction of the window size in (0, 1]")
-        self.crop_size = (crop_size[0], crop_size[1])
-        self.stride = stride
+        self.crop_size, self.stride = _checked_crop_size(crop_size), stride
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, C, H, W)."""
@@ -169,15 +167,13 @@ class Letterbox:
     """
 
     def __init__(self, crop_size: Sequence[int], *, protocol: Protocol | None = None):
-        _check_crop_size(crop_size)
-        self.crop_size = (crop_size[0], crop_size[1])
-        self.protocol = protocol or Whole()
+        self.crop_size, self.protocol = _checked_crop_size(crop_size), protocol or Whole()
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, C, H, W)."""
         placement = Placement((images.shape[-2], images.shape[-1]), self.crop_size)
         mean = _mean(model, images)
-        frames = (images - mean).flatten(1, -3)  # those of clips, as further channels
+        frames = (images - mean).flatten(1, -3)  # the frames of a clip become channels
         framed = resample(frames, placement).view(*images.shape[:-2], *self.crop_size) + mean
         return restore(self.protocol(model, framed), placement)
 
@@ -259,12 +255,13 @@ def _scaled(size: Sequence[int], scale: float) -> list[int]:
     return [max(round(side * scale), 1) for side in size]
 
 
-def _check_crop_size(crop_size: Sequence[int] | None) -> None:
+def _checked_crop_size(crop_size: Sequence[int] | None) -> tuple[int, int]:
     if crop_size is None:
         raise ValueError("the checkpoint does not record its training crop size: set protocol.crop_size=[H,W]")
     if len(crop_size) != 2:
         raise ValueError(f"crop_size is {list(crop_size)}: set it to [height, width]")
     check_size(crop_size[0], crop_size[1], f"crop_size={list(crop_size)}")
+    return crop_size[0], crop_size[1]
 
 
 def _mean(model: Any, images: Tensor) -> Tensor:

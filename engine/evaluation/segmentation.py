@@ -6,14 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
-from ...data.loader import Loader
 from ...data.reading.bands import drawn_channels
-from ..runtime.distributed import rank, world_size
 from ..runtime.memory import enough_memory
-from ..runtime.progress import tracked
 from .confusion import ConfusionMatrix, Scores
+from .own_samples import own_samples
 from .protocols import Protocol, Tile, tiles
 
 
@@ -82,8 +79,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a network on every image of a data set, one image at a time and at its original size.
 
-    Images are not batched: they differ in size, and scores must not depend on the batch size. With n processes, each
-    takes every n-th image, and the counts are summed, so that every image is counted exactly once.
+    Images are not batched: they differ in size, and scores must not depend on the batch size. With several processes,
+    each takes a part of the images, and the counts are summed, so that every image is counted exactly once.
 
     Args:
         model: the network; a torch module or a :class:`JaxNetwork`.
@@ -92,37 +89,30 @@ def evaluate(
         device: the device of the torch network.
         bf16: run under bfloat16 autocast.
         num_workers: the number of processes that load images.
-        keep_samples: the number of samples to keep for drawing; they are evenly spaced over the data set, because
-            neighbouring video frames look alike.
+        keep_samples: the number of samples to keep for drawing, evenly spaced over the data set.
         on_prediction: called with the index of each image that this process evaluates and the prediction (H, W), on
             the host.
     """
     was_training = model.training
     model.eval()
     confusion = ConfusionMatrix(len(dataset.classes), ignore_index=dataset.ignore_index, device=device)
-    own = range(rank(), len(dataset), world_size())
-    loader = Loader(
-        Subset(dataset, own),
-        batch_size=1,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    samples, spacing = [], max(len(own) // max(keep_samples, 1), 1)
+    samples = []
     start = time.perf_counter()
-    for number, (image, labels) in enumerate(tracked(loader, "validate", "validated image", len(own), leave=False)):
+    for index, (image, labels), keep in own_samples(
+        dataset, num_workers=num_workers, keep_samples=keep_samples, pin_memory=device.type == "cuda"
+    ):
         try:
             prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16)
         except ValueError as error:
-            raise ValueError(f"image {dataset.name(own[number])}: {error}") from error
+            raise ValueError(f"image {dataset.name(index)}: {error}") from error
         confusion.update(prediction, labels.to(device, non_blocking=True))
-        keep = number % spacing == 0 and len(samples) < keep_samples
         if keep or on_prediction:
             picture = drawn_channels(image[0], getattr(dataset, "rgb", None))
             sample = _supervised_frame(picture, labels[0], prediction[0].cpu())
             if keep:
                 samples.append(sample)
             if on_prediction:
-                on_prediction(own[number], sample[2])
+                on_prediction(index, sample[2])
     confusion.reduce()
     scores = confusion.scores()
     model.train(was_training)

@@ -63,6 +63,22 @@ def check_settings(config: Mapping[str, Any], *, allow_null: bool = False) -> No
             the class to reject null.
     """
     _check_bounds(config)
+    _check_structure(config)
+    for name, node in _nodes(config):
+        _check_arguments(name, node, allow_null=allow_null)
+
+
+def _check_bounds(config: Mapping[str, Any]) -> None:
+    """Raise ValueError if a setting that the code reads by its name is out of bounds."""
+    for name, (kind, least, most, optional) in BOUNDS.items():
+        value = _select(config, name)
+        if value is _MISSING or (optional and value is None):
+            continue
+        if not (_fits(value, kind) and least <= value <= most):
+            bounds = "" if kind is bool else f" from {least} to {most}"
+            raise ValueError(
+                f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
+            )
     factors = _select(config, "optimizer.lr_factors")
     if factors not in (_MISSING, None) and not (
         isinstance(factors, Mapping) and all(_fits(value, float) and value > 0 for value in factors.values())
@@ -74,6 +90,10 @@ def check_settings(config: Mapping[str, Any], *, allow_null: bool = False) -> No
     monitor = _select(config, "recipe.monitor")
     if monitor not in (_MISSING, None) and not isinstance(monitor, str):
         raise ValueError(f"recipe.monitor is {_shown(monitor)}, but must be the name of a score or null")
+
+
+def _check_structure(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the parts of a configuration are mappings, with a ``_target_`` where one is needed."""
     for name in _PARTS:
         if not isinstance(config.get(name, {}), Mapping):
             raise ValueError(f"{name} is {_shown(config[name])}, but must be a mapping, as in conf/{name}")
@@ -83,28 +103,16 @@ def check_settings(config: Mapping[str, Any], *, allow_null: bool = False) -> No
         node = _select(config, name)
         if node is not _MISSING and (not _is_made(node) or node.get("_partial_")):
             raise ValueError(f"{name} is {_shown(node)}, but must be a mapping with a _target_ and no _partial_")
-    for name, node in _nodes(config):
-        for argument, hint in _HYDRA.items():
-            if argument in node and not _fits(node[argument], hint):
-                raise ValueError(f"{name}.{argument} is {_shown(node[argument])}, but must be {_described(hint)}")
-        for argument, hint in argument_types(node["_target_"]).items():
-            value = node.get(argument, _MISSING)
-            if value is _MISSING or (value is None and (allow_null or argument in _FILLED_IN)):
-                continue
-            if not _fits(value, hint):
-                raise ValueError(f"{name}.{argument} is {_shown(value)}, but must be {_described(hint)}")
 
 
-def _check_bounds(config: Mapping[str, Any]) -> None:
-    for name, (kind, least, most, optional) in BOUNDS.items():
-        value = _select(config, name)
-        if value is _MISSING or (optional and value is None):
-            continue
-        if not (_fits(value, kind) and least <= value <= most):
-            bounds = "" if kind is bool else f" from {least} to {most}"
-            raise ValueError(
-                f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
-            )
+def _check_arguments(name: str, node: Mapping[str, Any], *, allow_null: bool) -> None:
+    """Raise ValueError unless the arguments in a node match the annotations of the class in its ``_target_``."""
+    hints = argument_types(node["_target_"]) | _HYDRA
+    for argument, value in node.items():
+        hint = hints.get(argument, Any)
+        may_be_null = argument in _FILLED_IN or (allow_null and argument not in _HYDRA)
+        if not (_fits(value, hint) or (value is None and may_be_null)):
+            raise ValueError(f"{name}.{argument} is {_shown(value)}, but must be {_described(hint)}")
 
 
 def _select(config: Any, name: str) -> Any:

@@ -10,19 +10,18 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 
-def plain(config: DictConfig, **found_later: Any) -> dict[str, Any]:
-    """Return a configuration as plain dicts and lists with interpolations resolved, updated with ``found_later``."""
-    return cast(dict[str, Any], OmegaConf.to_container(replaced(config, **found_later), resolve=True))
+def plain(config: DictConfig, **values: Any) -> dict[str, Any]:
+    """Return a configuration with `values` set as plain dicts and lists, with interpolations resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(replaced(config, **values), resolve=True))
 
 
-def replaced(config: DictConfig, **found_later: Any) -> DictConfig:
-    """Return a copy of a configuration with the values in ``found_later`` added or replaced.
+def replaced(config: DictConfig, **values: Any) -> DictConfig:
+    """Return a copy of a configuration with `values` added or replaced.
 
     Interpolations such as ``${num_classes}`` resolve to the new values. A mapping replaces the entire node of the same
     name.
     """
     result = copy.deepcopy(config)
     with open_dict(result):
-        for name, value in found_later.items():
-            result[name] = value
+        result.update(values)
     return result

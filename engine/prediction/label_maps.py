@@ -85,7 +85,7 @@ class LabelMaps:
     def predicted(self, index: int) -> Predicted:
         """Read image `index` and make its predictions; write the class scores if they are requested."""
         image = self.images[index]
-        picture, turn = self._read(image.path, image.frame)
+        picture, orientation = self._read(image.path, image.frame)
         before = self._before(index, picture.shape)
         self._say(self.first.about_memory(picture.shape[-2:]))
         scores = wanted_scores(
@@ -95,7 +95,7 @@ class LabelMaps:
             probabilities=self.probabilities,
             logits=self.logits,
             normalised=averages_probabilities(self.first.protocol),
-            orientation=turn,
+            orientation=orientation,
         )
         with scores as add:
             labels = [self.first(picture, before, bar=image.name.name, on_tile=add)]
@@ -103,7 +103,7 @@ class LabelMaps:
         if self._is_compared:
             labels += [other(picture, before, bar=image.name.name) for other in self.others]
             truth = self.truth.of(index, labels[0].shape) if self.truth else None
-        return Predicted(picture, turn, labels, truth, self._attention(picture))
+        return Predicted(picture, orientation, labels, truth, self._attention(picture))
 
     def _before(self, index: int, shape: Sequence[int]) -> list[Tensor]:
         """Return the frames before image `index` in its clip, back to one that is unreadable or of another shape."""
@@ -118,18 +118,18 @@ class LabelMaps:
             found.insert(0, picture)
         return found
 
-    def write(self, image: InputImage, made: Predicted, video: Video | None) -> None:
+    def write(self, image: InputImage, predicted: Predicted, video: Video | None) -> None:
         """Write the files of an image, and add it to the comparison and the video if there are any."""
-        name, labels = image.name, made.labels[0]
-        pixels = drawn_channels(made.picture, self._rgb).permute(1, 2, 0).numpy()
-        drawing.save_mask(self.output / f"{name}.png", labels, self.palette, orientation=made.orientation)
+        name, labels = image.name, predicted.labels[0]
+        pixels = drawn_channels(predicted.picture, self._rgb).permute(1, 2, 0).numpy()
+        drawing.save_mask(self.output / f"{name}.png", labels, self.palette, orientation=predicted.orientation)
         overlay = self.output / f"{name}_overlay.png"
         self._reduced += drawing.save_overlay(overlay, pixels, labels, self.classes, self.palette) > 1
         if self.attention is not None:
-            drawing.save_attention(self.output / f"{name}_attention.png", pixels, made.attention, self.attention)
+            drawing.save_attention(self.output / f"{name}_attention.png", pixels, predicted.attention, self.attention)
         if self._is_compared:
-            truth = [] if made.truth is None else [made.truth]
-            shown, *small = drawing.thumbnails([pixels, *made.labels, *truth])
+            truth = [] if predicted.truth is None else [predicted.truth]
+            shown, *small = drawing.thumbnails([pixels, *predicted.labels, *truth])
             self._rows.append((shown, small.pop() if truth else None, small))
         if video:
             video.add(drawing.blend(pixels, labels, self.palette), self._legend.of(labels))

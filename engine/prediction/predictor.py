@@ -74,7 +74,7 @@ class Predictor:
             network,
             protocol or (instantiate(own) if own else Whole()),
             device=device,
-            frames=saved.config.get("dataset", {}).get("frames", 1),
+            frames=saved.dataset.get("frames", 1),
             bf16=bf16,
             windows=None if protocol or crop is None else Slide(crop),
         )

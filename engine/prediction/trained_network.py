@@ -96,8 +96,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         self.module: nn.Module = networks.network(saved).to(self.device)
         self.classes, self.palette = list(saved.classes), [list(colour) for colour in saved.palette]
         self.crop_size = saved.config.get("recipe", {}).get("train_transform", {}).get("crop_size")
-        self.dataset: dict[str, Any] = saved.config.get("dataset", {})
-        self.channels, self.value_range = saved.channels, saved.value_range
+        self.dataset, self.channels, self.value_range = saved.dataset, saved.channels, saved.value_range
         self._rgb = saved.drawn_channels
         self.segments = task_of(saved.config).predicts_label_maps
         self._predictor = Predictor.of(saved, self.module, device=self.device) if self.segments else None

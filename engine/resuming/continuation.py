@@ -8,39 +8,30 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...data import ImageDataset
 from ..checkpoints.locations import LOCATIONS, absolute, moved
-from ..checkpoints.options import completed, flat, text, with_option
+from ..checkpoints.options import completed, flat, is_within, text, with_option
 from ..checkpoints.record import Checkpoint
 from ..guards.settings import plain
 from ..runtime.distributed import from_first, rank, world_size
 from ..runtime.launchers import is_first
-from ..runtime.overrides import EXECUTION, given_overrides
+from ..runtime.overrides import EXECUTION, given_options, given_overrides
 from .contents import changed, data_contents, weight_contents
-from .identity import LENGTH, PATIENCE, Identity, choices, fingerprint
+from .identity import LENGTH, PATIENCE, Identity, choices, differing, fingerprint
 
 # Options that resume=FOLDER may change, although the run then differs from one that used them from the start.
 INEXACT = ("recipe.batch_size", "accumulate")
 _FREE = (*LOCATIONS, LENGTH, PATIENCE, *INEXACT)
+_EXECUTION = tuple(option for option in EXECUTION if option != "resume")
 _ACCOUNT = ("entity", "project")  # the options of the logger that name a W&B account
-
-
-def given_options() -> dict[str, Any]:
-    """Return the options on the command line by name, without Hydra's ``+`` prefix."""
-    return {name.lstrip("+"): value for name, value in given_overrides().items()}
 
 
 def check_given(given: Mapping[str, Any]) -> None:
     """Raise ValueError if an option passed with ``resume=FOLDER`` would change what the run computes."""
-    wrong = [text(given, name) for name in given if not _may_change(name)]
+    wrong = [text(given, name) for name in given if not is_within(name, *EXECUTION, *_FREE)]
     if wrong:
         raise ValueError(
             f"a resumed run keeps its own configuration: remove {' '.join(wrong)}. It may change "
-            f"{', '.join((*_FREE, *EXECUTION[1:]))}"
+            f"{', '.join((*_FREE, *_EXECUTION))}"
         )
-
-
-def _may_change(name: str) -> bool:
-    """Return True if a resumed run may change an option, or the entry of a split in it."""
-    return name.partition(".")[0] in EXECUTION or any(f"{name}.".startswith(f"{free}.") for free in _FREE)
 
 
 def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
@@ -61,7 +52,7 @@ def continued(config: DictConfig, saved: Checkpoint) -> DictConfig:
     result, defaults = completed(saved.config, now, given)
     _report_defaults(saved, defaults)
     groups = {name.partition(".")[0] for name in given}
-    result |= {key: now[key] for key in EXECUTION[1:] if key in now and (auto or key in groups)}
+    result |= {key: now[key] for key in _EXECUTION if key in now and (auto or key in groups)}
     if not auto and "logger" not in groups:
         result |= _own_account(saved, now)
     result = moved(result, options)
@@ -175,11 +166,7 @@ def inexact(saved: Checkpoint, config: DictConfig, contents: Mapping[str, str], 
         processes: the number of processes.
     """
     was, now = flat(saved.config), flat(plain(config))
-    reasons = [
-        f"{text(now, name)} instead of {text(was, name).partition('=')[2]}"
-        for name in INEXACT
-        if name in was and was[name] != now.get(name)
-    ]
+    reasons = differing([name for name in INEXACT if name in was], now, was)
     before = len(saved.training["random"])
     if before != processes:
         reasons.append(f"number of processes {processes} instead of {before}")

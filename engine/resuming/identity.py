@@ -87,13 +87,13 @@ class RequestedRun:
         names = [name for name in {**now, **was} if _matters(name, self.config)]
         # Interpolated options differ because their sources do, so they are reported only if no source is.
         sources = [name for name in names if not is_interpolated(self.config, name)]
-        return _differing(sources, was, now) or _differing(names, was, now) or self._other_files(saved, was, now)
+        return differing(sources, was, now) or differing(names, was, now) or self._other_files(saved, was, now)
 
     def _other_files(self, saved: Checkpoint, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         contents = saved.training.get("contents")
         if contents is None:  # a checkpoint from earlier code has no hashes: compare the locations
-            places = {name: None for name in {**now, **was} if is_location(name)}
-            return _differing(places, *({name: absolute(node.get(name)) for name in places} for node in (was, now)))
+            places = [name for name in {**now, **was} if is_location(name)]
+            return differing(places, *({name: absolute(node.get(name)) for name in places} for node in (was, now)))
         weights = {}
         for name, value in weight_files(self.config).items():
             same = absolute(was.get(name)) == absolute(value)
@@ -105,11 +105,12 @@ class RequestedRun:
         return changed(contents, self._data_contents() | weights)
 
 
-def _differing(names: Iterable[str], was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differing(names: Iterable[str], options: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Describe the options whose values differ, such as "seed=0 instead of 1" for 0 in ``options``, 1 in ``others``."""
     return [
-        f"{text(was, name)} instead of {text(now, name).partition('=')[2]}"
+        f"{text(options, name)} instead of {text(others, name).partition('=')[2]}"
         for name in names
-        if was.get(name, _MISSING) != now.get(name, _MISSING)
+        if options.get(name, _MISSING) != others.get(name, _MISSING)
     ]
 
 

@@ -20,7 +20,7 @@ from ..checkpoints.record import Checkpoint
 from ..runtime.atomic_files import given_path
 from ..runtime.distributed import from_all, from_first, rank
 from ..runtime.launchers import is_first
-from ..runtime.overrides import in_sweep
+from ..runtime.overrides import given_options, in_sweep
 from ..runtime.run_folder import (
     BEST,
     LAST,
@@ -33,7 +33,7 @@ from ..runtime.run_folder import (
     with_numbers,
 )
 from .contents import data_contents
-from .continuation import check_given, given_options
+from .continuation import check_given
 from .identity import LENGTH, RequestedRun
 
 
@@ -49,35 +49,19 @@ class Start(NamedTuple):
     saved: Checkpoint | None
 
 
-class _SameRun(NamedTuple):
-    """A run that ``resume=auto`` may continue; the smallest one is the best.
+class _FoundRun(NamedTuple):
+    """A run in the folder of the command line, or in a sibling of that folder.
 
     Attributes:
+        folder: its folder.
+        iteration: the number of its iterations.
         is_shorter: whether it is shorter than the run that the command line describes.
-        is_beside: whether it is not in the folder of the command line, but in a sibling.
-        minus_iteration: the negative number of its iterations.
-        folder: its folder.
+        differences: see :meth:`.identity.RequestedRun.differences`; only a run without any may be continued.
     """
 
+    folder: Path
+    iteration: int
     is_shorter: bool
-    is_beside: bool
-    minus_iteration: int
-    folder: Path
-
-
-class _OtherRun(NamedTuple):
-    """A run that ``resume=auto`` may not continue; the smallest one is the most similar.
-
-    Attributes:
-        number: the number of differences.
-        minus_iteration: the negative number of its iterations.
-        folder: its folder.
-        differences: see :meth:`.identity.RequestedRun.differences`.
-    """
-
-    number: int
-    minus_iteration: int
-    folder: Path
     differences: list[str]
 
 
@@ -100,19 +84,16 @@ def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
         OSError: a checkpoint cannot be read, for a reason that may be temporary.
     """
     with ExitStack() as held:
-        start = Start(folder, None)
-        if not rank():
-            start = _find(config, folder, held)
+        start = Start(folder, None) if rank() else _find(config, folder, held)
         folder, path = from_first((start.folder, start.saved and start.saved.source))
-        if rank() and path:
-            start = Start(folder, load(path))
-        iterations = from_all(start.saved.iteration if start.saved else 0)
+        saved = load(path) if rank() and path else start.saved
+        iterations = from_all(saved.iteration if saved else 0)
         if len(set(iterations)) > 1:
             raise ValueError(
                 f"processes found checkpoints of different iterations, {iterations}: all machines must see the run's "
                 "folder"
             )
-        yield Start(folder, start.saved)
+        yield Start(folder, saved)
 
 
 def preview(config: DictConfig) -> DictConfig:
@@ -171,13 +152,15 @@ def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
 
 def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     """Return the run that ``resume=auto`` continues, or an unused folder for a new one."""
-    same, others = _compare_runs(config, folder)
-    for run in sorted(same):
+    found = _find_runs(config, folder)
+    same = [run for run in found if not run.differences]
+    others = [run for run in found if run.differences]
+    for run in sorted(same, key=lambda run: (run.is_shorter, run.folder != folder, -run.iteration)):
         try:
             lock = FolderLock(run.folder)
         except FolderTaken as error:
             # In a sweep, two runs may have the same identity. A shorter run may be complete as it is.
-            if run.is_beside and (in_sweep() or run.is_shorter):
+            if run.folder != folder and (in_sweep() or run.is_shorter):
                 _say(f"resume=auto: skipped {run.folder}, which is in use")
                 continue
             raise FolderTaken(f"this run is already being trained: {error}") from error
@@ -191,16 +174,17 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
     skipped = f", skipped {len(others)} of other configurations" if others else ""
     _say(f"resume=auto: no checkpoint of this run in {folder.parent}{skipped}: starting a new run in {start.folder}")
     if others:
-        nearest = min(others)
-        shown = ", ".join(nearest.differences[:3]) + (f" and {nearest.number - 3} more" if nearest.number > 3 else "")
-        _say(f"the most similar one, {nearest.folder} at iteration {-nearest.minus_iteration}, has {shown}")
+        nearest = min(others, key=lambda run: (len(run.differences), -run.iteration))
+        more = f" and {len(nearest.differences) - 3} more" if len(nearest.differences) > 3 else ""
+        shown = ", ".join(nearest.differences[:3]) + more
+        _say(f"the most similar one, {nearest.folder} at iteration {nearest.iteration}, has {shown}")
     return start
 
 
-def _compare_runs(config: DictConfig, folder: Path) -> tuple[list[_SameRun], list[_OtherRun]]:
-    """Return the runs in the folder and its siblings: those that are the run of the command line, and the others."""
+def _find_runs(config: DictConfig, folder: Path) -> list[_FoundRun]:
+    """Return the runs in the folder and its siblings, compared with the run of the command line."""
     requested = RequestedRun(config, given_options(), lambda: _data_contents(config))
-    same, others = [], []
+    found = []
     siblings = (path for path in sorted(folder.parent.glob("*")) if path != folder and os.access(path, os.X_OK))
     for run in (folder, *siblings):
         peeks = _peeks(run)
@@ -211,12 +195,9 @@ def _compare_runs(config: DictConfig, folder: Path) -> tuple[list[_SameRun], lis
         # A sweep may vary the length, so it never extends a shorter run, which may be another of its own.
         if length > requested.length or (length < requested.length and in_sweep()):
             differences.insert(0, f"{LENGTH}={length} instead of {requested.length}")
-        minus_iteration = -(peeks[0].iteration or 0)
-        if differences:
-            others.append(_OtherRun(len(differences), minus_iteration, run, differences))
-        else:
-            same.append(_SameRun(length < requested.length, run != folder, minus_iteration, run))
-    return same, others
+        iteration = peeks[0].iteration or 0
+        found.append(_FoundRun(run, iteration, length < requested.length, differences))
+    return found
 
 
 def _free(folder: Path, held: ExitStack) -> Path:
@@ -284,7 +265,7 @@ def _first_intact(folder: Path) -> Checkpoint | None:
 
 def _without_state(folder: Path) -> str:
     """Return the message for a folder, as in ``resume=FOLDER``, that has no state of a run."""
-    if any((folder.parent / name).is_file() for name in (LAST, PREVIOUS)):
+    if any(path.is_file() for path in _states(folder.parent)):
         return f"resume={folder} must be the folder of a run, not a file in it: set {quote(f'resume={folder.parent}')}"
     message = f"there is no checkpoint {folder / LAST}, from which a run could continue"
     if (folder / BEST).is_file():

@@ -24,7 +24,7 @@ from .stop_signals import second_signal_ends
 
 T = TypeVar("T")
 _TIMED_OUT = re.compile("timed out waiting|application timeout|watchdog.*timeout", re.IGNORECASE)  # gloo, NCCL
-_RUNS = itertools.count()  # the runs of this process outside of sweeps
+_RUNS = itertools.count()  # numbers the runs of this process that are not part of a sweep
 _STORES: dict[tuple[str, ...], tuple[c10d.Store, int, int]] = {}  # by the environment that describes the group
 _JOINING = timedelta(minutes=10)
 _ROLL_CALL = 10.0  # seconds for all processes to report that a collective operation has failed

@@ -26,6 +26,11 @@ def given_overrides() -> dict[str, Any]:
     return parse_overrides(called)
 
 
+def given_options() -> dict[str, Any]:
+    """Return this run's overrides as {option: value}, without the ``+`` or ``++`` that may precede an option."""
+    return {name.lstrip("+"): value for name, value in given_overrides().items()}
+
+
 def called_from_python() -> bool:
     """Return True within :func:`as_command_line`: a Python program, such as a notebook, has started this run."""
     return _called_with.get() is not None

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from .atomic_files import read_json
 
 # The newest state of a run, the one before, its best weights, and its result once it is finished.
 LAST, PREVIOUS, BEST, RESULT = "last.pt", "previous.pt", "best.safetensors", "result.json"
@@ -56,9 +57,7 @@ class FolderLock:
     def __enter__(self) -> "FolderLock":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def release(self) -> None:
@@ -73,7 +72,7 @@ class FolderLock:
     def _acquire(self) -> int:
         began, waiting = time.monotonic(), False
         while (descriptor := self._try()) is None:
-            holder = self._holder()
+            holder = read_json(self._path)  # {} if it has not written the file yet
             remote = holder.get("host", socket.gethostname()) != socket.gethostname()
             if time.monotonic() - began > (_LEASE if remote else 0 if holder else 1):
                 raise FolderTaken(
@@ -115,13 +114,6 @@ class FolderLock:
                 raise
             os.close(descriptor)
 
-    def _holder(self) -> dict[str, Any]:
-        """Return "pid", "host" and "since" as written by the process that holds the lock; {} if not written yet."""
-        try:
-            return dict(json.loads(self._path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return {}
-
 
 def holds_run(folder: Path) -> bool:
     """Return True if a folder holds checkpoints, or the result of a run that did not fail."""
@@ -130,10 +122,8 @@ def holds_run(folder: Path) -> bool:
 
 def holds_result(folder: Path) -> bool:
     """Return True if a folder holds the result of a run that did not fail."""
-    try:
-        return "error" not in json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
+    result = read_json(folder / RESULT)
+    return bool(result) and "error" not in result
 
 
 def foreign_files(folder: Path) -> list[str]:

@@ -35,7 +35,7 @@ class OutputFolder(Callback):
         """Create the folder before Hydra does, which would show a traceback."""
         hydra = HydraConfig.instance()
         before = hydra.cfg
-        hydra.set_config(config)  # not done yet; the name of the folder contains the resolver `hydra:`
+        hydra.set_config(config)  # Hydra has not done so yet, but the folder's name uses its resolver `hydra:`
         try:
             with _writable("hydra.run.dir", folder := Path(config.hydra.run.dir)):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -62,20 +62,9 @@ class SweepReport(OutputFolder):
             raise SystemExit(f"error: {error}") from error
         if is_one_of_several():
             _share_time(config)
-        folder = Path(config.hydra.sweep.dir)
-        for kind in ("launcher", "sweeper"):
-            package = config.hydra[kind]._target_.split(".")[1]
-            if package in _EXTRAS and not _installed(package):
-                choice, name = config.hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
-                install = f"pip install 'ccnet-segmentation[{_EXTRAS[package]}]'"
-                raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: {install}")
-        if config.hydra.launcher._target_.endswith(".SlurmLauncher") and shutil.which("srun") is None:
-            raise SystemExit(
-                "error: hydra/launcher=slurm needs the commands of Slurm, and srun is not on this machine: start the "
-                "sweep on a login node of the cluster, or use hydra/launcher=parallel"
-            )
+        _check_installed(config.hydra)
         if is_first():
-            _claim(folder, config)
+            _claim(Path(config.hydra.sweep.dir), config)
         is_joblib = config.hydra.launcher._target_.split(".")[1] == "hydra_joblib_launcher"
         if is_joblib and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -86,9 +75,9 @@ class SweepReport(OutputFolder):
         An error of the report ends the command with a message: Hydra would show a warning and exit with code 0. Under
         torchrun, only rank 0 reports.
         """
-        folder = Path(config.hydra.sweep.dir)
         if not is_first():
             return
+        folder = Path(config.hydra.sweep.dir)
         from .report import report  # slow: imports matplotlib, and Hydra loads this callback for every command
 
         try:
@@ -116,6 +105,28 @@ def _writable(option: str, folder: Path) -> Iterator[None]:
             f"error: the output folder {folder} cannot be created or written to ({error.strerror}): choose another one "
             f"with {option}=DIR, or start the command in a folder that you may write to"
         ) from error
+
+
+def _check_installed(hydra: DictConfig) -> None:
+    """Exit unless the launcher and the sweeper of a sweep are installed, and Slurm if the launcher needs it."""
+    for kind in ("launcher", "sweeper"):
+        package = hydra[kind]._target_.split(".")[1]
+        if package in _EXTRAS and not _installed(package):
+            choice, name = hydra.runtime.choices[f"hydra/{kind}"], package.replace("_", "-")
+            install = f"pip install 'ccnet-segmentation[{_EXTRAS[package]}]'"
+            raise SystemExit(f"error: hydra/{kind}={choice} needs {name}: {install}")
+    if hydra.launcher._target_.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+        raise SystemExit(
+            "error: hydra/launcher=slurm needs the commands of Slurm, and srun is not on this machine: start the sweep "
+            "on a login node of the cluster, or use hydra/launcher=parallel"
+        )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(f"hydra_plugins.{package}") is not None
+    except ModuleNotFoundError:  # no Hydra plugin is installed
+        return False
 
 
 def _share_time(config: DictConfig) -> None:
@@ -173,10 +184,3 @@ def _explain_unfinished() -> None:
 
 def _holds_runs(folder: Path) -> bool:
     return any(holds_run(run) for run in folder.glob("*"))
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(f"hydra_plugins.{package}") is not None
-    except ModuleNotFoundError:  # no Hydra plugin is installed
-        return False

@@ -1,13 +1,12 @@
 """Write and read ``result.json`` in a run's folder, which contains the run's overrides and scores."""
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from ..runtime.atomic_files import write_json
+from ..runtime.atomic_files import read_json, write_json
 from ..runtime.overrides import given_overrides, in_sweep
 from ..runtime.run_folder import RESULT
 
@@ -32,7 +31,7 @@ def describe_again(folder: Path) -> None:
 
     A sweep that is extended by ``resume=auto`` thus reports all its runs in the same terms.
     """
-    if in_sweep() and (found := _read(folder / RESULT)):
+    if in_sweep() and (found := read_json(folder / RESULT)):
         with suppress(OSError):  # the folder may be read-only
             write_json(folder / RESULT, found | {"overrides": given_overrides()})
 
@@ -53,7 +52,7 @@ def finished_score(folder: Path, saved: "Checkpoint", iterations: int, patience:
         iterations: the number of iterations of the whole run.
         patience: the number of validations without a better score after which the run ends; None to disable.
     """
-    result = _read(folder / RESULT)
+    result = read_json(folder / RESULT)
     if saved.iteration != iterations and not is_exhausted(saved, patience):
         return None
     if result.get("iterations") != saved.iteration:
@@ -75,21 +74,12 @@ def set_aside_result(folder: Path) -> None:
     A run has no result until it is finished.
     """
     path = folder / RESULT
-    iterations = _read(path).get("iterations")
+    iterations = read_json(path).get("iterations")
     with suppress(FileNotFoundError):
         if isinstance(iterations, int):
             path.replace(path.with_stem(f"{path.stem}_{iterations}"))
         else:
             path.unlink()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a ``result.json``; {} if the file is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def unfinished(folder: Path) -> list[Path]:

@@ -16,19 +16,14 @@ def comparable(runs: list[Run]) -> list[Run]:
     runs have them. A failed run is omitted if another run with the same overrides has succeeded.
     """
     given = [{bare_name(option) for option in run["overrides"]} for run in runs]
-    partial = {option for option in set.union(*given) - set.intersection(*given) if _is_execution(option)}
-    order = dict.fromkeys(option for run in runs for option in run["overrides"])
+    not_in_all = set.union(*given) - set.intersection(*given)
+    omitted = {option for option in not_in_all if option.partition(".")[0] in EXECUTION}
+    order = dict.fromkeys(option for run in runs for option in run["overrides"] if bare_name(option) not in omitted)
     made = [
-        run | {"overrides": {key: own[key] for key in order if key in own and bare_name(key) not in partial}}
-        for run in runs
-        for own in [run["overrides"]]
+        run | {"overrides": {key: run["overrides"][key] for key in order if key in run["overrides"]}} for run in runs
     ]
     succeeded = {_setting(run["overrides"]) for run in made if "error" not in run}
     return [run for run in made if "error" not in run or _setting(run["overrides"]) not in succeeded]
-
-
-def _is_execution(option: str) -> bool:
-    return option.partition(".")[0] in EXECUTION
 
 
 def _setting(overrides: Overrides) -> tuple[tuple[str, str], ...]:

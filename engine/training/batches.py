@@ -1,12 +1,12 @@
 """Prefetch the remaining batches of a run to the device."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ...data.dataset import ImageDataset
 from ...data.loader import Loader
@@ -46,14 +46,6 @@ def prefetch(
             if copying:
                 computing = torch.cuda.current_stream(device)
                 computing.wait_stream(copying)
-                for tensor in _tensors(placed):
+                for tensor in tree_leaves(placed):
                     tensor.record_stream(computing)  # otherwise, the next copy may overwrite its memory too early
             yield placed
-
-
-def _tensors(nested: Any) -> Iterator[Tensor]:
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, dict | list | tuple):
-        for part in nested.values() if isinstance(nested, dict) else nested:
-            yield from _tensors(part)

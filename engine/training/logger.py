@@ -1,7 +1,6 @@
 """The log of a run: CSV files and plots in its folder, and W&B."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
@@ -97,9 +96,7 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._wandb:
             self._wandb.close(failed=kind is not None)
 

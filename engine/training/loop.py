@@ -75,12 +75,6 @@ class Run:
             tqdm.write(text)
             sys.stdout.flush()  # a log file is buffered, and its last lines would be lost if the run were killed
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the score has not improved for ``recipe.patience`` validations."""
-        patience = self.config.recipe.patience
-        return patience is not None and self.state.stale >= patience
-
     def fit(self) -> None:
         """Train until the last iteration, or until the score has not improved for ``recipe.patience`` validations.
 
@@ -98,10 +92,10 @@ class Run:
             raise
 
     def _fit(self) -> None:
-        last, state = self.config.recipe.max_iters, self.state
+        last, patience, state = self.config.recipe.max_iters, self.config.recipe.patience, self.state
         with Progress("train", "iteration", last, done=state.iteration, first_line=True) as progress:
             self._validate_if_due()  # before the workers start; a run stopped during a validation repeats it
-            if self.exhausted:
+            if state.is_exhausted(patience):
                 return
             with closing(prefetch(iter(self.loader), self.step.place, self.device)) as batches:
                 for images, labels in batches:
@@ -115,7 +109,7 @@ class Run:
                         self._log(outcome, learning_rate, progress)
                     if not self._validate_if_due() and state.iteration % (self.config.save_every or last) == 0:
                         self.save()
-                    if self.exhausted:
+                    if state.is_exhausted(patience):
                         return
                     if any_of_all(self.request.received is not None) and state.iteration < last:
                         self.save()

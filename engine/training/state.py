@@ -98,6 +98,10 @@ class TrainingState:
         """Return True if a validation is due at this iteration and has not been done yet."""
         return self.validated < self.iteration and (self.iteration % every == 0 or self.iteration == last)
 
+    def is_exhausted(self, patience: int | None) -> bool:
+        """Return True if `patience` is set and the score has not improved for that many validations."""
+        return patience is not None and self.stale >= patience
+
     def record(self, scores: TaskScores, score: float) -> bool:
         """Record a validation; return True if no earlier one was better.
 

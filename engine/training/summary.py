@@ -79,7 +79,7 @@ def closing_lines(
     }
     lines = [f"\n{score_table(task.scores(**state.scores), classes)}\n"]
     lines += [f"{what:13}{folder / name}" for what, name in files.items() if (folder / name).exists()]
-    if patience is not None and state.stale >= patience:
+    if state.is_exhausted(patience):
         lines.append(f"ended early  {state.stale} validations without a better score (recipe.patience)")
     if state.score is None:
         lines.append(f"no score     {NO_SCORE}")

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 import wandb
-from pydantic import ValidationError  # which W&B's settings raise
+from pydantic import ValidationError  # raised by W&B's settings
 from wandb.errors import CommError, UsageError
 from wandb.sdk import wandb_setup
 
@@ -216,7 +216,7 @@ def _end_service() -> None:
 def _process() -> subprocess.Popen | None:
     """Return the process that W&B has started; None if there is none. W&B itself has no function for this."""
     setup: Any = wandb_setup
-    with suppress(AttributeError):  # of None, or because another version of W&B stores it elsewhere
+    with suppress(AttributeError):  # W&B has started none, or another version stores it elsewhere
         return setup.singleton()._connection._proc._process
     return None
 

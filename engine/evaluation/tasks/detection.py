@@ -123,21 +123,22 @@ class Detection:
         panels = []
         for image, *found in samples:
             boxes = {
-                kind: {"box_data": [_wandb_box(*item) for item in _items(objects, names)], "class_labels": names}
+                kind: {"box_data": _wandb_boxes(objects, names), "class_labels": names}
                 for kind, objects in zip(("truth", "prediction"), found, strict=True)
             }
             panels.append(((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8), {"boxes": boxes}))
         return panels
 
 
-def _items(objects: dict[str, Tensor], names: dict[int, str]) -> list[tuple[list[float], int, str]]:
+def _wandb_boxes(objects: dict[str, Tensor], names: dict[int, str]) -> list[dict[str, Any]]:
+    """Return the boxes in W&B's format, with the class name and, for predictions, the score as the caption."""
     scores = objects["scores"].tolist() if "scores" in objects else [None] * len(objects["labels"])
     return [
-        (box, label, names[label] if score is None else f"{names[label]} {score:.2f}")
+        {
+            "position": dict(zip(("minX", "minY", "maxX", "maxY"), box, strict=True)),
+            "domain": "pixel",
+            "class_id": label,
+            "box_caption": names[label] if score is None else f"{names[label]} {score:.2f}",
+        }
         for box, label, score in zip(objects["boxes"].tolist(), objects["labels"].tolist(), scores, strict=True)
     ]
-
-
-def _wandb_box(box: list[float], label: int, caption: str) -> dict[str, Any]:
-    position = dict(zip(("minX", "minY", "maxX", "maxY"), box, strict=True))
-    return {"position": position, "domain": "pixel", "class_id": label, "box_caption": caption}

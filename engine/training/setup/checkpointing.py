@@ -25,7 +25,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
     if not hasattr(net, "set_grad_checkpointing"):
         raise ValueError(f"timm cannot checkpoint {type(net).__name__}: set grad_checkpointing=false")
     version = [int(number) for number in re.findall(r"\d+", timm.__version__)[:3]]
-    if version < [1, 0, 31]:  # which checkpoints the activation of the stem, too
+    if version < [1, 0, 31]:  # these versions also checkpoint the activation of the stem
         for part in net.children():
             if getattr(part, "inplace", False) is True:
                 part.inplace = False  # otherwise it overwrites the input that is saved for the backward pass

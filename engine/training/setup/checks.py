@@ -1,10 +1,11 @@
 """Check the configuration of a run against its network and data set."""
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig
+
+from ...checkpoints.options import flat
 
 
 def check_channels(config: DictConfig, dataset: Any) -> None:
@@ -24,7 +25,8 @@ def check_batch(config: DictConfig) -> None:
     Global pooling leaves one value per image and channel, and batch norm needs at least two in training.
     """
     images = config.recipe.batch_size // config.accumulate
-    pooling = [name.rpartition(".")[2] for name in _targets(config.model) if getattr(get_object(name), "pools", False)]
+    targets = [value for option, value in flat(config.model).items() if value and option.endswith("_target_")]
+    pooling = [name.rpartition(".")[2] for name in targets if getattr(get_object(name), "pools", False)]
     if images == 1 and pooling:
         raise ValueError(
             f"recipe.batch_size={config.recipe.batch_size} with accumulate={config.accumulate} passes one image at a "
@@ -32,13 +34,3 @@ def check_batch(config: DictConfig) -> None:
             "recipe.batch_size to at least twice accumulate. With several processes (torchrun), batch norm is "
             "synchronised, so that one image per process is enough"
         )
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Yield every ``_target_`` in a ``model`` node."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key == "_target_":
-                yield str(value)
-            else:
-                yield from _targets(value)

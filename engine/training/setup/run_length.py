@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from ....data.build import build_dataset
 from ...resuming.identity import LENGTH, of_length
-from ...runtime.overrides import given_overrides
+from ...runtime.overrides import given_options
 
 
 def with_length(config: DictConfig) -> DictConfig:
@@ -20,7 +20,7 @@ def with_length(config: DictConfig) -> DictConfig:
     epochs = config.recipe.epochs
     if epochs is None or config.resume not in (None, "auto"):
         return config
-    if LENGTH in given_overrides():
+    if LENGTH in given_options():
         raise ValueError(f"{LENGTH}={config.recipe.max_iters} and recipe.epochs={epochs}: set only one of them")
     images = len(build_dataset(config.dataset, "train", None))
     return of_length(config, math.ceil(epochs * images / config.recipe.batch_size))

@@ -1,13 +1,15 @@
 """The framework a command runs in: torch, or JAX with the Flax twin of a torch network."""
 
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from ....models.factory import build
+from ...checkpoints.options import without_pretrained
 from ...evaluation.tasks import Task
+from ...guards.settings import plain
 from ...runtime.devices import choose_device
 from ...runtime.distributed import world_size
 from ..setup.freezing import held_modules
@@ -89,10 +91,7 @@ class Jax:
         if config.ema is not None or config.grad_checkpointing:
             raise ValueError("framework=jax supports neither ema nor grad_checkpointing: remove them")
         if config.init is None:
-            model = cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True))
-            if isinstance(model.get("backbone"), dict):
-                model["backbone"] |= {"pretrained": False, "weights": None}
-            twin(build(model, num_classes=2))
+            twin(build(without_pretrained(plain(config)["model"]), num_classes=2))
 
     def evaluated(self, network: nn.Module, *, bf16: bool = False) -> Any:
         """Return the network's Flax twin on the first device."""

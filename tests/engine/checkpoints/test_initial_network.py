@@ -41,8 +41,8 @@ def test_images_are_not_silently_scaled_differently_than_in_the_run_that_weights
     options = [source.format(deep), *([] if source.startswith("init") else NETWORK)]
     with pytest.raises(ValueError, match=r"with dataset.value_range=\[0, 4095\], .*: set dataset.value_range=\[0,4095"):
         started(*options)
-    for chosen in ("[0,1023]", "null"):
-        started(*options, f"dataset.value_range={chosen}")
+    for chosen in ("dataset.value_range=[0,1023]", "dataset.value_range=null", "++dataset.value_range=null"):
+        started(*options, chosen)
 
 
 @pytest.mark.parametrize(

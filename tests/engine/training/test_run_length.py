@@ -63,8 +63,9 @@ def test_the_best_is_chosen_by_the_monitored_score(scored, tmp_path):
 
 
 def test_epochs_are_whole_passes_over_the_training_images(tmp_path):
-    with pytest.raises(ValueError, match=r"recipe.max_iters=9 and recipe.epochs=1: set only one"):
-        run(*short("recipe.epochs=1", "recipe.max_iters=9"), folder=tmp_path)
+    for length in ("recipe.max_iters=9", "++recipe.max_iters=9"):
+        with pytest.raises(ValueError, match=r"recipe.max_iters=9 and recipe.epochs=1: set only one"):
+            run(*short("recipe.epochs=1", length), folder=tmp_path)
     command = short("recipe.epochs=2", "dataset.train.length=3", "recipe.val_every=10", "resume=auto")
     run(*command, folder=tmp_path)
     saved = checkpoints.load(tmp_path / "last.pt")
