@@ -45,10 +45,8 @@ def main(config: DictConfig) -> None:
     splits = [config.splits] if isinstance(config.splits, str) else list(config.splits)
     if not splits:
         raise ValueError("splits is empty: name the splits to check, such as splits=[train,val]")
-    if not isinstance(config.samples, int):
-        raise ValueError(f"samples={config.samples}: set it to the number of samples in the figure, such as 4")
     data.check_root(config.dataset, splits)
-    guards.check_settings({"dataset": guards.plain(config.dataset), "num_workers": config.num_workers}, allow_null=True)
+    guards.check_settings({"dataset": guards.plain(config.dataset)}, allow_null=True)
     runtime.seed_everything(config.seed)
     folder = runtime.given_path(config.output)
     if runtime.holds_run(folder):

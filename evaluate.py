@@ -47,7 +47,7 @@ _USED = (
 @entry_point
 def main(config: DictConfig) -> float:
     """Print the scores and save them, by default next to the checkpoint; return the mIoU or mask AP."""
-    given = runtime.given_overrides()
+    given = runtime.given_options()
     _check_options(given)
     path = checkpoints.find(config.checkpoint)
     if "dataset" in given:
@@ -60,7 +60,7 @@ def main(config: DictConfig) -> float:
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
     channels = {"in_channels": saved.channels}  # determines how the data set reads images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
-    _check_types(config)
+    guards.check_settings({name: guards.plain(config[name]) for name in ("dataset", "protocol")}, allow_null=True)
     protocol_node, protocol_name = _protocol_node(config, saved, task)
     protocol = instantiate(protocol_node)
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
@@ -99,25 +99,18 @@ def main(config: DictConfig) -> float:
 
 def _check_options(given: Mapping[str, Any]) -> None:
     """Raise ValueError if an option on the command line would have no effect because the checkpoint determines it."""
-    wrong = [name for name in given if name.lstrip("+~").partition(".")[0] not in _USED]
+    wrong = [name for name in given if name.lstrip("~").partition(".")[0] not in _USED]
     if wrong:
         raise ValueError(
             f"{', '.join(wrong)} cannot be set here, because the checkpoint determines the network and its settings: "
             f"remove it. evaluate.py uses {', '.join(_USED)}"
         )
-    unused = [name for name in given if name.lstrip("+").startswith("dataset.") and not _is_location(name)]
+    unused = [name for name in given if name.startswith("dataset.") and not _is_location(name)]
     if unused and "dataset" not in given:
         raise ValueError(
             f"{', '.join(unused)} cannot be set without dataset=NAME, because the data set is that of the checkpoint: "
             "remove it, or set dataset=NAME, too"
         )
-
-
-def _check_types(config: DictConfig) -> None:
-    """Raise ValueError, naming the option, if an option of the data set, the protocol or the execution is mistyped."""
-    nodes = {name: guards.plain(config[name]) for name in ("dataset", "protocol")}
-    others = {name: config[name] for name in ("num_workers", "bf16", "collective_timeout")}
-    guards.check_settings(nodes | others, allow_null=True)
 
 
 def _check_outputs(config: DictConfig, task: "Task") -> None:
@@ -130,7 +123,7 @@ def _check_outputs(config: DictConfig, task: "Task") -> None:
 
 
 def _is_location(option: str) -> bool:
-    return bool(checkpoints.locations_in({option.lstrip("+"): "set"}))
+    return bool(checkpoints.locations_in({option: "set"}))
 
 
 def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
@@ -140,19 +133,18 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
     classes and mask values of ``dataset=folder``. The classes that a mirror image swaps are those of the network, on
     any data set.
     """
-    given = runtime.given_overrides()
+    given = runtime.given_options()
     if "dataset" in given:
         own = saved.config.get("dataset", {})
         same = _target(config.dataset, "val") == _target(own, "val")
         kept = {key: own[key] for key in config.dataset if key in own and not _target(own, key)} if same else {}
         if own.get("flip_pairs"):
             kept["flip_pairs"] = own["flip_pairs"]
-        named = {name.lstrip("+"): value for name, value in given.items()}
-        kept = {key: value for key, value in kept.items() if not checkpoints.is_given(f"dataset.{key}", named)}
+        kept = {key: value for key, value in kept.items() if not checkpoints.is_given(f"dataset.{key}", given)}
         return guards.replaced(config.dataset, **kept)
     if "dataset" not in saved.config:
         raise ValueError(f"{config.checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR")
-    return checkpoints.moved(saved.config, runtime.given_overrides())["dataset"]
+    return checkpoints.moved(saved.config, runtime.given_options())["dataset"]
 
 
 def _target(dataset: Any, name: str) -> Any:
@@ -169,8 +161,7 @@ def _protocol_node(config: DictConfig, saved: "Checkpoint", task: "Task") -> tup
     Raises:
         ValueError: the protocol is not for the task.
     """
-    names = [option.lstrip("+") for option in runtime.given_overrides()]
-    given = any(option == "dataset" or option.startswith("protocol") for option in names)
+    given = any(option == "dataset" or option.startswith("protocol") for option in runtime.given_options())
     node, own = config.protocol, saved.config.get("protocol")
     name = str(HydraConfig.get().runtime.choices["protocol"])
     if own is not None and not given:
@@ -185,7 +176,7 @@ def _stem(config: DictConfig, path: Path, protocol_name: str) -> Path:
 
     It names everything that distinguishes the scores from others of the same checkpoint.
     """
-    given, choices = runtime.given_overrides(), HydraConfig.get().runtime.choices
+    given, choices = runtime.given_options(), HydraConfig.get().runtime.choices
     dataset = str(choices["dataset"]) if "dataset" in given else ""
     parts = [path.stem, dataset, config.split, protocol_name, evaluation.variant(given)]
     own = HydraConfig.get().runtime.output_dir if config.checkpoint in checkpoints.PACKAGED else path.parent

@@ -56,12 +56,11 @@ def main(config: DictConfig) -> None:
 
 
 def _predict(config: DictConfig, output: Path) -> None:
-    if "training_crop" in runtime.given_overrides():
+    if "training_crop" in runtime.given_options():
         raise ValueError(
             f"training_crop={config.training_crop} cannot be set here, because the checkpoint determines it: set the "
             "windows with protocol=slide protocol.crop_size=[HEIGHT,WIDTH]"
         )
-    guards.check_settings({"bf16": config.bf16})
     names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
     images = prediction.find_inputs(_as_list(config.input), output)
@@ -165,7 +164,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     """Write each image's objects to NAME.json, and the image with the likely ones drawn over it to NAME_overlay.png."""
     unused = ["logits"] * config.logits
     unused += [name for name in ("probabilities", "attention", "labels", "video") if config[name] is not None]
-    unused += [name for name in runtime.given_overrides() if name.startswith("protocol")]
+    unused += [name for name in runtime.given_options() if name.startswith("protocol")]
     if unused:
         raise ValueError(f"this network detects objects: remove {', '.join(unused)}, which only label maps have")
     prediction.check_outputs(images, output, ["", "_overlay"], [])
@@ -192,7 +191,7 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     """
     crop = saved.setting("recipe.train_transform.crop_size")
     config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)
-    given = any(option.startswith("protocol") for option in runtime.given_overrides())
+    given = any(option.startswith("protocol") for option in runtime.given_options())
     guards.check_settings({"protocol": guards.plain(config.protocol)}, allow_null=True)
     predictor = prediction.Predictor.of(
         saved,

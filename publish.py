@@ -69,7 +69,7 @@ def _check_output(output: Path) -> None:
 def _validation_set(config: DictConfig, saved: "Checkpoint") -> Any:
     if "dataset" not in saved.config:
         raise ValueError(f"{config.checkpoint} does not name its data set: publish a run")
-    node: Any = OmegaConf.create(checkpoints.moved(saved.config, runtime.given_overrides())["dataset"])
+    node: Any = OmegaConf.create(checkpoints.moved(saved.config, runtime.given_options())["dataset"])
     data.check_root(node, ["val"])
     return data.build_dataset(node, "val", evaluation.task_of(saved.config).eval_transform())
 

@@ -98,10 +98,6 @@ def test_any_path_can_be_passed_without_quotes(run_entry, tmp_path, name):
     assert f"error: input={name} is neither an image nor a folder" in message
 
 
-def test_a_number_of_samples_that_is_none_is_rejected(run_entry, tmp_path):
-    assert "error: samples=some: set it to the number" in refused(run_entry, tmp_path, "check_data.py", "samples=some")
-
-
 def test_check_data_keeps_the_tables_of_a_run(run_entry, tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("val_classes.csv", "best.safetensors"):
@@ -132,9 +128,14 @@ def test_an_option_without_a_value_is_rejected(run_entry, tmp_path, entry, optio
     [
         (["check_data.py", "dataset.classes=2.5"], "dataset.train.classes is 2.5"),
         (["check_data.py", "dataset.classes=2", "num_workers=some"], "num_workers is 'some'"),
+        (["check_data.py", "dataset.classes=2", "samples=some"], "samples is 'some'"),
         (["evaluate.py", f"checkpoint={checkpoints.DEFAULT}", "dataset.group=5"], "dataset.train.group is 5"),
         (["evaluate.py", f"checkpoint={checkpoints.DEFAULT}", "bf16=5"], "bf16 is 5"),
         (["predict.py", "protocol=slide", "protocol.crop_size=[a,b]"], "protocol.crop_size is ['a', 'b']"),
+        (["predict.py", "compare_rows=a"], "compare_rows is 'a'"),
+        (["benchmark.py", "repeats=many"], "repeats is 'many'"),
+        (["benchmark.py", "shape=[97,97]"], "shape is [97, 97]"),
+        (["app.py", "port=http"], "port is 'http'"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -142,7 +143,7 @@ def test_an_option_of_the_wrong_type_is_rejected_by_every_entry_point(run_entry,
     write_pair(tmp_path / "images" / "a.png", tmp_path / "masks" / "a.png", classes=2)
     data = ["dataset=folder", f"dataset.images={tmp_path / 'images'}", f"dataset.masks={tmp_path / 'masks'}"]
     entry, *options = command
-    given = [f"input={tmp_path / 'images'}"] if entry == "predict.py" else [*data, "device=cpu"]
+    given = {"predict.py": [f"input={tmp_path / 'images'}"], "benchmark.py": [], "app.py": []}.get(entry, data)
     assert f"error: {named}, but must be" in refused(run_entry, tmp_path, entry, *given, *options)
 
 
@@ -273,3 +274,9 @@ def test_a_missing_or_unreadable_input_is_reported(run_entry, tmp_path):
     assert "is the folder of the input, whose images a mask could overwrite" in message
     message = refused(run_entry, tmp_path, "predict.py", best, f"input={tmp_path / 'broken.jpg'}", "device=cpu")
     assert "broken.jpg cannot be read as an image" in message
+
+
+def test_an_option_of_the_protocol_alone_is_not_ignored(run_entry, tmp_path):
+    write_pair(tmp_path / "a.png", tmp_path / "labels" / "a.png", classes=2)
+    message = refused(run_entry, tmp_path, "predict.py", f"input={tmp_path / 'a.png'}", "++protocol.crop_size=[9,9]")
+    assert "error: Whole() takes no arguments" in message

@@ -45,7 +45,7 @@ def moved(config: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         config: the checkpoint's configuration.
-        given: the options on the command line; those that are not locations are ignored.
+        given: the options on the command line, without ``+`` or ``++``; those that are not locations are ignored.
 
     Raises:
         ValueError: the checkpoint has no such location; for example, ``dataset.root`` is set, but its data set has
@@ -53,7 +53,7 @@ def moved(config: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
             the folder of one split for a single folder.
     """
     options = flat(config)
-    for option, value in locations_in({name.lstrip("+"): value for name, value in given.items()}).items():
+    for option, value in locations_in(given).items():
         part, _, key = option.partition(".")
         places = [
             name for name in options if is_location(name) and part in name.split(".") and name.endswith(f".{key}")

@@ -16,6 +16,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..guards.setting_types import BOUNDS, check_bounds
 from ..runtime.launchers import in_own_process, is_first, is_one_of_several, join_job, parallel_worker
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
@@ -23,6 +24,7 @@ from ..runtime.run_folder import FolderLock, FolderTaken, holds_result, holds_ru
 from ..sweeps.results import write_result
 from .command_line import interrupted
 from .help_text import commented_config
+from .option_bounds import OPTION_BOUNDS
 
 OmegaConf.register_new_resolver("commented_config", commented_config, replace=True)  # for conf/hydra/help
 
@@ -60,6 +62,7 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if not is_first():
         remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all ranks use
     try:
+        check_bounds(config, BOUNDS | OPTION_BOUNDS)
         with _explain_lost_workers():
             return main(config)
     except KeyboardInterrupt:

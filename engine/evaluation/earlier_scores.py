@@ -21,12 +21,11 @@ def variant(given: Mapping[str, Any]) -> str:
     They are those of the protocol and of a published checkpoint, and ``bf16``.
 
     Args:
-        given: the options on the command line.
+        given: the options on the command line, without ``+`` or ``++``.
     """
-    options = {name.lstrip("+"): value for name, value in given.items()}
     options = {
         name.removeprefix("protocol.").removeprefix("published."): value
-        for name, value in options.items()
+        for name, value in given.items()
         if name.startswith(_OPTIONS)
     }
     text = "_".join(f"{name}-{value}".lower() for name, value in sorted(options.items()))

@@ -14,8 +14,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 
 _MOST = 2**31 - 1
-# Setting -> type, minimum, maximum, and whether it may be null.
-BOUNDS = {
+Bounds = tuple[Any, float, float, bool]  # type, minimum, maximum, and whether the setting may be null
+BOUNDS: dict[str, Bounds] = {  # of the settings of a run
     "seed": (int, -(2**63), 2**63 - 1, False),
     "num_workers": (int, 0, 1024, False),
     "log_every": (int, 1, _MOST, False),
@@ -62,23 +62,28 @@ def check_settings(config: Mapping[str, Any], *, allow_null: bool = False) -> No
         allow_null: whether any argument of a class may be null, as in checkpoints of earlier code, which left it to
             the class to reject null.
     """
-    _check_bounds(config)
+    check_bounds(config, BOUNDS)
+    _check_recipe(config)
     _check_structure(config)
     for name, node in _nodes(config):
         _check_arguments(name, node, allow_null=allow_null)
 
 
-def _check_bounds(config: Mapping[str, Any]) -> None:
-    """Raise ValueError if a setting that the code reads by its name is out of bounds."""
-    for name, (kind, least, most, optional) in BOUNDS.items():
+def check_bounds(config: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> None:
+    """Raise ValueError, naming the setting, if a setting in ``bounds`` has the wrong type or is out of bounds."""
+    for name, (kind, least, most, optional) in bounds.items():
         value = _select(config, name)
         if value is _MISSING or (optional and value is None):
             continue
-        if not (_fits(value, kind) and least <= value <= most):
-            bounds = "" if kind is bool else f" from {least} to {most}"
+        if not (_fits(value, kind) and all(least <= part <= most for part in _parts(value))):
+            interval = "" if kind is bool else f" from {least} to {most}"
             raise ValueError(
-                f"{name} is {_shown(value)}, but must be {_NAMES[kind]}{bounds}{' or null' if optional else ''}"
+                f"{name} is {_shown(value)}, but must be {_described(kind)}{interval}{' or null' if optional else ''}"
             )
+
+
+def _check_recipe(config: Mapping[str, Any]) -> None:
+    """Raise ValueError if the learning rates of the parts or the monitored score are not what the code expects."""
     factors = _select(config, "optimizer.lr_factors")
     if factors not in (_MISSING, None) and not (
         isinstance(factors, Mapping) and all(_fits(value, float) and value > 0 for value in factors.values())
@@ -171,6 +176,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if origin in (list, Sequence):
         return isinstance(value, (list, tuple)) and all(_fits(part, inner[0]) for part in value)
+    if origin is tuple and ... not in inner:
+        return isinstance(value, Sequence) and len(value) == len(inner) and all(map(_fits, value, inner))
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and (_is_made(value) or all(_fits(part, inner[1]) for part in value.values()))
     if origin is Callable or isinstance(hint, type):
@@ -189,9 +196,15 @@ def _described(hint: Any) -> str:
         return " or ".join(dict.fromkeys(_described(part) for part in inner))
     if origin in (list, Sequence):
         return f"a list in which each item is {_described(inner[0])}"
+    if origin is tuple and ... not in inner:
+        return f"a list of {len(inner)} items, each {_described(inner[0])}"
     if origin in (dict, Mapping):
         return f"a mapping in which each value is {_described(inner[1])}"
     return _NAMES.get(hint, "a path" if hint is Path else "anything" if hint is Any else "a mapping with a _target_")
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) else [value]
 
 
 def _shown(value: Any) -> str:

@@ -151,9 +151,9 @@ def identify(config: DictConfig, saved: Checkpoint | None, train_set: ImageDatas
 
 def _overrides(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the overrides of a resumed run: ``resume=auto`` repeats them, ``resume=FOLDER`` only changes some."""
-    if given.get("resume") == "auto":
+    if "auto" in (given.get("resume"), given.get("++resume")):
         return dict(given)
-    return {**before, **{name: value for name, value in given.items() if name != "resume"}}
+    return {**before, **{name: value for name, value in given.items() if name.lstrip("+") != "resume"}}
 
 
 def inexact(saved: Checkpoint, config: DictConfig, contents: Mapping[str, str], processes: int) -> list[str]:

@@ -14,7 +14,7 @@ from .memory import enough_memory as enough_memory
 from .memory import process_peak_mib as process_peak_mib
 from .memory import reset_peak as reset_peak
 from .overrides import as_command_line as as_command_line
-from .overrides import given_overrides as given_overrides
+from .overrides import given_options as given_options
 from .overrides import in_sweep as in_sweep
 from .progress import tracked as tracked
 from .provenance import machine_of as machine_of

@@ -65,7 +65,7 @@ def test_files_without_a_record_are_replaced(places, content):
     [
         ({"protocol": "ms_flip", "dataset": "camvid", "device": "cpu"}, ""),
         ({"protocol.scales": [0.5, 1.0], "protocol.flip": False}, "flip-false_scales-0.5-1.0"),
-        ({"+protocol.protocol.crop_size": [64, 96], "bf16": True}, "bf16-true_protocol.crop_size-64-96"),
+        ({"protocol.protocol.crop_size": [64, 96], "bf16": True}, "bf16-true_protocol.crop_size-64-96"),
     ],
 )
 def test_evaluations_with_other_options_of_a_protocol_write_other_files(given, name):

@@ -188,7 +188,7 @@ def test_locations_are_stored_as_absolute_paths(tmp_path, monkeypatch):
     assert made["dataset"]["masks"].endswith("/m") and "~" not in made["dataset"]["masks"]
     assert made["backbone"]["weights"] == made["model"]["backbone"]["weights"] == str(tmp_path / "w.pth")
     assert OmegaConf.is_interpolation(config.dataset.train, "images")
-    new = moved(made, {"++dataset.images": tmp_path / "j", "backbone.weights": "v.pth", "seed": 1})
+    new = moved(made, {"dataset.images": tmp_path / "j", "backbone.weights": "v.pth", "seed": 1})
     assert new["dataset"]["images"] == new["dataset"]["val"]["images"] == str(tmp_path / "j")
     assert new["dataset"]["masks"] == made["dataset"]["masks"]
     assert new["backbone"]["weights"] == new["model"]["backbone"]["weights"] == str(tmp_path / "v.pth")
