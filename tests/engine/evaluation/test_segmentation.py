@@ -1,7 +1,9 @@
 """Validation of a network on a data set: which samples are kept, and what is handed over."""
 
+import pytest
 import torch
 from torch import nn
+from two_processes import together
 
 from ccnet.engine.evaluation.protocols import Whole
 from ccnet.engine.evaluation.segmentation import evaluate
@@ -48,3 +50,21 @@ def test_no_sample_is_kept_unless_asked_for():
     model = Classify().eval()
     assert evaluate(model, Frames(), Whole(), device=torch.device("cpu")).samples == []
     assert not model.training
+
+
+def evaluated(rank):
+    """Return the confusion matrix and the predicted class of each image of this process."""
+    found = {}
+    result = evaluate(
+        Classify(), Frames(), Whole(), device=torch.device("cpu"),
+        on_prediction=lambda index, prediction: found.update({index: prediction.unique().tolist()}),
+    )  # fmt: skip
+    return result.confusion, found
+
+
+@pytest.mark.slow
+def test_processes_share_the_images_and_count_each_once(tmp_path):
+    whole, predicted = evaluated(0)
+    (first, own), (second, others) = together(evaluated, tmp_path)
+    assert torch.equal(first, whole) and torch.equal(second, whole)
+    assert own | others == predicted and len(own) == len(others) == 5

@@ -122,16 +122,43 @@ def test_accumulated_chunks_give_the_cross_entropy_of_the_batch():
     seen = []
     for accumulate in (1, 2, 4):
         still = torch.optim.SGD(model.parameters(), lr=0.0)
-        loss, _, _ = train_step(task, model, criterion, still, images, labels, accumulate=accumulate)
-        seen.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
+        loss, terms, _ = train_step(task, model, criterion, still, images, labels, accumulate=accumulate)
+        seen.append([loss, terms["main"], *(parameter.grad.clone() for parameter in model.parameters())])
     for other in seen[1:]:
         for one, two in zip(seen[0], other, strict=True):
             assert torch.allclose(one, two, atol=1e-6)
-    length = torch.cat([grad.flatten() for grad in seen[0][1:]]).norm()
+    length = torch.cat([grad.flatten() for grad in seen[0][2:]]).norm()
     _, _, norm = train_step(task, model, criterion, still, images, labels, clip_norm=length / 10)
     assert torch.allclose(norm, length)
     clipped = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
     assert clipped == pytest.approx(length.item() / 10, rel=1e-4)
+
+
+def accumulated(rank=0, number=1, images=4):
+    """Return the losses of three steps that split a batch, and the gradients and weights after the last one.
+
+    A process starts with weights of its own. In the first step, it averages the gradients itself; later, DDP does.
+    """
+    torch.manual_seed(rank)
+    model = Pointwise()
+    step = TorchStep(
+        instantiate(composed().task), model, WeightedSum({"main": CrossEntropy()}, {"main": 1.0}),
+        torch.optim.SGD(model.parameters(), lr=0.5), device=torch.device("cpu"), accumulate=2,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    batch = torch.rand(images, 3, 9, 7, generator=generator), torch.randint(0, 4, (images, 9, 7), generator=generator)
+    batch[1][0, 1:], batch[1][-1, 5:] = 255, 255  # all parts have different numbers of valid pixels
+    own = slice(rank * images // number, (rank + 1) * images // number)
+    losses = [step(*(part[own] for part in batch), iteration).loss for iteration in range(3)]
+    parameters = [*model.parameters()]
+    return losses + [parameter.grad for parameter in parameters] + [parameter.detach() for parameter in parameters]
+
+
+def test_two_processes_that_accumulate_equal_one(tmp_path):
+    expected = accumulated()
+    for found in together(partial(accumulated, number=2), tmp_path):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize("term", ["main", "ccl"])
