@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 
 from ccnet.models.nnx import state_dict, twin  # noqa: E402
 from ccnet.models.nnx.layers import dropout2d  # noqa: E402
+from ccnet.models.nnx.resampling import adaptive_average, resize  # noqa: E402
+from ccnet.models.nnx.segmentor import Segmentor  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -221,6 +224,71 @@ def test_dropout_drops_channels_only_in_training():
     assert jnp.array_equal(first, again)
     with pytest.raises(ValueError, match=r"dropout needs a random key in training: pass key=jax\.random\.key"):
         jax.eval_shape(lambda state: nnx.merge(graph, state, copy=True)(images, train=True), state)
+
+
+@pytest.mark.parametrize("spatial", [(4, 5), (2, 4, 5)], ids=["images", "clips"])
+def test_dropout_zeroes_whole_channels_and_scales_the_others(spatial):
+    images = jnp.ones((64, *spatial, 32))
+    dropped = np.asarray(dropout2d(images, 0.25, jax.random.key(0))).reshape(64, -1, 32)
+    kept = dropped[:, 0] > 0
+    assert np.allclose(dropped, np.broadcast_to(kept[:, None] / 0.75, dropped.shape))
+    assert kept.mean() == pytest.approx(0.75, abs=0.03)
+    assert kept.mean(0).min() > 0.5 and kept.mean(0).max() < 1  # each image has a mask of its own
+
+
+class Stub(nnx.Module):
+    """A head that drops features and returns them at a quarter of the size of the images."""
+
+    def __init__(self, context=False):
+        self.context = context
+
+    def __call__(self, features, *arguments):
+        *_, train, key = arguments
+        logits = dropout2d(features, 0.5, key) if train else features
+        return (logits, features) if self.context else logits
+
+
+class Quarter(nnx.Module):
+    """A backbone that returns the means of 4x4 pixels."""
+
+    output_stride = 4
+
+    def __call__(self, images, train):
+        return [images.reshape(len(images), images.shape[1] // 4, 4, -1, 4, images.shape[-1]).mean((2, 4))] * 2
+
+
+def stubs(channels=3, **options):
+    statistics = {"mean": torch.full((1, channels, 1, 1), 0.5), "std": torch.full((1, channels, 1, 1), 0.25)}
+    parts = {"backbone": Quarter(), "head": Stub(context=True), "aux_head": Stub(), "embed": None}
+    network = SimpleNamespace(**statistics, **parts, align_corners=True)
+    return Segmentor(SimpleNamespace(**vars(network) | options), lambda part: part)
+
+
+def test_heads_draw_masks_of_their_own():
+    output = stubs(channels=64)(jnp.ones((2, 8, 8, 64)), train=True, key=jax.random.key(0))
+    masks = [np.asarray(output[name]).any((1, 2)) for name in ("out", "aux")]
+    assert all(0.3 < mask.mean() < 0.7 for mask in masks)
+    assert 0.3 < (masks[0] == masks[1]).mean() < 0.7
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_logits_are_resized_like_those_of_torch(aligned):
+    images = torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    found = stubs(align_corners=aligned)(to_jax(images))["out"]
+    features = torch.nn.functional.avg_pool2d((images - 0.5) / 0.25, 4)
+    expected = torch.nn.functional.interpolate(features, (12, 20), mode="bilinear", align_corners=aligned)
+    assert torch.allclose(to_torch(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("size", [(5, 7), (11, 4), (1, 9), (3, 1)], ids=str)
+def test_resizing_and_pooling_equal_torchs(size, aligned):
+    images = torch.rand(1, 2, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(images, size, mode="bilinear", align_corners=aligned)
+    assert torch.allclose(to_torch(resize(to_jax(images), size, aligned)), expected, atol=1e-6)
+    for bins in range(1, 9):
+        expected = torch.nn.functional.adaptive_avg_pool2d(images, bins)
+        assert torch.allclose(to_torch(adaptive_average(to_jax(images), bins)), expected, atol=1e-6)
 
 
 def test_a_dropout_of_1_has_no_gradient():

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from hydra.utils import instantiate
 from two_processes import together
 
 from ccnet.data.training_samples import Seeded, train_loader
+from ccnet.engine import checkpoints
+from ccnet.engine.resuming import Identity
 from ccnet.engine.runtime.distributed import processes
+from ccnet.engine.training import TrainingState
 from ccnet.engine.training.steps.torch_step import TorchStep, train_step
 from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
@@ -159,6 +163,27 @@ def test_two_processes_that_accumulate_equal_one(tmp_path):
     for found in together(partial(accumulated, number=2), tmp_path):
         for ours, theirs in zip(found, expected, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def drawn_again(rank, folder):
+    """Return the numbers that a process draws after it has saved a run, and after it has resumed it."""
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    state = TrainingState(
+        model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), Identity("", {}, {}, {})
+    )  # fmt: skip
+    state.save(folder, {"recipe": {"max_iters": 1}}, SimpleNamespace(classes=["a"], palette=[[0, 0, 0]]))
+    drawn = torch.rand(3)
+    torch.distributed.barrier()
+    state.restore(checkpoints.load(folder / "last.pt"))
+    return drawn, torch.rand(3)
+
+
+def test_each_process_continues_with_its_own_random_numbers(tmp_path):
+    """They differ between processes if a network draws one per object."""
+    (tmp_path / "run").mkdir()
+    (first, again), (second, repeated) = together(partial(drawn_again, folder=tmp_path / "run"), tmp_path)
+    assert torch.equal(first, again) and torch.equal(second, repeated) and not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("term", ["main", "ccl"])

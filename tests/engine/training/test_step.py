@@ -19,6 +19,7 @@ from ccnet.engine.training.steps import torch_step
 from ccnet.engine.training.steps.nonfinite import NonFiniteDetector, NonFiniteLoss, Outcome
 from ccnet.engine.training.steps.torch_step import TorchStep, train_step
 from ccnet.engine.training.throughput import Throughput
+from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
 
 LOSSES = ("ce", "ce_ohem", "ce_ccl")
@@ -139,6 +140,15 @@ def test_the_options_of_a_run_reach_its_steps(monkeypatch):
     TorchStep.of(config, Semantic(), model, torch.nn.Identity(), optimizer, torch.device("cpu"))(None, None, 0)
     wanted = {"clip_norm": 3, "accumulate": 2, "bf16": True, "keep_buffers": True}
     assert {name: seen[0][name] for name in wanted} == wanted
+
+
+def test_a_ramp_follows_the_iterations():
+    task, model, _, _, *batch = parts()
+    criterion = WeightedSum({"main": CrossEntropy()}, {"main": 1.0}, {"main": 4})
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = TorchStep(task, model, criterion, still, device=torch.device("cpu"))
+    outcomes = [step(*batch, iteration).numbers() for iteration in (0, 1, 4, 9)]
+    assert [numbers["loss"] / numbers["loss/main"] for numbers in outcomes] == pytest.approx([0, 0.25, 1, 1])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
