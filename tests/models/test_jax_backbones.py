@@ -8,6 +8,7 @@ import torch
 from timm.layers import BlurPool2d, DropBlock2d, EcaModule, MixedConv2d, SEModule
 from timm.layers.activations import GELU
 from timm.layers.grn import GlobalResponseNorm
+from timm.models import regnet
 from timm.models._efficientnet_blocks import (
     ConvBnAct,
     EdgeResidual,
@@ -19,6 +20,7 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 
 from ccnet.models.backbone import TimmBackbone
+from ccnet.models.context.pyramid import AtrousPyramid, PyramidPooling
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
@@ -84,6 +86,12 @@ def test_an_attribute_that_nobody_knows_is_refused():
         MixedConv2d(8, 8, [3, 5], depthwise=True),
         nn.AvgPool2d(3, 2, ceil_mode=True),
         nn.AvgPool2d(2, 1, ceil_mode=True),
+        nn.Conv2d(8, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 3), groups=2),
+        nn.MaxPool2d((3, 2), (1, 2), (1, 0)),
+        SEModule(8, norm_layer=nn.BatchNorm2d),
+        regnet.Bottleneck(8, 16, stride=2, group_size=4, downsample="conv1x1"),
+        PyramidPooling(8, bins=(2, 3), align_corners=False),
+        AtrousPyramid(8, dilations=(1, 2)),
     ],
     ids=lambda module: type(module).__name__,
 )
@@ -94,11 +102,14 @@ def test_blocks_compute_the_same(module):
         norm.weight.uniform_(0.5, 1.5)
         norm.running_mean.normal_(0, 0.1)
     made = twin(module)
-    got = jnp.moveaxis(made(jnp.asarray(images.movedim(1, -1).numpy())), -1, 1)
-    want = module(images).numpy()
-    assert np.abs(np.asarray(got) - want).max() < 1e-5 * np.abs(want).max()
-    assert state_dict(made).keys() == module.state_dict().keys()
     assert nnx.graphdef(pickle.loads(pickle.dumps(made))) == nnx.graphdef(made)
+    for train in (False, True):
+        got = jnp.moveaxis(made(jnp.asarray(images.movedim(1, -1).numpy()), train), -1, 1)
+        want = module.train(train)(images).numpy()
+        assert np.abs(np.asarray(got) - want).max() < (1e-4 if train else 1e-5) * np.abs(want).max()
+        assert state_dict(made).keys() == module.state_dict().keys()
+        for name, values in module.state_dict().items():
+            assert torch.allclose(state_dict(made)[name], values, rtol=1e-4, atol=1e-5), name
 
 
 def test_a_channel_that_is_zero_everywhere_has_the_same_gradient():
