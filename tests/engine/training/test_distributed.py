@@ -204,6 +204,7 @@ def test_a_batch_size_that_processes_cannot_split_is_rejected(tmp_path):
 def test_processes_load_disjoint_parts_of_the_same_sequence(processes):
     def batches(**share):
         loader = train_loader(Seeded(torch.arange(7), 5), batch_size=4, iterations=6, start=1, num_workers=0, **share)
+        assert len(loader) == 5
         return torch.stack(list(loader))
 
     parts = [batches(process=process, processes=processes) for process in range(processes)]

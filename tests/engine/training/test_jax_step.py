@@ -15,6 +15,7 @@ jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
 pytest.importorskip("optax", reason="optax is not installed: pip install -e '.[jax]'")
 
+from ccnet.engine.evaluation import jax_network  # noqa: E402
 from ccnet.engine.evaluation.jax_network import local_devices  # noqa: E402
 from ccnet.engine.training.steps import jax_step  # noqa: E402
 from ccnet.models.nnx.layers import Conv, dropout2d  # noqa: E402
@@ -34,7 +35,7 @@ class Pointwise(torch.nn.Module):
 
 
 class Twin(nnx.Module):
-    """The counterpart of the network above; its outputs have the precision that it is called with."""
+    """The counterpart of the network above; in training, its outputs have the precision that it is called with."""
 
     def __init__(self, network):
         self.classify, self.mean = Conv(network.classify), statistic(network.mean)
@@ -42,12 +43,13 @@ class Twin(nnx.Module):
 
     def __call__(self, images, *, train=False, key=None, dtype=np.float32):
         output = self.classify(images.astype(dtype))
-        return {"out": dropout2d(output, self.dropout, key) if train else output}
+        return {"out": dropout2d(output, self.dropout, key) if train else output.astype(np.float32)}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(jax_step, "twin", Twin)
+    for module in (jax_step, jax_network):
+        monkeypatch.setattr(module, "twin", Twin)
 
 
 def batch():
@@ -139,8 +141,26 @@ def test_the_network_runs_in_the_precision_of_the_step(bf16):
         seen.append(str(output["out"].dtype))
         return cross_entropy()(output, labels)
 
-    taken(made(Pointwise(), criterion=criterion, bf16=bf16), *batch(), 0)
+    network = Pointwise()
+    step = made(network, criterion=criterion, bf16=bf16)
+    taken(step, *batch(), 0)
     assert {*seen} == {"bfloat16" if bf16 else "float32"}
+    images = torch.rand(1, 3, 5, 6)
+    expected = network(images)["out"]
+    for evaluated in (step.evaluated(), choose_framework("jax", "cpu").evaluated(network, bf16=bf16)):
+        difference = (evaluated(images)["out"] - expected).abs().max()
+        assert 1e-4 < difference < 0.05 if bf16 else difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(torch.optim.SGD, {"momentum": 0.9, "dampening": 0.1}), (torch.optim.SGD, {"maximize": True}),
+     (torch.optim.AdamW, {"amsgrad": True}), (torch.optim.Adam, {})],
+)  # fmt: skip
+def test_optimisers_that_would_compute_something_else_are_refused(kind, options):
+    network = Pointwise()
+    with pytest.raises(ValueError, match=rf"framework=jax does not support {kind.__name__} with these settings"):
+        made(network, kind(network.parameters(), lr=0.1, **options))
 
 
 @pytest.mark.parametrize("spoilt", ["loss", "gradient"])

@@ -107,3 +107,5 @@ def test_jax_refuses_what_it_does_not_have():
     for option in ("ema=0.9", "grad_checkpointing=true"):
         with pytest.raises(ValueError, match="framework=jax supports neither ema nor grad_checkpointing"):
             choose_framework("jax", "cpu").check(composed(option))
+    with pytest.raises(ValueError, match="framework=jax runs in a single process without gradient accumulation"):
+        choose_framework("jax", "cpu").check(composed("accumulate=2"))

@@ -1,6 +1,7 @@
 """Training steps: fused optimisers match plain ones, non-finite steps change nothing, the host never waits."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,6 +141,19 @@ def test_the_options_of_a_run_reach_its_steps(monkeypatch):
     TorchStep.of(config, Semantic(), model, torch.nn.Identity(), optimizer, torch.device("cpu"))(None, None, 0)
     wanted = {"clip_norm": 3, "accumulate": 2, "bf16": True, "keep_buffers": True}
     assert {name: seen[0][name] for name in wanted} == wanted
+
+
+def test_parts_of_a_batch_of_objects_have_equal_weights():
+    model = torch.nn.Linear(3, 1)
+    task = SimpleNamespace(forward=lambda model, images, labels: {"out": torch.stack([*map(model, images)])})
+    images, labels = [*torch.rand(4, 3)], [{"boxes": torch.zeros(0, 4)}] * 4
+    mean = lambda output, labels: (output["out"].mean(), {"mean": output["out"].mean().detach()})  # noqa: E731
+    seen = []
+    for accumulate in (1, 2, 4):
+        still = torch.optim.SGD(model.parameters(), lr=0.0)
+        numbers = train_step(task, model, mean, still, images, labels, accumulate=accumulate).numbers()
+        seen.append([*numbers.values(), *model.weight.grad[0].tolist()])
+    assert seen[1] == pytest.approx(seen[0]) and seen[2] == pytest.approx(seen[0])
 
 
 def test_a_ramp_follows_the_iterations():
