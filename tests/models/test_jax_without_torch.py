@@ -226,11 +226,12 @@ image = jnp.asarray(np.load("image.npy"))
 network = load_network("best.safetensors")
 np.save("logits.npy", nnx.jit(lambda network, image: network(image)["out"])(network, image))
 labels = jnp.zeros(image.shape[:3], jnp.int32)
-loss = losses.WeightedSum({"ce": losses.CrossEntropy(), "ohem": losses.OhemCrossEntropy()}, {"ce": 1, "ohem": 1})
+terms = {"ce": losses.CrossEntropy(), "ohem": losses.OhemCrossEntropy()}
+loss = losses.WeightedSum(terms, {"ce": 1, "ohem": 1}, ramp={"ohem": 4})
 
 
 def objective(logits):
-    return loss({"out": logits}, labels)[0] + losses.category_consistent_loss(logits, labels).total
+    return loss({"out": logits}, labels, iteration=1)[0] + losses.category_consistent_loss(logits, labels).total
 
 
 assert jnp.isfinite(jax.jit(jax.grad(objective))(jnp.moveaxis(image, -1, 1))).all()
