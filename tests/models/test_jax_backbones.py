@@ -80,6 +80,8 @@ def test_an_attribute_that_nobody_knows_is_refused():
         InvertedResidual(**EXPAND | {"act_layer": nn.Hardswish}, stride=2, pad_type="same"),
         EdgeResidual(**EXPAND, se_layer=partial(SqueezeExcite, gate_layer=nn.Hardsigmoid)),
         ConvBnAct(8, 8, 3, act_layer=nn.Mish, skip=True),
+        ConvBnAct(8, 8, 3),
+        BasicBlock(8, 6, downsample=nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6))),
         BasicBlock(8, 8, stride=2, aa_layer=nn.AvgPool2d, downsample=nn.AvgPool2d(2)),
         BasicBlock(8, 8, stride=2, aa_layer=BlurPool2d, downsample=nn.AvgPool2d(2, ceil_mode=True)),
         UniversalInvertedResidual(8, 8, dw_kernel_size_start=3, dw_kernel_size_end=5, exp_ratio=2.0),
