@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 import torch
-from timm.layers import BlurPool2d, DropBlock2d, EcaModule, MixedConv2d, SEModule
+from timm.layers import BlurPool2d, DropBlock2d, EcaModule, LayerNorm2d, MixedConv2d, SEModule
 from timm.layers.activations import GELU
 from timm.layers.grn import GlobalResponseNorm
-from timm.models import regnet
+from timm.models import convnext, regnet
 from timm.models._efficientnet_blocks import (
     ConvBnAct,
     EdgeResidual,
@@ -85,7 +85,14 @@ def test_an_attribute_that_nobody_knows_is_refused():
         BasicBlock(8, 8, stride=2, aa_layer=nn.AvgPool2d, downsample=nn.AvgPool2d(2)),
         BasicBlock(8, 8, stride=2, aa_layer=BlurPool2d, downsample=nn.AvgPool2d(2, ceil_mode=True)),
         UniversalInvertedResidual(8, 8, dw_kernel_size_start=3, dw_kernel_size_end=5, exp_ratio=2.0),
-        MixedConv2d(8, 8, [3, 5], depthwise=True),
+        MixedConv2d(8, 8, [3, 5, 7], depthwise=True),
+        convnext.ConvNeXtBlock(8, ls_init_value=0.5),
+        nn.Conv2d(8, 8, 1),
+        nn.GELU(),
+        nn.GELU(approximate="tanh"),
+        nn.LeakyReLU(0.3),
+        LayerNorm2d(8, eps=0.5),
+        nn.BatchNorm2d(8, eps=0.5, momentum=0.3),
         nn.AvgPool2d(3, 2, ceil_mode=True),
         nn.AvgPool2d(2, 1, ceil_mode=True),
         nn.Conv2d(8, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 3), groups=2),
@@ -105,6 +112,8 @@ def test_blocks_compute_the_same(module):
         norm.running_mean.normal_(0, 0.1)
     made = twin(module)
     assert nnx.graphdef(pickle.loads(pickle.dumps(made))) == nnx.graphdef(made)
+    shape = images.movedim(1, -1).shape
+    assert jax.eval_shape(made, jax.ShapeDtypeStruct(shape, jnp.bfloat16)).dtype == jnp.bfloat16
     for train in (False, True):
         got = jnp.moveaxis(made(jnp.asarray(images.movedim(1, -1).numpy()), train), -1, 1)
         want = module.train(train)(images).numpy()
