@@ -6,6 +6,7 @@ import torch
 from test_losses import DEGENERATE
 
 from ccnet.losses import CategoryConsistent, CrossEntropy, OhemCrossEntropy, WeightedSum, category_consistent_loss
+from ccnet.losses.torch_and_jax import resize_bilinear
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
@@ -86,6 +87,13 @@ def test_every_loss_in_one_sum(min_kept):
         return [total, *report.values()]
 
     check(listed, *logits())
+
+
+@pytest.mark.parametrize("size", [(4, 5), (1, 1), (11, 9), (16, 2)], ids=str)
+def test_probabilities_are_resized_as_in_torch(size):
+    images = torch.rand(2, 3, 11, 9, dtype=torch.float64)
+    found = resize_bilinear(jnp.asarray(images.numpy()), size)
+    assert np.abs(np.asarray(found) - resize_bilinear(images, size).numpy()).max() < 1e-12
 
 
 def test_without_valid_pixels_the_loss_is_zero():
