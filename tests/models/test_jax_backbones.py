@@ -19,7 +19,9 @@ from timm.models._efficientnet_blocks import (
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from ccnet.models import CrissCrossAttention
 from ccnet.models.backbone import TimmBackbone
+from ccnet.models.context.non_local import NonLocal
 from ccnet.models.context.pyramid import AtrousPyramid, PyramidPooling
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
@@ -101,6 +103,9 @@ def test_an_attribute_that_nobody_knows_is_refused():
         regnet.Bottleneck(8, 16, stride=2, group_size=4, downsample="conv1x1"),
         PyramidPooling(8, bins=(2, 3), align_corners=False),
         AtrousPyramid(8, dilations=(1, 2)),
+        CrissCrossAttention(8, gamma="fixed", recompute=False),
+        CrissCrossAttention(8, gamma="fixed", axes=[0]),
+        NonLocal(8, gamma="fixed"),
     ],
     ids=lambda module: type(module).__name__,
 )

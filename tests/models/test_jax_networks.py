@@ -11,6 +11,8 @@ import torch
 
 from ccnet.models import CrissCrossAttention, create_model
 from ccnet.models.backbone import TimmBackbone
+from ccnet.models.heads.context import ContextHead
+from ccnet.models.heads.fcn import FCNHead
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
@@ -264,6 +266,24 @@ def stubs(channels=3, **options):
     return Segmentor(SimpleNamespace(**vars(network) | options), lambda part: part)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [FCNHead(6, 3, channels=16, dropout=0.5), ContextHead(6, 3, context=None, channels=16, recurrence=0, dropout=0.5)],
+    ids=lambda head: type(head).__name__,
+)
+def test_heads_drop_features_only_in_training(head):
+    made, features = twin(head), jnp.asarray(np.random.default_rng(0).random((2, 5, 6, 6), np.float32))
+    frames = {"frames": None} if isinstance(head, ContextHead) else {}
+
+    def logits(seed, train):
+        found = made(features, train=train, key=jax.random.key(seed), **frames)
+        return found[0] if frames else found
+
+    assert jnp.array_equal(logits(0, train=False), logits(1, train=False))
+    assert not jnp.allclose(logits(0, train=True), logits(1, train=True))
+    assert jnp.allclose(logits(0, train=True), logits(0, train=True))
+
+
 def test_heads_draw_masks_of_their_own():
     output = stubs(channels=64)(jnp.ones((2, 8, 8, 64)), train=True, key=jax.random.key(0))
     masks = [np.asarray(output[name]).any((1, 2)) for name in ("out", "aux")]
@@ -313,6 +333,17 @@ def test_train_and_eval_set_the_mode():
     assert view.backbone.net.bn1.running_mean is network.backbone.net.bn1.running_mean
 
 
+def test_batch_norm_measures_low_precision_features_in_float32():
+    norm = twin(torch.nn.BatchNorm2d(1, momentum=1.0))
+    features = jnp.asarray(100 + np.random.default_rng(0).standard_normal((2, 9, 9, 1)), jnp.bfloat16)
+    assert norm(features, train=True).dtype == jnp.bfloat16
+    exact = np.asarray(features, np.float64)
+    assert norm.running_mean[...][0] == pytest.approx(exact.mean(), abs=1e-2)
+    assert norm.running_var[...][0] == pytest.approx(exact.var(ddof=1), rel=1e-2)
+    with pytest.raises(ValueError, match="needs more than one value per channel"):
+        norm(features[:1, :1, :1], train=True)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
 def test_copies_have_the_same_structure(copied):
     network = twin(trained("ccnet"))
@@ -343,6 +374,8 @@ def test_create_model_builds_in_jax():
     (batch,), (side,) = export.symbolic_shape("batch"), export.symbolic_shape("side")
     shapes = [jax.ShapeDtypeStruct((n, h, 41, 3), jnp.float32) for n, h in ((batch, 33), (2, side))]
     assert export.export(jax.jit(lambda x: network(x)["out"]))(shapes[0]).out_avals[0].shape == (batch, 33, 41, 5)
+    smallest = jax.eval_shape(network, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    assert smallest["out"].shape == (1, 8, 8, 5)
     with pytest.raises(ValueError, match="only the batch may be symbolic"):
         jax.eval_shape(network, shapes[1])
     with pytest.raises(ValueError, match="'tensorflow': choose 'torch' or 'jax'"):

@@ -167,14 +167,14 @@ def test_optimisers_that_would_compute_something_else_are_refused(kind, options)
 def test_a_non_finite_step_changes_nothing(spoilt):
     def criterion(output, labels):
         total = output["out"].sum()
-        return (total * float("inf") if spoilt == "loss" else (0 * total) ** 0.5), {}
+        return (total + float("inf") if spoilt == "loss" else (0 * total) ** 0.5), {}
 
     network = Pointwise()
     before = copy.deepcopy(network.state_dict())
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     step = made(network, optimizer, criterion)
     (outcome,) = taken(step, *batch(), 0)
-    assert np.isfinite(outcome.loss) == (spoilt == "gradient") and not np.isfinite(outcome.grad_norm)
+    assert (np.isfinite(outcome.loss), np.isfinite(outcome.grad_norm)) == (spoilt == "gradient", spoilt == "loss")
     step.write_back()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert not any(entry["momentum_buffer"].any() for entry in optimizer.state_dict()["state"].values())

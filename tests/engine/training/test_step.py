@@ -94,6 +94,15 @@ def test_a_non_finite_step_changes_nothing(name, fused, spoil):
         assert all(torch.equal(v, state[p][key]) for p, entry in before[1].items() for key, v in entry.items())
 
 
+def test_a_step_with_an_infinite_loss_changes_nothing_although_its_gradient_is_finite():
+    task, model, criterion, optimizer, *batch = parts()
+    before = copy.deepcopy(model.state_dict())
+    infinite = lambda *given: (criterion(*given)[0] + float("inf"), {})  # noqa: E731
+    outcome = train_step(task, model, infinite, optimizer, *batch, keep_buffers=True)
+    assert outcome.grad_norm.isfinite() and not outcome.loss.isfinite()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_a_fused_optimiser_that_skips_its_first_step_starts_without_momentum(poisoned_memory):
     made = []
     for fused in (True, False):
