@@ -96,6 +96,14 @@ def test_probabilities_are_resized_as_in_torch(size):
     assert np.abs(np.asarray(found) - resize_bilinear(images, size).numpy()).max() < 1e-12
 
 
+@pytest.mark.parametrize("min_kept", [64, 320, 640])
+def test_the_hardest_pixels_are_those_of_torch(min_kept):
+    """With a threshold of 0, only their number decides."""
+    arrays, labels = logits()
+    loss = OhemCrossEntropy(min_kept=min_kept, threshold=0.0)
+    check(lambda out, y: [loss(out, y)], {"out": arrays["out"]}, labels)
+
+
 def test_without_valid_pixels_the_loss_is_zero():
     arrays, labels = logits((1, 3, 16, 16))
     for loss in (CrossEntropy(), OhemCrossEntropy()):

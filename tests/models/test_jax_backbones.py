@@ -37,9 +37,10 @@ pytestmark = pytest.mark.slow
 EXPAND = {"in_chs": 8, "out_chs": 8, "exp_ratio": 2.0, "act_layer": nn.SiLU}
 
 
-def with_hook():
+def with_hook(before=False):
     module = nn.ReLU()
-    module.register_forward_hook(lambda *_: None)
+    register = module.register_forward_pre_hook if before else module.register_forward_hook
+    register(lambda *_: None)
     return module
 
 
@@ -57,6 +58,7 @@ def with_hook():
         (nn.BatchNorm2d(3, affine=False), r"affine=False, and JAX supports only affine=True"),
         (nn.BatchNorm2d(3, momentum=None), r"running statistics and a momentum"),
         (with_hook(), r"ReLU has no JAX counterpart: it has a forward hook"),
+        (with_hook(before=True), r"ReLU has no JAX counterpart: it has a forward hook"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
@@ -97,6 +99,7 @@ def test_an_attribute_that_nobody_knows_is_refused():
         nn.BatchNorm2d(8, eps=0.5, momentum=0.3),
         nn.AvgPool2d(3, 2, ceil_mode=True),
         nn.AvgPool2d(2, 1, ceil_mode=True),
+        nn.AvgPool2d(1, 3, ceil_mode=True),
         nn.Conv2d(8, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 3), groups=2),
         nn.MaxPool2d((3, 2), (1, 2), (1, 0)),
         SEModule(8, norm_layer=nn.BatchNorm2d),
