@@ -104,6 +104,16 @@ def test_the_hardest_pixels_are_those_of_torch(min_kept):
     check(lambda out, y: [loss(out, y)], {"out": arrays["out"]}, labels)
 
 
+def test_reported_terms_have_no_gradient():
+    arrays, labels = logits((1, 3, 9, 5))
+    loss = WeightedSum({"main": CrossEntropy()}, {"main": 0.5})
+    total, reported = (
+        jax.grad(lambda out, i=i: sum(jax.tree.leaves(loss({"out": out}, labels)[i])))(jnp.asarray(arrays["out"]))
+        for i in (0, 1)
+    )
+    assert total.any() and not reported.any()
+
+
 def test_without_valid_pixels_the_loss_is_zero():
     arrays, labels = logits((1, 3, 16, 16))
     for loss in (CrossEntropy(), OhemCrossEntropy()):
