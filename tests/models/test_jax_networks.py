@@ -344,6 +344,17 @@ def test_batch_norm_measures_low_precision_features_in_float32():
         norm(features[:1, :1, :1], train=True)
 
 
+def test_running_statistics_have_no_gradient():
+    graph, state = nnx.split(twin(torch.nn.BatchNorm2d(2)))
+
+    def statistics(features):
+        norm = nnx.merge(graph, state, copy=True)
+        norm(features, train=True)
+        return norm.running_mean[...].sum() + norm.running_var[...].sum()
+
+    assert not jax.grad(statistics)(jnp.asarray(np.random.default_rng(0).random((2, 3, 3, 2), np.float32))).any()
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
 def test_copies_have_the_same_structure(copied):
     network = twin(trained("ccnet"))
