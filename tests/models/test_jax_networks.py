@@ -300,6 +300,23 @@ def test_logits_are_resized_like_those_of_torch(aligned):
     assert torch.allclose(to_torch(found), expected, atol=1e-5)
 
 
+def test_evaluation_returns_nothing_but_the_logits():
+    assert set(stubs(embed=Quarter())(jnp.ones((1, 8, 8, 3)))) == {"out"}
+
+
+def test_recomputation_keeps_the_attention_but_not_the_projections():
+    images = jnp.ones((1, 4, 5, 16))
+    sizes = {}
+    for recompute in (True, False):
+        graph, state = nnx.split(twin(CrissCrossAttention(16, recompute=recompute)))
+        attend = lambda state, images, graph=graph: nnx.merge(graph, state)(images)  # noqa: E731
+        sizes[recompute] = sum(array.size for array in jax.tree.leaves(jax.vjp(attend, state, images)[1]))
+        back = jax.make_jaxpr(lambda state, images, attend=attend: jax.vjp(attend, state, images)[1](images))
+        assert str(back(state, images)).count("criss_cross_forward[") == 1  # the attention is not computed again
+    pixels, channels = 4 * 5, 2 + 2 + 16
+    assert sizes[False] - sizes[True] > 0.9 * pixels * channels
+
+
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("size", [(5, 7), (11, 4), (1, 9), (3, 1)], ids=str)
 def test_resizing_and_pooling_equal_torchs(size, aligned):
