@@ -198,6 +198,8 @@ def test_without_sync_each_process_uses_its_own_statistics(tmp_path, term):
 def test_a_batch_size_that_processes_cannot_split_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"recipe.batch_size=4 is shared by 3 processes.* set it to a multiple of 3"):
         train_loader(Seeded(range(9), 0), batch_size=4, iterations=1, num_workers=0, processes=3)
+    with pytest.raises(ValueError, match=r"into accumulate=4 pieces: set it to a multiple of 8"):
+        train_loader(Seeded(range(9), 0), batch_size=4, iterations=1, num_workers=0, processes=2, pieces=4)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
