@@ -29,8 +29,8 @@ else:
                 """Set an attribute that is neither saved nor moved between devices."""
                 setattr(self, name, value)
 
-            def __call__(self, *inputs: Any) -> Any:
-                return self.forward(*inputs)
+            def __call__(self, *inputs: Any, **options: Any) -> Any:
+                return self.forward(*inputs, **options)
 
 
 def is_torch(array: Any) -> bool:

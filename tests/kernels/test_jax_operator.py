@@ -36,6 +36,18 @@ def test_reference_equals_torch_in_float64(spatial, axes):
     agree(jax_result(function, *args, **options), torch_result(function, *args, **options), 1e-10)
 
 
+@pytest.mark.parametrize(
+    ("spatial", "axes"), [((4, 5), (0, 1)), ((4, 5), (1,)), ((2, 3, 4), (0, 1, 2)), ((2, 3, 4), (0, 2))], ids=str
+)
+def test_the_primitives_equal_torch_in_float32(spatial, axes):
+    """They have a backward pass of their own, in which a scale is a factor of two gradients."""
+    arrays = make(spatial, dtype=np.float32)
+    for function in OPERATORS:
+        args = used(function, arrays), arrays[3]
+        options = {"axes": axes, "scale": 0.7, "channel_axis": -1}
+        agree(jax_result(function, *args, **options), torch_result(function, *args, **options), 1e-5)
+
+
 @pytest.mark.parametrize("spatial", [(6,), (4, 5), (2, 3, 4)], ids=str)
 def test_channels_first_equals_channels_last(spatial):
     arrays = make(spatial)

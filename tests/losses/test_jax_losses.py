@@ -6,6 +6,7 @@ import torch
 from test_losses import DEGENERATE
 
 from ccnet.losses import CategoryConsistent, CrossEntropy, OhemCrossEntropy, WeightedSum, category_consistent_loss
+from ccnet.losses.torch_and_jax import resize_bilinear
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
@@ -86,6 +87,31 @@ def test_every_loss_in_one_sum(min_kept):
         return [total, *report.values()]
 
     check(listed, *logits())
+
+
+@pytest.mark.parametrize("size", [(4, 5), (1, 1), (11, 9), (16, 2)], ids=str)
+def test_probabilities_are_resized_as_in_torch(size):
+    images = torch.rand(2, 3, 11, 9, dtype=torch.float64)
+    found = resize_bilinear(jnp.asarray(images.numpy()), size)
+    assert np.abs(np.asarray(found) - resize_bilinear(images, size).numpy()).max() < 1e-12
+
+
+@pytest.mark.parametrize("min_kept", [64, 320, 640])
+def test_the_hardest_pixels_are_those_of_torch(min_kept):
+    """With a threshold of 0, only their number decides."""
+    arrays, labels = logits()
+    loss = OhemCrossEntropy(min_kept=min_kept, threshold=0.0)
+    check(lambda out, y: [loss(out, y)], {"out": arrays["out"]}, labels)
+
+
+def test_reported_terms_have_no_gradient():
+    arrays, labels = logits((1, 3, 9, 5))
+    loss = WeightedSum({"main": CrossEntropy()}, {"main": 0.5})
+    total, reported = (
+        jax.grad(lambda out, i=i: sum(jax.tree.leaves(loss({"out": out}, labels)[i])))(jnp.asarray(arrays["out"]))
+        for i in (0, 1)
+    )
+    assert total.any() and not reported.any()
 
 
 def test_without_valid_pixels_the_loss_is_zero():

@@ -1,17 +1,20 @@
 """Losses equal explicit loops over their definitions, and stay finite where naive formulas give NaN."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from two_processes import together
 
 from ccnet.losses import (
     CategoryConsistent,
     CrossEntropy,
     OhemCrossEntropy,
     WeightedSum,
+    balanced_edge_loss,
     category_consistent_loss,
     cross_entropy,
     ohem_cross_entropy,
@@ -253,3 +256,40 @@ def test_ohem_of_clips_equals_that_of_their_frames():
     frames = ohem_cross_entropy(logits.transpose(1, 2).reshape(6, 4, 17, 25), labels.view(6, 17, 25), **options)
     assert torch.equal(ohem_cross_entropy(logits, labels, **options), frames)
     assert not torch.equal(frames, ohem_cross_entropy(logits, labels, threshold=1.0))
+
+
+LOSSES = {
+    "cross entropy": partial(cross_entropy, class_weights=torch.tensor([1.0, 3.0])),
+    "ohem": partial(ohem_cross_entropy, min_kept=64, threshold=0.3),
+    "category consistent": lambda logits, labels: category_consistent_loss(logits, labels).total,
+    "category consistent, apart": lambda logits, labels: category_consistent_loss(logits, labels, sync=False).total,
+    "edge": balanced_edge_loss,
+}
+
+
+def of_part(rank=0, number=1):
+    """Return each loss of a rank's part of a batch, and the gradient that the average over the ranks consists of."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4, 2, 24, 16, generator=generator)
+    labels = torch.randint(0, 2, (4, 24, 16), generator=generator)
+    labels[0, :20], labels[1, :, 3:] = 255, 0  # the ranks differ in their numbers of valid pixels and of edges
+    own = slice(rank * 4 // number, (rank + 1) * 4 // number)
+    found = {}
+    for name, loss in LOSSES.items():
+        part = logits[own].requires_grad_(True)
+        value = loss(part, labels[own])
+        value.backward()
+        found[name] = value.detach(), part.grad
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_compute_the_losses_of_their_common_batch(tmp_path):
+    together_, whole, alone = together(partial(of_part, number=2), tmp_path), of_part(), [of_part(n, 2) for n in (0, 1)]
+    for name, (loss, gradient) in whole.items():
+        if name.endswith("apart"):  # the mean of the losses of both parts
+            loss = (alone[0][name][0] + alone[1][name][0]) / 2
+            gradient = torch.cat([part[name][1] / 2 for part in alone])
+        assert all(torch.allclose(part[name][0], loss) for part in together_), name
+        averaged = torch.cat([part[name][1] / 2 for part in together_])
+        assert torch.allclose(averaged, gradient, atol=1e-7), name

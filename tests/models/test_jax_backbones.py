@@ -5,9 +5,10 @@ from functools import partial
 
 import pytest
 import torch
-from timm.layers import BlurPool2d, DropBlock2d, EcaModule, MixedConv2d, SEModule
+from timm.layers import BlurPool2d, DropBlock2d, EcaModule, LayerNorm2d, MixedConv2d, SEModule
 from timm.layers.activations import GELU
 from timm.layers.grn import GlobalResponseNorm
+from timm.models import convnext, regnet
 from timm.models._efficientnet_blocks import (
     ConvBnAct,
     EdgeResidual,
@@ -18,7 +19,10 @@ from timm.models._efficientnet_blocks import (
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from ccnet.models import CrissCrossAttention
 from ccnet.models.backbone import TimmBackbone
+from ccnet.models.context.non_local import NonLocal
+from ccnet.models.context.pyramid import AtrousPyramid, PyramidPooling
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
@@ -33,9 +37,10 @@ pytestmark = pytest.mark.slow
 EXPAND = {"in_chs": 8, "out_chs": 8, "exp_ratio": 2.0, "act_layer": nn.SiLU}
 
 
-def with_hook():
+def with_hook(before=False):
     module = nn.ReLU()
-    module.register_forward_hook(lambda *_: None)
+    register = module.register_forward_pre_hook if before else module.register_forward_hook
+    register(lambda *_: None)
     return module
 
 
@@ -53,6 +58,7 @@ def with_hook():
         (nn.BatchNorm2d(3, affine=False), r"affine=False, and JAX supports only affine=True"),
         (nn.BatchNorm2d(3, momentum=None), r"running statistics and a momentum"),
         (with_hook(), r"ReLU has no JAX counterpart: it has a forward hook"),
+        (with_hook(before=True), r"ReLU has no JAX counterpart: it has a forward hook"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
@@ -78,12 +84,31 @@ def test_an_attribute_that_nobody_knows_is_refused():
         InvertedResidual(**EXPAND | {"act_layer": nn.Hardswish}, stride=2, pad_type="same"),
         EdgeResidual(**EXPAND, se_layer=partial(SqueezeExcite, gate_layer=nn.Hardsigmoid)),
         ConvBnAct(8, 8, 3, act_layer=nn.Mish, skip=True),
+        ConvBnAct(8, 8, 3),
+        BasicBlock(8, 6, downsample=nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6))),
         BasicBlock(8, 8, stride=2, aa_layer=nn.AvgPool2d, downsample=nn.AvgPool2d(2)),
         BasicBlock(8, 8, stride=2, aa_layer=BlurPool2d, downsample=nn.AvgPool2d(2, ceil_mode=True)),
         UniversalInvertedResidual(8, 8, dw_kernel_size_start=3, dw_kernel_size_end=5, exp_ratio=2.0),
-        MixedConv2d(8, 8, [3, 5], depthwise=True),
+        MixedConv2d(8, 8, [3, 5, 7], depthwise=True),
+        convnext.ConvNeXtBlock(8, ls_init_value=0.5),
+        nn.Conv2d(8, 8, 1),
+        nn.GELU(),
+        nn.GELU(approximate="tanh"),
+        nn.LeakyReLU(0.3),
+        LayerNorm2d(8, eps=0.5),
+        nn.BatchNorm2d(8, eps=0.5, momentum=0.3),
         nn.AvgPool2d(3, 2, ceil_mode=True),
         nn.AvgPool2d(2, 1, ceil_mode=True),
+        nn.AvgPool2d(1, 3, ceil_mode=True),
+        nn.Conv2d(8, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 3), groups=2),
+        nn.MaxPool2d((3, 2), (1, 2), (1, 0)),
+        SEModule(8, norm_layer=nn.BatchNorm2d),
+        regnet.Bottleneck(8, 16, stride=2, group_size=4, downsample="conv1x1"),
+        PyramidPooling(8, bins=(2, 3), align_corners=False),
+        AtrousPyramid(8, dilations=(1, 2)),
+        CrissCrossAttention(8, gamma="fixed", recompute=False),
+        CrissCrossAttention(8, gamma="fixed", axes=[0]),
+        NonLocal(8, gamma="fixed"),
     ],
     ids=lambda module: type(module).__name__,
 )
@@ -94,11 +119,16 @@ def test_blocks_compute_the_same(module):
         norm.weight.uniform_(0.5, 1.5)
         norm.running_mean.normal_(0, 0.1)
     made = twin(module)
-    got = jnp.moveaxis(made(jnp.asarray(images.movedim(1, -1).numpy())), -1, 1)
-    want = module(images).numpy()
-    assert np.abs(np.asarray(got) - want).max() < 1e-5 * np.abs(want).max()
-    assert state_dict(made).keys() == module.state_dict().keys()
     assert nnx.graphdef(pickle.loads(pickle.dumps(made))) == nnx.graphdef(made)
+    shape = images.movedim(1, -1).shape
+    assert jax.eval_shape(made, jax.ShapeDtypeStruct(shape, jnp.bfloat16)).dtype == jnp.bfloat16
+    for train in (False, True):
+        got = jnp.moveaxis(made(jnp.asarray(images.movedim(1, -1).numpy()), train), -1, 1)
+        want = module.train(train)(images).numpy()
+        assert np.abs(np.asarray(got) - want).max() < (1e-4 if train else 1e-5) * np.abs(want).max()
+        assert state_dict(made).keys() == module.state_dict().keys()
+        for name, values in module.state_dict().items():
+            assert torch.allclose(state_dict(made)[name], values, rtol=1e-4, atol=1e-5), name
 
 
 def test_a_channel_that_is_zero_everywhere_has_the_same_gradient():

@@ -22,6 +22,7 @@ CASES = {
     "3x3, stride": ((1, 7, 8, 3), (3, 3, 3, 4), (2, 2), ((1, 1), (1, 1)), (1, 1), 1),
     "2x5, dilation": ((1, 9, 11, 3), (2, 5, 3, 2), (1, 2), ((3, 1), (0, 4)), (4, 2), 1),
     "3x3, same": ((1, 7, 8, 3), (3, 3, 3, 4), (2, 3), "SAME", (1, 1), 1),
+    "3x3, same, dilation": ((1, 7, 8, 2), (3, 3, 2, 2), (1, 2), "SAME", (2, 3), 1),
     "4x4, valid": ((1, 8, 9, 3), (4, 4, 3, 4), (4, 4), "VALID", (1, 1), 1),
     "groups": ((2, 7, 6, 6), (3, 3, 2, 9), (2, 1), ((2, 2), (2, 2)), (2, 2), 3),
     "1x1, groups": ((2, 4, 3, 6), (1, 1, 2, 9), (1, 1), ((0, 0), (0, 0)), (1, 1), 3),
@@ -81,7 +82,8 @@ def test_the_convolution_under_vmap_and_in_low_precision(name):
     assert_close(jax.vmap(ours)(xs, kernels), jax.vmap(plain)(xs, kernels), 1e-5)
     half = ours(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
-    assert_close(half.astype(jnp.float32), plain(x, kernel), 2e-2)
+    rounded = [array.astype(jnp.bfloat16).astype(np.float32) for array in (x, kernel)]
+    assert_close(half.astype(jnp.float32), plain(*rounded), 2**-8)  # only the sum is rounded
 
 
 @pytest.mark.parametrize("name", ["1x1", "3x3", "groups", "depthwise"])
@@ -97,6 +99,13 @@ def test_programs_for_gpus_contain_the_plain_convolution(name):
 
     assert lowered(ours, "cuda") == lowered(plain, "cuda") == {"convolution": 3, "dot_general": 0, "while": 0}
     assert lowered(ours, "cpu")["convolution"] == 0
+
+
+def test_grouped_and_wide_kernels_become_products_on_a_cpu_and_narrow_ones_do_not(monkeypatch):
+    monkeypatch.setattr(convolution, "_WIDE", 12)  # the product of channels in the case "3x3"
+    for name, plain in (("3x3", 0), ("3x3, stride", 0), ("2x5, dilation", 1), ("groups", 0), ("depthwise", 0)):
+        x, kernel, ours, _ = case(name)
+        assert jax.jit(ours).lower(x, kernel).as_text().count("stablehlo.convolution") == plain, name
 
 
 def test_programs_for_several_devices_contain_no_loops(monkeypatch):

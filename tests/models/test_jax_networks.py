@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from ccnet.models import CrissCrossAttention, create_model
 from ccnet.models.backbone import TimmBackbone
+from ccnet.models.heads.context import ContextHead
+from ccnet.models.heads.fcn import FCNHead
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
@@ -19,6 +22,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 
 from ccnet.models.nnx import state_dict, twin  # noqa: E402
 from ccnet.models.nnx.layers import dropout2d  # noqa: E402
+from ccnet.models.nnx.resampling import adaptive_average, resize  # noqa: E402
+from ccnet.models.nnx.segmentor import Segmentor  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -223,6 +228,106 @@ def test_dropout_drops_channels_only_in_training():
         jax.eval_shape(lambda state: nnx.merge(graph, state, copy=True)(images, train=True), state)
 
 
+@pytest.mark.parametrize("spatial", [(4, 5), (2, 4, 5)], ids=["images", "clips"])
+def test_dropout_zeroes_whole_channels_and_scales_the_others(spatial):
+    images = jnp.ones((64, *spatial, 32))
+    dropped = np.asarray(dropout2d(images, 0.25, jax.random.key(0))).reshape(64, -1, 32)
+    kept = dropped[:, 0] > 0
+    assert np.allclose(dropped, np.broadcast_to(kept[:, None] / 0.75, dropped.shape))
+    assert kept.mean() == pytest.approx(0.75, abs=0.03)
+    assert kept.mean(0).min() > 0.5 and kept.mean(0).max() < 1  # each image has a mask of its own
+
+
+class Stub(nnx.Module):
+    """A head that drops features and returns them at a quarter of the size of the images."""
+
+    def __init__(self, context=False):
+        self.context = context
+
+    def __call__(self, features, *arguments):
+        *_, train, key = arguments
+        logits = dropout2d(features, 0.5, key) if train else features
+        return (logits, features) if self.context else logits
+
+
+class Quarter(nnx.Module):
+    """A backbone that returns the means of 4x4 pixels."""
+
+    output_stride = 4
+
+    def __call__(self, images, train):
+        return [images.reshape(len(images), images.shape[1] // 4, 4, -1, 4, images.shape[-1]).mean((2, 4))] * 2
+
+
+def stubs(channels=3, **options):
+    statistics = {"mean": torch.full((1, channels, 1, 1), 0.5), "std": torch.full((1, channels, 1, 1), 0.25)}
+    parts = {"backbone": Quarter(), "head": Stub(context=True), "aux_head": Stub(), "embed": None}
+    network = SimpleNamespace(**statistics, **parts, align_corners=True)
+    return Segmentor(SimpleNamespace(**vars(network) | options), lambda part: part)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [FCNHead(6, 3, channels=16, dropout=0.5), ContextHead(6, 3, context=None, channels=16, recurrence=0, dropout=0.5)],
+    ids=lambda head: type(head).__name__,
+)
+def test_heads_drop_features_only_in_training(head):
+    made, features = twin(head), jnp.asarray(np.random.default_rng(0).random((2, 5, 6, 6), np.float32))
+    frames = {"frames": None} if isinstance(head, ContextHead) else {}
+
+    def logits(seed, train):
+        found = made(features, train=train, key=jax.random.key(seed), **frames)
+        return found[0] if frames else found
+
+    assert jnp.array_equal(logits(0, train=False), logits(1, train=False))
+    assert not jnp.allclose(logits(0, train=True), logits(1, train=True))
+    assert jnp.allclose(logits(0, train=True), logits(0, train=True))
+
+
+def test_heads_draw_masks_of_their_own():
+    output = stubs(channels=64)(jnp.ones((2, 8, 8, 64)), train=True, key=jax.random.key(0))
+    masks = [np.asarray(output[name]).any((1, 2)) for name in ("out", "aux")]
+    assert all(0.3 < mask.mean() < 0.7 for mask in masks)
+    assert 0.3 < (masks[0] == masks[1]).mean() < 0.7
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_logits_are_resized_like_those_of_torch(aligned):
+    images = torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    found = stubs(align_corners=aligned)(to_jax(images))["out"]
+    features = torch.nn.functional.avg_pool2d((images - 0.5) / 0.25, 4)
+    expected = torch.nn.functional.interpolate(features, (12, 20), mode="bilinear", align_corners=aligned)
+    assert torch.allclose(to_torch(found), expected, atol=1e-5)
+
+
+def test_evaluation_returns_nothing_but_the_logits():
+    assert set(stubs(embed=Quarter())(jnp.ones((1, 8, 8, 3)))) == {"out"}
+
+
+def test_recomputation_keeps_the_attention_but_not_the_projections():
+    images = jnp.ones((1, 4, 5, 16))
+    sizes = {}
+    for recompute in (True, False):
+        graph, state = nnx.split(twin(CrissCrossAttention(16, recompute=recompute)))
+        attend = lambda state, images, graph=graph: nnx.merge(graph, state)(images)  # noqa: E731
+        sizes[recompute] = sum(array.size for array in jax.tree.leaves(jax.vjp(attend, state, images)[1]))
+        back = jax.make_jaxpr(lambda state, images, attend=attend: jax.vjp(attend, state, images)[1](images))
+        assert str(back(state, images)).count("criss_cross_forward[") == 1  # the attention is not computed again
+    pixels, channels = 4 * 5, 2 + 2 + 16
+    assert sizes[False] - sizes[True] > 0.9 * pixels * channels
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("size", [(5, 7), (11, 4), (1, 9), (3, 1)], ids=str)
+def test_resizing_and_pooling_equal_torchs(size, aligned):
+    images = torch.rand(1, 2, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(images, size, mode="bilinear", align_corners=aligned)
+    assert torch.allclose(to_torch(resize(to_jax(images), size, aligned)), expected, atol=1e-6)
+    for bins in range(1, 9):
+        expected = torch.nn.functional.adaptive_avg_pool2d(images, bins)
+        assert torch.allclose(to_torch(adaptive_average(to_jax(images), bins)), expected, atol=1e-6)
+
+
 def test_a_dropout_of_1_has_no_gradient():
     found = jax.grad(lambda x: dropout2d(x, 1.0, jax.random.key(0)).sum())(jnp.ones((1, 2, 2, 3)))
     assert jnp.array_equal(found, jnp.zeros((1, 2, 2, 3)))
@@ -243,6 +348,28 @@ def test_train_and_eval_set_the_mode():
     view = nnx.view(network, deterministic=False)
     assert network.deterministic and not view.deterministic and not view.backbone.deterministic
     assert view.backbone.net.bn1.running_mean is network.backbone.net.bn1.running_mean
+
+
+def test_batch_norm_measures_low_precision_features_in_float32():
+    norm = twin(torch.nn.BatchNorm2d(1, momentum=1.0))
+    features = jnp.asarray(100 + np.random.default_rng(0).standard_normal((2, 9, 9, 1)), jnp.bfloat16)
+    assert norm(features, train=True).dtype == jnp.bfloat16
+    exact = np.asarray(features, np.float64)
+    assert norm.running_mean[...][0] == pytest.approx(exact.mean(), abs=1e-2)
+    assert norm.running_var[...][0] == pytest.approx(exact.var(ddof=1), rel=1e-2)
+    with pytest.raises(ValueError, match="needs more than one value per channel"):
+        norm(features[:1, :1, :1], train=True)
+
+
+def test_running_statistics_have_no_gradient():
+    graph, state = nnx.split(twin(torch.nn.BatchNorm2d(2)))
+
+    def statistics(features):
+        norm = nnx.merge(graph, state, copy=True)
+        norm(features, train=True)
+        return norm.running_mean[...].sum() + norm.running_var[...].sum()
+
+    assert not jax.grad(statistics)(jnp.asarray(np.random.default_rng(0).random((2, 3, 3, 2), np.float32))).any()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
@@ -275,6 +402,8 @@ def test_create_model_builds_in_jax():
     (batch,), (side,) = export.symbolic_shape("batch"), export.symbolic_shape("side")
     shapes = [jax.ShapeDtypeStruct((n, h, 41, 3), jnp.float32) for n, h in ((batch, 33), (2, side))]
     assert export.export(jax.jit(lambda x: network(x)["out"]))(shapes[0]).out_avals[0].shape == (batch, 33, 41, 5)
+    smallest = jax.eval_shape(network, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    assert smallest["out"].shape == (1, 8, 8, 5)
     with pytest.raises(ValueError, match="only the batch may be symbolic"):
         jax.eval_shape(network, shapes[1])
     with pytest.raises(ValueError, match="'tensorflow': choose 'torch' or 'jax'"):

@@ -14,12 +14,13 @@ from test_jax_networks import SMALL, relative, to_jax, to_torch, trained
 from ccnet.models import tensor_files
 from ccnet.models.backbone import TimmBackbone
 from ccnet.models.checksums import CHECKSUM, HEADER
-from ccnet.models.factory import compose_conf
+from ccnet.models.factory import build, compose_conf
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: pip install -e '.[jax]'")
 
-from ccnet.models.nnx import load_network, state_dict  # noqa: E402
+from ccnet.models.nnx import load_network, state_dict, twin  # noqa: E402
+from ccnet.models.nnx.conversion import twins  # noqa: E402
 from ccnet.models.nnx.native import backbones, loading, parts  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,50 @@ def test_a_weight_file_gives_the_torch_networks_logits(name, tmp_path):
     assert relative(to_torch(nnx.jit(lambda n, x: n(x)["out"])(made, to_jax(images))), network(images)["out"]) < 1e-4
     for key, tensor in state_dict(made).items():
         assert torch.equal(tensor, network.state_dict()[key]), key
+
+
+def settings(network):
+    """Return the settings of every layer except the padding, which has several forms and which the logits depend on."""
+    kinds = (bool, int, float, str, tuple, type(None))
+    return {
+        ".".join(map(str, path)): {
+            name: value for name, value in vars(module).items() if isinstance(value, kinds) and name != "padding"
+        }
+        for path, module in nnx.iter_modules(network)
+    }
+
+
+COMMON = {"head.dropout": 0.3, "aux_head.dropout": 0.2, "backbone.output_stride": 16, "backbone.out_indices": [1, -1]}
+OPTIONS = {
+    "ccnet": {
+        "align_corners": False, "embedding_channels": 4, "head.recurrence": 3, "head.negative_slope": 0.1,
+        "aux_head.negative_slope": 0.2, "head.context.gamma": "fixed", "head.context.axes": [1],
+        "head.context.recompute": False, "head.context.backend": "reference",
+    },
+    "pspnet": {"head.context.bins": [1, 4], "head.context.align_corners": False},
+    "deeplabv3": {"head.context.dilations": [2, 3]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["defaults", "options"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_that_of_the_torch_network(name, given, tmp_path, monkeypatch):
+    """Also those that only matter in training, such as dropout and the momentum of batch norm."""
+    monkeypatch.setattr(twins, "compare", lambda *_: None)  # which takes seconds
+    config = OmegaConf.create(node(name))
+    config.backbone.pretrained = False
+    for option, value in (COMMON | OPTIONS[name] if given else {}).items():
+        OmegaConf.update(config, option, value)
+    network = build(config)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    if not given:  # the defaults of the configuration are those of the classes, too
+        optional = ("dropout", "negative_slope", "recurrence", "gamma", "recompute", "backend", "bins", "dilations")
+        for part in (config, config.backbone, config.head, config.aux_head, config.head.get("context") or {}):
+            for option in (*optional, "align_corners", "output_stride", "out_indices", "embedding_channels"):
+                if option in part and not (name == "ccnet" and option == "recurrence"):
+                    del part[option]
+    made = load_network(tmp_path / "weights.safetensors", OmegaConf.to_container(config))
+    assert settings(made) == settings(twin(network))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -181,11 +226,12 @@ image = jnp.asarray(np.load("image.npy"))
 network = load_network("best.safetensors")
 np.save("logits.npy", nnx.jit(lambda network, image: network(image)["out"])(network, image))
 labels = jnp.zeros(image.shape[:3], jnp.int32)
-loss = losses.WeightedSum({"ce": losses.CrossEntropy(), "ohem": losses.OhemCrossEntropy()}, {"ce": 1, "ohem": 1})
+terms = {"ce": losses.CrossEntropy(), "ohem": losses.OhemCrossEntropy()}
+loss = losses.WeightedSum(terms, {"ce": 1, "ohem": 1}, ramp={"ohem": 4})
 
 
 def objective(logits):
-    return loss({"out": logits}, labels)[0] + losses.category_consistent_loss(logits, labels).total
+    return loss({"out": logits}, labels, iteration=1)[0] + losses.category_consistent_loss(logits, labels).total
 
 
 assert jnp.isfinite(jax.jit(jax.grad(objective))(jnp.moveaxis(image, -1, 1))).all()

@@ -16,9 +16,11 @@ class Finder(torch.nn.Module):
     def __init__(self, dataset):
         super().__init__()
         self.known = [dataset[index] for index in range(len(dataset))]
+        self.images = 0
 
     def forward(self, images):
         (image,) = images
+        self.images += 1
         target = next(target for known, target in self.known if torch.equal(known, image))
         masks = torch.cat([target["masks"].roll(1, dims=2), target["masks"].flip(2)])
         boxes = torch.cat([target["boxes"] + torch.tensor([1, 0, 1, 0]), target["boxes"] / 2])
@@ -29,8 +31,11 @@ class Finder(torch.nn.Module):
 
 def validated(rank=0, *, folder):
     dataset = Coco(folder, split="val2017", transform=instances_transform())
-    found = evaluate_objects(Finder(dataset), dataset, device=torch.device("cpu"), keep_samples=2)
-    return {"scores": repr(found.scores), "results": found.results, "samples": len(found.samples)}
+    finder = Finder(dataset)
+    found = evaluate_objects(finder, dataset, device=torch.device("cpu"), keep_samples=2)
+    return {
+        "scores": repr(found.scores), "results": found.results, "samples": len(found.samples), "images": finder.images
+    }  # fmt: skip
 
 
 def test_two_processes_score_exactly_like_one(tmp_path):
@@ -43,3 +48,4 @@ def test_two_processes_score_exactly_like_one(tmp_path):
     assert first["results"] == second["results"] == one["results"]
     assert first["scores"] == second["scores"] == one["scores"]
     assert first["samples"] == second["samples"] == 2
+    assert first["images"] + second["images"] == one["images"] == 5

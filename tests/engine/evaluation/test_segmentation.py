@@ -1,8 +1,13 @@
 """Validation of a network on a data set: which samples are kept, and what is handed over."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import nn
+from two_processes import together
 
+from ccnet.engine.evaluation import segmentation
 from ccnet.engine.evaluation.protocols import Whole
 from ccnet.engine.evaluation.segmentation import evaluate
 
@@ -48,3 +53,24 @@ def test_no_sample_is_kept_unless_asked_for():
     model = Classify().eval()
     assert evaluate(model, Frames(), Whole(), device=torch.device("cpu")).samples == []
     assert not model.training
+
+
+def evaluated(rank):
+    """Return the confusion matrix, the predicted class of each image of this process, and the speed of all in 5 s."""
+    found, clock = {}, iter([0.0, 5.0])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(segmentation, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        result = evaluate(
+            Classify(), Frames(), Whole(), device=torch.device("cpu"),
+            on_prediction=lambda index, prediction: found.update({index: prediction.unique().tolist()}),
+        )  # fmt: skip
+    return result.confusion, found, result.images_per_s
+
+
+@pytest.mark.slow
+def test_processes_share_the_images_and_count_each_once(tmp_path):
+    whole, predicted, speed = evaluated(0)
+    (first, own, own_speed), (second, others, other_speed) = together(evaluated, tmp_path)
+    assert speed == own_speed == other_speed == 2
+    assert torch.equal(first, whole) and torch.equal(second, whole)
+    assert own | others == predicted and len(own) == len(others) == 5

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from hydra.utils import instantiate
 from two_processes import together
 
 from ccnet.data.training_samples import Seeded, train_loader
+from ccnet.engine import checkpoints
+from ccnet.engine.resuming import Identity
 from ccnet.engine.runtime.distributed import processes
+from ccnet.engine.training import TrainingState
 from ccnet.engine.training.steps.torch_step import TorchStep, train_step
 from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
@@ -122,16 +126,64 @@ def test_accumulated_chunks_give_the_cross_entropy_of_the_batch():
     seen = []
     for accumulate in (1, 2, 4):
         still = torch.optim.SGD(model.parameters(), lr=0.0)
-        loss, _, _ = train_step(task, model, criterion, still, images, labels, accumulate=accumulate)
-        seen.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
+        loss, terms, _ = train_step(task, model, criterion, still, images, labels, accumulate=accumulate)
+        seen.append([loss, terms["main"], *(parameter.grad.clone() for parameter in model.parameters())])
     for other in seen[1:]:
         for one, two in zip(seen[0], other, strict=True):
             assert torch.allclose(one, two, atol=1e-6)
-    length = torch.cat([grad.flatten() for grad in seen[0][1:]]).norm()
+    length = torch.cat([grad.flatten() for grad in seen[0][2:]]).norm()
     _, _, norm = train_step(task, model, criterion, still, images, labels, clip_norm=length / 10)
     assert torch.allclose(norm, length)
     clipped = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
     assert clipped == pytest.approx(length.item() / 10, rel=1e-4)
+
+
+def accumulated(rank=0, number=1, images=4):
+    """Return the losses of three steps that split a batch, and the gradients and weights after the last one.
+
+    A process starts with weights of its own. In the first step, it averages the gradients itself; later, DDP does.
+    """
+    torch.manual_seed(rank)
+    model = Pointwise()
+    step = TorchStep(
+        instantiate(composed().task), model, WeightedSum({"main": CrossEntropy()}, {"main": 1.0}),
+        torch.optim.SGD(model.parameters(), lr=0.5), device=torch.device("cpu"), accumulate=2,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    batch = torch.rand(images, 3, 9, 7, generator=generator), torch.randint(0, 4, (images, 9, 7), generator=generator)
+    batch[1][0, 1:], batch[1][-1, 5:] = 255, 255  # all parts have different numbers of valid pixels
+    own = slice(rank * images // number, (rank + 1) * images // number)
+    losses = [step(*(part[own] for part in batch), iteration).loss for iteration in range(3)]
+    parameters = [*model.parameters()]
+    return losses + [parameter.grad for parameter in parameters] + [parameter.detach() for parameter in parameters]
+
+
+def test_two_processes_that_accumulate_equal_one(tmp_path):
+    expected = accumulated()
+    for found in together(partial(accumulated, number=2), tmp_path):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def drawn_again(rank, folder):
+    """Return the numbers that a process draws after it has saved a run, and after it has resumed it."""
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    state = TrainingState(
+        model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), Identity("", {}, {}, {})
+    )  # fmt: skip
+    state.save(folder, {"recipe": {"max_iters": 1}}, SimpleNamespace(classes=["a"], palette=[[0, 0, 0]]))
+    drawn = torch.rand(3)
+    torch.distributed.barrier()
+    state.restore(checkpoints.load(folder / "last.pt"))
+    return drawn, torch.rand(3)
+
+
+def test_each_process_continues_with_its_own_random_numbers(tmp_path):
+    """They differ between processes if a network draws one per object."""
+    (tmp_path / "run").mkdir()
+    (first, again), (second, repeated) = together(partial(drawn_again, folder=tmp_path / "run"), tmp_path)
+    assert torch.equal(first, again) and torch.equal(second, repeated) and not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("term", ["main", "ccl"])
@@ -146,12 +198,15 @@ def test_without_sync_each_process_uses_its_own_statistics(tmp_path, term):
 def test_a_batch_size_that_processes_cannot_split_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"recipe.batch_size=4 is shared by 3 processes.* set it to a multiple of 3"):
         train_loader(Seeded(range(9), 0), batch_size=4, iterations=1, num_workers=0, processes=3)
+    with pytest.raises(ValueError, match=r"into accumulate=4 pieces: set it to a multiple of 8"):
+        train_loader(Seeded(range(9), 0), batch_size=4, iterations=1, num_workers=0, processes=2, pieces=4)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_load_disjoint_parts_of_the_same_sequence(processes):
     def batches(**share):
         loader = train_loader(Seeded(torch.arange(7), 5), batch_size=4, iterations=6, start=1, num_workers=0, **share)
+        assert len(loader) == 5
         return torch.stack(list(loader))
 
     parts = [batches(process=process, processes=processes) for process in range(processes)]

@@ -39,7 +39,7 @@ def write_data(folder):
         (folder / kind).mkdir()
     for index in range(6):
         labels = np.zeros((33, 33), dtype=np.uint8)
-        labels[index : index + 16, 8:24] = 1
+        labels[index : index + 16, 8 : 20 + index] = 1  # the processes read different numbers of pixels per class
         pixels = generator.integers(0, 100, (33, 33, 4)).astype(np.uint8)
         pixels[..., 3] += 100 * labels
         np.save(folder / "images" / f"{index}.npy", pixels)

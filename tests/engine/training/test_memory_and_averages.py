@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from ccnet import train as training
 from ccnet.engine import checkpoints
 from ccnet.engine.evaluation.tasks.semantic import Semantic
-from ccnet.engine.training import TorchStep
+from ccnet.engine.resuming import Identity
+from ccnet.engine.training import TorchStep, TrainingState
 from ccnet.engine.training.averaging import AveragedWeights
 from ccnet.models.factory import create_model
 
@@ -69,6 +70,20 @@ def test_the_average_is_that_of_the_weights_and_starts_quickly():
         ema.load(found | {"0.bias": torch.zeros(3)})
 
 
+def test_the_first_step_leaves_a_tenth_of_the_initial_weights():
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters())
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    ema = AveragedWeights(model, 0.999)
+    state = TrainingState(model, optimizer, schedule, Identity("", {}, {}, {}), ema=ema)
+    torch.nn.init.ones_(model.weight)
+    optimizer.step()
+    for expected in (0.9, 1 - 0.1 * 2 / 11):  # (1 + n) / (10 + n) of the average is kept at iteration n
+        state.advance()
+        assert ema.network.weight.item() == pytest.approx(expected)
+
+
 @pytest.mark.slow
 def test_the_average_is_validated_and_saved(tmp_path, monkeypatch):
     seen = []
@@ -92,3 +107,5 @@ def test_jax_refuses_what_it_does_not_have():
     for option in ("ema=0.9", "grad_checkpointing=true"):
         with pytest.raises(ValueError, match="framework=jax supports neither ema nor grad_checkpointing"):
             choose_framework("jax", "cpu").check(composed(option))
+    with pytest.raises(ValueError, match="framework=jax runs in a single process without gradient accumulation"):
+        choose_framework("jax", "cpu").check(composed("accumulate=2"))

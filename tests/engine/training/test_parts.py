@@ -9,6 +9,8 @@ from hydra.utils import instantiate
 
 from ccnet import train as training
 from ccnet.engine import checkpoints
+from ccnet.engine.resuming import Identity
+from ccnet.engine.training import TrainingState
 from ccnet.engine.training.lr_schedules import WarmupSteps
 from ccnet.engine.training.setup import freeze, make_optimizer, make_schedule
 from ccnet.engine.training.setup.optimizer import lr_factor
@@ -58,8 +60,10 @@ def test_each_group_keeps_its_factor_over_the_schedule(name):
     expected = make_schedule(plain, reference)
     rates = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     assert len(rates) == len(list(model.parameters()))
+    state = TrainingState(model, optimizer, schedule, Identity("", {}, {}, {}))
     for _ in range(4):
         (rate,) = expected.get_last_lr()
+        assert state.learning_rate == pytest.approx(rate)  # as logged: that of parts without a factor
         for key, parameter in model.named_parameters():
             factor = 0.1 if key.startswith("backbone") else 2 if key.startswith("head") else 1
             assert rates[parameter]["lr"] == pytest.approx(factor * rate)
@@ -165,6 +169,16 @@ def test_frozen_stages_stay_bit_for_bit(weights, number):
     inside = {name for name in before if name.rpartition(".")[0] in frozen}
     assert same == {*inside, "mean", "std", "head.context.gamma"} & before.keys()
     assert any("running_var" in name for name in inside)
+
+
+def test_frozen_stages_need_no_gradients(weights):
+    config = composed("frozen_stages=2", weights)
+    model = build(config.model)
+    freeze(config, model)
+    model(torch.rand(2, 3, 33, 33))["out"].sum().backward()
+    frozen = {*first_stages(model, 2)}
+    for name, parameter in model.backbone.named_parameters():
+        assert (parameter.grad is None) == (f"backbone.{name}".rpartition(".")[0] in frozen), name
 
 
 def test_batch_norm_in_evaluation_mode_keeps_its_statistics_and_learns(weights):

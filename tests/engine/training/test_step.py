@@ -1,10 +1,11 @@
 """Training steps: fused optimisers match plain ones, non-finite steps change nothing, the host never waits."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, composed
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,9 +16,11 @@ from ccnet.engine.evaluation.tasks.semantic import Semantic
 from ccnet.engine.resuming import Identity
 from ccnet.engine.training.batches import prefetch
 from ccnet.engine.training.state import TrainingState
-from ccnet.engine.training.steps.nonfinite import NonFiniteDetector
-from ccnet.engine.training.steps.torch_step import train_step
+from ccnet.engine.training.steps import torch_step
+from ccnet.engine.training.steps.nonfinite import NonFiniteDetector, NonFiniteLoss, Outcome
+from ccnet.engine.training.steps.torch_step import TorchStep, train_step
 from ccnet.engine.training.throughput import Throughput
+from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
 
 LOSSES = ("ce", "ce_ohem", "ce_ccl")
@@ -89,6 +92,86 @@ def test_a_non_finite_step_changes_nothing(name, fused, spoil):
         weights, state = model.state_dict(), optimizer.state_dict()["state"]
         assert all(torch.equal(value, weights[key]) for key, value in before[0].items())
         assert all(torch.equal(v, state[p][key]) for p, entry in before[1].items() for key, v in entry.items())
+
+
+def test_a_step_with_an_infinite_loss_changes_nothing_although_its_gradient_is_finite():
+    task, model, criterion, optimizer, *batch = parts()
+    before = copy.deepcopy(model.state_dict())
+    infinite = lambda *given: (criterion(*given)[0] + float("inf"), {})  # noqa: E731
+    outcome = train_step(task, model, infinite, optimizer, *batch, keep_buffers=True)
+    assert outcome.grad_norm.isfinite() and not outcome.loss.isfinite()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_fused_optimiser_that_skips_its_first_step_starts_without_momentum(poisoned_memory):
+    made = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        task, model, criterion, optimizer, images, labels = parts(
+            "optimizer=sgd", f"optimizer.algorithm.fused={fused}", memory_format=torch.contiguous_format
+        )
+        for shown in (images * float("nan"), images):
+            train_step(task, model, criterion, optimizer, shown, labels, keep_buffers=True)
+        made.append(model.state_dict())
+    for key, value in made[0].items():
+        assert torch.allclose(value, made[1][key], rtol=1e-4, atol=1e-5), key
+
+
+@pytest.mark.parametrize(("loss", "grad_norm"), [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("inf"))])
+def test_a_step_is_non_finite_if_its_loss_or_its_gradient_is(loss, grad_norm):
+    detector = NonFiniteDetector(allowed=0, skipped=0, names=lambda iteration: ["a", "b"], say=print)
+    for iteration, values in enumerate([(1.0, 1.0), (loss, grad_norm)]):
+        detector.add(iteration, Outcome(torch.tensor(values[0]), {}, torch.tensor(values[1])))
+    with pytest.raises(
+        NonFiniteLoss, match=rf"iteration 2: the loss is {loss:g} \(grad_norm {grad_norm:g}\): .*: a, b"
+    ):
+        detector.check()
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_network_runs_in_the_precision_of_the_step(bf16):
+    task, model, criterion, optimizer, *batch = parts()
+    seen = []
+
+    def looking(output, labels):
+        seen.append(output["out"].dtype)
+        return criterion(output, labels)
+
+    train_step(task, model, looking, optimizer, *batch, bf16=bf16)
+    assert seen == [torch.bfloat16 if bf16 else torch.float32]
+
+
+def test_the_options_of_a_run_reach_its_steps(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch_step, "train_step", lambda *_, **options: seen.append(options))
+    config = composed("num_classes=4", "clip_norm=3", "accumulate=2", "bf16=true", "skip_nonfinite=1")
+    model = torch.nn.Conv2d(3, 4, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    TorchStep.of(config, Semantic(), model, torch.nn.Identity(), optimizer, torch.device("cpu"))(None, None, 0)
+    wanted = {"clip_norm": 3, "accumulate": 2, "bf16": True, "keep_buffers": True}
+    assert {name: seen[0][name] for name in wanted} == wanted
+
+
+def test_parts_of_a_batch_of_objects_have_equal_weights():
+    model = torch.nn.Linear(3, 1)
+    task = SimpleNamespace(forward=lambda model, images, labels: {"out": torch.stack([*map(model, images)])})
+    images, labels = [*torch.rand(4, 3)], [{"boxes": torch.zeros(0, 4)}] * 4
+    mean = lambda output, labels: (output["out"].mean(), {"mean": output["out"].mean().detach()})  # noqa: E731
+    seen = []
+    for accumulate in (1, 2, 4):
+        still = torch.optim.SGD(model.parameters(), lr=0.0)
+        numbers = train_step(task, model, mean, still, images, labels, accumulate=accumulate).numbers()
+        seen.append([*numbers.values(), *model.weight.grad[0].tolist()])
+    assert seen[1] == pytest.approx(seen[0]) and seen[2] == pytest.approx(seen[0])
+
+
+def test_a_ramp_follows_the_iterations():
+    task, model, _, _, *batch = parts()
+    criterion = WeightedSum({"main": CrossEntropy()}, {"main": 1.0}, {"main": 4})
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = TorchStep(task, model, criterion, still, device=torch.device("cpu"))
+    outcomes = [step(*batch, iteration).numbers() for iteration in (0, 1, 4, 9)]
+    assert [numbers["loss"] / numbers["loss/main"] for numbers in outcomes] == pytest.approx([0, 0.25, 1, 1])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

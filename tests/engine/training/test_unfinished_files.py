@@ -3,13 +3,16 @@
 import errno
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import composed
 from interrupted_runs import rows
 
 from ccnet.engine import drawing
 from ccnet.engine.drawing import ScalarFile
+from ccnet.engine.training import RunLog
 
 
 def test_a_truncated_row_is_dropped(tmp_path):
@@ -22,6 +25,20 @@ def test_a_truncated_row_is_dropped(tmp_path):
     assert log.rows == [{"iteration": iteration, "loss": 0.5} for iteration in (9, 10, 11)]
     log.add({"iteration": 12, "loss": 0.5})
     assert [row["iteration"] for row in rows(path)] == ["9", "10", "11", "12"]
+
+
+@pytest.mark.parametrize(("iteration", "validated", "kept"), [(3, 2, [2]), (4, 2, [2]), (4, 4, [2, 4])])
+def test_a_resumed_run_drops_the_rows_that_it_will_write_again(tmp_path, iteration, validated, kept):
+    """A checkpoint may be newer than the latest validation, or be from before the validation of its iteration."""
+    for name, every in (("train", 1), ("val", 2)):
+        log = ScalarFile(tmp_path / f"{name}.csv", keep_until=0)
+        for number in range(every, 6, every):
+            log.add({"iteration": number, "loss": 0.5})
+    state = SimpleNamespace(iteration=iteration, validated=validated, wandb_id=None)
+    dataset = SimpleNamespace(classes=["a"], palette=[[0, 0, 0]])
+    RunLog(composed(), tmp_path, task=None, dataset=dataset, state=state, group=None)
+    assert [int(row["iteration"]) for row in rows(tmp_path / "train.csv")] == [*range(1, iteration + 1)]
+    assert [int(row["iteration"]) for row in rows(tmp_path / "val.csv")] == kept
 
 
 @pytest.mark.parametrize(
