@@ -156,7 +156,7 @@ def test_check_data_lists_the_colours_of_masks_in_one_table(tmp_path, run_entry)
 
 def test_check_data_takes_one_split_by_name_and_at_least_one(tmp_path, run_entry):
     images, masks = write_binary(tmp_path, number=1)
-    done = check(run_entry, images, masks, "splits=all", "samples=-1", "dataset.values=[0,255]")
+    done = check(run_entry, images, masks, "splits=all", "samples=0", "dataset.values=[0,255]")
     assert "all: 1 samples, 0 of them invalid" in done.stdout
     assert "splits is empty: name the splits to check" in check(run_entry, images, masks, "splits=[]", ok=False).stderr
 
