@@ -8,7 +8,7 @@ _SHAPE = tuple[int, int] | tuple[int, int, int] | tuple[int, int, int, int]  # (
 
 OPTION_BOUNDS: dict[str, Bounds] = {
     # app.py
-    "port": (int, 0, 65535, False),
+    "port": (int, 0, 65535, True),  # null: Gradio's first free one
     "max_upload_mb": (float, 1e-3, 1e6, False),
     "max_megapixels": (float, 1e-3, 1e6, False),
     # check_data.py

@@ -40,6 +40,7 @@ def test_the_defaults_of_a_command_are_within_the_bounds(command):
     ("option", "value", "allowed"),
     [
         ("port", 65536, "a whole number from 0 to 65535"),
+        ("port", None, None),
         ("shape", [8], "a list of 2 items, each a whole number or a list of 3 items"),
         ("shape", [8, 97, 0], "a list of 2 items"),
         ("shape", [8, 97, 97.5], "a list of 2 items"),
