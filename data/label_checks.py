@@ -111,11 +111,11 @@ def differing_classes(classes: Mapping[str, Sequence[str]]) -> list[str]:
     (first, expected), *rest = classes.items()
     lines = []
     for name, listed in rest:
-        for number, (wanted, found) in enumerate(zip_longest(expected, listed, fillvalue="missing"), 1):
+        for number, (wanted, found) in enumerate(zip_longest(expected, listed), 1):
             if wanted != found:
                 lines.append(
-                    f"class {number} is {wanted} in {first} but {found} in {name}: both need the same classes in the "
-                    "same order, which in COCO's format is that of their ids"
+                    f"class {number} is {wanted or 'missing'} in {first} but {found or 'missing'} in {name}: both need "
+                    "the same classes in the same order, which in COCO's format is that of their ids"
                 )
                 break
     return lines

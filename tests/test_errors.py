@@ -134,7 +134,7 @@ def test_an_option_without_a_value_is_rejected(run_entry, tmp_path, entry, optio
         (["predict.py", "protocol=slide", "protocol.crop_size=[a,b]"], "protocol.crop_size is ['a', 'b']"),
         (["predict.py", "compare_rows=a"], "compare_rows is 'a'"),
         (["benchmark.py", "repeats=many"], "repeats is 'many'"),
-        (["benchmark.py", "shape=[97,97]"], "shape is [97, 97]"),
+        (["benchmark.py", "shape=[97]"], "shape is [97]"),
         (["app.py", "port=http"], "port is 'http'"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -159,6 +159,7 @@ def test_errors_name_what_jax_does_not_support(run_entry):
         (["framework=tensorflow"], "framework is 'tensorflow': choose 'torch' or 'jax'"),
         (["framework=jax", "optimizer.algorithm._target_=torch.optim.Adam"], "does not support Adam with these"),
         (["framework=jax", "device=cuda"], "device=cuda, but JAX finds no such device"),
+        (["framework=jax", "~model.backbone"], "missing 1 required positional argument: 'backbone'"),
     ):
         done = run_entry("train.py", *TINY, *options, ok=False)
         assert message in done.stderr

@@ -13,7 +13,7 @@ from .viewer import Viewer
 
 
 @contextmanager
-def serving(viewer: Viewer, *, host: str, port: int, max_upload_mb: float) -> Iterator[Any]:
+def serving(viewer: Viewer, *, host: str, port: int | None, max_upload_mb: float) -> Iterator[Any]:
     """Serve the page until the ``with`` block ends; yield its Gradio object, whose ``local_url`` is the address.
 
     Uploads are stored in a temporary folder and removed after an hour, or earlier if the server stops.
@@ -21,7 +21,7 @@ def serving(viewer: Viewer, *, host: str, port: int, max_upload_mb: float) -> It
     Args:
         viewer: the networks.
         host: the address to listen on; "127.0.0.1" for this machine only.
-        port: the port.
+        port: the port; None for the first free one from 7860.
         max_upload_mb: the maximum size of an upload in 10^6 bytes.
 
     Raises:

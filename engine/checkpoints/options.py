@@ -38,8 +38,15 @@ def with_option(node: Mapping[str, Any], name: str, value: Any) -> dict[str, Any
 
 
 def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plain ``model`` node with a backbone that neither downloads nor reads pretrained weights."""
-    return {**model, "backbone": {**model["backbone"], "pretrained": False, "weights": None}}
+    """Return a plain ``model`` node with a backbone that neither downloads nor reads pretrained weights.
+
+    A node without a backbone is returned unchanged; building it raises an error that says what is missing, unless its
+    class needs none.
+    """
+    backbone = model.get("backbone")
+    if not isinstance(backbone, Mapping):
+        return dict(model)
+    return {**model, "backbone": {**backbone, "pretrained": False, "weights": None}}
 
 
 def is_interpolated(config: DictConfig, name: str) -> bool:

@@ -4,25 +4,26 @@ from ..guards.setting_types import Bounds
 
 _MOST = 2**31 - 1
 _SIZE = tuple[int, int]  # (H, W)
+_SHAPE = tuple[int, int] | tuple[int, int, int] | tuple[int, int, int, int]  # (N, *S): one to three spatial axes
 
 OPTION_BOUNDS: dict[str, Bounds] = {
     # app.py
-    "port": (int, 0, 65535, False),
+    "port": (int, 0, 65535, True),  # null: Gradio's first free one
     "max_upload_mb": (float, 1e-3, 1e6, False),
     "max_megapixels": (float, 1e-3, 1e6, False),
     # check_data.py
-    "samples": (int, 0, _MOST, False),
+    "samples": (int, -1, _MOST, False),  # 0 or -1: no figure
     # evaluate.py
     "save_predictions": (bool, 0, 1, False),
     "submission": (bool, 0, 1, False),
     # predict.py
     "logits": (bool, 0, 1, False),
-    "compare_rows": (int, 1, _MOST, False),
+    "compare_rows": (int, 0, _MOST, False),  # 0: no comparison
     # publish.py
     "half": (bool, 0, 1, False),
-    "most_lost": (float, 0, 100, False),
+    "most_lost": (float, -100, 100, False),  # below 0: float16 must score higher
     # benchmark.py
-    "shape": (tuple[int, int, int], 1, _MOST, True),
+    "shape": (_SHAPE, 1, _MOST, True),
     "query_channels": (int, 1, _MOST, False),
     "value_channels": (int, 1, _MOST, False),
     "repeats": (int, 1, _MOST, False),

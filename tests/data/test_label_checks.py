@@ -214,6 +214,7 @@ def test_check_data_supports_detection(tmp_path, run_entry):
 
 def test_splits_list_the_same_classes_in_the_same_order():
     assert differing_classes({"train": ["a", "b"], "val": ("a", "b")}) == []
+    assert len(differing_classes({"train": ["hole", "missing"], "val": ["hole"]})) == 1  # a class of that name
     assert differing_classes({"train": ["a", "b"], "val": ["b", "a"], "test": ["a", "b", "c"]}) == [
         "class 1 is a in train but b in val: both need the same classes in the same order, which in COCO's format is "
         "that of their ids",
