@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
     if not splits:
         raise ValueError("splits is empty: name the splits to check, such as splits=[train,val]")
     data.check_root(config.dataset, splits)
-    guards.check_settings({"dataset": guards.plain(config.dataset)}, allow_null=True)
+    guards.check_settings({name: guards.plain(config[name]) for name in ("dataset", "recipe")}, allow_null=True)
     runtime.seed_everything(config.seed)
     folder = runtime.given_path(config.output)
     if runtime.holds_run(folder):
@@ -82,7 +82,10 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
 
 def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, DatasetReport | ObjectReport, list[str]]":
     """Print a summary of a split, write its table and samples, and return the data set, its report and its problems."""
+    from ccnet.data.label_checks import unpaired_sides
+
     dataset: Any = data.build_dataset(config.dataset, split, None)
+    sides = unpaired_sides(dataset.classes, config.recipe.train_transform)  # raises ValueError before anything is read
     labelled = hasattr(dataset, "read_labels")
     report, table = _inspect_labels(config, split, dataset) if labelled else _inspect_objects(config, split, dataset)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +101,8 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
             )
     if unused := getattr(dataset, "masks_without_image", list)():
         print(f"note: masks that belong to no image and are not used: {len(unused)}, such as {unused[0]}")
+    if sides and split in ("train", "all"):
+        print(f"note: {sides[0]}")
     if table:
         print(f"\n{table.text()}")
         table.write_csv(table_path)

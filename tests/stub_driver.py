@@ -4,6 +4,12 @@ import os
 from types import SimpleNamespace
 
 
+def leave_interpreter():
+    """Import Triton with its compiler, before anything that this process imports could select the interpreter."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    import triton  # noqa: F401
+
+
 def activate():
     """Make it Triton's driver in this process; return the list to which it adds each launch.
 

@@ -12,7 +12,7 @@ OPTION_BOUNDS: dict[str, Bounds] = {
     "max_upload_mb": (float, 1e-3, 1e6, False),
     "max_megapixels": (float, 1e-3, 1e6, False),
     # check_data.py
-    "samples": (int, -1, _MOST, False),  # 0 or -1: no figure
+    "samples": (int, 0, _MOST, False),  # 0: no figure
     # evaluate.py
     "save_predictions": (bool, 0, 1, False),
     "submission": (bool, 0, 1, False),

@@ -161,6 +161,15 @@ def test_check_data_takes_one_split_by_name_and_at_least_one(tmp_path, run_entry
     assert "splits is empty: name the splits to check" in check(run_entry, images, masks, "splits=[]", ok=False).stderr
 
 
+def test_check_data_reports_pairs_of_left_and_right(tmp_path, run_entry):
+    images, masks = write_binary(tmp_path, number=1)
+    values = ["splits=all", "samples=1", "dataset.classes=[left arm,right arm]", "dataset.values=[0,255]"]
+    assert "which turns left arm into right arm" in check(run_entry, images, masks, *values).stdout
+    assert "into right arm" not in check(run_entry, images, masks, *values, "dataset.flip_pairs=[[0,1]]").stdout
+    for pairs, told in (("[[0,5]]", "flip_pairs contains [0, 5]"), ("[0,1]", "flip_pairs is [0, 1], but must be")):
+        assert told in check(run_entry, images, masks, *values, f"dataset.flip_pairs={pairs}", ok=False).stderr
+
+
 def test_left_and_right_need_pairs():
     classes = ["background", "Left kidney", "right kidney", "lung_L", "lung_R", "light", "rright"]
     told = unpaired_sides(classes, {"flip_pairs": None})

@@ -28,7 +28,8 @@ if importlib.util.find_spec("triton") is None:
 @pytest.fixture(scope="module")
 def compilers():
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=2, mp_context=context) as pool:
+    # The functions below are unpickled with this module, whose imports select the interpreter.
+    with ProcessPoolExecutor(2, mp_context=context, initializer=stub_driver.leave_interpreter) as pool:
         yield pool
 
 

@@ -48,7 +48,7 @@ def test_the_defaults_of_a_command_are_within_the_bounds(command):
         ("shape", [8, 97], None),
         ("shape", [1, 3, 97, 97], None),
         ("compare_rows", 0, None),
-        ("samples", -1, None),
+        ("samples", -1, "a whole number from 0"),
         ("most_lost", -1, None),
         ("half", "yes", "true or false"),
         ("cache_mib", True, "a number from 0"),
