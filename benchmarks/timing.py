@@ -27,7 +27,7 @@ class Timing(NamedTuple):
     @classmethod
     def of(cls, spans: Sequence[float], host_us: float) -> "Timing":
         """Summarise the microseconds of single calls."""
-        low, *_, high = statistics.quantiles(spans, n=5) if len(spans) > 1 else [*spans] * 2
+        low, *_, high = statistics.quantiles(spans, n=5, method="inclusive") if len(spans) > 1 else [*spans] * 2
         return cls(statistics.median(spans), low, high, host_us)
 
 

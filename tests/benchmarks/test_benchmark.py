@@ -259,3 +259,9 @@ def test_the_fraction_of_time_in_the_criss_cross_kernels():
     times = [("cudnn_convolution", 60.0), (forward.line_forward_kernel.__name__, 30.0), ("memcpy", 5.0)]
     times.append((f"{backward.line_backward_kernel.__name__}_0d1d", 5.0))
     assert benchmark_train.share_of(benchmark_train.KERNELS, times) == 0.35
+
+
+@pytest.mark.parametrize("spans", [[7.0], [400.0, 9000.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+def test_percentiles_are_within_the_measured_times(spans):
+    timing = Timing.of(spans, host_us=1.0)
+    assert min(spans) <= timing.p20_us <= timing.median_us <= timing.p80_us <= max(spans)
