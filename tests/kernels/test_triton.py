@@ -111,7 +111,7 @@ def test_channel_slices_of_one_projection_are_read_in_place(monkeypatch):
 
 
 @DTYPES
-@pytest.mark.parametrize("spatial", [(5, 6), (2, 3, 4), (2, 70)], ids=str)
+@pytest.mark.parametrize("spatial", [(5, 6), (2, 3, 4), (1, 70)], ids=str)
 def test_gradients_of_channel_slices_share_one_tensor(spatial, dtype):
     """They are the gradients of separate tensors, and need no copy."""
     projected = torch.randn(2, *spatial, 8 + 8 + 20).to(dtype).movedim(-1, 1).requires_grad_()

@@ -63,7 +63,7 @@ def test_the_file_names_its_axes_and_classes(size, sides, tmp_path):
 
 def test_a_network_for_clips_is_exported_for_clips(tmp_path, run_entry):
     """On single images, it would lack the earlier frames that predict.py gives it."""
-    saved = stand_in("ccnet3d")
+    saved = stand_in("ccnet3d", "model.head.recurrence=1")
     saved.config["dataset"]["frames"] = 3
     TrainedNetwork(saved, device="cpu").save_pretrained(tmp_path / "net")
     done = run_entry("export.py", f"checkpoint={tmp_path / 'net'}", f"output={tmp_path / 'net.onnx'}")
