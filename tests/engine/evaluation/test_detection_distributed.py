@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 from coco_data import write_coco
 from two_processes import together
@@ -38,6 +39,7 @@ def validated(rank=0, *, folder):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_score_exactly_like_one(tmp_path):
     write_coco(tmp_path / "data", images=3, split="val2017")  # and two without objects
     one = validated(folder=tmp_path / "data")

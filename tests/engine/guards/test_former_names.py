@@ -104,6 +104,7 @@ def test_every_data_set_is_resolved(tmp_path, dataset):
             build_dataset(OmegaConf.create(saved.config["dataset"]), "val", None)
 
 
+@pytest.mark.slow
 def test_every_loss_optimizer_task_and_logger_is_resolved(tmp_path):
     seen = set()
     for group in ("loss", "optimizer", "task", "logger"):

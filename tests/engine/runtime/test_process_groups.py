@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from datetime import timedelta
 
+import pytest
 import torch
 from conftest import PATIENCE
 from torch.distributed import TCPStore
@@ -22,6 +23,7 @@ def runs(own, port, results):
     results.put(found)
 
 
+@pytest.mark.slow
 def test_processes_join_anew_for_every_run():
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's, which outlives the runs
     context = multiprocessing.get_context("forkserver")

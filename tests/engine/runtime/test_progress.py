@@ -82,6 +82,7 @@ def test_a_terminal_and_a_notebook_have_a_bar(monkeypatch, capsys, where):
     assert "1/2" in err and "loss=0.5" in err and "3/3" in err
 
 
+@pytest.mark.slow
 def test_a_run_writes_no_bar_to_a_log_file(tmp_path, capsys):
     train(composed(), tmp_path)
     out, err = capsys.readouterr()

@@ -19,6 +19,7 @@ DONE = {"overrides": {"seed": 0}, "mIoU": 50.0, "gflops": 1.0}
 FAILING = ["train.py", "-m", "dataset=camvid", "dataset.root=missing", "logger=none", "resume=auto"]
 
 
+@pytest.mark.slow
 def test_a_failed_run_of_an_extended_sweep_keeps_the_result_of_another_run(tmp_path, run_entry):
     """The run fails before it can move past the folder of the first run."""
     results.write_result(tmp_path / "0", DONE)
@@ -51,6 +52,7 @@ def test_a_folder_that_cannot_be_written_to_ends_the_sweep_with_a_single_message
     assert not (tmp_path / "0").exists()
 
 
+@pytest.mark.slow
 def test_a_second_sweep_in_the_folder_of_a_running_one_changes_nothing(tmp_path, run_entry):
     with FolderLock(tmp_path):
         before = list(tmp_path.iterdir())
