@@ -46,7 +46,7 @@ def main(config: DictConfig) -> None:
     if not splits:
         raise ValueError("splits is empty: name the splits to check, such as splits=[train,val]")
     data.check_root(config.dataset, splits)
-    guards.check_settings({name: guards.plain(config[name]) for name in ("dataset", "recipe")}, allow_null=True)
+    guards.check_settings({name: guards.plain(config[name]) for name in ("dataset", "recipe")})
     runtime.seed_everything(config.seed)
     folder = runtime.given_path(config.output)
     if runtime.holds_run(folder):

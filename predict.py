@@ -192,7 +192,7 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
     crop = saved.setting("recipe.train_transform.crop_size")
     config = guards.replaced(config, dataset=saved.config.get("dataset"), training_crop=crop)
     given = any(option.startswith("protocol") for option in runtime.given_options())
-    guards.check_settings({"protocol": guards.plain(config.protocol)}, allow_null=True)
+    guards.check_settings({"protocol": guards.plain(config.protocol)})
     predictor = prediction.Predictor.of(
         saved,
         framework.evaluated(checkpoints.network(saved), bf16=config.bf16),

@@ -26,7 +26,7 @@ class Timing(NamedTuple):
 
     @classmethod
     def of(cls, spans: Sequence[float], host_us: float) -> "Timing":
-        """Summarise the microseconds of single calls."""
+        """Summarise the times of single calls, in microseconds."""
         low, *_, high = statistics.quantiles(spans, n=5, method="inclusive") if len(spans) > 1 else [*spans] * 2
         return cls(statistics.median(spans), low, high, host_us)
 

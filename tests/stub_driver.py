@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 
 def leave_interpreter():
-    """Import Triton with its compiler, before anything that this process imports could select the interpreter."""
+    """Import Triton in compiler mode, before another import in this process can select its interpreter."""
     os.environ.pop("TRITON_INTERPRET", None)
     import triton  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""The types and bounds of the options of commands other than train.py, by their names."""
+"""Types and bounds of the options that only commands other than train.py have."""
 
 from ..guards.setting_types import Bounds
 

@@ -73,7 +73,7 @@ class Storages(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self._sizes: dict[int, int] = {}
-        self.peak = 0
+        self._used = self.peak = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -82,9 +82,13 @@ class Storages(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._sizes:
                     self._sizes[storage._cdata] = storage.nbytes()
-                    weakref.finalize(storage, self._sizes.pop, storage._cdata)
-        self.peak = max(self.peak, sum(self._sizes.values()))
+                    self._used += storage.nbytes()
+                    weakref.finalize(storage, self._freed, storage._cdata)
+        self.peak = max(self.peak, self._used)
         return result
+
+    def _freed(self, key: int) -> None:
+        self._used -= self._sizes.pop(key)
 
     def alive(self) -> dict[int, int]:
         """Return the size in bytes of each storage that is still referenced."""

@@ -13,7 +13,7 @@ from ..runtime.progress import tracked
 def own_samples(
     dataset: Any, *, num_workers: int, keep_samples: int, **options: Any
 ) -> Iterator[tuple[int, tuple[Any, Any], bool]]:
-    """Yield (index, sample as a batch of one, whether to keep it) for every n-th sample, where n processes take part.
+    """Yield (index, batch of one sample, whether to keep it) for this process: every n-th sample of n processes.
 
     Args:
         dataset: the data set.

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 def plain(config: DictConfig, **values: Any) -> dict[str, Any]:
-    """Return a configuration with `values` set as plain dicts and lists, with interpolations resolved."""
+    """Return a configuration as plain dicts and lists, with `values` set and interpolations resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(replaced(config, **values), resolve=True))
 
 

@@ -145,14 +145,15 @@ def identify(config: DictConfig, saved: Checkpoint | None, train_set: ImageDatas
         fingerprint=known["identity"],
         contents=(known.get("contents") or {}) | contents,
         choices=known.get("choices") or {},
-        overrides=_overrides(known.get("overrides") or {}, given_overrides()),
+        overrides=_overrides(known.get("overrides") or {}),
     )
 
 
-def _overrides(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _overrides(before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the overrides of a resumed run: ``resume=auto`` repeats them, ``resume=FOLDER`` only changes some."""
-    if "auto" in (given.get("resume"), given.get("++resume")):
-        return dict(given)
+    given = given_overrides()
+    if given_options().get("resume") == "auto":
+        return given
     return {**before, **{name: value for name, value in given.items() if name.lstrip("+") != "resume"}}
 
 

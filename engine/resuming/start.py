@@ -50,7 +50,7 @@ class Start(NamedTuple):
 
 
 class _FoundRun(NamedTuple):
-    """A run in the folder of the command line, or in a sibling of that folder.
+    """A run in the folder that the command line names, or in one beside it.
 
     Attributes:
         folder: its folder.

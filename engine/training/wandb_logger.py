@@ -106,7 +106,7 @@ class WandbRun:
         own_id = self.run_id or _new_id()
 
         def start(mode: Any) -> wandb.Run:
-            """Start the run without output, without code or a git remote, and beside any other run of the program."""
+            """Start a silent run that records neither code nor git remote; the program's other runs are left alone."""
             return wandb.init(
                 **arguments,
                 mode=mode,

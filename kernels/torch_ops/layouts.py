@@ -1,4 +1,4 @@
-"""Memory layouts: channels-last views of arrays, and memory for results, which are channels-last for every input."""
+"""Channels-last views of arrays, and channels-last memory for the results of operators."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def from_last(array: Tensor, channel_axis: int) -> Tensor:
 
 
 def empty_result(like: Tensor, channel_axis: int, dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor of the shape of ``like``, channels-last in memory, for the result of an operator.
+    """Allocate an operator's result, without initialising it: the shape of ``like``, channels-last in memory.
 
     Autograd forbids callers to change a result in-place if it is a view, even one of new memory, so this one is not.
     """

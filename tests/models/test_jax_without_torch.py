@@ -76,7 +76,7 @@ OPTIONS = {
 @pytest.mark.parametrize("given", [False, True], ids=["defaults", "options"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_that_of_the_torch_network(name, given, tmp_path, monkeypatch):
-    """Also those that only matter in training, such as dropout and the momentum of batch norm."""
+    """This includes options that only matter in training, such as dropout and the momentum of batch norm."""
     monkeypatch.setattr(twins, "compare", lambda *_: None)  # which takes seconds
     config = OmegaConf.create(node(name))
     config.backbone.pretrained = False

@@ -147,7 +147,7 @@ def test_a_run_that_has_just_finished_is_not_stopped(tmp_path):
 
 
 def test_a_run_that_has_run_out_of_patience_is_not_continued(tmp_path):
-    """It may have been killed before it could write its result."""
+    """The run may have been killed between its last validation and the writing of its result."""
     loop = Loop(tmp_path, "recipe.patience=2")
     loop.state.stale = 2
     assert loop.fit().batches == []
