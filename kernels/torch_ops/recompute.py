@@ -33,20 +33,22 @@ class _Recomputation:
     Args:
         project: the function that computes the projection.
         inputs: its arguments.
-        projected: its result, of which only the storage's identifier is kept.
+        projected: its result, of which only the storage's identifier and the version are kept.
     """
 
     def __init__(self, project: Callable[..., Tensor], inputs: tuple[Tensor, ...], projected: Tensor):
-        self._project, self._inputs, self._storage = project, inputs, storage_id(projected)
+        self._project, self._inputs = project, inputs
+        self._storage, self._version = storage_id(projected), projected._version
         self._read = [_Kept(tensor, tensor._version) for tensor in inputs]
         self._device = inputs[0].device.type
         self._autocast = torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
         self._views = 0
-        self._available: list[Tensor] = []  # one reference to the projection per view still to be read
+        self._available: list[_Kept] = []  # one reference to the projection per view still to be read
 
     def pack(self, tensor: Tensor) -> _Kept | _View:
         """Return what autograd saves instead of the tensor."""
-        if storage_id(tensor) != self._storage:
+        # A projection that was modified in-place, as by ReLU, cannot be recomputed.
+        if storage_id(tensor) != self._storage or tensor._version != self._version:
             return _Kept(tensor.detach(), tensor._version)
         self._views += 1
         return _View(tensor.size(), tensor.stride(), tensor.storage_offset())
@@ -59,17 +61,18 @@ class _Recomputation:
             _unchanged(kept)
         try:
             # One step, because a forward pass in another thread may drop the projection at any time.
-            projected = self._available.pop()
+            kept = self._available.pop()
         except IndexError:
             enabled, dtype = self._autocast
             with torch.no_grad(), torch.autocast(self._device, dtype=dtype, enabled=enabled):
                 projected = self._project(*self._inputs)
-            self._available.extend([projected] * (self._views - 1))
-        return projected.as_strided(*saved)
+            kept = _Kept(projected, projected._version)
+            self._available.extend([kept] * (self._views - 1))
+        return _unchanged(kept).as_strided(*saved)
 
     def keep(self, projected: Tensor) -> None:
         """Keep the projection until each of its views has been read."""
-        self._available.extend([projected] * self._views)
+        self._available.extend([_Kept(projected, self._version)] * self._views)
 
     def drop(self) -> None:
         """Drop the projection, so that it is recomputed when one of its views is read."""
@@ -105,7 +108,7 @@ def recomputed_projection(project: Callable[..., Tensor], image: Tensor, *parame
 
     Raises:
         RuntimeError: in the backward pass, as elsewhere in torch, if ``image``, a parameter or a saved tensor was
-            modified in-place since.
+            modified in-place since. A projection that was dropped may be modified: it is recomputed.
 
     Example:
         >>> with recomputed_projection(conv2d, image, weight, bias) as projected:

@@ -3,6 +3,7 @@
 import sys
 import threading
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -206,6 +207,32 @@ def test_only_the_projections_before_the_last_are_recomputed(loops):
     assert count == loops + (loops - 1)
     torch.autograd.grad(out.sum(), x)
     assert count == loops + (loops - 1) + loops
+
+
+def test_a_projection_may_be_modified_before_it_is_used():
+    def gradients(project):
+        torch.manual_seed(0)
+        x, weight = (torch.randn(size).requires_grad_() for size in ([1, 6, 5, 4], [12, 6, 1, 1]))
+        out = x
+        for _ in range(2):
+            with project(torch.nn.functional.conv2d, out, weight) as projected:
+                projected.relu_()
+                out = criss_cross_attention(*split_channels(projected, [3, 3, 6]))
+        return torch.autograd.grad(out.sin().sum(), (x, weight))
+
+    want = gradients(lambda project, *inputs: nullcontext(project(*inputs)))
+    for ours, oracle in zip(gradients(recomputed_projection), want, strict=True):
+        torch.testing.assert_close(ours, oracle)
+
+
+def test_modifying_a_projection_after_it_was_used_is_an_error():
+    x, weight = (torch.randn(size).requires_grad_() for size in ([1, 6, 5, 4], [12, 6, 1, 1]))
+    with recomputed_projection(torch.nn.functional.conv2d, x, weight) as projected:
+        out = criss_cross_attention(*split_channels(projected, [3, 3, 6]))
+    with torch.no_grad():
+        projected.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 def test_a_graph_without_a_backward_pass_is_freed_at_once():
