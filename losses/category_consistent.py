@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from einops import rearrange
 
 from .all_reduce import mean_over_processes, sum_over_processes
-from .label_resizing import nearest_labels
+from .label_resizing import check_label_size, nearest_labels
 from .torch_and_jax import Array, Module, arange, as_index, at_least_float32, cast, is_readable, namespace, segment_sum
 
 # One bin per value of an 8-bit label. The fixed number keeps shapes static for compilers and avoids a device
@@ -70,9 +70,12 @@ def category_consistent_loss(
         with zero gradients.
 
     Raises:
-        ValueError: the sizes differ or ``distance`` is unknown; on the CPU, also if a label is outside [0, 255].
+        ValueError: the sizes differ or ``distance`` is unknown; on the CPU and outside compiled functions, also if a
+            label is outside [0, 255].
     """
-    _check(embedding, labels, distance)
+    check_label_size(labels, embedding, "embedding")
+    if distance not in ("piecewise", "quadratic"):
+        raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
     pixels = at_least_float32(rearrange(embedding, "n e ... -> (n ...) e"))
     labels = labels.reshape(-1)
     valid = labels != ignore_index
@@ -97,22 +100,11 @@ def category_consistent_loss(
     return CategoryConsistentLoss(*(terms if sync else map(mean_over_processes, terms)))
 
 
-def _check(embedding: Array, labels: Array, distance: str) -> None:
-    """Raise ValueError unless the labels have the size of the embedding and ``distance`` is known."""
-    if labels.shape != embedding.shape[:1] + embedding.shape[2:]:
-        raise ValueError(
-            f"labels {tuple(labels.shape)} must match the size of the embedding {tuple(embedding.shape)}: "
-            "resize them with ccnet.losses.label_resizing.nearest_labels"
-        )
-    if distance not in ("piecewise", "quadratic"):
-        raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
-
-
 def _bins(labels: Array, valid: Array) -> Array:
     """Return the bin of each pixel (P,): its label, or 0 for ignored pixels.
 
     Raises:
-        ValueError: on the CPU, if a valid label is outside [0, 255].
+        ValueError: on the CPU and outside compiled functions, if a valid label is outside [0, 255].
     """
     index = as_index(namespace(labels).where(valid, labels, 0))
     if is_readable(index) and len(index) and not 0 <= index.min() <= index.max() < _BINS:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from .all_reduce import sum_over_processes
+from .label_resizing import check_label_size
 from .torch_and_jax import Array, Module, at_least_float32, float_array, pixel_cross_entropy
 
 
@@ -23,7 +24,14 @@ def cross_entropy(
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: the labels do not have the size of the logits, or there is not one weight per class.
     """
+    check_label_size(labels, logits, "logits")
+    if class_weights is not None and class_weights.shape != logits.shape[1:2]:
+        shape = tuple(class_weights.shape)
+        raise ValueError(f"class_weights has shape {shape}: pass one weight for each of the {logits.shape[1]} classes")
     losses = pixel_cross_entropy(at_least_float32(logits), labels, class_weights, ignore_index)
     valid = sum_over_processes((labels != ignore_index).sum())
     return sum_over_processes(losses.sum()) / valid.clip(min=1)

@@ -1,8 +1,17 @@
-"""Nearest-neighbour resizing of label images."""
+"""The size of label images: a check, and resizing by nearest neighbour."""
 
 from collections.abc import Sequence
 
 from .torch_and_jax import Array, evenly_spaced
+
+
+def check_label_size(labels: Array, output: Array, name: str) -> None:
+    """Raise ValueError unless labels (N, *S) have the size of the output ``name``, (N, channels, *S)."""
+    if labels.shape != output.shape[:1] + output.shape[2:]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} must match the size of the {name} {tuple(output.shape)}: "
+            "resize them with ccnet.losses.label_resizing.nearest_labels"
+        )
 
 
 def nearest_labels(labels: Array, size: Sequence[int]) -> Array:

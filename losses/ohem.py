@@ -6,7 +6,7 @@ from einops import rearrange
 
 from .all_reduce import gather_from_processes
 from .cross_entropy_loss import CrossEntropy, cross_entropy
-from .label_resizing import nearest_labels
+from .label_resizing import check_label_size, nearest_labels
 from .torch_and_jax import (
     Array,
     at_least_float32,
@@ -51,7 +51,11 @@ def ohem_cross_entropy(
 
     Returns:
         A scalar in float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: as for :func:`ccnet.losses.cross_entropy`.
     """
+    check_label_size(labels, logits, "logits")
     if logits.ndim == 5:
         logits, labels = rearrange(logits, "n k t h w -> (n t) k h w"), rearrange(labels, "n t h w -> (n t) h w")
     xp = namespace(logits)

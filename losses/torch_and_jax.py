@@ -99,9 +99,9 @@ def evenly_spaced(side: int, length: int, like: Array) -> Array:
 
 
 def is_readable(array: Any) -> bool:
-    """Return whether the values can be read without a device synchronisation: on the CPU and outside ``jax.jit``."""
+    """Return whether the values can be read without a device synchronisation: on the CPU and outside compilation."""
     if is_torch(array):
-        return array.device.type == "cpu"
+        return array.device.type == "cpu" and not namespace(array).compiler.is_compiling()
     traced = isinstance(array, _jax().core.Tracer)
     return not traced and all(device.platform == "cpu" for device in array.devices())
 
@@ -132,7 +132,7 @@ def pixel_cross_entropy(logits: Array, labels: Array, class_weights: Array | Non
     index = jnp.where(valid, labels, 0)
     losses = -gather_class(_jax().nn.log_softmax(logits, axis=1), index)
     if class_weights is not None:
-        losses = losses * jnp.asarray(np.asarray(class_weights))[index]
+        losses = losses * jnp.asarray(class_weights)[index]
     return jnp.where(valid, losses, 0)
 
 

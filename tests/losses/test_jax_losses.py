@@ -5,7 +5,15 @@ import pytest
 import torch
 from test_losses import DEGENERATE
 
-from ccnet.losses import CategoryConsistent, CrossEntropy, OhemCrossEntropy, WeightedSum, category_consistent_loss
+from ccnet.losses import (
+    CategoryConsistent,
+    CrossEntropy,
+    OhemCrossEntropy,
+    WeightedSum,
+    category_consistent_loss,
+    cross_entropy,
+    ohem_cross_entropy,
+)
 from ccnet.losses.torch_and_jax import resize_bilinear
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
@@ -120,10 +128,25 @@ def test_without_valid_pixels_the_loss_is_zero():
         check(lambda out, y, loss=loss: [loss(out, y)], {"out": arrays["out"]}, np.full_like(labels, 255))
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
+def test_class_weights_may_be_traced(loss):
+    arrays, labels = logits((2, 3, 16, 16))
+    weights = jnp.array([0.5, 1.0, 2.0])
+    out, labels = jnp.asarray(arrays["out"]), jnp.asarray(labels)
+    want = loss(out, labels, class_weights=weights)
+    got = jax.jit(lambda weights: loss(out, labels, class_weights=weights))(weights)
+    assert float(got) == pytest.approx(float(want), rel=1e-12)
+
+
 def test_errors_name_the_bad_input():
     with pytest.raises(ValueError, match="range from 300 to 300"):
         category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.full((1, 3, 3), 300))
     with pytest.raises(ValueError, match="must match the size of the embedding"):
         category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.zeros((1, 6, 6), int))
+    for loss in (cross_entropy, ohem_cross_entropy):  # labels of one image would be broadcast over the batch
+        with pytest.raises(ValueError, match="must match the size of the logits"):
+            loss(jnp.zeros((2, 4, 3, 3)), jnp.zeros((1, 3, 3), int))
+        with pytest.raises(ValueError, match="pass one weight for each of the 4 classes"):
+            loss(jnp.zeros((2, 4, 3, 3)), jnp.zeros((2, 3, 3), int), class_weights=jnp.ones(3))
     with pytest.raises(ValueError, match="'ccl' reads the output 'embedding'"):
         WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})({"out": jnp.zeros(1)}, jnp.zeros((1, 2, 2), int))

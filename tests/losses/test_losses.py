@@ -143,6 +143,18 @@ def test_ccl_errors_name_the_invalid_input(labels, options, message):
         category_consistent_loss(torch.zeros(1, 2, 3, 3), labels, **options)
 
 
+def test_ccl_compiles_without_a_graph_break():
+    embedding, labels = torch.randn(1, 2, 3, 3), torch.randint(0, 3, (1, 3, 3))
+    compiled = torch.compile(lambda *inputs: category_consistent_loss(*inputs).total, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(embedding, labels), category_consistent_loss(embedding, labels).total)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
+def test_labels_of_another_size_are_an_error(loss):
+    with pytest.raises(ValueError, match=r"labels \(1, 3, 3\) must match the size of the logits \(2, 4, 3, 3\)"):
+        loss(torch.zeros(2, 4, 3, 3), torch.zeros(1, 3, 3).long())
+
+
 def test_ccl_module_resizes_labels_to_the_embedding():
     embedding = torch.randn(1, 4, 3, 5)
     labels = torch.randint(0, 3, (1, 17, 33))
