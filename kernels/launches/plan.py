@@ -13,7 +13,8 @@ from .problem import Device, Problem, Tile, is_wide, power_of_two
 from .tiles import choose_tile
 
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
-TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+# Only the residual and gamma may be float64.
+TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}
 MIN_CAPABILITY = (8, 0)
 # The PTX version by compute capability, for JAX: that of the oldest ptxas that JAX supports (CUDA 12.6; 12.9 for
 # Blackwell), as JAX's ptxas may be older than Triton's. GPUs that are not listed use Triton's default. LLVM aborts the

@@ -69,7 +69,7 @@ def _call_in_the_interpreter(target, results, *, input_output_aliases):
         buffers = iter([*memory, *made])
         arguments = {name: next(buffers) if kind.startswith("*") else value for name, (kind, _, value) in parameters}
         for (_, (kind, _, _)), tensor in zip(parameters, arguments.values(), strict=True):
-            assert not kind.startswith("*") or kind[1:] == {"float32": "fp32", "float16": "fp16"}[str(tensor.dtype)[6:]]
+            assert not kind.startswith("*") or kind[1:] == {2: "fp16", 4: "fp32", 8: "fp64"}[tensor.itemsize]
         kernel[(grid,)](**arguments, **dict(constants))
         left = [tensor.data_ptr() for tensor in buffers]
         assert set(left) <= {tensor.data_ptr() for tensor in memory}  # the rest share an operand's pointer
@@ -111,6 +111,16 @@ def test_launches_are_bound_as_the_kernels_expect(interpreted, function, spatial
     tolerance = 2e-6 if dtype is np.float32 else 4e-3
     for ours, oracle in itertools.zip_longest(got, want, fillvalue=want[0]):
         assert np.abs(ours - oracle).max() < tolerance * max(np.abs(oracle).max(), 1)
+
+
+def test_residual_and_gamma_may_be_float64(interpreted):
+    arrays = make((5, 6), batch=1, d=8, c=20)
+    upstream = make((5, 6), batch=1, c=20, seed=1)[2]
+    mixed = [*(array.astype(np.float32) for array in arrays[:3]), *arrays[3:]]
+    got = jax_result(criss_cross_residual, mixed, upstream, jit=False, channel_axis=-1)
+    want = torch_result(criss_cross_residual, arrays, upstream, channel_axis=-1)
+    for ours, oracle in zip(got, want, strict=True):
+        assert np.abs(ours - oracle).max() < 2e-6 * max(np.abs(oracle).max(), 1)
 
 
 # ---- lowering for CUDA, in a process where Triton compiles
