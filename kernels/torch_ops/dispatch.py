@@ -64,7 +64,7 @@ def _scaled(query: Tensor, options: Options) -> tuple[Tensor, Options]:
     scale: Any = options.scale
     if isinstance(scale, Tensor):
         return (query * scale.reshape(())).to(query.dtype), options._replace(scale=1.0)
-    return query, options
+    return query, options._replace(scale=float(scale))
 
 
 def _obstacle(call: Call[Tensor]) -> str | None:

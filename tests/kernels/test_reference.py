@@ -1,6 +1,7 @@
 """The reference and the CPU operators equal a dense oracle that follows the definition position by position."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -234,10 +235,15 @@ def test_a_bad_residual_or_gamma_is_rejected(changed, message):
         criss_cross_residual(**bad(residual=torch.zeros(2, 6, 4, 5), gamma=torch.zeros(1)) | changed)
 
 
-@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.full((1, 1), 0.5), np.float32(0.5), np.array(0.5)])
-def test_the_scale_may_be_any_array_with_one_element(scale):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    "scale", [torch.tensor(0.5), torch.full((1, 1), 0.5), np.float32(0.5), np.array(0.5), Fraction(1, 2)]
+)
+def test_the_scale_may_be_any_number_or_array_with_one_element(scale, backend):
     inputs = make((4, 3))
-    assert torch.equal(criss_cross_attention(*inputs, scale=scale), criss_cross_attention(*inputs, scale=0.5))
+    options = {"backend": backend}
+    want = criss_cross_attention(*inputs, scale=0.5, **options)
+    assert torch.equal(criss_cross_attention(*inputs, scale=scale, **options), want)
 
 
 @pytest.mark.parametrize("scale", [torch.ones(2), torch.ones(1, 2), np.ones(0), "1"])
