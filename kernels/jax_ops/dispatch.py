@@ -3,7 +3,6 @@
 # pyright: reportUnknownMemberType=false
 # jax.numpy leaves some of its functions untyped.
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,8 +12,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from ..call import Call, Options, dtype_name
-from ..fallback import refusal, warn_once
-from ..launches import plan
+from ..fallback import channels_obstacle, dtype_obstacle, refusal, warn_once
 from . import reference
 from .explicit_axes import with_automatic_axes
 from .promotion import usual_promotion
@@ -86,11 +84,5 @@ def _scaled(query: Array, options: Options) -> tuple[Array, Options]:
 
 def _obstacle(call: Call[Array]) -> str | None:
     """Return why the kernels do not support the call on any platform, or None if they may."""
-    dtype = dtype_name(call.query)
-    if dtype not in plan.ITEM_SIZE:
-        return f"the kernels support {', '.join(plan.ITEM_SIZE)}, not {dtype}"
-    if call.query.shape[call.options.channel_axis] > plan.MAX_QUERY_CHANNELS:
-        return f"more than {plan.MAX_QUERY_CHANNELS} query channels do not fit on chip"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    return None
+    query = call.query
+    return channels_obstacle(query.shape[call.options.channel_axis]) or dtype_obstacle(dtype_name(query))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..call import Call, Options, dtype_name
-from ..fallback import refusal, warn_once
+from ..fallback import capability_obstacle, refusal, warn_once
 from ..launches import plan
 from . import reference
 
@@ -153,8 +153,4 @@ def _obstacle() -> str | None:
         triton_library()
     except ValueError as error:
         return str(error)
-    capability = device().capability
-    if capability < plan.MIN_CAPABILITY:
-        least, has = (".".join(map(str, pair)) for pair in (plan.MIN_CAPABILITY, capability))
-        return f"the GPU has compute capability {has}, below {least}"
-    return None
+    return capability_obstacle(device().capability)

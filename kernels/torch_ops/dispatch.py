@@ -3,7 +3,6 @@
 # pyright: reportUnknownMemberType=false
 # torch leaves some of its decorators untyped.
 
-import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call, Options, dtype_name
-from ..fallback import refusal, warn_once
+from ..fallback import capability_obstacle, channels_obstacle, dtype_obstacle, refusal, warn_once
 from ..launches import plan
 from . import devices, reference, transforms
 from .cpu import operators as cpu_operators
@@ -69,22 +68,18 @@ def _scaled(query: Tensor, options: Options) -> tuple[Tensor, Options]:
 
 def _obstacle(call: Call[Tensor]) -> str | None:
     """Return why the kernels do not support the call, or None if they do."""
-    query, channel_axis = call.query, call.options.channel_axis
-    if query.shape[channel_axis] > plan.MAX_QUERY_CHANNELS:
-        return f"more than {plan.MAX_QUERY_CHANNELS} query channels do not fit on chip"
+    query = call.query
     device = "meta" if transforms.has_no_data(query) else query.device.type
-    return _device_obstacle(device, query.device.index, dtype_name(query))
+    obstacle = channels_obstacle(query.shape[call.options.channel_axis])
+    return obstacle or _device_obstacle(device, query.device.index, dtype_name(query))
 
 
 @torch.compiler.assume_constant_result
 def _device_obstacle(device: str, index: int | None, dtype: str) -> str | None:
     """Return why the kernels cannot run on a device or with a dtype, or None if they can."""
-    if dtype not in plan.ITEM_SIZE:
-        return f"the kernels support {', '.join(plan.ITEM_SIZE)}, not {dtype}"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if device == "meta":  # the operators' fake kernels infer the shapes
-        return None
+    obstacle = dtype_obstacle(dtype)
+    if obstacle is not None or device == "meta":  # the operators' fake kernels infer the shapes
+        return obstacle
     if device == "cuda":
         return _gpu_obstacle(index)
     from .launch import is_interpreted
@@ -105,8 +100,4 @@ def _gpu_obstacle(index: int | None) -> str | None:
     if arch:
         known = plan.AMD_SHARED_MEMORY
         return None if arch in known else f"the GPU is an AMD {arch}, and the kernels support {' and '.join(known)}"
-    capability = torch.cuda.get_device_capability(index)
-    if capability < plan.MIN_CAPABILITY:
-        least = ".".join(map(str, plan.MIN_CAPABILITY))
-        return f"the GPU has compute capability {'.'.join(map(str, capability))}, below {least}"
-    return None
+    return capability_obstacle(torch.cuda.get_device_capability(index))
