@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..kernels.launches import plan
+from ..kernels.launches.cost import least_cost
 
 
 class Timing(NamedTuple):
@@ -147,4 +148,4 @@ def _between(marks: list[torch.cuda.Event]) -> list[float]:
 
 def input_sets(problem: plan.Problem, cache_mib: float) -> int:
     """Return the number of input sets to cycle through so that a cache of ``cache_mib`` cannot hold them all."""
-    return max(2, -(-int(cache_mib * 2**20) // plan.least_cost(problem, "forward").bytes))
+    return max(2, -(-int(cache_mib * 2**20) // least_cost(problem, "forward").bytes))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ...engine.runtime.provenance import machine_of, provenance
 from ...kernels.launches import plan
+from ...kernels.launches.cost import least_cost
 from ..failures import require_none, tolerated
 from ..timing import Timing, input_sets, measure
 from . import peers
@@ -152,6 +153,6 @@ def _percent_of_floor(problem: plan.Problem, direction: str, timing: Timing, mac
     """Return the roofline time, from the machine's bandwidth and FLOP rate, as a percentage of the median."""
     if machine is None:
         return ""
-    cost = plan.least_cost(problem, direction.split(",")[0])
+    cost = least_cost(problem, direction.split(",")[0])
     floor_us = max(cost.bytes / machine.terabytes_per_second / 1e6, cost.flops / machine.teraflops / 1e6)
     return round(100 * floor_us / timing.median_us, 1)

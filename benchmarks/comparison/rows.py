@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...engine.drawing.png_files import write_figure
 from ...engine.drawing.tables import Table
-from ...kernels.launches.plan import Problem, least_cost
+from ...kernels.launches.cost import least_cost
+from ...kernels.launches.problem import Problem
 from ..timing import Timing
 
 # The largest accepted error of an implementation against float64, relative to the largest element.

@@ -1,4 +1,4 @@
-"""The plan of a call: one launch per axis, and a lower bound on the cost.
+"""The plan of a call: one launch per axis.
 
 This is pure arithmetic without torch, jax or triton. Both frameworks, the compile tests and the benchmark use the
 same plans; the tile sizes come from ``tiles.py``.
@@ -194,28 +194,3 @@ def use_table(device_name: str, rows: list[dict[str, Any]]) -> None:
     tile_tables.tables[device_name] = rows
     forward_launches.cache_clear()
     backward_launches.cache_clear()
-
-
-class Cost(NamedTuple):
-    """A lower bound for any implementation: its FLOPs, and one memory transfer of each array."""
-
-    flops: int
-    bytes: int
-
-
-def least_cost(problem: Problem, direction: str) -> Cost:
-    """Return the lower bound for ``direction``, which is "forward", "backward" or "both".
-
-    A multiply-add counts as two FLOPs. The backward pass recomputes the scores and computes the gradients of the
-    scores, query, key and value. The forward pass reads query, key and value and writes the output; the backward pass
-    reads all four and the gradient of the output, and writes three gradients.
-    """
-    if direction == "both":
-        parts = [least_cost(problem, part) for part in ("forward", "backward")]
-        return Cost(sum(part.flops for part in parts), sum(part.bytes for part in parts))
-    pixels = problem.batch * math.prod(problem.spatial)
-    d, c = problem.query_channels, problem.value_channels
-    scores = pixels * sum(problem.spatial[axis] for axis in problem.axes)
-    products, numbers = (d + c, 2 * d + 2 * c) if direction == "forward" else (3 * d + 2 * c, 4 * d + 4 * c)
-    statistics = 8 * pixels
-    return Cost(2 * products * scores, pixels * numbers * ITEM_SIZE[problem.dtype] + statistics)

@@ -15,6 +15,7 @@ from ccnet.benchmarks.comparison.peers import Peer
 from ccnet.benchmarks.timing import Timing
 from ccnet.engine.evaluation.cost import Cost
 from ccnet.kernels.launches import plan
+from ccnet.kernels.launches.cost import least_cost
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +54,7 @@ def test_a_gradient_of_nan_is_detected_beside_correct_ones():
 def test_least_cost_matches_the_paper():
     """8x97x97 in bfloat16, D = 64, C = 512: 16.8 and 35.5 GFLOPs, 2304 + 8 and 4608 + 8 bytes per pixel."""
     problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16")
-    forward, backward = (plan.least_cost(problem, direction) for direction in ("forward", "backward"))
+    forward, backward = (least_cost(problem, direction) for direction in ("forward", "backward"))
     assert [round(cost.flops / 1e9, 1) for cost in (forward, backward)] == [16.8, 35.5]
     assert [cost.bytes // (8 * 97 * 97) for cost in (forward, backward)] == [2304 + 8, 4608 + 8]
 
@@ -149,7 +150,7 @@ def test_floors_of_the_machines(config, machine):
     problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16")
     timing = Timing(100.0, 100.0, 100.0, 1.0)
     found = benchmark_compare._percent_of_floor(problem, "forward", timing, config.machines[machine])
-    floor = plan.least_cost(problem, "forward").bytes / config.machines[machine].terabytes_per_second / 1e6
+    floor = least_cost(problem, "forward").bytes / config.machines[machine].terabytes_per_second / 1e6
     assert found == round(floor, 1)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from ccnet.benchmarks import timing
 from ccnet.kernels.launches import plan
+from ccnet.kernels.launches.cost import least_cost
 
 
 class Mark:
@@ -89,7 +90,7 @@ def test_a_slow_call_is_timed_less_often():
 
 def test_inputs_together_exceed_the_cache():
     problem = plan.Problem(1, (97, 97), (0, 1), 64, 512, "bfloat16")
-    size = plan.least_cost(problem, "forward").bytes
+    size = least_cost(problem, "forward").bytes
     sets = timing.input_sets(problem, 256)
     assert (sets - 1) * size < 256 * 2**20 <= sets * size
     assert timing.input_sets(problem._replace(batch=64), 256) == 2
