@@ -136,13 +136,15 @@ def criss_cross_weights(
         key: like ``query``.
         position: one index per spatial axis.
         recurrence: number of loops R, at least 1; every loop uses the same query and key.
-        axes, scale, channel_axis, backend: as for :func:`criss_cross_attention`.
+        axes, scale, channel_axis: as for :func:`criss_cross_attention`.
+        backend: as for :func:`criss_cross_attention`, but without effect: a single row needs no kernel.
 
     Returns:
         Non-negative weights, (N, *S), that sum to 1 per image; float32 (float64 for float64 input).
 
     Raises:
-        ValueError: as for :func:`criss_cross_attention`, or the position is outside the image, or R < 1.
+        ValueError: as for :func:`criss_cross_attention`, except that no kernel has to run; or the position is outside
+            the image, or R < 1.
     """
     operator = _operator(query, key)
     options = checked_options({"query": query, "key": key}, axes, scale, channel_axis, backend)

@@ -121,7 +121,7 @@ def _check_arrays(arrays: Mapping[str, ArrayLike], channel_axis: int) -> tuple[i
 
 
 def _checked_scale(scale: Any) -> Any:
-    """Return ``scale``, a number or an array with a single element, of NumPy as a number; else raise ValueError."""
+    """Return ``scale``, as a number if it is NumPy's; raise ValueError unless it is a number or has one element."""
     if isinstance(scale, float | int):
         return scale
     if not hasattr(scale, "__float__") or any(size != 1 for size in getattr(scale, "shape", ())):

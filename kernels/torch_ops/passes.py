@@ -98,10 +98,8 @@ def backward(call: Call[Tensor], out: Tensor, stats: Tensor, grad: Tensor, gradi
     query, key, value = call.query, call.key, call.value
     dquery, dkey, dvalue = gradients
     delta = empty_per_pixel(query)
-    if dvalue.numel() == 0:
-        dquery.zero_()
-        dkey.zero_()
-        return delta.zero_()
+    if delta.numel() == 0:
+        return delta
     query, query_stride = _by_pixel(query)
     key, key_stride = _by_pixel(key)
     value, value_stride = _by_pixel(value)

@@ -35,7 +35,7 @@ def are_intercepted(*arrays: Tensor) -> bool:
 
 
 def is_exporting() -> bool:
-    """Return whether torch.export or torch.jit.trace is running; their programs cannot contain Triton kernels."""
+    """Return whether torch.export or torch.jit.trace is running, whose programs should run without this package."""
     # Not torch.compiler.is_exporting(), which torch.compile evaluates to True in torch 2.11.
     return torch.compiler._is_exporting_flag or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
