@@ -63,10 +63,15 @@ TINY = [
 ]
 
 
+def configured(*overrides, name="config", **options):
+    """Return the configuration of a command line."""
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, overrides=list(overrides), **options)
+
+
 def composed(*overrides):
     """Return the configuration of a tiny run."""
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *overrides])
+    return configured(*TINY, *overrides)
 
 
 @pytest.fixture
@@ -79,7 +84,7 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """Return the folder of a finished run of four iterations."""
     from ccnet.train import train  # after the settings above

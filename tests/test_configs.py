@@ -1,8 +1,7 @@
 """Every choice of a config group composes, and each data set selects its recipe."""
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, configured
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -11,9 +10,8 @@ from ccnet.models.factory import build
 pytestmark = pytest.mark.slow
 
 
-def composed(*overrides, name="config"):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, overrides=["num_classes=5", *overrides])
+def composed(*overrides):
+    return configured("num_classes=5", *overrides)
 
 
 def choices(group):
