@@ -18,9 +18,14 @@ def choices(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-# Detection networks have their own loss: tests/test_detection.py.
-@pytest.mark.parametrize("dataset", sorted(set(choices("dataset")) - {"coco"}))
-@pytest.mark.parametrize("loss", sorted(set(choices("loss")) - {"detection"}))
+# Detection networks have their own data set and loss: tests/test_detection.py.
+DATASETS, LOSSES = sorted({*choices("dataset")} - {"coco"}), sorted({*choices("loss")} - {"detection"})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "loss"),
+    [*((dataset, "ce_ccl") for dataset in DATASETS), *(("cityscapes", loss) for loss in LOSSES if loss != "ce_ccl")],
+)
 def test_every_dataset_and_loss_composes_and_instantiates(dataset, loss):
     config = composed(f"dataset={dataset}", f"loss={loss}", "backbone=beacons", "recipe.max_iters=7")
     OmegaConf.to_container(config.optimizer, resolve=True)

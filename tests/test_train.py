@@ -213,19 +213,6 @@ def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
     assert f"error: dataset.root={camvid_root} is not a folder: CamVid was expected there" in missing.stderr
 
 
-def test_a_users_own_folder_from_the_command_line(folder_data, tmp_path, run_entry):
-    images, masks = folder_data
-    overrides = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
-    run_entry(
-        "train.py", "dataset=folder", f"dataset.images={images}", f"dataset.masks={masks}",
-        "dataset.classes=[road,car,sky]", "backbone=resnet10t", "backbone.pretrained=false",
-        "model.head.channels=16", "model.aux_head.channels=16", *overrides, "recipe.max_iters=2",
-        "recipe.train_transform.crop_size=[65,81]",
-    )  # fmt: skip
-    (run_folder,) = (tmp_path / "outputs" / "ccnet_folder").iterdir()
-    assert checkpoints.load(run_folder / "best.safetensors").classes == ["road", "car", "sky"]
-
-
 @pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="no ../shared/weights on this machine")
 def test_real_imagenet_weights_fit_the_backbone():
     from ccnet.models.backbone import TimmBackbone

@@ -46,12 +46,17 @@ def without(config, name):
     return made
 
 
+@pytest.fixture(scope="module")
+def config():
+    """Return the configuration of a tiny run, composed once."""
+    return composed()
+
+
 TOP = [name for name in configured() if name not in ("model", "dataset", "recipe", "loss", "optimizer", "backbone")]
 
 
 @pytest.mark.parametrize("name", [*TOP, "recipe.val_every", "model.backbone.output_stride", "model.head.channels"])
-def test_an_option_that_a_checkpoint_lacks_has_its_default(name):
-    config = composed()
+def test_an_option_that_a_checkpoint_lacks_has_its_default(config, name):
     saved = run_of(config)
     saved.config = without(saved.config, name)
     if name == "model.head.channels":  # its default in the class is another one
