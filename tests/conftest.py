@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import multiprocessing
 import os
 import runpy
 import subprocess
@@ -150,6 +151,19 @@ def run_entry(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return run
+
+
+def forkserver():
+    """Return a context that forks processes from one that has imported slow modules and has no threads with locks.
+
+    A process has one such server, and the first one that a test starts serves all: hence the same list everywhere.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([
+        "torch", "torchvision", "timm", "hydra", "hypothesis", "pytest", "ccnet.train", "ccnet.models.segmentor",
+        "ccnet.engine.evaluation.tasks.semantic", "ccnet.engine.training.wandb_logger",
+    ])  # fmt: skip
+    return context
 
 
 def members(group: int) -> list[int]:
