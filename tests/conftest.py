@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import multiprocessing
 import os
 import runpy
 import subprocess
@@ -63,10 +64,15 @@ TINY = [
 ]
 
 
+def configured(*overrides, name="config", **options):
+    """Return the configuration of a command line."""
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, overrides=list(overrides), **options)
+
+
 def composed(*overrides):
     """Return the configuration of a tiny run."""
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *overrides])
+    return configured(*TINY, *overrides)
 
 
 @pytest.fixture
@@ -79,7 +85,7 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """Return the folder of a finished run of four iterations."""
     from ccnet.train import train  # after the settings above
@@ -145,6 +151,19 @@ def run_entry(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return run
+
+
+def forkserver():
+    """Return a context that forks processes from one that has imported slow modules and has no threads with locks.
+
+    A process has one such server, and the first one that a test starts serves all: hence the same list everywhere.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([
+        "torch", "torchvision", "timm", "hydra", "hypothesis", "pytest", "ccnet.train", "ccnet.models.segmentor",
+        "ccnet.engine.evaluation.tasks.semantic", "ccnet.engine.training.wandb_logger",
+    ])  # fmt: skip
+    return context
 
 
 def members(group: int) -> list[int]:

@@ -18,8 +18,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import ROOT
 from hydra.errors import HydraException
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -189,11 +188,6 @@ def mutated(draw, tree, values=PLAIN):
                 other = draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
                 node[key], node[other] = node[other], node[key]
     return tree
-
-
-def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, *overrides])
 
 
 def place(folder: Path, name: str, content: bytes) -> Path:

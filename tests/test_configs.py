@@ -1,8 +1,7 @@
 """Every choice of a config group composes, and each data set selects its recipe."""
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, configured
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -11,18 +10,22 @@ from ccnet.models.factory import build
 pytestmark = pytest.mark.slow
 
 
-def composed(*overrides, name="config"):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, overrides=["num_classes=5", *overrides])
+def composed(*overrides):
+    return configured("num_classes=5", *overrides)
 
 
 def choices(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-# Detection networks have their own loss: tests/test_detection.py.
-@pytest.mark.parametrize("dataset", sorted(set(choices("dataset")) - {"coco"}))
-@pytest.mark.parametrize("loss", sorted(set(choices("loss")) - {"detection"}))
+# Detection networks have their own data set and loss: tests/test_detection.py.
+DATASETS, LOSSES = sorted({*choices("dataset")} - {"coco"}), sorted({*choices("loss")} - {"detection"})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "loss"),
+    [*((dataset, "ce_ccl") for dataset in DATASETS), *(("cityscapes", loss) for loss in LOSSES if loss != "ce_ccl")],
+)
 def test_every_dataset_and_loss_composes_and_instantiates(dataset, loss):
     config = composed(f"dataset={dataset}", f"loss={loss}", "backbone=beacons", "recipe.max_iters=7")
     OmegaConf.to_container(config.optimizer, resolve=True)

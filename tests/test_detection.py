@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from coco_data import CATEGORIES, coco_root, loaded  # noqa: F401, fixture
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, configured
 from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
@@ -53,8 +52,7 @@ def test_schedule_matches_mask_rcnn():
 
 
 def composed(root, *overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=["model=mask_rcnn", "dataset=coco", f"dataset.root={root}", *overrides])
+    return configured("model=mask_rcnn", "dataset=coco", f"dataset.root={root}", *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, composed
 from PIL import Image
 
 from ccnet import train as training
@@ -25,9 +24,7 @@ pytestmark = pytest.mark.slow
 def finished(tmp_path_factory):
     """Return the folder of a finished run whose validation set has five images."""
     folder = tmp_path_factory.mktemp("run")
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=[*TINY, "recipe.max_iters=2", "dataset.val.length=5"])
-    training.train(config, folder)
+    training.train(composed("recipe.max_iters=2", "dataset.val.length=5"), folder)
     return folder
 
 

@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, TINY, composed
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -26,9 +25,7 @@ HERE = ("device=cpu", "num_workers=0")
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=[*TINY, "recipe.max_iters=2"])
-    training.train(config, folder)
+    training.train(composed("recipe.max_iters=2"), folder)
     return folder
 
 

@@ -8,8 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, configured
 
 from ccnet.benchmarks.jax_backbones import markdown
 from ccnet.engine.checkpoints.export import export_onnx
@@ -76,8 +75,7 @@ def test_commands_compose(command):
     name = Path(script).stem
     # Only the first value of a sweep; test_sweep_runs.py tests the sweeps themselves.
     overrides = [_SWEPT.split(part)[0] for part in overrides if part != "-m"]
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        compose(CONFIGS.get(name, name), overrides=overrides)
+    configured(*overrides, name=CONFIGS.get(name, name))
 
 
 def test_commands_are_found():

@@ -27,27 +27,19 @@ def run(folder, *overrides, saved=None):
     return training.train(composed(*overrides), folder, saved)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Return the folder of a finished run of four iterations."""
-    folder = tmp_path_factory.mktemp("run")
-    run(folder)
-    return folder
-
-
-def test_a_run_writes_scalars_images_and_checkpoints(finished):
-    train = read_records(finished / "train.csv")
+def test_a_run_writes_scalars_images_and_checkpoints(whole):
+    train = read_records(whole / "train.csv")
     assert [row["iteration"] for row in train] == ["1", "2", "3", "4"]
     assert {"loss", "loss/main", "loss/aux", "grad_norm", "lr", "images_per_s", "step_s", "data_wait"} <= set(train[0])
     assert float(train[0]["loss"]) == pytest.approx(
         float(train[0]["loss/main"]) + 0.4 * float(train[0]["loss/aux"]), rel=1e-5
     )
-    assert [row["iteration"] for row in read_records(finished / "val.csv")] == ["2", "4"]
-    assert "IoU/red beacon" in read_records(finished / "val.csv")[0]
-    assert [row["class"] for row in read_records(finished / "val_classes.csv")][-1] == "mean"
+    assert [row["iteration"] for row in read_records(whole / "val.csv")] == ["2", "4"]
+    assert "IoU/red beacon" in read_records(whole / "val.csv")[0]
+    assert [row["class"] for row in read_records(whole / "val_classes.csv")][-1] == "mean"
     for picture in ("curves.png", "predictions.png"):
-        assert np.array(Image.open(finished / picture)).std() > 10
-    assert {path.name for path in finished.iterdir()} == {
+        assert np.array(Image.open(whole / picture)).std() > 10
+    assert {path.name for path in whole.iterdir()} == {
         "train.csv", "val.csv", "val_classes.csv", "curves.png", "predictions.png",
         "config.yaml", "best.safetensors", "last.pt", "previous.pt", "result.json",
     }  # fmt: skip
@@ -124,8 +116,8 @@ def assert_same(one, two, where="checkpoint"):
         assert one == two or (one != one and two != two), where
 
 
-def test_resume_uses_the_configuration_of_the_run(finished, tmp_path, run_entry):
-    folder = shutil.copytree(finished, tmp_path / "run")
+def test_resume_uses_the_configuration_of_the_run(whole, tmp_path, run_entry):
+    folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "result.json").unlink()
     run_entry("train.py", f"resume={folder}", "log_every=3")
     assert "log_every: 3\n" in (folder / "config.yaml").read_text()
@@ -136,33 +128,33 @@ def test_resume_uses_the_configuration_of_the_run(finished, tmp_path, run_entry)
 
 
 @pytest.mark.parametrize("name", ["best", "last.pt"])
-def test_evaluate_reproduces_the_last_validation_exactly(finished, tmp_path, run_entry, name):
-    done = run_entry("evaluate.py", f"checkpoint={finished / name}", f"output={tmp_path / 'scores'}", *HERE)
+def test_evaluate_reproduces_the_last_validation_exactly(whole, tmp_path, run_entry, name):
+    done = run_entry("evaluate.py", f"checkpoint={whole / name}", f"output={tmp_path / 'scores'}", *HERE)
     stem = f"{name.removesuffix('.pt')}_val_whole"
     scores = json.loads((tmp_path / "scores" / f"{stem}.json").read_text())
-    saved = checkpoints.load(checkpoints.find(finished / name))
+    saved = checkpoints.load(checkpoints.find(whole / name))
     assert {key: scores[key] for key in saved.scores} == json.loads(json.dumps(saved.scores).replace("NaN", "null"))
     if name == "last.pt":
-        assert float(read_records(finished / "val.csv")[-1]["mIoU"]) == 100 * scores["miou"]
+        assert float(read_records(whole / "val.csv")[-1]["mIoU"]) == 100 * scores["miou"]
     assert f"mIoU {100 * scores['miou']:.2f}" in done.stdout
     assert len(read_records(tmp_path / "scores" / f"{stem}.csv")) == 4 + 1
 
 
-def test_evaluate_with_other_protocols(finished, tmp_path, run_entry):
+def test_evaluate_with_other_protocols(whole, tmp_path, run_entry):
     few = ("protocol.scales=[0.5,1.0]",)
     for protocol, options in (("slide", ()), ("ms_flip", few), ("slide_ms_flip", few)):
         run_entry(
-            "evaluate.py", f"checkpoint={finished / 'best'}", f"protocol={protocol}", *options,
+            "evaluate.py", f"checkpoint={whole / 'best'}", f"protocol={protocol}", *options,
             f"output={tmp_path}", *HERE,
         )  # fmt: skip
     names = {"slide": "slide", "slide_ms_flip": "slide_ms_flip_scales-0.5-1.0"}
     scores = {p: json.loads((tmp_path / f"best_val_{name}.json").read_text()) for p, name in names.items()}
     # The window is the training crop, here the whole image.
-    assert scores["slide"]["miou"] == checkpoints.load(finished / "best.safetensors").scores["miou"]
+    assert scores["slide"]["miou"] == checkpoints.load(whole / "best.safetensors").scores["miou"]
     assert scores["slide_ms_flip"]["images"] == 3
 
 
-def test_predict_writes_masks_in_the_palette_and_overlays(finished, tmp_path, run_entry):
+def test_predict_writes_masks_in_the_palette_and_overlays(whole, tmp_path, run_entry):
     frames = tmp_path / "frames"
     frames.mkdir()
     for index in range(2):
@@ -170,12 +162,12 @@ def test_predict_writes_masks_in_the_palette_and_overlays(finished, tmp_path, ru
             frames / f"frame_{index}.png"
         )
     output = tmp_path / "out"
-    run_entry("predict.py", f"checkpoint={finished / 'best'}", f"input={frames}", f"output={output}", "device=cpu")
+    run_entry("predict.py", f"checkpoint={whole / 'best'}", f"input={frames}", f"output={output}", "device=cpu")
     assert sorted(path.name for path in output.iterdir()) == [
         "frame_0.png", "frame_0_overlay.png", "frame_1.png", "frame_1_overlay.png",
     ]  # fmt: skip
     mask = Image.open(output / "frame_0.png")
-    saved = checkpoints.load(checkpoints.find(finished / "best"))
+    saved = checkpoints.load(checkpoints.find(whole / "best"))
     picture = torch.from_numpy(np.array(Image.open(frames / "frame_0.png"))).permute(2, 0, 1)[None] / 255
     want = checkpoints.network(saved)(picture)["out"].argmax(dim=1)[0]
     assert (mask.mode, mask.size) == ("P", (70, 50))
@@ -183,7 +175,7 @@ def test_predict_writes_masks_in_the_palette_and_overlays(finished, tmp_path, ru
     assert mask.getpalette()[:12] == [channel for colour in saved.palette for channel in colour]
     overlay = Image.open(output / "frame_0_overlay.png")
     assert overlay.size[0] > 70  # the legend is beside the image
-    run_entry("predict.py", f"checkpoint={finished / 'best'}", f"input={frames / 'frame_1.png'}", "device=cpu")
+    run_entry("predict.py", f"checkpoint={whole / 'best'}", f"input={frames / 'frame_1.png'}", "device=cpu")
     assert (tmp_path / "predictions" / "frame_1.png").exists()
 
 
@@ -219,19 +211,6 @@ def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
     assert scores["miou"] == checkpoints.load(run_folder / "best.safetensors").scores["miou"]
     missing = run_entry("evaluate.py", best, "device=cpu", ok=False)
     assert f"error: dataset.root={camvid_root} is not a folder: CamVid was expected there" in missing.stderr
-
-
-def test_a_users_own_folder_from_the_command_line(folder_data, tmp_path, run_entry):
-    images, masks = folder_data
-    overrides = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
-    run_entry(
-        "train.py", "dataset=folder", f"dataset.images={images}", f"dataset.masks={masks}",
-        "dataset.classes=[road,car,sky]", "backbone=resnet10t", "backbone.pretrained=false",
-        "model.head.channels=16", "model.aux_head.channels=16", *overrides, "recipe.max_iters=2",
-        "recipe.train_transform.crop_size=[65,81]",
-    )  # fmt: skip
-    (run_folder,) = (tmp_path / "outputs" / "ccnet_folder").iterdir()
-    assert checkpoints.load(run_folder / "best.safetensors").classes == ["road", "car", "sky"]
 
 
 @pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="no ../shared/weights on this machine")

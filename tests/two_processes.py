@@ -1,20 +1,18 @@
 """Run a function in several processes connected by torch.distributed."""
 
-import multiprocessing
 import os
 
 import torch
 import torch.distributed as dist
-from conftest import PATIENCE
+from conftest import PATIENCE, forkserver
 
 
 def together(work, folder, number=2):
     """Run `work(rank)` in each of `number` processes and return the results."""
     store = folder / f"store{len(list(folder.iterdir()))}"
-    context = multiprocessing.get_context("forkserver")  # a fork of this process would copy locks held by its threads
-    context.set_forkserver_preload(["torch", "torchvision", "timm", "hydra", "hypothesis", "pytest", "ccnet.train"])
     started = [
-        context.Process(target=_one, args=(work, folder, store, rank, number), daemon=True) for rank in range(number)
+        forkserver().Process(target=_one, args=(work, folder, store, rank, number), daemon=True)
+        for rank in range(number)
     ]
     for process in started:
         process.start()

@@ -5,8 +5,7 @@ import time
 
 import pytest
 import torch
-from conftest import PATIENCE, ROOT, members
-from hydra import compose, initialize_config_dir
+from conftest import PATIENCE, ROOT, configured, members
 from omegaconf import OmegaConf
 
 from ccnet.benchmarks import gpu_session
@@ -104,14 +103,13 @@ def test_every_step_is_a_command_that_exists(tmp_path):
         "compile", "tests", "operator", "race", "tune", "tuned", "train", "options", "complexity", "zoo", "jax",
     ]  # fmt: skip
     modes = {}
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        for step in steps:
-            _, module, *overrides = step.arguments
-            if module == "pytest":
-                assert all((ROOT / word).is_file() for word in overrides if word.endswith(".py"))
-                continue
-            assert module == "ccnet.benchmark"
-            modes[step.name] = compose("benchmark", overrides=overrides)
+    for step in steps:
+        _, module, *overrides = step.arguments
+        if module == "pytest":
+            assert all((ROOT / word).is_file() for word in overrides if word.endswith(".py"))
+            continue
+        assert module == "ccnet.benchmark"
+        modes[step.name] = configured(*overrides, name="benchmark")
     assert [list(modes[f"operator-{shape}"].shape) for shape in gpu_session.SHAPES] == [
         [8, 97, 97], [8, 128, 256], [1, 97, 97],
     ]  # fmt: skip

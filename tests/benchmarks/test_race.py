@@ -4,8 +4,7 @@ import csv
 
 import pytest
 import torch
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, configured
 
 from ccnet.benchmarks.timing import Timing
 from ccnet.benchmarks.variants import race
@@ -16,8 +15,7 @@ passes = pytest.importorskip("ccnet.benchmarks.variants.passes", reason="Triton 
 
 @pytest.fixture
 def config(tmp_path):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("benchmark", overrides=["mode=race", f"output={tmp_path}/kernels"])
+    return configured("mode=race", f"output={tmp_path}/kernels", name="benchmark")
 
 
 def test_needs_a_hopper_gpu(config):

@@ -125,9 +125,10 @@ def test_own_images_are_trained_on_evaluated_and_predicted_alike(tmp_path, run_e
         "dataset.class_weights=auto",
     )  # fmt: skip
     assert "warning" not in done.stdout
-    config = checkpoints.load(tmp_path / "run" / "best.safetensors").config
+    best = checkpoints.load(tmp_path / "run" / "best.safetensors")
+    assert best.classes == ["road", "car"]
     # Frequencies 1/8 and 7/8, median 1/2
-    assert config["class_weights"] == config["loss"]["terms"]["main"]["class_weights"] == [4.0, 0.571429]
+    assert best.config["class_weights"] == best.config["loss"]["terms"]["main"]["class_weights"] == [4.0, 0.571429]
 
     evaluate = ("evaluate.py", f"checkpoint={tmp_path / 'run' / 'best'}", "device=cpu", "num_workers=0")
     run_entry(*evaluate, "split=test", f"output={tmp_path / 'test'}")

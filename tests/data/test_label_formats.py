@@ -1,17 +1,10 @@
 """The format of label images, known without the files of the data set."""
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import configured
 from omegaconf import OmegaConf
 
 from ccnet import data
-
-
-def format_of(classes, *options):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=[*options])
-    return data.label_format(OmegaConf.to_container(config.dataset, resolve=True), [f"{n}" for n in range(classes)])
 
 
 @pytest.mark.parametrize(
@@ -29,7 +22,8 @@ def format_of(classes, *options):
     ids=lambda value: value[0].partition("=")[2] if isinstance(value, list) else "",
 )
 def test_label_formats_are_those_of_the_data_sets(options, classes, some, names):
-    found = format_of(classes, *options)
+    dataset = OmegaConf.to_container(configured(*options).dataset, resolve=True)
+    found = data.label_format(dataset, [f"{n}" for n in range(classes)])
     assert some.items() <= found.label_ids.items()
     assert (found.image_name, found.label_name) == names
 

@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, configured
 from hydra.utils import get_class
 
 import ccnet.data.sets
@@ -29,8 +28,7 @@ print("imported:", [name for name in ("torch", "numpy", "PIL") if name in sys.mo
 
 
 def dataset_config(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=list(overrides)).dataset
+    return configured(*overrides).dataset
 
 
 @pytest.mark.parametrize(

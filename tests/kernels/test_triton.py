@@ -32,7 +32,6 @@ LONG = [
     ((129, 2), 8, 20, torch.float32),
     ((1, 130), 8, 20, torch.float16),
     ((2, 97), 8, 20, torch.float32),
-    ((2, 257), 8, 20, torch.float16),
 ]
 CASES = [(*case, dtype) for case in SHORT for dtype in TOLERANCE] + LONG
 
@@ -110,8 +109,11 @@ def test_channel_slices_of_one_projection_are_read_in_place(monkeypatch):
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
-@DTYPES
-@pytest.mark.parametrize("spatial", [(5, 6), (2, 3, 4), (1, 70)], ids=str)
+@pytest.mark.parametrize(
+    ("spatial", "dtype"),
+    [((5, 6), torch.float16), ((5, 6), torch.float32), ((2, 3, 4), torch.float16), ((1, 70), torch.float32)],
+    ids=str,
+)
 def test_gradients_of_channel_slices_share_one_tensor(spatial, dtype):
     """They are the gradients of separate tensors, and need no copy."""
     projected = torch.randn(2, *spatial, 8 + 8 + 20).to(dtype).movedim(-1, 1).requires_grad_()

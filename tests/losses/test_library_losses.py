@@ -4,8 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import composed
 from hydra.utils import instantiate
 from two_processes import together
 
@@ -92,8 +91,7 @@ def test_two_processes_equal_one(library, tmp_path):
     ],
 )
 def test_terms_are_added_to_any_loss(library, options, names):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        criterion = instantiate(compose("config", overrides=[*TINY, "num_classes=3", *options]).loss)
+    criterion = instantiate(composed("num_classes=3", *options).loss)
     assert list(criterion.terms) == names
     assert criterion.ramp == ({"ccl": 1000} if "ccl" in names else {})
 

@@ -37,9 +37,17 @@ def test_statistics_are_one_number_per_channel():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ccnet", "ce2p", "mask_rcnn"])
-def test_every_kind_of_network_takes_more_channels(name):
-    network = create_model(name, num_classes=2, backbone="resnet10t", backbone__in_channels=4).eval()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ccnet", {"head__channels": 16}),
+        ("ce2p", {"head__channels": 16}),
+        ("mask_rcnn", {"channels": 16, "min_size": 48, "max_size": 80}),
+    ],
+    ids=["ccnet", "ce2p", "mask_rcnn"],
+)
+def test_every_kind_of_network_takes_more_channels(name, options):
+    network = create_model(name, num_classes=2, backbone="resnet10t", backbone__in_channels=4, **options).eval()
     with torch.inference_mode():
         if name == "mask_rcnn":
             assert network([torch.rand(4, 40, 50)])[0]["masks"].shape[-2:] == (40, 50)

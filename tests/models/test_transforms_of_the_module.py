@@ -194,11 +194,10 @@ def test_compiles_without_a_graph_break(backend):
     assert_close(*results)
 
 
-@RECOMPUTE
 @BACKENDS
-def test_compiled_autograd(backend, recompute):
+def test_compiled_autograd(backend):
     """It traces the hooks that recompute the projections."""
-    module, oracle, x = pair(backend, recompute)
+    module, oracle, x = pair(backend)
     results = []
     for network in (module, oracle):
         leaf = x.clone().requires_grad_()

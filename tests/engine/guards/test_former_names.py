@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, configured
 from former_configs import former_names
 from former_targets import FORMER_TARGETS
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
@@ -24,9 +23,7 @@ RENAMED = {"DirectHead": "PyramidHead", "GivenLosses": "DetectionLoss"}
 
 
 def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=["backbone=beacons", *overrides])
-    return plain(config, num_classes=4)
+    return plain(configured("backbone=beacons", *overrides), num_classes=4)
 
 
 def choices(group):

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fuzzing import PICKLED, clean, composed, damage, examples, mutated, place
+from conftest import composed
+from fuzzing import PICKLED, clean, damage, examples, mutated, place
 from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st

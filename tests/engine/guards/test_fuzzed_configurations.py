@@ -4,7 +4,8 @@ import shutil
 import sys
 
 import pytest
-from fuzzing import clean, composed, examples, mutated
+from conftest import composed
+from fuzzing import clean, examples, mutated
 from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st

@@ -4,8 +4,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import TINY, configured
 
 from ccnet.engine.guards import check_run, plain, refuse_environment
 
@@ -65,8 +64,7 @@ def test_a_secret_in_the_configuration_is_rejected(run_entry, tmp_path, monkeypa
 
 def refused(*options):
     """Return the options that :func:`refuse_environment` names, or those composed if it accepts them."""
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=list(options))
+    config = configured(*options)
     try:
         refuse_environment(config)
     except ValueError as error:

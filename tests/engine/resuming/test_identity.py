@@ -4,8 +4,7 @@ import copy
 import shutil
 
 import pytest
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import TINY, composed, configured
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -19,11 +18,6 @@ from ccnet.engine.resuming.contents import data_contents, weight_contents
 from ccnet.engine.resuming.continuation import check_given
 from ccnet.engine.resuming.identity import EXECUTION, RequestedRun
 from ccnet.engine.training.setup import with_class_weights
-
-
-def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
 
 
 def contents(config):
@@ -52,12 +46,17 @@ def without(config, name):
     return made
 
 
-TOP = [name for name in composed() if name not in ("model", "dataset", "recipe", "loss", "optimizer", "backbone")]
+@pytest.fixture(scope="module")
+def config():
+    """Return the configuration of a tiny run, composed once."""
+    return composed()
+
+
+TOP = [name for name in configured() if name not in ("model", "dataset", "recipe", "loss", "optimizer", "backbone")]
 
 
 @pytest.mark.parametrize("name", [*TOP, "recipe.val_every", "model.backbone.output_stride", "model.head.channels"])
-def test_an_option_that_a_checkpoint_lacks_has_its_default(name):
-    config = composed(*TINY)
+def test_an_option_that_a_checkpoint_lacks_has_its_default(config, name):
     saved = run_of(config)
     saved.config = without(saved.config, name)
     if name == "model.head.channels":  # its default in the class is another one
@@ -74,19 +73,19 @@ def test_an_option_that_a_checkpoint_lacks_has_its_default(name):
 def test_an_argument_that_a_class_has_gained_keeps_its_default(monkeypatch, capsys):
     """Even if the configuration now sets another value: the run has not been trained with that."""
     monkeypatch.setattr("ccnet.engine.resuming.identity.choices", lambda: {"model": "ccnet"})
-    config, name = composed(*TINY), "optimizer.algorithm.fused"
+    config, name = composed(), "optimizer.algorithm.fused"
     saved = run_of(config, choices={"model": "ccnet"})
     saved.config = without(saved.config, name)
     assert differences(saved, config) == []
     assert continued(config, saved).optimizer.algorithm.fused is None
     assert f"predates some options, which take their defaults: {name}=null" in capsys.readouterr().out
-    assert differences(saved, composed(*TINY, f"{name}=true"), **{name: True}) == [f"{name}=null instead of true"]
+    assert differences(saved, composed(f"{name}=true"), **{name: True}) == [f"{name}=null instead of true"]
     saved.training["choices"] = {"model": "another"}  # which may not set it
     assert differences(saved, config) == [f"{name}=null instead of true"]
 
 
 def test_a_run_without_the_terms_of_inherited_data_continues_without_a_message(capsys):
-    config = composed(*TINY)
+    config = composed()
     saved = run_of(config)
     saved.config = without(saved.config, "inherited_data")
     assert continued(config, saved).inherited_data is None
@@ -94,7 +93,7 @@ def test_a_run_without_the_terms_of_inherited_data_continues_without_a_message(c
 
 
 def test_a_run_is_not_older_than_the_code_because_its_initial_network_is(capsys):
-    config, name = composed(*TINY, "init=ccnet_mobilenetv2_camvid"), "model.backbone.in_channels"
+    config, name = composed("init=ccnet_mobilenetv2_camvid"), "model.backbone.in_channels"
     saved = run_of(config)
     saved.config = without(saved.config, name)
     assert continued(config, saved).model.backbone.in_channels == 3
@@ -102,15 +101,15 @@ def test_a_run_is_not_older_than_the_code_because_its_initial_network_is(capsys)
 
 
 def test_an_option_on_the_command_line_is_no_default():
-    saved = run_of(composed(*TINY))
+    saved = run_of(composed())
     for name in ("accumulate", "protocol", "recipe.val_every"):
         saved.config = without(saved.config, name)
-    assert differences(saved, composed(*TINY, "accumulate=1"), accumulate=1) == []
-    assert differences(saved, composed(*TINY, "accumulate=2"), accumulate=2) == ["accumulate=1 instead of 2"]
-    (found,) = differences(saved, composed(*TINY, "recipe.val_every=3"), **{"recipe.val_every": 3})
+    assert differences(saved, composed("accumulate=1"), accumulate=1) == []
+    assert differences(saved, composed("accumulate=2"), accumulate=2) == ["accumulate=1 instead of 2"]
+    (found,) = differences(saved, composed("recipe.val_every=3"), **{"recipe.val_every": 3})
     assert found == "recipe.val_every=nothing instead of 3"
     assert "protocol._target_=nothing instead of ccnet.engine.evaluation.protocols.Slide" in differences(
-        saved, composed(*TINY, "protocol=slide"), protocol="slide"
+        saved, composed("protocol=slide"), protocol="slide"
     )
 
 
@@ -120,22 +119,20 @@ def test_an_option_on_the_command_line_is_no_default():
 )
 def test_a_choice_that_adds_options_is_another_run(others):
     """The options that it adds must not be mistaken for options that the code has gained."""
-    one, two = composed(*TINY), composed(*TINY, *others)
+    one, two = composed(), composed(*others)
     given = {name.lstrip("+"): None for name, _, _ in (text.partition("=") for text in others)}
     assert differences(run_of(one), two, **given)
     assert differences(run_of(two), one)
 
 
 def test_how_a_run_is_executed_and_how_long_it_is_do_not_matter():
-    saved = run_of(composed(*TINY, "recipe.max_iters=4"))
-    assert (
-        differences(saved, composed(*TINY, "recipe.max_iters=9", "device=cuda", "num_workers=7", "logger=wandb")) == []
-    )
-    assert differences(saved, composed(*TINY, "recipe.lr=1")) == ["recipe.lr=0.003 instead of 1"]
+    saved = run_of(composed("recipe.max_iters=4"))
+    assert differences(saved, composed("recipe.max_iters=9", "device=cuda", "num_workers=7", "logger=wandb")) == []
+    assert differences(saved, composed("recipe.lr=1")) == ["recipe.lr=0.003 instead of 1"]
 
 
 def camvid(root, *others):
-    return composed("dataset=camvid", f"dataset.root={root}", *others)
+    return configured("dataset=camvid", f"dataset.root={root}", *others)
 
 
 def test_data_that_has_moved_is_the_same_and_data_that_has_changed_is_not(camvid_root, tmp_path):
@@ -168,7 +165,7 @@ def test_initial_weights_are_compared_by_content(tmp_path):
         (tmp_path / name).write_bytes(content)
 
     def config(name):
-        return composed(*TINY, *([f"backbone.weights={tmp_path / name}"] if name else []))
+        return composed(*([f"backbone.weights={tmp_path / name}"] if name else []))
 
     saved = run_of(config("a.pth"))
     assert differences(saved, config("same.pth")) == []
@@ -182,7 +179,7 @@ def test_initial_weights_are_compared_by_content(tmp_path):
 
 def test_locations_are_stored_as_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = located(composed("dataset=folder", "dataset.images=i", "dataset.masks='~/m'", "backbone.weights=w.pth"))
+    config = located(configured("dataset=folder", "dataset.images=i", "dataset.masks='~/m'", "backbone.weights=w.pth"))
     made = plain(config)
     assert made["dataset"]["images"] == made["dataset"]["train"]["images"] == str(tmp_path / "i")
     assert made["dataset"]["masks"].endswith("/m") and "~" not in made["dataset"]["masks"]
@@ -217,7 +214,7 @@ def test_folders_and_lists_of_splits_and_the_table_of_values_do_not_depend_on_th
     here = tmp_path / "here"
     options = split_folders(here)
     monkeypatch.chdir(here)
-    config = composed(*options)
+    config = configured(*options)
     saved = run_of(config)
     assert saved.config["dataset"]["val"]["images"]["val"] == str(here / "images" / "val")
     assert saved.config["dataset"]["val"]["lists"]["val"] == str(here / "val.txt")
@@ -228,15 +225,15 @@ def test_folders_and_lists_of_splits_and_the_table_of_values_do_not_depend_on_th
     elsewhere = OmegaConf.create(saved.config).dataset
     assert len(build_dataset(elsewhere, "val", None)) == 2
     absolute = [option.replace(":", f":{here}/").replace(f",val{here}", ",val") for option in options[1:4]]
-    assert differences(saved, composed("dataset=folder", *absolute, f"dataset.values={here}/values.txt")) == []
+    assert differences(saved, configured("dataset=folder", *absolute, f"dataset.values={here}/values.txt")) == []
     (here / "values.txt").write_text("0 road\n9 car\n")
-    found = differences(saved, composed("dataset=folder", *absolute, f"dataset.values={here}/values.txt"))
+    found = differences(saved, configured("dataset=folder", *absolute, f"dataset.values={here}/values.txt"))
     assert "dataset.train.values.7=car instead of nothing" in found
 
 
 def test_the_folders_of_splits_can_move(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    saved = run_of(composed(*split_folders(tmp_path)))
+    saved = run_of(configured(*split_folders(tmp_path)))
     for kind in ("images", "masks"):
         shutil.move(tmp_path / kind, tmp_path / f"new_{kind}")
     given = {f"dataset.{kind}": {"val": f"new_{kind}/val"} for kind in ("images", "masks")}
@@ -260,11 +257,11 @@ def test_the_folders_of_splits_can_move(tmp_path, monkeypatch):
     assert len(build_dataset(OmegaConf.create(published).dataset, "val", None)) == 2
     both = [f"dataset.{kind}={{train:new_{kind}/train,val:new_{kind}/val}}" for kind in ("images", "masks")]
     options = ["dataset=folder", *both, "dataset.lists={train:train.txt,val:val.txt}", "dataset.values=values.txt"]
-    now = composed(*options, "resume=auto")
+    now = configured(*options, "resume=auto")
     assert differences(saved, now) == []
     assert continued(now, saved).dataset.train.images.train == str(tmp_path / "new_images" / "train")
     monkeypatch.setattr("ccnet.engine.resuming.continuation.given_options", lambda: {"dataset.lists": {"val": "v"}})
-    assert continued(composed("resume=RUN"), saved).dataset.lists.val == str(tmp_path / "v")
+    assert continued(configured("resume=RUN"), saved).dataset.lists.val == str(tmp_path / "v")
     check_given({"dataset.images": {"val": "v"}, "dataset.masks.val": "v"})
     with pytest.raises(ValueError, match=r"remove dataset.values=\[1,2\]"):
         check_given({"dataset.values": "[1,2]"})
@@ -276,23 +273,23 @@ def test_the_folders_of_splits_can_move(tmp_path, monkeypatch):
 @pytest.mark.parametrize("resume", ["auto", "RUN"])
 def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, optimizer, argument, resume):
     options = [*TINY, f"optimizer={optimizer}", "recipe.lr=0.1", "+recipe.warmup=4"]  # as long as the run
-    saved = run_of(composed(*options, "recipe.max_iters=4"))
+    saved = run_of(configured(*options, "recipe.max_iters=4"))
     monkeypatch.setattr("ccnet.engine.resuming.continuation.given_options", lambda: {"recipe.max_iters": 6})
-    now = composed(*(options if resume == "auto" else []), "recipe.max_iters=6", f"resume={resume}")
+    now = configured(*(options if resume == "auto" else []), "recipe.max_iters=6", f"resume={resume}")
     made = continued(now, saved)
     assert made.recipe.max_iters == 6
     assert argument is None or made.optimizer.schedule[argument] == 6
     assert made.optimizer.schedule.get("warmup", 4) == 4
-    assert made.optimizer.algorithm == composed(*options).optimizer.algorithm
+    assert made.optimizer.algorithm == configured(*options).optimizer.algorithm
 
 
 def test_class_weights_computed_at_the_start_do_not_make_another_run():
-    config = composed(*TINY, "dataset.class_weights=auto")
+    config = composed("dataset.class_weights=auto")
     saved = run_of(with_class_weights(config, build_dataset(config.dataset, "train", None)))
     assert len(saved.config["class_weights"]) == len(set(saved.config["class_weights"])) > 1
     assert differences(saved, config) == []
-    assert differences(saved, composed(*TINY)) == ["dataset.class_weights=auto instead of null"]
-    saved = run_of(composed(*TINY))
+    assert differences(saved, composed()) == ["dataset.class_weights=auto instead of null"]
+    saved = run_of(composed())
     for name in ("dataset.class_weights", "class_weights"):  # an earlier version had neither
         saved.config = without(saved.config, name)
-    assert differences(saved, composed(*TINY)) == []
+    assert differences(saved, composed()) == []

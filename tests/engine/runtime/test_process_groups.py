@@ -1,12 +1,11 @@
 """Processes that train together several times, as in a sweep under torchrun."""
 
-import multiprocessing
 import os
 from datetime import timedelta
 
 import pytest
 import torch
-from conftest import PATIENCE
+from conftest import PATIENCE, forkserver
 from torch.distributed import TCPStore
 
 from ccnet.engine.runtime import distributed, from_all, processes, rank
@@ -26,8 +25,7 @@ def runs(own, port, results):
 @pytest.mark.slow
 def test_processes_join_anew_for_every_run():
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's, which outlives the runs
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "ccnet.engine.runtime"])
+    context = forkserver()
     results = context.Queue()
     started = [context.Process(target=runs, args=(own, store.port, results), daemon=True) for own in range(2)]
     for process in started:

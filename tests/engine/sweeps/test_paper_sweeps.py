@@ -1,8 +1,9 @@
 """The sweeps in ``conf/sweep`` are those of the paper's tables."""
 
 import pytest
+from conftest import configured
 from omegaconf import OmegaConf
-from sweep_results import composed, jobs
+from sweep_results import jobs
 
 from ccnet.models.criss_cross import CrissCrossAttention
 from ccnet.models.factory import build
@@ -14,7 +15,7 @@ def test_table_2_sweeps_the_recurrence():
     """Cityscapes selects the category consistent loss by default, but only the last row uses it."""
     seen = []
     for own in jobs("recurrence"):
-        config = composed("dataset=cityscapes", "num_classes=19", "backbone=beacons", "model.head.channels=16", *own)
+        config = configured("dataset=cityscapes", "num_classes=19", "backbone=beacons", "model.head.channels=16", *own)
         model = build(config.model)
         attention = any(isinstance(module, CrissCrossAttention) for module in model.modules())
         seen.append((attention, config.model.head.recurrence, "ccl" in config.loss.terms, model.embed is not None))
@@ -26,7 +27,7 @@ def test_table_2_sweeps_the_recurrence():
 
 
 def test_table_3_sweeps_the_distance():
-    runs = [composed("dataset=cityscapes", *own) for own in jobs("distance")[::5]]
+    runs = [configured("dataset=cityscapes", *own) for own in jobs("distance")[::5]]
     assert len(jobs("distance")) == 20
     assert [(run.loss.terms.ccl.distance, run.seed) for run in runs] == [
         ("quadratic", 0), ("quadratic", 5), ("piecewise", 0), ("piecewise", 5),
@@ -35,7 +36,7 @@ def test_table_3_sweeps_the_distance():
 
 
 def test_table_4_sweeps_the_context():
-    runs = [composed("dataset=cityscapes", *own) for own in jobs("contexts")]
+    runs = [configured("dataset=cityscapes", *own) for own in jobs("contexts")]
     contexts = [run.model.head.context and run.model.head.context._target_.rpartition(".")[2] for run in runs]
     assert contexts == [
         None, "GlobalConvolution", "PyramidPooling", "AtrousPyramid", "NonLocal", "HorizontalVertical",

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import torch
-from conftest import PATIENCE, ROOT, TINY, children, members
+from conftest import PATIENCE, ROOT, TINY, children, composed, members
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from sweep_results import composed, is_picture
+from sweep_results import is_picture
 
 from ccnet import train as training
 from ccnet.data.build import build_dataset
@@ -101,7 +101,8 @@ def test_a_parallel_sweep_equals_a_sequential_one(tmp_path, run_entry, monkeypat
     torch.set_num_threads(1)
     try:
         for number in (0, 1):
-            training.train(composed(*ONE_STEP, f"model.head.recurrence={number}"), tmp_path / "alone" / str(number))
+            config = composed("recipe.max_iters=1", f"model.head.recurrence={number}")
+            training.train(config, tmp_path / "alone" / str(number))
     finally:
         torch.set_num_threads(threads)
     folder = tmp_path / "sweep"
@@ -181,11 +182,11 @@ def test_a_search_survives_a_failed_trial_and_resumes(tmp_path, run_entry, monke
 
 
 def test_an_extended_sweep_overwrites_no_run(tmp_path, monkeypatch):
-    training.train(composed(*ONE_STEP), tmp_path / "0")
-    with find_start(composed(*ONE_STEP, "resume=auto", "seed=1"), tmp_path / "0") as (found, saved):
+    training.train(composed("recipe.max_iters=1"), tmp_path / "0")
+    with find_start(composed("recipe.max_iters=1", "resume=auto", "seed=1"), tmp_path / "0") as (found, saved):
         pass
     assert (found, saved) == (tmp_path / "0_2", None)
-    with find_start(composed(*ONE_STEP, "resume=auto"), tmp_path / "1") as (found, saved):
+    with find_start(composed("recipe.max_iters=1", "resume=auto"), tmp_path / "1") as (found, saved):
         pass
     assert (found, saved.iteration) == (tmp_path / "0", 1)
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import PATIENCE, ROOT, TINY, members
+from conftest import PATIENCE, ROOT, TINY, forkserver, members
 
 from ccnet.engine import checkpoints
 from ccnet.engine.runtime import LAST, PREVIOUS
@@ -44,17 +44,8 @@ class Run:
                     env=os.environ | environment, start_new_session=True,
                 )  # fmt: skip
         else:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(
-                [
-                    "ccnet.train",
-                    "timm",
-                    "ccnet.engine.evaluation.tasks.semantic",
-                    "ccnet.engine.training.wandb_logger",
-                    "ccnet.models.segmentor",
-                ]
-            )
-            self._process = context.Process(target=_train, args=(self.output, folder, arguments, environment, hook))
+            options = (self.output, folder, arguments, environment, hook)
+            self._process = forkserver().Process(target=_train, args=options)
             self._process.start()
         self.pid = self._process.pid
         STARTED.append(self)

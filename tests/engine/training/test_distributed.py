@@ -1,6 +1,7 @@
 """Two processes that split each batch get the same results as one process with the whole batch."""
 
-from contextlib import contextmanager
+import io
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from ccnet.engine.training import TrainingState
 from ccnet.engine.training.steps.torch_step import TorchStep, train_step
 from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
+from ccnet.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -184,6 +186,26 @@ def test_each_process_continues_with_its_own_random_numbers(tmp_path):
     (tmp_path / "run").mkdir()
     (first, again), (second, repeated) = together(partial(drawn_again, folder=tmp_path / "run"), tmp_path)
     assert torch.equal(first, again) and torch.equal(second, repeated) and not torch.equal(first, second)
+
+
+def trained(rank, folder):
+    """Train in a folder of this process's own, which holds an earlier result, and return what it prints."""
+    own = folder / str(rank)
+    own.mkdir()
+    (own / "result.json").write_text('{"iterations": 1}')
+    with redirect_stdout(io.StringIO()) as printed:
+        train(composed(), own)
+    return printed.getvalue()
+
+
+def test_only_the_first_process_writes_files_and_prints(tmp_path, whole):
+    """A run has one folder; two show which process writes."""
+    (folder := tmp_path / "runs").mkdir()
+    first, second = together(partial(trained, folder=folder), tmp_path)
+    written, untouched = ({path.name for path in (folder / rank).iterdir()} for rank in "01")
+    assert written == {path.name for path in whole.iterdir()} | {"result_1.json"}
+    assert untouched == {"result.json"} and (folder / "1" / "result.json").read_text() == '{"iterations": 1}'
+    assert "mIoU" in first and second == ""
 
 
 @pytest.mark.parametrize("term", ["main", "ccl"])

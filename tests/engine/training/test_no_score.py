@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import composed
 
 from ccnet import train as training
 from ccnet.data.sets.synthetic import Beacons
@@ -35,10 +34,8 @@ def test_a_run_without_a_score_is_reported_as_failed_and_its_printed_files_exist
         return image, torch.full_like(labels, 255) if self.split == "val" or index < 6 else labels
 
     monkeypatch.setattr(Beacons, "__getitem__", unlabelled)
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=TINY)
     folder = tmp_path / "0"
-    assert training.train(config, folder) is None  # of which Optuna makes a failed trial
+    assert training.train(composed(), folder) is None  # of which Optuna makes a failed trial
     text = capsys.readouterr().out
     written = re.findall(rf"^\w.* ({re.escape(str(folder))}/\S+)$", text, re.MULTILINE)
     assert len(written) >= 3 and all(Path(path).exists() for path in written)
@@ -50,4 +47,4 @@ def test_a_run_without_a_score_is_reported_as_failed_and_its_printed_files_exist
     (failed,) = report(tmp_path)
     assert "no validation had anything to score" in failed
     saved = checkpoints.load(folder / "last.pt")
-    assert training.train(config, folder, saved) is None  # resumed after the last validation
+    assert training.train(composed(), folder, saved) is None  # resumed after the last validation

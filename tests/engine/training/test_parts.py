@@ -3,8 +3,7 @@
 import pytest
 import timm
 import torch
-from conftest import ROOT, TINY
-from hydra import compose, initialize_config_dir
+from conftest import TINY, configured
 from hydra.utils import instantiate
 
 from ccnet import train as training
@@ -24,8 +23,7 @@ ALL = (
 
 
 def composed(*overrides):
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=[*TINY, "num_classes=4", *overrides])
+    return configured(*TINY, "num_classes=4", *overrides)
 
 
 @pytest.fixture(scope="module")

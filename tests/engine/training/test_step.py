@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TINY, composed
-from hydra import compose, initialize_config_dir
+from conftest import composed
 from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,8 +27,7 @@ LOSSES = ("ce", "ce_ohem", "ce_ccl")
 
 def parts(*overrides, memory_format=torch.channels_last):
     """Return the task, network, criterion, optimiser, images and labels of a tiny run."""
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=[*TINY, "num_classes=4", "model.head.dropout=0", *overrides])
+    config = composed("num_classes=4", "model.head.dropout=0", *overrides)
     model = build(config.model).train().to(memory_format=memory_format)
     optimizer = instantiate(config.optimizer.algorithm, model.parameters())
     images = torch.rand(2, 3, 33, 41).to(memory_format=memory_format)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,7 +113,8 @@ def test_a_request_to_stop_saves_and_exits_with_75_at_any_moment(whole, tmp_path
     """All processes of the run receive the signal, and wrapper scripts may send it twice."""
     folder = tmp_path / "runs" / "new"
     early = Run(tmp_path, command=[sys.executable])
-    time.sleep(1)
+    libraries = Path(f"/proc/{early.pid}/maps")
+    assert early.until(lambda: "libtorch" in libraries.read_text())  # it is still importing
     early.signal(signal.SIGTERM)
     assert early.wait() == -signal.SIGTERM
     assert (early.text, newest(folder)) == ("", None)
