@@ -118,8 +118,8 @@ def _check_arguments(name: str, node: Mapping[str, Any], *, from_checkpoint: boo
         if not from_checkpoint and taken is not None and argument not in (*taken, *_HYDRA, "_target_"):
             takes = f"takes {', '.join(taken)}" if taken else "takes no arguments"
             raise ValueError(
-                f"{name}.{argument} is {_shown(value)}, but {node['_target_']} {takes}: leave {name}.{argument} out, or "
-                f"remove it with ~{name}.{argument} if a file in conf/ sets it"
+                f"{name}.{argument} is {_shown(value)}, but {node['_target_']} {takes}: leave {name}.{argument} out, "
+                f"or remove it with ~{name}.{argument} if a file in conf/ sets it"
             )
         hint = hints.get(argument, Any)
         may_be_null = argument in _FILLED_IN or (from_checkpoint and argument not in _HYDRA)

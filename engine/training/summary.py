@@ -62,7 +62,7 @@ def closing_lines(
     patience: int | None,
     monitor: str | None,
 ) -> str:
-    """Return the lines printed at the end of a run: the scores of the last validation and the files that it has written.
+    """Return the lines printed at the end of a run: the scores of the last validation and the files written.
 
     The best weights are listed with their score, because the last validation may have a lower one.
 

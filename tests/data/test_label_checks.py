@@ -49,8 +49,9 @@ def test_splits_without_a_valid_pixel_are_reported(tmp_path):
 
 def test_the_share_of_images_that_contain_a_class_does_not_depend_on_their_sizes(tmp_path):
     for name, size, label in [("large", 64, 0), ("small", 8, 1)]:
-        write_pair(tmp_path / "images" / f"{name}.png", tmp_path / "masks" / f"{name}.png", classes=2, size=(size, size))
-        Image.fromarray(np.full((size, size), label, np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+        mask = tmp_path / "masks" / f"{name}.png"
+        write_pair(tmp_path / "images" / f"{name}.png", mask, classes=2, size=(size, size))
+        Image.fromarray(np.full((size, size), label, np.uint8)).save(mask)
     dataset = folder(tmp_path / "images", tmp_path / "masks")
     rows = inspect_dataset(dataset).class_rows(dataset.classes, dataset.ignore_index)
     assert [(row[0], row[2]) for row in rows] == [("road", 50), ("car", 50), ("ignored", 0)]
