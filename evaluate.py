@@ -60,7 +60,8 @@ def main(config: DictConfig) -> float:
     crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
     channels = {"in_channels": saved.channels}  # determines how the data set reads images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
-    guards.check_settings({name: guards.plain(config[name]) for name in ("dataset", "protocol")}, allow_null=True)
+    guards.check_settings({"dataset": guards.plain(config.dataset)}, from_checkpoint=True)
+    guards.check_settings({"protocol": guards.plain(config.protocol)})
     protocol_node, protocol_name = _protocol_node(config, saved, task)
     protocol = instantiate(protocol_node)
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())

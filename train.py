@@ -236,7 +236,8 @@ def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
     about = {"identity": state.identity.fingerprint, "provenance": origin}
     sweeps.write_result(run.folder, {"overrides": state.identity.overrides} | result | about)
     counts = {"unreadable": unreadable, "empty": run.empty_batches}
-    print(training.closing_lines(task, state, train_set.classes, run.folder, **counts, patience=recipe.patience))
+    options = {"patience": recipe.patience, "monitor": recipe.monitor}
+    print(training.closing_lines(task, state, train_set.classes, run.folder, **counts, **options))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class DatasetReport:
         kinds: the number of images of each bit depth and mode, such as "8-bit RGB".
         pixels: the number of pixels of each label, int64 (256,).
         pixels_with: for each label, the total number of pixels in the images that contain it, int64 (256,).
+        images_with: for each label, the number of images that contain it, int64 (256,).
         problems: one line per unusable sample, excluding samples with unknown values.
         unknown: the number of pixels of each label value that the data set does not define, for the first 10,000 such
             values.
@@ -69,6 +70,7 @@ class DatasetReport:
     kinds: Counter[str] = field(default_factory=Counter)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(_VALUES, dtype=np.int64))
     pixels_with: np.ndarray = field(default_factory=lambda: np.zeros(_VALUES, dtype=np.int64))
+    images_with: np.ndarray = field(default_factory=lambda: np.zeros(_VALUES, dtype=np.int64))
     problems: list[str] = field(default_factory=list)
     unknown: Counter[Value] = field(default_factory=Counter)
     files_with: dict[Value, tuple[int, str]] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class DatasetReport:
             self.sizes[sample.size] += 1
             self.pixels += sample.counts
             self.pixels_with += np.where(sample.counts > 0, sample.pixels, 0)
+            self.images_with += sample.counts > 0
             if sample.moments is not None:
                 self.moments = self.moments + sample.moments
             if sample.digest is not None:
@@ -125,11 +128,11 @@ class DatasetReport:
 
     def class_rows(self, classes: Sequence[str], ignore_index: int) -> list[tuple[str, float, float, float]]:
         """Return the rows of a ``CLASS_COLUMNS`` table: one per class, and one for ignored pixels."""
-        total = max(int(self.pixels.sum()), 1)
+        total, images = max(int(self.pixels.sum()), 1), max(self.sizes.total(), 1)
         labels = [*range(len(classes)), ignore_index]
         weights = [*self.weights(len(classes)).tolist(), float("nan")]
         return [
-            (name, 100 * float(self.pixels[label]) / total, 100 * float(self.pixels_with[label]) / total, weight)
+            (name, 100 * float(self.pixels[label]) / total, 100 * float(self.images_with[label]) / images, weight)
             for name, label, weight in zip([*classes, "ignored"], labels, weights, strict=True)
         ]
 
@@ -141,7 +144,7 @@ class DatasetReport:
         ]
 
 
-# Class name; percentage of all pixels; images containing the class, as a percentage of all pixels; class weight.
+# Class name; percentage of all pixels; percentage of images that contain the class; class weight.
 CLASS_COLUMNS = ("class", "percent", "images_percent", "weight")
 # Value; percentage of all pixels; number of files that contain it; name of the first of them.
 UNKNOWN_COLUMNS = ("value", "percent", "files", "such as")

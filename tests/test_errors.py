@@ -279,4 +279,4 @@ def test_a_missing_or_unreadable_input_is_reported(run_entry, tmp_path):
 def test_an_option_of_the_protocol_alone_is_not_ignored(run_entry, tmp_path):
     write_pair(tmp_path / "a.png", tmp_path / "labels" / "a.png", classes=2)
     message = refused(run_entry, tmp_path, "predict.py", f"input={tmp_path / 'a.png'}", "++protocol.crop_size=[9,9]")
-    assert "error: Whole() takes no arguments" in message
+    assert "error: protocol.crop_size is [9, 9], but" in message and "Whole takes no arguments" in message

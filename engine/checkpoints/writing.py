@@ -13,6 +13,7 @@ from ...models.checksums import CHECKSUM, HEADER
 from ...models.tensor_files import checksum
 from ..runtime.atomic_files import replacing
 from ..runtime.lost_workers import lost_worker
+from ..runtime.run_folder import LAST, PREVIOUS
 from .record import Checkpoint
 
 
@@ -45,11 +46,13 @@ def _explained(error: Exception, path: Path) -> OSError:
     """Convert a failure to write a checkpoint to an error that says what to do."""
     if not path.parent.is_dir():
         return FileNotFoundError(f"{path} could not be written: the folder of the run has been moved or removed")
+    intact = any((path.parent / name).exists() for name in (path.name, LAST, PREVIOUS))
+    kept = "The previous checkpoint is intact" if intact else "There is no earlier checkpoint"
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OSError(f"{path} could not be written. The previous checkpoint is intact. {error}")
+        return OSError(f"{path} could not be written. {kept}. {error}")
+    then = "continue from it with resume=auto" if intact else "start again"
     return OSError(
-        f"{path} could not be written; the disk may be full. The previous checkpoint is intact: free some disk space "
-        f"and continue from it with resume=auto. {error}"
+        f"{path} could not be written; the disk may be full. {kept}: free some disk space and {then}. {error}"
     )
 
 

@@ -19,9 +19,10 @@ def check_run(config: dict[str, Any], folder: Path, *, resumed: bool = False) ->
     Args:
         config: plain dicts and lists with interpolations resolved.
         folder: the run's output folder.
-        resumed: whether the configuration is that of a checkpoint, in which any argument of a class may be null.
+        resumed: whether the configuration is that of a checkpoint, in which an argument of a class may be null
+            or unknown to it.
     """
-    check_settings(config, allow_null=resumed)
+    check_settings(config, from_checkpoint=resumed)
     _check_workers(config)
     allowed = allowed_variables(config.get("allow_env"))
     refuse_secrets(config | {"the folder": str(folder), "the command line": sys.argv}, allowed)
@@ -48,5 +49,5 @@ def checked_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     config = present_names(config)
     check_targets(config)
-    check_settings(config, allow_null=True)
+    check_settings(config, from_checkpoint=True)
     return config

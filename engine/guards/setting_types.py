@@ -53,20 +53,20 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 _MISSING = object()
 
 
-def check_settings(config: Mapping[str, Any], *, allow_null: bool = False) -> None:
+def check_settings(config: Mapping[str, Any], *, from_checkpoint: bool = False) -> None:
     """Raise ValueError, naming the setting, if a value has the wrong type or is out of bounds.
 
     Args:
         config: plain dicts and lists with interpolations resolved; settings may be missing, as in a checkpoint's
             configuration.
-        allow_null: whether any argument of a class may be null, as in checkpoints of earlier code, which left it to
-            the class to reject null.
+        from_checkpoint: whether an argument of a class may be null or unknown to it, as in checkpoints of earlier code,
+            which left it to the class to reject them.
     """
     check_bounds(config, BOUNDS)
     _check_recipe(config)
     _check_structure(config)
     for name, node in _nodes(config):
-        _check_arguments(name, node, allow_null=allow_null)
+        _check_arguments(name, node, from_checkpoint=from_checkpoint)
 
 
 def check_bounds(config: Mapping[str, Any], bounds: Mapping[str, Bounds]) -> None:
@@ -110,12 +110,19 @@ def _check_structure(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {_shown(node)}, but must be a mapping with a _target_ and no _partial_")
 
 
-def _check_arguments(name: str, node: Mapping[str, Any], *, allow_null: bool) -> None:
-    """Raise ValueError unless the arguments in a node match the annotations of the class in its ``_target_``."""
+def _check_arguments(name: str, node: Mapping[str, Any], *, from_checkpoint: bool) -> None:
+    """Raise ValueError unless the class in the ``_target_`` of a node has its arguments and their values fit."""
     hints = argument_types(node["_target_"]) | _HYDRA
+    taken = _argument_names(node["_target_"])
     for argument, value in node.items():
+        if not from_checkpoint and taken is not None and argument not in (*taken, *_HYDRA, "_target_"):
+            takes = f"takes {', '.join(taken)}" if taken else "takes no arguments"
+            raise ValueError(
+                f"{name}.{argument} is {_shown(value)}, but {node['_target_']} {takes}: leave {name}.{argument} out, "
+                f"or remove it with ~{name}.{argument} if a file in conf/ sets it"
+            )
         hint = hints.get(argument, Any)
-        may_be_null = argument in _FILLED_IN or (allow_null and argument not in _HYDRA)
+        may_be_null = argument in _FILLED_IN or (from_checkpoint and argument not in _HYDRA)
         if not (_fits(value, hint) or (value is None and may_be_null)):
             raise ValueError(f"{name}.{argument} is {_shown(value)}, but must be {_described(hint)}")
 
@@ -155,6 +162,17 @@ def argument_types(target: str) -> dict[str, Any]:
         return hints
     except Exception:  # instantiating the target raises a clearer error
         return {}
+
+
+def _argument_names(target: str) -> list[str] | None:
+    """Return the names of the arguments of a class or function; None if it takes any, or they cannot be read."""
+    try:
+        parameters = inspect.signature(get_object(target)).parameters.values()
+    except Exception:  # instantiating the target raises a clearer error
+        return None
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    return [each.name for each in parameters if each.kind is not each.VAR_POSITIONAL]
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -60,8 +60,11 @@ def closing_lines(
     unreadable: int,
     empty: int,
     patience: int | None,
+    monitor: str | None,
 ) -> str:
-    """Return the lines printed at the end of a run: the per-class scores and the files that it has written.
+    """Return the lines printed at the end of a run: the scores of the last validation and the files written.
+
+    The best weights are listed with their score, because the last validation may have a lower one.
 
     Args:
         task, state: the task and the final state of the run.
@@ -69,16 +72,19 @@ def closing_lines(
         folder: the folder of the run.
         unreadable: the number of images that could not be read.
         empty: the number of batches without a labelled pixel.
-        patience: ``recipe.patience``.
+        patience, monitor: ``recipe.patience``, ``recipe.monitor``.
     """
+    scores = task.scores(**state.scores)
     files = {
         "scores": "val.csv",
         "curves": "curves.png",
         "predictions": "predictions.png",
         "best weights": "best.safetensors",
     }
-    lines = [f"\n{score_table(task.scores(**state.scores), classes)}\n"]
+    lines = [f"\n{score_table(scores, classes)}\n"]
     lines += [f"{what:13}{folder / name}" for what, name in files.items() if (folder / name).exists()]
+    if state.score is not None:
+        lines.append(f"best score   {monitor or next(iter(scores.summary()))} {100 * state.score:.2f}")
     if state.is_exhausted(patience):
         lines.append(f"ended early  {state.stale} validations without a better score (recipe.patience)")
     if state.score is None:

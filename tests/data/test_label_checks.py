@@ -47,6 +47,16 @@ def test_splits_without_a_valid_pixel_are_reported(tmp_path):
     assert first_look(dataset, "val") == ["val: no pixel has a class, all of them are ignored"]
 
 
+def test_the_share_of_images_that_contain_a_class_does_not_depend_on_their_sizes(tmp_path):
+    for name, size, label in [("large", 64, 0), ("small", 8, 1)]:
+        mask = tmp_path / "masks" / f"{name}.png"
+        write_pair(tmp_path / "images" / f"{name}.png", mask, classes=2, size=(size, size))
+        Image.fromarray(np.full((size, size), label, np.uint8)).save(mask)
+    dataset = folder(tmp_path / "images", tmp_path / "masks")
+    rows = inspect_dataset(dataset).class_rows(dataset.classes, dataset.ignore_index)
+    assert [(row[0], row[2]) for row in rows] == [("road", 50), ("car", 50), ("ignored", 0)]
+
+
 def test_absent_classes_are_reported(tmp_path):
     dataset = folder(*write_binary(tmp_path, (0, 1)), classes=("road", "car", "sky", "tree"))
     assert first_look(dataset, "train") == ["train: none of 3 label images contains sky, tree"]

@@ -1,5 +1,7 @@
 """Checkpoints are written atomically."""
 
+import errno
+
 import pytest
 import torch
 
@@ -21,3 +23,17 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoints.save(made, path)
     assert checkpoints.load(path).iteration == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_full_disk_before_the_first_checkpoint_does_not_promise_one(tmp_path, monkeypatch):
+    made = Checkpoint({"w": torch.ones(2)}, {}, ["a"], [[0, 0, 0]], 1, {})
+
+    def full_disk(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writing.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="There is no earlier checkpoint: free some disk space and start again"):
+        checkpoints.save(made, tmp_path / "last.pt")
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(OSError, match="previous checkpoint is intact: free some disk space and continue from it"):
+        checkpoints.save(made, tmp_path / "best.safetensors")

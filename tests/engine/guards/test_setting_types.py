@@ -43,6 +43,8 @@ from conftest import TINY
             "loss.weights.aux=[1]",
             "loss.weights is {'main': 1.0, 'aux': [1]}, but must be a mapping in which each value is a number",
         ),
+        ("+loss.foo=1", "loss.foo is 1, but ccnet.losses.WeightedSum takes terms, weights, ramp: leave loss.foo out"),
+        ("+protocol.x=1", "protocol.x is 1, but ccnet.engine.evaluation.protocols.Whole takes no arguments: leave"),
     ],
 )
 def test_an_invalid_value_produces_a_single_message(run_entry, tmp_path, option, message):

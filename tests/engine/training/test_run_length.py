@@ -46,7 +46,9 @@ def test_a_run_ends_without_a_better_score_and_continues_with_more_patience(scor
     command = short("recipe.max_iters=5", "resume=auto")
     assert run(*command, "recipe.patience=2", folder=tmp_path) == 0.5
     assert iterations(tmp_path) == [1, 2, 3, 4]
-    assert "ended early  2 validations without a better score" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ended early  2 validations without a better score" in printed
+    assert "best score   mIoU 50.00" in printed  # the table is that of the last validation, which is worse
     assert json.loads((tmp_path / "result.json").read_text())["iterations"] == 4
     assert checkpoints.load(tmp_path / "best.safetensors").iteration == 3  # of equal scores, the newest
     assert run(*command, "recipe.patience=2", folder=tmp_path) == 0.5
@@ -55,11 +57,12 @@ def test_a_run_ends_without_a_better_score_and_continues_with_more_patience(scor
     assert iterations(tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_the_best_is_chosen_by_the_monitored_score(scored, tmp_path):
+def test_the_best_is_chosen_by_the_monitored_score(scored, tmp_path, capsys):
     name = "IoU/red beacon"
     assert run(*short("recipe.max_iters=3", f"recipe.monitor='{name}'"), folder=tmp_path) == 0.9
     assert checkpoints.load(tmp_path / "best.safetensors").iteration == 3
     assert json.loads((tmp_path / "result.json").read_text())[f"best_{name}"] == 90
+    assert f"best score   {name} 90.00" in capsys.readouterr().out
 
 
 def test_epochs_are_whole_passes_over_the_training_images(tmp_path):
