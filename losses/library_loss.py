@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import importlib
+import inspect
 from typing import Any
 
 from .all_reduce import concatenate_processes, gather_from_processes
@@ -26,7 +27,7 @@ class LibraryLoss(Module):
         **options: further arguments of the library's class, such as ``gamma`` of the focal loss.
 
     Raises:
-        ValueError: ``kind`` is unknown, or the library is not installed.
+        ValueError: ``kind`` or an option is unknown, or the library is not installed.
     """
 
     def __init__(self, kind: str, *, output: str = "out", ignore_index: int = 255, **options: Any):
@@ -38,7 +39,11 @@ class LibraryLoss(Module):
         except ImportError as error:
             raise ValueError(f"the {kind} loss needs {error.name}: pip install 'ccnet-segmentation[losses]'") from error
         self.output, self.ignore_index = output, ignore_index
-        self.loss: Module = getattr(library, _CLASSES[kind])("multiclass", ignore_index=ignore_index, **options)
+        loss: Any = getattr(library, _CLASSES[kind])
+        possible = [name for name in inspect.signature(loss).parameters if name not in ("mode", "ignore_index")]
+        if unknown := [name for name in options if name not in possible]:
+            raise ValueError(f"the {kind} loss has no option {', '.join(unknown)}: choose from {', '.join(possible)}")
+        self.loss: Module = loss("multiclass", ignore_index=ignore_index, **options)
 
     def forward(self, output: dict[str, Array], labels: Array) -> Array:
         """Return the scalar loss of the network output for labels (N, H, W), or (N, T, H, W) for clips."""

@@ -50,6 +50,7 @@ _RECORDED = {
     "machine": "machine",
     "hours": "hours",
     "torch": "torch",
+    "JAX": "jax",
     "commit of the code": "commit",
     "date": "date",
 }

@@ -61,6 +61,11 @@ def test_clips_count_as_one_set_of_pixels(library, kind):
     assert torch.allclose(loss({"out": clip}, frames), loss({"out": logits}, labels))
 
 
+def test_an_unknown_option_is_refused_with_those_that_exist(library):
+    with pytest.raises(ValueError, match="the dice loss has no option foo: choose from classes, log_loss, "):
+        LibraryLoss("dice", foo=1)
+
+
 def gradients(rank=0, number=1):
     """Return the loss and the gradient of each kind."""
     found = {}

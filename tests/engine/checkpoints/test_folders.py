@@ -114,6 +114,11 @@ def test_a_card_names_the_context_module_of_every_network(network, options, rows
         assert f"| {name} | {value} |" in text if value else f"| {name} |" not in text
 
 
+def test_a_card_names_the_framework_of_the_training(network):
+    with_torch, with_jax = (model_card(network._saved, "street", record=record) for record in ({}, {"jax": "0.10.2"}))
+    assert "| JAX | 0.10.2 |" in with_jax and "JAX" not in with_torch
+
+
 def test_a_card_claims_coco_only_for_its_classes(network):
     config = plain(compose_conf(["dataset=coco", "num_classes=3", "dataset.root=DIR"], "config"))
     for classes, coco in ((["screw", "nut"], False), (["person", *map(str, range(78)), "toothbrush"], True)):
