@@ -22,7 +22,8 @@ class TimmBackbone(nn.Module):
         name: any timm model that accepts ``output_stride``.
         output_stride: ratio of the input size to the size of the last feature map.
         out_indices: indices of timm's feature levels to return; the auxiliary head reads the first of them and the main
-            head the last. (-2, -1) are the third and fourth stages. Later levels are not built.
+            head the last. (-2, -1) are the third and fourth stages. Later levels are not built, except in EfficientNets
+            and MobileNets.
         pretrained: have timm download ImageNet weights.
         weights: local file to load instead: a state dict of the same timm model (.safetensors, or .pth with tensors
             only), or the checkpoint of a run, such as RUN/best, from which the backbone and the image statistics are
