@@ -311,9 +311,9 @@ def test_errors_for_unknown_names_suggest_the_nearest():
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "cspnext_tiny"])
 def test_local_weights_of_the_full_timm_model(tmp_path, name, suffix):
-    """convnext's feature extractor names its keys differently from the full model that a user downloads."""
+    """The feature networks of a ConvNeXt and a CSPNeXt name their keys differently from the full model."""
     import timm
     from safetensors.torch import save_file
 
@@ -322,10 +322,13 @@ def test_local_weights_of_the_full_timm_model(tmp_path, name, suffix):
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     loaded = TimmBackbone(name, weights=path).net.state_dict()
     assert all(torch.equal(tensor, state[_full_key(key, state)]) for key, tensor in loaded.items())
+    wide = TimmBackbone(name, weights=path, in_channels=6).net.state_dict()  # RGB twice, at half the weight
+    first = next(key for key, tensor in loaded.items() if tensor.ndim == 4)
+    assert torch.allclose(wide[first], loaded[first].repeat(1, 2, 1, 1) / 2)
 
 
 def _full_key(key, state):
-    return next(full for full in state if full.replace(".", "_") == key.replace(".", "_"))
+    return next(full for full in state if full.replace(".", "_") == key.removeprefix("model.").replace(".", "_"))
 
 
 def test_local_weights_of_another_model_are_rejected(tmp_path):
@@ -363,8 +366,21 @@ def test_bf16_and_channels_last():
         assert model(image)["out"].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_images_of_another_precision_are_converted_to_that_of_the_network(dtype):
+    """Images read with NumPy and divided by 255 are float64."""
+    model = small().eval()
+    image = torch.rand(1, 3, 32, 40).to(dtype)
+    got = model(image)["out"]
+    assert got.dtype == torch.float32
+    assert torch.allclose(got, model(image.float())["out"], atol=1e-5)
+    assert model.bfloat16()(image)["out"].dtype == torch.bfloat16
+
+
 def test_errors_for_unsuitable_images_mention_clips_and_the_range():
     with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) or clips .* of at least 8x8"):
         small()(torch.rand(1, 3, 7, 64))
     with pytest.raises(ValueError, match=r"floating-point images in \[0, 1\], got torch\.uint8: convert them first"):
         small()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"or clips .* got \(1, 3, 0, 64, 64\)"):
+        small()(torch.zeros(1, 3, 0, 64, 64))
