@@ -295,6 +295,26 @@ def test_backbone_truncated_after_an_inner_stage_has_no_later_layers():
     assert not any("layer3" in key for key in cut.state_dict())
 
 
+@pytest.mark.parametrize("indices", [(-1, -2), (3, -2), (2, 2), (9,), ()], ids=str)
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_035"])
+def test_levels_are_listed_in_the_order_of_the_features(name, indices):
+    """timm sorts the features, but not their widths."""
+    with pytest.raises(ValueError, match=rf"out_indices=.*: set different levels of '{name}' in ascending order"):
+        TimmBackbone(name, out_indices=indices)
+    backbone = TimmBackbone(name, out_indices=(1, -2, 4)).eval()
+    assert [level.shape[1] for level in backbone(torch.rand(1, 3, 32, 32))] == backbone.channels
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ccnet", {"num_classes": 0}), ("pspnet", {"num_classes": 2, "head__channels": 2})],
+    ids=["no classes", "pyramid of 2 channels"],
+)
+def test_layers_without_weights_are_refused(name, options):
+    with pytest.raises(ValueError, match=r"layers without weights, such as head\.\S+ \(0, .*: set num_classes"):
+        create_model(name, backbone="resnet10t", **options)
+
+
 @pytest.mark.parametrize("name", ["vgg11", "vit_tiny_patch16_224", "densenet121"])
 def test_a_backbone_without_stride_8_raises_an_error_that_names_others(name):
     with pytest.raises(ValueError, match=f"cannot build '{name}' with output stride 8.*resnet50.*mobilenetv2_100"):
@@ -308,6 +328,8 @@ def test_errors_for_unknown_names_suggest_the_nearest():
         create_model("ccnett", num_classes=2)
     with pytest.raises(ValueError, match="no setting 'head__recurence'"):
         create_model("ccnet", num_classes=2, backbone="resnet10t", head__recurence=3)
+    with pytest.raises(ValueError, match="model 'ccnet' has no setting 'context'"):
+        create_model("ccnet", num_classes=2, backbone="resnet10t", context="nonlocal")  # as for mask_rcnn
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
