@@ -21,8 +21,9 @@ class TimmBackbone(nn.Module):
     Args:
         name: any timm model that accepts ``output_stride``.
         output_stride: ratio of the input size to the size of the last feature map.
-        out_indices: indices of timm's feature levels to return; the auxiliary head reads the first of them and the main
-            head the last. (-2, -1) are the third and fourth stages. Later levels are not built.
+        out_indices: indices of timm's feature levels to return, in ascending order; the auxiliary head reads the first
+            of them and the main head the last. (-2, -1) are the third and fourth stages. Later levels are not built,
+            except in EfficientNets and MobileNets.
         pretrained: have timm download ImageNet weights.
         weights: local file to load instead: a state dict of the same timm model (.safetensors, or .pth with tensors
             only), or the checkpoint of a run, such as RUN/best, from which the backbone and the image statistics are
@@ -38,8 +39,8 @@ class TimmBackbone(nn.Module):
         from_weights: whether these statistics are those of the run in ``weights``, and differ without ``weights``.
 
     Raises:
-        ValueError: timm has no such model or cannot dilate it, the weights belong to another model, or ``mean`` or
-            ``std`` does not fit ``in_channels``.
+        ValueError: timm has no such model or cannot dilate it, ``out_indices`` are not ascending levels of it, the
+            weights belong to another model, or ``mean`` or ``std`` does not fit ``in_channels``.
         FileNotFoundError: ``weights`` is not an existing file.
         OSError: the pretrained weights cannot be downloaded.
     """
@@ -111,10 +112,18 @@ def _statistics(
 def _build(name: str, output_stride: int, out_indices: tuple[int, ...], in_channels: int, pretrained: bool) -> Any:
     options: dict[str, Any] = {"features_only": True, "output_stride": output_stride, "out_indices": out_indices}
     options |= {"in_chans": in_channels} if in_channels != 3 else {}
+    levels = f"out_indices={list(out_indices)}: set different levels of {name!r} in ascending order, such as [-2, -1]"
+    if not out_indices:
+        raise ValueError(levels)
     try:
         net: Any = timm.create_model(name, pretrained=False, **options)
+    except IndexError as error:
+        raise ValueError(levels) from error
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(_no_stride(name, output_stride)) from error
+    indices = [index % len(net.feature_info.info) for index in net.feature_info.out_indices]
+    if indices != sorted({*indices}):  # timm returns the levels in ascending order, each once
+        raise ValueError(levels)
     if net.feature_info.reduction()[-1] != output_stride:
         raise ValueError(_no_stride(name, output_stride))
     if not pretrained:

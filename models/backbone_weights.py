@@ -57,12 +57,13 @@ def load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, T
         ValueError: ``state`` does not match the network, which is then unchanged.
     """
     own = net.state_dict()
-    first = f"{_first_layer(net)}.weight"
-    stored = state.get(_timm_name(first))
-    if first in own and stored is not None and stored.ndim == 4:
-        channels, has = own[first].shape[1], stored.shape[1]
+    first = _first_weight(net)
+    expected = {_timm_name(key): tensor for key, tensor in own.items()}.get(first)
+    stored = state.get(first)
+    if expected is not None and stored is not None and stored.ndim == 4:
+        channels, has = expected.shape[1], stored.shape[1]
         if has == 3:
-            state |= {_timm_name(first): adapt_input_conv(channels, stored)}
+            state |= {first: adapt_input_conv(channels, stored)}
         elif has != channels:
             raise ValueError(
                 f"{path} has weights for images of {has} channels, but backbone.in_channels={channels}: set "
@@ -82,15 +83,17 @@ def load_weights(net: nn.Module, name: str, path: str | Path, state: dict[str, T
     net.load_state_dict({key: tensor if found[key] is None else found[key] for key, tensor in own.items()})
 
 
-def _first_layer(net: Any) -> str:
-    """Return the name of the first convolution; timm's feature networks rename stem.0 to stem_0."""
+def _first_weight(net: Any) -> str:
+    """Return the key in :func:`read_weights` of the first convolution's weight."""
     first = net.pretrained_cfg["first_conv"]
-    name = first if isinstance(first, str) else first[0]
-    return name if f"{name}.weight" in net.state_dict() else name.replace(".", "_", 1)
+    return _timm_name(f"{first if isinstance(first, str) else first[0]}.weight")
 
 
 def _timm_name(key: str) -> str:
-    """Return the key of a tensor in :func:`read_weights`; timm's feature networks rename stages.0 to stages_0."""
-    for prefix in ("backbone.net.", "backbone.body."):  # in a Segmentor or Parser, and in a Mask R-CNN
+    """Return the key of a tensor in :func:`read_weights`.
+
+    timm's feature networks rename "stages.0" to "stages_0", or wrap the network as "model".
+    """
+    for prefix in ("backbone.net.", "backbone.body.", "model."):  # in a Segmentor or Parser, and in a Mask R-CNN
         key = key.removeprefix(prefix)
     return key.replace(".", "_")

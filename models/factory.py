@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -68,14 +69,14 @@ def create_model(
         raise ValueError(f"there is no model {name!r}: did you mean {', '.join(_nearest(name, list_models(), 3))}?")
     files = {key: value for key, value in overrides.items() if isinstance(value, str) and _choices(f"model/{key}")}
     settings = {key: value for key, value in overrides.items() if key not in files}
-    config = compose_conf(
-        [
-            f"+model={name}",
-            *_backbone_overrides(backbone, pretrained),
-            f"+num_classes={num_classes}",
-            *(f"model/{group}={_file(group, value)}" for group, value in files.items()),
-        ]
-    )
+    chosen = [f"model/{group}={_file(group, value)}" for group, value in files.items()]
+    zoo = [f"+model={name}", *_backbone_overrides(backbone, pretrained), f"+num_classes={num_classes}"]
+    try:
+        config = compose_conf([*zoo, *chosen])
+    except ConfigCompositionException as error:
+        if not files:
+            raise
+        raise _no_setting(name, next(iter(files))) from error  # the model has no such group of files
     network = build(_with_settings(config, name, settings).model)
     if framework == "torch":
         return network
@@ -96,14 +97,20 @@ def build(
             may describe a much larger network, which raises ValueError before it exhausts the memory.
 
     Raises:
-        ValueError: the network is far larger than ``holding`` allows.
+        ValueError: the network is far larger than ``holding`` allows, or one of its layers has no weights.
     """
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
     node = cast(dict[str, Any], plain)
     if num_classes is not None:
         node = with_classes(node, num_classes)
     with _at_most(None if holding is None else 4 * holding + 2 * 10**8):  # timm builds full backbones, then prunes them
-        return instantiate(node)
+        network = instantiate(node)
+    if empty := [f"{name} {tuple(weight.shape)}" for name, weight in network.named_parameters() if not weight.numel()]:
+        raise ValueError(
+            f"the network has layers without weights, such as {empty[0]}: set num_classes and the numbers of channels, "
+            "also those of each branch of a pyramid, to at least 1"
+        )
+    return network
 
 
 def with_classes(node: dict[str, Any], number: int) -> dict[str, Any]:
@@ -179,9 +186,13 @@ def _with_settings(config: DictConfig, name: str, settings: Mapping[str, Any]) -
     for setting, value in settings.items():
         key = "model." + setting.replace("__", ".")
         if OmegaConf.select(changed, key, default=_MISSING) is _MISSING:
-            raise ValueError(f"model {name!r} has no setting {setting!r}: conf/model/{name}.yaml lists its settings")
+            raise _no_setting(name, setting)
         OmegaConf.update(changed, key, value)
     return changed
+
+
+def _no_setting(name: str, setting: str) -> ValueError:
+    return ValueError(f"model {name!r} has no setting {setting!r}: conf/model/{name}.yaml lists its settings")
 
 
 def _file(group: str, value: str) -> str:

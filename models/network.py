@@ -34,7 +34,8 @@ class SegmentationNetwork(nn.Module):
         Integers are rejected because they are usually in [0, 255].
         """
         stride, number = self.backbone.output_stride, self.backbone.in_channels
-        if image.ndim not in ((4, 5) if clips else (4,)) or image.shape[1] != number or min(image.shape[-2:]) < stride:
+        fits = image.ndim in ((4, 5) if clips else (4,)) and image.shape[1] == number and 0 not in image.shape[2:]
+        if not fits or min(image.shape[-2:]) < stride:
             expected = f"(N, {number}, H, W)" + (f" or clips (N, {number}, T, H, W)" if clips else "")
             kind = "RGB images" if number == 3 else "images"
             raise ValueError(
@@ -45,8 +46,11 @@ class SegmentationNetwork(nn.Module):
             raise ValueError(f"expected floating-point images in [0, 1], got {image.dtype}: convert them first")
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Map images (N, C, H, W) in [0, 1] to the backbone's feature maps (N, channels[i], h_i, w_i)."""
-        return self.backbone((image - self.mean) / self.std)
+        """Map images (N, C, H, W) in [0, 1] to the backbone's feature maps (N, channels[i], h_i, w_i).
+
+        Images of any floating-point dtype are converted to that of the network.
+        """
+        return self.backbone(((image - self.mean) / self.std).to(self.mean.dtype))
 
     def upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
         """Upsample logits bilinearly: (N, K, h, w) -> (N, K, *size)."""

@@ -20,10 +20,10 @@ def first_stages(network: nn.Module, number: int) -> dict[str, nn.Module]:
         return {}
     prefix, net = _timm_network(network)
     modules = {name: module for name, module in net.named_modules() if "context" not in name.split(".")}
-    if number < STAGES:
-        last = net.feature_info.info[number - 1 - STAGES]["module"]
-        last = last if last in modules else last.replace(".", "_")  # see FeatureListNet
-        names = list(modules)
+    names = list(modules)
+    last = _module_name(net.feature_info.info[number - 1 - STAGES]["module"], names) if number < STAGES else None
+    if last is not None:
+        # The levels of an Xception end inside a block, whose shortcut then belongs to the stage.
         end = max(index for index, name in enumerate(names) if f"{name}.".startswith(f"{last}."))
         # The modules that contain the last stage, such as the whole network, contain later stages too.
         names = [name for name in names[: end + 1] if name and not last.startswith(f"{name}.")]
@@ -34,6 +34,14 @@ def first_stages(network: nn.Module, number: int) -> dict[str, nn.Module]:
 def backbone_modules(network: nn.Module) -> dict[str, nn.Module]:
     """Return all modules of a network's backbone, keyed by their full names."""
     return first_stages(network, STAGES)
+
+
+def _module_name(level: str, names: list[str]) -> str | None:
+    """Return the one of ``names`` that a feature level has in timm's feature network, or None if it is not built.
+
+    The network may rename "stages.0" to "stages_0", or to "model.stages.0" if it wraps timm's model.
+    """
+    return next((name for name in (level, level.replace(".", "_", 1), f"model.{level}") if name in names), None)
 
 
 def _timm_network(network: nn.Module) -> tuple[str, Any]:

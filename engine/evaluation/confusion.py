@@ -73,10 +73,22 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, labels: Tensor) -> None:
-        """Add the pixel counts of a prediction and its labels, both int64 and of the same shape."""
+        """Add the pixel counts of a prediction and its labels, integers of any dtype and of the same shape.
+
+        Raises:
+            ValueError: a label is neither a class nor ``ignore_index``.
+        """
         valid = labels != self.ignore_index
-        pairs = labels[valid] * self.num_classes + prediction[valid]
-        self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.counts)
+        true = labels[valid].long()  # the products below would overflow uint8
+        true.masked_fill_(true < 0, self.num_classes)  # also beyond the classes, because bincount takes no negatives
+        counts = torch.bincount(true * self.num_classes + prediction[valid], minlength=self.counts.numel())
+        if len(counts) > self.counts.numel():
+            foreign = labels[valid & ((labels < 0) | (labels >= self.num_classes))].unique().tolist()
+            raise ValueError(
+                f"the labels contain {', '.join(map(str, foreign[:5]))}: expected classes from 0 to "
+                f"{self.num_classes - 1}, or {self.ignore_index} for pixels that are not counted"
+            )
+        self.counts += counts.view_as(self.counts)
 
     def reduce(self) -> None:
         """Sum the counts over all processes."""

@@ -13,6 +13,8 @@ from .confusion import ConfusionMatrix, Scores
 from .own_samples import own_samples
 from .protocols import Protocol, Tile, tiles
 
+_MOST_CLASSES = 256  # in a label map of uint8
+
 
 class Evaluation(NamedTuple):
     """The result of a validation.
@@ -51,6 +53,7 @@ def predict(
         on_tile: called with the scores of each tile of the image; see :func:`tiles`.
 
     Raises:
+        ValueError: the network has more than 256 classes.
         MemoryError: the device ran out of memory; the message lists the settings that reduce memory use.
     """
     size = "x".join(map(str, images.shape[-2:]))
@@ -60,6 +63,11 @@ def predict(
         torch.autocast((device or images.device).type, torch.bfloat16, enabled=bf16),
     ):
         for tile in tiles(protocol, model, images):
+            if (number := tile.scores.shape[1]) > _MOST_CLASSES:
+                raise ValueError(
+                    f"the network has {number} classes, more than the {_MOST_CLASSES} of a uint8 label map: call the "
+                    "protocol itself and take the argmax of its scores"
+                )
             labels[..., tile.rows, tile.columns] = tile.scores.argmax(dim=1)
             if on_tile:
                 on_tile(tile)
@@ -92,20 +100,33 @@ def evaluate(
         keep_samples: the number of samples to keep for drawing, evenly spaced over the data set.
         on_prediction: called with the index of each image that this process evaluates and the prediction (H, W), on
             the host.
+
+    Raises:
+        ValueError: the network and the data set differ in the number of classes, or an image or its labels do not fit;
+            the message names the image.
     """
+    number = len(dataset.classes)
+
+    def check(tile: Tile) -> None:
+        if (outputs := tile.scores.shape[1]) != number:
+            raise ValueError(
+                f"the network predicts {outputs} classes, but the data set has {number}: evaluate it on a data set "
+                "with the same classes"
+            )
+
     was_training = model.training
     model.eval()
-    confusion = ConfusionMatrix(len(dataset.classes), ignore_index=dataset.ignore_index, device=device)
+    confusion = ConfusionMatrix(number, ignore_index=dataset.ignore_index, device=device)
     samples = []
     start = time.perf_counter()
     for index, (image, labels), keep in own_samples(
         dataset, num_workers=num_workers, keep_samples=keep_samples, pin_memory=device.type == "cuda"
     ):
         try:
-            prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16)
+            prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16, on_tile=check)
+            confusion.update(prediction, labels.to(device, non_blocking=True))
         except ValueError as error:
             raise ValueError(f"image {dataset.name(index)}: {error}") from error
-        confusion.update(prediction, labels.to(device, non_blocking=True))
         if keep or on_prediction:
             picture = drawn_channels(image[0], getattr(dataset, "rgb", None))
             sample = _supervised_frame(picture, labels[0], prediction[0].cpu())

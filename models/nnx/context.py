@@ -63,7 +63,7 @@ class NonLocal(nnx.Module):
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the module; the shape (N, H, W, C) is unchanged."""
-        pixels = x.reshape(x.shape[0], -1, x.shape[-1])
+        pixels = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[-1])  # the batch may be empty
         query, key, value = (conv.pointwise(pixels) for conv in (self.query_conv, self.key_conv, self.value_conv))
         energy = jnp.einsum("npd,nqd->npq", query, key, preferred_element_type=jnp.float32)
         context = (jax.nn.softmax(energy).astype(value.dtype) @ value).reshape(x.shape)

@@ -8,6 +8,7 @@ _SUPPORTED = {
     "dilations": ("(1,1,2,4)", "(1,12,24,36)"),  # of the backbone and of DeepLabv3's pyramid
     "dilation": ("1",),
     "contract_dilation": ("True",),
+    "multi_grid": ("None", "(1,1,1)"),
     "style": ("'pytorch'",),
     "pool_scales": ("(1,2,3,6)",),
     "use_scale": ("True",),
@@ -15,6 +16,7 @@ _SUPPORTED = {
     "to_rgb": ("True",),
     "bgr_to_rgb": ("True",),
 }
+_LAYERS = {"act_cfg": ("type", ("'ReLU'",)), "norm_cfg": ("eps", ("1e-05", "1e-5", "0.00001"))}  # in dict(...)
 _OTHER_MODES = ("'gaussian'", "'dot_product'", "'concatenation'")  # of the non-local block
 _VALUE = r"(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|[\w.+-]+)"
 
@@ -76,9 +78,20 @@ def _check(config: str, name: str) -> None:
             values = ["False"]  # mmsegmentation's default
         if key == "mode":  # also a setting of the evaluation
             values = [value for value in values if value in _OTHER_MODES]
-        for value in values:
-            if value not in supported:
-                raise ValueError(f"it was trained with {key}={value}: only {' or '.join(supported)} can be imported")
+        _check_values(key, values, supported)
+    for layer, (key, supported) in _LAYERS.items():
+        for options in re.findall(rf"\b{layer}\s*=\s*dict\(([^()]*)\)", config):
+            _check_values(f"{layer}.{key}", _values(options, key), supported)
+    for key in ("mean", "std"):
+        if "None" in _values(config, key) and _tuple(config, key) is None:
+            raise ValueError(f"it was trained with {key}=None: only numbers, one per channel, can be imported")
+
+
+def _check_values(key: str, values: list[str], supported: tuple[str, ...]) -> None:
+    """Raise ValueError unless all values of ``key`` are supported."""
+    for value in values:
+        if value not in supported:
+            raise ValueError(f"it was trained with {key}={value}: only {' or '.join(supported)} can be imported")
 
 
 def _values(config: str, key: str) -> list[str]:
@@ -89,5 +102,6 @@ def _values(config: str, key: str) -> list[str]:
 
 def _tuple(config: str, key: str) -> tuple[float, ...] | None:
     """Return the first tuple or list of numbers assigned to ``key``, or None."""
-    matches = (re.fullmatch(r"\(([\d.,]+)\)", value) for value in _values(config, key))
-    return next((tuple(float(number) for number in match[1].split(",")) for match in matches if match), None)
+    number = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
+    matches = (re.fullmatch(rf"\(({number}(,{number})*)\)", value) for value in _values(config, key))
+    return next((tuple(float(part) for part in match[1].split(",")) for match in matches if match), None)

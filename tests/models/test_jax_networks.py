@@ -300,6 +300,12 @@ def test_logits_are_resized_like_those_of_torch(aligned):
     assert torch.allclose(to_torch(found), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ccnet", "nonlocal"])
+def test_an_empty_batch_gives_empty_logits(name):
+    images = jax.ShapeDtypeStruct((0, 16, 24, 3), jnp.float32)
+    assert jax.eval_shape(twin(trained(name)), images)["out"].shape == (0, 16, 24, 5)
+
+
 def test_evaluation_returns_nothing_but_the_logits():
     assert set(stubs(embed=Quarter())(jnp.ones((1, 8, 8, 3)))) == {"out"}
 

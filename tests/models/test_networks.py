@@ -295,6 +295,26 @@ def test_backbone_truncated_after_an_inner_stage_has_no_later_layers():
     assert not any("layer3" in key for key in cut.state_dict())
 
 
+@pytest.mark.parametrize("indices", [(-1, -2), (3, -2), (2, 2), (9,), ()], ids=str)
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_035"])
+def test_levels_are_listed_in_the_order_of_the_features(name, indices):
+    """timm sorts the features, but not their widths."""
+    with pytest.raises(ValueError, match=rf"out_indices=.*: set different levels of '{name}' in ascending order"):
+        TimmBackbone(name, out_indices=indices)
+    backbone = TimmBackbone(name, out_indices=(1, -2, 4)).eval()
+    assert [level.shape[1] for level in backbone(torch.rand(1, 3, 32, 32))] == backbone.channels
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ccnet", {"num_classes": 0}), ("pspnet", {"num_classes": 2, "head__channels": 2})],
+    ids=["no classes", "pyramid of 2 channels"],
+)
+def test_layers_without_weights_are_refused(name, options):
+    with pytest.raises(ValueError, match=r"layers without weights, such as head\.\S+ \(0, .*: set num_classes"):
+        create_model(name, backbone="resnet10t", **options)
+
+
 @pytest.mark.parametrize("name", ["vgg11", "vit_tiny_patch16_224", "densenet121"])
 def test_a_backbone_without_stride_8_raises_an_error_that_names_others(name):
     with pytest.raises(ValueError, match=f"cannot build '{name}' with output stride 8.*resnet50.*mobilenetv2_100"):
@@ -308,12 +328,14 @@ def test_errors_for_unknown_names_suggest_the_nearest():
         create_model("ccnett", num_classes=2)
     with pytest.raises(ValueError, match="no setting 'head__recurence'"):
         create_model("ccnet", num_classes=2, backbone="resnet10t", head__recurence=3)
+    with pytest.raises(ValueError, match="model 'ccnet' has no setting 'context'"):
+        create_model("ccnet", num_classes=2, backbone="resnet10t", context="nonlocal")  # as for mask_rcnn
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "cspnext_tiny"])
 def test_local_weights_of_the_full_timm_model(tmp_path, name, suffix):
-    """convnext's feature extractor names its keys differently from the full model that a user downloads."""
+    """The feature networks of a ConvNeXt and a CSPNeXt name their keys differently from the full model."""
     import timm
     from safetensors.torch import save_file
 
@@ -322,10 +344,13 @@ def test_local_weights_of_the_full_timm_model(tmp_path, name, suffix):
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     loaded = TimmBackbone(name, weights=path).net.state_dict()
     assert all(torch.equal(tensor, state[_full_key(key, state)]) for key, tensor in loaded.items())
+    wide = TimmBackbone(name, weights=path, in_channels=6).net.state_dict()  # RGB twice, at half the weight
+    first = next(key for key, tensor in loaded.items() if tensor.ndim == 4)
+    assert torch.allclose(wide[first], loaded[first].repeat(1, 2, 1, 1) / 2)
 
 
 def _full_key(key, state):
-    return next(full for full in state if full.replace(".", "_") == key.replace(".", "_"))
+    return next(full for full in state if full.replace(".", "_") == key.removeprefix("model.").replace(".", "_"))
 
 
 def test_local_weights_of_another_model_are_rejected(tmp_path):
@@ -363,8 +388,21 @@ def test_bf16_and_channels_last():
         assert model(image)["out"].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_images_of_another_precision_are_converted_to_that_of_the_network(dtype):
+    """Images read with NumPy and divided by 255 are float64."""
+    model = small().eval()
+    image = torch.rand(1, 3, 32, 40).to(dtype)
+    got = model(image)["out"]
+    assert got.dtype == torch.float32
+    assert torch.allclose(got, model(image.float())["out"], atol=1e-5)
+    assert model.bfloat16()(image)["out"].dtype == torch.bfloat16
+
+
 def test_errors_for_unsuitable_images_mention_clips_and_the_range():
     with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) or clips .* of at least 8x8"):
         small()(torch.rand(1, 3, 7, 64))
     with pytest.raises(ValueError, match=r"floating-point images in \[0, 1\], got torch\.uint8: convert them first"):
         small()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"or clips .* got \(1, 3, 0, 64, 64\)"):
+        small()(torch.zeros(1, 3, 0, 64, 64))

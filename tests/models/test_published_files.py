@@ -111,7 +111,7 @@ def test_parameters_are_detached(states):
 TRAINED = (
     "strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True, style='pytorch', recurrence=2, "
     "mean=[123.675, 116.28, 103.53], std=[\n    58.395, 57.12, 57.375\n], bgr_to_rgb=True, mode='whole', "
-    "init_cfg=dict(std=0.01), align_corners=False, "
+    "init_cfg=dict(std=0.01), norm_cfg=dict(type='SyncBN', requires_grad=True), align_corners=False, "
 )
 
 
@@ -124,6 +124,11 @@ TRAINED = (
         ("fcn", TRAINED + "dilation=6", "dilation=6: only 1"),
         ("fcn", TRAINED + "to_rgb=False", "to_rgb=False: only True"),
         ("fcn", "mean=[1, 2]", r"mean=\(1\.0, 2\.0\) on images of 3 channels"),
+        ("fcn", TRAINED + "multi_grid=(1, 2, 4)", r"multi_grid=\(1,2,4\): only None"),
+        ("fcn", TRAINED + "norm_cfg=dict(\n  eps=0.001, type='BN')", r"norm_cfg\.eps=0\.001: only 1e-05"),
+        ("fcn", TRAINED + "act_cfg=dict(type='LeakyReLU')", r"act_cfg\.type='LeakyReLU': only 'ReLU'"),
+        ("fcn", "mean=None, std=None, init_cfg=dict(std=0.01)", "mean=None: only numbers"),
+        ("fcn", "std=[58.395, 57.12, -1.0]", r"std=\(58\.395, 57\.12, -1\.0\) on images of 3 channels"),
         ("nonlocal", TRAINED + "mode='dot_product'", "mode='dot_product': only 'embedded_gaussian'"),
         ("nonlocal", TRAINED + "use_scale=False", "use_scale=False: only True"),
         ("pspnet", TRAINED + "pool_scales=(1, 2, 4, 8)", r"pool_scales=\(1,2,4,8\): only \(1,2,3,6\)"),
@@ -144,6 +149,9 @@ def test_image_statistics_come_from_the_configuration(states):
     assert found.weights["mean"].flatten().tolist() == pytest.approx([0.2, 0.4, 0.6])
     assert found.weights["std"].flatten().tolist() == pytest.approx([0.1, 57.12 / 255, 57.375 / 255])
     assert torch.equal(found.network().mean, found.weights["mean"])
+    config = TRAINED.replace("123.675, 116.28, 103.53", "1.02e2, 1.02e2, 1.02e2")
+    found = importing.convert({"state_dict": states["fcn"], "meta": {"cfg": config}}, PUBLISHED)
+    assert found.weights["mean"].flatten().tolist() == pytest.approx([0.4] * 3)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,24 @@ def test_scores_agree_with_scikit_learn():
     assert scores.mean_accuracy == pytest.approx(metrics.balanced_accuracy_score(true, guessed))
 
 
+def test_labels_and_predictions_of_uint8_are_counted_without_overflow():
+    """A data set without the evaluation transform may return uint8 labels."""
+    prediction, labels = torch.randint(0, 150, (2, 30, 40)).byte(), torch.randint(0, 150, (2, 30, 40)).byte()
+    labels[torch.rand(labels.shape) < 0.1] = 255
+    small, large = ConfusionMatrix(150), ConfusionMatrix(150)
+    small.update(prediction, labels)
+    large.update(prediction.long(), labels.long())
+    assert torch.equal(small.counts, large.counts)
+
+
+@pytest.mark.parametrize(("label", "dtype"), [(3, torch.int64), (255, torch.uint8), (-1, torch.int64)])
+def test_labels_of_no_class_are_named(label, dtype):
+    matrix = ConfusionMatrix(3, ignore_index=254)
+    with pytest.raises(ValueError, match=rf"labels contain {label}: expected classes from 0 to 2, or 254 for pixels"):
+        matrix.update(torch.zeros(4, dtype=torch.int64), torch.tensor([0, 254, 2, label], dtype=dtype))
+    assert not matrix.counts.any()
+
+
 def test_counts_of_a_whole_data_set_are_not_rounded():
     """Cityscapes has 10^9 pixels, far above the 2^24 that float32 counts exactly."""
     matrix = ConfusionMatrix(2)

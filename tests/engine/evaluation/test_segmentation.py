@@ -9,7 +9,7 @@ from two_processes import together
 
 from ccnet.engine.evaluation import segmentation
 from ccnet.engine.evaluation.protocols import Whole
-from ccnet.engine.evaluation.segmentation import evaluate
+from ccnet.engine.evaluation.segmentation import evaluate, predict
 
 
 class Frames(torch.utils.data.Dataset):
@@ -53,6 +53,33 @@ def test_no_sample_is_kept_unless_asked_for():
     model = Classify().eval()
     assert evaluate(model, Frames(), Whole(), device=torch.device("cpu")).samples == []
     assert not model.training
+
+
+def test_a_network_with_more_classes_than_the_data_set_is_refused():
+    """Their predictions would be counted as pixels of another true class."""
+
+    class Two(Frames):
+        classes = ("a", "b")
+
+        def name(self, index):
+            return str(index)
+
+    with pytest.raises(ValueError, match=r"^image 0: the network predicts 3 classes, but the data set has 2: "):
+        evaluate(Classify(), Two(), Whole(), device=torch.device("cpu"))
+
+
+def test_classes_that_a_label_map_cannot_hold_are_refused():
+    """As uint8, class 256 would become class 0."""
+
+    def protocol(model, images):
+        scores = torch.zeros(1, model, *images.shape[-2:])
+        scores[:, -1] = 1
+        return scores
+
+    image = torch.zeros(1, 3, 4, 5)
+    assert (predict(256, image, protocol) == 255).all()
+    with pytest.raises(ValueError, match="the network has 257 classes, more than the 256 of a uint8 label map"):
+        predict(257, image, protocol)
 
 
 def evaluated(rank):

@@ -106,7 +106,9 @@ def test_random_weights_are_not_frozen():
         freeze(config, build(config.model))
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_100", "convnext_tiny", "regnety_016"])
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "mobilenetv2_100", "convnext_tiny", "regnety_016", "xception41", "cspnext_tiny"]
+)
 def test_stages_are_those_whose_features_are_returned(backbone):
     """A change in a stage changes the features of that stage, and not those before it."""
     network = create_model("ce2p", num_classes=3, backbone=backbone, head__channels=8).eval()
@@ -126,6 +128,13 @@ def test_stages_are_those_whose_features_are_returned(backbone):
                 parameter.copy_(values)
             seen |= dict.fromkeys(map(id, parameters))
     assert seen.keys() == {id(parameter) for parameter in network.backbone.parameters()}
+
+
+def test_stages_that_are_not_built_add_nothing():
+    network = create_model(
+        "fcn", num_classes=2, backbone="resnet10t", backbone__out_indices=[1, 2], backbone__output_stride=8
+    )
+    assert {*first_stages(network, 3)} == {*first_stages(network, STAGES)} > {*first_stages(network, 2)}
 
 
 def test_the_context_module_in_a_detector_is_not_frozen():
