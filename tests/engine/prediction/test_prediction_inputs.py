@@ -215,7 +215,9 @@ def test_skipped_images_are_listed_at_the_end():
             raise error
 
         assert skipped.attempt(image(name), fail) is None
-    with pytest.raises(ValueError, match=r"^3 of 4 images .*:\n  a\.jpg is truncated\n  b\.jpg: too small\n  .*is gone: 'c.jpg'$"):
+    with pytest.raises(
+        ValueError, match=r"^3 of 4 images .*:\n  a\.jpg is truncated\n  b\.jpg: too small\n  .*is gone: 'c.jpg'$"
+    ):
         skipped.report(4)
 
 

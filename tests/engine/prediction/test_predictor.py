@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.detection import as_stored_objects
 from ccnet.engine.evaluation.protocols import Slide, Whole
 from ccnet.engine.prediction import predictor as module
@@ -61,6 +62,23 @@ def test_an_image_that_needs_too_much_memory_is_split_into_windows(monkeypatch):
     assert predict.protocol_for((20, 24)) is predict.protocol  # four windows always fit
     chosen = Predictor(network, Whole(), device=torch.device("cpu"))
     assert chosen.protocol_for((4000, 4000)) is chosen.protocol
+
+
+def test_a_predictor_has_the_protocol_of_its_run_unless_another_is_chosen():
+    def of(crop=(10, 12), own=None, protocol=None):
+        config = {"recipe": {"train_transform": {"crop_size": crop}}, "protocol": own, "dataset": {"frames": 3}}
+        saved = Checkpoint({}, config, [], [], None, {})
+        return Predictor.of(saved, Brightness(), device=torch.device("cpu"), protocol=protocol, bf16=True)
+
+    default = of()
+    assert isinstance(default.protocol, Whole) and default.windows and default.windows.crop_size == (10, 12)
+    assert (default.frames, default.bf16) == (3, True)
+    assert of(crop=None).windows is None  # a published network whose crop is unknown
+    own = of(own={"_target_": "ccnet.engine.evaluation.protocols.Slide", "crop_size": [4, 6]})
+    assert isinstance(own.protocol, Slide) and own.protocol.crop_size == (4, 6) and own.windows is None
+    for chosen in (Whole(), Slide((8, 8))):
+        predict = of(own={"_target_": "ccnet.engine.evaluation.protocols.Whole"}, protocol=chosen)
+        assert predict.protocol is chosen and predict.windows is None
 
 
 def test_memory_is_measured_unless_a_larger_image_is_known_to_fit(monkeypatch):

@@ -16,6 +16,7 @@ from ccnet import train as training
 from ccnet.engine import checkpoints, resuming
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import FolderLock, FolderTaken
+from ccnet.engine.runtime.overrides import as_command_line
 from ccnet.engine.sweeps import finished_score, set_aside_result
 
 # Settings that may change when a run is resumed, and that its fingerprint ignores.
@@ -115,6 +116,15 @@ def test_a_folder_without_a_state_is_refused_with_what_to_set_instead(whole, tmp
     }.items():
         with pytest.raises(FileNotFoundError, match=message):
             resuming.preview(composed(f"resume={folder}"))
+
+
+def test_the_framework_and_device_of_a_resumed_run_are_its_own_unless_given(whole):
+    config = composed(f"resume={whole}", "framework=jax", "device=cuda")
+    assert resuming.preview(config) == {"framework": "torch", "device": "cpu"}
+    with as_command_line([f"resume={whole}", "device=cuda"]):
+        assert resuming.preview(config) == {"framework": "torch", "device": "cuda"}
+    config.resume = "auto"
+    assert resuming.preview(config) is config
 
 
 @pytest.mark.parametrize("resume", ["auto", "folder"])

@@ -1,5 +1,6 @@
 """The report of a sweep: failed runs, names of runs, extended sweeps, damaged results."""
 
+import itertools
 import json
 
 import numpy as np
@@ -87,6 +88,28 @@ def test_a_sweep_over_the_seed_alone_has_a_short_name(tmp_path):
     results.write_result(tmp_path / "2", {"overrides": overrides, "mIoU": 50.0, "gflops": 1.0})
     report(tmp_path)
     assert [row["setting"] for row in read_records(tmp_path / "sweep_seeds.csv")] == ["default", "clip_norm=1"]
+
+
+def test_a_plot_over_an_option_has_a_line_for_each_setting_of_the_others(tmp_path, monkeypatch):
+    drawn = {}
+
+    def save(path, option, lines, score):
+        drawn[option] = {name: dict(by_value) for name, by_value in lines.items()}
+
+    monkeypatch.setattr("ccnet.engine.sweeps.report.charts.save_trend", save)
+    own = itertools.product((1, 2), (False, True), (0, 1))
+    grid = [{"+model.head.recurrence": r, "bf16": bf16, "seed": seed} for r, bf16, seed in own]
+    search = [{"recipe.lr": number / 10, "clip_norm": number, "seed": 0} for number in (1, 2, 3)]
+    for name, runs in (("grid", grid), ("search", search)):
+        for number, overrides in enumerate(runs):
+            results.write_result(tmp_path / name / str(number), {"overrides": overrides, "mIoU": float(number)})
+        report(tmp_path / name)
+    off, on = {1: [0.0, 1.0], 2: [4.0, 5.0]}, {1: [2.0, 3.0], 2: [6.0, 7.0]}
+    assert drawn == {
+        "model.head.recurrence": {"bf16=False": off, "bf16=True": on},
+        "recipe.lr": {"": {0.1: [0.0], 0.2: [1.0], 0.3: [2.0]}},
+        "clip_norm": {"": {1: [0.0], 2: [1.0], 3: [2.0]}},
+    }
 
 
 def test_an_option_of_the_execution_that_a_sweep_varies_is_reported(tmp_path):
