@@ -12,6 +12,7 @@ from ccnet.engine.evaluation.protocols import Slide, Whole
 from ccnet.engine.prediction import predictor as module
 from ccnet.engine.prediction.memory_needed import peak_bytes
 from ccnet.engine.prediction.predictor import Predictor
+from ccnet.engine.runtime.progress import Progress
 
 
 class Brightness(nn.Module):
@@ -85,7 +86,7 @@ def test_memory_is_measured_unless_a_larger_image_is_known_to_fit(monkeypatch):
     measured = []
 
     def peak(network, shape):
-        measured.append(shape[-2:])
+        measured.append(shape)
         return 10 * shape[-2] * shape[-1]
 
     monkeypatch.setattr(module, "peak_bytes", peak)
@@ -93,7 +94,29 @@ def test_memory_is_measured_unless_a_larger_image_is_known_to_fit(monkeypatch):
     predict = Predictor(Brightness(), Whole(), device=torch.device("cpu"), windows=Slide((10, 12)))
     sizes = (400, 600), (40, 60), (40, 60), (30, 50), (41, 50), (30, 61)
     assert [predict.protocol_for(size) is predict.windows for size in sizes] == [True] + [False] * 5
-    assert measured == [(400, 600), (40, 60), (41, 50), (30, 61)]
+    assert measured == [(3, 400, 600), (3, 40, 60), (3, 41, 50), (3, 30, 61)]
+    monkeypatch.setattr(module, "available_memory", lambda device: 13 * 80 * 90)  # 1.3 times the peak: it just fits
+    assert predict.protocol_for((80, 90)) is predict.protocol
+    assert predict.protocol_for((80, 91)) is predict.windows
+    clips = Predictor(Brightness(), Whole(), device=torch.device("cpu"), frames=5, windows=Slide((10, 12)))
+    clips.protocol_for((40, 60))
+    assert measured[-1] == (3, 5, 40, 60)
+
+
+def test_only_an_image_of_many_passes_has_a_progress_bar(monkeypatch):
+    bars = []
+
+    def progress(*given, **options):
+        bars.append(Progress(*given, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(module, "Progress", progress)
+    predict = Predictor(Brightness(), Slide((10, 12)), device=torch.device("cpu"))
+    predict(torch.zeros(3, 10, 12, dtype=torch.uint8), bar="a.jpg")
+    predict(torch.zeros(3, 40, 60, dtype=torch.uint8))
+    assert bars == []
+    predict(torch.zeros(3, 40, 60, dtype=torch.uint8), bar="a.jpg")
+    assert bars[0]._total == bars[0]._done == len(predict.network.sizes[1:]) / 2
 
 
 def test_the_frames_of_a_clip_have_the_size_of_the_image():

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
 from ccnet.data import build_dataset
@@ -132,6 +132,38 @@ def test_how_a_run_is_executed_and_how_long_it_is_do_not_matter():
         differences(saved, composed(*TINY, "recipe.max_iters=9", "device=cuda", "num_workers=7", "logger=wandb")) == []
     )
     assert differences(saved, composed(*TINY, "recipe.lr=1")) == ["recipe.lr=0.003 instead of 1"]
+
+
+def changed_in(saved, config, name, value):
+    """Return the differences between a run and one in which an option has another value."""
+    other = copy.deepcopy(config)
+    with open_dict(other):
+        OmegaConf.update(other, name, value)
+    return RequestedRun(other, {name: value}, lambda: saved.training["contents"]).differences(saved)
+
+
+def test_the_options_that_affect_the_result_make_another_run_and_no_others_do():
+    config = composed(*TINY, "optimizer.lr_factors={backbone: 0.1}")
+    saved = run_of(config)
+    for name, value in {
+        "seed": 1, "ema": 0.5, "clip_norm": 1.0, "recipe.lr": 1.0, "recipe.val_every": 3, "recipe.monitor": "IoU",
+        "recipe.train_transform.crop_size": [33, 33], "optimizer.algorithm.fused": False, "loss.weights.aux": 0.1,
+        "loss.ramp.aux": 9, "optimizer.lr_factors.backbone": 0.5, "model.head.recurrence": 1, "model.head.channels": 8,
+        "dataset.train.length": 9, "dataset.val.split": "test", "dataset.frames": 3, "dataset.class_weights": [1, 2],
+    }.items():  # fmt: skip
+        assert [found.partition("=")[0] for found in changed_in(saved, config, name, value)] == [name]
+    for name, value in {
+        "num_workers": 3, "recipe.epochs": 9, "recipe.patience": 1, "recipe.max_iters": 9, "recipe.min_size": 9,
+        "dataset.labels": "fine", "num_classes": 9, "training_crop": [1, 1],
+        "inherited_data": {"a": "b"}, "loss.ramp": {"aux": 0}, "loss.ramp.ccl": 0,
+    }.items():  # fmt: skip
+        assert changed_in(saved, config, name, value) == [], name
+    config.init = saved.config["init"] = "/gone/weights.pth"  # this checkpoint determines the network
+    saved.training["contents"] |= {"init": "a hash"}
+    assert changed_in(saved, config, "model.head.recurrence", 1) == []
+    assert changed_in(saved, config, "init", "/other.pth") == [
+        "other init (a hash instead of the missing file /other.pth)"
+    ]
 
 
 def camvid(root, *others):
