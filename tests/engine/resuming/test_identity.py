@@ -18,6 +18,7 @@ from ccnet.engine.resuming import continued
 from ccnet.engine.resuming.contents import data_contents, weight_contents
 from ccnet.engine.resuming.continuation import check_given
 from ccnet.engine.resuming.identity import EXECUTION, RequestedRun
+from ccnet.engine.runtime.overrides import as_command_line
 from ccnet.engine.training.setup import with_class_weights
 
 
@@ -302,19 +303,60 @@ def test_the_folders_of_splits_can_move(tmp_path, monkeypatch):
         check_given({"dataset.values": "[1,2]"})
 
 
+def made_of(saved, *given):
+    """Return the configuration with which a command continues a run."""
+    with as_command_line(given):
+        return continued(composed(*given), saved)
+
+
+def test_a_named_run_keeps_its_options_and_one_that_was_found_takes_those_of_the_execution(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    saved = run_of(composed(*TINY, "recipe.patience=5", "seed=3"))
+    given = ("num_workers=3", "accumulate=2", "recipe.patience=7", "init=a.pth")
+    names = ("num_workers", "accumulate", "recipe.patience", "init", "device", "log_every", "seed")
+    for command, want in {
+        ("resume=RUN", *given): [3, 2, 7, None, "cpu", 1, 3],
+        ("resume=RUN",): [0, 1, 5, None, "cpu", 1, 3],
+        ("resume=auto", *given): [3, 1, 7, str(tmp_path / "a.pth"), "auto", 10, 3],
+        ("resume=auto",): [2, 1, None, None, "auto", 10, 3],
+    }.items():
+        made = made_of(saved, *command)
+        assert [OmegaConf.select(made, name) for name in names] == want, command
+
+
+def test_a_named_run_logs_to_the_account_of_the_user_unless_that_of_the_checkpoint_is_given(capsys):
+    saved, ours = run_of(composed(*TINY)), plain(composed().logger)
+    assert made_of(saved, "resume=RUN").logger._target_ is None  # it did not log to W&B
+    saved.config["logger"] = ours
+    assert made_of(saved, "resume=RUN").logger == ours
+    saved.config["logger"] = ours | {"entity": "them", "project": "theirs", "group": "g"}
+    assert made_of(saved, "resume=RUN", "logger.project=mine").logger == ours | {"project": "mine"}
+    assert "account" not in capsys.readouterr().out
+    assert made_of(saved, "resume=RUN").logger == ours | {"group": "g"}
+    assert "to use it, set it on the command line: logger.entity=them logger.project=theirs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("optimizer", "argument"), [("sgd", "total_iters"), ("adamw", "total_steps"), ("sgd_steps", None)]
 )
 @pytest.mark.parametrize("resume", ["auto", "RUN"])
-def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, optimizer, argument, resume):
-    options = [*TINY, f"optimizer={optimizer}", "recipe.lr=0.1", "+recipe.warmup=4"]  # as long as the run
-    saved = run_of(composed(*options, "recipe.max_iters=4"))
+def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, capsys, optimizer, argument, resume):
+    options = [
+        *TINY,
+        f"optimizer={optimizer}",
+        "recipe.lr=0.1",
+        "+recipe.warmup=4",
+        "+optimizer.schedule.last_epoch=-1",
+    ]
+    saved = run_of(composed(*options, "recipe.max_iters=4"))  # as long as the warm-up
     monkeypatch.setattr("ccnet.engine.resuming.continuation.given_options", lambda: {"recipe.max_iters": 6})
     now = composed(*(options if resume == "auto" else []), "recipe.max_iters=6", f"resume={resume}")
     made = continued(now, saved)
     assert made.recipe.max_iters == 6
     assert argument is None or made.optimizer.schedule[argument] == 6
     assert made.optimizer.schedule.get("warmup", 4) == 4
+    assert made.optimizer.schedule.last_epoch == -1
+    assert "recipe.max_iters=6 instead of 4: after iteration 2, the learning rate is that of" in capsys.readouterr().out
     assert made.optimizer.algorithm == composed(*options).optimizer.algorithm
 
 
