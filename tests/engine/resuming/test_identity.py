@@ -17,7 +17,7 @@ from ccnet.engine.guards import plain
 from ccnet.engine.resuming import continued
 from ccnet.engine.resuming.contents import data_contents, weight_contents
 from ccnet.engine.resuming.continuation import check_given
-from ccnet.engine.resuming.identity import EXECUTION, RequestedRun
+from ccnet.engine.resuming.identity import EXECUTION, RequestedRun, differing
 from ccnet.engine.runtime.overrides import as_command_line
 from ccnet.engine.training.setup import with_class_weights
 
@@ -133,6 +133,11 @@ def test_how_a_run_is_executed_and_how_long_it_is_do_not_matter():
         differences(saved, composed(*TINY, "recipe.max_iters=9", "device=cuda", "num_workers=7", "logger=wandb")) == []
     )
     assert differences(saved, composed(*TINY, "recipe.lr=1")) == ["recipe.lr=0.003 instead of 1"]
+
+
+def test_differences_name_values_as_on_the_command_line():
+    one, two = {"a": ["道路", None], "b": 1, "c": "x"}, {"a": ["道路"], "b": 1}
+    assert differing("abc", one, two) == ['a=["道路", null] instead of ["道路"]', "c=x instead of nothing"]
 
 
 def changed_in(saved, config, name, value):
