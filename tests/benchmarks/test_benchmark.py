@@ -13,7 +13,7 @@ from ccnet.benchmarks import training_step as benchmark_train
 from ccnet.benchmarks.comparison import compare_torch as benchmark_compare
 from ccnet.benchmarks.comparison import peers as benchmark_peers
 from ccnet.benchmarks.comparison.peers import Peer
-from ccnet.benchmarks.comparison.rows import check_error, result_row
+from ccnet.benchmarks.comparison.rows import check_error, largest_error, result_row
 from ccnet.benchmarks.timing import Timing
 from ccnet.engine.evaluation.cost import Cost
 from ccnet.kernels.launches import plan
@@ -164,6 +164,11 @@ def test_the_rates_of_a_row_are_per_second():
     assert row["gb_per_s"] == pytest.approx(cost.bytes / 1e9 / 2e-3, abs=0.05)
     assert row["tflops"] == pytest.approx(cost.flops / 1e12 / 2e-3, abs=0.005)
     assert [row[key] for key in ("shape", "d", "c", "seed", "error")] == ["8x97x97", 64, 512, 7, "1.2e-03"]
+
+
+def test_an_error_is_relative_to_the_largest_wanted_element():
+    results, wanted = ([1.0, -12.0], [0.1, 0.3]), ([1.0, -10.0], [0.1, 0.4])
+    assert largest_error(map(torch.tensor, results), map(torch.tensor, wanted)) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(("error", "accepted"), [(9.9e-5, True), (1e-4, False), (math.nan, False)])
