@@ -208,6 +208,13 @@ def test_a_run_of_the_requested_length_precedes_a_shorter_one_with_more_iteratio
         assert re.search(rf"shorter at iteration 4, has (\w+=\w+ instead of \w+(, )?){{3}}{shown}", line), line
 
 
+def test_processes_that_see_different_folders_do_not_start(whole, tmp_path, monkeypatch):
+    """As on machines whose file systems are not shared."""
+    monkeypatch.setattr("ccnet.engine.resuming.start.from_all", lambda iteration: [iteration, 2])
+    with pytest.raises(ValueError, match=r"checkpoints of different iterations, \[4, 2\]: all machines must see"):
+        start(composed(f"resume={whole}"), tmp_path / "new")
+
+
 def test_an_option_that_would_change_a_named_run_is_refused(whole, tmp_path):
     with (
         as_command_line([f"resume={whole}", "seed=1"]),
