@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
     assert float(piecewise["mIoU std"]) == pytest.approx(np.std(range(10), ddof=1))
     assert is_picture(tmp_path / "sweep.png")
     said = capsys.readouterr().out
+    assert re.search(r"^loss.terms.ccl.distance=quadratic +7/10 +74.43 +3.41$", said, re.MULTILINE)
     assert "failed    loss.terms.ccl.distance=quadratic seed=2: iteration 9: the loss is nan" in said
     assert f"started   {tmp_path}/20, not finished" in said
 
@@ -115,8 +117,8 @@ def test_a_plot_over_an_option_has_a_line_for_each_setting_of_the_others(tmp_pat
 
 
 def test_settings_have_short_but_distinct_names():
-    values = [0.125, 0.0123456, 5, [0.5, None], {"main": 1, "ccl": 0.1}]
-    assert [short_text(value) for value in values] == ["0.125", "0.0123", "5", "[0.5,null]", "{main:1,ccl:0.1}"]
+    values = [1.125, 0.0123456, 5, [0.5, None], {"main": 1, "ccl": 0.1}]
+    assert [short_text(value) for value in values] == ["1.125", "0.0123", "5", "[0.5,null]", "{main:1,ccl:0.1}"]
     settings = [({"lr": value, "bf16": True}, [{}]) for value in (0.0123456, 0.5)]
     assert setting_names(settings) == ["lr=0.0123456", "lr=0.5"]
     assert setting_names(settings, short_text) == ["lr=0.0123", "lr=0.5"]
@@ -132,6 +134,7 @@ def test_every_setting_of_a_search_is_drawn_although_rounded_values_are_equal(tm
         results.write_result(tmp_path / str(number), {"overrides": {"recipe.lr": lr}, "mIoU": 50.0, "gflops": 1.0})
     report(tmp_path)
     assert drawn == [["recipe.lr=0.0123451", "recipe.lr=0.0123452", "recipe.lr=0.0457"]] * 2
+    assert not (tmp_path / "sweep_seeds.csv").exists()
 
 
 def test_the_table_has_the_columns_of_all_runs_in_the_order_of_the_first(tmp_path):
