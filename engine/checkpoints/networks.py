@@ -38,7 +38,7 @@ def start_from(source: Checkpoint, config: DictConfig, *, classes: Sequence[str]
     classes in a different order. The embedding of the category consistent loss is always initialised randomly.
 
     Args:
-        given: a run's checkpoint, or a published one.
+        source: a run's checkpoint, or a published one.
         config: the new run's configuration, which determines the embedding.
         classes: the names of the K classes of the new run's data set.
 

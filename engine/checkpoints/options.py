@@ -28,7 +28,7 @@ def text(options: Mapping[str, Any], name: str) -> str:
     if name not in options:
         return f"{name}=nothing"
     value = options[name]
-    return f"{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+    return f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)}"
 
 
 def with_option(node: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def find_inputs(sources: Sequence[Any], output: Path) -> list[InputImage]:
     for source in map(given_path, sources):
         named = source.is_file() or source.resolve() == inside  # see check_outputs
         for image in _images_of(source):
-            # Resolving a path accesses the disk, so this is limited to paths that may be in `output`.
-            if not named and output.name in image.path.parts and inside in image.path.resolve().parents:
+            parts = image.path.parts  # resolving a path accesses the disk: only one that may be in `output`
+            if not named and {output.name, inside.name} & {*parts} and inside in image.path.resolve().parents:
                 continue
             images.setdefault(os.path.abspath(image.path), image)
     if not images:

@@ -124,7 +124,8 @@ def _read(path: Path) -> Run:
 def _draw(folder: Path, settings: list[tuple[Overrides, list[Run]]], done: list[Run], columns: list[str]) -> list[Path]:
     """Plot the score, which is the first column; return the paths of the plots."""
     score = columns[0]
-    names = setting_names(settings, short_text)
+    rounded, exact = setting_names(settings, short_text), setting_names(settings)
+    names = [one if rounded.count(one) == 1 else other for one, other in zip(rounded, exact, strict=True)]
     by_name = {name: runs for name, (_, runs) in zip(names, settings, strict=True)}
     pictures = [folder / "sweep.png"]
     charts.save_comparison(

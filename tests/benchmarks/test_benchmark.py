@@ -2,6 +2,7 @@
 
 import csv
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from ccnet.benchmarks import training_step as benchmark_train
 from ccnet.benchmarks.comparison import compare_torch as benchmark_compare
 from ccnet.benchmarks.comparison import peers as benchmark_peers
 from ccnet.benchmarks.comparison.peers import Peer
+from ccnet.benchmarks.comparison.rows import check_error, largest_error, result_row
 from ccnet.benchmarks.timing import Timing
 from ccnet.engine.evaluation.cost import Cost
 from ccnet.kernels.launches import plan
@@ -152,6 +154,27 @@ def test_floors_of_the_machines(config, machine):
     found = benchmark_compare._percent_of_floor(problem, "forward", timing, config.machines[machine])
     floor = least_cost(problem, "forward").bytes / config.machines[machine].terabytes_per_second / 1e6
     assert found == round(floor, 1)
+
+
+def test_the_rates_of_a_row_are_per_second():
+    problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "bfloat16")
+    cost = least_cost(problem, "backward")
+    timing = Timing(2000.0, 1900.0, 2100.0, 1.0)
+    row = result_row("triton", "backward, recomputed", problem, timing, 1.23e-3, seed=7, peak_mib=1.5)
+    assert row["gb_per_s"] == pytest.approx(cost.bytes / 1e9 / 2e-3, abs=0.05)
+    assert row["tflops"] == pytest.approx(cost.flops / 1e12 / 2e-3, abs=0.005)
+    assert [row[key] for key in ("shape", "d", "c", "seed", "error")] == ["8x97x97", 64, 512, 7, "1.2e-03"]
+
+
+def test_an_error_is_relative_to_the_largest_wanted_element():
+    results, wanted = ([1.0, -12.0], [0.1, 0.3]), ([1.0, -10.0], [0.1, 0.4])
+    assert largest_error(map(torch.tensor, results), map(torch.tensor, wanted)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("error", "accepted"), [(9.9e-5, True), (1e-4, False), (math.nan, False)])
+def test_an_error_at_the_tolerance_is_too_large(error, accepted):
+    with nullcontext() if accepted else pytest.raises(ValueError, match="above the tolerance"):
+        check_error(error, "float32")
 
 
 def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, monkeypatch):

@@ -1,6 +1,9 @@
 """Times on a GPU leave out what the CPU takes to launch a call, shown on a simulated stream."""
 
+import math
+
 import pytest
+import torch
 
 from ccnet.benchmarks import timing
 from ccnet.kernels.launches import plan
@@ -48,6 +51,25 @@ class Simulated:
         self._queue(self.computing)
         if self.waits:
             self.finish()
+
+
+def test_a_timing_has_the_median_and_the_20th_and_80th_percentiles():
+    assert timing.Timing.of([*range(11, 0, -1)], 7.5) == (6, 3, 9, 7.5)
+    assert timing.Timing.of([5.0], 1.0) == (5, 5, 5, 1)
+
+
+@pytest.mark.parametrize(("seconds", "counted"), [(1e-3, 40), (0.1, 31), (1.0, timing.FEWEST)])
+def test_calls_on_a_cpu_are_timed_one_by_one_after_a_warm_up(monkeypatch, seconds, counted):
+    now, calls = [0.0], []
+
+    def call(i):
+        calls.append(i)
+        now[0] += 60 if len(calls) <= 3 else seconds  # the first calls may compile
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    found = timing.measure(call, 40, torch.device("cpu"))
+    assert calls == [0, 1, 2, *range(counted)]
+    assert found[:3] == (pytest.approx(1e6 * seconds),) * 3 and math.isnan(found.host_us)
 
 
 def test_calls_that_take_turns_are_timed_apart():

@@ -71,6 +71,17 @@ def test_a_classifier_is_kept_unless_it_would_take_one_class_for_another(deep, c
         assert torch.equal(found[key], tensor) == (kept or "classify." not in key), key
 
 
+def test_the_embedding_of_a_loss_starts_anew_in_every_run(tmp_path):
+    config = plain(compose_conf([*RUN, *NETWORK, "loss=ce_ccl"], "config"))
+    saved = Checkpoint(build(config["model"]).state_dict(), config, ["a", "b"], [[0, 0, 0], [1, 1, 1]], 1, {})
+    checkpoints.save(saved, tmp_path / "best.safetensors")
+    again, other = started(f"init={tmp_path}", "loss=ce_ccl").state_dict(), started(f"init={tmp_path}").state_dict()
+    embedding = {key for key in saved.weights if key.startswith("embed.")}
+    assert embedding and other.keys() == saved.weights.keys() - embedding
+    assert not any(torch.equal(again[key], saved.weights[key]) for key in embedding if saved.weights[key].ndim > 1)
+    assert all(torch.equal(again[key], value) for key, value in saved.weights.items() if key not in embedding)
+
+
 def test_the_terms_of_the_data_behind_initial_weights_are_passed_on(tmp_path):
     for source in ("ccnet_mobilenetv2_camvid", str(tmp_path / "first")):  # a fine-tuned network, and one made of it
         config = compose_conf([*RUN, f"init={source}"], "config")

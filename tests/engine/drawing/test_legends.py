@@ -15,6 +15,7 @@ from ccnet.engine.drawing.legend import (
     count_classes,
     draw_legend,
     entries,
+    legend_width,
     line_height,
     most_frequent_first,
 )
@@ -29,6 +30,11 @@ def test_a_legend_lists_the_classes_present_most_frequent_first_and_ignored_pixe
     assert [line.text for line in lines] == ["sky  50.0%", "road  16.7%", "ignored  33.3%"]
     assert [line.colour for line in lines] == [PALETTE[2], PALETTE[0], None]
     assert most_frequent_first([labels]) == [2, 0, 255]
+    rare = np.zeros(256, dtype=np.int64)
+    rare[:3] = 1994, 1, 5
+    assert [line.text.split()[1] for line in entries(rare, ("a", "b", "c"), PALETTE)] == ["99.7%", "0.2%", "0.1%"]
+    rare[0] = 3994
+    assert entries(rare, ("a", "b", "c"), PALETTE)[2].text == "b  <0.1%"
 
 
 @pytest.mark.parametrize(("size", "number"), [((364, 500), 150), ((3000, 4000), 12), ((60, 80), 30), ((500, 3000), 20)])
@@ -45,6 +51,15 @@ def test_ignored_pixels_stay_in_a_legend_that_is_too_long():
     canvas = np.array(draw_legend(lines, (64, 64)))
     last = canvas[-30:, -130:-100].reshape(-1, 3)  # the last line of the last column
     assert (last == 125).all(axis=1).any()  # a stripe
+    assert canvas.shape[1] < 1.2 * draw_legend(lines[:30], (64, 64)).width  # three columns of ten
+
+
+def test_a_legend_beside_a_video_is_as_wide_as_its_longest_name_needs():
+    names = ("a", "a considerably longer name", "b")
+    wide = legend_width(names, (240, 320))
+    assert wide == legend_width(names[1:2], (240, 320)) > 2 * legend_width(names[:1], (240, 320))
+    legend = np.array(draw_legend([LegendEntry(name, PALETTE[0]) for name in names], (240, 320), width=wide))
+    assert legend.shape[:2] == (240, wide) and (legend[:, -5:] == 255).all()
 
 
 def test_ignored_pixels_are_hatched_everywhere():
@@ -54,6 +69,14 @@ def test_ignored_pixels_are_hatched_everywhere():
     for drawn in (colourise(labels, PALETTE), blend(image, labels, PALETTE), mark_errors(labels * 0, labels)):
         assert len(np.unique(drawn[:20].reshape(-1, 3), axis=0)) == 1
         assert len(np.unique(drawn[20:].reshape(-1, 3), axis=0)) == 2
+
+
+def test_the_colours_of_classes_and_errors():
+    image, labels = np.full((600, 2, 3), 200, dtype=np.uint8), np.repeat(np.uint8([[0, 2]]), 600, axis=0)
+    drawn = blend(image, labels, PALETTE, opacity=0.25)  # in bands of rows
+    assert (drawn == [[round(0.75 * 200 + 0.25 * part) for part in PALETTE[index]] for index in (0, 2)]).all()
+    errors = mark_errors(np.uint8([[0, 1]]), labels[:1])
+    assert errors[0, 1, 0] > 2 * errors[0, 1, 1] and np.ptp(errors[0, 0]) < 10  # red, grey
 
 
 def test_an_overlay_above_32_megapixels_is_reduced(tmp_path, monkeypatch):

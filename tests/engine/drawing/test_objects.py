@@ -123,6 +123,24 @@ def test_an_object_has_one_colour_in_ground_truth_and_prediction():
     assert matched_colours(none, objects)[0] == matched_colours(objects, none)[1] == []
 
 
+@pytest.mark.parametrize(
+    ("box", "taken", "place"),
+    [
+        ((100, 50, 160, 90), (), (100, 36)),  # above the box
+        ((300, 50, 319, 90), (), (240, 36)),  # inside the image
+        ((-9, -5, 60, 90), (), (0, 0)),
+        ((100, 50, 260, 90), ((100, 36, 180, 50),), (180, 36)),  # two captions may touch
+        ((100, 50, 260, 90), ((101, 36, 181, 50),), (100, 50)),
+        ((100, 50, 180, 90), ((100, 30, 180, 70),), (100, 90)),
+        ((100, 200, 180, 239), ((0, 186, 320, 226),), (100, 226)),  # the lower edge of the image
+        ((100, 50, 180, 90), ((0, 30, 320, 104),), (100, 8)),
+        ((100, 20, 180, 60), ((0, 0, 320, 74),), (100, 76)),
+    ],
+)
+def test_a_caption_is_at_the_first_free_place_near_its_box(box, taken, place):
+    assert _free_place(box, (80, 14), (320, 240), taken) == place
+
+
 def test_captions_of_objects_at_one_place_do_not_overlap():
     taken = []
     for _ in range(8):

@@ -64,6 +64,7 @@ def test_a_legend_keeps_its_size_and_place_beside_frames_of_another_size(tmp_pat
     legend = VideoLegend(["road"], [(255, 0, 0)])
     canvas = legend.of(np.zeros((40, 60), dtype=np.uint8))
     assert legend.of(np.zeros((80, 30), dtype=np.uint8)) == canvas
+    assert legend.of(np.full((40, 60), 255, dtype=np.uint8)) == canvas  # ignored pixels have no line
     frames = [np.full((*size, 3), 99, dtype=np.uint8) for size in ((40, 60), (80, 30))]
     found, made = gif_frames(tmp_path / "out.gif", frames, canvas)
     assert made.fitted == 1

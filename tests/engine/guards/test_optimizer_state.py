@@ -1,5 +1,6 @@
 """A run resumes only from a state that matches its optimiser and schedule."""
 
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from ccnet.engine import checkpoints, resuming
+from ccnet.engine.guards.optimizer_state import alike, optimizer_state
 from ccnet.engine.training.state import TrainingState
 
 
@@ -48,6 +50,31 @@ def test_a_mismatched_state_is_rejected_before_a_step_writes_into_it(tmp_path, s
     with pytest.raises(ValueError, match=f"the training state in .*last.pt does not match this run: .*{message}"):
         begin()[1].restore(saved)
     begin()[1].restore(checkpoints.load(tmp_path / "last.pt"))
+
+
+def test_a_state_may_differ_in_numbers_and_in_the_keys_of_another_torch_version():
+    own = {"lr": 0.1, "betas": (0.9, 0.99), "fused": True, "name": "a", "new": None}
+    saved = {"lr": 1, "betas": [0.5, 0.6], "fused": True, "name": "a", "old": 3}
+    assert alike(saved, own, "state") == own | {"lr": 1, "betas": (0.5, 0.6)}
+    for name, value in (
+        ("lr", math.nan), ("lr", True), ("betas", [0.5]), ("betas", 0.5), ("fused", 1), ("name", "b"), ("new", 3),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"state.{name} is '.*', but this run has "):
+            alike(saved | {name: value}, own, "state")
+
+
+def test_a_fused_step_finds_a_state_for_a_parameter_that_had_no_gradient_so_far():
+    used, unused = (torch.nn.Parameter(torch.ones(size)) for size in (2, 3))
+    optimizer = torch.optim.AdamW([used, unused], fused=True)
+    used.sum().backward()
+    optimizer.step()
+    state = optimizer_state(optimizer.state_dict(), optimizer)["state"]
+    assert {key: value.tolist() for key, value in state[1].items()} == {
+        "step": 0, "exp_avg": [0, 0, 0], "exp_avg_sq": [0, 0, 0]
+    }  # fmt: skip
+    assert state[0]["step"] == 1
+    with pytest.raises(ValueError, match="state belongs to different parameters"):
+        optimizer_state({**optimizer.state_dict(), "state": {2: state[1]}}, optimizer)
 
 
 @pytest.mark.parametrize(

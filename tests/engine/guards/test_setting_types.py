@@ -1,7 +1,45 @@
 """A setting of the wrong type or out of bounds produces a single message."""
 
+import math
+
 import pytest
 from conftest import TINY
+
+from ccnet.engine.guards.setting_types import check_settings
+
+
+def nested(name, value):
+    """Return the configuration in which an option has a value."""
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("names", "accepted", "refused"),
+    [
+        ("log_every accumulate recipe.max_iters recipe.batch_size recipe.val_every", [1, 10**6], [0, None, True, 1.5]),
+        ("save_every recipe.epochs recipe.patience recipe.base_batch_size", [1, None], [0, True, "a"]),
+        ("num_workers", [0, 1024], [-1, 1025, None]),
+        ("skip_nonfinite skip_broken", [0, 9], [-1, None]),
+        ("frozen_stages", [0, 4], [-1, 5, None]),
+        ("seed", [0, -1, 2**63 - 1], [2**63, None]),
+        ("dataset.frames published.recurrence", [1, 64], [0, None]),
+        ("recipe.lr recipe.weight_decay", [0, 0.5, 10**6], [-1e-9, math.inf, math.nan, None, True, "1"]),
+        ("ema", [0.5, 0.999, 1e-6, None], [0, 1]),
+        ("clip_norm", [1, 1e-12, None], [0, -1]),
+        ("bf16 compile channels_last norm_eval grad_checkpointing", [True, False], [0, 1, None, "true"]),
+        ("optimizer.lr_factors", [None, {}, {"backbone": 0.1}], [{"backbone": 0}, {"backbone": None}, 0.1, []]),
+        ("recipe.monitor", [None, "mIoU"], [1, True, ["mIoU"]]),
+    ],
+)
+def test_the_bounds_of_an_option_are_accepted_and_nothing_beyond(names, accepted, refused):
+    for name in names.split():
+        for value in accepted:
+            check_settings(nested(name, value))
+        for value in refused:
+            with pytest.raises(ValueError, match=f"^{name} is "):
+                check_settings(nested(name, value))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The images that predict.py finds, the files it would write, and the images it skips."""
 
+import errno
 import os
 import sys
 from pathlib import Path, PurePath
@@ -31,6 +32,20 @@ def found(sources, output="out") -> list[str]:
 def test_folders_are_searched_recursively_without_hidden_files_and_earlier_results(tmp_path):
     write(tmp_path, "b.JPG", "a/1.png", "a/2.tif", "a/notes.txt", "._b.jpg", ".ipynb_checkpoints/b.png", "out/b.png")
     assert found([tmp_path], tmp_path / "out") == ["a/1", "a/2", "b"]
+
+
+def test_earlier_results_are_inputs_only_if_they_are_named(tmp_path, monkeypatch):
+    """They are then refused by check_outputs, instead of missing without a word."""
+    write(tmp_path, "in/a.png", "in/out/b.png")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "out").symlink_to(tmp_path / "in" / "out")
+    for output in (tmp_path / "in" / "out", tmp_path / "link" / "out"):
+        assert found([tmp_path / "in"], output) == ["a"]
+        assert found([tmp_path / "in" / "out" / "b.png"], output) == ["b"]
+        assert found([tmp_path / "in" / "out"], output) == ["b"]
+    assert found([tmp_path / "in", tmp_path / "link"], tmp_path / "in" / "out") == ["a"]
+    monkeypatch.chdir(tmp_path / "in" / "out")
+    assert found([".."], ".") == ["a"]
 
 
 def test_files_folders_and_patterns_are_combined_and_each_image_is_predicted_once(tmp_path, monkeypatch):
@@ -190,14 +205,20 @@ def test_skipped_images_are_listed_at_the_end():
     skipped = SkippedImages()
     skipped.report(3)
     assert skipped.attempt(image("good.jpg"), lambda: 7) == 7
-    for name, error in (("a.jpg", ValueError("a.jpg is truncated")), ("b.jpg", RuntimeError("too small\nstack"))):
+    for name, error in (
+        ("a.jpg", ValueError("a.jpg is truncated")),
+        ("b.jpg", RuntimeError("too small\nstack")),
+        ("c.jpg", FileNotFoundError(errno.ENOENT, "is gone", "c.jpg")),
+    ):
 
         def fail(error=error):
             raise error
 
         assert skipped.attempt(image(name), fail) is None
-    with pytest.raises(ValueError, match=r"^2 of 3 images were skipped:\n  a\.jpg is truncated\n  b\.jpg: too small$"):
-        skipped.report(3)
+    with pytest.raises(
+        ValueError, match=r"^3 of 4 images .*:\n  a\.jpg is truncated\n  b\.jpg: too small\n  .*is gone: 'c.jpg'$"
+    ):
+        skipped.report(4)
 
 
 def test_a_full_disk_is_not_skipped():

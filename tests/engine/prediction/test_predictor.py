@@ -6,11 +6,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
+from ccnet.engine.checkpoints import Checkpoint
 from ccnet.engine.evaluation.detection import as_stored_objects
 from ccnet.engine.evaluation.protocols import Slide, Whole
 from ccnet.engine.prediction import predictor as module
 from ccnet.engine.prediction.memory_needed import peak_bytes
 from ccnet.engine.prediction.predictor import Predictor
+from ccnet.engine.runtime.progress import Progress
 
 
 class Brightness(nn.Module):
@@ -63,11 +65,28 @@ def test_an_image_that_needs_too_much_memory_is_split_into_windows(monkeypatch):
     assert chosen.protocol_for((4000, 4000)) is chosen.protocol
 
 
+def test_a_predictor_has_the_protocol_of_its_run_unless_another_is_chosen():
+    def of(crop=(10, 12), own=None, protocol=None):
+        config = {"recipe": {"train_transform": {"crop_size": crop}}, "protocol": own, "dataset": {"frames": 3}}
+        saved = Checkpoint({}, config, [], [], None, {})
+        return Predictor.of(saved, Brightness(), device=torch.device("cpu"), protocol=protocol, bf16=True)
+
+    default = of()
+    assert isinstance(default.protocol, Whole) and default.windows and default.windows.crop_size == (10, 12)
+    assert (default.frames, default.bf16) == (3, True)
+    assert of(crop=None).windows is None  # a published network whose crop is unknown
+    own = of(own={"_target_": "ccnet.engine.evaluation.protocols.Slide", "crop_size": [4, 6]})
+    assert isinstance(own.protocol, Slide) and own.protocol.crop_size == (4, 6) and own.windows is None
+    for chosen in (Whole(), Slide((8, 8))):
+        predict = of(own={"_target_": "ccnet.engine.evaluation.protocols.Whole"}, protocol=chosen)
+        assert predict.protocol is chosen and predict.windows is None
+
+
 def test_memory_is_measured_unless_a_larger_image_is_known_to_fit(monkeypatch):
     measured = []
 
     def peak(network, shape):
-        measured.append(shape[-2:])
+        measured.append(shape)
         return 10 * shape[-2] * shape[-1]
 
     monkeypatch.setattr(module, "peak_bytes", peak)
@@ -75,7 +94,29 @@ def test_memory_is_measured_unless_a_larger_image_is_known_to_fit(monkeypatch):
     predict = Predictor(Brightness(), Whole(), device=torch.device("cpu"), windows=Slide((10, 12)))
     sizes = (400, 600), (40, 60), (40, 60), (30, 50), (41, 50), (30, 61)
     assert [predict.protocol_for(size) is predict.windows for size in sizes] == [True] + [False] * 5
-    assert measured == [(400, 600), (40, 60), (41, 50), (30, 61)]
+    assert measured == [(3, 400, 600), (3, 40, 60), (3, 41, 50), (3, 30, 61)]
+    monkeypatch.setattr(module, "available_memory", lambda device: 13 * 80 * 90)  # 1.3 times the peak: it just fits
+    assert predict.protocol_for((80, 90)) is predict.protocol
+    assert predict.protocol_for((80, 91)) is predict.windows
+    clips = Predictor(Brightness(), Whole(), device=torch.device("cpu"), frames=5, windows=Slide((10, 12)))
+    clips.protocol_for((40, 60))
+    assert measured[-1] == (3, 5, 40, 60)
+
+
+def test_only_an_image_of_many_passes_has_a_progress_bar(monkeypatch):
+    bars = []
+
+    def progress(*given, **options):
+        bars.append(Progress(*given, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(module, "Progress", progress)
+    predict = Predictor(Brightness(), Slide((10, 12)), device=torch.device("cpu"))
+    predict(torch.zeros(3, 10, 12, dtype=torch.uint8), bar="a.jpg")
+    predict(torch.zeros(3, 40, 60, dtype=torch.uint8))
+    assert bars == []
+    predict(torch.zeros(3, 40, 60, dtype=torch.uint8), bar="a.jpg")
+    assert bars[0]._total == bars[0]._done == len(predict.network.sizes[1:]) / 2
 
 
 def test_the_frames_of_a_clip_have_the_size_of_the_image():

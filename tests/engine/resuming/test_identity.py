@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from conftest import TINY, composed, configured
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
 from ccnet.data import build_dataset
@@ -16,7 +16,8 @@ from ccnet.engine.guards import plain
 from ccnet.engine.resuming import continued
 from ccnet.engine.resuming.contents import data_contents, weight_contents
 from ccnet.engine.resuming.continuation import check_given
-from ccnet.engine.resuming.identity import EXECUTION, RequestedRun
+from ccnet.engine.resuming.identity import EXECUTION, RequestedRun, differing
+from ccnet.engine.runtime.overrides import as_command_line
 from ccnet.engine.training.setup import with_class_weights
 
 
@@ -129,6 +130,43 @@ def test_how_a_run_is_executed_and_how_long_it_is_do_not_matter():
     saved = run_of(composed("recipe.max_iters=4"))
     assert differences(saved, composed("recipe.max_iters=9", "device=cuda", "num_workers=7", "logger=wandb")) == []
     assert differences(saved, composed("recipe.lr=1")) == ["recipe.lr=0.003 instead of 1"]
+
+
+def test_differences_name_values_as_on_the_command_line():
+    one, two = {"a": ["道路", None], "b": 1, "c": "x"}, {"a": ["道路"], "b": 1}
+    assert differing("abc", one, two) == ['a=["道路", null] instead of ["道路"]', "c=x instead of nothing"]
+
+
+def changed_in(saved, config, name, value):
+    """Return the differences between a run and one in which an option has another value."""
+    other = copy.deepcopy(config)
+    with open_dict(other):
+        OmegaConf.update(other, name, value)
+    return RequestedRun(other, {name: value}, lambda: saved.training["contents"]).differences(saved)
+
+
+def test_the_options_that_affect_the_result_make_another_run_and_no_others_do():
+    config = composed("optimizer.lr_factors={backbone: 0.1}")
+    saved = run_of(config)
+    for name, value in {
+        "seed": 1, "ema": 0.5, "clip_norm": 1.0, "recipe.lr": 1.0, "recipe.val_every": 3, "recipe.monitor": "IoU",
+        "recipe.train_transform.crop_size": [33, 33], "optimizer.algorithm.fused": False, "loss.weights.aux": 0.1,
+        "loss.ramp.aux": 9, "optimizer.lr_factors.backbone": 0.5, "model.head.recurrence": 1, "model.head.channels": 8,
+        "dataset.train.length": 9, "dataset.val.split": "test", "dataset.frames": 3, "dataset.class_weights": [1, 2],
+    }.items():  # fmt: skip
+        assert [found.partition("=")[0] for found in changed_in(saved, config, name, value)] == [name]
+    for name, value in {
+        "num_workers": 3, "recipe.epochs": 9, "recipe.patience": 1, "recipe.max_iters": 9, "recipe.min_size": 9,
+        "dataset.labels": "fine", "num_classes": 9, "training_crop": [1, 1],
+        "inherited_data": {"a": "b"}, "loss.ramp": {"aux": 0}, "loss.ramp.ccl": 0,
+    }.items():  # fmt: skip
+        assert changed_in(saved, config, name, value) == [], name
+    config.init = saved.config["init"] = "/gone/weights.pth"  # this checkpoint determines the network
+    saved.training["contents"] |= {"init": "a hash"}
+    assert changed_in(saved, config, "model.head.recurrence", 1) == []
+    assert changed_in(saved, config, "init", "/other.pth") == [
+        "other init (a hash instead of the missing file /other.pth)"
+    ]
 
 
 def camvid(root, *others):
@@ -267,19 +305,60 @@ def test_the_folders_of_splits_can_move(tmp_path, monkeypatch):
         check_given({"dataset.values": "[1,2]"})
 
 
+def made_of(saved, *given):
+    """Return the configuration with which a command continues a run."""
+    with as_command_line(given):
+        return continued(configured(*given), saved)
+
+
+def test_a_named_run_keeps_its_options_and_one_that_was_found_takes_those_of_the_execution(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    saved = run_of(composed("recipe.patience=5", "seed=3"))
+    given = ("num_workers=3", "accumulate=2", "recipe.patience=7", "init=a.pth")
+    names = ("num_workers", "accumulate", "recipe.patience", "init", "device", "log_every", "seed")
+    for command, want in {
+        ("resume=RUN", *given): [3, 2, 7, None, "cpu", 1, 3],
+        ("resume=RUN",): [0, 1, 5, None, "cpu", 1, 3],
+        ("resume=auto", *given): [3, 1, 7, str(tmp_path / "a.pth"), "auto", 10, 3],
+        ("resume=auto",): [2, 1, None, None, "auto", 10, 3],
+    }.items():
+        made = made_of(saved, *command)
+        assert [OmegaConf.select(made, name) for name in names] == want, command
+
+
+def test_a_named_run_logs_to_the_account_of_the_user_unless_that_of_the_checkpoint_is_given(capsys):
+    saved, ours = run_of(composed()), plain(configured().logger)
+    assert made_of(saved, "resume=RUN").logger._target_ is None  # it did not log to W&B
+    saved.config["logger"] = ours
+    assert made_of(saved, "resume=RUN").logger == ours
+    saved.config["logger"] = ours | {"entity": "them", "project": "theirs", "group": "g"}
+    assert made_of(saved, "resume=RUN", "logger.project=mine").logger == ours | {"project": "mine"}
+    assert "account" not in capsys.readouterr().out
+    assert made_of(saved, "resume=RUN").logger == ours | {"group": "g"}
+    assert "to use it, set it on the command line: logger.entity=them logger.project=theirs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("optimizer", "argument"), [("sgd", "total_iters"), ("adamw", "total_steps"), ("sgd_steps", None)]
 )
 @pytest.mark.parametrize("resume", ["auto", "RUN"])
-def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, optimizer, argument, resume):
-    options = [*TINY, f"optimizer={optimizer}", "recipe.lr=0.1", "+recipe.warmup=4"]  # as long as the run
-    saved = run_of(configured(*options, "recipe.max_iters=4"))
+def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, capsys, optimizer, argument, resume):
+    options = [
+        *TINY,
+        f"optimizer={optimizer}",
+        "recipe.lr=0.1",
+        "+recipe.warmup=4",
+        "+optimizer.schedule.last_epoch=-1",
+    ]
+    saved = run_of(configured(*options, "recipe.max_iters=4"))  # as long as the warm-up
     monkeypatch.setattr("ccnet.engine.resuming.continuation.given_options", lambda: {"recipe.max_iters": 6})
     now = configured(*(options if resume == "auto" else []), "recipe.max_iters=6", f"resume={resume}")
     made = continued(now, saved)
     assert made.recipe.max_iters == 6
     assert argument is None or made.optimizer.schedule[argument] == 6
     assert made.optimizer.schedule.get("warmup", 4) == 4
+    assert made.optimizer.schedule.last_epoch == -1
+    assert "recipe.max_iters=6 instead of 4: after iteration 2, the learning rate is that of" in capsys.readouterr().out
     assert made.optimizer.algorithm == configured(*options).optimizer.algorithm
 
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -16,6 +17,7 @@ from ccnet import train as training
 from ccnet.engine import checkpoints, resuming
 from ccnet.engine.guards import plain
 from ccnet.engine.runtime import FolderLock, FolderTaken
+from ccnet.engine.runtime.overrides import as_command_line
 from ccnet.engine.sweeps import finished_score, set_aside_result
 
 # Settings that may change when a run is resumed, and that its fingerprint ignores.
@@ -117,6 +119,15 @@ def test_a_folder_without_a_state_is_refused_with_what_to_set_instead(whole, tmp
             resuming.preview(composed(f"resume={folder}"))
 
 
+def test_the_framework_and_device_of_a_resumed_run_are_its_own_unless_given(whole):
+    config = composed(f"resume={whole}", "framework=jax", "device=cuda")
+    assert resuming.preview(config) == {"framework": "torch", "device": "cpu"}
+    with as_command_line([f"resume={whole}", "device=cuda"]):
+        assert resuming.preview(config) == {"framework": "torch", "device": "cuda"}
+    config.resume = "auto"
+    assert resuming.preview(config) is config
+
+
 @pytest.mark.parametrize("resume", ["auto", "folder"])
 def test_a_run_that_is_in_use_is_not_joined(whole, tmp_path, monkeypatch, capsys, resume):
     folder = shutil.copytree(whole, tmp_path / "run")
@@ -141,8 +152,11 @@ def test_the_number_of_iterations_decides_between_checkpoints(whole, tmp_path, c
     for path in backup.iterdir():
         os.utime(path, (2**32, 2**32))
     for resume, own in (("auto", "new"), ("auto", "run"), (folder, "new")):
+        (tmp_path / "new").mkdir(exist_ok=True)  # as Hydra does
         found = start(composed(f"resume={resume}"), tmp_path / own)
         assert (found.folder, found.saved.iteration, found.saved.source.name) == (folder, 4, "last.pt")
+        assert (tmp_path / "new").exists() == (resume != "auto" or own != "new")
+    assert start(composed("resume=auto"), backup)[0] == backup  # a run's own folder precedes those beside it
     (folder / "last.pt").rename(folder / "older.pt")
     (folder / "previous.pt").rename(folder / "last.pt")
     (folder / "older.pt").rename(folder / "previous.pt")
@@ -176,6 +190,37 @@ def test_auto_extends_a_shorter_run_but_never_one_of_a_sweep(whole, tmp_path, mo
     assert start(longer, folder) == (tmp_path / "run_2", None)
     with pytest.raises(ValueError, match=r"recipe.max_iters=3, but .*last.pt already has 4 iterations: set 4 or more"):
         resuming.continued(composed("resume=auto", "recipe.max_iters=3"), checkpoints.load(folder / "last.pt"))
+
+
+def test_a_run_of_the_requested_length_precedes_a_shorter_one_with_more_iterations(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "shorter")
+    saved = checkpoints.load(whole / "previous.pt")
+    saved.config = plain(composed("recipe.max_iters=6"), num_classes=len(saved.classes))
+    (tmp_path / "same").mkdir()
+    checkpoints.save(saved, tmp_path / "same" / "last.pt")
+    for own in ("new", "shorter"):
+        found = start(composed("resume=auto", "recipe.max_iters=6"), tmp_path / own)
+        assert (found.folder, found.saved.iteration) == (tmp_path / "same", 2)
+    for more, shown in (((), "$"), (("clip_norm=9",), " and 1 more$")):
+        other = composed("resume=auto", "recipe.max_iters=6", "seed=1", "accumulate=2", "bf16=true", *more)
+        assert start(other, tmp_path / "new").saved is None
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert re.search(rf"shorter at iteration 4, has (\w+=\w+ instead of \w+(, )?){{3}}{shown}", line), line
+
+
+def test_processes_that_see_different_folders_do_not_start(whole, tmp_path, monkeypatch):
+    """As on machines whose file systems are not shared."""
+    monkeypatch.setattr("ccnet.engine.resuming.start.from_all", lambda iteration: [iteration, 2])
+    with pytest.raises(ValueError, match=r"checkpoints of different iterations, \[4, 2\]: all machines must see"):
+        start(composed(f"resume={whole}"), tmp_path / "new")
+
+
+def test_an_option_that_would_change_a_named_run_is_refused(whole, tmp_path):
+    with (
+        as_command_line([f"resume={whole}", "seed=1"]),
+        pytest.raises(ValueError, match="remove seed=1"),
+    ):
+        start(composed(f"resume={whole}", "seed=1"), tmp_path / "new")
 
 
 def test_a_continuation_that_is_not_exact_says_why(whole, tmp_path):

@@ -13,7 +13,15 @@ import pytest
 from conftest import PATIENCE
 
 from ccnet.engine.runtime import replacing, run_folder, write_json, write_text
-from ccnet.engine.runtime.run_folder import LOCK, FolderLock, FolderTaken, holds_run
+from ccnet.engine.runtime.run_folder import (
+    LOCK,
+    FolderLock,
+    FolderTaken,
+    foreign_files,
+    holds_run,
+    remove_if_empty,
+    with_numbers,
+)
 
 # Lock a folder, fork a process that outlives this one, as a data worker does, and wait.
 HOLDER = r"""
@@ -111,6 +119,31 @@ def test_a_folder_holds_a_run_if_starting_another_would_lose_something(tmp_path)
     (tmp_path / "result.json").unlink()
     (tmp_path / "previous.pt").touch()
     assert holds_run(tmp_path)
+
+
+def test_only_an_empty_folder_that_is_not_the_user_s_own_is_removed(tmp_path, monkeypatch):
+    here, full = tmp_path / "a" / "here", tmp_path / "full"
+    for folder in (here, full, tmp_path / "empty"):
+        folder.mkdir(parents=True)
+    (full / "file").touch()
+    monkeypatch.chdir(here)
+    for folder in (here, here.parent, full, tmp_path / "empty", tmp_path / "missing"):
+        remove_if_empty(folder)
+    (here / "run").mkdir()
+    remove_if_empty(here / "run")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file", "full", "here"]
+
+
+def test_files_that_a_run_would_overwrite_are_foreign_unless_a_run_wrote_them(tmp_path):
+    assert foreign_files(tmp_path / "missing") == []
+    for name in ("curves.png", "train.csv", "photo.png"):
+        (tmp_path / name).touch()
+    assert foreign_files(tmp_path) == ["train.csv", "curves.png"]
+    for text, foreign in (("model: a\n", True), ("model:\n  a: 1\nrecipe:\n  b: 2\n", False), ("\n\0\0", False)):
+        (tmp_path / "config.yaml").write_text(text)
+        assert foreign_files(tmp_path) == (["config.yaml", "train.csv", "curves.png"] if foreign else [])
+    numbered = with_numbers(tmp_path / "run")
+    assert [next(numbered).name for _ in range(3)] == ["run", "run_2", "run_3"]
 
 
 def test_two_processes_of_a_run_may_write_the_same_file_at_once(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """The report of a sweep: failed runs, names of runs, extended sweeps, damaged results."""
 
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ from PIL import Image
 from sweep_results import is_picture, jobs
 
 from ccnet.engine.checkpoints import Checkpoint
+from ccnet.engine.drawing import charts
 from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.runtime.overrides import parse_overrides
 from ccnet.engine.sweeps import results
 from ccnet.engine.sweeps.report import report
+from ccnet.engine.sweeps.run_settings import setting_names, short_text
 
 
 def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
@@ -28,6 +32,7 @@ def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
     assert float(piecewise["mIoU std"]) == pytest.approx(np.std(range(10), ddof=1))
     assert is_picture(tmp_path / "sweep.png")
     said = capsys.readouterr().out
+    assert re.search(r"^loss.terms.ccl.distance=quadratic +7/10 +74.43 +3.41$", said, re.MULTILINE)
     assert "failed    loss.terms.ccl.distance=quadratic seed=2: iteration 9: the loss is nan" in said
     assert f"started   {tmp_path}/20, not finished" in said
 
@@ -89,6 +94,60 @@ def test_a_sweep_over_the_seed_alone_has_a_short_name(tmp_path):
     assert [row["setting"] for row in read_records(tmp_path / "sweep_seeds.csv")] == ["default", "clip_norm=1"]
 
 
+def test_a_plot_over_an_option_has_a_line_for_each_setting_of_the_others(tmp_path, monkeypatch):
+    drawn = {}
+
+    def save(path, option, lines, score):
+        drawn[option] = {name: dict(by_value) for name, by_value in lines.items()}
+
+    monkeypatch.setattr("ccnet.engine.sweeps.report.charts.save_trend", save)
+    own = itertools.product((1, 2), (False, True), (0, 1))
+    grid = [{"+model.head.recurrence": r, "bf16": bf16, "seed": seed} for r, bf16, seed in own]
+    search = [{"recipe.lr": number / 10, "clip_norm": number, "seed": 0} for number in (1, 2, 3)]
+    for name, runs in (("grid", grid), ("search", search)):
+        for number, overrides in enumerate(runs):
+            results.write_result(tmp_path / name / str(number), {"overrides": overrides, "mIoU": float(number)})
+        report(tmp_path / name)
+    off, on = {1: [0.0, 1.0], 2: [4.0, 5.0]}, {1: [2.0, 3.0], 2: [6.0, 7.0]}
+    assert drawn == {
+        "model.head.recurrence": {"bf16=False": off, "bf16=True": on},
+        "recipe.lr": {"": {0.1: [0.0], 0.2: [1.0], 0.3: [2.0]}},
+        "clip_norm": {"": {1: [0.0], 2: [1.0], 3: [2.0]}},
+    }
+
+
+def test_settings_have_short_but_distinct_names():
+    values = [1.125, 0.0123456, 5, [0.5, None], {"main": 1, "ccl": 0.1}]
+    assert [short_text(value) for value in values] == ["1.125", "0.0123", "5", "[0.5,null]", "{main:1,ccl:0.1}"]
+    settings = [({"lr": value, "bf16": True}, [{}]) for value in (0.0123456, 0.5)]
+    assert setting_names(settings) == ["lr=0.0123456", "lr=0.5"]
+    assert setting_names(settings, short_text) == ["lr=0.0123", "lr=0.5"]
+    assert setting_names(settings[:1]) == ["lr=0.0123456 bf16=True"]
+    assert setting_names([({}, [{}])]) == ["default"]
+
+
+def test_every_setting_of_a_search_is_drawn_although_rounded_values_are_equal(tmp_path, monkeypatch):
+    drawn = []
+    for name in ("save_comparison", "save_cost"):
+        monkeypatch.setattr(charts, name, lambda path, settings, score: drawn.append([*settings]))
+    for number, lr in enumerate((0.0123451, 0.0123452, 0.0456789)):
+        results.write_result(tmp_path / str(number), {"overrides": {"recipe.lr": lr}, "mIoU": 50.0, "gflops": 1.0})
+    report(tmp_path)
+    assert drawn == [["recipe.lr=0.0123451", "recipe.lr=0.0123452", "recipe.lr=0.0457"]] * 2
+    assert not (tmp_path / "sweep_seeds.csv").exists()
+
+
+def test_the_table_has_the_columns_of_all_runs_in_the_order_of_the_first(tmp_path):
+    for number, cost in enumerate(({"gflops": 1.0}, {}, {"gflops": 3.0})):
+        result = {"mIoU": 50.0, "accuracy": 90.0} | cost | {"overrides": {"seed": number}, "identity": "a"}
+        results.write_result(tmp_path / str(9 + number), result)
+    report(tmp_path)
+    rows = read_records(tmp_path / "sweep.csv")
+    assert [list(row) for row in rows] == [["run", "mIoU", "accuracy"]] * 3
+    assert [row["run"] for row in rows] == ["seed=0", "seed=1", "seed=2"]  # 9, 10, 11
+    assert not (tmp_path / "sweep_cost.png").exists()
+
+
 def test_an_option_of_the_execution_that_a_sweep_varies_is_reported(tmp_path):
     for number in (0, 2):
         overrides = parse_overrides([f"num_workers={number}", "resume=auto"])
@@ -104,10 +163,10 @@ def test_the_report_names_a_result_from_an_earlier_version(tmp_path):
 
 
 def test_a_truncated_result_is_ignored(tmp_path):
-    saved = Checkpoint({}, {}, [], [], 4, {}, {"identity": "a"})
+    saved = Checkpoint({}, {}, [], [], 4, {}, {"identity": "a", "stale": 3})
     results.write_result(tmp_path, {"best_mIoU": 50.0, "iterations": 4, "identity": "a"})
     assert results.finished_score(tmp_path, saved, 4) == 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
-    assert results.finished_score(tmp_path, saved, 8) is None
+    assert [results.finished_score(tmp_path, saved, 8, patience) for patience in (None, 4, 3)] == [None, None, 0.5]
     (tmp_path / "result.json").write_text(json.dumps({"overrides": {}})[:5])
     assert results.finished_score(tmp_path, saved, 4) is None
