@@ -217,6 +217,9 @@ def test_lists_of_names(tmp_path):
     assert names(folder(images, there, "val", lists=lists)) == ["b c"]
     (tmp_path / "val.txt").write_text(f"{images}/b c.jpg\n")
     assert names(folder(images, there, "val", lists=lists)) == ["b c"]
+    (tmp_path / "link").symlink_to(tmp_path)
+    for other in (tmp_path / "masks" / ".." / "images", tmp_path / "link" / "images"):
+        assert names(folder(other, there, "val", lists=lists)) == ["b c"]
     (tmp_path / "val.txt").write_text(f"{tmp_path}/b c.jpg\n")
     with pytest.raises(ValueError, match=r"val\.txt, line 1: '.*/b c\.jpg' points outside .*images"):
         folder(images, there, "val", lists=lists)
