@@ -74,8 +74,19 @@ def array_image(values: np.ndarray, value_range: Sequence[float] | None, channel
 def in_channels(
     image: Image.Image, samples: SampleFormat, value_range: Sequence[float] | None, channels: int, path: Path
 ) -> np.ndarray:
-    """Convert a decoded image to ``channels`` channels, uint8 (H, W, C); see :func:`read_image`."""
-    if channels == 3 or (channels == 1 and is_deep(image)):
+    """Convert a decoded image to ``channels`` channels, uint8 (H, W, C); see :func:`read_image`.
+
+    Raises:
+        ValueError: the image cannot be converted, or ``value_range`` is set for 16-bit colours.
+    """
+    deep = is_deep(image, samples)
+    if samples.bits > 8 and not deep and value_range is not None:
+        raise ValueError(
+            f"{path} has {samples.bits}-bit colours (mode {image.mode}), but value_range={list(value_range)} applies "
+            "to grey images without transparency only: convert it to 8 bits, or to a .npy array "
+            f"(H, W, {channels})"
+        )
+    if channels == 3 or (channels == 1 and deep):
         return rgb_pixels(image, samples, value_range, path)[..., :channels]
     return pillow_channels(image, channels, path)
 
