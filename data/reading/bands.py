@@ -71,7 +71,7 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     if not is_array(path, channels):
         return None
     try:  # each kind of damage raises a different error
-        stored_shape, decode = _stored(path)
+        stored_shape, _, decode = _stored(path)
     except Exception as error:
         raise _unreadable(path, error) from error
     shape, first = _layout(stored_shape, channels, path)
@@ -79,6 +79,15 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     check_size(height, width, path)
     try:
         return decode()
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def array_bits(path: Path) -> int:
+    """Return the number of bits of each value in a file that :func:`read_array` decodes, without decoding it."""
+    try:
+        _, kind, _ = _stored(path)
+        return 8 * kind.itemsize
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -121,14 +130,15 @@ def _layout(shape: Sequence[int], channels: int, subject: object) -> tuple[tuple
     return full, first
 
 
-def _stored(path: Path) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
-    """Return the shape of the array in a file, and a function that decodes it, once its size has been checked."""
+def _stored(path: Path) -> tuple[tuple[int, ...], np.dtype, Callable[[], np.ndarray]]:
+    """Return the shape and type of the array in a file, and a function that decodes it once its size is checked."""
     if _is_numpy(path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array.shape, lambda: np.asarray(array)
+        return array.shape, array.dtype, lambda: np.asarray(array)
     library = _tifffile()
     with library.TiffFile(path) as file:
-        return tuple(file.series[0].shape), lambda: library.imread(path, series=0)
+        first = file.series[0]
+        return tuple(first.shape), np.dtype(first.dtype), lambda: library.imread(path, series=0)
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:

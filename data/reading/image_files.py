@@ -13,7 +13,16 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from . import fast_decoders
-from .bands import array_orientation, channels_last, eight_bits, is_array, is_tiff, pillow_channels, read_array
+from .bands import (
+    array_bits,
+    array_orientation,
+    channels_last,
+    eight_bits,
+    is_array,
+    is_tiff,
+    pillow_channels,
+    read_array,
+)
 from .errors import ImageTooLarge, UnreadableImage
 from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
 from .size_limit import check_size
@@ -98,12 +107,12 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def describe(path: Path) -> str:
-    """Return the bit depth and mode of an image file, such as "16-bit I;16", or "array", without decoding it.
+    """Return the bit depth and mode of an image file, such as "16-bit I;16" or "8-bit array", without decoding it.
 
     If the image is turned upright because of its EXIF orientation, it says so.
     """
     if is_array(path):
-        return "array"
+        return f"{array_bits(path)}-bit array"
     with _opened(path) as image:
         kind = f"{sample_format(image).bits}-bit {image.mode}"
     return kind if orientation(path) == 1 else f"{kind}, turned upright as EXIF says"

@@ -48,7 +48,7 @@ def test_arrays_have_their_channels_first_or_last(tmp_path, channels, first):
     path = tmp_path / "a.npy"
     np.save(path, np.moveaxis(pixels, -1, 0) if first else pixels)
     assert np.array_equal(read_image(path, channels=channels).permute(1, 2, 0).numpy(), pixels)
-    assert (orientation(path), frames_of(path), describe(path)) == (1, [0], "array")
+    assert (orientation(path), frames_of(path), describe(path)) == (1, [0], "8-bit array")
     with pytest.raises(ValueError, match=r"a\.npy has the shape .*: expected \(H, W, 9\) or \(9, H, W\)"):
         read_image(path, channels=9)
 
@@ -59,6 +59,7 @@ def test_arrays_of_other_types_are_scaled(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.npy", channels=4).permute(1, 2, 0).numpy(), expected)
     np.save(tmp_path / "big.npy", values(4, np.uint16).astype(">u2"))
     assert np.array_equal(read_image(tmp_path / "big.npy", channels=4).permute(1, 2, 0).numpy(), expected)
+    assert describe(tmp_path / "big.npy") == "16-bit array"
     np.save(tmp_path / "b.npy", values(4).astype(np.float32) / 255)
     with pytest.raises(ValueError, match=r"b\.npy has values of type float32 .*dataset\.value_range"):
         read_image(tmp_path / "b.npy", channels=4)
