@@ -106,8 +106,8 @@ def divide(names: Sequence[PurePath], shares: Mapping[str, float], group: str | 
     if group is not None:
         return _by_group(members, shares, len(names))
     rest, parts = [*range(len(names))], {}
-    for split, share in shares.items():
-        number = min(max(round(len(names) * share), 1), len(rest) - 1)
+    for later, (split, share) in zip(reversed(range(len(shares))), shares.items(), strict=True):
+        number = min(max(round(len(names) * share), 1), len(rest) - later - 1)  # one image for each of the others
         chosen = {int((index + 0.5) * len(rest) / number) for index in range(number)}
         parts[split] = [image for place, image in enumerate(rest) if place in chosen]
         rest = [image for place, image in enumerate(rest) if place not in chosen]

@@ -258,6 +258,10 @@ def test_fractions(tmp_path):
         folder(images, there, "test")
     with pytest.raises(ValueError, match=r"val_share=0\.8, dataset\.test_share=0\.3: set fractions"):
         folder(images, there, "val", val_share=0.8, test_share=0.3)
+    three = pictures(tmp_path / "three", "a.jpg", "b.jpg", "c.jpg"), masks(tmp_path / "m", "a.png", "b.png", "c.png")
+    shares = {"val_share": 0.5, "test_share": 0.45}
+    parts = [names(folder(*three, split, **shares)) for split in ("train", "val", "test")]
+    assert sorted(parts) == [["a"], ["b"], ["c"]]
 
 
 @TABLE.row("frames of the same video, or slices of the same patient")
