@@ -113,7 +113,8 @@ def grey_values(image: Image.Image, samples: SampleFormat) -> np.ndarray:
 def scaled(values: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
     """Scale values to uint8 such that black and white, ``value_range``, become 0 and 255; NaN becomes black."""
     low, high = value_range
-    grey = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
+    real = np.result_type(values.dtype, np.float32).type  # float64 for 32-bit numbers, which float32 would round
+    grey = (values.astype(real) - real(low)) * real(255 / (high - low))
     return np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
 
 

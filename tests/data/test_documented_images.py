@@ -48,6 +48,9 @@ def test_32_bits(tmp_path):
     assert grey(save(tmp_path / "holes.tif", holes), [0, 1])[0, 0] == 0
     whole = save(tmp_path / "whole.tif", DEEP.astype(np.int32) - 1000)
     assert np.array_equal(grey(whole, [-1000, 64535]), np.round(DEEP / 257))
+    far = save(tmp_path / "far.tif", DEEP.astype(np.int32) + 2**30)
+    assert np.array_equal(grey(far, [2**30, 2**30 + 65535]), np.round(DEEP / 257))
+    assert np.array_equal(grey(far, [2**30, 2**30 + 255]), DEEP.clip(0, 255))
     for path, mode in ((unit, "F, 32-bit floating point"), (whole, "I, 32-bit whole numbers")):
         with pytest.raises(
             ValueError, match=rf"{path.name} has mode {mode} \(here from .*: train with .*value_range="
