@@ -112,8 +112,8 @@ def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, Da
 
 
 def _nearly_black(mean: "Sequence[float]", kinds: "Iterable[str]") -> bool:
-    """Return whether grey images of more than 8 bits, or arrays, seem to use only the lowest 12 of 16 bits."""
-    deep = any(kind == "array" or kind.partition(" ")[2].startswith("I") for kind in kinds)
+    """Return whether grey images or arrays of more than 8 bits seem to use only the lowest 12 of 16 bits."""
+    deep = any(not kind.startswith("8-bit") and kind.partition(" ")[2].startswith(("I", "array")) for kind in kinds)
     return deep and max(mean) < 1 / 16
 
 

@@ -228,12 +228,16 @@ class Jitter:
         """Jitter a uint8 image (..., C, H, W); labels are unchanged."""
         if image.shape[-3] == 3:
             return self.rgb(image, labels)
-        brighter, stronger = (
-            1 + spread * (2 * torch.rand(()).item() - 1) for spread in (self.brightness, self.contrast)
-        )
+        brighter, stronger = map(_factor_around_one, (self.brightness, self.contrast))
         values = _plain(image).float() * brighter
         mean = values.mean()
         return tv_tensors.Image((mean + stronger * (values - mean)).clamp(0, 255).round().to(torch.uint8)), labels
+
+
+def _factor_around_one(spread: float) -> float:
+    """Draw a factor uniformly from [1 - spread, 1 + spread], but not below 0, as torchvision does."""
+    low = max(1 - spread, 0)
+    return low + (1 + spread - low) * torch.rand(()).item()
 
 
 def mean_colour(channels: int) -> list[int]:

@@ -20,8 +20,8 @@ _NEEDED = "multi-band TIFFs need tifffile: pip install 'ccnet-segmentation[bands
 def is_array(path: Path, channels: int = 3) -> bool:
     """Return whether :func:`read_array` decodes a file: a NumPy array, or a TIFF that is not left to Pillow.
 
-    With tifffile installed, TIFFs are never left to Pillow if ``channels`` is neither 1 nor 3: their pages may be the
-    channels of one image.
+    With tifffile installed, TIFFs are left to Pillow for other ``channels`` than 1 and 3 only if tifffile could not
+    decompress them and they have that many 8-bit channels: else, their pages may be the channels of one image.
     """
     start = _start(path)
     if start.startswith(_NUMPY):
@@ -29,14 +29,15 @@ def is_array(path: Path, channels: int = 3) -> bool:
     library = _tifffile() if start.startswith(_TIFF) else None
     if library is None:
         return False
-    if channels not in (1, 3):
-        return True
     try:
         with library.TiffFile(path) as file:
             page = file.pages[0]
-            return not _left_to_pillow(page)
-    except Exception:  # Pillow reports what is wrong with the file
-        return False
+            if channels in (1, 3):
+                return not _left_to_pillow(page)
+            readable = page.compression in library.TIFF.DECOMPRESSORS
+            return readable or page.samplesperpixel != channels or not _left_to_pillow(page)
+    except Exception:  # for 1 and 3 channels, Pillow reports what is wrong with the file
+        return channels not in (1, 3)
 
 
 def _left_to_pillow(page: Any) -> bool:
@@ -64,12 +65,13 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     Raises:
         ImageTooLarge: see :func:`~ccnet.data.reading.size_limit.check_size`.
         UnreadableImage: the file is damaged.
-        ValueError: the image does not have ``channels`` channels (single-channel images are also accepted for 3).
+        ValueError: the image does not have ``channels`` channels (single-channel images are also accepted for 3), or
+            tifffile needs imagecodecs to decompress it.
     """
     if not is_array(path, channels):
         return None
     try:  # each kind of damage raises a different error
-        stored_shape, decode = _stored(path)
+        stored_shape, _, decode = _stored(path)
     except Exception as error:
         raise _unreadable(path, error) from error
     shape, first = _layout(stored_shape, channels, path)
@@ -77,6 +79,15 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     check_size(height, width, path)
     try:
         return decode()
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def array_bits(path: Path) -> int:
+    """Return the number of bits of each value in a file that :func:`read_array` decodes, without decoding it."""
+    try:
+        _, kind, _ = _stored(path)
+        return 8 * kind.itemsize
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -119,17 +130,23 @@ def _layout(shape: Sequence[int], channels: int, subject: object) -> tuple[tuple
     return full, first
 
 
-def _stored(path: Path) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
-    """Return the shape of the array in a file, and a function that decodes it, once its size has been checked."""
+def _stored(path: Path) -> tuple[tuple[int, ...], np.dtype, Callable[[], np.ndarray]]:
+    """Return the shape and type of the array in a file, and a function that decodes it once its size is checked."""
     if _is_numpy(path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array.shape, lambda: np.asarray(array)
+        return array.shape, array.dtype, lambda: np.asarray(array)
     library = _tifffile()
     with library.TiffFile(path) as file:
-        return tuple(file.series[0].shape), lambda: library.imread(path, series=0)
+        first = file.series[0]
+        return tuple(first.shape), np.dtype(first.dtype), lambda: library.imread(path, series=0)
 
 
-def _unreadable(path: Path, error: Exception) -> UnreadableImage:
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    if "'imagecodecs'" in str(error):  # not damage, which `skip_broken` would tolerate
+        return ValueError(
+            f"{path} is compressed in a way that tifffile cannot read: pip install imagecodecs, or save it "
+            f"without compression ({error})"
+        )
     return UnreadableImage(f"{path} cannot be read as an image and may be damaged: {error}")
 
 
@@ -143,6 +160,7 @@ def eight_bits(values: np.ndarray, value_range: Sequence[float] | None, subject:
         ValueError: ``value_range`` is needed but None, or the values are not real numbers; the message names
             ``subject``.
     """
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)  # big-endian types differ from NumPy's constants
     if values.dtype == np.uint8:
         return np.array(values)  # a copy in memory: the file may be memory-mapped
     if values.dtype == bool:

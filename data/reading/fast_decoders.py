@@ -2,6 +2,7 @@
 
 import functools
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ def header_of(content: bytes) -> Header | None:
 def decode(content: bytes, header: Header) -> np.ndarray | None:
     """Return the pixels as stored, uint8 (H, W, 3) or (H, W); None if Pillow has to decode them."""
     decoder = _decoders().get((header.kind, header.mode))
-    if decoder is None:
+    if decoder is None or (header.kind == "PNG" and not _is_intact(content)):
         return None
     try:
         pixels = np.asarray(decoder(content))
@@ -75,8 +76,19 @@ def names() -> str:
 
 def may_be_turned(content: bytes) -> bool:
     """Return whether a PNG has chunks that may contain an orientation; Pillow decodes the whole image to find out."""
-    for kind, data in _chunks(content):
+    for kind, data, _ in _chunks(content):
         if kind in (b"eXIf", b"iTXt") or (kind in (b"tEXt", b"zTXt") and bytes(data[:21]) == _EXIF_TEXT):
+            return True
+    return False
+
+
+def _is_intact(content: bytes) -> bool:
+    """Return whether the checksums of a PNG's chunks are right: pyspng ignores them and decodes damaged pixels."""
+    crc32 = (_isal() or zlib).crc32
+    for kind, data, checksum in _chunks(content):
+        if crc32(data, crc32(kind)) != checksum:
+            return False
+        if kind == b"IEND":
             return True
     return False
 
@@ -95,13 +107,14 @@ def _jpeg_header(content: bytes) -> Header | None:
     return Header("JPEG", mode, int(height), int(width), turned) if mode else None
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield the type and data of each chunk of a PNG, including those after the pixels."""
+def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
+    """Yield the type, data and checksum of each chunk of a PNG, including those after the pixels."""
     view, place = memoryview(content), len(_PNG)
     while place + 8 <= len(content):
         length = int.from_bytes(view[place : place + 4])
-        yield content[place + 4 : place + 8], view[place + 8 : place + 8 + length]
-        place += 12 + length
+        end = place + 8 + length
+        yield content[place + 4 : place + 8], view[place + 8 : end], int.from_bytes(view[end : end + 4])
+        place = end + 4
 
 
 @functools.cache
@@ -134,7 +147,7 @@ def _uncompressed(content: bytes, channels: int) -> bytes | None:
     isal = _isal()
     if isal is None or interlaced or size > _INFLATED:
         return None
-    deflated = b"".join(data for kind, data in _chunks(content) if kind == b"IDAT")
+    deflated = b"".join(data for kind, data, _ in _chunks(content) if kind == b"IDAT")
     stream = isal.decompressobj()
     try:
         pixels = memoryview(stream.decompress(deflated, size))

@@ -13,6 +13,9 @@ from PIL.ImageFile import ImageFile
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _BAND = 2**24  # number of pixels converted at a time
 _DEEP = {"I": "32-bit whole numbers", "F": "32-bit floating point"}
+# TIFF tags, and their values for samples in which 0 is white and for signed whole numbers.
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 
 
 class SampleFormat(NamedTuple):
@@ -21,7 +24,7 @@ class SampleFormat(NamedTuple):
     Attributes:
         bits: the number of bits.
         signed: whether samples may be negative.
-        white_is_zero: whether 0 is white in the file, as in some TIFFs; Pillow inverts such samples.
+        white_is_zero: whether 0 is white in the file, as in some TIFFs; Pillow inverts such samples of up to 8 bits.
     """
 
     bits: int
@@ -32,18 +35,19 @@ class SampleFormat(NamedTuple):
 def sample_format(image: Image.Image) -> SampleFormat:
     """Return the sample format of an image file that has been opened but not yet decoded.
 
-    It cannot be inferred from decoded images: Pillow reduces 16-bit colours to 8 bits and may widen 16-bit grey values
-    to 32 bits.
+    It cannot be inferred from decoded images: Pillow reduces 16-bit colours to 8 bits, may widen 16-bit grey values to
+    32 bits, and takes signed 8-bit and unsigned 32-bit numbers for their counterparts; see :func:`grey_values`.
     """
-    raw = raw_mode(image)
+    raw, tags = raw_mode(image), getattr(image, "tag_v2", {})
+    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     if image.mode in ("I", "F") and (stored := re.search(r";(\d+)[A-Z]*?(S|F)?$", raw)):
-        return SampleFormat(int(stored[1]), stored[2] is not None)
+        return SampleFormat(int(stored[1]), stored[2] is not None, inverted)
     if image.mode in ("I", "F"):
-        return SampleFormat(32, True)
-    inverted = re.match(r"[1L];[24]?I", raw) is not None
+        return SampleFormat(32, True, inverted)
     if stored := re.fullmatch(r"(?:I|L|LA|RGB|RGBA|RGBX|RGBa|CMYK);(\d+)[A-Z]*", raw):
         return SampleFormat(int(stored[1]), False, inverted)
-    return SampleFormat(1 if image.mode == "1" else 8, False, inverted)
+    signed = image.mode == "L" and tags.get(_SAMPLE_FORMAT) == (_SIGNED,)
+    return SampleFormat(1 if image.mode == "1" else 8, signed, inverted)
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -59,7 +63,7 @@ def rgb_pixels(
     """Return the pixels of a decoded image as RGB, uint8 (H, W, 3).
 
     Unsigned grey images of 9 to 16 bits are scaled by ``value_range`` or by their full range, signed and 32-bit images
-    by ``value_range``. 8-bit images are not scaled. Transparency is discarded.
+    by ``value_range``. Unsigned 8-bit images are not scaled. Transparency is discarded.
 
     Args:
         image: the decoded image.
@@ -68,41 +72,49 @@ def rgb_pixels(
         path: the file, for error messages.
 
     Raises:
-        ValueError: the mode is not supported, or ``value_range`` is missing, or set for 16-bit colours.
+        ValueError: the mode is not supported, or ``value_range`` is missing.
     """
-    if image.mode in _EIGHT_BITS:
-        if samples.bits > 8 and value_range is not None:
-            raise ValueError(
-                f"{path} has {samples.bits}-bit colours (mode {image.mode}), but value_range={list(value_range)} "
-                "applies to grey images only: convert it to 8 bits, or to a .npy array (H, W, 3)"
-            )
+    deep = is_deep(image, samples)
+    if image.mode in _EIGHT_BITS and not deep:
         image.info.pop("transparency", None)  # Pillow warns about it
         return _by_rows(image, lambda part: np.asarray(part if part.mode == "RGB" else part.convert("RGB")))
-    if not is_deep(image):
+    if not deep:
         raise ValueError(f"{path} has mode {image.mode}, which is not supported: convert it to RGB or grey")
     if value_range is None:
         if samples.bits > 16 or samples.signed:
-            values = np.asarray(image)
+            values = grey_values(image, samples)
             low, high = np.nanmin(values), np.nanmax(values)
-            kind = _DEEP.get(image.mode, image.mode) if samples.bits > 16 else "signed 16-bit numbers"
+            kind = _DEEP.get(image.mode, image.mode) if samples.bits > 16 else f"signed {samples.bits}-bit numbers"
             raise ValueError(
                 f"{path} has mode {image.mode}, {kind} (here from {low:.6g} to {high:.6g}): train with those of "
                 "black and white, dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
             )
-        value_range = 0, 2**samples.bits - 1
+        highest = 2**samples.bits - 1
+        value_range = (highest, 0) if samples.white_is_zero else (0, highest)
     bounds = value_range
-    return _by_rows(image, lambda part: scaled(np.asarray(part), bounds)[..., None])
+    return _by_rows(image, lambda part: scaled(grey_values(part, samples), bounds)[..., None])
 
 
-def is_deep(image: Image.Image) -> bool:
-    """Return whether a decoded image is grey and has more than 8 bits."""
-    return image.mode in _DEEP or image.mode.startswith("I;16")
+def is_deep(image: Image.Image, samples: SampleFormat) -> bool:
+    """Return whether a decoded image is grey and its values have to be scaled to 8 bits."""
+    return image.mode in _DEEP or image.mode.startswith("I;16") or (image.mode == "L" and samples.signed)
+
+
+def grey_values(image: Image.Image, samples: SampleFormat) -> np.ndarray:
+    """Return the values (H, W) of a decoded grey image as they are in the file."""
+    values = np.asarray(image)
+    if values.dtype == np.uint8 and samples.signed:
+        return values.view(np.int8)
+    if values.dtype == np.int32 and samples.bits == 32 and not samples.signed:
+        return values.view(np.uint32)
+    return values
 
 
 def scaled(values: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
     """Scale values to uint8 such that black and white, ``value_range``, become 0 and 255; NaN becomes black."""
     low, high = value_range
-    grey = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
+    real = np.result_type(values.dtype, np.float32).type  # float64 for 32-bit numbers, which float32 would round
+    grey = (values.astype(real) - real(low)) * real(255 / (high - low))
     return np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
 
 

@@ -13,7 +13,16 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from . import fast_decoders
-from .bands import array_orientation, channels_last, eight_bits, is_array, is_tiff, pillow_channels, read_array
+from .bands import (
+    array_bits,
+    array_orientation,
+    channels_last,
+    eight_bits,
+    is_array,
+    is_tiff,
+    pillow_channels,
+    read_array,
+)
 from .errors import ImageTooLarge, UnreadableImage
 from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
 from .size_limit import check_size
@@ -74,8 +83,19 @@ def array_image(values: np.ndarray, value_range: Sequence[float] | None, channel
 def in_channels(
     image: Image.Image, samples: SampleFormat, value_range: Sequence[float] | None, channels: int, path: Path
 ) -> np.ndarray:
-    """Convert a decoded image to ``channels`` channels, uint8 (H, W, C); see :func:`read_image`."""
-    if channels == 3 or (channels == 1 and is_deep(image)):
+    """Convert a decoded image to ``channels`` channels, uint8 (H, W, C); see :func:`read_image`.
+
+    Raises:
+        ValueError: the image cannot be converted, or ``value_range`` is set for 16-bit colours.
+    """
+    deep = is_deep(image, samples)
+    if samples.bits > 8 and not deep and value_range is not None:
+        raise ValueError(
+            f"{path} has {samples.bits}-bit colours (mode {image.mode}), but value_range={list(value_range)} applies "
+            "to grey images without transparency only: convert it to 8 bits, or to a .npy array "
+            f"(H, W, {channels})"
+        )
+    if channels == 3 or (channels == 1 and deep):
         return rgb_pixels(image, samples, value_range, path)[..., :channels]
     return pillow_channels(image, channels, path)
 
@@ -87,12 +107,12 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def describe(path: Path) -> str:
-    """Return the bit depth and mode of an image file, such as "16-bit I;16", or "array", without decoding it.
+    """Return the bit depth and mode of an image file, such as "16-bit I;16" or "8-bit array", without decoding it.
 
     If the image is turned upright because of its EXIF orientation, it says so.
     """
     if is_array(path):
-        return "array"
+        return f"{array_bits(path)}-bit array"
     with _opened(path) as image:
         kind = f"{sample_format(image).bits}-bit {image.mode}"
     return kind if orientation(path) == 1 else f"{kind}, turned upright as EXIF says"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..dataset import IGNORE_INDEX
 from .frames import frames_of
+from .grey_levels import grey_values
 from .image_files import open_upright, orientation
 from .label_values import Value, shown_value, shown_values
 
@@ -137,7 +138,7 @@ class LabelReader:
             return self._few_bits(image, samples.bits)
         if image.mode == "P":
             return self._indices_or_greys(path, image)
-        return _whole(np.asarray(image), path) if _holds_numbers(image) else _grey(image, path)
+        return _whole(grey_values(image, samples), path) if _holds_numbers(image) else _grey(image, path)
 
     def _few_bits(self, image: Image.Image, bits: int) -> np.ndarray:
         """Return the numbers in an image of fewer than 8 bits, which Pillow scales to 0 and up to 255.

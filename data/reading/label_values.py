@@ -109,7 +109,7 @@ def _class_names(classes: Sequence[str] | int | None, values: Any, pairs: Sequen
 
 def _value(setting: Any) -> Value:
     """Parse a value: a number, or an RGB triple such as [128, 0, 0], "128 0 0" or "[128,0,0]"."""
-    given = re.findall(r"\d+", setting) if isinstance(setting, str) else setting
+    given = re.findall(r"[^\s,;()\[\]]+", setting) if isinstance(setting, str) else setting
     parts = given if isinstance(given, Sequence) else [given]
     numbers = [int(part) for part in parts if type(part) is int or (isinstance(part, str) and part.isdecimal())]
     if len(numbers) == len(parts) == 1 and 0 <= numbers[0] < 2**16:

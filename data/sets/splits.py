@@ -1,6 +1,7 @@
 """Disjoint splits of a user's own images, listed in files or chosen by image or by group."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import permutations
@@ -47,7 +48,7 @@ def read_lists(names: Sequence[PurePath], lists: Mapping[str, str | Path], folde
         FileNotFoundError: a list is missing, or names an image that is not in the folder.
         ValueError: an image is listed twice.
     """
-    root = folder.absolute()
+    roots = {folder.absolute(), Path(os.path.normpath(folder.absolute())), folder.resolve()}  # with ../, or via a link
     index = {composed(name): number for number, name in enumerate(names)}
     parts: dict[str, list[int]] = {}
     owner: dict[int, str] = {}
@@ -58,8 +59,7 @@ def read_lists(names: Sequence[PurePath], lists: Mapping[str, str | Path], folde
         parts[split] = []
         for place, line in read_list(file_path):
             path = PurePath(line)
-            if path.is_relative_to(root):
-                path = path.relative_to(root)
+            path = next((path.relative_to(root) for root in roots if path.is_relative_to(root)), path)
             name = inside(folder, str(path), place).relative_to(folder)
             name = composed(name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name)
             if name not in index:
@@ -106,8 +106,8 @@ def divide(names: Sequence[PurePath], shares: Mapping[str, float], group: str | 
     if group is not None:
         return _by_group(members, shares, len(names))
     rest, parts = [*range(len(names))], {}
-    for split, share in shares.items():
-        number = min(max(round(len(names) * share), 1), len(rest) - 1)
+    for later, (split, share) in zip(reversed(range(len(shares))), shares.items(), strict=True):
+        number = min(max(round(len(names) * share), 1), len(rest) - later - 1)  # one image for each of the others
         chosen = {int((index + 0.5) * len(rest) / number) for index in range(number)}
         parts[split] = [image for place, image in enumerate(rest) if place in chosen]
         rest = [image for place, image in enumerate(rest) if place not in chosen]

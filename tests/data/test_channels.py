@@ -8,6 +8,7 @@ from PIL import Image
 from ccnet.data.image_pairs import ImagePairs
 from ccnet.data.inspection import inspect_dataset
 from ccnet.data.reading.bands import drawn_channels
+from ccnet.data.reading.errors import UnreadableImage
 from ccnet.data.reading.frames import FrameReader, frames_of
 from ccnet.data.reading.image_files import as_stored, describe, orientation, read_image
 from ccnet.data.transforms import mean_colour, train_transform
@@ -47,7 +48,7 @@ def test_arrays_have_their_channels_first_or_last(tmp_path, channels, first):
     path = tmp_path / "a.npy"
     np.save(path, np.moveaxis(pixels, -1, 0) if first else pixels)
     assert np.array_equal(read_image(path, channels=channels).permute(1, 2, 0).numpy(), pixels)
-    assert (orientation(path), frames_of(path), describe(path)) == (1, [0], "array")
+    assert (orientation(path), frames_of(path), describe(path)) == (1, [0], "8-bit array")
     with pytest.raises(ValueError, match=r"a\.npy has the shape .*: expected \(H, W, 9\) or \(9, H, W\)"):
         read_image(path, channels=9)
 
@@ -56,6 +57,9 @@ def test_arrays_of_other_types_are_scaled(tmp_path):
     np.save(tmp_path / "a.npy", values(4, np.uint16))
     expected = np.round(values(4, np.uint16) / 65535 * 255)
     assert np.array_equal(read_image(tmp_path / "a.npy", channels=4).permute(1, 2, 0).numpy(), expected)
+    np.save(tmp_path / "big.npy", values(4, np.uint16).astype(">u2"))
+    assert np.array_equal(read_image(tmp_path / "big.npy", channels=4).permute(1, 2, 0).numpy(), expected)
+    assert describe(tmp_path / "big.npy") == "16-bit array"
     np.save(tmp_path / "b.npy", values(4).astype(np.float32) / 255)
     with pytest.raises(ValueError, match=r"b\.npy has values of type float32 .*dataset\.value_range"):
         read_image(tmp_path / "b.npy", channels=4)
@@ -97,6 +101,26 @@ def test_every_reader_turns_a_tiff_upright(tmp_path, turn):
     assert [orientation for _, orientation in found.values()] == [turn, turn]
     assert torch.equal(found[4][0][:3], found[3][0])
     assert np.array_equal(as_stored(found[4][0].numpy(), turn), np.moveaxis(pixels, -1, 0))
+
+
+class WithoutImagecodecs(dict):
+    """The decompressors of tifffile if imagecodecs is not installed."""
+
+    def __missing__(self, compression):
+        raise KeyError(f"{compression!r} requires the 'imagecodecs' package")
+
+
+def test_tiffs_that_tifffile_cannot_decompress_are_left_to_pillow(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
+    uncompressed = WithoutImagecodecs({1: tifffile.TIFF.DECOMPRESSORS[1]})
+    monkeypatch.setattr(tifffile.TIFF, "DECOMPRESSORS", uncompressed)
+    Image.fromarray(values(4)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    assert np.array_equal(read_image(tmp_path / "a.tif", channels=4).permute(1, 2, 0).numpy(), values(4))
+    options = {"photometric": "minisblack", "planarconfig": "contig", "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "b.tif", values(5), **options)
+    with pytest.raises(ValueError, match=r"b\.tif is compressed .*: pip install imagecodecs") as told:
+        read_image(tmp_path / "b.tif", channels=5)
+    assert not isinstance(told.value, UnreadableImage)  # skip_broken must not skip them all
 
 
 def test_an_image_of_as_many_rows_as_channels_is_grey(tmp_path):

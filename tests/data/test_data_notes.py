@@ -55,8 +55,10 @@ def test_notes_are_printed(tmp_path, run_entry):
     assert "note: images of more than 8 bits are nearly black" in told
     for value_range in ("[0,4095]", "[0,65000]"):  # images that are dark in the range that was chosen are dark
         assert "nearly black" not in run_entry(*options, f"dataset.value_range={value_range}").stdout
-    for name in "abc":  # dataset.value_range does not apply to colours
+    for name in "ab":  # dataset.value_range does not apply to colours, nor to arrays of 8 bits
         write_png(tmp_path / "images" / f"{name}.png", np.full((48, 64, 3), ord(name)), 16)
+    (tmp_path / "images" / "c.png").unlink()
+    np.save(tmp_path / "images" / "c.npy", np.ones((48, 64, 3), np.uint8))
     assert "nearly black" not in run_entry(*options).stdout
 
 

@@ -217,6 +217,9 @@ def test_lists_of_names(tmp_path):
     assert names(folder(images, there, "val", lists=lists)) == ["b c"]
     (tmp_path / "val.txt").write_text(f"{images}/b c.jpg\n")
     assert names(folder(images, there, "val", lists=lists)) == ["b c"]
+    (tmp_path / "link").symlink_to(tmp_path)
+    for other in (tmp_path / "masks" / ".." / "images", tmp_path / "link" / "images"):
+        assert names(folder(other, there, "val", lists=lists)) == ["b c"]
     (tmp_path / "val.txt").write_text(f"{tmp_path}/b c.jpg\n")
     with pytest.raises(ValueError, match=r"val\.txt, line 1: '.*/b c\.jpg' points outside .*images"):
         folder(images, there, "val", lists=lists)
@@ -255,6 +258,10 @@ def test_fractions(tmp_path):
         folder(images, there, "test")
     with pytest.raises(ValueError, match=r"val_share=0\.8, dataset\.test_share=0\.3: set fractions"):
         folder(images, there, "val", val_share=0.8, test_share=0.3)
+    three = pictures(tmp_path / "three", "a.jpg", "b.jpg", "c.jpg"), masks(tmp_path / "m", "a.png", "b.png", "c.png")
+    shares = {"val_share": 0.5, "test_share": 0.45}
+    parts = [names(folder(*three, split, **shares)) for split in ("train", "val", "test")]
+    assert sorted(parts) == [["a"], ["b"], ["c"]]
 
 
 @TABLE.row("frames of the same video, or slices of the same patient")

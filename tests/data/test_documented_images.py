@@ -48,12 +48,38 @@ def test_32_bits(tmp_path):
     assert grey(save(tmp_path / "holes.tif", holes), [0, 1])[0, 0] == 0
     whole = save(tmp_path / "whole.tif", DEEP.astype(np.int32) - 1000)
     assert np.array_equal(grey(whole, [-1000, 64535]), np.round(DEEP / 257))
+    far = save(tmp_path / "far.tif", DEEP.astype(np.int32) + 2**30)
+    assert np.array_equal(grey(far, [2**30, 2**30 + 65535]), np.round(DEEP / 257))
+    assert np.array_equal(grey(far, [2**30, 2**30 + 255]), DEEP.clip(0, 255))
     for path, mode in ((unit, "F, 32-bit floating point"), (whole, "I, 32-bit whole numbers")):
         with pytest.raises(
             ValueError, match=rf"{path.name} has mode {mode} \(here from .*: train with .*value_range="
         ) as told:
             read_image(path)
         assert not isinstance(told.value, UnreadableImage)  # skip_broken must not skip them all
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
+    tifffile.imwrite(tmp_path / "unsigned.tif", DEEP.astype(np.uint32) << 16)
+    assert np.array_equal(grey(tmp_path / "unsigned.tif", [0, 65535 << 16]), np.round(DEEP / 257))
+    assert describe(tmp_path / "unsigned.tif") == "32-bit I"
+
+
+@TABLE.row("8-bit grey TIFF of signed numbers")
+def test_signed_8_bits(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
+    tifffile.imwrite(tmp_path / "a.tif", signed := (DEEP >> 8).astype(np.uint8).view(np.int8))
+    assert np.array_equal(grey(tmp_path / "a.tif", [-128, 127]), signed + np.int16(128))
+    with pytest.raises(ValueError, match=r"signed 8-bit numbers \(here from -128 to 127\): train with .*value_range="):
+        read_image(tmp_path / "a.tif")
+
+
+@TABLE.row("grey TIFF in which 0 is white")
+def test_white_is_zero(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
+    for values in (DEEP, (DEEP >> 8).astype(np.uint8)):
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
+        assert np.array_equal(grey(tmp_path / "a.tif"), 255 - np.round(values / np.iinfo(values.dtype).max * 255))
+    tifffile.imwrite(tmp_path / "a.tif", DEEP, photometric="miniswhite")
+    assert np.array_equal(grey(tmp_path / "a.tif", [65535, 0]), grey(tmp_path / "a.tif"))
 
 
 @TABLE.row("16-bit colour PNG")
@@ -64,6 +90,8 @@ def test_16_bit_colour(tmp_path):
     assert np.array_equal(read_image(path).permute(1, 2, 0), deep >> 8)
     with pytest.raises(ValueError, match=r"a\.png has 16-bit colours .* value_range=\[0, 4095\] applies to grey"):
         read_image(path, [0, 4095])
+    with pytest.raises(ValueError, match=r"a\.png has 16-bit colours .* or to a \.npy array \(H, W, 1\)"):
+        read_image(path, [0, 4095], channels=1)
 
 
 @TABLE.row("grey, palette, 1-bit, CMYK, transparent (LA, RGBA)")

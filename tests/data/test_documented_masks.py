@@ -106,7 +106,7 @@ def test_a_file_of_values(tmp_path):
             label_values(str(table), None)
 
 
-@pytest.mark.parametrize("value", [1.5, None, True, "x", ["1", "2", "x"], [1, 2], 2**16])
+@pytest.mark.parametrize("value", [1.5, None, True, "x", "-1", "#000001", ["1", "2", "x"], [1, 2], 2**16])
 def test_what_is_neither_a_number_nor_a_colour_is_no_value(value):
     with pytest.raises(ValueError, match=r"dataset\.values contains .*: a value is a whole number from 0 to 65535"):
         label_values([0, value], ["sky", "road"])
@@ -187,7 +187,7 @@ def test_masks_that_programs_read_differently(tmp_path):
     with pytest.raises(ValueError, match=r"a\.png has 16-bit colours \(mode RGB\): save label images with 8 bits"):
         labels(write_png(tmp_path / "a.png", deep, 16))  # whose upper 8 bits are 0
     tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
-    for mask in (MASK > 0, MASK):  # the former is the kind that tifffile writes for booleans
+    for mask in (MASK > 0, MASK, MASK.astype(np.uint16)):  # the first is the kind that tifffile writes for booleans
         tifffile.imwrite(tmp_path / "a.tif", mask, photometric="miniswhite")
         with pytest.raises(ValueError, match=r"a\.tif is a TIFF in which 0 means white: .* save it as an 8-bit PNG"):
             labels(tmp_path / "a.tif", classes=254)

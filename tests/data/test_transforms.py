@@ -107,6 +107,8 @@ def test_brightness_and_contrast_of_other_channels_stay_within_their_range():
         stronger.append((out[1, 0, 1] - out[0, 0, 0]).item() / 60)
     for factors in (brighter, stronger):
         assert 0.48 < min(factors) < 0.6 and 1.4 < max(factors) < 1.52
+    for strength in ({"brightness": 1.5}, {"contrast": 1.5}):  # factors below 0 would invert the image
+        assert all((out[1, 0, 1] >= out[0, 0, 0]) for out in (Jitter(**strength)(image, labels)[0] for _ in range(30)))
     bright = Jitter(brightness=0.5)(torch.full((2, 9, 9), 250, dtype=torch.uint8), labels)[0]
     assert 120 < bright.min() == bright.max()  # clipped at 255 rather than wrapped around
 
