@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..engine.drawing.tables import Table, read_rows
 from ..engine.guards.settings import replaced
 from ..engine.runtime.devices import seed_everything
+from ..engine.runtime.memory import process_peak_mib
 from ..engine.runtime.provenance import provenance
 from ..engine.training.averaging import AveragedWeights
 from ..engine.training.batches import prefetch
@@ -49,8 +50,7 @@ def time_training(config: DictConfig, device: torch.device) -> str:
     An entry of ``train.models`` is the name of a network, optionally followed by options of ``train.py``. The batch is
     random and in host memory. An iteration consists of the batch's copy to the device, forward pass, loss, backward
     pass, optimiser step and, with ``ema``, the moving average, queued as in training. On a CPU, process time is
-    measured, which other load on the machine barely affects, and the peak memory is measured in a separate process (on
-    Linux).
+    measured, which other load on the machine barely affects, and the peak memory is measured in a separate process.
 
     Raises:
         ValueError: some networks failed; they are not run again, and the table of the others is printed first.
@@ -181,17 +181,11 @@ def _alone(function: Callable[..., float], *arguments: object) -> float:
 
 def _peak_of_process(run: DictConfig, seed: int) -> float:
     """Return how much two iterations increase the peak memory of the process, in MiB."""
-    before = _highest_mib()
+    before = process_peak_mib()
     losses = _iterations(run, torch.device("cpu"), seed)
     for _ in range(2):
         next(losses)
-    return _highest_mib() - before
-
-
-def _highest_mib() -> float:
-    """Return this process's peak resident memory in MiB; getrusage would report the parent's if it is higher."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    return process_peak_mib() - before
 
 
 def _criss_cross_share(run: DictConfig, device: torch.device, seed: int) -> float:
