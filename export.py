@@ -48,7 +48,7 @@ def _size(given: Any) -> tuple[int, int] | None:
     if given is None:
         return None
     sides = list(given) if isinstance(given, ListConfig) else []
-    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(f"size={given} is not an image size: set size=[HEIGHT,WIDTH], in pixels")
     return sides[0], sides[1]
 

@@ -225,7 +225,7 @@ def _check_network(
 
 def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
     """Write the result of a completed run and print the closing lines."""
-    unreadable = sum(runtime.from_all(int(run.samples.broken.sum())))
+    unreadable = run.unreadable()
     if runtime.rank():
         return
     task, state, train_set, recipe = run.task, run.state, run.samples.dataset, run.config.recipe

@@ -1,6 +1,5 @@
 """Time full training iterations of several networks, in alternating rounds on one machine."""
 
-import csv
 import gc
 import math
 import statistics
@@ -17,9 +16,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from ..engine.drawing.tables import Table
+from ..engine.drawing.tables import Table, read_rows
 from ..engine.guards.settings import replaced
 from ..engine.runtime.devices import seed_everything
+from ..engine.runtime.memory import process_peak_mib
 from ..engine.runtime.provenance import provenance
 from ..engine.training.averaging import AveragedWeights
 from ..engine.training.batches import prefetch
@@ -50,8 +50,7 @@ def time_training(config: DictConfig, device: torch.device) -> str:
     An entry of ``train.models`` is the name of a network, optionally followed by options of ``train.py``. The batch is
     random and in host memory. An iteration consists of the batch's copy to the device, forward pass, loss, backward
     pass, optimiser step and, with ``ema``, the moving average, queued as in training. On a CPU, process time is
-    measured, which other load on the machine barely affects, and the peak memory is measured in a separate process (on
-    Linux).
+    measured, which other load on the machine barely affects, and the peak memory is measured in a separate process.
 
     Raises:
         ValueError: some networks failed; they are not run again, and the table of the others is printed first.
@@ -62,18 +61,19 @@ def time_training(config: DictConfig, device: torch.device) -> str:
     about = {"setting": " ".join(setting), "clock": "wall" if device.type == "cuda" else "process", "seed": config.seed}
     about |= provenance(device)
     path = Path(f"{config.output}_train.csv")
-    earlier = _lines_of(path)
+    earlier = read_rows(path, [*_row("", Rounds([1.0], []), None, 1, None), *about])
     rounds = {name: Rounds([], []) for name in runs}
     shares: dict[str, float] = {}
     failures: list[str] = []
 
     def save() -> list[dict[str, Any]]:
         """Write the rows of the rounds so far to the file, and return them."""
-        first = next((taken for taken in rounds.values() if taken.milliseconds), None)
+        first = next(iter(rounds.values())).milliseconds
+        baseline = statistics.median(first) if first else None
         rows = [
-            _row(name, taken, statistics.median(first.milliseconds), runs[name].recipe.batch_size, shares.get(name))
+            _row(name, taken, baseline, runs[name].recipe.batch_size, shares.get(name))
             for name, taken in rounds.items()
-            if first is not None and taken.milliseconds
+            if taken.milliseconds
         ]
         if rows:
             table = Table.of_records([row | about for row in rows])
@@ -104,8 +104,8 @@ def time_training(config: DictConfig, device: torch.device) -> str:
     return text
 
 
-def _row(name: str, taken: Rounds, first: float, batch: int, share: float | None) -> dict[str, Any]:
-    """Return the measurements of a network so far; ``first`` is the median of the first network, the baseline."""
+def _row(name: str, taken: Rounds, baseline: float | None, batch: int, share: float | None) -> dict[str, Any]:
+    """Return the measurements of a network so far; ``baseline`` is the median of the first network, if it has one."""
     milliseconds = statistics.median(taken.milliseconds)
     mib = [each for each in taken.mib if not math.isnan(each)]
     return {
@@ -113,19 +113,11 @@ def _row(name: str, taken: Rounds, first: float, batch: int, share: float | None
         "step_ms": round(milliseconds, 1),
         "fastest_ms": round(min(taken.milliseconds), 1),
         "slowest_ms": round(max(taken.milliseconds), 1),
-        "ratio": round(milliseconds / first, 3),
+        "ratio": "not measured" if baseline is None else round(milliseconds / baseline, 3),
         "images_per_s": round(1e3 * batch / milliseconds, 2),
         "peak_mib": round(max(mib)) if mib else "not measured",
         "criss_cross_share": "not measured" if share is None else share,
     }
-
-
-def _lines_of(path: Path) -> list[list[str]]:
-    """Return the rows of a CSV file without its header."""
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))[1:]
 
 
 def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Tensor]:
@@ -138,7 +130,8 @@ def _iterations(run: DictConfig, device: torch.device, seed: int) -> Iterator[Te
     optimizer = make_optimizer(run, model)
     step = TorchStep.of(run, instantiate(run.task), model, instantiate(run.loss).to(device), optimizer, device)
     size = run.recipe.batch_size, *run.recipe.train_transform.crop_size
-    images, labels = torch.rand(size[0], 3, *size[1:]), torch.randint(0, run.num_classes, size)
+    images = torch.randint(0, 256, (size[0], 3, *size[1:]), dtype=torch.uint8)  # as from the loader
+    labels = torch.randint(0, run.num_classes, size, dtype=torch.uint8)
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
     for iteration, placed in enumerate(prefetch(_endless((images, labels)), step.place, device)):
@@ -188,17 +181,11 @@ def _alone(function: Callable[..., float], *arguments: object) -> float:
 
 def _peak_of_process(run: DictConfig, seed: int) -> float:
     """Return how much two iterations increase the peak memory of the process, in MiB."""
-    before = _highest_mib()
+    before = process_peak_mib()
     losses = _iterations(run, torch.device("cpu"), seed)
     for _ in range(2):
         next(losses)
-    return _highest_mib() - before
-
-
-def _highest_mib() -> float:
-    """Return this process's peak resident memory in MiB; getrusage would report the parent's if it is higher."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    return process_peak_mib() - before
 
 
 def _criss_cross_share(run: DictConfig, device: torch.device, seed: int) -> float:

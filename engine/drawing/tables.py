@@ -60,11 +60,8 @@ class Table(NamedTuple):
         with naming(path), open(path, "a+", encoding="utf-8", newline="") as file:
             file.seek(0)
             columns = next(csv.reader(file), None)
-            if columns is not None and columns != list(self.header):
-                raise ValueError(
-                    f"{path} has the columns {', '.join(columns)}, not {', '.join(self.header)}, as another version "
-                    "wrote them: move the file away, or choose another output"
-                )
+            if columns is not None:
+                _check_columns(path, columns, self.header)
             csv.writer(file).writerows(self.rows if columns else [self.header, *self.rows])
 
     def _shown(self) -> list[list[str]]:
@@ -77,6 +74,28 @@ def read_records(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_rows(path: Path, header: Sequence[str]) -> list[list[str]]:
+    """Return the rows of a CSV file with these columns; none if the file does not exist.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        columns, *rows = [*csv.reader(file)] or [[*header]]
+    _check_columns(path, columns, header)
+    return rows
+
+
+def _check_columns(path: Path, columns: Sequence[str], header: Sequence[str]) -> None:
+    if list(columns) != list(header):
+        raise ValueError(
+            f"{path} has the columns {', '.join(columns)}, not {', '.join(header)}, as another version wrote them: "
+            "move the file away, or choose another output"
+        )
 
 
 def _width(text: str) -> int:

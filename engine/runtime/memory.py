@@ -9,11 +9,16 @@ from pathlib import Path
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+_STATUS = Path("/proc/self/status")
 
 
 def process_peak_mib() -> float:
     """Return the peak resident memory of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    with suppress(OSError, IndexError, ValueError):  # not Linux
+        # getrusage would report the peak of the parent process if it is higher.
+        return int(_STATUS.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, other systems KiB
 
 
 def available_memory(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from ...data.loader import Loader
 from ...data.training_samples import Seeded
 from ..evaluation.tasks import Task, headline_text, monitored_score
 from ..guards.settings import plain
-from ..runtime.distributed import any_of_all, rank, world_size
+from ..runtime.distributed import any_of_all, from_all, rank, world_size
 from ..runtime.progress import Progress
 from ..runtime.stop_signals import Stopped, StopRequest
 from .batches import prefetch
@@ -119,6 +119,10 @@ class Run:
     def empty_batches(self) -> int:
         """The number of batches without a labelled pixel since the run was started or resumed."""
         return self._nonfinite.empty
+
+    def unreadable(self) -> int:
+        """Return the number of images that some process could not read; must be called by all processes."""
+        return sum(map(any, zip(*from_all(self.samples.broken.tolist()), strict=True)))
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint, or raise NonFiniteLoss if more than ``skip_nonfinite`` steps were not finite."""

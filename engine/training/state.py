@@ -85,7 +85,10 @@ class TrainingState:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step for parameters with a learning rate factor of 1."""
-        return float(self.schedule.get_last_lr()[0]) / self.optimizer.param_groups[0].get("lr_factor", 1.0)
+        factors = [group.get("lr_factor", 1.0) for group in self.optimizer.param_groups]
+        # Not every schedule is proportional to the factor: a minimum such as eta_min is the same for all groups.
+        index = factors.index(1.0) if 1.0 in factors else 0
+        return float(self.schedule.get_last_lr()[index]) / factors[index]
 
     def advance(self) -> None:
         """Advance the schedule, the average of the weights and the iteration counter after a step."""

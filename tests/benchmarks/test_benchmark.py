@@ -218,6 +218,13 @@ def test_training_iterations_of_several_networks_are_timed(tmp_path, config, mon
     config.train.update({"rounds": 1, "warmup": 1, "iterations": 2, "models": ["fcn", "ccnet ema=0.9"]})
     averaged = []
     monkeypatch.setattr(benchmark_train.AveragedWeights, "update", lambda self, iteration: averaged.append(iteration))
+    dtypes = set()
+
+    def place(self, images, labels, original=benchmark_train.TorchStep.place):
+        dtypes.add((images.dtype, labels.dtype))
+        return original(self, images, labels)
+
+    monkeypatch.setattr(benchmark_train.TorchStep, "place", place)
     config.train.settings.cpu = [
         "dataset=cityscapes", "backbone=resnet10t", "backbone.pretrained=false", "recipe.batch_size=2",
         "recipe.train_transform.crop_size=[65,65]", "model.head.channels=32",
@@ -227,6 +234,7 @@ def test_training_iterations_of_several_networks_are_timed(tmp_path, config, mon
         rows = list(csv.DictReader(file))
     assert [row["network"] for row in rows] == ["fcn", "ccnet ema=0.9"]
     assert averaged == [0, 1, 2]
+    assert dtypes == {(torch.uint8, torch.uint8)}  # as from the loader
     assert rows[0]["ratio"] == "1.0"
     for row in rows:
         assert 0 < float(row["fastest_ms"]) <= float(row["step_ms"]) <= float(row["slowest_ms"])
@@ -254,7 +262,9 @@ def test_a_network_that_fails_does_not_affect_the_others(tmp_path, config, monke
             benchmark_train.time_training(config, torch.device("cpu"))
     with open(tmp_path / "step_train.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["network"], row["ratio"], row["peak_mib"]) for row in rows] == [("fcn", "1.0", "100")] * 2
+    assert [(row["network"], row["ratio"], row["peak_mib"]) for row in rows] == [
+        ("fcn", "not measured", "100")  # the baseline is ccnet
+    ] * 2
     assert len(turns) == 6  # the failed network takes no second turn
 
 
@@ -275,6 +285,37 @@ def test_the_zoo_continues_after_a_failed_network(tmp_path, config, monkeypatch)
         zoo.measure_zoo(config, torch.device("cpu"))
     with open(tmp_path / "n_zoo.csv") as file:
         assert [row["network"] for row in csv.DictReader(file)] == ["fcn", "gcn"]
+
+
+def test_times_are_not_added_to_a_file_with_other_columns(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(benchmark_train, "_round", lambda *_: pytest.fail("time was spent before the file was read"))
+    config.output = str(tmp_path / "step")
+    (tmp_path / "step_train.csv").write_text("network,step_ms,kernel_share\nccnet,5.0,0.1\n")
+    with pytest.raises(ValueError, match=r"step_train\.csv has the columns network, step_ms, kernel_share, not"):
+        benchmark_train.time_training(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_networks_add_is_relative_to_fcn_even_if_fcn_is_not_in_the_table(tmp_path, config, monkeypatch, fails):
+    from ccnet.benchmarks import zoo
+
+    def create(name, **_):
+        if name == "fcn" and fails:
+            raise RuntimeError("no such weights")
+        model = torch.nn.Module()
+        model.name, model.head = name, object.__new__(zoo.ContextHead)
+        return model
+
+    costs = {"fcn": Cost(1.0, 2.0, 3.0), "hv": Cost(1.0, 2.5, 5.0), "pspnet": Cost(1.0, 4.0, 9.0)}
+    monkeypatch.setattr(zoo, "create_model", create)
+    monkeypatch.setattr(zoo, "network_cost", lambda model, _: costs[model.name])
+    monkeypatch.setattr(zoo, "_images_per_s", lambda *_: 4.0)
+    config.output, config.zoo.models = str(tmp_path / "n"), ["hv", "pspnet"]
+    with pytest.raises(ValueError, match="fcn, the baseline: not measured") if fails else nullcontext():
+        zoo.measure_zoo(config, torch.device("cpu"))
+    with open(tmp_path / "n_zoo.csv") as file:
+        added = [(row["added_gflops"], row["added_mb"]) for row in csv.DictReader(file)]
+    assert added == ([("", "")] * 2 if fails else [("0.5", "2.0"), ("2.0", "6.0")])
 
 
 def test_the_fraction_of_time_in_the_criss_cross_kernels():

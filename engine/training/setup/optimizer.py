@@ -46,12 +46,23 @@ def make_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimize
 
 
 def make_schedule(config: DictConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """Return the learning rate schedule of a run, in which each group's learning rates are scaled by its factor."""
+    """Return the learning rate schedule of a run, in which each group's learning rates are scaled by its factor.
+
+    Raises:
+        ValueError: the schedule ends before the run, at an iteration where torch would raise an error.
+    """
     node = config.optimizer.schedule
     factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
     rates = {key: node[key] for key in _PEAKS if node.get(key) is not None and any(factor != 1 for factor in factors)}
     peaks = {key: [factor * rate for factor in factors] for key, rate in rates.items()}
-    return instantiate(node, optimizer, _convert_="all", **peaks)
+    schedule = instantiate(node, optimizer, _convert_="all", **peaks)
+    length, last = getattr(schedule, "total_steps", None), config.recipe.max_iters
+    if length is not None and length < last:
+        raise ValueError(
+            f"optimizer.schedule ends after {length} iterations and the run after recipe.max_iters={last}, but "
+            f"{type(schedule).__name__} cannot go on: set optimizer.schedule.total_steps={last}, or leave it out"
+        )
+    return schedule
 
 
 def lr_factor(name: str, factors: Mapping[str, float]) -> float:

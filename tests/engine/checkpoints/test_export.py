@@ -6,9 +6,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from stand_in import stand_in
 
 from ccnet.engine.prediction import TrainedNetwork
+from ccnet.export import _size
 from ccnet.models import RecurrentCrissCrossAttention, create_model
 
 pytest.importorskip("onnxruntime", reason="pip install 'ccnet-segmentation[export]'")
@@ -137,3 +139,9 @@ def test_the_module_exports_without_dynamo(tmp_path):
     (got,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
     with torch.inference_mode():
         assert (torch.from_numpy(got) - module(x)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [[-65, 65], [0, 65], [65, True], [65.0, 65], [65, 65, 3]])
+def test_sizes_without_pixels_are_refused(size):
+    with pytest.raises(ValueError, match=r"is not an image size: set size=\[HEIGHT,WIDTH\]"):
+        _size(OmegaConf.create(size))

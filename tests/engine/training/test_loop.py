@@ -51,13 +51,15 @@ class Loop:
         schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
         self.state = TrainingState(self.network, self.optimizer, schedule, Identity("", {}, {}, {}))
 
-    def fit(self):
+    def run(self):
         loader = remaining_batches(self.config, Numbers(), self, start=self.state.iteration)
-        run = Run(
+        return Run(
             config=self.config, folder=self.folder, task=self, state=self.state, step=self, device=torch.device("cpu"),
             loader=loader, val_set=Numbers(), log=self, request=self.request,
         )  # fmt: skip
-        run.fit()
+
+    def fit(self):
+        self.run().fit()
         return self
 
     def call(self, name):
@@ -129,6 +131,14 @@ def test_a_step_that_is_not_finite_is_reported_with_its_batch(tmp_path, capsys):
     again.state.skipped = 1  # in an earlier part of the run, which was resumed
     with pytest.raises(NonFiniteLoss, match=f"iteration 2: .* Batch: {named}$"):
         again.fit()
+
+
+def test_an_image_that_two_processes_cannot_read_is_counted_once(tmp_path, monkeypatch):
+    elsewhere = [False, True, True, False, False, False, False]
+    monkeypatch.setattr("ccnet.engine.training.loop.from_all", lambda own: [own, elsewhere])
+    run = Loop(tmp_path).run()
+    run.samples.broken[[1, 4]] = True
+    assert run.unreadable() == 3
 
 
 @pytest.mark.parametrize("bf16", [True, False])

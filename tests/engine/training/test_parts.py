@@ -71,6 +71,36 @@ def test_each_group_keeps_its_factor_over_the_schedule(name):
             each.step()
 
 
+def test_the_logged_learning_rate_is_that_of_parts_without_a_factor():
+    config = composed(
+        *(
+            "optimizer=sgd",
+            "optimizer.lr_factors={backbone:0.1}",
+            "recipe.lr=0.01",
+            "+optimizer.schedule.eta_min=0.002",
+        ),
+        *("optimizer.schedule._target_=torch.optim.lr_scheduler.CosineAnnealingLR", "+optimizer.schedule.T_max=2"),
+        *("~optimizer.schedule.total_iters", "~optimizer.schedule.power"),
+    )
+    optimizer = make_optimizer(config, build(config.model))
+    state = TrainingState(torch.nn.Identity(), optimizer, make_schedule(config, optimizer), Identity("", {}, {}, {}))
+    rates = []
+    for _ in range(3):
+        rates.append(state.learning_rate)
+        optimizer.step()
+        state.advance()
+    assert rates == pytest.approx([0.01, 0.006, 0.002])
+
+
+def test_a_schedule_that_ends_before_the_run_is_refused_when_the_run_starts():
+    config = composed("optimizer=adamw", "recipe.max_iters=5", "optimizer.schedule.total_steps=4")
+    optimizer = make_optimizer(config, build(config.model))
+    with pytest.raises(ValueError, match=r"ends after 4 iterations and the run after recipe\.max_iters=5, but One"):
+        make_schedule(config, optimizer)
+    config.optimizer.schedule.total_steps = 5
+    make_schedule(config, optimizer)
+
+
 def test_the_warm_up_starts_at_a_third_and_each_step_divides_by_ten():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.6)
     schedule, rates = WarmupSteps(optimizer, warmup=4, steps=[8, 6]), []
