@@ -61,7 +61,8 @@ def main(config: DictConfig) -> float:
     channels = {"in_channels": saved.channels}  # determines how the data set reads images
     config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
     guards.check_settings({"dataset": guards.plain(config.dataset)}, from_checkpoint=True)
-    guards.check_settings({"protocol": guards.plain(config.protocol)})
+    chosen = guards.plain(config.protocol)  # explains itself if the crop size of the checkpoint is null
+    guards.check_settings({"protocol": {name: value for name, value in chosen.items() if value is not None}})
     protocol_node, protocol_name = _protocol_node(config, saved, task)
     protocol = instantiate(protocol_node)
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())

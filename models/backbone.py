@@ -10,6 +10,7 @@ import timm
 from torch import Tensor, nn
 
 from .backbone_weights import load_weights, read_weights
+from .layers import replace_dilated_grouped_convolutions
 
 # Examples from the families that timm can dilate; the error for any other model suggests them.
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
@@ -71,6 +72,7 @@ class TimmBackbone(nn.Module):
             )
         self.output_stride = output_stride
         self.net = _build(name, output_stride, tuple(out_indices), in_channels, pretrained and weights is None)
+        replace_dilated_grouped_convolutions(self.net)
         self.in_channels = in_channels
         self.channels = list(self.net.feature_info.channels())
         settings, config = {"mean": mean, "std": std}, self.net.pretrained_cfg

@@ -10,6 +10,7 @@ from ccnet.models.backbone import TimmBackbone
 from ccnet.models.context.global_convolution import GlobalConvolution
 from ccnet.models.context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
 from ccnet.models.context.non_local import BottleneckNonLocal, NonLocal
+from ccnet.models.layers import DilatedGroupedConv2d, replace_dilated_grouped_convolutions
 
 pytestmark = pytest.mark.slow
 
@@ -376,6 +377,28 @@ def test_normalisation_is_part_of_the_network():
     image = torch.rand(1, 3, 32, 32)
     model(image)
     assert torch.allclose(seen[0], (image - model.mean) / model.std)
+
+
+@pytest.mark.parametrize("groups", [16, 4])
+def test_dilated_grouped_convolutions_train_in_bfloat16_on_a_cpu(groups):
+    """oneDNN's bfloat16 gradient of their weights has uninitialised memory from 32 columns or rows on."""
+    conv = nn.Conv2d(16, 16, kernel_size=3, padding=2, dilation=2, groups=groups)
+    replace_dilated_grouped_convolutions(conv)
+    image = torch.randn(1, 16, 33, 97).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = conv(image.bfloat16() if bf16 else image.bfloat16().float())
+        assert out.dtype == (torch.bfloat16 if bf16 else torch.float32)
+        gradients += torch.autograd.grad(out.float().sin().sum(), conv.weight)
+    assert (gradients[1] - gradients[0]).abs().max() < 0.02 * gradients[0].abs().max()
+
+
+def test_dilated_grouped_convolutions_of_a_backbone_are_replaced():
+    backbone = TimmBackbone("mobilenetv2_050")
+    convolutions = [each for each in backbone.modules() if isinstance(each, nn.Conv2d)]
+    dilated = [each for each in convolutions if each.groups > 1 and max(each.dilation) > 1]
+    assert dilated == [each for each in convolutions if isinstance(each, DilatedGroupedConv2d)] != []
 
 
 def test_bf16_and_channels_last():
