@@ -7,13 +7,58 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame
 from torch import Tensor, nn
 
 from .backbone_weights import load_weights, read_weights
-from .layers import replace_dilated_grouped_convolutions
 
 # Examples from the families that timm can dilate; the error for any other model suggests them.
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
+
+
+class _TrainedInFloat32(nn.Module):
+    """A dilated convolution in groups of channels that is trained in float32 under bfloat16 autocast on a CPU.
+
+    There, oneDNN's bfloat16 gradient of the weight contains uninitialised memory for channels-last images that are more
+    than some 30 pixels wide or high (torch 2.11 to 2.15, AVX512-BF16).
+    """
+
+    weight: nn.Parameter
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the convolution; the result has the dtype of the input."""
+        trained = torch.is_grad_enabled() and self.weight.requires_grad
+        if not (trained and input.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+
+class DilatedGroupedConv2d(_TrainedInFloat32, nn.Conv2d):
+    """Replaces ``nn.Conv2d``."""
+
+
+class DilatedGroupedStdConv2d(_TrainedInFloat32, ScaledStdConv2d):
+    """Replaces timm's ``ScaledStdConv2d``, the convolution of normaliser-free networks."""
+
+
+class DilatedGroupedStdConv2dSame(_TrainedInFloat32, ScaledStdConv2dSame):
+    """Replaces timm's ``ScaledStdConv2dSame``."""
+
+
+_DILATED_GROUPED: dict[type[nn.Conv2d], type[nn.Conv2d]] = {
+    nn.Conv2d: DilatedGroupedConv2d,
+    ScaledStdConv2d: DilatedGroupedStdConv2d,
+    ScaledStdConv2dSame: DilatedGroupedStdConv2dSame,
+}
+
+
+def replace_dilated_grouped_convolutions(network: nn.Module) -> None:
+    """Train the dilated grouped convolutions of a network in float32 under bfloat16 autocast on a CPU, in-place."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
+            module.__class__ = _DILATED_GROUPED.get(type(module), type(module))
 
 
 class TimmBackbone(nn.Module):

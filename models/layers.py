@@ -7,29 +7,6 @@ from torch.nn.functional import interpolate
 MAX_RECURRENCE = 64
 
 
-class DilatedGroupedConv2d(nn.Conv2d):
-    """A dilated convolution in groups of channels that is trained in float32 under bfloat16 autocast on a CPU.
-
-    There, oneDNN's bfloat16 gradient of the weight contains uninitialised memory for channels-last images that are more
-    than some 30 pixels wide or high (torch 2.11 to 2.15, AVX512-BF16).
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the convolution; the result has the dtype of the input."""
-        trained = torch.is_grad_enabled() and self.weight.requires_grad
-        if not (trained and input.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
-            return super().forward(input)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(input.to(self.weight.dtype)).to(input.dtype)
-
-
-def replace_dilated_grouped_convolutions(network: nn.Module) -> None:
-    """Make the dilated grouped convolutions of a network :class:`DilatedGroupedConv2d`, in-place."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and module.groups > 1 and max(module.dilation) > 1:
-            module.__class__ = DilatedGroupedConv2d
-
-
 def conv_bn_relu(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, dilation: int = 1, negative_slope: float = 0.0
 ) -> nn.Sequential:

@@ -20,8 +20,8 @@ _NEEDED = "multi-band TIFFs need tifffile: pip install 'ccnet-segmentation[bands
 def is_array(path: Path, channels: int = 3) -> bool:
     """Return whether :func:`read_array` decodes a file: a NumPy array, or a TIFF that is not left to Pillow.
 
-    With tifffile installed, TIFFs are left to Pillow for other ``channels`` than 1 and 3 only if tifffile could not
-    decompress them and they have that many 8-bit channels: else, their pages may be the channels of one image.
+    With tifffile installed and ``channels`` neither 1 nor 3, Pillow only gets 8-bit TIFFs of that many channels whose
+    compression tifffile cannot read. The pages of any other TIFF may be the channels of one image.
     """
     start = _start(path)
     if start.startswith(_NUMPY):

@@ -60,7 +60,7 @@ def make_schedule(config: DictConfig, optimizer: torch.optim.Optimizer) -> LRSch
     if length is not None and length < last:
         raise ValueError(
             f"optimizer.schedule ends after {length} iterations and the run after recipe.max_iters={last}, but "
-            f"{type(schedule).__name__} cannot go on: set optimizer.schedule.total_steps={last}, or leave it out"
+            f"{type(schedule).__name__} cannot continue: set optimizer.schedule.total_steps={last}, or leave it out"
         )
     return schedule
 

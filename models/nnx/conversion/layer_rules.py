@@ -17,7 +17,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.pool2d_same import AvgPool2dSame
 from timm.models import _efficientnet_blocks as efficientnet
 
-from ...layers import DilatedGroupedConv2d
+from ...backbone import DilatedGroupedConv2d
 from ..channel_attention import ChannelConvolution
 from ..layers import Activation, BatchNorm, Conv, Layers, Twin
 from ..resampling import Pool

@@ -35,7 +35,7 @@ def test_folders_are_searched_recursively_without_hidden_files_and_earlier_resul
 
 
 def test_earlier_results_are_inputs_only_if_they_are_named(tmp_path, monkeypatch):
-    """They are then refused by check_outputs, instead of missing without a word."""
+    """check_outputs then refuses them; otherwise they would be missing without a message."""
     write(tmp_path, "in/a.png", "in/out/b.png")
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / "out").symlink_to(tmp_path / "in" / "out")
