@@ -17,14 +17,12 @@ from .backbone_weights import load_weights, read_weights
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
 
 
-class _TrainedInFloat32(nn.Module):
+class DilatedGroupedConv2d(nn.Conv2d):
     """A dilated convolution in groups of channels that is trained in float32 under bfloat16 autocast on a CPU.
 
     There, oneDNN's bfloat16 gradient of the weight contains uninitialised memory for channels-last images that are more
     than some 30 pixels wide or high (torch 2.11 to 2.15, AVX512-BF16).
     """
-
-    weight: nn.Parameter
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the convolution; the result has the dtype of the input."""
@@ -35,19 +33,16 @@ class _TrainedInFloat32(nn.Module):
             return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
 
-class DilatedGroupedConv2d(_TrainedInFloat32, nn.Conv2d):
-    """Replaces ``nn.Conv2d``."""
+# timm's methods call the image `x`.
+class DilatedGroupedStdConv2d(DilatedGroupedConv2d, ScaledStdConv2d):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """The same for timm's ``ScaledStdConv2d``, the convolution of normaliser-free networks."""
 
 
-class DilatedGroupedStdConv2d(_TrainedInFloat32, ScaledStdConv2d):
-    """Replaces timm's ``ScaledStdConv2d``, the convolution of normaliser-free networks."""
+class DilatedGroupedStdConv2dSame(DilatedGroupedConv2d, ScaledStdConv2dSame):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """The same for timm's ``ScaledStdConv2dSame``."""
 
 
-class DilatedGroupedStdConv2dSame(_TrainedInFloat32, ScaledStdConv2dSame):
-    """Replaces timm's ``ScaledStdConv2dSame``."""
-
-
-_DILATED_GROUPED: dict[type[nn.Conv2d], type[nn.Conv2d]] = {
+_DILATED_GROUPED: dict[Any, Any] = {
     nn.Conv2d: DilatedGroupedConv2d,
     ScaledStdConv2d: DilatedGroupedStdConv2d,
     ScaledStdConv2dSame: DilatedGroupedStdConv2dSame,
