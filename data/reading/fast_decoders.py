@@ -47,10 +47,15 @@ def read(path: Path) -> bytes | None:
         return None
 
 
+def is_png(content: bytes) -> bool:
+    """Return whether the content of a file is a PNG's."""
+    return content.startswith(_PNG)
+
+
 def header_of(content: bytes) -> Header | None:
     """Return the header of a PNG or JPEG file if :func:`decode` may be able to decode it, else None."""
     try:
-        return _png_header(content) if content.startswith(_PNG) else _jpeg_header(content)
+        return _png_header(content) if is_png(content) else _jpeg_header(content)
     except (ImportError, IndexError, ValueError, struct.error):
         return None
 
@@ -58,7 +63,7 @@ def header_of(content: bytes) -> Header | None:
 def decode(content: bytes, header: Header) -> np.ndarray | None:
     """Return the pixels as stored, uint8 (H, W, 3) or (H, W); None if Pillow has to decode them."""
     decoder = _decoders().get((header.kind, header.mode))
-    if decoder is None or (header.kind == "PNG" and not _is_intact(content)):
+    if decoder is None:
         return None
     try:
         pixels = np.asarray(decoder(content))
@@ -82,15 +87,18 @@ def may_be_turned(content: bytes) -> bool:
     return False
 
 
-def _is_intact(content: bytes) -> bool:
-    """Return whether the checksums of a PNG's chunks are right: pyspng ignores them and decodes damaged pixels."""
-    crc32 = (_isal() or zlib).crc32
+def wrong_checksums(content: bytes) -> list[bytes]:
+    """Return the types of the complete chunks of a PNG whose checksum is wrong, up to its end.
+
+    pyspng ignores checksums, and Pillow that of the pixels: both would return damaged pixels.
+    """
+    crc32, wrong = (_isal() or zlib).crc32, []
     for kind, data, checksum in _chunks(content):
-        if crc32(data, crc32(kind)) != checksum:
-            return False
+        if len(checksum) == 4 and crc32(data, crc32(kind)) != int.from_bytes(checksum):
+            wrong.append(kind)
         if kind == b"IEND":
-            return True
-    return False
+            break
+    return wrong
 
 
 def _png_header(content: bytes) -> Header | None:
@@ -107,13 +115,13 @@ def _jpeg_header(content: bytes) -> Header | None:
     return Header("JPEG", mode, int(height), int(width), turned) if mode else None
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
+def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
     """Yield the type, data and checksum of each chunk of a PNG, including those after the pixels."""
     view, place = memoryview(content), len(_PNG)
     while place + 8 <= len(content):
         length = int.from_bytes(view[place : place + 4])
         end = place + 8 + length
-        yield content[place + 4 : place + 8], view[place + 8 : end], int.from_bytes(view[end : end + 4])
+        yield content[place + 4 : place + 8], view[place + 8 : end], view[end : end + 4]
         place = end + 4
 
 

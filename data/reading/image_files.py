@@ -136,6 +136,8 @@ def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarra
 def _fast_upright(path: Path, mode: str) -> np.ndarray | None:
     """Decode an image of ``mode`` with a faster library and apply its orientation; None if Pillow has to decode it."""
     content = fast_decoders.read(path)
+    if content and _is_damaged(content, path):
+        return None
     header = content and fast_decoders.header_of(content)
     # To find the orientation of a PNG, Pillow decodes it, so a faster decoder would gain nothing.
     if not (content and header and header.mode == mode) or (header.may_be_turned and header.kind == "PNG"):
@@ -143,6 +145,14 @@ def _fast_upright(path: Path, mode: str) -> np.ndarray | None:
     check_size(header.height, header.width, path)
     pixels = fast_decoders.decode(content, header)
     return None if pixels is None else _as_upright(pixels, orientation(path) if header.may_be_turned else 1)
+
+
+def _is_damaged(content: bytes, path: Path) -> bool:
+    """Return whether a PNG has damaged metadata, which Pillow may ignore; raise UnreadableImage for damaged pixels."""
+    damaged = fast_decoders.wrong_checksums(content) if fast_decoders.is_png(content) else []
+    if any(kind[:1].isupper() for kind in damaged):  # the chunks that are needed to decode the pixels
+        raise UnreadableImage(f"{path} is damaged, as its checksum is wrong: replace it with an intact copy")
+    return bool(damaged)
 
 
 def _pillow_upright(path: Path) -> tuple[Image.Image, SampleFormat]:

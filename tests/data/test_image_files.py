@@ -129,6 +129,27 @@ def test_a_damaged_png_is_read_alike_by_all_decoders(tmp_path, monkeypatch):
             assert found == result(), place
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "I;16"])
+def test_a_png_with_damaged_pixels_is_an_error_and_one_with_damaged_metadata_is_not(tmp_path, mode):
+    """Pillow would decode the damaged pixels without a message, which turns a mask into another one."""
+    path = tmp_path / "a.png"
+    values = np.random.default_rng(0).integers(0, 3, (40, 60), dtype=np.uint8)
+    Image.fromarray(values).convert(mode).save(path)
+    content = path.read_bytes()
+    read = LabelReader(dict.fromkeys(range(256), 0)) if mode != "RGB" else read_image
+    place = content.index(b"IDAT") + 60
+    path.write_bytes(content[:place] + bytes([content[place] ^ 0x11]) + content[place + 1 :])
+    with pytest.raises(
+        UnreadableImage, match=r"a\.png is damaged, as its checksum is wrong: replace it with an intact"
+    ):
+        read(path)
+    end = len(content) - 12  # a comment with a wrong checksum before the end
+    path.write_bytes(content[:end] + b"\0\0\0\3tEXta\0b" + b"\0\0\0\0" + content[end:])
+    damaged = read(path)
+    path.write_bytes(content)
+    assert np.array_equal(damaged, read(path))
+
+
 @pytest.mark.parametrize("key", ["exif", "Raw profile type exif", "xmp"])
 def test_every_place_of_an_orientation_is_found(tmp_path, key):
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
