@@ -17,7 +17,12 @@ if TYPE_CHECKING:  # networks loaded from weight files do not need torch
 def from_torch(tensor: "Tensor | np.ndarray") -> Array:
     """Convert a torch parameter, or an array in torch's layout, to the twin's: (H, W, I, O) for convolutions."""
     array = _numpy(tensor)
-    return jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
+    return _copied(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
+
+
+def _copied(array: np.ndarray, dtype: Any = None) -> Array:
+    """Return a JAX array with memory of its own; ``jnp.asarray`` may share a torch network's, which training updates."""
+    return jnp.asarray(np.array(array, dtype, order="C"))
 
 
 def _numpy(tensor: Any) -> np.ndarray:
@@ -51,4 +56,4 @@ def parameter(tensor: "Tensor | np.ndarray") -> nnx.Param[Array]:
 
 def statistic(tensor: "Tensor | np.ndarray", dtype: Any = None) -> nnx.BatchStat[Array]:
     """Convert a torch buffer or an array to a non-trainable variable."""
-    return nnx.BatchStat(jnp.asarray(_numpy(tensor), dtype))
+    return nnx.BatchStat(_copied(_numpy(tensor), dtype))

@@ -94,6 +94,16 @@ def test_weights_survive_the_round_trip(name):
     create_model(name, backbone="resnet10t", embedding_channels=4, **SMALL).load_state_dict(weights, strict=True)
 
 
+@torch.no_grad()
+def test_a_twin_keeps_its_weights_when_the_torch_network_trains_on():
+    # JAX 0.10.0 shares NumPy's memory wherever it can.
+    module = torch.nn.Sequential(torch.nn.Conv2d(64, 1, 1), torch.nn.BatchNorm2d(64))
+    made, before = twin(module), {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    for tensor in module.state_dict().values():
+        tensor.fill_(7)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in state_dict(made).items())
+
+
 def test_bfloat16_weights_survive_the_round_trip():
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).bfloat16()
     module[1].running_mean.normal_()
