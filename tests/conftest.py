@@ -153,6 +153,21 @@ def run_entry(tmp_path, monkeypatch):
     return run
 
 
+def run_python(*arguments: object, cwd: Path = ROOT, **environment: str | None) -> str:
+    """Run Python in a new process, which must succeed; return what it prints.
+
+    Args:
+        *arguments: those of the interpreter, such as "-c" and a program.
+        cwd: the folder to run in.
+        **environment: variables to set, or to remove if None.
+    """
+    variables = {name: value for name, value in (os.environ | environment).items() if value is not None}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=variables, timeout=PATIENCE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def forkserver():
     """Return a context that forks processes from one that has imported slow modules and has no threads with locks.
 

@@ -1,14 +1,11 @@
 """The operator on JAX arrays: agreement with the torch reference, transformations, and JAX's switches."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import run_python
 from jax_calls import OPERATORS, agree, jax_result, make, torch_result, used
 from test_reference import CASES
 
@@ -212,10 +209,7 @@ from ccnet import kernels, losses
 x = {present}((1, 4, 5, 6))
 print(tuple(kernels.criss_cross_attention(x, x, x).shape), losses.cross_entropy(x, ({present}((1, 5, 6)) > 0) * 1))
 """
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("(1, 4, 5, 6) ")
+    assert run_python("-c", code, JAX_PLATFORMS="cpu").startswith("(1, 4, 5, 6) ")
 
 
 # ---- JAX's own switches
