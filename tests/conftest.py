@@ -125,6 +125,15 @@ def jax_cache(folder):
         compilation_cache.reset_cache()
 
 
+@pytest.fixture
+def jax_float64():
+    """Allow float64 in JAX, which otherwise converts it to float32."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
     torch.manual_seed(0)

@@ -17,13 +17,7 @@ from ccnet.kernels.launches import plan, tile_tables
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("jax_float64")]
 
 
 # ---- the kernels, bound as on a GPU and run in Triton's interpreter

@@ -15,13 +15,7 @@ jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.
 import jax.numpy as jnp  # noqa: E402
 from jax.sharding import Mesh, PartitionSpec  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("jax_float64")]
 
 
 @pytest.mark.parametrize(("spatial", "axes"), CASES, ids=str)
