@@ -5,7 +5,7 @@ Only float32 and float16 are tested: the interpreter silently computes bfloat16 
 
 import pytest
 import torch
-from triton_calls import DTYPES, INTERPRETED, TOLERANCE, check, last, make
+from triton_calls import DTYPES, INTERPRETED, TOLERANCE, check, last, make, pinned
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, split_channels
 from ccnet.kernels.launches import plan, problem
@@ -70,24 +70,19 @@ def test_subsets_of_the_axes(axes):
 @pytest.mark.parametrize(
     ("tile", "dtype"),
     [
-        ((16, 16, 16), torch.float16),
-        ((16, 64, 32), torch.float32),
-        ((64, 32, 16), torch.float32),
-        ((64, 64, 64), torch.float16),
+        ((16, 16, 16, 4, 2), torch.float16),
+        ((16, 64, 32, 4, 2), torch.float32),
+        ((64, 32, 16, 4, 2), torch.float32),
+        ((64, 64, 64, 4, 2), torch.float16),
         ((16, 64, 8, 4, 2, True), torch.float32),
     ],
     ids=str,
 )
 def test_every_tiling_agrees(tile, dtype, kernel):
     """Tile sizes depend on line length, device and table, and must not change the result."""
-    sizes = plan.Tile(*tile, *(4, 2)[len(tile) - 3 :])._asdict()
-    row = {"kernel": kernel, "dtype": str(dtype)[6:], "min_length": 1, "max_length": 999}
-    plan.use_table("interpreter", [row | {"max_query_channels": 128, "tile": sizes}])
-    try:
+    with pinned(plan.Tile(*tile), str(dtype)[6:], kernel):
         query, key, value, residual, _ = make((2, 20), 8, 40, dtype)
         check(last(criss_cross_attention), (query, key, value), residual.detach(), TOLERANCE[dtype])
-    finally:
-        plan.use_table("interpreter", [])
 
 
 def test_wide_offsets(monkeypatch):
