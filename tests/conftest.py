@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import io
+import itertools
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
@@ -175,6 +177,18 @@ def run_python(*arguments: object, cwd: Path = ROOT, **environment: str | None) 
     done = subprocess.run(command, cwd=cwd, env=variables, timeout=PATIENCE, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def at_call(number: int, do: Callable[[], object], function: Callable) -> Callable:
+    """Wrap a function so that its `number`-th call first calls `do`."""
+    numbers = itertools.count(1)
+
+    def wrapped(*arguments, **named):
+        if next(numbers) == number:
+            do()
+        return function(*arguments, **named)
+
+    return wrapped
 
 
 def forkserver():

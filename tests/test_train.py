@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, TINY, composed
+from conftest import SHARED, TINY, at_call, composed
 from PIL import Image
 
 from ccnet import train as training
@@ -68,17 +68,11 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("options", [(), ("optimizer=sgd", "loss=ce_ccl")], ids=["adamw", "sgd_ccl"])
 def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, monkeypatch, options):
+    def kill():
+        raise Killed
+
     run(tmp_path / "whole", *options)
-
-    steps = []
-
-    def killed_at_fourth(*arguments, **named):
-        steps.append(1)
-        if len(steps) == 4:
-            raise Killed
-        return train_step(*arguments, **named)
-
-    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", killed_at_fourth)
+    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", at_call(4, kill, train_step))
     with pytest.raises(Killed):
         run(tmp_path / "broken", *options)
     monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", train_step)

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import PATIENCE
+from conftest import PATIENCE, at_call
 from interrupted_runs import Run, assert_same, end_all, newest
 
 pytestmark = pytest.mark.slow
@@ -50,17 +50,13 @@ def break_a_picture_of_the_second():
 
 def signalled_at_fourth(number, ranks):
     """Send a signal to the processes in `ranks` in their fourth step."""
-    import ccnet.engine.training.steps.torch_step
+    from ccnet.engine.training.steps import torch_step
 
-    step, steps = ccnet.engine.training.steps.torch_step.train_step, []
-
-    def signalled(*arguments, **named):
-        steps.append(1)
-        if len(steps) == 4 and os.environ["RANK"] in ranks:
+    def signalled():
+        if os.environ["RANK"] in ranks:
             os.kill(os.getpid(), number)
-        return step(*arguments, **named)
 
-    ccnet.engine.training.steps.torch_step.train_step = signalled
+    torch_step.train_step = at_call(4, signalled, torch_step.train_step)
 
 
 def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
@@ -86,22 +82,18 @@ def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
 
 def stopped_at_fourth(wait):
     """Stop the second process in its fourth step, for which the first one then waits for ``wait`` seconds."""
-    import ccnet.engine.training.steps.torch_step
     from ccnet.engine.runtime import distributed
+    from ccnet.engine.training.steps import torch_step
 
-    step, steps = ccnet.engine.training.steps.torch_step.train_step, []
     distributed._ROLL_CALL = 1.0
 
-    def stopped(*arguments, **named):
-        steps.append(1)
-        if len(steps) == 4 and os.environ["RANK"] == "1":
+    def stopped():
+        if os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGSTOP)
-        if len(steps) == 4:
-            torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=wait))
-            print("waiting")
-        return step(*arguments, **named)
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=wait))
+        print("waiting")
 
-    ccnet.engine.training.steps.torch_step.train_step = stopped
+    torch_step.train_step = at_call(4, stopped, torch_step.train_step)
 
 
 def test_a_stopped_process_is_named_after_the_timeout(tmp_path):
