@@ -104,12 +104,6 @@ def test_common_top_level_names_stay_free(python):
     python("-c", f"from importlib.util import find_spec; assert not any(map(find_spec, {names}))")
 
 
-@pytest.mark.slow
-def test_readme_example_runs(python):
-    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL).group(1)
-    python("-c", example)
-
-
 def test_console_scripts_exist(python):
     python(
         "-c",
