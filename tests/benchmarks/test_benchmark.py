@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forkserver
 from omegaconf import OmegaConf
 
 from ccnet.benchmarks import training_step as benchmark_train
@@ -209,13 +209,7 @@ def test_zoo_table(tmp_path, run_entry):
 
 
 def test_training_iterations_of_several_networks_are_timed(tmp_path, config, monkeypatch):
-    measured = []
-
-    def first_alone(*arguments, original=benchmark_train._alone):  # starting a process takes seconds
-        measured.append(original(*arguments) if not measured else measured[0])
-        return measured[-1]
-
-    monkeypatch.setattr(benchmark_train, "_alone", first_alone)
+    monkeypatch.setattr(benchmark_train, "get_context", lambda method: forkserver())  # has imported torch already
     config.output = str(tmp_path / "step")
     config.train.update({"rounds": 1, "warmup": 1, "iterations": 2, "models": ["fcn", "ccnet ema=0.9"]})
     averaged = []
