@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,6 +197,19 @@ def at_call(number: int, do: Callable[[], object], function: Callable) -> Callab
         return function(*arguments, **named)
 
     return wrapped
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def torchrun_variables(processes: int = 2) -> list[dict[str, str]]:
+    """Return the environment variables that ``torchrun`` sets in each of the processes of one run."""
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def forkserver():

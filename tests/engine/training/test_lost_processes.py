@@ -3,35 +3,21 @@
 import os
 import re
 import signal
-import socket
 import time
 from datetime import timedelta
 from functools import partial
 
 import pytest
 import torch
-from conftest import PATIENCE, at_call
-from interrupted_runs import Run, assert_same, end_all, newest
+from conftest import PATIENCE, at_call, torchrun_variables
+from interrupted_runs import Run, assert_same, newest, nothing_left_behind  # noqa: F401, fixture
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind():
-    yield
-    end_all()
-
-
 def pair(folder, **named):
     """Start two processes of one run, as ``torchrun`` does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        Run(folder, "num_workers=0", environment=environment | {"RANK": rank, "LOCAL_RANK": rank}, **named)
-        for rank in "01"
-    ]
+    return [Run(folder, "num_workers=0", environment=variables, **named) for variables in torchrun_variables()]
 
 
 def break_a_picture_of_the_second():
