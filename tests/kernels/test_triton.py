@@ -105,14 +105,19 @@ def test_channel_slices_of_one_projection_are_read_in_place(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("spatial", "dtype"),
-    [((5, 6), torch.float16), ((5, 6), torch.float32), ((2, 3, 4), torch.float16), ((1, 70), torch.float32)],
+    ("shape", "dtype"),
+    [
+        ((2, 5, 6), torch.float16),
+        ((2, 5, 6), torch.float32),
+        ((2, 2, 3, 4), torch.float16),
+        ((1, 1, 70), torch.float32),  # several tiles
+    ],
     ids=str,
 )
-def test_gradients_of_channel_slices_share_one_tensor(spatial, dtype):
+def test_gradients_of_channel_slices_share_one_tensor(shape, dtype):
     """They are the gradients of separate tensors, and need no copy."""
-    projected = torch.randn(2, *spatial, 8 + 8 + 20).to(dtype).movedim(-1, 1).requires_grad_()
-    upstream = torch.randn(2, 20, *spatial).to(dtype)
+    projected = torch.randn(*shape, 8 + 8 + 20).to(dtype).movedim(-1, 1).requires_grad_()
+    upstream = torch.randn(*shape, 20).to(dtype).movedim(-1, 1)
     seen = []
     query, key, value = split_channels(projected, [8, 8, 20])
     value.register_hook(seen.append)
