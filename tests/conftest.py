@@ -53,20 +53,16 @@ SHARED = ROOT.parent / "shared"
 # Seconds after which a test gives up on a process that hangs. No test depends on how fast the machine is.
 PATIENCE = 600
 
-# A run that takes seconds: few, small images of the embedded data set and a narrow network.
-TINY = [
-    "recipe.max_iters=4",
-    "recipe.val_every=2",
-    "recipe.batch_size=2",
-    "recipe.head.channels=16",
-    "dataset.train.length=8",
-    "dataset.val.length=3",
-    "dataset.size=65",
-    "log_every=1",
-    "num_workers=0",
-    "logger=none",
+# A run that takes seconds: on few, small images of the embedded data set, or on ``camvid_root``; in a narrow network.
+SHORT = [
+    "recipe.max_iters=4", "recipe.val_every=2", "recipe.batch_size=2", "log_every=1", "num_workers=0", "logger=none",
     "device=cpu",
-]
+]  # fmt: skip
+TINY = [*SHORT, "recipe.head.channels=16", "dataset.train.length=8", "dataset.val.length=3", "dataset.size=65"]
+TINY_CAMVID = [
+    *SHORT, "dataset=camvid", "backbone=resnet10t", "backbone.pretrained=false", "recipe.head.channels=16",
+    "recipe.train_transform.crop_size=[65,81]",
+]  # fmt: skip
 
 
 @cache

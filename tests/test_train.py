@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, TINY, at_call, composed
+from conftest import SHARED, TINY, TINY_CAMVID, at_call, composed
 from PIL import Image
 
 from ccnet import train as training
@@ -190,12 +190,7 @@ def test_a_sweep_ends_with_one_table_and_one_figure(tmp_path, run_entry):
 
 
 def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
-    overrides = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
-    run_entry(
-        "train.py", "dataset=camvid", f"dataset.root={camvid_root}", "backbone=resnet10t", "backbone.pretrained=false",
-        "model.head.channels=16", "model.aux_head.channels=16", *overrides, "recipe.max_iters=2",
-        "recipe.train_transform.crop_size=[65,81]",
-    )  # fmt: skip
+    run_entry("train.py", *TINY_CAMVID, f"dataset.root={camvid_root}", "recipe.max_iters=2")
     (run_folder,) = (tmp_path / "outputs" / "ccnet_camvid").iterdir()
     # On another machine, only the root has to be set again.
     moved = shutil.move(camvid_root, tmp_path / "moved")

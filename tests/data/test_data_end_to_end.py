@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, write_pair
+from conftest import SHARED, SHORT, write_pair
 from made_roots import (
     write_ade20k,
     write_camvid,
@@ -33,19 +33,9 @@ METADATA = SHARED / "data" / "metadata"
 
 # A network and a recipe that train in seconds.
 SMALL = [
-    "backbone=resnet10t",
-    "backbone.pretrained=false",
-    "model.head.channels=16",
-    "model.aux_head.channels=16",
-    "recipe.max_iters=2",
-    "recipe.val_every=2",
-    "recipe.batch_size=2",
-    "recipe.train_transform.crop_size=[33,41]",
-    "log_every=1",
-    "num_workers=0",
-    "logger=none",
-    "device=cpu",
-]
+    *SHORT, "backbone=resnet10t", "backbone.pretrained=false", "model.head.channels=16", "model.aux_head.channels=16",
+    "recipe.max_iters=2", "recipe.train_transform.crop_size=[33,41]",
+]  # fmt: skip
 
 LAYOUTS = {
     "cityscapes": (write_cityscapes, ()),

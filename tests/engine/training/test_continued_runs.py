@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import TINY, at_call
+from conftest import TINY, TINY_CAMVID, at_call
 
 from ccnet.engine import checkpoints
 from ccnet.engine.drawing.tables import read_records
@@ -18,11 +18,7 @@ from ccnet.engine.training.steps.torch_step import train_step
 
 pytestmark = pytest.mark.slow
 
-SMALL = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
-CAMVID = [
-    "dataset=camvid", "backbone=resnet10t", "backbone.pretrained=false", "model.head.channels=16",
-    "model.aux_head.channels=16", "recipe.train_transform.crop_size=[65,81]", *SMALL, "save_every=1",
-]  # fmt: skip
+CAMVID = [*TINY_CAMVID, "save_every=1"]
 
 
 @contextmanager
