@@ -56,13 +56,8 @@ def main(config: DictConfig) -> float:
     checkpoints.check_published([saved])
     task = evaluation.task_of(saved.config)
     _check_outputs(config, task)
+    config = _completed(config, saved, task)
     bf16 = config.bf16 if "bf16" in given else saved.setting("bf16")
-    crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
-    channels = {"in_channels": saved.channels}  # determines how the data set reads images
-    config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
-    guards.check_settings({"dataset": guards.plain(config.dataset)}, from_checkpoint=True)
-    chosen = guards.plain(config.protocol)  # explains itself if the crop size of the checkpoint is null
-    guards.check_settings({"protocol": {name: value for name, value in chosen.items() if value is not None}})
     protocol_node, protocol_name = _protocol_node(config, saved, task)
     protocol = instantiate(protocol_node)
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
@@ -126,6 +121,21 @@ def _check_outputs(config: DictConfig, task: "Task") -> None:
 
 def _is_location(option: str) -> bool:
     return bool(checkpoints.locations_in({option: "set"}))
+
+
+def _completed(config: DictConfig, saved: "Checkpoint", task: "Task") -> DictConfig:
+    """Return the configuration with what the checkpoint determines: the data set, its channels, the crop size.
+
+    Raises:
+        ValueError: an argument of the data set or the protocol has the wrong type.
+    """
+    crop = saved.setting("recipe.train_transform.crop_size") if task.predicts_label_maps else None
+    channels = {"in_channels": saved.channels}  # determines how the data set reads images
+    config = guards.replaced(config, dataset=_dataset_node(config, saved), training_crop=crop, backbone=channels)
+    guards.check_settings({"dataset": guards.plain(config.dataset)}, from_checkpoint=True)
+    protocol = guards.plain(config.protocol)  # explains itself if the crop size of the checkpoint is null
+    guards.check_settings({"protocol": {name: value for name, value in protocol.items() if value is not None}})
+    return config
 
 
 def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:

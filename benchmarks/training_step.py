@@ -4,7 +4,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,6 +44,46 @@ class Rounds(NamedTuple):
     mib: list[float]
 
 
+class Measurements:
+    """The measurements of all networks so far, and the file that holds them.
+
+    Args:
+        runs: the configuration of each network by name; the first one is the baseline of the others.
+        about: the setting and the provenance, added to each row of the file.
+        path: the CSV file, whose earlier rows are kept.
+
+    Attributes:
+        rounds: the rounds of each network by name.
+        shares: the fraction of its GPU time that a network spends in the criss-cross kernels, by name.
+        path: the file.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+
+    def __init__(self, runs: Mapping[str, DictConfig], about: dict[str, Any], path: Path):
+        self.batches = {name: run.recipe.batch_size for name, run in runs.items()}
+        self.rounds = {name: Rounds([], []) for name in runs}
+        self.shares: dict[str, float] = {}
+        self.about, self.path = about, path
+        self._earlier = read_rows(path, [*_row("", Rounds([1.0], []), None, 1, None), *about])
+
+    def save(self) -> list[dict[str, Any]]:
+        """Write the rows of the networks that have been measured to the file, and return them."""
+        first = next(iter(self.rounds.values())).milliseconds
+        baseline = statistics.median(first) if first else None
+        rows = [
+            _row(name, taken, baseline, self.batches[name], self.shares.get(name))
+            for name, taken in self.rounds.items()
+            if taken.milliseconds
+        ]
+        if rows:
+            table = Table.of_records([row | self.about for row in rows])
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            Table(table.header, [*self._earlier, *table.rows]).write_csv(self.path)
+        return rows
+
+
 def time_training(config: DictConfig, device: torch.device) -> str:
     """Time the networks in turn and return the table; their rows in ``<output>_train.csv`` are rewritten every round.
 
@@ -59,47 +99,28 @@ def time_training(config: DictConfig, device: torch.device) -> str:
     setting = list(options.settings[device.type])
     runs = {name: compose_conf([*setting, *f"model={name}".split()], "config") for name in options.models}
     about = {"setting": " ".join(setting), "clock": "wall" if device.type == "cuda" else "process", "seed": config.seed}
-    about |= provenance(device)
-    path = Path(f"{config.output}_train.csv")
-    earlier = read_rows(path, [*_row("", Rounds([1.0], []), None, 1, None), *about])
-    rounds = {name: Rounds([], []) for name in runs}
-    shares: dict[str, float] = {}
+    measured = Measurements(runs, about | provenance(device), Path(f"{config.output}_train.csv"))
     failures: list[str] = []
-
-    def save() -> list[dict[str, Any]]:
-        """Write the rows of the rounds so far to the file, and return them."""
-        first = next(iter(rounds.values())).milliseconds
-        baseline = statistics.median(first) if first else None
-        rows = [
-            _row(name, taken, baseline, runs[name].recipe.batch_size, shares.get(name))
-            for name, taken in rounds.items()
-            if taken.milliseconds
-        ]
-        if rows:
-            table = Table.of_records([row | about for row in rows])
-            Table(table.header, [*earlier, *table.rows]).write_csv(path)
-        return rows
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     going = dict(runs)
     for _ in tqdm(range(options.rounds), desc="train", disable=None):
         for name, run in list(going.items()):
-            del going[name]
             with tolerated(name, failures):
                 milliseconds, mib = _round(run, device, config.seed, options.iterations, options.warmup)
-                rounds[name].milliseconds.append(milliseconds)
-                rounds[name].mib.append(mib)
-                going[name] = run
-        save()
+                measured.rounds[name].milliseconds.append(milliseconds)
+                measured.rounds[name].mib.append(mib)
+                continue
+            del going[name]  # it failed
+        measured.save()
     for name, run in going.items():
         with tolerated(f"{name}, details", failures):
             if device.type == "cuda":
-                shares[name] = _criss_cross_share(run, device, config.seed)
+                measured.shares[name] = _criss_cross_share(run, device, config.seed)
             else:
-                rounds[name].mib.append(_alone(_peak_of_process, run, config.seed))
-        save()
-    rows = save()
-    text = f"{' '.join(setting)}\n\n{Table.of_records(rows).text() if rows else 'nothing was measured'}\n\n{path}"
+                measured.rounds[name].mib.append(_alone(_peak_of_process, run, config.seed))
+        measured.save()
+    rows = measured.save()
+    table = Table.of_records(rows).text() if rows else "nothing was measured"
+    text = f"{about['setting']}\n\n{table}\n\n{measured.path}"
     require_none(failures, text)
     return text
 

@@ -33,10 +33,9 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
         ValueError: some networks were not measured; the table of the others is printed first.
     """
     options = config.zoo
-    size = tuple(options.size)
     names = options.models or [name for name in list_models() if name not in LEFT_OUT]
     entries = [(name, settings) for name in names for settings in VARIANTS.get(name, [{}])]
-    about = {"backbone": options.backbone, "size": "x".join(map(str, size))}
+    about = {"backbone": options.backbone, "size": "x".join(map(str, options.size))}
     about |= {"timed_size": "x".join(map(str, options.timed_size)), "dtype": "float32"} | provenance(device)
     path = Path(f"{config.output}_zoo.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,16 +54,8 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
                 baseline = cost
             # Networks with other heads differ from the baseline in more than their context module.
             base = baseline if isinstance(model.head, ContextHead) else None
-            row: dict[str, Any] = {
-                "network": network,
-                "parameters_m": round(cost.parameters, 1),
-                "gflops": round(cost.gflops, 1),
-                "added_gflops": "" if base is None else round(cost.gflops - base.gflops, 1),
-                "saved_mb": round(cost.saved_mb),
-                "added_mb": "" if base is None else round(cost.saved_mb - base.saved_mb, 1),
-                "images_per_s": round(_images_per_s(model, tuple(options.timed_size), device, options.repeats), 2),
-            }
-            rows.append(row)
+            speed = _images_per_s(model, tuple(options.timed_size), device, options.repeats)
+            rows.append({"network": network, **_columns(cost, base), "images_per_s": round(speed, 2)})
             Table.of_records([row | about for row in rows]).write_csv(path)
     require_none(failures, markdown(rows))
     return markdown(rows)
@@ -76,6 +67,17 @@ def _measured(name: str, config: DictConfig, **settings: Any) -> tuple[torch.nn.
     options = config.zoo
     model = create_model(name, num_classes=options.num_classes, backbone=options.backbone, **settings)
     return model, network_cost(model, (3, *options.size))
+
+
+def _columns(cost: Cost, base: Cost | None) -> dict[str, Any]:
+    """Return a network's costs, and what it adds to those of the baseline, if it can be compared with it."""
+    return {
+        "parameters_m": round(cost.parameters, 1),
+        "gflops": round(cost.gflops, 1),
+        "added_gflops": "" if base is None else round(cost.gflops - base.gflops, 1),
+        "saved_mb": round(cost.saved_mb),
+        "added_mb": "" if base is None else round(cost.saved_mb - base.saved_mb, 1),
+    }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from coco_data import CATEGORIES, coco_root, loaded  # noqa: F401, fixture
-from conftest import ROOT, configured
+from conftest import ROOT, at_call, configured
 from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
@@ -78,14 +78,10 @@ def test_a_run_writes_scalars_images_and_checkpoints(finished):
 
 
 def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(root, finished, tmp_path, monkeypatch):
-    def killed(*arguments, **named):
-        monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", stop)
-        return train_step(*arguments, **named)
-
-    def stop(*arguments, **named):
+    def kill():
         raise InterruptedError
 
-    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", killed)
+    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", at_call(2, kill, train_step))
     with pytest.raises(InterruptedError):
         training.train(composed(root, *TINY), tmp_path)
     monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", train_step)

@@ -4,13 +4,12 @@ import errno
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, composed
+from conftest import ROOT, composed, torchrun_variables
 from PIL import Image
 
 from ccnet import train as training
@@ -35,16 +34,13 @@ def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_ent
     another = shutil.copytree(finished, tmp_path / "another") / "best"
     done = run_entry("evaluate.py", f"checkpoint={another}", "device=cpu", f"output={tmp_path / 'one'}", ok=False)
     assert f"one/best_val_whole.json holds the scores of checkpoint={finished / 'best.safetensors'}" in done.stderr
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # as set by torchrun
     command = (*command, f"output={tmp_path / 'two'}")
+    first, second = torchrun_variables()
     other = subprocess.Popen(
         [sys.executable, "evaluate.py", *command],
-        cwd=ROOT, env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1"}, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT, env=os.environ | second, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+    for name, value in first.items():
         monkeypatch.setenv(name, value)
     done = run_entry("evaluate.py", *command)
     assert other.communicate()[0] == ""  # only the first process reports

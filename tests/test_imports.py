@@ -1,12 +1,10 @@
 """Importing a package is cheap and finds this repository's packages rather than others of the same name."""
 
 import importlib
-import subprocess
-import sys
 import tomllib
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 
@@ -21,8 +19,7 @@ def test_packages_belong_to_this_repository(name):
 @pytest.mark.parametrize("name", PACKAGES)
 def test_importing_a_package_loads_no_framework(name):
     code = f"import sys, {name}; print({{'torch', 'jax', 'flax', 'triton', 'timm', 'matplotlib'}} & {{*sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert run_python("-c", code).strip() == "set()"
 
 
 @pytest.mark.parametrize("name", PACKAGES)

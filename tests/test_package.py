@@ -1,16 +1,15 @@
 """The wheel contains the whole package and nothing else, and the installed package runs from any folder."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, run_python
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -32,18 +31,8 @@ def wheel(tracked, tmp_path_factory) -> Path:
     for path in tracked:
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, source / path)
-    command = [
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--no-build-isolation",
-        "--wheel-dir",
-        built,
-        source,
-    ]
-    subprocess.run([sys.executable, "-m", *command], check=True, cwd=built)
+    offline = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    run_python("-m", "pip", "wheel", *offline, "--wheel-dir", built, source, cwd=built)
     (path,) = built.glob("*.whl")
     return path
 
@@ -60,16 +49,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 @pytest.fixture
 def python(installed, tmp_path):
     """Return a function that runs Python in an empty folder, with the installed package instead of this repository."""
-
-    def run(*arguments: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(installed), "WANDB_MODE": "offline"}
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    return run
+    return partial(run_python, cwd=tmp_path, PYTHONPATH=str(installed), WANDB_MODE="offline")
 
 
 def test_every_package_is_listed(tracked):
@@ -122,12 +102,6 @@ def test_importing_the_package_loads_no_framework(python, installed):
 def test_common_top_level_names_stay_free(python):
     names = ["kernels", "models", "losses", "data", "engine", "benchmarks", "conf", "train"]
     python("-c", f"from importlib.util import find_spec; assert not any(map(find_spec, {names}))")
-
-
-@pytest.mark.slow
-def test_readme_example_runs(python):
-    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL).group(1)
-    python("-c", example)
 
 
 def test_console_scripts_exist(python):

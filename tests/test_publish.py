@@ -1,14 +1,11 @@
 """publish.py, the packaged network as the default of predict.py, and torch.hub."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, composed
+from conftest import ROOT, TINY, composed, run_python
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -110,9 +107,6 @@ def test_torch_hub_loads_the_packaged_network(packaged, tmp_path):
     """The folder of a download has another name, and ccnet need not be installed, or may be in another version."""
     repository = tmp_path / "owner_repository_main"
     repository.symlink_to(ROOT)
-    done = subprocess.run(
-        [sys.executable, "-c", FROM_HUB, str(repository), str(packaged.parent), str(ROOT)],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""},
-    )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.strip() == "background", done.stderr
+    printed = run_python("-c", FROM_HUB, repository, packaged.parent, ROOT, cwd=tmp_path, PYTHONPATH="")
+    assert printed.strip() == "background"
     assert set(pretrained.PACKAGED) == {pretrained.DEFAULT}

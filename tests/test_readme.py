@@ -1,6 +1,5 @@
 """The examples in README.md and docs/ work: Python blocks run, commands compose, and every named file exists."""
 
-import csv
 import re
 import shlex
 import shutil
@@ -112,8 +111,8 @@ def test_readme_stays_short():
 
 def test_the_zoo_table_matches_the_measurements():
     columns = ("network", "parameters_m", "gflops", "added_gflops", "saved_mb", "added_mb", "images_per_s")
-    with open(ROOT / "results" / "networks_zoo.csv") as file:
-        measured = [f"| {' | '.join(row[column] for column in columns)} |" for row in csv.DictReader(file)]
+    rows = read_records(ROOT / "results" / "networks_zoo.csv")
+    measured = [f"| {' | '.join(row[column] for column in columns)} |" for row in rows]
     lines = PAGES["README.md"].splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("| network |")) + 2
     assert lines[start : start + len(measured)] == measured

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, TINY, composed
+from conftest import SHARED, TINY, TINY_CAMVID, at_call, composed
 from PIL import Image
 
 from ccnet import train as training
@@ -68,17 +68,11 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("options", [(), ("optimizer=sgd", "loss=ce_ccl")], ids=["adamw", "sgd_ccl"])
 def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_one(tmp_path, monkeypatch, options):
+    def kill():
+        raise Killed
+
     run(tmp_path / "whole", *options)
-
-    steps = []
-
-    def killed_at_fourth(*arguments, **named):
-        steps.append(1)
-        if len(steps) == 4:
-            raise Killed
-        return train_step(*arguments, **named)
-
-    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", killed_at_fourth)
+    monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", at_call(4, kill, train_step))
     with pytest.raises(Killed):
         run(tmp_path / "broken", *options)
     monkeypatch.setattr("ccnet.engine.training.steps.torch_step.train_step", train_step)
@@ -196,12 +190,7 @@ def test_a_sweep_ends_with_one_table_and_one_figure(tmp_path, run_entry):
 
 
 def test_camvid_from_the_command_line(camvid_root, tmp_path, run_entry):
-    overrides = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
-    run_entry(
-        "train.py", "dataset=camvid", f"dataset.root={camvid_root}", "backbone=resnet10t", "backbone.pretrained=false",
-        "model.head.channels=16", "model.aux_head.channels=16", *overrides, "recipe.max_iters=2",
-        "recipe.train_transform.crop_size=[65,81]",
-    )  # fmt: skip
+    run_entry("train.py", *TINY_CAMVID, f"dataset.root={camvid_root}", "recipe.max_iters=2")
     (run_folder,) = (tmp_path / "outputs" / "ccnet_camvid").iterdir()
     # On another machine, only the root has to be set again.
     moved = shutil.move(camvid_root, tmp_path / "moved")

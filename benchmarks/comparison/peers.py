@@ -24,7 +24,7 @@ class Peer(NamedTuple):
 
     Attributes:
         function: query, key, value -> output, of torch or of JAX.
-        attends: the positions that a query attends to: "cross", "rows" or "all".
+        attends: the positions that a query attends to: "cross" or "all".
         has_gradient: whether it is differentiable.
         devices: the types of device that it runs on.
     """
@@ -37,7 +37,6 @@ class Peer(NamedTuple):
 
 triton = partial(criss_cross_attention, backend="triton")
 reference = partial(criss_cross_attention, backend="reference")
-triton_rows = partial(triton, axes=(1,))
 
 
 def cpu(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -148,7 +147,7 @@ def non_local_oracle(query: Tensor, key: Tensor, value: Tensor, rows: int = 2048
     return torch.cat(parts, dim=1).mT.unflatten(-1, value.shape[2:])
 
 
-ORACLES = {"cross": reference, "rows": partial(reference, axes=(1,)), "all": non_local_oracle}
+ORACLES = {"cross": reference, "all": non_local_oracle}
 PEERS = {
     "triton": Peer(triton),
     "cpu": Peer(cpu, devices=("cpu",)),

@@ -7,8 +7,6 @@ from ..reading.file_lists import check_files, inside, read_list
 from . import layouts
 from .class_table import read_classes
 
-FLIP_PAIRS = ((14, 15), (16, 17), (18, 19))  # left and right arm, leg and shoe, whose classes a flip swaps
-
 
 class LIP(ImagePairs):
     """Images of single persons with 20 classes; class 0 (background) is scored like any other.

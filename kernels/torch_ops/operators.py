@@ -29,6 +29,7 @@ R = TypeVar("R")
 _DEVICES = ("cuda", "cpu")  # on the CPU the kernels only run in Triton's interpreter, for tests
 _INPUTS = "Tensor query, Tensor key, Tensor value"
 _OPTIONS = "int[] axes, float scale, str precision, int channel_axis"
+_OPTION_GRADIENTS = (None,) * 4
 
 
 def attend(call: Call[Tensor]) -> Tensor:
@@ -102,10 +103,10 @@ def _attention_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor 
         return (None,) * 7
     query, key, value, out, stats = ctx.saved_tensors
     if transforms.are_active(grad):
-        call = Call(query, key, value, _options(*ctx.options))
-        return *reference.gradients(call, grad), None, None, None
-    *gradients, _delta = _gradients(query, key, value, out, stats, grad, None, ctx.options)
-    return *gradients, None, None, None, None
+        *gradients, _dgamma = reference.gradients(Call(query, key, value, _options(*ctx.options)), grad)
+    else:
+        *gradients, _delta = _gradients(query, key, value, out, stats, grad, None, ctx.options)
+    return *gradients, *_OPTION_GRADIENTS
 
 
 torch.library.impl("ccnet::criss_cross", _DEVICES, _attention)
@@ -160,10 +161,10 @@ def _residual_backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor 
     if transforms.are_active(grad):
         call = Call(query, key, value, _options(*ctx.options), None, gamma)
         dquery, dkey, dvalue, dgamma = reference.gradients(call, grad)
-        return dquery, dkey, dvalue, grad, dgamma, *[None] * 5
-    dquery, dkey, dvalue, delta = _gradients(query, key, value, out, stats, grad, gamma, ctx.options)
-    dgamma = delta.sum().to(gamma.dtype).reshape(gamma.shape)
-    return dquery, dkey, dvalue, grad, dgamma, None, None, None, None, None
+    else:
+        dquery, dkey, dvalue, delta = _gradients(query, key, value, out, stats, grad, gamma, ctx.options)
+        dgamma = delta.sum().to(gamma.dtype).reshape(gamma.shape)
+    return dquery, dkey, dvalue, grad, dgamma, *_OPTION_GRADIENTS, None
 
 
 torch.library.impl("ccnet::criss_cross_residual", _DEVICES, _residual)

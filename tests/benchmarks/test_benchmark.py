@@ -1,12 +1,11 @@
 """The benchmark's peers compute criss-cross attention, and its FLOP counts match the paper."""
 
-import csv
 import math
 from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forkserver
 from omegaconf import OmegaConf
 
 from ccnet.benchmarks import training_step as benchmark_train
@@ -15,6 +14,7 @@ from ccnet.benchmarks.comparison import peers as benchmark_peers
 from ccnet.benchmarks.comparison.peers import Peer
 from ccnet.benchmarks.comparison.rows import check_error, largest_error, result_row
 from ccnet.benchmarks.timing import Timing
+from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.evaluation.cost import Cost
 from ccnet.kernels.launches import plan
 from ccnet.kernels.launches.cost import least_cost
@@ -25,6 +25,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def config():
     return OmegaConf.load(ROOT / "conf" / "benchmark.yaml")
+
+
+@pytest.fixture
+def small(config, tmp_path):
+    """Return the configuration of a comparison of few channels, whose files start with "b" in the test's folder."""
+    config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
+    return config
 
 
 @pytest.mark.parametrize("name", [name for name in benchmark_peers.PEERS if name != "compiled_einsum"])
@@ -85,20 +92,20 @@ def test_complexity_table(tmp_path, config):
 
     config.output = str(tmp_path / "table")
     count_complexity(config, torch.device("cpu"))
-    with open(tmp_path / "table_complexity.csv") as file:
-        rows = {(row["implementation"], row["R"], row["attention"]): row for row in csv.DictReader(file)}
+    rows = {
+        (row["implementation"], row["R"], row["attention"]): row
+        for row in read_records(tmp_path / "table_complexity.csv")
+    }
     assert rows["einsum", "1", "non-local"]["gflops"] == "108.16"
     assert [rows["fused", r, "criss-cross"]["gflops"] for r in "123"] == ["8.29", "16.58", "24.88"]
     assert float(rows["fused", "2", "criss-cross"]["saved_mb_bfloat16"]) < 64
     assert float(rows["fused, projections recomputed", "2", "criss-cross"]["saved_mb_float32"]) < 100
 
 
-def test_comparison_writes_rows_and_a_figure(tmp_path, config):
-    config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
-    config.peers = ["reference", "bmm"]
-    benchmark_compare.time_in_torch(config, torch.device("cpu"), "float32", [1, 5, 6])
-    with open(tmp_path / "b.csv") as file:
-        rows = list(csv.DictReader(file))
+def test_comparison_writes_rows_and_a_figure(tmp_path, small):
+    small.peers = ["reference", "bmm"]
+    benchmark_compare.time_in_torch(small, torch.device("cpu"), "float32", [1, 5, 6])
+    rows = read_records(tmp_path / "b.csv")
     assert [(row["peer"], row["pass"]) for row in rows[:3]] == [
         ("reference", "forward"),
         ("reference", "backward"),
@@ -120,7 +127,7 @@ class WrongBackward(torch.autograd.Function):
         raise NotImplementedError("no kernel image is available")
 
 
-def test_a_direction_that_fails_does_not_affect_the_other(tmp_path, config, monkeypatch):
+def test_a_direction_that_fails_does_not_affect_the_other(tmp_path, small, monkeypatch):
     """Rows are in the file as soon as they are measured, here before the next implementation ends the process."""
 
     def forward_only(query, key, value):
@@ -129,14 +136,12 @@ def test_a_direction_that_fails_does_not_affect_the_other(tmp_path, config, monk
     def ends(query, key, value):
         raise KeyboardInterrupt
 
-    config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
-    config.peers = ["forward_only", "ends"]
+    small.peers = ["forward_only", "ends"]
     monkeypatch.setitem(benchmark_peers.PEERS, "forward_only", benchmark_peers.Peer(forward_only))
     monkeypatch.setitem(benchmark_peers.PEERS, "ends", benchmark_peers.Peer(ends))
     with pytest.raises(KeyboardInterrupt):
-        benchmark_compare.time_in_torch(config, torch.device("cpu"), "float32", [1, 5, 6])
-    with open(tmp_path / "b.csv") as file:
-        assert [(row["peer"], row["pass"]) for row in csv.DictReader(file)] == [("forward_only", "forward")]
+        benchmark_compare.time_in_torch(small, torch.device("cpu"), "float32", [1, 5, 6])
+    assert [(row["peer"], row["pass"]) for row in read_records(tmp_path / "b.csv")] == [("forward_only", "forward")]
 
 
 def test_a_comparison_without_results_is_an_error(config, tmp_path):
@@ -177,15 +182,13 @@ def test_an_error_at_the_tolerance_is_too_large(error, accepted):
         check_error(error, "float32")
 
 
-def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, config, monkeypatch):
+def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, small, monkeypatch):
     pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
     from ccnet.benchmarks.comparison import compare_jax as benchmark_jax
 
-    config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
     monkeypatch.setitem(benchmark_jax.PEERS, "wrong", Peer(lambda query, key, value: value))
-    benchmark_jax.time_in_jax(config, "float32", [1, 4, 5])
-    with open(tmp_path / "b_jax.csv") as file:
-        rows = {(row["peer"], row["pass"]): row for row in csv.DictReader(file)}
+    benchmark_jax.time_in_jax(small, "float32", [1, 4, 5])
+    rows = {(row["peer"], row["pass"]): row for row in read_records(tmp_path / "b_jax.csv")}
     timed = [(peer, direction) for peer in ("reference", "einsum", "non_local") for direction in ("forward", "both")]
     assert list(rows) == timed
     assert all(float(row["error"]) < 1e-5 for row in rows.values())
@@ -197,8 +200,7 @@ def test_zoo_table(tmp_path, run_entry):
         *("benchmark.py", "mode=zoo", "device=cpu", "zoo.models=[ccnet,fcn]", "zoo.backbone=resnet10t"),
         *("zoo.size=[65,97]", "zoo.timed_size=[33,33]", f"output={tmp_path / 'networks'}"),
     )
-    with open(tmp_path / "networks_zoo.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_records(tmp_path / "networks_zoo.csv")
     assert [row["network"] for row in rows] == ["fcn", "ccnet, R = 1", "ccnet, R = 2", "ccnet, R = 3"]
     added = [float(row["added_gflops"]) for row in rows]
     assert added[0] == 0 and added == sorted(added)
@@ -207,13 +209,7 @@ def test_zoo_table(tmp_path, run_entry):
 
 
 def test_training_iterations_of_several_networks_are_timed(tmp_path, config, monkeypatch):
-    measured = []
-
-    def first_alone(*arguments, original=benchmark_train._alone):  # starting a process takes seconds
-        measured.append(original(*arguments) if not measured else measured[0])
-        return measured[-1]
-
-    monkeypatch.setattr(benchmark_train, "_alone", first_alone)
+    monkeypatch.setattr(benchmark_train, "get_context", lambda method: forkserver())  # has imported torch already
     config.output = str(tmp_path / "step")
     config.train.update({"rounds": 1, "warmup": 1, "iterations": 2, "models": ["fcn", "ccnet ema=0.9"]})
     averaged = []
@@ -230,8 +226,7 @@ def test_training_iterations_of_several_networks_are_timed(tmp_path, config, mon
         "recipe.train_transform.crop_size=[65,65]", "model.head.channels=32",
     ]  # fmt: skip
     said = benchmark_train.time_training(config, torch.device("cpu"))
-    with open(tmp_path / "step_train.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_records(tmp_path / "step_train.csv")
     assert [row["network"] for row in rows] == ["fcn", "ccnet ema=0.9"]
     assert averaged == [0, 1, 2]
     assert dtypes == {(torch.uint8, torch.uint8)}  # as from the loader
@@ -260,8 +255,7 @@ def test_a_network_that_fails_does_not_affect_the_others(tmp_path, config, monke
     for _ in range(2):  # the second run keeps the rows of the first
         with pytest.raises(ValueError, match=r"ccnet: not measured\. OutOfMemoryError: out of memory"):
             benchmark_train.time_training(config, torch.device("cpu"))
-    with open(tmp_path / "step_train.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_records(tmp_path / "step_train.csv")
     assert [(row["network"], row["ratio"], row["peak_mib"]) for row in rows] == [
         ("fcn", "not measured", "100")  # the baseline is ccnet
     ] * 2
@@ -283,8 +277,7 @@ def test_the_zoo_continues_after_a_failed_network(tmp_path, config, monkeypatch)
     config.output, config.zoo.models = str(tmp_path / "n"), ["fcn", "hv", "gcn"]
     with pytest.raises(ValueError, match=r"hv: not measured\. RuntimeError: no such weights"):
         zoo.measure_zoo(config, torch.device("cpu"))
-    with open(tmp_path / "n_zoo.csv") as file:
-        assert [row["network"] for row in csv.DictReader(file)] == ["fcn", "gcn"]
+    assert [row["network"] for row in read_records(tmp_path / "n_zoo.csv")] == ["fcn", "gcn"]
 
 
 def test_times_are_not_added_to_a_file_with_other_columns(tmp_path, config, monkeypatch):
@@ -313,8 +306,7 @@ def test_what_networks_add_is_relative_to_fcn_even_if_fcn_is_not_in_the_table(tm
     config.output, config.zoo.models = str(tmp_path / "n"), ["hv", "pspnet"]
     with pytest.raises(ValueError, match="fcn, the baseline: not measured") if fails else nullcontext():
         zoo.measure_zoo(config, torch.device("cpu"))
-    with open(tmp_path / "n_zoo.csv") as file:
-        added = [(row["added_gflops"], row["added_mb"]) for row in csv.DictReader(file)]
+    added = [(row["added_gflops"], row["added_mb"]) for row in read_records(tmp_path / "n_zoo.csv")]
     assert added == ([("", "")] * 2 if fails else [("0.5", "2.0"), ("2.0", "6.0")])
 
 

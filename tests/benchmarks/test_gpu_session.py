@@ -1,6 +1,5 @@
 """The steps of ``make gpu`` are independent: none ends the others, and each is recorded when it ends."""
 
-import csv
 import time
 
 import pytest
@@ -10,6 +9,7 @@ from omegaconf import OmegaConf
 
 from ccnet.benchmarks import gpu_session
 from ccnet.benchmarks.gpu_session import Step
+from ccnet.engine.drawing.tables import read_records
 from ccnet.kernels.launches import tile_tables
 
 
@@ -18,8 +18,7 @@ def python(name, code, seconds=PATIENCE):
 
 
 def recorded(folder):
-    with open(folder / "steps.csv", newline="") as file:
-        return {row["step"]: row["status"] for row in csv.DictReader(file)}
+    return {row["step"]: row["status"] for row in read_records(folder / "steps.csv")}
 
 
 @pytest.fixture

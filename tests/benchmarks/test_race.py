@@ -1,7 +1,5 @@
 """Kernels on trial are verified before they are timed, in turns with those in use."""
 
-import csv
-
 import pytest
 import torch
 from conftest import ROOT, configured
@@ -9,6 +7,7 @@ from conftest import ROOT, configured
 from ccnet.benchmarks.timing import Timing
 from ccnet.benchmarks.variants import race
 from ccnet.benchmarks.variants.race import Variant, race_variants
+from ccnet.engine.drawing.tables import read_records
 
 passes = pytest.importorskip("ccnet.benchmarks.variants.passes", reason="Triton has no Gluon")
 
@@ -70,12 +69,10 @@ def test_every_variant_is_verified_and_recorded(config, monkeypatch, tmp_path):
         race_variants(config, torch.device("cuda"))
     assert "unsteady 8x97x97: not measured. ValueError: two runs on the same inputs" in str(error.value)
     assert timed == [[pytest.approx(1.001), 1.0]] * 2
-    with open(tmp_path / "kernels_variants.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_records(tmp_path / "kernels_variants.csv")
     assert [(row["variant"], row["shape"], row["ratio"]) for row in rows] == [
         ("good", "8x97x97", "0.9"),
         ("good", "1x97x97", "0.9"),
     ]
     assert rows[0]["difference"] == "1.0e-03"
-    with open(ROOT / "results" / "kernels_variants_gpu.csv", encoding="utf-8", newline="") as file:
-        assert set(csv.DictReader(file).fieldnames) == set(rows[0])
+    assert read_records(ROOT / "results" / "kernels_variants_gpu.csv")[0].keys() == rows[0].keys()

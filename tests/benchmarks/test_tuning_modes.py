@@ -1,6 +1,5 @@
 """``mode=tune`` and ``mode=compile``, on a stand-in of a GPU and on a CPU."""
 
-import csv
 import json
 import math
 
@@ -19,6 +18,7 @@ from tuning_stand_ins import (  # noqa: F401, fixtures
 from ccnet.benchmarks.tuning import search, table, tune, warm_cache
 from ccnet.benchmarks.tuning.candidates import candidates
 from ccnet.benchmarks.tuning.table import Range
+from ccnet.engine.drawing.tables import read_records
 from ccnet.kernels.launches import launch_set, plan, tile_tables
 
 
@@ -103,8 +103,7 @@ def test_candidates_compile_without_a_gpu(tmp_path, config, monkeypatch):
     config.tune.update({"compile_only": "sm_90", "processes": 1, "dtypes": ["bfloat16"]})
     config.tune.ranges.half = [[1, 64, 16]]
     said = tune.tune_kernels(config, torch.device("cpu"))
-    with open(tmp_path / "k_tune.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_records(tmp_path / "k_tune.csv")
     assert {row["kernel"] for row in rows} == {"forward", "backward"}
     assert all(row["outcome"] == "would be timed" and int(row["registers"]) > 16 for row in rows)
     assert {row["machine"] for row in rows} == {"sm_90, compiled only"}

@@ -1,6 +1,5 @@
 """The search for tiles ends, skips what fails, and writes what it has found so far."""
 
-import csv
 import json
 from concurrent.futures import Future
 
@@ -22,6 +21,7 @@ from ccnet.benchmarks.tuning.examine import Needs
 from ccnet.benchmarks.tuning.log import Log
 from ccnet.benchmarks.tuning.search import Search, problem_of
 from ccnet.benchmarks.tuning.table import TunedTable
+from ccnet.engine.drawing.tables import read_records
 from ccnet.kernels.launches import plan, tile_tables, tiles
 
 # ---- the table
@@ -75,8 +75,7 @@ def search_of(tmp_path, answer=sound, trial=Stopwatch, **options):
 
 
 def logged(tmp_path):
-    with open(tmp_path / "tune.csv", newline="") as file:
-        return [(row["length"], row["outcome"]) for row in csv.DictReader(file)]
+    return [(row["length"], row["outcome"]) for row in read_records(tmp_path / "tune.csv")]
 
 
 def test_the_fastest_sound_tile_is_pinned(tmp_path):

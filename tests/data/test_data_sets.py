@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, write_pair
+from conftest import SHARED, configured, write_pair
 from made_roots import (
     read_folder,
     write_ade20k,
@@ -22,7 +22,7 @@ from ccnet.data.sets.cityscapes import Cityscapes
 from ccnet.data.sets.class_table import read_classes
 from ccnet.data.sets.colours import distinct_colours
 from ccnet.data.sets.folder import Folder
-from ccnet.data.sets.lip import FLIP_PAIRS, LIP
+from ccnet.data.sets.lip import LIP
 from ccnet.data.sets.voc import VOC
 from ccnet.data.transforms import eval_transform
 
@@ -86,7 +86,7 @@ def test_class_tables_match_the_published_ones():
     assert [(e["name"], e["colour"]) for e in read_classes("lip")] == list(
         zip(lip["classes"], lip["palette"], strict=True)
     )
-    assert [list(pair) for pair in FLIP_PAIRS] == lip["flip_pairs"]
+    assert configured("dataset=lip").dataset.flip_pairs == lip["flip_pairs"]
     camvid = json.loads((METADATA / "camvid" / "camvid.json").read_text())
     assert list(CLASSES) == camvid["classes"][:11]
     assert [list(colour) for colour in PALETTE] == camvid["palette"][:11]

@@ -1,13 +1,10 @@
 """A missing data folder fails immediately: before torch is imported, with the expected layout in the message."""
 
 import inspect
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, configured
+from conftest import ROOT, configured, run_python
 from hydra.utils import get_class
 
 import ccnet.data.sets
@@ -43,11 +40,9 @@ def dataset_config(*overrides):
     ids=["camvid", "folder"],
 )
 def test_a_missing_folder_fails_before_torch_is_imported(overrides, messages):
-    environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
-    command = [sys.executable, "-c", CHILD, str(ROOT / "conf"), *overrides]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert all(message in done.stdout for message in messages)
-    assert done.stdout.endswith("imported: []\n")
+    printed = run_python("-c", CHILD, ROOT / "conf", *overrides)
+    assert all(message in printed for message in messages)
+    assert printed.endswith("imported: []\n")
 
 
 @pytest.mark.parametrize(

@@ -169,23 +169,6 @@ def test_split_of_a_tensor_whose_slices_are_concatenated_again():
     assert torch.autograd.gradgradcheck(lambda x: torch.cat(split_channels(x, [2, 2, 3]), dim=1) ** 2, x)
 
 
-class _NoGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
-
-
-@OPERATORS
-def test_a_result_without_a_gradient_gives_none(operator):
-    arrays = make(operator)
-    _NoGradient.apply(operator(*arrays)).sum().backward()
-    assert all(array.grad is None or not array.grad.any() for array in arrays)
-
-
 @pytest.mark.parametrize("loops", [1, 2, 3])
 def test_only_the_projections_before_the_last_are_recomputed(loops):
     x, weight = (torch.randn(size).requires_grad_() for size in ([1, 6, 5, 4], [12, 6, 1, 1]))

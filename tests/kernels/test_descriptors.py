@@ -1,10 +1,8 @@
 """The forward kernel's copies through tensor descriptors, in Triton's interpreter."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
-from triton_calls import INTERPRETED
+from triton_calls import INTERPRETED, pinned
 
 from ccnet.kernels.call import Call, Options
 from ccnet.kernels.launches import plan
@@ -12,17 +10,6 @@ from ccnet.kernels.torch_ops import launch, passes
 from ccnet.kernels.torch_ops.devices import device_of
 
 pytestmark = INTERPRETED
-
-
-@contextmanager
-def pinned(tile):
-    """Use a tile for every forward pass in float32."""
-    row = {"kernel": "forward", "dtype": "float32", "min_length": 1, "max_length": 99, "max_query_channels": 128}
-    plan.use_table("interpreter", [row | {"tile": tile._asdict()}])
-    try:
-        yield
-    finally:
-        plan.use_table("interpreter", [])
 
 
 def options_of(axes):

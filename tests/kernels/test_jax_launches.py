@@ -1,9 +1,6 @@
 """The kernels under JAX: how launches are bound, lowered and compiled, and for which GPU."""
 
 import itertools
-import os
-import subprocess
-import sys
 from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -11,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import run_python
 from jax_calls import OPERATORS, jax_result, make, torch_result, used
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, fallback
@@ -20,13 +17,7 @@ from ccnet.kernels.launches import plan, tile_tables
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("jax_float64")]
 
 
 # ---- the kernels, bound as on a GPU and run in Triton's interpreter
@@ -153,12 +144,8 @@ def plugin():
 
 def test_lowering_for_cuda_on_a_machine_without_one(plugin):
     """Two launches forward, two backward, no copies of channels-last arrays; on the CPU, no launches."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    done = subprocess.run([sys.executable, "-c", LOWER], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     forward, backward = ["2 False", "0 True", "2 True"], ["4 False", "0 True", "4 True"]
-    assert done.stdout.splitlines() == forward + backward
+    assert run_python("-c", LOWER, TRITON_INTERPRET=None).splitlines() == forward + backward
 
 
 EVERY_TARGET = """
@@ -178,13 +165,8 @@ for capability in (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12
 def test_jaxs_ptx_compiles_for_every_gpu():
     """LLVM ends the process if a PTX version is too old for its target."""
     pytest.importorskip("triton", reason="triton is not installed")
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", EVERY_TARGET], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert set(done.stdout.splitlines()) == {"8 0", "8 6", "8 9", "9 0", "10 0", "10 3", "12 0", "12 1"}
+    compiled = run_python("-c", EVERY_TARGET, TRITON_INTERPRET=None).splitlines()
+    assert set(compiled) == {"8 0", "8 6", "8 9", "9 0", "10 0", "10 3", "12 0", "12 1"}
 
 
 def test_the_target_of_a_machine_without_a_gpu(monkeypatch, caplog):

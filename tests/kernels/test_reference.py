@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from conftest import run_python
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights
 from ccnet.models import RecurrentCrissCrossAttention
@@ -272,6 +273,22 @@ def test_fractional_positions_and_loops_are_rejected():
         criss_cross_weights(query, query, (0, 1), recurrence=1.5)
     with pytest.raises(ValueError, match=r"recurrence is 1\.5: set the number of loops"):
         RecurrentCrissCrossAttention(8, recurrence=1.5)
+
+
+WITHOUT_JAX = """
+import sys
+sys.modules["jax"] = None
+import torch
+from ccnet import kernels, losses
+x = torch.ones(1, 4, 5, 6)
+print(tuple(kernels.criss_cross_attention(x, x, x).shape), losses.cross_entropy(x, torch.ones(1, 5, 6).long()))
+"""
+
+
+@pytest.mark.slow
+def test_the_operator_and_the_losses_need_no_jax():
+    """That JAX needs no torch is tested with whole networks, in tests/models/test_jax_without_torch.py."""
+    assert run_python("-c", WITHOUT_JAX).startswith("(1, 4, 5, 6) ")
 
 
 def test_numpys_numbers_are_options():

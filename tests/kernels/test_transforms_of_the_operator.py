@@ -129,7 +129,7 @@ def test_a_tangent_of_the_gradient_passes_the_kernels_backward(operator):
 
 
 @OPERATORS
-def test_batched_and_undefined_gradients(operator):
+def test_batched_gradients(operator):
     arrays = [array.requires_grad_() for array in make(operator)]
     out = call(operator, "triton")(*arrays)
     upstream = torch.randn(2, *out.shape)
@@ -137,16 +137,25 @@ def test_batched_and_undefined_gradients(operator):
     want = [torch.autograd.grad(out, arrays, each, retain_graph=True) for each in upstream]
     assert_close(batched, [torch.stack(each) for each in zip(*want, strict=True)])
 
-    class Undefined(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, array):
-            return array.clone()
 
-        @staticmethod
-        def backward(ctx, gradient):
-            return None
+class Undefined(torch.autograd.Function):
+    """The identity, without a gradient."""
 
-    gradients = torch.autograd.grad(Undefined.apply(out).sum(), arrays, allow_unused=True)
+    @staticmethod
+    def forward(ctx, array):
+        return array.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
+
+
+@BACKENDS
+@OPERATORS
+def test_a_result_without_a_gradient_gives_none(operator, backend):
+    arrays = [array.requires_grad_() for array in make(operator)]
+    out = Undefined.apply(call(operator, backend)(*arrays))
+    gradients = torch.autograd.grad(out.sum(), arrays, allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in gradients)
 
 

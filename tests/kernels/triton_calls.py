@@ -1,9 +1,12 @@
-"""Calls of the Triton kernels in interpreter mode, and the comparison of their results with float64."""
+"""Calls of the Triton kernels in interpreter mode, their tiles, and the comparison of their results with float64."""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
+from ccnet.kernels.launches import plan
 from ccnet.kernels.torch_ops.launch import is_interpreted
 
 INTERPRETED = [
@@ -43,6 +46,17 @@ def check(function, inputs, upstream, tolerance):
         # The gradient of a softmax over one key is zero up to rounding.
         error = (ours.double() - oracle).abs().max() / (largest if largest > 1e-6 else 1)
         assert error < tolerance, f"result {index} (output, then gradients): {error:.1e}"
+
+
+@contextmanager
+def pinned(tile, dtype="float32", kernel="forward"):
+    """Use a tile for every pass of a kernel in a dtype, in the interpreter."""
+    row = {"kernel": kernel, "dtype": dtype, "min_length": 1, "max_length": 999, "max_query_channels": 128}
+    plan.use_table("interpreter", [row | {"tile": tile._asdict()}])
+    try:
+        yield
+    finally:
+        plan.use_table("interpreter", [])
 
 
 def last(function, **options):

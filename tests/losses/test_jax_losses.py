@@ -19,13 +19,7 @@ from ccnet.losses.torch_and_jax import resize_bilinear
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("jax_float64")]
 
 
 def both(loss, arrays, labels):

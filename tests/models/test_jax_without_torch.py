@@ -1,12 +1,11 @@
 """Networks, losses and the operator in JAX where torch, torchvision and timm are not installed."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_python
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from test_jax_networks import SMALL, relative, to_jax, to_torch, trained
@@ -248,5 +247,5 @@ def test_a_program_without_torch(tmp_path):
     save_file(network.state_dict(), tmp_path / "best.safetensors", metadata={"ccnet": header})
     images = torch.rand(2, 3, 33, 41)
     np.save(tmp_path / "image.npy", to_jax(images))
-    subprocess.run([sys.executable, "-c", _PROGRAM], cwd=tmp_path, check=True)
+    run_python("-c", _PROGRAM, cwd=tmp_path)
     assert relative(to_torch(np.load(tmp_path / "logits.npy")), network(images)["out"]) < 1e-4

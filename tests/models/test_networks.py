@@ -20,32 +20,16 @@ needs_interpreter = pytest.mark.skipif(
 )
 
 
-def small(**overrides):
+def small(name="ccnet", *, num_classes=5, **overrides):
     return create_model(
-        "ccnet", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, **overrides
+        name, num_classes=num_classes, backbone="resnet10t", head__channels=16, aux_head__channels=16, **overrides
     )
 
 
-@pytest.mark.parametrize("size", [(64, 40), (17, 33)], ids=str)
-def test_output_has_the_size_of_the_input_and_every_parameter_learns(size):
-    model = small(embedding_channels=16)
-    for key, parameter in model.named_parameters():
-        if key.endswith("gamma"):
-            nn.init.ones_(parameter)  # at the initial 0, query and key get no gradient
-    output = model.train()(torch.rand(2, 3, *size))
-    assert output["out"].shape == output["aux"].shape == (2, 5, *size)
-    assert output["embedding"].shape[:2] == (2, 16)
-    sum(tensor.square().sum() for tensor in output.values()).backward()
-    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-    assert set(model.eval()(torch.rand(1, 3, *size))) == {"out"}
-
-
-@pytest.mark.parametrize("recurrence", [0, 1, 2, 3])
-def test_loops_share_their_parameters(recurrence):
-    parameters = {r: sum(p.numel() for p in small(head__recurrence=r).parameters()) for r in (0, 1, recurrence)}
-    attention = CrissCrossAttention(16)
-    assert parameters[1] - parameters[0] == sum(p.numel() for p in attention.parameters())
-    assert parameters[max(recurrence, 1)] == parameters[1]
+def test_loops_share_their_parameters():
+    none, one, *more = (sum(p.numel() for p in small(head__recurrence=loops).parameters()) for loops in range(4))
+    assert one - none == sum(p.numel() for p in CrissCrossAttention(16).parameters())
+    assert more == [one, one]
 
 
 def test_the_head_has_the_layers_of_the_paper():
@@ -67,10 +51,7 @@ def test_the_head_has_the_layers_of_the_paper():
 
 
 def test_ccnet_without_loops_equals_fcn():
-    def keys(name, **options):
-        return list(create_model(name, num_classes=5, backbone="resnet10t", **options).state_dict())
-
-    assert keys("ccnet", head__recurrence=0) == keys("fcn")
+    assert list(small(head__recurrence=0).state_dict()) == list(small("fcn").state_dict())
 
 
 @pytest.mark.parametrize("gamma", ["fixed", "learned"])
@@ -138,10 +119,7 @@ def test_global_convolution_is_the_sum_of_two_separable_convolutions():
 
 
 def test_the_pyramids_have_the_published_grids_and_dilations():
-    pspnet, deeplab = (
-        create_model(name, num_classes=3, backbone="resnet10t", head__channels=16).head.context
-        for name in ("pspnet", "deeplabv3")
-    )
+    pspnet, deeplab = (small(name).head.context for name in ("pspnet", "deeplabv3"))
     assert pspnet.bins == (1, 2, 3, 6)
     assert [branch[0].dilation for branch in deeplab.dilated] == [(12, 12), (24, 24), (36, 36)]
 
@@ -173,22 +151,20 @@ def test_the_module_applies_the_operator_to_its_projections(spatial, channels_la
 
 def test_frames_interact_only_in_the_attention():
     """A clip of one frame equals an image, and frames interact only through the attention."""
-    model = create_model(
-        "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16
-    ).eval()
+    model = small("ccnet3d").eval()
     nn.init.ones_(model.head.context.gamma)
     assert list(model.state_dict()) == list(small().state_dict())
     clip = torch.rand(1, 3, 4, 33, 41, requires_grad=True)
     assert model(clip)["out"].shape == (1, 5, 4, 33, 41)
     assert torch.allclose(model(clip[:, :, :1])["out"][:, :, 0], model(clip[:, :, 0])["out"], atol=1e-5)
-    without = create_model("fcn", num_classes=5, backbone="resnet10t", head__channels=16).eval()
+    without = small("fcn").eval()
     for network, frames in ((model, [0, 1, 2, 3]), (without, [2])):
         (gradient,) = torch.autograd.grad(network(clip)["out"][:, :, 2].square().sum(), clip)
         assert gradient.abs().sum(dim=(0, 1, 3, 4)).nonzero().flatten().tolist() == frames
 
 
 def test_wrapped_attention_still_takes_clips():
-    model = create_model("ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16).eval()
+    model = small("ccnet3d").eval()
     nn.init.ones_(model.head.context.gamma)
     clip = torch.rand(1, 3, 3, 33, 41)
     expected = model(clip)["out"]
@@ -198,7 +174,7 @@ def test_wrapped_attention_still_takes_clips():
 
 @pytest.mark.parametrize("name", ["nonlocal", "gcn", "hv", "hv_vh", "pspnet", "deeplabv3"])
 def test_other_context_modules_process_the_frames_independently(name):
-    model = create_model(name, num_classes=5, backbone="resnet10t", head__channels=16).eval()
+    model = small(name).eval()
     for key, parameter in model.head.context.named_parameters():
         if key.endswith("gamma"):
             nn.init.ones_(parameter)
@@ -208,9 +184,7 @@ def test_other_context_modules_process_the_frames_independently(name):
 
 
 def test_training_on_clips():
-    model = create_model(
-        "ccnet3d", num_classes=5, backbone="resnet10t", head__channels=16, aux_head__channels=16, embedding_channels=4
-    ).train()
+    model = small("ccnet3d", embedding_channels=4).train()
     output = model(torch.rand(2, 3, 3, 33, 41))
     # 33x41 pixels are 5x6 features
     shapes = {key: tuple(tensor.shape) for key, tensor in output.items()}
@@ -227,10 +201,8 @@ def test_a_clips_last_frame_is_classified_by_its_first(recurrence, solved):
     kinds = torch.tensor([0, 1, 0, 1])
     clips[kinds == 1, :, 0, 4:20, 4:20] = 1.0
     labels = kinds.view(4, 1, 1).expand(4, 33, 33)
-    model = create_model(
-        "ccnet3d", num_classes=2, backbone="resnet10t", head__channels=16, aux_head__channels=16,
-        head__recurrence=recurrence, head__context__gamma="fixed", head__dropout=0.0,
-    ).train()  # fmt: skip
+    options = {"head__recurrence": recurrence, "head__context__gamma": "fixed", "head__dropout": 0.0}
+    model = small("ccnet3d", num_classes=2, **options).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(12):
         optimizer.zero_grad()

@@ -3,10 +3,10 @@
 import io
 import logging
 import shutil
-import socket
 
 import numpy as np
 import pytest
+from conftest import free_port
 from PIL import Image
 from stand_in import stand_in
 
@@ -31,13 +31,10 @@ def viewer():
 @pytest.fixture(scope="module")
 def server(viewer):
     pytest.importorskip("gradio", reason="pip install 'ccnet-segmentation[app]'")  # takes seconds, so not at collection
-    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "")  # restored afterwards
         patch.setenv("GRADIO_TEMP_DIR", "")
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        with app.serving(viewer, host="127.0.0.1", port=port, max_upload_mb=1) as page:
+        with app.serving(viewer, host="127.0.0.1", port=free_port(), max_upload_mb=1) as page:
             yield page.local_url
 
 

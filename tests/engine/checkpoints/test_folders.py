@@ -4,8 +4,6 @@ import ast
 import json
 import math
 import socket
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 
@@ -13,6 +11,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from conftest import run_python
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file
 from stand_in import stand_in
@@ -69,8 +68,7 @@ numpy.save(sys.argv[3], logits.detach().numpy())
 @pytest.mark.slow
 def test_a_round_trip_through_another_process_keeps_every_bit(network, folder, tmp_path):
     np.save(tmp_path / "image.npy", IMAGE)
-    arguments = [str(folder), str(tmp_path / "image.npy"), str(tmp_path / "logits.npy")]
-    subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS, *arguments], check=True, cwd=tmp_path)
+    run_python("-c", IN_ANOTHER_PROCESS, folder, "image.npy", "logits.npy", cwd=tmp_path)
     with torch.no_grad():
         logits = network(torch.from_numpy(IMAGE).permute(2, 0, 1)[None] / 255)["out"]
     assert np.array_equal(np.load(tmp_path / "logits.npy"), logits.numpy())

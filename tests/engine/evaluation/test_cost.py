@@ -1,12 +1,8 @@
 """The measured cost of networks agrees with the paper and with arithmetic."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import PATIENCE
+from conftest import run_python
 
 from ccnet.engine.evaluation.cost import network_cost
 from ccnet.models import create_model
@@ -45,11 +41,7 @@ network_cost(create_model("ccnet", num_classes=2, backbone="resnet18", head__cha
 from ccnet.kernels.forward import line_forward_kernel
 print(type(line_forward_kernel).__name__)
 """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert run.stdout.split() == ["JITFunction"], run.stderr
+    assert run_python("-c", program, TRITON_INTERPRET=None).split() == ["JITFunction"]
 
 
 def test_counts_equal_those_of_the_layers():

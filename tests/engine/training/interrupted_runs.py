@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import PATIENCE, ROOT, TINY, forkserver, members
 
@@ -159,8 +160,10 @@ def assert_same(one, two):
     assert not [name for name in names[1] if name.startswith(".")]
 
 
-def end_all():
-    """Kill the runs that a failed test has left behind."""
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Kill the runs that a failed test has left behind, in each test file that imports this."""
+    yield
     while STARTED:
         run = STARTED.pop()
         if run.running:

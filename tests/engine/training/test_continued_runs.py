@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, TINY_CAMVID, at_call
 
 from ccnet.engine import checkpoints
 from ccnet.engine.drawing.tables import read_records
@@ -17,40 +18,27 @@ from ccnet.engine.training.steps.torch_step import train_step
 
 pytestmark = pytest.mark.slow
 
-SMALL = [part for part in TINY if not part.startswith("dataset.") and "head.channels" not in part]
-CAMVID = [
-    "dataset=camvid", "backbone=resnet10t", "backbone.pretrained=false", "model.head.channels=16",
-    "model.aux_head.channels=16", "recipe.train_transform.crop_size=[65,81]", *SMALL, "save_every=1",
-]  # fmt: skip
+CAMVID = [*TINY_CAMVID, "save_every=1"]
 
 
-@pytest.fixture
-def stopped_after(monkeypatch):
-    """Return a context in which SIGTERM arrives during a given step."""
+@contextmanager
+def stopped_in_step(number):
+    """Send SIGTERM to this process during the `number`-th training step in the ``with`` block."""
 
-    def patched(number):
-        steps = []
+    def stop():
+        os.kill(os.getpid(), signal.SIGTERM)
 
-        def step(*arguments, **named):
-            steps.append(1)
-            if len(steps) == number:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return train_step(*arguments, **named)
-
-        context = monkeypatch.context()
-        context.__enter__().setattr(torch_step, "train_step", step)
-        return context
-
-    return patched
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_step, "train_step", at_call(number, stop, train_step))
+        yield
 
 
-def test_a_run_is_stopped_moved_continued_by_newer_code_and_extended(camvid_root, tmp_path, run_entry, stopped_after):
+def test_a_run_is_stopped_moved_continued_by_newer_code_and_extended(camvid_root, tmp_path, run_entry):
     folder = tmp_path / "runs" / "x"
     command = ["train.py", *CAMVID, "resume=auto", f"hydra.run.dir={folder}"]
 
-    context = stopped_after(2)
-    done = run_entry(*command, f"dataset.root={camvid_root.name}", ok=False)  # relative to the current folder
-    context.__exit__(None, None, None)
+    with stopped_in_step(2):
+        done = run_entry(*command, f"dataset.root={camvid_root.name}", ok=False)  # relative to the current folder
     assert done.returncode == 75 and "stopped after iteration 2" in done.stdout
     saved = checkpoints.load(folder / "last.pt")
     assert saved.config["dataset"]["root"] == str(camvid_root)
@@ -58,9 +46,8 @@ def test_a_run_is_stopped_moved_continued_by_newer_code_and_extended(camvid_root
     # The job is restarted on another machine, with a copy of the data there, while the old copy is gone.
     scratch = shutil.move(camvid_root, tmp_path / "scratch")
     command.append(f"dataset.root={scratch}")
-    context = stopped_after(1)
-    done = run_entry(*command, ok=False)
-    context.__exit__(None, None, None)
+    with stopped_in_step(1):
+        done = run_entry(*command, ok=False)
     assert f"resume=auto: {folder}/last.pt, iteration 2\n" in done.stdout
     assert done.returncode == 75 and "stopped after iteration 3" in done.stdout
 
@@ -110,7 +97,7 @@ def test_a_named_run_takes_new_locations_and_a_new_length(camvid_root, tmp_path,
     assert "error: dataset.images=/x does not apply to this checkpoint, which uses dataset.root" in refused.stderr
 
 
-def test_a_stale_result_does_not_end_another_run(tmp_path, run_entry, stopped_after):
+def test_a_stale_result_does_not_end_another_run(tmp_path, run_entry):
     folder = tmp_path / "x"
     command = ["train.py", *TINY, "save_every=1", f"hydra.run.dir={folder}"]
     run_entry(*command)
@@ -123,9 +110,8 @@ def test_a_stale_result_does_not_end_another_run(tmp_path, run_entry, stopped_af
         (folder / name).unlink()
     (folder / "best.safetensors").unlink()
     (folder / "result.json").rename(tmp_path / "result.json")
-    context = stopped_after(2)
-    run_entry(*command, "seed=1", ok=False)
-    context.__exit__(None, None, None)
+    with stopped_in_step(2):
+        run_entry(*command, "seed=1", ok=False)
     (tmp_path / "result.json").rename(folder / "result.json")
     done = run_entry(*command, "seed=1", "resume=auto")
     assert "already finished" not in done.stdout and f"resume=auto: {folder}/last.pt, iteration 2" in done.stdout

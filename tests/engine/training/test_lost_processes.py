@@ -3,35 +3,21 @@
 import os
 import re
 import signal
-import socket
 import time
 from datetime import timedelta
 from functools import partial
 
 import pytest
 import torch
-from conftest import PATIENCE
-from interrupted_runs import Run, assert_same, end_all, newest
+from conftest import PATIENCE, at_call, torchrun_variables
+from interrupted_runs import Run, assert_same, newest, nothing_left_behind  # noqa: F401, fixture
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind():
-    yield
-    end_all()
-
-
 def pair(folder, **named):
     """Start two processes of one run, as ``torchrun`` does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        Run(folder, "num_workers=0", environment=environment | {"RANK": rank, "LOCAL_RANK": rank}, **named)
-        for rank in "01"
-    ]
+    return [Run(folder, "num_workers=0", environment=variables, **named) for variables in torchrun_variables()]
 
 
 def break_a_picture_of_the_second():
@@ -50,17 +36,13 @@ def break_a_picture_of_the_second():
 
 def signalled_at_fourth(number, ranks):
     """Send a signal to the processes in `ranks` in their fourth step."""
-    import ccnet.engine.training.steps.torch_step
+    from ccnet.engine.training.steps import torch_step
 
-    step, steps = ccnet.engine.training.steps.torch_step.train_step, []
-
-    def signalled(*arguments, **named):
-        steps.append(1)
-        if len(steps) == 4 and os.environ["RANK"] in ranks:
+    def signalled():
+        if os.environ["RANK"] in ranks:
             os.kill(os.getpid(), number)
-        return step(*arguments, **named)
 
-    ccnet.engine.training.steps.torch_step.train_step = signalled
+    torch_step.train_step = at_call(4, signalled, torch_step.train_step)
 
 
 def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
@@ -86,22 +68,18 @@ def test_two_processes_resume_after_one_of_them_has_died(tmp_path):
 
 def stopped_at_fourth(wait):
     """Stop the second process in its fourth step, for which the first one then waits for ``wait`` seconds."""
-    import ccnet.engine.training.steps.torch_step
     from ccnet.engine.runtime import distributed
+    from ccnet.engine.training.steps import torch_step
 
-    step, steps = ccnet.engine.training.steps.torch_step.train_step, []
     distributed._ROLL_CALL = 1.0
 
-    def stopped(*arguments, **named):
-        steps.append(1)
-        if len(steps) == 4 and os.environ["RANK"] == "1":
+    def stopped():
+        if os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGSTOP)
-        if len(steps) == 4:
-            torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=wait))
-            print("waiting")
-        return step(*arguments, **named)
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=wait))
+        print("waiting")
 
-    ccnet.engine.training.steps.torch_step.train_step = stopped
+    torch_step.train_step = at_call(4, stopped, torch_step.train_step)
 
 
 def test_a_stopped_process_is_named_after_the_timeout(tmp_path):

@@ -1,12 +1,12 @@
 """When a run ends, and which of its checkpoints is the best."""
 
-import csv
 import json
 
 import pytest
 from conftest import TINY
 
 from ccnet.engine import checkpoints
+from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.evaluation.confusion import ConfusionMatrix, Scores
 from ccnet.engine.evaluation.tasks import Detection, Semantic, check_monitor, monitored_score
 from ccnet.train import run
@@ -38,8 +38,7 @@ def short(*overrides):
 
 
 def iterations(folder):
-    with open(folder / "val.csv", newline="") as file:
-        return [int(row["iteration"]) for row in csv.DictReader(file)]
+    return [int(row["iteration"]) for row in read_records(folder / "val.csv")]
 
 
 def test_a_run_ends_without_a_better_score_and_continues_with_more_patience(scored, tmp_path, capsys):

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import composed
+from conftest import at_call, composed
 
 from ccnet import train as training
 from ccnet.data.sets.folder import Folder
@@ -29,19 +29,6 @@ def start(config, folder):
     """Return where a run would start."""
     with find_start(config, folder) as found:
         return found
-
-
-def at_call(number, do, function):
-    """Wrap `function` so that its `number`-th call first calls `do`."""
-    calls = []
-
-    def changed(*arguments, **named):
-        calls.append(1)
-        if len(calls) == number:
-            do()
-        return function(*arguments, **named)
-
-    return changed
 
 
 def same_weights(one, two):

@@ -20,18 +20,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import children
-from interrupted_runs import ITERATIONS, KILLS, PART, Run, assert_same, end_all, newest
+from interrupted_runs import (  # noqa: F401, fixture
+    ITERATIONS,
+    KILLS,
+    PART,
+    Run,
+    assert_same,
+    newest,
+    nothing_left_behind,
+)
 
 from ccnet.data.loader import Loader
 from ccnet.engine.runtime import LAST, PREVIOUS
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left_behind():
-    yield
-    end_all()
 
 
 @pytest.fixture(scope="module")

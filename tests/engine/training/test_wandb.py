@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import PATIENCE, TINY, children
-from interrupted_runs import Run, newest
+from interrupted_runs import Run, newest, nothing_left_behind  # noqa: F401, fixture
 
 pytestmark = pytest.mark.slow
 
