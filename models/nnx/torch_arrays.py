@@ -21,7 +21,7 @@ def from_torch(tensor: "Tensor | np.ndarray") -> Array:
 
 
 def _copied(array: np.ndarray, dtype: Any = None) -> Array:
-    """Return a JAX array with memory of its own; ``jnp.asarray`` may share a torch network's, which training updates."""
+    """Return a JAX array with memory of its own: ``jnp.asarray`` may share that of a torch network in training."""
     return jnp.asarray(np.array(array, dtype, order="C"))
 
 
