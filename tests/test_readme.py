@@ -4,16 +4,21 @@ import csv
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from conftest import ROOT, configured
+from omegaconf import OmegaConf
 
 from ccnet.benchmarks.jax_backbones import markdown
 from ccnet.engine.checkpoints.export import export_onnx
 from ccnet.engine.drawing.tables import read_records
 from ccnet.models import create_model
+from ccnet.models.factory import build
 
 PAGES = {
     page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
@@ -55,6 +60,23 @@ def test_python_runs(block, folder_data, tmp_path, monkeypatch):
         shutil.copy("images/0.jpg", "photo.jpg")
     block = re.sub(r"max_iters=\d+", "max_iters=1", block)
     exec(block.replace('"logger=none"', '"logger=none", "num_workers=0"'), {})  # workers would import torch anew
+
+
+def test_the_example_of_a_head_builds_a_network(monkeypatch):
+    """CONTRIBUTING.md replaces `head` in a copy of fcn.yaml."""
+    module = ModuleType("ccnet.models.heads.foo")
+    code, head = (
+        re.search(rf"```{kind}\n(.*?)```", PAGES["CONTRIBUTING.md"], flags=re.DOTALL)[1] for kind in ("python", "yaml")
+    )
+    exec(code, vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("ccnet.models.heads.foo", module, raising=False)
+    config = configured("num_classes=5", "model=fcn")
+    node = OmegaConf.merge({key: value for key, value in config.model.items() if key != "head"}, OmegaConf.create(head))
+    node = {"model": node, **{key: config[key] for key in ("backbone", "num_classes", "recipe")}}
+    network = build(OmegaConf.create(node).model)
+    assert type(network.head).__name__ == "FooHead"
+    assert network.eval()(torch.rand(1, 3, 33, 41))["out"].shape == (1, 5, 33, 41)
 
 
 @pytest.mark.parametrize("command", commands())
