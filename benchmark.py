@@ -10,7 +10,7 @@ python benchmark.py mode=complexity          report added GFLOPs and memory, as 
 python benchmark.py mode=zoo                 measure every network: parameters, GFLOPs, memory, images/s
 python benchmark.py mode=train               time full training iterations of ccnet, fcn and nonlocal
 python benchmark.py mode=backbones           compare every JAX backbone with timm's, with random weights
-python benchmark.py mode=input               measure the input pipeline with the Cityscapes recipe, in images/s per core
+python benchmark.py mode=input               measure the input pipeline, in images/s per core, against other projects'
 """
 
 import hydra

@@ -5,6 +5,9 @@ import re
 import pytest
 from conftest import ROOT
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from ccnet.evaluate import _USED as USED
 
 CHOICES = ["dataset=folder", "backbone=resnet18", "loss=ce_ccl", "loss/term=[dice,focal]"]
 
@@ -28,6 +31,15 @@ def options_of(text):
             parents = [*parents[:depth], match[2]]
             found[".".join(parents)] = match[3]
     return found
+
+
+def test_only_what_a_command_accepts_is_offered(help_of):
+    """Hydra lists every group for every command, although `export.py model=fcn` is an error."""
+    text = help_of("predict.py").partition("== Config ==")[0]
+    assert re.findall(r"^([\w/]+): ", text, re.MULTILINE) == ["protocol"]
+    assert "groups" not in help_of("export.py")
+    header = OmegaConf.load(ROOT / "conf" / "evaluate.yaml").hydra.help.header
+    assert set(re.findall(r"\w+", header.partition("can be set:")[2])) == set(USED)
 
 
 @pytest.mark.slow
