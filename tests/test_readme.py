@@ -1,4 +1,4 @@
-"""The examples in README.md and docs/ work: Python blocks run, commands compose, and every named file exists."""
+"""The examples in README.md, docs/ and results/ work: Python blocks run, commands compose, every named file exists."""
 
 import csv
 import re
@@ -20,9 +20,10 @@ from ccnet.engine.drawing.tables import read_records
 from ccnet.models import create_model
 from ccnet.models.factory import build
 
-PAGES = {
-    page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
-}
+FILES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *ROOT.glob("docs/*.md")]
+FILES += [*ROOT.glob("results/*.md"), ROOT / "models" / "pretrained" / "README.md"]
+PAGES = {("pretrained.md" if "models" in page.parts else page.name): page.read_text() for page in FILES}
+FOLDERS = dict(zip(PAGES, (page.parent for page in FILES), strict=True))
 # Entry points whose configuration has a different name.
 CONFIGS = {"train": "config"}
 _COMMAND = re.compile(r"^ {4}(?:[A-Z_]+=\S+ )*((?:python|torchrun) .*?)(?:\s{2,}#.*)?$", flags=re.MULTILINE)
@@ -106,10 +107,22 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_point_to_existing_files(page):
-    folder = ROOT if (ROOT / page).is_file() else ROOT / "docs"
-    targets = re.findall(r"\]\(([^)#]+)\)", PAGES[page])
-    missing = [target for target in targets if "://" not in target and not (folder / target).exists()]
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGES[page])
+    missing = [target for target in targets if "://" not in target and not (FOLDERS[page] / target).exists()]
     assert missing == []
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_point_to_existing_headings(page):
+    for file, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", PAGES[page]):
+        target = (FOLDERS[page] / file).read_text(encoding="utf-8") if file else PAGES[page]
+        assert anchor in anchors(target), f"{file}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -46,7 +46,7 @@ def test_only_what_a_command_accepts_is_offered(help_of):
 def test_what_people_ask_for_is_listed_with_the_comments_of_the_chosen_files(help_of):
     text = help_of("train.py", *CHOICES)
     options, groups = options_of(text), set(re.findall(r"^([\w/]+): ", text.partition("== Config ==")[0], re.MULTILINE))
-    page = (ROOT / "docs" / "training.md").read_text().partition("## What people ask for")[2]
+    page = (ROOT / "docs" / "training.md").read_text().partition("## Common requests")[2]
     wishes = page.partition("These are deliberately not supported")[0]
     asked = re.findall(r"`([a-z_]+(?:[./][a-zA-Z_]+)+(?=[=`])|[a-z_]+(?==))", wishes)
     assert {"ema", "backbone.in_channels", "loss.ramp.TERM", "loss/term", "loss", "dataset.values"} <= set(asked)
