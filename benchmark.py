@@ -3,14 +3,14 @@
 python benchmark.py                          verify and time every implementation of the operator side by side
 python benchmark.py framework=jax            the same in JAX, under jit
 python benchmark.py mode=tune                search for tile sizes on this GPU and write kernels/configs/<gpu>.json
-python benchmark.py mode=race                time kernels on trial in turns with those in use, on a Hopper GPU
+python benchmark.py mode=race                time kernels on trial, alternating with those in use, on a Hopper GPU
 python benchmark.py mode=compile             precompile the kernel launches of the GPU tests in parallel
 python benchmark.py mode=gpu output=DIR      run everything that needs a GPU, as independent steps
 python benchmark.py mode=complexity          report added GFLOPs and memory, as in the paper's Tables 2 and 5
 python benchmark.py mode=zoo                 measure every network: parameters, GFLOPs, memory, images/s
 python benchmark.py mode=train               time full training iterations of ccnet, fcn and nonlocal
 python benchmark.py mode=backbones           compare every JAX backbone with timm's, with random weights
-python benchmark.py mode=input               measure the input pipeline with the Cityscapes recipe, in images/s per core
+python benchmark.py mode=input               measure the input pipeline, in images/s per core, against other projects'
 """
 
 import hydra

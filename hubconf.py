@@ -9,7 +9,10 @@ import sys
 import typing
 
 # torch.hub lists every public callable in this file as an entry point, so only modules are imported above.
-dependencies = ["torch", "torchvision", "timm", "einops", "safetensors", "hydra", "lazy_loader"]
+dependencies = [
+    "torch", "torchvision", "timm", "einops", "safetensors", "huggingface_hub", "hydra", "lazy_loader", "numpy", "PIL",
+    "matplotlib", "tqdm", "faster_coco_eval",
+]  # fmt: skip
 
 
 def ccnet_mobilenetv2_camvid(**options: typing.Any) -> typing.Any:

@@ -3,7 +3,7 @@
     python predict.py input=photo.jpg                                     with the packaged network
     python predict.py checkpoint=RUN input=photo.jpg                      with the run's best weights
     python predict.py checkpoint=RUN input=FOLDER output=FOLDER           all images, including those in subfolders
-    python predict.py checkpoint=RUN input=[a.jpg,FOLDER,\'frames/*.png\'] several inputs, and glob patterns
+    python predict.py checkpoint=RUN "input=[A.jpg,FOLDER,frames/*.png]"  several inputs, also patterns
     python predict.py checkpoint=RUN input=FRAMES video=out.mp4           plus a video of the overlays (.mp4 or .gif)
     python predict.py checkpoint=RUN input=photo.jpg probabilities=npz    plus the probability of every class
     python predict.py checkpoint=RUN input=photo.jpg attention=[y,x]      plus the attention of a point (paper, Fig. 7)

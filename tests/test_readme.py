@@ -1,22 +1,28 @@
-"""The examples in README.md and docs/ work: Python blocks run, commands compose, and every named file exists."""
+"""The examples in README.md, docs/ and results/ work: Python blocks run, commands compose, every named file exists."""
 
 import re
 import shlex
 import shutil
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from conftest import ROOT, configured
+from omegaconf import OmegaConf
 
 from ccnet.benchmarks.jax_backbones import markdown
 from ccnet.engine.checkpoints.export import export_onnx
 from ccnet.engine.drawing.tables import read_records
 from ccnet.models import create_model
+from ccnet.models.factory import build
 
-PAGES = {
-    page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"))
-}
+FILES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *ROOT.glob("docs/*.md")]
+FILES += [*ROOT.glob("results/*.md"), ROOT / "models" / "pretrained" / "README.md"]
+PAGES = {("pretrained.md" if "models" in page.parts else page.name): page.read_text() for page in FILES}
+FOLDERS = dict(zip(PAGES, (page.parent for page in FILES), strict=True))
 # Entry points whose configuration has a different name.
 CONFIGS = {"train": "config"}
 _COMMAND = re.compile(r"^ {4}(?:[A-Z_]+=\S+ )*((?:python|torchrun) .*?)(?:\s{2,}#.*)?$", flags=re.MULTILINE)
@@ -56,6 +62,23 @@ def test_python_runs(block, folder_data, tmp_path, monkeypatch):
     exec(block.replace('"logger=none"', '"logger=none", "num_workers=0"'), {})  # workers would import torch anew
 
 
+def test_the_example_of_a_head_builds_a_network(monkeypatch):
+    """CONTRIBUTING.md replaces `head` in a copy of fcn.yaml."""
+    module = ModuleType("ccnet.models.heads.foo")
+    code, head = (
+        re.search(rf"```{kind}\n(.*?)```", PAGES["CONTRIBUTING.md"], flags=re.DOTALL)[1] for kind in ("python", "yaml")
+    )
+    exec(code, vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("ccnet.models.heads.foo", module, raising=False)
+    config = configured("num_classes=5", "model=fcn")
+    node = OmegaConf.merge({key: value for key, value in config.model.items() if key != "head"}, OmegaConf.create(head))
+    node = {"model": node, **{key: config[key] for key in ("backbone", "num_classes", "recipe")}}
+    network = build(OmegaConf.create(node).model)
+    assert type(network.head).__name__ == "FooHead"
+    assert network.eval()(torch.rand(1, 3, 33, 41))["out"].shape == (1, 5, 33, 41)
+
+
 @pytest.mark.parametrize("command", commands())
 def test_commands_compose(command):
     program, *words = shlex.split(command)
@@ -83,10 +106,22 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_point_to_existing_files(page):
-    folder = ROOT if (ROOT / page).is_file() else ROOT / "docs"
-    targets = re.findall(r"\]\(([^)#]+)\)", PAGES[page])
-    missing = [target for target in targets if "://" not in target and not (folder / target).exists()]
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGES[page])
+    missing = [target for target in targets if "://" not in target and not (FOLDERS[page] / target).exists()]
     assert missing == []
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_point_to_existing_headings(page):
+    for file, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", PAGES[page]):
+        target = (FOLDERS[page] / file).read_text(encoding="utf-8") if file else PAGES[page]
+        assert anchor in anchors(target), f"{file}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -56,7 +56,7 @@ VARIANTS = {
 
 
 def race_variants(config: DictConfig, device: torch.device) -> str:
-    """Time the variants in turns with the kernels in use, and return a table; ``<output>_variants.csv`` has the rows.
+    """Time the variants and the kernels in use alternately; return a table, whose rows ``<output>_variants.csv`` has.
 
     A variant with a wrong result is not timed.
 

@@ -17,6 +17,8 @@ _LINE = re.compile(
     r"(?P<value>\d+(?:[\s,;]+\d+[\s,;]+\d+)?)[\s,;]+(?P<name>[^\d\s,;].*)"
     r"|(?P<name_first>[^\d\s,;].*?)[\s,;]+(?P<value_last>\d+(?:[\s,;]+\d+[\s,;]+\d+)?)"
 )
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+_NUMBER_COLUMN = re.compile(r"[,;\t]\s*[\d.]+\s*(?=[,;\t]|$)")
 
 
 class LabelValues(NamedTuple):
@@ -154,7 +156,7 @@ def read_file(values: Any) -> Any:
 
     Raises:
         FileNotFoundError: ``values`` is a string but neither a range nor an existing file.
-        ValueError: a line does not contain a value and a name, a value is listed twice, or the file is not UTF-8.
+        ValueError: a line does not consist of a value and a name, a value is listed twice, or the file is not UTF-8.
     """
     if not isinstance(values, str) or _RANGE.fullmatch(values):
         return values
@@ -164,7 +166,7 @@ def read_file(values: Any) -> Any:
 def _read_columns(path: Path) -> dict[int | str, str]:
     """Read {value: class name} from a text file with two columns, skipping a heading without digits and comments.
 
-    Colours are strings such as "128 0 0", as in YAML.
+    Colours are strings such as "128 0 0", as in YAML. Names may be quoted as in CSV files.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -176,16 +178,25 @@ def _read_columns(path: Path) -> dict[int | str, str]:
         if not line.strip() or line.lstrip().startswith("#") or (number == 1 and not re.search(r"\d", line)):
             continue
         match = _LINE.fullmatch(line.strip())
-        if not match:
+        name = _class_name(match["name"] or match["name_first"]) if match else None
+        if not match or name is None:
             raise ValueError(
-                f"{path}, line {number}: expected a value and a class name, such as '128 0 0  car': {line!r}"
+                f"{path}, line {number}: expected a value and a class name, such as '128 0 0  car', and no other "
+                f"columns: {line!r}"
             )
         parsed = _value(match["value"] or match["value_last"])
         value = parsed if isinstance(parsed, int) else shown_value(parsed)
         if value in names:
             raise ValueError(f"{path}, line {number}: the value {value} is listed twice")
-        names[value] = (match["name"] or match["name_first"]).strip()
+        names[value] = name
     return names
+
+
+def _class_name(text: str) -> str | None:
+    """Return the class name in a column, without CSV quotes; None if there are further columns of numbers."""
+    if quoted := _QUOTED.fullmatch(text.strip()):
+        return quoted[1].replace('""', '"')
+    return None if _NUMBER_COLUMN.search(text) else text.strip()
 
 
 def shown_value(value: Value) -> str:

@@ -202,4 +202,6 @@ def _as_colour(values: np.ndarray) -> Colour:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or not sys.argv[2].isdecimal():
+        raise SystemExit("usage: python -m ccnet.engine.app.street_scene FOLDER NUMBER")
     write_streets(Path(sys.argv[1]), int(sys.argv[2]))

@@ -168,7 +168,7 @@ def _data(saved: Checkpoint) -> str:
             f"The weights are derived from {names}, whose terms apply to them: check that they permit your use."
         )
     if not own:
-        lines.append("In all other respects, the terms of the weights are those of whoever provides them.")
+        lines.append("Apart from that, whoever shares the weights sets their terms.")
     else:
         lines.append("Expect good results only for images like those.")
     return textwrap.fill(" ".join(lines), 120, break_long_words=False, break_on_hyphens=False)

@@ -23,10 +23,11 @@ from ..runtime.overrides import in_sweep
 from ..runtime.run_folder import FolderLock, FolderTaken, holds_result, holds_run, remove_if_empty, with_numbers
 from ..sweeps.results import write_result
 from .command_line import interrupted
-from .help_text import commented_config
+from .help_text import commented_config, config_groups
 from .option_bounds import OPTION_BOUNDS
 
-OmegaConf.register_new_resolver("commented_config", commented_config, replace=True)  # for conf/hydra/help
+for _resolver in (commented_config, config_groups):  # for conf/hydra/help
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 

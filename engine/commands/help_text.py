@@ -9,10 +9,31 @@ from omegaconf import DictConfig, OmegaConf
 
 from ...conf import CONF
 
+_ADDED = ("experiment", "sweep")  # groups that are not in the defaults list of conf/config.yaml
 _COLUMN = 30  # where the comments start
 _KEY = re.compile(r"( *)([\w./]+):(?: |$)")
 _COMMENT = re.compile(r"\s#\s+(.+)$")
 _PACKAGE = re.compile(r"^# @package (\S+)", re.MULTILINE)
+
+
+def config_groups(*, _root_: DictConfig) -> str:
+    """Return the section on the configuration groups that the command accepts; empty if it accepts none.
+
+    This is an OmegaConf resolver for Hydra's help template. Hydra's own list contains every group in ``conf/``.
+    """
+    chosen = {group.partition("/")[0] for group in _root_.hydra.runtime.choices}
+    added = _ADDED if "model" in chosen else ()
+    files: dict[str, list[str]] = {}
+    for path in sorted(CONF.glob("*/**/*.yaml")):
+        group = path.parent.relative_to(CONF).as_posix()
+        if group.partition("/")[0] in (*(chosen - {"hydra"}), *added):
+            files.setdefault(group, []).append(path.stem)
+    if not files:
+        return ""
+    note = f"; {' and '.join(added)} with +" if added else ""
+    listed = "\n".join(f"{group}: {', '.join(names)}" for group, names in files.items())
+    how = f"Select a file with GROUP=NAME{note}; add --help to see what it sets"
+    return f"== Configuration groups ==\n{how}\n\n{listed}\n\n\n"
 
 
 def commented_config(*, _root_: DictConfig) -> str:

@@ -173,8 +173,9 @@ def _images_of(source: Path) -> Iterator[InputImage]:
         files = (path for path in matched if path.is_file() or not path.exists())
         paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     else:
-        web = ": download it first" if source.parts[:1] in (("http:",), ("https:",)) else ""
-        raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images{web}")
+        is_url = source.parts[:1] in (("http:",), ("https:",))
+        why = ": download it first" if is_url else "" if source.exists() else ": there is no such file or folder"
+        raise FileNotFoundError(f"input={source} is neither an image nor a folder or pattern of images{why}")
     if not paths:
         raise FileNotFoundError(f"input={source} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     for path in sorted(paths, key=_frame_order):

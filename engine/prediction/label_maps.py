@@ -143,7 +143,7 @@ class LabelMaps:
             lines.append(f"comparison in {path}")
         if self._reduced:
             lines.append(
-                f"overlays of {self._reduced} large images are reduced to at most 32 megapixels; the masks are not"
+                f"overlays of {self._reduced} large images are reduced to at most 33 megapixels; the masks are not"
             )
         return lines
 

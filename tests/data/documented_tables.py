@@ -27,6 +27,6 @@ class DocumentedTable:
 
     def documented(self) -> list[str]:
         """Return the beginnings of the table's rows."""
-        page = (ROOT / "docs" / "data.md").read_text().partition("## What people have")[2]
+        page = (ROOT / "docs" / "data.md").read_text().partition("## Unusual files")[2]
         table = page.partition(f"| {self.heading} | what happens |\n|---|---|\n")[2].partition("\n\n")[0]
         return [line.removeprefix("| ").split(" | ")[0] for line in table.splitlines()]

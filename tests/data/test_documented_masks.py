@@ -95,11 +95,15 @@ def test_a_file_of_values(tmp_path):
         table.write_text(text)
         assert label_values(str(table), None).classes == ["sky", "road", "car of 2 seats"]
         assert np.array_equal(labels(path, str(table), None), MASK)
+    table.write_text('name,value\n"sky",0\n"road, wet",1\n"6"" kerb",2\n')  # as spreadsheets and pandas write it
+    assert label_values(str(table), None).classes == ["sky", "road, wet", '6" kerb']
     table.write_text("0 sky\n1 road\n255 ignore\n", encoding="utf-8-sig")
     assert label_values(str(table), None) == (["sky", "road"], {0: 0, 1: 1, 255: 255})
     for text, told in (
         ("0 sky\nroad\n", "line 2: expected a value and a class name"),
         ("0 sky\n0 car", "0 is listed"),
+        ("id,name,r,g,b\n0,sky,70,130,180\n", r"line 2: .* and no other columns: '0,sky,70,130,180'"),
+        ("name,id,trainId\nsky,23,10\n", r"line 2: .* and no other columns"),
     ):
         table.write_text(text)
         with pytest.raises(ValueError, match=told):

@@ -2,9 +2,12 @@
 
 import copy
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from stand_in import stand_in
 from untrusted_files import bomb
@@ -31,6 +34,15 @@ def viewer(network, monkeypatch):
 def photo(tmp_path):
     Image.fromarray(street_scene(0, size=(80, 120))[0]).save(tmp_path / "a photo.png")
     return tmp_path / "a photo.png"
+
+
+@pytest.mark.parametrize("arguments", [[], ["streets"], ["80", "streets"]], ids=str)
+def test_the_command_of_the_quickstart_shows_its_usage(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["street_scene", *arguments])
+    with pytest.raises(SystemExit, match=r"^usage: python -m ccnet\.engine\.app\.street_scene FOLDER NUMBER$"):
+        runpy.run_path(str(ROOT / "engine" / "app" / "street_scene.py"), run_name="__main__")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_large_image_is_predicted_at_the_size_of_the_training_crops(viewer, network, photo):

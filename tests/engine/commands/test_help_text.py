@@ -5,6 +5,9 @@ import re
 import pytest
 from conftest import ROOT
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from ccnet.evaluate import _USED as USED
 
 CHOICES = ["dataset=folder", "backbone=resnet18", "loss=ce_ccl", "loss/term=[dice,focal]"]
 
@@ -30,11 +33,20 @@ def options_of(text):
     return found
 
 
+def test_only_what_a_command_accepts_is_offered(help_of):
+    """Hydra lists every group for every command, although `export.py model=fcn` is an error."""
+    text = help_of("predict.py").partition("== Config ==")[0]
+    assert re.findall(r"^([\w/]+): ", text, re.MULTILINE) == ["protocol"]
+    assert "groups" not in help_of("export.py")
+    header = OmegaConf.load(ROOT / "conf" / "evaluate.yaml").hydra.help.header
+    assert set(re.findall(r"\w+", header.partition("can be set:")[2])) == set(USED)
+
+
 @pytest.mark.slow
 def test_what_people_ask_for_is_listed_with_the_comments_of_the_chosen_files(help_of):
     text = help_of("train.py", *CHOICES)
     options, groups = options_of(text), set(re.findall(r"^([\w/]+): ", text.partition("== Config ==")[0], re.MULTILINE))
-    page = (ROOT / "docs" / "training.md").read_text().partition("## What people ask for")[2]
+    page = (ROOT / "docs" / "training.md").read_text().partition("## Common requests")[2]
     wishes = page.partition("These are deliberately not supported")[0]
     asked = re.findall(r"`([a-z_]+(?:[./][a-zA-Z_]+)+(?=[=`])|[a-z_]+(?==))", wishes)
     assert {"ema", "backbone.in_channels", "loss.ramp.TERM", "loss/term", "loss", "dataset.values"} <= set(asked)

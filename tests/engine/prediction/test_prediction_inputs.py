@@ -88,8 +88,8 @@ def test_what_is_no_image_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "clip.MP4").touch()
     for source, message in (
-        ("nothing.jpg", "input=nothing.jpg is neither an image nor a folder or pattern of images"),
-        (tmp_path / "pipe.png", "pipe.png is neither an image"),
+        ("nothing.jpg", "input=nothing.jpg is neither .* pattern of images: there is no such file or folder"),
+        (tmp_path / "pipe.png", "pipe.png is neither an image nor a folder or pattern of images$"),
         ("https://example.com/a.jpg", "input=https:/example.com/a.jpg is neither .*: download it first"),
         (tmp_path / "clip.MP4", r"clip\.MP4 is a video: save its frames .* ffmpeg -i VIDEO frames/%06d\.png"),
         (tmp_path / "empty", "empty contains no images"),
