@@ -55,8 +55,8 @@ def category_consistent_loss(
     in a class with only one pixel.
 
     Args:
-        embedding: (N, E, h, w).
-        labels: (N, h, w) integers in [0, 255] or ``ignore_index``, at the embedding's resolution.
+        embedding: (N, E, h, w), or (N, E, T, h, w) for clips.
+        labels: (N, h, w) or (N, T, h, w) integers in [0, 255] or ``ignore_index``, at the embedding's resolution.
         ignore_index: label of the pixels to ignore.
         delta_v, delta_d: distances above which phi is positive and above which it is linear; class means further
             apart than 2 delta_d do not repel each other.
@@ -149,6 +149,6 @@ class CategoryConsistent(Module):
         self.options = options
 
     def forward(self, output: dict[str, Array], labels: Array) -> CategoryConsistentLoss:
-        """Return the loss of the network output for labels (N, H, W): the total and its terms."""
+        """Return the loss and its terms for labels (N, H, W), or (N, T, H, W) for clips."""
         embedding = output["embedding"]
         return category_consistent_loss(embedding, nearest_labels(labels, embedding.shape[-2:]), **self.options)

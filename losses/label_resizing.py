@@ -15,10 +15,10 @@ def check_label_size(labels: Array, output: Array, name: str) -> None:
 
 
 def nearest_labels(labels: Array, size: Sequence[int]) -> Array:
-    """Resize labels (N, H, W) to (N, h, w) by nearest neighbour, with aligned corners.
+    """Resize labels (N, H, W), or (N, T, H, W) for clips, to (h, w) by nearest neighbour, with aligned corners.
 
     For 769 pixels and stride 8, this samples pixels 0, 8, ..., 768, the exact centres of the receptive fields of
     strided, padded convolutions.
     """
     rows, columns = (evenly_spaced(side, length, labels) for side, length in zip(labels.shape[-2:], size, strict=True))
-    return labels[:, rows[:, None], columns]
+    return labels[..., rows[:, None], columns]

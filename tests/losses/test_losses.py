@@ -270,6 +270,15 @@ def test_ohem_of_clips_equals_that_of_their_frames():
     assert not torch.equal(frames, ohem_cross_entropy(logits, labels, threshold=1.0))
 
 
+def test_ccl_of_clips_equals_that_of_their_frames():
+    embedding, labels = torch.randn(2, 4, 3, 3, 4), torch.randint(0, 4, (2, 3, 17, 25))
+    labels[:, :2] = 255
+    loss = CategoryConsistent()
+    clips = loss({"embedding": embedding}, labels)
+    frames = loss({"embedding": embedding.transpose(1, 2).reshape(6, 4, 3, 4)}, labels.view(6, 17, 25))
+    assert clips.variance > 0 and all(map(torch.allclose, clips, frames))
+
+
 LOSSES = {
     "cross entropy": partial(cross_entropy, class_weights=torch.tensor([1.0, 3.0])),
     "ohem": partial(ohem_cross_entropy, min_kept=64, threshold=0.3),

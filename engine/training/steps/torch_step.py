@@ -202,8 +202,8 @@ def train_step(
         labels: the labels of these images.
         bf16: run the forward pass under bfloat16 autocast.
         accumulate: the number of micro-batches that the batch is split into to save memory. Each is weighted by its
-            fraction of the valid pixels, so that the cross entropy is that of the whole batch. Batch norm, OHEM and
-            the category consistent loss see one micro-batch at a time.
+            fraction of the valid pixels, so that a mean over pixels, such as the cross entropy, is that of the whole
+            batch. Batch norm and all other losses see one micro-batch at a time.
         clip_norm: the maximum gradient norm over all parameters, for clipping; None to disable.
         keep_buffers: also restore the running statistics of batch norm if the step is skipped.
         averaged: whether the backward pass already averages the gradients over the processes; True for one process.
