@@ -122,7 +122,8 @@ def _segment(
         print(f"video in {video_path}")
     for line in maps.finish(names):
         print(line)
-    print(f"masks and overlays in {output}, images: {len(images) - skipped.number}")
+    if done := len(images) - skipped.number:
+        print(f"masks and overlays in {output}, images: {done}")
     skipped.report(len(images))
 
 
@@ -178,9 +179,9 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         detected = skipped.attempt(image, functools.partial(files.predicted, image))
         if detected is not None:
             files.write(image, detected)
-    least = evaluation.DRAWN_SCORE
-    done = len(images) - skipped.number
-    print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
+    if done := len(images) - skipped.number:
+        least = evaluation.DRAWN_SCORE
+        print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
     skipped.report(len(images))
 
 

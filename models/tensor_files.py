@@ -25,6 +25,7 @@ def find(path: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it is a file of another kind, by its suffix.
     """
     if path.is_dir():
         path /= FOLDER_WEIGHTS if (path / FOLDER_WEIGHTS).is_file() else "best"
@@ -34,6 +35,11 @@ def find(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if path.is_file():
+        raise ValueError(
+            f"{path} is not a checkpoint, as its name does not end in .safetensors, .pt or .pth: pass the folder of a "
+            "run, one of these files in it, or a published file, renamed to end in .pth if necessary"
+        )
     listed = " or ".join(str(candidate) for candidate in candidates)
     raise FileNotFoundError(f"there is no checkpoint {listed}: a run writes best.safetensors and last.pt")
 

@@ -207,3 +207,13 @@ def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
         )  # fmt: skip
         assert message in done.stderr
         assert not (tmp_path / "predictions").exists()
+    for option in ("attention=[41,0]", "labels=others"):
+        (tmp_path / "others").mkdir(exist_ok=True)
+        Image.new("L", (9, 9)).save(tmp_path / "others" / "one.png")
+        done = run_entry(
+            "predict.py", f"checkpoint={finished / 'best'}", f"input={picture}", "device=cpu", "probabilities=npz",
+            option, ok=False,
+        )  # fmt: skip
+        assert "outside the image" in done.stderr or "9x9" in done.stderr
+        assert "images:" not in done.stdout
+        assert not [*(tmp_path / "predictions").iterdir()]

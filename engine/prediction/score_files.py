@@ -86,9 +86,13 @@ def open_scores(
                     np.savez(opened, **arrays)
                 return
             path.mkdir(exist_ok=True)
-            for index, (title, values) in enumerate(zip(classes, scores, strict=True)):
-                stem = f"{index:03d}_{_BETWEEN_WORDS.sub('_', title).strip('_')}"
-                write_png(path / f"{stem}.png", Image.fromarray(np.ascontiguousarray(values)))
+            stems = [_BETWEEN_WORDS.sub("_", title).strip("_") for title in classes]
+            names = [f"{index:03d}_{stem}.png" for index, stem in enumerate(stems)]
+            for before in path.glob("[0-9][0-9][0-9]_*.png"):
+                if before.name not in names:  # written for a network with other classes
+                    before.unlink()
+            for name, values in zip(names, scores, strict=True):
+                write_png(path / name, Image.fromarray(np.ascontiguousarray(values)))
     finally:
         with suppress(OSError):
             scratch.unlink()

@@ -1,5 +1,6 @@
 """Load a trained network in Python, segment images with it, and share it."""
 
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -104,6 +105,10 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
     def __call__(self, *inputs: Any) -> Any:
         """Return the outputs of the torch network; see :class:`ccnet.models.segmentor.Segmentor`."""
         return self.module(*inputs)
+
+    def __repr__(self) -> str:
+        classes = reprlib.repr(self.classes)  # shortened if there are many
+        return f"TrainedNetwork(source={self._saved.source}, classes={classes}, device={self.device})"
 
     def predict(self, image: str | Path | np.ndarray | Image.Image) -> Prediction | DetectedObjects:
         """Predict one image with the protocol that the run was validated with.

@@ -67,6 +67,14 @@ def test_a_published_network_is_built_once(tmp_path, monkeypatch):
     (tmp_path / "published.pth").unlink()
 
 
+def test_another_file_of_a_run_is_not_taken_for_a_checkpoint(tmp_path):
+    (tmp_path / "val.csv").write_text("iteration")
+    with pytest.raises(ValueError, match=r"val\.csv is not a checkpoint, as its name .*: pass the folder of a run"):
+        checkpoints.find(tmp_path / "val.csv")
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*/val\.safetensors or .*/val\.pt"):
+        checkpoints.find(tmp_path / "val")
+
+
 def test_a_checkpoint_with_fields_of_the_wrong_type_is_rejected(made, tmp_path):
     fields = {key: value for key, value in vars(made).items() if key not in ("weights", "training", "source")}
     for wrong, message in (

@@ -42,6 +42,17 @@ def test_each_class_is_a_grey_image_in_the_orientation_of_the_image(tmp_path, ki
     assert np.abs(np.rot90(grey.astype(float), -1) / largest - probabilities[1]).max() <= 0.51 / largest
 
 
+def test_the_classes_of_an_earlier_network_are_removed(tmp_path):
+    folder = tmp_path / "a_scores"
+    folder.mkdir()
+    for name in ("000_sky.png", "001_traffic_light_sign.png", "003_tree.png", "notes.png"):
+        (folder / name).write_bytes(b"")
+    written(tmp_path, "png")
+    names = {path.name: path.stat().st_size > 0 for path in folder.iterdir()}
+    new = ("000_road.png", "001_traffic_light_sign.png", "002_ciel_bleuté.png")
+    assert names == {**dict.fromkeys(new, True), "notes.png": False}
+
+
 @pytest.mark.parametrize("probabilities", [None, "npz"])
 @pytest.mark.parametrize("logits", [False, True])
 def test_only_the_requested_files_are_written_and_all_in_the_orientation_of_the_image(tmp_path, probabilities, logits):
