@@ -1,5 +1,6 @@
 """Write an image's scores for every class: probabilities or logits, as .npz or as one grey image per class."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,6 +36,10 @@ class ScoreFile:
         self._one = _ONE.get(kind)
         self._softmax = not (logits or normalised)
         self.scores = np.lib.format.open_memmap(scratch, mode="w+", dtype=FORMATS[kind], shape=shape)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            # The file has no blocks yet: if the disk were full, writing to the mapped memory would raise SIGBUS.
+            with open(scratch, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, scratch.stat().st_size)
 
     def add(self, tile: Tile) -> None:
         """Add the scores (1, K, h, w) of a tile of the image."""

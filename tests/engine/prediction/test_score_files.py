@@ -1,5 +1,8 @@
 """Files with the scores of every class, read back."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -73,4 +76,24 @@ def test_only_the_requested_files_are_written_and_all_in_the_orientation_of_the_
 def test_nothing_is_left_of_an_image_that_fails(tmp_path):
     with pytest.raises(RuntimeError, match="no"), open_scores(tmp_path / "a", (4, 6), CLASSES, "npz"):
         raise RuntimeError("no")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS")
+def test_a_full_disk_is_an_error_before_the_file_is_mapped_memory_without_space(tmp_path, monkeypatch):
+    """Otherwise the first write to it would end the process with SIGBUS."""
+    wanted = []
+
+    def full(descriptor, offset, length):
+        wanted.append((offset, length))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*a"),
+        open_scores(tmp_path / "a", (4, 6), CLASSES, "npz"),
+    ):
+        pass
+    ((offset, length),) = wanted
+    assert offset == 0 and length > 3 * 4 * 6 * 2
     assert [*tmp_path.iterdir()] == []
