@@ -41,7 +41,10 @@ def find(path: Path) -> Path:
             "run, one of these files in it, or a published file, renamed to end in .pth if necessary"
         )
     listed = " or ".join(str(candidate) for candidate in candidates)
-    raise FileNotFoundError(f"there is no checkpoint {listed}: a run writes best.safetensors and last.pt")
+    hint = "a run writes best.safetensors and last.pt"
+    if path.stem == "best" and (newest := path.with_name("last.pt")).is_file():
+        hint = f"a run writes it after its first validation; {newest} holds the newest weights"
+    raise FileNotFoundError(f"there is no checkpoint {listed}: {hint}")
 
 
 class TensorFile(NamedTuple):

@@ -75,6 +75,16 @@ def test_another_file_of_a_run_is_not_taken_for_a_checkpoint(tmp_path):
         checkpoints.find(tmp_path / "val")
 
 
+def test_a_run_without_a_validation_is_told_apart_from_a_folder_without_a_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*/best\.safetensors or .*: a run writes best\.saf"):
+        checkpoints.find(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"after its first validation; .*/last\.pt holds the newest weights"):
+        checkpoints.find(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"bset\.pt: a run writes best\.safetensors and last\.pt"):
+        checkpoints.find(tmp_path / "bset")
+
+
 def test_a_checkpoint_with_fields_of_the_wrong_type_is_rejected(made, tmp_path):
     fields = {key: value for key, value in vars(made).items() if key not in ("weights", "training", "source")}
     for wrong, message in (
