@@ -115,9 +115,10 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
 
         Args:
             image: the path of an image file, a Pillow image, or an array (H, W, C) or (C, H, W) of the C channels that
-                the network takes, or (H, W) if C is 1 or 3. An array is treated like one in a ``.npy`` file: uint8
-                values are used as is, and other types are scaled as in training. Three channels are RGB; OpenCV's
-                arrays are BGR, so pass ``array[..., ::-1]``.
+                the network takes, or (H, W) if C is 1 or 3. A file is turned upright as its EXIF orientation says; a
+                Pillow image is not, but ``PIL.ImageOps.exif_transpose`` does it. An array is treated like one in a
+                ``.npy`` file: uint8 values are used as is, and other types are scaled as in training. Three channels
+                are RGB; OpenCV's arrays are BGR, so pass ``array[..., ::-1]``.
 
         Returns:
             A :class:`Prediction`, or :class:`DetectedObjects` if the network detects objects.
