@@ -122,7 +122,8 @@ def _segment(
         print(f"video in {video_path}")
     for line in maps.finish(names):
         print(line)
-    print(f"masks and overlays in {output}, images: {len(images) - skipped.number}")
+    if done := len(images) - skipped.number:
+        print(f"masks and overlays in {output}, images: {done}")
     skipped.report(len(images))
 
 
@@ -145,8 +146,11 @@ def _check_outputs(config: DictConfig, images: Sequence["InputImage"], output: P
     wanted = {"attention": config.attention is not None, "probabilities": config.probabilities, "logits": config.logits}
     kinds = ["", "_overlay", *(f"_{kind}" for kind, value in wanted.items() if value)]
     prediction.check_outputs(images, output, kinds, ["comparison"] if compare else [])
-    if config.attention is not None and not (isinstance(config.attention, ListConfig) and len(config.attention) == 2):
-        raise ValueError(f"attention={config.attention} is not a point: set attention=[y,x], in pixels")
+    point = config.attention
+    if point is not None and [type(part) for part in _as_list(point)] != [int, int]:
+        raise ValueError(
+            f"attention={point} is not a point: set its row and column in pixels, as in attention=[200,310]"
+        )
     if config.video:
         drawing.check_video(runtime.given_path(config.video), config.fps)
 
@@ -178,9 +182,9 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         detected = skipped.attempt(image, functools.partial(files.predicted, image))
         if detected is not None:
             files.write(image, detected)
-    least = evaluation.DRAWN_SCORE
-    done = len(images) - skipped.number
-    print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
+    if done := len(images) - skipped.number:
+        least = evaluation.DRAWN_SCORE
+        print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
     skipped.report(len(images))
 
 

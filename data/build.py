@@ -23,7 +23,7 @@ def build_dataset(config: DictConfig, split: str, transform: Callable[..., Any] 
     Raises:
         ValueError: the data set has no such split, or the transform is not callable.
     """
-    if not isinstance(config.get(split), DictConfig):
+    if not isinstance(config.get(str(split)), DictConfig):
         nodes = [str(name) for name, node in config.items() if isinstance(node, DictConfig) and "_target_" in node]
         raise ValueError(f"this data set has no split {split!r}: choose one of {', '.join(nodes)}")
     if not (transform is None or callable(transform)):

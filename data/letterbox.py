@@ -49,8 +49,13 @@ def resample(images: Tensor, placement: Placement, *, mode: str = "bilinear") ->
 
 
 def restore(maps: Tensor, placement: Placement) -> Tensor:
-    """Map predictions back to an unrotated image by nearest neighbour: (N, C, *frame) -> (N, C, H, W)."""
+    """Map predictions back to an unrotated image by nearest neighbour: (N, C, *frame) -> (N, C, H, W).
+
+    Only frame pixels whose centre lies in the image are used: the others are padding, ignored in training.
+    """
     for dim, side, frame in zip((-2, -1), placement.image, placement.frame, strict=True):
         centres = (torch.arange(side, device=maps.device) + 0.5 - side / 2) / placement.step + frame / 2
-        maps = maps.index_select(dim, centres.long())
+        half = side / 2 / placement.step
+        first, last = math.ceil(frame / 2 - half - 0.5), math.floor(frame / 2 + half - 0.5)
+        maps = maps.index_select(dim, centres.long().clamp(first, last))
     return maps

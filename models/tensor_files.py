@@ -1,7 +1,8 @@
-"""Find and read tensor files without executing code in them or unpacking more bytes than their size."""
+"""Find, read and write tensor files; reading executes no code in them and unpacks no more bytes than their size."""
 
 import os
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from . import checksums
@@ -25,6 +27,7 @@ def find(path: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it is a file of another kind, by its suffix.
     """
     if path.is_dir():
         path /= FOLDER_WEIGHTS if (path / FOLDER_WEIGHTS).is_file() else "best"
@@ -34,8 +37,16 @@ def find(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if path.is_file():
+        raise ValueError(
+            f"{path} is not a checkpoint, as its name does not end in .safetensors, .pt or .pth: pass the folder of a "
+            "run, one of these files in it, or a published file, renamed to end in .pth if necessary"
+        )
     listed = " or ".join(str(candidate) for candidate in candidates)
-    raise FileNotFoundError(f"there is no checkpoint {listed}: a run writes best.safetensors and last.pt")
+    hint = "a run writes best.safetensors and last.pt"
+    if path.stem == "best" and (newest := path.with_name("last.pt")).is_file():
+        hint = f"a run writes it after its first validation; {newest} holds the newest weights"
+    raise FileNotFoundError(f"there is no checkpoint {listed}: {hint}")
 
 
 class TensorFile(NamedTuple):
@@ -84,6 +95,22 @@ def _read_safetensors(path: Path) -> TensorFile:
         metadata: dict[str, str] = file.metadata() or {}
     expected = metadata.get(CHECKSUM) and checksum(metadata.get(HEADER, ""), tensors)
     return TensorFile(tensors, metadata, checksums_match=not expected or expected == metadata[CHECKSUM])
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a .safetensors file with a checksum of its tensors and of ``HEADER`` in its metadata.
+
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full.
+    """
+    stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    checked = {**metadata, CHECKSUM: checksum(metadata.get(HEADER, ""), stored)}
+    try:
+        save_file(stored, path, metadata=checked)
+    except SafetensorError as error:  # it names the cause as in "No space left on device (os error 28)"
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise OSError(str(error)) from error
 
 
 def checksum(header: str, weights: Mapping[str, Tensor]) -> str:

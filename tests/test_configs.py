@@ -5,6 +5,7 @@ from conftest import ROOT, configured
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ccnet.data.build import build_dataset
 from ccnet.models.factory import build
 
 pytestmark = pytest.mark.slow
@@ -115,3 +116,10 @@ def test_the_poly_schedule_matches_the_paper():
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0.01 * (1 - i / 10) ** 0.9 for i in range(10)])
+
+
+@pytest.mark.parametrize("split", ["test", ["val"], None], ids=str)
+def test_an_unknown_split_is_reported_with_those_that_exist(split):
+    node = OmegaConf.create({"dataset": composed().dataset, "split": split})
+    with pytest.raises(ValueError, match=r"this data set has no split .*: choose one of train, val"):
+        build_dataset(node.dataset, node.split, None)

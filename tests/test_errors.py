@@ -147,7 +147,9 @@ def test_an_option_of_the_wrong_type_is_rejected_by_every_entry_point(run_entry,
     assert f"error: {named}, but must be" in refused(run_entry, tmp_path, entry, *given, *options)
 
 
-def test_an_argument_that_is_no_option_is_rejected(run_entry, tmp_path):
+def test_a_missing_option_and_an_argument_that_is_no_option_are_reported(run_entry, tmp_path):
+    message = refused(run_entry, tmp_path, "predict.py")
+    assert message.startswith("error: input is not set: set input=VALUE; --help describes it\n")
     message = refused(run_entry, tmp_path, "predict.py", "photo.jpg")
     assert message == "error: photo.jpg is not an option: write OPTION=VALUE; --help lists the options\n"
     check_overrides(["-m", "--config-dir", "ä", "-cn", "config", "~model", "x=1"])
@@ -161,6 +163,8 @@ def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="got an empty string as a path"):
         given_path("")
+    with pytest.raises(ValueError, match="got null as a path"):
+        given_path(None)
     with pytest.raises(ValueError, match="resume= has no value"):
         run("resume=", folder="run")
     with pytest.raises(FileNotFoundError, match=r"dataset\.images= is not a folder"):

@@ -195,7 +195,7 @@ def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
     for option, message in (
         ("video=out.avi", r"video=out.avi ends in '.avi': choose one of .gif, .mp4"),
         ("labels=nowhere", f"labels=nowhere has no label image one (.png, .tif, .tiff, .bmp, .gif) for {picture}"),
-        ("attention=200", "attention=200 is not a point: set attention=[y,x], in pixels"),
+        ("attention=[y,x]", "attention=['y', 'x'] is not a point: set its row and column in pixels, as in attention=["),
         ("probabilities=jpg", "probabilities=jpg: choose one of npz, png, png16"),
     ):
         done = run_entry(
@@ -203,3 +203,10 @@ def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
         )  # fmt: skip
         assert message in done.stderr
         assert not (tmp_path / "predictions").exists()
+    done = run_entry(
+        "predict.py", f"checkpoint={finished / 'best'}", f"input={picture}", "device=cpu", "probabilities=npz",
+        "attention=[41,0]", ok=False,
+    )  # fmt: skip
+    assert "attention=[41, 0] is outside the image" in done.stderr
+    assert "images:" not in done.stdout
+    assert not [*(tmp_path / "predictions").iterdir()]

@@ -68,7 +68,7 @@ class Layout:
 
 
 def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
-    """Return the folders of a user's own images and masks for a split.
+    """Return the folders of a user's own images and masks for a split; masks within the images' folder as a path in it.
 
     Args:
         images, masks: one folder for all splits, or a mapping from splits to folders; splits that are not in it use the
@@ -90,6 +90,9 @@ def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
                 "folders of their own: dataset.images={train:DIR,val:DIR} dataset.masks={train:DIR,val:DIR}"
             )
     image_folder, mask_folder = (Path(str(folder)).expanduser() for folder in places.values())
+    real, outer = mask_folder.resolve(), image_folder.resolve()
+    if real.is_relative_to(outer):  # may be spelled differently, as in images=. masks=/home/me/photos
+        mask_folder = image_folder / real.relative_to(outer)
     return image_folder, mask_folder
 
 

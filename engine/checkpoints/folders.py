@@ -8,12 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...models.checksums import CHECKSUM
 from ...models.tensor_files import FOLDER_WEIGHTS as WEIGHTS
-from ...models.tensor_files import checksum
+from ...models.tensor_files import write_safetensors
 from ..runtime.atomic_files import replacing, write_json
 from .options import without_pretrained
 from .record import Checkpoint
@@ -44,10 +42,9 @@ def write_folder(saved: Checkpoint, folder: Path) -> None:
         "iteration": saved.iteration,
         "scores": saved.scores,
     }
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in saved.weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS) as unfinished:
-        save_file(weights, unfinished, metadata={"format": "pt", CHECKSUM: checksum("", weights)})
+        write_safetensors(unfinished, saved.weights, {"format": "pt"})
     write_json(folder / CONFIG, content)
 
 

@@ -39,7 +39,7 @@ def find(path: str | Path | None) -> Path:
     downloaded.
 
     Raises:
-        ValueError: ``path`` is None.
+        ValueError: ``path`` is None, or a file of another kind.
         FileNotFoundError: there is no such file.
     """
     if path is None:

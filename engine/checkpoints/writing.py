@@ -6,11 +6,9 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from ...models.checksums import CHECKSUM, HEADER
-from ...models.tensor_files import checksum
+from ...models.checksums import HEADER
+from ...models.tensor_files import write_safetensors
 from ..runtime.atomic_files import replacing
 from ..runtime.lost_workers import lost_worker
 from ..runtime.run_folder import LAST, PREVIOUS
@@ -36,7 +34,7 @@ def save(checkpoint: Checkpoint, path: Path, *, before: Path | None = None) -> N
                 os.fsync(file.fileno())
             if before and path.exists():
                 os.replace(path, before)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise their own errors
+    except (OSError, RuntimeError) as error:  # torch raises an error of its own
         if lost_worker(error):
             raise
         raise _explained(error, path) from error
@@ -59,8 +57,7 @@ def _explained(error: Exception, path: Path) -> OSError:
 def _write_weights(checkpoint: Checkpoint, path: Path) -> None:
     left_out = ("weights", "training", "source")
     header = json.dumps({key: value for key, value in vars(checkpoint).items() if key not in left_out})
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.weights.items()}
-    save_file(weights, path, metadata={HEADER: header, CHECKSUM: checksum(header, weights)})
+    write_safetensors(path, checkpoint.weights, {HEADER: header})
 
 
 def _write_state(checkpoint: Checkpoint, path: Path) -> None:

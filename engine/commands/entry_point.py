@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..guards.setting_types import BOUNDS, check_bounds
 from ..runtime.launchers import in_own_process, is_first, is_one_of_several, join_job, parallel_worker
@@ -134,10 +134,12 @@ def _process() -> str:
 
 
 def _message(error: BaseException) -> str:
-    """Return the error message, without the traceback that torch prepends to errors from data-loading workers."""
+    """Return the error message, with what to do, and without the traceback of data-loading workers from torch."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", text, flags=re.MULTILINE)[-1].strip()
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set: set {error.full_key}=VALUE; --help describes it"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{text}: free some disk space; resume=auto then continues a training run"
     if isinstance(error, OSError) and error.errno == errno.EROFS:

@@ -97,13 +97,13 @@ class LabelMaps:
             normalised=averages_probabilities(self.first.protocol),
             orientation=orientation,
         )
-        with scores as add:
+        with scores as add:  # written only if everything else of this image succeeds
             labels = [self.first(picture, before, bar=image.name.name, on_tile=add)]
-        truth = None
-        if self._is_compared:
-            labels += [other(picture, before, bar=image.name.name) for other in self.others]
-            truth = self.truth.of(index, labels[0].shape) if self.truth else None
-        return Predicted(picture, orientation, labels, truth, self._attention(picture))
+            truth = None
+            if self._is_compared:
+                labels += [other(picture, before, bar=image.name.name) for other in self.others]
+                truth = self.truth.of(index, labels[0].shape) if self.truth else None
+            return Predicted(picture, orientation, labels, truth, self._attention(picture))
 
     def _before(self, index: int, shape: Sequence[int]) -> list[Tensor]:
         """Return the frames before image `index` in its clip, back to one that is unreadable or of another shape."""

@@ -1,5 +1,6 @@
 """Write an image's scores for every class: probabilities or logits, as .npz or as one grey image per class."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,6 +36,10 @@ class ScoreFile:
         self._one = _ONE.get(kind)
         self._softmax = not (logits or normalised)
         self.scores = np.lib.format.open_memmap(scratch, mode="w+", dtype=FORMATS[kind], shape=shape)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            # The file has no blocks yet: if the disk were full, writing to the mapped memory would raise SIGBUS.
+            with open(scratch, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, scratch.stat().st_size)
 
     def add(self, tile: Tile) -> None:
         """Add the scores (1, K, h, w) of a tile of the image."""
@@ -86,9 +91,13 @@ def open_scores(
                     np.savez(opened, **arrays)
                 return
             path.mkdir(exist_ok=True)
-            for index, (title, values) in enumerate(zip(classes, scores, strict=True)):
-                stem = f"{index:03d}_{_BETWEEN_WORDS.sub('_', title).strip('_')}"
-                write_png(path / f"{stem}.png", Image.fromarray(np.ascontiguousarray(values)))
+            stems = [_BETWEEN_WORDS.sub("_", title).strip("_") for title in classes]
+            names = [f"{index:03d}_{stem}.png" for index, stem in enumerate(stems)]
+            for before in path.glob("[0-9][0-9][0-9]_*.png"):
+                if before.name not in names:  # written for a network with other classes
+                    before.unlink()
+            for name, values in zip(names, scores, strict=True):
+                write_png(path / name, Image.fromarray(np.ascontiguousarray(values)))
     finally:
         with suppress(OSError):
             scratch.unlink()

@@ -1,5 +1,6 @@
 """Load a trained network in Python, segment images with it, and share it."""
 
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -105,14 +106,19 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         """Return the outputs of the torch network; see :class:`ccnet.models.segmentor.Segmentor`."""
         return self.module(*inputs)
 
+    def __repr__(self) -> str:
+        classes = reprlib.repr(self.classes)  # shortened if there are many
+        return f"TrainedNetwork(source={self._saved.source}, classes={classes}, device={self.device})"
+
     def predict(self, image: str | Path | np.ndarray | Image.Image) -> Prediction | DetectedObjects:
         """Predict one image with the protocol that the run was validated with.
 
         Args:
             image: the path of an image file, a Pillow image, or an array (H, W, C) or (C, H, W) of the C channels that
-                the network takes, or (H, W) if C is 1 or 3. An array is treated like one in a ``.npy`` file: uint8
-                values are used as is, and other types are scaled as in training. Three channels are RGB; OpenCV's
-                arrays are BGR, so pass ``array[..., ::-1]``.
+                the network takes, or (H, W) if C is 1 or 3. A file is turned upright as its EXIF orientation says; a
+                Pillow image is not, but ``PIL.ImageOps.exif_transpose`` does it. An array is treated like one in a
+                ``.npy`` file: uint8 values are used as is, and other types are scaled as in training. Three channels
+                are RGB; OpenCV's arrays are BGR, so pass ``array[..., ::-1]``.
 
         Returns:
             A :class:`Prediction`, or :class:`DetectedObjects` if the network detects objects.

@@ -11,14 +11,16 @@ from typing import Any
 from .launchers import is_first
 
 
-def given_path(value: str | int | float | Path) -> Path:
+def given_path(value: str | int | float | Path | None) -> Path:
     """Convert a command-line or YAML value to a path; a folder named 2026, for example, is parsed as a number.
 
     Raises:
-        ValueError: the value is an empty string, which would mean the current folder.
+        ValueError: the value is an empty string, which would mean the current folder, or null.
     """
-    if value == "":
-        raise ValueError("got an empty string as a path: use '.' for the current folder")
+    if value is None or value == "":
+        raise ValueError(
+            f"got {'null' if value is None else 'an empty string'} as a path: use '.' for the current folder"
+        )
     return Path(str(value)).expanduser()
 
 

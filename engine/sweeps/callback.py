@@ -15,6 +15,7 @@ from shlex import quote
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -49,9 +50,10 @@ class SweepReport(OutputFolder):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Lock the folder of the sweep until its end, and exit if it must not start.
 
-        It must not start if a plugin or Slurm is missing, if Hydra would write a secret to multirun.yaml, if another
-        process is running a sweep in the folder, or if the folder holds runs and ``resume`` is not set, because new
-        runs would overwrite them. Under torchrun, rank 0 checks and locks the folder, and all ranks use it.
+        It must not start if a plugin or Slurm is missing, if it sets an interval without a search, if Hydra would write
+        a secret to multirun.yaml, if another process is running a sweep in the folder, or if the folder holds runs,
+        failed ones included, and ``resume`` is not set, because new runs would overwrite them. Under torchrun, rank 0
+        checks and locks the folder, and all ranks use it.
 
         In a parallel sweep, also let Ctrl-C end the launcher immediately: the runs receive the signal too and save
         their state, whereas joblib would kill them if it handled the signal.
@@ -63,6 +65,7 @@ class SweepReport(OutputFolder):
         if is_one_of_several():
             _share_time(config)
         _check_installed(config.hydra)
+        _check_intervals(config.hydra)
         if is_first():
             _claim(Path(config.hydra.sweep.dir), config)
         is_joblib = config.hydra.launcher._target_.split(".")[1] == "hydra_joblib_launcher"
@@ -119,6 +122,17 @@ def _check_installed(hydra: DictConfig) -> None:
         raise SystemExit(
             "error: hydra/launcher=slurm needs the commands of Slurm, and srun is not on this machine: start the sweep "
             "on a login node of the cluster, or use hydra/launcher=parallel"
+        )
+
+
+def _check_intervals(hydra: DictConfig) -> None:
+    """Exit if an option is set to an interval, but Hydra's own sweeper runs the sweep: it would show a traceback."""
+    parsed = OverridesParser.create().parse_overrides([*hydra.overrides.task])
+    option = next((one.input_line for one in parsed if one.is_interval_sweep()), None)
+    if option and hydra.sweeper._target_.endswith(".BasicSweeper"):
+        raise SystemExit(
+            f"error: {option} is an interval, from which only a search draws values: add hydra/sweeper=tpe for one, or "
+            "list the values of a sweep, separated by commas"
         )
 
 
@@ -183,4 +197,4 @@ def _explain_unfinished() -> None:
 
 
 def _holds_runs(folder: Path) -> bool:
-    return any(holds_run(run) for run in folder.glob("*"))
+    return any(holds_run(run) or (run / RESULT).exists() for run in folder.glob("*"))

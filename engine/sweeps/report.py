@@ -7,13 +7,14 @@ import fcntl
 import json
 import math
 import os
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..drawing import charts
 from ..drawing.tables import Table
@@ -147,8 +148,9 @@ def _over_seeds(settings: list[tuple[Overrides, list[Run]]], score: str) -> Tabl
     rows = []
     for name, (_, runs) in zip(setting_names(settings), settings, strict=True):
         values = [run[score] for run in successful(runs)]
-        spread = statistics.stdev(values) if len(values) > 1 else ""
-        rows.append([name, f"{len(values)}/{len(runs)}", statistics.mean(values) if values else "", spread])
+        mean = float(np.mean(values)) if values else ""
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else ""
+        rows.append([name, f"{len(values)}/{len(runs)}", mean, spread])
     return Table(("setting", "succeeded", f"{score} mean", f"{score} std"), rows)
 
 

@@ -82,6 +82,7 @@ def test_photos_and_masks_in_one_folder(tmp_path):
     dataset = folder(together, together)
     assert names(dataset) == ["7", "8", "sub_7"]
     assert all(np.array_equal(dataset.read_labels(index), MASK) for index in range(3))
+    assert names(folder(together, together / ".." / together.name)) == ["7", "8", "sub_7"]  # as a relative path may be
     pictures(together, "9.png")
     with pytest.raises(FileNotFoundError, match=r"1 of 4 images have no label image in .*9\.png needs .*9 \("):
         folder(together, together)
@@ -93,8 +94,10 @@ def test_photos_and_masks_in_one_folder(tmp_path):
 @TABLE.row("masks in a subfolder of the folder of images")
 def test_masks_in_a_subfolder_of_the_images(tmp_path):
     images = pictures(tmp_path, "1.png", "sub/2.png")
-    inside = masks(tmp_path / "masks", "1.png", "sub/2.png")
-    assert names(folder(images, inside)) == ["1", "sub_2"]
+    inside = masks(tmp_path / "masks", "1.png", "sub/2.png", "3.png")
+    for same in (inside, tmp_path / "sub" / ".." / "masks"):
+        dataset = folder(images, same)
+        assert (names(dataset), dataset.masks_without_image()) == (["1", "sub_2"], [inside / "3.png"])
 
 
 @TABLE.row("two images, or two masks, with the same name")

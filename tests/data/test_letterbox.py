@@ -38,6 +38,14 @@ def test_restore_inverts_resample():
     assert torch.equal(restore(resample(labels, placement, mode="nearest"), placement), labels)
 
 
+@pytest.mark.parametrize("size", [(333, 500), (1000, 37), (501, 333), (90, 105), (1280, 721), (40, 900)], ids=str)
+def test_a_border_pixel_takes_the_prediction_of_the_image_and_not_of_the_padding_beside_it(size):
+    placement = Placement(size, (64, 64))
+    inside = resample(torch.ones(1, 1, *size), placement, mode="nearest")
+    assert 0 < inside.mean() < 1
+    assert restore(inside, placement).min() == 1
+
+
 def test_the_warp_without_randomness_equals_the_letterbox():
     image, labels = ramp(50, 30)
     warped, label = RandomWarp((64, 64), scale_std=0, angle_std=0, angle_share=0)(image, labels)

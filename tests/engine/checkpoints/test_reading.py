@@ -67,6 +67,24 @@ def test_a_published_network_is_built_once(tmp_path, monkeypatch):
     (tmp_path / "published.pth").unlink()
 
 
+def test_another_file_of_a_run_is_not_taken_for_a_checkpoint(tmp_path):
+    (tmp_path / "val.csv").write_text("iteration")
+    with pytest.raises(ValueError, match=r"val\.csv is not a checkpoint, as its name .*: pass the folder of a run"):
+        checkpoints.find(tmp_path / "val.csv")
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*/val\.safetensors or .*/val\.pt"):
+        checkpoints.find(tmp_path / "val")
+
+
+def test_a_run_without_a_validation_is_told_apart_from_a_folder_without_a_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*/best\.safetensors or .*: a run writes best\.saf"):
+        checkpoints.find(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"after its first validation; .*/last\.pt holds the newest weights"):
+        checkpoints.find(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"bset\.pt: a run writes best\.safetensors and last\.pt"):
+        checkpoints.find(tmp_path / "bset")
+
+
 def test_a_checkpoint_with_fields_of_the_wrong_type_is_rejected(made, tmp_path):
     fields = {key: value for key, value in vars(made).items() if key not in ("weights", "training", "source")}
     for wrong, message in (

@@ -4,9 +4,12 @@ import errno
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from untrusted_files import small_config
 
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import Checkpoint, writing
+from ccnet.models import tensor_files
 
 
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
@@ -37,3 +40,18 @@ def test_a_full_disk_before_the_first_checkpoint_does_not_promise_one(tmp_path, 
     (tmp_path / "last.pt").touch()
     with pytest.raises(OSError, match="previous checkpoint is intact: free some disk space and continue from it"):
         checkpoints.save(made, tmp_path / "best.safetensors")
+
+
+@pytest.mark.parametrize(
+    "write", [checkpoints.write_folder, lambda saved, to: checkpoints.save(saved, to / "a.safetensors")]
+)
+def test_a_full_disk_is_an_oserror_whichever_library_writes(tmp_path, monkeypatch, write):
+    """Else publish.py, for example, would show a traceback."""
+
+    def full_disk(*arguments, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(tensor_files, "save_file", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device: .*(model|a)\.safetensors"):
+        write(Checkpoint({"w": torch.ones(2)}, small_config(), ["a"], [[0, 0, 0]], 1, {}), tmp_path)
+    assert [*tmp_path.iterdir()] == []

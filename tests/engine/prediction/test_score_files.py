@@ -1,5 +1,8 @@
 """Files with the scores of every class, read back."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +45,17 @@ def test_each_class_is_a_grey_image_in_the_orientation_of_the_image(tmp_path, ki
     assert np.abs(np.rot90(grey.astype(float), -1) / largest - probabilities[1]).max() <= 0.51 / largest
 
 
+def test_the_classes_of_an_earlier_network_are_removed(tmp_path):
+    folder = tmp_path / "a_scores"
+    folder.mkdir()
+    for name in ("000_sky.png", "001_traffic_light_sign.png", "003_tree.png", "notes.png"):
+        (folder / name).write_bytes(b"")
+    written(tmp_path, "png")
+    names = {path.name: path.stat().st_size > 0 for path in folder.iterdir()}
+    new = ("000_road.png", "001_traffic_light_sign.png", "002_ciel_bleuté.png")
+    assert names == {**dict.fromkeys(new, True), "notes.png": False}
+
+
 @pytest.mark.parametrize("probabilities", [None, "npz"])
 @pytest.mark.parametrize("logits", [False, True])
 def test_only_the_requested_files_are_written_and_all_in_the_orientation_of_the_image(tmp_path, probabilities, logits):
@@ -62,4 +76,24 @@ def test_only_the_requested_files_are_written_and_all_in_the_orientation_of_the_
 def test_nothing_is_left_of_an_image_that_fails(tmp_path):
     with pytest.raises(RuntimeError, match="no"), open_scores(tmp_path / "a", (4, 6), CLASSES, "npz"):
         raise RuntimeError("no")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="macOS")
+def test_a_full_disk_is_an_error_before_the_file_is_mapped_memory_without_space(tmp_path, monkeypatch):
+    """Otherwise the first write to it would end the process with SIGBUS."""
+    wanted = []
+
+    def full(descriptor, offset, length):
+        wanted.append((offset, length))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*a"),
+        open_scores(tmp_path / "a", (4, 6), CLASSES, "npz"),
+    ):
+        pass
+    ((offset, length),) = wanted
+    assert offset == 0 and length > 3 * 4 * 6 * 2
     assert [*tmp_path.iterdir()] == []

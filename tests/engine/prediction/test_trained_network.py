@@ -36,6 +36,8 @@ def test_a_network_knows_its_classes_and_predicts_a_file_an_array_and_an_image(t
     folder, images = trained
     network = ccnet.load(folder, device="cpu")
     assert network.classes == ["road", "car", "sky"]
+    best = folder / "best.safetensors"
+    assert repr(network) == f"TrainedNetwork(source={best}, classes=['road', 'car', 'sky'], device=cpu)"
     assert network.palette == load_checkpoint(folder / "best.safetensors").palette
     pixels = np.array(Image.open(images / "0.png"))
     labels, probabilities, overlay = found = network.predict(images / "0.png")

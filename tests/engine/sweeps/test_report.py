@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 
 import numpy as np
@@ -35,6 +36,16 @@ def test_the_report_counts_nan_runs_as_failed(tmp_path, capsys):
     assert re.search(r"^loss.terms.ccl.distance=quadratic +7/10 +74.43 +3.41$", said, re.MULTILINE)
     assert "failed    loss.terms.ccl.distance=quadratic seed=2: iteration 9: the loss is nan" in said
     assert f"started   {tmp_path}/20, not finished" in said
+
+
+def test_a_score_of_nan_is_shown_as_such(tmp_path, capsys):
+    """A run that has been resumed on images without labels has a best score, but none from its last validation."""
+    for seed, score in enumerate((50.0, math.nan, 52.0)):
+        result = {"overrides": {"seed": seed}, "mIoU": score, "best_mIoU": 60.0, "gflops": 1.0}
+        results.write_result(tmp_path / str(seed), result)
+    assert report(tmp_path) == []
+    assert re.search(r"^all seeds +3/3 +nan +nan$", capsys.readouterr().out, re.MULTILINE)
+    assert is_picture(tmp_path / "sweep.png") and is_picture(tmp_path / "sweep_cost.png")
 
 
 def test_runs_are_named_after_overrides_of_any_type(tmp_path):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from conftest import PATIENCE, ROOT, TINY
+from omegaconf import OmegaConf
 
 from ccnet.engine.runtime.run_folder import FolderLock
 from ccnet.engine.sweeps import callback, results
@@ -62,6 +63,27 @@ def test_a_second_sweep_in_the_folder_of_a_running_one_changes_nothing(tmp_path,
     assert "hydra.sweep.dir=DIR" in done.returncode
     run_entry(*FAILING, f"hydra.sweep.dir={tmp_path}", ok=False)
     assert (tmp_path / "multirun.yaml").exists() and not (tmp_path / "run.lock").exists()
+
+
+@pytest.mark.parametrize("result", [DONE, {"overrides": {"seed": 0}, "error": "the disk has gone"}])
+def test_a_folder_with_results_is_refused_unless_the_sweep_continues_them(tmp_path, result):
+    """Else the report would mix the runs of both sweeps, also if those of the first have failed."""
+    results.write_result(tmp_path / "3", result)
+    config = {"hydra": {"job": {"config_name": "config"}}, "resume": None}
+    with pytest.raises(SystemExit, match=r"already holds a sweep: add resume=auto"):
+        callback._claim(tmp_path, OmegaConf.create(config))
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+    callback._claim(tmp_path, OmegaConf.create(config | {"resume": "auto"}))
+    callback._release()
+    assert (tmp_path / "multirun.yaml").exists()
+
+
+def test_an_interval_needs_a_search(tmp_path, run_entry):
+    """Hydra's own sweeper would show a traceback."""
+    done = run_entry("train.py", "-m", "recipe.lr=interval(0.001,0.1)", "hydra.sweep.dir=sweep", ok=False)
+    assert done.returncode.startswith("error: recipe.lr=interval(0.001,0.1) is an interval")
+    assert "hydra/sweeper=tpe" in done.returncode
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_sweep_whose_report_fails_says_so(tmp_path, run_entry):
