@@ -125,7 +125,7 @@ def _repulsion(means: Array, present: Array, margin: float) -> Array:
     """Return the mean of max(margin - |mu_a - mu_b|, 0)^2 over the pairs of classes that are present."""
     distances = _norm(means[:, None] - means[None])  # (K, K)
     classes = arange(_BINS, like=means)
-    pairs = present[:, None] * present[None] * (classes[:, None] != classes[None])
+    pairs = present[:, None] * present[None] * cast(classes[:, None] != classes[None], present.dtype)
     return ((margin - distances).clip(min=0) ** 2 * pairs).sum() / pairs.sum().clip(min=1)
 
 

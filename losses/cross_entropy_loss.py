@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from .all_reduce import sum_over_processes
 from .label_resizing import check_label_size
-from .torch_and_jax import Array, Module, at_least_float32, float_array, pixel_cross_entropy
+from .torch_and_jax import Array, Module, at_least_float32, cast, float_array, pixel_cross_entropy
 
 
 def cross_entropy(
@@ -34,7 +34,7 @@ def cross_entropy(
         raise ValueError(f"class_weights has shape {shape}: pass one weight for each of the {logits.shape[1]} classes")
     losses = pixel_cross_entropy(at_least_float32(logits), labels, class_weights, ignore_index)
     valid = sum_over_processes((labels != ignore_index).sum())
-    return sum_over_processes(losses.sum()) / valid.clip(min=1)
+    return sum_over_processes(losses.sum()) / cast(valid.clip(min=1), losses.dtype)
 
 
 class CrossEntropy(Module):

@@ -36,7 +36,7 @@ def edge_targets(labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     ):
         differ = labels[:, *pixel] != labels[:, *neighbour]
         edges[:, *pixel] |= differ & valid[:, *pixel] & valid[:, *neighbour]
-    dilated = max_pool2d(edges.float(), _DILATION, stride=1, padding=_DILATION // 2).long()
+    dilated = max_pool2d(edges[:, None].float(), _DILATION, stride=1, padding=_DILATION // 2)[:, 0].long()
     return dilated.masked_fill(~valid, ignore_index)
 
 

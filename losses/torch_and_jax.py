@@ -58,13 +58,14 @@ def cast(array: Array, dtype: Any) -> Array:
 
 def at_least_float32(array: Array) -> Array:
     """Convert float16 and bfloat16 to float32; keep float32 and float64."""
-    xp = namespace(array)
-    return cast(array, xp.promote_types(array.dtype, xp.float32))
+    return cast(array, namespace(array).float32) if array.dtype.itemsize < 4 else array
 
 
 def as_index(array: Array) -> Array:
-    """Convert integers to the framework's index dtype, int64 in torch."""
-    return array.long() if is_torch(array) else array
+    """Convert integers to an index dtype: int64 in torch, at least int32 in JAX, where 256 is 0 in uint8."""
+    if is_torch(array):
+        return array.long()
+    return cast(array, namespace(array).int32) if array.dtype.itemsize < 4 else array
 
 
 def stop_gradient(array: Array) -> Array:
@@ -99,9 +100,14 @@ def evenly_spaced(side: int, length: int, like: Array) -> Array:
 
 
 def is_readable(array: Any) -> bool:
-    """Return whether the values can be read without a device synchronisation: on the CPU and outside compilation."""
+    """Return whether Python can read the values without a device synchronisation.
+
+    They must be on the CPU, outside compilation, and outside the transforms of torch.func and JAX.
+    """
     if is_torch(array):
-        return array.device.type == "cpu" and not namespace(array).compiler.is_compiling()
+        torch = namespace(array)
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        return array.device.type == "cpu" and not traced
     traced = isinstance(array, _jax().core.Tracer)
     return not traced and all(device.platform == "cpu" for device in array.devices())
 

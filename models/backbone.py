@@ -17,43 +17,65 @@ from .backbone_weights import load_weights, read_weights
 STRIDE_8_EXAMPLES = "resnet50, resnet101, convnext_tiny, regnety_016, efficientnet_b0, mobilenetv2_100"
 
 
-class DilatedGroupedConv2d(nn.Conv2d):
-    """A dilated convolution in groups of channels that is trained in float32 under bfloat16 autocast on a CPU.
+class DilatedConv2d(nn.Conv2d):
+    """A dilated convolution that is trained in float32 where a CPU would compute it in bfloat16.
 
-    There, oneDNN's bfloat16 gradient of the weight contains uninitialised memory for channels-last images that are more
-    than some 30 pixels wide or high (torch 2.11 to 2.15, AVX512-BF16).
+    oneDNN's bfloat16 gradient of the weight contains uninitialised memory for channels-last images that are more than
+    some 30 pixels wide or high, unless each group has a multiple of 16 channels (torch 2.11 to 2.15, AVX512-BF16).
     """
 
+    _original: Any = nn.Conv2d  # the class that this one replaces
+
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the convolution; the result has the dtype of the input."""
+        """Apply the convolution; if it is computed in float32, the result has the dtype of the input."""
+        in_bfloat16 = torch.is_autocast_enabled("cpu") or self.weight.dtype == torch.bfloat16
         trained = torch.is_grad_enabled() and self.weight.requires_grad
-        if not (trained and input.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+        if not (in_bfloat16 and trained and input.device.type == "cpu"):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
-            return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+            return self._original.forward(_InFloat32(self), _widened(input)).to(input.dtype)
 
 
 # timm's methods call the image `x`.
-class DilatedGroupedStdConv2d(DilatedGroupedConv2d, ScaledStdConv2d):  # pyright: ignore[reportIncompatibleMethodOverride]
+class DilatedStdConv2d(DilatedConv2d, ScaledStdConv2d):  # pyright: ignore[reportIncompatibleMethodOverride]
     """The same for timm's ``ScaledStdConv2d``, the convolution of normaliser-free networks."""
 
+    _original = ScaledStdConv2d
 
-class DilatedGroupedStdConv2dSame(DilatedGroupedConv2d, ScaledStdConv2dSame):  # pyright: ignore[reportIncompatibleMethodOverride]
+
+class DilatedStdConv2dSame(DilatedConv2d, ScaledStdConv2dSame):  # pyright: ignore[reportIncompatibleMethodOverride]
     """The same for timm's ``ScaledStdConv2dSame``."""
 
+    _original = ScaledStdConv2dSame
 
-_DILATED_GROUPED: dict[Any, Any] = {
-    nn.Conv2d: DilatedGroupedConv2d,
-    ScaledStdConv2d: DilatedGroupedStdConv2d,
-    ScaledStdConv2dSame: DilatedGroupedStdConv2dSame,
+
+class _InFloat32:
+    """View of a module in which half-precision parameters are float32; gradients flow back to the module."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        return _widened(value) if isinstance(value, Tensor) else value
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+_DILATED: dict[Any, Any] = {
+    nn.Conv2d: DilatedConv2d,
+    ScaledStdConv2d: DilatedStdConv2d,
+    ScaledStdConv2dSame: DilatedStdConv2dSame,
 }
 
 
-def replace_dilated_grouped_convolutions(network: nn.Module) -> None:
-    """Train the dilated grouped convolutions of a network in float32 under bfloat16 autocast on a CPU, in-place."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
-            module.__class__ = _DILATED_GROUPED.get(type(module), type(module))
+def replace_dilated_convolutions(network: nn.Module) -> None:
+    """Make those dilated convolutions of a network that need it :class:`DilatedConv2d`, in-place."""
+    for conv in network.modules():
+        if isinstance(conv, nn.Conv2d) and max(conv.dilation) > 1 and (conv.groups > 1 or conv.in_channels % 16):
+            conv.__class__ = _DILATED.get(type(conv), type(conv))
 
 
 class TimmBackbone(nn.Module):
@@ -112,7 +134,7 @@ class TimmBackbone(nn.Module):
             )
         self.output_stride = output_stride
         self.net = _build(name, output_stride, tuple(out_indices), in_channels, pretrained and weights is None)
-        replace_dilated_grouped_convolutions(self.net)
+        replace_dilated_convolutions(self.net)
         self.in_channels = in_channels
         self.channels = list(self.net.feature_info.channels())
         settings, config = {"mean": mean, "std": std}, self.net.pretrained_cfg

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ...kernels.torch_ops import transforms
+from ..backbone import replace_dilated_convolutions
 from ..layers import conv_bn_relu, resize
 
 
@@ -78,6 +79,7 @@ class AtrousPyramid(nn.Module):
         width = width or channels // 2
         self.local = conv_bn_relu(channels, width, kernel_size=1)
         self.dilated = nn.ModuleList(conv_bn_relu(channels, width, dilation=dilation) for dilation in dilations)
+        replace_dilated_convolutions(self.dilated)
         self.image = conv_bn_relu(channels, width, kernel_size=1)
         branches = 2 + len(self.dilated)
         self.fuse = conv_bn_relu(width * branches, out_channels or channels, kernel_size=fuse_kernel_size)

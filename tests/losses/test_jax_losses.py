@@ -132,6 +132,31 @@ def test_class_weights_may_be_traced(loss):
     assert float(got) == pytest.approx(float(want), rel=1e-12)
 
 
+LOSSES = [cross_entropy, ohem_cross_entropy, lambda *pair: category_consistent_loss(*pair).total]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_labels_of_any_integer_dtype(loss, dtype):
+    """The labels of the data sets are uint8."""
+    arrays, labels = logits((2, 3, 16, 16))
+    labels[:, :2] = 255
+    want = loss(torch.from_numpy(arrays["out"]), torch.from_numpy(labels)).item()
+    for function in (loss, jax.jit(loss)):
+        got = function(jnp.asarray(arrays["out"]), jnp.asarray(labels, dtype))
+        assert float(got) == pytest.approx(want, rel=1e-10)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_programs_may_disable_implicit_promotion(loss):
+    arrays, labels = logits((2, 3, 16, 16))
+    half, labels = jnp.asarray(arrays["out"], jnp.bfloat16), jnp.asarray(labels, jnp.uint8)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        value, gradient = jax.eval_shape(jax.value_and_grad(loss), half, labels)
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+
+
 def test_errors_name_the_bad_input():
     with pytest.raises(ValueError, match="range from 300 to 300"):
         category_consistent_loss(jnp.zeros((1, 2, 3, 3)), jnp.full((1, 3, 3), 300))

@@ -149,6 +149,16 @@ def test_ccl_compiles_without_a_graph_break():
     torch.testing.assert_close(compiled(embedding, labels), category_consistent_loss(embedding, labels).total)
 
 
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, ohem_cross_entropy, lambda *pair: category_consistent_loss(*pair).total]
+)
+def test_gradients_per_image(loss):
+    logits, labels = torch.randn(2, 3, 8, 9), torch.randint(0, 3, (2, 8, 9))
+    gradient = torch.func.grad(lambda image, label: loss(image[None], label[None]))
+    each = torch.stack([gradient(*pair) for pair in zip(logits, labels, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(gradient)(logits, labels), each)
+
+
 @pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
 def test_labels_of_another_size_are_an_error(loss):
     with pytest.raises(ValueError, match=r"labels \(1, 3, 3\) must match the size of the logits \(2, 4, 3, 3\)"):

@@ -145,6 +145,10 @@ def test_edge_loss_without_edges_or_without_others_is_a_differentiable_zero(kind
     assert not logits.grad.any()
 
 
+def test_an_empty_batch_has_no_edges():
+    assert edge_targets(torch.zeros(0, 5, 7).long()).shape == (0, 5, 7)
+
+
 @pytest.mark.parametrize("name", ["ce2p", "ce2p_rcca"])
 def test_ce2p_overfits_a_few_synthetic_images(name):
     """Stripes of three classes at random positions that differ only in grey value."""

@@ -1,16 +1,20 @@
 """Context modules, backbones and CCNet in detail; test_every_model.py tests what all networks have in common."""
 
+import copy
+
 import pytest
 import torch
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccnet.kernels import criss_cross_attention
 from ccnet.models import CrissCrossAttention, RecurrentCrissCrossAttention, create_model
-from ccnet.models.backbone import TimmBackbone, replace_dilated_grouped_convolutions
+from ccnet.models.backbone import DilatedConv2d, TimmBackbone, replace_dilated_convolutions
 from ccnet.models.context.global_convolution import GlobalConvolution
 from ccnet.models.context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
 from ccnet.models.context.non_local import BottleneckNonLocal, NonLocal
+from ccnet.models.context.pyramid import AtrousPyramid
 
 pytestmark = pytest.mark.slow
 
@@ -351,30 +355,57 @@ def test_normalisation_is_part_of_the_network():
     assert torch.allclose(seen[0], (image - model.mean) / model.std)
 
 
-@pytest.mark.parametrize("groups", [16, 4])
+class DtypesOfWeightGradients(TorchDispatchMode):
+    """Records in which dtypes the gradients of convolutions are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.seen += [array.dtype for array in args[:3]]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["autocast", "converted"])
+@pytest.mark.parametrize(("channels", "groups"), [(16, 16), (16, 4), (24, 1)])
 @pytest.mark.parametrize("kind", [nn.Conv2d, ScaledStdConv2d, ScaledStdConv2dSame], ids=lambda kind: kind.__name__)
-def test_dilated_grouped_convolutions_train_in_bfloat16_on_a_cpu(kind, groups):
+def test_dilated_convolutions_train_in_bfloat16_on_a_cpu(kind, channels, groups, whole):
     """oneDNN's bfloat16 gradient of their weights has uninitialised memory from 32 columns or rows on."""
     padding = {} if kind is ScaledStdConv2dSame else {"padding": 2}
-    conv = kind(16, 16, kernel_size=3, dilation=2, groups=groups, **padding)
-    replace_dilated_grouped_convolutions(conv)
-    image = torch.randn(1, 16, 33, 97).contiguous(memory_format=torch.channels_last)
-    gradients = []
-    for bf16 in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = conv(image.bfloat16() if bf16 else image.bfloat16().float())
-        assert out.dtype == (torch.bfloat16 if bf16 else torch.float32)
-        gradients += torch.autograd.grad(out.float().sin().sum(), conv.weight)
-    assert (gradients[1] - gradients[0]).abs().max() < 0.02 * gradients[0].abs().max()
+    conv = kind(channels, 16, kernel_size=3, dilation=2, groups=groups, **padding)
+    image = torch.randn(1, channels, 33, 97).bfloat16().contiguous(memory_format=torch.channels_last)
+    if whole:
+        conv.bfloat16()
+    exact = copy.deepcopy(conv).float()
+    expected = exact(image.float())
+    expected.sin().sum().backward()
+    replace_dilated_convolutions(conv)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+        out = conv(image)
+    with DtypesOfWeightGradients() as dtypes:
+        out.float().sin().sum().backward()
+    assert set(dtypes.seen) == {torch.float32}
+    assert out.dtype == torch.bfloat16
+    assert (out - expected).abs().max() < 0.01 * expected.abs().max()
+    gradients = zip(conv.parameters(), exact.parameters(), strict=True)
+    assert all((got.grad - want.grad).abs().max() < 0.02 * want.grad.abs().max() for got, want in gradients)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2_050", "nf_regnet_b0", "dm_nfnet_f0"])
-def test_dilated_grouped_convolutions_of_a_backbone_are_replaced(name):
+@pytest.mark.parametrize("name", ["mobilenetv2_050", "nf_regnet_b0", "dm_nfnet_f0", "res2net50_26w_4s"])
+def test_dilated_convolutions_of_a_backbone_are_replaced(name):
     with torch.device("meta"):
         backbone = TimmBackbone(name)
-    convolutions = [each for each in backbone.modules() if isinstance(each, nn.Conv2d)]
-    dilated = [each for each in convolutions if each.groups > 1 and max(each.dilation) > 1]
-    assert dilated == [each for each in convolutions if type(each).__module__ == "ccnet.models.backbone"] != []
+    convolutions = [each for each in backbone.modules() if isinstance(each, nn.Conv2d) and max(each.dilation) > 1]
+    expected = [each for each in convolutions if each.groups > 1 or each.in_channels % 16]
+    assert expected == [each for each in convolutions if isinstance(each, DilatedConv2d)] != []
+
+
+def test_dilated_convolutions_of_a_pyramid_are_replaced():
+    narrow, wide = (AtrousPyramid(channels) for channels in (24, 32))
+    assert sum(isinstance(each, DilatedConv2d) for each in narrow.modules()) == 3
+    assert not any(isinstance(each, DilatedConv2d) for each in wide.modules())
 
 
 def test_bf16_and_channels_last():

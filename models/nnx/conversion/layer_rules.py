@@ -17,7 +17,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.pool2d_same import AvgPool2dSame
 from timm.models import _efficientnet_blocks as efficientnet
 
-from ...backbone import DilatedGroupedConv2d
+from ...backbone import DilatedConv2d
 from ..channel_attention import ChannelConvolution
 from ..layers import Activation, BatchNorm, Conv, Layers, Twin
 from ..resampling import Pool
@@ -92,7 +92,7 @@ def _norm(make: Callable[[Any, Twin], nnx.Module]) -> Rule:
 _LAYER_SCALE = Rule(leaf(LayerScale), unused=("inplace", "init_values"))
 LAYERS: dict[type[torch.nn.Module], Rule] = {
     torch.nn.Conv2d: _conv(Conv),
-    DilatedGroupedConv2d: _conv(Conv),
+    DilatedConv2d: _conv(Conv),
     Conv2dSame: _conv(partial(Conv, same=True)),
     MixedConv2d: Rule(_mixed_conv, unused=("in_channels", "out_channels")),
     torch.nn.Conv1d: Rule(
