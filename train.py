@@ -141,7 +141,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     requested = config
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, classes=train_set.classes)
-    if saved is None:  # an earlier version may have accepted what this one refuses
+    if saved is None:  # see _checked_framework
         task.check(config, model)
     _check_network(config, task, model, train_set)
 
@@ -189,6 +189,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
 def _checked_framework(config: DictConfig, folder: Path, *, resumed: bool) -> "training.Framework":
     """Check everything in a run's configuration that can be checked without data, and return its framework."""
     guards.check_run(guards.plain(config), folder, resumed=resumed)
+    if not resumed:  # an earlier version may have accepted what this one refuses
+        training.check_statistics(config)
     framework = training.framework_of(config)
     framework.check(config)
     training.check_batch(config)
