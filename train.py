@@ -30,6 +30,7 @@ from ccnet.engine.commands.arguments import accepted, check_overrides
 from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 from ccnet.engine.commands.similar_options import similar_options
+from ccnet.engine.commands.unread_options import refuse_unread, without_effect
 from ccnet.models.factory import compose_conf
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         )
     try:
         with runtime.as_command_line(overrides):
-            return _start_run(compose_conf([*overrides], "config"), runtime.given_path(folder))
+            config = compose_conf([*overrides], "config")
+            refuse_unread(config, "config")
+            return _start_run(config, runtime.given_path(folder))
     except HydraException as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         hint = similar_options(overrides, "config")
@@ -138,6 +141,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
 
     task = instantiate(config.task)
     train_set, val_set, warnings = _data_sets(config, task)
+    if saved is None:
+        warnings += without_effect(config)
     requested = config
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, classes=train_set.classes)

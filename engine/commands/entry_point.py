@@ -25,6 +25,7 @@ from ..sweeps.results import write_result
 from .command_line import interrupted
 from .help_text import commented_config
 from .option_bounds import OPTION_BOUNDS
+from .unread_options import refuse_unread
 
 OmegaConf.register_new_resolver("commented_config", commented_config, replace=True)  # for conf/hydra/help
 
@@ -63,6 +64,7 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all ranks use
     try:
         check_bounds(config, BOUNDS | OPTION_BOUNDS)
+        refuse_unread(config, HydraConfig.get().job.config_name or "")
         with _explain_lost_workers():
             return main(config)
     except KeyboardInterrupt:
