@@ -224,10 +224,13 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
 def _check_network(
     config: DictConfig, task: "evaluation.Task", model: "nn.Module", train_set: "data.ImageDataset"
 ) -> None:
-    """Raise ValueError unless the network, its data and ``recipe.monitor`` are compatible with each other."""
+    """Raise ValueError unless the network, its data, its protocol and ``recipe.monitor`` are compatible."""
     training.check_batch(config)  # again, because `init` may have chosen the network
     training.check_channels(config, train_set)
     evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)
+    # A run cannot change its protocol, so one that failed in the first validation could not be continued.
+    stride = config.model.backbone.output_stride
+    evaluation.check_protocol(instantiate(config.protocol), classes=len(train_set.classes), stride=stride)
 
 
 def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
