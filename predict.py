@@ -145,8 +145,11 @@ def _check_outputs(config: DictConfig, images: Sequence["InputImage"], output: P
     wanted = {"attention": config.attention is not None, "probabilities": config.probabilities, "logits": config.logits}
     kinds = ["", "_overlay", *(f"_{kind}" for kind, value in wanted.items() if value)]
     prediction.check_outputs(images, output, kinds, ["comparison"] if compare else [])
-    if config.attention is not None and not (isinstance(config.attention, ListConfig) and len(config.attention) == 2):
-        raise ValueError(f"attention={config.attention} is not a point: set attention=[y,x], in pixels")
+    types = [type(value) for value in _as_list(config.attention)]
+    if config.attention is not None and not (len(types) == 2 and {*types} <= {int, float}):
+        raise ValueError(
+            f"attention={config.attention} is not a point: set attention=[y,x], in pixels, such as attention=[200,310]"
+        )
     if config.video:
         drawing.check_video(runtime.given_path(config.video), config.fps)
 

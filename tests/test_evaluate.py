@@ -200,6 +200,7 @@ def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
         ("video=out.avi", r"video=out.avi ends in '.avi': choose one of .gif, .mp4"),
         ("labels=nowhere", f"labels=nowhere has no label image one (.png, .tif, .tiff, .bmp, .gif) for {picture}"),
         ("attention=200", "attention=200 is not a point: set attention=[y,x], in pixels"),
+        ("attention=[y,x]", "attention=['y', 'x'] is not a point: set attention=[y,x], in pixels, such as"),
         ("probabilities=jpg", "probabilities=jpg: choose one of npz, png, png16"),
     ):
         done = run_entry(

@@ -45,9 +45,12 @@ def refuse_unread(config: DictConfig, name: str) -> None:
 
 def without_effect(config: DictConfig) -> list[str]:
     """Return a line for every option on the command line that nothing reads in this combination of settings."""
-    given = {option: value for option, value in given_options().items() if option.partition(".")[0] in _SOURCES}
+    options = given_options()
+    given = {option: value for option, value in options.items() if option.partition(".")[0] in _SOURCES}
+    unused = [option for option in options if option.startswith("published.") and config.init is None]
     return [
-        f"{option} has no effect, because no other setting of this run uses it" for option in _unread(config, given)
+        f"{option} has no effect, because no other setting of this run uses it"
+        for option in (*_unread(config, given), *unused)
     ]
 
 

@@ -64,6 +64,8 @@ def test_options_of_a_users_own_files_are_accepted(tmp_path, monkeypatch):
         (["model=ce2p", "backbone.output_stride=8", "backbone.in_channels=4"], ["backbone.output_stride"]),
         (["model=pspnet", "recipe.head.gamma=fixed", "recipe.head.channels=8"], ["recipe.head.gamma"]),
         (["dataset=folder", "dataset.classes=[a,b]", "dataset.flip_pairs=[[0,1]]", "dataset.images=DIR"], []),
+        (["published.recurrence=1"], ["published.recurrence"]),
+        (["published.recurrence=1", "init=FILE.pth"], []),
         (["backbone.output_stride=8", "recipe.lr=1", "dataset.size=65", "dataset.train.length=8"], []),
     ],
 )
