@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from ccnet import data
 from ccnet.conf import CONF
@@ -42,7 +42,7 @@ _MOST_VALUES = 30  # maximum number of rows in the table of undefined label valu
 @entry_point
 def main(config: DictConfig) -> None:
     """Check the chosen splits."""
-    splits = [config.splits] if isinstance(config.splits, str) else list(config.splits)
+    splits = list(config.splits) if isinstance(config.splits, ListConfig) else [config.splits]
     if not splits:
         raise ValueError("splits is empty: name the splits to check, such as splits=[train,val]")
     data.check_root(config.dataset, splits)
@@ -51,11 +51,12 @@ def main(config: DictConfig) -> None:
     folder = runtime.given_path(config.output)
     if runtime.holds_run(folder):
         raise ValueError(f"output={folder} holds a training run, whose tables would be replaced: set output=FOLDER")
+    datasets = {split: data.build_dataset(config.dataset, split, None) for split in splits}  # all, before any is read
     # Remove the files of an earlier run, which may have checked other splits or another data set.
     for split in dict.fromkeys([*splits, *map(str, config.dataset)]):
         for name in _files(folder, split):
             name.unlink(missing_ok=True)
-    found = {split: _check_split(config, split, folder) for split in splits}
+    found = {split: _check_split(config, split, dataset, folder) for split, dataset in datasets.items()}
 
     from ccnet.data.label_checks import absent_classes, differing_classes, shared_images
 
@@ -80,11 +81,12 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
     return folder / f"{split}_classes.csv", folder / f"{split}_samples.png"
 
 
-def _check_split(config: DictConfig, split: str, folder: Path) -> "tuple[Any, DatasetReport | ObjectReport, list[str]]":
+def _check_split(
+    config: DictConfig, split: str, dataset: Any, folder: Path
+) -> "tuple[Any, DatasetReport | ObjectReport, list[str]]":
     """Print a summary of a split, write its table and samples, and return the data set, its report and its problems."""
     from ccnet.data.label_checks import unpaired_sides
 
-    dataset: Any = data.build_dataset(config.dataset, split, None)
     sides = unpaired_sides(dataset.classes, config.recipe.train_transform)  # raises ValueError before anything is read
     labelled = hasattr(dataset, "read_labels")
     report, table = _inspect_labels(config, split, dataset) if labelled else _inspect_objects(config, split, dataset)

@@ -30,6 +30,7 @@ from ccnet.engine.commands.arguments import accepted, check_overrides
 from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 from ccnet.engine.commands.similar_options import similar_options
+from ccnet.engine.commands.unread_options import refuse_unread, without_effect
 from ccnet.models.factory import compose_conf
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def run(*overrides: str, folder: str | Path) -> float | None:
         )
     try:
         with runtime.as_command_line(overrides):
-            return _start_run(compose_conf([*overrides], "config"), runtime.given_path(folder))
+            config = compose_conf([*overrides], "config")
+            refuse_unread(config, "config")
+            return _start_run(config, runtime.given_path(folder))
     except HydraException as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         hint = similar_options(overrides, "config")
@@ -138,10 +141,12 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
 
     task = instantiate(config.task)
     train_set, val_set, warnings = _data_sets(config, task)
+    if saved is None:
+        warnings += without_effect(config)
     requested = config
     config = training.with_class_weights(config, train_set)
     model, config = checkpoints.initial_network(config, saved, classes=train_set.classes)
-    if saved is None:  # an earlier version may have accepted what this one refuses
+    if saved is None:  # see _checked_framework
         task.check(config, model)
     _check_network(config, task, model, train_set)
 
@@ -189,6 +194,8 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
 def _checked_framework(config: DictConfig, folder: Path, *, resumed: bool) -> "training.Framework":
     """Check everything in a run's configuration that can be checked without data, and return its framework."""
     guards.check_run(guards.plain(config), folder, resumed=resumed)
+    if not resumed:  # an earlier version may have accepted what this one refuses
+        training.check_statistics(config)
     framework = training.framework_of(config)
     framework.check(config)
     training.check_batch(config)
@@ -217,10 +224,13 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
 def _check_network(
     config: DictConfig, task: "evaluation.Task", model: "nn.Module", train_set: "data.ImageDataset"
 ) -> None:
-    """Raise ValueError unless the network, its data and ``recipe.monitor`` are compatible with each other."""
+    """Raise ValueError unless the network, its data, its protocol and ``recipe.monitor`` are compatible."""
     training.check_batch(config)  # again, because `init` may have chosen the network
     training.check_channels(config, train_set)
     evaluation.check_monitor(task, train_set.classes, config.recipe.monitor)
+    # A run cannot change its protocol, so one that failed in the first validation could not be continued.
+    stride = config.model.backbone.output_stride
+    evaluation.check_protocol(instantiate(config.protocol), classes=len(train_set.classes), stride=stride)
 
 
 def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:

@@ -37,6 +37,8 @@ def compare_backbones(config: DictConfig, device: torch.device) -> str:
     path = Path(f"{config.output}_jax_backbones.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {row["backbone"] for row in read_records(path)}
+    if unknown := [name for name in options.names or () if not timm.is_model(name)]:
+        raise ValueError(f"backbones.names contains {', '.join(map(str, unknown))}: timm has no such model")
     failures: list[str] = []
     sizes = _parameters([name for name in options.names or timm.list_models() if name not in done])
     for name in tqdm(sorted(sizes, key=sizes.__getitem__), desc="backbones", disable=None):

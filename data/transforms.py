@@ -261,9 +261,17 @@ def train_transform(
         flip: the probability of a horizontal flip.
         flip_pairs: the ``pairs`` of :class:`Flip`.
         color_jitter: brightness, contrast, saturation and hue; see :class:`Jitter`. None to disable.
+
+    Raises:
+        ValueError: a value is out of range.
     """
     steps: list[Callable] = [ScaleCrop(crop_size, scale=scale, short_sides=short_sides), Flip(flip, flip_pairs)]
     if color_jitter is not None:
+        if len(color_jitter) > 4 or min(color_jitter, default=0) < 0 or max(color_jitter[3:], default=0) > 0.5:
+            raise ValueError(
+                f"color_jitter is {list(color_jitter)}: set brightness, contrast, saturation and hue, all of at least "
+                "0, and hue of at most 0.5"
+            )
         steps.append(Jitter(*color_jitter))
     return v2.Compose([*steps, _plain_pair])
 

@@ -96,6 +96,9 @@ class OhemCrossEntropy(CrossEntropy):
     Args:
         threshold, min_kept, sync: see :func:`ohem_cross_entropy`.
         output, ignore_index, class_weights: see :class:`ccnet.losses.CrossEntropy`.
+
+    Raises:
+        ValueError: ``threshold`` is not a probability, or ``min_kept`` is negative.
     """
 
     def __init__(
@@ -109,6 +112,11 @@ class OhemCrossEntropy(CrossEntropy):
         sync: bool = True,
     ):
         super().__init__(output=output, ignore_index=ignore_index, class_weights=class_weights)
+        if not (0 <= threshold <= 1 and min_kept >= 0):
+            raise ValueError(
+                f"OHEM's threshold is {threshold} and its min_kept {min_kept}: set a probability from 0 to 1, such as "
+                "0.7, and a number of pixels of at least 0"
+            )
         self.threshold = threshold
         self.min_kept = min_kept
         self.sync = sync

@@ -18,7 +18,8 @@ class WeightedSum(Module):
         ramp: name -> iterations over which the weight of a term rises linearly from 0; 0 or no entry disables the ramp.
 
     Raises:
-        ValueError: terms and weights have different names, a ramp names an unknown term, or every weight is 0.
+        ValueError: terms and weights have different names, a ramp names an unknown term or is negative, or every
+            weight is 0.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class WeightedSum(Module):
             raise ValueError("every loss weight is 0: set at least one to a nonzero value")
         if unknown := sorted(set(ramp or {}) - set(terms)):
             raise ValueError(f"loss.ramp names {unknown}, but the loss terms are {sorted(terms)}")
+        if negative := {name: length for name, length in (ramp or {}).items() if length < 0}:
+            raise ValueError(f"loss.ramp is {negative}: set a number of iterations, or 0 to disable it")
         self.ramp = {name: length for name, length in (ramp or {}).items() if length and weights[name]}
         self.terms = ModuleDict({name: term for name, term in terms.items() if weights[name]})
         self.weights = {name: float(weights[name]) for name in self.terms}

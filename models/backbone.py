@@ -170,7 +170,7 @@ def _statistics(
             f"backbone.{name}={list(setting)}: set one number per channel, of which there are in_channels={channels}"
             + (", all above 0" if name == "std" else "")
         )
-    return tuple(setting)
+    return tuple(map(float, setting))  # whole numbers would make the images integers
 
 
 def _build(name: str, output_stride: int, out_indices: tuple[int, ...], in_channels: int, pretrained: bool) -> Any:

@@ -195,6 +195,7 @@ def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
     for option, message in (
         ("video=out.avi", r"video=out.avi ends in '.avi': choose one of .gif, .mp4"),
         ("labels=nowhere", f"labels=nowhere has no label image one (.png, .tif, .tiff, .bmp, .gif) for {picture}"),
+        ("attention=200", "attention=200 is not a point: set its row and column in pixels"),
         ("attention=[y,x]", "attention=['y', 'x'] is not a point: set its row and column in pixels, as in attention=["),
         ("probabilities=jpg", "probabilities=jpg: choose one of npz, png, png16"),
     ):

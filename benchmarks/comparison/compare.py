@@ -15,6 +15,8 @@ def compare_operators(config: DictConfig, device: torch.device) -> str:
     dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
     if dtype not in TOLERANCE:
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(TOLERANCE)}")
+    if config.framework not in ("torch", "jax"):
+        raise ValueError(f"framework is {config.framework!r}: choose 'torch' or 'jax'")
     shape = list(config.shape or ([8, 97, 97] if on_gpu else [1, 17, 33]))
     if config.framework == "jax":
         from .compare_jax import time_in_jax

@@ -117,6 +117,8 @@ def peak_mib(call: Callable[[int], Any], device: torch.device) -> float:
 
 def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: list[int]) -> str:
     """Verify and time every peer on one shape; append the rows to a CSV file, plot them and return the table."""
+    if unknown := [name for name in config.peers if name not in peers.PEERS]:
+        raise ValueError(f"peers contains {', '.join(map(str, unknown))}: choose some of {', '.join(peers.PEERS)}")
     torch.manual_seed(config.seed)
     batch, *spatial = shape
     d, c = config.query_channels, config.value_channels

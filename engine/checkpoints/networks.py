@@ -7,6 +7,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from ...conf import CONF
 from ...models import tensor_files
 from ...models.factory import build, with_classes
 from ..guards.settings import replaced
@@ -92,7 +93,7 @@ def initial_network(
             _check_scaling(f"backbone.weights={weights}", source, config)
         run_time = {"num_classes": num_classes, "inherited_data": passed_on(source)}
         return build(config.model, num_classes=num_classes), replaced(config, **run_time)
-    overrides = [f"{option}={value}" for option, value in given_overrides().items() if _chooses_network(option)]
+    overrides = [f"{option}={value}" for option, value in given_overrides().items() if _chooses_network(option, value)]
     if overrides:
         raise ValueError(f"init={config.init} already determines the network: remove {' '.join(overrides)}")
     source = load(find(config.init), **config.published)
@@ -147,8 +148,21 @@ def _load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Modul
     return network
 
 
-def _chooses_network(option: str) -> bool:
+def _chooses_network(option: str, value: Any) -> bool:
     option = option.lstrip("+~").replace("/", ".")  # model/context=none selects a part of the model
+    if option == "experiment":
+        return any(map(_experiment_chooses_network, value if isinstance(value, list) else [value]))
     if option == "backbone.in_channels":  # it also determines how images are read
         return False
     return is_within(option, "model", "backbone", *_IN_RECIPE)
+
+
+def _experiment_chooses_network(name: str) -> bool:
+    """Return True if a file in ``conf/experiment`` selects or changes a model or backbone."""
+    path = CONF / "experiment" / f"{name}.yaml"
+    if not path.is_file():  # a user's own, in another folder
+        return False
+    content: Any = OmegaConf.load(path)
+    groups = [key for entry in content.get("defaults", []) if OmegaConf.is_dict(entry) for key in entry]
+    parts = {key.removeprefix("override ").lstrip("/").partition("/")[0] for key in (*content, *groups)}
+    return not parts.isdisjoint(("model", "backbone"))

@@ -25,6 +25,7 @@ from ..sweeps.results import write_result
 from .command_line import interrupted
 from .help_text import commented_config, config_groups
 from .option_bounds import OPTION_BOUNDS
+from .unread_options import refuse_unread
 
 for _resolver in (commented_config, config_groups):  # for conf/hydra/help
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
@@ -64,6 +65,7 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all ranks use
     try:
         check_bounds(config, BOUNDS | OPTION_BOUNDS)
+        refuse_unread(config, HydraConfig.get().job.config_name or "")
         with _explain_lost_workers():
             return main(config)
     except KeyboardInterrupt:

@@ -90,7 +90,7 @@ def _line(option: str, options: list[str]) -> str:
     scored = sorted((-_similarity(option, each), each.count("."), each) for each in options)
     similar = [each for score, _, each in scored[:3] if score <= min(-0.75, scored[0][0] + 0.15)]
     shown = f": did you mean {' or '.join(similar)}?" if similar else "."
-    return f"There is no option {option}{shown} --help lists all options; a + would add one that nothing reads."
+    return f"There is no option {option}{shown} --help lists all options; + cannot add one that nothing reads."
 
 
 def _similarity(left: str, right: str) -> float:

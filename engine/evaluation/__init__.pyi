@@ -18,6 +18,7 @@ from .protocols import Slide as Slide
 from .protocols import Tile as Tile
 from .protocols import Whole as Whole
 from .protocols import averages_probabilities as averages_probabilities
+from .protocols import check_protocol as check_protocol
 from .protocols import passes as passes
 from .protocols import tiles as tiles
 from .segmentation import Evaluation as Evaluation

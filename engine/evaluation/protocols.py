@@ -246,6 +246,25 @@ def passes(protocol: Protocol, size: Sequence[int]) -> int:
     return protocol.passes(size) if isinstance(protocol, (Whole, Slide, Letterbox, MultiScale)) else 1
 
 
+def check_protocol(protocol: Protocol, *, classes: int, stride: int) -> None:
+    """Raise ValueError for a protocol that would fail on every image.
+
+    Args:
+        protocol: the protocol.
+        classes: the network's number of classes.
+        stride: its output stride, the smallest side of an image that it takes.
+    """
+    if isinstance(protocol, MultiScale):
+        if protocol.flip:
+            swapped_classes(classes, protocol.flip_pairs or ())
+        check_protocol(protocol.protocol, classes=classes, stride=stride)
+    elif isinstance(protocol, (Slide, Letterbox)) and min(protocol.crop_size) < stride:
+        raise ValueError(
+            f"protocol.crop_size={list(protocol.crop_size)} is smaller than the network's output stride {stride}: set "
+            "a size of several times the stride"
+        )
+
+
 def averages_probabilities(protocol: Protocol) -> bool:
     """Return whether the scores of a protocol are probabilities instead of logits."""
     return isinstance(protocol, MultiScale) and protocol.average == "probabilities"

@@ -43,6 +43,7 @@ BOUNDS: dict[str, Bounds] = {  # of the settings of a run
     "optimizer.norm_weight_decay": (float, 0, 1e6, True),
     "dataset.frames": (int, 1, 1024, False),
     "published.recurrence": (int, 1, 64, False),
+    "published.align_corners": (bool, 0, 1, True),
 }
 _PARTS = ("model", "backbone", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "logger")
 # Nodes that must have a ``_target_`` and must not be partial.

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from ccnet.benchmarks import training_step as benchmark_train
 from ccnet.benchmarks.comparison import compare_torch as benchmark_compare
 from ccnet.benchmarks.comparison import peers as benchmark_peers
+from ccnet.benchmarks.comparison.compare import compare_operators
 from ccnet.benchmarks.comparison.peers import Peer
 from ccnet.benchmarks.comparison.rows import check_error, largest_error, result_row
 from ccnet.benchmarks.timing import Timing
@@ -100,6 +101,24 @@ def test_complexity_table(tmp_path, config):
     assert [rows["fused", r, "criss-cross"]["gflops"] for r in "123"] == ["8.29", "16.58", "24.88"]
     assert float(rows["fused", "2", "criss-cross"]["saved_mb_bfloat16"]) < 64
     assert float(rows["fused, projections recomputed", "2", "criss-cross"]["saved_mb_float32"]) < 100
+
+
+def test_an_unknown_implementation_or_framework_is_named_before_anything_is_timed(config):
+    config.peers = ["reference", "einsun"]
+    with pytest.raises(ValueError, match="peers contains einsun: choose some of triton, cpu, reference, einsum"):
+        benchmark_compare.time_in_torch(config, torch.device("cpu"), "float32", [1, 5, 6])
+    config.framework = "flax"
+    with pytest.raises(ValueError, match="framework is 'flax': choose 'torch' or 'jax'"):
+        compare_operators(config, torch.device("cpu"))
+
+
+def test_an_unknown_backbone_is_not_silently_left_out(tmp_path, config):
+    pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
+    from ccnet.benchmarks.jax_backbones import compare_backbones
+
+    config.output, config.backbones.names = str(tmp_path / "b"), ["resnet19"]
+    with pytest.raises(ValueError, match=r"backbones\.names contains resnet19: timm has no such model"):
+        compare_backbones(config, torch.device("cpu"))
 
 
 def test_comparison_writes_rows_and_a_figure(tmp_path, small):

@@ -169,6 +169,9 @@ def test_check_data_takes_one_split_by_name_and_at_least_one(tmp_path, run_entry
     done = check(run_entry, images, masks, "splits=all", "samples=0", "dataset.values=[0,255]")
     assert "all: 1 samples, 0 of them invalid" in done.stdout
     assert "splits is empty: name the splits to check" in check(run_entry, images, masks, "splits=[]", ok=False).stderr
+    done = check(run_entry, images, masks, "splits=[all,5]", "dataset.values=[0,255]", ok=False)
+    assert "error: this data set has no split 5: choose one of train, val, test, all" in done.stderr
+    assert not done.stdout  # no split is read before all are known to exist
 
 
 def test_check_data_reports_pairs_of_left_and_right(tmp_path, run_entry):

@@ -91,6 +91,12 @@ def test_colour_jitter_does_not_change_labels():
     assert (out.float() - image.float()).abs().max() > 3
 
 
+@pytest.mark.parametrize("strengths", [[-0.1], [0, 0, 0, 0.6], [0.1] * 5])
+def test_colour_jitter_out_of_range_is_an_error(strengths):
+    with pytest.raises(ValueError, match=r"color_jitter is \[.*\]: set brightness, contrast, saturation and hue"):
+        train_transform(crop_size=(30, 30), color_jitter=strengths)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_jitter_without_strength_changes_nothing(channels):
     image, labels = torch.randint(256, (channels, 5, 6), dtype=torch.uint8), torch.zeros(5, 6)

@@ -269,6 +269,11 @@ def test_errors_name_a_missing_output_and_mismatched_weights():
         WeightedSum({"main": CrossEntropy()}, {"man": 1.0})
     with pytest.raises(ValueError, match="every loss weight is 0"):
         WeightedSum({"main": CrossEntropy()}, {"main": 0})
+    with pytest.raises(ValueError, match=r"loss.ramp is {'main': -5}: set a number of iterations"):
+        WeightedSum({"main": CrossEntropy()}, {"main": 1}, {"main": -5})
+    for mining in ({"threshold": 70}, {"min_kept": -1}):  # 70 percent is 0.7
+        with pytest.raises(ValueError, match=r"set a probability from 0 to 1, such as 0\.7, and a number of pixels"):
+            OhemCrossEntropy(**mining)
 
 
 def test_ohem_of_clips_equals_that_of_their_frames():

@@ -36,6 +36,23 @@ def test_statistics_are_one_number_per_channel():
         TimmBackbone("resnet10t", in_channels=1, std=[0])
 
 
+def test_statistics_may_be_whole_numbers():
+    """Mean 0 and standard deviation 1 leave the images as they are."""
+    settings = {"num_classes": 2, "backbone": "resnet10t", "backbone__out_indices": [1, 2], "head__channels": 8}
+    network = create_model("fcn", **settings, backbone__mean=[0, 0, 0], backbone__std=[1, 1, 1]).eval()
+    seen = []
+    network.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    image = torch.rand(1, 3, 32, 32)
+    network(image)
+    assert torch.equal(seen[0], image)
+
+
+def test_statistics_of_values_up_to_255_are_refused(tmp_path):
+    """Other libraries state them like this; the images would be almost black after the normalisation."""
+    with pytest.raises(ValueError, match=r"^backbone\.mean=\[123\.675.*have to be divided by 255"):
+        run(*TINY, "backbone.mean=[123.675,116.28,103.53]", folder=tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),

@@ -19,6 +19,17 @@ def check_channels(config: DictConfig, dataset: Any) -> None:
         )
 
 
+def check_statistics(config: DictConfig) -> None:
+    """Raise ValueError if a new run is given the statistics of images in [0, 255] instead of [0, 1]."""
+    for name in ("mean", "std"):
+        values = config.model.backbone.get(name)
+        if values is not None and max(values, default=0) > 1:
+            raise ValueError(
+                f"backbone.{name}={list(values)}: set the statistics of images in [0, 1], which check_data.py prints; "
+                "those of values up to 255 have to be divided by 255"
+            )
+
+
 def check_batch(config: DictConfig) -> None:
     """Raise ValueError if a network with global pooling would see one image at a time.
 

@@ -47,7 +47,15 @@ def test_images_are_not_silently_scaled_differently_than_in_the_run_that_weights
 
 @pytest.mark.parametrize(
     "option",
-    ["model=gcn", "+model/context=none", "backbone.mean=[0,0,0]", "recipe.head.channels=16", "+recipe.min_size=9"],
+    [
+        "model=gcn",
+        "+model/context=none",
+        "backbone.mean=[0,0,0]",
+        "recipe.head.channels=16",
+        "+recipe.min_size=9",
+        "+experiment=contexts/gcn",
+        "+experiment=contexts/ccnet_r2",  # of a sweep, all of whose runs would be the same
+    ],
 )
 def test_options_of_another_network_are_not_silently_ignored(deep, option):
     with pytest.raises(ValueError, match="already determines the network: remove ") as raised:

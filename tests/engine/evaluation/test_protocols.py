@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from conftest import TINY
 from torch import nn
 
-from ccnet.engine.evaluation.protocols import MultiScale, Slide, Whole
+from ccnet.engine.evaluation.protocols import Letterbox, MultiScale, Slide, Whole, check_protocol
 from ccnet.models import create_model
+from ccnet.train import run
 
 
 class Pointwise(nn.Module):
@@ -98,3 +100,28 @@ def test_errors_name_invalid_settings():
             MultiScale(Whole(), scales=scales)
     with pytest.raises(ValueError, match="'scores': choose 'logits' or 'probabilities'"):
         MultiScale(Whole(), scales=[1.0], average="scores")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["protocol=slide", "protocol.stride=2"], "stride is 2: set a fraction of the window size"),
+        (["protocol=ms_flip", "protocol.flip_pairs=[[1,9]]"], r"flip_pairs contains \[1, 9\]: .* from 0 to 3"),
+    ],
+)
+def test_a_protocol_that_would_fail_in_the_first_validation_is_refused_before_the_first_step(
+    tmp_path, options, message
+):
+    with pytest.raises(ValueError, match=message):
+        run(*TINY, *options, folder=tmp_path / "run")
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_window_has_at_least_the_size_of_the_output_stride():
+    for protocol in (Slide((4, 64)), Letterbox((64, 4)), MultiScale(Slide((4, 64)), scales=[2])):
+        with pytest.raises(
+            ValueError, match=r"protocol.crop_size=\[.*4.*\] is smaller than the network's output stride"
+        ):
+            check_protocol(protocol, classes=2, stride=8)
+    for protocol in (Whole(), Slide((8, 8)), MultiScale(Whole(), scales=[1], flip=False, flip_pairs=[[1, 9]])):
+        check_protocol(protocol, classes=2, stride=8)

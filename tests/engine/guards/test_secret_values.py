@@ -47,8 +47,11 @@ def test_a_sweep_writes_no_secrets_from_its_command_line(run_entry, tmp_path, mo
     ("option", "message"),
     [
         ("+dataset.note=${oc.env:HF_TOKEN}", "dataset.note takes the value of the environment variable HF_TOKEN"),
-        ("+dataset.note=x-ghp_aSdFgHjKl-x", "dataset.note contains the value of the environment variable GITHUB_TOKEN"),
-        ("+dataset.note=https://me:pass@host/x", "dataset.note contains a URL with a password"),
+        (
+            "recipe.monitor=x-ghp_aSdFgHjKl-x",
+            "recipe.monitor contains the value of the environment variable GITHUB_TOKEN",
+        ),
+        ("recipe.monitor=https://me:pass@host/x", "recipe.monitor contains a URL with a password"),
         ("hydra.run.dir=hf_qWeRtYuIoP", "the folder contains the value of the environment variable HF_TOKEN"),
     ],
 )

@@ -29,6 +29,7 @@ def nested(name, value):
         ("ema", [0.5, 0.999, 1e-6, None], [0, 1]),
         ("clip_norm", [1, 1e-12, None], [0, -1]),
         ("bf16 compile channels_last norm_eval grad_checkpointing", [True, False], [0, 1, None, "true"]),
+        ("published.align_corners", [True, False, None], ["maybe", 1]),
         ("optimizer.lr_factors", [None, {}, {"backbone": 0.1}], [{"backbone": 0}, {"backbone": None}, 0.1, []]),
         ("recipe.monitor", [None, "mIoU"], [1, True, ["mIoU"]]),
     ],

@@ -92,6 +92,22 @@ def test_the_logged_learning_rate_is_that_of_parts_without_a_factor():
     assert rates == pytest.approx([0.01, 0.006, 0.002])
 
 
+@pytest.mark.parametrize("option", ["recipe.lr", "optimizer.algorithm.lr"])
+def test_the_one_cycle_schedule_peaks_at_the_learning_rate(option):
+    """torch replaces the learning rate, and beta1, of the optimiser by those of the schedule."""
+    config = composed("optimizer=adamw", "recipe.max_iters=10", f"{option}=0.02")
+    optimizer = make_optimizer(config, torch.nn.Linear(1, 1))
+    schedule = make_schedule(config, optimizer)
+    rates, momenta = [], []
+    for _ in range(10):
+        rates += schedule.get_last_lr()
+        momenta.append(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        schedule.step()
+    assert rates.index(max(rates)) == momenta.index(min(momenta)) == 2  # the end of the first 30% of ten iterations
+    assert (max(rates), min(momenta), max(momenta)) == pytest.approx((0.02, 0.85, 0.95))
+
+
 def test_a_schedule_that_ends_before_the_run_is_refused_when_the_run_starts():
     config = composed("optimizer=adamw", "recipe.max_iters=5", "optimizer.schedule.total_steps=4")
     optimizer = make_optimizer(config, build(config.model))
