@@ -44,7 +44,8 @@ def report(folder: Path) -> list[str]:
     lists the mean, the standard deviation and the number of successful runs per setting (``sweep_seeds.csv``).
 
     The plots show one bar per setting (``sweep.png``), score against cost (``sweep_cost.png``) and score against each
-    numeric option that was varied (``sweep_OPTION.png``), with error bars over the seeds.
+    numeric option that was varied (``sweep_OPTION.png``), with error bars over the seeds. Runs of tasks with different
+    scores, such as mIoU and AP, are only listed.
 
     Args:
         folder: the sweep's folder, with one subfolder per run.
@@ -84,7 +85,9 @@ def _report(folder: Path) -> list[str]:
     names = names_of([run["overrides"] for run in runs])
     done = successful(runs)
     failed = [f"{name}: {run['error']}" for name, run in zip(names, runs, strict=True) if "error" in run]
-    columns = [key for key in done[0] if key not in _NO_COLUMNS and all(key in run for run in done)] if done else []
+    scores = list(dict.fromkeys(score for run in done for score in _columns(run)[:1]))
+    common = [key for key in (_columns(done[0]) if done else []) if all(key in run for run in done)]
+    columns = list(dict.fromkeys([*scores, *common]))
     rows = [
         [name, *(run.get(column, "failed" if "error" in run else "") for column in columns)]
         for name, run in zip(names, runs, strict=True)
@@ -92,11 +95,11 @@ def _report(folder: Path) -> list[str]:
     tables = [Table(("run", *columns), rows)]
     tables[0].write_csv(folder / "sweep.csv")
     written = {"table": [folder / "sweep.csv", folder / "sweep.md"]}
-    if done:
+    if len(scores) == 1:
         settings = by_setting(runs)
         written["plots"] = _draw(folder, settings, done, columns)
         if any(len(group) > 1 for _, group in settings):
-            tables.append(_over_seeds(settings, columns[0]))
+            tables.append(_over_seeds(settings, scores[0]))
             tables[1].write_csv(folder / "sweep_seeds.csv")
             written["seeds"] = [folder / "sweep_seeds.csv"]
     write_text(folder / "sweep.md", "\n\n".join(table.markdown() for table in tables) + "\n")
@@ -107,9 +110,16 @@ def _report(folder: Path) -> list[str]:
         print(f"failed    {line}")
     for path in unfinished(folder):
         print(f"started   {path}, not finished")
+    if len(scores) > 1:
+        print(f"no plots, because the runs have different scores: {', '.join(scores)}")
     for what, files in written.items():
         print(f"{what:10}{', '.join(map(str, files))}")
     return failed
+
+
+def _columns(run: Run) -> list[str]:
+    """Return the names of a run's results, of which the first is its score."""
+    return [key for key in run if key not in _NO_COLUMNS]
 
 
 def _read(path: Path) -> Run:

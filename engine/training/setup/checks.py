@@ -3,7 +3,7 @@
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ...checkpoints.options import flat
 
@@ -22,7 +22,7 @@ def check_channels(config: DictConfig, dataset: Any) -> None:
 def check_statistics(config: DictConfig) -> None:
     """Raise ValueError if a new run is given the statistics of images in [0, 255] instead of [0, 1]."""
     for name in ("mean", "std"):
-        values = config.model.backbone.get(name)
+        values = OmegaConf.select(config, f"model.backbone.{name}")  # a missing backbone is reported later
         if values is not None and max(values, default=0) > 1:
             raise ValueError(
                 f"backbone.{name}={list(values)}: set the statistics of images in [0, 1], which check_data.py prints; "

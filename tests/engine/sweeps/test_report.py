@@ -48,6 +48,17 @@ def test_a_score_of_nan_is_shown_as_such(tmp_path, capsys):
     assert is_picture(tmp_path / "sweep.png") and is_picture(tmp_path / "sweep_cost.png")
 
 
+def test_runs_with_different_scores_are_listed_but_not_compared(tmp_path, capsys):
+    for dataset, score in (("camvid", {"mIoU": 66.0}), ("coco", {"box_AP": 30.0})):
+        result = {"overrides": {"dataset": dataset}, **score, "parameters": 3.0, "gflops": 8.0}
+        results.write_result(tmp_path / dataset, result)
+    assert report(tmp_path) == []
+    camvid, coco = read_records(tmp_path / "sweep.csv")
+    assert (camvid["mIoU"], camvid["box_AP"], coco["mIoU"], coco["box_AP"]) == ("66.0", "", "", "30.0")
+    assert "no plots, because the runs have different scores: mIoU, box_AP" in capsys.readouterr().out
+    assert not [*tmp_path.glob("*.png")]
+
+
 def test_runs_are_named_after_overrides_of_any_type(tmp_path):
     given = [
         [
