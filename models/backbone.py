@@ -72,7 +72,7 @@ _DILATED: dict[Any, Any] = {
 
 
 def replace_dilated_convolutions(network: nn.Module) -> None:
-    """Make those dilated convolutions of a network that need it :class:`DilatedConv2d`, in-place."""
+    """Replace, in-place, the dilated convolutions whose bfloat16 gradient can be wrong by :class:`DilatedConv2d`."""
     for conv in network.modules():
         if isinstance(conv, nn.Conv2d) and max(conv.dilation) > 1 and (conv.groups > 1 or conv.in_channels % 16):
             conv.__class__ = _DILATED.get(type(conv), type(conv))

@@ -56,7 +56,7 @@ VARIANTS = {
 
 
 def race_variants(config: DictConfig, device: torch.device) -> str:
-    """Time the variants and the kernels in use alternately; return a table, whose rows ``<output>_variants.csv`` has.
+    """Time the variants and the kernels in use alternately; return a table and write it to ``<output>_variants.csv``.
 
     A variant with a wrong result is not timed.
 

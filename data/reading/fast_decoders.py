@@ -48,7 +48,7 @@ def read(path: Path) -> bytes | None:
 
 
 def is_png(content: bytes) -> bool:
-    """Return whether the content of a file is a PNG's."""
+    """Return whether a file with this content is a PNG, by its signature."""
     return content.startswith(_PNG)
 
 

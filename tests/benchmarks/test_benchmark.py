@@ -30,7 +30,7 @@ def config():
 
 @pytest.fixture
 def small(config, tmp_path):
-    """Return the configuration of a comparison of few channels, whose files start with "b" in the test's folder."""
+    """Return a configuration with few channels and repeats that writes files named "b" to the test's folder."""
     config.output, config.repeats, config.value_channels, config.query_channels = str(tmp_path / "b"), 5, 16, 8
     return config
 

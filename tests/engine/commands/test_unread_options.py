@@ -50,7 +50,7 @@ def test_an_added_option_that_something_reads_is_accepted():
 
 
 def test_options_of_a_users_own_files_are_accepted(tmp_path, monkeypatch):
-    """They may be for other programs, and a command can set those that they contain."""
+    """A user's file may hold options for other programs, which the command line can then set."""
     config = compose_conf([], "config")
     with as_command_line(["note=b"]):
         refuse_unread(type(config)({**config, "note": "b"}), "mine")
