@@ -196,3 +196,17 @@ def test_a_pickled_object_is_not_run(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"cut\.pth is not a checkpoint of this project, or it is damaged"):
         import_checkpoint(tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize("name", ["network.pth", "network.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("version https://git-lfs.github.com/spec/v1\n", "a text file"), ("<html>\r\n", "a text file"), ("", "empty")],
+)
+def test_a_file_that_a_failed_download_left_is_named_as_such(name, content, message, tmp_path):
+    """Advice on files with more than tensors, which torch takes a text for, would lead the user astray."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(
+        ValueError, match=f"{name} is not a checkpoint of this project, or it is damaged: it is {message};"
+    ):
+        import_checkpoint(tmp_path / name)
