@@ -47,6 +47,11 @@ def test_a_run_is_published_with_its_records_and_the_scores_of_the_stored_weight
     (scores,) = tmp_path.glob("outputs/evaluate/*/model_val_whole.json")  # not in the folder of the package
     stated = json.loads((packaged / "config.json").read_text())["scores"]
     assert json.loads(scores.read_text())["miou"] == stated["miou"]
+    assert "Large tensors are stored in float16. With the run's float32 weights, mIoU is" in card
+    again = tmp_path / "again"
+    run_entry("publish.py", f"checkpoint={packaged}", f"output={again}", *HERE)
+    assert "Large tensors are stored in float16.\n" in (again / "README.md").read_text()  # the run's score is unknown
+    assert (again / "model.safetensors").read_bytes() == (packaged / "model.safetensors").read_bytes()
 
 
 def test_predict_without_a_checkpoint_uses_the_packaged_network(packaged, run_entry, tmp_path):

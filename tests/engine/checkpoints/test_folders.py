@@ -142,6 +142,13 @@ def test_a_card_describes_the_task_and_the_images_of_its_network(network):
     assert "labels, scores, boxes, masks, overlay = network.predict" in text and "semantic" not in text.split("#")[0]
 
 
+def test_a_card_separates_class_names_with_commas(network):
+    classes = ["road, street", 'a "sign"', *network.classes[2:]]
+    assert '11 classes: "road, street", "a \\"sign\\"", "Pole", ' in model_card(
+        replace(network._saved, classes=classes), "street", record={}
+    )
+
+
 def test_a_card_says_if_its_scores_are_of_images_that_the_network_was_trained_on():
     table = Table(("class", "IoU"), [("Sky", 60.0)])
     cards = {}
