@@ -7,7 +7,7 @@ import torch
 from published_networks import PUBLISHED, random_states, written_files  # noqa: F401, fixtures
 from published_states import HEAD
 
-from ccnet.models import import_checkpoint
+from ccnet.models import create_model, import_checkpoint
 from ccnet.models.published import importing
 
 pytestmark = pytest.mark.slow
@@ -75,6 +75,8 @@ def test_errors_for_other_networks_list_the_nearest_names(states):
     psp = {key.replace("head.conva", "head.0.stages"): tensor for key, tensor in states["authors"].items()}
     refused(psp, "of the authors' networks, only ccnet can be imported: its head has bottleneck, .*; this one has 0")
     refused({"layer1.0.weight": torch.zeros(1)}, r"its tensor names \(layer1\.0\.weight, \.\.\.\) match neither")
+    own = create_model("fcn", num_classes=2, backbone="resnet10t", head__channels=8)
+    refused(own.state_dict(), "tensors are those of a network of this project, but the configuration that builds it is")
     refused({}, "it contains no state dict")
     refused({"epoch": 3}, "it contains no state dict")
 
