@@ -63,7 +63,7 @@ def _check_output(output: Path) -> None:
             "another folder"
         )
     taken = [name for name in ("README.md", "config.json", "model.safetensors") if (output / name).exists()]
-    if taken and not checkpoints.is_folder(output):
+    if taken and not checkpoints.holds_network(output):
         raise ValueError(f"{output / taken[0]} belongs to something else and would be overwritten: set output=FOLDER")
 
 

@@ -86,6 +86,12 @@ def test_publishing_overwrites_neither_a_run_nor_the_files_of_something_else(run
     done = run_entry("publish.py", f"checkpoint={run_folder}", f"output={tmp_path}", *HERE, ok=False)
     assert f"error: {tmp_path}/README.md belongs to something else and would be overwritten" in done.stderr
     assert not (run_folder / "model.safetensors").exists() and (tmp_path / "README.md").read_text() == "mine"
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')  # a network of another project
+    (tmp_path / "model.safetensors").write_text("theirs")
+    done = run_entry("publish.py", f"checkpoint={run_folder}", f"output={tmp_path}", *HERE, ok=False)
+    assert f"error: {tmp_path}/config.json belongs to something else and would be overwritten" in done.stderr
+    assert (tmp_path / "model.safetensors").read_text() == "theirs"
 
 
 def test_predict_says_that_the_packaged_network_is_missing(run_entry, monkeypatch, tmp_path):
