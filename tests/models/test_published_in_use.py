@@ -1,6 +1,7 @@
 """Published files in the project's own format, in evaluate.py and predict.py, and as the start of training."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -74,6 +75,17 @@ def test_evaluate_and_predict_accept_a_published_file(states, run_entry, written
     (tmp_path / "folder" / "model.safetensors").unlink()
     message = run_entry("evaluate.py", *options, "dataset=camvid", f"dataset.root={camvid_root}", ok=False).stderr
     assert "has 3 classes (class 0, class 1, class 2) but the data set has 11 (Sky," in message
+
+
+def test_export_takes_the_settings_of_a_published_file(states, run_entry, written, tmp_path, monkeypatch):
+    """The error for a file that was trained with another R asks for ``published.recurrence``."""
+    exported = Mock(return_value=0.0)
+    monkeypatch.setattr(checkpoints, "export_onnx", exported, raising=False)
+    path = written({"state_dict": states["ccnet"], "meta": {"config": "recurrence=1"}})
+    command = ("export.py", f"checkpoint={path}", f"output={tmp_path / 'net.onnx'}")
+    assert "with recurrence=1, not 2: set published.recurrence=1" in run_entry(*command, ok=False).stderr
+    run_entry(*command, "published.recurrence=1")
+    assert exported.call_args.args[0].head.recurrence == 1
 
 
 def test_training_can_start_from_a_published_file(states, run_entry, written, tmp_path):
