@@ -76,7 +76,7 @@ a different one.
 ```python
 import ccnet
 
-network = ccnet.from_pretrained({quoted})
+network = ccnet.from_pretrained({quoted})  # from Hugging Face: {on_hub}
 {outputs} = network.predict("{file}")
 ```
 {images}
@@ -112,6 +112,7 @@ def model_card(
     return _CARD.format(
         name=name,
         quoted=json.dumps(name, ensure_ascii=False),
+        on_hub=json.dumps(f"OWNER/{name}", ensure_ascii=False),
         kind="instance-segmentation" if detects else "semantic-segmentation",
         purpose=f"finds objects of {number} classes in {image}"
         if detects

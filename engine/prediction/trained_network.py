@@ -71,7 +71,8 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
     """A trained network with its classes; calling it runs the torch network.
 
     ``save_pretrained(FOLDER)`` writes config.json, model.safetensors and a model card, which
-    ``push_to_hub("OWNER/NAME")`` uploads to Hugging Face; see ``huggingface_hub.ModelHubMixin`` for their options.
+    ``push_to_hub("OWNER/NAME")`` uploads to Hugging Face; see ``huggingface_hub.ModelHubMixin`` for their options. The
+    weights are in float32, and the card lacks the run's records, unlike those of publish.py.
 
     Args:
         saved: the checkpoint.

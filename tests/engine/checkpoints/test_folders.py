@@ -87,7 +87,7 @@ def test_a_folder_holds_the_network_and_nothing_of_the_machine(network, folder):
 def test_a_card_says_what_the_network_was_trained_on_and_how_well_it_does(folder):
     card = (folder / "README.md").read_text()
     assert huggingface_hub.ModelCard(card).data.license == "other"
-    assert 'ccnet.from_pretrained("street")' in card
+    assert 'ccnet.from_pretrained("street")  # from Hugging Face: "OWNER/street"\n' in card
     data = " ".join(card.split())
     assert "Trained on the training split of CamVid" in data and "research use only" in data
     assert "| recurrence R | 2 |" in card and "| backbone | resnet10t |" in card
