@@ -144,11 +144,13 @@ class CategoryConsistent(Module):
         **options: keyword arguments of :func:`category_consistent_loss`.
     """
 
+    output = "embedding"
+
     def __init__(self, **options: Any):
         super().__init__()
         self.options = options
 
     def forward(self, output: dict[str, Array], labels: Array) -> CategoryConsistentLoss:
         """Return the loss and its terms for labels (N, H, W), or (N, T, H, W) for clips."""
-        embedding = output["embedding"]
+        embedding = output[self.output]
         return category_consistent_loss(embedding, nearest_labels(labels, embedding.shape[-2:]), **self.options)

@@ -6,6 +6,7 @@ from .logger import open_log as open_log
 from .loop import Run as Run
 from .setup import check_batch as check_batch
 from .setup import check_channels as check_channels
+from .setup import check_outputs as check_outputs
 from .setup import check_statistics as check_statistics
 from .setup import freeze as freeze
 from .setup import make_optimizer as make_optimizer

@@ -263,8 +263,9 @@ def test_a_term_of_weight_zero_needs_no_output():
 
 def test_errors_name_a_missing_output_and_mismatched_weights():
     loss = WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})
-    with pytest.raises(ValueError, match=r"'ccl' reads the output 'embedding'.*returns out, aux"):
-        loss(outputs(), torch.zeros(2, 16, 16).long())
+    for check in (lambda: loss(outputs(), torch.zeros(2, 16, 16).long()), lambda: loss.check_outputs(["out", "aux"])):
+        with pytest.raises(ValueError, match=r"'ccl' reads the output 'embedding'.*returns out, aux"):
+            check()
     with pytest.raises(ValueError, match="need one weight each"):
         WeightedSum({"main": CrossEntropy()}, {"man": 1.0})
     with pytest.raises(ValueError, match="every loss weight is 0"):

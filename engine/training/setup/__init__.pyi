@@ -1,6 +1,7 @@
 from .checkpointing import checkpoint_gradients as checkpoint_gradients
 from .checks import check_batch as check_batch
 from .checks import check_channels as check_channels
+from .checks import check_outputs as check_outputs
 from .checks import check_statistics as check_statistics
 from .class_weights import with_class_weights as with_class_weights
 from .freezing import freeze as freeze
