@@ -19,8 +19,8 @@ class WeightedSum(Module):
         ramp: name -> iterations over which the weight of a term rises linearly from 0; 0 or no entry disables the ramp.
 
     Raises:
-        ValueError: terms and weights have different names, a ramp names an unknown term or is negative, or every
-            weight is 0.
+        ValueError: terms and weights have different names, a ramp names an unknown term or is negative, a weight is
+            negative, or every weight is 0.
     """
 
     def __init__(
@@ -29,8 +29,8 @@ class WeightedSum(Module):
         super().__init__()
         if set(terms) != set(weights):
             raise ValueError(f"loss terms {sorted(terms)} need one weight each, got {sorted(weights)}")
-        if not any(weights.values()):
-            raise ValueError("every loss weight is 0: set at least one to a nonzero value")
+        if not any(weights.values()) or min(weights.values()) < 0:
+            raise ValueError(f"loss.weights is {dict(weights)}: set numbers of at least 0, and one or more above 0")
         if unknown := sorted(set(ramp or {}) - set(terms)):
             raise ValueError(f"loss.ramp names {unknown}, but the loss terms are {sorted(terms)}")
         if negative := {name: length for name, length in (ramp or {}).items() if length < 0}:
