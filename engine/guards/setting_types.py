@@ -40,13 +40,8 @@ BOUNDS: dict[str, Bounds] = {  # of the settings of a run
     "recipe.patience": (int, 1, _MOST, True),
     "recipe.lr": (float, 0, 1e6, False),
     "recipe.weight_decay": (float, 0, 1e6, False),
-    "recipe.warmup": (int, 0, _MOST, False),
-    "recipe.steps": (list[int], 0, _MOST, False),
-    "recipe.min_size": (int, 1, _MOST, False),
-    "recipe.max_size": (int, 1, _MOST, False),
     "optimizer.norm_weight_decay": (float, 0, 1e6, True),
     "dataset.frames": (int, 1, 1024, False),
-    "logger.timeout": (float, 0, 1e6, False),
     "published.recurrence": (int, 1, 64, False),
     "published.align_corners": (bool, 0, 1, True),
 }
