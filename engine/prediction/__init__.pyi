@@ -9,7 +9,6 @@ from .inputs import find_inputs as find_inputs
 from .inputs import frames_before as frames_before
 from .inputs import with_frames as with_frames
 from .label_maps import LabelMaps as LabelMaps
-from .memory_needed import peak_bytes as peak_bytes
 from .object_files import ObjectFiles as ObjectFiles
 from .predictor import Predictor as Predictor
 from .score_files import FORMATS as FORMATS
