@@ -11,8 +11,6 @@ from .label_images import colourise as colourise
 from .label_images import mark_errors as mark_errors
 from .label_images import save_mask as save_mask
 from .label_images import save_overlay as save_overlay
-from .legend import count_classes as count_classes
-from .legend import most_frequent_first as most_frequent_first
 from .objects import draw_objects as draw_objects
 from .objects import save_object_panel as save_object_panel
 from .objects import save_objects as save_objects
