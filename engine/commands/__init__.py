@@ -2,7 +2,3 @@
 
 Entry points import the decorators ``command_line`` and ``entry_point`` from the modules of these names.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,11 +1,7 @@
 from .attention_overlay import attention_title as attention_title
 from .attention_overlay import draw_attention as draw_attention
 from .attention_overlay import save_attention as save_attention
-from .charts import save_comparison as save_comparison
-from .charts import save_confusion as save_confusion
-from .charts import save_cost as save_cost
 from .charts import save_curves as save_curves
-from .charts import save_trend as save_trend
 from .label_images import blend as blend
 from .label_images import colourise as colourise
 from .label_images import mark_errors as mark_errors
@@ -14,15 +10,11 @@ from .label_images import save_overlay as save_overlay
 from .objects import draw_objects as draw_objects
 from .objects import save_object_panel as save_object_panel
 from .objects import save_objects as save_objects
-from .panels import save_panel as save_panel
 from .panels import save_samples as save_samples
 from .panels import save_side_by_side as save_side_by_side
 from .panels import thumbnails as thumbnails
-from .png_files import write_figure as write_figure
-from .png_files import write_png as write_png
 from .scalar_file import ScalarFile as ScalarFile
 from .tables import Table as Table
-from .video import Video as Video
 from .video import VideoLegend as VideoLegend
 from .video import check_video as check_video
 from .video import open_video as open_video

@@ -3,7 +3,7 @@
 import pytest
 from conftest import configured
 
-from ccnet.engine.training.setup import check_batch, with_linear_rule
+from ccnet.engine.training import check_batch, with_linear_rule
 from ccnet.train import run
 
 
