@@ -20,7 +20,7 @@ def test_one_image_at_a_time_is_refused_where_batch_norm_follows_global_pooling(
 
 
 def test_the_data_is_not_read_before(monkeypatch, tmp_path):
-    monkeypatch.setattr("ccnet.data.build_dataset", lambda *_: pytest.fail("the data was read"))
+    monkeypatch.setattr("ccnet.data.build.instantiate", lambda *_, **__: pytest.fail("the data was read"))
     with pytest.raises(ValueError, match=r"needs two: set recipe.batch_size to at least twice accumulate"):
         run("model=pspnet", "recipe.batch_size=1", "logger=none", "device=cpu", folder=tmp_path)
 
