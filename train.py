@@ -109,7 +109,7 @@ def _start_run(config: DictConfig, folder: Path) -> float | None:
     if config.resume in (None, "auto"):  # resume=FOLDER uses the checkpoint's data set
         data.check_root(config.dataset)
     device, timeout = training.framework_of(resuming.preview(config)).device, config.collective_timeout
-    config = training.with_linear_rule(training.with_length(config))
+    config = training.with_length_and_rate(config)
     with runtime.processes(device, timeout=timeout), resuming.find_start(config, folder) as start:
         if start.saved is None:
             return train(config, start.folder)

@@ -8,10 +8,9 @@ from .setup.checks import check_channels as check_channels
 from .setup.checks import check_statistics as check_statistics
 from .setup.class_weights import with_class_weights as with_class_weights
 from .setup.freezing import freeze as freeze
-from .setup.linear_rule import with_linear_rule as with_linear_rule
 from .setup.optimizer import make_optimizer as make_optimizer
 from .setup.optimizer import make_schedule as make_schedule
-from .setup.run_length import with_length as with_length
+from .setup.recipe import with_length_and_rate as with_length_and_rate
 from .state import TrainingState as TrainingState
 from .steps.frameworks import Framework as Framework
 from .steps.frameworks import choose_framework as choose_framework

@@ -3,7 +3,7 @@
 import pytest
 from conftest import configured
 
-from ccnet.engine.training import check_batch, with_linear_rule
+from ccnet.engine.training import check_batch, with_length_and_rate
 from ccnet.train import run
 
 
@@ -26,12 +26,12 @@ def test_the_data_is_not_read_before(monkeypatch, tmp_path):
 
 
 def test_the_learning_rate_of_mask_rcnn_follows_the_batch(capsys):
-    config = with_linear_rule(configured("dataset=coco", "recipe.batch_size=2"))
+    config = with_length_and_rate(configured("dataset=coco", "recipe.batch_size=2"))
     assert config.optimizer.algorithm.lr == config.recipe.lr == 0.0025
     assert "learning rate 0.0025: recipe.lr=0.02 for batches of 16 (recipe.base_batch_size), times 2/16" in (
         capsys.readouterr().out
     )
-    assert with_linear_rule(config) is config  # a second time changes nothing
+    assert with_length_and_rate(config) is config  # a second time changes nothing
     for own in (["dataset=coco"], ["dataset=coco", "recipe.batch_size=2", "recipe.base_batch_size=null"], []):
         config = configured(*own)
-        assert with_linear_rule(config) is config
+        assert with_length_and_rate(config) is config
