@@ -147,7 +147,7 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
     """
     given = runtime.given_options()
     if "dataset" in given:
-        own = saved.config.get("dataset", {})
+        own = saved.dataset
         same = _target(config.dataset, "val") == _target(own, "val")
         kept = {key: own[key] for key in config.dataset if key in own and not _target(own, key)} if same else {}
         if own.get("flip_pairs"):

@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"checkpoint={config.checkpoint} detects objects: only segmentation networks can be exported")
     model = checkpoints.network(saved)
     output.parent.mkdir(parents=True, exist_ok=True)
-    frames = saved.config.get("dataset", {}).get("frames", 1)
+    frames = saved.dataset.get("frames", 1)
     error = checkpoints.export_onnx(model, output, classes=saved.classes, size=size, frames=frames)
     shown = f"clips of {frames} frames" if frames > 1 else "images"
     shown += f" of {size[0]}x{size[1]}" if size else " of any size"

@@ -159,7 +159,7 @@ def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["Inp
     """Return the label images to compare with, which have the format of the network's training data."""
     if config.labels is None:
         return None
-    stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
+    stored = data.label_format(saved.dataset, saved.classes)
     folder, channels = runtime.given_path(config.labels), saved.channels
     return prediction.GroundTruth(images, folder, stored, channels)
 
