@@ -183,7 +183,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
             log=log,
             request=request,
         )
-        run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
+        run.say(training.opening_lines(run))
         for line in warnings:
             run.say(f"warning: {line}")
         run.fit()
@@ -238,16 +238,13 @@ def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
     unreadable = run.unreadable()
     if runtime.rank():
         return
-    task, state, train_set, recipe = run.task, run.state, run.samples.dataset, run.config.recipe
     if run.log.val_images_per_s is not None:
         cost = {**cost, "val_images_per_s": run.log.val_images_per_s}
-    result = training.run_result(task, state, cost, recipe.monitor)
-    origin = run.step.provenance() | {"training_images": len(train_set)}
-    about = {"identity": state.identity.fingerprint, "provenance": origin}
-    sweeps.write_result(run.folder, {"overrides": state.identity.overrides} | result | about)
-    counts = {"unreadable": unreadable, "empty": run.empty_batches}
-    options = {"patience": recipe.patience, "monitor": recipe.monitor}
-    print(training.closing_lines(task, state, train_set.classes, run.folder, **counts, **options))
+    origin = run.step.provenance() | {"training_images": len(run.samples.dataset)}
+    identity = run.state.identity
+    about = {"identity": identity.fingerprint, "provenance": origin}
+    sweeps.write_result(run.folder, {"overrides": identity.overrides} | training.run_result(run, cost) | about)
+    print(training.closing_lines(run, unreadable=unreadable))
 
 
 if __name__ == "__main__":
