@@ -27,14 +27,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from ccnet import data
-from ccnet.conf import CONF
 from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -43,9 +40,7 @@ if TYPE_CHECKING:
     from ccnet.engine.training import Framework
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
-@entry_point
+@entry_point("predict")
 def main(config: DictConfig) -> None:
     """Write the predictions for every image in ``input`` to ``output``."""
     output = runtime.given_path(config.output)

@@ -17,17 +17,14 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ccnet import data
-from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, resuming, runtime, sweeps, training
 from ccnet.engine.commands.arguments import accepted, check_overrides
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 from ccnet.engine.commands.similar_options import similar_options
 from ccnet.engine.commands.unread_options import refuse_unread, without_effect
@@ -39,9 +36,7 @@ if TYPE_CHECKING:
 _RUNNING = threading.Lock()  # held by the call of `run` that is training
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-@entry_point
+@entry_point("config")
 def main(config: DictConfig) -> float | None:
     """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises.
 

@@ -1,4 +1,4 @@
 """The start of every entry point: its command line, its help text, and how it reports errors.
 
-Entry points import the decorators ``command_line`` and ``entry_point`` from the modules of these names.
+Entry points import the decorator ``entry_point`` from the module of this name.
 """

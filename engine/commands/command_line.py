@@ -4,7 +4,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from .arguments import accepted, check_overrides
@@ -13,11 +12,15 @@ from .similar_options import similar_options
 INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 
 
-def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
-    """Decorate the function that ``hydra.main`` returns.
+def with_command_line(main: Callable[..., Any], config_name: str) -> Callable[..., Any]:
+    """Return ``main``, a function that ``hydra.main`` has returned, called with the arguments of the command line.
 
     Arguments are passed on as :func:`~ccnet.engine.commands.arguments.accepted` returns them. An invalid one ends
-    the program with a message.
+    the program with a message; a mistyped option, with those that may have been meant.
+
+    Args:
+        main: the function.
+        config_name: the file in ``conf/`` that the command starts from.
     """
 
     @functools.wraps(main)
@@ -35,19 +38,13 @@ def command_line(main: Callable[[], Any]) -> Callable[[], Any]:
         except KeyboardInterrupt:
             raise interrupted() from None
         except SystemExit as error:
-            if error.code == 1 and (hint := similar_options(sys.argv[1:], _config_name(sys.argv[0]))):
+            if error.code == 1 and (hint := similar_options(sys.argv[1:], config_name)):
                 print(hint, file=sys.stderr)
             raise
         finally:
             sys.argv = given_arguments
 
     return started
-
-
-def _config_name(program: str) -> str:
-    """Return the file in ``conf/`` that a program starts from; ``program`` is its path, such as bin/ccnet-train."""
-    name = Path(program).stem.removeprefix("ccnet-")
-    return "config" if name == "train" else name
 
 
 def interrupted(process: str = "") -> BaseException:

@@ -11,18 +11,20 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ...conf import CONF
 from ..guards.setting_types import BOUNDS, check_bounds
 from ..runtime.launchers import in_own_process, is_first, is_one_of_several, join_job, parallel_worker
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
 from ..runtime.run_folder import FolderLock, FolderTaken, holds_result, holds_run, remove_if_empty, with_numbers
 from ..sweeps.results import write_result
-from .command_line import interrupted
+from .command_line import interrupted, with_command_line
 from .help_text import commented_config, config_groups
 from .option_bounds import OPTION_BOUNDS
 from .unread_options import refuse_unread
@@ -33,31 +35,40 @@ for _resolver in (commented_config, config_groups):  # for conf/hydra/help
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 
 
-def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
-    """Decorate `main` so that a user error produces a single message and exit code 1, and leaves no empty folder.
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
+    """Decorate the main function of a command, which Hydra calls with the configuration of the command line.
 
-    Ctrl-C produces a single message too, and exit code 130, unless `main` handles it.
+    A user error produces a single message and exit code 1, and leaves no empty folder. Ctrl-C produces a single message
+    too, and exit code 130, unless the function handles it. ``HYDRA_FULL_ERROR=1`` shows the full traceback, as it does
+    for Hydra's own errors.
 
-    ``HYDRA_FULL_ERROR=1`` shows the full traceback, as it does for Hydra's own errors. If a run of a sweep fails for
-    any reason, the error is recorded in its ``result.json`` and the sweep continues; such a run has no score.
+    If a run of a sweep fails for any reason, the error is recorded in its ``result.json`` and the sweep continues; such
+    a run has no score.
+
+    Args:
+        config_name: the file in ``conf/`` that the command starts from.
     """
 
-    # hydra.main passes this function to the launcher. joblib and submitit pickle it with cloudpickle, which pickles
-    # functions of importable modules by reference but everything defined in `__main__` by value. An entry point
-    # therefore ends with `if __name__ == "__main__":`, where it imports its own main from ccnet and calls that.
-    @functools.wraps(main)
-    def started(config: DictConfig) -> Any:
-        join_job()
-        run = functools.partial(_run, main, config)
-        if parallel_worker() is None:
-            return run()
-        try:
-            return in_own_process(run)
-        except ChildProcessError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return _record_failure(str(error))
+    def decorated(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
+        # hydra.main passes this function to the launcher. joblib and submitit pickle it with cloudpickle, which pickles
+        # functions of importable modules by reference but everything defined in `__main__` by value. An entry point
+        # therefore ends with `if __name__ == "__main__":`, where it imports its own main from ccnet and calls that.
+        @functools.wraps(main)
+        def started(config: DictConfig) -> Any:
+            join_job()
+            run = functools.partial(_run, main, config)
+            if parallel_worker() is None:
+                return run()
+            try:
+                return in_own_process(run)
+            except ChildProcessError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return _record_failure(str(error))
 
-    return started
+        with_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+        return with_command_line(with_hydra(started), config_name)
+
+    return decorated
 
 
 def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
