@@ -19,7 +19,7 @@ from ccnet.engine.resuming.contents import data_contents, weight_contents
 from ccnet.engine.resuming.continuation import check_given
 from ccnet.engine.resuming.identity import EXECUTION, RequestedRun, differing
 from ccnet.engine.runtime.overrides import as_command_line
-from ccnet.engine.training.setup import with_class_weights
+from ccnet.engine.training import with_class_weights
 
 
 def contents(config):

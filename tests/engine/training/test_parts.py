@@ -9,9 +9,8 @@ from hydra.utils import instantiate
 from ccnet import train as training
 from ccnet.engine import checkpoints
 from ccnet.engine.resuming import Identity
-from ccnet.engine.training import TrainingState
+from ccnet.engine.training import TrainingState, freeze, make_optimizer, make_schedule
 from ccnet.engine.training.lr_schedules import WarmupSteps
-from ccnet.engine.training.setup import freeze, make_optimizer, make_schedule
 from ccnet.engine.training.setup.optimizer import lr_factor
 from ccnet.engine.training.steps.torch_step import TorchStep
 from ccnet.models.factory import build, create_model
