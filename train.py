@@ -147,6 +147,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
 
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
+    training.check_outputs(model, criterion)
     training.freeze(config, model)
     optimizer = training.make_optimizer(config, model)
     schedule = training.make_schedule(config, optimizer)

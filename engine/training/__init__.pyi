@@ -5,6 +5,7 @@ from .logger import open_log as open_log
 from .loop import Run as Run
 from .setup.checks import check_batch as check_batch
 from .setup.checks import check_channels as check_channels
+from .setup.checks import check_outputs as check_outputs
 from .setup.checks import check_statistics as check_statistics
 from .setup.class_weights import with_class_weights as with_class_weights
 from .setup.freezing import freeze as freeze

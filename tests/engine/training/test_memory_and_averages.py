@@ -109,3 +109,5 @@ def test_jax_refuses_what_it_does_not_have():
             choose_framework("jax", "cpu").check(composed(option))
     with pytest.raises(ValueError, match="framework=jax runs in a single process without gradient accumulation"):
         choose_framework("jax", "cpu").check(composed("accumulate=2"))
+    with pytest.raises(ValueError, match=r"'dice': remove it, or set loss\.weights\.dice=0"):
+        choose_framework("jax", "cpu").check(composed("loss/term=dice"))
