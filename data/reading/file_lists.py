@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that store values unchanged
-_LOSSY = (".jpg", ".jpeg", ".webp")
+_LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+LOSSY = "JPEG and WebP change the values of pixels: save the masks as PNG from where they were drawn"
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -210,9 +211,7 @@ def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
 
 def _about_lossy(there: Sequence[Path]) -> str:
     """Explain why masks saved as JPEG or WebP are not accepted, if there are any, else return ""."""
-    if not any(path.suffix.lower() in _LOSSY for path in there):
-        return ""
-    return ". JPEG and WebP change the values of pixels: save the masks as PNG from where they were drawn"
+    return f". {LOSSY}" if any(path.suffix.lower() in _LOSSY_SUFFIXES for path in there) else ""
 
 
 def check_files(pairs: Sequence[tuple[Path, Path | None]], source: str) -> list[tuple[Path, Path | None]]:

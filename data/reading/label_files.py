@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..dataset import IGNORE_INDEX
-from .frames import frames_of
+from .file_lists import LOSSY
+from .frames import pages_of
 from .grey_levels import grey_values
 from .image_files import open_upright, orientation
 from .label_values import Value, shown_value, shown_values
@@ -113,7 +114,9 @@ class LabelReader:
         image, samples = open_upright(path, fast_mode="RGB" if self.colour else "L")
         if isinstance(image, np.ndarray):
             return _code(image) if self.colour else image
-        if image.format in ("TIFF", "GIF") and len(pages := frames_of(path)) > 1:
+        if samples.lossy:
+            raise ValueError(f"{path} is compressed with loss. {LOSSY}")
+        if image.format in ("TIFF", "GIF") and len(pages := pages_of(path)) > 1:
             raise ValueError(
                 f"{path} has {len(pages)} pages, but a label image must have one: save each page, with its image, as a "
                 "file of its own; a page per class has to be combined into class numbers"

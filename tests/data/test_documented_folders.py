@@ -46,11 +46,16 @@ def test_formats_of_masks(tmp_path):
     assert np.array_equal(labels(tmp_path / "colours.gif", values, None), want)
 
 
-@TABLE.row("masks in .jpg or .webp")
+@TABLE.row("masks in .jpg or .webp, or with their compression under another suffix")
 def test_lossy_masks(tmp_path):
     images = pictures(tmp_path / "images", "0.jpg")
     with pytest.raises(FileNotFoundError, match=r"there is 0\.jpg\. JPEG and WebP change the values .* save .* as PNG"):
         folder(images, masks(tmp_path / "masks", "0.jpg"))
+    for name, options in (
+        ("0.png", {"format": "JPEG"}), ("1.png", {"format": "WEBP"}), ("2.tif", {"compression": "jpeg"})
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"{name} is compressed with loss\. JPEG and WebP change the values"):
+            labels(save(tmp_path / name, MASK, **options), values="0-253", classes=254)  # where all values are classes
 
 
 @TABLE.row("other names, such as NAME_mask.png or 1-mask.png")
