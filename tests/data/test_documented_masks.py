@@ -104,6 +104,10 @@ def test_a_file_of_values(tmp_path):
         ("0 sky\n0 car", "0 is listed"),
         ("id,name,r,g,b\n0,sky,70,130,180\n", r"line 2: .* and no other columns: '0,sky,70,130,180'"),
         ("name,id,trainId\nsky,23,10\n", r"line 2: .* and no other columns"),
+        ("0,sky,nature\n1,ignore,void\n", r"line 1: .* no other columns: '0,sky,nature'; names that contain"),
+        ("0;sky;\n", "line 1: .* and no other columns"),
+        ("0,3D model\n", r"names that contain a comma or begin with a digit need quotes"),
+        ("id,name\n#ff0000,sky\n", r"classes\.txt has no lines with a value and a class name"),
     ):
         table.write_text(text)
         with pytest.raises(ValueError, match=told):
