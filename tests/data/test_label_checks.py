@@ -104,6 +104,10 @@ def test_a_first_look_finds_undefined_values(tmp_path):
     dataset = folder(*write_binary(tmp_path, (0, 7)))
     with pytest.raises(ValueError, match=r"train: label images such as 0 contain values .*: 7 \(50\.00%\); check_data"):
         first_look(dataset, "train")
+    numbered = r"from 1, set dataset\.values=1-2, and dataset\.ignore_label=0 if 0 means no data: 2 \(50\.00%\)"
+    with pytest.raises(ValueError, match=numbered):
+        first_look(folder(*write_binary(tmp_path, (1, 2))), "train")
+    assert first_look(folder(tmp_path / "images", tmp_path / "masks", values="1-2", ignore_label=0), "train") == []
 
 
 def check(run_entry, images, masks, *options, **expected):
