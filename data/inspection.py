@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .dataset import SegmentationDataset
+from .loader import Loader
 from .reading.frames import frames_of
 from .reading.image_files import describe
 from .reading.label_files import UnknownLabels
@@ -177,7 +178,7 @@ def inspect_dataset(
 
 def inspected(samples: Dataset, num_workers: int, track: Track | None) -> Iterable[Any]:
     """Return the items of a data set that inspects one sample per item; see :func:`inspect_dataset`."""
-    loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    loader = Loader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
     return loader if track is None else track(loader, len(loader))
 
 
