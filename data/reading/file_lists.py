@@ -171,11 +171,7 @@ def _files_by_key(
 
 def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[PurePath, Path]:
     """Return the files that match a pattern, keyed by their relative folder and the part that ``*`` matches."""
-    if name.count("*") != 1:
-        raise ValueError(f"the name {name!r} of {kind} must contain one *, the part that an image and its mask share")
-    before, after = unicodedata.normalize("NFC", PurePath(name).name).split("*")
-    if PurePath(after).suffix.lower() in IMAGE_SUFFIXES:
-        after = after[: -len(PurePath(after).suffix)]
+    before, after = around_star(name, kind)
     by_key: dict[PurePath, Path] = {}
     for path in paths:
         stem = unicodedata.normalize("NFC", path.stem)
@@ -185,6 +181,24 @@ def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[P
                 raise ValueError(f"{folder} contains two {kind} of one name: {by_key[key].name} and {path.name}")
             by_key[key] = path
     return by_key
+
+
+def around_star(name: str, kind: str) -> tuple[str, str]:
+    """Return the parts of a pattern for names before and after its ``*``, without the suffix of an image file.
+
+    Args:
+        name: the pattern, such as "*_mask" or "*_mask.png".
+        kind: what it names, for the message.
+
+    Raises:
+        ValueError: the pattern does not contain exactly one ``*``.
+    """
+    pattern = composed(PurePath(PurePath(name).name))
+    stem = pattern.stem if pattern.suffix.lower() in IMAGE_SUFFIXES else pattern.name
+    if stem.count("*") != 1:
+        raise ValueError(f"the name {name!r} of {kind} must contain one *, the part that an image and its mask share")
+    before, after = stem.split("*")
+    return before, after
 
 
 def composed(path: PurePath) -> PurePath:

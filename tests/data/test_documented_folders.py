@@ -64,6 +64,8 @@ def test_names_of_masks(tmp_path):
     there = masks(tmp_path / "masks", "1-mask.png", "11-mask.png", "sub/1-mask.PNG")
     assert names(folder(images, there, mask_name="*-mask")) == ["1", "11", "sub_1"]
     assert names(folder(images, there, mask_name="*-mask.png")) == ["1", "11", "sub_1"]
+    same = masks(tmp_path / "same", "1.png", "11.png", "sub/1.png")
+    assert names(folder(images, same, image_name="*.jpg", mask_name="*.png")) == ["1", "11", "sub_1"]
     with pytest.raises(FileNotFoundError) as told:
         folder(images, there)
     assert str(told.value) == (
