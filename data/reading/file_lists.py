@@ -108,7 +108,9 @@ def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     return match_by_name(images, labels, image_name="*", label_name="*")
 
 
-def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: str) -> list[tuple[Path, Path]]:
+def match_by_name(
+    images: Path, labels: Path, *, image_name: str, label_name: str, skip_unlabelled: bool = False
+) -> list[tuple[Path, Path]]:
     """Pair the images in one folder with the label images in another, which must have the same subfolders.
 
     Args:
@@ -117,6 +119,7 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
             in the same folder, a label image is the one with a suffix of ``LABEL_SUFFIXES`` of two files.
         image_name, label_name: patterns for the names of an image and of its label image, without suffix. ``*`` stands
             for the part that both have in common, as in "*" and "*_mask", or "image_*" and "mask_*".
+        skip_unlabelled: whether to leave out the images without a label image; an error if none has one.
 
     Raises:
         FileNotFoundError: there are no images, or some have no label image; the message shows the expected and
@@ -127,7 +130,8 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
     if not images_by_key:
         raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")
     without = [key for key in images_by_key if key not in labels_by_key]
-    if without:
+    some = len(without) < len(images_by_key)
+    if without and not (skip_unlabelled and some):
         expected = labels / without[0].parent / label_name.replace("*", without[0].name)
         present = label_files or sorted(path for path in labels.rglob("*") if path.is_file())
         shown = [str(path.relative_to(labels)) for path in present]
@@ -135,10 +139,10 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
             f"{len(without)} of {len(images_by_key)} images have no label image in {labels}: "
             f"{images_by_key[without[0]]} needs {expected} ({', '.join(LABEL_SUFFIXES)}); there is "
             f"{_first(shown) or 'nothing'}"
-            f"{_suggestion([path.relative_to(labels) for path in label_files], without)}"
+            f"{_suggestion([path.relative_to(labels) for path in label_files], without, some=some)}"
             f"{'' if label_files else _about_lossy(present)}"
         )
-    return [(path, labels_by_key[key]) for key, path in images_by_key.items()]
+    return [(path, labels_by_key[key]) for key, path in images_by_key.items() if key in labels_by_key]
 
 
 def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, label_name: str) -> list[Path]:
@@ -206,12 +210,17 @@ def composed(path: PurePath) -> PurePath:
     return PurePath(unicodedata.normalize("NFC", str(path)))
 
 
-def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
-    """Suggest what to do if label images have names that contain those of the images, or differ in case only."""
+def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath], *, some: bool) -> str:
+    """Suggest what to do about images without a label image, of which there are ``some`` for other images.
+
+    If there are none, the names of label images may contain those of the images.
+    """
     stems = {composed(path.with_suffix("")) for path in there}
     key = without[0]
     if key not in stems and str(key).casefold() in {str(stem).casefold() for stem in stems}:
         return ". Upper and lower case differ: rename the files, so that an image and its mask have the same name"
+    if some:
+        return ". Remove the images without one, or, with dataset=folder, list the others in dataset.lists"
     patterns = {
         stem.name.replace(key.name, "*", 1) for stem in stems if stem.parent == key.parent and key.name in stem.name
     }

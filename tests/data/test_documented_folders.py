@@ -152,6 +152,25 @@ def test_masks_without_an_image(tmp_path):
     assert folder(parts, shared, "train").masks_without_image() == [shared / "3.png", shared / "4.png"]
 
 
+@TABLE.row("images without a mask")
+def test_images_without_a_mask(tmp_path):
+    images, there = (
+        pictures(tmp_path / "images", "1.jpg", "10.jpg", "11.jpg"),
+        masks(tmp_path / "masks", "10.png", "11.png"),  # whose names contain 1
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 3 .* there is 10\.png, 11\.png\. Remove the images without .* dataset\.lists$"
+    ):
+        folder(images, there)
+    for split, name in (("train", "10"), ("val", "11")):
+        (tmp_path / f"{split}.txt").write_text(name)
+    lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}
+    assert [names(folder(images, there, split, lists=lists)) for split in lists] == [["10"], ["11"]]
+    (tmp_path / "val.txt").write_text("1")
+    with pytest.raises(FileNotFoundError, match=r"val\.txt, line 1: 1 is not an image with a label image in "):
+        folder(images, there, "val", lists=lists)
+
+
 @TABLE.row("names that differ in upper and lower case")
 def test_names_that_differ_in_case(tmp_path):
     images, there = pictures(tmp_path / "images", "IMG_1.JPG"), masks(tmp_path / "masks", "img_1.png")
