@@ -225,11 +225,13 @@ def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath], *, some:
         stem.name.replace(key.name, "*", 1) for stem in stems if stem.parent == key.parent and key.name in stem.name
     }
 
-    def matches(pattern: str) -> int:
-        return sum(key.parent / pattern.replace("*", key.name) in stems for key in without[:100])
+    def share(pattern: str) -> float:
+        tried = without[:100]
+        return sum(key.parent / pattern.replace("*", key.name) in stems for key in tried) / len(tried)
 
-    best = max(sorted(patterns), key=matches, default=None)
-    return f". If these are the masks, set dataset.mask_name='{best}'" if best else ""
+    best = max(sorted(patterns), key=share, default=None)
+    # The masks of other images may contain a name by chance, as 10.png contains that of 1.jpg.
+    return f". If these are the masks, set dataset.mask_name='{best}'" if best and share(best) > 0.5 else ""
 
 
 def _about_lossy(there: Sequence[Path]) -> str:

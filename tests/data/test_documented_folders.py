@@ -164,6 +164,8 @@ def test_images_without_a_mask(tmp_path):
         folder(images, there)
     for split, name in (("train", "10"), ("val", "11")):
         (tmp_path / f"{split}.txt").write_text(name)
+    with pytest.raises(FileNotFoundError, match=r"2 of 2 .* there is 10\.png, 11\.png$"):
+        folder(pictures(tmp_path / "others", "1.jpg", "2.jpg"), there)
     lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}
     assert [names(folder(images, there, split, lists=lists)) for split in lists] == [["10"], ["11"]]
     (tmp_path / "val.txt").write_text("1")
