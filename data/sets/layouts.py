@@ -49,8 +49,8 @@ class Layout:
                 f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{description}"
             )
         root = Path(root).expanduser()
-        if self.folder and root.name == self.folder:
-            root = root.parent
+        if self.folder and root.absolute().name == self.folder:  # "." has no name of its own
+            root = root.absolute().parent
         if not root.is_dir():
             raise FileNotFoundError(
                 f"dataset.root={root} is not a folder: {self.name} was expected there.\n{description}"
