@@ -36,6 +36,14 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
+def expanded_path(value: object) -> Path:
+    """Return a path that a user has typed, with ``~`` expanded unless the user that it names is unknown.
+
+    ``Path.expanduser`` would raise RuntimeError instead of leaving the path to the check that it exists.
+    """
+    return Path(os.path.expanduser(str(value)))
+
+
 def inside(root: Path, name: str, place: str) -> Path:
     """Return ``root / name`` for a name from an untrusted list; raise ValueError if it points outside ``root``.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..dataset import IGNORE_INDEX
-from .file_lists import read_lines
+from .file_lists import expanded_path, read_lines
 
 Value = int | tuple[int, ...]  # a number, or an RGB triple
 _IGNORED = ("ignore", "ignored", "void")
@@ -160,7 +160,7 @@ def read_file(values: Any) -> Any:
     """
     if not isinstance(values, str) or _RANGE.fullmatch(values):
         return values
-    return _read_columns(Path(values).expanduser())
+    return _read_columns(expanded_path(values))
 
 
 def _read_columns(path: Path) -> dict[int | str, str]:

@@ -186,7 +186,7 @@ def test_names_that_differ_in_case(tmp_path):
 
 
 @TABLE.row("folders for train, val and test")
-def test_folders_of_splits(tmp_path):
+def test_folders_of_splits(tmp_path, monkeypatch):
     places = {
         split: pictures(tmp_path / split / "images", *(f"{split}{index}.jpg" for index in range(5)))
         for split in ("train", "val", "test")
@@ -206,6 +206,12 @@ def test_folders_of_splits(tmp_path):
         assert folder(places, there, split, lists=lists).image_path(0) == places[split] / "train0.jpg"
     with pytest.raises(ValueError, match=r"dataset\.images has the key valid: its keys are train, val, test"):
         folder({"train": places["train"], "valid": places["val"]}, there, "val")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024").symlink_to(places["train"])
+    (tmp_path / "2025").symlink_to(places["val"])
+    assert names(folder({"train": 2024, "val": 2025}, there, "train"))[0] == "train0"  # numbers on the command line
+    with pytest.raises(FileNotFoundError, match=r"dataset\.images=~no-such-user/photos is not a folder"):
+        folder("~no-such-user/photos", there["train"])
     del places["val"]  # drawn from train
     drawn = [names(folder(places, there, split)) for split in ("train", "val")]
     assert drawn == [["train0", "train1", "train3", "train4"], ["train2"]]
