@@ -94,7 +94,7 @@ class LabelReader:
         Raises:
             FileNotFoundError, UnreadableImage, ImageTooLarge: see :func:`~ccnet.data.reading.image_files.read_image`.
             UnknownLabels: the file contains values that are not in ``label_ids``, or colours instead of numbers.
-            ValueError: the file contains fractions.
+            ValueError: the file contains fractions or NaN.
         """
         codes = self._codes(path)
         if codes.dtype == np.uint8:
@@ -244,7 +244,7 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
         return values
     whole = np.nan_to_num(values, nan=0.5).astype(np.int64)
     if (whole != values).any():
-        raise ValueError(f"{path} contains fractions: a label image must hold one class number per pixel")
+        raise ValueError(f"{path} contains fractions or NaN: a label image must hold one class number per pixel")
     return whole
 
 

@@ -30,8 +30,9 @@ def test_class_indices(tmp_path):
     for bits in (2, 4):  # Pillow scales these to 0, 85, 170, 255, or in steps of 17
         assert np.array_equal(labels(write_png(tmp_path / "few.png", MASK, bits), classes=100), MASK)
     assert np.array_equal(labels(write_png(tmp_path / "few.png", MASK, 2), [0, 85, 170]), MASK)
-    with pytest.raises(ValueError, match=r"half\.tif contains fractions"):
-        labels(save(tmp_path / "half.tif", mask.astype(np.float32) / 2))
+    for pixels in (mask.astype(np.float32) / 2, np.where(mask == 255, np.float32(np.nan), mask)):
+        with pytest.raises(ValueError, match=r"half\.tif contains fractions or NaN"):
+            labels(save(tmp_path / "half.tif", pixels))
 
 
 @TABLE.row("0 and 255")
