@@ -134,21 +134,23 @@ def match_by_name(
             the existing files.
         ValueError: a pattern does not contain exactly one ``*``, or two files have the same name without suffix.
     """
-    label_files, images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
+    images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
     if not images_by_key:
         raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")
     without = [key for key in images_by_key if key not in labels_by_key]
     some = len(without) < len(images_by_key)
     if without and not (skip_unlabelled and some):
         expected = labels / without[0].parent / label_name.replace("*", without[0].name)
+        label_files = find_files(labels, LABEL_SUFFIXES)
         present = label_files or sorted(path for path in labels.rglob("*") if path.is_file())
         shown = [str(path.relative_to(labels)) for path in present]
+        there = [path.relative_to(labels) for path in label_files]
         raise FileNotFoundError(
             f"{len(without)} of {len(images_by_key)} images have no label image in {labels}: "
             f"{images_by_key[without[0]]} needs {expected} ({', '.join(LABEL_SUFFIXES)}); there is "
             f"{_first(shown) or 'nothing'}"
-            f"{_suggestion([path.relative_to(labels) for path in label_files], without, some=some)}"
-            f"{'' if label_files else _about_lossy(present)}"
+            f"{_suggestion(there, without, label_name, some=some)}"
+            f"{'' if label_files or images == labels else _about_lossy(present)}"
         )
     return [(path, labels_by_key[key]) for key, path in images_by_key.items() if key in labels_by_key]
 
@@ -158,7 +160,7 @@ def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, labe
     masks: dict[Path, None] = {}
     used: set[Path] = set()
     for images, labels in folders:
-        _, images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
+        images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
         masks |= dict.fromkeys(labels_by_key.values())
         used.update(path for key, path in labels_by_key.items() if key in images_by_key)
     return [path for path in masks if path not in used]
@@ -166,8 +168,8 @@ def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, labe
 
 def _files_by_key(
     images: Path, labels: Path, image_name: str, label_name: str
-) -> tuple[list[Path], dict[PurePath, Path], dict[PurePath, Path]]:
-    """Return the files in the folder of label images, and the images and label images by their keys."""
+) -> tuple[dict[PurePath, Path], dict[PurePath, Path]]:
+    """Return the images and the label images by their keys."""
     label_files = find_files(labels, LABEL_SUFFIXES)
     together = images == labels and (label_name != "*" or image_name == "*")
     if together and image_name == label_name:  # 7.jpg and its label image 7.png
@@ -178,7 +180,7 @@ def _files_by_key(
     within = labels != images and labels.is_relative_to(images)  # files in the subfolder of labels are not images
     candidates = (path for path in find_files(images) if not (path in taken or (within and labels in path.parents)))
     images_by_key = _by_key(images, candidates, image_name, "images")
-    return label_files, images_by_key, labels_by_key
+    return images_by_key, labels_by_key
 
 
 def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[PurePath, Path]:
@@ -218,10 +220,14 @@ def composed(path: PurePath) -> PurePath:
     return PurePath(unicodedata.normalize("NFC", str(path)))
 
 
-def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath], *, some: bool) -> str:
-    """Suggest what to do about images without a label image, of which there are ``some`` for other images.
+def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath], label_name: str, *, some: bool) -> str:
+    """Suggest what to do about images without a label image.
 
-    If there are none, the names of label images may contain those of the images.
+    Args:
+        there: the paths of the label images. In one folder with the images, they may be images as well.
+        without: the keys of the images without a label image.
+        label_name: the pattern for the names of label images.
+        some: whether other images have one. If not, the names of label images may contain those of the images.
     """
     stems = {composed(path.with_suffix("")) for path in there}
     key = without[0]
@@ -234,9 +240,11 @@ def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath], *, some:
     }
 
     def share(pattern: str) -> float:
-        tried = without[:100]
-        return sum(key.parent / pattern.replace("*", key.name) in stems for key in tried) / len(tried)
+        # In one folder, label images are found among the images, too.
+        tried = [key for key in without[:100] if pattern == "*" or not key.match(pattern)]
+        return sum(key.parent / pattern.replace("*", key.name) in stems for key in tried) / max(len(tried), 1)
 
+    patterns.discard(label_name)
     best = max(sorted(patterns), key=share, default=None)
     # The masks of other images may contain a name by chance, as 10.png contains that of 1.jpg.
     return f". If these are the masks, set dataset.mask_name='{best}'" if best and share(best) > 0.5 else ""

@@ -77,6 +77,13 @@ def test_names_of_masks(tmp_path):
     assert names(folder(numbered, numbered, image_name="image_*", mask_name="mask_*")) == ["image_7"]
     together = pictures(tmp_path / "together", "7.png")
     masks(tmp_path / "together", "7_mask.png")
+    for suffix in ("png", "jpg"):
+        one = masks(pictures(tmp_path / suffix, f"7.{suffix}", f"8.{suffix}"), "7_mask.png", "8_mask.png")
+        with pytest.raises(FileNotFoundError, match=r"\. If these are the masks, set dataset\.mask_name='\*_mask'$"):
+            folder(one, one)
+    only = pictures(tmp_path / "only", "7.jpg")
+    with pytest.raises(FileNotFoundError, match=r"there is 7\.jpg$"):  # which is not said to be a mask
+        folder(only, only)
     assert names(folder(together, together, mask_name="*_mask")) == ["7"]
     with pytest.raises(ValueError, match=r"the name 'mask' of label images must contain one \*"):
         folder(images, there, mask_name="mask")
