@@ -146,7 +146,7 @@ def _problems(split: str, dataset: Any, report: Any) -> list[str]:
         table = drawing.Table(UNKNOWN_COLUMNS, report.unknown_rows(_MOST_VALUES)).text()
         more = len(report.unknown) - _MOST_VALUES
         table += f"\nand {more} more" if more > 0 else ""
-        lines.append(f"{split}: label images contain {undefined(report)}:\n{table}".replace("\n", "\n    "))
+        lines.append(f"{split}: label images contain {undefined(dataset, report)}:\n{table}".replace("\n", "\n    "))
     return lines + (label_problems(dataset, report, split) if dataset.has_labels else [])
 
 

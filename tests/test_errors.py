@@ -164,6 +164,7 @@ def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):
         given_path("")
     with pytest.raises(ValueError, match="got null as a path"):
         given_path(None)
+    assert str(given_path("~no-such-user/run")) == "~no-such-user/run"  # whose home is unknown
     with pytest.raises(ValueError, match="resume= has no value"):
         run("resume=", folder="run")
     with pytest.raises(FileNotFoundError, match=r"dataset\.images= is not a folder"):
