@@ -276,9 +276,9 @@ def _logged_in(server: str) -> bool:
         return True
     host = urlparse(server).hostname or ""
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        if path and Path(path).expanduser().is_file():
+        if path and os.path.isfile(path := os.path.expanduser(path)):
             try:
-                return netrc.netrc(Path(path).expanduser()).authenticators(host) is not None
+                return netrc.netrc(path).authenticators(host) is not None
             except (netrc.NetrcParseError, OSError):
                 return False
     return False
