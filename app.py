@@ -11,18 +11,13 @@ nor the server needs internet access. Requires Gradio: ``pip install 'ccnet-segm
 
 import importlib.util
 
-import hydra
 from omegaconf import DictConfig, ListConfig
 
-from ccnet.conf import CONF
 from ccnet.engine import app, checkpoints, prediction
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="app")
-@entry_point
+@entry_point("app")
 def main(config: DictConfig) -> None:
     """Load the networks and serve the page until Ctrl-C."""
     if importlib.util.find_spec("gradio") is None:

@@ -13,13 +13,10 @@ python benchmark.py mode=backbones           compare every JAX backbone with tim
 python benchmark.py mode=input               measure the input pipeline, in images/s per core, against other projects'
 """
 
-import hydra
 from omegaconf import DictConfig
 
 from ccnet import benchmarks
-from ccnet.conf import CONF
 from ccnet.engine import runtime
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 
 # Mode -> function in `benchmarks`; its module is imported on first use.
@@ -37,9 +34,7 @@ _MODES = {
 }
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="benchmark")
-@entry_point
+@entry_point("benchmark")
 def main(config: DictConfig) -> None:
     """Run one mode and print its table."""
     if config.mode not in _MODES:

@@ -15,14 +15,11 @@ masks appear to use 255 as a class.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from ccnet import data
-from ccnet.conf import CONF
 from ccnet.engine import drawing, guards, runtime
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -37,9 +34,7 @@ if TYPE_CHECKING:
 _MOST_VALUES = 30  # maximum number of rows in the table of undefined label values
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="check_data")
-@entry_point
+@entry_point("check_data")
 def main(config: DictConfig) -> None:
     """Check the chosen splits."""
     splits = list(config.splits) if isinstance(config.splits, ListConfig) else [config.splits]
@@ -151,7 +146,7 @@ def _problems(split: str, dataset: Any, report: Any) -> list[str]:
         table = drawing.Table(UNKNOWN_COLUMNS, report.unknown_rows(_MOST_VALUES)).text()
         more = len(report.unknown) - _MOST_VALUES
         table += f"\nand {more} more" if more > 0 else ""
-        lines.append(f"{split}: label images contain {undefined(report)}:\n{table}".replace("\n", "\n    "))
+        lines.append(f"{split}: label images contain {undefined(dataset, report)}:\n{table}".replace("\n", "\n    "))
     return lines + (label_problems(dataset, report, split) if dataset.has_labels else [])
 
 

@@ -17,15 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ccnet import data
-from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, runtime, training
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -42,9 +39,7 @@ _USED = (
 )  # fmt: skip
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
-@entry_point
+@entry_point("evaluate")
 def main(config: DictConfig) -> float:
     """Print the scores and save them, by default next to the checkpoint; return the mIoU or mask AP."""
     given = runtime.given_options()
@@ -147,7 +142,7 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
     """
     given = runtime.given_options()
     if "dataset" in given:
-        own = saved.config.get("dataset", {})
+        own = saved.dataset
         same = _target(config.dataset, "val") == _target(own, "val")
         kept = {key: own[key] for key in config.dataset if key in own and not _target(own, key)} if same else {}
         if own.get("flip_pairs"):

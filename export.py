@@ -11,18 +11,13 @@ Triton kernels.
 
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, ListConfig
 
-from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, runtime
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
-@entry_point
+@entry_point("export")
 def main(config: DictConfig) -> None:
     """Export the network and verify that ONNX Runtime reproduces its logits."""
     output = runtime.given_path(config.output)
@@ -37,7 +32,7 @@ def main(config: DictConfig) -> None:
         raise ValueError(f"checkpoint={config.checkpoint} detects objects: only segmentation networks can be exported")
     model = checkpoints.network(saved)
     output.parent.mkdir(parents=True, exist_ok=True)
-    frames = saved.config.get("dataset", {}).get("frames", 1)
+    frames = saved.dataset.get("frames", 1)
     error = checkpoints.export_onnx(model, output, classes=saved.classes, size=size, frames=frames)
     shown = f"clips of {frames} frames" if frames > 1 else "images"
     shown += f" of {size[0]}x{size[1]}" if size else " of any size"

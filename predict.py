@@ -27,14 +27,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from ccnet import data
-from ccnet.conf import CONF
 from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
@@ -43,9 +40,7 @@ if TYPE_CHECKING:
     from ccnet.engine.training import Framework
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
-@entry_point
+@entry_point("predict")
 def main(config: DictConfig) -> None:
     """Write the predictions for every image in ``input`` to ``output``."""
     output = runtime.given_path(config.output)
@@ -159,7 +154,7 @@ def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["Inp
     """Return the label images to compare with, which have the format of the network's training data."""
     if config.labels is None:
         return None
-    stored = data.label_format(saved.config.get("dataset", {}), saved.classes)
+    stored = data.label_format(saved.dataset, saved.classes)
     folder, channels = runtime.given_path(config.labels), saved.channels
     return prediction.GroundTruth(images, folder, stored, channels)
 

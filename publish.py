@@ -13,23 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ccnet import data
-from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, prediction, runtime, training
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
     from ccnet.engine.checkpoints import Checkpoint
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="publish")
-@entry_point
+@entry_point("publish")
 def main(config: DictConfig) -> None:
     """Score the network before and after rounding its weights, and write the folder."""
     path, output = checkpoints.find(config.checkpoint), runtime.given_path(config.output)

@@ -17,17 +17,14 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from ccnet import data
-from ccnet.conf import CONF
 from ccnet.engine import checkpoints, evaluation, guards, resuming, runtime, sweeps, training
 from ccnet.engine.commands.arguments import accepted, check_overrides
-from ccnet.engine.commands.command_line import command_line
 from ccnet.engine.commands.entry_point import entry_point
 from ccnet.engine.commands.similar_options import similar_options
 from ccnet.engine.commands.unread_options import refuse_unread, without_effect
@@ -39,9 +36,7 @@ if TYPE_CHECKING:
 _RUNNING = threading.Lock()  # held by the call of `run` that is training
 
 
-@command_line
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-@entry_point
+@entry_point("config")
 def main(config: DictConfig) -> float | None:
     """Start or resume a run; return its best validation score (mIoU or mask AP), which a search maximises.
 
@@ -109,7 +104,7 @@ def _start_run(config: DictConfig, folder: Path) -> float | None:
     if config.resume in (None, "auto"):  # resume=FOLDER uses the checkpoint's data set
         data.check_root(config.dataset)
     device, timeout = training.framework_of(resuming.preview(config)).device, config.collective_timeout
-    config = training.with_linear_rule(training.with_length(config))
+    config = training.with_length_and_rate(config)
     with runtime.processes(device, timeout=timeout), resuming.find_start(config, folder) as start:
         if start.saved is None:
             return train(config, start.folder)
@@ -152,6 +147,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
 
     model = training.on_device(model, framework.device, config)
     criterion = instantiate(config.loss).to(framework.device)
+    training.check_outputs(model, criterion)
     training.freeze(config, model)
     optimizer = training.make_optimizer(config, model)
     schedule = training.make_schedule(config, optimizer)
@@ -183,7 +179,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
             log=log,
             request=request,
         )
-        run.say(training.opening_lines(model, train_set, val_set, framework.device, folder))
+        run.say(training.opening_lines(run))
         for line in warnings:
             run.say(f"warning: {line}")
         run.fit()
@@ -238,16 +234,13 @@ def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
     unreadable = run.unreadable()
     if runtime.rank():
         return
-    task, state, train_set, recipe = run.task, run.state, run.samples.dataset, run.config.recipe
     if run.log.val_images_per_s is not None:
         cost = {**cost, "val_images_per_s": run.log.val_images_per_s}
-    result = training.run_result(task, state, cost, recipe.monitor)
-    origin = run.step.provenance() | {"training_images": len(train_set)}
-    about = {"identity": state.identity.fingerprint, "provenance": origin}
-    sweeps.write_result(run.folder, {"overrides": state.identity.overrides} | result | about)
-    counts = {"unreadable": unreadable, "empty": run.empty_batches}
-    options = {"patience": recipe.patience, "monitor": recipe.monitor}
-    print(training.closing_lines(task, state, train_set.classes, run.folder, **counts, **options))
+    origin = run.step.provenance() | {"training_images": len(run.samples.dataset)}
+    identity = run.state.identity
+    about = {"identity": identity.fingerprint, "provenance": origin}
+    sweeps.write_result(run.folder, {"overrides": identity.overrides} | training.run_result(run, cost) | about)
+    print(training.closing_lines(run, unreadable=unreadable))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .dataset import SegmentationDataset
+from .loader import Loader
+from .reading.frames import frames_of
 from .reading.image_files import describe
 from .reading.label_files import UnknownLabels
 from .reading.label_values import Value, shown_value
@@ -26,7 +28,7 @@ class Sample(NamedTuple):
 
     Attributes:
         size: the (H, W) of the labels; None if the sample is unusable.
-        kind: the bit depth and mode of the image file; None if there is no file or it was not read.
+        kind: see :func:`kind_of`; None if there is no file or it was not read.
         pixels: the number of pixels; 0 with ``problem``.
         counts: the number of pixels of each label, int64 (256,); None if the sample is unusable.
         problem: why the sample is unusable; None if it is usable or ``unknown`` is set.
@@ -176,7 +178,7 @@ def inspect_dataset(
 
 def inspected(samples: Dataset, num_workers: int, track: Track | None) -> Iterable[Any]:
     """Return the items of a data set that inspects one sample per item; see :func:`inspect_dataset`."""
-    loader = DataLoader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    loader = Loader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
     return loader if track is None else track(loader, len(loader))
 
 
@@ -198,7 +200,7 @@ class _Inspected(Dataset):
         index, kind = self.indices[place], None
         try:
             if not self.labels_only and hasattr(self.dataset, "image_path"):
-                kind = describe(self.dataset.image_path(index))  # pyright: ignore[reportAttributeAccessIssue]
+                kind = kind_of(self.dataset, index)
             image, stored = (None, self.dataset.read_labels(index)) if self.labels_only else self.dataset.read(index)
             labels, image = still(stored), None if image is None else still(image, ndim=3)
         except UnknownLabels as error:
@@ -210,6 +212,18 @@ class _Inspected(Dataset):
         if image is None:
             return sample
         return sample._replace(name=self.dataset.name(index), moments=_moments(image), digest=digest_of(image))
+
+
+def kind_of(dataset: Any, index: int) -> str:
+    """Return the bit depth and mode of an image file, and the number of its pages or frames if only the first is used.
+
+    Args:
+        dataset: a data set of image files, with ``image_path(i)`` and, unless it is 3, the number of ``channels``.
+        index: the index of the image.
+    """
+    path, channels = dataset.image_path(index), getattr(dataset, "channels", 3)
+    pages = len(frames_of(path, channels))
+    return describe(path, channels) + (f", the first of {pages} pages" if pages > 1 else "")
 
 
 def digest_of(image: Tensor) -> bytes:

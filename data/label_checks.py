@@ -37,7 +37,7 @@ def first_look(dataset: Any, split: str, *, skip_broken: int = 0) -> list[str]:
     indices = [index * len(dataset) // number for index in range(number)]
     report = inspect_dataset(dataset, indices=indices, labels_only=True)
     if report.unknown:
-        raise ValueError(unknown_values(report, split) + "; check_data.py lists them all")
+        raise ValueError(unknown_values(dataset, report, split) + "; check_data.py lists them all")
     if len(report.problems) > skip_broken:
         checked = f" ({len(report.problems)} of {number} label images that were checked)" * (len(report.problems) > 1)
         raise ValueError(f"{split}: {report.problems[0]}{checked}")
@@ -49,15 +49,21 @@ def first_look(dataset: Any, split: str, *, skip_broken: int = 0) -> list[str]:
     return lines
 
 
-def unknown_values(report: DatasetReport, split: str) -> str:
+def unknown_values(dataset: Any, report: DatasetReport, split: str) -> str:
     """Return a line that lists the most frequent unknown values in a report."""
     rows = report.unknown_rows(5)
     values = ", ".join(f"{value} ({share:.2f}%)" for value, share, *_ in rows)
-    return f"{split}: label images such as {rows[0][3]} contain {undefined(report)}: {values}"
+    return f"{split}: label images such as {rows[0][3]} contain {undefined(dataset, report)}: {values}"
 
 
-def undefined(report: DatasetReport) -> str:
-    """Return what a report with unknown values contains: colours, or values, that the data set does not define."""
+def undefined(dataset: Any, report: DatasetReport) -> str:
+    """Return what a report with unknown values contains, colours or values, and what to do about the usual ones."""
+    number, ids = len(dataset.classes), _label_ids(dataset)
+    if set(report.unknown) == {number} and all(ids.get(index) == index for index in range(number)):
+        return (
+            "values that the data set does not define; if the classes are numbered from 1, set "
+            f"dataset.values=1-{number}, and dataset.ignore_label=0 if 0 means no data"
+        )
     many = "; if the masks were smoothed, resized or saved as JPEG, export them again as PNG"
     hint = many * (len(report.unknown) > _SMOOTH)
     if any(isinstance(value, tuple) for value in report.unknown):
@@ -70,7 +76,7 @@ def label_problems(dataset: Any, report: DatasetReport, split: str) -> list[str]
     number = len(dataset.classes)
     if not report.sizes or report.pixels[:number].all():
         return []
-    ids = getattr(getattr(dataset, "label_reader", None), "label_ids", {})
+    ids = _label_ids(dataset)
     ignored = report.pixels[IGNORE_INDEX] > 0
     if number == 2 and report.pixels[0] and ignored and ids.get(0) == 0 and ids.get(255) == IGNORE_INDEX:
         return [
@@ -80,6 +86,11 @@ def label_problems(dataset: Any, report: DatasetReport, split: str) -> list[str]
     if not report.pixels[:number].any():
         return [f"{split}: no pixel has a class, all of them are ignored"]
     return []
+
+
+def _label_ids(dataset: Any) -> Mapping[Any, int]:
+    """Return the class of each value in the label images; empty if the data set does not tell."""
+    return getattr(getattr(dataset, "label_reader", None), "label_ids", {})
 
 
 def absent_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[str]:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from .inspection import Track, digest_of, inspected
-from .reading.image_files import describe
+from .inspection import Track, digest_of, inspected, kind_of
 from .sets.coco import Coco
 
 
@@ -18,7 +17,7 @@ class ObjectSample(NamedTuple):
 
     Attributes:
         size: the (H, W) of the image; None if the sample is unusable.
-        kind: the bit depth and mode of the image file; None if it cannot be read.
+        kind: see :func:`~ccnet.data.inspection.kind_of`; None if it cannot be read.
         labels: the labels of the objects in it, from 1 to K.
         problem: why the sample is unusable, or None.
         name: the name of the sample if its image was read.
@@ -103,7 +102,7 @@ class _Inspected(Dataset):
     def __getitem__(self, index: int) -> ObjectSample:
         kind = None
         try:
-            kind = describe(self.dataset.image_path(index))
+            kind = kind_of(self.dataset, index)
             image, target = self.dataset[index]
         except (ValueError, OSError) as error:
             return ObjectSample(kind=kind, problem=str(error))

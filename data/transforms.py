@@ -193,23 +193,29 @@ class RandomWarp:
 
     def __init__(self, size: Sequence[int], *, scale_std: float, angle_std: float, angle_share: float):
         _check(size, None, None)
+        if not (0 <= scale_std < 1 and 0 <= angle_share <= 1):
+            raise ValueError(
+                f"scale_std is {scale_std} and angle_share {angle_share}: set numbers from 0 to 1, scale_std below 1"
+            )
         height, width = size
         self.size = height, width
         self.scale_std, self.angle_std, self.angle_share = scale_std, angle_std, angle_share
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
-        """Warp a uint8 image (C, H, W) and its labels (H, W) to ``size``."""
+        """Warp a uint8 image (..., C, H, W) and its labels (..., H, W) to ``size``."""
         scale = 1 + self.scale_std * float(torch.randn(()).clamp(-1, 1))
         angle = self.angle_std * float(torch.randn(()).clamp(-2, 2))
         if torch.rand(()).item() >= self.angle_share:
             angle = 0.0
         height, width = image.shape[-2:]
         placement = Placement((height, width), self.size, scale, angle)
-        mean = torch.tensor(mean_colour(image.shape[0]), dtype=torch.float32).view(-1, 1, 1)
-        warped = resample((_plain(image) - mean).unsqueeze(0), placement)[0] + mean
+        mean = torch.tensor(mean_colour(image.shape[-3]), dtype=torch.float32).view(-1, 1, 1)
+        # The frames of a clip become channels of one image.
+        frames = (_plain(image) - mean).reshape(1, -1, height, width)
+        warped = resample(frames, placement).view(*image.shape[:-2], *self.size) + mean
         # resample pads with zeros; shifting the labels turns that padding into IGNORE_INDEX.
-        shifted = (_plain(labels).float() - IGNORE_INDEX).view(1, 1, height, width)
-        warped_labels = resample(shifted, placement, mode="nearest")[0, 0] + IGNORE_INDEX
+        shifted = (_plain(labels).float() - IGNORE_INDEX).reshape(1, -1, height, width)
+        warped_labels = resample(shifted, placement, mode="nearest").view(*labels.shape[:-2], *self.size) + IGNORE_INDEX
         return tv_tensors.Image(warped.round().to(torch.uint8)), tv_tensors.Mask(warped_labels.to(torch.uint8))
 
 

@@ -74,8 +74,7 @@ def category_consistent_loss(
             label is outside [0, 255].
     """
     check_label_size(labels, embedding, "embedding")
-    if distance not in ("piecewise", "quadratic"):
-        raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
+    _check_distance(distance)
     pixels = at_least_float32(rearrange(embedding, "n e ... -> (n ...) e"))
     labels = labels.reshape(-1)
     valid = labels != ignore_index
@@ -98,6 +97,11 @@ def category_consistent_loss(
     loss = alpha * variance + beta * repulsion + gamma * regularization
     terms = loss, variance, repulsion, regularization
     return CategoryConsistentLoss(*(terms if sync else map(mean_over_processes, terms)))
+
+
+def _check_distance(distance: str) -> None:
+    if distance not in ("piecewise", "quadratic"):
+        raise ValueError(f"distance is {distance!r}: choose 'piecewise' or 'quadratic'")
 
 
 def _bins(labels: Array, valid: Array) -> Array:
@@ -141,14 +145,37 @@ class CategoryConsistent(Module):
     """:func:`category_consistent_loss` of the network's "embedding" output, with the labels resized to match it.
 
     Args:
-        **options: keyword arguments of :func:`category_consistent_loss`.
+        ignore_index, delta_v, delta_d, alpha, beta, gamma, distance, sync: see :func:`category_consistent_loss`.
+
+    Raises:
+        ValueError: ``distance`` is unknown, a number is negative, or phi would not be continuous.
     """
 
-    def __init__(self, **options: Any):
+    output = "embedding"
+
+    def __init__(
+        self,
+        *,
+        ignore_index: int = 255,
+        delta_v: float = 0.5,
+        delta_d: float = 1.5,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 0.001,
+        distance: str = "piecewise",
+        sync: bool = True,
+    ):
         super().__init__()
-        self.options = options
+        _check_distance(distance)
+        numbers = {"delta_v": delta_v, "delta_d": delta_d, "alpha": alpha, "beta": beta, "gamma": gamma}
+        if min(numbers.values()) < 0 or (distance == "piecewise" and delta_v > delta_d):
+            raise ValueError(
+                f"the category consistent loss has {numbers}: set numbers of at least 0, and for the piecewise "
+                "distance delta_v <= delta_d"
+            )
+        self.options: dict[str, Any] = {"ignore_index": ignore_index, "distance": distance, "sync": sync, **numbers}
 
     def forward(self, output: dict[str, Array], labels: Array) -> CategoryConsistentLoss:
         """Return the loss and its terms for labels (N, H, W), or (N, T, H, W) for clips."""
-        embedding = output["embedding"]
+        embedding = output[self.output]
         return category_consistent_loss(embedding, nearest_labels(labels, embedding.shape[-2:]), **self.options)

@@ -30,6 +30,8 @@ class LibraryLoss(Module):
         ValueError: ``kind`` or an option is unknown, or the library is not installed.
     """
 
+    torch_only = True
+
     def __init__(self, kind: str, *, output: str = "out", ignore_index: int = 255, **options: Any):
         super().__init__()
         if kind not in _CLASSES:

@@ -120,10 +120,15 @@ def segment_sum(values: Array, index: Array, segments: int) -> Array:
 
 
 def gather_class(array: Array, labels: Array) -> Array:
-    """Select each pixel's channel by its label: (N, K, *S), labels (N, *S) in [0, K) -> (N, *S)."""
+    """Select each pixel's channel by its label: (N, K, *S), labels (N, *S) in [0, K) -> (N, *S).
+
+    Labels outside [0, K) are an error in torch and give NaN in JAX, which cannot raise errors in compiled functions.
+    """
     if is_torch(array):
         return array.gather(1, labels[:, None])[:, 0]
-    return namespace(array).take_along_axis(array, labels[:, None], axis=1)[:, 0]
+    jnp, labels = namespace(array), as_index(labels)
+    labels = jnp.where(labels < 0, array.shape[1], labels)  # as an index, -1 would stand for the last class
+    return jnp.take_along_axis(array, labels[:, None], axis=1, mode="fill")[:, 0]
 
 
 def pixel_cross_entropy(logits: Array, labels: Array, class_weights: Array | None, ignore_index: int) -> Array:

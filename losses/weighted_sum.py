@@ -1,6 +1,6 @@
 """The training loss, a weighted sum of terms."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import add
 from typing import Any
@@ -13,13 +13,14 @@ class WeightedSum(Module):
 
     Args:
         terms: name -> module that maps (network output, labels) to a scalar, or to a NamedTuple whose ``total`` is
-            added to the loss and whose other fields are only reported.
+            added to the loss and whose other fields are only reported. Its attribute ``output``, if it has one, names
+            the output that it reads.
         weights: name -> weight. A term with weight 0 is not computed.
         ramp: name -> iterations over which the weight of a term rises linearly from 0; 0 or no entry disables the ramp.
 
     Raises:
-        ValueError: terms and weights have different names, a ramp names an unknown term or is negative, or every
-            weight is 0.
+        ValueError: terms and weights have different names, a ramp names an unknown term or is negative, a weight is
+            negative, or every weight is 0.
     """
 
     def __init__(
@@ -28,8 +29,8 @@ class WeightedSum(Module):
         super().__init__()
         if set(terms) != set(weights):
             raise ValueError(f"loss terms {sorted(terms)} need one weight each, got {sorted(weights)}")
-        if not any(weights.values()):
-            raise ValueError("every loss weight is 0: set at least one to a nonzero value")
+        if not any(weights.values()) or min(weights.values()) < 0:
+            raise ValueError(f"loss.weights is {dict(weights)}: set numbers of at least 0, and one or more above 0")
         if unknown := sorted(set(ramp or {}) - set(terms)):
             raise ValueError(f"loss.ramp names {unknown}, but the loss terms are {sorted(terms)}")
         if negative := {name: length for name, length in (ramp or {}).items() if length < 0}:
@@ -37,6 +38,13 @@ class WeightedSum(Module):
         self.ramp = {name: length for name, length in (ramp or {}).items() if length and weights[name]}
         self.terms = ModuleDict({name: term for name, term in terms.items() if weights[name]})
         self.weights = {name: float(weights[name]) for name in self.terms}
+
+    def check_outputs(self, names: Iterable[str]) -> None:
+        """Raise ValueError if the ``output`` of a term is not among `names`, those of a network's training outputs."""
+        for name, term in self.terms.items():
+            wanted = getattr(term, "output", None)
+            if wanted not in (None, *names):
+                raise ValueError(_missing(name, repr(wanted), names))
 
     def forward(self, output: dict[str, Array], labels: Array, iteration: Any = None) -> tuple[Array, dict[str, Array]]:
         """Return the loss for labels (N, H, W), and the unweighted, detached terms by name.
@@ -55,10 +63,7 @@ class WeightedSum(Module):
             try:
                 value = term(output, labels)
             except KeyError as error:
-                raise ValueError(
-                    f"the loss term {name!r} reads the output {error}, which this network does not return: it "
-                    f"returns {', '.join(output)}. Set loss.weights.{name}=0, or choose a network that returns it"
-                ) from error
+                raise ValueError(_missing(name, str(error), output)) from error
             parts: dict[str, Array] = value._asdict() if hasattr(value, "_asdict") else {"total": value}
             total = parts.pop("total")
             weighted.append(self._weight(name, iteration) * total)
@@ -72,3 +77,10 @@ class WeightedSum(Module):
             return self.weights[name]
         share = iteration / self.ramp[name]
         return self.weights[name] * (min(share, 1.0) if isinstance(share, float) else share.clip(max=1.0))
+
+
+def _missing(name: str, wanted: str, returned: Iterable[str]) -> str:
+    return (
+        f"the loss term {name!r} reads the output {wanted}, which this network does not return: it returns "
+        f"{', '.join(returned)}. Set loss.weights.{name}=0, or choose a network that returns it"
+    )

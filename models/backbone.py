@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ class TimmBackbone(nn.Module):
         default = [_statistics(key, value, config[key], in_channels) for key, value in settings.items()]
         self.mean, self.std = default
         if weights is not None:
-            state = read_weights(name, Path(weights).expanduser())
+            state = read_weights(name, Path(os.path.expanduser(weights)))
             load_weights(self.net, name, weights, state)
             if settings.keys() <= state.keys():  # the checkpoint of a run
                 stored = {key: [float(value) for value in state[key].flatten()] for key in settings}

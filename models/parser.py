@@ -33,6 +33,11 @@ class Parser(SegmentationNetwork):
         self.head = head(in_channels=backbone.channels)
         self.embed = embedding(self.head.context_channels, embedding_channels)
 
+    @property
+    def training_outputs(self) -> list[str]:
+        """The names of the outputs in training mode."""
+        return ["out", "aux", "edge", *(["embedding"] if self.embed is not None else [])]
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Parse images: (N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux", "edge" and "embedding".
 

@@ -37,6 +37,12 @@ class Segmentor(SegmentationNetwork):
         self.aux_head = aux_head(in_channels=backbone.channels[0]) if aux_head else None
         self.embed = embedding(self.head.context_channels, embedding_channels)
 
+    @property
+    def training_outputs(self) -> list[str]:
+        """The names of the outputs in training mode."""
+        optional = {"aux": self.aux_head, "embedding": self.embed}
+        return ["out", *(name for name, module in optional.items() if module is not None)]
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Segment images: (N, 3, H, W) -> {"out": logits (N, K, H, W)}; in training also "aux" and "embedding".
 

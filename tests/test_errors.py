@@ -2,7 +2,6 @@
 
 import multiprocessing
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -165,6 +164,7 @@ def test_an_empty_path_from_python_or_a_file_is_rejected(tmp_path, monkeypatch):
         given_path("")
     with pytest.raises(ValueError, match="got null as a path"):
         given_path(None)
+    assert str(given_path("~no-such-user/run")) == "~no-such-user/run"  # whose home is unknown
     with pytest.raises(ValueError, match="resume= has no value"):
         run("resume=", folder="run")
     with pytest.raises(FileNotFoundError, match=r"dataset\.images= is not a folder"):
@@ -252,7 +252,7 @@ def test_evaluate_takes_a_part_of_a_data_set_option_from_the_command_line():
     """The other options come from the run."""
     given = ["dataset=folder", "dataset.masks=/b", "+dataset.images.val=/b"]
     run = compose_conf(["dataset=folder", "dataset.images=/a", "dataset.masks=/a", "dataset.classes=3"], "config")
-    saved = SimpleNamespace(config={"dataset": plain(run)["dataset"]})
+    saved = Checkpoint({}, {"dataset": plain(run)["dataset"]}, [], [], 1, {})
     with as_command_line(given):
         node = _dataset_node(compose_conf(given, "config"), saved)
     assert (node.images, node.masks, node.classes) == ({"val": "/b"}, "/b", 3)

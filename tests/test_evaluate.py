@@ -90,11 +90,11 @@ def test_bf16_of_the_command_line_applies_and_is_that_of_the_run_otherwise(finis
     """The out-of-memory message recommends ``bf16=true``."""
     used = []
 
-    def evaluate(self, model, dataset, protocol, *, bf16, original=Semantic.evaluate, **options):
+    def evaluate(model, dataset, protocol, *, bf16, original=Semantic.evaluate, **options):
         used.append(bf16)
-        return original(self, model, dataset, protocol, bf16=bf16, **options)
+        return original(model, dataset, protocol, bf16=bf16, **options)
 
-    monkeypatch.setattr(Semantic, "evaluate", evaluate)
+    monkeypatch.setattr(Semantic, "evaluate", staticmethod(evaluate))
     # All processes write to the folder of the first one.
     monkeypatch.setattr("ccnet.engine.runtime.from_first", lambda stem: tmp_path / "first" / stem.name)
     for options in ((), ("bf16=true",)):

@@ -11,7 +11,6 @@ from conftest import TINY, jax_cache
 from PIL import Image
 from test_train import composed, run
 
-from ccnet import data
 from ccnet.engine import checkpoints
 from ccnet.engine.drawing.tables import read_records
 from ccnet.engine.training import TrainingState
@@ -145,10 +144,7 @@ def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):
 
 @pytest.mark.parametrize("model", ["ccnet", "mask_rcnn"])
 def test_an_unsupported_network_stops_the_run_before_data_is_read(tmp_path, monkeypatch, model):
-    def read(*arguments, **named):
-        pytest.fail("the data was read")
-
-    monkeypatch.setattr(data, "build_dataset", read)
+    monkeypatch.setattr("ccnet.data.build.instantiate", lambda *_, **__: pytest.fail("the data was read"))
     overrides = ["backbone=timm", "backbone.name=test_nfnet"] if model == "ccnet" else ["model=mask_rcnn"]
     with pytest.raises(ValueError, match=r"has no JAX counterpart: JAX supports the backbones that docs/jax\.md lists"):
         run(tmp_path, "framework=jax", *overrides)

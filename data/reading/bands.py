@@ -21,7 +21,8 @@ def is_array(path: Path, channels: int = 3) -> bool:
     """Return whether :func:`read_array` decodes a file: a NumPy array, or a TIFF that is not left to Pillow.
 
     With tifffile installed and ``channels`` neither 1 nor 3, Pillow only gets 8-bit TIFFs of that many channels whose
-    compression tifffile cannot read. The pages of any other TIFF may be the channels of one image.
+    compression tifffile cannot read. The pages of any other TIFF may be the channels of one image; for 1 and 3, they
+    are if the file says so.
     """
     start = _start(path)
     if start.startswith(_NUMPY):
@@ -33,7 +34,7 @@ def is_array(path: Path, channels: int = 3) -> bool:
         with library.TiffFile(path) as file:
             page = file.pages[0]
             if channels in (1, 3):
-                return not _left_to_pillow(page)
+                return not _left_to_pillow(page) or _has_channel_pages(file)
             readable = page.compression in library.TIFF.DECOMPRESSORS
             return readable or page.samplesperpixel != channels or not _left_to_pillow(page)
     except Exception:  # for 1 and 3 channels, Pillow reports what is wrong with the file
@@ -50,6 +51,11 @@ def _left_to_pillow(page: Any) -> bool:
     if samples == 3 and kind == np.uint16:
         return page.photometric == _RGB and page.planarconfig == _INTERLEAVED
     return samples <= 4 and kind == np.uint8 and not (samples > 2 and page.photometric == _MIN_IS_BLACK)
+
+
+def _has_channel_pages(file: Any) -> bool:
+    """Return whether the pages of a TIFF, as opened by tifffile, are channels according to ImageJ or OME."""
+    return bool(file.is_imagej or file.is_ome) and file.series[0].axes == "CYX"
 
 
 def read_array(path: Path, channels: int) -> np.ndarray | None:
@@ -137,8 +143,11 @@ def _stored(path: Path) -> tuple[tuple[int, ...], np.dtype, Callable[[], np.ndar
         return array.shape, array.dtype, lambda: np.asarray(array)
     library = _tifffile()
     with library.TiffFile(path) as file:
-        first = file.series[0]
-        return tuple(first.shape), np.dtype(first.dtype), lambda: library.imread(path, series=0)
+        first, *others = file.series
+        shape, kind = tuple(first.shape), np.dtype(first.dtype)
+        if others and first.ndim == 2 and all((other.shape, other.dtype) == (shape, kind) for other in others):
+            return (len(file.series), *shape), kind, lambda: library.imread(path, key=slice(None))  # written one by one
+        return shape, kind, lambda: library.imread(path, series=0)
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
@@ -180,13 +189,13 @@ def pillow_channels(image: Image.Image, channels: int, path: Path) -> np.ndarray
     """Return the channels of a decoded image, uint8 (H, W, C): one converts it to grey, others must be the file's own.
 
     Raises:
-        ValueError: the image has another number of channels, or a colour space such as LAB.
+        ValueError: the image has another number of channels.
     """
     if channels == 1:
         return np.array(image.convert("L"))[..., None]
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    if len(image.getbands()) != channels or image.mode in ("YCbCr", "LAB", "HSV"):
+    if len(image.getbands()) != channels:
         hint = f"; {_NEEDED}" if is_tiff(path) and _tifffile() is None else ""
         number = len(image.getbands())
         found = f"{path} has {number} channel{'s' if number > 1 else ''} (mode {image.mode})"

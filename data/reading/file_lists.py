@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # formats that store values unchanged
-_LOSSY = (".jpg", ".jpeg", ".webp")
+_LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+LOSSY = "JPEG and WebP change the values of pixels: save the masks as PNG from where they were drawn"
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -33,6 +34,14 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a UTF-8 text file, save it as UTF-8: {error}") from error
     return lines
+
+
+def expanded_path(value: object) -> Path:
+    """Return a path that a user has typed, with ``~`` expanded unless the user that it names is unknown.
+
+    ``Path.expanduser`` would raise RuntimeError instead of leaving the path to the check that it exists.
+    """
+    return Path(os.path.expanduser(str(value)))
 
 
 def inside(root: Path, name: str, place: str) -> Path:
@@ -107,7 +116,9 @@ def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
     return match_by_name(images, labels, image_name="*", label_name="*")
 
 
-def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: str) -> list[tuple[Path, Path]]:
+def match_by_name(
+    images: Path, labels: Path, *, image_name: str, label_name: str, skip_unlabelled: bool = False
+) -> list[tuple[Path, Path]]:
     """Pair the images in one folder with the label images in another, which must have the same subfolders.
 
     Args:
@@ -116,28 +127,32 @@ def match_by_name(images: Path, labels: Path, *, image_name: str, label_name: st
             in the same folder, a label image is the one with a suffix of ``LABEL_SUFFIXES`` of two files.
         image_name, label_name: patterns for the names of an image and of its label image, without suffix. ``*`` stands
             for the part that both have in common, as in "*" and "*_mask", or "image_*" and "mask_*".
+        skip_unlabelled: whether to leave out the images without a label image; an error if none has one.
 
     Raises:
         FileNotFoundError: there are no images, or some have no label image; the message shows the expected and
             the existing files.
         ValueError: a pattern does not contain exactly one ``*``, or two files have the same name without suffix.
     """
-    label_files, images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
+    images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
     if not images_by_key:
         raise FileNotFoundError(f"{images} contains no images {image_name} ({', '.join(IMAGE_SUFFIXES)})")
     without = [key for key in images_by_key if key not in labels_by_key]
-    if without:
+    some = len(without) < len(images_by_key)
+    if without and not (skip_unlabelled and some):
         expected = labels / without[0].parent / label_name.replace("*", without[0].name)
+        label_files = find_files(labels, LABEL_SUFFIXES)
         present = label_files or sorted(path for path in labels.rglob("*") if path.is_file())
         shown = [str(path.relative_to(labels)) for path in present]
+        there = [path.relative_to(labels) for path in label_files]
         raise FileNotFoundError(
             f"{len(without)} of {len(images_by_key)} images have no label image in {labels}: "
             f"{images_by_key[without[0]]} needs {expected} ({', '.join(LABEL_SUFFIXES)}); there is "
             f"{_first(shown) or 'nothing'}"
-            f"{_suggestion([path.relative_to(labels) for path in label_files], without)}"
-            f"{'' if label_files else _about_lossy(present)}"
+            f"{_suggestion(there, without, label_name, some=some)}"
+            f"{'' if label_files or images == labels else _about_lossy(present)}"
         )
-    return [(path, labels_by_key[key]) for key, path in images_by_key.items()]
+    return [(path, labels_by_key[key]) for key, path in images_by_key.items() if key in labels_by_key]
 
 
 def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, label_name: str) -> list[Path]:
@@ -145,7 +160,7 @@ def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, labe
     masks: dict[Path, None] = {}
     used: set[Path] = set()
     for images, labels in folders:
-        _, images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
+        images_by_key, labels_by_key = _files_by_key(images, labels, image_name, label_name)
         masks |= dict.fromkeys(labels_by_key.values())
         used.update(path for key, path in labels_by_key.items() if key in images_by_key)
     return [path for path in masks if path not in used]
@@ -153,8 +168,8 @@ def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, labe
 
 def _files_by_key(
     images: Path, labels: Path, image_name: str, label_name: str
-) -> tuple[list[Path], dict[PurePath, Path], dict[PurePath, Path]]:
-    """Return the files in the folder of label images, and the images and label images by their keys."""
+) -> tuple[dict[PurePath, Path], dict[PurePath, Path]]:
+    """Return the images and the label images by their keys."""
     label_files = find_files(labels, LABEL_SUFFIXES)
     together = images == labels and (label_name != "*" or image_name == "*")
     if together and image_name == label_name:  # 7.jpg and its label image 7.png
@@ -165,16 +180,12 @@ def _files_by_key(
     within = labels != images and labels.is_relative_to(images)  # files in the subfolder of labels are not images
     candidates = (path for path in find_files(images) if not (path in taken or (within and labels in path.parents)))
     images_by_key = _by_key(images, candidates, image_name, "images")
-    return label_files, images_by_key, labels_by_key
+    return images_by_key, labels_by_key
 
 
 def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[PurePath, Path]:
     """Return the files that match a pattern, keyed by their relative folder and the part that ``*`` matches."""
-    if name.count("*") != 1:
-        raise ValueError(f"the name {name!r} of {kind} must contain one *, the part that an image and its mask share")
-    before, after = unicodedata.normalize("NFC", PurePath(name).name).split("*")
-    if PurePath(after).suffix.lower() in IMAGE_SUFFIXES:
-        after = after[: -len(PurePath(after).suffix)]
+    before, after = around_star(name, kind)
     by_key: dict[PurePath, Path] = {}
     for path in paths:
         stem = unicodedata.normalize("NFC", path.stem)
@@ -186,33 +197,62 @@ def _by_key(folder: Path, paths: Iterable[Path], name: str, kind: str) -> dict[P
     return by_key
 
 
+def around_star(name: str, kind: str) -> tuple[str, str]:
+    """Return the parts of a pattern for names before and after its ``*``, without the suffix of an image file.
+
+    Args:
+        name: the pattern, such as "*_mask" or "*_mask.png".
+        kind: what it names, for the message.
+
+    Raises:
+        ValueError: the pattern does not contain exactly one ``*``.
+    """
+    pattern = composed(PurePath(PurePath(name).name))
+    stem = pattern.stem if pattern.suffix.lower() in IMAGE_SUFFIXES else pattern.name
+    if stem.count("*") != 1:
+        raise ValueError(f"the name {name!r} of {kind} must contain one *, the part that an image and its mask share")
+    before, after = stem.split("*")
+    return before, after
+
+
 def composed(path: PurePath) -> PurePath:
     """Return a path whose accented letters are single characters: macOS often stores an accent after its letter."""
     return PurePath(unicodedata.normalize("NFC", str(path)))
 
 
-def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath]) -> str:
-    """Suggest what to do if label images have names that contain those of the images, or differ in case only."""
+def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath], label_name: str, *, some: bool) -> str:
+    """Suggest what to do about images without a label image.
+
+    Args:
+        there: the paths of the label images. In one folder with the images, they may be images as well.
+        without: the keys of the images without a label image.
+        label_name: the pattern for the names of label images.
+        some: whether other images have one. If not, the names of label images may contain those of the images.
+    """
     stems = {composed(path.with_suffix("")) for path in there}
     key = without[0]
     if key not in stems and str(key).casefold() in {str(stem).casefold() for stem in stems}:
         return ". Upper and lower case differ: rename the files, so that an image and its mask have the same name"
+    if some:
+        return ". Remove the images without one, or, with dataset=folder, list the others in dataset.lists"
     patterns = {
         stem.name.replace(key.name, "*", 1) for stem in stems if stem.parent == key.parent and key.name in stem.name
     }
 
-    def matches(pattern: str) -> int:
-        return sum(key.parent / pattern.replace("*", key.name) in stems for key in without[:100])
+    def share(pattern: str) -> float:
+        # In one folder, label images are found among the images, too.
+        tried = [key for key in without[:100] if pattern == "*" or not key.match(pattern)]
+        return sum(key.parent / pattern.replace("*", key.name) in stems for key in tried) / max(len(tried), 1)
 
-    best = max(sorted(patterns), key=matches, default=None)
-    return f". If these are the masks, set dataset.mask_name='{best}'" if best else ""
+    patterns.discard(label_name)
+    best = max(sorted(patterns), key=share, default=None)
+    # The masks of other images may contain a name by chance, as 10.png contains that of 1.jpg.
+    return f". If these are the masks, set dataset.mask_name='{best}'" if best and share(best) > 0.5 else ""
 
 
 def _about_lossy(there: Sequence[Path]) -> str:
     """Explain why masks saved as JPEG or WebP are not accepted, if there are any, else return ""."""
-    if not any(path.suffix.lower() in _LOSSY for path in there):
-        return ""
-    return ". JPEG and WebP change the values of pixels: save the masks as PNG from where they were drawn"
+    return f". {LOSSY}" if any(path.suffix.lower() in _LOSSY_SUFFIXES for path in there) else ""
 
 
 def check_files(pairs: Sequence[tuple[Path, Path | None]], source: str) -> list[tuple[Path, Path | None]]:

@@ -31,14 +31,20 @@ _SUBFILE_TYPE, _REDUCED, _TRANSPARENCY = 254, 1, 4
 
 
 def frames_of(path: Path, channels: int = 3) -> list[int]:
-    """Return the indices of the frames or pages in an image file, up to the first one that cannot be read.
+    """Return the indices of the frames or pages in an image file; see :func:`pages_of`.
+
+    Files whose pages :func:`~ccnet.data.reading.image_files.read_image` reads as the channels of one image count as one
+    frame.
+    """
+    return [0] if is_array(path, channels) else pages_of(path)
+
+
+def pages_of(path: Path) -> list[int]:
+    """Return the indices of the pages or frames that are stored in a file, up to the first one that cannot be read.
 
     Smaller copies of a page, as in pyramidal TIFFs, and its transparency, which GDAL stores as a page, are omitted.
-    Files that are not images count as one frame, as do files whose pages
-    :func:`~ccnet.data.reading.image_files.read_image` reads as the channels of one image.
+    Files that are not images count as one page.
     """
-    if is_array(path, channels):
-        return [0]
     with suppress(OSError, ValueError), open(path, "rb") as file:
         if file.read(2) not in _SINGLE:
             with reading(path), Image.open(file, formats=FORMATS) as image:

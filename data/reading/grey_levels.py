@@ -2,20 +2,22 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _BAND = 2**24  # number of pixels converted at a time
 _DEEP = {"I": "32-bit whole numbers", "F": "32-bit floating point"}
 # TIFF tags, and their values for samples in which 0 is white and for signed whole numbers.
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _SAMPLE_FORMAT, _SIGNED = 339, 2
+# Pillow's names of lossy formats, and of lossy compressions in TIFFs.
+_LOSSY, _LOSSY_IN_TIFF = ("JPEG", "MPO", "WEBP"), ("jpeg", "tiff_jpeg")
 
 
 class SampleFormat(NamedTuple):
@@ -25,11 +27,13 @@ class SampleFormat(NamedTuple):
         bits: the number of bits.
         signed: whether samples may be negative.
         white_is_zero: whether 0 is white in the file, as in some TIFFs; Pillow inverts such samples of up to 8 bits.
+        lossy: whether the compression of the file changes samples, as JPEG's does.
     """
 
     bits: int
     signed: bool
     white_is_zero: bool = False
+    lossy: bool = False
 
 
 def sample_format(image: Image.Image) -> SampleFormat:
@@ -38,16 +42,20 @@ def sample_format(image: Image.Image) -> SampleFormat:
     It cannot be inferred from decoded images: Pillow reduces 16-bit colours to 8 bits, may widen 16-bit grey values to
     32 bits, and takes signed 8-bit and unsigned 32-bit numbers for their counterparts; see :func:`grey_values`.
     """
-    raw, tags = raw_mode(image), getattr(image, "tag_v2", {})
-    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    tags = getattr(image, "tag_v2", {})
+    lossy = image.format in _LOSSY or image.info.get("compression") in _LOSSY_IN_TIFF
+    return SampleFormat(*_bits_and_sign(image, tags), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO, lossy)
+
+
+def _bits_and_sign(image: Image.Image, tags: Mapping[int, Any]) -> tuple[int, bool]:
+    raw = raw_mode(image)
     if image.mode in ("I", "F") and (stored := re.search(r";(\d+)[A-Z]*?(S|F)?$", raw)):
-        return SampleFormat(int(stored[1]), stored[2] is not None, inverted)
+        return int(stored[1]), stored[2] is not None
     if image.mode in ("I", "F"):
-        return SampleFormat(32, True, inverted)
+        return 32, True
     if stored := re.fullmatch(r"(?:I|L|LA|RGB|RGBA|RGBX|RGBa|CMYK);(\d+)[A-Z]*", raw):
-        return SampleFormat(int(stored[1]), False, inverted)
-    signed = image.mode == "L" and tags.get(_SAMPLE_FORMAT) == (_SIGNED,)
-    return SampleFormat(1 if image.mode == "1" else 8, signed, inverted)
+        return int(stored[1]), False
+    return 1 if image.mode == "1" else 8, image.mode == "L" and tags.get(_SAMPLE_FORMAT) == (_SIGNED,)
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -72,14 +80,11 @@ def rgb_pixels(
         path: the file, for error messages.
 
     Raises:
-        ValueError: the mode is not supported, or ``value_range`` is missing.
+        ValueError: ``value_range`` is missing.
     """
-    deep = is_deep(image, samples)
-    if image.mode in _EIGHT_BITS and not deep:
+    if not is_deep(image, samples):
         image.info.pop("transparency", None)  # Pillow warns about it
         return _by_rows(image, lambda part: np.asarray(part if part.mode == "RGB" else part.convert("RGB")))
-    if not deep:
-        raise ValueError(f"{path} has mode {image.mode}, which is not supported: convert it to RGB or grey")
     if value_range is None:
         if samples.bits > 16 or samples.signed:
             values = grey_values(image, samples)

@@ -24,7 +24,7 @@ from .bands import (
     read_array,
 )
 from .errors import ImageTooLarge, UnreadableImage
-from .grey_levels import SampleFormat, is_deep, rgb_pixels, sample_format
+from .grey_levels import EIGHT_BITS, SampleFormat, is_deep, rgb_pixels, sample_format
 from .size_limit import check_size
 
 # Detected by content, not by suffix. Pillow's other formats are disabled; for one of them, it would run Ghostscript.
@@ -89,6 +89,8 @@ def in_channels(
         ValueError: the image cannot be converted, or ``value_range`` is set for 16-bit colours.
     """
     deep = is_deep(image, samples)
+    if channels in (1, 3) and not deep and image.mode not in EIGHT_BITS:
+        raise ValueError(f"{path} has mode {image.mode}, which is not supported: convert it to RGB or grey")
     if samples.bits > 8 and not deep and value_range is not None:
         raise ValueError(
             f"{path} has {samples.bits}-bit colours (mode {image.mode}), but value_range={list(value_range)} applies "
@@ -106,37 +108,45 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
-def describe(path: Path) -> str:
+def describe(path: Path, channels: int = 3) -> str:
     """Return the bit depth and mode of an image file, such as "16-bit I;16" or "8-bit array", without decoding it.
 
     If the image is turned upright because of its EXIF orientation, it says so.
-    """
-    if is_array(path):
-        return f"{array_bits(path)}-bit array"
-    with _opened(path) as image:
-        kind = f"{sample_format(image).bits}-bit {image.mode}"
-    return kind if orientation(path) == 1 else f"{kind}, turned upright as EXIF says"
-
-
-def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, SampleFormat]:
-    """Decode an image and apply its EXIF orientation, which masks may inherit from photos.
 
     Args:
         path: the file.
-        fast_mode: "RGB", "L" or "". Images of this mode may be decoded by a faster library.
+        channels: the number of channels with which it is read; see :func:`read_image`.
+    """
+    if is_array(path, channels):
+        kind = f"{array_bits(path)}-bit array"
+    else:
+        with _opened(path) as image:
+            kind = f"{sample_format(image).bits}-bit {image.mode}"
+    return kind if orientation(path, channels) == 1 else f"{kind}, turned upright as EXIF says"
+
+
+def open_upright(path: Path, *, fast_mode: str) -> tuple[Image.Image | np.ndarray, SampleFormat]:
+    """Decode a label image and apply its EXIF orientation, which it may inherit from its photo.
+
+    Args:
+        path: the file.
+        fast_mode: "RGB" or "L". PNGs of this mode may be decoded by a faster library.
 
     Returns:
         The image, from a faster library as uint8 (H, W, 3) or (H, W) and otherwise as a Pillow image; and the sample
         format of the file, see :func:`~ccnet.data.reading.grey_levels.sample_format`.
     """
-    pixels = _fast_upright(path, fast_mode)
+    pixels = _fast_upright(path, fast_mode, lossless=True)
     return _pillow_upright(path) if pixels is None else (pixels, SampleFormat(bits=8, signed=False))
 
 
-def _fast_upright(path: Path, mode: str) -> np.ndarray | None:
-    """Decode an image of ``mode`` with a faster library and apply its orientation; None if Pillow has to decode it."""
+def _fast_upright(path: Path, mode: str, *, lossless: bool = False) -> np.ndarray | None:
+    """Decode an image of ``mode`` with a faster library and apply its orientation; None if Pillow has to decode it.
+
+    With ``lossless``, only PNGs are decoded.
+    """
     content = fast_decoders.read(path)
-    if content and _is_damaged(content, path):
+    if content and (_is_damaged(content, path) or (lossless and not fast_decoders.is_png(content))):
         return None
     header = content and fast_decoders.header_of(content)
     # To find the orientation of a PNG, Pillow decodes it, so a faster decoder would gain nothing.

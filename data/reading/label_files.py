@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..dataset import IGNORE_INDEX
-from .frames import frames_of
+from .file_lists import LOSSY
+from .frames import pages_of
 from .grey_levels import grey_values
 from .image_files import open_upright, orientation
 from .label_values import Value, shown_value, shown_values
@@ -93,7 +94,7 @@ class LabelReader:
         Raises:
             FileNotFoundError, UnreadableImage, ImageTooLarge: see :func:`~ccnet.data.reading.image_files.read_image`.
             UnknownLabels: the file contains values that are not in ``label_ids``, or colours instead of numbers.
-            ValueError: the file contains fractions.
+            ValueError: the file contains fractions or NaN.
         """
         codes = self._codes(path)
         if codes.dtype == np.uint8:
@@ -113,7 +114,9 @@ class LabelReader:
         image, samples = open_upright(path, fast_mode="RGB" if self.colour else "L")
         if isinstance(image, np.ndarray):
             return _code(image) if self.colour else image
-        if image.format in ("TIFF", "GIF") and len(pages := frames_of(path)) > 1:
+        if samples.lossy:
+            raise ValueError(f"{path} is compressed with loss. {LOSSY}")
+        if image.format in ("TIFF", "GIF") and len(pages := pages_of(path)) > 1:
             raise ValueError(
                 f"{path} has {len(pages)} pages, but a label image must have one: save each page, with its image, as a "
                 "file of its own; a page per class has to be combined into class numbers"
@@ -241,7 +244,7 @@ def _whole(values: np.ndarray, path: Path) -> np.ndarray:
         return values
     whole = np.nan_to_num(values, nan=0.5).astype(np.int64)
     if (whole != values).any():
-        raise ValueError(f"{path} contains fractions: a label image must hold one class number per pixel")
+        raise ValueError(f"{path} contains fractions or NaN: a label image must hold one class number per pixel")
     return whole
 
 

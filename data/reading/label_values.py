@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..dataset import IGNORE_INDEX
-from .file_lists import read_lines
+from .file_lists import expanded_path, read_lines
 
 Value = int | tuple[int, ...]  # a number, or an RGB triple
 _IGNORED = ("ignore", "ignored", "void")
@@ -18,7 +18,6 @@ _LINE = re.compile(
     r"|(?P<name_first>[^\d\s,;].*?)[\s,;]+(?P<value_last>\d+(?:[\s,;]+\d+[\s,;]+\d+)?)"
 )
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
-_NUMBER_COLUMN = re.compile(r"[,;\t]\s*[\d.]+\s*(?=[,;\t]|$)")
 
 
 class LabelValues(NamedTuple):
@@ -156,11 +155,12 @@ def read_file(values: Any) -> Any:
 
     Raises:
         FileNotFoundError: ``values`` is a string but neither a range nor an existing file.
-        ValueError: a line does not consist of a value and a name, a value is listed twice, or the file is not UTF-8.
+        ValueError: a line does not consist of a value and a name, a value is listed twice, there are no such lines, or
+            the file is not UTF-8.
     """
     if not isinstance(values, str) or _RANGE.fullmatch(values):
         return values
-    return _read_columns(Path(values).expanduser())
+    return _read_columns(expanded_path(values))
 
 
 def _read_columns(path: Path) -> dict[int | str, str]:
@@ -182,21 +182,23 @@ def _read_columns(path: Path) -> dict[int | str, str]:
         if not match or name is None:
             raise ValueError(
                 f"{path}, line {number}: expected a value and a class name, such as '128 0 0  car', and no other "
-                f"columns: {line!r}"
+                f"columns: {line!r}; names that contain a comma or begin with a digit need quotes"
             )
         parsed = _value(match["value"] or match["value_last"])
         value = parsed if isinstance(parsed, int) else shown_value(parsed)
         if value in names:
             raise ValueError(f"{path}, line {number}: the value {value} is listed twice")
         names[value] = name
+    if not names:
+        raise ValueError(f"{path} has no lines with a value and a class name, such as '128 0 0  car'")
     return names
 
 
 def _class_name(text: str) -> str | None:
-    """Return the class name in a column, without CSV quotes; None if there are further columns of numbers."""
+    """Return the class name in a column, without CSV quotes; None if there are further columns."""
     if quoted := _QUOTED.fullmatch(text.strip()):
         return quoted[1].replace('""', '"')
-    return None if _NUMBER_COLUMN.search(text) else text.strip()
+    return None if re.search(r"[,;\t]", text) else text.strip()
 
 
 def shown_value(value: Value) -> str:

@@ -69,9 +69,11 @@ class Folder(ImagePairs):
         self._options = images, masks, [*(own or [split])]
         self._patterns = {"image_name": image_name, "label_name": mask_name}
         self._folders = dict.fromkeys(folders)
-        pairs = [pair for both in self._folders for pair in match_by_name(*both, **self._patterns)]
-        if lists and split != "all":
-            chosen = _listed_pairs(pairs, folders[0][0], split, lists, images, masks)
+        listed = None if split == "all" else lists
+        matched = (match_by_name(*both, **self._patterns, skip_unlabelled=bool(listed)) for both in self._folders)
+        pairs = [pair for found in matched for pair in found]
+        if listed:
+            chosen = _listed_pairs(pairs, folders[0][0], split, listed, images, masks)
         elif split == "all" or (split in own and split != "train"):
             chosen = pairs
         else:

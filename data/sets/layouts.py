@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..reading.file_lists import expanded_path
 from .splits import check_splits
 
 
@@ -48,9 +49,9 @@ class Layout:
             raise FileNotFoundError(
                 f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{description}"
             )
-        root = Path(root).expanduser()
-        if self.folder and root.name == self.folder:
-            root = root.parent
+        root = expanded_path(root)
+        if self.folder and root.absolute().name == self.folder:  # "." has no name of its own
+            root = root.absolute().parent
         if not root.is_dir():
             raise FileNotFoundError(
                 f"dataset.root={root} is not a folder: {self.name} was expected there.\n{description}"
@@ -83,13 +84,13 @@ def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
     check_splits("masks", masks)
     places = folders_in_options(images, masks, split)
     for option, folder in places.items():
-        if folder in (None, "") or not Path(str(folder)).expanduser().is_dir():
+        if folder in (None, "") or not expanded_path(folder).is_dir():
             raise FileNotFoundError(
                 f"dataset.{option}={folder} is not a folder: pass the folders of images and of masks as "
                 "dataset.images=DIR dataset.masks=DIR, and dataset.classes=[NAME,NAME,...] or their number. Splits in "
                 "folders of their own: dataset.images={train:DIR,val:DIR} dataset.masks={train:DIR,val:DIR}"
             )
-    image_folder, mask_folder = (Path(str(folder)).expanduser() for folder in places.values())
+    image_folder, mask_folder = map(expanded_path, places.values())
     real, outer = mask_folder.resolve(), image_folder.resolve()
     if real.is_relative_to(outer):  # may be spelled differently, as in images=. masks=/home/me/photos
         mask_folder = image_folder / real.relative_to(outer)

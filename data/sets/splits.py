@@ -8,7 +8,7 @@ from itertools import permutations
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..reading.file_lists import IMAGE_SUFFIXES, composed, inside, read_list
+from ..reading.file_lists import IMAGE_SUFFIXES, composed, expanded_path, inside, read_list
 
 SPLITS = ("train", "val", "test")
 
@@ -25,7 +25,7 @@ def check_disjoint(folders: Mapping[str, Any]) -> None:
     Args:
         folders: the folder of images of each split, or None.
     """
-    real = {split: Path(folder).expanduser().resolve() for split, folder in folders.items() if folder}
+    real = {split: expanded_path(folder).resolve() for split, folder in folders.items() if folder}
     for (outer_split, outer), (inner_split, inner) in permutations(real.items(), 2):
         if inner.is_relative_to(outer):
             raise ValueError(
@@ -53,7 +53,7 @@ def read_lists(names: Sequence[PurePath], lists: Mapping[str, str | Path], folde
     parts: dict[str, list[int]] = {}
     owner: dict[int, str] = {}
     for split, file in lists.items():
-        file_path = Path(file).expanduser()
+        file_path = expanded_path(file)
         if not file_path.is_file():
             raise FileNotFoundError(f"dataset.lists.{split}={file} is not a file: expected a list of image names")
         parts[split] = []

@@ -5,30 +5,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...data import IGNORE_INDEX
-from ..drawing import count_classes, most_frequent_first
+from ..drawing.legend import count_classes, most_frequent_first, percent
 
 _LINE = (
     '<li><span class="swatch" style="background: rgb({red}, {green}, {blue})"></span><span class="name">{name}</span>'
-    '<span class="bar"><span style="width: {percent:.1f}%"></span></span><span class="share">{shown}</span></li>'
+    '<span class="bar"><span style="width: {width:.1f}%"></span></span><span class="share">{shown}</span></li>'
 )
 
 
 def legend_html(labels: np.ndarray, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
-    """Return an HTML list of the classes in a label map, most frequent first, with the percentage of pixels of each.
+    """Return an HTML list of the predicted classes, most frequent first, with the percentage of pixels of each.
 
     Args:
-        labels: class indices (H, W), uint8.
+        labels: class indices (H, W), uint8, as a network predicts them.
         classes, palette: the names, which are escaped here, and the RGB colours of the K classes.
     """
     counts = count_classes(labels)
     lines = []
-    for index in most_frequent_first([labels]):
-        known = index < len(classes)
-        name = classes[index] if known else "ignored" if index == IGNORE_INDEX else f"class {index}"
-        red, green, blue = palette[index] if known else (0, 0, 0)
-        percent = 100 * counts[index] / labels.size
-        shown = f"{percent:.1f}%" if percent >= 0.05 else "&lt;0.1%"
-        line = _LINE.format(red=red, green=green, blue=blue, name=html.escape(name), percent=percent, shown=shown)
-        lines.append(line)
+    for index in most_frequent_first(counts):
+        red, green, blue = palette[index]
+        name, shown = html.escape(classes[index]), html.escape(percent(counts[index], counts))
+        width = 100 * counts[index] / labels.size
+        lines.append(_LINE.format(red=red, green=green, blue=blue, name=name, width=width, shown=shown))
     return f'<ul class="legend">{"".join(lines)}</ul>'

@@ -8,12 +8,9 @@ from .locations import moved as moved
 from .model_card import record_of as record_of
 from .networks import initial_network as initial_network
 from .networks import network as network
-from .networks import start_from as start_from
 from .options import is_given as is_given
 from .pretrained import DEFAULT as DEFAULT
 from .pretrained import PACKAGED as PACKAGED
-from .pretrained import download as download
-from .pretrained import packaged_file as packaged_file
 from .reading import check_published as check_published
 from .reading import find as find
 from .reading import load as load

@@ -13,17 +13,16 @@ from torch import Tensor
 from ...models.tensor_files import FOLDER_WEIGHTS as WEIGHTS
 from ...models.tensor_files import write_safetensors
 from ..runtime.atomic_files import replacing, write_json
-from .options import without_pretrained
+from .options import DATA_LOCATIONS, without_pretrained
 from .record import Checkpoint
 
 CONFIG = "config.json"
 
-# Parts of a run's configuration that are kept, and options of its data set that are file locations.
+# Parts of a run's configuration that are kept.
 _KEPT = (
     "model", "task", "dataset", "recipe", "protocol", "loss", "optimizer", "clip_norm", "frozen_stages", "norm_eval",
     "seed", "accumulate", "bf16", "channels_last", "inherited_data",
 )  # fmt: skip
-_LOCATIONS = ("root", "images", "masks", "lists")
 _FIELDS = {"config", "classes", "palette", "iteration", "scores"}
 _SMALL = 1024  # elements; smaller tensors, such as the mean colour and norms of timm's small networks, stay exact
 
@@ -100,7 +99,7 @@ def _half(tensor: Tensor) -> Tensor:
 
 def _unlocated(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: None if key in _LOCATIONS else _unlocated(value) for key, value in node.items()}
+        return {key: None if key in DATA_LOCATIONS else _unlocated(value) for key, value in node.items()}
     return node
 
 

@@ -9,13 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from ...data.reading.label_values import read_file
 from ..guards.settings import plain, replaced
 from ..runtime.atomic_files import given_path
-from .options import flat, is_interpolated, is_within, with_option
+from .options import DATA_LOCATIONS, flat, is_interpolated, is_within, with_option
 from .pretrained import PACKAGED
 
 # The options that set locations on the command line; all entry points use the same names.
-LOCATIONS = ("dataset.root", "dataset.images", "dataset.masks", "dataset.lists", "backbone.weights")
+LOCATIONS = (*(f"dataset.{name}" for name in DATA_LOCATIONS), "backbone.weights")
 _LOCATION = re.compile(
-    r"dataset\.(.+\.)?(root|(images|masks|lists)(\.(train|val|test))?)|(model\.)?backbone\.weights|init"
+    rf"dataset\.(.+\.)?({'|'.join(DATA_LOCATIONS)})(\.(train|val|test))?|(model\.)?backbone\.weights|init"
 )
 
 

@@ -13,6 +13,7 @@ from ...conf import CONF
 from ..guards.setting_types import BOUNDS
 
 CHECKED = (*BOUNDS, "optimizer.lr_factors", "recipe.monitor")  # options that the code reads directly, by name
+DATA_LOCATIONS = ("root", "images", "masks", "lists")  # options of a data set that are file locations
 
 
 def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -1,8 +1,4 @@
 """The start of every entry point: its command line, its help text, and how it reports errors.
 
-Entry points import the decorators ``command_line`` and ``entry_point`` from the modules of these names.
+Entry points import the decorator ``entry_point`` from the module of this name.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

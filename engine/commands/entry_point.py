@@ -1,4 +1,7 @@
-"""Start entry points and report their errors, without importing torch, so that a user error fails immediately."""
+"""Start entry points and report their errors, without importing torch, so that a user error fails immediately.
+
+The order is: check and rewrite the arguments, let Hydra compose the configuration, check it, run, report an error.
+"""
 
 import errno
 import functools
@@ -11,53 +14,96 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ...conf import CONF
 from ..guards.setting_types import BOUNDS, check_bounds
 from ..runtime.launchers import in_own_process, is_first, is_one_of_several, join_job, parallel_worker
 from ..runtime.lost_workers import lost_worker
 from ..runtime.overrides import in_sweep
 from ..runtime.run_folder import FolderLock, FolderTaken, holds_result, holds_run, remove_if_empty, with_numbers
 from ..sweeps.results import write_result
-from .command_line import interrupted
+from .arguments import accepted, check_overrides
 from .help_text import commented_config, config_groups
 from .option_bounds import OPTION_BOUNDS
+from .similar_options import similar_options
 from .unread_options import refuse_unread
 
 for _resolver in (commented_config, config_groups):  # for conf/hydra/help
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
+_INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
 
 
-def entry_point(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
-    """Decorate `main` so that a user error produces a single message and exit code 1, and leaves no empty folder.
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
+    """Decorate the main function of a command, which Hydra calls with the configuration of the command line.
 
-    Ctrl-C produces a single message too, and exit code 130, unless `main` handles it.
+    A user error produces a single message and exit code 1, and leaves no empty folder. Ctrl-C produces a single message
+    too, and exit code 130, unless the function handles it. ``HYDRA_FULL_ERROR=1`` shows the full traceback, as it does
+    for Hydra's own errors.
 
-    ``HYDRA_FULL_ERROR=1`` shows the full traceback, as it does for Hydra's own errors. If a run of a sweep fails for
-    any reason, the error is recorded in its ``result.json`` and the sweep continues; such a run has no score.
+    If a run of a sweep fails for any reason, the error is recorded in its ``result.json`` and the sweep continues; such
+    a run has no score.
+
+    Args:
+        config_name: the file in ``conf/`` that the command starts from.
     """
 
-    # hydra.main passes this function to the launcher. joblib and submitit pickle it with cloudpickle, which pickles
-    # functions of importable modules by reference but everything defined in `__main__` by value. An entry point
-    # therefore ends with `if __name__ == "__main__":`, where it imports its own main from ccnet and calls that.
-    @functools.wraps(main)
-    def started(config: DictConfig) -> Any:
-        join_job()
-        run = functools.partial(_run, main, config)
-        if parallel_worker() is None:
-            return run()
-        try:
-            return in_own_process(run)
-        except ChildProcessError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return _record_failure(str(error))
+    def decorated(main: Callable[[DictConfig], Any]) -> Callable[..., Any]:
+        # hydra.main passes this function to the launcher. joblib and submitit pickle it with cloudpickle, which pickles
+        # functions of importable modules by reference but everything defined in `__main__` by value. An entry point
+        # therefore ends with `if __name__ == "__main__":`, where it imports its own main from ccnet and calls that.
+        @functools.wraps(main)
+        def started(config: DictConfig) -> Any:
+            join_job()
+            run = functools.partial(_run, main, config)
+            if parallel_worker() is None:
+                return run()
+            try:
+                return in_own_process(run)
+            except ChildProcessError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return _record_failure(str(error))
 
-    return started
+        with_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+        return _with_command_line(with_hydra(started), config_name)
+
+    return decorated
+
+
+def _with_command_line(main: Callable[..., Any], config_name: str) -> Callable[..., Any]:
+    """Return a function that calls what ``hydra.main`` has returned with arguments that Hydra accepts.
+
+    :func:`~ccnet.engine.commands.arguments.accepted` rewrites them. An invalid argument ends the program with a
+    message, a mistyped option with those that may have been meant.
+    """
+
+    @functools.wraps(main)
+    def called(*given: Any) -> Any:
+        given_arguments = sys.argv
+        try:
+            check_overrides(given_arguments[1:])
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        sys.argv = [given_arguments[0], *accepted(given_arguments[1:])]
+        try:
+            return main(*given)
+        except KeyboardInterrupt:
+            raise _interrupted() from None
+        except SystemExit as error:
+            if error.code == 1 and (hint := similar_options(sys.argv[1:], config_name)):
+                print(hint, file=sys.stderr)
+            raise
+        finally:
+            sys.argv = given_arguments
+
+    return called
 
 
 def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
@@ -69,7 +115,7 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         with _explain_lost_workers():
             return main(config)
     except KeyboardInterrupt:
-        raise interrupted(_process()) from None
+        raise _interrupted() from None
     except _USER_ERRORS as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -128,6 +174,17 @@ def _free_of_results() -> Path:
     """
     own = _folder()
     return next(path for path in with_numbers(own) if not (holds_result if path == own else holds_run)(path))
+
+
+def _interrupted() -> BaseException:
+    """Print that the program was interrupted, and return the exception that ends it.
+
+    ``HYDRA_FULL_ERROR=1`` shows the traceback instead.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        return KeyboardInterrupt()
+    print(f"{_process()}interrupted", file=sys.stderr)
+    return SystemExit(_INTERRUPTED)
 
 
 def _process() -> str:

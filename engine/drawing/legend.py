@@ -1,7 +1,7 @@
 """Legends of the classes in a label map, drawn beside an image."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,17 +29,17 @@ class LegendEntry(NamedTuple):
     ignored: bool = False
 
 
-def count_classes(labels: np.ndarray) -> np.ndarray:
-    """Count the pixels of each value 0 to 255 in labels (H, W), a band of rows at a time to save memory."""
+def count_classes(*maps: np.ndarray) -> np.ndarray:
+    """Count the pixels of each value 0 to 255 in label maps (H, W), a band of rows at a time to save memory."""
     counts = np.zeros(256, dtype=np.int64)
-    for top in range(0, len(labels), 1024):
-        counts += np.bincount(labels[top : top + 1024].ravel(), minlength=256)
+    for labels in maps:
+        for top in range(0, len(labels), 1024):
+            counts += np.bincount(labels[top : top + 1024].ravel(), minlength=256)
     return counts
 
 
-def most_frequent_first(maps: Iterable[np.ndarray]) -> list[int]:
-    """Return the values that occur in label maps, most frequent first but ``IGNORE_INDEX`` last."""
-    counts = sum((count_classes(labels) for labels in maps), np.zeros(256, dtype=np.int64))
+def most_frequent_first(counts: np.ndarray) -> list[int]:
+    """Return the values that occur, most frequent first but ``IGNORE_INDEX`` last; see :func:`count_classes`."""
     present = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     return sorted(present, key=lambda index: index == IGNORE_INDEX)
 
@@ -51,10 +51,13 @@ def entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence[Sequen
         counts: the number of pixels of each value; see :func:`count_classes`.
         classes, palette: the names and colours of the K classes.
     """
-    present = [int(index) for index in np.argsort(-counts[: len(classes)], kind="stable") if counts[index]]
-    lines = [LegendEntry(f"{classes[index]}  {_percent(counts[index], counts)}", palette[index]) for index in present]
-    if ignored := counts[IGNORE_INDEX]:
-        lines.append(LegendEntry(f"ignored  {_percent(ignored, counts)}", ignored=True))
+    lines = []
+    for index in most_frequent_first(counts):
+        share = percent(counts[index], counts)
+        if index < len(classes):
+            lines.append(LegendEntry(f"{classes[index]}  {share}", palette[index]))
+        elif index == IGNORE_INDEX:
+            lines.append(LegendEntry(f"ignored  {share}", ignored=True))
     return lines
 
 
@@ -124,6 +127,7 @@ def hatch(size: Sequence[int], *, period: int | None = None) -> np.ndarray:
     return np.array(_HATCH, dtype=np.uint8)[stripe.astype(np.uint8)]
 
 
-def _percent(count: int, counts: np.ndarray) -> str:
+def percent(count: int, counts: np.ndarray) -> str:
+    """Return the share of a value's pixels as text, given the number of pixels of each value."""
     share = 100 * count / counts.sum()
     return f"{share:.1f}%" if share >= 0.05 else "<0.1%"

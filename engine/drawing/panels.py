@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...data import IGNORE_INDEX
 from .label_images import Palette, colourise, mark_errors
-from .legend import most_frequent_first
+from .legend import count_classes, most_frequent_first
 from .png_files import DPI, write_figure
 
 _WIDTH, _COLUMN = 10, 1.5  # width of a figure and minimum width of a column, in inches
@@ -57,7 +57,7 @@ def save_samples(
         classes, palette: the names and colours of the K classes.
     """
     pictures = [[part if part.ndim == 3 else colourise(part, palette) for part in row] for row in rows]
-    shown = most_frequent_first(part for row in rows for part in row if part.ndim == 2)
+    shown = most_frequent_first(count_classes(*(part for row in rows for part in row if part.ndim == 2)))
     save_grid(path, pictures, titles, shown, classes, palette)
 
 

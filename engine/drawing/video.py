@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ..runtime.atomic_files import replacing
 from .label_images import Palette, beside
-from .legend import LegendEntry, column_rows, draw_legend, legend_width, most_frequent_first
+from .legend import LegendEntry, column_rows, count_classes, draw_legend, legend_width, most_frequent_first
 
 SUFFIXES = (".gif", ".mp4")
 _FASTEST_GIF = 100  # frames per second
@@ -179,7 +179,7 @@ class VideoLegend:
     def of(self, labels: np.ndarray) -> Image.Image:
         """Return the legend of the next frame, as tall as the first one; `labels` are its class indices (H, W)."""
         self._size = size = self._size or labels.shape
-        present = [index for index in most_frequent_first([labels]) if index < len(self._lines)]
+        present = [index for index in most_frequent_first(count_classes(labels)) if index < len(self._lines)]
         self._last_seen |= dict.fromkeys(present, self._number)
         self._number += 1
         for index in [index for index in present if index not in self._shown]:

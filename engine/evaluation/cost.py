@@ -1,8 +1,8 @@
-"""Count the cost of a network without running it: parameters, FLOPs and memory saved for the backward pass."""
+"""Count the cost of a network without running it: parameters, FLOPs, and memory in training and in prediction."""
 
 import importlib.util
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -39,11 +39,11 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
     was_training = model.training
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            state = without_data(model, torch.device("cpu"))  # the counts do not depend on the device
+            state = _without_data(model, torch.device("cpu"))  # the counts do not depend on the device
             image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm after global pooling needs two
             with FlopCounterMode(display=False) as counter, _AttentionFormula():
                 functional_call(model.eval(), state, (image,))
-            with triton_path(model), Storages() as storages, FusedAttention():
+            with _triton_path(model), Storages() as storages, _FusedAttention():
                 output = functional_call(model.train(), state, (pair,))
             known = {array.untyped_storage()._cdata for array in (pair, *state.values())}
             saved = sum(size for key, size in storages.alive().items() if key not in known) / len(pair)
@@ -54,7 +54,28 @@ def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
     return Cost(parameters / 1e6, counter.get_total_flops() / 1e9, saved / 1e6)
 
 
-def without_data(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
+def peak_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the peak memory in bytes, without parameters, of a forward pass in eval mode and the argmax of its logits.
+
+    Args:
+        model: the network, on the device that it will run on; left unchanged.
+        shape: (C, H, W) or (C, T, H, W).
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            state = _without_data(model, device)
+            kernels = _triton_path(model) if device.type == "cuda" else nullcontext()
+            with kernels, _FusedAttention(), Storages() as storages:
+                image = torch.empty(1, *shape, device=device)
+                functional_call(model.eval(), state, (image,))["out"].argmax(dim=1)
+    finally:
+        model.train(was_training)
+    return storages.peak
+
+
+def _without_data(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
     """Return placeholders for the parameters and buffers of a network; call this under ``FakeTensorMode``."""
     arrays = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {
@@ -109,7 +130,7 @@ class _AttentionFormula(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class FusedAttention(TorchFunctionMode):
+class _FusedAttention(TorchFunctionMode):
     """Dispatch fake tensors to fused attention, as with real tensors, instead of materialising the attention map."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -119,7 +140,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 @contextmanager
-def triton_path(model: nn.Module):
+def _triton_path(model: nn.Module):
     """Use the Triton operators on fake tensors: no kernel is launched, so no GPU is needed."""
     if importlib.util.find_spec("triton") is None:
         yield

@@ -5,7 +5,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from ...data.reading.file_lists import LABEL_SUFFIXES, composed, find_files
+from ...data.reading.file_lists import LABEL_SUFFIXES, around_star, composed, find_files
 from ...data.reading.label_files import LabelFormat, LabelReader, check_label_size
 from .inputs import InputImage
 
@@ -50,12 +50,13 @@ def find_labels(
         ValueError: two images would have the same one.
     """
     there = {composed(path.relative_to(folder).with_suffix("")): path for path in find_files(folder, LABEL_SUFFIXES)}
-    before, after = image_name.split("*")
+    before, after = around_star(image_name, "images")
+    label_before, label_after = around_star(label_name, "label images")
     image_of: dict[Path, InputImage] = {}
     for image in images:
-        stem = image.name.name.removeprefix(before).removesuffix(after)
-        expected = image.name.with_name(label_name.replace("*", stem))
-        names = map(composed, (expected, PurePath(expected.name), image.name))
+        name = composed(image.name)
+        expected = name.with_name(label_before + name.name.removeprefix(before).removesuffix(after) + label_after)
+        names = (expected, PurePath(expected.name), name)
         path = next((there[name] for name in names if name in there), None)
         if path is None:
             raise FileNotFoundError(

@@ -10,11 +10,11 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from ..checkpoints.record import Checkpoint
+from ..evaluation.cost import peak_bytes
 from ..evaluation.protocols import Protocol, Slide, Tile, Whole, passes
 from ..evaluation.segmentation import predict
 from ..runtime.memory import available_memory
 from ..runtime.progress import Progress
-from .memory_needed import peak_bytes
 
 _SAFETY = 1.3  # factor on the estimated peak memory, which does not include the workspaces of libraries
 _MANY_PASSES = 4  # minimum number of passes for a progress bar, which would otherwise only flicker

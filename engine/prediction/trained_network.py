@@ -239,7 +239,7 @@ def _card(saved: Checkpoint, folder: Path, *, scored_on: str = "", record: Mappi
 def _pixels(image: Any, value_range: Sequence[float] | None, channels: int) -> Tensor:
     """Return an image as uint8 (C, H, W), RGB if C is 3, as :func:`read_image` returns it from a file."""
     if isinstance(image, (str, Path)):
-        return read_image(Path(image).expanduser(), value_range, channels)
+        return read_image(given_path(image), value_range, channels)
     if isinstance(image, np.ndarray):
         return array_image(image, value_range, channels, "this array")
     if not isinstance(image, Image.Image):

@@ -19,7 +19,6 @@ from ..checkpoints.reading import load, peek
 from ..checkpoints.record import Checkpoint
 from ..runtime.atomic_files import given_path
 from ..runtime.distributed import from_all, from_first, rank
-from ..runtime.launchers import is_first
 from ..runtime.overrides import given_options, in_sweep
 from ..runtime.run_folder import (
     BEST,
@@ -121,6 +120,7 @@ def newest(folder: Path) -> Checkpoint:
 
 
 def _find(config: DictConfig, folder: Path, held: ExitStack) -> Start:
+    """Return where a run starts, with its folder locked until `held` closes; called by the first process only."""
     if config.resume == "auto":
         start = _same_run(config, folder, held)
         if HydraConfig.initialized():
@@ -161,23 +161,23 @@ def _same_run(config: DictConfig, folder: Path, held: ExitStack) -> Start:
         except FolderTaken as error:
             # In a sweep, two runs may have the same identity. A shorter run may be complete as it is.
             if run.folder != folder and (in_sweep() or run.is_shorter):
-                _say(f"resume=auto: skipped {run.folder}, which is in use")
+                print(f"resume=auto: skipped {run.folder}, which is in use")
                 continue
             raise FolderTaken(f"this run is already being trained: {error}") from error
         with ExitStack() as unused:
             unused.enter_context(lock)
             if saved := _first_intact(run.folder):
                 held.push(unused.pop_all())
-                _say(f"resume=auto: {saved.source}, iteration {saved.iteration}")
+                print(f"resume=auto: {saved.source}, iteration {saved.iteration}")
                 return Start(run.folder, saved)
     start = Start(_free(folder, held), None)
     skipped = f", skipped {len(others)} of other configurations" if others else ""
-    _say(f"resume=auto: no checkpoint of this run in {folder.parent}{skipped}: starting a new run in {start.folder}")
+    print(f"resume=auto: no checkpoint of this run in {folder.parent}{skipped}: starting a new run in {start.folder}")
     if others:
         nearest = min(others, key=lambda run: (len(run.differences), -run.iteration))
         more = f" and {len(nearest.differences) - 3} more" if len(nearest.differences) > 3 else ""
         shown = ", ".join(nearest.differences[:3]) + more
-        _say(f"the most similar one, {nearest.folder} at iteration {nearest.iteration}, has {shown}")
+        print(f"the most similar one, {nearest.folder} at iteration {nearest.iteration}, has {shown}")
     return start
 
 
@@ -249,7 +249,7 @@ def _peeks(folder: Path, *, quiet: bool = False) -> list[Checkpoint]:
             continue
         except (ValueError, PermissionError) as error:
             if not quiet:
-                _say(f"skipped {path}: {error}")
+                print(f"skipped {path}: {error}")
     return sorted(peeks, key=lambda saved: -(saved.iteration or 0))
 
 
@@ -259,7 +259,7 @@ def _first_intact(folder: Path) -> Checkpoint | None:
         try:
             return load(light.source or folder / LAST)
         except (ValueError, FileNotFoundError) as error:
-            _say(f"skipped {light.source}: {error}")
+            print(f"skipped {light.source}: {error}")
     return None
 
 
@@ -281,9 +281,3 @@ def _unreadable(path: Path) -> ValueError:
     except (ValueError, OSError) as error:
         reason = f" ({error})"
     return ValueError(f"{path.parent} has no readable checkpoint: start a new run{reason}")
-
-
-def _say(text: str) -> None:
-    """Print a line on rank 0 only."""
-    if is_first():
-        print(text)

@@ -9,15 +9,10 @@ from .distributed import from_first as from_first
 from .distributed import processes as processes
 from .distributed import rank as rank
 from .distributed import wait_for_all as wait_for_all
-from .distributed import world_size as world_size
-from .memory import enough_memory as enough_memory
-from .memory import process_peak_mib as process_peak_mib
 from .memory import reset_peak as reset_peak
 from .overrides import as_command_line as as_command_line
 from .overrides import given_options as given_options
-from .overrides import in_sweep as in_sweep
 from .progress import tracked as tracked
-from .provenance import machine_of as machine_of
 from .provenance import provenance as provenance
 from .run_folder import LAST as LAST
 from .run_folder import PREVIOUS as PREVIOUS

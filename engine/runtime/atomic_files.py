@@ -21,7 +21,7 @@ def given_path(value: str | int | float | Path | None) -> Path:
         raise ValueError(
             f"got {'null' if value is None else 'an empty string'} as a path: use '.' for the current folder"
         )
-    return Path(str(value)).expanduser()
+    return Path(os.path.expanduser(str(value)))  # Path.expanduser raises RuntimeError for an unknown user
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -126,14 +127,21 @@ def _check_installed(hydra: DictConfig) -> None:
 
 
 def _check_intervals(hydra: DictConfig) -> None:
-    """Exit if an option is set to an interval, but Hydra's own sweeper runs the sweep: it would show a traceback."""
-    parsed = OverridesParser.create().parse_overrides([*hydra.overrides.task])
-    option = next((one.input_line for one in parsed if one.is_interval_sweep()), None)
-    if option and hydra.sweeper._target_.endswith(".BasicSweeper"):
-        raise SystemExit(
-            f"error: {option} is an interval, from which only a search draws values: add hydra/sweeper=tpe for one, or "
-            "list the values of a sweep, separated by commas"
-        )
+    """Exit if an option is set to an interval that the sweeper does not support: it would show a traceback."""
+    for option in OverridesParser.create().parse_overrides([*hydra.overrides.task]):
+        interval: Any = option.value()
+        if not isinstance(interval, IntervalSweep):
+            continue
+        if hydra.sweeper._target_.endswith(".BasicSweeper"):
+            raise SystemExit(
+                f"error: {option.input_line} is an interval, from which only a search draws values: add "
+                "hydra/sweeper=tpe for one, or list the values of a sweep, separated by commas"
+            )
+        low, high = float(interval.start or 0), float(interval.end or 0)
+        if low > high or (low <= 0 and "log" in interval.tags):
+            raise SystemExit(
+                f"error: {option.input_line}: set interval(LOW,HIGH) with LOW <= HIGH, and above 0 with tag(log,...)"
+            )
 
 
 def _installed(package: str) -> bool:

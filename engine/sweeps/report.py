@@ -18,7 +18,7 @@ import numpy as np
 
 from ..drawing import charts
 from ..drawing.tables import Table
-from ..runtime.atomic_files import write_text
+from ..runtime.atomic_files import given_path, write_text
 from ..runtime.run_folder import RESULT
 from .results import unfinished
 from .run_settings import (
@@ -195,6 +195,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m ccnet.engine.sweeps.report outputs/sweeps/TIME")
     try:
-        report(Path(sys.argv[1]).expanduser())
+        report(given_path(sys.argv[1]))
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

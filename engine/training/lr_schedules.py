@@ -16,9 +16,14 @@ class WarmupSteps(LRScheduler):
         warmup: the number of warm-up iterations.
         steps: the iterations at which the learning rate is divided by 10.
         start: the learning rate factor at iteration 0; 1/3 in maskrcnn-benchmark.
+
+    Raises:
+        ValueError: a number of iterations is negative.
     """
 
     def __init__(self, optimizer: Optimizer, *, warmup: int, steps: Sequence[int], start: float = 1 / 3):
+        if min([warmup, *steps]) < 0:
+            raise ValueError(f"warmup is {warmup} and steps {list(steps)}: set numbers of iterations of at least 0")
         self.warmup, self.steps, self.start = warmup, sorted(steps), start
         super().__init__(optimizer)
 

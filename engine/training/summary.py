@@ -1,25 +1,22 @@
 """The lines that a run prints at its start and end, and its result."""
 
-from collections.abc import Mapping, Sequence, Sized
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
-from ...data.dataset import ImageDataset
 from ..evaluation.tasks import Task, score_table
+from .loop import Run
 from .state import TrainingState
 
 NO_SCORE = "no validation had anything to score, such as a labelled pixel: check the labels of the validation set"
 
 
-def opening_lines(model: nn.Module, train_set: ImageDataset, val_set: Sized, device: torch.device, folder: Path) -> str:
+def opening_lines(run: Run) -> str:
     """Return the lines printed at the start of a run."""
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    parameters = sum(parameter.numel() for parameter in run.state.model.parameters()) / 1e6
+    train_set = run.samples.dataset
     return (
-        f"{parameters:.1f} M parameters on {device}, {len(train_set)} training and {len(val_set)} validation images "
-        f"of {len(train_set.classes)} classes\n{folder}"
+        f"{parameters:.1f} M parameters on {run.device}, {len(train_set)} training and {len(run.val_set)} validation "
+        f"images of {len(train_set.classes)} classes\n{run.folder}"
     )
 
 
@@ -33,64 +30,52 @@ def check_scores(task: Task, state: TrainingState, classes: Sequence[str]) -> No
         raise ValueError(f"the scores in the checkpoint are not those of a validation of this task: {error}") from error
 
 
-def run_result(task: Task, state: TrainingState, cost: Mapping[str, float], monitor: str | None) -> dict[str, Any]:
+def run_result(run: Run, cost: Mapping[str, float]) -> dict[str, Any]:
     """Return the result of a finished run: its scores in percent, the headline metric first, and its cost.
 
     A run without a score cannot be compared with others: its result is an error, as if it had failed.
 
     Args:
-        task: the task of the run.
-        state: its final state.
+        run: the finished run.
         cost: the costs of the network, by name.
-        monitor: the name of the score that selects its best checkpoint; None for the headline metric.
     """
+    state, monitor = run.state, run.config.recipe.monitor
     if state.score is None:
         return {"error": NO_SCORE}
-    summary = task.scores(**state.scores).summary()
+    summary = run.task.scores(**state.scores).summary()
     best = {f"best_{monitor or next(iter(summary))}": 100 * state.score}
     return {**summary, **best, **cost, "iterations": state.iteration, "seconds": state.seconds}
 
 
-def closing_lines(
-    task: Task,
-    state: TrainingState,
-    classes: Sequence[str],
-    folder: Path,
-    *,
-    unreadable: int,
-    empty: int,
-    patience: int | None,
-    monitor: str | None,
-) -> str:
+def closing_lines(run: Run, *, unreadable: int) -> str:
     """Return the lines printed at the end of a run: the scores of the last validation and the files written.
 
     The best weights are listed with their score, because the last validation may have a lower one.
 
     Args:
-        task, state: the task and the final state of the run.
-        classes: the names of the classes.
-        folder: the folder of the run.
+        run: the finished run.
         unreadable: the number of images that could not be read.
-        empty: the number of batches without a labelled pixel.
-        patience, monitor: ``recipe.patience``, ``recipe.monitor``.
     """
-    scores = task.scores(**state.scores)
+    state, folder, recipe = run.state, run.folder, run.config.recipe
+    scores = run.task.scores(**state.scores)
     files = {
         "scores": "val.csv",
         "curves": "curves.png",
         "predictions": "predictions.png",
         "best weights": "best.safetensors",
     }
-    lines = [f"\n{score_table(scores, classes)}\n"]
+    lines = [f"\n{score_table(scores, run.samples.dataset.classes)}\n"]
     lines += [f"{what:13}{folder / name}" for what, name in files.items() if (folder / name).exists()]
     if state.score is not None:
-        lines.append(f"best score   {monitor or next(iter(scores.summary()))} {100 * state.score:.2f}")
-    if state.is_exhausted(patience):
+        lines.append(f"best score   {recipe.monitor or next(iter(scores.summary()))} {100 * state.score:.2f}")
+    if state.is_exhausted(recipe.patience):
         lines.append(f"ended early  {state.stale} validations without a better score (recipe.patience)")
     if state.score is None:
         lines.append(f"no score     {NO_SCORE}")
     if unreadable or state.skipped:
         lines.append(f"skipped      {unreadable} unreadable images, {state.skipped} steps that were not finite")
-    if empty:
-        lines.append(f"no labels    {empty} batches without a labelled pixel, from which nothing was learned")
+    if run.empty_batches:
+        lines.append(
+            f"no labels    {run.empty_batches} batches without a labelled pixel, from which nothing was learned"
+        )
     return "\n".join(lines)

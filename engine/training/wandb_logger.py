@@ -48,7 +48,8 @@ class WandbRun:
         run_id: the id of the W&B run to continue, if any.
 
     Raises:
-        ValueError: `mode` or ``WANDB_MODE`` is "online", but W&B has no API key; or W&B rejects a setting.
+        ValueError: `mode` or ``WANDB_MODE`` is "online", but W&B has no API key; or W&B rejects a setting, or `timeout`
+            is negative.
 
     Attributes:
         run: the W&B run; None once W&B has failed.
@@ -68,6 +69,8 @@ class WandbRun:
         timeout: float = 20,
         run_id: str | None = None,
     ):
+        if timeout < 0:
+            raise ValueError(f"logger.timeout is {timeout}: set a number of seconds of at least 0")
         # W&B reports its own errors over the network, which hangs and prints warnings if there is no connection.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._limit = timeout + _PATIENCE
@@ -273,9 +276,9 @@ def _logged_in(server: str) -> bool:
         return True
     host = urlparse(server).hostname or ""
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
-        if path and Path(path).expanduser().is_file():
+        if path and os.path.isfile(path := os.path.expanduser(path)):
             try:
-                return netrc.netrc(Path(path).expanduser()).authenticators(host) is not None
+                return netrc.netrc(path).authenticators(host) is not None
             except (netrc.NetrcParseError, OSError):
                 return False
     return False

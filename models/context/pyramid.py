@@ -36,6 +36,8 @@ class PyramidPooling(nn.Module):
         align_corners: bool = True,
     ):
         super().__init__()
+        if min(bins, default=0) < 1:
+            raise ValueError(f"bins is {list(bins)}: set one or more numbers of at least 1")
         self.bins = tuple(bins)
         self.align_corners = align_corners
         width = width or channels // len(self.bins)
@@ -76,6 +78,8 @@ class AtrousPyramid(nn.Module):
         fuse_kernel_size: int = 1,
     ):
         super().__init__()
+        if min(dilations, default=1) < 1:
+            raise ValueError(f"dilations is {list(dilations)}: set numbers of at least 1")
         width = width or channels // 2
         self.local = conv_bn_relu(channels, width, kernel_size=1)
         self.dilated = nn.ModuleList(conv_bn_relu(channels, width, dilation=dilation) for dilation in dilations)

@@ -1,5 +1,6 @@
 """Convert published checkpoints to networks of this project."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def import_checkpoint(path: str | Path, *, recurrence: int = 2, align_corners: b
     Example:
         >>> net = import_checkpoint("ccnet_r50-d8_769x769_40k_cityscapes_20200616_145125-76d11884.pth")
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     return convert(read(path).content, path, recurrence=recurrence, align_corners=align_corners).network()
 
 

@@ -11,6 +11,7 @@ from ccnet.data.reading.bands import drawn_channels
 from ccnet.data.reading.errors import UnreadableImage
 from ccnet.data.reading.frames import FrameReader, frames_of
 from ccnet.data.reading.image_files import as_stored, describe, orientation, read_image
+from ccnet.data.reading.label_files import LabelReader
 from ccnet.data.transforms import mean_colour, train_transform
 
 
@@ -77,11 +78,14 @@ def test_arrays_of_other_types_are_scaled(tmp_path):
         read_image(tmp_path / "d.npy", channels=1)
 
 
-@pytest.mark.parametrize("pages", [False, True])
+@pytest.mark.parametrize("pages", [False, True, "one by one"])
 def test_bands_of_a_tiff(tmp_path, pages):
     tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
     pixels, path = values(6, np.uint16), tmp_path / "a.tif"
-    if pages:
+    if pages == "one by one":
+        for band in np.moveaxis(pixels, -1, 0):
+            tifffile.imwrite(path, band, append=True)
+    elif pages:
         tifffile.imwrite(path, np.moveaxis(pixels, -1, 0), photometric="minisblack")
     else:
         tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
@@ -89,6 +93,41 @@ def test_bands_of_a_tiff(tmp_path, pages):
     assert np.array_equal(found, np.round(pixels / 65535 * 255).astype(np.uint8))
     assert pages or (orientation(path), frames_of(path)) == (1, [0])
     assert (orientation(path, 6), frames_of(path, 6)) == (1, [0])
+
+
+def test_three_pages_are_channels_if_the_file_says_so(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
+    pixels, path = values(3), tmp_path / "a.tif"
+    pages = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    for kind in ("imagej", "ome"):
+        tifffile.imwrite(path, pages, metadata={"axes": "CYX"}, photometric="minisblack", **{kind: True})
+        assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), pixels)
+        assert (frames_of(path), describe(path)) == ([0], "8-bit array")
+        with pytest.raises(ValueError, match=r"a\.tif has the shape \(3, 5, 7\): .* as backbone\.in_channels=1 says"):
+            read_image(path, channels=1)
+        with pytest.raises(ValueError, match=r"a\.tif has 3 pages, but a label image must have one"):
+            LabelReader({0: 0})(path)
+    tifffile.imwrite(path, pages, metadata={"axes": "ZYX"}, imagej=True)  # slices
+    assert np.array_equal(read_image(path).numpy(), np.stack([pages[0]] * 3))
+
+
+def test_images_are_described_as_they_are_read(tmp_path):
+    """Pillow cannot open a TIFF of two bands, and reads only the first page of others."""
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
+    path, mask = tmp_path / "a.tif", tmp_path / "a.png"
+    Image.fromarray(np.zeros((5, 7), dtype=np.uint8)).save(mask)
+
+    def kinds(channels):
+        dataset = ImagePairs([(path, mask)], classes=["a"], palette=[(0, 0, 0)], transform=None, channels=channels)
+        return [*inspect_dataset(dataset).kinds]
+
+    tifffile.imwrite(path, values(2), photometric="minisblack", planarconfig="contig")
+    assert kinds(2) == ["8-bit array"]
+    tifffile.imwrite(path, values(5), photometric="minisblack", planarconfig="contig", extratags=[(274, 3, 1, 2)])
+    assert kinds(5) == ["8-bit array, turned upright as EXIF says"]
+    pages = [Image.fromarray(band) for band in np.moveaxis(values(4), -1, 0)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    assert (kinds(4), kinds(3)) == (["8-bit array"], ["8-bit L, the first of 4 pages"])
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

@@ -45,11 +45,12 @@ def test_real_ade20k():
     assert dataset.classes[int(dataset[2][1][0, 0])] in dataset.classes[:150]
 
 
-def test_ade20k_layout(tmp_path):
+def test_ade20k_layout(tmp_path, monkeypatch):
     for split, stem in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
         base = tmp_path / "ADEChallengeData2016"
         write_pair(base / "images" / split / f"{stem}.jpg", base / "annotations" / split / f"{stem}.png", classes=4)
-    for root in (tmp_path, tmp_path / "ADEChallengeData2016"):
+    monkeypatch.chdir(tmp_path / "ADEChallengeData2016")
+    for root in (tmp_path, tmp_path / "ADEChallengeData2016", "."):
         dataset = ADE20K(root, split="training", transform=eval_transform())
         assert dataset[0][1].unique().tolist() == [0, 1, 2, 255]  # 0 is unlabelled, 1 the first class
         assert len(dataset.classes) == 150

@@ -46,11 +46,16 @@ def test_formats_of_masks(tmp_path):
     assert np.array_equal(labels(tmp_path / "colours.gif", values, None), want)
 
 
-@TABLE.row("masks in .jpg or .webp")
+@TABLE.row("masks in .jpg or .webp, or with their compression under another suffix")
 def test_lossy_masks(tmp_path):
     images = pictures(tmp_path / "images", "0.jpg")
     with pytest.raises(FileNotFoundError, match=r"there is 0\.jpg\. JPEG and WebP change the values .* save .* as PNG"):
         folder(images, masks(tmp_path / "masks", "0.jpg"))
+    for name, options in (
+        ("0.png", {"format": "JPEG"}), ("1.png", {"format": "WEBP"}), ("2.tif", {"compression": "jpeg"})
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"{name} is compressed with loss\. JPEG and WebP change the values"):
+            labels(save(tmp_path / name, MASK, **options), values="0-253", classes=254)  # where all values are classes
 
 
 @TABLE.row("other names, such as NAME_mask.png or 1-mask.png")
@@ -59,6 +64,8 @@ def test_names_of_masks(tmp_path):
     there = masks(tmp_path / "masks", "1-mask.png", "11-mask.png", "sub/1-mask.PNG")
     assert names(folder(images, there, mask_name="*-mask")) == ["1", "11", "sub_1"]
     assert names(folder(images, there, mask_name="*-mask.png")) == ["1", "11", "sub_1"]
+    same = masks(tmp_path / "same", "1.png", "11.png", "sub/1.png")
+    assert names(folder(images, same, image_name="*.jpg", mask_name="*.png")) == ["1", "11", "sub_1"]
     with pytest.raises(FileNotFoundError) as told:
         folder(images, there)
     assert str(told.value) == (
@@ -70,6 +77,13 @@ def test_names_of_masks(tmp_path):
     assert names(folder(numbered, numbered, image_name="image_*", mask_name="mask_*")) == ["image_7"]
     together = pictures(tmp_path / "together", "7.png")
     masks(tmp_path / "together", "7_mask.png")
+    for suffix in ("png", "jpg"):
+        one = masks(pictures(tmp_path / suffix, f"7.{suffix}", f"8.{suffix}"), "7_mask.png", "8_mask.png")
+        with pytest.raises(FileNotFoundError, match=r"\. If these are the masks, set dataset\.mask_name='\*_mask'$"):
+            folder(one, one)
+    only = pictures(tmp_path / "only", "7.jpg")
+    with pytest.raises(FileNotFoundError, match=r"there is 7\.jpg$"):  # which is not said to be a mask
+        folder(only, only)
     assert names(folder(together, together, mask_name="*_mask")) == ["7"]
     with pytest.raises(ValueError, match=r"the name 'mask' of label images must contain one \*"):
         folder(images, there, mask_name="mask")
@@ -145,6 +159,27 @@ def test_masks_without_an_image(tmp_path):
     assert folder(parts, shared, "train").masks_without_image() == [shared / "3.png", shared / "4.png"]
 
 
+@TABLE.row("images without a mask")
+def test_images_without_a_mask(tmp_path):
+    images, there = (
+        pictures(tmp_path / "images", "1.jpg", "10.jpg", "11.jpg"),
+        masks(tmp_path / "masks", "10.png", "11.png"),  # whose names contain 1
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 3 .* there is 10\.png, 11\.png\. Remove the images without .* dataset\.lists$"
+    ):
+        folder(images, there)
+    for split, name in (("train", "10"), ("val", "11")):
+        (tmp_path / f"{split}.txt").write_text(name)
+    with pytest.raises(FileNotFoundError, match=r"2 of 2 .* there is 10\.png, 11\.png$"):
+        folder(pictures(tmp_path / "others", "1.jpg", "2.jpg"), there)
+    lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "val")}
+    assert [names(folder(images, there, split, lists=lists)) for split in lists] == [["10"], ["11"]]
+    (tmp_path / "val.txt").write_text("1")
+    with pytest.raises(FileNotFoundError, match=r"val\.txt, line 1: 1 is not an image with a label image in "):
+        folder(images, there, "val", lists=lists)
+
+
 @TABLE.row("names that differ in upper and lower case")
 def test_names_that_differ_in_case(tmp_path):
     images, there = pictures(tmp_path / "images", "IMG_1.JPG"), masks(tmp_path / "masks", "img_1.png")
@@ -158,7 +193,7 @@ def test_names_that_differ_in_case(tmp_path):
 
 
 @TABLE.row("folders for train, val and test")
-def test_folders_of_splits(tmp_path):
+def test_folders_of_splits(tmp_path, monkeypatch):
     places = {
         split: pictures(tmp_path / split / "images", *(f"{split}{index}.jpg" for index in range(5)))
         for split in ("train", "val", "test")
@@ -178,6 +213,12 @@ def test_folders_of_splits(tmp_path):
         assert folder(places, there, split, lists=lists).image_path(0) == places[split] / "train0.jpg"
     with pytest.raises(ValueError, match=r"dataset\.images has the key valid: its keys are train, val, test"):
         folder({"train": places["train"], "valid": places["val"]}, there, "val")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024").symlink_to(places["train"])
+    (tmp_path / "2025").symlink_to(places["val"])
+    assert names(folder({"train": 2024, "val": 2025}, there, "train"))[0] == "train0"  # numbers on the command line
+    with pytest.raises(FileNotFoundError, match=r"dataset\.images=~no-such-user/photos is not a folder"):
+        folder("~no-such-user/photos", there["train"])
     del places["val"]  # drawn from train
     drawn = [names(folder(places, there, split)) for split in ("train", "val")]
     assert drawn == [["train0", "train1", "train3", "train4"], ["train2"]]

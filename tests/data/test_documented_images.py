@@ -141,8 +141,9 @@ def test_other_modes(tmp_path):
         Image.fromarray(PHOTO).convert("RGB").convert("YCbCr").save(tmp_path / "ycc.tif")
         assert read_image(tmp_path / "ycc.tif").shape == (3, 20, 30)
     Image.frombytes("LAB", (30, 20), PHOTO.tobytes()).save(tmp_path / "lab.tif")
-    with pytest.raises(ValueError, match=r"lab\.tif has mode LAB, which is not supported: convert it to RGB or grey"):
-        read_image(tmp_path / "lab.tif")
+    for channels in (1, 3):
+        with pytest.raises(ValueError, match=r"lab\.tif has mode LAB, which is not supported: convert it"):
+            read_image(tmp_path / "lab.tif", channels=channels)
     tifffile = pytest.importorskip("tifffile", reason="pip install 'ccnet-segmentation[bands]'")
     for kind in ("cielab", "ycbcr"):  # whose numbers are not those of red, green and blue
         tifffile.imwrite(tmp_path / "deep.tif", PHOTO.astype(np.uint16) * 257, photometric=kind)

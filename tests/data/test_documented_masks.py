@@ -30,8 +30,9 @@ def test_class_indices(tmp_path):
     for bits in (2, 4):  # Pillow scales these to 0, 85, 170, 255, or in steps of 17
         assert np.array_equal(labels(write_png(tmp_path / "few.png", MASK, bits), classes=100), MASK)
     assert np.array_equal(labels(write_png(tmp_path / "few.png", MASK, 2), [0, 85, 170]), MASK)
-    with pytest.raises(ValueError, match=r"half\.tif contains fractions"):
-        labels(save(tmp_path / "half.tif", mask.astype(np.float32) / 2))
+    for pixels in (mask.astype(np.float32) / 2, np.where(mask == 255, np.float32(np.nan), mask)):
+        with pytest.raises(ValueError, match=r"half\.tif contains fractions or NaN"):
+            labels(save(tmp_path / "half.tif", pixels))
 
 
 @TABLE.row("0 and 255")
@@ -104,6 +105,10 @@ def test_a_file_of_values(tmp_path):
         ("0 sky\n0 car", "0 is listed"),
         ("id,name,r,g,b\n0,sky,70,130,180\n", r"line 2: .* and no other columns: '0,sky,70,130,180'"),
         ("name,id,trainId\nsky,23,10\n", r"line 2: .* and no other columns"),
+        ("0,sky,nature\n1,ignore,void\n", r"line 1: .* no other columns: '0,sky,nature'; names that contain"),
+        ("0;sky;\n", "line 1: .* and no other columns"),
+        ("0,3D model\n", r"names that contain a comma or begin with a digit need quotes"),
+        ("id,name\n#ff0000,sky\n", r"classes\.txt has no lines with a value and a class name"),
     ):
         table.write_text(text)
         with pytest.raises(ValueError, match=told):

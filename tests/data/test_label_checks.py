@@ -1,6 +1,7 @@
 """Labels that do not allow a network to learn every class are reported, by check_data.py and before training."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import write_pair
 from PIL import Image
 
 from ccnet.data import first_look
-from ccnet.data.inspection import inspect_dataset
+from ccnet.data.inspection import inspect_dataset, inspected
 from ccnet.data.label_checks import absent_classes, differing_classes, label_problems, unpaired_sides
 from ccnet.data.sets import Folder
 from ccnet.models.factory import compose_conf
@@ -104,6 +105,16 @@ def test_a_first_look_finds_undefined_values(tmp_path):
     dataset = folder(*write_binary(tmp_path, (0, 7)))
     with pytest.raises(ValueError, match=r"train: label images such as 0 contain values .*: 7 \(50\.00%\); check_data"):
         first_look(dataset, "train")
+    numbered = r"from 1, set dataset\.values=1-2, and dataset\.ignore_label=0 if 0 means no data: 2 \(50\.00%\)"
+    with pytest.raises(ValueError, match=numbered):
+        first_look(folder(*write_binary(tmp_path, (1, 2))), "train")
+    assert first_look(folder(tmp_path / "images", tmp_path / "masks", values="1-2", ignore_label=0), "train") == []
+
+
+def test_masks_are_not_read_by_forks_of_a_process_in_which_jax_runs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", object())
+    loader = inspected([0], num_workers=1, track=None)
+    assert loader.multiprocessing_context.get_start_method() == "spawn"
 
 
 def check(run_entry, images, masks, *options, **expected):

@@ -72,6 +72,13 @@ def test_scale_and_angle_of_a_warp_are_clipped(monkeypatch):
         assert torch.equal(warp(image, labels)[1], torch.where(shifted[0, 0] == 0, 255, shifted[0, 0] - 1).byte())
 
 
+@pytest.mark.parametrize("option", ["scale_std", "angle_share"])
+def test_a_warp_that_would_turn_images_inside_out_or_has_no_probability_is_refused(option):
+    for value in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=r"set numbers from 0 to 1, scale_std below 1"):
+            RandomWarp((8, 8), **{"scale_std": 0, "angle_std": 0, "angle_share": 0} | {option: value})
+
+
 def test_warps_rotate_and_scale_within_their_bounds():
     image, labels = ramp(64, 64)
     warp = RandomWarp((64, 64), scale_std=0.25, angle_std=30, angle_share=0.6)

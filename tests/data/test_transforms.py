@@ -1,5 +1,7 @@
 """Images and labels are transformed alike, with the same distribution as a torchvision pipeline."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -200,13 +202,17 @@ def test_a_whole_image_is_resized_as_in_torchvision(factor):
 def test_all_frames_of_a_clip_are_transformed_alike():
     image, labels = ramp(40, 60)
     clip = tv_tensors.Image(torch.stack([image, image])), tv_tensors.Mask(torch.stack([labels, labels]))
-    transform = train_transform(crop_size=(32, 48), scale=(0.5, 2.0), color_jitter=[0.4, 0.4, 0.4, 0.1])
-    for seed in range(6):
+    crop = train_transform(crop_size=(32, 48), scale=(0.5, 2.0), color_jitter=[0.4, 0.4, 0.4, 0.1])
+    warp = warp_transform(crop_size=(32, 48), scale_std=0.25, angle_std=30, angle_share=0.6)
+    for seed, transform in itertools.product(range(6), (crop, warp)):
         torch.manual_seed(seed)
         out, label = transform(*clip)
         assert (out.shape, label.shape) == ((2, 3, 32, 48), (2, 32, 48))
         assert torch.equal(out[0], out[1])
         assert torch.equal(label[0], label[1])
+    torch.manual_seed(5)
+    alone, own_labels = warp(tv_tensors.Image(image), tv_tensors.Mask(labels))
+    assert torch.equal(out[0], alone) and torch.equal(label[0], own_labels)
 
 
 @pytest.mark.parametrize(

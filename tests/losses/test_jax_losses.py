@@ -147,6 +147,16 @@ def test_labels_of_any_integer_dtype(loss, dtype):
         assert float(got) == pytest.approx(want, rel=1e-10)
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
+def test_a_label_that_is_no_class_gives_nan_where_torch_raises(loss, label):
+    arrays, labels = logits((2, 3, 16, 16))
+    labels[0, 0, 0] = label
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        loss(torch.from_numpy(arrays["out"]), torch.from_numpy(labels))
+    assert jnp.isnan(loss(jnp.asarray(arrays["out"]), jnp.asarray(labels)))
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_programs_may_disable_implicit_promotion(loss):
     arrays, labels = logits((2, 3, 16, 16))

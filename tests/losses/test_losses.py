@@ -263,17 +263,25 @@ def test_a_term_of_weight_zero_needs_no_output():
 
 def test_errors_name_a_missing_output_and_mismatched_weights():
     loss = WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})
-    with pytest.raises(ValueError, match=r"'ccl' reads the output 'embedding'.*returns out, aux"):
-        loss(outputs(), torch.zeros(2, 16, 16).long())
+    for check in (lambda: loss(outputs(), torch.zeros(2, 16, 16).long()), lambda: loss.check_outputs(["out", "aux"])):
+        with pytest.raises(ValueError, match=r"'ccl' reads the output 'embedding'.*returns out, aux"):
+            check()
     with pytest.raises(ValueError, match="need one weight each"):
         WeightedSum({"main": CrossEntropy()}, {"man": 1.0})
-    with pytest.raises(ValueError, match="every loss weight is 0"):
-        WeightedSum({"main": CrossEntropy()}, {"main": 0})
+    for weight in (0, -1):
+        with pytest.raises(ValueError, match=rf"loss.weights is {{'main': {weight}}}: set numbers of at least 0"):
+            WeightedSum({"main": CrossEntropy()}, {"main": weight})
     with pytest.raises(ValueError, match=r"loss.ramp is {'main': -5}: set a number of iterations"):
         WeightedSum({"main": CrossEntropy()}, {"main": 1}, {"main": -5})
     for mining in ({"threshold": 70}, {"min_kept": -1}):  # 70 percent is 0.7
         with pytest.raises(ValueError, match=r"set a probability from 0 to 1, such as 0\.7, and a number of pixels"):
             OhemCrossEntropy(**mining)
+    for numbers in ({"delta_v": 2}, {"delta_v": -0.1}, {"beta": -1}):
+        with pytest.raises(ValueError, match=r"at least 0, and for the piecewise distance delta_v <= delta_d"):
+            CategoryConsistent(**numbers)
+    with pytest.raises(ValueError, match="distance is 'linear'"):
+        CategoryConsistent(distance="linear")
+    CategoryConsistent(delta_v=2, distance="quadratic")
 
 
 def test_ohem_of_clips_equals_that_of_their_frames():

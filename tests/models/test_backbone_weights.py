@@ -68,8 +68,9 @@ def test_other_runs_are_refused(run, tmp_path):
     folder = run(create_model("fcn", num_classes=2, backbone="resnet18", head__channels=8))
     with pytest.raises(ValueError, match=r"does not contain the weights of timm's resnet10t: .* tensors are missing"):
         TimmBackbone("resnet10t", weights=folder / "best")
-    with pytest.raises(FileNotFoundError, match=r"is neither a state dict of timm's resnet18 nor .* a run writes best"):
-        TimmBackbone("resnet18", weights=tmp_path / "gone" / "best")
+    for missing in (tmp_path / "gone" / "best", "~no-such-user/run/best"):
+        with pytest.raises(FileNotFoundError, match=r"is neither a state dict of timm's resnet18 .* a run writes best"):
+            TimmBackbone("resnet18", weights=missing)
     content = bytearray((folder / "best.safetensors").read_bytes())
     content[-100] ^= 1
     (folder / "best.safetensors").write_bytes(content)

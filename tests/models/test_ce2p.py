@@ -189,9 +189,10 @@ def test_training_and_evaluation_from_the_command_line(tmp_path, run_entry):
     assert scores["miou"] == checkpoints.load(run / "last.pt").scores["miou"]
 
 
-def test_the_edge_loss_needs_a_network_with_an_edge_output(run_entry):
+def test_the_edge_loss_needs_a_network_with_an_edge_output(run_entry, tmp_path):
     done = run_entry("train.py", "loss=parsing", *TINY, ok=False)
     assert "the loss term 'edge' reads the output 'edge', which this network does not return" in done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_loss_that_would_not_train_the_edges_is_refused(tmp_path, run_entry):

@@ -86,6 +86,7 @@ def test_outputs_match_the_documentation_and_every_parameter_learns(name):
     else:
         output = network(torch.rand(2, 3, *SIZE))
         assert {key: tuple(tensor.shape) for key, tensor in output.items()} == documented_shapes(network, 2)
+        assert list(output) == network.training_outputs
     sum(tensor.square().sum() for tensor in output.values()).backward()
     assert_every_parameter_has_a_gradient(network)
 

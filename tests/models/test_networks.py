@@ -14,7 +14,7 @@ from ccnet.models.backbone import DilatedConv2d, TimmBackbone, replace_dilated_c
 from ccnet.models.context.global_convolution import GlobalConvolution
 from ccnet.models.context.horizontal_vertical import HorizontalVertical, ParallelHorizontalVertical
 from ccnet.models.context.non_local import BottleneckNonLocal, NonLocal
-from ccnet.models.context.pyramid import AtrousPyramid
+from ccnet.models.context.pyramid import AtrousPyramid, PyramidPooling
 
 pytestmark = pytest.mark.slow
 
@@ -126,6 +126,11 @@ def test_the_pyramids_have_the_published_grids_and_dilations():
     pspnet, deeplab = (small(name).head.context for name in ("pspnet", "deeplabv3"))
     assert pspnet.bins == (1, 2, 3, 6)
     assert [branch[0].dilation for branch in deeplab.dilated] == [(12, 12), (24, 24), (36, 36)]
+    for bins in ([], [0, 1]):
+        with pytest.raises(ValueError, match=r"bins is .*: set one or more numbers of at least 1"):
+            PyramidPooling(8, bins=bins)
+    with pytest.raises(ValueError, match=r"dilations is \[0\]: set numbers of at least 1"):
+        AtrousPyramid(8, dilations=[0])
 
 
 def test_global_convolution_has_a_square_receptive_field_of_its_kernel_size():

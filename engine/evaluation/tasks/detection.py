@@ -30,6 +30,7 @@ class Detection:
     scores = DetectionScores
     collate = staticmethod(collate)
     predicts_label_maps = False
+    eval_transform = staticmethod(instances_transform)
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
         """Raise ValueError unless the network detects objects and every setting has an effect on it.
@@ -61,10 +62,6 @@ class Detection:
         """Raise ValueError unless the network and the data set have the same object classes."""
         if differing := differing_classes({"the checkpoint": known, "the data set": dataset.classes}):
             raise ValueError(differing[0])
-
-    def eval_transform(self) -> Callable:
-        """Return the transform that leaves images and objects unchanged."""
-        return instances_transform()
 
     def to_device(
         self, images: list[Tensor], targets: list[dict], device: torch.device, memory_format: torch.memory_format

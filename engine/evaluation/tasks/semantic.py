@@ -1,6 +1,6 @@
 """The semantic segmentation task: a class for every pixel."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from ...drawing.charts import save_confusion
 from ...drawing.panels import save_panel
 from ...drawing.tables import Table
 from ...runtime.atomic_files import write_json
-from .. import segmentation
 from ..confusion import Scores
 from ..cost import network_cost
-from ..protocols import Protocol
+from ..segmentation import Evaluation, evaluate
 from .task import score_table
 
 
@@ -32,6 +31,9 @@ class Semantic:
     scores = Scores
     collate = staticmethod(stack_pairs)
     predicts_label_maps = True
+    eval_transform = staticmethod(eval_transform)
+    evaluate = staticmethod(evaluate)
+    save_panel = staticmethod(save_panel)
 
     def check(self, config: DictConfig, model: nn.Module) -> None:
         """Raise ValueError unless the network labels pixels and the recipe and the loss are valid for it."""
@@ -67,10 +69,6 @@ class Semantic:
                 "list the classes of the data set in the order of the checkpoint"
             )
 
-    def eval_transform(self) -> Callable:
-        """Return the transform that keeps full images at their original size."""
-        return eval_transform()
-
     def to_device(
         self, images: Tensor, labels: Tensor, device: torch.device, memory_format: torch.memory_format
     ) -> tuple[Tensor, Tensor]:
@@ -89,15 +87,7 @@ class Semantic:
             model, (config.model.backbone.get("in_channels", 3), *config.recipe.train_transform.crop_size)
         )._asdict()
 
-    def evaluate(self, model: Any, dataset: Any, protocol: Protocol, **options: Any) -> segmentation.Evaluation:
-        """Score the network on all labelled pixels; see :func:`ccnet.engine.evaluation.segmentation.evaluate`."""
-        return segmentation.evaluate(model, dataset, protocol, **options)
-
-    def save_panel(self, path: Path, samples: Sequence, classes: Sequence[str], palette: Sequence) -> None:
-        """Save a panel with one row of image, ground truth, prediction and errors per sample."""
-        save_panel(path, samples, classes, palette)
-
-    def report(self, result: segmentation.Evaluation, dataset: Any, about: Mapping[str, Any]) -> str:
+    def report(self, result: Evaluation, dataset: Any, about: Mapping[str, Any]) -> str:
         """Return the scores as text; for a data set without labels, only the speed."""
         trained = "" if about["iteration"] is None else f", iteration {about['iteration']}"
         header = (
@@ -106,7 +96,7 @@ class Semantic:
         )
         return f"{header}\n{score_table(result.scores, dataset.classes)}\n" if dataset.has_labels else header
 
-    def write_report(self, stem: Path, result: segmentation.Evaluation, dataset: Any, about: Mapping[str, Any]) -> str:
+    def write_report(self, stem: Path, result: Evaluation, dataset: Any, about: Mapping[str, Any]) -> str:
         """Write the scores as .csv and .json, with a panel and the confusion matrix, and return the names of the files.
 
         For a data set without labels, only the .json file is written.

@@ -4,7 +4,9 @@ from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from ....losses import WeightedSum
 from ...checkpoints.options import flat
 
 
@@ -28,6 +30,13 @@ def check_statistics(config: DictConfig) -> None:
                 f"backbone.{name}={list(values)}: set the statistics of images in [0, 1], which check_data.py prints; "
                 "those of values up to 255 have to be divided by 255"
             )
+
+
+def check_outputs(model: nn.Module, criterion: nn.Module) -> None:
+    """Raise ValueError if a term of the loss reads an output that the network does not return in training."""
+    names = getattr(model, "training_outputs", None)
+    if names is not None and isinstance(criterion, WeightedSum):
+        criterion.check_outputs(names)
 
 
 def check_batch(config: DictConfig) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ....data.inspection import DatasetReport, inspect_dataset
@@ -37,7 +38,8 @@ def with_class_weights(config: DictConfig, dataset: Any) -> DictConfig:
 
 def _median_frequency(dataset: Any, num_workers: int) -> list[float]:
     own = range(rank(), len(dataset), world_size())
-    report = inspect_dataset(dataset, indices=own, labels_only=True, num_workers=num_workers, track=_track)
+    with torch.random.fork_rng(devices=()):  # a loader draws a seed; the initial weights must not depend on "auto"
+        report = inspect_dataset(dataset, indices=own, labels_only=True, num_workers=num_workers, track=_track)
     total = DatasetReport()
     for pixels, pixels_with in from_all((report.pixels, report.pixels_with)):
         total.pixels += pixels

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig
 from torch import nn
 
@@ -79,8 +80,8 @@ class Jax:
         With ``init``, the network depends on a checkpoint, so it is only checked when the training step is built.
 
         Raises:
-            ValueError: the network has no JAX counterpart, there are several processes, or an option is set that JAX
-                does not support.
+            ValueError: the network or a loss term has no JAX counterpart, there are several processes, or an option is
+                set that JAX does not support.
         """
         from ....models.nnx import twin
 
@@ -90,6 +91,11 @@ class Jax:
             )
         if config.ema is not None or config.grad_checkpointing:
             raise ValueError("framework=jax supports neither ema nor grad_checkpointing: remove them")
+        for name, term in config.loss.get("terms", {}).items():
+            if config.loss.weights.get(name) and getattr(get_object(term["_target_"]), "torch_only", False):
+                raise ValueError(
+                    f"framework=jax does not support the loss term {name!r}: remove it, or set loss.weights.{name}=0"
+                )
         if config.init is None:
             twin(build(without_pretrained(plain(config)["model"]), num_classes=2))
 

@@ -71,10 +71,8 @@ class TorchStep:
         device: the device of the model.
         memory_format: the memory format of the images.
         compile: run the forward pass through torch.compile.
-        grad_checkpointing: recompute the activations of the backbone; see
-            :func:`ccnet.engine.training.setup.checkpoint_gradients`.
-        frozen_stages, norm_eval: select the modules that stay in eval mode; see
-            :func:`ccnet.engine.training.setup.held_modules`.
+        grad_checkpointing: recompute the activations of the backbone; see :func:`checkpoint_gradients`.
+        frozen_stages, norm_eval: select the modules that stay in eval mode; see :func:`held_modules`.
         **options: further arguments of :func:`train_step`.
     """
 

@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +37,7 @@ def load_network(path: str | Path, config: Mapping[str, Any] | None = None) -> n
         ValueError: the file is damaged, the network cannot be built without torch, its weights do not match its
             configuration, or a file without metadata is loaded without ``config``.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}: a run writes best.safetensors")
     try:

@@ -107,10 +107,10 @@ def test_files_that_cannot_be_shown_are_refused_without_naming_the_servers_folde
 
 
 def test_a_legend_lists_the_classes_that_occur_and_escapes_their_names():
-    labels = np.array([[0, 0, 1], [1, 1, 255]], dtype=np.uint8)
+    labels = np.array([[0, 0, 1], [1, 1, 1]], dtype=np.uint8)
     made = legend_html(labels, ["<b>sky</b>", "road", "car"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    assert re.findall(r'class="name">(.*?)</span>', made) == ["road", "&lt;b&gt;sky&lt;/b&gt;", "ignored"]
-    assert re.findall(r'class="share">(.*?)</span>', made) == ["50.0%", "33.3%", "16.7%"]
+    assert re.findall(r'class="name">(.*?)</span>', made) == ["road", "&lt;b&gt;sky&lt;/b&gt;"]
+    assert re.findall(r'class="share">(.*?)</span>', made) == ["66.7%", "33.3%"]
     assert "rgb(4, 5, 6)" in made and "rgb(7, 8, 9)" not in made
 
 

@@ -29,7 +29,7 @@ def test_a_legend_lists_the_classes_present_most_frequent_first_and_ignored_pixe
     lines = entries(count_classes(labels), ("road", "car", "sky"), PALETTE)
     assert [line.text for line in lines] == ["sky  50.0%", "road  16.7%", "ignored  33.3%"]
     assert [line.colour for line in lines] == [PALETTE[2], PALETTE[0], None]
-    assert most_frequent_first([labels]) == [2, 0, 255]
+    assert most_frequent_first(count_classes(labels)) == [2, 0, 255]
     rare = np.zeros(256, dtype=np.int64)
     rare[:3] = 1994, 1, 5
     assert [line.text.split()[1] for line in entries(rare, ("a", "b", "c"), PALETTE)] == ["99.7%", "0.2%", "0.1%"]

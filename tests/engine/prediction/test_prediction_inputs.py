@@ -184,6 +184,8 @@ def test_label_images_are_found_by_the_names_of_the_data_set(tmp_path):
     names = {"label_name": "*_mask"}
     assert find_labels([image("in/1.jpg")], tmp_path, **names) == [tmp_path / "1_mask.png"]
     assert find_labels([image("in/2.jpg")], tmp_path, **names) == [tmp_path / "2.TIF"]
+    suffixes = {"image_name": "*_rgb.jpg", "label_name": "*_mask.png"}  # which training accepts
+    assert find_labels([image("in/1_rgb.jpg")], tmp_path, **suffixes) == [tmp_path / "1_mask.png"]
     streets = {"image_name": "*_leftImg8bit", "label_name": "*_gtFine_labelIds"}
     city = image("in/aachen/x_leftImg8bit.png", "aachen/x_leftImg8bit")
     assert find_labels([city], tmp_path, **streets) == [tmp_path / "aachen" / "x_gtFine_labelIds.png"]

@@ -7,10 +7,10 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from ccnet.engine.checkpoints import Checkpoint
+from ccnet.engine.evaluation.cost import peak_bytes
 from ccnet.engine.evaluation.detection import as_stored_objects
 from ccnet.engine.evaluation.protocols import Slide, Whole
 from ccnet.engine.prediction import predictor as module
-from ccnet.engine.prediction.memory_needed import peak_bytes
 from ccnet.engine.prediction.predictor import Predictor
 from ccnet.engine.runtime.progress import Progress
 

@@ -4,6 +4,7 @@ import copy
 import shutil
 
 import pytest
+import torch
 from conftest import TINY, composed, configured
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
@@ -18,7 +19,7 @@ from ccnet.engine.resuming.contents import data_contents, weight_contents
 from ccnet.engine.resuming.continuation import check_given
 from ccnet.engine.resuming.identity import EXECUTION, RequestedRun, differing
 from ccnet.engine.runtime.overrides import as_command_line
-from ccnet.engine.training.setup import with_class_weights
+from ccnet.engine.training import with_class_weights
 
 
 def contents(config):
@@ -360,6 +361,12 @@ def test_the_schedule_of_a_longer_run_follows_its_length(monkeypatch, capsys, op
     assert made.optimizer.schedule.last_epoch == -1
     assert "recipe.max_iters=6 instead of 4: after iteration 2, the learning rate is that of" in capsys.readouterr().out
     assert made.optimizer.algorithm == configured(*options).optimizer.algorithm
+
+
+def test_automatic_class_weights_do_not_change_the_initial_weights_of_a_seed():
+    config, before = composed("dataset.class_weights=auto"), torch.get_rng_state()
+    with_class_weights(config, build_dataset(config.dataset, "train", None))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_class_weights_computed_at_the_start_do_not_make_another_run():

@@ -86,6 +86,15 @@ def test_an_interval_needs_a_search(tmp_path, run_entry):
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize("interval", ["interval(0.3,0.1)", "tag(log,interval(0,0.3))"])
+def test_an_interval_that_a_search_cannot_draw_from_is_named(tmp_path, run_entry, monkeypatch, interval):
+    """Optuna would show a traceback."""
+    monkeypatch.setattr(callback, "_installed", lambda package: True)
+    done = run_entry("train.py", "+sweep=search", f"recipe.lr={interval}", "hydra.sweep.dir=sweep", ok=False)
+    assert done.returncode.startswith(f"error: recipe.lr={interval}: set interval(LOW,HIGH) with LOW <= HIGH")
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_sweep_whose_report_fails_says_so(tmp_path, run_entry):
     """Hydra shows exceptions of callbacks as warnings, and then exits with code 0."""
     (tmp_path / "7").mkdir()

@@ -88,11 +88,11 @@ def test_the_first_step_leaves_a_tenth_of_the_initial_weights():
 def test_the_average_is_validated_and_saved(tmp_path, monkeypatch):
     seen = []
 
-    def evaluate(self, model, *arguments, original=Semantic.evaluate, **named):
+    def evaluate(model, *arguments, original=Semantic.evaluate, **named):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return original(self, model, *arguments, **named)
+        return original(model, *arguments, **named)
 
-    monkeypatch.setattr(Semantic, "evaluate", evaluate)
+    monkeypatch.setattr(Semantic, "evaluate", staticmethod(evaluate))
     training.train(composed("ema=0.5"), tmp_path)
     last, best = (checkpoints.load(tmp_path / name) for name in ("last.pt", "best.safetensors"))
     place = 0 if best.iteration == 2 else 1
@@ -109,3 +109,5 @@ def test_jax_refuses_what_it_does_not_have():
             choose_framework("jax", "cpu").check(composed(option))
     with pytest.raises(ValueError, match="framework=jax runs in a single process without gradient accumulation"):
         choose_framework("jax", "cpu").check(composed("accumulate=2"))
+    with pytest.raises(ValueError, match=r"'dice': remove it, or set loss\.weights\.dice=0"):
+        choose_framework("jax", "cpu").check(composed("loss/term=dice"))

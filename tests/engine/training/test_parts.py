@@ -9,9 +9,8 @@ from hydra.utils import instantiate
 from ccnet import train as training
 from ccnet.engine import checkpoints
 from ccnet.engine.resuming import Identity
-from ccnet.engine.training import TrainingState
+from ccnet.engine.training import TrainingState, freeze, make_optimizer, make_schedule
 from ccnet.engine.training.lr_schedules import WarmupSteps
-from ccnet.engine.training.setup import freeze, make_optimizer, make_schedule
 from ccnet.engine.training.setup.optimizer import lr_factor
 from ccnet.engine.training.steps.torch_step import TorchStep
 from ccnet.models.factory import build, create_model
@@ -125,6 +124,9 @@ def test_the_warm_up_starts_at_a_third_and_each_step_divides_by_ten():
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.6, 0.06, 0.06, 0.006, 0.006])
+    for negative in ({"warmup": -4, "steps": []}, {"warmup": 0, "steps": [8, -6]}):
+        with pytest.raises(ValueError, match="set numbers of iterations of at least 0"):
+            WarmupSteps(optimizer, **negative)
 
 
 def test_norms_and_biases_do_not_decay():

@@ -52,7 +52,8 @@ def test_a_signal_saves_the_run_and_resume_auto_continues_it(
     before = signal.getsignal(signal.SIGINT)
     place = torch_step if during == "train_step" else Semantic
     with monkeypatch.context() as patched:
-        patched.setattr(place, during, at_call(3 if during == "train_step" else 1, kill, getattr(place, during)))
+        killed = at_call(3 if during == "train_step" else 1, kill, getattr(place, during))
+        patched.setattr(place, during, staticmethod(killed))
         with pytest.raises(SystemExit) as ended:
             training.train(composed(), folder)
     assert ended.value.code == stopping.EXIT_CODE == 75

@@ -3,7 +3,7 @@
 import pytest
 from conftest import configured
 
-from ccnet.engine.training.setup import check_batch, with_linear_rule
+from ccnet.engine.training import check_batch, with_length_and_rate
 from ccnet.train import run
 
 
@@ -20,18 +20,18 @@ def test_one_image_at_a_time_is_refused_where_batch_norm_follows_global_pooling(
 
 
 def test_the_data_is_not_read_before(monkeypatch, tmp_path):
-    monkeypatch.setattr("ccnet.data.build_dataset", lambda *_: pytest.fail("the data was read"))
+    monkeypatch.setattr("ccnet.data.build.instantiate", lambda *_, **__: pytest.fail("the data was read"))
     with pytest.raises(ValueError, match=r"needs two: set recipe.batch_size to at least twice accumulate"):
         run("model=pspnet", "recipe.batch_size=1", "logger=none", "device=cpu", folder=tmp_path)
 
 
 def test_the_learning_rate_of_mask_rcnn_follows_the_batch(capsys):
-    config = with_linear_rule(configured("dataset=coco", "recipe.batch_size=2"))
+    config = with_length_and_rate(configured("dataset=coco", "recipe.batch_size=2"))
     assert config.optimizer.algorithm.lr == config.recipe.lr == 0.0025
     assert "learning rate 0.0025: recipe.lr=0.02 for batches of 16 (recipe.base_batch_size), times 2/16" in (
         capsys.readouterr().out
     )
-    assert with_linear_rule(config) is config  # a second time changes nothing
+    assert with_length_and_rate(config) is config  # a second time changes nothing
     for own in (["dataset=coco"], ["dataset=coco", "recipe.batch_size=2", "recipe.base_batch_size=null"], []):
         config = configured(*own)
-        assert with_linear_rule(config) is config
+        assert with_length_and_rate(config) is config

@@ -78,6 +78,8 @@ def test_a_setting_that_wandb_rejects_is_named(tmp_path, monkeypatch):
         started(tmp_path)
     with pytest.raises(ValueError, match="W&B: Invalid project name"):
         WandbRun(tmp_path, name="run", config={}, project="a/b", mode="offline")
+    with pytest.raises(ValueError, match=r"logger\.timeout is -1: set a number of seconds of at least 0"):
+        WandbRun(tmp_path, name="run", config={}, project="ccnet", timeout=-1)
 
 
 @pytest.mark.slow
