@@ -149,7 +149,7 @@ def _dataset_node(config: DictConfig, saved: "Checkpoint") -> Any:
             kept["flip_pairs"] = own["flip_pairs"]
         kept = {key: value for key, value in kept.items() if not checkpoints.is_given(f"dataset.{key}", given)}
         return guards.replaced(config.dataset, **kept)
-    if "dataset" not in saved.config:
+    if not saved.dataset:
         raise ValueError(f"{config.checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR")
     return checkpoints.moved(saved.config, runtime.given_options())["dataset"]
 

@@ -26,7 +26,8 @@ def main(config: DictConfig) -> None:
             f"output={output} is a folder: set the file to write, such as output={output / 'network.onnx'}"
         )
     size = _size(config.size)
-    saved = checkpoints.load(checkpoints.find(config.checkpoint))
+    saved = checkpoints.load(checkpoints.find(config.checkpoint), **config.published)
+    checkpoints.check_published([saved])
     if not evaluation.task_of(saved.config).predicts_label_maps:
         raise ValueError(f"checkpoint={config.checkpoint} detects objects: only segmentation networks can be exported")
     model = checkpoints.network(saved)

@@ -34,10 +34,11 @@ def main(config: DictConfig) -> None:
     scores = _scores(config, saved, dataset)
     stored, note = saved, ""
     if config.half:
-        exact = scores
         stored = replace(saved, weights=checkpoints.half_precision(saved.weights))
-        scores = _scores(config, stored, dataset)
-        note = _note_on_half(exact, scores, config.most_lost)
+        note = " Large tensors are stored in float16."
+        if _differ(saved.weights, stored.weights):
+            exact, scores = scores, _scores(config, stored, dataset)
+            note += _note_on_rounding(exact, scores, config.most_lost)
     stored = replace(stored, scores=scores._asdict())
     protocol = saved.config.get("protocol", {}).get("_target_", "Whole").rpartition(".")[2]
     scored_on = f"Percent on the {len(dataset)} images of the val split, protocol {protocol}."
@@ -57,12 +58,12 @@ def _check_output(output: Path) -> None:
             "another folder"
         )
     taken = [name for name in ("README.md", "config.json", "model.safetensors") if (output / name).exists()]
-    if taken and not checkpoints.is_folder(output):
+    if taken and not checkpoints.holds_network(output):
         raise ValueError(f"{output / taken[0]} belongs to something else and would be overwritten: set output=FOLDER")
 
 
 def _validation_set(config: DictConfig, saved: "Checkpoint") -> Any:
-    if "dataset" not in saved.config:
+    if not saved.dataset:
         raise ValueError(f"{config.checkpoint} does not name its data set: publish a run")
     node: Any = OmegaConf.create(checkpoints.moved(saved.config, runtime.given_options())["dataset"])
     data.check_root(node, ["val"])
@@ -84,7 +85,12 @@ def _scores(config: DictConfig, saved: "Checkpoint", dataset: Any) -> Any:
     return result.scores
 
 
-def _note_on_half(exact: Any, rounded: Any, most_lost: float) -> str:
+def _differ(exact: dict[str, Any], rounded: dict[str, Any]) -> bool:
+    """Return whether rounding has changed a weight; False for a network that was published in float16 before."""
+    return any(not tensor.equal(rounded[key].to(tensor.dtype)) for key, tensor in exact.items())
+
+
+def _note_on_rounding(exact: Any, rounded: Any, most_lost: float) -> str:
     """Return a sentence for the model card about the scores before rounding to float16.
 
     Raises:
@@ -97,7 +103,7 @@ def _note_on_half(exact: Any, rounded: Any, most_lost: float) -> str:
             f"float16 costs {before - after:.2f} points of {name} ({before:.2f} instead of {after:.2f}), more than "
             f"most_lost={most_lost}: keep float32 with half=false"
         )
-    return f" Large tensors are stored in float16; with the run's float32 weights, {name} is {before:.2f}."
+    return f" With the run's float32 weights, {name} is {before:.2f}."
 
 
 def _record(config: DictConfig, path: Path) -> dict[str, Any]:

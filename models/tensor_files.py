@@ -76,16 +76,28 @@ def read(path: Path) -> TensorFile:
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except pickle.UnpicklingError as error:  # torch's own message suggests loading it anyway
-        raise ValueError(
-            f"{path} is not a checkpoint of this project: it contains more than tensors and plain values, which could "
-            "run code. If it is a published checkpoint from a source that you trust, save only its tensors: "
-            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
-        ) from error
     except OSError:
         raise
     except Exception as error:  # each kind of damage raises a different error
-        raise ValueError(f"{path} is not a checkpoint of this project, or it is damaged: {error}") from error
+        raise ValueError(_explained(error, path)) from error
+
+
+def _explained(error: Exception, path: Path) -> str:
+    """Return why a file cannot be read."""
+    with open(path, "rb") as file:
+        start = file.read(8)  # in a tensor file, the length of the header, or the signature of a format
+    if all(32 <= byte < 127 or byte in b"\r\n\t" for byte in start):
+        error = ValueError(
+            f"it is {'a text file' if start else 'empty'}; a download may have saved a web page or a Git LFS pointer "
+            "in its place"
+        )
+    if isinstance(error, pickle.UnpicklingError):  # torch's own message suggests loading it anyway
+        return (
+            f"{path} is not a checkpoint of this project: it contains more than tensors and plain values, which could "
+            "run code. If it is a published checkpoint from a source that you trust, save only its tensors: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+        )
+    return f"{path} is not a checkpoint of this project, or it is damaged: {error}"
 
 
 def _read_safetensors(path: Path) -> TensorFile:

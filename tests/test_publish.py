@@ -47,6 +47,12 @@ def test_a_run_is_published_with_its_records_and_the_scores_of_the_stored_weight
     (scores,) = tmp_path.glob("outputs/evaluate/*/model_val_whole.json")  # not in the folder of the package
     stated = json.loads((packaged / "config.json").read_text())["scores"]
     assert json.loads(scores.read_text())["miou"] == stated["miou"]
+    assert "Large tensors are stored in float16. With the run's float32 weights, mIoU is" in card
+    again = tmp_path / "again"
+    run_entry("publish.py", f"checkpoint={packaged}", f"output={again}", *HERE)
+    assert "Large tensors are stored in float16.\n" in (again / "README.md").read_text()  # the run's score is unknown
+    first, second = (load_file(folder / "model.safetensors") for folder in (packaged, again))
+    assert first.keys() == second.keys() and all(torch.equal(tensor, second[key]) for key, tensor in first.items())
 
 
 def test_predict_without_a_checkpoint_uses_the_packaged_network(packaged, run_entry, tmp_path):
@@ -81,6 +87,12 @@ def test_publishing_overwrites_neither_a_run_nor_the_files_of_something_else(run
     done = run_entry("publish.py", f"checkpoint={run_folder}", f"output={tmp_path}", *HERE, ok=False)
     assert f"error: {tmp_path}/README.md belongs to something else and would be overwritten" in done.stderr
     assert not (run_folder / "model.safetensors").exists() and (tmp_path / "README.md").read_text() == "mine"
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')  # a network of another project
+    (tmp_path / "model.safetensors").write_text("theirs")
+    done = run_entry("publish.py", f"checkpoint={run_folder}", f"output={tmp_path}", *HERE, ok=False)
+    assert f"error: {tmp_path}/config.json belongs to something else and would be overwritten" in done.stderr
+    assert (tmp_path / "model.safetensors").read_text() == "theirs"
 
 
 def test_predict_says_that_the_packaged_network_is_missing(run_entry, monkeypatch, tmp_path):

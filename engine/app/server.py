@@ -25,7 +25,7 @@ def serving(viewer: Viewer, *, host: str, port: int | None, max_upload_mb: float
         max_upload_mb: the maximum size of an upload in 10^6 bytes.
 
     Raises:
-        OSError: the port is in use.
+        OSError: the port is in use, or this machine has no such address.
     """
     with tempfile.TemporaryDirectory(prefix="ccnet-app-") as name:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
@@ -39,24 +39,30 @@ def serving(viewer: Viewer, *, host: str, port: int | None, max_upload_mb: float
         page = build_page(viewer, examples, Path(name) / "downloads")
         page.queue(max_size=32)
         try:
-            page.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                quiet=True,
-                show_error=True,
-                max_file_size=int(1e6 * max_upload_mb),
-                footer_links=[],
-                run_history=False,
-                enable_monitoring=False,
-                ssr_mode=False,
-                mcp_server=False,
-                pwa=False,
-                # By default, the theme would load its fonts from Google.
-                theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-                css=CSS,
-                prevent_thread_lock=True,
-            )
+            try:
+                page.launch(
+                    server_name=host,
+                    server_port=port,
+                    share=False,
+                    quiet=True,
+                    show_error=True,
+                    max_file_size=int(1e6 * max_upload_mb),
+                    footer_links=[],
+                    run_history=False,
+                    enable_monitoring=False,
+                    ssr_mode=False,
+                    mcp_server=False,
+                    pwa=False,
+                    # By default, the theme would load its fonts from Google.
+                    theme=Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                    css=CSS,
+                    prevent_thread_lock=True,
+                )
+            except OSError as error:  # Gradio's advice, another variable or argument, would have no effect here
+                raise OSError(
+                    f"host={host} port={port} cannot be used: the port is taken, or the host is not an address of this "
+                    "machine. Set another port; port=null is the first free one from 7860"
+                ) from error
             yield page
         finally:
             page.close(verbose=False)

@@ -10,9 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from ...data.reading.image_files import read_image, size_of
-from ...models.criss_cross import CrissCrossAttention
 from ..drawing import attention_title, blend, draw_attention, save_mask, save_overlay
-from ..prediction import Prediction, TrainedNetwork, attention_of_point
+from ..prediction import Prediction, TrainedNetwork, attention_of_point, criss_cross_of
 from .legend_html import legend_html
 
 # Maximum length in pixels of an overlay's longer side on the page. Smaller images are enlarged here, because Gradio
@@ -140,7 +139,7 @@ class Viewer:
             point: (y, x) in pixels of the image.
         """
         network = self.networks[index]
-        if not any(isinstance(module, CrissCrossAttention) for module in network.module.modules()):
+        if criss_cross_of(network.module) is None:
             return []
         (y, x), (height, width) = point, answer.pixels.shape[:2]
         scaled = self._scaled(network, answer.pixels)

@@ -1,6 +1,6 @@
 from .export import export_onnx as export_onnx
 from .folders import half_precision as half_precision
-from .folders import is_folder as is_folder
+from .folders import holds_network as holds_network
 from .folders import write_folder as write_folder
 from .locations import located as located
 from .locations import locations_in as locations_in

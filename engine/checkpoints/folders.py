@@ -52,13 +52,25 @@ def is_folder(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
+def holds_network(path: Path) -> bool:
+    """Return whether :func:`write_folder` has written the files in a folder, and not another project."""
+    try:
+        return is_folder(path) and _is_ours(json.loads((path / CONFIG).read_text(encoding="utf-8")))
+    except ValueError:
+        return False
+
+
 def from_folder(weights: dict[str, Tensor], config: Path) -> Checkpoint:
     """Return the checkpoint of untrusted weights and the untrusted config.json that belongs to them."""
     content = json.loads(config.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.keys() != _FIELDS:
+    if not _is_ours(content):
         raise ValueError(f"{config.name} must have exactly the keys {', '.join(sorted(_FIELDS))}")
     content["scores"] = _with_nan(content["scores"])
     return Checkpoint(weights, **content)
+
+
+def _is_ours(content: Any) -> bool:
+    return isinstance(content, dict) and content.keys() == _FIELDS
 
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:

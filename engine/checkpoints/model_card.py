@@ -5,7 +5,7 @@ Everything in the card comes from the checkpoint and the records of its run.
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -76,7 +76,7 @@ a different one.
 ```python
 import ccnet
 
-network = ccnet.from_pretrained({quoted})
+network = ccnet.from_pretrained({quoted})  # from Hugging Face: {on_hub}
 {outputs} = network.predict("{file}")
 ```
 {images}
@@ -112,6 +112,7 @@ def model_card(
     return _CARD.format(
         name=name,
         quoted=json.dumps(name, ensure_ascii=False),
+        on_hub=json.dumps(f"OWNER/{name}", ensure_ascii=False),
         kind="instance-segmentation" if detects else "semantic-segmentation",
         purpose=f"finds objects of {number} classes in {image}"
         if detects
@@ -120,11 +121,17 @@ def model_card(
         images=_images(saved),
         outputs="labels, scores, boxes, masks, overlay" if detects else "labels, probabilities, overlay",
         licence_name="data-set-terms" if own_data(saved) or inherited_data(saved) else "unknown",
-        classes=", ".join(saved.classes),
+        classes=_listed(saved.classes),
         data=_data(saved),
         training=_training(saved, record),
         scores=_scored(saved, scores, scored_on),
     )
+
+
+def _listed(classes: Sequence[str]) -> str:
+    """Return the names of the classes, in quotes if one of them contains a comma."""
+    quoted = any("," in name for name in classes)
+    return ", ".join(json.dumps(name, ensure_ascii=False) if quoted else name for name in classes)
 
 
 def record_of(result: Mapping[str, Any]) -> dict[str, Any]:

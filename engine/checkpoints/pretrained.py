@@ -8,6 +8,7 @@ from ...conf import CONF
 from .folders import CONFIG, WEIGHTS
 
 DEFAULT = "ccnet_mobilenetv2_camvid"
+DOWNLOAD_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 PACKAGED = (DEFAULT,)  # names; each is a folder in models/pretrained
 _FOLDER = CONF.parent / "models" / "pretrained"
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -33,8 +34,7 @@ def download(repository: str, **options: Any) -> Path:
 
     Args:
         repository: the repository's id, "OWNER/NAME".
-        **options: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``force_download`` of
-            ``huggingface_hub.snapshot_download``.
+        **options: the ``DOWNLOAD_OPTIONS`` of ``huggingface_hub.snapshot_download``.
 
     Raises:
         FileNotFoundError: `repository` is not an id, or there is no such repository.

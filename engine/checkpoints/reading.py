@@ -73,9 +73,15 @@ def load(path: Path, **published: Any) -> Checkpoint:
     return checkpoint
 
 
-def check_published(loaded: Sequence[Checkpoint]) -> None:
-    """Raise ValueError if the command line sets an option of published checkpoints and none of these is one."""
-    options = [name for name in given_options() if name.startswith("published.")]
+def check_published(loaded: Sequence[Checkpoint], options: Sequence[str] | None = None) -> None:
+    """Raise ValueError if options of published checkpoints are set and none of these is one.
+
+    Args:
+        loaded: the checkpoints.
+        options: the names of the options that are set; None for those on the command line.
+    """
+    if options is None:
+        options = [name for name in given_options() if name.startswith("published.")]
     if options and not any(saved.is_published for saved in loaded):
         raise ValueError(
             f"{', '.join(options)} would have no effect, because {loaded[0].source} is not a published checkpoint and "

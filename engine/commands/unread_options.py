@@ -7,6 +7,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ...conf import CONF
+from ...models.factory import compose_conf
 from ..checkpoints.options import CHECKED, flat, is_within
 from ..guards.settings import plain, replaced
 from ..runtime.overrides import given_options, given_overrides
@@ -34,6 +36,8 @@ def refuse_unread(config: DictConfig, name: str) -> None:
         raise ValueError(f"{option} cannot be set, because it follows from {_DETERMINED[option]}: remove it")
     overrides = given_overrides()
     added = {option.lstrip("+"): value for option, value in overrides.items() if option.startswith("+")}
+    for group in _unread_groups(config, added, name):
+        raise ValueError(f"+{group}={added[group]} adds settings that this command does not read: remove it")
     for option in _unread(config, added):
         # Without the +, it is reported like any other unknown option; "" if ++ has set one that exists.
         groups = [f"{key}={value}" for key, value in overrides.items() if isinstance(value, str | list)]
@@ -52,6 +56,18 @@ def without_effect(config: DictConfig) -> list[str]:
         f"{option} has no effect, because no other setting of this run uses it"
         for option in (*_unread(config, given), *unused)
     ]
+
+
+def _unread_groups(config: DictConfig, added: Mapping[str, Any], name: str) -> list[str]:
+    """Return the added config groups whose part the file `name` lacks, such as `model` for export.py.
+
+    Hydra itself proposes to add them if they are set without ``+``.
+    """
+    groups = [option for option in added if (CONF / option).is_dir() and option.partition("/")[0] in config]
+    if not groups or not (CONF / f"{name}.yaml").is_file():
+        return []
+    own = compose_conf([], name)
+    return [option for option in groups if option.partition("/")[0] not in own]
 
 
 def _unread(config: DictConfig, given: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 from .attention_maps import attention_of_point as attention_of_point
 from .attention_maps import check_attention as check_attention
+from .attention_maps import criss_cross_of as criss_cross_of
 from .ground_truth import GroundTruth as GroundTruth
 from .inputs import InputImage as InputImage
 from .inputs import SkippedImages as SkippedImages

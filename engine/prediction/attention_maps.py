@@ -10,11 +10,21 @@ from ...kernels import criss_cross_attention, criss_cross_weights
 from ...models.criss_cross import CrissCrossAttention
 
 
+def criss_cross_of(model: nn.Module) -> CrissCrossAttention | None:
+    """Return the network's criss-cross attention module; None if it has none.
+
+    Those of ``hv`` and ``hv_vh`` are several modules that attend along rows or columns only, so that the map of one of
+    them would hide most of what a point attends to.
+    """
+    modules = [module for module in model.modules() if isinstance(module, CrissCrossAttention)]
+    return modules[0] if len(modules) == 1 else None
+
+
 def check_attention(model: Any) -> CrissCrossAttention:
     """Return the network's criss-cross attention module; raise ValueError if it has none or runs in JAX."""
     if not isinstance(model, nn.Module):
         raise ValueError("attention=... needs a torch network: remove framework=jax, the weights are the same")
-    attention = next((module for module in model.modules() if isinstance(module, CrissCrossAttention)), None)
+    attention = criss_cross_of(model)
     if attention is None:
         raise ValueError("attention=...: this network has no criss-cross attention (it is another model, or R = 0)")
     return attention

@@ -19,7 +19,7 @@ from ...data.reading.image_files import array_image, in_channels, read_image
 from ..checkpoints import networks, reading
 from ..checkpoints.folders import write_folder
 from ..checkpoints.model_card import model_card
-from ..checkpoints.pretrained import PACKAGED, download
+from ..checkpoints.pretrained import DOWNLOAD_OPTIONS, PACKAGED, download
 from ..checkpoints.record import Checkpoint
 from ..drawing.label_images import blend
 from ..drawing.objects import draw_objects
@@ -71,7 +71,8 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
     """A trained network with its classes; calling it runs the torch network.
 
     ``save_pretrained(FOLDER)`` writes config.json, model.safetensors and a model card, which
-    ``push_to_hub("OWNER/NAME")`` uploads to Hugging Face; see ``huggingface_hub.ModelHubMixin`` for their options.
+    ``push_to_hub("OWNER/NAME")`` uploads to Hugging Face; see ``huggingface_hub.ModelHubMixin`` for their options. The
+    weights are in float32, and the card lacks the run's records, unlike those of publish.py.
 
     Args:
         saved: the checkpoint.
@@ -181,13 +182,16 @@ def load(path: str | Path, *, device: str = "auto", **published: Any) -> Trained
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, is damaged, or references code that is not allowed.
+        ValueError: the file is not a checkpoint, is damaged, or references code that is not allowed; or ``published``
+            is set for the checkpoint of a run.
 
     Example:
         >>> network = ccnet.load("outputs/ccnet_folder/2026-11-26_10-00-00")
         >>> labels, probabilities, overlay = network.predict("photo.jpg")
     """
-    return TrainedNetwork(reading.load(reading.find(path), **published), device=device)
+    saved = reading.load(reading.find(path), **published)
+    reading.check_published([saved], [*published])
+    return TrainedNetwork(saved, device=device)
 
 
 def from_pretrained(name: str | Path, *, device: str = "auto", **options: Any) -> TrainedNetwork:
@@ -199,8 +203,8 @@ def from_pretrained(name: str | Path, *, device: str = "auto", **options: Any) -
         name: "ccnet_mobilenetv2_camvid"; a folder written by ``save_pretrained``, or anything else that :func:`load`
             accepts; or a Hugging Face repository "OWNER/NAME", unless there is a folder of this name.
         device: the name of a torch device; "auto" for a GPU if there is one and the CPU otherwise.
-        **options: options of the download: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and
-            ``force_download``.
+        **options: options of the download, which local networks ignore: ``revision``, ``token``, ``cache_dir``,
+            ``local_files_only`` and ``force_download``; or those of :func:`load` for a published checkpoint.
 
     Raises:
         FileNotFoundError: there is no such network.
@@ -211,8 +215,9 @@ def from_pretrained(name: str | Path, *, device: str = "auto", **options: Any) -
         >>> network = ccnet.from_pretrained("ccnet_mobilenetv2_camvid")
         >>> labels, probabilities, overlay = network.predict("photo.jpg")
     """
-    is_local = name in PACKAGED or given_path(name).exists()
-    return load(name if is_local else download(str(name), **options), device=device)
+    if not (name in PACKAGED or given_path(name).exists()):
+        return load(download(str(name), **options), device=device)
+    return load(name, device=device, **{key: value for key, value in options.items() if key not in DOWNLOAD_OPTIONS})
 
 
 def write_card(

@@ -121,6 +121,12 @@ def _layout(
         trained = settings(str(meta.get("config") or meta.get("cfg") or ""), name)
         aligned = trained.align_corners if align_corners is None else align_corners
         return mmseg.layout(tensors, recurrence=recurrence, align_corners=aligned, trained=trained), trained.crop
+    if any(key.startswith("backbone.net.") for key in tensors):
+        raise ValueError(
+            "its tensors are those of a network of this project, but the configuration that builds it is missing: pass "
+            "best.safetensors or last.pt of the run, or model.safetensors in a folder with its config.json; in Python, "
+            "create_model(...).load_state_dict(...) loads a state dict"
+        )
     raise ValueError(
         f"its tensor names ({', '.join(list(tensors)[:3])}, ...) match neither the CCNet authors' layout (layer1, "
         "head.conva, dsn) nor mmsegmentation's (backbone, decode_head, auxiliary_head)"

@@ -7,7 +7,7 @@ import torch
 from published_networks import PUBLISHED, random_states, written_files  # noqa: F401, fixtures
 from published_states import HEAD
 
-from ccnet.models import import_checkpoint
+from ccnet.models import create_model, import_checkpoint
 from ccnet.models.published import importing
 
 pytestmark = pytest.mark.slow
@@ -75,6 +75,8 @@ def test_errors_for_other_networks_list_the_nearest_names(states):
     psp = {key.replace("head.conva", "head.0.stages"): tensor for key, tensor in states["authors"].items()}
     refused(psp, "of the authors' networks, only ccnet can be imported: its head has bottleneck, .*; this one has 0")
     refused({"layer1.0.weight": torch.zeros(1)}, r"its tensor names \(layer1\.0\.weight, \.\.\.\) match neither")
+    own = create_model("fcn", num_classes=2, backbone="resnet10t", head__channels=8)
+    refused(own.state_dict(), "tensors are those of a network of this project, but the configuration that builds it is")
     refused({}, "it contains no state dict")
     refused({"epoch": 3}, "it contains no state dict")
 
@@ -196,3 +198,17 @@ def test_a_pickled_object_is_not_run(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"cut\.pth is not a checkpoint of this project, or it is damaged"):
         import_checkpoint(tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize("name", ["network.pth", "network.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("version https://git-lfs.github.com/spec/v1\n", "a text file"), ("<html>\r\n", "a text file"), ("", "empty")],
+)
+def test_a_file_that_a_failed_download_left_is_named_as_such(name, content, message, tmp_path):
+    """Advice on files with more than tensors, which torch takes a text for, would lead the user astray."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(
+        ValueError, match=f"{name} is not a checkpoint of this project, or it is damaged: it is {message};"
+    ):
+        import_checkpoint(tmp_path / name)

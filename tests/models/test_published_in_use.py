@@ -1,6 +1,7 @@
 """Published files in the project's own format, in evaluate.py and predict.py, and as the start of training."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from published_networks import (  # noqa: F401, fixtures
 from published_states import HEAD
 from safetensors.torch import save_file
 
+import ccnet
 from ccnet.engine import checkpoints
 from ccnet.engine.checkpoints import reading
 from ccnet.models.published import importing
@@ -64,10 +66,26 @@ def test_evaluate_and_predict_accept_a_published_file(states, run_entry, written
     mask = torch.frombuffer(bytearray(Image.open(tmp_path / "p" / f"{picture.stem}.png").tobytes()), dtype=torch.uint8)
     assert (mask.view(48, 64) == want).float().mean() > 0.999
 
-    message = run_entry("evaluate.py", *options, ok=False).stderr
-    assert "does not name its data set: set dataset=NAME dataset.root=DIR" in message
+    network = ccnet.from_pretrained(path, device="cpu", recurrence=1)  # not ignored, as options of a download are
+    assert network.module.head.recurrence == 1
+    network.save_pretrained(tmp_path / "folder")
+    for checkpoint in (path, tmp_path / "folder"):
+        message = run_entry("evaluate.py", f"checkpoint={checkpoint}", "device=cpu", ok=False).stderr
+        assert f"{checkpoint} does not name its data set: set dataset=NAME dataset.root=DIR" in message
+    (tmp_path / "folder" / "model.safetensors").unlink()
     message = run_entry("evaluate.py", *options, "dataset=camvid", f"dataset.root={camvid_root}", ok=False).stderr
     assert "has 3 classes (class 0, class 1, class 2) but the data set has 11 (Sky," in message
+
+
+def test_export_takes_the_settings_of_a_published_file(states, run_entry, written, tmp_path, monkeypatch):
+    """The error for a file that was trained with another R asks for ``published.recurrence``."""
+    exported = Mock(return_value=0.0)
+    monkeypatch.setattr(checkpoints, "export_onnx", exported, raising=False)
+    path = written({"state_dict": states["ccnet"], "meta": {"config": "recurrence=1"}})
+    command = ("export.py", f"checkpoint={path}", f"output={tmp_path / 'net.onnx'}")
+    assert "with recurrence=1, not 2: set published.recurrence=1" in run_entry(*command, ok=False).stderr
+    run_entry(*command, "published.recurrence=1")
+    assert exported.call_args.args[0].head.recurrence == 1
 
 
 def test_training_can_start_from_a_published_file(states, run_entry, written, tmp_path):

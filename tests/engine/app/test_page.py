@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -76,6 +77,14 @@ def test_requests_are_not_logged(server, caplog):
     with caplog.at_level(logging.INFO):
         assert httpx.get(server).status_code == 200
     assert [record.getMessage() for record in caplog.records if record.name == "httpx"] == []
+
+
+def test_a_port_in_use_is_named_with_the_option_that_changes_it(server, viewer, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # restored afterwards: the server uses it
+    port = int(server.rstrip("/").rpartition(":")[2])
+    message = f"^host=127.0.0.1 port={port} cannot be used: the port is taken.*Set another port; port=null"
+    with pytest.raises(OSError, match=message), app.serving(viewer, host="127.0.0.1", port=port, max_upload_mb=1):
+        pass
 
 
 def upload(page, path):

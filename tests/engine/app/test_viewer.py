@@ -75,8 +75,9 @@ def test_attention_is_drawn_around_the_point_that_was_clicked(viewer, photo):
         assert made.image.shape == (80, 120, 3)
         assert tuple(made.image[20, 90]) == (0, 230, 118)  # the mark
     assert viewer.point_of(answer, (5000, -3)) == (0, 119)  # a click on the edge may be rounded to outside
-    plain = Viewer({"fcn": TrainedNetwork(stand_in("fcn"), device="cpu")})
-    assert plain.attention(plain.answer(photo), 0, (1, 1)) == []
+    for name in ("fcn", "hv_vh"):  # whose attention is not criss-cross
+        other = Viewer({name: TrainedNetwork(stand_in(name), device="cpu")})
+        assert other.attention(other.answer(photo), 0, (1, 1)) == []
 
 
 def test_large_images_are_drawn_smaller_and_stay_aligned(viewer, network, monkeypatch, tmp_path):

@@ -87,7 +87,7 @@ def test_a_folder_holds_the_network_and_nothing_of_the_machine(network, folder):
 def test_a_card_says_what_the_network_was_trained_on_and_how_well_it_does(folder):
     card = (folder / "README.md").read_text()
     assert huggingface_hub.ModelCard(card).data.license == "other"
-    assert 'ccnet.from_pretrained("street")' in card
+    assert 'ccnet.from_pretrained("street")  # from Hugging Face: "OWNER/street"\n' in card
     data = " ".join(card.split())
     assert "Trained on the training split of CamVid" in data and "research use only" in data
     assert "| recurrence R | 2 |" in card and "| backbone | resnet10t |" in card
@@ -140,6 +140,13 @@ def test_a_card_describes_the_task_and_the_images_of_its_network(network):
     assert "\n\nIn images of more than 8 bits, 0 is black and 4095 is white.\n\n## Data" in text
     assert "finds objects of 11 classes in an image of 5 channels: Sky, " in text
     assert "labels, scores, boxes, masks, overlay = network.predict" in text and "semantic" not in text.split("#")[0]
+
+
+def test_a_card_separates_class_names_with_commas(network):
+    classes = ["road, street", 'a "sign"', *network.classes[2:]]
+    assert '11 classes: "road, street", "a \\"sign\\"", "Pole", ' in model_card(
+        replace(network._saved, classes=classes), "street", record={}
+    )
 
 
 def test_a_card_says_if_its_scores_are_of_images_that_the_network_was_trained_on():

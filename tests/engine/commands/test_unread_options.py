@@ -1,5 +1,7 @@
 """An option on the command line that has no effect is refused, or a run warns of it."""
 
+import re
+
 import pytest
 from conftest import TINY
 
@@ -36,6 +38,13 @@ def test_every_command_refuses_them():
     for name in ("predict", "benchmark"):
         with pytest.raises(ValueError, match="There is no option num_worker"):
             refuse("+num_worker=2", name=name)
+
+
+@pytest.mark.parametrize("added", ["+model=fcn", "+model/context=rcca", "+protocol=slide"])
+def test_an_added_group_that_the_command_does_not_read_is_refused(added):
+    """Hydra's message for ``export.py model=fcn`` proposes +model=fcn, as if the checkpoint did not determine it."""
+    with pytest.raises(ValueError, match=f"^{re.escape(added)} adds settings that this command does not read: remove"):
+        refuse(added, name="export")
 
 
 def test_an_added_option_that_something_reads_is_accepted():

@@ -58,6 +58,7 @@ def test_attention_maps_reject_networks_without_attention_and_points_outside(ccn
     for point in ((41, 3), (-1, 3), (3,)):
         with pytest.raises(ValueError, match=r"is outside the image: set \[y,x\] within 41x57 pixels"):
             attention_of_point(ccnet, image, point)
-    other = create_model("fcn", num_classes=5, backbone="resnet10t", head__channels=16).eval()
-    with pytest.raises(ValueError, match="has no criss-cross attention"):
-        attention_of_point(other, image, (1, 1))
+    for name in ("fcn", "hv"):  # HV attends to the whole image in one pass, but each of its modules to one line
+        other = create_model(name, num_classes=5, backbone="resnet10t", head__channels=16).eval()
+        with pytest.raises(ValueError, match="has no criss-cross attention"):
+            attention_of_point(other, image, (1, 1))

@@ -71,6 +71,14 @@ def test_other_inputs_are_refused(trained, image, message):
         ccnet.load(trained[0], device="cpu").predict(image)
 
 
+def test_options_of_published_checkpoints_are_refused_for_a_run(trained):
+    """Its configuration determines them: with recurrence=1, a network of R = 2 would have been returned."""
+    for load in (ccnet.load, ccnet.from_pretrained):
+        with pytest.raises(ValueError, match=r"^recurrence would have no effect, because .*best.safetensors is not a"):
+            load(trained[0], device="cpu", recurrence=1)
+    assert ccnet.from_pretrained(trained[0], device="cpu", revision="main").classes == ["road", "car", "sky"]
+
+
 def test_options_from_python_are_checked_like_those_of_the_command_line(trained):
     with pytest.raises(ValueError, match=r"a resumed run keeps its own configuration: remove recipe.lr=0.5"):
         run(f"resume={trained[0]}", "recipe.lr=0.5", folder=trained[0])
