@@ -10,15 +10,15 @@ TRITON := 3.6 3.7 3.8 3.9
 demo: .venv/installed  ## train CCNet on the embedded data set, about two minutes on a laptop
 	$(BIN)/python train.py
 
-# Processes of one thread each: small networks do not get faster with more threads. One more than two cores, because
-# many tests wait for other processes.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+# Processes of one thread each: small networks do not get faster with more threads.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal
 
 check: lint  ## what to run before a commit, under two minutes on two cores
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 2 -m "not slow"
 
+# One process more than two cores, because many tests wait for other processes.
 test: lint  ## everything that must hold, without a GPU or a data set
-	$(PYTEST)
+	$(PYTEST) -n 3
 
 # pyright does not see how pip installs an editable package, hence the link named `ccnet`.
 lint: .venv/installed  ## ruff and pyright

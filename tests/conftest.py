@@ -1,6 +1,7 @@
 """Shared fixtures: generated data sets in real layouts, and the entry points as a user runs them."""
 
 import copy
+import gc
 import importlib.metadata
 import io
 import itertools
@@ -10,9 +11,10 @@ import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, settings
+from omegaconf import OmegaConf
 from PIL import Image
 
 
@@ -60,9 +63,23 @@ SHORT = [
 ]  # fmt: skip
 TINY = [*SHORT, "recipe.head.channels=16", "dataset.train.length=8", "dataset.val.length=3", "dataset.size=65"]
 TINY_CAMVID = [
-    *SHORT, "dataset=camvid", "backbone=resnet10t", "backbone.pretrained=false", "recipe.head.channels=16",
-    "recipe.train_transform.crop_size=[65,81]",
+    *SHORT, "dataset=camvid", "backbone=beacons", "recipe.head.channels=16", "recipe.train_transform.crop_size=[65,81]",
 ]  # fmt: skip
+
+
+@cache
+def _parsed(path, changed, load=OmegaConf.load):
+    return load(path)
+
+
+def _load_once(file, load=OmegaConf.load):
+    """Parse each YAML file once: a command line is composed two or three times from about twenty of them."""
+    if isinstance(file, io.TextIOWrapper):
+        return copy.deepcopy(_parsed(file.name, os.stat(file.name).st_mtime_ns))
+    return load(file)
+
+
+OmegaConf.load = _load_once  # a quarter of the time that Hydra takes
 
 
 @cache
@@ -99,6 +116,11 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     train(composed(), folder)
     return folder
+
+
+def pytest_collection_finish():
+    """Exempt what exists before the first test from garbage collection: a full one took most of a second."""
+    gc.freeze()
 
 
 # For tests/fuzzing.py; profiles registered by a test module would be too late for --hypothesis-profile=thorough.
@@ -219,6 +241,46 @@ def forkserver():
         "ccnet.engine.evaluation.tasks.semantic", "ccnet.engine.training.wandb_logger",
     ])  # fmt: skip
     return context
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Have the server above fork data workers: where JAX is loaded, a run spawns them, and each imports torch anew."""
+    forkserver()
+    monkeypatch.setattr("ccnet.data.loader._start_method", lambda num_workers: "forkserver" if num_workers else None)
+
+
+def forked(
+    script: str, arguments: Sequence[object], *, output: Path, cwd: Path, environment=(), hook=None
+) -> BaseProcess:
+    """Start an entry point in a process that the server above forks, which saves the seconds of importing torch.
+
+    Args:
+        script: such as "train.py".
+        arguments: those of the command line.
+        output: the file for all that it prints.
+        cwd: the folder to run in.
+        environment: variables to set.
+        hook: a function to call in the process before the entry point.
+    """
+    options = (script, [*map(str, arguments)], output, cwd, dict(environment), hook)
+    process = forkserver().Process(target=_run_forked, args=options)
+    process.start()
+    return process
+
+
+def _run_forked(script, arguments, output, cwd, environment, hook):
+    os.setsid()
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ |= environment
+    multiprocessing.set_start_method("fork", force=True)  # data workers must not inherit the server's start method
+    os.chdir(cwd)
+    sys.argv = [str(ROOT / script), *arguments]
+    if hook:
+        hook()
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def members(group: int) -> list[int]:

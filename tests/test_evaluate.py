@@ -4,12 +4,10 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, composed, torchrun_variables
+from conftest import PATIENCE, ROOT, composed, forked, torchrun_variables
 from PIL import Image
 
 from ccnet import train as training
@@ -36,15 +34,12 @@ def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_ent
     assert f"one/best_val_whole.json holds the scores of checkpoint={finished / 'best.safetensors'}" in done.stderr
     command = (*command, f"output={tmp_path / 'two'}")
     first, second = torchrun_variables()
-    other = subprocess.Popen(
-        [sys.executable, "evaluate.py", *command],
-        cwd=ROOT, env=os.environ | second, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    other = forked("evaluate.py", command, output=tmp_path / "printed", cwd=tmp_path, environment=second)
     for name, value in first.items():
         monkeypatch.setenv(name, value)
     done = run_entry("evaluate.py", *command)
-    assert other.communicate()[0] == ""  # only the first process reports
-    assert other.returncode == 0
+    other.join(PATIENCE)
+    assert (other.exitcode, (tmp_path / "printed").read_text()) == (0, "")  # only the first process reports
     assert done.stdout.count("mIoU") == 1
     one, two = (json.loads((tmp_path / part / "best_val_whole.json").read_text()) for part in ("one", "two"))
     for scores in (one, two):

@@ -1,59 +1,48 @@
 """Entry points start fast: they load torch and other slow modules only when needed."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 pytestmark = pytest.mark.slow
 
 
 SLOW = {"torch", "torchvision", "timm", "matplotlib", "numpy", "PIL", "jax", "wandb"}
 
-# Run an entry point as a user does, then write the names of the loaded modules.
+# Run one command line after the other as a user does, and print how each ended and which modules it has loaded.
 OBSERVED = """
-import atexit, json, os, runpy, sys
+import io, json, runpy, sys
+from contextlib import redirect_stderr, redirect_stdout
 
-def report():
-    with open(os.environ["OBSERVED"], "w") as file:
-        json.dump(sorted({name.partition(".")[0] for name in sys.modules}), file)
-
-atexit.register(report)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__") if sys.argv[0].endswith(".py") else exec(sys.argv[0])
+ended = []
+for command in json.loads(sys.argv[1]):
+    sys.argv = command
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(out):
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code
+    ended.append((bool(code), f"{out.getvalue()} {code}", sorted({name.partition(".")[0] for name in sys.modules})))
+import ccnet.engine.sweeps.report
+print(json.dumps([ended, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
 
-
-def observed(tmp_path, *command):
-    """Run a command in a new process; return it with the modules that it loaded."""
-    done = subprocess.run(
-        [sys.executable, "-c", OBSERVED, *map(str, command)],
-        cwd=tmp_path, env=os.environ | {"OBSERVED": str(tmp_path / "seen")}, capture_output=True, text=True,
-    )  # fmt: skip
-    return done, json.loads((tmp_path / "seen").read_text())
+COMMANDS = [
+    (["modle=ccnet"], "Could not override 'modle'"),
+    (["model=ccnett"], "Could not find 'model/ccnett'"),
+    (["dataset=camvid", "dataset.root=/nowhere"], "error: dataset.root=/nowhere is not a folder"),
+    (["--help"], "# decay of a moving average of the weights"),  # after which Hydra runs no other command
+]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "answer", "code"),
-    [
-        (["--help"], "# decay of a moving average of the weights", 0),
-        (["modle=ccnet"], "Could not override 'modle'", 1),
-        (["model=ccnett"], "Could not find 'model/ccnett'", 1),
-        (["dataset=camvid", "dataset.root=/nowhere"], "error: dataset.root=/nowhere is not a folder", 1),
-    ],
-)
-def test_help_and_user_errors_do_not_load_torch(tmp_path, arguments, answer, code):
-    done, modules = observed(tmp_path, ROOT / "train.py", *arguments)
-    assert done.returncode == code
-    assert answer in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert SLOW.isdisjoint(modules)
-
-
-def test_the_report_of_a_sweep_does_not_load_torch(tmp_path):
-    done, modules = observed(tmp_path, "import ccnet.engine.sweeps.report")
-    assert done.returncode == 0
-    assert not {"torch", "timm", "wandb"} & set(modules)
+def test_help_user_errors_and_the_report_of_a_sweep_do_not_load_torch(tmp_path):
+    commands = [[str(ROOT / "train.py"), *arguments] for arguments, _ in COMMANDS]
+    ended, after_report = json.loads(run_python("-c", OBSERVED, json.dumps(commands), cwd=tmp_path))
+    for (arguments, answer), (failed, printed, modules) in zip(COMMANDS, ended, strict=True):
+        assert failed == (arguments != ["--help"])
+        assert answer in printed
+        assert "Traceback" not in printed
+        assert SLOW.isdisjoint(modules), arguments
+    assert not {"torch", "timm", "wandb"} & set(after_report)

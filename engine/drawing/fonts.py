@@ -1,11 +1,13 @@
 """Fonts that have the characters of class names: DejaVu Sans, or one installed on this machine."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.ft2font import FT2Font
@@ -24,11 +26,19 @@ def text_font(size: int, texts: Iterable[str]) -> ImageFont.FreeTypeFont:
 
 def set_fonts(figure: Figure) -> None:
     """Set the font of each text in a figure whose characters the default font lacks."""
-    for text in figure.findobj(Text):
-        assert isinstance(text, Text)
+    for text in _texts(figure):
         font = _font_of(frozenset(text.get_text()))
         if font != _DEFAULT:
             text.set_fontproperties(FontProperties(fname=font, size=text.get_fontsize()))
+
+
+def _texts(artist: Artist) -> Iterator[Text]:
+    """Yield the texts of a figure, except those at an axis that is switched off, which would have to be made first."""
+    if isinstance(artist, Text):
+        yield artist
+    if not (isinstance(artist, Axis) and not artist.axes.axison):
+        for child in artist.get_children():
+            yield from _texts(child)
 
 
 @cache

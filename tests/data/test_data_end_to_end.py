@@ -33,8 +33,8 @@ METADATA = SHARED / "data" / "metadata"
 
 # A network and a recipe that train in seconds.
 SMALL = [
-    *SHORT, "backbone=resnet10t", "backbone.pretrained=false", "model.head.channels=16", "model.aux_head.channels=16",
-    "recipe.max_iters=2", "recipe.train_transform.crop_size=[33,41]",
+    *SHORT, "backbone=beacons", "model.head.channels=16", "model.aux_head.channels=16", "recipe.max_iters=2",
+    "recipe.train_transform.crop_size=[33,41]",
 ]  # fmt: skip
 
 LAYOUTS = {
@@ -85,7 +85,7 @@ def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
-def test_check_of_real_camvid_reports_the_published_class_weights(tmp_path, run_entry):
+def test_check_of_real_camvid_reports_the_published_class_weights(tmp_path, run_entry, forked_workers):
     done = run_entry(
         "check_data.py", "dataset=camvid", f"dataset.root={CAMVID}", "splits=[val]", "num_workers=2", "samples=1"
     )  # fmt: skip
@@ -197,7 +197,7 @@ def test_left_and_right_are_swapped_on_any_data_set_with_the_classes_of_the_netw
     assert "the checkpoint has 20 classes (Background, Hat, Hair, ...) but the data set has 21" in refused.stderr
 
 
-def test_check_names_every_broken_file_and_fails(tmp_path, run_entry):
+def test_check_names_every_broken_file_and_fails(tmp_path, run_entry, forked_workers):
     root = write_cityscapes(tmp_path / "data")
     images = sorted((root / "leftImg8bit" / "train").rglob("*.png"))
     images[0].write_bytes(images[0].read_bytes()[:-400])

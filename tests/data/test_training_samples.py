@@ -10,7 +10,7 @@ from ccnet.data.transforms import train_transform
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_samples_continue_exactly_with_any_number_of_workers(num_workers):
+def test_samples_continue_exactly_with_any_number_of_workers(forked_workers, num_workers):
     dataset = Beacons(split="train", length=5, size=40, transform=train_transform(crop_size=(32, 32), flip=0.5))
     options = {"batch_size": 2, "iterations": 6}
     dataset = Seeded(dataset, 3)

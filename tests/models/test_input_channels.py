@@ -77,7 +77,7 @@ def test_every_kind_of_network_takes_more_channels(name, options):
 @pytest.mark.slow
 def test_the_jax_twin_takes_more_channels():
     jax = pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
-    settings = {"num_classes": 2, "backbone": "resnet10t", "backbone__in_channels": 4, "head__channels": 8}
+    settings = {"num_classes": 2, "backbone": "beacons", "backbone__in_channels": 4, "head__channels": 8}
     torch.manual_seed(0)
     network = create_model("ccnet", **settings).eval()
     from ccnet.models.nnx import twin
@@ -85,7 +85,7 @@ def test_the_jax_twin_takes_more_channels():
     image = torch.rand(1, 4, 33, 41)
     with torch.inference_mode():
         expected = network(image)["out"]
-    found = twin(network)(jax.numpy.asarray(image.movedim(1, -1).numpy()))["out"]
+    found = jax.jit(twin(network))(jax.numpy.asarray(image.movedim(1, -1).numpy()))["out"]
     assert np.allclose(np.moveaxis(np.asarray(found), -1, 1), expected.numpy(), atol=1e-3)
 
 

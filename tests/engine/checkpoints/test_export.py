@@ -50,10 +50,25 @@ def test_onnx_reproduces_the_logits_with_standard_operators(name, size, tmp_path
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
+class Pointwise(torch.nn.Module):
+    """A network that exports in a second."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
+        self.classify = torch.nn.Conv2d(3, 5, 1)
+
+    def check(self, image, clips):
+        pass
+
+    def forward(self, image):
+        return {"out": self.classify(image)}
+
+
 @pytest.mark.parametrize(("size", "sides"), [(None, ["height", "width"]), ((48, 65), [48, 65])], ids=str)
 def test_the_file_names_its_axes_and_classes(size, sides, tmp_path):
     names = ["Straße", "car", "tree", "sky", "b,c"]
-    export.export_onnx(make("fcn"), tmp_path / "net.onnx", classes=names, size=size)
+    export.export_onnx(Pointwise(), tmp_path / "net.onnx", classes=names, size=size)
     graph, metadata = (got := onnx.load(tmp_path / "net.onnx")).graph, got.metadata_props
     axes = [
         [axis.dim_param or axis.dim_value for axis in tensor.type.tensor_type.shape.dim]
@@ -88,21 +103,6 @@ def test_a_wrong_size_ends_in_one_message(size, message, tmp_path, run_entry):
     command = (f"checkpoint={tmp_path / 'net'}", f"output={tmp_path / 'net.onnx'}", f"size={size}")
     done = run_entry("export.py", *command, ok=False)
     assert message in done.stderr and "Traceback" not in done.stderr
-
-
-class Pointwise(torch.nn.Module):
-    """A network that exports in a second."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
-        self.classify = torch.nn.Conv2d(3, 5, 1)
-
-    def check(self, image, clips):
-        pass
-
-    def forward(self, image):
-        return {"out": self.classify(image)}
 
 
 @pytest.mark.parametrize("differences", [(1e-6, 1e-3, 1e-6), (1e-6, float("nan"), 1e-6)], ids=str)

@@ -11,7 +11,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import run_python
+from conftest import PATIENCE, forkserver
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file
 from stand_in import stand_in
@@ -56,22 +56,22 @@ def changed(folder, tmp_path):
 
 IMAGE = np.arange(3 * 40 * 56, dtype=np.uint32).reshape(40, 56, 3).astype(np.uint8)
 
-IN_ANOTHER_PROCESS = """
-import sys, numpy, torch
-import ccnet
-network = ccnet.from_pretrained(sys.argv[1], device="cpu")
-logits = network(torch.from_numpy(numpy.load(sys.argv[2])).permute(2, 0, 1)[None] / 255)["out"]
-numpy.save(sys.argv[3], logits.detach().numpy())
-"""
+
+@torch.no_grad()
+def logits_of(network):
+    return network(torch.from_numpy(IMAGE).permute(2, 0, 1)[None] / 255)["out"].numpy()
+
+
+def save_logits(folder, path):
+    np.save(path, logits_of(ccnet.from_pretrained(folder, device="cpu")))
 
 
 @pytest.mark.slow
 def test_a_round_trip_through_another_process_keeps_every_bit(network, folder, tmp_path):
-    np.save(tmp_path / "image.npy", IMAGE)
-    run_python("-c", IN_ANOTHER_PROCESS, folder, "image.npy", "logits.npy", cwd=tmp_path)
-    with torch.no_grad():
-        logits = network(torch.from_numpy(IMAGE).permute(2, 0, 1)[None] / 255)["out"]
-    assert np.array_equal(np.load(tmp_path / "logits.npy"), logits.numpy())
+    other = forkserver().Process(target=save_logits, args=(folder, tmp_path / "logits.npy"))
+    other.start()
+    other.join(PATIENCE)
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), logits_of(network))
 
 
 def test_a_folder_holds_the_network_and_nothing_of_the_machine(network, folder):

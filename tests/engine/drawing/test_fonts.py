@@ -1,13 +1,14 @@
 """Class names are legible if any installed font has their characters; otherwise, a warning names these characters."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
-from ccnet.engine.drawing import charts, fonts
+from ccnet.engine.drawing import charts, fonts, panels
 from ccnet.engine.drawing.legend import LegendEntry, draw_legend
 
 # STIX, which ships with matplotlib, has circled letters; DejaVu Sans draws all of them as the same box.
@@ -31,14 +32,19 @@ def confusion(name, tmp_path):
     return np.array(Image.open(tmp_path / "figure.png"))
 
 
+def panel(name, tmp_path):
+    labels = np.zeros((4, 4), np.uint8)
+    panels.save_samples(tmp_path / "panel.png", [[labels]], ["truth"], [name], [(255, 0, 0)])
+    return np.array(Image.open(tmp_path / "panel.png"))
+
+
 def test_characters_that_the_default_font_lacks_are_drawn_from_another(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "STIX" in fonts._font_of(frozenset(CIRCLED[0]))
-        one, other = map(legend, CIRCLED)
-        assert one.shape != other.shape or (one != other).any()
-        one, other = (confusion(name, tmp_path) for name in CIRCLED)
-        assert one.shape != other.shape or (one != other).any()
+        for drawn in (legend, partial(confusion, tmp_path=tmp_path), partial(panel, tmp_path=tmp_path)):
+            one, other = map(drawn, CIRCLED)
+            assert one.shape != other.shape or (one != other).any()
 
 
 def test_characters_that_no_font_has_are_named_once(tmp_path, monkeypatch):

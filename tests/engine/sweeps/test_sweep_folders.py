@@ -3,13 +3,12 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from conftest import PATIENCE, ROOT, TINY
+import torch.distributed.run
+from conftest import PATIENCE, ROOT, TINY, forked
 from omegaconf import OmegaConf
 
 from ccnet.engine.runtime.run_folder import FolderLock
@@ -151,10 +150,12 @@ def test_a_sweep_that_is_cut_short_says_how_to_continue_it(tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_sweep_together(tmp_path):
     """The second run fails in both processes; the folder that each would name is that of the first process."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "train.py"), "-m"]
-    command += [*TINY, "recipe.max_iters=1", "recipe.batch_size=2,3,4", "device=cpu"]
-    done = subprocess.run(command, cwd=tmp_path, timeout=PATIENCE, capture_output=True, text=True)
-    assert done.returncode == 1 and "process 0: error: " in done.stderr, done.stdout + done.stderr
+    run_forked = ("--nproc-per-node=2", "--run-path", "--start-method=fork", ROOT / "train.py", "-m")
+    options = (*TINY, "recipe.max_iters=1", "recipe.batch_size=2,3,4", "device=cpu")
+    printed = tmp_path / "printed"
+    launcher = forked(torch.distributed.run.__file__, (*run_forked, *options), output=printed, cwd=tmp_path)
+    launcher.join(PATIENCE)
+    assert launcher.exitcode == 1 and "process 0: error: " in printed.read_text(), printed.read_text()
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     results = [json.loads((sweep / str(run) / "result.json").read_text()) for run in range(3)]
     assert [result.get("iterations") for result in results] == [1, None, 1]

