@@ -26,8 +26,8 @@ GPUS = {
     "gfx942": plan.Device("MI300X", (9, 4), 304, plan.AMD_SHARED_MEMORY["gfx942"], "gfx942"),
     "gfx950": plan.Device("MI355X", (9, 5), 256, plan.AMD_SHARED_MEMORY["gfx950"], "gfx950"),
 }
-# (dtype, D, lengths) at the paper's C = 512. The lengths cover every branch of the tile rule: crops of 769, 1025 and
-# 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
+# (dtype, D, lengths) at the paper's C = 512. The lengths cover the tile rule's branches for these GPUs: crops of 769,
+# 1025 and 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
 SHAPES = [
     ("bfloat16", 64, (64, 97, 129, 177, 200, 256)),
     ("bfloat16", 128, (97,)),

@@ -31,6 +31,9 @@ def _forward_tile(problem: Problem, length: int, device: Device) -> Tile:
     if length <= 64:
         return Tile(64, 64, 64, 4, 3)
     if length <= 128:
+        if _has_little_memory(device):
+            # A tile of 128 queries needs up to 144 KB if the output so far or the residual is in float32.
+            return Tile(64, 128, 64, 4, 2)
         # Two programs, or three with descriptors, share a multiprocessor: one loads while another multiplies.
         if _is_hopper(device) and not wide:
             tile = Tile(64, 128, 64, 4, 3)
@@ -60,6 +63,8 @@ def _backward_tile(problem: Problem, length: int, device: Device) -> Tile:
     if length <= 64:
         return Tile(64, 64, 32, 4, 3)
     if length <= 128:
+        if _has_little_memory(device) and problem.dtype == "float16":
+            return Tile(128, 64, 16, 8, 4)  # wider slabs of the output, which is kept in float32, need 100 KB
         return Tile(128, 128 if datacenter else 64, 32, 8, 4 if hopper else 3)
     if _is_tall(length):
         return Tile(128, 128 if datacenter else 32, 32, 8, 5 if hopper else 3)
@@ -115,6 +120,14 @@ def _is_datacenter(device: Device) -> bool:
     Consumer GPUs, even newer ones, have Ampere's matrix instructions and little shared memory.
     """
     return _is_hopper(device) or _is_blackwell(device)
+
+
+def _has_little_memory(device: Device) -> bool:
+    """Return whether a program has at most 99 KB of shared memory, as on GeForce GPUs, A10, A40, L4 and L40.
+
+    By capability, because JAX does not report the memory.
+    """
+    return device.capability in ((8, 6), (8, 9)) or device.capability[0] == 12
 
 
 def _is_tall(length: int) -> bool:
