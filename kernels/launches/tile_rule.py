@@ -1,7 +1,8 @@
 """The rule that chooses tile sizes where no pinned tile applies.
 
-With every supported version of Triton, its tiles compile without spills for sm_80, sm_90 and sm_100, and on AMD GPUs
-for gfx942 and gfx950 (see ``launch_set.py``). A tile's register count varies by dozens between versions.
+With every supported version of Triton, the launches in ``launch_set.py`` compile with its tiles without spills for
+sm_80, sm_90 and sm_100, and on AMD GPUs for gfx942 and gfx950. A tile's register count varies by dozens between
+versions.
 """
 
 from .problem import Device, Problem, Tile, has_descriptors
@@ -59,7 +60,8 @@ def _backward_tile(problem: Problem, length: int, device: Device) -> Tile:
     """
     datacenter, hopper = _is_datacenter(device), _is_hopper(device)
     if problem.query_channels > 64:
-        return Tile(64, 64, 32, 8, 3) if datacenter else Tile(64, 32, 32, 4, 3)
+        # In one tile on other GPUs, 32 keys and 4 warps spill up to 224 bytes.
+        return Tile(64, 64, 32, 8, 3) if datacenter or length <= 64 else Tile(64, 32, 32, 4, 3)
     if length <= 64:
         return Tile(64, 64, 32, 4, 3)
     if length <= 128:

@@ -75,6 +75,12 @@ def test_launches_fit_the_99_kb_of_shared_memory_of_geforce_gpus(capability, com
     assert [job.result().fault for job in jobs] == [None, None]
 
 
+def test_short_lines_with_128_query_channels_spill_nothing_on_ampere(compilers):
+    problem = plan.Problem(8, (64, 64), (0, 1), 128, 512, "bfloat16")
+    case = launch_cases.backward_cases(problem, launch_set.GPUS["sm_80"], has_gamma=True, joined=True)[-1]
+    assert compilers.submit(launch_set.fault, "sm_80", case).result() is None
+
+
 @pytest.mark.parametrize(
     ("gpu", "dtype", "change", "warps"),
     [("sm_80", "float32", {"BLOCK_M": 32}, 2), ("gfx942", "bfloat16", {"BLOCK_C": 64}, 8)],
