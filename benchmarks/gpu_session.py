@@ -68,7 +68,10 @@ def run_session(config: DictConfig, device: torch.device) -> str:
         raise ValueError(f"mode=gpu measures on a GPU, but the device is {device}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is killed too
     folder = Path(config.output).absolute()
-    outcomes = run_steps(chosen(steps(folder), config.gpu.steps, folder), folder, 60 * config.gpu.minutes)
+    wanted = chosen(steps(folder), config.gpu.steps, folder)
+    if not wanted:
+        return f"every step is done: delete {folder / 'steps.csv'}, or name steps in gpu.steps, to run them again"
+    outcomes = run_steps(wanted, folder, 60 * config.gpu.minutes)
     table = Table.of_records([{**outcome._asdict(), "seconds": round(outcome.seconds)} for outcome in outcomes]).text()
     if any(outcome.status != DONE for outcome in outcomes):
         print(table)

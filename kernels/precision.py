@@ -15,7 +15,8 @@ def set_float32_precision(name: str) -> None:
 
     "tf32x3", the default, splits each factor into two TF32 numbers and matches float32 products to about 1e-6;
     "ieee" multiplies in float32 without tensor cores, which is many times slower; "tf32" keeps 10 mantissa bits of
-    each factor. AMD GPUs always multiply in float32, on their matrix cores.
+    each factor. AMD GPUs always multiply in float32, on their matrix cores. Functions that ``jax.jit`` has already
+    traced and CUDA graphs keep their precision.
 
     Raises:
         ValueError: ``name`` is not one of these.

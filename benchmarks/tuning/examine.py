@@ -80,7 +80,7 @@ def all_launches(scope: Range, problem: plan.Problem, tile: plan.Tile, device: p
     ]
 
     def planned() -> list[Case]:
-        return [case for sizes in problems for case in launch_set.calls(sizes, device)]
+        return [case for sizes in problems for case in launch_set.calls(sizes, device, "float32")]
 
     cases = _with_tile(planned, scope, tile, device)
     # Calls whose arrays descriptors cannot describe do not use a tile with descriptors.

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from ...engine.drawing.tables import Table
 from ...engine.runtime.provenance import provenance
 from ...kernels.launches import launch_set
+from ...kernels.launches.plan import ITEM_SIZE
 from ...kernels.launches.problem import Problem
 from ..failures import require_none
 from ..timing import input_sets
@@ -34,6 +35,8 @@ def tune_kernels(config: DictConfig, device: torch.device) -> str:
         TimeoutError: the time limit is reached; another call continues the search.
     """
     options = config.tune
+    if unknown := [dtype for dtype in options.dtypes if dtype not in ITEM_SIZE]:
+        raise ValueError(f"tune.dtypes contains {', '.join(map(str, unknown))}: choose some of {', '.join(ITEM_SIZE)}")
     versions = provenance(device)
     if options.compile_only:
         if options.compile_only not in launch_set.GPUS:

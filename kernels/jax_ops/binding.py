@@ -175,7 +175,6 @@ def triton_library() -> Any:
 
     if not hasattr(gpu_triton, "TritonKernel"):
         raise ValueError(
-            "JAX's CUDA plugin, which launches the Triton kernels, is missing: install jax[cuda12] or jax[cuda13], "
-            "or use backend='reference'"
+            "JAX's CUDA plugin, which launches the Triton kernels, is missing: install jax[cuda12] or jax[cuda13]"
         )
     return gpu_triton

@@ -26,8 +26,8 @@ GPUS = {
     "gfx942": plan.Device("MI300X", (9, 4), 304, plan.AMD_SHARED_MEMORY["gfx942"], "gfx942"),
     "gfx950": plan.Device("MI355X", (9, 5), 256, plan.AMD_SHARED_MEMORY["gfx950"], "gfx950"),
 }
-# (dtype, D, lengths) at the paper's C = 512. The lengths cover every branch of the tile rule: crops of 769, 1025 and
-# 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
+# (dtype, D, lengths) at the paper's C = 512. The lengths cover the tile rule's branches for these GPUs: crops of 769,
+# 1025 and 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
 SHAPES = [
     ("bfloat16", 64, (64, 97, 129, 177, 200, 256)),
     ("bfloat16", 128, (97,)),
@@ -71,7 +71,8 @@ def cases(gpu: str) -> list[Case]:
 def _variants(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
     """Yield the launches of every kind of call, some of them also in the form of JAX or of large arrays."""
     both_forms = problem.spatial in ((97, 97), (129, 129))
-    aligned = calls(problem._replace(aligned=True), device)
+    residuals = ("float32",) if problem.spatial == (97, 97) else ()
+    aligned = calls(problem._replace(aligned=True), device, *residuals)
     if device.arch:
         for case in aligned:
             yield case._replace(small=True)
@@ -80,9 +81,9 @@ def _variants(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
         return
     yield from aligned
     if both_forms:
-        yield from calls(problem, device)  # of arrays that tensor descriptors cannot describe
+        yield from calls(problem, device, *residuals)  # of arrays that tensor descriptors cannot describe
         without = device._replace(descriptors=False, overlaps=False)
-        jax = (case for case in calls(problem, without) if not case.launch.constants.get("JOINED"))
+        jax = (case for case in calls(problem, without, *residuals) if not case.launch.constants.get("JOINED"))
         yield from (for_jax(case, device.capability) for case in jax)
 
 
@@ -103,15 +104,18 @@ def _with_tables(gpu: str) -> list[plan.Device]:
     return [GPUS[gpu], *(GPUS[gpu]._replace(name=name) for name in names)]
 
 
-def calls(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
+def calls(problem: plan.Problem, device: plan.Device, *residuals: str) -> Iterator[Case]:
     """Yield the launches of every kind of call.
 
     That is, with and without a residual, with and without a backward pass, and with gradients in one array or three.
+
+    Args:
+        problem: the call.
+        device: the GPU.
+        *residuals: dtypes of the residual besides that of the value. Under autocast, it may stay in float32.
     """
     yield from forward_cases(problem, device)
-    # Under autocast, the residual stays in float32, whatever the dtype of the value.
-    residuals = {problem.dtype, "float32"} if problem.spatial == (97, 97) else {problem.dtype}
-    for residual in sorted(residuals):
+    for residual in sorted({problem.dtype, *residuals}):
         for save_out in (True, False):
             yield from forward_cases(problem, device, residual, save_out)
     for has_gamma in (True, False):

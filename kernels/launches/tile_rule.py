@@ -1,7 +1,8 @@
 """The rule that chooses tile sizes where no pinned tile applies.
 
-With every supported version of Triton, its tiles compile without spills for sm_80, sm_90 and sm_100, and on AMD GPUs
-for gfx942 and gfx950 (see ``launch_set.py``). A tile's register count varies by dozens between versions.
+With every supported version of Triton, the launches in ``launch_set.py`` compile with its tiles without spills for
+sm_80, sm_90 and sm_100, and on AMD GPUs for gfx942 and gfx950. A tile's register count varies by dozens between
+versions.
 """
 
 from .problem import Device, Problem, Tile, has_descriptors
@@ -31,6 +32,9 @@ def _forward_tile(problem: Problem, length: int, device: Device) -> Tile:
     if length <= 64:
         return Tile(64, 64, 64, 4, 3)
     if length <= 128:
+        if _has_little_memory(device):
+            # A tile of 128 queries needs up to 144 KB if the output so far or the residual is in float32.
+            return Tile(64, 128, 64, 4, 2)
         # Two programs, or three with descriptors, share a multiprocessor: one loads while another multiplies.
         if _is_hopper(device) and not wide:
             tile = Tile(64, 128, 64, 4, 3)
@@ -56,10 +60,13 @@ def _backward_tile(problem: Problem, length: int, device: Device) -> Tile:
     """
     datacenter, hopper = _is_datacenter(device), _is_hopper(device)
     if problem.query_channels > 64:
-        return Tile(64, 64, 32, 8, 3) if datacenter else Tile(64, 32, 32, 4, 3)
+        # In one tile on other GPUs, 32 keys and 4 warps spill up to 224 bytes.
+        return Tile(64, 64, 32, 8, 3) if datacenter or length <= 64 else Tile(64, 32, 32, 4, 3)
     if length <= 64:
         return Tile(64, 64, 32, 4, 3)
     if length <= 128:
+        if _has_little_memory(device) and problem.dtype == "float16":
+            return Tile(128, 64, 16, 8, 4)  # wider slabs of the output, which is kept in float32, need 100 KB
         return Tile(128, 128 if datacenter else 64, 32, 8, 4 if hopper else 3)
     if _is_tall(length):
         return Tile(128, 128 if datacenter else 32, 32, 8, 5 if hopper else 3)
@@ -115,6 +122,14 @@ def _is_datacenter(device: Device) -> bool:
     Consumer GPUs, even newer ones, have Ampere's matrix instructions and little shared memory.
     """
     return _is_hopper(device) or _is_blackwell(device)
+
+
+def _has_little_memory(device: Device) -> bool:
+    """Return whether a program has at most 99 KB of shared memory, as on GeForce GPUs, A10, A40, L4 and L40.
+
+    By capability, because JAX does not report the memory.
+    """
+    return device.capability in ((8, 6), (8, 9)) or device.capability[0] == 12
 
 
 def _is_tall(length: int) -> bool:

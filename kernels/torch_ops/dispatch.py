@@ -80,10 +80,12 @@ def _device_obstacle(device: str, index: int | None, dtype: str) -> str | None:
     obstacle = dtype_obstacle(dtype)
     if obstacle is not None or device == "meta":  # the operators' fake kernels infer the shapes
         return obstacle
-    if device == "cuda":
-        return _gpu_obstacle(index)
     from .launch import is_interpreted
 
+    if dtype == "bfloat16" and is_interpreted():
+        return "Triton's interpreter (TRITON_INTERPRET=1) computes bfloat16 wrongly"
+    if device == "cuda":
+        return _gpu_obstacle(index)
     if device == "cpu" and is_interpreted():
         return None
     return f"the arrays are on {device}, but Triton needs an NVIDIA or AMD GPU (or TRITON_INTERPRET=1)"

@@ -32,7 +32,8 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled() or transforms.are_active(*grads) or not are_slices(grads, 1):
+        derived = torch.is_grad_enabled() or transforms.are_active(*grads) or transforms.are_intercepted(*grads)
+        if derived or not are_slices(grads, 1):
             return torch.cat(grads, dim=1), None
         first = grads[0]
         shape = list(first.shape)

@@ -29,9 +29,14 @@ def are_active(*arrays: Tensor) -> bool:
 def are_intercepted(*arrays: Tensor) -> bool:
     """Return whether a dispatch mode or a Tensor subclass intercepts individual torch operations.
 
-    Examples are fake and distributed tensors, tracers and FLOP counters.
+    Examples are fake and distributed tensors, tracers, FLOP counters, and the gradients of ``is_grads_batched=True``.
     """
-    return torch._C._len_torch_dispatch_stack() > 0 or any(type(array) not in (Tensor, Parameter) for array in arrays)
+    return torch._C._len_torch_dispatch_stack() > 0 or any(map(_is_special, arrays))
+
+
+def _is_special(array: Tensor) -> bool:
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return type(array) not in (Tensor, Parameter) or functorch.is_legacy_batchedtensor(array)
 
 
 def is_exporting() -> bool:

@@ -88,6 +88,9 @@ def test_the_exit_code_says_whether_every_step_is_done(config, monkeypatch, caps
     config.gpu.steps = ["one"]
     table = gpu_session.run_session(config, torch.device("cuda"))
     assert table.splitlines()[2].split()[:2] == ["one", "done"]
+    config.gpu.steps = None
+    monkeypatch.setattr(gpu_session, "steps", lambda folder: [python("one", "pass")])
+    assert gpu_session.run_session(config, torch.device("cuda")).startswith("every step is done: delete ")
 
 
 def test_a_session_needs_a_gpu(config):

@@ -78,6 +78,13 @@ def test_a_candidate_is_compiled_as_training_launches_it_and_before_it_is_pinned
     assert tile_tables.load_table(DEVICE.name) == []
 
 
+def test_a_residual_in_float32_is_compiled_before_a_tile_is_pinned():
+    """It needs more shared memory and registers, and stays in float32 where autocast does not cast it."""
+    long = SHORT._replace(kernel="forward", dtype="bfloat16", shortest=193, longest=256, length=256)
+    every = examine.all_launches(long, problem_of(long, 8, 512), plan.Tile(64, 256, 32, 4, 4), DEVICE)
+    assert {case.pointers["residual_ptr"] for case in every} == {None, "bfloat16", "float32"}
+
+
 def test_a_compiler_that_fails_costs_only_its_own_job():
     with Compilers(time.sleep, 2, PATIENCE) as compilers:
         jobs = [compilers.submit(argument) for argument in (0, "no number", 0)]

@@ -50,6 +50,12 @@ def test_tuning_needs_a_gpu(config):
         tune.tune_kernels(config, torch.device("cpu"))
 
 
+def test_dtypes_to_tune_are_checked_before_anything_is_compiled(config):
+    config.tune.update({"compile_only": "sm_90", "dtypes": ["float16", "bf16"]})
+    with pytest.raises(ValueError, match=r"tune\.dtypes contains bf16: choose some of float16, bfloat16, float32"):
+        tune.tune_kernels(config, torch.device("cpu"))
+
+
 class InProcess(Immediately):
     """Stands in for `Compilers`."""
 

@@ -32,11 +32,11 @@ def amd(monkeypatch):
 
 def test_amd_gpus_run_the_kernels_if_they_are_compiled_for_them(amd):
     amd("gfx942:sramecc+:xnack-")
-    assert dispatch._device_obstacle("cuda", 0, "bfloat16") is None
+    assert dispatch._device_obstacle("cuda", 0, "float16") is None
     assert device_of(0) == plan.Device("AMD", (9, 4), 304, 65536, "gfx942")
     amd("gfx1100")
     obstacle = "the GPU is an AMD gfx1100, and the kernels support gfx942 and gfx950"
-    assert dispatch._device_obstacle("cuda", 0, "bfloat16") == obstacle
+    assert dispatch._device_obstacle("cuda", 0, "float16") == obstacle
 
 
 @pytest.mark.parametrize(("hip", "compilations"), [("7.0", 2), (None, 1)])

@@ -15,6 +15,7 @@ import stub_driver
 import yaml
 from conftest import ROOT
 
+from ccnet.benchmarks.tuning.examine import Job, examine
 from ccnet.kernels.launches import launch_cases, launch_set, plan, tile_tables, tiles
 
 pytestmark = pytest.mark.slow
@@ -61,6 +62,23 @@ def test_no_spills_within_shared_memory_on_tensor_cores(gpu, compilers):
     """Only the installed Triton is tested; ``make compile-all`` compiles every launch with every supported version."""
     jobs = [(case, compilers.submit(launch_set.fault, gpu, case)) for case in launch_set.cases(gpu) if is_hardest(case)]
     assert [(found.result(), case) for case, found in jobs if found.result() is not None] == []
+
+
+@pytest.mark.parametrize("capability", [(8, 6), (12, 0)], ids=str)
+def test_launches_fit_the_99_kb_of_shared_memory_of_geforce_gpus(capability, compilers):
+    """Training in float16 with a residual in float32 needs the most: slabs of the output are in float32, too."""
+    device = plan.Device("", capability, 84, 101376)
+    problem = plan.Problem(8, (97, 97), (0, 1), 64, 512, "float16")
+    forward = launch_cases.forward_cases(problem, device, "float32")[-1]
+    backward = launch_cases.backward_cases(problem, device, has_gamma=True, joined=True)[0]
+    jobs = [compilers.submit(examine, Job(device, (case,))) for case in (forward, backward)]
+    assert [job.result().fault for job in jobs] == [None, None]
+
+
+def test_short_lines_with_128_query_channels_spill_nothing_on_ampere(compilers):
+    problem = plan.Problem(8, (64, 64), (0, 1), 128, 512, "bfloat16")
+    case = launch_cases.backward_cases(problem, launch_set.GPUS["sm_80"], has_gamma=True, joined=True)[-1]
+    assert compilers.submit(launch_set.fault, "sm_80", case).result() is None
 
 
 @pytest.mark.parametrize(

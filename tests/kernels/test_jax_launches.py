@@ -148,6 +148,18 @@ def test_lowering_for_cuda_on_a_machine_without_one(plugin):
     assert run_python("-c", LOWER, TRITON_INTERPRET=None).splitlines() == forward + backward
 
 
+def test_without_its_cuda_plugin_jax_cannot_launch_the_kernels(monkeypatch):
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    from jax._src.lib import gpu_triton
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.delattr(gpu_triton, "TritonKernel", raising=False)
+    traced = jax.jit(partial(criss_cross_attention, backend="triton")).trace(*[jnp.ones((1, 4, 5, 6), jnp.float32)] * 3)
+    advice = r"plugin, .*, is missing: install jax\[cuda12\] or jax\[cuda13\]; use backend='reference'$"
+    with pytest.raises(ValueError, match=advice):
+        traced.lower(lowering_platforms=("cuda",))
+
+
 EVERY_TARGET = """
 from ccnet.kernels.launches import plan
 from ccnet.kernels.launches.compiled import compile_case

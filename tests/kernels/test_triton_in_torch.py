@@ -97,6 +97,13 @@ def test_the_kernels_need_a_gpu_or_the_interpreter(monkeypatch):
         criss_cross_attention(*arrays, backend="triton")
 
 
+def test_the_interpreter_does_not_run_bfloat16():
+    """It multiplies the bits of such numbers as integers, without an error."""
+    arrays = [torch.randn(1, 2, 2, 2, dtype=torch.bfloat16)] * 3
+    with pytest.raises(ValueError, match=r"interpreter .* computes bfloat16 wrongly; use backend='reference'"):
+        criss_cross_attention(*arrays, backend="triton")
+
+
 def test_backward_writes_no_zeros():
     """Outputs without a gradient get no zeros: autograd would fill arrays as large as the value."""
     *arrays, gamma = make((3, 4), 8, 12, torch.float32)

@@ -116,6 +116,17 @@ def test_forward_mode(backend, recompute):
 
 
 @BACKENDS
+def test_batched_gradients(backend):
+    """As ``torch.autograd.functional.jacobian(vectorize=True)`` computes them."""
+    module, _, x = pair(backend)
+    out, leaves = module(x), list(module.parameters())
+    upstream = torch.randn(2, *out.shape)
+    batched = torch.autograd.grad(out, leaves, upstream, is_grads_batched=True, retain_graph=True)
+    want = [torch.autograd.grad(out, leaves, each, retain_graph=True) for each in upstream]
+    assert_close(batched, [torch.stack(each) for each in zip(*want, strict=True)])
+
+
+@BACKENDS
 def test_gradients_are_those_of_the_weights_of_a_functional_call(backend):
     """The module has its own weights again when the backward pass projects again."""
     module, oracle, x = pair(backend)
