@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 GPUS = {
     "sm_80": plan.Device("A100", (8, 0), 108, 166912),
+    "sm_86": plan.Device("GeForce RTX 3090", (8, 6), 82, 101376),
+    "sm_89": plan.Device("GeForce RTX 4090", (8, 9), 128, 101376),
     "sm_90": plan.Device("H100", (9, 0), 132, 232448, descriptors=True, overlaps=True),
     "sm_100": plan.Device("B200", (10, 0), 148, 232448),
+    "sm_120": plan.Device("GeForce RTX 5090", (12, 0), 170, 101376),
     "gfx942": plan.Device("MI300X", (9, 4), 304, plan.AMD_SHARED_MEMORY["gfx942"], "gfx942"),
     "gfx950": plan.Device("MI355X", (9, 5), 256, plan.AMD_SHARED_MEMORY["gfx950"], "gfx950"),
 }
@@ -34,6 +37,8 @@ SHAPES = [
     ("float32", 64, (97,)),
     ("float32", 128, (97,)),
 ]
+# In float16, the output is kept in float32, which has tiles of its own on some GPUs.
+FLOAT16_LENGTHS = {"sm_90": (97,), "sm_86": (97, 129), "sm_89": (97, 129), "sm_120": (97, 129)}
 # On AMD GPUs, D and float32 select other branches of the rule.
 AMD_SHAPES = [
     ("bfloat16", 64, (64, 97, 129, 200)),
@@ -57,7 +62,7 @@ def cases(gpu: str) -> list[Case]:
     Args:
         gpu: a name in ``GPUS``.
     """
-    shapes = [*SHAPES, ("float16", 64, (97,))] if gpu == "sm_90" else AMD_SHAPES if GPUS[gpu].arch else SHAPES
+    shapes = AMD_SHAPES if GPUS[gpu].arch else [*SHAPES, ("float16", 64, FLOAT16_LENGTHS.get(gpu, ()))]
     problems = [
         plan.Problem(8, (length, length), (0, 1), query_channels, 512, dtype)
         for dtype, query_channels, lengths in shapes

@@ -1,8 +1,7 @@
 """The rule that chooses tile sizes where no pinned tile applies.
 
-With every supported version of Triton, the launches in ``launch_set.py`` compile with its tiles without spills for
-sm_80, sm_90 and sm_100, and on AMD GPUs for gfx942 and gfx950. A tile's register count varies by dozens between
-versions.
+With every supported version of Triton, the launches in ``launch_set.py`` compile with its tiles without spills, for
+every GPU listed there. A tile's register count varies by dozens between versions.
 """
 
 from .problem import Device, Problem, Tile, has_descriptors
@@ -34,7 +33,7 @@ def _forward_tile(problem: Problem, length: int, device: Device) -> Tile:
     if length <= 128:
         if _has_little_memory(device):
             # A tile of 128 queries needs up to 144 KB if the output so far or the residual is in float32.
-            return Tile(64, 128, 64, 4, 2)
+            return Tile(64, 128, 32, 4, 3)
         # Two programs, or three with descriptors, share a multiprocessor: one loads while another multiplies.
         if _is_hopper(device) and not wide:
             tile = Tile(64, 128, 64, 4, 3)
@@ -50,7 +49,7 @@ def _forward_tile(problem: Problem, length: int, device: Device) -> Tile:
         return Tile(128, 256, 32, 8, 3) if tall else Tile(64, 256, 32, 4, 3)
     if tall and not wide:
         return Tile(128, _less_padding(length, 64, 32), 128, 8, 3)
-    return Tile(64, 32, 128, 4, 3)
+    return Tile(64, 32, 64, 4, 2) if _has_little_memory(device) else Tile(64, 32, 128, 4, 3)
 
 
 def _backward_tile(problem: Problem, length: int, device: Device) -> Tile:
@@ -68,7 +67,7 @@ def _backward_tile(problem: Problem, length: int, device: Device) -> Tile:
         if _has_little_memory(device) and problem.dtype == "float16":
             return Tile(128, 64, 16, 8, 4)  # wider slabs of the output, which is kept in float32, need 100 KB
         return Tile(128, 128 if datacenter else 64, 32, 8, 4 if hopper else 3)
-    if _is_tall(length):
+    if _is_tall(length) and not _has_little_memory(device):  # there, it would spill with some versions
         return Tile(128, 128 if datacenter else 32, 32, 8, 5 if hopper else 3)
     return Tile(64, 64 if datacenter else 32, 32, 4, 3)
 
@@ -85,7 +84,7 @@ def _float32_tile(kernel: str, problem: Problem, device: Device) -> Tile:
     warps = 8 if _is_blackwell(device) else 4  # Blackwell's MMAs read shared memory, so extra warps duplicate nothing
     if wide:
         return Tile(64, 16, 32, warps, 2)
-    return Tile(64, 32 if _is_datacenter(device) else 16, 64, warps, 2)
+    return Tile(64, 32 if _is_datacenter(device) else 16, 32 if device.capability[0] == 12 else 64, warps, 2)
 
 
 def _amd_tile(kernel: str, problem: Problem, length: int) -> Tile:

@@ -46,7 +46,7 @@ def test_tuning_needs_a_gpu(config):
     with pytest.raises(ValueError, match="the device is cpu"):
         warm_cache.compile_ahead(config, torch.device("cpu"))
     config.tune.compile_only = "sm_70"
-    with pytest.raises(ValueError, match=r"tune\.compile_only is 'sm_70': choose one of sm_80, sm_90, sm_100"):
+    with pytest.raises(ValueError, match=r"tune\.compile_only is 'sm_70': choose one of sm_80, sm_86, sm_89, sm_90"):
         tune.tune_kernels(config, torch.device("cpu"))
 
 
