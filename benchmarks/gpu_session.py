@@ -68,7 +68,8 @@ def run_session(config: DictConfig, device: torch.device) -> str:
         raise ValueError(f"mode=gpu measures on a GPU, but the device is {device}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is killed too
     folder = Path(config.output).absolute()
-    wanted = chosen(steps(folder), config.gpu.steps, folder)
+    races = torch.cuda.get_device_capability(device)[0] == 9  # the kernels on trial are for Hopper
+    wanted = chosen(steps(folder, races=races), config.gpu.steps, folder)
     if not wanted:
         return f"every step is done: delete {folder / 'steps.csv'}, or name steps in gpu.steps, to run them again"
     outcomes = run_steps(wanted, folder, 60 * config.gpu.minutes)
@@ -79,8 +80,13 @@ def run_session(config: DictConfig, device: torch.device) -> str:
     return table
 
 
-def steps(folder: Path) -> list[Step]:
-    """Return all steps in order of importance: correctness, the operator, kernels on trial, tiles, networks."""
+def steps(folder: Path, *, races: bool = True) -> list[Step]:
+    """Return all steps in order of importance: correctness, the operator, kernels on trial, tiles, networks.
+
+    Args:
+        folder: where the steps write their results.
+        races: whether to include the races of the kernels on trial.
+    """
 
     def benchmark(name: str, seconds: float, *overrides: str) -> Step:
         return Step(name, ("-m", "ccnet.benchmark", *overrides), seconds)
@@ -96,7 +102,7 @@ def steps(folder: Path) -> list[Step]:
         *(benchmark(f"operator-{text}", 180, shape(text), bfloat16, operator) for text in SHAPES),
         *(
             benchmark(f"race-{name}", 90, "mode=race", f"race.variants=[{name}]", f"output={folder}/kernels")
-            for name in VARIANTS
+            for name in (VARIANTS if races else ())
         ),
         benchmark("tune", 360, "mode=tune", "tune.dtypes=[bfloat16]", "tune.minutes=5.5", f"output={folder}/kernels"),
         *(

@@ -58,18 +58,20 @@ def _backward_tile(problem: Problem, length: int, device: Device) -> Tile:
     With two stages, the loop over slabs would wait for the copies that it has just issued.
     """
     datacenter, hopper = _is_datacenter(device), _is_hopper(device)
+    warps = 8 if _is_consumer_blackwell(device) else 4  # there, four would spill 8 to 24 bytes with some versions
+    narrow = Tile(64, 32, 32, warps, 3)
     if problem.query_channels > 64:
         # In one tile on other GPUs, 32 keys and 4 warps spill up to 224 bytes.
-        return Tile(64, 64, 32, 8, 3) if datacenter or length <= 64 else Tile(64, 32, 32, 4, 3)
+        return Tile(64, 64, 32, 8, 3) if datacenter or length <= 64 else narrow
     if length <= 64:
-        return Tile(64, 64, 32, 4, 3)
+        return Tile(64, 64, 32, warps, 3)
     if length <= 128:
         if _has_little_memory(device) and problem.dtype == "float16":
             return Tile(128, 64, 16, 8, 4)  # wider slabs of the output, which is kept in float32, need 100 KB
         return Tile(128, 128 if datacenter else 64, 32, 8, 4 if hopper else 3)
     if _is_tall(length) and not _has_little_memory(device):  # there, it would spill with some versions
         return Tile(128, 128 if datacenter else 32, 32, 8, 5 if hopper else 3)
-    return Tile(64, 64 if datacenter else 32, 32, 4, 3)
+    return Tile(64, 64, 32, 4, 3) if datacenter else narrow
 
 
 def _float32_tile(kernel: str, problem: Problem, device: Device) -> Tile:
@@ -84,7 +86,7 @@ def _float32_tile(kernel: str, problem: Problem, device: Device) -> Tile:
     warps = 8 if _is_blackwell(device) else 4  # Blackwell's MMAs read shared memory, so extra warps duplicate nothing
     if wide:
         return Tile(64, 16, 32, warps, 2)
-    return Tile(64, 32 if _is_datacenter(device) else 16, 32 if device.capability[0] == 12 else 64, warps, 2)
+    return Tile(64, 32 if _is_datacenter(device) else 16, 32 if _is_consumer_blackwell(device) else 64, warps, 2)
 
 
 def _amd_tile(kernel: str, problem: Problem, length: int) -> Tile:
@@ -115,6 +117,10 @@ def _is_blackwell(device: Device) -> bool:
     return device.capability[0] == 10
 
 
+def _is_consumer_blackwell(device: Device) -> bool:
+    return device.capability[0] == 12
+
+
 def _is_datacenter(device: Device) -> bool:
     """Return whether the GPU is a Hopper or datacenter Blackwell.
 
@@ -128,7 +134,7 @@ def _has_little_memory(device: Device) -> bool:
 
     By capability, because JAX does not report the memory.
     """
-    return device.capability in ((8, 6), (8, 9)) or device.capability[0] == 12
+    return device.capability in ((8, 6), (8, 9)) or _is_consumer_blackwell(device)
 
 
 def _is_tall(length: int) -> bool:
