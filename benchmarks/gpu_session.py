@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from ..engine.drawing.tables import Table, read_records
 from ..kernels.launches import tile_tables
-from .variants.race import VARIANTS
+from .variants.race import VARIANTS, runs_variants
 
 ROOT = Path(__file__).parent.parent
 # The operator's shapes; the first is also timed in JAX.
@@ -68,8 +68,7 @@ def run_session(config: DictConfig, device: torch.device) -> str:
         raise ValueError(f"mode=gpu measures on a GPU, but the device is {device}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is killed too
     folder = Path(config.output).absolute()
-    races = torch.cuda.get_device_capability(device)[0] == 9  # the kernels on trial are for Hopper
-    wanted = chosen(steps(folder, races=races), config.gpu.steps, folder)
+    wanted = chosen(steps(folder, races=runs_variants(device)), config.gpu.steps, folder)
     if not wanted:
         return f"every step is done: delete {folder / 'steps.csv'}, or name steps in gpu.steps, to run them again"
     outcomes = run_steps(wanted, folder, 60 * config.gpu.minutes)
@@ -85,7 +84,7 @@ def steps(folder: Path, *, races: bool = True) -> list[Step]:
 
     Args:
         folder: where the steps write their results.
-        races: whether to include the races of the kernels on trial.
+        races: whether to race the kernels on trial.
     """
 
     def benchmark(name: str, seconds: float, *overrides: str) -> Step:

@@ -57,7 +57,7 @@ def unknown_values(dataset: Any, report: DatasetReport, split: str) -> str:
 
 
 def undefined(dataset: Any, report: DatasetReport) -> str:
-    """Return what a report with unknown values contains, colours or values, and what to do about the usual ones."""
+    """Describe the unknown values or colours of a report and, if their cause is a common mistake, the remedy."""
     number, ids = len(dataset.classes), _label_ids(dataset)
     if set(report.unknown) == {number} and all(ids.get(index) == index for index in range(number)):
         return (

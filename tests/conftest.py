@@ -73,7 +73,7 @@ def _parsed(path, changed, load=OmegaConf.load):
 
 
 def _load_once(file, load=OmegaConf.load):
-    """Parse each YAML file once: a command line is composed two or three times from about twenty of them."""
+    """Parse each YAML file once. A command line is composed from about twenty of them, two or three times."""
     if isinstance(file, io.TextIOWrapper):
         return copy.deepcopy(_parsed(file.name, os.stat(file.name).st_mtime_ns))
     return load(file)
@@ -245,7 +245,7 @@ def forkserver():
 
 @pytest.fixture
 def forked_workers(monkeypatch):
-    """Have the server above fork data workers: where JAX is loaded, a run spawns them, and each imports torch anew."""
+    """Fork data workers from the server above. A process with JAX would spawn them, and each would import torch."""
     forkserver()
     monkeypatch.setattr("ccnet.data.loader._start_method", lambda num_workers: "forkserver" if num_workers else None)
 

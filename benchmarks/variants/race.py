@@ -55,6 +55,11 @@ VARIANTS = {
 }
 
 
+def runs_variants(device: torch.device) -> bool:
+    """Return whether the kernels on trial support a device: they are for Hopper GPUs (H100, H200)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def race_variants(config: DictConfig, device: torch.device) -> str:
     """Time the variants and the kernels in use alternately; return a table and write it to ``<output>_variants.csv``.
 
@@ -66,7 +71,7 @@ def race_variants(config: DictConfig, device: torch.device) -> str:
     names = list(config.race.variants or VARIANTS)
     if unknown := [name for name in names if name not in VARIANTS]:
         raise ValueError(f"race.variants names {', '.join(unknown)}: choose from {', '.join(VARIANTS)}")
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+    if not runs_variants(device):
         raise ValueError(f"mode=race needs a Hopper GPU (H100, H200), but the device is {machine_of(device)}")
     torch.manual_seed(config.seed)
     path = Path(f"{config.output}_variants.csv")

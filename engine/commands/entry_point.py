@@ -93,9 +93,14 @@ def _with_command_line(main: Callable[..., Any], config_name: str) -> Callable[.
             raise SystemExit(1) from None
         sys.argv = [given_arguments[0], *accepted(given_arguments[1:])]
         try:
-            return main(*given)
+            result = main(*given)
+            sys.stdout.flush()
+            return result
         except KeyboardInterrupt:
             raise _interrupted() from None
+        except BrokenPipeError:  # --help | head: the reader has ended, and Python must not flush the rest at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         except SystemExit as error:
             if error.code == 1 and (hint := similar_options(sys.argv[1:], config_name)):
                 print(hint, file=sys.stderr)

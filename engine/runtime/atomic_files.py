@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ...data.reading.file_lists import expanded_path
 from .launchers import is_first
 
 
@@ -21,7 +22,7 @@ def given_path(value: str | int | float | Path | None) -> Path:
         raise ValueError(
             f"got {'null' if value is None else 'an empty string'} as a path: use '.' for the current folder"
         )
-    return Path(os.path.expanduser(str(value)))  # Path.expanduser raises RuntimeError for an unknown user
+    return expanded_path(value)
 
 
 @contextmanager

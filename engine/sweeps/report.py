@@ -118,7 +118,7 @@ def _report(folder: Path) -> list[str]:
 
 
 def _columns(run: Run) -> list[str]:
-    """Return the names of a run's results, of which the first is its score."""
+    """Return the names of a run's results; the first is its score."""
     return [key for key in run if key not in _NO_COLUMNS]
 
 

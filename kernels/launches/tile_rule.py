@@ -58,10 +58,11 @@ def _backward_tile(problem: Problem, length: int, device: Device) -> Tile:
     With two stages, the loop over slabs would wait for the copies that it has just issued.
     """
     datacenter, hopper = _is_datacenter(device), _is_hopper(device)
-    warps = 8 if _is_consumer_blackwell(device) else 4  # there, four would spill 8 to 24 bytes with some versions
+    # On consumer Blackwell GPUs, tiles of four warps spill 8 to 24 bytes with Triton 3.6, 3.7 or 3.9.
+    warps = 8 if _is_consumer_blackwell(device) else 4
     narrow = Tile(64, 32, 32, warps, 3)
     if problem.query_channels > 64:
-        # In one tile on other GPUs, 32 keys and 4 warps spill up to 224 bytes.
+        # For short lines on other GPUs, the narrow tile spills up to 224 bytes.
         return Tile(64, 64, 32, 8, 3) if datacenter or length <= 64 else narrow
     if length <= 64:
         return Tile(64, 64, 32, warps, 3)
@@ -69,7 +70,7 @@ def _backward_tile(problem: Problem, length: int, device: Device) -> Tile:
         if _has_little_memory(device) and problem.dtype == "float16":
             return Tile(128, 64, 16, 8, 4)  # wider slabs of the output, which is kept in float32, need 100 KB
         return Tile(128, 128 if datacenter else 64, 32, 8, 4 if hopper else 3)
-    if _is_tall(length) and not _has_little_memory(device):  # there, it would spill with some versions
+    if _is_tall(length) and not _has_little_memory(device):  # on those GPUs, tiles of 128 queries spill
         return Tile(128, 128 if datacenter else 32, 32, 8, 5 if hopper else 3)
     return Tile(64, 64, 32, 4, 3) if datacenter else narrow
 

@@ -31,10 +31,10 @@ def are_intercepted(*arrays: Tensor) -> bool:
 
     Examples are fake and distributed tensors, tracers, FLOP counters, and the gradients of ``is_grads_batched=True``.
     """
-    return torch._C._len_torch_dispatch_stack() > 0 or any(map(_is_special, arrays))
+    return torch._C._len_torch_dispatch_stack() > 0 or any(map(_is_intercepted, arrays))
 
 
-def _is_special(array: Tensor) -> bool:
+def _is_intercepted(array: Tensor) -> bool:
     functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return type(array) not in (Tensor, Parameter) or functorch.is_legacy_batchedtensor(array)
 

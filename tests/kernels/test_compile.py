@@ -58,7 +58,7 @@ def is_common_on_amd(case):
 
 @pytest.mark.parametrize("gpu", ["sm_80", "sm_90", "sm_100", "gfx942", "gfx950"])
 def test_no_spills_within_shared_memory_on_tensor_cores(gpu, compilers):
-    """Only the installed Triton is tested; ``make compile-all`` compiles every launch with every supported version."""
+    """A selection for the installed Triton. ``make compile-all`` compiles all launches with every supported version."""
     jobs = [(case, compilers.submit(launch_set.fault, gpu, case)) for case in launch_set.cases(gpu) if is_hardest(case)]
     assert [(found.result(), case) for case, found in jobs if found.result() is not None] == []
 

@@ -1,6 +1,8 @@
 """``--help`` lists every option with its comment."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -40,6 +42,17 @@ def test_only_what_a_command_accepts_is_offered(help_of):
     assert "groups" not in help_of("export.py")
     header = OmegaConf.load(ROOT / "conf" / "evaluate.yaml").hydra.help.header
     assert set(re.findall(r"\w+", header.partition("can be set:")[2])) == set(USED)
+
+
+def test_a_reader_that_stops_early_gets_no_traceback():
+    """As in ``python train.py --help | head``."""
+    with subprocess.Popen(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_an_interval_needs_a_search(tmp_path, run_entry):
 
 @pytest.mark.parametrize("interval", ["interval(0.3,0.1)", "tag(log,interval(0,0.3))"])
 def test_an_interval_that_a_search_cannot_draw_from_is_named(tmp_path, run_entry, monkeypatch, interval):
-    """Optuna would show a traceback."""
+    """Optuna itself ends in a traceback."""
     monkeypatch.setattr(callback, "_installed", lambda package: True)
     done = run_entry("train.py", "+sweep=search", f"recipe.lr={interval}", "hydra.sweep.dir=sweep", ok=False)
     assert done.returncode.startswith(f"error: recipe.lr={interval}: set interval(LOW,HIGH) with LOW <= HIGH")
