@@ -5,6 +5,7 @@ The order is: check and rewrite the arguments, let Hydra compose the configurati
 
 import errno
 import functools
+import io
 import os
 import re
 import sys
@@ -61,6 +62,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(main)
         def started(config: DictConfig) -> Any:
             join_job()
+            _accept_any_text()  # again, in the process of a launcher
             run = functools.partial(_run, main, config)
             if parallel_worker() is None:
                 return run()
@@ -85,6 +87,7 @@ def _with_command_line(main: Callable[..., Any], config_name: str) -> Callable[.
 
     @functools.wraps(main)
     def called(*given: Any) -> Any:
+        _accept_any_text()
         given_arguments = sys.argv
         try:
             check_overrides(given_arguments[1:])
@@ -109,6 +112,15 @@ def _with_command_line(main: Callable[..., Any], config_name: str) -> Callable[.
             sys.argv = given_arguments
 
     return called
+
+
+def _accept_any_text() -> None:
+    """Let stdout print characters outside its encoding as escapes, as stderr does, instead of raising an error.
+
+    Names of classes and files may hold any character, but the encoding of a pipe or a log file on Windows lacks most.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
