@@ -1,5 +1,6 @@
 """A user error on the command line produces a single message, a non-zero exit status and no partial files."""
 
+import argparse
 import io
 import multiprocessing
 import sys
@@ -114,6 +115,22 @@ def test_an_output_of_the_wrong_kind_is_rejected(run_entry, tmp_path):
     assert f"error: output={tmp_path} is a folder: set the file to write, such as" in message
     message = refused(run_entry, tmp_path, "publish.py", f"checkpoint={checkpoints.DEFAULT}", f"output={tmp_path}/file")
     assert f"error: output={tmp_path}/file is a file: set output=FOLDER" in message
+
+
+def test_commands_start_although_argparse_of_python_3_14_checks_the_help_of_every_option(run_entry, monkeypatch):
+    add = argparse.ArgumentParser.add_argument
+
+    def checking(parser, *names, **options):
+        action = add(parser, *names, **options)
+        parser._check_help(action)
+        return action
+
+    def check(parser, action):
+        assert isinstance(action.help, str)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", checking)
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
+    assert "dataset:" in run_entry("train.py", "--cfg", "job").stdout
 
 
 def test_text_that_the_encoding_of_stdout_lacks_is_escaped(tmp_path, monkeypatch):

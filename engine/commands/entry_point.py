@@ -3,6 +3,7 @@
 The order is: check and rewrite the arguments, let Hydra compose the configuration, check it, run, report an error.
 """
 
+import argparse
 import errno
 import functools
 import io
@@ -87,6 +88,7 @@ def _with_command_line(main: Callable[..., Any], config_name: str) -> Callable[.
 
     @functools.wraps(main)
     def called(*given: Any) -> Any:
+        _accept_lazy_help()
         _accept_any_text()
         given_arguments = sys.argv
         try:
@@ -112,6 +114,16 @@ def _with_command_line(main: Callable[..., Any], config_name: str) -> Callable[.
             sys.argv = given_arguments
 
     return called
+
+
+def _accept_lazy_help() -> None:
+    """Let argparse accept the help of Hydra's --shell-completion, which is an object that only renders as a string.
+
+    Since Python 3.14, argparse checks the help of every option, and Hydra, up to at least 1.3.8, does not start.
+    """
+    parser: Any = argparse.ArgumentParser
+    if hasattr(parser, "_check_help"):
+        parser._check_help = lambda self, action: None
 
 
 def _accept_any_text() -> None:
