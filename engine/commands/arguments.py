@@ -37,20 +37,20 @@ def accepted(overrides: Iterable[str]) -> list[str]:
     with commas, as in ``resume=runs/1,2``, and text that looks like a number, as in ``commit=12e3456``. Entries of an
     option that may be a mapping, as in ``dataset.images.train=A dataset.images.val=B``, are joined to
     ``dataset.images={train:'A',val:'B'}``, because Hydra rejects new keys of an option. A sweep over an entry becomes
-    ``++dataset.images.val=A,B`` and moves to the end, because Hydra would replace it by a mapping that follows. ``-m``
-    moves to the start, because Hydra expects all overrides in one place.
+    ``++dataset.images.val=A,B`` and moves to the end, because Hydra would replace it by a mapping that follows. Flags
+    move to the start, because Hydra expects all overrides in one place.
     """
-    sweep: list[str] = []
+    flags: list[str] = []
     kept: list[str] = []
     swept: list[str] = []
     places: dict[str, int] = {}
     overrides = list(overrides)
     multirun = not set(_SWEEP).isdisjoint(overrides)
     for before, argument in pairwise(["", *overrides]):
-        if argument in _SWEEP and before not in _WITH_VALUE:
-            sweep = [argument]
+        if argument.startswith("-") or before in _WITH_VALUE:
+            flags.append(argument)
             continue
-        override = argument if before in _WITH_VALUE else _quoted(argument, multirun)
+        override = _quoted(argument, multirun)
         if _sweeps_over_entry(override):
             swept.append(f"++{override.lstrip('+')}")
             continue
@@ -61,7 +61,7 @@ def accepted(overrides: Iterable[str]) -> list[str]:
         if entries:
             places[option] = len(kept)
         kept.append(f"{option}={{{entries}}}" if entries else override)
-    return sweep + kept + swept
+    return flags + kept + swept
 
 
 def _sweeps_over_entry(override: str) -> bool:
@@ -84,7 +84,7 @@ def _entries(override: str) -> tuple[str, str]:
 def _quoted(override: str, multirun: bool) -> str:
     """Return an override whose value Hydra can parse; in a sweep, commas separate values, each of which is quoted."""
     key, equals, value = override.partition("=")
-    if not equals or override.startswith("-") or "${" in value:
+    if not equals or "${" in value:
         return override
     sweeps = multirun and not key.startswith("hydra.")  # nothing can be swept over Hydra's own options
     if parsed := parse_override(override):

@@ -79,11 +79,12 @@ def test_a_sweep_over_an_entry_of_a_mapping_keeps_the_other_entries():
         assert config.dataset.images == {"train": "c", "val": "a"}
 
 
-def test_a_sweep_flag_may_stand_anywhere():
+def test_flags_may_stand_anywhere():
     """argparse, by which Hydra reads its flags, calls overrides on both sides of a flag "unrecognized arguments"."""
     for flag in ("-m", "--multirun"):
         assert accepted(["dataset=camvid", flag, "model=fcn"]) == [flag, "dataset=camvid", "model=fcn"]
-    assert accepted(["--config-dir", "-m", "x=1"]) == ["--config-dir", "-m", "x=1"]  # a folder of that name
+    given = ["a=1", "--config-dir", "-m", "b=2", "--cfg=job"]  # -m is the name of a folder here
+    assert accepted(given) == ["--config-dir", "-m", "--cfg=job", "a=1", "b=2"]
 
 
 def test_a_path_may_contain_commas_unless_they_separate_the_values_of_a_sweep(tmp_path, monkeypatch):
