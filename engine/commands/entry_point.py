@@ -5,6 +5,7 @@ The order is: check and rewrite the arguments, let Hydra compose the configurati
 
 import errno
 import functools
+import logging
 import os
 import re
 import sys
@@ -114,6 +115,7 @@ def _with_command_line(main: Callable[..., Any], config_name: str) -> Callable[.
 def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if not is_first():
         remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all ranks use
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself, so Hydra would print it again
     try:
         check_bounds(config, BOUNDS | OPTION_BOUNDS)
         refuse_unread(config, HydraConfig.get().job.config_name or "")
