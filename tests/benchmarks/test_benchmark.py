@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from ccnet.benchmarks import training_step as benchmark_train
 from ccnet.benchmarks.comparison import compare_torch as benchmark_compare
 from ccnet.benchmarks.comparison import peers as benchmark_peers
+from ccnet.benchmarks.comparison import rows as benchmark_rows
 from ccnet.benchmarks.comparison.compare import compare_operators
 from ccnet.benchmarks.comparison.peers import Peer
 from ccnet.benchmarks.comparison.rows import check_error, largest_error, result_row
@@ -132,6 +133,26 @@ def test_comparison_writes_rows_and_a_figure(tmp_path, small):
     ]
     assert all(float(row["median_us"]) > 0 and row["commit"] and row["machine"] for row in rows)
     assert (tmp_path / "b_1x5x6_float32.png").stat().st_size > 0
+
+
+def test_the_figure_compares_times_by_the_length_of_bars(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(benchmark_rows, "write_figure", lambda path, figure, **_: figures.append(figure))
+    times = {("slow", "forward"): 134_400, ("fast", "forward"): 48_000, ("fast", "backward"): 90_040}
+    rows = [
+        {"peer": peer, "pass": direction, "shape": "1x5x6", "dtype": "float32", "median_us": float(time)}
+        for (peer, direction), time in times.items()
+    ]
+    benchmark_rows.draw(rows, "a CPU", tmp_path / "b.png")
+    (axes,) = figures[0].axes
+    assert axes.get_xscale() == "linear" and axes.get_xlim()[0] == 0 and axes.get_xlabel() == "median time (ms)"
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "fast, forward",
+        "slow, forward",
+        "fast, backward",
+    ]
+    assert [bar.get_width() for bar in axes.patches] == [48.0, 134.4, 90.04]
+    assert [text.get_text().strip() for text in axes.texts] == ["48.0 ms, 1.0x", "134 ms, 2.8x", "90.0 ms, 1.0x"]
 
 
 class WrongBackward(torch.autograd.Function):
