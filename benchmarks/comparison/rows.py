@@ -42,7 +42,7 @@ class Rows:
             ValueError: nothing was measured.
         """
         if not self.rows:
-            raise ValueError("nothing was measured")
+            raise ValueError("nothing was measured: none of the implementations runs here, or the reasons are above")
         first = self.rows[0]
         draw(self.rows, self.about["machine"], Path(f"{self.output}_{first['shape']}_{first['dtype']}.png"))
         return Table.of_records(self.rows).text()

@@ -184,11 +184,12 @@ def test_a_direction_that_fails_does_not_affect_the_other(tmp_path, small, monke
     assert [(row["peer"], row["pass"]) for row in read_records(tmp_path / "b.csv")] == [("forward_only", "forward")]
 
 
-def test_a_comparison_without_results_is_an_error(config, tmp_path):
-    config.output, config.peers = str(tmp_path / "b"), ["triton"]
-    config.value_channels, config.query_channels = 16, 999  # more query channels than the kernels take
-    with pytest.raises(ValueError, match="nothing was measured"):
-        benchmark_compare.time_in_torch(config, torch.device("cpu"), "float32", [1, 2, 3])
+def test_a_comparison_without_results_is_an_error(small, monkeypatch, capsys):
+    monkeypatch.setitem(benchmark_peers.PEERS, "wrong", Peer(lambda query, key, value: value))
+    for small.peers, said in (["wrong"], "wrong, forward: not measured"), (["triton"], ""):
+        with pytest.raises(ValueError, match="nothing was measured"):
+            benchmark_compare.time_in_torch(small, torch.device("cpu"), "float32", [1, 2, 3])
+        assert capsys.readouterr().out.startswith(said), "the kernels do not fail on a CPU: they are left out"
 
 
 @pytest.mark.parametrize("machine", ["NVIDIA H200", "NVIDIA H100 80GB HBM3"])
@@ -233,6 +234,13 @@ def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, small, m
     assert list(rows) == timed
     assert all(float(row["error"]) < 1e-5 for row in rows.values())
     assert (tmp_path / "b_jax_1x4x5_float32.png").is_file()
+
+
+def test_calls_in_jax_take_turns_of_the_inputs():
+    benchmark_jax = pytest.importorskip("ccnet.benchmarks.comparison.compare_jax", reason="needs JAX")
+    calls = []
+    assert benchmark_jax._measure(calls.append, 20).median_us > 0
+    assert calls == [0, *range(20)]  # the first one compiles
 
 
 def test_zoo_table(tmp_path, run_entry):
