@@ -8,14 +8,15 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-# Signals with which a cluster, a user or a closed terminal ends a job.
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+# Signals with which a cluster, a user or a closed terminal ends a job; Windows has only the first two.
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2") if hasattr(signal, name)]
 
 
 def stack_pairs(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -30,8 +31,8 @@ class Loader(DataLoader):
     """A DataLoader whose workers ignore the signals that end a job.
 
     Such signals are sent to every process of a job, but the training process may still need its next batch. They are
-    blocked before the workers start, because ``worker_init_fn`` would run too late. Closing the iterator stops the
-    workers.
+    blocked before the workers start, because ``worker_init_fn`` would run too late; Windows cannot block signals.
+    Closing the iterator stops the workers.
 
     Attributes:
         waited: seconds spent waiting for batches since the attribute was last reset to 0.
@@ -50,6 +51,9 @@ class Loader(DataLoader):
         )
 
     def __iter__(self) -> Generator:  # pyright: ignore[reportIncompatibleMethodOverride], nobody relies on torch's class
+        context = self.multiprocessing_context  # None without workers
+        if context is not None and context.get_start_method() != "fork" and sys.platform != "win32":
+            resource_tracker.ensure_running()  # started together with the first worker, it would unblock the signals
         with _signals_blocked():
             batches = super().__iter__()
         return self._timed(batches)
@@ -76,11 +80,12 @@ def _signals_blocked() -> Iterator[None]:
     arrived: list[int] = []
     main = threading.current_thread() is threading.main_thread()  # only it may set handlers
     handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _ENDING * main}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING) if sys.platform != "win32" else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         for number in arrived:
@@ -88,11 +93,21 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _heed_parent(worker: int) -> None:
-    """End this worker when its parent sends SIGTERM, as a parent process does on exit before joining its children."""
+    """End this worker when its parent sends SIGTERM, as a parent process does on exit before joining its children.
+
+    macOS does not tell who sent a signal: there, the worker ends at any SIGTERM. On Windows, a parent ends its children
+    without a signal, and the worker ignores Ctrl-C.
+    """
+    if sys.platform == "win32":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
+        if sys.platform == "darwin":
+            signal.sigwait({signal.SIGTERM})
+        else:
+            while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+                pass
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()

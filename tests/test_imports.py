@@ -6,6 +6,14 @@ import tomllib
 import pytest
 from conftest import ROOT, run_python
 
+# What Windows lacks, as far as this package uses it.
+WITHOUT_POSIX = """
+import os, signal, sys
+
+sys.modules |= {"fcntl": None, "resource": None}
+del os.fork, os.register_at_fork, os.O_CLOEXEC, os.pwrite, os.posix_fallocate, os.sched_getaffinity
+del signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGKILL, signal.pthread_sigmask, signal.sigwaitinfo
+"""
 PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 
 
@@ -34,3 +42,9 @@ def test_every_public_name_loads(name):
         if name in ("ccnet.models", "ccnet.models.nnx", "ccnet.losses"):
             assert found.__module__.startswith(f"{name}."), public
             assert not (folder / f"{public}.py").exists(), f"{name}.{public} is a module and a public name"
+
+
+def test_entry_points_import_what_they_need_to_start_without_posix():
+    commands = ["app", "benchmark", "check_data", "evaluate", "export", "predict", "publish", "train"]
+    code = WITHOUT_POSIX + "".join(f"import ccnet.{name}\n" for name in [*commands, "engine.sweeps.report"])
+    run_python("-c", f"{code}sys.platform = 'win32'\nwith ccnet.engine.runtime.StopRequest(): pass")

@@ -1,6 +1,6 @@
 """Peak memory usage and readable out-of-memory errors."""
 
-import resource
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,10 +13,14 @@ _STATUS = Path("/proc/self/status")
 
 
 def process_peak_mib() -> float:
-    """Return the peak resident memory of this process in MiB."""
+    """Return the peak resident memory of this process in MiB; NaN on Windows, where Python does not know it."""
     with suppress(OSError, IndexError, ValueError):  # not Linux
         # getrusage would report the peak of the parent process if it is higher.
         return int(_STATUS.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) / 2**10
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, other systems KiB
 

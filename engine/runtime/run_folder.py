@@ -1,7 +1,6 @@
 """The folder of a run: its file names, and the lock that keeps other processes out of it. Does not import torch."""
 
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -14,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .atomic_files import read_json
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 # The newest state of a run, the one before, its best weights, and its result once it is finished.
 LAST, PREVIOUS, BEST, RESULT = "last.pt", "previous.pt", "best.safetensors", "result.json"
@@ -52,7 +56,7 @@ class FolderLock:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with suppress(OSError):  # the lock is held even if the disk is full
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
+            os.write(self._descriptor, json.dumps(about).encode())
 
     def __enter__(self) -> "FolderLock":
         return self
@@ -90,10 +94,12 @@ class FolderLock:
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             except FileNotFoundError:  # another process has just removed the empty folder
                 continue
             try:
+                if fcntl is None:
+                    raise OSError(errno.ENOSYS, "Windows")
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
                     return descriptor
@@ -105,8 +111,8 @@ class FolderLock:
             except OSError as error:
                 if error.errno in _NO_LOCKS:
                     print(
-                        f"{self.folder}: this file system has no locks ({error.strerror}): start no second process "
-                        "that writes to this folder",
+                        f"{self.folder} cannot be locked ({error.strerror}): start no second process that writes to "
+                        "this folder",
                         file=sys.stderr,
                     )
                     return descriptor
@@ -170,4 +176,5 @@ def _close_inherited() -> None:
     _HELD.clear()
 
 
-os.register_at_fork(after_in_child=_close_inherited)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)

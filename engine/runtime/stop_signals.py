@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -14,8 +15,9 @@ from .overrides import called_from_python
 
 EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h, "try again later": the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_HANGUP = signal.SIGHUP  # sent when the terminal is closed or its connection is lost
-_REQUEUE = signal.SIGUSR2  # sent by Slurm, at submitit's request, shortly before a job's time limit
+# None on Windows, as is the next one:
+_HANGUP = getattr(signal, "SIGHUP", None)  # sent when the terminal is closed or its connection is lost
+_REQUEUE = getattr(signal, "SIGUSR2", None)  # sent by Slurm, at submitit's request, shortly before a job's time limit
 _ECHO = 1.0  # seconds; a cluster signals every process, and torchrun forwards the signal to its workers once more
 
 
@@ -33,7 +35,7 @@ class Stopped(SystemExit):
 
 @contextmanager
 def second_signal_ends(
-    signals: Collection[int] = _SIGNALS, first: Collection[int] = (*_SIGNALS, _REQUEUE)
+    signals: Collection[int] = _SIGNALS, first: Collection[int | None] = (*_SIGNALS, _REQUEUE)
 ) -> Iterator[None]:
     """Within the block, let a second SIGTERM or SIGINT end this process immediately, whatever it is waiting for.
 
@@ -44,9 +46,9 @@ def second_signal_ends(
     Python runs signal handlers in the main thread between two bytecodes, hence never while that thread waits in C++ for
     a peer or a GPU. Its C-level handler, however, writes every signal to a file descriptor immediately, and another
     thread reads it here. Signals within a second of the first are treated as the same request, because wrappers forward
-    signals that all processes receive anyway. The block has no effect outside the main thread.
+    signals that all processes receive anyway. The block has no effect outside the main thread, or on Windows.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
     reader, writer = os.pipe()
@@ -64,7 +66,7 @@ def second_signal_ends(
         os.close(writer)
 
 
-def _end_at_second(reader: int, signals: Collection[int], first: Collection[int]) -> None:
+def _end_at_second(reader: int, signals: Collection[int], first: Collection[int | None]) -> None:
     """Read signal numbers until a zero; end the process on a second stop signal."""
     since: float | None = None
     while number := int.from_bytes(os.read(reader, 1)):
@@ -101,8 +103,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         numbers = [*_SIGNALS]
-        numbers += [_HANGUP] if signal.getsignal(_HANGUP) is signal.SIG_DFL else []
-        numbers += [_REQUEUE] if callable(signal.getsignal(_REQUEUE)) else []
+        numbers += [_HANGUP] if _HANGUP and signal.getsignal(_HANGUP) is signal.SIG_DFL else []
+        numbers += [_REQUEUE] if _REQUEUE and callable(signal.getsignal(_REQUEUE)) else []
         if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             self._before = {number: signal.signal(number, self._receive) for number in numbers}
         self._watch = second_signal_ends((signal.SIGTERM,) if self._in_program else _SIGNALS, numbers)
@@ -133,7 +135,7 @@ class StopRequest:
 
     def stop(self) -> None:
         """Raise :class:`Stopped`, after calling submitit's own handler if the signal was SIGUSR2."""
-        if self.received == _REQUEUE.name and os.getpid() == self._process:  # not in a forked data worker
+        if _REQUEUE and self.received == _REQUEUE.name and os.getpid() == self._process:  # not in a forked data worker
             self._before[_REQUEUE](_REQUEUE, None)
         raise Stopped(self.received)
 

@@ -3,7 +3,6 @@
 A sweep writes them when it ends. The command rewrites them at any time, even for a running or interrupted sweep.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -66,11 +65,13 @@ def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process reports on the same sweep, because all of them write the same files."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # reported below, as a folder without results
+    except OSError:  # Windows, or reported below as a folder without results
         yield
         return
     try:
         with suppress(OSError):  # not every network file system locks folders
+            import fcntl
+
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,5 +1,6 @@
 """The peak memory of a process is its own, in MiB, on Linux and elsewhere."""
 
+import math
 import resource
 import sys
 from types import SimpleNamespace
@@ -22,3 +23,9 @@ def test_the_peak_is_in_mib_on_systems_without_proc(tmp_path, monkeypatch, platf
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=peak))
     assert memory.process_peak_mib() == 600
+
+
+def test_the_peak_is_unknown_on_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert math.isnan(memory.process_peak_mib())

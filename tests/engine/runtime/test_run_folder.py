@@ -105,7 +105,13 @@ def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, capsys, 
 
     monkeypatch.setattr(run_folder.fcntl, "flock", flock)
     FolderLock(tmp_path).release()
-    assert "this file system has no locks" in capsys.readouterr().err
+    assert f"{tmp_path} cannot be locked ({os.strerror(number)})" in capsys.readouterr().err
+
+
+def test_windows_is_reported_as_a_system_without_locks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_folder, "fcntl", None)
+    FolderLock(tmp_path).release()
+    assert f"{tmp_path} cannot be locked (Windows)" in capsys.readouterr().err
 
 
 def test_a_folder_holds_a_run_if_starting_another_would_lose_something(tmp_path):
