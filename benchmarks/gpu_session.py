@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from ..engine.drawing.tables import Table, read_records
+from ..engine.runtime.provenance import provenance
 from ..kernels.launches import tile_tables
 from .variants.race import VARIANTS, runs_variants
 
@@ -23,6 +24,8 @@ SHAPES = ("8x97x97", "8x128x256", "1x97x97")
 # Options whose time and memory are compared with those of the plain network.
 OPTIONS = "ccnet,'ccnet grad_checkpointing=true','ccnet ema=0.999'"
 DONE, TAIL = "done", 30
+# A step is done only for these; results of another GPU or commit are measured again.
+PROVENANCE = ("machine", "torch", "triton", "commit")
 
 
 class Step(NamedTuple):
@@ -58,7 +61,7 @@ class Outcome(NamedTuple):
 def run_session(config: DictConfig, device: torch.device) -> str:
     """Run the steps and return a table of them; all results and logs are written to the folder ``output``.
 
-    Steps that the folder records as done are skipped, unless ``gpu.steps`` names them.
+    Steps that the folder records as done, on this GPU and at this commit, are skipped unless ``gpu.steps`` names them.
 
     Raises:
         ValueError: the device is not a GPU, or a step does not exist.
@@ -68,10 +71,11 @@ def run_session(config: DictConfig, device: torch.device) -> str:
         raise ValueError(f"mode=gpu measures on a GPU, but the device is {device}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step is killed too
     folder = Path(config.output).absolute()
-    wanted = chosen(steps(folder, races=runs_variants(device)), config.gpu.steps, folder)
+    about = {name: value.removesuffix("-dirty") for name, value in provenance(device).items()}  # tuning writes a file
+    wanted = chosen(steps(folder, races=runs_variants(device)), config.gpu.steps, folder, about)
     if not wanted:
         return f"every step is done: delete {folder / 'steps.csv'}, or name steps in gpu.steps, to run them again"
-    outcomes = run_steps(wanted, folder, 60 * config.gpu.minutes)
+    outcomes = run_steps(wanted, folder, 60 * config.gpu.minutes, about)
     table = Table.of_records([{**outcome._asdict(), "seconds": round(outcome.seconds)} for outcome in outcomes]).text()
     if any(outcome.status != DONE for outcome in outcomes):
         print(table)
@@ -116,10 +120,18 @@ def steps(folder: Path, *, races: bool = True) -> list[Step]:
     ]
 
 
-def chosen(every: list[Step], names: Sequence[str] | None, folder: Path) -> list[Step]:
-    """Return the steps in ``names`` or, if it is None, those that the folder does not record as done."""
+def chosen(every: list[Step], names: Sequence[str] | None, folder: Path, about: dict[str, str]) -> list[Step]:
+    """Return the steps in ``names`` or, if it is None, those that the folder does not record as done.
+
+    Args:
+        every: all steps.
+        names: the value of ``gpu.steps``.
+        folder: where the steps are recorded.
+        about: the provenance of results measured now.
+    """
     if names is None:
-        done = {row["step"] for row in read_records(folder / "steps.csv") if row["status"] == DONE}
+        now = {"status": DONE} | {name: about[name] for name in PROVENANCE}
+        done = {row["step"] for row in read_records(folder / "steps.csv") if row.items() >= now.items()}
         return [step for step in every if step.name not in done]
     known = [step.name for step in every]
     if unknown := [name for name in names if name not in known]:
@@ -127,8 +139,8 @@ def chosen(every: list[Step], names: Sequence[str] | None, folder: Path) -> list
     return [step for step in every if step.name in names]
 
 
-def run_steps(chosen_steps: list[Step], folder: Path, seconds: float) -> list[Outcome]:
-    """Run steps one by one within a total time limit, and record each in ``steps.csv`` when it ends."""
+def run_steps(chosen_steps: list[Step], folder: Path, seconds: float, about: dict[str, str]) -> list[Outcome]:
+    """Run steps one by one within a total time limit; record each, with its provenance, in ``steps.csv`` at its end."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
@@ -144,7 +156,7 @@ def run_steps(chosen_steps: list[Step], folder: Path, seconds: float) -> list[Ou
         for table in tile_tables.CONFIGS.glob("*.json"):
             if table.stat().st_mtime >= began:  # written by this step
                 shutil.copy(table, folder)
-        _record(outcome, folder)
+        _record(outcome, folder, about)
         print("\n".join(_lines(Path(outcome.log))[-TAIL:]))
         print(f"== {step.name}: {outcome.status}, {outcome.seconds:.0f} s", flush=True)
     return outcomes
@@ -178,10 +190,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _record(outcome: Outcome, folder: Path) -> None:
-    kept: list[dict[str, Any]] = [row for row in read_records(folder / "steps.csv") if row["step"] != outcome.step]
-    row = outcome._asdict() | {"seconds": round(outcome.seconds), "log": f"logs/{Path(outcome.log).name}"}
-    Table.of_records([*kept, row]).write_csv(folder / "steps.csv")
+def _record(outcome: Outcome, folder: Path, about: dict[str, str]) -> None:
+    file = folder / "steps.csv"
+    row: dict[str, Any] = outcome._asdict() | {"seconds": round(outcome.seconds)}
+    row |= {"log": f"logs/{Path(outcome.log).name}"} | about
+    others = [{column: other.get(column, "") for column in row} for other in read_records(file)]
+    Table.of_records([*(other for other in others if other["step"] != outcome.step), row]).write_csv(file)
 
 
 def _lines(path: Path) -> list[str]:

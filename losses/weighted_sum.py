@@ -35,7 +35,7 @@ class WeightedSum(Module):
             raise ValueError(f"loss.ramp names {unknown}, but the loss terms are {sorted(terms)}")
         if negative := {name: length for name, length in (ramp or {}).items() if length < 0}:
             raise ValueError(f"loss.ramp is {negative}: set a number of iterations, or 0 to disable it")
-        self.ramp = {name: length for name, length in (ramp or {}).items() if length and weights[name]}
+        self.ramp = {name: length for name, length in (ramp or {}).items() if length}
         self.terms = ModuleDict({name: term for name, term in terms.items() if weights[name]})
         self.weights = {name: float(weights[name]) for name in self.terms}
 

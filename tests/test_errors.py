@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import logging
 import multiprocessing
 import sys
 from contextlib import nullcontext
@@ -92,6 +93,20 @@ def test_ctrl_c_before_training_produces_one_line(run_entry, tmp_path, monkeypat
     assert done.returncode == 130
     assert done.stderr.strip() == "interrupted"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_warning_of_a_failing_download_is_printed_once(run_entry, monkeypatch):
+    """huggingface_hub has a handler of its own, and Hydra gives one to the root logger."""
+
+    def warn(*_):
+        logging.getLogger("huggingface_hub.test").warning("Retrying")
+        raise KeyboardInterrupt
+
+    handler = logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [handler])
+    monkeypatch.setattr("ccnet.data.check_root", warn)
+    done = run_entry("train.py", *TINY[:1], ok=False)
+    assert handler.stream.getvalue() == "Retrying\n" and "Retrying" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["straße.jpg", "IMG (1).jpg", "a(1).jpg", "it's.jpg", "日本/#1;.png"])

@@ -45,7 +45,7 @@ def test_the_result_names_the_device_of_jax_although_torch_uses_the_cpu(finished
     from ccnet.engine.training.steps.jax_step import JaxStep
 
     recorded = json.loads((finished / "result.json").read_text())["provenance"]
-    assert recorded["machine"].startswith("CPU, ") and recorded["jax"] == jax.__version__
+    assert "thread" in recorded["machine"] and recorded["jax"] == jax.__version__
     device = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100")
     step = SimpleNamespace(mesh=SimpleNamespace(devices=[device]))
     assert JaxStep.provenance(step)["machine"] == "NVIDIA H100"

@@ -19,7 +19,7 @@ from ...engine.runtime.provenance import provenance
 from ...kernels import criss_cross_attention
 from ...kernels.launches import plan
 from ..failures import require_none, tolerated
-from ..timing import Timing
+from ..timing import Timing, input_sets
 from .peers import ORACLES, Peer
 from .rows import Rows, check_error, largest_error, result_row
 
@@ -59,7 +59,7 @@ def non_local(query: Array, key: Array, value: Array) -> Array:
 
 
 PEERS = {
-    "triton": Peer(triton),
+    "triton": Peer(triton, devices=("cuda",)),
     "reference": Peer(reference),
     "einsum": Peer(einsum),
     "non_local": Peer(non_local, attends="all"),
@@ -69,28 +69,41 @@ PEERS = {
 def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
     """Verify and time every peer on one shape; append the rows to a CSV file, plot them and return the table."""
     device = local_devices(config.device)[0]
+    on_cpu = device.platform == "cpu"
     batch, *spatial = shape
     d, c = config.query_channels, config.value_channels
     problem = plan.Problem(batch, tuple(spatial), tuple(range(len(spatial))), d, c, dtype)
     generator = np.random.default_rng(config.seed)
-    drawn = [generator.normal(0, scale, (*shape, width)) for width, scale in ((d, d**-0.25),) * 2 + ((c, 1),) * 2]
-    # Rounded once, so that the oracle and the peers get the same inputs.
-    inputs = [jax.device_put(jnp.asarray(array, dtype), device) for array in drawn]
+    copies = 1 if on_cpu else input_sets(problem, config.cache_mib)
+    sets = [_make_inputs(shape, d, c, dtype, device, generator) for _ in range(copies)]
 
-    about = provenance(torch.device("cpu")) | {"machine": device.device_kind, "jax": jax.__version__}
+    machine = {} if on_cpu else {"machine": device.device_kind}
+    about = provenance(torch.device("cpu")) | machine | {"jax": jax.__version__}
     rows = Rows(about, Path(f"{config.output}_jax"))
     failures: list[str] = []
-    for name, peer in tqdm(PEERS.items(), desc=f"{shape} {dtype}", disable=None):
+    peers = {name: peer for name, peer in PEERS.items() if ("cpu" if on_cpu else "cuda") in peer.devices}
+    for name, peer in tqdm(peers.items(), desc=f"{shape} {dtype}", disable=None):
         for direction, call in _calls(peer.function).items():
             with tolerated(f"{name}, {direction}", failures):
-                error = _error_of(peer, inputs, of_gradients=direction == "both")
+                error = _error_of(peer, sets[0], of_gradients=direction == "both")
                 check_error(error, dtype)
-                timing = _measure(lambda call=call: call(*inputs), config.repeats)
+                timing = _measure(lambda i, call=call: call(*sets[i % copies]), config.repeats)
                 rows.add(result_row(name, direction, problem, timing, error, config.seed))
     table = rows.finish()
-    if device.platform != "cpu":
-        require_none([line for line in failures if line.startswith("triton,")], table)
+    require_none([line for line in failures if line.startswith("triton,")], table)
     return table
+
+
+def _make_inputs(
+    shape: list[int], d: int, c: int, dtype: str, device: Any, generator: np.random.Generator
+) -> list[Array]:
+    """Return query, key, value and upstream gradient (N, *S, channels); the scores have standard deviation 1.
+
+    They are rounded here, so that the ground truth and the peers get the same inputs.
+    """
+    sizes = [(d, d**-0.25), (d, d**-0.25), (c, 1.0), (c, 1.0)]
+    drawn = [generator.normal(0, scale, (*shape, width)) for width, scale in sizes]
+    return [jax.device_put(jnp.asarray(array, dtype), device) for array in drawn]
 
 
 def _calls(function: Callable[..., Array]) -> dict[str, Callable[..., Any]]:
@@ -127,15 +140,18 @@ def _as_torch(array: Array) -> torch.Tensor:
     return torch.from_numpy(np.asarray(array, np.float64)).movedim(-1, 1)
 
 
-def _measure(call: Callable[[], Any], repeats: int) -> Timing:
-    """Time a call, reading the clock once per ``CALLS`` calls."""
-    jax.block_until_ready(call())
+def _measure(call: Callable[[int], Any], repeats: int) -> Timing:
+    """Time ``call(i)`` for i = 0, 1, ..., reading the clock once per ``CALLS`` calls.
+
+    Unlike in torch, these are wall times, which include the launches if those take longer than the calls.
+    """
+    jax.block_until_ready(call(0))
     spans, host = [], []
-    for _ in range(max(repeats // CALLS, 3)):
+    for batch in range(max(repeats // CALLS, 3)):
         start = time.perf_counter()
         result = None
-        for _ in range(CALLS):
-            result = call()
+        for i in range(batch * CALLS, (batch + 1) * CALLS):
+            result = call(i)
         host.append(1e6 * (time.perf_counter() - start) / CALLS)
         jax.block_until_ready(result)
         spans.append(1e6 * (time.perf_counter() - start) / CALLS)

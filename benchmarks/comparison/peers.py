@@ -149,7 +149,7 @@ def non_local_oracle(query: Tensor, key: Tensor, value: Tensor, rows: int = 2048
 
 ORACLES = {"cross": reference, "all": non_local_oracle}
 PEERS = {
-    "triton": Peer(triton),
+    "triton": Peer(triton, devices=("cuda",)),
     "cpu": Peer(cpu, devices=("cpu",)),
     "reference": Peer(reference),
     "einsum": Peer(einsum),

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from ...engine.drawing.png_files import write_figure
@@ -43,7 +42,7 @@ class Rows:
             ValueError: nothing was measured.
         """
         if not self.rows:
-            raise ValueError("nothing was measured")
+            raise ValueError("nothing was measured: none of the implementations runs here, or the reasons are above")
         first = self.rows[0]
         draw(self.rows, self.about["machine"], Path(f"{self.output}_{first['shape']}_{first['dtype']}.png"))
         return Table.of_records(self.rows).text()
@@ -87,21 +86,24 @@ def check_error(error: float, dtype: str) -> None:
 
 
 def draw(rows: list[dict[str, Any]], machine: str, path: Path) -> None:
-    """Plot the medians as a bar chart, grouped by pass, on a logarithmic axis."""
-    directions = list(dict.fromkeys(row["pass"] for row in rows))
+    """Plot the medians as bars, grouped by pass, each with its multiple of the shortest time of the pass."""
+    per_unit, unit = (1e3, "ms") if max(row["median_us"] for row in rows) >= 1e4 else (1, "us")
     figure = Figure(figsize=(7, 1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    labels, widths, colours = [], [], []
-    for index, direction in enumerate(directions):
-        for row in sorted((row for row in rows if row["pass"] == direction), key=lambda row: row["median_us"]):
-            labels.append(f"{row['peer']}, {direction}")
-            widths.append(row["median_us"])
+    names, times, colours, texts = [], [], [], []
+    for index, direction in enumerate(dict.fromkeys(row["pass"] for row in rows)):
+        group = sorted((row for row in rows if row["pass"] == direction), key=lambda row: row["median_us"])
+        for row in group:
+            time = row["median_us"] / per_unit
+            names.append(f"{row['peer']}, {direction}")
+            times.append(time)
             colours.append(f"C{index}")
-    bars = axes.barh(labels, widths, color=colours)
-    axes.bar_label(bars, fmt=" %.0f")
+            digits = 1 if time < 100 else 0
+            texts.append(f" {time:.{digits}f} {unit}, {row['median_us'] / group[0]['median_us']:.1f}x")
+    axes.bar_label(axes.barh(names, times, color=colours), texts)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="median time (us)")
-    axes.margins(x=0.15)
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=f"median time ({unit})")
+    axes.margins(x=0.3, y=0.02)
+    axes.set_xlim(left=0)
     axes.set_title(f"{rows[0]['shape']}, {rows[0]['dtype']}, {machine}", fontsize=10)
     write_figure(path, figure, dpi=150)

@@ -23,7 +23,8 @@ class Log:
 
     def __init__(self, path: Path, about: dict[str, str]):
         self.path, self.about = path, about
-        self.broken = {self._key(row) for row in read_records(self.path) if row["outcome"].startswith(BROKE)}
+        broken = [row for row in read_records(self.path) if row["outcome"].startswith(BROKE)]
+        self.broken = {self._key(row) for row in broken if row["machine"] == about["machine"]}
 
     def add(self, scope: Range, tile: Tile, needs: Needs, median_us: float | None, outcome: str) -> None:
         """Record the outcome of a candidate."""
@@ -36,7 +37,7 @@ class Log:
         tqdm.write(f"{scope.kernel} {scope.dtype} {scope.length}, {described(tile)}: {resources}{outcome}")
 
     def has_broken(self, scope: Range, tile: Tile) -> bool:
-        """Return whether this candidate broke the GPU's context in an earlier run."""
+        """Return whether this candidate broke the context of such a GPU in an earlier run."""
         row = {"kernel": scope.kernel, "dtype": scope.dtype, "length": scope.length} | tile._asdict()
         return self._key(row) in self.broken
 

@@ -20,6 +20,8 @@ _WITH_VALUE = (
 _SWEEP = ("-m", "--multirun")
 _SHOWS = re.compile(r"(--cfg|--info)(=.*)?|-[ci](job|hydra|all)?")
 _COMPOSED = ("[", "{", "'", '"')  # the first characters of lists, mappings and quoted strings
+# Options whose values are text, even if they look like numbers: the commit 12e3456 is not infinity.
+_TEXT = {"commit", "machine", "checkpoint", "input", "output", "resume", "init", "dataset.root"}
 # A quoted string, or the text between the signs that structure lists and mappings.
 _BARE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},:'"]+""")
 # An option that may be a mapping, or an entry of it.
@@ -32,23 +34,23 @@ def accepted(overrides: Iterable[str]) -> list[str]:
     """Return overrides in a form that Hydra accepts; those that remain invalid are kept, for Hydra to report.
 
     Values outside Hydra's grammar, as in ``input=straße.jpg`` or ``input=[IMG(1).jpg,B]``, are quoted, and so are paths
-    with commas, as in ``resume=runs/1,2``. Entries of an option that may be a mapping, as in
-    ``dataset.images.train=A dataset.images.val=B``, are joined to ``dataset.images={train:'A',val:'B'}``, because Hydra
-    rejects new keys of an option. A sweep over an entry becomes ``++dataset.images.val=A,B`` and moves to the end,
-    because Hydra would replace it by a mapping that follows. ``-m`` moves to the start, because Hydra expects all
-    overrides in one place.
+    with commas, as in ``resume=runs/1,2``, and text that looks like a number, as in ``commit=12e3456``. Entries of an
+    option that may be a mapping, as in ``dataset.images.train=A dataset.images.val=B``, are joined to
+    ``dataset.images={train:'A',val:'B'}``, because Hydra rejects new keys of an option. A sweep over an entry becomes
+    ``++dataset.images.val=A,B`` and moves to the end, because Hydra would replace it by a mapping that follows. Flags
+    move to the start, because Hydra expects all overrides in one place.
     """
-    sweep: list[str] = []
+    flags: list[str] = []
     kept: list[str] = []
     swept: list[str] = []
     places: dict[str, int] = {}
     overrides = list(overrides)
     multirun = not set(_SWEEP).isdisjoint(overrides)
     for before, argument in pairwise(["", *overrides]):
-        if argument in _SWEEP and before not in _WITH_VALUE:
-            sweep = [argument]
+        if argument.startswith("-") or before in _WITH_VALUE:
+            flags.append(argument)
             continue
-        override = argument if before in _WITH_VALUE else _quoted(argument, multirun)
+        override = _quoted(argument, multirun)
         if _sweeps_over_entry(override):
             swept.append(f"++{override.lstrip('+')}")
             continue
@@ -59,7 +61,7 @@ def accepted(overrides: Iterable[str]) -> list[str]:
         if entries:
             places[option] = len(kept)
         kept.append(f"{option}={{{entries}}}" if entries else override)
-    return sweep + kept + swept
+    return flags + kept + swept
 
 
 def _sweeps_over_entry(override: str) -> bool:
@@ -82,12 +84,13 @@ def _entries(override: str) -> tuple[str, str]:
 def _quoted(override: str, multirun: bool) -> str:
     """Return an override whose value Hydra can parse; in a sweep, commas separate values, each of which is quoted."""
     key, equals, value = override.partition("=")
-    if not equals or override.startswith("-") or "${" in value:
+    if not equals or "${" in value:
         return override
     sweeps = multirun and not key.startswith("hydra.")  # nothing can be swept over Hydra's own options
     if parsed := parse_override(override):
         is_path = parsed.is_sweep_override() and not sweeps and _is_path(value)
-        return f"{key}={_string(value)}" if is_path else override
+        is_text = key in _TEXT and isinstance(parsed.value(), int | float) and not isinstance(parsed.value(), bool)
+        return f"{key}={_string(value)}" if is_path or is_text else override
     if value.startswith(_COMPOSED):
         text = _BARE.sub(lambda match: _quoted_item(match[0]), value)
     else:

@@ -7,6 +7,7 @@ import argparse
 import errno
 import functools
 import io
+import logging
 import os
 import re
 import sys
@@ -138,6 +139,7 @@ def _accept_any_text() -> None:
 def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if not is_first():
         remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all ranks use
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself, so Hydra would print it again
     try:
         check_bounds(config, BOUNDS | OPTION_BOUNDS)
         refuse_unread(config, HydraConfig.get().job.config_name or "")

@@ -163,11 +163,10 @@ class Letterbox:
 
     Args:
         crop_size: the frame size (H, W) in pixels.
-        protocol: the protocol applied to the frame; :class:`Whole` by default.
     """
 
-    def __init__(self, crop_size: Sequence[int], *, protocol: Protocol | None = None):
-        self.crop_size, self.protocol = _checked_crop_size(crop_size), protocol or Whole()
+    def __init__(self, crop_size: Sequence[int]):
+        self.crop_size = _checked_crop_size(crop_size)
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, C, H, W)."""
@@ -175,11 +174,11 @@ class Letterbox:
         mean = _mean(model, images)
         frames = (images - mean).flatten(1, -3)  # the frames of a clip become channels
         framed = resample(frames, placement).view(*images.shape[:-2], *self.crop_size) + mean
-        return restore(self.protocol(model, framed), placement)
+        return restore(model(framed)["out"], placement)
 
     def passes(self, size: Sequence[int]) -> int:
         """Return the number of forward passes for an image of size (H, W)."""
-        return passes(self.protocol, self.crop_size)
+        return 1
 
 
 class MultiScale:
@@ -292,6 +291,5 @@ def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize images, or each frame of clips, to (H, W)."""
     if list(x.shape[-2:]) == list(size):
         return x
-    frames = x.flatten(1, -3) if x.ndim > 4 else x
-    frames = interpolate(frames, torch.Size(size), mode="bilinear", align_corners=True)
-    return frames.view(*x.shape[:-2], *size)
+    frames = x.flatten(1, -3)  # no-op for images
+    return interpolate(frames, torch.Size(size), mode="bilinear", align_corners=True).view(*x.shape[:-2], *size)

@@ -215,9 +215,9 @@ def from_pretrained(name: str | Path, *, device: str = "auto", **options: Any) -
         >>> network = ccnet.from_pretrained("ccnet_mobilenetv2_camvid")
         >>> labels, probabilities, overlay = network.predict("photo.jpg")
     """
-    if not (name in PACKAGED or given_path(name).exists()):
-        return load(download(str(name), **options), device=device)
-    return load(name, device=device, **{key: value for key, value in options.items() if key not in DOWNLOAD_OPTIONS})
+    downloading = {key: options.pop(key) for key in DOWNLOAD_OPTIONS if key in options}
+    is_local = name in PACKAGED or given_path(name).exists()
+    return load(name if is_local else download(str(name), **downloading), device=device, **options)
 
 
 def write_card(

@@ -2,18 +2,30 @@
 
 import datetime
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 _ROOT = Path(__file__).resolve().parents[2]
+_PROCESSORS = Path("/proc/cpuinfo")
 
 
 def machine_of(device: torch.device) -> str:
-    """Return the name of the GPU, or the number of threads on a CPU."""
+    """Return the name of the GPU, or the name of the CPU and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def _processor() -> str:
+    """Return the name of the CPU; "CPU" on systems other than Linux, and for CPUs that do not report it."""
+    with suppress(OSError):
+        for line in _PROCESSORS.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "CPU"
 
 
 def provenance(device: torch.device) -> dict[str, str]:

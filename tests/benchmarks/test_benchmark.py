@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from ccnet.benchmarks import training_step as benchmark_train
 from ccnet.benchmarks.comparison import compare_torch as benchmark_compare
 from ccnet.benchmarks.comparison import peers as benchmark_peers
+from ccnet.benchmarks.comparison import rows as benchmark_rows
 from ccnet.benchmarks.comparison.compare import compare_operators
 from ccnet.benchmarks.comparison.peers import Peer
 from ccnet.benchmarks.comparison.rows import check_error, largest_error, result_row
@@ -144,6 +145,26 @@ def test_comparison_writes_rows_and_a_figure(tmp_path, small):
     assert (tmp_path / "b_1x5x6_float32.png").stat().st_size > 0
 
 
+def test_the_figure_compares_times_by_the_length_of_bars(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(benchmark_rows, "write_figure", lambda path, figure, **_: figures.append(figure))
+    times = {("slow", "forward"): 134_400, ("fast", "forward"): 48_000, ("fast", "backward"): 90_040}
+    rows = [
+        {"peer": peer, "pass": direction, "shape": "1x5x6", "dtype": "float32", "median_us": float(time)}
+        for (peer, direction), time in times.items()
+    ]
+    benchmark_rows.draw(rows, "a CPU", tmp_path / "b.png")
+    (axes,) = figures[0].axes
+    assert axes.get_xscale() == "linear" and axes.get_xlim()[0] == 0 and axes.get_xlabel() == "median time (ms)"
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "fast, forward",
+        "slow, forward",
+        "fast, backward",
+    ]
+    assert [bar.get_width() for bar in axes.patches] == [48.0, 134.4, 90.04]
+    assert [text.get_text().strip() for text in axes.texts] == ["48.0 ms, 1.0x", "134 ms, 2.8x", "90.0 ms, 1.0x"]
+
+
 class WrongBackward(torch.autograd.Function):
     """An identity whose backward pass fails."""
 
@@ -173,11 +194,12 @@ def test_a_direction_that_fails_does_not_affect_the_other(tmp_path, small, monke
     assert [(row["peer"], row["pass"]) for row in read_records(tmp_path / "b.csv")] == [("forward_only", "forward")]
 
 
-def test_a_comparison_without_results_is_an_error(config, tmp_path):
-    config.output, config.peers = str(tmp_path / "b"), ["triton"]
-    config.value_channels, config.query_channels = 16, 999  # more query channels than the kernels take
-    with pytest.raises(ValueError, match="nothing was measured"):
-        benchmark_compare.time_in_torch(config, torch.device("cpu"), "float32", [1, 2, 3])
+def test_a_comparison_without_results_is_an_error(small, monkeypatch, capsys):
+    monkeypatch.setitem(benchmark_peers.PEERS, "wrong", Peer(lambda query, key, value: value))
+    for small.peers, said in (["wrong"], "wrong, forward: not measured"), (["triton"], ""):
+        with pytest.raises(ValueError, match="nothing was measured"):
+            benchmark_compare.time_in_torch(small, torch.device("cpu"), "float32", [1, 2, 3])
+        assert capsys.readouterr().out.startswith(said), "the kernels do not fail on a CPU: they are left out"
 
 
 @pytest.mark.parametrize("machine", ["NVIDIA H200", "NVIDIA H100 80GB HBM3"])
@@ -222,6 +244,13 @@ def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, small, m
     assert list(rows) == timed
     assert all(float(row["error"]) < 1e-5 for row in rows.values())
     assert (tmp_path / "b_jax_1x4x5_float32.png").is_file()
+
+
+def test_calls_in_jax_take_turns_of_the_inputs():
+    benchmark_jax = pytest.importorskip("ccnet.benchmarks.comparison.compare_jax", reason="needs JAX")
+    calls = []
+    assert benchmark_jax._measure(calls.append, 20).median_us > 0
+    assert calls == [0, *range(20)]  # the first one compiles
 
 
 def test_zoo_table(tmp_path, run_entry):

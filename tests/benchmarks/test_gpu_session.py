@@ -12,6 +12,8 @@ from ccnet.benchmarks.gpu_session import Step
 from ccnet.engine.drawing.tables import read_records
 from ccnet.kernels.launches import tile_tables
 
+ABOUT = {"machine": "NVIDIA H100", "torch": "2.11.0", "triton": "3.6.0", "commit": "abc1234", "date": "2026-11-28"}
+
 
 def python(name, code, seconds=PATIENCE):
     return Step(name, ("-c", code), seconds)
@@ -39,7 +41,7 @@ def test_a_failure_or_a_time_limit_ends_one_step_only(tmp_path, monkeypatch, cap
         python("fine", "import ccnet, os; print(os.getcwd(), ccnet.__file__)"),
     ]
     folder = tmp_path / "gpu"
-    outcomes = gpu_session.run_steps(steps, folder, PATIENCE)
+    outcomes = gpu_session.run_steps(steps, folder, PATIENCE, ABOUT)
     assert [outcome.status for outcome in outcomes] == [
         "failed with exit code 3", "stopped after 0 s", "failed with exit code 1", "done",
     ]  # fmt: skip
@@ -50,11 +52,16 @@ def test_a_failure_or_a_time_limit_ends_one_step_only(tmp_path, monkeypatch, cap
     assert (folder / "nvidia_test.json").read_text() == "[]"
     assert "== fine: done" in capsys.readouterr().out
     # The next run skips what is done, and a named step runs in any case.
-    assert [step.name for step in gpu_session.chosen(steps, None, folder)] == ["crash", "hang", "tune"]
-    assert [step.name for step in gpu_session.chosen(steps, ["fine", "hang"], folder)] == ["hang", "fine"]
+    left = ["crash", "hang", "tune"]
+    assert [step.name for step in gpu_session.chosen(steps, None, folder, ABOUT)] == left
+    assert [step.name for step in gpu_session.chosen(steps, ["fine", "hang"], folder, ABOUT)] == ["hang", "fine"]
+    # What another GPU, version or commit has done is measured again, but on another day it is not.
+    assert [step.name for step in gpu_session.chosen(steps, None, folder, ABOUT | {"date": "2026-11-29"})] == left
+    for name in ("machine", "torch", "triton", "commit"):
+        assert gpu_session.chosen(steps, None, folder, ABOUT | {name: "another"}) == steps
     with pytest.raises(ValueError, match=r"gpu\.steps names tests: choose from crash, hang"):
-        gpu_session.chosen(steps, ["tests"], folder)
-    gpu_session.run_steps([python("hang", "pass")], folder, PATIENCE)
+        gpu_session.chosen(steps, ["tests"], folder, ABOUT)
+    gpu_session.run_steps([python("hang", "pass")], folder, PATIENCE, ABOUT)
     assert recorded(folder)["hang"] == "done" and len(recorded(folder)) == 4
 
 
@@ -66,14 +73,14 @@ def test_a_step_leaves_no_process(tmp_path):
         f"open({str(group)!r}, 'w').write(str(os.getpgrp()))\n"
         "sys.exit(4)"
     )
-    (outcome,) = gpu_session.run_steps([python("leaves", code)], tmp_path / "gpu", PATIENCE)
+    (outcome,) = gpu_session.run_steps([python("leaves", code)], tmp_path / "gpu", PATIENCE, ABOUT)
     assert outcome.status == "failed with exit code 4"
     while members(int(group.read_text())):  # killed, but perhaps not gone yet
         time.sleep(0.01)
 
 
 def test_steps_beyond_the_total_time_are_named(tmp_path):
-    outcomes = gpu_session.run_steps([python("first", "pass"), python("second", "pass")], tmp_path / "gpu", 0.5)
+    outcomes = gpu_session.run_steps([python("first", "pass"), python("second", "pass")], tmp_path / "gpu", 0.5, ABOUT)
     assert [outcome.status for outcome in outcomes] == ["not reached"] * 2
 
 
@@ -81,6 +88,8 @@ def test_the_exit_code_says_whether_every_step_is_done(config, monkeypatch, caps
     both = [python("one", "pass"), python("two", "raise SystemExit(2)")]
     monkeypatch.setattr(gpu_session, "steps", lambda *_, races: both if races else both[:1])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    commits = iter(["abc1234", "abc1234-dirty", "abc1234-dirty"])  # the tuned tiles are written into the repository
+    monkeypatch.setattr(gpu_session, "provenance", lambda _: ABOUT | {"commit": next(commits)})
     with pytest.raises(SystemExit) as ended:
         gpu_session.run_session(config, torch.device("cuda"))
     assert ended.value.code == 1

@@ -69,8 +69,8 @@ def test_a_row_precedes_those_that_it_covers_in_part():
 # ---- the search
 
 
-def search_of(tmp_path, answer=sound, trial=Stopwatch, **options):
-    log = Log(tmp_path / "tune.csv", {"machine": "a test"})
+def search_of(tmp_path, answer=sound, trial=Stopwatch, machine="a test", **options):
+    log = Log(tmp_path / "tune.csv", {"machine": machine})
     return Search(DEVICE, Immediately(answer), trial, options.pop("seconds", 60), log, **options)
 
 
@@ -196,6 +196,8 @@ def test_a_tile_that_breaks_the_gpu_is_skipped_by_the_next_run(tmp_path):
     assert ended and all("broke the GPU's context: RuntimeError: an illegal memory access" in line for line in ended)
     assert len(set(ended)) == len(ended)
     assert tuned.has(SHORT)
+    with pytest.raises(RuntimeError, match="broke the GPU's context"):  # which says nothing about another GPU
+        search_of(tmp_path, trial=trial, machine="another").run([SHORT], 8, 512, TunedTable(DEVICE, CONDITIONS))
 
 
 def test_the_next_range_is_compiled_while_one_is_timed(tmp_path):

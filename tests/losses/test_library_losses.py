@@ -48,6 +48,8 @@ def test_ignored_pixels_have_no_influence(library, kind):
     assert not gradient[0, :, :3].any() and gradient.any() and gradient.isfinite().all()
     other = torch.where((labels == 255)[:, None], 7.0, logits.detach())
     assert torch.allclose(loss({"out": other}, labels), value)
+    elsewhere = LibraryLoss(kind, output="aux", ignore_index=7)
+    assert torch.equal(elsewhere({"aux": logits}, labels.where(labels != 255, 7)), value)
     nothing = loss({"out": logits}, torch.full_like(labels, 255))
     (gradient,) = torch.autograd.grad(nothing, logits)
     assert nothing == 0 and not gradient.any()

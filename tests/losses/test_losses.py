@@ -12,11 +12,13 @@ from two_processes import together
 from ccnet.losses import (
     CategoryConsistent,
     CrossEntropy,
+    EdgeCrossEntropy,
     OhemCrossEntropy,
     WeightedSum,
     balanced_edge_loss,
     category_consistent_loss,
     cross_entropy,
+    edge_targets,
     ohem_cross_entropy,
 )
 from ccnet.losses.label_resizing import nearest_labels
@@ -133,7 +135,7 @@ def test_ccl_computes_half_precision_in_float32():
     ("labels", "options", "message"),
     [
         (torch.zeros(1, 6, 6).long(), {}, "must match the size of the embedding"),
-        (torch.full((1, 3, 3), 300), {}, r"range from 300 to 300: expected values in \[0, 255\]"),
+        (torch.full((1, 3, 3), 256), {}, r"range from 256 to 256: expected values in \[0, 255\]"),
         (torch.full((1, 3, 3), -1), {}, "range from -1"),
         (torch.zeros(1, 3, 3).long(), {"distance": "cubic"}, "'cubic': choose 'piecewise' or 'quadratic'"),
     ],
@@ -178,10 +180,11 @@ def test_nearest_labels_samples_at_the_centres_of_strided_features():
     assert nearest_labels(labels, (1, 1)).shape == (1, 1, 1)
 
 
-def test_cross_entropy_divides_by_the_number_of_valid_pixels():
+@pytest.mark.parametrize("ignored", [10, 39])
+def test_cross_entropy_divides_by_the_number_of_valid_pixels(ignored):
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 4, 5))
-    labels[0, :2] = 255
+    labels.view(-1)[:ignored] = 255
     weights = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
     total, count = 0.0, 0
     for n, y, x in np.ndindex(2, 4, 5):
@@ -240,6 +243,23 @@ def test_the_modules_pass_their_settings_on():
     assert hard == cross_entropy(output["aux"], torch.where(kept, labels, 2), **plain)
 
 
+def test_the_modules_of_embeddings_and_edges_pass_their_settings_on():
+    labels = torch.randint(0, 3, (2, 16, 16))
+    usual = labels.where(labels != 2, 255)
+    embedding = torch.randn(2, 4, 16, 16)
+    options = {"delta_v": 0.1, "delta_d": 0.8, "alpha": 2.0, "beta": 3.0, "gamma": 0.5, "distance": "quadratic"}
+    found = CategoryConsistent(ignore_index=2, **options)({"embedding": embedding}, labels)
+    assert found == category_consistent_loss(embedding, usual, **options)
+    parts = 2 * found.variance + 3 * found.distance + 0.5 * found.regularization
+    assert found.total.item() == pytest.approx(parts.item())
+    for name in options:
+        others = {key: value for key, value in options.items() if key != name}
+        assert found.total != category_consistent_loss(embedding, usual, **others).total, name
+    output = {"contour": torch.randn(2, 2, 16, 16)}
+    loss = EdgeCrossEntropy(output="contour", ignore_index=2)(output, labels)
+    assert loss == balanced_edge_loss(output["contour"], edge_targets(usual)) != 0
+
+
 def outputs():
     return {name: torch.randn(2, 3, 16, 16, requires_grad=True) for name in ("out", "aux")}
 
@@ -282,6 +302,7 @@ def test_errors_name_a_missing_output_and_mismatched_weights():
     with pytest.raises(ValueError, match="distance is 'linear'"):
         CategoryConsistent(distance="linear")
     CategoryConsistent(delta_v=2, distance="quadratic")
+    CategoryConsistent(delta_v=0, delta_d=0)
 
 
 def test_ohem_of_clips_equals_that_of_their_frames():

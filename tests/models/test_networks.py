@@ -321,6 +321,8 @@ def test_local_weights_of_the_full_timm_model(tmp_path, name, suffix):
     import timm
     from safetensors.torch import save_file
 
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
     state = timm.create_model(name).state_dict()
     path = tmp_path / f"weights{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
@@ -400,8 +402,7 @@ def test_dilated_convolutions_train_in_bfloat16_on_a_cpu(kind, channels, groups,
 
 @pytest.mark.parametrize("name", ["mobilenetv2_050", "nf_regnet_b0", "dm_nfnet_f0", "res2net50_26w_4s"])
 def test_dilated_convolutions_of_a_backbone_are_replaced(name):
-    with torch.device("meta"):
-        backbone = TimmBackbone(name)
+    backbone = TimmBackbone(name)
     convolutions = [each for each in backbone.modules() if isinstance(each, nn.Conv2d) and max(each.dilation) > 1]
     expected = [each for each in convolutions if each.groups > 1 or each.in_channels % 16]
     assert expected == [each for each in convolutions if isinstance(each, DilatedConv2d)] != []

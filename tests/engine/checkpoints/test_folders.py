@@ -260,6 +260,8 @@ def test_a_repository_is_downloaded_as_two_files(folder, monkeypatch):
     assert asked == {
         "repository": "someone/street", "revision": "v1", "allow_patterns": ["config.json", "model.safetensors"],
     }  # fmt: skip
+    with pytest.raises(ValueError, match=r"^recurrence would have no effect"):  # its config.json determines R
+        ccnet.from_pretrained("someone/street", device="cpu", recurrence=1)
 
 
 def test_a_missing_network_is_reported(monkeypatch, tmp_path):

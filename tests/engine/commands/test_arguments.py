@@ -28,6 +28,14 @@ def test_only_values_that_hydra_cannot_parse_are_quoted():
     assert parse_overrides(accepted(["x=it's (ä)"])) == {"x": "it's (ä)"}
 
 
+def test_names_that_look_like_numbers_stay_as_they_are():
+    given = {"commit": "12e3456", "output": "1_000", "resume": "1.50", "input": "nan"}
+    assert parse_overrides(accepted([f"{name}={text}" for name, text in given.items()])) == given
+    assert parse_overrides(accepted(["x=1e3", "resume=false", "init=null"])) == {
+        "x": 1000.0, "resume": False, "init": None,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("given", "value"),
     [
@@ -71,11 +79,12 @@ def test_a_sweep_over_an_entry_of_a_mapping_keeps_the_other_entries():
         assert config.dataset.images == {"train": "c", "val": "a"}
 
 
-def test_a_sweep_flag_may_stand_anywhere():
+def test_flags_may_stand_anywhere():
     """argparse, by which Hydra reads its flags, calls overrides on both sides of a flag "unrecognized arguments"."""
     for flag in ("-m", "--multirun"):
         assert accepted(["dataset=camvid", flag, "model=fcn"]) == [flag, "dataset=camvid", "model=fcn"]
-    assert accepted(["--config-dir", "-m", "x=1"]) == ["--config-dir", "-m", "x=1"]  # a folder of that name
+    given = ["a=1", "--config-dir", "-m", "b=2", "--cfg=job"]  # -m is the name of a folder here
+    assert accepted(given) == ["--config-dir", "-m", "--cfg=job", "a=1", "b=2"]
 
 
 def test_a_path_may_contain_commas_unless_they_separate_the_values_of_a_sweep(tmp_path, monkeypatch):

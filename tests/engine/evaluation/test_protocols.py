@@ -32,10 +32,11 @@ def network():
 @pytest.mark.parametrize("size", [(20, 30), (40, 50), (97, 33), (33, 97), (100, 100)], ids=str)
 @torch.no_grad()
 def test_sliding_windows_cover_the_image_and_average(size):
-    model, image = Pointwise(), torch.rand(2, 3, *size)
-    got = Slide((40, 30))(model, image)
+    model, image = Pointwise(), torch.randint(256, (2, 3, *size), dtype=torch.uint8)
+    got, of_float = (Slide((40, 30))(model, images) for images in (image, image / 255))
     assert set(model.seen) == {(40, 30)}
-    assert torch.allclose(got, Whole()(model, image), atol=1e-6)
+    assert torch.equal(got, of_float)
+    assert torch.allclose(got, Whole()(model, image / 255), atol=1e-6)
 
 
 @torch.no_grad()
@@ -81,8 +82,9 @@ def test_flip_is_undone_on_a_wide_image(network):
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
 @torch.no_grad()
 def test_scales_are_averaged_at_the_size_of_the_image(average):
-    """An image of one colour stays so at every scale."""
-    model, image = Pointwise(), torch.rand(1, 3, 1, 1).expand(1, 3, 40, 60)
+    """Resizing with aligned corners, as in the authors' evaluation, keeps colours that change linearly."""
+    rows, columns = torch.linspace(0.1, 0.5, 40), torch.linspace(0, 0.4, 60)
+    model, image = Pointwise(), (rows[:, None] + columns).expand(1, 3, 40, 60)
     got = MultiScale(Slide((16, 24)), scales=[0.5, 1.25], average=average)(model, image)
     want = Whole()(model, image)
     assert torch.allclose(got, want if average == "logits" else want.softmax(dim=1), atol=1e-5)

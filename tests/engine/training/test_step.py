@@ -41,6 +41,7 @@ def test_a_fused_optimiser_equals_the_plain_one_even_after_resuming(name):
     for fused in (True, False):
         torch.manual_seed(0)
         task, model, criterion, optimizer, *batch = parts(f"optimizer={name}", f"optimizer.algorithm.fused={fused}")
+        assert optimizer.param_groups[0]["fused"] is fused
         train_step(task, model, criterion, optimizer, *batch)
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1)
         state = TrainingState(model, optimizer, schedule, Identity("", {}, {}, {}))
