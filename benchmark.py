@@ -39,7 +39,12 @@ def main(config: DictConfig) -> None:
     """Run one mode and print its table."""
     if config.mode not in _MODES:
         raise ValueError(f"mode is {config.mode!r}: choose one of {', '.join(_MODES)}")
-    run = getattr(benchmarks, _MODES[config.mode])
+    try:
+        run = getattr(benchmarks, _MODES[config.mode])
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ValueError(f"mode={config.mode} needs triton, which torch only installs on Linux") from error
     print(run(config, runtime.choose_device(config.device)))
 
 

@@ -1,8 +1,10 @@
 """A user error on the command line produces a single message, a non-zero exit status and no partial files."""
 
+import argparse
 import io
 import logging
 import multiprocessing
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -21,7 +23,7 @@ from ccnet.engine.runtime import as_command_line
 from ccnet.engine.runtime.atomic_files import given_path
 from ccnet.evaluate import _dataset_node
 from ccnet.models.factory import compose_conf
-from ccnet.train import run
+from ccnet.train import main, run
 
 SMALL_NET = ("backbone=resnet10t", "backbone.pretrained=false", "logger=none", "num_workers=0", "device=cpu")
 
@@ -128,6 +130,31 @@ def test_an_output_of_the_wrong_kind_is_rejected(run_entry, tmp_path):
     assert f"error: output={tmp_path} is a folder: set the file to write, such as" in message
     message = refused(run_entry, tmp_path, "publish.py", f"checkpoint={checkpoints.DEFAULT}", f"output={tmp_path}/file")
     assert f"error: output={tmp_path}/file is a file: set output=FOLDER" in message
+
+
+def test_commands_start_although_argparse_of_python_3_14_checks_the_help_of_every_option(run_entry, monkeypatch):
+    add = argparse.ArgumentParser.add_argument
+
+    def checking(parser, *names, **options):
+        action = add(parser, *names, **options)
+        parser._check_help(action)
+        return action
+
+    def check(parser, action):
+        assert isinstance(action.help, str)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", checking)
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
+    assert "dataset:" in run_entry("train.py", "--cfg", "job").stdout
+
+
+def test_text_that_the_encoding_of_stdout_lacks_is_escaped(tmp_path, monkeypatch):
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", "job", "dataset=folder", "dataset.classes=[straße,道路]"])
+    monkeypatch.chdir(tmp_path)
+    main()
+    assert "- straße\n  - \\u9053\\u8def\n" in printed.buffer.getvalue().decode("cp1252")
 
 
 @pytest.mark.parametrize(("entry", "option"), [("predict.py", "input="), ("train.py", "+dataset.root=''")])

@@ -3,8 +3,10 @@
 The order is: check and rewrite the arguments, let Hydra compose the configuration, check it, run, report an error.
 """
 
+import argparse
 import errno
 import functools
+import io
 import logging
 import os
 import re
@@ -62,6 +64,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         @functools.wraps(main)
         def started(config: DictConfig) -> Any:
             join_job()
+            _accept_any_text()  # again, in the process of a launcher
             run = functools.partial(_run, main, config)
             if parallel_worker() is None:
                 return run()
@@ -86,6 +89,8 @@ def _with_command_line(main: Callable[..., Any], config_name: str) -> Callable[.
 
     @functools.wraps(main)
     def called(*given: Any) -> Any:
+        _accept_lazy_help()
+        _accept_any_text()
         given_arguments = sys.argv
         try:
             check_overrides(given_arguments[1:])
@@ -110,6 +115,25 @@ def _with_command_line(main: Callable[..., Any], config_name: str) -> Callable[.
             sys.argv = given_arguments
 
     return called
+
+
+def _accept_lazy_help() -> None:
+    """Let argparse accept the help of Hydra's --shell-completion, which is an object that only renders as a string.
+
+    Since Python 3.14, argparse checks the help of every option, and Hydra, up to at least 1.3.8, does not start.
+    """
+    parser: Any = argparse.ArgumentParser
+    if hasattr(parser, "_check_help"):
+        parser._check_help = lambda self, action: None
+
+
+def _accept_any_text() -> None:
+    """Let stdout print characters outside its encoding as escapes, as stderr does, instead of raising an error.
+
+    Names of classes and files may hold any character, but the encoding of a pipe or a log file on Windows lacks most.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:

@@ -97,7 +97,7 @@ class ConfusionMatrix:
 
     def scores(self) -> Scores:
         """Return the scores over all pixels counted so far."""
-        counts = self.counts.double().cpu()
+        counts = self.counts.cpu().double()  # Apple GPUs have no float64
         hits, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
         iou = hits / (true + predicted - hits)  # 0 / 0 is NaN, for a class that does not occur
         accuracy = hits / true

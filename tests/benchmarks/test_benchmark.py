@@ -113,6 +113,16 @@ def test_an_unknown_implementation_or_framework_is_named_before_anything_is_time
         compare_operators(config, torch.device("cpu"))
 
 
+def test_a_mode_that_needs_triton_says_so_where_it_is_missing(run_entry, monkeypatch):
+    class Benchmarks:
+        def __getattr__(self, name):
+            raise ModuleNotFoundError("No module named 'triton'", name="triton")
+
+    monkeypatch.setattr("ccnet.benchmark.benchmarks", Benchmarks())
+    done = run_entry("benchmark.py", "mode=complexity", ok=False)
+    assert "error: mode=complexity needs triton" in done.stderr
+
+
 def test_an_unknown_backbone_is_not_silently_left_out(tmp_path, config):
     pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
     from ccnet.benchmarks.jax_backbones import compare_backbones
