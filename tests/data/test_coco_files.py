@@ -7,6 +7,7 @@ import pytest
 from coco_data import write_coco
 from PIL import Image
 
+from ccnet.data import contents_of
 from ccnet.data.sets import Coco
 
 
@@ -35,6 +36,18 @@ def test_images_may_lie_in_subfolders(coco):
         entry["file_name"] = missing
         with pytest.raises(FileNotFoundError, match=rf"lists {missing}, which is not in .*val \(1 of 4 images"):
             load(root, content)
+
+
+def test_other_objects_or_another_image_are_another_data_set(coco):
+    """A run is continued on the same data only."""
+    root, content = coco
+    before = contents_of(load(root, content))
+    assert contents_of(load(root, content)) == before
+    content["annotations"][0]["bbox"][0] += 1
+    other_objects = contents_of(load(root, content))
+    path = root / "val" / content["images"][0]["file_name"]
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert len({before, other_objects, contents_of(load(root, content))}) == 3
 
 
 def test_objects_without_a_mask_are_skipped_by_name(coco):

@@ -189,6 +189,9 @@ def test_an_error_for_an_unknown_split_lists_the_choices(dataset, tmp_path):
         ([[0, 0], [0, 0, 0]], r"contains \[0, 0\]"),
     ],
 )
-def test_a_palette_needs_a_colour_for_every_class(folder_data, palette, told):
+def test_a_palette_with_a_colour_for_every_class_is_used_and_others_are_refused(folder_data, palette, told):
     with pytest.raises(ValueError, match=rf"dataset\.palette {told}"):
         Folder(*folder_data, classes=2, split="all", val_share=0.2, transform=None, palette=palette)
+    given = [[9, 0, 0], [0, 0, 9]]
+    dataset = Folder(*folder_data, classes=2, split="all", val_share=0.2, transform=None, palette=given)
+    assert [list(colour) for colour in dataset.palette] == given

@@ -34,8 +34,9 @@ def test_the_letterbox_returns_labels_of_the_original_size(size):
 
 def test_restore_inverts_resample():
     labels = torch.randint(0, 20, (1, 1, 30, 22)).float()
-    placement = Placement((30, 22), (120, 120))
-    assert torch.equal(restore(resample(labels, placement, mode="nearest"), placement), labels)
+    for frame in ((120, 120), (30, 40)):  # the image enlarged, and pixel by pixel
+        placement = Placement((30, 22), frame)
+        assert torch.equal(restore(resample(labels, placement, mode="nearest"), placement), labels)
 
 
 @pytest.mark.parametrize("size", [(333, 500), (1000, 37), (501, 333), (90, 105), (1280, 721), (40, 900)], ids=str)

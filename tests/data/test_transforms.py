@@ -88,15 +88,16 @@ def test_short_sides_are_sampled_from_the_list():
 
 def test_colour_jitter_does_not_change_labels():
     image, labels = coded(30, 30)
-    out, same = train_transform(crop_size=(30, 30), flip=0, color_jitter=[0.5, 0.5, 0.5, 0.1])(image, labels)
+    out, same = train_transform(crop_size=(30, 30), flip=0, color_jitter=[0.5, 0, 0.5, 0.5])(image, labels)
     assert torch.equal(same, labels)
     assert (out.float() - image.float()).abs().max() > 3
 
 
-@pytest.mark.parametrize("strengths", [[-0.1], [0, 0, 0, 0.6], [0.1] * 5])
+@pytest.mark.parametrize("strengths", [[0.1, -0.1], [0, 0, 0, 0.6], [0.1] * 5])
 def test_colour_jitter_out_of_range_is_an_error(strengths):
     with pytest.raises(ValueError, match=r"color_jitter is \[.*\]: set brightness, contrast, saturation and hue"):
         train_transform(crop_size=(30, 30), color_jitter=strengths)
+    train_transform(crop_size=(30, 30), color_jitter=[0.1])  # brightness only
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -138,7 +139,13 @@ def test_brightness_and_contrast_of_other_channels_stay_within_their_range():
 def test_invalid_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ScaleCrop(**{"crop_size": [8, 8]} | options)
-    assert ScaleCrop([8, 8], scale=[1, 1])(*coded(1, 1))[0].shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("options", [{"scale": [1, 1]}, {"scale": [0.1, 0.1]}, {"short_sides": [64]}], ids=str)
+def test_at_least_one_pixel_is_cropped_and_kept(options):
+    for _ in range(9):
+        _, labels = ScaleCrop([8, 8], **options)(*coded(1, 2))
+        assert labels.shape == (8, 8) and (labels != 255).any()
 
 
 def extents(transform, image, labels, draws):

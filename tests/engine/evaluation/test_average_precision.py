@@ -105,12 +105,31 @@ def test_scores_by_overlap_and_size():
     wanted = [(3 * two + 7 * one) / 10, two, one]
     assert scores.mask == pytest.approx([*wanted, 0.5, 0.3, 0])
     assert scores.box == pytest.approx([*wanted, 1, 0.15, 0])
+    assert scores.headline == scores.mask[0]
     assert scores.class_mask_ap == pytest.approx([wanted[0], np.nan], nan_ok=True)
     assert scores.class_box_ap == pytest.approx([wanted[0], np.nan], nan_ok=True)
     rows = scores.table(["found", "absent"]).rows
     assert rows[0] == ("found", *[pytest.approx(100 * wanted[0])] * 2)
     assert rows[-1] == ("mean", *[pytest.approx(100 * wanted[0])] * 2)
     assert scores.summary()["box_AP_medium"] == pytest.approx(15)
+
+
+@pytest.mark.parametrize(("wrong", "score"), [(99, 0.01), (100, 0)])
+def test_the_hundred_best_detections_of_an_image_and_class_are_scored(wrong, score):
+    """The only object is found by the detection of the lowest score."""
+    entry = {"id": 1, "image_id": 7, "category_id": 5, "iscrowd": 0, "area": 100, "bbox": [0, 0, 10, 10]}
+    truth = {
+        "images": [{"id": 7, "width": 50, "height": 50}], "categories": [{"id": 5, "name": "found"}],
+        "annotations": [entry | {"segmentation": [[0, 0, 10, 0, 10, 10, 0, 10]]}],
+    }  # fmt: skip
+    masks = torch.zeros(wrong + 1, 1, 50, 50)
+    masks[:-1, :, 30:, 30:] = masks[-1, :, :10, :10] = 1
+    output = {
+        "boxes": torch.tensor([[30.0, 30, 50, 50]] * wrong + [[0, 0, 10, 10]]), "masks": masks,
+        "labels": torch.ones(wrong + 1, dtype=torch.int64), "scores": torch.linspace(1, 0.5, wrong + 1),
+    }  # fmt: skip
+    scores = average_precision(truth, coco_results(output, 7, [5]))
+    assert scores.mask[0] == scores.box[0] == pytest.approx(score)
 
 
 def test_without_objects_every_score_is_nan():

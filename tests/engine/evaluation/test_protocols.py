@@ -94,6 +94,10 @@ def test_scales_are_averaged_at_the_size_of_the_image(average):
 def test_errors_name_invalid_settings():
     with pytest.raises(ValueError, match=r"crop_size=\[0, 4\]"):
         Slide((0, 4))
+    with pytest.raises(ValueError, match=r"does not record its training crop size: set protocol.crop_size=\[H,W\]"):
+        Slide(None)
+    with pytest.raises(ValueError, match=r"crop_size is \[4\]: set it to \[height, width\]"):
+        Letterbox([4])
     for stride in (0, 1.5):
         with pytest.raises(ValueError, match=f"stride is {stride}: set a fraction of the window size"):
             Slide((4, 4), stride=stride)

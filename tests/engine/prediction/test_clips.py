@@ -16,7 +16,7 @@ from ccnet.engine.prediction.predictor import Predictor
 
 
 class Recorder(nn.Module):
-    """A network that records the brightness of each frame of its input, 0 to 255."""
+    """A network that records the brightness of each frame of its input, 0 to 255, and returns it as every logit."""
 
     def __init__(self):
         super().__init__()
@@ -25,7 +25,7 @@ class Recorder(nn.Module):
 
     def forward(self, images):
         self.seen.append((images.float().unflatten(0, (1, -1))[0, 0, 0, ..., 0, 0] * 255).round().int().tolist())
-        return {"out": torch.cat([images[:, :1], images[:, :1]], dim=1)}
+        return {"out": torch.cat([images[:, :1]] * 11, dim=1)}
 
 
 def clips_of(folder, images, frames):
@@ -42,7 +42,7 @@ def clips_of(folder, images, frames):
         for network, number in zip(networks, frames, strict=True)
     ]
     maps = LabelMaps(
-        predictors, stand_in("fcn"), inputs, folder, probabilities=None, logits=False, attention=None,
+        predictors, stand_in("fcn"), inputs, folder, probabilities=None, logits=True, attention=None,
         compare_rows=len(frames) - 1, truth=None,
     )  # fmt: skip
     for index, (brightness, _) in enumerate(images.values()):
@@ -64,6 +64,9 @@ def test_a_clip_has_the_images_of_one_sequence(tmp_path):
     images = {"0001TP_006690.png": (10, 6), "0006R0_f00930.png": (20, 6), "0006R0_f00960.png": (30, 6)}
     (seen,) = clips_of(tmp_path, images, [3])
     assert seen == [[10, 10, 10], [20, 20, 20], [20, 20, 30]]
+    for name, (brightness, _) in images.items():  # the scores are those of the last frame
+        with np.load(tmp_path / f"{name[:-4]}_logits.npz") as file:
+            assert np.allclose(file["logits"], brightness / 255, atol=1e-3)
 
 
 def test_networks_with_clips_of_different_lengths_are_compared(tmp_path):

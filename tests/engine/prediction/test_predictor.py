@@ -136,8 +136,8 @@ def test_the_frames_of_a_clip_have_the_size_of_the_image():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_objects_are_turned_to_the_orientation_of_the_file(orientation):
     masks = torch.zeros(1, 1, 6, 9)
-    masks[0, 0, 1:3, 2:7] = 1
-    turned = as_stored_objects({"boxes": torch.tensor([[2.0, 1, 7, 3]]), "masks": masks}, orientation)
+    masks[0, 0, 1:3, 2:6] = 1
+    turned = as_stored_objects({"boxes": torch.tensor([[2.0, 1, 6, 3]]), "masks": masks}, orientation)
     rows, columns = np.nonzero(turned["masks"][0, 0].numpy())
     assert turned["boxes"].tolist() == [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
     exif = Image.Exif()

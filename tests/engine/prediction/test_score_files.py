@@ -2,13 +2,19 @@
 
 import errno
 import os
+from pathlib import PurePath
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_in import stand_in
+from torch import nn
 
-from ccnet.engine.evaluation.protocols import Tile
+from ccnet.engine.evaluation.protocols import MultiScale, Tile, Whole
+from ccnet.engine.prediction.inputs import InputImage
+from ccnet.engine.prediction.label_maps import LabelMaps
+from ccnet.engine.prediction.predictor import Predictor
 from ccnet.engine.prediction.score_files import open_scores, wanted_scores
 
 CLASSES = ("road", "traffic light / sign", "ciel bleuté")
@@ -71,6 +77,32 @@ def test_only_the_requested_files_are_written_and_all_in_the_orientation_of_the_
     for name, values in wanted.items():
         with np.load(tmp_path / f"a_{name}.npz") as file:
             assert np.allclose(np.rot90(file[name], -1, axes=(1, 2)), values, atol=4e-3)
+
+
+class Steps(nn.Module):
+    """A network whose logits are the multiples of the brightness, 0 to 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
+
+    def forward(self, images):
+        return {"out": images[:, :1] * torch.arange(11).view(-1, 1, 1)}
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+def test_a_protocol_that_averages_probabilities_gets_no_second_softmax(tmp_path, average):
+    Image.new("RGB", (8, 6), (102, 0, 0)).save(tmp_path / "a.png")
+    protocol = MultiScale(Whole(), scales=[1.0], average=average)
+    maps = LabelMaps(
+        [Predictor(Steps(), protocol, device=torch.device("cpu"))], stand_in("fcn"),
+        [InputImage(tmp_path / "a.png", PurePath("a"))], tmp_path, probabilities="npz", logits=False, attention=None,
+        compare_rows=0, truth=None,
+    )  # fmt: skip
+    maps.predicted(0)
+    want = (0.4 * torch.arange(11)).softmax(dim=0).view(-1, 1, 1)
+    with np.load(tmp_path / "a_probabilities.npz") as file:
+        assert np.allclose(file["probabilities"], want, atol=1e-3)
 
 
 def test_nothing_is_left_of_an_image_that_fails(tmp_path):

@@ -63,6 +63,7 @@ def test_a_network_knows_its_classes_and_predicts_a_file_an_array_and_an_image(t
             np.zeros((4, 4, 2), dtype=np.uint8),
             r"this array has the shape \(4, 4, 2\): expected \(H, W, 3\), \(H, W\) or",
         ),
+        (Image.new("I", (4, 4), 70_000), r"this image has mode I, 32-bit whole numbers \(here from 70000 to 70000\)"),
         (7, "got int"),
     ],
 )

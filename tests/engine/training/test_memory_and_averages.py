@@ -64,8 +64,9 @@ def test_the_average_is_that_of_the_weights_and_starts_quickly():
     found = ema.network.state_dict()
     assert torch.allclose(found["0.weight"], expected["0.weight"], atol=1e-5)
     assert found["1.num_batches_tracked"] == 100 and not ema.network.training
-    with pytest.raises(ValueError, match=r"averaged weights \(ema\) are missing"):
-        ema.load(None)
+    for other in (None, {"0.bias": found["0.bias"]}):
+        with pytest.raises(ValueError, match=r"averaged weights \(ema\) are missing, or belong to another network"):
+            ema.load(other)
     with pytest.raises(ValueError, match=r"do not match the network in 0.bias"):
         ema.load(found | {"0.bias": torch.zeros(3)})
 

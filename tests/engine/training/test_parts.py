@@ -39,6 +39,7 @@ def test_the_longest_part_that_a_name_contains_has_its_factor():
     expected = {
         "backbone.net.layer1.0.weight": 0.1,
         "backbone.net.layer4.0.weight": 0.5,
+        "backbone.net.layer4.0.bias": 0.5,
         "head.classify.weight": 10,
         "aux_head.classify.weight": 1,
         "aux_head.classify.bias": 2,
