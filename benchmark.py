@@ -1,6 +1,7 @@
 """Benchmark the attention operator, its kernels, whole networks and the input pipeline.
 
 python benchmark.py                          verify and time every implementation of the operator side by side
+python benchmark.py shape=[4,64,64]          the same at another shape; docs/kernels.md explains the table
 python benchmark.py framework=jax            the same in JAX, under jit
 python benchmark.py mode=tune                search for tile sizes on this GPU and write kernels/configs/<gpu>.json
 python benchmark.py mode=race                time kernels on trial, alternating with those in use, on a Hopper GPU

@@ -180,6 +180,9 @@ def load(path: str | Path, *, device: str = "auto", **published: Any) -> Trained
         device: the name of a torch device; "auto" for a GPU if there is one and the CPU otherwise.
         **published: what cannot be inferred from a published checkpoint; see :func:`ccnet.import_checkpoint`.
 
+    Returns:
+        A :class:`TrainedNetwork`: ``predict(IMAGE)`` segments an image, ``module`` is the torch network in eval mode.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a checkpoint, is damaged, or references code that is not allowed; or ``published``
@@ -205,6 +208,9 @@ def from_pretrained(name: str | Path, *, device: str = "auto", **options: Any) -
         device: the name of a torch device; "auto" for a GPU if there is one and the CPU otherwise.
         **options: options of the download, which local networks ignore: ``revision``, ``token``, ``cache_dir``,
             ``local_files_only`` and ``force_download``; or those of :func:`load` for a published checkpoint.
+
+    Returns:
+        A :class:`TrainedNetwork`, as from :func:`load`.
 
     Raises:
         FileNotFoundError: there is no such network.

@@ -13,8 +13,6 @@ pytest.importorskip("pycocotools", reason="the oracle of these tests: pip instal
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-pytestmark = pytest.mark.slow
-
 
 def made_detections(dataset, generator):
     """Return slightly perturbed ground truth with some wrong classes and false positives."""
