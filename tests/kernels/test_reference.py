@@ -162,14 +162,19 @@ def test_empty_batch():
 
 
 @pytest.mark.parametrize("recurrence", [1, 2, 3])
-@pytest.mark.parametrize("spatial", [(4, 5), (2, 3, 4)], ids=str)
-def test_weights_are_a_row_of_a_power_of_the_attention_matrix(spatial, recurrence):
+@pytest.mark.parametrize(
+    ("spatial", "axes"), [((4, 5), None), ((4, 5), (1,)), ((2, 3, 4), None), ((2, 3, 4), (0, 2))], ids=str
+)
+def test_weights_are_a_row_of_a_power_of_the_attention_matrix(spatial, axes, recurrence):
     query, key, _ = make(spatial)
     position = tuple(size - 1 for size in spatial)
-    attention, _ = dense_attention(query, key, range(len(spatial)))
+    attention, _ = dense_attention(query, key, axes or range(len(spatial)))
     row = torch.linalg.matrix_power(attention, recurrence)[:, -1]
-    got = criss_cross_weights(query, key, position, recurrence=recurrence)
+    options = {"recurrence": recurrence, "axes": axes}
+    got = criss_cross_weights(query, key, position, **options)
     assert (got.flatten(1) - row).abs().max() < 1e-12
+    last = query.movedim(1, -1), key.movedim(1, -1)
+    assert torch.equal(criss_cross_weights(*last, position, channel_axis=-1, **options), got)
 
 
 def test_two_loops_reach_every_position_and_one_does_not():
@@ -265,14 +270,17 @@ def test_positions_outside_the_image_are_rejected(position):
         criss_cross_weights(torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 4, 5), position)
 
 
-def test_fractional_positions_and_loops_are_rejected():
+def test_invalid_positions_and_numbers_of_loops_are_rejected():
     query = torch.zeros(1, 2, 4, 5)
     with pytest.raises(ValueError, match=r"position must be a sequence of integers, .* got \(0\.5, 1\)"):
         criss_cross_weights(query, query, (0.5, 1))
-    with pytest.raises(ValueError, match=r"recurrence is 1\.5: set it to the number of loops"):
-        criss_cross_weights(query, query, (0, 1), recurrence=1.5)
-    with pytest.raises(ValueError, match=r"recurrence is 1\.5: set the number of loops"):
-        RecurrentCrissCrossAttention(8, recurrence=1.5)
+    for recurrence in (0, 1.5):
+        with pytest.raises(ValueError, match=f"recurrence is {recurrence}: set it to the number of loops, at least 1"):
+            criss_cross_weights(query, query, (0, 1), recurrence=recurrence)
+    for recurrence in (-1, 65, 1.5):
+        with pytest.raises(ValueError, match=f"recurrence is {recurrence}: set the number of loops, from 0 to 64"):
+            RecurrentCrissCrossAttention(8, recurrence=recurrence)
+    RecurrentCrissCrossAttention(8, recurrence=64)
 
 
 WITHOUT_JAX = """

@@ -123,12 +123,14 @@ def test_ccl_means_are_over_the_whole_batch():
     assert loss.variance.item() == pytest.approx(0.25)
 
 
-def test_ccl_computes_half_precision_in_float32():
-    embedding = torch.randn(1, 4, 3, 3)
-    labels = torch.randint(0, 3, (1, 3, 3))
-    half = category_consistent_loss(embedding.bfloat16(), labels).total
-    assert half.dtype == torch.float32
-    assert half == category_consistent_loss(embedding.bfloat16().float(), labels).total
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, ohem_cross_entropy, lambda *pair: category_consistent_loss(*pair).total]
+)
+def test_half_precision_is_computed_in_float32(loss):
+    output, labels = torch.randn(1, 4, 8, 9).bfloat16(), torch.randint(0, 3, (1, 8, 9))
+    found = loss(output, labels)
+    assert found.dtype == torch.float32
+    assert found == loss(output.float(), labels)
 
 
 @pytest.mark.parametrize(

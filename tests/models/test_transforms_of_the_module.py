@@ -291,6 +291,15 @@ def test_projections_with_hooks_are_called(size, recompute):
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_a_hook_of_any_kind_on_one_projection_is_called(kind):
+    module, _, x = pair("auto")
+    calls = []
+    getattr(module.key_conv, f"register_{kind}_hook")(lambda *_: calls.append(kind))
+    module(x).sum().backward()
+    assert calls == [kind]
+
+
 def test_projections_can_be_replaced():
     class Adapted(nn.Module):  # as in LoRA
         def __init__(self, conv):
@@ -326,8 +335,8 @@ def doubled(conv):
 
 @pytest.mark.parametrize(
     "value_conv",
-    [Positive(8, 8, 1), doubled(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 8, 1, groups=4)],
-    ids=["subclass", "replaced method", "groups"],
+    [Positive(8, 8, 1), doubled(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 8, 1, groups=4), nn.Conv2d(8, 8, 1, bias=False)],
+    ids=["subclass", "replaced method", "groups", "no bias"],
 )
 def test_projections_with_another_computation_are_called(value_conv):
     module, _, x = pair("auto")
