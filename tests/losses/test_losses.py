@@ -68,6 +68,7 @@ def test_ccl_equals_explicit_loops(spread, distance):
     got = category_consistent_loss(embedding, labels, distance=distance)
     want = ccl_by_loops(embedding, labels, quadratic=distance == "quadratic")
     assert all(abs(ours.item() - value) < 1e-10 for ours, value in zip(got, want, strict=True))
+    assert category_consistent_loss(embedding, labels.byte(), distance=distance) == got
 
 
 def test_ccl_follows_every_branch_of_the_piecewise_distance():
@@ -273,6 +274,7 @@ def test_weighted_sum_reports_every_term():
     total, report = WeightedSum(terms, {"main": 1.0, "aux": 0.4, "ccl": 2.0})(output, labels)
     assert set(report) == {"main", "aux", "ccl", "ccl/variance", "ccl/distance", "ccl/regularization"}
     assert total.item() == pytest.approx((report["main"] + 0.4 * report["aux"] + 2 * report["ccl"]).item())
+    assert not any(term.requires_grad for term in report.values())
     total.backward()
     assert output["aux"].grad.abs().sum() > 0
 
