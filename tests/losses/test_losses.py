@@ -188,7 +188,7 @@ def test_cross_entropy_divides_by_the_number_of_valid_pixels(ignored):
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 4, 5))
     labels.view(-1)[:ignored] = 255
-    weights = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+    weights = torch.tensor([0.2, 1.0, 3.0])
     total, count = 0.0, 0
     for n, y, x in np.ndindex(2, 4, 5):
         c = int(labels[n, y, x])
