@@ -163,6 +163,15 @@ def test_split_of_slices_that_are_used_otherwise():
     assert unused[:, 3:6].eq(1).all() and unused.sum() == unused[:, 3:6].numel()
 
 
+def test_split_of_slices_whose_gradients_are_not_consecutive_slices_of_one_tensor():
+    x = torch.randn(1, 4, 3, 3, requires_grad=True)
+    one, other = torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3)
+    first, second = one.split(2, dim=1)
+    for grads in ((first, second), (second, first), (first, second.mT), (first, other[:, 2:])):
+        (got,) = torch.autograd.grad(split_channels(x, [2, 2]), x, grads)
+        assert torch.equal(got, torch.cat(grads, dim=1))
+
+
 def test_split_of_a_tensor_whose_slices_are_concatenated_again():
     """Their gradients are slices of one tensor even where they are differentiated again."""
     x = torch.randn(1, 7, 2, dtype=torch.float64, requires_grad=True)

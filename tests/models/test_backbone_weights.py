@@ -92,4 +92,5 @@ def test_weights_are_downloaded_unless_a_file_contains_them(run, monkeypatch):
     message = r"weights of 'resnet10t' could not be downloaded \(no route to the host\): .* backbone\.weights=FILE, or"
     with pytest.raises(OSError, match=message):
         TimmBackbone("resnet10t", pretrained=True)
-    TimmBackbone("resnet10t", pretrained=True, weights=folder)
+    monkeypatch.setenv("HOME", str(folder))
+    TimmBackbone("resnet10t", pretrained=True, weights="~/best")

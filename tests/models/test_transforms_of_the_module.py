@@ -272,6 +272,16 @@ def test_a_module_built_on_meta_trains_once_it_has_weights(backend):
     assert_close(module(x), same(x))
 
 
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
+def test_images_from_inference_mode_are_accepted_outside_of_it(backend):
+    """They have no version, which the hooks that recompute the projections would read."""
+    module, oracle, x = pair(backend)
+    module.requires_grad_(False)
+    with torch.inference_mode():
+        same = x.clone()
+    assert_close(module(same), oracle(x))
+
+
 @RECOMPUTE
 @pytest.mark.parametrize("size", [(5,), (3, 4), (2, 3, 4)], ids=str)
 def test_projections_with_hooks_are_called(size, recompute):
