@@ -163,6 +163,15 @@ def test_split_of_slices_that_are_used_otherwise():
     assert unused[:, 3:6].eq(1).all() and unused.sum() == unused[:, 3:6].numel()
 
 
+def test_split_of_slices_whose_gradients_are_not_consecutive_slices_of_one_tensor():
+    x = torch.randn(1, 4, 3, 3, requires_grad=True)
+    one, other = torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3)
+    first, second = one.split(2, dim=1)
+    for grads in ((first, second), (second, first), (first, second.mT), (first, other[:, 2:])):
+        (got,) = torch.autograd.grad(split_channels(x, [2, 2]), x, grads)
+        assert torch.equal(got, torch.cat(grads, dim=1))
+
+
 def test_split_of_a_tensor_whose_slices_are_concatenated_again():
     """Their gradients are slices of one tensor even where they are differentiated again."""
     x = torch.randn(1, 7, 2, dtype=torch.float64, requires_grad=True)
@@ -172,12 +181,12 @@ def test_split_of_a_tensor_whose_slices_are_concatenated_again():
 @pytest.mark.parametrize("loops", [1, 2, 3])
 def test_only_the_projections_before_the_last_are_recomputed(loops):
     x, weight = (torch.randn(size).requires_grad_() for size in ([1, 6, 5, 4], [12, 6, 1, 1]))
-    count = 0
+    made = []  # the memory of each projection
 
     def project(x, weight):
-        nonlocal count
-        count += 1
-        return torch.nn.functional.conv2d(x, weight)
+        projected = torch.nn.functional.conv2d(x, weight)
+        made.append(weakref.ref(projected.untyped_storage()))
+        return projected
 
     def function(x):
         for _ in range(loops):
@@ -186,10 +195,12 @@ def test_only_the_projections_before_the_last_are_recomputed(loops):
         return x
 
     out = function(x)
+    assert [kept() is not None for kept in made] == [False] * (loops - 1) + [True]
     torch.autograd.grad(out.sum(), x, retain_graph=True)
-    assert count == loops + (loops - 1)
+    assert len(made) == loops + (loops - 1)
+    assert not any(kept() for kept in made)
     torch.autograd.grad(out.sum(), x)
-    assert count == loops + (loops - 1) + loops
+    assert len(made) == loops + (loops - 1) + loops
 
 
 def test_a_projection_may_be_modified_before_it_is_used():

@@ -222,6 +222,9 @@ def test_a_learned_scale_and_an_empty_vmap():
     slope = jax.jit(jax.grad(lambda scale: attend(query, key, value, scale=scale).sum()))(jnp.float32(0.7))
     reference = jax.grad(lambda factor: attend(factor * query, key, value).sum())(0.7)
     assert float(slope) == pytest.approx(float(reference), rel=1e-3, abs=1e-4)
+    half = [array.astype(jnp.bfloat16) for array in (query, key, value)]
+    scaled = (half[0] * jnp.float32(0.7)).astype(jnp.bfloat16)  # the kernels need queries and keys of one dtype
+    assert jnp.array_equal(attend(*half, scale=jnp.float32(0.7)), attend(scaled, *half[1:]))
     nothing = [jnp.zeros((0, *array.shape), array.dtype) for array in (query, key, value)]
     assert jax.vmap(attend)(*nothing).shape[0] == 0
 

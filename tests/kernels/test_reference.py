@@ -142,12 +142,13 @@ def test_autocast_does_not_change_the_result(backend):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("axes_of_gamma", [0, 5])
 def test_gamma_of_any_shape(axes_of_gamma, backend):
-    """The shape of gamma changes neither the result's shape nor whether it can be differentiated twice."""
+    """Gamma changes neither the result's shape and dtype nor whether it can be differentiated twice."""
     query, key, value = make((3, 2))
     gamma = torch.full((1,) * axes_of_gamma, 0.7, dtype=torch.float64, requires_grad=True)
     residual = value.detach()
     out = criss_cross_residual(query, key, value, residual, gamma, backend=backend)
     torch.testing.assert_close(out, 0.7 * dense(query, key, value, (0, 1)) + residual)
+    assert criss_cross_residual(query, key, value, residual.float(), gamma, backend=backend).dtype == torch.float32
     first, dgamma = torch.autograd.grad(out.square().sum(), (query, gamma), create_graph=True)
     assert dgamma.shape == gamma.shape
     assert torch.autograd.grad(first.square().sum(), gamma)[0].shape == gamma.shape
@@ -162,14 +163,19 @@ def test_empty_batch():
 
 
 @pytest.mark.parametrize("recurrence", [1, 2, 3])
-@pytest.mark.parametrize("spatial", [(4, 5), (2, 3, 4)], ids=str)
-def test_weights_are_a_row_of_a_power_of_the_attention_matrix(spatial, recurrence):
+@pytest.mark.parametrize(
+    ("spatial", "axes"), [((4, 5), None), ((4, 5), (1,)), ((2, 3, 4), None), ((2, 3, 4), (0, 2))], ids=str
+)
+def test_weights_are_a_row_of_a_power_of_the_attention_matrix(spatial, axes, recurrence):
     query, key, _ = make(spatial)
     position = tuple(size - 1 for size in spatial)
-    attention, _ = dense_attention(query, key, range(len(spatial)))
+    attention, _ = dense_attention(query, key, axes or range(len(spatial)))
     row = torch.linalg.matrix_power(attention, recurrence)[:, -1]
-    got = criss_cross_weights(query, key, position, recurrence=recurrence)
+    options = {"recurrence": recurrence, "axes": axes}
+    got = criss_cross_weights(query, key, position, **options)
     assert (got.flatten(1) - row).abs().max() < 1e-12
+    last = query.movedim(1, -1), key.movedim(1, -1)
+    assert torch.equal(criss_cross_weights(*last, position, channel_axis=-1, **options), got)
 
 
 def test_two_loops_reach_every_position_and_one_does_not():
@@ -195,7 +201,7 @@ def bad(**changes):
     [
         (bad(key=torch.zeros(2, 3, 4, 6)), r"query and key must have the same shape.*\(2, 3, 4, 6\)"),
         (bad(key=torch.zeros(2, 4, 4, 5)), "query and key must have the same shape"),
-        (bad(value=torch.zeros(2, 6, 5, 4)), r"agree in N and S.*value \(2, 6, 5, 4\)"),
+        (bad(value=torch.zeros(2, 6, 5, 4)), r"agree in N and S.*value \(2, 6, 5, 4\)$"),
         (bad(value=torch.zeros(1, 6, 4, 5)), "agree in N and S"),
         (bad(value=torch.zeros(2, 6, 4)), "agree in N and S"),
         (bad(value=torch.zeros(2, 6, 4, 5).double()), "value float64: cast them"),
@@ -265,14 +271,17 @@ def test_positions_outside_the_image_are_rejected(position):
         criss_cross_weights(torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 4, 5), position)
 
 
-def test_fractional_positions_and_loops_are_rejected():
+def test_invalid_positions_and_numbers_of_loops_are_rejected():
     query = torch.zeros(1, 2, 4, 5)
     with pytest.raises(ValueError, match=r"position must be a sequence of integers, .* got \(0\.5, 1\)"):
         criss_cross_weights(query, query, (0.5, 1))
-    with pytest.raises(ValueError, match=r"recurrence is 1\.5: set it to the number of loops"):
-        criss_cross_weights(query, query, (0, 1), recurrence=1.5)
-    with pytest.raises(ValueError, match=r"recurrence is 1\.5: set the number of loops"):
-        RecurrentCrissCrossAttention(8, recurrence=1.5)
+    for recurrence in (0, 1.5):
+        with pytest.raises(ValueError, match=f"recurrence is {recurrence}: set it to the number of loops, at least 1"):
+            criss_cross_weights(query, query, (0, 1), recurrence=recurrence)
+    for recurrence in (-1, 65, 1.5):
+        with pytest.raises(ValueError, match=f"recurrence is {recurrence}: set the number of loops, from 0 to 64"):
+            RecurrentCrissCrossAttention(8, recurrence=recurrence)
+    RecurrentCrissCrossAttention(8, recurrence=64)
 
 
 WITHOUT_JAX = """

@@ -48,6 +48,8 @@ def test_ignored_pixels_have_no_influence(library, kind):
     assert not gradient[0, :, :3].any() and gradient.any() and gradient.isfinite().all()
     other = torch.where((labels == 255)[:, None], 7.0, logits.detach())
     assert torch.allclose(loss({"out": other}, labels), value)
+    half = logits.detach().bfloat16()
+    assert torch.equal(loss({"out": half}, labels), loss({"out": half.float()}, labels))
     elsewhere = LibraryLoss(kind, output="aux", ignore_index=7)
     assert torch.equal(elsewhere({"aux": logits}, labels.where(labels != 255, 7)), value)
     nothing = loss({"out": logits}, torch.full_like(labels, 255))
@@ -66,6 +68,12 @@ def test_clips_count_as_one_set_of_pixels(library, kind):
 def test_an_unknown_option_is_refused_with_those_that_exist(library):
     with pytest.raises(ValueError, match="the dice loss has no option foo: choose from classes, log_loss, "):
         LibraryLoss("dice", foo=1)
+
+
+def test_jax_arrays_are_refused(library):
+    jax = pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
+    with pytest.raises(ValueError, match="support torch only: set framework=torch"):
+        LibraryLoss("dice")({"out": jax.numpy.zeros((1, 3, 5, 6))}, jax.numpy.zeros((1, 5, 6), int))
 
 
 def gradients(rank=0, number=1):

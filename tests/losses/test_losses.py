@@ -68,6 +68,7 @@ def test_ccl_equals_explicit_loops(spread, distance):
     got = category_consistent_loss(embedding, labels, distance=distance)
     want = ccl_by_loops(embedding, labels, quadratic=distance == "quadratic")
     assert all(abs(ours.item() - value) < 1e-10 for ours, value in zip(got, want, strict=True))
+    assert category_consistent_loss(embedding, labels.byte(), distance=distance) == got
 
 
 def test_ccl_follows_every_branch_of_the_piecewise_distance():
@@ -123,12 +124,14 @@ def test_ccl_means_are_over_the_whole_batch():
     assert loss.variance.item() == pytest.approx(0.25)
 
 
-def test_ccl_computes_half_precision_in_float32():
-    embedding = torch.randn(1, 4, 3, 3)
-    labels = torch.randint(0, 3, (1, 3, 3))
-    half = category_consistent_loss(embedding.bfloat16(), labels).total
-    assert half.dtype == torch.float32
-    assert half == category_consistent_loss(embedding.bfloat16().float(), labels).total
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, ohem_cross_entropy, lambda *pair: category_consistent_loss(*pair).total]
+)
+def test_half_precision_is_computed_in_float32(loss):
+    output, labels = torch.randn(1, 4, 8, 9).bfloat16(), torch.randint(0, 3, (1, 8, 9))
+    found = loss(output, labels)
+    assert found.dtype == torch.float32
+    assert found == loss(output.float(), labels)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ def test_cross_entropy_divides_by_the_number_of_valid_pixels(ignored):
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 4, 5))
     labels.view(-1)[:ignored] = 255
-    weights = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+    weights = torch.tensor([0.2, 1.0, 3.0])
     total, count = 0.0, 0
     for n, y, x in np.ndindex(2, 4, 5):
         c = int(labels[n, y, x])
@@ -271,6 +274,7 @@ def test_weighted_sum_reports_every_term():
     total, report = WeightedSum(terms, {"main": 1.0, "aux": 0.4, "ccl": 2.0})(output, labels)
     assert set(report) == {"main", "aux", "ccl", "ccl/variance", "ccl/distance", "ccl/regularization"}
     assert total.item() == pytest.approx((report["main"] + 0.4 * report["aux"] + 2 * report["ccl"]).item())
+    assert not any(term.requires_grad for term in report.values())
     total.backward()
     assert output["aux"].grad.abs().sum() > 0
 

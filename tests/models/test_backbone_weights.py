@@ -1,6 +1,7 @@
 """Backbones that are taken from runs, whatever the run's head was."""
 
 import pytest
+import timm
 import torch
 from hydra.errors import InstantiationException
 
@@ -76,3 +77,20 @@ def test_other_runs_are_refused(run, tmp_path):
     (folder / "best.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="does not match its checksum"):
         TimmBackbone("resnet18", weights=folder / "best")
+
+
+def test_weights_are_downloaded_unless_a_file_contains_them(run, monkeypatch):
+    folder = run(create_model("fcn", num_classes=2, backbone="resnet10t", head__channels=8))
+    created = timm.create_model
+
+    def without_network(name, *, pretrained, **options):
+        if pretrained:
+            raise ConnectionError("no route to the host")
+        return created(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", without_network)
+    message = r"weights of 'resnet10t' could not be downloaded \(no route to the host\): .* backbone\.weights=FILE, or"
+    with pytest.raises(OSError, match=message):
+        TimmBackbone("resnet10t", pretrained=True)
+    monkeypatch.setenv("HOME", str(folder))
+    TimmBackbone("resnet10t", pretrained=True, weights="~/best")

@@ -3,13 +3,15 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
+from torch import nn
 
 from ccnet.models import create_model
-from ccnet.models.factory import compose_conf
+from ccnet.models.factory import _at_most, compose_conf
 
 OPTIONS = dict(backbone="resnet10t", head__channels=16, aux_head__channels=16)
 
@@ -35,3 +37,10 @@ def test_a_composed_configuration_is_that_of_hydra():
     options = ["model=ccnet", "dataset=camvid", "+sweep=recurrence", "num_classes=4"]
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         assert compose("config", overrides=options) == compose_conf(options, "config")
+
+
+def test_the_limit_on_a_networks_size_leaves_other_threads_alone():
+    with _at_most(10), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(nn.Linear, 4, 4).result().out_features == 4
+        with pytest.raises(ValueError, match="far larger than its weights: at least 16 values"):
+            nn.Linear(4, 4)

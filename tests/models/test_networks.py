@@ -70,6 +70,11 @@ def test_non_local_equals_the_dense_formula(gamma):
     assert (module(x) - want).abs().max() < 1e-12
 
 
+def test_the_non_local_block_needs_a_multiple_of_eight_channels():
+    with pytest.raises(ValueError, match="channels is 20: the non-local block needs a multiple of 8"):
+        NonLocal(20)
+
+
 def test_the_original_non_local_block_equals_the_dense_formula():
     module = BottleneckNonLocal(16).double().eval()
     x = torch.randn(2, 16, 5, 7, dtype=torch.float64)
@@ -158,6 +163,14 @@ def test_the_module_applies_the_operator_to_its_projections(spatial, channels_la
     assert torch.allclose(twice(x), module(module(x)))
 
 
+@pytest.mark.parametrize(("channels", "setting", "number"), [(16, None, 2), (4, None, 1), (16, 5, 5)])
+def test_query_and_key_have_an_eighth_of_the_channels_by_default(channels, setting, number):
+    module = CrissCrossAttention(channels, query_channels=setting)
+    assert module.query_conv.out_channels == module.key_conv.out_channels == number
+    x = torch.randn(1, channels, 3, 4)
+    assert module(x).shape == x.shape
+
+
 def test_frames_interact_only_in_the_attention():
     """A clip of one frame equals an image, and frames interact only through the attention."""
     model = small("ccnet3d").eval()
@@ -222,9 +235,11 @@ def test_a_clips_last_frame_is_classified_by_its_first(recurrence, solved):
     assert loss < 0.35 if solved else loss > 0.65, loss  # chance level is log 2 = 0.69
 
 
-def test_axes_of_the_module_are_a_sequence():
+def test_invalid_settings_of_the_module_are_rejected():
     with pytest.raises(ValueError, match=r"axes must be a sequence of integers, such as \(0, 1\), got 1"):
         CrissCrossAttention(8, axes=1)
+    with pytest.raises(ValueError, match=r"gamma is 'zero': choose 'learned' \(starts at 0\) or 'fixed' \(1\)"):
+        CrissCrossAttention(8, gamma="zero")
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto", pytest.param("triton", marks=needs_interpreter)])

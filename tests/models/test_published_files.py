@@ -171,6 +171,7 @@ def test_image_statistics_come_from_the_configuration(states):
         ("", "ccnet_512x512_80k_ade20k_20200615_014848-d16f61ea.pth", None, False, (512, 512)),
         ("", "ccnet.pth", None, False, None),
         ("", "ccnet.pth", True, True, None),
+        ("align_corners=True", "ccnet.pth", False, False, None),
     ],
 )
 def test_alignment_and_crop_come_from_the_argument_the_configuration_or_the_name(
@@ -182,6 +183,21 @@ def test_alignment_and_crop_come_from_the_argument_the_configuration_or_the_name
     )
     assert found.model["align_corners"] == found.model["head"]["context"]["align_corners"] == aligned
     assert found.crop_size == crop
+    authors = importing.convert(states["authors"], Path(name), align_corners=given)
+    assert authors.model["align_corners"] == (given is not False)
+    assert authors.crop_size == (769, 769)
+
+
+def test_names_and_colours_of_the_classes_come_from_either_version_of_mmsegmentation(states, monkeypatch):
+    monkeypatch.setattr(importing, "_weights", lambda layout, found: {})
+    names, colours = ("road", "car", "sky"), [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    for meta, expected in (
+        ({"CLASSES": names, "PALETTE": colours, "iter": 40000}, ([*names], colours, 40000)),
+        ({"dataset_meta": {"classes": names, "palette": colours}, "iter": 40000}, ([*names], colours, 40000)),
+        ({"dataset_meta": {"classes": names[:2], "palette": None}}, (None, None, None)),
+    ):
+        found = importing.convert({"state_dict": states["fcn"], "meta": meta}, PUBLISHED)
+        assert (found.classes, found.palette, found.iteration) == expected
 
 
 def test_a_pickled_object_is_not_run(tmp_path):

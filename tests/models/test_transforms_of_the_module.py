@@ -272,6 +272,16 @@ def test_a_module_built_on_meta_trains_once_it_has_weights(backend):
     assert_close(module(x), same(x))
 
 
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
+def test_images_from_inference_mode_are_accepted_outside_of_it(backend):
+    """They have no version, which the hooks that recompute the projections would read."""
+    module, oracle, x = pair(backend)
+    module.requires_grad_(False)
+    with torch.inference_mode():
+        same = x.clone()
+    assert_close(module(same), oracle(x))
+
+
 @RECOMPUTE
 @pytest.mark.parametrize("size", [(5,), (3, 4), (2, 3, 4)], ids=str)
 def test_projections_with_hooks_are_called(size, recompute):
@@ -289,6 +299,15 @@ def test_projections_with_hooks_are_called(size, recompute):
         got.square().sum().backward()
     assert_close(got, oracle(x))
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_a_hook_of_any_kind_on_one_projection_is_called(kind):
+    module, _, x = pair("auto")
+    calls = []
+    getattr(module.key_conv, f"register_{kind}_hook")(lambda *_: calls.append(kind))
+    module(x).sum().backward()
+    assert calls == [kind]
 
 
 def test_projections_can_be_replaced():
@@ -326,8 +345,8 @@ def doubled(conv):
 
 @pytest.mark.parametrize(
     "value_conv",
-    [Positive(8, 8, 1), doubled(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 8, 1, groups=4)],
-    ids=["subclass", "replaced method", "groups"],
+    [Positive(8, 8, 1), doubled(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 8, 1, groups=4), nn.Conv2d(8, 8, 1, bias=False)],
+    ids=["subclass", "replaced method", "groups", "no bias"],
 )
 def test_projections_with_another_computation_are_called(value_conv):
     module, _, x = pair("auto")

@@ -88,7 +88,7 @@ def _line_product(left: Tensor, right: Tensor) -> Tensor:
 def _steps(out: Tensor) -> list[slice]:
     """Divide the lines of a product, (lines, m, n), so that each part is still in cache when it is used."""
     lines, m, n = out.shape
-    step = torch.get_num_threads() * max(1, NUMBERS_PER_THREAD // max(1, m * n))
+    step = torch.get_num_threads() * max(1, NUMBERS_PER_THREAD // (m * n))
     return [slice(first, min(first + step, lines)) for first in range(0, lines, step)]
 
 
