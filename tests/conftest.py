@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import HealthCheck, settings
 from omegaconf import OmegaConf
 from PIL import Image
@@ -174,6 +175,7 @@ def run_entry(tmp_path, monkeypatch):
     def run(script: str, *arguments: object, ok: bool = True) -> subprocess.CompletedProcess:
         command = [str(ROOT / script), *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which --cfg and --help set
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("WANDB_MODE", "offline")
         if "absl.logging" in sys.modules:  # loaded by JAX; Hydra's logging reset closes its stream

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import PATIENCE, TINY, write_pair
+from hydra.core.hydra_config import HydraConfig
 from safetensors.torch import save_file
 from untrusted_files import small_config
 
@@ -152,6 +153,7 @@ def test_text_that_the_encoding_of_stdout_lacks_is_escaped(tmp_path, monkeypatch
     printed = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", printed)
     monkeypatch.setattr(sys, "argv", ["train.py", "--cfg", "job", "dataset=folder", "dataset.classes=[straße,道路]"])
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which --cfg sets
     monkeypatch.chdir(tmp_path)
     main()
     assert "- straße\n  - \\u9053\\u8def\n" in printed.buffer.getvalue().decode("cp1252")

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from conftest import ROOT
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from ccnet.evaluate import _USED as USED
@@ -15,9 +14,7 @@ CHOICES = ["dataset=folder", "backbone=resnet18", "loss=ce_ccl", "loss/term=[dic
 
 
 @pytest.fixture
-def help_of(run_entry, monkeypatch):
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which --help sets
-
+def help_of(run_entry):
     def shown(*arguments):
         return run_entry(*arguments, "--help").stdout
 
