@@ -37,7 +37,7 @@ class Log:
         tqdm.write(f"{scope.kernel} {scope.dtype} {scope.length}, {described(tile)}: {resources}{outcome}")
 
     def has_broken(self, scope: Range, tile: Tile) -> bool:
-        """Return whether this candidate broke the context of such a GPU in an earlier run."""
+        """Return whether this candidate broke the context of a GPU of the same name in an earlier run."""
         row = {"kernel": scope.kernel, "dtype": scope.dtype, "length": scope.length} | tile._asdict()
         return self._key(row) in self.broken
 

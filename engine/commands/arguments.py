@@ -21,7 +21,10 @@ _SWEEP = ("-m", "--multirun")
 _SHOWS = re.compile(r"(--cfg|--info)(=.*)?|-[ci](job|hydra|all)?")
 _COMPOSED = ("[", "{", "'", '"')  # the first characters of lists, mappings and quoted strings
 # Options whose values are text, even if they look like numbers: the commit 12e3456 is not infinity.
-_TEXT = {"commit", "machine", "checkpoint", "input", "output", "resume", "init", "dataset.root"}
+_TEXT = {
+    "commit", "machine", "checkpoint", "input", "output", "resume", "init", "labels", "backbone.weights",
+    "dataset.root", "dataset.images", "dataset.masks", "dataset.lists",
+}  # fmt: skip
 # A quoted string, or the text between the signs that structure lists and mappings.
 _BARE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^][{},:'"]+""")
 # An option that may be a mapping, or an entry of it.

@@ -15,7 +15,7 @@ from .overrides import called_from_python
 
 EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h, "try again later": the run is saved and can be resumed
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# None on Windows, as is the next one:
+# Windows lacks both of these, which are then None.
 _HANGUP = getattr(signal, "SIGHUP", None)  # sent when the terminal is closed or its connection is lost
 _REQUEUE = getattr(signal, "SIGUSR2", None)  # sent by Slurm, at submitit's request, shortly before a job's time limit
 _ECHO = 1.0  # seconds; a cluster signals every process, and torchrun forwards the signal to its workers once more

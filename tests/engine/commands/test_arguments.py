@@ -29,7 +29,7 @@ def test_only_values_that_hydra_cannot_parse_are_quoted():
 
 
 def test_names_that_look_like_numbers_stay_as_they_are():
-    given = {"commit": "12e3456", "output": "1_000", "resume": "1.50", "input": "nan"}
+    given = {"commit": "12e3456", "output": "1_000", "resume": "1.50", "input": "nan", "dataset.images": "1e3"}
     assert parse_overrides(accepted([f"{name}={text}" for name, text in given.items()])) == given
     assert parse_overrides(accepted(["x=1e3", "resume=false", "init=null"])) == {
         "x": 1000.0, "resume": False, "init": None,
