@@ -127,7 +127,7 @@ def _check_installed(hydra: DictConfig) -> None:
 
 
 def _check_intervals(hydra: DictConfig) -> None:
-    """Exit with a message instead of Hydra's traceback if an option is an interval that the sweeper does not support."""
+    """Exit with a message instead of Hydra's traceback if the sweeper does not support the interval of an option."""
     for option in OverridesParser.create().parse_overrides([*hydra.overrides.task]):
         interval: Any = option.value()
         if not isinstance(interval, IntervalSweep):
