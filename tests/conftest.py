@@ -109,6 +109,14 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def operators_on_small_calls(monkeypatch):
+    """Let the operators for a CPU compute the small calls of tests, for which the reference is faster."""
+    from ccnet.kernels.torch_ops.cpu import operators  # after the settings above
+
+    monkeypatch.setattr(operators, "MIN_SCORES", 0)
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """Return the folder of a finished run of four iterations."""
@@ -169,7 +177,7 @@ def _same_start():
 
 
 @pytest.fixture
-def run_entry(tmp_path, monkeypatch):
+def run_entry(tmp_path, monkeypatch, forked_workers):
     """Run an entry point as a user does, in an empty folder, but in this process, which has already loaded torch."""
 
     def run(script: str, *arguments: object, ok: bool = True) -> subprocess.CompletedProcess:

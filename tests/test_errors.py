@@ -250,9 +250,7 @@ def test_a_crop_smaller_than_the_stride_is_rejected(run_entry, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_error_for_a_bad_label_during_training_names_file_and_value(
-    run_entry, tmp_path, folder_data, forked_workers, num_workers
-):
+def test_an_error_for_a_bad_label_during_training_names_file_and_value(run_entry, tmp_path, folder_data, num_workers):
     images, masks = folder_data
     for index in range(64):  # before its first step, a run looks at every second one
         write_pair(tmp_path / f"x/{index:02}.jpg", tmp_path / f"y/{index:02}.png", classes=3 + index % 2)

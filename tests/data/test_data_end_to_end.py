@@ -85,7 +85,7 @@ def test_check_train_evaluate_and_predict(name, tmp_path, run_entry):
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")
-def test_check_of_real_camvid_reports_the_published_class_weights(tmp_path, run_entry, forked_workers):
+def test_check_of_real_camvid_reports_the_published_class_weights(tmp_path, run_entry):
     done = run_entry(
         "check_data.py", "dataset=camvid", f"dataset.root={CAMVID}", "splits=[val]", "num_workers=2", "samples=1"
     )  # fmt: skip
@@ -197,7 +197,7 @@ def test_left_and_right_are_swapped_on_any_data_set_with_the_classes_of_the_netw
     assert "the checkpoint has 20 classes (Background, Hat, Hair, ...) but the data set has 21" in refused.stderr
 
 
-def test_check_names_every_broken_file_and_fails(tmp_path, run_entry, forked_workers):
+def test_check_names_every_broken_file_and_fails(tmp_path, run_entry):
     root = write_cityscapes(tmp_path / "data")
     images = sorted((root / "leftImg8bit" / "train").rglob("*.png"))
     images[0].write_bytes(images[0].read_bytes()[:-400])

@@ -10,7 +10,7 @@ from ccnet.kernels import criss_cross_attention, criss_cross_residual
 from ccnet.kernels.call import Call, Options
 from ccnet.kernels.torch_ops.cpu import blocks, products
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "operators_on_small_calls")
 
 
 @pytest.fixture(params=["whole", "split"])

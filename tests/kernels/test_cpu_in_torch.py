@@ -4,6 +4,7 @@ import sys
 import threading
 import weakref
 from contextlib import nullcontext
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, recomputed_projection, split_channels
 from ccnet.kernels.torch_ops.cpu import operators as cpu_operators
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "operators_on_small_calls")
 
 OPTIONS = ([0, 1], 0.5, 1)
 
@@ -99,6 +100,19 @@ def test_exported_programs_and_traces_contain_standard_operations_only():
     want = criss_cross_attention(*arrays)
     assert torch.allclose(exported.module()(*arrays), want)
     assert torch.allclose(traced(*arrays), want)
+
+
+@pytest.mark.parametrize(("options", "scores"), [({}, 360), ({"axes": (1,)}, 160), ({"channel_axis": -1}, 324)])
+def test_calls_with_few_scores_use_the_reference(options, scores, monkeypatch):
+    """One score per pixel and key: 2 (5 4) (5 + 4), 2 (5 4) 4, and 2 (3 6) (3 + 6) if the channels are last."""
+    query = torch.randn(2, *((3, 6, 8) if "channel_axis" in options else (8, 5, 4)))
+    attend = Mock(wraps=cpu_operators.attend)
+    monkeypatch.setattr(cpu_operators, "attend", attend)
+    for limit, uses_operators in ((scores, True), (scores + 1, False)):
+        monkeypatch.setattr(cpu_operators, "MIN_SCORES", limit)
+        criss_cross_attention(query, query, query, **options)
+        assert attend.called == uses_operators
+        attend.reset_mock()
 
 
 def test_flops_are_counted():

@@ -11,6 +11,8 @@ from conftest import run_python
 from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights
 from ccnet.models import RecurrentCrissCrossAttention
 
+pytestmark = pytest.mark.usefixtures("operators_on_small_calls")
+
 CASES = [
     (spatial, axes)
     for spatial in [(7,), (1,), (5, 4), (1, 6), (6, 1), (1, 1), (3, 4, 2), (1, 4, 3), (2, 1, 1)]

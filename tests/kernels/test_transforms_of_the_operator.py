@@ -19,6 +19,7 @@ from ccnet.kernels.torch_ops.launch import is_interpreted
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("operators_on_small_calls"),
     pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET=1 was not set before triton was imported"),
     pytest.mark.filterwarnings("error:There is a performance drop"),
 ]

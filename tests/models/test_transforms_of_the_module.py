@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ccnet.kernels import criss_cross_attention
 from ccnet.models import CrissCrossAttention, RecurrentCrissCrossAttention, create_model, criss_cross, list_models
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("operators_on_small_calls")]
 
 
 needs_interpreter = pytest.mark.skipif(
