@@ -51,29 +51,29 @@ def one_thread():
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last, slices, irregular])
 @pytest.mark.parametrize(("spatial", "axes"), [((5, 4), None), ((3, 17), (0,)), ((1, 6), None), ((3, 4, 2), None)])
+@pytest.mark.parametrize(
+    ("onednn", "product"), [(False, "_multiply_line"), (True, "_multiply_line_with_onednn")], ids=["mkl", "onednn"]
+)
 @OPERATORS
-def test_equals_the_reference_if_onednn_multiplies_line_by_line(
-    operator, spatial, axes, layout, one_thread, monkeypatch
-):
-    monkeypatch.setattr(products, "prefers_onednn", lambda: True)
+def test_equals_the_reference_line_by_line(operator, onednn, product, spatial, axes, layout, one_thread, monkeypatch):
+    monkeypatch.setattr(products, "prefers_onednn", lambda: onednn)
     monkeypatch.setattr(products, "LINE_WORK", 0)
-    line_product = Mock(wraps=products._line_product)
-    monkeypatch.setattr(products, "_line_product", line_product)
+    multiply_line = Mock(wraps=getattr(products, product))
+    monkeypatch.setattr(products, product, multiply_line)
     arrays = make(operator, spatial=spatial, layout=layout, dtype=torch.float32)
     check(operator, arrays, 3e-6, axes=axes, scale=0.7)
-    assert line_product.called
+    assert multiply_line.called
 
 
-def test_line_by_line_is_for_large_products_in_float32_with_one_thread(one_thread, monkeypatch):
-    monkeypatch.setattr(products, "prefers_onednn", lambda: True)
-
-    def is_by_line(length, channels, dtype=torch.float32):
+def test_line_by_line_is_for_large_products_in_float32_with_one_thread(one_thread):
+    def is_by_line(length, channels, dtype=torch.float32, out=torch.float32):
         weights, values = (torch.empty(1, length, width, dtype=dtype, device="meta") for width in (length, channels))
-        return products._is_faster_by_line(weights, values)
+        return products._is_faster_by_line(weights, values, values.to(out))
 
     assert is_by_line(97, 512)
     assert not is_by_line(97, 64) and not is_by_line(33, 512)
     assert not is_by_line(97, 512, torch.float64) and not is_by_line(97, 512, torch.bfloat16)
+    assert not is_by_line(97, 512, out=torch.float64)  # the sums of a float64 residual
     torch.set_num_threads(2)
     assert not is_by_line(97, 512)
 

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor
 
 NUMBERS_PER_THREAD = 2**19  # of a product per step, few enough to be still in cache when they are added to the output
-LINE_WORK = 2**21  # with fewer multiplications per line, calling oneDNN for each costs more time than it saves
+LINE_WORK = 2**21  # with fewer multiplications per line, a call for each costs more time than it saves
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1, add: Tensor | None = None) -> None:
     """Write ``factor * left @ right``, plus ``add`` if given, to ``out``, (lines, m, n).
 
     The left factor is converted to the dtype of the right one. torch's batched products are fast and parallel only if
-    ``out`` is contiguous; otherwise, and if ``out`` has a wider dtype, they go through a small buffer.
+    ``out`` is contiguous; otherwise, and if ``out`` has a wider dtype, they go through a small buffer. With one thread,
+    large lines are multiplied one by one.
     """
-    if _is_faster_by_line(left, right):
-        for line in range(len(out)):
-            _finish(_line_product(left[line], right[line]), out[line], factor, None if add is None else add[line])
+    if _is_faster_by_line(left, right, out):
+        multiply_line = _multiply_line_with_onednn if prefers_onednn() else _multiply_line
+        for lines in zip(left, right, out, [None] * len(out) if add is None else add, strict=True):
+            multiply_line(*lines, factor)
         return
     in_place = out.is_contiguous() and out.dtype == right.dtype
     steps = [slice(None)] if in_place and left.dtype == right.dtype else _steps(out)
@@ -68,21 +70,26 @@ def _finish(product: Tensor, out: Tensor, factor: float, add: Tensor | None) -> 
         torch.mul(product, factor, out=out)
 
 
-def _is_faster_by_line(left: Tensor, right: Tensor) -> bool:
-    """Return whether oneDNN multiplies line by line faster than MKL multiplies the batch.
+def _is_faster_by_line(left: Tensor, right: Tensor, out: Tensor) -> bool:
+    """Return whether the lines of a batch are multiplied faster one by one.
 
-    With several threads it does not: they would synchronise after every line.
+    MKL then needs no buffer for a strided ``out``, and oneDNN multiplies single float32 matrices only. With several
+    threads, they would synchronise after every line.
     """
     is_large = left[0].numel() * right.shape[-1] >= LINE_WORK
-    is_single = left.dtype == right.dtype == torch.float32
-    return is_large and is_single and torch.get_num_threads() == 1 and prefers_onednn()
+    is_single = left.dtype == right.dtype == out.dtype == torch.float32
+    return is_large and is_single and torch.get_num_threads() == 1
 
 
-def _line_product(left: Tensor, right: Tensor) -> Tensor:
-    """Return ``left @ right``, (m, n), from oneDNN, which torch offers for float32 only as a linear layer."""
+def _multiply_line(left: Tensor, right: Tensor, out: Tensor, add: Tensor | None, factor: float) -> None:
+    torch.addmm(out if add is None else add, left, right, beta=int(add is not None), alpha=factor, out=out)
+
+
+def _multiply_line_with_onednn(left: Tensor, right: Tensor, out: Tensor, add: Tensor | None, factor: float) -> None:
+    """Do the same with oneDNN, which torch offers for float32 only as a linear layer."""
     # Its weights are right^T. It is 1000 times slower if they are strided.
     weight = right.contiguous().mT if right.stride(-1) == 1 else right.mT.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], "")
+    _finish(torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], ""), out, factor, add)
 
 
 def _steps(out: Tensor) -> list[slice]:
