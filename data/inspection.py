@@ -65,7 +65,7 @@ class DatasetReport:
         files_with: for each value in ``unknown``, the number of samples that contain it and the name of the first one.
         invalid: the number of unusable samples, including those with unknown values.
         moments: per-channel sums of the values in [0, 1] and of their squares, (2, C); 0 if no images were read.
-        images: the name of the last image with these pixels, by their hash.
+        images: the names of the images with the same pixels, by their hash.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -78,7 +78,7 @@ class DatasetReport:
     files_with: dict[Value, tuple[int, str]] = field(default_factory=dict)
     invalid: int = 0
     moments: Any = 0
-    images: dict[bytes, str] = field(default_factory=dict)
+    images: dict[bytes, list[str]] = field(default_factory=dict)
     _total: int = 0
 
     def add(self, sample: Sample) -> None:
@@ -94,7 +94,7 @@ class DatasetReport:
             if sample.moments is not None:
                 self.moments = self.moments + sample.moments
             if sample.digest is not None:
-                self.images[sample.digest] = sample.name
+                self.images.setdefault(sample.digest, []).append(sample.name)
             return
         self.invalid += 1
         if sample.unknown is None:

@@ -172,18 +172,24 @@ def _named(classes: Sequence[str], chosen: np.ndarray) -> str:
 
 
 def shared_images(reports: "Mapping[str, DatasetReport | ObjectReport]") -> list[str]:
-    """Return one line for every two splits that contain images with the same pixels.
+    """Return one line for every two splits that contain images with the same pixels, and one for copies within "all".
 
     Args:
-        reports: the report of each split; "all", which contains the others, is left out.
+        reports: the report of each split; "all" contains the others.
     """
     lines = []
+    remedy = "remove the copies; dataset=folder also has dataset.group and dataset.lists"
     splits = [(split, report.images) for split, report in reports.items() if split != "all"]
     for (split, images), (other, others) in combinations(splits, 2):
         if same := sorted(images.keys() & others.keys(), key=lambda digest: images[digest]):
             lines.append(
                 f"images with the same pixels in {split} and {other}, which make scores too high: {len(same)}, such as "
-                f"{images[same[0]]} and {others[same[0]]}; remove the copies; dataset=folder also has dataset.group "
-                "and dataset.lists"
+                f"{images[same[0]][0]} and {others[same[0]][0]}; {remedy}"
             )
+    if "all" in reports and (copies := sorted(names for names in reports["all"].images.values() if len(names) > 1)):
+        first, second, *_ = copies[0]
+        lines.append(
+            "images with the same pixels, which make scores too high if they are in different splits: "
+            f"{sum(map(len, copies))}, such as {first} and {second}; {remedy}"
+        )
     return lines

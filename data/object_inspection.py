@@ -42,7 +42,7 @@ class ObjectReport:
         objects: the number of objects with each label.
         images_with: the number of images that contain each label.
         problems: one line per unusable sample.
-        images: the name of the last image with these pixels, by their hash.
+        images: the names of the images with the same pixels, by their hash.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -50,7 +50,7 @@ class ObjectReport:
     objects: Counter[int] = field(default_factory=Counter)
     images_with: Counter[int] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
-    images: dict[bytes, str] = field(default_factory=dict)
+    images: dict[bytes, list[str]] = field(default_factory=dict)
 
     @property
     def invalid(self) -> int:
@@ -68,7 +68,7 @@ class ObjectReport:
         self.objects.update(sample.labels)
         self.images_with.update(set(sample.labels))
         if sample.digest is not None:
-            self.images[sample.digest] = sample.name
+            self.images.setdefault(sample.digest, []).append(sample.name)
 
     def counts(self, number: int) -> np.ndarray:
         """Return the number of objects of each of the K classes, int64 (K,)."""

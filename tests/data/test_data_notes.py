@@ -34,7 +34,9 @@ def test_copies_in_two_splits_are_found(tmp_path):
     picture.save(tmp_path / "images" / "copy.bmp")
     assert shared_images(reports(tmp_path, lists)) == [
         "images with the same pixels in train and val, which make scores too high: 1, such as a and copy; remove the "
-        "copies; dataset=folder also has dataset.group and dataset.lists"
+        "copies; dataset=folder also has dataset.group and dataset.lists",
+        "images with the same pixels, which make scores too high if they are in different splits: 2, such as a and "
+        "copy; remove the copies; dataset=folder also has dataset.group and dataset.lists",
     ]
     picture.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "images" / "copy.bmp")
     assert shared_images(reports(tmp_path, lists)) == []
