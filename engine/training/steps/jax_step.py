@@ -81,7 +81,7 @@ class JaxStep:
         self._evaluated: JaxNetwork | None = None
 
     def place(self, images: Tensor, labels: Tensor) -> tuple[jax.Array, jax.Array]:
-        """Shard images (N, 3, H, W), converted to channels last, and labels (N, H, W) across the devices."""
+        """Shard images (N, C, H, W), converted to channels last, and labels (N, H, W) across the devices."""
         batch = images.movedim(1, -1).numpy(), labels.to(torch.int32).numpy()
         return jax.device_put(batch, self._split)
 

@@ -191,6 +191,9 @@ def test_label_images_are_found_by_the_names_of_the_data_set(tmp_path):
     assert find_labels([city], tmp_path, **streets) == [tmp_path / "aachen" / "x_gtFine_labelIds.png"]
     with pytest.raises(FileNotFoundError, match=r"has no label image 3_mask \(.png, .*\) for in/3.jpg"):
         find_labels([image("in/3.jpg")], tmp_path, **names)
+    write(tmp_path, "2.png")
+    with pytest.raises(ValueError, match=r"both .*/2\.TIF and .*/2\.png could be the label image of in/2\.jpg: remove"):
+        find_labels([image("in/2.jpg")], tmp_path, **names)
 
 
 def test_two_images_do_not_share_a_label_image(tmp_path):
