@@ -109,7 +109,7 @@ class JaxStep:
     def write_back(self) -> None:
         """Copy the weights and the optimiser state into the torch network and its optimiser."""
         parameters, statistics, kept = jax.device_get(self._state)
-        self.network.load_state_dict(state_dict(self._network(parameters, statistics)), strict=True)
+        self.network.load_state_dict(state_dict(self._network(parameters, statistics)))
         count = torch.tensor(float(kept["step"]))
         for parameter, name in self._names.items():
             entry = {key: to_torch(kept[key][name]) for key in _KEPT[type(self.optimizer)]}

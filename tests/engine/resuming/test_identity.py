@@ -232,6 +232,8 @@ def test_locations_are_stored_as_absolute_paths(tmp_path, monkeypatch):
         moved(made, {"dataset.root": "/x"})
     with pytest.raises(ValueError, match=r"dataset.images=/x does not apply"):
         moved(plain(camvid("/data")), {"dataset.images": "/x"})
+    with pytest.raises(ValueError, match=r"dataset.root=/x does not apply .* whose dataset reads no files"):
+        moved({"model": {}}, {"dataset.root": "/x"})  # a published checkpoint
 
 
 def split_folders(root):

@@ -143,6 +143,15 @@ def test_a_run_that_is_in_use_is_not_joined(whole, tmp_path, monkeypatch, capsys
         assert f"skipped {folder}, which is in use" in capsys.readouterr().out
 
 
+def test_two_new_runs_do_not_share_a_folder(whole, tmp_path):
+    """Neither has a checkpoint yet that the other could find."""
+    new, occupied = tmp_path / "new", shutil.copytree(whole, tmp_path / "run")
+    with FolderLock(new), pytest.raises(FolderTaken, match="new is in use by process"):
+        start(composed("resume=auto", "seed=1"), new)
+    with FolderLock(tmp_path / "run_2"):
+        assert start(composed("resume=auto", "seed=1"), occupied) == (tmp_path / "run_3", None)
+
+
 def test_the_number_of_iterations_decides_between_checkpoints(whole, tmp_path, capsys):
     """Neither a clock that went backwards nor the newer files of a backup do."""
     folder = shutil.copytree(whole, tmp_path / "run")
