@@ -231,6 +231,8 @@ def test_half_precision_rounds_large_tensors_only(tmp_path):
     assert {tensor.dtype for tensor in loaded.module.parameters()} == {torch.float32}
     with pytest.raises(ValueError, match="exceed the range of float16"):
         checkpoints.half_precision({"w": torch.full((40, 40), 1e6)})
+    indices = torch.arange(2500).view(50, 50)  # as in Swin, exact in float16 only up to 2048
+    assert torch.equal(checkpoints.half_precision({"indices": indices})["indices"], indices)
 
 
 def test_the_packaged_name_never_touches_the_internet(folder, monkeypatch, tmp_path):

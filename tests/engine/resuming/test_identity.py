@@ -377,6 +377,8 @@ def test_class_weights_computed_at_the_start_do_not_make_another_run():
     assert len(saved.config["class_weights"]) == len(set(saved.config["class_weights"])) > 1
     assert differences(saved, config) == []
     assert differences(saved, composed()) == ["dataset.class_weights=auto instead of null"]
+    given = composed("dataset.class_weights=[1,2,3,4]")
+    assert differences(run_of(with_class_weights(given, build_dataset(given.dataset, "train", None))), given) == []
     saved = run_of(composed())
     for name in ("dataset.class_weights", "class_weights"):  # an earlier version had neither
         saved.config = without(saved.config, name)
