@@ -54,6 +54,7 @@ def test_images_are_not_silently_scaled_differently_than_in_the_run_that_weights
         "recipe.head.channels=16",
         "+recipe.min_size=9",
         "+experiment=contexts/gcn",
+        "+experiment=[contexts/gcn]",
         "+experiment=contexts/ccnet_r2",  # of a sweep, all of whose runs would be the same
     ],
 )
