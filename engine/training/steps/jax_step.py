@@ -187,7 +187,7 @@ class JaxStep:
             rule = optax.trace(hyper["momentum"], nesterov=self.optimizer.defaults["nesterov"])
             gradients = jax.tree.map(jnp.add, gradients, decay)
             moves, after = rule.update(gradients, optax.TraceState(kept["momentum_buffer"]))
-            after = {"momentum_buffer": cast(optax.TraceState, after).trace, "step": kept["step"] + 1}
+            after = kept | {"momentum_buffer": cast(optax.TraceState, after).trace}
         else:
             rule = optax.scale_by_adam(hyper["beta1"], hyper["beta2"], hyper["eps"])
             before = optax.ScaleByAdamState(kept["step"], kept["exp_avg"], kept["exp_avg_sq"])
