@@ -47,9 +47,11 @@ def find_labels(
 
     Raises:
         FileNotFoundError: an image has no label image.
-        ValueError: two images would have the same one.
+        ValueError: two images would have the same one, or one image could have two.
     """
-    there = {composed(path.relative_to(folder).with_suffix("")): path for path in find_files(folder, LABEL_SUFFIXES)}
+    there: dict[PurePath, list[Path]] = {}
+    for path in find_files(folder, LABEL_SUFFIXES):
+        there.setdefault(composed(path.relative_to(folder).with_suffix("")), []).append(path)
     before, after = around_star(image_name, "images")
     label_before, label_after = around_star(label_name, "label images")
     image_of: dict[Path, InputImage] = {}
@@ -57,11 +59,14 @@ def find_labels(
         name = composed(image.name)
         expected = name.with_name(label_before + name.name.removeprefix(before).removesuffix(after) + label_after)
         names = (expected, PurePath(expected.name), name)
-        path = next((there[name] for name in names if name in there), None)
-        if path is None:
+        paths = next((there[name] for name in names if name in there), [])
+        if not paths:
             raise FileNotFoundError(
                 f"labels={folder} has no label image {expected} ({', '.join(LABEL_SUFFIXES)}) for {image}"
             )
+        path, *others = paths
+        if others:
+            raise ValueError(f"both {path} and {others[0]} could be the label image of {image}: remove one of them")
         if path in image_of:
             raise ValueError(
                 f"{path} would be the label image of both {image_of[path]} and {image}: put the label images into "

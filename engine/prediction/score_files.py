@@ -93,9 +93,8 @@ def open_scores(
             path.mkdir(exist_ok=True)
             stems = [_BETWEEN_WORDS.sub("_", title).strip("_") for title in classes]
             names = [f"{index:03d}_{stem}.png" for index, stem in enumerate(stems)]
-            for before in path.glob("[0-9][0-9][0-9]_*.png"):
-                if before.name not in names:  # written for a network with other classes
-                    before.unlink()
+            for before in path.glob("[0-9][0-9][0-9]_*.png"):  # perhaps written for a network with other classes
+                before.unlink()
             for name, values in zip(names, scores, strict=True):
                 write_png(path / name, Image.fromarray(np.ascontiguousarray(values)))
     finally:

@@ -81,7 +81,7 @@ class JaxStep:
         self._evaluated: JaxNetwork | None = None
 
     def place(self, images: Tensor, labels: Tensor) -> tuple[jax.Array, jax.Array]:
-        """Shard images (N, 3, H, W), converted to channels last, and labels (N, H, W) across the devices."""
+        """Shard images (N, C, H, W), converted to channels last, and labels (N, H, W) across the devices."""
         batch = images.movedim(1, -1).numpy(), labels.to(torch.int32).numpy()
         return jax.device_put(batch, self._split)
 
@@ -109,7 +109,7 @@ class JaxStep:
     def write_back(self) -> None:
         """Copy the weights and the optimiser state into the torch network and its optimiser."""
         parameters, statistics, kept = jax.device_get(self._state)
-        self.network.load_state_dict(state_dict(self._network(parameters, statistics)), strict=True)
+        self.network.load_state_dict(state_dict(self._network(parameters, statistics)))
         count = torch.tensor(float(kept["step"]))
         for parameter, name in self._names.items():
             entry = {key: to_torch(kept[key][name]) for key in _KEPT[type(self.optimizer)]}
@@ -187,7 +187,7 @@ class JaxStep:
             rule = optax.trace(hyper["momentum"], nesterov=self.optimizer.defaults["nesterov"])
             gradients = jax.tree.map(jnp.add, gradients, decay)
             moves, after = rule.update(gradients, optax.TraceState(kept["momentum_buffer"]))
-            after = {"momentum_buffer": cast(optax.TraceState, after).trace, "step": kept["step"] + 1}
+            after = kept | {"momentum_buffer": cast(optax.TraceState, after).trace}
         else:
             rule = optax.scale_by_adam(hyper["beta1"], hyper["beta2"], hyper["eps"])
             before = optax.ScaleByAdamState(kept["step"], kept["exp_avg"], kept["exp_avg_sq"])

@@ -119,7 +119,8 @@ def test_a_card_names_the_framework_of_the_training(network):
 
 def test_a_card_claims_coco_only_for_its_classes(network):
     config = plain(compose_conf(["dataset=coco", "num_classes=3", "dataset.root=DIR"], "config"))
-    for classes, coco in ((["screw", "nut"], False), (["person", *map(str, range(78)), "toothbrush"], True)):
+    other, cocos = [*map(str, range(80))], ["person", *map(str, range(78)), "toothbrush"]
+    for classes, coco in ((["screw", "nut"], False), (other, False), (cocos, True)):
         text = model_card(replace(network._saved, config=config, classes=classes), "street", record={})
         assert ("Trained on the split train2017 of COCO" in text) == coco
         assert ("not one of the public data sets" in text) != coco
@@ -211,12 +212,16 @@ def test_a_damaged_config_is_refused(changed, text):
         ccnet.from_pretrained(folder)
 
 
-def test_damaged_weights_are_refused(changed):
+def test_damaged_weights_and_those_without_a_config_are_refused(changed):
     path = changed() / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-7] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="does not match its checksum"):
+        ccnet.from_pretrained(path.parent)
+    path.with_name("config.json").unlink()
+    assert not folders.holds_network(path.parent)
+    with pytest.raises(ValueError, match="the configuration that builds it is missing"):
         ccnet.from_pretrained(path.parent)
 
 
@@ -231,6 +236,8 @@ def test_half_precision_rounds_large_tensors_only(tmp_path):
     assert {tensor.dtype for tensor in loaded.module.parameters()} == {torch.float32}
     with pytest.raises(ValueError, match="exceed the range of float16"):
         checkpoints.half_precision({"w": torch.full((40, 40), 1e6)})
+    indices = torch.arange(2500).view(50, 50)  # float16 is exact only up to 2048
+    assert checkpoints.half_precision({"indices": indices})["indices"] is indices
 
 
 def test_the_packaged_name_never_touches_the_internet(folder, monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from ccnet.engine import checkpoints, runtime
 from ccnet.engine.checkpoints import Checkpoint
@@ -54,6 +55,7 @@ def test_images_are_not_silently_scaled_differently_than_in_the_run_that_weights
         "recipe.head.channels=16",
         "+recipe.min_size=9",
         "+experiment=contexts/gcn",
+        "+experiment=[contexts/gcn]",
         "+experiment=contexts/ccnet_r2",  # of a sweep, all of whose runs would be the same
     ],
 )
@@ -129,3 +131,8 @@ def test_a_detector_gets_new_classifiers_for_another_number_of_classes(tmp_path)
     assert new == {f"roi_heads.{head}.{kind}" for head in heads for kind in ("weight", "bias")}
     assert network.roi_heads.box_predictor.cls_score.out_features == 4
     Detection().check(config, network)  # its frozen layers are those of the checkpoint, so they are not random
+    weights = OmegaConf.merge(config, {"init": None, "model": {"backbone": {"weights": "resnet10t.pth"}}})
+    Detection().check(weights, network)
+    weights.model.backbone.weights = None
+    with pytest.raises(ValueError, match=r"model.frozen=true freezes the backbone's first layers"):
+        Detection().check(weights, network)

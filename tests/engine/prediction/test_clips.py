@@ -45,6 +45,7 @@ def clips_of(folder, images, frames):
         predictors, stand_in("fcn"), inputs, folder, probabilities=None, logits=True, attention=None,
         compare_rows=len(frames) - 1, truth=None,
     )  # fmt: skip
+    predictors[0].about_memory = lambda size: "the images are split"
     for index, (brightness, _) in enumerate(images.values()):
         if brightness:
             maps.predicted(index)
@@ -69,6 +70,7 @@ def test_a_clip_has_the_images_of_one_sequence(tmp_path):
             assert np.allclose(file["logits"], brightness / 255, atol=1e-3)
 
 
-def test_networks_with_clips_of_different_lengths_are_compared(tmp_path):
+def test_networks_with_clips_of_different_lengths_are_compared(tmp_path, capsys):
     still, clip = clips_of(tmp_path, {"1.png": (10, 6), "2.png": (20, 6)}, [1, 3])
     assert (still, clip) == ([10, 20], [[10, 10, 10], [10, 10, 20]])
+    assert capsys.readouterr().out.count("the images are split") == 1  # for both images

@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 import pytest
 from PIL import Image
 
-from ccnet.engine.prediction.ground_truth import find_labels
+from ccnet.data.reading.label_files import LabelFormat
+from ccnet.engine.prediction.ground_truth import GroundTruth, find_labels
 from ccnet.engine.prediction.inputs import (
     InputImage,
     SkippedImages,
@@ -186,11 +187,19 @@ def test_label_images_are_found_by_the_names_of_the_data_set(tmp_path):
     assert find_labels([image("in/2.jpg")], tmp_path, **names) == [tmp_path / "2.TIF"]
     suffixes = {"image_name": "*_rgb.jpg", "label_name": "*_mask.png"}  # which training accepts
     assert find_labels([image("in/1_rgb.jpg")], tmp_path, **suffixes) == [tmp_path / "1_mask.png"]
+    Image.frombytes("L", (2, 1), b"\7\x0b").save(tmp_path / "1_mask.png")
+    truth = GroundTruth([image("in/1_rgb.jpg")], tmp_path, LabelFormat({7: 0, 11: 1}, **suffixes), 3)
+    assert truth.of(0, (1, 2)).tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match=r"1_mask\.png"):
+        truth.of(0, (2, 3))
     streets = {"image_name": "*_leftImg8bit", "label_name": "*_gtFine_labelIds"}
     city = image("in/aachen/x_leftImg8bit.png", "aachen/x_leftImg8bit")
     assert find_labels([city], tmp_path, **streets) == [tmp_path / "aachen" / "x_gtFine_labelIds.png"]
     with pytest.raises(FileNotFoundError, match=r"has no label image 3_mask \(.png, .*\) for in/3.jpg"):
         find_labels([image("in/3.jpg")], tmp_path, **names)
+    write(tmp_path, "2.png")
+    with pytest.raises(ValueError, match=r"both .*/2\.TIF and .*/2\.png could be the label image of in/2\.jpg: remove"):
+        find_labels([image("in/2.jpg")], tmp_path, **names)
 
 
 def test_two_images_do_not_share_a_label_image(tmp_path):
@@ -221,6 +230,10 @@ def test_skipped_images_are_listed_at_the_end():
         ValueError, match=r"^3 of 4 images .*:\n  a\.jpg is truncated\n  b\.jpg: too small\n  .*is gone: 'c.jpg'$"
     ):
         skipped.report(4)
+    alone = SkippedImages()
+    alone.attempt(image("a.jpg"), fail)
+    with pytest.raises(ValueError, match=r"^a\.jpg: .*is gone: 'c.jpg'$"):
+        alone.report(1)
 
 
 def test_a_full_disk_is_not_skipped():

@@ -73,7 +73,11 @@ def test_a_predictor_has_the_protocol_of_its_run_unless_another_is_chosen():
 
     default = of()
     assert isinstance(default.protocol, Whole) and default.windows and default.windows.crop_size == (10, 12)
-    assert (default.frames, default.bf16) == (3, True)
+    assert default.frames == 3
+    autocast = []
+    default.network.register_forward_pre_hook(lambda *_: autocast.append(torch.is_autocast_enabled("cpu")))
+    default(torch.zeros(3, 4, 6, dtype=torch.uint8))
+    assert autocast == [True]
     assert of(crop=None).windows is None  # a published network whose crop is unknown
     own = of(own={"_target_": "ccnet.engine.evaluation.protocols.Slide", "crop_size": [4, 6]})
     assert isinstance(own.protocol, Slide) and own.protocol.crop_size == (4, 6) and own.windows is None

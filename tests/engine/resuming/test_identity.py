@@ -232,6 +232,8 @@ def test_locations_are_stored_as_absolute_paths(tmp_path, monkeypatch):
         moved(made, {"dataset.root": "/x"})
     with pytest.raises(ValueError, match=r"dataset.images=/x does not apply"):
         moved(plain(camvid("/data")), {"dataset.images": "/x"})
+    with pytest.raises(ValueError, match=r"dataset.root=/x does not apply .* whose dataset reads no files"):
+        moved({"model": {}}, {"dataset.root": "/x"})  # a published checkpoint
 
 
 def split_folders(root):
@@ -369,12 +371,21 @@ def test_automatic_class_weights_do_not_change_the_initial_weights_of_a_seed():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("weights", ["median", "[1,2,3]", "[1,2,3,-1]", "[1,2,3,inf]", "[1,2,3,true]"])
+def test_class_weights_that_no_loss_could_use_are_refused(weights):
+    config = composed(f"dataset.class_weights={weights}")
+    with pytest.raises(ValueError, match=r"dataset.class_weights is .*: set it to auto, or to a list of 4 numbers"):
+        with_class_weights(config, build_dataset(config.dataset, "train", None))
+
+
 def test_class_weights_computed_at_the_start_do_not_make_another_run():
     config = composed("dataset.class_weights=auto")
     saved = run_of(with_class_weights(config, build_dataset(config.dataset, "train", None)))
     assert len(saved.config["class_weights"]) == len(set(saved.config["class_weights"])) > 1
     assert differences(saved, config) == []
     assert differences(saved, composed()) == ["dataset.class_weights=auto instead of null"]
+    given = composed("dataset.class_weights=[0,2,3.5,4]")
+    assert differences(run_of(with_class_weights(given, build_dataset(given.dataset, "train", None))), given) == []
     saved = run_of(composed())
     for name in ("dataset.class_weights", "class_weights"):  # an earlier version had neither
         saved.config = without(saved.config, name)

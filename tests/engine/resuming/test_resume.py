@@ -143,6 +143,15 @@ def test_a_run_that_is_in_use_is_not_joined(whole, tmp_path, monkeypatch, capsys
         assert f"skipped {folder}, which is in use" in capsys.readouterr().out
 
 
+def test_two_new_runs_do_not_share_a_folder(whole, tmp_path):
+    """Neither has a checkpoint yet that the other could find."""
+    new, occupied = tmp_path / "new", shutil.copytree(whole, tmp_path / "run")
+    with FolderLock(new), pytest.raises(FolderTaken, match="new is in use by process"):
+        start(composed("resume=auto", "seed=1"), new)
+    with FolderLock(tmp_path / "run_2"):
+        assert start(composed("resume=auto", "seed=1"), occupied) == (tmp_path / "run_3", None)
+
+
 def test_the_number_of_iterations_decides_between_checkpoints(whole, tmp_path, capsys):
     """Neither a clock that went backwards nor the newer files of a backup do."""
     folder = shutil.copytree(whole, tmp_path / "run")
@@ -232,12 +241,18 @@ def test_a_continuation_that_is_not_exact_says_why(whole, tmp_path):
         r"recipe.batch_size=4 instead of 2; number of processes 1 instead of 2; "
         r"other training data \(9 images, abc instead of 8 images, "
     )
-    with pytest.warns(UserWarning, match=f"this continuation is not exact: {reasons}"):
+    saved.training["overrides"] = {"recipe.lr": 0.1, "recipe.batch_size": 2}
+    with (
+        pytest.warns(UserWarning, match=f"this continuation is not exact: {reasons}"),
+        as_command_line([f"resume={folder}", "recipe.batch_size=4"]),
+    ):
         training.train(composed("recipe.batch_size=4"), folder, saved)
     done = checkpoints.load(folder / "last.pt")
     assert done.iteration == 4
     assert done.training["identity"] == saved.training["identity"]
     assert done.training["contents"]["training data"].startswith("8 images, ")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["overrides"] == done.training["overrides"] == {"recipe.lr": 0.1, "recipe.batch_size": 4}
 
 
 def test_an_error_that_may_be_temporary_does_not_send_a_run_back_to_its_start(whole, tmp_path, monkeypatch):
