@@ -41,16 +41,8 @@ if not torch.cuda.is_available():
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run once: not worth optimising
     if _version("jaxlib").startswith("0.10."):  # compiles in half the time; JAX 0.12 has no such option
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-    if _version("triton").startswith("3.9."):
-        from triton.runtime.interpreter import InterpreterBuilder
-
-        def create_splat(self, block, scalar, original=InterpreterBuilder.create_splat):
-            """Keep a compared scalar a bool: Triton 3.9 makes it an int32, which its interpreter refuses as a mask."""
-            made = original(self, block, scalar)
-            made.data = made.data.astype(scalar.data.dtype)
-            return made
-
-        InterpreterBuilder.create_splat = create_splat
+    with suppress(ImportError):  # Triton is not available for every machine
+        import interpreter  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
