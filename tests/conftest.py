@@ -41,16 +41,8 @@ if not torch.cuda.is_available():
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run once: not worth optimising
     if _version("jaxlib").startswith("0.10."):  # compiles in half the time; JAX 0.12 has no such option
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-    if _version("triton").startswith("3.9."):
-        from triton.runtime.interpreter import InterpreterBuilder
-
-        def create_splat(self, block, scalar, original=InterpreterBuilder.create_splat):
-            """Keep a compared scalar a bool: Triton 3.9 makes it an int32, which its interpreter refuses as a mask."""
-            made = original(self, block, scalar)
-            made.data = made.data.astype(scalar.data.dtype)
-            return made
-
-        InterpreterBuilder.create_splat = create_splat
+    with suppress(ImportError):  # Triton is not available for every machine
+        import interpreter  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -128,8 +120,9 @@ def whole(tmp_path_factory):
 
 
 def pytest_collection_finish():
-    """Exempt what exists before the first test from garbage collection: a full one took most of a second."""
+    """Exempt what exists before the first test from garbage collection, and collect less often: it took 5% of a run."""
     gc.freeze()
+    gc.set_threshold(10_000)
 
 
 # For tests/fuzzing.py; profiles registered by a test module would be too late for --hypothesis-profile=thorough.
@@ -174,6 +167,16 @@ def jax_float64():
 @pytest.fixture(autouse=True)
 def _same_start():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _little_memory():
+    """Free compiled JAX programs between test modules. All of them together take gigabytes."""
+    yield
+    statm = Path("/proc/self/statm")
+    resident = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+    if "jax" in sys.modules and resident > 2**31:
+        sys.modules["jax"].clear_caches()  # compiling common operations again takes a second
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_python_runs(block, folder_data, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what a block makes there stays, 25 MB in one case
     if "network.onnx" in block:
         network = create_model("fcn", num_classes=3, backbone="beacons", head__channels=8).eval()
-        export_onnx(network, Path("network.onnx"), classes=["road", "car", "sky"])
+        export_onnx(network, Path("network.onnx"), classes=["road", "car", "sky"], size=(48, 64))  # of the photo
         shutil.copy("images/0.jpg", "photo.jpg")
     block = re.sub(r"max_iters=\d+", "max_iters=1", block)
     exec(block.replace('"logger=none"', '"logger=none", "num_workers=0"'), {})  # workers would import torch anew

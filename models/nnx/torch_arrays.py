@@ -5,6 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -21,8 +22,11 @@ def from_torch(tensor: "Tensor | np.ndarray") -> Array:
 
 
 def _copied(array: np.ndarray, dtype: Any = None) -> Array:
-    """Return a JAX array with memory of its own: ``jnp.asarray`` may share that of a torch network in training."""
-    return jnp.asarray(np.array(array, dtype, order="C"))
+    """Return a JAX array with memory of its own, as a torch network in training changes its arrays.
+
+    ``jnp.asarray`` compiles a program for every shape in JAX 0.10.
+    """
+    return jax.device_put(np.array(array, dtype, order="C"))
 
 
 def _numpy(tensor: Any) -> np.ndarray:

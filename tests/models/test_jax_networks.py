@@ -30,14 +30,14 @@ pytestmark = pytest.mark.slow
 
 SMALL = {"num_classes": 5, "head__channels": 16, "aux_head__channels": 16}
 NAMES = ["fcn", "ccnet", "nonlocal", "hv", "hv_vh", "pspnet", "deeplabv3", "gcn"]
-NETWORKS = [(name, "resnet10t", (65, 97)) for name in NAMES] + [
+NETWORKS = [(name, "beacons", (65, 97)) for name in NAMES] + [  # a ResNet of two stages
     ("ccnet", "resnet18", (33, 41)),
     ("ccnet", "resnet14t", (47, 33)),
     ("ccnet", "mobilenetv2_035", (33, 57)),
 ]
 
 
-def trained(name, backbone="resnet10t", **options):
+def trained(name, backbone="beacons", **options):
     """Return a network in which every weight and statistic differs from its initial value."""
     network = create_model(name, backbone=backbone, **SMALL, **options)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_weights_survive_the_round_trip(name):
     for key, tensor in network.state_dict().items():
         assert torch.equal(weights[key], tensor), key
         assert weights[key].dtype == tensor.dtype, key
-    create_model(name, backbone="resnet10t", embedding_channels=4, **SMALL).load_state_dict(weights, strict=True)
+    create_model(name, backbone="beacons", embedding_channels=4, **SMALL).load_state_dict(weights, strict=True)
 
 
 @torch.no_grad()

@@ -28,11 +28,9 @@ pytestmark = pytest.mark.slow
 BACKBONES = ["resnet10t", "resnet26d", "resnet50c", "seresnext26d_32x4d", "ecaresnet26t", "resnet18", "mobilenetv2_035"]
 
 
-def node(name, backbone="resnet10t"):
+def node(name, backbone="beacons"):
     """Return the resolved ``model`` node of a small network."""
-    config = compose_conf(
-        [f"+model={name}", "+backbone=timm", f"backbone.name={backbone}", f"+num_classes={SMALL['num_classes']}"]
-    )
+    config = compose_conf([f"+model={name}", f"+backbone={backbone}", f"+num_classes={SMALL['num_classes']}"])
     config.model.head.channels = config.model.aux_head.channels = 16
     return OmegaConf.to_container(config, resolve=True)["model"]
 
@@ -179,9 +177,9 @@ def instead(key, *shape):
 )
 def test_weights_that_do_not_match_the_configuration_are_refused(change, backbone, message):
     """Loading them anyway would silently give another network."""
-    tensors = {key: tensor.numpy() for key, tensor in trained("ccnet").state_dict().items()}
+    tensors = {key: tensor.numpy() for key, tensor in trained("ccnet", "resnet10t").state_dict().items()}
     change(tensors)
-    config = node("ccnet")
+    config = node("ccnet", "resnet10t")
     with pytest.raises(ValueError, match=message):
         loading._network(tensors, config | {"backbone": config["backbone"] | backbone})
 
