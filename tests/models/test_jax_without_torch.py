@@ -75,7 +75,7 @@ OPTIONS = {
 def test_every_option_is_that_of_the_torch_network(name, given, tmp_path, monkeypatch):
     """This includes options that only matter in training, such as dropout and the momentum of batch norm."""
     monkeypatch.setattr(twins, "compare", lambda *_: None)  # which takes seconds
-    config = OmegaConf.create(node(name))
+    config = OmegaConf.create(node(name, "resnet10t"))
     config.backbone.pretrained = False
     for option, value in (COMMON | OPTIONS[name] if given else {}).items():
         OmegaConf.update(config, option, value)

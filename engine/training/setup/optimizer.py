@@ -53,7 +53,8 @@ def make_schedule(config: DictConfig, optimizer: torch.optim.Optimizer) -> LRSch
     """
     node = config.optimizer.schedule
     factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
-    peaks = {key: [factor * node[key] for factor in factors] for key in _PEAKS if node.get(key) is not None}
+    rates = {key: node[key] for key in _PEAKS if node.get(key) is not None and any(factor != 1 for factor in factors)}
+    peaks = {key: [factor * rate for factor in factors] for key, rate in rates.items()}
     schedule = instantiate(node, optimizer, _convert_="all", **peaks)
     length, last = getattr(schedule, "total_steps", None), config.recipe.max_iters
     if length is not None and length < last:

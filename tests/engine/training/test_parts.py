@@ -92,10 +92,12 @@ def test_the_logged_learning_rate_is_that_of_parts_without_a_factor():
     assert rates == pytest.approx([0.01, 0.006, 0.002])
 
 
-@pytest.mark.parametrize("option", ["recipe.lr", "optimizer.algorithm.lr"])
+@pytest.mark.parametrize(
+    "option", ["recipe.lr=0.02", "optimizer.algorithm.lr=0.02", "optimizer.schedule.max_lr=[0.02]"]
+)
 def test_the_one_cycle_schedule_peaks_at_the_learning_rate(option):
     """torch replaces the learning rate, and beta1, of the optimiser by those of the schedule."""
-    config = composed("optimizer=adamw", "recipe.max_iters=10", f"{option}=0.02")
+    config = composed("optimizer=adamw", "recipe.max_iters=10", option)
     optimizer = make_optimizer(config, torch.nn.Linear(1, 1))
     schedule = make_schedule(config, optimizer)
     rates, momenta = [], []
