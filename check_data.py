@@ -7,9 +7,9 @@
 For each split, prints the number, sizes and bit depths of the images, and a table of the class frequencies with
 median-frequency weights or, for detection, of the number of objects of each class. Writes the table as CSV, with a
 figure of random samples before and after augmentation. Notes masks without an image, photos that are turned upright,
-and images of one split that are in another. Exits with code 1 if a file is missing, unreadable or does not
-match its image, if labels contain values that the data set does not define, if a class or a split has no pixels, or if
-masks appear to use 255 as a class.
+and images with the same pixels. Exits with code 1 if a file is missing, unreadable or does not match its image, if
+labels contain values that the data set does not define, if a class or a split has no pixels, or if masks appear to use
+255 as a class.
 """
 
 from pathlib import Path

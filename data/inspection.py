@@ -65,7 +65,7 @@ class DatasetReport:
         files_with: for each value in ``unknown``, the number of samples that contain it and the name of the first one.
         invalid: the number of unusable samples, including those with unknown values.
         moments: per-channel sums of the values in [0, 1] and of their squares, (2, C); 0 if no images were read.
-        images: the names of the images with the same pixels, by their hash.
+        images: the names of the images, by the hash of their pixels.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)

@@ -42,7 +42,7 @@ class ObjectReport:
         objects: the number of objects with each label.
         images_with: the number of images that contain each label.
         problems: one line per unusable sample.
-        images: the names of the images with the same pixels, by their hash.
+        images: the names of the images, by the hash of their pixels.
     """
 
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)

@@ -39,11 +39,11 @@ def criss_cross_attention(
         channel_axis: 1 for (N, C, *S), -1 for (N, *S, C); the same for all three arrays.
         backend: "triton" selects the fused kernels (NVIDIA GPU of compute capability 8.0 or newer, with torch also
             AMD gfx942 and gfx950; float32, float16, bfloat16; D up to 128), "reference" the formula in plain tensor
-            code. "auto" uses the kernels on a GPU that supports them, optimised operators for torch tensors on a CPU,
-            and the reference otherwise; on a GPU, it logs once why it falls back to the reference. Under torch.func
-            transforms (grad, vmap, jvp, ...) and torch's forward mode, every backend uses the reference, as it does for
-            derivatives in JAX other than first ones in reverse mode; on meta tensors, every backend only infers the
-            output's shape.
+            code. "auto" uses the kernels on a GPU that supports them, optimised operators for all but small torch
+            tensors on a CPU, and the reference otherwise; on a GPU, it logs once why it falls back to the reference.
+            Under torch.func transforms (grad, vmap, jvp, ...) and torch's forward mode, every backend uses the
+            reference, as it does for derivatives in JAX other than first ones in reverse mode; on meta tensors, every
+            backend only infers the output's shape.
 
     Returns:
         The attention output, same shape and dtype as ``value``. Softmax and sums are computed in float32 (float64

@@ -1,4 +1,4 @@
-"""Make the interpreter of Triton, in which kernels run without a GPU, twice as fast, and mend that of Triton 3.9."""
+"""Changes to Triton's interpreter, which runs kernels without a GPU: twice the speed, and a fix for Triton 3.9."""
 
 import importlib.metadata
 from dataclasses import replace

@@ -40,7 +40,7 @@ reference = partial(criss_cross_attention, backend="reference")
 
 
 def cpu(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return this project's attention as users get it on a CPU, from its CPU operators or, if small, the reference."""
+    """Return this project's attention with ``backend="auto"``: the CPU operators, or the reference for small calls."""
     return criss_cross_attention(query, key, value)
 
 

@@ -22,10 +22,8 @@ def from_torch(tensor: "Tensor | np.ndarray") -> Array:
 
 
 def _copied(array: np.ndarray, dtype: Any = None) -> Array:
-    """Return a JAX array with memory of its own, as a torch network in training changes its arrays.
-
-    ``jnp.asarray`` compiles a program for every shape in JAX 0.10.
-    """
+    """Copy to a JAX array, because training changes the arrays of a torch network in place."""
+    # jnp.asarray compiles a program for every shape in JAX 0.10.
     return jax.device_put(np.array(array, dtype, order="C"))
 
 

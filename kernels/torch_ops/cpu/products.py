@@ -82,11 +82,12 @@ def _is_faster_by_line(left: Tensor, right: Tensor, out: Tensor) -> bool:
 
 
 def _multiply_line(left: Tensor, right: Tensor, out: Tensor, add: Tensor | None, factor: float) -> None:
+    """Write ``factor * left @ right``, plus ``add`` if given, to ``out``, (m, n)."""
     torch.addmm(out if add is None else add, left, right, beta=int(add is not None), alpha=factor, out=out)
 
 
 def _multiply_line_with_onednn(left: Tensor, right: Tensor, out: Tensor, add: Tensor | None, factor: float) -> None:
-    """Do the same with oneDNN, which torch offers for float32 only as a linear layer."""
+    """Compute the same with oneDNN, whose float32 product torch offers only as a linear layer."""
     # Its weights are right^T. It is 1000 times slower if they are strided.
     weight = right.contiguous().mT if right.stride(-1) == 1 else right.mT.contiguous()
     _finish(torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], ""), out, factor, add)

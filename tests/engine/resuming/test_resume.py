@@ -144,7 +144,7 @@ def test_a_run_that_is_in_use_is_not_joined(whole, tmp_path, monkeypatch, capsys
 
 
 def test_two_new_runs_do_not_share_a_folder(whole, tmp_path):
-    """Neither has a checkpoint yet that the other could find."""
+    """Neither run has a checkpoint yet for the other one to find."""
     new, occupied = tmp_path / "new", shutil.copytree(whole, tmp_path / "run")
     with FolderLock(new), pytest.raises(FolderTaken, match="new is in use by process"):
         start(composed("resume=auto", "seed=1"), new)
