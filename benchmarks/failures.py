@@ -8,7 +8,10 @@ from tqdm import tqdm
 
 @contextmanager
 def tolerated(what: str, failures: list[str]) -> Iterator[None]:
-    """Report an error in the block, append it to ``failures`` and continue after the block."""
+    """Report an error in the block, append it to ``failures`` and continue after the block.
+
+    The block measures. Results are written after it, as nothing should be measured that cannot be written.
+    """
     try:
         yield
     except Exception as error:  # compilers and drivers raise many exception types

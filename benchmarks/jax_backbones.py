@@ -35,13 +35,13 @@ def compare_backbones(config: DictConfig, device: torch.device) -> str:
     """
     options = config.backbones
     path = Path(f"{config.output}_jax_backbones.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
     done = {row["backbone"] for row in read_records(path)}
     if unknown := [name for name in options.names or () if not timm.is_model(name)]:
         raise ValueError(f"backbones.names contains {', '.join(map(str, unknown))}: timm has no such model")
     failures: list[str] = []
     sizes = _parameters([name for name in options.names or timm.list_models() if name not in done])
     for name in tqdm(sorted(sizes, key=sizes.__getitem__), desc="backbones", disable=None):
+        row = None
         with tolerated(name, failures):
             too_large = sizes[name] > 1e6 * options.max_parameters_m
             row = {
@@ -53,6 +53,7 @@ def compare_backbones(config: DictConfig, device: torch.device) -> str:
                 "torch": torch.__version__,
                 "jax": importlib.metadata.version("jax"),
             }
+        if row is not None:
             Table.of_records([row]).append_csv(path)
     rows = read_records(path)
     failures += [f"{row['backbone']} differs by {row['float32']}" for row in rows if row["outcome"] == "differs"]

@@ -27,7 +27,7 @@ BASELINE = "fcn"  # the network without a context module, which the columns "add
 
 
 def measure_zoo(config: DictConfig, device: torch.device) -> str:
-    """Measure the networks; return the table in Markdown. ``<output>_zoo.csv`` is rewritten after each network.
+    """Measure the networks; return the table in Markdown; append each row to ``<output>_zoo.csv`` immediately.
 
     Raises:
         ValueError: some networks were not measured; the table of the others is printed first.
@@ -37,8 +37,6 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
     entries = [(name, settings) for name in names for settings in VARIANTS.get(name, [{}])]
     about = {"backbone": options.backbone, "size": "x".join(map(str, options.size))}
     about |= {"timed_size": "x".join(map(str, options.timed_size)), "dtype": "float32"} | provenance(device)
-    path = Path(f"{config.output}_zoo.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
     baseline = None
@@ -48,6 +46,7 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
     for name, settings in tqdm(sorted(entries, key=lambda entry: entry[0] != BASELINE), desc="zoo", disable=None):
         recurrence = settings.get("head__recurrence")
         network = f"{name}, R = {recurrence}" if recurrence else name
+        row = None
         with tolerated(network, failures):
             model, cost = _measured(name, config, **settings)
             if name == BASELINE:
@@ -55,8 +54,10 @@ def measure_zoo(config: DictConfig, device: torch.device) -> str:
             # Networks with other heads differ from the baseline in more than their context module.
             base = baseline if isinstance(model.head, ContextHead) else None
             speed = _images_per_s(model, tuple(options.timed_size), device, options.repeats)
-            rows.append({"network": network, **_columns(cost, base), "images_per_s": round(speed, 2)})
-            Table.of_records([row | about for row in rows]).write_csv(path)
+            row = {"network": network, **_columns(cost, base), "images_per_s": round(speed, 2)}
+        if row is not None:
+            Table.of_records([row | about]).append_csv(Path(f"{config.output}_zoo.csv"))
+            rows.append(row)
     require_none(failures, markdown(rows))
     return markdown(rows)
 

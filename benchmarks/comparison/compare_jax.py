@@ -84,11 +84,14 @@ def time_in_jax(config: DictConfig, dtype: str, shape: list[int]) -> str:
     peers = {name: peer for name, peer in PEERS.items() if ("cpu" if on_cpu else "cuda") in peer.devices}
     for name, peer in tqdm(peers.items(), desc=f"{shape} {dtype}", disable=None):
         for direction, call in _calls(peer.function).items():
+            row = None
             with tolerated(f"{name}, {direction}", failures):
                 error = _error_of(peer, sets[0], of_gradients=direction == "both")
                 check_error(error, dtype)
                 timing = _measure(lambda i, call=call: call(*sets[i % copies]), config.repeats)
-                rows.add(result_row(name, direction, problem, timing, error, config.seed))
+                row = result_row(name, direction, problem, timing, error, config.seed)
+            if row is not None:
+                rows.add(row)
     table = rows.finish()
     require_none([line for line in failures if line.startswith("triton,")], table)
     return table

@@ -134,6 +134,7 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
         if device.type not in peer.devices:
             continue
         for direction, prepare in passes_of(peer, device).items():
+            row = None
             with tolerated(f"{name}, {direction}", failures):
                 error = error_of(peer, sets[0], of_gradients=direction in ("backward", "both"))
                 check_error(error, dtype)
@@ -143,8 +144,10 @@ def time_in_torch(config: DictConfig, device: torch.device, dtype: str, shape: l
                     "percent_of_floor": _percent_of_floor(problem, direction, timing, machine),
                     "peak_mib": round(peak_mib(call, device), 1),
                 }
-                rows.add(result_row(name, direction, problem, timing, error, config.seed, **columns))
+                row = result_row(name, direction, problem, timing, error, config.seed, **columns)
             call = None  # frees the tensors that the pass has saved
+            if row is not None:
+                rows.add(row)
     table = rows.finish()
     if device.type == "cuda":  # not every peer supports every shape, but the kernels must
         require_none([line for line in failures if line.startswith("triton,")], table)

@@ -79,8 +79,10 @@ def race_variants(config: DictConfig, device: torch.device) -> str:
     rows: list[dict[str, Any]] = []
     for name in names:
         for shape, fused in itertools.product(VARIANTS[name].shapes, VARIANTS[name].fused):
+            row = None
             with tolerated(f"{name} {_text(shape)}", failures):
                 row = race(name, shape, fused, config, device) | provenance(device)
+            if row is not None:
                 Table.of_records([row]).append_csv(path)
                 rows.append(row)
     text = f"{Table.of_records(rows).text()}\n\n{path}" if rows else ""

@@ -335,7 +335,9 @@ def test_the_zoo_continues_after_a_failed_network(tmp_path, config, monkeypatch)
     config.output, config.zoo.models = str(tmp_path / "n"), ["fcn", "hv", "gcn"]
     with pytest.raises(ValueError, match=r"hv: not measured\. RuntimeError: no such weights"):
         zoo.measure_zoo(config, torch.device("cpu"))
-    assert [row["network"] for row in read_records(tmp_path / "n_zoo.csv")] == ["fcn", "gcn"]
+    config.zoo.models = ["fcn"]
+    zoo.measure_zoo(config, torch.device("cpu"))  # the second run keeps the rows of the first
+    assert [row["network"] for row in read_records(tmp_path / "n_zoo.csv")] == ["fcn", "gcn", "fcn"]
 
 
 def test_times_are_not_added_to_a_file_with_other_columns(tmp_path, config, monkeypatch):
@@ -344,6 +346,17 @@ def test_times_are_not_added_to_a_file_with_other_columns(tmp_path, config, monk
     (tmp_path / "step_train.csv").write_text("network,step_ms,kernel_share\nccnet,5.0,0.1\n")
     with pytest.raises(ValueError, match=r"step_train\.csv has the columns network, step_ms, kernel_share, not"):
         benchmark_train.time_training(config, torch.device("cpu"))
+
+
+def test_measuring_ends_when_a_result_cannot_be_written(tmp_path, small, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        benchmark_compare, "measure", lambda *arguments: measured.append(arguments) or Timing.of([1.0], host_us=1.0)
+    )
+    (tmp_path / "b.csv").write_text("peer,median_us\neinsum,5.0\n")
+    with pytest.raises(ValueError, match=r"b\.csv has the columns peer, median_us, not"):
+        benchmark_compare.time_in_torch(small, torch.device("cpu"), "float32", [1, 5, 6])
+    assert len(measured) == 1
 
 
 @pytest.mark.parametrize("fails", [False, True])
