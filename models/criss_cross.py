@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.functional import conv2d
 
 from ..kernels import criss_cross_residual, recomputed_projection, split_channels
@@ -66,6 +67,8 @@ class CrissCrossAttention(nn.Module):
         Raises:
             ValueError: `x` has another shape.
         """
+        if isinstance(x, Proxy):
+            return _record(self, x)
         convolutions = (self.query_conv, self.key_conv, self.value_conv)
         gamma = x.new_ones(1, dtype=torch.float32) if self.gamma is None else self.gamma
         if not all(map(_is_plain, convolutions)):
@@ -84,6 +87,11 @@ class CrissCrossAttention(nn.Module):
         with project(_project, x, *weights, *biases) as projected:
             query, key, value = split_channels(projected, sizes)
             return criss_cross_residual(query, key, value, x, gamma, axes=self.axes, backend=self.backend)
+
+
+def _record(module: nn.Module, x: Any) -> Any:
+    """Record a module as one operation of ``torch.fx.symbolic_trace``, which cannot follow its control flow."""
+    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), (x,), {})
 
 
 def _is_plain(conv: nn.Module) -> bool:
