@@ -31,7 +31,7 @@ _INTRODUCTION = """# Semantic segmentation with CCNet
 Drop, paste or choose an image. Then click a point in the overlay to see what that point attends to.
 """
 _HINT = "Click a point in an overlay above to see what it attends to after R = 1, 2 and 3 passes."
-_NO_ATTENTION = "This network has no criss-cross attention."
+_NO_ATTENTION = "Attention is only shown for networks with one criss-cross module, such as ccnet."
 
 
 def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blocks:

@@ -195,13 +195,18 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     if origin in (list, Sequence):
         return isinstance(value, (list, tuple)) and all(_fits(part, inner[0]) for part in value)
-    if origin is tuple and ... not in inner:
+    if _is_fixed_list(hint):
         return isinstance(value, Sequence) and len(value) == len(inner) and all(map(_fits, value, inner))
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and (_is_made(value) or all(_fits(part, inner[1]) for part in value.values()))
     if origin is Callable or isinstance(hint, type):
         return value == {} or _is_made(value)  # an empty mapping stands for no object
     return True
+
+
+def _is_fixed_list(hint: Any) -> bool:
+    """Return whether a type annotation is that of a list of fixed length."""
+    return get_origin(hint) is tuple and ... not in get_args(hint)
 
 
 def _is_made(value: Any) -> bool:
@@ -212,14 +217,25 @@ def _is_made(value: Any) -> bool:
 def _described(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_described(part) for part in inner))
+        lists = [part for part in inner if _is_fixed_list(part)]
+        others = [_described(part) for part in inner if part not in lists]
+        return " or ".join(dict.fromkeys([*_described_lists(lists), *others]))
     if origin in (list, Sequence):
         return f"a list in which each item is {_described(inner[0])}"
-    if origin is tuple and ... not in inner:
-        return f"a list of {len(inner)} items, each {_described(inner[0])}"
+    if _is_fixed_list(hint):
+        return _described_lists([hint])[0]
     if origin in (dict, Mapping):
         return f"a mapping in which each value is {_described(inner[1])}"
     return _NAMES.get(hint, "a path" if hint is Path else "anything" if hint is Any else "a mapping with a _target_")
+
+
+def _described_lists(hints: Sequence[Any]) -> list[str]:
+    """Describe lists of fixed length, those of the same items together."""
+    lengths: dict[str, list[str]] = {}
+    for hint in hints:
+        items = get_args(hint)
+        lengths.setdefault(_described(items[0]), []).append(str(len(items)))
+    return [f"a list of {' or '.join(each)} items, each {item}" for item, each in lengths.items()]
 
 
 def _parts(value: Any) -> Sequence[Any]:

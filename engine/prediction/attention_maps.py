@@ -11,22 +11,25 @@ from ...models.criss_cross import CrissCrossAttention
 
 
 def criss_cross_of(model: nn.Module) -> CrissCrossAttention | None:
-    """Return the network's criss-cross attention module; None if it has none.
+    """Return the network's criss-cross attention module; None if it has none or several.
 
-    Those of ``hv`` and ``hv_vh`` are several modules that attend along rows or columns only, so that the map of one of
-    them would hide most of what a point attends to.
+    The modules of ``hv`` and ``hv_vh`` attend along rows or columns only, so that the map of one of them would hide
+    most of what a point attends to.
     """
     modules = [module for module in model.modules() if isinstance(module, CrissCrossAttention)]
     return modules[0] if len(modules) == 1 else None
 
 
 def check_attention(model: Any) -> CrissCrossAttention:
-    """Return the network's criss-cross attention module; raise ValueError if it has none or runs in JAX."""
+    """Return the network's criss-cross attention module; raise ValueError if it has not exactly one, or runs in JAX."""
     if not isinstance(model, nn.Module):
         raise ValueError("attention=... needs a torch network: remove framework=jax, the weights are the same")
     attention = criss_cross_of(model)
     if attention is None:
-        raise ValueError("attention=...: this network has no criss-cross attention (it is another model, or R = 0)")
+        raise ValueError(
+            "attention=... needs a network with one criss-cross attention module, such as ccnet: this one has none (it "
+            "is another model, or R = 0), or several, as hv and hv_vh"
+        )
     return attention
 
 
@@ -47,7 +50,7 @@ def attention_of_point(model: nn.Module, image: Tensor, point: Sequence[int], *,
         One map (h, w) for each R, at feature resolution; its values are non-negative and sum to 1.
 
     Raises:
-        ValueError: the point is outside the image, or the network has no criss-cross attention.
+        ValueError: the point is outside the image, or the network does not have exactly one criss-cross module.
     """
     size = image.shape[-2:]
     if len(point) != 2 or not all(0 <= p < side for p, side in zip(point, size, strict=True)):

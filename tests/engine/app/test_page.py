@@ -119,7 +119,7 @@ def test_an_upload_shows_overlays_legends_files_and_attention(page, photo, viewe
         assert f"R = {loop}: " in page.locator(f"#attention-0-{loop}").inner_text()
         marked = (picture(page, f"attention-0-{loop}") == (0, 230, 118)).all(axis=2)
         assert np.abs(np.argwhere(marked).mean(axis=0) - (22.5, 90)).max() <= 2
-    assert page.get_by_text("This network has no criss-cross attention.").is_visible()  # fcn
+    assert page.get_by_text("Attention is only shown for networks with one criss-cross module").is_visible()  # fcn
 
     before = page.locator("#overlay-0 img").get_attribute("src")
     page.fill("#opacity input[type=number]", "0")

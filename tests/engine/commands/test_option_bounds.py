@@ -41,9 +41,9 @@ def test_the_defaults_of_a_command_are_within_the_bounds(command):
     [
         ("port", 65536, "a whole number from 0 to 65535"),
         ("port", None, None),
-        ("shape", [8], "a list of 2 items, each a whole number or a list of 3 items"),
-        ("shape", [8, 97, 0], "a list of 2 items"),
-        ("shape", [8, 97, 97.5], "a list of 2 items"),
+        ("shape", [8], "a list of 2 or 3 or 4 items, each a whole number from 1 to 2147483647 or null"),
+        ("shape", [8, 97, 0], "a list of 2 or 3 or 4 items"),
+        ("shape", [8, 97, 97.5], "a list of 2 or 3 or 4 items"),
         ("shape", None, None),
         ("shape", [8, 97], None),
         ("shape", [1, 3, 97, 97], None),
