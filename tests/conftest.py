@@ -17,13 +17,13 @@ from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import faster
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import HealthCheck, settings
-from omegaconf import OmegaConf
 from PIL import Image
 
 
@@ -58,21 +58,6 @@ TINY = [*SHORT, "recipe.head.channels=16", "dataset.train.length=8", "dataset.va
 TINY_CAMVID = [
     *SHORT, "dataset=camvid", "backbone=beacons", "recipe.head.channels=16", "recipe.train_transform.crop_size=[65,81]",
 ]  # fmt: skip
-
-
-@cache
-def _parsed(path, changed, load=OmegaConf.load):
-    return load(path)
-
-
-def _load_once(file, load=OmegaConf.load):
-    """Parse each YAML file once. A command line is composed from about twenty of them, two or three times."""
-    if isinstance(file, io.TextIOWrapper):
-        return copy.deepcopy(_parsed(file.name, os.stat(file.name).st_mtime_ns))
-    return load(file)
-
-
-OmegaConf.load = _load_once  # a quarter of the time that Hydra takes
 
 
 @cache
@@ -167,6 +152,14 @@ def jax_float64():
 @pytest.fixture(autouse=True)
 def _same_start():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(request, monkeypatch):
+    """Omit half of the work of a tiny run, except in the tests that examine its pictures."""
+    trains = "ccnet.train" in sys.modules or "run_entry" in request.fixturenames  # otherwise, importing takes seconds
+    if trains and request.path.name not in ("test_train.py", "test_detection.py"):
+        faster.omit_pictures_and_costs(monkeypatch)
 
 
 @pytest.fixture(autouse=True, scope="module")
