@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -277,6 +278,7 @@ def forked(
 
 def _run_forked(script, arguments, output, cwd, environment, hook):
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a data loader, which blocks signals, may have started the server
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
