@@ -258,7 +258,7 @@ def forked_workers(monkeypatch):
 
 
 def forked(
-    script: str, arguments: Sequence[object], *, output: Path, cwd: Path, environment=(), hook=None
+    script: str, arguments: Sequence[object], *, output: Path, cwd: Path, environment=(), hook=None, pictures=True
 ) -> BaseProcess:
     """Start an entry point in a process that the server above forks, which saves the seconds of importing torch.
 
@@ -269,14 +269,15 @@ def forked(
         cwd: the folder to run in.
         environment: variables to set.
         hook: a function to call in the process before the entry point.
+        pictures: whether training draws, and counts the cost of the network.
     """
-    options = (script, [*map(str, arguments)], output, cwd, dict(environment), hook)
+    options = (script, [*map(str, arguments)], output, cwd, dict(environment), hook, pictures)
     process = forkserver().Process(target=_run_forked, args=options)
     process.start()
     return process
 
 
-def _run_forked(script, arguments, output, cwd, environment, hook):
+def _run_forked(script, arguments, output, cwd, environment, hook, pictures):
     os.setsid()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a data loader, which blocks signals, may have started the server
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -286,6 +287,8 @@ def _run_forked(script, arguments, output, cwd, environment, hook):
     multiprocessing.set_start_method("fork", force=True)  # data workers must not inherit the server's start method
     os.chdir(cwd)
     sys.argv = [str(ROOT / script), *arguments]
+    if not pictures:
+        faster.omit_here()
     if hook:
         hook()
     runpy.run_path(sys.argv[0], run_name="__main__")
