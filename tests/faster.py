@@ -37,7 +37,7 @@ def _copy_flat(metadata, memo):
 
 def _mode(self, config_name, overrides, get_mode=Hydra.get_mode):
     """Compose the configuration to find `hydra.mode` only if an option can set it."""
-    sets_mode = any("hydra" in override or "sweep" in override for override in overrides)
+    sets_mode = any(override.lstrip("+").startswith(("hydra.mode=", "sweep=")) for override in overrides)
     return get_mode(self, config_name, overrides) if sets_mode else None
 
 

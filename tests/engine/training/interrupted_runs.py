@@ -30,7 +30,7 @@ class Run:
     It is either forked from a server that has already imported torch, which takes seconds, or a ``python train.py``.
     """
 
-    def __init__(self, folder, *arguments, command=None, environment=(), hook=None, pictures=True):
+    def __init__(self, folder, *arguments, command=None, environment=(), hook=None, pictures=False):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.output = folder, folder / f"{time.monotonic_ns()}.out"
         arguments = [*SMALL, f"hydra.run.dir={folder / 'runs' / 'new'}", *arguments]

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
 
 def pair(folder, **named):
     """Start two processes of one run, as ``torchrun`` does."""
-    named["pictures"] = False
     return [Run(folder, "num_workers=0", environment=variables, **named) for variables in torchrun_variables()]
 
 
