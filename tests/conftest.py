@@ -157,9 +157,8 @@ def _same_start():
 
 @pytest.fixture(autouse=True)
 def _without_pictures(request, monkeypatch):
-    """Omit half of the work of a tiny run, except in the tests that examine its pictures."""
-    trains = "ccnet.train" in sys.modules or "run_entry" in request.fixturenames  # otherwise, importing takes seconds
-    if trains and request.path.name not in ("test_train.py", "test_detection.py"):
+    """Omit half of the work of a tiny run. Fixtures of a wider scope, such as `whole`, come first, and draw."""
+    if "ccnet.train" in sys.modules or "run_entry" in request.fixturenames:  # otherwise, importing takes seconds
         faster.omit_pictures_and_costs(monkeypatch)
 
 
@@ -175,13 +174,18 @@ def _little_memory():
 
 @pytest.fixture
 def run_entry(tmp_path, monkeypatch, forked_workers):
-    """Run an entry point as a user does, in an empty folder, but in this process, which has already loaded torch."""
+    """Return :func:`entry_runner` for an empty folder."""
+    return entry_runner(tmp_path, monkeypatch)
+
+
+def entry_runner(folder: Path, monkeypatch) -> Callable[..., subprocess.CompletedProcess]:
+    """Return a function that runs an entry point as a user does, but in this process, which has loaded torch."""
 
     def run(script: str, *arguments: object, ok: bool = True) -> subprocess.CompletedProcess:
         command = [str(ROOT / script), *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which --cfg and --help set
-        monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(folder)
         monkeypatch.setenv("WANDB_MODE", "offline")
         if "absl.logging" in sys.modules:  # loaded by JAX; Hydra's logging reset closes its stream
             sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
@@ -258,7 +262,7 @@ def forked_workers(monkeypatch):
 
 
 def forked(
-    script: str, arguments: Sequence[object], *, output: Path, cwd: Path, environment=(), hook=None, pictures=True
+    script: str, arguments: Sequence[object], *, output: Path, cwd: Path, environment=(), hook=None, pictures=False
 ) -> BaseProcess:
     """Start an entry point in a process that the server above forks, which saves the seconds of importing torch.
 
@@ -269,7 +273,7 @@ def forked(
         cwd: the folder to run in.
         environment: variables to set.
         hook: a function to call in the process before the entry point.
-        pictures: whether training draws, and counts the cost of the network.
+        pictures: whether training draws.
     """
     options = (script, [*map(str, arguments)], output, cwd, dict(environment), hook, pictures)
     process = forkserver().Process(target=_run_forked, args=options)
@@ -287,8 +291,7 @@ def _run_forked(script, arguments, output, cwd, environment, hook, pictures):
     multiprocessing.set_start_method("fork", force=True)  # data workers must not inherit the server's start method
     os.chdir(cwd)
     sys.argv = [str(ROOT / script), *arguments]
-    if not pictures:
-        faster.omit_here()
+    faster.omit_here(pictures=not pictures)
     if hook:
         hook()
     runpy.run_path(sys.argv[0], run_name="__main__")
