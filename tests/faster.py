@@ -9,6 +9,8 @@ import os
 from collections import defaultdict
 from functools import cache
 
+import omegaconf.base
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.hydra import Hydra
 from omegaconf import OmegaConf
 from omegaconf.base import Metadata
@@ -41,7 +43,19 @@ def _mode(self, config_name, overrides, get_mode=Hydra.get_mode):
     return get_mode(self, config_name, overrides) if sets_mode else None
 
 
+_FOUND = {}
+
+
+def _is_packaged(self, path, find=ImportlibResourcesConfigSource.is_config):
+    """Look once for each file of a configuration in the package of Hydra."""
+    if (self.path, path) not in _FOUND:
+        _FOUND[self.path, path] = find(self, path)
+    return _FOUND[self.path, path]
+
+
 OmegaConf.load = _load_once
+omegaconf.base.parse = cache(omegaconf.base.parse)  # of interpolations such as ${num_classes}
+ImportlibResourcesConfigSource.is_config = _is_packaged
 Metadata.__deepcopy__ = _copy_flat
 Hydra.get_mode = _mode
 
