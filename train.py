@@ -156,7 +156,7 @@ def train(config: DictConfig, folder: Path, saved: "checkpoints.Checkpoint | Non
     identity = resuming.identify(requested, saved, train_set, val_set)
     ema = training.AveragedWeights(model, config.ema) if config.ema is not None else None
     state = training.TrainingState(model, optimizer, schedule, identity, ema=ema, began=began)
-    cost = task.cost(model, config)
+    cost = {} if runtime.rank() else task.cost(model, config)  # the first process writes the result
     if saved:
         state.restore(saved, max_iters=config.recipe.max_iters)
         training.check_scores(task, state, train_set.classes)

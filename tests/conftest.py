@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -17,13 +18,13 @@ from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import faster
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import HealthCheck, settings
-from omegaconf import OmegaConf
 from PIL import Image
 
 
@@ -58,21 +59,6 @@ TINY = [*SHORT, "recipe.head.channels=16", "dataset.train.length=8", "dataset.va
 TINY_CAMVID = [
     *SHORT, "dataset=camvid", "backbone=beacons", "recipe.head.channels=16", "recipe.train_transform.crop_size=[65,81]",
 ]  # fmt: skip
-
-
-@cache
-def _parsed(path, changed, load=OmegaConf.load):
-    return load(path)
-
-
-def _load_once(file, load=OmegaConf.load):
-    """Parse each YAML file once. A command line is composed from about twenty of them, two or three times."""
-    if isinstance(file, io.TextIOWrapper):
-        return copy.deepcopy(_parsed(file.name, os.stat(file.name).st_mtime_ns))
-    return load(file)
-
-
-OmegaConf.load = _load_once  # a quarter of the time that Hydra takes
 
 
 @cache
@@ -169,6 +155,13 @@ def _same_start():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _without_pictures(request, monkeypatch):
+    """Omit half of the work of a tiny run. Fixtures of a wider scope, such as `whole`, come first, and draw."""
+    if "ccnet.train" in sys.modules or "run_entry" in request.fixturenames:  # otherwise, importing takes seconds
+        faster.omit_pictures_and_costs(monkeypatch)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _little_memory():
     """Free compiled JAX programs between test modules. All of them together take gigabytes."""
@@ -181,13 +174,18 @@ def _little_memory():
 
 @pytest.fixture
 def run_entry(tmp_path, monkeypatch, forked_workers):
-    """Run an entry point as a user does, in an empty folder, but in this process, which has already loaded torch."""
+    """Return :func:`entry_runner` for an empty folder."""
+    return entry_runner(tmp_path, monkeypatch)
+
+
+def entry_runner(folder: Path, monkeypatch) -> Callable[..., subprocess.CompletedProcess]:
+    """Return a function that runs an entry point as a user does, but in this process, which has loaded torch."""
 
     def run(script: str, *arguments: object, ok: bool = True) -> subprocess.CompletedProcess:
         command = [str(ROOT / script), *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which --cfg and --help set
-        monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(folder)
         monkeypatch.setenv("WANDB_MODE", "offline")
         if "absl.logging" in sys.modules:  # loaded by JAX; Hydra's logging reset closes its stream
             sys.modules["absl.logging"].get_absl_handler().python_handler.stream = sys.__stderr__
@@ -264,7 +262,7 @@ def forked_workers(monkeypatch):
 
 
 def forked(
-    script: str, arguments: Sequence[object], *, output: Path, cwd: Path, environment=(), hook=None
+    script: str, arguments: Sequence[object], *, output: Path, cwd: Path, environment=(), hook=None, pictures=False
 ) -> BaseProcess:
     """Start an entry point in a process that the server above forks, which saves the seconds of importing torch.
 
@@ -275,15 +273,17 @@ def forked(
         cwd: the folder to run in.
         environment: variables to set.
         hook: a function to call in the process before the entry point.
+        pictures: whether training draws.
     """
-    options = (script, [*map(str, arguments)], output, cwd, dict(environment), hook)
+    options = (script, [*map(str, arguments)], output, cwd, dict(environment), hook, pictures)
     process = forkserver().Process(target=_run_forked, args=options)
     process.start()
     return process
 
 
-def _run_forked(script, arguments, output, cwd, environment, hook):
+def _run_forked(script, arguments, output, cwd, environment, hook, pictures):
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a data loader, which blocks signals, may have started the server
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -291,6 +291,7 @@ def _run_forked(script, arguments, output, cwd, environment, hook):
     multiprocessing.set_start_method("fork", force=True)  # data workers must not inherit the server's start method
     os.chdir(cwd)
     sys.argv = [str(ROOT / script), *arguments]
+    faster.omit_here(pictures=not pictures)
     if hook:
         hook()
     runpy.run_path(sys.argv[0], run_name="__main__")

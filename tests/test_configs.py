@@ -8,8 +8,6 @@ from omegaconf import OmegaConf
 from ccnet.data.build import build_dataset
 from ccnet.models.factory import build
 
-pytestmark = pytest.mark.slow
-
 
 def composed(*overrides):
     return configured("num_classes=5", *overrides)
@@ -23,6 +21,7 @@ def choices(group):
 DATASETS, LOSSES = sorted({*choices("dataset")} - {"coco"}), sorted({*choices("loss")} - {"detection"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "loss"),
     [*((dataset, "ce_ccl") for dataset in DATASETS), *(("cityscapes", loss) for loss in LOSSES if loss != "ce_ccl")],
@@ -38,6 +37,7 @@ def test_every_dataset_and_loss_composes_and_instantiates(dataset, loss):
     instantiate(config.optimizer.schedule, optimizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_what_help_lists_for_the_default_data_set_works_with_the_others(dataset):
     listed = composed()
@@ -51,6 +51,7 @@ def test_what_help_lists_for_the_default_data_set_works_with_the_others(dataset)
         assert channels == {16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", sorted(set(choices("backbone")) - {"timm"}))
 def test_every_backbone_builds(backbone):
     config = composed(f"backbone={backbone}", "backbone.pretrained=false")

@@ -7,7 +7,7 @@ import tomllib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, composed, run_python
+from conftest import ROOT, TINY, composed, entry_runner, run_python
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,13 +28,20 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def packaged(run_folder, tmp_path, run_entry, monkeypatch):
-    """Publish the run as the network that comes with the package; return its folder."""
-    folder = tmp_path / "installed" / pretrained.DEFAULT
-    run_entry("publish.py", f"checkpoint={run_folder}", f"output={folder}", *HERE, "machine=one")
-    monkeypatch.setattr(pretrained, "_FOLDER", folder.parent)
+@pytest.fixture(scope="module")
+def published(run_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("installed") / pretrained.DEFAULT
+    with pytest.MonkeyPatch.context() as patched:
+        run = entry_runner(folder.parent, patched)
+        run("publish.py", f"checkpoint={run_folder}", f"output={folder}", *HERE, "machine=one")
     return folder
+
+
+@pytest.fixture
+def packaged(published, monkeypatch):
+    """Return the folder of the published run, which is the network that comes with the package."""
+    monkeypatch.setattr(pretrained, "_FOLDER", published.parent)
+    return published
 
 
 def test_a_run_is_published_with_its_records_and_the_scores_of_the_stored_weights(packaged, run_entry, tmp_path):

@@ -134,8 +134,9 @@ def test_either_framework_evaluates_and_predicts(finished, run_entry, tmp_path):
     for framework in ("torch", "jax"):
         output = tmp_path / framework
         common = (f"checkpoint={finished}/last", f"framework={framework}", "device=cpu", f"output={output}")
-        run_entry("evaluate.py", *common, "num_workers=0", "protocol=ms_flip")
-        scores.append(json.loads((output / "last_val_ms_flip.json").read_text())["pixel_accuracy"])
+        run_entry("evaluate.py", *common, "num_workers=0", "protocol=ms_flip", "protocol.scales=[0.75,1.0]")
+        (written,) = output.glob("last_val_ms_flip_*.json")
+        scores.append(json.loads(written.read_text())["pixel_accuracy"])
         run_entry("predict.py", *common, f"input={tmp_path}/photo.png")
         masks.append(np.array(Image.open(output / "photo.png")))
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)

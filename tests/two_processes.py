@@ -2,6 +2,7 @@
 
 import os
 
+import faster
 import torch
 import torch.distributed as dist
 from conftest import PATIENCE, forkserver
@@ -24,6 +25,7 @@ def together(work, folder, number=2):
 
 def _one(work, folder, store, rank, number):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
+    faster.omit_here()
     torch.manual_seed(rank)  # copies would draw the same random numbers
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=number)
     torch.save(work(rank), folder / f"{rank}.result")

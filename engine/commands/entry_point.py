@@ -72,6 +72,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
             run = functools.partial(_run, main, config)
             if parallel_worker() is None:
                 return run()
+            from ...models import segmentor  # noqa: F401, takes seconds: once per worker, not in the process of each run
+
             try:
                 return in_own_process(run)
             except ChildProcessError as error:

@@ -142,15 +142,20 @@ def save_grid(
     # Manual margins, because a constrained layout draws everything twice.
     margins = {"left": 0.005, "right": 0.995, "top": 1 - title_height / height, "bottom": legend_height / height}
     grid = {"height_ratios": ratios, "wspace": 0.03, "hspace": 0.06} | margins
-    axes = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw=grid)
-    for line, row in zip(axes, rows, strict=True):
-        for axis, picture in zip(line, row, strict=True):
-            axis.imshow(picture, interpolation="antialiased")
-            axis.set_axis_off()
-            axis.set_anchor("N")
-    for axis, title in zip(axes[0], wrapped, strict=True):
-        box = axis.get_position(original=True)
-        centre = (box.x0 + box.x1) / 2, 1 - (title_height - _BASELINE) / height
+    bottoms, tops, lefts, rights = figure.add_gridspec(len(rows), len(titles), **grid).get_grid_positions(figure)
+    # All images share the axes of the whole figure, because matplotlib takes longer to create axes than to draw them.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for row, bottom, top in zip(rows, bottoms, tops, strict=True):
+        for picture, left, right in zip(row, lefts, rights, strict=True):
+            shape = picture.shape[0] / height, picture.shape[1] / width
+            scale = min((top - bottom) / shape[0], (right - left) / shape[1])
+            start = (left + right - scale * shape[1]) / 2
+            box = (start, start + scale * shape[1], top - scale * shape[0], top)
+            axes.imshow(picture, extent=box, aspect="auto", interpolation="antialiased")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    for left, right, title in zip(lefts, rights, wrapped, strict=True):
+        centre = (left + right) / 2, 1 - (title_height - _BASELINE) / height
         figure.text(*centre, title, fontsize=9, ha="center", va="baseline", linespacing=1.1)
     if shown:
         figure.legend(

@@ -30,7 +30,7 @@ class Run:
     It is either forked from a server that has already imported torch, which takes seconds, or a ``python train.py``.
     """
 
-    def __init__(self, folder, *arguments, command=None, environment=(), hook=None):
+    def __init__(self, folder, *arguments, command=None, environment=(), hook=None, pictures=False):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.output = folder, folder / f"{time.monotonic_ns()}.out"
         arguments = [*SMALL, f"hydra.run.dir={folder / 'runs' / 'new'}", *arguments]
@@ -42,8 +42,8 @@ class Run:
                     env=os.environ | environment, start_new_session=True,
                 )  # fmt: skip
         else:
-            named = {"output": self.output, "cwd": folder, "environment": environment, "hook": hook}
-            self._process = forked("train.py", arguments, **named)
+            named = {"output": self.output, "cwd": folder, "environment": environment}
+            self._process = forked("train.py", arguments, **named, hook=hook, pictures=pictures)
         self.pid = self._process.pid
         STARTED.append(self)
 

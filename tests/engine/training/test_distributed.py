@@ -21,9 +21,6 @@ from ccnet.losses import CrossEntropy, WeightedSum
 from ccnet.models.factory import build
 from ccnet.train import train
 
-pytestmark = pytest.mark.slow
-
-
 ITERATIONS, BATCH = 10, 4
 OHEM = [
     "loss=ce_ccl", "loss.terms.main._target_=ccnet.losses.OhemCrossEntropy", "+loss.terms.main.min_kept=1500",
@@ -86,6 +83,7 @@ def test_a_run_on_the_second_gpu_makes_it_current(monkeypatch):
     assert current == [torch.device("cuda", 0)]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     """Dropout included, as shipped."""
     one = iterations()
@@ -95,6 +93,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert any("running_var" in name for name in one["state"])
 
 
+@pytest.mark.slow
 def test_all_processes_skip_a_step_that_is_non_finite_in_one(tmp_path):
     before = iterations(count=2)["state"]
     first, second = together(partial(iterations, number=2, count=3, spoilt=[2]), tmp_path)
@@ -104,6 +103,7 @@ def test_all_processes_skip_a_step_that_is_non_finite_in_one(tmp_path):
         assert torch.allclose(values, first["state"][name], rtol=0, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_a_term_of_weight_zero_leaves_parameters_without_gradient(tmp_path):
     overrides = ["loss.weights.aux=0"]
     whole = iterations(count=3, overrides=overrides)["terms"][2]["loss"]
@@ -160,6 +160,7 @@ def accumulated(rank=0, number=1, images=4):
     return losses + [parameter.grad for parameter in parameters] + [parameter.detach() for parameter in parameters]
 
 
+@pytest.mark.slow
 def test_two_processes_that_accumulate_equal_one(tmp_path):
     expected = accumulated()
     for found in together(partial(accumulated, number=2), tmp_path):
@@ -181,6 +182,7 @@ def drawn_again(rank, folder):
     return drawn, torch.rand(3)
 
 
+@pytest.mark.slow
 def test_each_process_continues_with_its_own_random_numbers(tmp_path):
     """They differ between processes if a network draws one per object."""
     (tmp_path / "run").mkdir()
@@ -198,6 +200,7 @@ def trained(rank, folder):
     return printed.getvalue()
 
 
+@pytest.mark.slow
 def test_only_the_first_process_writes_files_and_prints(tmp_path, whole):
     """A run has one folder; two show which process writes."""
     (folder := tmp_path / "runs").mkdir()
@@ -208,6 +211,7 @@ def test_only_the_first_process_writes_files_and_prints(tmp_path, whole):
     assert "mIoU" in first and second == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", ["main", "ccl"])
 def test_without_sync_each_process_uses_its_own_statistics(tmp_path, term):
     whole = iterations(count=1)["terms"][0]

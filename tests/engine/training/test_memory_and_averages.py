@@ -16,8 +16,10 @@ from ccnet.engine.training.averaging import AveragedWeights
 from ccnet.models.factory import create_model
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resnet10t", "mobilenetv2_100", "convnext_atto"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet10t", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenetv2_100", "convnext_atto"))],
+)
 def test_checkpointing_saves_memory_and_changes_no_result(backbone):
     torch.manual_seed(0)
     first = create_model(

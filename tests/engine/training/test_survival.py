@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Return the folder of the uninterrupted run."""
-    run = Run(tmp_path_factory.mktemp("whole"))
+    run = Run(tmp_path_factory.mktemp("whole"), pictures=True)
     assert run.wait() == 0, run.text
     return run.folder / "runs" / "new"
 
@@ -78,7 +78,8 @@ def test_kill_9_at_any_moment_loses_nothing_before_the_last_checkpoint(whole, tm
         print(f"\n| kill | after, s | doing | logged | checkpoint |\n|{'--:|' * 2} --- |{'--:|' * 2}")
     for number, moment in enumerate(moments, 1):
         before, began = newest(folder), time.monotonic()
-        run = Run(tmp_path, command=command, hook=hold_between_renames if moment == "renaming" else None)
+        hook = hold_between_renames if moment == "renaming" else None
+        run = Run(tmp_path, command=command, hook=hook, pictures=True)  # a kill may hit their files, too
         if moment == "writing":
             assert run.held_while_writing()
         elif moment == "renaming":
@@ -126,7 +127,7 @@ def test_a_request_to_stop_saves_and_exits_with_75_at_any_moment(whole, tmp_path
         lambda run: run.held_while_writing(),
     ]
     for reach in stops:
-        run = Run(tmp_path)
+        run = Run(tmp_path, pictures=True)
         assert reach(run), run.text
         run.signal(signal.SIGTERM)
         run.signal(signal.SIGCONT)
@@ -192,7 +193,7 @@ def disk(tmp_path):
 
 def test_a_full_disk_ends_the_run_with_a_single_message_and_the_run_resumes(whole, disk):
     folder = disk / "runs" / "new"
-    run = Run(disk, "logger=wandb")
+    run = Run(disk, "logger=wandb", pictures=True)
     assert run.until(lambda: run.iteration >= 2), run.text
     run.hold()
     ballast = disk / "ballast"
@@ -209,7 +210,7 @@ def test_a_full_disk_ends_the_run_with_a_single_message_and_the_run_resumes(whol
     assert iteration >= 1
     assert not list(folder.glob(".*"))
     ballast.unlink()
-    run = Run(disk, "num_workers=0")
+    run = Run(disk, "num_workers=0", pictures=True)
     assert run.wait() == 0, run.text
     assert re.search(rf"resume=auto: .*, iteration {iteration}\n", run.text)
     assert_same(whole, folder)

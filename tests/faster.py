@@ -1,0 +1,94 @@
+"""Save time that many tests would spend on what none of them tests; conftest.py imports this first.
+
+Hydra composes a command line from about twenty files, twice, and a tiny training run draws longer than it trains.
+"""
+
+import copy
+import io
+import os
+from collections import defaultdict
+from functools import cache
+
+import omegaconf.base
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra._internal.hydra import Hydra
+from omegaconf import OmegaConf
+from omegaconf.base import Metadata
+
+
+@cache
+def _parsed(path, changed, load=OmegaConf.load):
+    return load(path)
+
+
+def _load_once(file, load=OmegaConf.load):
+    """Parse each YAML file once."""
+    if isinstance(file, io.TextIOWrapper):
+        return copy.deepcopy(_parsed(file.name, os.stat(file.name).st_mtime_ns))
+    return load(file)
+
+
+def _copy_flat(metadata, memo):
+    """Copy the metadata of a node without the generic deepcopy, which takes longer than copying all of its values."""
+    copied = copy.copy(metadata)
+    copied.flags = copy.copy(metadata.flags)
+    if hasattr(metadata, "resolver_cache"):
+        copied.resolver_cache = defaultdict(dict, copy.deepcopy(dict(metadata.resolver_cache), memo))
+    return copied
+
+
+def _mode(self, config_name, overrides, get_mode=Hydra.get_mode):
+    """Compose the configuration to find `hydra.mode` only if an option can set it."""
+    sets_mode = any(override.lstrip("+").startswith(("hydra.mode=", "sweep=")) for override in overrides)
+    return get_mode(self, config_name, overrides) if sets_mode else None
+
+
+_FOUND = {}
+
+
+def _is_packaged(self, path, find=ImportlibResourcesConfigSource.is_config):
+    """Look once for each file of a configuration in the package of Hydra."""
+    if (self.path, path) not in _FOUND:
+        _FOUND[self.path, path] = find(self, path)
+    return _FOUND[self.path, path]
+
+
+OmegaConf.load = _load_once
+omegaconf.base.parse = cache(omegaconf.base.parse)  # of interpolations such as ${num_classes}
+ImportlibResourcesConfigSource.is_config = _is_packaged
+Metadata.__deepcopy__ = _copy_flat
+Hydra.get_mode = _mode
+
+
+def _blank(path, *drawn):
+    path.touch()
+
+
+_COSTS = {}
+
+
+def omit_pictures_and_costs(monkeypatch):
+    """Let training write empty pictures, and count the cost of equal networks once."""
+    from ccnet.engine.evaluation.tasks.semantic import Semantic
+
+    def once(self, model, config, count=Semantic.cost):
+        learned = tuple(parameter.requires_grad for parameter in model.parameters())
+        crop = config.recipe.train_transform.crop_size
+        key = repr((OmegaConf.to_container(config.model, resolve=True), crop, learned))
+        if key not in _COSTS:
+            _COSTS[key] = count(self, model, config)
+        return dict(_COSTS[key])
+
+    monkeypatch.setattr("ccnet.engine.training.logger.save_curves", _blank)
+    monkeypatch.setattr(Semantic, "save_panel", staticmethod(_blank))
+    monkeypatch.setattr(Semantic, "cost", once)
+
+
+def omit_here(*, pictures=True):
+    """Omit the costs for good, and the pictures, in a process that a test has started."""
+    from ccnet.engine.evaluation.tasks.semantic import Semantic
+    from ccnet.engine.training import logger
+
+    Semantic.cost = lambda self, model, config: {"parameters": 1.0, "gflops": 1.0, "saved_mb": 1.0}
+    if pictures:
+        logger.save_curves, Semantic.save_panel = _blank, staticmethod(_blank)
