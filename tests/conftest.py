@@ -157,7 +157,7 @@ def _same_start():
 
 @pytest.fixture(autouse=True)
 def _without_pictures(request, monkeypatch):
-    """Omit half of the work of a tiny run. Fixtures of a wider scope, such as `whole`, come first, and draw."""
+    """Omit half of the work of a tiny run. Fixtures of a wider scope, such as `whole`, come first, and draw all."""
     if "ccnet.train" in sys.modules or "run_entry" in request.fixturenames:  # otherwise, importing takes seconds
         faster.omit_pictures_and_costs(monkeypatch)
 

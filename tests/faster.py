@@ -60,16 +60,36 @@ Metadata.__deepcopy__ = _copy_flat
 Hydra.get_mode = _mode
 
 
-def _blank(path, *drawn):
-    path.touch()
+_DRAWN, _COSTS = set(), {}
 
 
-_COSTS = {}
+def _kind(content):
+    """Return what determines how an argument is drawn: shapes, dtypes, names of columns and numbers of items."""
+    if hasattr(content, "dtype"):
+        return tuple(content.shape), str(content.dtype)
+    if isinstance(content, dict):
+        return tuple(content)
+    return tuple(map(_kind, content)) if isinstance(content, (list, tuple)) else type(content)
+
+
+def _each_kind_once(draw):
+    """Draw the first picture of each kind, and leave the file of every other one empty."""
+
+    def drawn(path, *content):
+        kind = draw.__name__, *map(_kind, content)
+        if kind in _DRAWN:
+            path.touch()
+        else:
+            draw(path, *content)
+            _DRAWN.add(kind)
+
+    return drawn
 
 
 def omit_pictures_and_costs(monkeypatch):
-    """Let training write empty pictures, and count the cost of equal networks once."""
+    """Let training draw each kind of picture once, and count the cost of equal networks once."""
     from ccnet.engine.evaluation.tasks.semantic import Semantic
+    from ccnet.engine.training import logger
 
     def once(self, model, config, count=Semantic.cost):
         learned = tuple(parameter.requires_grad for parameter in model.parameters())
@@ -79,8 +99,8 @@ def omit_pictures_and_costs(monkeypatch):
             _COSTS[key] = count(self, model, config)
         return dict(_COSTS[key])
 
-    monkeypatch.setattr("ccnet.engine.training.logger.save_curves", _blank)
-    monkeypatch.setattr(Semantic, "save_panel", staticmethod(_blank))
+    monkeypatch.setattr(logger, "save_curves", _each_kind_once(logger.save_curves))
+    monkeypatch.setattr(Semantic, "save_panel", staticmethod(_each_kind_once(Semantic.save_panel)))
     monkeypatch.setattr(Semantic, "cost", once)
 
 
@@ -89,6 +109,9 @@ def omit_here(*, pictures=True):
     from ccnet.engine.evaluation.tasks.semantic import Semantic
     from ccnet.engine.training import logger
 
+    def blank(path, *_):
+        path.touch()
+
     Semantic.cost = lambda self, model, config: {"parameters": 1.0, "gflops": 1.0, "saved_mb": 1.0}
     if pictures:
-        logger.save_curves, Semantic.save_panel = _blank, staticmethod(_blank)
+        logger.save_curves, Semantic.save_panel = blank, staticmethod(blank)
