@@ -22,7 +22,7 @@ def arrays():
     """Return query, key, value, residual and gamma."""
     generator = np.random.default_rng(0)
     images = [generator.standard_normal((*SHAPE, channels), np.float32) for channels in (3, 3, 8, 8)]
-    return [jnp.asarray(array) for array in (*images, np.ones(1, np.float32))]
+    return jax.device_put([*images, np.ones(1, np.float32)])
 
 
 def both(*arrays, **options):
