@@ -183,6 +183,12 @@ def test_errors_name_the_bad_input():
         with pytest.raises(ValueError, match="must match the size of the logits"):
             loss(on_device(np.zeros, (2, 4, 3, 3)), on_device(np.zeros, (1, 3, 3), int))
         with pytest.raises(ValueError, match="pass one weight for each of the 4 classes"):
-            loss(on_device(np.zeros, (2, 4, 3, 3)), on_device(np.zeros, (2, 3, 3), int), class_weights=on_device(np.ones, 3))
+            loss(
+                on_device(np.zeros, (2, 4, 3, 3)),
+                on_device(np.zeros, (2, 3, 3), int),
+                class_weights=on_device(np.ones, 3),
+            )
     with pytest.raises(ValueError, match="'ccl' reads the output 'embedding'"):
-        WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})({"out": on_device(np.zeros, 1)}, on_device(np.zeros, (1, 2, 2), int))
+        WeightedSum({"ccl": CategoryConsistent()}, {"ccl": 1.0})(
+            {"out": on_device(np.zeros, 1)}, on_device(np.zeros, (1, 2, 2), int)
+        )
