@@ -105,7 +105,7 @@ DATA, ROWS, CHANNELS = PartitionSpec("data"), PartitionSpec(None, "data"), Parti
 
 @pytest.fixture(scope="module")
 def wide(arrays):
-    """Return arrays with 4 query channels, for 4 devices, and results on one device: of ``both`` by axes, and weights."""
+    """Return arrays with 4 query channels, for 4 devices, and on one device the results by axes, and the weights."""
     arrays = [*(jax.device_put(np.concatenate([array, array[..., :1]], axis=-1)) for array in arrays[:2]), *arrays[2:]]
     expected = {axes: jax.device_get(jax.jit(partial(both, axes=axes))(*arrays)) for axes in (None, (1,))}
     return arrays, expected, np.asarray(criss_cross_weights(*arrays[:2], (1, 2), channel_axis=-1))
