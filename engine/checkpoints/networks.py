@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...conf import CONF
 from ...models import tensor_files
 from ...models.factory import build, with_classes
-from ...models.initialisation import Uninitialised
+from ...models.layers import Uninitialised
 from ..guards.settings import replaced
 from ..runtime.overrides import given_options, given_overrides
 from .inherited_data import passed_on

@@ -11,8 +11,7 @@ from hydra.errors import InstantiationException
 from torch import Tensor, nn
 
 from ..factory import build
-from ..initialisation import Uninitialised
-from ..layers import MAX_RECURRENCE
+from ..layers import MAX_RECURRENCE, Uninitialised
 from ..tensor_files import is_plain, read, size
 from . import authors, mmseg
 from .configuration import settings

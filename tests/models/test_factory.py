@@ -13,7 +13,7 @@ from torch import nn
 
 from ccnet.models import create_model
 from ccnet.models.factory import _at_most, compose_conf
-from ccnet.models.initialisation import Uninitialised
+from ccnet.models.layers import Uninitialised
 
 OPTIONS = dict(backbone="resnet10t", head__channels=16, aux_head__channels=16)
 
