@@ -1,10 +1,15 @@
-"""Layers and checks shared by several networks."""
+"""Layers and checks shared by several networks, and networks without initial weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.overrides import TorchFunctionMode
 
 MAX_RECURRENCE = 64
+_DRAWS = ("kaiming_uniform_", "normal_", "trunc_normal_", "uniform_")  # of torch.nn.init, and of tensors
 
 
 def conv_bn_relu(
@@ -45,3 +50,21 @@ def residual_weight(gamma: str) -> nn.Parameter | None:
     if gamma not in ("learned", "fixed"):
         raise ValueError(f"gamma is {gamma!r}: choose 'learned' (starts at 0) or 'fixed' (1)")
     return nn.Parameter(torch.zeros(1)) if gamma == "learned" else None
+
+
+class Uninitialised(TorchFunctionMode):
+    """A context in which networks are built without drawing random weights, which takes most of the time.
+
+    It is for weights that are loaded afterwards: until then, they are whatever their memory contains.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func.__name__ in _DRAWS:
+            return (*args, *(kwargs or {}).values())[0]  # torch.nn.init names the tensor
+        return func(*args, **(kwargs or {}))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...conf import CONF
 from ...models import tensor_files
 from ...models.factory import build, with_classes
+from ...models.layers import Uninitialised
 from ..guards.settings import replaced
 from ..runtime.overrides import given_options, given_overrides
 from .inherited_data import passed_on
@@ -29,7 +30,9 @@ def network(checkpoint: Checkpoint) -> nn.Module:
     number = head["num_classes"] if isinstance(head, dict) and "num_classes" in head else model.get("num_classes")
     if number != len(checkpoint.classes):
         raise ValueError(f"the checkpoint's network has {number} classes, but it names {len(checkpoint.classes)}")
-    return _load_weights(_build_for_weights(model, checkpoint.weights), checkpoint.weights).eval()
+    with Uninitialised():
+        empty = _build_for_weights(model, checkpoint.weights)
+    return _load_weights(empty, checkpoint.weights).eval()
 
 
 def start_from(source: Checkpoint, config: DictConfig, *, classes: Sequence[str]) -> tuple[nn.Module, dict[str, Any]]:

@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from torch import Tensor, nn
 
 from ..factory import build
-from ..layers import MAX_RECURRENCE
+from ..layers import MAX_RECURRENCE, Uninitialised
 from ..tensor_files import is_plain, read, size
 from . import authors, mmseg
 from .configuration import settings
@@ -44,7 +44,8 @@ class Published:
 
     def network(self) -> nn.Module:
         """Build the network, load its weights and set it to eval mode."""
-        network = build(self.model)
+        with Uninitialised():
+            network = build(self.model)
         network.load_state_dict(self.weights)
         return network.eval()
 
@@ -161,7 +162,7 @@ def _mapping(value: Any) -> dict[Any, Any]:
 def _weights(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of the layout's network, filled with the file's tensors."""
     try:
-        with torch.device("meta"):  # names, shapes and dtypes of the tensors, without allocating them
+        with Uninitialised(), torch.device("meta"):  # names, shapes and dtypes of the tensors, without allocating them
             network = build(layout.model, holding=size(tensors))
     except InstantiationException as error:
         raise ValueError(f"the network that its tensors indicate cannot be built: {error.__cause__}") from error

@@ -20,6 +20,27 @@ class Modes(NamedTuple):
     products: bool
 
 
+class Integer(int):
+    """A scalar of a kernel. Tensors without axes would take most of the time of an emulation."""
+
+    def to(self, dtype):
+        return self
+
+
+def _of_integers(name):
+    compute = getattr(int, name)
+
+    def operator(self, other):
+        result = compute(self, other)
+        return result if result is NotImplemented else Integer(result)
+
+    return operator
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod", "rmod", "and", "rand"):
+    setattr(Integer, f"__{_name}__", _of_integers(f"__{_name}__"))
+
+
 class Pointer:
     def __init__(self, array, offsets=0):
         self.array, self.offsets = array, offsets
@@ -92,7 +113,10 @@ class Descriptor:
         return self.view[tuple(slice(int(i), int(i) + size) for i, size in zip(at, self.block, strict=True))]
 
     def read(self, at):
-        block, part = torch.zeros(self.block, dtype=self.view.dtype), self.part(at)
+        part = self.part(at)
+        if list(part.shape) == list(self.block):
+            return part
+        block = torch.zeros(self.block, dtype=self.view.dtype)
         block[tuple(slice(size) for size in part.shape)] = part
         return block
 
@@ -106,7 +130,7 @@ class Emulator:
 
     def __init__(self, modes):
         self.modes, self.stores, self.products = modes, [], []
-        self.program = self.programs = torch.tensor(0)
+        self.program = self.programs = Integer(0)
         self.converted = {}
         self.names = {
             "gl": self._language(),
@@ -142,6 +166,14 @@ class Emulator:
         def pair(a, b):
             return torch.as_tensor(a), torch.as_tensor(b, dtype=torch.as_tensor(a).dtype)
 
+        def minimum(a, b):
+            return min(a, b) if isinstance(a, int) else torch.minimum(*pair(a, b))
+
+        def where(condition, a, b):
+            if isinstance(condition, int):
+                return a if condition else b
+            return torch.where(condition, *map(torch.as_tensor, (a, b)))
+
         def load(pointer, mask=None, other=0.0):
             memory, offsets = pointer.memory(), torch.as_tensor(pointer.offsets)
             mask = torch.ones_like(offsets, dtype=torch.bool) if mask is None else mask.expand(offsets.shape)
@@ -163,10 +195,9 @@ class Emulator:
             bfloat16=torch.bfloat16, float32=torch.float32, int64=torch.int64,
             program_id=lambda _: self.program, num_programs=lambda _: self.programs,
             cdiv=lambda a, b: -(-a // b), static_range=range,
-            minimum=lambda a, b: torch.minimum(*pair(a, b)), maximum=lambda a, b: torch.maximum(*pair(a, b)),
+            minimum=minimum, where=where, maximum=lambda a, b: torch.maximum(*pair(a, b)),
             exp=torch.exp, exp2=torch.exp2, log2=torch.log2, fma=lambda a, b, c: a * b + c,
             sum=lambda x, axis: x.sum(axis), max=lambda x, axis: x.amax(axis),
-            where=lambda condition, a, b: torch.where(torch.as_tensor(condition), a, b),
             arange=lambda start, end, layout: torch.arange(start, end),
             zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
             full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
@@ -239,9 +270,9 @@ class _Launcher:
             parameters = function.__code__.co_varnames[: function.__code__.co_argcount]
             constants = {name: value for name, value in options.items() if name in parameters}
             converted = [self._converted(argument) for argument in arguments]
-            self.emulator.programs = torch.tensor(grid[0])
+            self.emulator.programs = Integer(grid[0])
             for program in range(grid[0]):
-                self.emulator.program = torch.tensor(program)
+                self.emulator.program = Integer(program)
                 function(*converted, **constants)
                 assert not self.emulator.stores and not self.emulator.products
 

@@ -21,8 +21,6 @@ from ccnet.engine.evaluation.cost import Cost
 from ccnet.kernels.launches import plan
 from ccnet.kernels.launches.cost import least_cost
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def config():
@@ -88,6 +86,7 @@ def test_recomputed_projection_changes_nothing():
         assert torch.allclose(ours, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_complexity_table(tmp_path, config):
     """GFLOPs match the paper; two loops keep at most 64 MB in bfloat16, or 100 MB in float32 with recomputation."""
     from ccnet.benchmarks.complexity import count_complexity
@@ -233,6 +232,7 @@ def test_an_error_at_the_tolerance_is_too_large(error, accepted):
         check_error(error, "float32")
 
 
+@pytest.mark.slow
 def test_comparison_in_jax_checks_and_times_the_same_operator(tmp_path, small, monkeypatch):
     pytest.importorskip("jax", reason="pip install 'ccnet-segmentation[jax]'")
     from ccnet.benchmarks.comparison import compare_jax as benchmark_jax
@@ -253,6 +253,7 @@ def test_calls_in_jax_take_turns_of_the_inputs():
     assert calls == [0, *range(20)]  # the first one compiles
 
 
+@pytest.mark.slow
 def test_zoo_table(tmp_path, run_entry):
     done = run_entry(
         *("benchmark.py", "mode=zoo", "device=cpu", "zoo.models=[ccnet,fcn]", "zoo.backbone=resnet10t"),
@@ -266,6 +267,7 @@ def test_zoo_table(tmp_path, run_entry):
     assert all(f"| {row['network']} |" in done.stdout for row in rows)
 
 
+@pytest.mark.slow
 def test_training_iterations_of_several_networks_are_timed(tmp_path, config, monkeypatch):
     monkeypatch.setattr(benchmark_train, "get_context", lambda method: forkserver())  # has imported torch already
     config.output = str(tmp_path / "step")

@@ -49,14 +49,20 @@ def emulated(monkeypatch):
     return replace
 
 
-def make(shape, c, d=64):
-    """Return a call as in training, the output and statistics of its forward pass, and an upstream gradient."""
+def make_call(shape, c, d=64):
+    """Return a call as in training."""
     torch.manual_seed(0)
     projected = torch.randn(*shape, 2 * d + c)
     projected[..., : 2 * d] *= d**-0.25
     query, key, value = projected.bfloat16().split([d, d, c], dim=-1)
     options = Options((0, 1), 1.0, "tf32x3", channel_axis=-1, backend="triton")
-    call = Call(query, key, value, options, torch.randn(value.shape).bfloat16(), torch.tensor([0.7]))
+    return Call(query, key, value, options, torch.randn(value.shape).bfloat16(), torch.tensor([0.7]))
+
+
+def make(shape, c):
+    """Return a call, the output and statistics of its forward pass, and an upstream gradient."""
+    call = make_call(shape, c)
+    query, key, value = call.arrays()[:3]
     wide_query, wide_key = query.double(), key.double()
     columns = torch.einsum("nhwd,ngwd->nhwg", wide_query, wide_key)
     columns = columns.masked_fill(torch.eye(shape[1], dtype=torch.bool)[:, None], float("-inf"))
@@ -81,9 +87,9 @@ def error(ours, want):
     ("shape", "rings"),
     [
         ((1, 5, 97), None),
-        ((2, 3, 177), {(256, False): (2, 6, 2)}),
+        ((1, 3, 177), {(256, False): (2, 6, 2)}),
         ((1, 256, 2), {(128, False): (6, 6, 2)}),
-        ((1, 1, 6), None),  # columns of one pixel, which is not a key on them
+        ((3, 1, 6), None),  # columns of one pixel, which is not a key on them
     ],
     ids=str,
 )
@@ -198,19 +204,23 @@ def compile_all(_):
             return lambda *args, **kwargs: self.record(self.kernel[grid](*args, **kwargs))
 
         def record(self, kernel):
+            if kernel.hash in found:
+                return
             report = compiled.report_on(kernel, gpu)
             ptxas = [get_ptxas(90).path, "-v", "-arch=sm_90a", "-o", "/dev/null", "-"]
             said = subprocess.run(ptxas, input=kernel.asm["ptx"], capture_output=True, text=True, check=True).stderr
             found[kernel.hash] = kernel.metadata.name, report, "serialized" in said, unordered(kernel.asm["ptx"])
 
     passes.device_of = lambda index: gpu
+    passes.launch.run = lambda *_: None  # test_compile.py compiles the kernels in use
     for name in KERNELS:
         setattr(passes, name, Recorder(getattr(passes, name)))
     for variant, shape in itertools.product(VARIANTS.values(), [(1, 9, 200), (1, 200, 9)]):
-        call, out, stats, grad = make(shape, c=512)
+        call = make_call(shape, c=512)
         if variant.kernel == "backward":
-            gradients = split_like(torch.empty(*out.shape[:-1], 2 * 64 + 512).bfloat16(), call.arrays()[:3], -1)
-            passes.persistent_backward(call, out.bfloat16(), stats.float(), grad, gradients, **variant.options)
+            gradients = split_like(torch.empty(*shape, 2 * 64 + 512).bfloat16(), call.arrays()[:3], -1)
+            out, grad = torch.empty_like(call.residual), torch.empty_like(call.residual)
+            passes.persistent_backward(call, out, torch.empty(*shape, 2), grad, gradients, **variant.options)
             continue
         for fused in variant.fused:
             result = torch.empty_like(call.residual) if fused else None

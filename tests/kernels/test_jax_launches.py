@@ -17,7 +17,7 @@ from ccnet.kernels.launches import plan, tile_tables
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("jax_float64")]
+pytestmark = pytest.mark.usefixtures("jax_float64")
 
 
 # ---- the kernels, bound as on a GPU and run in Triton's interpreter
@@ -36,7 +36,7 @@ def interpreted(monkeypatch):
     for kernel in (line_forward_kernel, line_backward_kernel):
         monkeypatch.setattr(kernel, "do_not_specialize", kernel.kwargs["do_not_specialize"], raising=False)
     monkeypatch.setattr(binding, "_call", lambda *launch: SimpleNamespace(launch=launch))
-    monkeypatch.setattr(binding.lax, "empty", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
+    monkeypatch.setattr(binding.lax, "empty", lambda shape, dtype: jax.device_put(np.full(shape, np.nan, dtype)))
     monkeypatch.setattr(binding.jax.ffi, "ffi_call", _call_in_the_interpreter)
     monkeypatch.setattr(lowering, "_obstacle", lambda: None)
     monkeypatch.setattr(primitives.forward_p, "impl", lowering.forward_on_cuda)
@@ -64,7 +64,7 @@ def _call_in_the_interpreter(target, results, *, input_output_aliases):
         kernel[(grid,)](**arguments, **dict(constants))
         left = [tensor.data_ptr() for tensor in buffers]
         assert set(left) <= {tensor.data_ptr() for tensor in memory}  # the rest share an operand's pointer
-        return [jnp.asarray(tensor.numpy()) for tensor in made]
+        return [jax.device_put(tensor.numpy().copy()) for tensor in made]
 
     return run
 
@@ -80,6 +80,7 @@ BOUND = [
 MANY_TILES = [((2, 20), (0, 1), np.float16), ((2, 40), (0, 1), np.float32)]  # seconds each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "spatial", "axes", "dtype"),
     [(function, *case) for case in BOUND for function in OPERATORS]
@@ -97,7 +98,7 @@ def test_launches_are_bound_as_the_kernels_expect(interpreted, function, spatial
     options = {"axes": axes, "channel_axis": -1}
     got = jax_result(function, arrays, upstream, jit=False, **options)
     if function is criss_cross_residual:  # without gradients, the attention's output is not kept
-        got.append(np.asarray(function(*map(jnp.asarray, arrays), **options)))
+        got += (np.asarray(function(*jax.device_put(arrays), **options)),)
     want = torch_result(function, *(([a.astype(np.float64) for a in arrays]), upstream.astype(np.float64)), **options)
     tolerance = 2e-6 if dtype is np.float32 else 4e-3
     for ours, oracle in itertools.zip_longest(got, want, fillvalue=want[0]):
@@ -174,6 +175,7 @@ for capability in (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12
 """
 
 
+@pytest.mark.slow
 def test_jaxs_ptx_compiles_for_every_gpu():
     """LLVM ends the process if a PTX version is too old for its target."""
     pytest.importorskip("triton", reason="triton is not installed")

@@ -9,7 +9,6 @@ from conftest import jax_cache
 from ccnet.kernels import criss_cross_residual, criss_cross_weights
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
-import jax.numpy as jnp  # noqa: E402
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -22,7 +21,7 @@ def arrays():
     """Return query, key, value, residual and gamma."""
     generator = np.random.default_rng(0)
     images = [generator.standard_normal((*SHAPE, channels), np.float32) for channels in (3, 3, 8, 8)]
-    return [jnp.asarray(array) for array in (*images, np.ones(1, np.float32))]
+    return jax.device_put([*images, np.ones(1, np.float32)])
 
 
 def both(*arrays, **options):
@@ -104,25 +103,33 @@ def test_an_attended_axis_is_gathered(arrays):
 DATA, ROWS, CHANNELS = PartitionSpec("data"), PartitionSpec(None, "data"), PartitionSpec(None, None, None, "data")
 
 
+@pytest.fixture(scope="module")
+def wide(arrays):
+    """Return arrays with 4 query channels, for 4 devices, and on one device the results by axes, and the weights."""
+    arrays = [*(jax.device_put(np.concatenate([array, array[..., :1]], axis=-1)) for array in arrays[:2]), *arrays[2:]]
+    expected = {axes: jax.device_get(jax.jit(partial(both, axes=axes))(*arrays)) for axes in (None, (1,))}
+    return arrays, expected, np.asarray(criss_cross_weights(*arrays[:2], (1, 2), channel_axis=-1))
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(
     ("of_query", "of_value", "axes"),
     [(DATA, DATA, None), (ROWS, ROWS, None), (CHANNELS, CHANNELS, None), (DATA, ROWS, (1,)), (DATA, CHANNELS, (1,))],
     ids=["batch", "attended", "channels", "batch and rows", "batch and channels"],
 )
-def test_arrays_of_any_sharding(arrays, kind, of_query, of_value, axes):
+def test_arrays_of_any_sharding(wide, kind, of_query, of_value, axes):
     """Explicit axis types track shardings in array types; the result is sharded like the residual."""
     devices = jax.make_mesh((4,), ("data",), axis_types=(kind,))
-    wide = [jnp.concatenate([array, array[..., :1]], axis=-1) for array in arrays[:2]]  # 4 channels for 4 devices
+    arrays, expected, expected_weights = wide
     shardings = [NamedSharding(devices, spec) for spec in (of_query,) * 2 + (of_value,) * 2 + (PartitionSpec(),)]
-    sharded = [jax.device_put(array, place) for array, place in zip([*wide, *arrays[2:]], shardings, strict=True)]
+    sharded = [jax.device_put(array, place) for array, place in zip(arrays, shardings, strict=True)]
     with jax.set_mesh(devices):
         out, *gradients = jax.jit(partial(both, axes=axes))(*sharded)
         weights = criss_cross_weights(*sharded[:2], (1, 2), channel_axis=-1)
     if kind == AxisType.Explicit:
         assert out.sharding.is_equivalent_to(sharded[3].sharding, out.ndim)
-    agree([out, *gradients], jax.jit(partial(both, axes=axes))(*wide, *arrays[2:]))
-    agree([weights], [criss_cross_weights(*wide, (1, 2), channel_axis=-1)])
+    agree([out, *gradients], expected[axes])
+    agree([weights], [expected_weights])
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)

@@ -16,7 +16,7 @@ MMSEG_MEAN, MMSEG_STD = (
     torch.tensor(rgb).view(1, 3, 1, 1) for rgb in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 )
 FAMILIES = ("ccnet", "nonlocal", "fcn", "pspnet", "deeplabv3")
-TOLERANCE = 5e-5  # measured: up to 1.2e-5
+TOLERANCE = 5e-5  # measured: up to 1.2e-5 with 50 layers
 PUBLISHED = Path("published.pth")
 
 
@@ -137,12 +137,13 @@ def difference(one, two):
 
 
 @torch.no_grad()
-def assert_same_logits(network, published, sizes=((41, 57), (40, 52))):
+def assert_same_logits(network, published, sizes=((41, 57), (40, 52)), dtype=torch.float32):
     """Compare main and auxiliary logits at odd and even sizes, which reveal ceil mode and alignment."""
     assert not network.training
     assert all(parameter.requires_grad for parameter in network.parameters())
+    generator = torch.Generator().manual_seed(0)
     for size in sizes:
-        image = torch.rand(2, 3, *size)
+        image = torch.rand(2, 3, *size, generator=generator, dtype=dtype)
         seen = []
         hook = network.backbone.register_forward_hook(lambda *call, seen=seen: seen.extend(call[2]))
         got = network(image)["out"]

@@ -1,5 +1,7 @@
 """Tests of every network in the zoo: a new file in conf/model is picked up automatically."""
 
+import copy
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -28,11 +30,18 @@ SMALL = {
 }
 
 
-def small(name):
-    config = composed(f"model={name}").model
+@pytest.fixture(scope="module", params=list_models())
+def built(request):
+    config = composed(f"model={request.param}").model
     known = {key: value for key, value in SMALL.items() if OmegaConf.select(config, key, default=...) is not ...}
     options = {key.replace(".", "__"): value for key, value in known.items()}
-    return create_model(name, num_classes=CLASSES, backbone="resnet10t", **options)
+    return create_model(request.param, num_classes=CLASSES, backbone="resnet10t", **options)
+
+
+@pytest.fixture
+def network(built):
+    """Return a network that the test may change."""
+    return copy.deepcopy(built)
 
 
 def set_gamma(network):
@@ -74,9 +83,8 @@ def assert_every_parameter_has_a_gradient(network):
     assert [key for key, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_outputs_match_the_documentation_and_every_parameter_learns(name):
-    network = set_gamma(small(name)).train()
+def test_outputs_match_the_documentation_and_every_parameter_learns(network):
+    set_gamma(network).train()
     if isinstance(network, MaskRCNN):
         output = network(*objects(2))
         assert set(output) == {
@@ -92,9 +100,11 @@ def test_outputs_match_the_documentation_and_every_parameter_learns(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", list_models())
-def test_evaluation_returns_only_the_prediction_and_safetensors_restore_it(name, tmp_path):
-    network, restored = set_gamma(small(name)).eval(), small(name).eval()
+def test_evaluation_returns_only_the_prediction_and_safetensors_restore_it(network, tmp_path):
+    set_gamma(network).eval()
+    restored = copy.deepcopy(network)
+    for tensor in restored.state_dict().values():
+        tensor.zero_()
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     restored.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     if isinstance(network, MaskRCNN):
@@ -110,9 +120,8 @@ def test_evaluation_returns_only_the_prediction_and_safetensors_restore_it(name,
     assert all(torch.equal(found[key], again[key]) for key in found)
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_unsuitable_images_produce_a_single_sentence(name):
-    network = small(name).eval()
+def test_unsuitable_images_produce_a_single_sentence(network):
+    network.eval()
     if isinstance(network, MaskRCNN):
         with pytest.raises(ValueError, match=r"list of 3d tensors of shape \[C, H, W\], got") as error:
             network([torch.rand(64, 64)])

@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -12,6 +13,7 @@ from torch import nn
 
 from ccnet.models import create_model
 from ccnet.models.factory import _at_most, compose_conf
+from ccnet.models.layers import Uninitialised
 
 OPTIONS = dict(backbone="resnet10t", head__channels=16, aux_head__channels=16)
 
@@ -44,3 +46,13 @@ def test_the_limit_on_a_networks_size_leaves_other_threads_alone():
         assert pool.submit(nn.Linear, 4, 4).result().out_features == 4
         with pytest.raises(ValueError, match="far larger than its weights: at least 16 values"):
             nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("ccnet", "convnext_atto"), ("mask_rcnn", "resnet18")])
+def test_a_network_without_initial_weights_draws_no_random_numbers(name, backbone):
+    before = torch.get_rng_state()
+    with Uninitialised():
+        network = create_model(name, num_classes=2, backbone=backbone)
+    assert torch.equal(torch.get_rng_state(), before)
+    network.load_state_dict(create_model(name, num_classes=2, backbone=backbone).state_dict())
+    assert not torch.equal(torch.get_rng_state(), before)

@@ -123,12 +123,14 @@ def test_blocks_compute_the_same(module):
     shape = images.movedim(1, -1).shape
     assert jax.eval_shape(made, jax.ShapeDtypeStruct(shape, jnp.bfloat16)).dtype == jnp.bfloat16
     for train in (False, True):
-        got = jnp.moveaxis(made(jnp.asarray(images.movedim(1, -1).numpy()), train), -1, 1)
+        program = nnx.jit(lambda made, images, train=train: made(images, train))
+        got = np.moveaxis(np.asarray(program(made, images.movedim(1, -1).numpy())), -1, 1)
         want = module.train(train)(images).numpy()
-        assert np.abs(np.asarray(got) - want).max() < (1e-4 if train else 1e-5) * np.abs(want).max()
-        assert state_dict(made).keys() == module.state_dict().keys()
+        assert np.abs(got - want).max() < (1e-4 if train else 1e-5) * np.abs(want).max()
+        found = state_dict(made)
+        assert found.keys() == module.state_dict().keys()
         for name, values in module.state_dict().items():
-            assert torch.allclose(state_dict(made)[name], values, rtol=1e-4, atol=1e-5), name
+            assert torch.allclose(found[name], values, rtol=1e-4, atol=1e-5), name
 
 
 def test_a_channel_that_is_zero_everywhere_has_the_same_gradient():
@@ -139,13 +141,14 @@ def test_a_channel_that_is_zero_everywhere_has_the_same_gradient():
     images.requires_grad_()
     norm(images).sin().sum().backward()
     made = twin(norm)
-    found = jax.grad(lambda images: jnp.sin(made(images)).sum())(jnp.asarray(images.detach().movedim(1, -1).numpy()))
+    slope = jax.jit(jax.grad(lambda images: jnp.sin(made(images)).sum()))
+    found = slope(images.detach().movedim(1, -1).numpy())
     assert np.abs(np.moveaxis(np.asarray(found), -1, 1) - images.grad.numpy()).max() < 1e-5
 
 
 def test_a_twin_that_computes_something_else_is_refused():
     """The comparison does not trust the attributes: here, a twin drops the network's channel attention."""
-    backbone = TimmBackbone("mobilenetv3_small_050")
+    backbone = TimmBackbone("mobilenetv3_small_050", out_indices=(1, 2))
 
     def without_attention(module):
         made = twins._twin(module)
@@ -178,7 +181,7 @@ def test_rounding_alone_refuses_no_twin(monkeypatch):
     """Where float32 differs, as in very deep networks, float64 decides."""
     monkeypatch.setattr(comparison, "TOLERANCE", 0)
     monkeypatch.setattr(comparison, "_compared", set())
-    twin(TimmBackbone("mobilenetv3_small_050"))
+    twin(TimmBackbone("mobilenetv3_small_050", out_indices=(1, 2)))
 
 
 def backbones():
@@ -190,6 +193,11 @@ def backbones():
 @pytest.mark.parametrize("name", backbones())
 def test_supported_backbones_agree_with_timm(name):
     assert comparison.largest_difference(TimmBackbone(name), twins._twin) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet50c", "resnet50d", "resnet50s", "mobilenetv2_035"])
+def test_backbones_truncated_after_their_second_stage_agree_with_timm(name):
+    assert comparison.largest_difference(TimmBackbone(name, out_indices=(1, 2)), twins._twin, (33, 47)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["test_nfnet", "rexnet_100", "skresnet18"])

@@ -29,14 +29,18 @@ def test_the_authors_network(states, depth, recurrence, written):
     state = states["authors"] if depth == 50 else authors_state(depth)
     network = import_checkpoint(written(state), recurrence=recurrence)
     assert network.align_corners
-    assert_same_logits(network, lambda image: authors_logits(state, image, recurrence=recurrence))
+    # In 101 layers, rounding to float32 may add up to more than the tolerance.
+    wide = {key: tensor.double() for key, tensor in state.items()}
+    assert_same_logits(
+        network.double(), lambda image: authors_logits(wide, image, recurrence=recurrence), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mmsegmentations_networks(states, family, align_corners, written):
+def test_mmsegmentations_networks(states, family, align_corners):
     name = f"{family}_r50-d8_{'769x769' if align_corners else '512x1024'}_40k_cityscapes.pth"
-    network = import_checkpoint(written({"meta": {}, "state_dict": states[family]}, name))
+    network = importing.convert({"meta": {}, "state_dict": states[family]}, Path(name)).network()
     assert_same_logits(network, lambda image: mmseg_logits(states[family], image, family, align_corners=align_corners))
 
 

@@ -205,7 +205,7 @@ def test_compiles_without_a_graph_break(backend):
     assert_close(*results)
 
 
-@BACKENDS
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
 def test_compiled_autograd(backend):
     """It traces the hooks that recompute the projections."""
     module, oracle, x = pair(backend)
