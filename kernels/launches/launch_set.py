@@ -157,18 +157,22 @@ def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
 
 
 def main() -> int:
-    """Compile all launches in parallel, print the faults, and return the exit status."""
+    """Compile all launches in parallel, report each GPU as soon as it is done, and return the exit status."""
     import triton  # pyright: ignore[reportMissingTypeStubs]
 
     started = time.monotonic()
+    number = failed = 0
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [(gpu, case, pool.submit(fault, gpu, case)) for gpu in GPUS for case in cases(gpu)]
-        faulty = [job for job in jobs if job[-1].result() is not None]
-    for gpu, case, job in faulty:
-        print(f"{gpu} {case.kernel}: {job.result()}: {case}")
+        jobs = {gpu: [(case, pool.submit(fault, gpu, case)) for case in cases(gpu)] for gpu in GPUS}
+        for gpu, of_gpu in jobs.items():
+            faults = [(case, found) for case, job in of_gpu if (found := job.result()) is not None]
+            for case, found in faults:
+                print(f"{gpu} {case.kernel}: {found}: {case}")
+            print(f"{gpu}: {len(of_gpu)} launches, {len(faults)} failed", flush=True)
+            number, failed = number + len(of_gpu), failed + len(faults)
     seconds = time.monotonic() - started
-    print(f"triton {triton.__version__}: {len(jobs)} launches, {len(faulty)} failed, {seconds:.0f} s", flush=True)
-    return 1 if faulty else 0
+    print(f"triton {triton.__version__}: {number} launches, {failed} failed, {seconds:.0f} s", flush=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
