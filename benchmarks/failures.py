@@ -10,7 +10,7 @@ from tqdm import tqdm
 def tolerated(what: str, failures: list[str]) -> Iterator[None]:
     """Report an error in the block, append it to ``failures`` and continue after the block.
 
-    The block measures. Results are written after it, as nothing should be measured that cannot be written.
+    Measure in the block, and write the result after it: an error in writing should end the benchmark, not be repeated.
     """
     try:
         yield

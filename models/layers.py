@@ -1,4 +1,4 @@
-"""Layers and checks shared by several networks, and networks without initial weights."""
+"""Layers and checks shared by several networks, and a context that skips random initial weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,9 +53,9 @@ def residual_weight(gamma: str) -> nn.Parameter | None:
 
 
 class Uninitialised(TorchFunctionMode):
-    """A context in which networks are built without drawing random weights, which takes most of the time.
+    """Build networks in this context without drawing their random weights, which would take most of the time.
 
-    It is for weights that are loaded afterwards: until then, they are whatever their memory contains.
+    Load all weights afterwards: until then, their values are arbitrary.
     """
 
     def __torch_function__(

@@ -131,7 +131,7 @@ class Viewer:
         return min(max(int(clicked[1] * scale), 0), height - 1), min(max(int(clicked[0] * scale), 0), width - 1)
 
     def attention(self, answer: Answer, index: int, point: Sequence[int]) -> list[AttentionMap]:
-        """Return the attention of a point after R = 1, 2, 3 loops; [] unless the network has one criss-cross module.
+        """Return the attention of a point after R = 1, 2, 3 loops; [] if the network has no or several such modules.
 
         Args:
             answer: the prediction.

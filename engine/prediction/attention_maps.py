@@ -16,21 +16,27 @@ def criss_cross_of(model: nn.Module) -> CrissCrossAttention | None:
     The modules of ``hv`` and ``hv_vh`` attend along rows or columns only, so that the map of one of them would hide
     most of what a point attends to.
     """
-    modules = [module for module in model.modules() if isinstance(module, CrissCrossAttention)]
+    modules = _modules_of(model)
     return modules[0] if len(modules) == 1 else None
 
 
 def check_attention(model: Any) -> CrissCrossAttention:
-    """Return the network's criss-cross attention module; raise ValueError if it has not exactly one, or runs in JAX."""
+    """Return the network's only criss-cross attention module.
+
+    Raises:
+        ValueError: the network has none or several, or runs in JAX.
+    """
     if not isinstance(model, nn.Module):
         raise ValueError("attention=... needs a torch network: remove framework=jax, the weights are the same")
-    attention = criss_cross_of(model)
-    if attention is None:
-        raise ValueError(
-            "attention=... needs a network with one criss-cross attention module, such as ccnet: this one has none (it "
-            "is another model, or R = 0), or several, as hv and hv_vh"
-        )
-    return attention
+    modules = _modules_of(model)
+    if len(modules) != 1:
+        found = f"{len(modules)} of them" if modules else "none (it is another model, or R = 0)"
+        raise ValueError(f"attention=... needs a network with one criss-cross module, such as ccnet; this has {found}")
+    return modules[0]
+
+
+def _modules_of(model: nn.Module) -> list[CrissCrossAttention]:
+    return [module for module in model.modules() if isinstance(module, CrissCrossAttention)]
 
 
 def attention_of_point(model: nn.Module, image: Tensor, point: Sequence[int], *, loops: int = 3) -> list[Tensor]:

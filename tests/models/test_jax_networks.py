@@ -176,7 +176,7 @@ def test_a_batch_sharded_over_devices_counts_as_one_batch(kind, on_one_device):
 
 @pytest.fixture(scope="module")
 def module_and_images():
-    """Return a function of a module's state and of images that returns output and gradients, these, and its result."""
+    """Return a jitted function that gives output and gradients, its arguments (a state and images), and its result."""
     module = CrissCrossAttention(8)
     torch.nn.init.constant_(module.gamma, 0.7)
     graph, state = nnx.split(twin(module))

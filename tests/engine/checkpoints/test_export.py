@@ -34,7 +34,7 @@ def make(name, **options):
 
 @pytest.fixture
 def no_backbone(monkeypatch):
-    """Pass the pixels on as features. Tracing a backbone at symbolic sizes takes half of the time of an export."""
+    """Use the pixels as features: tracing a backbone at symbolic sizes takes half of the time of an export."""
 
     def pooled(self, image):
         return [image[:, :1, ::8, ::8].expand(-1, channels, -1, -1) for channels in self.channels]

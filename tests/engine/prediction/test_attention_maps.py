@@ -58,7 +58,8 @@ def test_attention_maps_reject_networks_without_attention_and_points_outside(ccn
     for point in ((41, 3), (-1, 3), (3,)):
         with pytest.raises(ValueError, match=r"is outside the image: set \[y,x\] within 41x57 pixels"):
             attention_of_point(ccnet, image, point)
-    for name in ("fcn", "hv"):  # HV attends to the whole image in one pass, but each of its modules to one line
+    # HV attends to the whole image in one pass, but each of its modules to one line.
+    for name, found in (("fcn", "none"), ("hv", "2 of them")):
         other = create_model(name, num_classes=5, backbone="resnet10t", head__channels=16).eval()
-        with pytest.raises(ValueError, match=r"one criss-cross attention module.* none .* or several"):
+        with pytest.raises(ValueError, match=f"needs a network with one criss-cross module, .*; this has {found}"):
             attention_of_point(other, image, (1, 1))

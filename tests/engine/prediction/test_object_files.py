@@ -1,4 +1,4 @@
-"""The files of a detection network, which here finds given objects."""
+"""The files that prediction writes for a detection network; a stand-in always finds the same objects."""
 
 import json
 from pathlib import PurePath
@@ -26,7 +26,7 @@ class Finds(torch.nn.Module):
 
 @pytest.mark.parametrize(("orientation", "box"), [(1, [0, 0, 4, 8]), (6, [0, 26, 8, 4])])
 def test_objects_have_names_and_the_coordinates_of_the_file(tmp_path, orientation, box):
-    """In a file of 40x30 pixels of which orientation 6 says that it is upright when turned by 90 degrees."""
+    """Orientation 6 says that the 40x30 pixels of the file have to be turned by 90 degrees to be upright."""
     tags = Image.Exif()
     tags[ExifTags.Base.Orientation] = orientation
     Image.new("RGB", (40, 30), (90, 90, 90)).save(tmp_path / "photo.png", exif=tags)
