@@ -167,6 +167,7 @@ def test_an_option_without_a_value_is_rejected(run_entry, tmp_path, entry, optio
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "named"),
     [

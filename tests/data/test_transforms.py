@@ -160,6 +160,7 @@ def extents(transform, image, labels, draws):
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_crops_have_the_same_distribution_as_torchvision():
     """The Cityscapes recipe at an eighth of the size: 128x256 scaled by U(0.75, 2), crop 97."""
     image, labels = ramp(128, 256)

@@ -23,6 +23,7 @@ def run(tmp_path):
     return written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["", "best", "last", "best.safetensors", "last.pt"])
 def test_the_backbone_of_a_run_is_taken_alone(run, file):
     network = create_model("ccnet", num_classes=5, backbone="resnet10t", head__channels=8)

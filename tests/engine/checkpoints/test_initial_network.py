@@ -37,6 +37,7 @@ def started(*overrides, classes=("a", "b")):
         return checkpoints.initial_network(compose_conf([*RUN, *overrides], "config"), None, classes=classes)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["init={}/best", "init={}/published", "backbone.weights={}/best"])
 def test_images_are_not_silently_scaled_differently_than_in_the_run_that_weights_come_from(deep, source):
     options = [source.format(deep), *([] if source.startswith("init") else NETWORK)]
@@ -46,6 +47,7 @@ def test_images_are_not_silently_scaled_differently_than_in_the_run_that_weights
         started(*options, chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [

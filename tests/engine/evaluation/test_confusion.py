@@ -34,6 +34,7 @@ def test_scores_equal_sets_of_pixels():
     assert scores.pixel_accuracy == pytest.approx(((prediction == labels) & valid).sum().item() / valid.sum().item())
 
 
+@pytest.mark.slow
 def test_scores_agree_with_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     prediction, labels = torch.randint(0, 7, (4, 30, 20)), torch.randint(0, 7, (4, 30, 20))

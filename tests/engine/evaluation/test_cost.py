@@ -13,6 +13,7 @@ def baseline():
     return network_cost(create_model("fcn", num_classes=19, backbone="resnet18"), (3, 769, 769))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "recurrence", "gflops"),
     [("ccnet", 1, 8.3), ("ccnet", 2, 16.5), ("ccnet", 3, 24.8), ("nonlocal", 1, 108.2), ("nonlocal", 2, 216.3)],

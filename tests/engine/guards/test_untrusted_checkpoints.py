@@ -96,6 +96,7 @@ def test_a_network_larger_than_its_weights_is_not_built(tmp_path):
         import_checkpoint(tmp_path / "view.pth")
 
 
+@pytest.mark.slow
 def test_every_entry_point_rejects_a_malicious_checkpoint(run_entry, tmp_path):
     evil = stranger(tmp_path / "last.pt", {"model": {"backbone": {}, "head": NAMED}})
     write_pair(tmp_path / "in.png", tmp_path / "x.png", classes=2)

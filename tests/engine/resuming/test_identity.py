@@ -57,6 +57,7 @@ def config():
 TOP = [name for name in configured() if name not in ("model", "dataset", "recipe", "loss", "optimizer", "backbone")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TOP, "recipe.val_every", "model.backbone.output_stride", "model.head.channels"])
 def test_an_option_that_a_checkpoint_lacks_has_its_default(config, name):
     saved = run_of(config)
@@ -115,6 +116,7 @@ def test_an_option_on_the_command_line_is_no_default():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "others",
     [("loss=ce_ccl",), ("model=fcn",), ("seed=1",), ("optimizer=sgd",), ("+recipe.train_transform.scale=[0.5,2]",)],
@@ -146,6 +148,7 @@ def changed_in(saved, config, name, value):
     return RequestedRun(other, {name: value}, lambda: saved.training["contents"]).differences(saved)
 
 
+@pytest.mark.slow
 def test_the_options_that_affect_the_result_make_another_run_and_no_others_do():
     config = composed("optimizer.lr_factors={backbone: 0.1}")
     saved = run_of(config)
@@ -341,6 +344,7 @@ def test_a_named_run_logs_to_the_account_of_the_user_unless_that_of_the_checkpoi
     assert "to use it, set it on the command line: logger.entity=them logger.project=theirs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "argument"), [("sgd", "total_iters"), ("adamw", "total_steps"), ("sgd_steps", None)]
 )

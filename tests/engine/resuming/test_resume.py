@@ -55,6 +55,7 @@ def test_an_older_run_resumes_to_the_same_result(whole, former, tmp_path, resume
     assert all(torch.equal(values, two.weights[name]) for name, values in one.weights.items())
 
 
+@pytest.mark.slow
 def test_the_duration_and_the_speed_in_the_result_cover_the_parts_before_a_resumption(whole, tmp_path):
     """A run was killed after its last validation, before it wrote its result."""
     folder = shutil.copytree(whole, tmp_path / "run")
@@ -152,6 +153,7 @@ def test_two_new_runs_do_not_share_a_folder(whole, tmp_path):
         assert start(composed("resume=auto", "seed=1"), occupied) == (tmp_path / "run_3", None)
 
 
+@pytest.mark.slow
 def test_the_number_of_iterations_decides_between_checkpoints(whole, tmp_path, capsys):
     """Neither a clock that went backwards nor the newer files of a backup do."""
     folder = shutil.copytree(whole, tmp_path / "run")
@@ -201,6 +203,7 @@ def test_auto_extends_a_shorter_run_but_never_one_of_a_sweep(whole, tmp_path, mo
         resuming.continued(composed("resume=auto", "recipe.max_iters=3"), checkpoints.load(folder / "last.pt"))
 
 
+@pytest.mark.slow
 def test_a_run_of_the_requested_length_precedes_a_shorter_one_with_more_iterations(whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "shorter")
     saved = checkpoints.load(whole / "previous.pt")

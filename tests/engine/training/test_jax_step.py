@@ -88,6 +88,7 @@ def assert_same_state(ours, theirs):
             assert torch.allclose(found, value, rtol=1e-4, atol=1e-6), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 0.02])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_update_is_torchs_even_after_resuming(name, clip_norm):

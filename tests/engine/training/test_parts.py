@@ -157,6 +157,7 @@ def test_random_weights_are_not_frozen():
         freeze(config, build(config.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backbone", ["resnet18", "mobilenetv2_100", "convnext_tiny", "regnety_016", "xception41", "cspnext_tiny"]
 )
