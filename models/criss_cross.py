@@ -91,6 +91,11 @@ class CrissCrossAttention(nn.Module):
 
 def _record(module: nn.Module, x: Any) -> Any:
     """Record a module as one operation of ``torch.fx.symbolic_trace``, which cannot follow its control flow."""
+    if x.tracer.root is module:
+        raise TypeError(
+            f"torch.fx records {type(module).__name__} as one operation and cannot trace it alone: trace a network "
+            "that contains it"
+        )
     return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), (x,), {})
 
 

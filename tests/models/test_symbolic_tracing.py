@@ -1,10 +1,11 @@
 """torch.fx records the attention module as one operation, for torchvision's feature extractors and quantisation."""
 
+import pytest
 import torch
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from ccnet.models import RecurrentCrissCrossAttention
+from ccnet.models import CrissCrossAttention, RecurrentCrissCrossAttention
 
 
 def network():
@@ -32,3 +33,8 @@ def test_torchvision_extracts_the_attentions_features():
     features = create_feature_extractor(net, ["0", "1"])(x)
     assert torch.equal(features["0"], net[0](x))
     assert torch.equal(features["1"], net[:2](x))
+
+
+def test_the_module_alone_is_refused():
+    with pytest.raises(TypeError, match="CrissCrossAttention as one operation and cannot trace it alone"):
+        torch.fx.symbolic_trace(CrissCrossAttention(8))
