@@ -18,7 +18,7 @@ def cross_entropy(
 
     Args:
         logits: (N, K, *S).
-        labels: (N, *S) integers (int64 in torch) in [0, K) or ``ignore_index``. Others are an error in torch, and the
+        labels: (N, *S) integers of any dtype in [0, K) or ``ignore_index``. Others are an error in torch, and the
             loss is NaN in JAX.
         ignore_index: label of the pixels to ignore.
         class_weights: (K,) weights, or None.

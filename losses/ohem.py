@@ -42,7 +42,7 @@ def ohem_cross_entropy(
 
     Args:
         logits: (N, K, H, W), or (N, K, T, H, W) for clips, whose frames are treated as images.
-        labels: (N, H, W) or (N, T, H, W) integers (int64 in torch) in [0, K) or ``ignore_index``; see
+        labels: (N, H, W) or (N, T, H, W) integers in [0, K) or ``ignore_index``; see
             :func:`ccnet.losses.cross_entropy`.
         ignore_index: label of the pixels to ignore.
         threshold: probability above which a pixel is easy.

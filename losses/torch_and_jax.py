@@ -125,7 +125,7 @@ def gather_class(array: Array, labels: Array) -> Array:
     Labels outside [0, K) are an error in torch and give NaN in JAX, which cannot raise errors in compiled functions.
     """
     if is_torch(array):
-        return array.gather(1, labels[:, None])[:, 0]
+        return array.gather(1, as_index(labels)[:, None])[:, 0]
     jnp, labels = namespace(array), as_index(labels)
     labels = jnp.where(labels < 0, array.shape[1], labels)  # as an index, -1 would stand for the last class
     return jnp.take_along_axis(array, labels[:, None], axis=1, mode="fill")[:, 0]
@@ -137,7 +137,7 @@ def pixel_cross_entropy(logits: Array, labels: Array, class_weights: Array | Non
         from torch.nn.functional import cross_entropy
 
         weight = None if class_weights is None else class_weights.to(logits.dtype)
-        return cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="none")
+        return cross_entropy(logits, as_index(labels), weight=weight, ignore_index=ignore_index, reduction="none")
     jnp = namespace(logits)
     valid = labels != ignore_index
     index = jnp.where(valid, labels, 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -58,7 +58,9 @@ def create_model(
         :class:`~ccnet.models.nnx.segmentor.Segmentor`.
 
     Raises:
-        ValueError: there is no such model, framework, file or setting.
+        ValueError: there is no such model, framework, file or setting, or timm cannot build the backbone; see
+            :class:`~ccnet.models.backbone.TimmBackbone`.
+        OSError: the pretrained weights cannot be downloaded.
 
     Example:
         >>> net = create_model("ccnet", num_classes=19, backbone="resnet18", head__recurrence=2)
@@ -77,7 +79,10 @@ def create_model(
         if not files:
             raise
         raise _no_setting(name, next(iter(files))) from error  # the model has no such group of files
-    network = build(_with_settings(config, name, settings).model)
+    try:
+        network = build(_with_settings(config, name, settings).model)
+    except InstantiationException as error:  # callers of this function need not know Hydra
+        raise error.__cause__ or error from None
     if framework == "torch":
         return network
     from .nnx import twin

@@ -2,10 +2,12 @@
 
 Hydra calls whatever a ``_target_`` names. Each part of a checkpoint's configuration may therefore reference only
 classes defined in specific packages of this project or in ``torch.optim``; a recipe may also reference the functions
-in ``data`` that create its transform. The configuration must also be plain: OmegaConf parses a string in place of a
-mapping as YAML and treats a tuple as a list, and either could hide a target from this check.
+in ``data`` that create its transform. The user may trust packages of their own, in which every part may reference
+classes and functions. The configuration must also be plain: OmegaConf parses a string in place of a mapping as YAML and
+treats a tuple as a list, and either could hide a target from this check.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +25,7 @@ _PACKAGES = {
     "optimizer": ("torch.optim", "ccnet.engine.training.lr_schedules"),
     "logger": ("ccnet.engine.training.wandb_logger",),
 }
+_TRUSTED = "CCNET_TRUSTED_PACKAGES"  # the environment variable with the user's own packages, separated by commas
 _DEPTH = 16  # the project's own configurations are at most 6 levels deep; recursion fails near 100
 
 
@@ -38,11 +41,34 @@ def check_targets(config: dict[str, Any]) -> None:
             if isinstance(value, str) and "${" in value:  # a resolver could read the environment
                 raise ValueError(f"its config is not resolved: {part} contains {value!r}")
             if key == "_target_" and value is not None and not _trusted(part, value):
-                raise ValueError(f"its config names {_shown(value)} in {part}, which is not an allowed target there")
+                raise ValueError(
+                    f"its config names {_shown(value)} in {part}, which is not an allowed target there: allowed are "
+                    f"some classes of this project and of torch.optim, and the packages in {_TRUSTED}"
+                )
+
+
+def check_loadable(config: dict[str, Any]) -> None:
+    """Raise ValueError if :func:`check_targets` would refuse a target in the checkpoints of a run.
+
+    Args:
+        config: plain dicts and lists with interpolations resolved.
+    """
+    for part, node in config.items():
+        for key, value in _leaves(node):
+            if key == "_target_" and value is not None and not _trusted(part, value):
+                package = str(value).partition(".")[0]
+                raise ValueError(
+                    f"{part} uses {value}, which checkpoints may not name, so those of this run could not be loaded: "
+                    f"if you trust the package, set the environment variable {_TRUSTED}={package}, now and whenever "
+                    "you use the checkpoints"
+                )
 
 
 def _trusted(part: str, target: Any) -> bool:
-    return any(_defined_in(package, target, part) for package in _PACKAGES.get(part, ()))
+    own = [package.strip() for package in os.environ.get(_TRUSTED, "").split(",")]
+    return any(_defined_in(package, target, part) for package in _PACKAGES.get(part, ())) or any(
+        _defined_in(package, target, None) for package in own if package
+    )
 
 
 def _leaves(node: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -63,15 +89,23 @@ def _leaves(node: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any
         raise ValueError(f"its config contains {_shown(node)}: only strings, numbers, lists and mappings are allowed")
 
 
-def _defined_in(package: str, target: Any, part: str) -> bool:
-    """Return whether ``package`` itself defines the class or transform ``target``, rather than merely importing it."""
+def _defined_in(package: str, target: Any, part: str | None) -> bool:
+    """Return whether ``package`` itself defines ``target``, rather than merely importing it.
+
+    Args:
+        package: the name of a package or module.
+        target: the full name of an object.
+        part: the part of the configuration, which may only reference classes and a recipe also transforms; None allows
+            all functions, too.
+    """
     if not isinstance(target, str) or not target.startswith(f"{package}."):
         return False
     try:
         named = get_object(target)
     except Exception:  # the name does not exist, or importing it fails
         return False
-    allowed = isinstance(named, type) or (part == "recipe" and callable(named) and target.endswith("_transform"))
+    transform = part == "recipe" and target.endswith("_transform")
+    allowed = isinstance(named, type) or (callable(named) and (transform or part is None))
     return allowed and f"{getattr(named, '__module__', '')}.".startswith(f"{package}.")
 
 

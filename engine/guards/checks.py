@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .allowed_targets import check_targets
+from .allowed_targets import check_loadable, check_targets
 from .former_names import present_names
 from .secret_values import allowed_variables, refuse_secrets
 from .setting_types import check_settings
@@ -14,7 +14,7 @@ _WORKERS_PER_CORE = 8
 
 
 def check_run(config: dict[str, Any], folder: Path, *, resumed: bool = False) -> None:
-    """Raise ValueError if a run's configuration is invalid or would write a secret to disk.
+    """Raise ValueError if a run's configuration is invalid, unusable in a checkpoint, or would write a secret to disk.
 
     Args:
         config: plain dicts and lists with interpolations resolved.
@@ -23,6 +23,7 @@ def check_run(config: dict[str, Any], folder: Path, *, resumed: bool = False) ->
             or unknown to it.
     """
     check_settings(config, from_checkpoint=resumed)
+    check_loadable(config)
     _check_workers(config)
     allowed = allowed_variables(config.get("allow_env"))
     refuse_secrets(config | {"the folder": str(folder), "the command line": sys.argv}, allowed)

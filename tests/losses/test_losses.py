@@ -200,6 +200,17 @@ def test_cross_entropy_divides_by_the_number_of_valid_pixels(ignored):
     assert got.item() == pytest.approx(total / count, abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, ohem_cross_entropy, lambda *pair: category_consistent_loss(*pair).total]
+)
+def test_labels_of_any_integer_dtype_give_the_same_loss(loss, dtype):
+    """Data sets return uint8, which the losses of a training loop of one's own then receive."""
+    output, labels = torch.randn(1, 4, 16, 17), torch.randint(0, 4, (1, 16, 17))
+    labels[:, :5] = 255
+    assert loss(output, labels.to(dtype)) == loss(output, labels)
+
+
 @pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
 def test_no_valid_pixel_gives_a_differentiable_zero(loss):
     logits = torch.randn(1, 3, 16, 16, requires_grad=True)

@@ -3,7 +3,6 @@
 import pytest
 import timm
 import torch
-from hydra.errors import InstantiationException
 
 from ccnet.engine.checkpoints import Checkpoint, save
 from ccnet.models import create_model
@@ -54,7 +53,7 @@ def test_image_statistics_that_a_detector_would_not_record_have_to_be_set(run):
     segmenter = create_model("fcn", head__channels=8, **settings)
     segmenter.mean.fill_(0.25)
     weights = {"backbone__weights": str(run(segmenter)), "channels": 16}
-    with pytest.raises(InstantiationException, match=r"set backbone\.mean=\[0\.25,0\.25,0\.25\] backbone\.std=\["):
+    with pytest.raises(ValueError, match=r"set backbone\.mean=\[0\.25,0\.25,0\.25\] backbone\.std=\["):
         create_model("mask_rcnn", **weights, **settings)
     made = create_model("mask_rcnn", **weights, backbone__mean=[0.25] * 3, backbone__std=[0.2] * 3, **settings)
     assert made.transform.image_mean == [0.25] * 3

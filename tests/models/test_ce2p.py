@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
@@ -69,7 +68,7 @@ def test_attention_replaces_only_the_pyramid():
 def test_the_output_stride_is_16_by_default():
     assert small().backbone.net.feature_info.reduction() == [4, 8, 16, 16]
     assert small(backbone__output_stride=8).backbone.net.feature_info.reduction() == [4, 8, 8, 8]
-    with pytest.raises(InstantiationException, match=r"needs four stages of the backbone, got 2: set out_indices"):
+    with pytest.raises(ValueError, match=r"needs four stages of the backbone, got 2: set out_indices"):
         small(backbone__out_indices=[-2, -1])
 
 

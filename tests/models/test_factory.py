@@ -56,3 +56,8 @@ def test_a_network_without_initial_weights_draws_no_random_numbers(name, backbon
     assert torch.equal(torch.get_rng_state(), before)
     network.load_state_dict(create_model(name, num_classes=2, backbone=backbone).state_dict())
     assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_errors_about_the_backbone_are_those_of_the_backbone():
+    with pytest.raises(ValueError, match=r"^timm has no backbone 'resnet101x': did you mean resnet101, "):
+        create_model("ccnet", num_classes=5, backbone="resnet101x")

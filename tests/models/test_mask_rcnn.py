@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
 from torch import nn
 
 from ccnet.models import create_model
@@ -89,5 +88,5 @@ def test_every_parameter_learns_at_odd_sizes_and_without_objects():
 def test_unknown_context_and_unfit_backbone_get_one_sentence():
     with pytest.raises(ValueError, match=r"no context 'rcaa': did you mean rcca\? Available: \['none', 'nonlocal'"):
         small(context="rcaa")
-    with pytest.raises(InstantiationException, match="needs the stages layer1, layer2, layer3, layer4 of a ResNet"):
+    with pytest.raises(ValueError, match="needs the stages layer1, layer2, layer3, layer4 of a ResNet"):
         small(backbone="mobilenetv2_100")

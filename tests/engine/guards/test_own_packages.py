@@ -1,0 +1,70 @@
+"""Classes of a user's own package are used only with permission, in a run as well as in its checkpoints."""
+
+import pytest
+from conftest import TINY, composed
+from untrusted_files import small_config, stranger
+
+from ccnet.engine import checkpoints
+from ccnet.engine.guards import check_run, plain
+from ccnet.train import run
+
+OWN = """
+from ccnet.models.backbone import nn
+from ccnet.models.heads.fcn import FCNHead
+
+
+class Head(FCNHead):
+    pass
+
+
+def transform(crop_size):
+    return lambda image, labels: (image, labels)
+"""
+HEAD = "model.aux_head._target_=own_package.Head"
+
+
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    (tmp_path / "own_package.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CCNET_TRUSTED_PACKAGES", raising=False)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_run_refuses_a_class_that_its_checkpoints_could_not_name(tmp_path):
+    with pytest.raises(ValueError, match=r"model uses own_package\.Head.* CCNET_TRUSTED_PACKAGES=own_package, now"):
+        run(*TINY, HEAD, folder=tmp_path / "run")
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_trusted_package_is_allowed_in_runs_and_in_their_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setenv("CCNET_TRUSTED_PACKAGES", "another, own_package")
+    config = plain(composed(HEAD, "num_classes=4"))
+    check_run(config, tmp_path)
+    path = stranger(tmp_path / "last.pt", config)
+    checkpoints.load(path)
+    monkeypatch.setenv("CCNET_TRUSTED_PACKAGES", "another")
+    with pytest.raises(ValueError, match=r"names 'own_package\.Head' in model.* packages in CCNET_TRUSTED_PACKAGES"):
+        checkpoints.load(path)
+
+
+@pytest.mark.usefixtures("own_package")
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [
+        ("own_package.transform", True),
+        ("own_package.nn.Linear", False),  # imported, not defined there
+        ("own_package_two.Head", False),
+        ("own_package", False),
+        ("os.system", False),
+    ],
+)
+def test_only_what_a_trusted_package_defines_is_trusted(tmp_path, monkeypatch, target, allowed):
+    monkeypatch.setenv("CCNET_TRUSTED_PACKAGES", "own_package")
+    path = stranger(tmp_path / "last.pt", small_config() | {"recipe": {"train_transform": {"_target_": target}}})
+    if allowed:
+        checkpoints.load(path)
+    else:
+        with pytest.raises(ValueError, match="is not an allowed target"):
+            checkpoints.load(path)
