@@ -6,6 +6,7 @@ import difflib
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -69,6 +70,8 @@ def create_model(
         raise ValueError(f"framework is {framework!r}: choose 'torch' or 'jax'")
     if name not in list_models():
         raise ValueError(f"there is no model {name!r}: did you mean {', '.join(_nearest(name, list_models(), 3))}?")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes!r}: set it to an integer of at least 1")
     files = {key: value for key, value in overrides.items() if isinstance(value, str) and _choices(f"model/{key}")}
     settings = {key: value for key, value in overrides.items() if key not in files}
     chosen = [f"model/{group}={_file(group, value)}" for group, value in files.items()]

@@ -56,7 +56,7 @@ def check_loadable(config: dict[str, Any]) -> None:
     for part, node in config.items():
         for key, value in _leaves(node):
             if key == "_target_" and value is not None and not _trusted(part, value):
-                package = str(value).partition(".")[0]
+                package = str(value).rpartition(".")[0]
                 raise ValueError(
                     f"{part} uses {value}, which checkpoints may not name, so those of this run could not be loaded: "
                     f"if you trust the package, set the environment variable {_TRUSTED}={package}, now and whenever "

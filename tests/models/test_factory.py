@@ -61,3 +61,9 @@ def test_a_network_without_initial_weights_draws_no_random_numbers(name, backbon
 def test_errors_about_the_backbone_are_those_of_the_backbone():
     with pytest.raises(ValueError, match=r"^timm has no backbone 'resnet101x': did you mean resnet101, "):
         create_model("ccnet", num_classes=5, backbone="resnet101x")
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, True, None])
+def test_a_network_has_at_least_one_class(number):
+    with pytest.raises(ValueError, match=f"^num_classes is {number}: set it to an integer of at least 1$"):
+        create_model("ccnet", num_classes=number, backbone="resnet10t")

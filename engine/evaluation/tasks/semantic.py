@@ -41,7 +41,12 @@ class Semantic:
             raise ValueError(
                 "model=mask_rcnn detects objects but this data set labels pixels: set dataset=coco or another model"
             )
-        crop, stride = config.recipe.train_transform.crop_size, config.model.backbone.output_stride
+        crop, stride = config.recipe.train_transform.get("crop_size"), config.model.backbone.output_stride
+        if not crop:
+            raise ValueError(
+                "recipe.train_transform has no crop_size=[H,W], which the network's cost and protocol=slide need: give "
+                "your transform this argument"
+            )
         if min(crop) < stride:
             raise ValueError(
                 f"recipe.train_transform.crop_size={list(crop)} is smaller than the network's output stride {stride}: "

@@ -19,6 +19,10 @@ class Head(FCNHead):
 
 def transform(crop_size):
     return lambda image, labels: (image, labels)
+
+
+def uncropped():
+    return transform(None)
 """
 HEAD = "model.aux_head._target_=own_package.Head"
 
@@ -68,3 +72,12 @@ def test_only_what_a_trusted_package_defines_is_trusted(tmp_path, monkeypatch, t
     else:
         with pytest.raises(ValueError, match="is not an allowed target"):
             checkpoints.load(path)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_transform_without_a_crop_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CCNET_TRUSTED_PACKAGES", "own_package")
+    with pytest.raises(
+        ValueError, match=r"recipe\.train_transform has no crop_size=\[H,W\].* give your transform this"
+    ):
+        run(*TINY, "~recipe.train_transform", "+recipe.train_transform._target_=own_package.uncropped", folder=tmp_path)
