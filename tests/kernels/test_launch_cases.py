@@ -137,6 +137,20 @@ def test_jax_has_neither_descriptors_nor_overlap():
         assert not launch.tile.descriptors and not launch.constants["WAITS"] and not launch.constants["SIGNALS"]
 
 
+# The PTX versions with which NVIDIA introduced the targets.
+FIRST_PTX = {"sm_80": 70, "sm_86": 71, "sm_87": 74, "sm_89": 78, "sm_90": 78, "sm_100": 86, "sm_103": 88, "sm_120": 87,
+             "sm_121": 88}  # fmt: skip
+
+
+def test_every_target_of_jax_has_a_ptx_version():
+    """It knows the GPU, and is no newer than the ptxas of CUDA 12.6 reads, or for Blackwell that of CUDA 12.9."""
+    assert set(FIRST_PTX) == set(targets._PROCESSORS)
+    assert len(plan.PTX_VERSIONS) == len(FIRST_PTX)
+    for name, first in FIRST_PTX.items():
+        capability = targets._target(name).capability
+        assert first <= plan.PTX_VERSIONS[capability] == (88 if capability >= (10, 0) else 85)
+
+
 def test_jax_asks_for_an_older_ptx(monkeypatch):
     """Only the version of PTX differs from what torch compiles."""
     asked = []
