@@ -161,6 +161,14 @@ def test_without_its_cuda_plugin_jax_cannot_launch_the_kernels(monkeypatch):
         traced.lower(lowering_platforms=("cuda",))
 
 
+def test_in_interpreter_mode_jax_cannot_launch_the_kernels(monkeypatch):
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    traced = jax.jit(partial(criss_cross_attention, backend="triton")).trace(*[jnp.ones((1, 4, 5, 6), jnp.float32)] * 3)
+    with pytest.raises(ValueError, match=r"Triton is in interpreter mode \(TRITON_INTERPRET=1\); use backend='ref"):
+        traced.lower(lowering_platforms=("cuda",))
+
+
 EVERY_TARGET = """
 from ccnet.kernels.launches import plan
 from ccnet.kernels.launches.compiled import compile_case
