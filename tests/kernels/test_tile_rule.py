@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 
 from ccnet.kernels.launches import launch_set, plan, tile_rule, tile_tables, tiles
+from ccnet.kernels.launches.problem import has_descriptors
 
 LENGTHS = range(1, 600)
 KERNELS = ("forward", "backward")
@@ -78,6 +79,15 @@ def test_lines_whose_keys_fit_one_tile(gpu, forward, backward, dtype):
         for aligned in (False, True):
             found = {n for n in LENGTHS if n <= tile_of(launch_set.GPUS[gpu], kernel, n, dtype, 64, aligned).block_n}
             assert found == expected
+
+
+def test_descriptors_copy_whole_lines():
+    """As documented, of 65 to 128 and 161 to 256 pixels; a kernel that loops over keys cannot use them."""
+    hopper = launch_set.GPUS["sm_90"]
+    used = {n for n in LENGTHS if tile_of(hopper, "forward", n, aligned=True).descriptors}
+    assert used == set(range(65, 129)) | MIDDLE
+    tile, aligned = plan.Tile(64, 128, 64, 4, 3, True), plan.Problem(8, (97,), (0,), 64, 512, "bfloat16", aligned=True)
+    assert {n for n in LENGTHS if has_descriptors(tile, aligned, n, hopper)} == SHORT
 
 
 @pytest.mark.parametrize("gpu", launch_set.GPUS)
