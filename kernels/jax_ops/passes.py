@@ -161,5 +161,4 @@ def _problem(call: Call[Array]) -> plan.Problem:
         value_channels,
         dtype_name(call.query),
         call.options.precision,
-        widest_stride=max(query_channels, value_channels),
     )

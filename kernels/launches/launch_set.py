@@ -32,8 +32,8 @@ GPUS = {
 # (dtype, D, lengths) at the paper's C = 512. The lengths cover the tile rule's branches for these GPUs: crops of 769,
 # 1025 and 2049 give lines of 97, 129 and 257 pixels; 257 is tiled like 129.
 SHAPES = [
-    ("bfloat16", 64, (64, 97, 129, 177, 200, 256)),
-    ("bfloat16", 128, (97,)),
+    ("bfloat16", 64, (64, 97, 129, 177, 200, 256, 384)),
+    ("bfloat16", 128, (64, 97, 129)),
     ("float32", 64, (97,)),
     ("float32", 128, (97,)),
 ]
@@ -42,9 +42,9 @@ FLOAT16_LENGTHS = {"sm_90": (97,), "sm_86": (97, 129), "sm_89": (97, 129), "sm_1
 # On AMD GPUs, D and float32 select other branches of the rule.
 AMD_SHAPES = [
     ("bfloat16", 64, (64, 97, 129, 200)),
-    ("bfloat16", 128, (97, 129)),
+    ("bfloat16", 128, (64, 97, 129)),
     ("float32", 64, (64, 97, 129)),
-    ("float32", 128, (97,)),
+    ("float32", 128, (64, 97, 129)),
     ("float16", 64, (97,)),
 ]
 # With one axis, the only pass is both first and last; with three, one pass is neither. Next to lines of 256, which
@@ -56,8 +56,8 @@ def cases(gpu: str) -> list[Case]:
     """Return every distinct launch of torch and of JAX: each pass, with and without gamma or a residual.
 
     JAX's launches, which have another PTX version, separate gradients and neither descriptors nor overlap, are included
-    for lines of 97 and 129. On AMD GPUs, where JAX does not use the kernels, launches on arrays of 2 GiB or more are
-    included for these lines in bfloat16 instead.
+    for lines of 97 and 129, and on Hopper of 177 and 200. On AMD GPUs, where JAX does not use the kernels, launches on
+    arrays of 2 GiB or more are included for lines of 97 and 129 in bfloat16 instead.
 
     Args:
         gpu: a name in ``GPUS``.
@@ -75,7 +75,9 @@ def cases(gpu: str) -> list[Case]:
 
 def _variants(problem: plan.Problem, device: plan.Device) -> Iterator[Case]:
     """Yield the launches of every kind of call, some of them also in the form of JAX or of large arrays."""
-    both_forms = problem.spatial in ((97, 97), (129, 129))
+    # With tensor descriptors, lines of 161 to 256 have tiles of their own.
+    lengths = (97, 129, 177, 200) if device.descriptors else (97, 129)
+    both_forms = problem.spatial in [(length, length) for length in lengths]
     residuals = ("float32",) if problem.spatial == (97, 97) else ()
     aligned = calls(problem._replace(aligned=True), device, *residuals)
     if device.arch:

@@ -29,7 +29,8 @@ def _forward_tile(problem: Problem, length: int, device: Device) -> Tile:
     """Return the tile of the forward pass in half precision."""
     wide, tall = problem.query_channels > 64, _is_tall(length)
     if length <= 64:
-        return Tile(64, 64, 64, 4, 3)
+        # On consumer Blackwell GPUs, with D over 64, the wider slab spills 8 bytes with Triton 3.6.
+        return Tile(64, 64, 32 if _is_consumer_blackwell(device) and wide else 64, 4, 3)
     if length <= 128:
         if _has_little_memory(device):
             # A tile of 128 queries needs up to 144 KB if the output so far or the residual is in float32.
@@ -62,8 +63,10 @@ def _backward_tile(problem: Problem, length: int, device: Device) -> Tile:
     warps = 8 if _is_consumer_blackwell(device) else 4
     narrow = Tile(64, 32, 32, warps, 3)
     if problem.query_channels > 64:
-        # For short lines on other GPUs, the narrow tile spills up to 224 bytes.
-        return Tile(64, 64, 32, 8, 3) if datacenter or length <= 64 else narrow
+        if length <= 64:
+            # On other GPUs, the narrow tile spills up to 224 bytes; on sm_100, narrower slabs 16 with Triton 3.8.
+            return Tile(64, 64, 64 if _is_blackwell(device) else 32, 8, 3)
+        return Tile(64, 64, 32, 8, 3) if datacenter else narrow
     if length <= 64:
         return Tile(64, 64, 32, warps, 3)
     if length <= 128:

@@ -116,3 +116,12 @@ def test_inputs_together_exceed_the_cache():
     sets = timing.input_sets(problem, 256)
     assert (sets - 1) * size < 256 * 2**20 <= sets * size
     assert timing.input_sets(problem._replace(batch=64), 256) == 2
+
+
+@pytest.mark.parametrize("dtype", plan.ITEM_SIZE)
+def test_the_least_cost_of_memory_is_one_transfer_of_each_array(dtype):
+    """The forward pass reads query, key and value, and writes the output and two statistics in float32."""
+    arrays = [torch.empty(2, 3, 5, channels, dtype=getattr(torch, dtype)) for channels in (8, 8, 32, 32)]
+    statistics = torch.empty(2, 3, 5, 2)
+    problem = plan.Problem(2, (3, 5), (0, 1), 8, 32, dtype)
+    assert least_cost(problem, "forward").bytes == sum(array.nbytes for array in (*arrays, statistics))

@@ -75,10 +75,11 @@ def test_launches_fit_the_99_kb_of_shared_memory_of_geforce_gpus(gpu, compilers)
     assert [job.result() for job in jobs] == [None] * 4
 
 
-def test_short_lines_with_128_query_channels_spill_nothing_on_ampere(compilers):
+@pytest.mark.parametrize(("gpu", "joined", "index"), [("sm_80", True, 1), ("sm_100", False, 0)])
+def test_short_lines_with_128_query_channels_spill_nothing(compilers, gpu, joined, index):
     problem = plan.Problem(8, (64, 64), (0, 1), 128, 512, "bfloat16")
-    case = launch_cases.backward_cases(problem, launch_set.GPUS["sm_80"], has_gamma=True, joined=True)[-1]
-    assert compilers.submit(launch_set.fault, "sm_80", case).result() is None
+    case = launch_cases.backward_cases(problem, launch_set.GPUS[gpu], has_gamma=True, joined=joined)[index]
+    assert compilers.submit(launch_set.fault, gpu, case).result() is None
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,7 @@ def test_launches_are_bound_as_the_kernels_expect(interpreted, function, spatial
     upstream = make(spatial, batch=1, c=20, dtype=dtype, seed=1)[2]
     options = {"axes": axes, "channel_axis": -1}
     got = jax_result(function, arrays, upstream, jit=False, **options)
-    if function is criss_cross_residual:  # without gradients, the attention's output is not kept
-        got += (np.asarray(function(*jax.device_put(arrays), **options)),)
+    got += (np.asarray(function(*jax.device_put(arrays), **options)),)  # without a derivative
     want = torch_result(function, *(([a.astype(np.float64) for a in arrays]), upstream.astype(np.float64)), **options)
     tolerance = 2e-6 if dtype is np.float32 else 4e-3
     for ours, oracle in itertools.zip_longest(got, want, fillvalue=want[0]):
@@ -158,6 +157,14 @@ def test_without_its_cuda_plugin_jax_cannot_launch_the_kernels(monkeypatch):
     traced = jax.jit(partial(criss_cross_attention, backend="triton")).trace(*[jnp.ones((1, 4, 5, 6), jnp.float32)] * 3)
     advice = r"plugin, .*, is missing: install jax\[cuda12\] or jax\[cuda13\]; use backend='reference'$"
     with pytest.raises(ValueError, match=advice):
+        traced.lower(lowering_platforms=("cuda",))
+
+
+def test_in_interpreter_mode_jax_cannot_launch_the_kernels(monkeypatch):
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    traced = jax.jit(partial(criss_cross_attention, backend="triton")).trace(*[jnp.ones((1, 4, 5, 6), jnp.float32)] * 3)
+    with pytest.raises(ValueError, match=r"Triton is in interpreter mode \(TRITON_INTERPRET=1\); use backend='ref"):
         traced.lower(lowering_platforms=("cuda",))
 
 

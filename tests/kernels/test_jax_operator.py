@@ -8,7 +8,7 @@ import torch
 from jax_calls import OPERATORS, agree, jax_result, make, torch_result, used
 from test_reference import CASES
 
-from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights
+from ccnet.kernels import criss_cross_attention, criss_cross_residual, criss_cross_weights, fallback
 
 jax = pytest.importorskip("jax", reason="JAX is not installed: pip install -e '.[jax]'")
 import jax.numpy as jnp  # noqa: E402
@@ -35,16 +35,20 @@ def test_the_primitives_equal_torch_in_float32(spatial, axes):
     for function in OPERATORS:
         args = used(function, arrays), arrays[3]
         options = {"axes": axes, "scale": 0.7, "channel_axis": -1}
-        agree(jax_result(function, *args, **options), torch_result(function, *args, **options), 1e-5)
+        want = torch_result(function, *args, **options)
+        agree(jax_result(function, *args, **options), want, 1e-5)
+        agree([jax.jit(partial(function, **options))(*args[0])], want[:1], 1e-5)  # without a derivative
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("spatial", [(6,), (4, 5), (2, 3, 4)], ids=str)
-def test_channels_first_equals_channels_last(spatial):
-    arrays = make(spatial)
+def test_channels_first_equals_channels_last(spatial, dtype):
+    """float32 uses the primitives, whose arrays are channels-last, float64 the reference."""
+    arrays = make(spatial, dtype=dtype)
     want = np.asarray(jax.jit(partial(criss_cross_residual, channel_axis=-1))(*arrays))
     first = [np.moveaxis(array, -1, 1) for array in arrays[:4]]
     got = np.asarray(jax.jit(criss_cross_residual)(*first, arrays[4]))
-    assert np.abs(np.moveaxis(got, 1, -1) - want).max() < 1e-12
+    assert np.abs(np.moveaxis(got, 1, -1) - want).max() < (1e-12 if dtype is np.float64 else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda dtype: dtype.__name__)
@@ -150,6 +154,18 @@ def test_bad_input_is_rejected():
         jax.jit(partial(criss_cross_attention, backend="triton"))(query, key, value)
 
 
+def test_more_query_channels_than_the_kernels_hold(monkeypatch, caplog):
+    query, key, value, *_ = (jax.device_put(array) for array in make((2, 3), d=129, dtype=np.float32))
+    fallback.warn_once.cache_clear()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # elsewhere, there is nothing to fall back from
+    attend = partial(criss_cross_attention, channel_axis=-1)
+    got, want = (attend(query, key, value, backend=backend) for backend in ("auto", "reference"))
+    assert jnp.array_equal(got, want)
+    assert "falls back to the reference: more than 128 query channels do not fit on chip" in caplog.text
+    with pytest.raises(ValueError, match="more than 128 query channels do not fit on chip; use backend='reference'"):
+        attend(query, key, value, backend="triton")
+
+
 @pytest.mark.parametrize("function", OPERATORS)
 def test_forward_mode_and_higher_derivatives(function):
     """float32 uses the primitives, whose tangents and second derivatives come from the reference."""
@@ -209,6 +225,14 @@ def test_the_operator_works_under_jaxs_switches():
             for case, expected in zip((arrays, half), want, strict=True):
                 got = jax.grad(lambda *arrays: attend(*arrays).sum(), range(5))(*case)
                 agree([a.astype(jnp.float32) for a in got], [b.astype(jnp.float32) for b in expected], 2e-2)
+
+
+def test_weights_in_half_precision_ignore_strict_promotion():
+    query, key = (jnp.asarray(array, jnp.bfloat16) for array in make((3, 4))[:2])
+    want = criss_cross_weights(query, key, (1, 2), channel_axis=-1)
+    with jax.numpy_dtype_promotion("strict"):
+        got = criss_cross_weights(query, key, (1, 2), channel_axis=-1)
+    assert got.dtype == want.dtype and jnp.array_equal(got, want)
 
 
 def test_check_grads_passes_numpy_arrays():

@@ -1,5 +1,6 @@
 """The cases that are compiled are the launches that torch and JAX make: same constants, pointers and dtypes."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -7,11 +8,12 @@ import pytest
 import torch
 
 from ccnet.kernels.call import Call, Options
-from ccnet.kernels.launches import launch_cases, plan
+from ccnet.kernels.launches import launch_cases, plan, tile_tables
 
 pytest.importorskip("triton", reason="triton is not installed")
 from ccnet.kernels.jax_ops import binding, targets
 from ccnet.kernels.jax_ops import passes as jax_passes
+from ccnet.kernels.launches import compiled
 from ccnet.kernels.torch_ops import launch as torch_launch
 from ccnet.kernels.torch_ops import passes as torch_passes
 
@@ -92,18 +94,19 @@ def test_forward(torch_launches, jax_launches, spatial, axes, dtype, residual, s
     assert jax_launches == expected(launch_cases.forward_cases(problem, jax_passes.device(), residual, save_out))
 
 
+def inputs_of(make, spatial, axes, dtype, residual):
+    """Return a call and the arrays of its backward pass."""
+    out = make((2, *spatial, 32), plan.kept_dtype(dtype))
+    call = call_of(make, spatial, axes, dtype, residual)
+    return call, out, make((2, *spatial, 2), "float32"), make((2, *spatial, 32), dtype)
+
+
 @pytest.mark.parametrize(("spatial", "axes"), SPACES, ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("has_gamma", [True, False])
 def test_backward(torch_launches, jax_launches, spatial, axes, dtype, has_gamma):
-    residual = dtype if has_gamma else None
     problem = problem_of(spatial, axes, dtype)
-
-    def inputs(make):
-        out = make((2, *spatial, 32), plan.kept_dtype(dtype))
-        call = call_of(make, spatial, axes, dtype, residual)
-        return call, out, make((2, *spatial, 2), "float32"), make((2, *spatial, 32), dtype)
-
+    inputs = partial(inputs_of, spatial=spatial, axes=axes, dtype=dtype, residual=dtype if has_gamma else None)
     for joined in (False, True):
         gradients = [torch_array((2, *spatial, width), dtype) for width in (8, 8, 32)]
         if joined:
@@ -114,6 +117,20 @@ def test_backward(torch_launches, jax_launches, spatial, axes, dtype, has_gamma)
         torch_launches.clear()
     jax_passes.backward(*inputs(jnp.zeros))
     assert jax_launches == expected(launch_cases.backward_cases(problem, jax_passes.device(), has_gamma))
+
+
+@pytest.mark.parametrize("spatial", [(20,), (2, 20)], ids=str)
+def test_backward_with_a_single_tile_of_keys_but_several_of_queries(jax_launches, spatial):
+    """No tile of the rule is like this, but a table may have one. The sums for the keys need arrays all the same."""
+    axes, device = tuple(range(len(spatial))), jax_passes.device()
+    pinned = tile_tables.load_table(device.name)
+    row = {"kernel": "backward", "dtype": "float16", "min_length": 1, "max_length": 99, "max_query_channels": 64}
+    plan.use_table(device.name, [row | {"tile": plan.Tile(16, 32, 16, 4, 2)._asdict()}])
+    try:
+        jax_passes.backward(*inputs_of(jnp.zeros, spatial, axes, "float16", None))
+        assert jax_launches == expected(launch_cases.backward_cases(problem_of(spatial, axes, "float16"), device))
+    finally:
+        plan.use_table(device.name, pinned)
 
 
 def test_offsets_in_joined_gradients_are_wide_too(torch_launches, monkeypatch):
@@ -137,6 +154,20 @@ def test_jax_has_neither_descriptors_nor_overlap():
         assert not launch.tile.descriptors and not launch.constants["WAITS"] and not launch.constants["SIGNALS"]
 
 
+# The PTX versions with which NVIDIA introduced the targets.
+FIRST_PTX = {"sm_80": 70, "sm_86": 71, "sm_87": 74, "sm_89": 78, "sm_90": 78, "sm_100": 86, "sm_103": 88, "sm_120": 87,
+             "sm_121": 88}  # fmt: skip
+
+
+def test_every_target_of_jax_has_a_ptx_version():
+    """It knows the GPU, and is no newer than the ptxas of CUDA 12.6 reads, or for Blackwell that of CUDA 12.9."""
+    assert set(FIRST_PTX) == set(targets._PROCESSORS)
+    assert len(plan.PTX_VERSIONS) == len(FIRST_PTX)
+    for name, first in FIRST_PTX.items():
+        capability = targets._target(name).capability
+        assert first <= plan.PTX_VERSIONS[capability] == (88 if capability >= (10, 0) else 85)
+
+
 def test_jax_asks_for_an_older_ptx(monkeypatch):
     """Only the version of PTX differs from what torch compiles."""
     asked = []
@@ -153,3 +184,83 @@ def test_jax_asks_for_an_older_ptx(monkeypatch):
     version = launch_cases.for_jax(case, device.capability).ptx_version
     assert version is not None
     assert asked == [{**case.launch.options, "ptx_version": version}]
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Return the lists of what is compiled and of the launches that JAX's library is asked for."""
+    compiled_sources, described = [], []
+    made = SimpleNamespace(
+        metadata=SimpleNamespace(name="line", num_warps=4, shared=1024), asm={"ptx": "the PTX", "cubin": b""}
+    )
+
+    def compile_source(source, target, options):
+        *others, attributes = source
+        compiled_sources.append((*others, {key: value for key, value in attributes.items() if value}, target, options))
+        return made
+
+    def serialise(name, metadata):
+        assert (name, metadata) == ("line", b"")
+        return b""
+
+    def describe(*launch):
+        described.append(launch)
+        return SimpleNamespace(to_proto=serialise)
+
+    library = SimpleNamespace(
+        TritonKernel=lambda *kernel: kernel,
+        create_array_parameter=lambda *array: array,
+        create_scalar_parameter=lambda *scalar: scalar,
+        TritonKernelCall=describe,
+    )
+    for module in (binding, compiled):
+        monkeypatch.setattr(module, "ASTSource", lambda *source: source)
+    monkeypatch.setattr(binding.triton, "compile", compile_source)
+    monkeypatch.setattr(compiled, "report_on", lambda *_: None)
+    monkeypatch.setattr(binding, "triton_library", lambda: library)
+    results = lambda _, shapes, **__: lambda *_, opaque: [jnp.zeros(each.shape, each.dtype) for each in shapes]  # noqa: E731
+    monkeypatch.setattr(binding.jax.ffi, "ffi_call", results)
+    for kernel in compiled.KERNELS.values():
+        monkeypatch.setattr(kernel, "do_not_specialize", ("length", "inner"), raising=False)
+    binding._call.cache_clear()
+    yield compiled_sources, described
+    binding._call.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_jax_compiles_and_launches_the_cases(compilations, kernel):
+    """It gives the compiler the same source as ``compiled.py``: what ``make compile-all`` has compiled is what runs."""
+    options = Options((0, 1), 0.5, "tf32x3", -1, "triton")
+    query, value, gamma = jnp.zeros((1, 16, 32, 16)), jnp.zeros((1, 16, 32, 48)), jnp.zeros(1)
+    call = Call(query, query, value, options, value, gamma)
+    problem, device = plan.Problem(1, (16, 32), (0, 1), 16, 48, "float32"), jax_passes.device()
+    if kernel == "forward":
+        jax_passes.forward(call, save_out=True)
+        cases = launch_cases.forward_cases(problem, device, "float32")
+    else:
+        jax_passes.backward(call, value, jnp.zeros((1, 16, 32, 2)), value)
+        cases = launch_cases.backward_cases(problem, device, has_gamma=True)
+    sources, launches = compilations
+    of_jax = sources.copy()
+    sources.clear()
+    for case in cases:
+        compiled.compile_case(launch_cases.for_jax(case, device.capability), device)
+    assert of_jax == sources
+
+    strides = {"query_stride": 16, "key_stride": 16, "value_stride": 48, "residual_stride": 48, "grad_stride": 48}
+    assert len(launches) == len(cases)
+    for case, source, (binary, *grid, values) in zip(cases, sources, launches, strict=True):
+        assert binary == ("line", 4, 1, 1024, "the PTX", "", 90) and grid == [case.launch.grid, 1, 1]
+        scalars = strides | {"length": case.launch.length, "inner": case.launch.inner, "scale": 0.5}
+        kinds = {name: kind for name, kind in source[1].items() if kind != "constexpr"}
+        # No bytes of an array are cleared first, and it starts at a multiple of 16 bytes.
+        assert values == [(scalars[name], kind) if name in scalars else (0, 16) for name, kind in kinds.items()]
+
+
+def test_jax_knows_which_strides_are_multiples_of_16(compilations):
+    """Those of 8 query channels are not; the compiler would load beyond them."""
+    jax_passes.forward(call_of(jnp.zeros, (16,), (0,), "float32", None), save_out=True)
+    ((kernel, signature, _, attributes, *_),) = compilations[0]
+    aligned = {kernel.arg_names[index] for (index,) in attributes}
+    assert {name for name in aligned if not name.endswith("_ptr")} == {"value_stride", "residual_stride"}
+    assert {name for name, kind in signature.items() if kind.startswith("*")} <= aligned

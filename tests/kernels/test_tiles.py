@@ -52,6 +52,8 @@ def test_passes_overlap_on_hopper(gpu, overlapping):
         waits, signals = ([launch.constants[name] for launch in launches] for name in ("WAITS", "SIGNALS"))
         assert early == waits == [False, overlapping, overlapping]
         assert signals == [overlapping, overlapping, False]
+        # Each pass starts with what the previous one has left in the cache.
+        assert [launch.constants["REVERSED"] for launch in launches] == [False, True, False]
 
 
 @pytest.mark.parametrize(("batch", "splits"), [(1, 2), (8, 1)])
@@ -73,3 +75,52 @@ def test_no_cliff_above_a_power_of_two(kernel, length):
         return -(-length // tile.block_m) * tile.block_m * -(-length // tile.block_n) * tile.block_n
 
     assert padded(length) <= 2.3 * padded(length - 1)
+
+
+@pytest.mark.parametrize("gpu", launch_set.GPUS)
+def test_loops_over_tiles_only_where_one_is_too_small(gpu):
+    for case in launch_set.cases(gpu):
+        constants, length = case.launch.constants, case.launch.length
+        for name, block in (("ONE_KEY_TILE", "BLOCK_N"), ("ONE_QUERY_TILE", "BLOCK_M")):
+            if name in constants:
+                assert constants[name] == (constants[block] >= length), case
+        slabs = 512 // constants["BLOCK_C"]
+        if case.kernel == "forward":  # a loop over keys holds one slab
+            assert constants["SPLITS"] in ((1, 2, 4, 8, 16, 32) if constants["ONE_KEY_TILE"] else (slabs,)), case
+            assert constants["SPLITS"] <= slabs, case
+
+
+@pytest.mark.parametrize("channels", [1, 15, 16, 17, 31, 32, 33, 64, 65, 127, 128])
+def test_blocks_hold_the_channels_with_little_padding(channels):
+    """The kernels load all D query channels at once, and would skip those beyond the block."""
+    problem = plan.Problem(8, (97, 97), (0, 1), channels, channels, "bfloat16")
+    for planned in (plan.forward_launches, plan.backward_launches):
+        for launch in planned(problem, launch_set.GPUS["sm_90"]):
+            assert channels <= launch.constants["BLOCK_D"] < max(17, 2 * channels)
+            assert 16 <= launch.constants["BLOCK_C"] < max(17, 2 * channels)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "axes", "partial"),
+    [
+        ((16,), (0,), (False, False, False)),
+        ((16, 16), (0,), (False, False, False)),
+        ((16, 16), (0, 1), (True, True, False)),
+        ((16, 16, 16), (0, 1, 2), (True, True, False)),
+        ((128,), (0,), (True, True, False)),
+        ((192,), (0,), (True, True, False)),
+        ((193,), (0,), (True, True, True)),
+        ((128, 128), (0, 1), (True, True, True)),
+        ((16, 16, 16, 16), (0, 1, 2, 3), (True, True, True)),
+    ],
+    ids=str,
+)
+def test_gradients_are_accumulated_in_float32(monkeypatch, spatial, axes, partial):
+    """That of the value, which is large, only if it has more than three terms; those with one term need no array."""
+    tile = {"block_m": 64, "block_n": 64, "block_c": 64, "num_warps": 4, "num_stages": 3}
+    row = {"kernel": "backward", "dtype": "bfloat16", "min_length": 1, "max_length": 999, "max_query_channels": 64}
+    monkeypatch.setitem(tile_tables.tables, "NVIDIA Test", [row | {"tile": tile}])
+    problem = plan.Problem(1, spatial, axes, 64, 512, "bfloat16")
+    launches = plan.backward_launches(problem, plan.Device("NVIDIA Test", (9, 0), 132, 232448))
+    assert plan.backward_partials(launches) == partial
+    plan.backward_launches.cache_clear()
