@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
@@ -77,9 +76,13 @@ def pillow(path: Path) -> Tensor:
     return v2.functional.pil_to_tensor(Image.open(path))
 
 
-def torchvision_io(path: Path) -> Tensor:
-    """Return a uint8 image (C, H, W) decoded by torchvision."""
-    return torchvision.io.decode_image(str(path), mode=torchvision.io.ImageReadMode.UNCHANGED)
+def torchvision_io(recipe: Recipe) -> Loader | None:
+    """Return torchvision's pipeline with its own decoders, which torchvision 0.29 deprecates for removal."""
+    try:
+        from torchvision.io import decode_image
+    except ImportError:
+        return None
+    return torchvision_loader(recipe, lambda path: decode_image(str(path)))
 
 
 def mmsegmentation(recipe: Recipe) -> Loader | None:

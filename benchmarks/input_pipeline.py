@@ -88,7 +88,7 @@ def _rows(recipe: Recipe, pairs: Pairs, repeats: int) -> list[dict]:
     size = statistics.mean(os.path.getsize(image) for image, _ in pairs[:100]) / 1e6
     peers: dict[str, Loader | None] = {
         "torchvision, Pillow": torchvision_loader(recipe, pillow),
-        "torchvision, torchvision.io": torchvision_loader(recipe, torchvision_io),
+        "torchvision, torchvision.io": torchvision_io(recipe),
         "mmsegmentation": mmsegmentation(recipe),
         "albumentations": albumentations(recipe),
     }

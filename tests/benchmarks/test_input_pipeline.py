@@ -18,6 +18,7 @@ def test_loaders_return_crops_of_the_recipe(recipe, tmp_path):
     pair = input_pipeline.made_pair(tmp_path, recipe)
     loaders = [
         input_peers.torchvision_loader(recipe, input_peers.pillow),
+        input_peers.torchvision_io(recipe),
         input_peers.mmsegmentation(recipe),
         input_peers.albumentations(recipe),
         input_pipeline.crop_first(recipe, [pair]),
@@ -31,6 +32,11 @@ def test_loaders_return_crops_of_the_recipe(recipe, tmp_path):
             assert labels.shape == (49, 49)
             assert image.min() < image.max()
             assert set(labels.unique().tolist()) <= {*range(19), 255}
+
+
+def test_torchvision_io_is_skipped_without_its_decoders(monkeypatch):
+    monkeypatch.delattr("torchvision.io.decode_image")
+    assert input_peers.torchvision_io(CITY) is None
 
 
 def test_the_rows_do_not_go_to_the_file_of_the_comparison(tmp_path, monkeypatch):
