@@ -304,12 +304,12 @@ def test_levels_are_listed_in_the_order_of_the_features(name, indices):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("ccnet", {"num_classes": 0}), ("pspnet", {"num_classes": 2, "head__channels": 2})],
+    [("ccnet", {"head__num_classes": 0}), ("pspnet", {"head__channels": 2})],
     ids=["no classes", "pyramid of 2 channels"],
 )
 def test_layers_without_weights_are_refused(name, options):
     with pytest.raises(ValueError, match=r"layers without weights, such as head\.\S+ \(0, .*: set num_classes"):
-        create_model(name, backbone="resnet10t", **options)
+        create_model(name, num_classes=2, backbone="resnet10t", **options)
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vit_tiny_patch16_224", "densenet121"])
