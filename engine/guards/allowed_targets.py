@@ -43,7 +43,7 @@ def check_targets(config: dict[str, Any]) -> None:
             if key == "_target_" and value is not None and not _trusted(part, value):
                 raise ValueError(
                     f"its config names {_shown(value)} in {part}, which is not an allowed target there: allowed are "
-                    f"some classes of this project and of torch.optim, and the packages in {_TRUSTED}"
+                    f"some classes of this project and of torch.optim, and your own packages, named in {_TRUSTED}"
                 )
 
 
