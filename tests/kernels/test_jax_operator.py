@@ -1,5 +1,6 @@
 """The operator on JAX arrays: agreement with the torch reference, transformations, and JAX's switches."""
 
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -214,14 +215,14 @@ def test_the_operator_works_under_jaxs_switches():
     attend = partial(criss_cross_residual, channel_axis=-1)
     half = [*(array.astype(jnp.bfloat16) for array in arrays[:3]), *arrays[3:]]  # the residual and gamma are float32
     want = [jax.grad(lambda *arrays: attend(*arrays).sum(), range(5))(*case) for case in (arrays, half)]
-    for switch in (
-        jax.disable_jit(),
-        jax.debug_nans(True),
-        jax.numpy_dtype_promotion("strict"),
-        jax.numpy_rank_promotion("raise"),
-        jax.checking_leaks(),
+    for switches in (
+        [jax.disable_jit()],
+        [jax.debug_nans(True)],
+        [jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.checking_leaks()],
     ):
-        with switch:
+        with ExitStack() as stack:
+            for switch in switches:
+                stack.enter_context(switch)
             for case, expected in zip((arrays, half), want, strict=True):
                 got = jax.grad(lambda *arrays: attend(*arrays).sum(), range(5))(*case)
                 agree([a.astype(jnp.float32) for a in got], [b.astype(jnp.float32) for b in expected], 2e-2)
