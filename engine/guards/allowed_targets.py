@@ -9,6 +9,7 @@ treats a tuple as a list, and either could hide a target from this check.
 
 import os
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 from hydra.utils import get_object
@@ -37,38 +38,46 @@ def check_targets(config: dict[str, Any]) -> None:
     for part, node in config.items():
         if part in _PACKAGES and not isinstance(node, dict):
             raise ValueError(f"its config has {_shown(node)} for {part} instead of a mapping")
-        for key, value in _leaves(node):
+        for _, value in _leaves(node):
             if isinstance(value, str) and "${" in value:  # a resolver could read the environment
                 raise ValueError(f"its config is not resolved: {part} contains {value!r}")
-            if key == "_target_" and value is not None and not _trusted(part, value):
-                raise ValueError(
-                    f"its config names {_shown(value)} in {part}, which is not an allowed target there: allowed are "
-                    f"some classes of this project and of torch.optim, and your own packages, named in {_TRUSTED}"
-                )
+    for part, target in _untrusted(config):
+        raise ValueError(
+            f"its config names {_shown(target)} in {part}, which is not an allowed target there: allowed are "
+            f"some classes of this project and of torch.optim, and your own packages, named in {_TRUSTED}"
+        )
 
 
 def check_loadable(config: dict[str, Any]) -> None:
-    """Raise ValueError if :func:`check_targets` would refuse a target in the checkpoints of a run.
+    """Raise ValueError if a target does not exist, or :func:`check_targets` would refuse it in the run's checkpoints.
 
     Args:
         config: plain dicts and lists with interpolations resolved.
     """
+    for part, target in _untrusted(config):
+        try:
+            home = get_object(target).__module__.split(".")
+        except Exception as error:  # it does not exist, or importing it fails
+            raise ValueError(f"{part} uses {_shown(target)}, which cannot be loaded: {error}") from error
+        problem = f"{part} uses {target}, which checkpoints may not name, so those of this run could not be loaded"
+        shared = takewhile(lambda names: names[0] == names[1], zip(target.split(".")[:-1], home, strict=False))
+        package = ".".join(name for name, _ in shared)
+        if not package:
+            raise ValueError(f"{problem}: name it by the module that defines it, {'.'.join(home)}")
+        raise ValueError(
+            f"{problem}: if you trust the package, set the environment variable {_TRUSTED}={package}, now and whenever "
+            "you use the checkpoints"
+        )
+
+
+def _untrusted(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (part, target) for every target in the configuration that is not allowed there."""
+    own = [(package.strip(), None) for package in os.environ.get(_TRUSTED, "").split(",") if package.strip()]
     for part, node in config.items():
+        allowed = [*((package, part) for package in _PACKAGES.get(part, ())), *own]
         for key, value in _leaves(node):
-            if key == "_target_" and value is not None and not _trusted(part, value):
-                package = str(value).rpartition(".")[0]
-                raise ValueError(
-                    f"{part} uses {value}, which checkpoints may not name, so those of this run could not be loaded: "
-                    f"if you trust the package, set the environment variable {_TRUSTED}={package}, now and whenever "
-                    "you use the checkpoints"
-                )
-
-
-def _trusted(part: str, target: Any) -> bool:
-    own = [package.strip() for package in os.environ.get(_TRUSTED, "").split(",")]
-    return any(_defined_in(package, target, part) for package in _PACKAGES.get(part, ())) or any(
-        _defined_in(package, target, None) for package in own if package
-    )
+            if key == "_target_" and value is not None and not any(_defined_in(p, value, kind) for p, kind in allowed):
+                yield part, value
 
 
 def _leaves(node: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ from untrusted_files import small_config, stranger
 
 from ccnet.engine import checkpoints
 from ccnet.engine.guards import check_run, plain
+from ccnet.engine.guards.allowed_targets import check_loadable
 from ccnet.train import run
 
 OWN = """
@@ -39,6 +40,15 @@ def own_package(tmp_path, monkeypatch):
 def test_a_run_refuses_a_class_that_its_checkpoints_could_not_name(tmp_path):
     with pytest.raises(ValueError, match=r"model uses own_package\.Head.* CCNET_TRUSTED_PACKAGES=own_package, now"):
         run(*TINY, HEAD, folder=tmp_path / "run")
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_class_that_trusting_its_package_would_not_allow(tmp_path, monkeypatch):
+    monkeypatch.setenv("CCNET_TRUSTED_PACKAGES", "own_package")
+    with pytest.raises(ValueError, match=r"name it by the module that defines it, torch\.nn\.modules\.linear$"):
+        check_loadable({"model": {"head": {"_target_": "own_package.nn.Linear"}}})
+    with pytest.raises(ValueError, match=r"model uses 'own_package\.Haed', which cannot be loaded: "):
+        run(*TINY, "model.aux_head._target_=own_package.Haed", folder=tmp_path / "run")
 
 
 @pytest.mark.usefixtures("own_package")
