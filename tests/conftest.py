@@ -89,7 +89,7 @@ def poisoned_memory():
 
 @pytest.fixture
 def operators_on_small_calls(monkeypatch):
-    """Use the CPU operators for the small calls of tests, too; such calls normally go to the reference."""
+    """Send even the small calls of tests to the CPU operators; normally, the reference computes them."""
     from ccnet.kernels.torch_ops.cpu import operators  # after the settings above
 
     monkeypatch.setattr(operators, "MIN_SCORES", 0)

@@ -29,7 +29,7 @@ def _load_once(file, load=OmegaConf.load):
 
 
 def _copy_flat(metadata, memo):
-    """Copy a node's metadata without the generic deepcopy, which takes longer than copying all values of the node."""
+    """Copy a node's metadata without the generic deepcopy, which takes longer than copying the node's values."""
     copied = copy.copy(metadata)
     copied.flags = copy.copy(metadata.flags)
     if hasattr(metadata, "resolver_cache"):

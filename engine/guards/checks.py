@@ -14,7 +14,7 @@ _WORKERS_PER_CORE = 8
 
 
 def check_run(config: dict[str, Any], folder: Path, *, resumed: bool = False) -> None:
-    """Raise ValueError if a run's configuration is invalid, unusable in a checkpoint, or would write a secret to disk.
+    """Raise ValueError if a run's configuration is invalid, could not be loaded again, or would write a secret to disk.
 
     Args:
         config: plain dicts and lists with interpolations resolved.

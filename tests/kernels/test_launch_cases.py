@@ -121,7 +121,7 @@ def test_backward(torch_launches, jax_launches, spatial, axes, dtype, has_gamma)
 
 @pytest.mark.parametrize("spatial", [(20,), (2, 20)], ids=str)
 def test_backward_with_a_single_tile_of_keys_but_several_of_queries(jax_launches, spatial):
-    """No tile of the rule is like this, but a table may have one. The sums for the keys need arrays all the same."""
+    """The rule never chooses such a tile, but a table may. The partial sums of dkey and dvalue still need arrays."""
     axes, device = tuple(range(len(spatial))), jax_passes.device()
     pinned = tile_tables.load_table(device.name)
     row = {"kernel": "backward", "dtype": "float16", "min_length": 1, "max_length": 99, "max_query_channels": 64}

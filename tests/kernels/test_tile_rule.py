@@ -53,7 +53,7 @@ def test_triton_accepts_every_tile(gpu):
     ("gpu", "capability"), [("sm_86", (8, 9)), ("sm_80", (8, 7)), ("sm_100", (10, 3)), ("sm_120", (12, 1))]
 )
 def test_related_gpus_have_the_same_tiles(gpu, capability):
-    """sm_87, sm_103 and sm_121 are targets of JAX that the launch set represents by their siblings."""
+    """JAX also targets sm_87, sm_103 and sm_121, for which the launch set compiles a related GPU."""
     device = launch_set.GPUS[gpu]
     assert all_tiles(device) == all_tiles(device._replace(capability=capability))
 
@@ -74,7 +74,7 @@ SHORT, MIDDLE = set(range(1, 129)), set(range(161, 257))
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lines_whose_keys_fit_one_tile(gpu, forward, backward, dtype):
-    """In half precision, for D up to 64: with one tile, the weights stay on chip."""
+    """For D up to 64 in half precision. A line whose keys fit in one tile keeps its attention weights on chip."""
     for kernel, expected in (("forward", forward), ("backward", backward)):
         for aligned in (False, True):
             found = {n for n in LENGTHS if n <= tile_of(launch_set.GPUS[gpu], kernel, n, dtype, 64, aligned).block_n}
@@ -104,13 +104,13 @@ def test_padding_is_limited(gpu):
 
 @pytest.mark.parametrize("gpu", [gpu for gpu, device in launch_set.GPUS.items() if not device.arch])
 def test_the_backward_pass_prefetches_in_half_precision(gpu):
-    """With two stages, its loop would wait for the copies that it has just issued."""
+    """With two stages, the loop over slabs would wait for the copies that it has just issued."""
     for (kernel, _, dtype, *_), tile in all_tiles(launch_set.GPUS[gpu]).items():
         assert kernel == "forward" or dtype == "float32" or tile.num_stages >= 3
 
 
 def test_hopper_has_the_tiles_that_were_measured():
-    """The rule repeats all rows of the H200's table but one, whose tile spills with Triton 3.7 or later."""
+    """The rule agrees with the H200's table except in one row, whose tile spills with Triton 3.7 or later."""
     device, differing = launch_set.GPUS["sm_90"], []
     for row in tile_tables.load_table("NVIDIA H200"):
         tile = plan.Tile(**row["tile"])

@@ -92,7 +92,7 @@ def test_loops_over_tiles_only_where_one_is_too_small(gpu):
 
 @pytest.mark.parametrize("channels", [1, 15, 16, 17, 31, 32, 33, 64, 65, 127, 128])
 def test_blocks_hold_the_channels_with_little_padding(channels):
-    """The kernels load all D query channels at once, and would skip those beyond the block."""
+    """The kernels load all query channels as one block, and would ignore any beyond it."""
     problem = plan.Problem(8, (97, 97), (0, 1), channels, channels, "bfloat16")
     for planned in (plan.forward_launches, plan.backward_launches):
         for launch in planned(problem, launch_set.GPUS["sm_90"]):
@@ -116,7 +116,7 @@ def test_blocks_hold_the_channels_with_little_padding(channels):
     ids=str,
 )
 def test_gradients_are_accumulated_in_float32(monkeypatch, spatial, axes, partial):
-    """That of the value, which is large, only if it has more than three terms; those with one term need no array."""
+    """Except dvalue, the largest, if it has at most three terms. A gradient with one term needs no partial sum."""
     tile = {"block_m": 64, "block_n": 64, "block_c": 64, "num_warps": 4, "num_stages": 3}
     row = {"kernel": "backward", "dtype": "bfloat16", "min_length": 1, "max_length": 999, "max_query_channels": 64}
     monkeypatch.setitem(tile_tables.tables, "NVIDIA Test", [row | {"tile": tile}])

@@ -205,7 +205,7 @@ def test_cross_entropy_divides_by_the_number_of_valid_pixels(ignored):
     "loss", [cross_entropy, ohem_cross_entropy, lambda *pair: category_consistent_loss(*pair).total]
 )
 def test_labels_of_any_integer_dtype_give_the_same_loss(loss, dtype):
-    """Data sets return uint8, which the losses of a training loop of one's own then receive."""
+    """The data sets return uint8 labels, and a custom training loop passes them to the losses unchanged."""
     output, labels = torch.randn(1, 4, 16, 17), torch.randint(0, 4, (1, 16, 17))
     labels[:, :5] = 255
     assert loss(output, labels.to(dtype)) == loss(output, labels)
