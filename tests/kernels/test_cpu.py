@@ -15,8 +15,9 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory", "operators_on_small_call
 
 @pytest.fixture(params=["whole", "split"])
 def pieces(request, monkeypatch):
-    """Run once as small inputs do, and once in blocks of one image and products of one line, as for large inputs."""
+    """Run once as small inputs do, and once in pieces as large inputs do: single images, lines and channels."""
     if request.param == "split":
+        monkeypatch.setattr(blocks, "CHANNELS_PER_COPY", 4)
         monkeypatch.setattr(blocks, "SCORES_PER_BLOCK", 1)
         monkeypatch.setattr(products, "NUMBERS_PER_THREAD", 1)
 

@@ -19,6 +19,9 @@ from .products import multiplies_natively
 SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
 # Lines with fewer multiplications are faster in float32, even if they must be converted from bfloat16.
 NATIVE_WORK = 2**18
+# NCHW arrays are copied this many channels at a time. The channels of a pixel are far apart there: if more are read at
+# once, their cache lines evict one another before they are used up, mostly if a channel takes a multiple of 4 KiB.
+CHANNELS_PER_COPY = 64
 
 
 class Blocks:
@@ -92,14 +95,16 @@ class Blocks:
                 target if buffer is None else buffer[: len(q)] for target, buffer in zip(targets, buffers, strict=True)
             ]
             dquery, dkey, dvalue = rows
-            g, v = (self._rows(array[block], product_dtype) for array in (grad, value))
-            weighted_sum(w, g, self.axes, dvalue, factor=self.gamma, to_keys=True)
+            g = self._rows(grad[block], product_dtype)
+            # A copy of the value goes where its gradient will be: new memory would cost as much time as the copy.
+            v = self._rows(value[block], product_dtype, copy=dvalue)
             # The softmax gradient, w * (d - sum(w * d)), in-place; the sums also add up to the gradient of gamma.
             dscores = scratch[: len(q)]
             weights_gradient(g, v, self.axes, dscores)
             sums = dscores.mul_(w).sum(-1, keepdim=True)
             dscores.addcmul_(w, sums, value=-1)
             dgamma += sums.sum()
+            weighted_sum(w, g, self.axes, dvalue, factor=self.gamma, to_keys=True)
             weighted_sum(dscores, k, self.axes, dquery, factor=scale)
             weighted_sum(dscores, q, self.axes, dkey, factor=scale, to_keys=True)
             for target, row in zip(targets, rows, strict=True):
@@ -123,10 +128,18 @@ class Blocks:
         """Return an uninitialised buffer for the scores of the largest block, (images * pixels, K)."""
         return self.call.query.new_empty((self.images_per_block * self.pixels, self.keys), dtype=self.dtype)
 
-    def _rows(self, array: Tensor, dtype: torch.dtype) -> Tensor:
-        """Flatten (n, *S, C) to (n * pixels, C) in a dtype, as a view if the dtype and the memory layout permit."""
+    def _rows(self, array: Tensor, dtype: torch.dtype, copy: Tensor | None = None) -> Tensor:
+        """Flatten (n, *S, C) to (n * pixels, C) in a dtype, as a view if the dtype and the memory layout permit.
+
+        Otherwise, write a copy to ``copy``, or to new memory.
+        """
         if array.dtype != dtype or array.stride(-1) != 1:
-            array = array.new_empty(array.shape, dtype=dtype).copy_(array)
+            target = array.new_empty(array.shape, dtype=dtype) if copy is None else copy.view(array.shape)
+            # Conversion is the bottleneck if the dtypes differ, and narrow pieces slow it down.
+            channels = CHANNELS_PER_COPY if array.dtype == dtype else array.shape[-1]
+            for destination, source in zip(target.split(channels, -1), array.split(channels, -1), strict=True):
+                destination.copy_(source)
+            array = target
         return array.reshape(-1, array.shape[-1])
 
 
