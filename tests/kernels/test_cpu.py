@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory", "operators_on_small_call
 
 @pytest.fixture(params=["whole", "split"])
 def pieces(request, monkeypatch):
-    """Run once as small inputs do, and once in pieces as large inputs do: single images, lines and channels."""
+    """Compute small inputs first in one piece, then like large ones: one image, one line, a few channels at a time."""
     if request.param == "split":
         monkeypatch.setattr(blocks, "CHANNELS_PER_COPY", 4)
         monkeypatch.setattr(blocks, "SCORES_PER_BLOCK", 1)

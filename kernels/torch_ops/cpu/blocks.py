@@ -19,8 +19,8 @@ from .products import multiplies_natively
 SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
 # Lines with fewer multiplications are faster in float32, even if they must be converted from bfloat16.
 NATIVE_WORK = 2**18
-# NCHW arrays are copied this many channels at a time. The channels of a pixel are far apart there: if more are read at
-# once, their cache lines evict one another before they are used up, mostly if a channel takes a multiple of 4 KiB.
+# NCHW arrays are copied this many channels at a time. Their channels lie far apart: reading more of them at once evicts
+# cache lines before they are used up, above all if a channel takes a multiple of 4 KiB.
 CHANNELS_PER_COPY = 64
 
 
@@ -96,7 +96,7 @@ class Blocks:
             ]
             dquery, dkey, dvalue = rows
             g = self._rows(grad[block], product_dtype)
-            # A copy of the value goes where its gradient will be: new memory would cost as much time as the copy.
+            # If the value must be copied, its gradient's memory serves: page faults of new memory cost as much time.
             v = self._rows(value[block], product_dtype, copy=dvalue)
             # The softmax gradient, w * (d - sum(w * d)), in-place; the sums also add up to the gradient of gamma.
             dscores = scratch[: len(q)]
@@ -129,9 +129,12 @@ class Blocks:
         return self.call.query.new_empty((self.images_per_block * self.pixels, self.keys), dtype=self.dtype)
 
     def _rows(self, array: Tensor, dtype: torch.dtype, copy: Tensor | None = None) -> Tensor:
-        """Flatten (n, *S, C) to (n * pixels, C) in a dtype, as a view if the dtype and the memory layout permit.
+        """Return (n, *S, C) as (n * pixels, C) in a dtype: a view if the dtype and the memory layout permit, or a copy.
 
-        Otherwise, write a copy to ``copy``, or to new memory.
+        Args:
+            array: (n, *S, C).
+            dtype: that of the result.
+            copy: (n * pixels, C), memory for the copy; allocated if None.
         """
         if array.dtype != dtype or array.stride(-1) != 1:
             target = array.new_empty(array.shape, dtype=dtype) if copy is None else copy.view(array.shape)
