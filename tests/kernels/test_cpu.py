@@ -5,6 +5,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from cpu_calls import OPERATORS, channels_last, check, constant, contiguous, irregular, make, results, slices
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccnet.kernels import criss_cross_attention, criss_cross_residual
 from ccnet.kernels.call import Call, Options
@@ -13,13 +14,18 @@ from ccnet.kernels.torch_ops.cpu import blocks, products
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "operators_on_small_calls")
 
 
-@pytest.fixture(params=["whole", "split"])
+@pytest.fixture(params=["whole", "split", "by axis"])
 def pieces(request, monkeypatch):
-    """Compute small inputs first in one piece, then like large ones: one image, one line, a few channels at a time."""
-    if request.param == "split":
+    """Compute small inputs first in one piece, then like large ones: one image, one line, a few channels at a time.
+
+    Without gradients, the largest images are computed axis by axis.
+    """
+    if request.param != "whole":
         monkeypatch.setattr(blocks, "CHANNELS_PER_COPY", 4)
         monkeypatch.setattr(blocks, "SCORES_PER_BLOCK", 1)
         monkeypatch.setattr(products, "NUMBERS_PER_THREAD", 1)
+    if request.param == "by axis":
+        monkeypatch.setattr(blocks, "LARGEST_SCORES", 0)
 
 
 @pytest.fixture(params=[False, True], ids=["converted", "native"])
@@ -40,6 +46,38 @@ def native(request, monkeypatch):
 @OPERATORS
 def test_equals_the_reference(operator, spatial, axes, layout, pieces):
     check(operator, make(operator, spatial=spatial, layout=layout), axes=axes, scale=0.7)
+
+
+@OPERATORS
+@pytest.mark.parametrize("scale", [1e-9, 100], ids=["even", "one key"])
+def test_shares_of_the_axes(operator, scale, pieces):
+    """Scores that are all equal, and scores whose exponentials overflow unless the largest one is subtracted."""
+    check(operator, make(operator, spatial=(5, 4, 3)), scale=scale)
+
+
+def test_large_images_without_gradients_have_no_array_of_scores(monkeypatch):
+    class Sizes(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.new_empty.default:
+                self.largest = max(self.largest, result.numel())
+            return result
+
+    def largest_array(limit):
+        monkeypatch.setattr(blocks, "LARGEST_SCORES", limit)
+        monkeypatch.setattr(products, "NUMBERS_PER_THREAD", 1)
+        query, value = torch.randn(2, 40, 30, 2), torch.randn(2, 40, 30, 4)
+        call = Call(query, query, value, Options((0, 1), 1.0, "ieee", -1, "auto"))
+        result = torch.empty_like(value)
+        with Sizes() as sizes:
+            blocks.Blocks(call).forward(result, None)
+        return sizes.largest
+
+    scores = 40 * 30 * (40 + 30)  # of an image
+    assert largest_array(scores * 4) >= scores
+    assert largest_array(scores * 4 - 1) == max(torch.get_num_threads() * 40 * 40, 2 * 40 * 30)
 
 
 @pytest.fixture

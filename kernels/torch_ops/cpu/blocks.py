@@ -8,15 +8,19 @@ Shapes: N images, S spatial sizes, D query channels, C value channels, K keys pe
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...call import Call
-from .lines import axes_of, softmax_weights, weighted_sum, weights_gradient
+from .lines import attend_by_axis, axes_of, softmax_weights, weighted_sum, weights_gradient
 from .products import multiplies_natively
 
 SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
+# Without gradients, an image whose scores take more bytes is computed axis by axis and stores none of them. Smaller
+# arrays, by glibc's limit, are reused from call to call, and one joint softmax is faster then.
+LARGEST_SCORES = 2**25
 # Lines with fewer multiplications are faster in float32, even if they must be converted from bfloat16.
 NATIVE_WORK = 2**18
 # NCHW arrays are copied this many channels at a time. Their channels lie far apart: reading more of them at once evicts
@@ -52,19 +56,24 @@ class Blocks:
             kept: (N, *S, K), contiguous, in the dtype of the sums; receives the attention weights. None discards them.
         """
         query, key, value, options, residual, _ = self.call
-        scratch = self._scores_of_a_block() if kept is None else query.new_empty(0)
+        by_axis = kept is None and self.pixels * self.keys * self.dtype.itemsize > LARGEST_SCORES
+        scratch = self._scores_of_a_block() if kept is None and not by_axis else query.new_empty(0)
         for block in self._blocks():
             q, k = (self._rows(array[block], self.dtype) for array in (query, key))
             v = self._rows(value[block], self.product_dtype)
-            weights = scratch[: len(q)] if kept is None else self._rows(kept[block], self.dtype)
-            softmax_weights(q, k, self.axes, options.scale, weights)
+            if by_axis:
+                attend = partial(attend_by_axis, q, k, v, self.axes, options.scale)
+            else:
+                weights = scratch[: len(q)] if kept is None else self._rows(kept[block], self.dtype)
+                softmax_weights(q, k, self.axes, options.scale, weights)
+                attend = partial(weighted_sum, weights, v, self.axes)
             target = result[block]
             if torch.promote_types(target.dtype, self.product_dtype) == target.dtype:
                 added = None if residual is None else self._rows(residual[block], target.dtype)
-                weighted_sum(weights, v, self.axes, target.view(v.shape), factor=self.gamma, residual=added)
+                attend(target.view(v.shape), factor=self.gamma, residual=added)
                 continue
             wide = torch.empty_like(v)
-            weighted_sum(weights, v, self.axes, wide)
+            attend(wide)
             if residual is None:
                 target.copy_(wide.view(target.shape))
             else:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .products import multiply, multiply_precisely
+from .products import multiply, multiply_precisely, steps
 
 
 class Axis(NamedTuple):
@@ -33,11 +33,23 @@ class Axis(NamedTuple):
     start: int
     has_itself: bool
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether a position has any keys on this axis."""
+        return self.has_itself or self.length > 1
+
     def lines(self, rows: Tensor) -> Iterator[Tensor]:
         """Yield views of ``rows`` (R, C), in batches of shape (lines, L, C) that together cover every line once."""
         grid = rows.view(-1, self.length, self.inner, rows.shape[-1])
         # Whichever gives fewer batches.
         yield from (grid.movedim(2, 0) if self.inner < len(grid) else grid.transpose(1, 2))
+
+    def parts(self, *arrays: Tensor) -> Iterator[list[Tensor]]:
+        """Yield views of a few lines of each array (R, C), (lines, L, C), so few that they stay in cache together."""
+        for batches in zip(*map(self.lines, arrays), strict=True):
+            widest = max(self.length, *(batch.shape[-1] for batch in batches))
+            for part in steps(len(batches[0]), self.length * widest):
+                yield [batch[part] for batch in batches]
 
     def scores(self, joint: Tensor) -> Iterator[Tensor]:
         """Yield views of this axis's columns of ``joint`` (R, K), as batches (lines, L, L) ordered as ``lines``."""
@@ -58,9 +70,7 @@ def softmax_weights(query: Tensor, key: Tensor, axes: Sequence[Axis], scale: flo
     """Write the joint softmax over the keys of all axes to ``weights``, (R, K); query and key are (R, D)."""
     for axis in axes:
         for q, k, scores in zip(axis.lines(query), axis.lines(key), axis.scores(weights), strict=True):
-            multiply(q, k.mT, scores, factor=scale)
-            if not axis.has_itself:
-                scores.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))
+            _write_scores(q, k, axis, scale, scores)
     torch.softmax(weights, -1, out=weights)
 
 
@@ -95,3 +105,50 @@ def weights_gradient(grad: Tensor, value: Tensor, axes: Sequence[Axis], dweights
     for axis in axes:
         for g, v, d in zip(axis.lines(grad), axis.lines(value), axis.scores(dweights), strict=True):
             product(g, v.mT, d)
+
+
+def attend_by_axis(
+    query: Tensor, key: Tensor, value: Tensor, axes: Sequence[Axis], scale: float, out: Tensor,
+    *, factor: float = 1, residual: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write ``factor`` times the attention, plus the residual if there is one, to ``out``, a few lines at a time.
+
+    Each axis has a softmax of its own, and the results are merged: if s is the logarithm of the sum of the exponentials
+    of an axis's scores, its share in the joint softmax is ``exp(s) / sum(exp(s))``. No array holds all the scores.
+
+    Args:
+        query, key: (R, D), in the dtype of the scores.
+        value: (R, C), in the dtype in which to multiply.
+        axes: the axes to attend along.
+        scale: scales the scores.
+        out: (R, C).
+        factor: scales the attention.
+        residual: (R, C).
+    """
+    axes = [axis for axis in axes if axis.has_keys]
+    logsums = query.new_empty((len(query), 1))
+    for axis in axes:
+        arrays = query, key, value, out, logsums, out if residual is None else residual
+        for q, k, v, o, s, r in axis.parts(*arrays):
+            weights = q.new_empty((len(q), axis.length, axis.length))
+            _write_scores(q, k, axis, scale, weights)
+            largest = weights.amax(-1, keepdim=True)
+            torch.softmax(weights, -1, out=weights)
+            logsum = largest - weights.amax(-1, keepdim=True).log_()
+            added = r if axis is axes[-1] and residual is not None else None
+            if axis is axes[0]:
+                s.copy_(logsum)
+            else:
+                share = torch.sigmoid(logsum - s)
+                torch.logaddexp(s, logsum, out=s)
+                weights *= share
+                rest = (1 - share).to(o.dtype)
+                added = o.mul_(rest) if added is None else torch.addcmul(added, o, rest, out=o)
+            multiply(weights, v, o, factor=factor, add=added)
+
+
+def _write_scores(query: Tensor, key: Tensor, axis: Axis, scale: float, scores: Tensor) -> None:
+    """Write the scores of lines, (lines, L, L); query and key are (lines, L, D)."""
+    multiply(query, key.mT, scores, factor=scale)
+    if not axis.has_itself:
+        scores.diagonal(dim1=-2, dim2=-1).fill_(float("-inf"))

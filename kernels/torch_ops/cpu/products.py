@@ -29,9 +29,9 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, factor: float = 1, add
             multiply_line(*lines, factor)
         return
     in_place = out.is_contiguous() and out.dtype == right.dtype
-    steps = [slice(None)] if in_place and left.dtype == right.dtype else _steps(out)
+    parts = [slice(None)] if in_place and left.dtype == right.dtype else steps(len(out), out[0].numel())
     buffer = None
-    for part in steps:
+    for part in parts:
         factors = left[part].to(right.dtype), right[part]
         target, added = out[part], None if add is None else add[part]
         if in_place:
@@ -52,7 +52,7 @@ def multiply_precisely(left: Tensor, right: Tensor, out: Tensor) -> None:
     torch sums in float32, but rounds each product to bfloat16. A second product adds to the negative of the first one,
     and so yields what the rounding has dropped.
     """
-    for part in _steps(out):
+    for part in steps(len(out), out[0].numel()):
         # oneDNN is twice as fast on dense copies of columns, and needs them for both products.
         dense_left, dense_right = left[part].contiguous(), right[part].mT.contiguous().mT
         rounded = torch.bmm(dense_left, dense_right)
@@ -93,10 +93,9 @@ def _multiply_line_with_onednn(left: Tensor, right: Tensor, out: Tensor, add: Te
     _finish(torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], ""), out, factor, add)
 
 
-def _steps(out: Tensor) -> list[slice]:
-    """Divide the lines of a product, (lines, m, n), so that each part is still in cache when it is used."""
-    lines, m, n = out.shape
-    step = torch.get_num_threads() * max(1, NUMBERS_PER_THREAD // (m * n))
+def steps(lines: int, numbers: int) -> list[slice]:
+    """Divide lines into parts whose results, of so many numbers each, are still in cache when they are used."""
+    step = torch.get_num_threads() * max(1, NUMBERS_PER_THREAD // numbers)
     return [slice(first, min(first + step, lines)) for first in range(0, lines, step)]
 
 
