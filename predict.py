@@ -18,7 +18,8 @@ first. With ``labels=FOLDER``, a folder of label images in the format of the tra
 the ground truth and marks errors. A detection network writes NAME.json, the objects in COCO's results format but with a
 class name ("category") and without an image id, and NAME_overlay.png, with the likely objects drawn over the image.
 
-Images that cannot be read or predicted are skipped and listed at the end; the exit code is then 1.
+Images that cannot be read or predicted are skipped and listed at the end; the exit code is then 1. Files that an
+earlier prediction left for the images in the same folder, such as NAME_attention.png, are kept and named.
 """
 
 import functools
@@ -83,7 +84,9 @@ def _segment(
     """Write masks and overlays and, if requested, scores, attention, comparison and video."""
     _check_alike(loaded)
     compare = len(loaded) > 1 or config.labels is not None
-    _check_outputs(config, images, output, compare=compare)
+    _check_options(config)
+    endings = _endings(config)
+    prediction.check_outputs(images, output, endings, ["comparison.png"] if compare else [])
     truth = _ground_truth(config, loaded[0], images)
     framework = training.choose_framework(config.framework, config.device)
     predictors = [_predictor(config, saved, framework) for saved in loaded]
@@ -119,6 +122,7 @@ def _segment(
         print(line)
     if done := len(images) - skipped.number:
         print(f"masks and overlays in {output}, images: {done}")
+    _name_earlier_files(images, output, endings)
     skipped.report(len(images))
 
 
@@ -134,13 +138,10 @@ def _check_alike(loaded: Sequence["Checkpoint"]) -> None:
         )
 
 
-def _check_outputs(config: DictConfig, images: Sequence["InputImage"], output: Path, *, compare: bool) -> None:
-    """Raise ValueError unless all requested files can be written without overwriting an input or each other."""
+def _check_options(config: DictConfig) -> None:
+    """Raise ValueError unless all requested files can be written."""
     if config.probabilities not in (None, *prediction.FORMATS):
         raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(prediction.FORMATS)}")
-    wanted = {"attention": config.attention is not None, "probabilities": config.probabilities, "logits": config.logits}
-    kinds = ["", "_overlay", *(f"_{kind}" for kind, value in wanted.items() if value)]
-    prediction.check_outputs(images, output, kinds, ["comparison"] if compare else [])
     point = config.attention
     if point is not None and [type(part) for part in _as_list(point)] != [int, int]:
         raise ValueError(
@@ -148,6 +149,17 @@ def _check_outputs(config: DictConfig, images: Sequence["InputImage"], output: P
         )
     if config.video:
         drawing.check_video(runtime.given_path(config.video), config.fps)
+
+
+def _endings(config: DictConfig) -> list[str]:
+    """Return the endings of the files that are written for an image: the masks and overlays, and what is requested."""
+    wanted = {
+        "_attention.png": config.attention is not None,
+        "_probabilities.npz": config.probabilities == "npz",
+        "_probabilities": config.probabilities in ("png", "png16"),  # a folder
+        "_logits.npz": config.logits,
+    }
+    return [".png", "_overlay.png", *(ending for ending, is_wanted in wanted.items() if is_wanted)]
 
 
 def _ground_truth(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImage"]) -> "GroundTruth | None":
@@ -166,7 +178,8 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     unused += [name for name in runtime.given_options() if name.startswith("protocol")]
     if unused:
         raise ValueError(f"this network detects objects: remove {', '.join(unused)}, which only label maps have")
-    prediction.check_outputs(images, output, ["", "_overlay"], [])
+    endings = [".json", "_overlay.png"]
+    prediction.check_outputs(images, output, endings, [])
     framework = training.choose_framework(config.framework, config.device)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     files = prediction.ObjectFiles(network, saved, output, device=framework.device, bf16=config.bf16)
@@ -180,7 +193,15 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     if done := len(images) - skipped.number:
         least = evaluation.DRAWN_SCORE
         print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
+    _name_earlier_files(images, output, endings)
     skipped.report(len(images))
+
+
+def _name_earlier_files(images: Sequence["InputImage"], output: Path, endings: Sequence[str]) -> None:
+    """Print which files of the images an earlier prediction has left in ``output``."""
+    if earlier := prediction.earlier_files(images, output, endings):
+        more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
+        print(f"left from an earlier prediction: {earlier[0]}{more}")
 
 
 def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") -> "Predictor":

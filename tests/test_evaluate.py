@@ -138,6 +138,9 @@ def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_en
     with Image.open(tmp_path / "out" / "out.gif") as video:
         assert (video.n_frames, video.height) == (3, 41)
         assert video.width > 57  # the legend
+    again = run_entry("predict.py", checkpoints.split(",")[0] + "]", f"input={frames}", f"output={tmp_path / 'out'}")
+    assert f"left from an earlier prediction: {tmp_path / 'out' / '0_attention.png'} and 2 more\n" in again.stdout
+    assert "left from an earlier" not in done.stdout
 
 
 def test_predict_skips_broken_images_and_keeps_the_orientation_of_the_others(finished, tmp_path, run_entry):

@@ -5,6 +5,7 @@ from .ground_truth import GroundTruth as GroundTruth
 from .inputs import InputImage as InputImage
 from .inputs import SkippedImages as SkippedImages
 from .inputs import check_outputs as check_outputs
+from .inputs import earlier_files as earlier_files
 from .inputs import find_inputs as find_inputs
 from .inputs import with_frames as with_frames
 from .label_maps import LabelMaps as LabelMaps

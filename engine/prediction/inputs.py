@@ -13,6 +13,10 @@ from ..runtime.atomic_files import given_path
 
 Result = TypeVar("Result")
 
+# The endings of every file that a prediction can write for an image.
+_ENDINGS = (
+    ".png", "_overlay.png", "_attention.png", "_probabilities.npz", "_probabilities", "_logits.npz", ".json"
+)  # fmt: skip
 _DIGITS = 4  # minimum number of digits of a frame number in a name
 _LISTED = 50  # maximum number of skipped images in a message
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -72,14 +76,14 @@ def with_frames(images: Sequence[InputImage], channels: int) -> list[InputImage]
     return [frame for image in images for frame in _frames_of(image, channels)]
 
 
-def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[str], reserved: Sequence[str]) -> None:
+def check_outputs(images: Sequence[InputImage], output: Path, endings: Sequence[str], reserved: Sequence[str]) -> None:
     """Raise ValueError if two images would write the same file, an image could be overwritten, or `output` is a file.
 
     Args:
         images: the images.
         output: the output folder.
-        kinds: the endings of the output files of an image, such as "" and "_overlay".
-        reserved: names in the output folder that other files use, such as "comparison".
+        endings: those of the output files of an image, such as ".png" and "_overlay.png".
+        reserved: names of other files in the output folder, such as "comparison.png".
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"output={output} is a file: set output=FOLDER")
@@ -88,14 +92,24 @@ def check_outputs(images: Sequence[InputImage], output: Path, kinds: Sequence[st
             raise ValueError(f"output={output} is the folder of the input, whose images a mask could overwrite")
     written: dict[str, InputImage | str] = {name: "another output" for name in reserved}
     for image in images:
-        for kind in kinds:
-            file = f"{image.name}{kind}"
+        for ending in endings:
+            file = f"{image.name}{ending}"
             if file in written:
                 raise ValueError(
                     f"{written[file]} and {image} would both write {output / file}: rename one of them, or "
                     "predict them with different output folders"
                 )
             written[file] = image
+
+
+def earlier_files(images: Sequence[InputImage], output: Path, endings: Sequence[str]) -> list[Path]:
+    """Return the files of these images in the output folder that are not among the outputs of this prediction.
+
+    The arguments are those of :func:`check_outputs`.
+    """
+    written = {f"{image.name}{ending}" for image in images for ending in endings}
+    others = [f"{image.name}{ending}" for image in images for ending in _ENDINGS if ending not in endings]
+    return [output / name for name in others if name not in written and (output / name).exists()]
 
 
 def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[InputImage]:

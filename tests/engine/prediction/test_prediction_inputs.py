@@ -14,6 +14,7 @@ from ccnet.engine.prediction.inputs import (
     InputImage,
     SkippedImages,
     check_outputs,
+    earlier_files,
     find_inputs,
     frames_before,
     with_frames,
@@ -108,28 +109,39 @@ def image(path: str, name: str = "") -> InputImage:
 @pytest.mark.parametrize(
     ("paths", "reserved", "file"),
     [
-        (("in/a.png", "in/a.jpg"), [], "out/a"),
-        (("in/a.png", "other/a.png"), [], "out/a"),
-        (("in/a.png", "in/a_overlay.png"), [], "out/a_overlay"),
-        (("in/comparison.png",), ["comparison"], "out/comparison"),
+        (("in/a.png", "in/a.jpg"), [], "out/a.png"),
+        (("in/a.png", "other/a.png"), [], "out/a.png"),
+        (("in/a.png", "in/a_overlay.png"), [], "out/a_overlay.png"),
+        (("in/comparison.png",), ["comparison.png"], "out/comparison.png"),
     ],
 )
 def test_two_images_that_would_write_one_file_are_named(paths, reserved, file):
     with pytest.raises(ValueError, match=f"{paths[-1]} would both write {file}: "):
-        check_outputs([image(path) for path in paths], Path("out"), ["", "_overlay"], reserved)
+        check_outputs([image(path) for path in paths], Path("out"), [".png", "_overlay.png"], reserved)
 
 
 def test_an_output_folder_with_images_of_the_input_is_rejected(tmp_path):
     inside = [image(f"{tmp_path}/sub/a.png", "sub/a")]
-    check_outputs(inside, tmp_path / "sub", [""], [])
+    check_outputs(inside, tmp_path / "sub", [".png"], [])
     with pytest.raises(ValueError, match="a mask could overwrite"):
-        check_outputs(inside, tmp_path, [""], [])
+        check_outputs(inside, tmp_path, [".png"], [])
+
+
+def test_files_of_an_earlier_prediction_are_found(tmp_path):
+    images = [image("in/a.jpg"), image("in/a_attention.jpg")]
+    write(tmp_path, "a.png", "a_overlay.png", "a_attention.png", "a_probabilities/000_sky.png", "a.json", "a_notes.txt")
+    write(tmp_path, "a_attention_logits.npz", "b.png", "b_attention.png")
+    assert earlier_files(images, tmp_path, [".png", "_overlay.png"]) == [
+        tmp_path / name for name in ("a_probabilities", "a.json", "a_attention_logits.npz")
+    ]
+    every = [".png", "_overlay.png", "_probabilities", ".json", "_logits.npz"]
+    assert earlier_files(images, tmp_path, every) == []
 
 
 def test_an_output_that_is_a_file_is_rejected(tmp_path):
     (tmp_path / "a.jpg").touch()
     with pytest.raises(ValueError, match=r"output=.*a\.jpg is a file: set output=FOLDER"):
-        check_outputs([], tmp_path / "a.jpg", [""], [])
+        check_outputs([], tmp_path / "a.jpg", [".png"], [])
 
 
 def test_twenty_thousand_names_need_no_quadratic_number_of_steps(tmp_path):
@@ -143,7 +155,7 @@ def test_twenty_thousand_names_need_no_quadratic_number_of_steps(tmp_path):
 
     sys.setprofile(count)
     try:
-        check_outputs(images, tmp_path, ["", "_overlay"], [])
+        check_outputs(images, tmp_path, [".png", "_overlay.png"], [])
         frames = frames_before(images, 19_999, 4)
     finally:
         sys.setprofile(None)
@@ -175,9 +187,9 @@ def test_the_frames_of_a_file_are_numbered_from_one(tmp_path):
         *((f"scan_{number:04}", number - 1) for number in (1, 2, 3)),
     ]
     with pytest.raises(
-        ValueError, match=r"scan\.tif, frame 2 and other/scan_0002\.jpg would both write out/scan_0002: "
+        ValueError, match=r"scan\.tif, frame 2 and other/scan_0002\.jpg would both write out/scan_0002\.png: "
     ):
-        check_outputs([*images, image("other/scan_0002.jpg")], Path("out"), ["", "_overlay"], [])
+        check_outputs([*images, image("other/scan_0002.jpg")], Path("out"), [".png", "_overlay.png"], [])
 
 
 def test_label_images_are_found_by_the_names_of_the_data_set(tmp_path):
