@@ -138,6 +138,15 @@ def test_files_of_an_earlier_prediction_are_found(tmp_path):
     assert earlier_files(images, tmp_path, every) == []
 
 
+def test_every_earlier_file_of_a_skipped_image_is_found(tmp_path):
+    images = [image("in/a.jpg"), image("in/broken.jpg")]
+    write(tmp_path, "a.png", "a_overlay.png", "broken.png", "broken_overlay.png")
+    skipped = SkippedImages()
+    skipped.attempt(images[1], lambda: (tmp_path / "missing").read_text())
+    earlier = earlier_files(images, tmp_path, [".png", "_overlay.png"], skipped.images)
+    assert earlier == [tmp_path / "broken.png", tmp_path / "broken_overlay.png"]
+
+
 def test_an_output_that_is_a_file_is_rejected(tmp_path):
     (tmp_path / "a.jpg").touch()
     with pytest.raises(ValueError, match=r"output=.*a\.jpg is a file: set output=FOLDER"):
