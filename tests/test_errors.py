@@ -1,6 +1,7 @@
 """A user error on the command line produces a single message, a non-zero exit status and no partial files."""
 
 import argparse
+import errno
 import io
 import logging
 import multiprocessing
@@ -80,6 +81,15 @@ def test_an_output_folder_that_cannot_be_created_produces_one_message(run_entry,
     assert "cannot be created" in said
     assert "choose another one with hydra." in said
     assert "Traceback" not in said
+
+
+def test_a_path_without_permissions_is_answered_with_what_to_do(run_entry, monkeypatch):
+    def refuse(*given):
+        raise PermissionError(errno.EACCES, "Permission denied", "out")
+
+    monkeypatch.setattr("ccnet.engine.prediction.find_inputs", refuse)
+    done = run_entry("predict.py", "input=photo.jpg", "output=out", ok=False)
+    assert "Permission denied: 'out': change its permissions, or choose a path" in done.stderr
 
 
 @pytest.mark.parametrize("entry", ["train.py", "check_data.py"])

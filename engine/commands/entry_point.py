@@ -240,6 +240,8 @@ def _message(error: BaseException) -> str:
         return f"{text}: free some disk space; resume=auto then continues a training run"
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return f"{text}: choose an output folder that you may write to"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{text}: change its permissions, or choose a path that you may read and write"
     return text
 
 

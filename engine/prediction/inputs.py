@@ -19,6 +19,7 @@ _ENDINGS = (
 )  # fmt: skip
 _DIGITS = 4  # minimum number of digits of a frame number in a name
 _LISTED = 50  # maximum number of skipped images in a message
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of the output folder, which no other image avoids
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
@@ -147,7 +148,7 @@ class SkippedImages:
         try:
             return work()
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in _UNWRITABLE:
                 raise
             self._errors.append((image, error))
             return None

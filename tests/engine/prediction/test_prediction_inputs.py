@@ -257,9 +257,10 @@ def test_skipped_images_are_listed_at_the_end():
         alone.report(1)
 
 
-def test_a_full_disk_is_not_skipped():
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_no_image_is_skipped_because_the_output_cannot_be_written(number):
     def write_nothing():
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=os.strerror(number)):
         SkippedImages().attempt(image("a.jpg"), write_nothing)
