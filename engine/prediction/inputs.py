@@ -113,6 +113,7 @@ def earlier_files(
         skipped: those of the images for which nothing was written.
     """
     written = {f"{image.name}{ending}" for image in images if image not in skipped for ending in endings}
+    written |= {str(folder) for image in images for folder in image.name.parents}
     names = (f"{image.name}{ending}" for image in images for ending in _ENDINGS)
     return [output / name for name in names if name not in written and (output / name).exists()]
 

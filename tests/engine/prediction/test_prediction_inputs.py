@@ -138,6 +138,12 @@ def test_files_of_an_earlier_prediction_are_found(tmp_path):
     assert earlier_files(images, tmp_path, every) == []
 
 
+def test_a_subfolder_of_the_inputs_is_not_taken_for_an_earlier_file(tmp_path):
+    images = [image("in/a.jpg"), image("in/a_probabilities/b.jpg", "a_probabilities/b")]
+    write(tmp_path, "a.png", "a_probabilities/b.png")
+    assert earlier_files(images, tmp_path, [".png"]) == []
+
+
 def test_every_earlier_file_of_a_skipped_image_is_found(tmp_path):
     images = [image("in/a.jpg"), image("in/broken.jpg")]
     write(tmp_path, "a.png", "a_overlay.png", "broken.png", "broken_overlay.png")
