@@ -120,6 +120,18 @@ def test_a_warning_of_a_failing_download_is_printed_once(run_entry, monkeypatch)
     assert handler.stream.getvalue() == "Retrying\n" and "Retrying" not in done.stdout + done.stderr
 
 
+def test_jax_does_not_report_the_devices_that_this_machine_lacks(run_entry, monkeypatch):
+    """At the level of commands, INFO, it says that there is no TPU, as "INTERNAL: Failed to open libtpu.so"."""
+
+    def inform(*_):
+        logging.getLogger("jax._src.xla_bridge").info("Unable to initialize backend 'tpu'")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ccnet.data.check_root", inform)
+    done = run_entry("train.py", *TINY[:1], ok=False)
+    assert "Unable to initialize" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", ["straße.jpg", "IMG (1).jpg", "a(1).jpg", "it's.jpg", "日本/#1;.png"])
 def test_any_path_can_be_passed_without_quotes(run_entry, tmp_path, name):
     message = refused(run_entry, tmp_path, "predict.py", f"input={name}")
