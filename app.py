@@ -13,13 +13,13 @@ import importlib.util
 
 from omegaconf import DictConfig, ListConfig
 
-from ccnet.engine import app, checkpoints, prediction
+from ccnet.engine import app, checkpoints, prediction, runtime
 from ccnet.engine.commands.entry_point import entry_point
 
 
 @entry_point("app")
 def main(config: DictConfig) -> None:
-    """Load the networks and serve the page until Ctrl-C."""
+    """Load the networks and serve the page until Ctrl-C or SIGTERM."""
     if importlib.util.find_spec("gradio") is None:
         raise OSError("ccnet-app needs Gradio, which is not installed: pip install 'ccnet-segmentation[app]'")
     given = config.checkpoint or checkpoints.DEFAULT
@@ -30,7 +30,10 @@ def main(config: DictConfig) -> None:
     viewer = app.Viewer(networks, max_megapixels=config.max_megapixels)
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         print(f"warning: host={config.host}: everyone who can reach this machine can use the page")
-    with app.serving(viewer, host=config.host, port=config.port, max_upload_mb=config.max_upload_mb) as page:
+    with (
+        runtime.stopped_like_ctrl_c(),  # uploads are removed then, too
+        app.serving(viewer, host=config.host, port=config.port, max_upload_mb=config.max_upload_mb) as page,
+    ):
         print(f"{' and '.join(names)}: open {page.local_url} in a browser; Ctrl-C stops the server", flush=True)
         page.block_thread()
 

@@ -37,7 +37,7 @@ from ccnet.engine.commands.entry_point import entry_point
 
 if TYPE_CHECKING:
     from ccnet.engine.checkpoints import Checkpoint
-    from ccnet.engine.prediction import GroundTruth, InputImage, Predictor
+    from ccnet.engine.prediction import GroundTruth, InputImage, Predictor, SkippedImages
     from ccnet.engine.training import Framework
 
 
@@ -120,9 +120,9 @@ def _segment(
         print(f"video in {video_path}")
     for line in maps.finish(names):
         print(line)
-    if done := len(images) - skipped.number:
+    if done := len(images) - len(skipped.images):
         print(f"masks and overlays in {output}, images: {done}")
-    _name_earlier_files(images, output, endings)
+    _name_earlier_files(images, output, endings, skipped)
     skipped.report(len(images))
 
 
@@ -190,16 +190,18 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
         detected = skipped.attempt(image, functools.partial(files.predicted, image))
         if detected is not None:
             files.write(image, detected)
-    if done := len(images) - skipped.number:
+    if done := len(images) - len(skipped.images):
         least = evaluation.DRAWN_SCORE
         print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
-    _name_earlier_files(images, output, endings)
+    _name_earlier_files(images, output, endings, skipped)
     skipped.report(len(images))
 
 
-def _name_earlier_files(images: Sequence["InputImage"], output: Path, endings: Sequence[str]) -> None:
+def _name_earlier_files(
+    images: Sequence["InputImage"], output: Path, endings: Sequence[str], skipped: "SkippedImages"
+) -> None:
     """Print which files of the images an earlier prediction has left in ``output``."""
-    if earlier := prediction.earlier_files(images, output, endings):
+    if earlier := prediction.earlier_files(images, output, endings, skipped.images):
         more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
         print(f"left from an earlier prediction: {earlier[0]}{more}")
 

@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     path, output = checkpoints.find(config.checkpoint), runtime.given_path(config.output)
     _check_output(output)
     saved = checkpoints.load(path)
-    dataset = _validation_set(config, saved)
+    dataset, record = _validation_set(config, saved), _record(config, path)
     scores = _scores(config, saved, dataset)
     stored, note = saved, ""
     if config.half:
@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
     protocol = saved.config.get("protocol", {}).get("_target_", "Whole").rpartition(".")[2]
     scored_on = f"Percent on the {len(dataset)} images of the val split, protocol {protocol}."
     checkpoints.write_folder(stored, output)
-    prediction.write_card(stored, output, scored_on=scored_on + note, record=_record(config, path))
+    prediction.write_card(stored, output, scored_on=scored_on + note, record=record)
     size = (output / "model.safetensors").stat().st_size / 1e6
     print(f"{evaluation.headline_text(scores)}\n{output}: {size:.1f} MB of weights, with config.json and README.md")
 
@@ -107,9 +107,19 @@ def _note_on_rounding(exact: Any, rounded: Any, most_lost: float) -> str:
 
 
 def _record(config: DictConfig, path: Path) -> dict[str, Any]:
-    """Return the record of the training in the run's result.json; values on the command line take precedence."""
+    """Return the record of the training in the run's result.json; values on the command line take precedence.
+
+    Raises:
+        ValueError: result.json is damaged.
+    """
     result = path.parent / "result.json"
-    recorded = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+    try:
+        recorded = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{result}, from which the model card takes the record of the training, is damaged ({error}): restore it, "
+            "or remove it and set commit= and machine="
+        ) from error
     given = {name: str(config[name]) for name in ("commit", "machine") if config[name] is not None}
     return checkpoints.record_of(recorded) | given
 

@@ -1,6 +1,7 @@
 """A user error on the command line produces a single message, a non-zero exit status and no partial files."""
 
 import argparse
+import errno
 import io
 import logging
 import multiprocessing
@@ -82,6 +83,15 @@ def test_an_output_folder_that_cannot_be_created_produces_one_message(run_entry,
     assert "Traceback" not in said
 
 
+def test_a_path_without_permissions_is_answered_with_what_to_do(run_entry, monkeypatch):
+    def refuse(*given):
+        raise PermissionError(errno.EACCES, "Permission denied", "out")
+
+    monkeypatch.setattr("ccnet.engine.prediction.find_inputs", refuse)
+    done = run_entry("predict.py", "input=photo.jpg", "output=out", ok=False)
+    assert "Permission denied: 'out': change its permissions, or choose a path" in done.stderr
+
+
 @pytest.mark.parametrize("entry", ["train.py", "check_data.py"])
 def test_ctrl_c_before_training_produces_one_line(run_entry, tmp_path, monkeypatch, entry):
     """Start-up takes seconds, mostly to import torch."""
@@ -108,6 +118,18 @@ def test_a_warning_of_a_failing_download_is_printed_once(run_entry, monkeypatch)
     monkeypatch.setattr("ccnet.data.check_root", warn)
     done = run_entry("train.py", *TINY[:1], ok=False)
     assert handler.stream.getvalue() == "Retrying\n" and "Retrying" not in done.stdout + done.stderr
+
+
+def test_jax_does_not_report_the_devices_that_this_machine_lacks(run_entry, monkeypatch):
+    """At the level of commands, INFO, it says that there is no TPU, as "INTERNAL: Failed to open libtpu.so"."""
+
+    def inform(*_):
+        logging.getLogger("jax._src.xla_bridge").info("Unable to initialize backend 'tpu'")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ccnet.data.check_root", inform)
+    done = run_entry("train.py", *TINY[:1], ok=False)
+    assert "Unable to initialize" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["straße.jpg", "IMG (1).jpg", "a(1).jpg", "it's.jpg", "日本/#1;.png"])

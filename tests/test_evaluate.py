@@ -33,6 +33,8 @@ def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_ent
     done = run_entry("evaluate.py", f"checkpoint={another}", "device=cpu", f"output={tmp_path / 'one'}", ok=False)
     assert f"one/best_val_whole.json holds the scores of checkpoint={finished / 'best.safetensors'}" in done.stderr
     command = (*command, f"output={tmp_path / 'two'}")
+    (tmp_path / "two" / "best_val_whole_predictions").mkdir(parents=True)
+    (left := tmp_path / "two" / "best_val_whole_predictions" / "removed.png").touch()
     first, second = torchrun_variables()
     other = forked("evaluate.py", command, output=tmp_path / "printed", cwd=tmp_path, environment=second)
     for name, value in first.items():
@@ -41,6 +43,7 @@ def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_ent
     other.join(PATIENCE)
     assert (other.exitcode, (tmp_path / "printed").read_text()) == (0, "")  # only the first process reports
     assert done.stdout.count("mIoU") == 1
+    assert f"left from an earlier evaluation, of other images: {left}\n" in done.stdout
     one, two = (json.loads((tmp_path / part / "best_val_whole.json").read_text()) for part in ("one", "two"))
     for scores in (one, two):
         scores.pop("images_per_s")

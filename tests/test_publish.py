@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tomllib
 
 import numpy as np
@@ -100,6 +101,14 @@ def test_publishing_overwrites_neither_a_run_nor_the_files_of_something_else(run
     done = run_entry("publish.py", f"checkpoint={run_folder}", f"output={tmp_path}", *HERE, ok=False)
     assert f"error: {tmp_path}/config.json belongs to something else and would be overwritten" in done.stderr
     assert (tmp_path / "model.safetensors").read_text() == "theirs"
+
+
+def test_nothing_is_published_if_the_record_of_the_run_is_damaged(run_folder, run_entry, tmp_path):
+    copy = shutil.copytree(run_folder, tmp_path / "run")
+    (copy / "result.json").write_text("")  # as after a power cut
+    done = run_entry("publish.py", f"checkpoint={copy}", f"output={tmp_path / 'out'}", *HERE, ok=False)
+    assert f"error: {copy}/result.json, from which" in done.stderr and "set commit= and machine=" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_says_that_the_packaged_network_is_missing(run_entry, monkeypatch, tmp_path):

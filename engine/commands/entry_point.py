@@ -146,6 +146,7 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if not is_first():
         remove_if_empty(_folder())  # its timestamp may differ from that of rank 0's folder, which all ranks use
     logging.getLogger("huggingface_hub").propagate = False  # it prints by itself, so Hydra would print it again
+    logging.getLogger("jax").setLevel(logging.WARNING)  # at Hydra's level, INFO, it reports that there is no TPU
     try:
         check_bounds(config, BOUNDS | OPTION_BOUNDS)
         refuse_unread(config, HydraConfig.get().job.config_name or "")
@@ -240,6 +241,8 @@ def _message(error: BaseException) -> str:
         return f"{text}: free some disk space; resume=auto then continues a training run"
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return f"{text}: choose an output folder that you may write to"
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{text}: change its permissions, or choose a path that you may read and write"
     return text
 
 

@@ -53,6 +53,11 @@ class PredictionFiles:
         else:
             write_png(path, Image.fromarray(self._values[prediction.numpy()]))
 
+    def earlier(self) -> list[Path]:
+        """Return the PNGs in the folder that an earlier evaluation, of other images, has left there."""
+        names = {f"{name}.png" for name in self._names}
+        return sorted(path for path in self.folder.glob("*.png") if path.name not in names)
+
     def pack(self) -> Path:
         """Pack the files of all images into an archive next to the folder; return its path.
 

@@ -4,7 +4,7 @@ import errno
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +19,7 @@ _ENDINGS = (
 )  # fmt: skip
 _DIGITS = 4  # minimum number of digits of a frame number in a name
 _LISTED = 50  # maximum number of skipped images in a message
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of the output folder, which no other image avoids
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 
 
@@ -102,14 +103,19 @@ def check_outputs(images: Sequence[InputImage], output: Path, endings: Sequence[
             written[file] = image
 
 
-def earlier_files(images: Sequence[InputImage], output: Path, endings: Sequence[str]) -> list[Path]:
-    """Return the files of these images in the output folder that are not among the outputs of this prediction.
+def earlier_files(
+    images: Sequence[InputImage], output: Path, endings: Sequence[str], skipped: Collection[InputImage] = ()
+) -> list[Path]:
+    """Return the files of these images in the output folder that this prediction has not written.
 
-    The arguments are those of :func:`check_outputs`.
+    Args:
+        images, output, endings: see :func:`check_outputs`.
+        skipped: those of the images for which nothing was written.
     """
-    written = {f"{image.name}{ending}" for image in images for ending in endings}
-    others = [f"{image.name}{ending}" for image in images for ending in _ENDINGS if ending not in endings]
-    return [output / name for name in others if name not in written and (output / name).exists()]
+    written = {f"{image.name}{ending}" for image in images if image not in skipped for ending in endings}
+    written |= {str(folder) for image in images for folder in image.name.parents}
+    names = (f"{image.name}{ending}" for image in images for ending in _ENDINGS)
+    return [output / name for name in names if name not in written and (output / name).exists()]
 
 
 def frames_before(images: Sequence[InputImage], index: int, number: int) -> list[InputImage]:
@@ -143,15 +149,15 @@ class SkippedImages:
         try:
             return work()
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in _UNWRITABLE:
                 raise
             self._errors.append((image, error))
             return None
 
     @property
-    def number(self) -> int:
-        """The number of skipped images."""
-        return len(self._errors)
+    def images(self) -> set[InputImage]:
+        """The skipped images."""
+        return {image for image, _ in self._errors}
 
     def report(self, total: int) -> None:
         """Raise ValueError if images were skipped; the message lists them.

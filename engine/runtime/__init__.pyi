@@ -21,3 +21,4 @@ from .run_folder import FolderTaken as FolderTaken
 from .run_folder import holds_run as holds_run
 from .stop_signals import Stopped as Stopped
 from .stop_signals import StopRequest as StopRequest
+from .stop_signals import stopped_like_ctrl_c as stopped_like_ctrl_c

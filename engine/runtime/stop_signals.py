@@ -79,6 +79,22 @@ def _end_at_second(reader: int, signals: Collection[int], first: Collection[int 
             os.kill(os.getpid(), number)
 
 
+@contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """Within the block, let SIGTERM and SIGHUP raise KeyboardInterrupt as well, so that ``with`` blocks clean up.
+
+    Signals that are ignored, as SIGHUP is under nohup, and those with a handler of the program's own are left alone.
+    """
+    numbers = [number for number in (signal.SIGTERM, _HANGUP) if number and signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 class StopRequest:
     """Records the first SIGTERM or SIGINT within its ``with`` block; see :func:`second_signal_ends` for the second.
 

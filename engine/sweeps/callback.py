@@ -8,10 +8,11 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
+from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -71,7 +72,7 @@ class SweepReport(OutputFolder):
             _claim(Path(config.hydra.sweep.dir), config)
         is_joblib = config.hydra.launcher._target_.split(".")[1] == "hydra_joblib_launcher"
         if is_joblib and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, _end_launcher)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the tables, write them and the plots to the sweep's folder, and exit with code 1 if a run failed.
@@ -194,14 +195,24 @@ def _release() -> None:
         _HELD.pop().release()
 
 
+def _end_launcher(number: int, frame: FrameType | None) -> None:
+    """Handle Ctrl-C in a parallel sweep: print how to continue, and end this process as if there were no handler."""
+    _explain(lock.folder for lock in _HELD)  # even if no run has written a checkpoint yet, because they save now
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
 @atexit.register
 def _explain_unfinished() -> None:
-    """Print how to continue a sweep that ends with this process; ``resume=RUN`` would continue one of its runs only."""
-    for folder in [lock.folder for lock in _HELD]:
-        if _holds_runs(folder):
-            command = quote(f"hydra.sweep.dir={folder}")
-            print(f"this sweep is not complete: repeat its command with {command} resume=auto", file=sys.stderr)
+    _explain(lock.folder for lock in _HELD if _holds_runs(lock.folder))
     _release()
+
+
+def _explain(folders: Iterable[Path]) -> None:
+    """Print how to continue sweeps that end with this process; ``resume=RUN`` would continue one of their runs only."""
+    for folder in folders:
+        command = quote(f"hydra.sweep.dir={folder}")
+        print(f"this sweep is not complete: repeat its command with {command} resume=auto", file=sys.stderr, flush=True)
 
 
 def _holds_runs(folder: Path) -> bool:

@@ -138,6 +138,21 @@ def test_files_of_an_earlier_prediction_are_found(tmp_path):
     assert earlier_files(images, tmp_path, every) == []
 
 
+def test_a_subfolder_of_the_inputs_is_not_taken_for_an_earlier_file(tmp_path):
+    images = [image("in/a.jpg"), image("in/a_probabilities/b.jpg", "a_probabilities/b")]
+    write(tmp_path, "a.png", "a_probabilities/b.png")
+    assert earlier_files(images, tmp_path, [".png"]) == []
+
+
+def test_every_earlier_file_of_a_skipped_image_is_found(tmp_path):
+    images = [image("in/a.jpg"), image("in/broken.jpg")]
+    write(tmp_path, "a.png", "a_overlay.png", "broken.png", "broken_overlay.png")
+    skipped = SkippedImages()
+    skipped.attempt(images[1], lambda: (tmp_path / "missing").read_text())
+    earlier = earlier_files(images, tmp_path, [".png", "_overlay.png"], skipped.images)
+    assert earlier == [tmp_path / "broken.png", tmp_path / "broken_overlay.png"]
+
+
 def test_an_output_that_is_a_file_is_rejected(tmp_path):
     (tmp_path / "a.jpg").touch()
     with pytest.raises(ValueError, match=r"output=.*a\.jpg is a file: set output=FOLDER"):
@@ -248,9 +263,10 @@ def test_skipped_images_are_listed_at_the_end():
         alone.report(1)
 
 
-def test_a_full_disk_is_not_skipped():
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_no_image_is_skipped_because_the_output_cannot_be_written(number):
     def write_nothing():
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=os.strerror(number)):
         SkippedImages().attempt(image("a.jpg"), write_nothing)

@@ -152,6 +152,7 @@ def test_a_parallel_sweep_survives_a_killed_run_and_saves_when_interrupted(tmp_p
         wait(lambda: under_way() == {"0", "1", "2"})
         os.kill(launcher.pid, signal.SIGINT)  # only the launcher
         assert launcher.wait(PATIENCE) == -signal.SIGINT
+        assert f"repeat its command with hydra.sweep.dir={folder} resume=auto\n" in out.read_text()
         wait(lambda: not members(launcher.pid))
     finally:
         with suppress(ProcessLookupError):
