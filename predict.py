@@ -19,7 +19,8 @@ the ground truth and marks errors. A detection network writes NAME.json, the obj
 class name ("category") and without an image id, and NAME_overlay.png, with the likely objects drawn over the image.
 
 Images that cannot be read or predicted are skipped and listed at the end; the exit code is then 1. Files that an
-earlier prediction left for the images in the same folder, such as NAME_attention.png, are kept and named.
+earlier prediction left for the images in the same folder, such as NAME_attention.png, are kept and named. Only one
+process at a time writes to a folder.
 """
 
 import functools
@@ -92,7 +93,6 @@ def _segment(
     predictors = [_predictor(config, saved, framework) for saved in loaded]
     if config.attention is not None:
         prediction.check_attention(predictors[0].network)
-    output.mkdir(parents=True, exist_ok=True)
     maps = prediction.LabelMaps(
         predictors,
         loaded[0],
@@ -106,23 +106,24 @@ def _segment(
     )
     skipped = prediction.SkippedImages()
     video_path = config.video and output / runtime.given_path(config.video).name
-    with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
-        # The progress of a single image is that of its forward passes.
-        shown = images if len(images) == 1 else _tracked(images)
-        for index, image in enumerate(shown):
-            (output / image.name).parent.mkdir(parents=True, exist_ok=True)
-            predicted = skipped.attempt(image, functools.partial(maps.predicted, index))
-            if predicted is not None:
-                maps.write(image, predicted, video)
-    if video and video.fitted:
-        print(f"{video.fitted} frames differ in size from the first one and were scaled to it in the video")
-    if video_path:
-        print(f"video in {video_path}")
-    for line in maps.finish(names):
-        print(line)
-    if done := len(images) - len(skipped.images):
-        print(f"masks and overlays in {output}, images: {done}")
-    _name_earlier_files(images, output, endings, skipped)
+    with runtime.FolderLock(output, "output"):
+        with drawing.open_video(video_path, fps=config.fps) if config.video else nullcontext() as video:
+            # The progress of a single image is that of its forward passes.
+            shown = images if len(images) == 1 else _tracked(images)
+            for index, image in enumerate(shown):
+                (output / image.name).parent.mkdir(parents=True, exist_ok=True)
+                predicted = skipped.attempt(image, functools.partial(maps.predicted, index))
+                if predicted is not None:
+                    maps.write(image, predicted, video)
+        if video and video.fitted:
+            print(f"{video.fitted} frames differ in size from the first one and were scaled to it in the video")
+        if video_path:
+            print(f"video in {video_path}")
+        for line in maps.finish(names):
+            print(line)
+        if done := len(images) - len(skipped.images):
+            print(f"masks and overlays in {output}, images: {done}")
+        _name_earlier_files(images, output, endings, skipped)
     skipped.report(len(images))
 
 
@@ -183,17 +184,17 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     framework = training.choose_framework(config.framework, config.device)
     network = framework.evaluated(checkpoints.network(saved), bf16=config.bf16)
     files = prediction.ObjectFiles(network, saved, output, device=framework.device, bf16=config.bf16)
-    output.mkdir(parents=True, exist_ok=True)
     skipped = prediction.SkippedImages()
-    for image in _tracked(images):
-        (output / image.name).parent.mkdir(parents=True, exist_ok=True)
-        detected = skipped.attempt(image, functools.partial(files.predicted, image))
-        if detected is not None:
-            files.write(image, detected)
-    if done := len(images) - len(skipped.images):
-        least = evaluation.DRAWN_SCORE
-        print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
-    _name_earlier_files(images, output, endings, skipped)
+    with runtime.FolderLock(output, "output"):
+        for image in _tracked(images):
+            (output / image.name).parent.mkdir(parents=True, exist_ok=True)
+            detected = skipped.attempt(image, functools.partial(files.predicted, image))
+            if detected is not None:
+                files.write(image, detected)
+        if done := len(images) - len(skipped.images):
+            least = evaluation.DRAWN_SCORE
+            print(f"objects of {done} images in {output}, those with a score of at least {least} drawn")
+        _name_earlier_files(images, output, endings, skipped)
     skipped.report(len(images))
 
 

@@ -11,7 +11,7 @@ from conftest import PATIENCE, ROOT, composed, forked, torchrun_variables
 from PIL import Image
 
 from ccnet import train as training
-from ccnet.engine import drawing
+from ccnet.engine import drawing, runtime
 from ccnet.engine.evaluation.tasks.semantic import Semantic
 
 pytestmark = pytest.mark.slow
@@ -188,6 +188,19 @@ def test_interrupting_predict_ends_in_one_message_before_the_first_image_too(tmp
     monkeypatch.setattr("ccnet.engine.prediction.find_inputs", interrupted)
     done = run_entry("predict.py", "input=photo.jpg", "output=out", ok=False)
     assert done.returncode == "interrupted: the images predicted so far are in out"
+
+
+def test_only_one_process_writes_predictions_to_a_folder(finished, tmp_path, run_entry):
+    Image.new("RGB", (57, 41)).save(tmp_path / "one.png")
+    command = ("predict.py", f"checkpoint={finished / 'best'}", f"input={tmp_path / 'one.png'}", "device=cpu")
+    output = tmp_path / "out"
+    with runtime.FolderLock(output, "output"):
+        done = run_entry(*command, f"output={output}", ok=False)
+        assert f"error: {output} is in use by process {os.getpid()}" in done.stderr
+        assert "or choose another folder with output=DIR" in done.stderr
+        assert [path.name for path in output.iterdir()] == ["run.lock"]
+    run_entry(*command, f"output={output}")
+    assert sorted(path.name for path in output.iterdir()) == ["one.png", "one_overlay.png"]
 
 
 def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):

@@ -1,4 +1,7 @@
-"""The folder of a run: its file names, and the lock that keeps other processes out of it. Does not import torch."""
+"""The folder of a run: its file names, and the lock that admits one process to it or to a folder of predictions.
+
+Does not import torch.
+"""
 
 import errno
 import itertools
@@ -29,11 +32,11 @@ _HELD: set[int] = set()  # descriptors of the locks that this process holds
 
 
 class FolderTaken(ValueError):
-    """The folder of a run is in use by another process, or holds another run."""
+    """A folder is in use by another process, or holds another run."""
 
 
 class FolderLock:
-    """An exclusive lock on the folder of a run, held until the ``with`` block ends or the process dies.
+    """An exclusive lock on a folder of a run or of predictions, held until the ``with`` block ends or the process dies.
 
     The kernel releases the lock when the last descriptor of its file is closed, however the process ends. Forked
     processes, such as data workers, close their copy immediately, so that they cannot hold the lock after the run has
@@ -41,7 +44,7 @@ class FolderLock:
     locks, a warning is printed instead.
 
     Args:
-        folder: the folder of the run, created if needed.
+        folder: the folder, created if needed.
         option: the command-line option that selects the folder, for the error message.
 
     Raises:
