@@ -102,6 +102,16 @@ def test_large_images_without_gradients_have_no_array_of_scores(monkeypatch):
     assert largest_array(scores * 4 - 1) == max(torch.get_num_threads() * 40 * 40, 2 * 40 * 30)
 
 
+@pytest.mark.parametrize(("spatial", "by_axis"), [((20,), False), ((1, 20), False), ((20, 1), False), ((2, 20), True)])
+def test_a_single_line_is_computed_at_once(spatial, by_axis, monkeypatch):
+    monkeypatch.setattr(blocks, "LARGEST_SCORES", 0)
+    attend = Mock(wraps=blocks.attend_by_axis)
+    monkeypatch.setattr(blocks, "attend_by_axis", attend)
+    with torch.no_grad():
+        criss_cross_attention(*channels_last(1, spatial, [2, 2, 4], torch.float32))
+    assert attend.called == by_axis
+
+
 @pytest.fixture
 def one_thread():
     before = torch.get_num_threads()

@@ -114,7 +114,7 @@ def attend_by_axis(
     """Write ``factor`` times the attention, plus the residual if there is one, to ``out``, a few lines at a time.
 
     As in the Triton kernels, the softmax of each axis is merged with those of the earlier ones, by the largest score
-    and the sum of the exponentials so far. No array holds all the scores, unless there is only one line.
+    and the sum of the exponentials so far. No array holds all the scores.
 
     Args:
         query, key: (R, D), in the dtype of the scores.
