@@ -55,13 +55,35 @@ def test_shares_of_the_axes(operator, scale, pieces):
     check(operator, make(operator, spatial=(5, 4, 3)), scale=scale)
 
 
+@pytest.mark.parametrize("lowest", [float("-inf"), torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("masked", [[(..., 2)], [(slice(2, None),)], [(slice(2, None),), (0, 1), (1, 1)]], ids=str)
+def test_masked_keys(masked, lowest, pieces):
+    """If a bias masks keys, some pixels have none on the first axes, on the last axes, or on any axis."""
+    query, key, value = channels_last(1, (5, 4, 3), [2, 2, 6], torch.float32)
+    query[:, 1], key[:, 1] = 1, 0
+    for index in masked:
+        key[0, 1][index] = lowest
+    want = criss_cross_attention(query, key, value, backend="reference")
+    with torch.no_grad():
+        got = criss_cross_attention(query, key, value)
+    torch.testing.assert_close(got, want, equal_nan=True)
+
+
+def test_large_scores_are_merged_precisely(pieces):
+    """In float32, the logarithms of the sums of exponentials would have errors of up to 2^-6 here."""
+    query, value = torch.full((1, 1, 6, 4), 2.0**9), torch.randn(1, 6, 6, 4)
+    with torch.no_grad():
+        got = criss_cross_attention(query, query, value)
+    torch.testing.assert_close(got, criss_cross_attention(query, query, value, backend="reference"))
+
+
 def test_large_images_without_gradients_have_no_array_of_scores(monkeypatch):
     class Sizes(TorchDispatchMode):
         largest = 0
 
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
-            if function is torch.ops.aten.new_empty.default:
+            if function in (torch.ops.aten.new_empty.default, torch.ops.aten.new_full.default):
                 self.largest = max(self.largest, result.numel())
             return result
 
@@ -78,6 +100,16 @@ def test_large_images_without_gradients_have_no_array_of_scores(monkeypatch):
     scores = 40 * 30 * (40 + 30)  # of an image
     assert largest_array(scores * 4) >= scores
     assert largest_array(scores * 4 - 1) == max(torch.get_num_threads() * 40 * 40, 2 * 40 * 30)
+
+
+@pytest.mark.parametrize(("spatial", "by_axis"), [((20,), False), ((1, 20), False), ((20, 1), False), ((2, 20), True)])
+def test_a_single_line_is_computed_at_once(spatial, by_axis, monkeypatch):
+    monkeypatch.setattr(blocks, "LARGEST_SCORES", 0)
+    attend = Mock(wraps=blocks.attend_by_axis)
+    monkeypatch.setattr(blocks, "attend_by_axis", attend)
+    with torch.no_grad():
+        criss_cross_attention(*channels_last(1, spatial, [2, 2, 4], torch.float32))
+    assert attend.called == by_axis
 
 
 @pytest.fixture

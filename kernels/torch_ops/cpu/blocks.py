@@ -18,8 +18,8 @@ from .lines import attend_by_axis, axes_of, softmax_weights, weighted_sum, weigh
 from .products import multiplies_natively
 
 SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
-# Without gradients, an image whose scores take more bytes is computed axis by axis and stores none of them. Smaller
-# arrays, by glibc's limit, are reused from call to call, and one joint softmax is faster then.
+# Without gradients, an image whose scores take more bytes is computed axis by axis and never stores all of them.
+# Smaller arrays, by glibc's limit, are reused from call to call, and one joint softmax is faster then.
 LARGEST_SCORES = 2**25
 # Lines with fewer multiplications are faster in float32, even if they must be converted from bfloat16.
 NATIVE_WORK = 2**18
@@ -56,7 +56,7 @@ class Blocks:
             kept: (N, *S, K), contiguous, in the dtype of the sums; receives the attention weights. None discards them.
         """
         query, key, value, options, residual, _ = self.call
-        by_axis = kept is None and self.pixels * self.keys * self.dtype.itemsize > LARGEST_SCORES
+        by_axis = kept is None and self._is_faster_by_axis()
         scratch = self._scores_of_a_block() if kept is None and not by_axis else query.new_empty(0)
         for block in self._blocks():
             q, k = (self._rows(array[block], self.dtype) for array in (query, key))
@@ -127,6 +127,11 @@ class Blocks:
         work = (sum(lengths) / len(lengths)) ** 2 * self.call.value.shape[-1]
         small = max(lengths) ** 2 <= SCORES_PER_BLOCK
         return work >= NATIVE_WORK and small and multiplies_natively(self.call.query.dtype)
+
+    def _is_faster_by_axis(self) -> bool:
+        """Return whether an image has many scores, on more than one line: a line's scores are one array either way."""
+        is_line = self.pixels == max(axis.length for axis in self.axes)
+        return not is_line and self.pixels * self.keys * self.dtype.itemsize > LARGEST_SCORES
 
     def _blocks(self) -> Iterator[slice]:
         """Yield the range of images of each block."""

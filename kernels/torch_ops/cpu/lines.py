@@ -113,8 +113,8 @@ def attend_by_axis(
 ) -> None:  # fmt: skip
     """Write ``factor`` times the attention, plus the residual if there is one, to ``out``, a few lines at a time.
 
-    Each axis has a softmax of its own, and the results are merged: if s is the logarithm of the sum of the exponentials
-    of an axis's scores, its share in the joint softmax is ``exp(s) / sum(exp(s))``. No array holds all the scores.
+    As in the Triton kernels, the softmax of each axis is merged with those of the earlier ones, by the largest score
+    and the sum of the exponentials so far. No array holds all the scores.
 
     Args:
         query, key: (R, D), in the dtype of the scores.
@@ -126,24 +126,28 @@ def attend_by_axis(
         residual: (R, C).
     """
     axes = [axis for axis in axes if axis.has_keys]
-    logsums = query.new_empty((len(query), 1))
+    largest = query.new_full((len(query), 1), float("-inf"))
+    totals = query.new_zeros((len(query), 1))
     for axis in axes:
-        arrays = query, key, value, out, logsums, out if residual is None else residual
-        for q, k, v, o, s, r in axis.parts(*arrays):
+        is_last = axis is axes[-1]
+        arrays = query, key, value, out, largest, totals, out if residual is None else residual
+        for q, k, v, o, maximum, total, r in axis.parts(*arrays):
             weights = q.new_empty((len(q), axis.length, axis.length))
             _write_scores(q, k, axis, scale, weights)
-            largest = weights.amax(-1, keepdim=True)
-            torch.softmax(weights, -1, out=weights)
-            logsum = largest - weights.amax(-1, keepdim=True).log_()
-            added = r if axis is axes[-1] and residual is not None else None
-            if axis is axes[0]:
-                s.copy_(logsum)
-            else:
-                share = torch.sigmoid(logsum - s)
-                torch.logaddexp(s, logsum, out=s)
-                weights *= share
-                rest = (1 - share).to(o.dtype)
-                added = o.mul_(rest) if added is None else torch.addcmul(added, o, rest, out=o)
+            joint = torch.maximum(maximum, weights.amax(-1, keepdim=True))
+            shift = joint.clamp(min=torch.finfo(joint.dtype).min)  # finite even if all scores so far are -inf
+            weights.sub_(shift).exp_()
+            before = total * (maximum - shift).exp_()
+            maximum.copy_(joint)
+            torch.add(before, weights.sum(-1, keepdim=True), out=total)
+            # A sum that includes the exponential of the largest score is at least 1. Without any finite score it is 0,
+            # and like a joint softmax, the last axis divides by it.
+            divisor = total if is_last else total.clamp(min=1)
+            weights /= divisor
+            added = r if is_last and residual is not None else None
+            if axis is not axes[0]:
+                share = (before / divisor).to(o.dtype)
+                added = o.mul_(share) if added is None else torch.addcmul(added, o, share, out=o)
             multiply(weights, v, o, factor=factor, add=added)
 
 
