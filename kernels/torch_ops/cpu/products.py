@@ -94,7 +94,7 @@ def _multiply_line_with_onednn(left: Tensor, right: Tensor, out: Tensor, add: Te
 
 
 def steps(lines: int, numbers: int) -> list[slice]:
-    """Divide lines into parts whose results, of so many numbers each, are still in cache when they are used."""
+    """Divide lines into parts whose results, ``numbers`` per line, are still in cache when they are used."""
     step = torch.get_num_threads() * max(1, NUMBERS_PER_THREAD // numbers)
     return [slice(first, min(first + step, lines)) for first in range(0, lines, step)]
 
