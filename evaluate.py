@@ -227,7 +227,7 @@ def _write_results(
             print(f"submission   {predictions.pack()}" if submission else f"masks        {predictions.folder}")
             if earlier := predictions.earlier():
                 more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
-                print(f"left from an earlier evaluation, of other images: {earlier[0]}{more}")
+                print(f"left by an earlier evaluation of other images: {earlier[0]}{more}")
 
 
 @contextmanager

@@ -201,10 +201,10 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
 def _name_earlier_files(
     images: Sequence["InputImage"], output: Path, endings: Sequence[str], skipped: "SkippedImages"
 ) -> None:
-    """Print which files of the images an earlier prediction has left in ``output``."""
+    """Print the files that an earlier prediction left for these images in ``output``."""
     if earlier := prediction.earlier_files(images, output, endings, skipped.images):
         more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
-        print(f"left from an earlier prediction: {earlier[0]}{more}")
+        print(f"left by an earlier prediction: {earlier[0]}{more}")
 
 
 def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") -> "Predictor":

@@ -43,7 +43,7 @@ def test_two_processes_get_exactly_the_scores_of_one(finished, tmp_path, run_ent
     other.join(PATIENCE)
     assert (other.exitcode, (tmp_path / "printed").read_text()) == (0, "")  # only the first process reports
     assert done.stdout.count("mIoU") == 1
-    assert f"left from an earlier evaluation, of other images: {left}\n" in done.stdout
+    assert f"left by an earlier evaluation of other images: {left}\n" in done.stdout
     one, two = (json.loads((tmp_path / part / "best_val_whole.json").read_text()) for part in ("one", "two"))
     for scores in (one, two):
         scores.pop("images_per_s")
@@ -142,8 +142,8 @@ def test_predict_draws_attention_comparison_and_video(finished, tmp_path, run_en
         assert (video.n_frames, video.height) == (3, 41)
         assert video.width > 57  # the legend
     again = run_entry("predict.py", checkpoints.split(",")[0] + "]", f"input={frames}", f"output={tmp_path / 'out'}")
-    assert f"left from an earlier prediction: {tmp_path / 'out' / '0_attention.png'} and 2 more\n" in again.stdout
-    assert "left from an earlier" not in done.stdout
+    assert f"left by an earlier prediction: {tmp_path / 'out' / '0_attention.png'} and 2 more\n" in again.stdout
+    assert "left by an earlier" not in done.stdout
 
 
 def test_predict_skips_broken_images_and_keeps_the_orientation_of_the_others(finished, tmp_path, run_entry):

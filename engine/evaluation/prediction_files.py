@@ -54,7 +54,7 @@ class PredictionFiles:
             write_png(path, Image.fromarray(self._values[prediction.numpy()]))
 
     def earlier(self) -> list[Path]:
-        """Return the PNGs in the folder that an earlier evaluation, of other images, has left there."""
+        """Return the PNGs that an earlier evaluation of other images left in the folder."""
         names = {f"{name}.png" for name in self._names}
         return sorted(path for path in self.folder.glob("*.png") if path.name not in names)
 
