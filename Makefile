@@ -20,12 +20,12 @@ check: lint  ## what to run before a commit, under two minutes on two cores
 test: lint  ## everything that must hold, without a GPU or a data set
 	$(PYTEST) -n 3
 
-# pyright does not see how pip installs an editable package, hence the link named `ccnet`.
-lint: .venv/installed  ## ruff and pyright
+# pyrefly resolves `ccnet` through a link of this name, whatever the checkout is called.
+lint: .venv/installed  ## ruff and pyrefly
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p .venv/types && ln -sfn ../.. .venv/types/ccnet
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --output-format min-text
 
 compile-all: .venv/installed $(TRITON:%=build/triton-%/installed)  ## every launch that ships, with every supported Triton; no GPU
 	@failed=; for minor in $(TRITON); do \

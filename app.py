@@ -39,6 +39,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    from ccnet.app import main  # so that launchers pickle `main` by reference: see entry_point
+    import ccnet.app  # so that launchers pickle `main` by reference: see entry_point
 
-    main()
+    ccnet.app.main()

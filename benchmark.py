@@ -50,6 +50,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    from ccnet.benchmark import main  # so that launchers pickle `main` by reference: see entry_point
+    import ccnet.benchmark  # so that launchers pickle `main` by reference: see entry_point
 
-    main()
+    ccnet.benchmark.main()

@@ -209,6 +209,6 @@ def _object_columns(dataset: Any, index: int, augment: Any) -> "list[np.ndarray]
 
 
 if __name__ == "__main__":
-    from ccnet.check_data import main  # so that launchers pickle `main` by reference: see entry_point
+    import ccnet.check_data  # so that launchers pickle `main` by reference: see entry_point
 
-    main()
+    ccnet.check_data.main()

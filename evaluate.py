@@ -12,7 +12,7 @@ python evaluate.py checkpoint=FILE.pth dataset=camvid dataset.root=DIR    publis
 Detection networks are scored by COCO AP, and their detections are saved in COCO's results format.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,7 +231,7 @@ def _write_results(
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def _writable(folder: Path) -> Generator[None]:
     """Extend an OSError raised in the block with `folder` and the hint to set ``output``."""
     try:
         yield
@@ -244,10 +244,10 @@ def _network(saved: "Checkpoint") -> "nn.Module":
     import torch
 
     memory_format = torch.channels_last if saved.setting("channels_last") else torch.contiguous_format
-    return checkpoints.network(saved).to(memory_format=memory_format)
+    return checkpoints.network(saved).to(memory_format=memory_format)  # pyrefly: ignore[no-matching-overload], in torch 2.11
 
 
 if __name__ == "__main__":
-    from ccnet.evaluate import main  # so that launchers pickle `main` by reference: see entry_point
+    import ccnet.evaluate  # so that launchers pickle `main` by reference: see entry_point
 
-    main()
+    ccnet.evaluate.main()

@@ -50,6 +50,6 @@ def _size(given: Any) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    from ccnet.export import main  # so that launchers pickle `main` by reference: see entry_point
+    import ccnet.export  # so that launchers pickle `main` by reference: see entry_point
 
-    main()
+    ccnet.export.main()

@@ -237,6 +237,6 @@ def _as_list(value: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    from ccnet.predict import main  # so that launchers pickle `main` by reference: see entry_point
+    import ccnet.predict  # so that launchers pickle `main` by reference: see entry_point
 
-    main()
+    ccnet.predict.main()

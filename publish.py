@@ -125,6 +125,6 @@ def _record(config: DictConfig, path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from ccnet.publish import main  # so that launchers pickle `main` by reference: see entry_point
+    import ccnet.publish  # so that launchers pickle `main` by reference: see entry_point
 
-    main()
+    ccnet.publish.main()

@@ -246,6 +246,6 @@ def _finish(run: "training.Run", cost: Mapping[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    from ccnet.train import main  # so that launchers pickle `main` by reference: see entry_point
+    import ccnet.train  # so that launchers pickle `main` by reference: see entry_point
 
-    main()
+    ccnet.train.main()

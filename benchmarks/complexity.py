@@ -78,7 +78,7 @@ class Block(nn.Module):
         **factory: the device and dtype of the weights.
     """
 
-    def __init__(self, attend: Callable, c: int, d: int, recurrence: int, recompute: bool, **factory):
+    def __init__(self, attend: Callable, c: int, d: int, recurrence: int, recompute: bool, **factory: Any):
         super().__init__()
         self.attend, self.sizes, self.recurrence, self.recompute = attend, [d, d, c], recurrence, recompute
         self.projection = nn.Conv2d(c, 2 * d + c, 1, **factory)

@@ -1,13 +1,13 @@
 """Continue a benchmark after a part of it has failed."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 
 @contextmanager
-def tolerated(what: str, failures: list[str]) -> Iterator[None]:
+def tolerated(what: str, failures: list[str]) -> Generator[None]:
     """Report an error in the block, append it to ``failures`` and continue after the block.
 
     Measure in the block, and write the result after it: an error in writing should end the benchmark, not be repeated.

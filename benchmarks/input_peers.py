@@ -50,7 +50,7 @@ class Recipe(NamedTuple):
 
 def torchvision_loader(recipe: Recipe, decode: Callable[[Path], Tensor]) -> Loader:
     """Return a loader that transforms full images with torchvision; ``decode`` returns uint8 (C, H, W)."""
-    fill = {tv_tensors.Image: list(MEAN_COLOUR), tv_tensors.Mask: IGNORE_INDEX}
+    fill: dict[Any, Any] = {tv_tensors.Image: list(MEAN_COLOUR), tv_tensors.Mask: IGNORE_INDEX}
     chain = v2.Compose(
         [
             v2.RandomHorizontalFlip(),
@@ -93,7 +93,7 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
     of the paper's recipes.
     """
     try:
-        import cv2  # pyright: ignore[reportMissingImports]
+        import cv2
     except ImportError:
         return None
     cv2.setNumThreads(1)
@@ -126,8 +126,8 @@ def mmsegmentation(recipe: Recipe) -> Loader | None:
 def albumentations(recipe: Recipe) -> Loader | None:
     """Return an albumentations pipeline with OpenCV, as its documentation recommends."""
     try:
-        import albumentations as A  # pyright: ignore[reportMissingImports]
-        import cv2  # pyright: ignore[reportMissingImports]
+        import albumentations as A
+        import cv2
     except ImportError:
         return None
     cv2.setNumThreads(1)

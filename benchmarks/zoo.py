@@ -91,7 +91,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 @torch.inference_mode()
 def _images_per_s(model: torch.nn.Module, size: tuple[int, int], device: torch.device, repeats: int) -> float:
     """Return images per second; on a CPU, per core by process time, which other processes barely affect."""
-    model = model.eval().to(device=device).to(memory_format=torch.channels_last)
+    model = model.eval().to(device=device).to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload], in torch 2.11
     image = torch.rand(1, 3, *size, device=device).to(memory_format=torch.channels_last)
     if device.type == "cuda":
         return 1e6 / measure_launched(lambda _: model(image), repeats).median_us

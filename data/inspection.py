@@ -196,7 +196,7 @@ class _Inspected(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> Sample:
+    def __getitem__(self, place: int) -> Sample:  # pyrefly: ignore[bad-override-param-name]
         index, kind = self.indices[place], None
         try:
             if not self.labels_only and hasattr(self.dataset, "image_path"):

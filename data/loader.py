@@ -50,7 +50,7 @@ class Loader(DataLoader):
             **named,
         )
 
-    def __iter__(self) -> Generator:  # pyright: ignore[reportIncompatibleMethodOverride], nobody relies on torch's class
+    def __iter__(self) -> Generator:  # pyrefly: ignore[bad-override], nobody relies on torch's class
         context = self.multiprocessing_context  # None without workers
         if context is not None and context.get_start_method() != "fork" and sys.platform != "win32":
             resource_tracker.ensure_running()  # started together with the first worker, it would unblock the signals
@@ -75,7 +75,7 @@ class Loader(DataLoader):
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
+def _signals_blocked() -> Generator[None]:
     """Defer the signals that end a job until the block ends; processes started in it keep them blocked."""
     arrived: list[int] = []
     main = threading.current_thread() is threading.main_thread()  # only it may set handlers

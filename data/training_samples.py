@@ -69,7 +69,7 @@ class Seeded(Dataset[tuple[Tensor, Any]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Any]:  # pyrefly: ignore[bad-override-param-name]
         number, index = key
         with torch.random.fork_rng(devices=[]):  # without workers, this is the training process
             while True:

@@ -10,9 +10,6 @@ Every array is channels-last, (pixels, channels), with contiguous channels and a
 Both frameworks launch the same kernels, so this file imports neither torch nor jax.
 """
 
-# pyright: basic
-# Triton compiles the body of a triton.jit function, where names have other types than in Python.
-
 import triton
 import triton.language as tl
 

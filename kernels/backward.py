@@ -24,9 +24,6 @@ Notation: query, key, dquery, dkey (pixels, D); value, out, G, dvalue (pixels, C
 in float32; delta (pixels,); gamma (1,). BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab, BLOCK_D >= D.
 """
 
-# pyright: basic, reportGeneralTypeIssues=false
-# Triton compiles the body of a triton.jit function, where names have other types than in Python.
-
 import triton
 import triton.language as tl
 

@@ -24,9 +24,6 @@ Notation: query, key (pixels, D); value, out, residual, result (pixels, C); stat
 gamma (1,). BLOCK_M queries, BLOCK_N keys, BLOCK_C channels per slab, BLOCK_D >= D.
 """
 
-# pyright: basic, reportGeneralTypeIssues=false
-# Triton compiles the body of a triton.jit function, where names have other types than in Python.
-
 import triton
 import triton.language as tl
 

@@ -6,9 +6,6 @@ anything that the previous pass wrote or read. Since every pass but the first wa
 the end of a pass implies that all earlier ones have ended.
 """
 
-# pyright: basic
-# Triton compiles the body of a triton.jit function, where names have other types than in Python.
-
 import triton
 import triton.language as tl
 
@@ -16,13 +13,13 @@ import triton.language as tl
 @triton.jit
 def allow_next_launch():
     """Let programs of the next launch start as soon as every program of this one has called this."""
-    tl.extra.cuda.gdc_launch_dependents()  # pyright: ignore[reportAttributeAccessIssue]
+    tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def wait_for_previous_launch():
     """Wait until the previous launch has ended and its results are visible."""
-    tl.extra.cuda.gdc_wait()  # pyright: ignore[reportAttributeAccessIssue]
+    tl.extra.cuda.gdc_wait()
 
 
 @triton.jit

@@ -3,9 +3,6 @@
 The edge loss and the detection loss support torch only.
 """
 
-# pyright: basic
-# lazy_loader is untyped; __init__.pyi declares the names of this package.
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -28,13 +28,13 @@ class _Sum(Function):
     """All-reduce (sum) over the ranks in both the forward and the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, values: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, values: Array) -> Array:
         values = values.contiguous().clone()
         dist.all_reduce(values)
         return values
 
     @staticmethod
-    def backward(ctx: Any, grad: Array) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Array) -> Array:  # pyrefly: ignore[bad-override]
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
         return grad

@@ -1,7 +1,6 @@
 """Dice, focal and Lovasz losses from segmentation_models.pytorch, as terms of the weighted sum."""
 
 # segmentation_models.pytorch is untyped, and an optional dependency.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import importlib
 import inspect

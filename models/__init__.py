@@ -1,8 +1,5 @@
 """Networks for semantic segmentation, human parsing and instance segmentation, built on timm backbones."""
 
-# pyright: basic
-# lazy_loader is untyped; __init__.pyi declares the names of this package.
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

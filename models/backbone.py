@@ -38,13 +38,13 @@ class DilatedConv2d(nn.Conv2d):
 
 
 # timm's methods call the image `x`.
-class DilatedStdConv2d(DilatedConv2d, ScaledStdConv2d):  # pyright: ignore[reportIncompatibleMethodOverride]
+class DilatedStdConv2d(DilatedConv2d, ScaledStdConv2d):  # pyrefly: ignore[inconsistent-inheritance]
     """The same for timm's ``ScaledStdConv2d``, the convolution of normaliser-free networks."""
 
     _original = ScaledStdConv2d
 
 
-class DilatedStdConv2dSame(DilatedConv2d, ScaledStdConv2dSame):  # pyright: ignore[reportIncompatibleMethodOverride]
+class DilatedStdConv2dSame(DilatedConv2d, ScaledStdConv2dSame):  # pyrefly: ignore[inconsistent-inheritance]
     """The same for timm's ``ScaledStdConv2dSame``."""
 
     _original = ScaledStdConv2dSame

@@ -110,7 +110,7 @@ def _is_plain(conv: nn.Module) -> bool:
         isinstance(conv, nn.Conv2d)
         and type(conv).forward is nn.Conv2d.forward
         and "forward" not in vars(conv)
-        and type(conv)._conv_forward is nn.Conv2d._conv_forward  # pyright: ignore[reportPrivateUsage]
+        and type(conv)._conv_forward is nn.Conv2d._conv_forward
         and conv.kernel_size == conv.stride == (1, 1)
         and conv.padding == (0, 0)
         and conv.groups == 1

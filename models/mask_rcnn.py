@@ -5,7 +5,6 @@ insert one module "right before the last residual block of res4".
 """
 
 # torchvision is untyped.
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from collections import OrderedDict
 from collections.abc import Callable

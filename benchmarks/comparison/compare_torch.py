@@ -80,7 +80,7 @@ def _both(peer: peers.Peer, sets: Inputs) -> Timed:
 
 def passes_of(peer: peers.Peer, device: torch.device) -> dict[str, Callable[[peers.Peer, Inputs], Timed]]:
     """Return, for each pass of a peer, the function that prepares it for timing; any of them may fail on its own."""
-    passes = {"forward": _forward}
+    passes: dict[str, Callable[[peers.Peer, Inputs], Timed]] = {"forward": _forward}
     if peer.has_gradient:
         passes |= {"backward": _backward, "both": _both}
     if device.type == "cuda" and peer.function is peers.triton:

@@ -73,10 +73,10 @@ def bmm(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return the attention by batched matrix products, with lines copied to (N * lines, channels, L) and back."""
     batch, _, height, width = query.shape
 
-    def columns(array):
+    def columns(array: Tensor) -> Tensor:
         return array.permute(0, 3, 1, 2).reshape(batch * width, -1, height)
 
-    def rows(array):
+    def rows(array: Tensor) -> Tensor:
         return array.permute(0, 2, 1, 3).reshape(batch * height, -1, width)
 
     column = _masked_diagonal(torch.bmm(columns(query).mT, columns(key)))
@@ -147,7 +147,7 @@ def non_local_oracle(query: Tensor, key: Tensor, value: Tensor, rows: int = 2048
     return torch.cat(parts, dim=1).mT.unflatten(-1, value.shape[2:])
 
 
-ORACLES = {"cross": reference, "all": non_local_oracle}
+ORACLES: dict[str, Callable[..., Tensor]] = {"cross": reference, "all": non_local_oracle}
 PEERS = {
     "triton": Peer(triton, devices=("cuda",)),
     "cpu": Peer(cpu, devices=("cpu",)),

@@ -12,10 +12,6 @@ Shared memory for D = 64 and slabs of 64 channels: 3 slabs of the upstream gradi
 the earlier dvalue, query and key of 2 lines, and one map of 128x128 for the weights, later for their gradient: 224 KB.
 """
 
-# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton compiles the body of a gluon.jit function, where names have other types than in Python.
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (

@@ -4,10 +4,6 @@ A descriptor has the shape (lines // inner, length, inner * stride), like those 
 blocks of (1, rows, channels).
 """
 
-# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton compiles the body of a gluon.jit function, where names have other types than in Python.
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma

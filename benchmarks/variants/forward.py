@@ -10,10 +10,6 @@ result, which is stored from there. Weights are rounded before they are divided 
 normalised weights, the kernel spills.
 """
 
-# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton compiles the body of a gluon.jit function, where names have other types than in Python.
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (

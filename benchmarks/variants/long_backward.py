@@ -19,10 +19,6 @@ gradient and the value, and THIRD_STAGES slabs of the earlier dvalue, which beco
 THIRD_STAGES slabs of the output and one slab of dvalue.
 """
 
-# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton compiles the body of a gluon.jit function, where names have other types than in Python.
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (

@@ -4,9 +4,6 @@ They take the calls that :class:`ccnet.benchmarks.tuning.trial.Trial` makes, in 
 channels that are a multiple of 64, query, key and value as slices of one projection. Backward passes need gamma.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
-# Triton is untyped.
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

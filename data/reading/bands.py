@@ -242,7 +242,7 @@ def _start(path: Path) -> bytes:
 
 def _tifffile() -> Any:
     try:
-        import tifffile  # pyright: ignore[reportMissingImports]
+        import tifffile
     except ImportError:
         return None
     return tifffile

@@ -108,7 +108,7 @@ def _png_header(content: bytes) -> Header | None:
 
 
 def _jpeg_header(content: bytes) -> Header | None:
-    import simplejpeg  # pyright: ignore[reportMissingImports]
+    import simplejpeg
 
     height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     mode, turned = _JPEG_MODES.get(colours), b"Exif\0\0" in content or b"Orientation" in content
@@ -130,14 +130,14 @@ def _decoders() -> dict[tuple[str, str], Callable[[bytes], Any]]:
     """Return a decoder for each (kind, mode) that an installed library decodes to the same pixels as Pillow."""
     decoders: dict[tuple[str, str], Callable[[bytes], Any]] = {}
     try:
-        import pyspng  # pyright: ignore[reportMissingImports]
+        import pyspng
 
         decoders["PNG", "RGB"] = lambda content: pyspng.load(_uncompressed(content, 3) or content, format="RGB")
         decoders["PNG", "L"] = lambda content: pyspng.load(_uncompressed(content, 1) or content, format="L")
     except ImportError:
         pass
     try:
-        import simplejpeg  # pyright: ignore[reportMissingImports]
+        import simplejpeg
 
         decoders["JPEG", "RGB"] = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB")
     except ImportError:
@@ -175,7 +175,7 @@ def _uncompressed(content: bytes, channels: int) -> bytes | None:
 @functools.cache
 def _isal() -> Any:
     try:
-        from isal import isal_zlib  # pyright: ignore[reportMissingImports]
+        from isal import isal_zlib
     except ImportError:  # some platforms have no wheels
         return None
     return isal_zlib

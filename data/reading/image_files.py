@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -229,7 +229,7 @@ def pillow_image(path: Path) -> ImageFile:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile]:
+def _opened(path: Path) -> Generator[ImageFile]:
     """Open an image without decoding it; errors raised while the caller decodes it name the file."""
     with reading(path), pillow_image(path) as image:
         check_size(image.height, image.width, path)
@@ -237,7 +237,7 @@ def _opened(path: Path) -> Iterator[ImageFile]:
 
 
 @contextmanager
-def reading(subject: object) -> Iterator[None]:
+def reading(subject: object) -> Generator[None]:
     """Lift Pillow's limits while a file is read; replace its errors with this project's, which name ``subject``."""
     try:
         with _pillow_limits_lifted(), warnings.catch_warnings(action="ignore"):  # of damaged, unused metadata
@@ -272,7 +272,7 @@ _lifting = threading.Lock()
 
 
 @contextmanager
-def _pillow_limits_lifted() -> Iterator[None]:
+def _pillow_limits_lifted() -> Generator[None]:
     """Lift Pillow's own limits, which are global.
 
     Its limit on the image size is lower than this project's and is reported as a possible attack; its limit on PNG
@@ -280,7 +280,7 @@ def _pillow_limits_lifted() -> Iterator[None]:
     """
     with _lifting:
         before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
-        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, _TEXT_LIMIT
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = None, _TEXT_LIMIT  # pyrefly: ignore[bad-assignment]
         try:
             yield
         finally:

@@ -208,7 +208,7 @@ def shown_value(value: Value) -> str:
 
 def shown_values(values: Iterable[Value], most: int = 5) -> str:
     """Format the smallest values as a list for messages; runs of numbers become ranges such as "0 to 10"."""
-    ordered = sorted(values)  # pyright: ignore[reportArgumentType], all numbers or all colours
+    ordered = sorted(values)  # all numbers or all colours
     runs: list[list[Value]] = []
     for value in ordered:
         if runs and isinstance(value, int) and runs[-1][-1] == value - 1:

@@ -130,7 +130,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             mask[:] = decoded_mask(entry, size, self.annotation_file)
         kept = torch.from_numpy(masks.any(axis=(1, 2)) if self.training else np.ones(len(objects), dtype=bool))
         return {
-            "boxes": tv_tensors.BoundingBoxes(boxes[kept], format="XYXY", canvas_size=size),  # pyright: ignore[reportCallIssue]
+            "boxes": tv_tensors.BoundingBoxes(boxes[kept], format="XYXY", canvas_size=size),  # pyrefly: ignore[unexpected-keyword]
             "labels": torch.tensor(labels, dtype=torch.int64)[kept],
             "masks": tv_tensors.Mask(torch.from_numpy(masks)[kept]),
             "crowds": torch.tensor(crowds, dtype=torch.bool)[kept],

@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from .viewer import Viewer
 
 
 @contextmanager
-def serving(viewer: Viewer, *, host: str, port: int | None, max_upload_mb: float) -> Iterator[Any]:
+def serving(viewer: Viewer, *, host: str, port: int | None, max_upload_mb: float) -> Generator[Any]:
     """Serve the page until the ``with`` block ends; yield its Gradio object, whose ``local_url`` is the address.
 
     Uploads are stored in a temporary folder and removed after an hour, or earlier if the server stops.

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ for _resolver in (commented_config, config_groups):  # for conf/hydra/help
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 # For every group that exists, --help copies the store, which Hydra only reads. This took two thirds of the time.
-ConfigStore.__deepcopy__ = lambda self, memo: self  # pyright: ignore[reportAttributeAccessIssue]
+ConfigStore.__deepcopy__ = lambda self, memo: self
 
 _INTERRUPTED = 130  # exit code of shells for programs that Ctrl-C ends
 _USER_ERRORS = (ValueError, OSError, MemoryError, InstantiationException, OmegaConfBaseException)
@@ -177,7 +177,7 @@ def _run(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
 
 
 @contextmanager
-def _explain_lost_workers() -> Iterator[None]:
+def _explain_lost_workers() -> Generator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:

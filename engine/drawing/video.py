@@ -1,7 +1,7 @@
 """Write frames to a video file."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from itertools import pairwise
@@ -71,7 +71,7 @@ class Video(ABC):
 
 
 @contextmanager
-def open_video(path: Path, *, fps: float) -> Iterator[Video]:
+def open_video(path: Path, *, fps: float) -> Generator[Video]:
     """Open a video for writing, as .mp4 (H.264, via PyAV) or .gif.
 
     The file appears at the end of the ``with`` block, and only if the block succeeds.

@@ -2,8 +2,9 @@
 
 import importlib.util
 import weakref
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +97,8 @@ class Storages(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
         self._used = self.peak = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
@@ -123,24 +124,24 @@ class _AttentionFormula(TorchFunctionMode):
     of the algorithm do not include this recomputation.
     """
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is scaled_dot_product_attention:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is scaled_dot_product_attention:
             query, key, value = args
             return (query[:, :1] @ key[:, :1].mT).softmax(dim=-1) @ value
-        return function(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 class _FusedAttention(TorchFunctionMode):
     """Dispatch fake tensors to fused attention, as with real tensors, instead of materialising the attention map."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is scaled_dot_product_attention:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is scaled_dot_product_attention:
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **(kwargs or {}))[0]
-        return function(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def _triton_path(model: nn.Module):
+def _triton_path(model: nn.Module) -> Generator[None]:
     """Use the Triton operators on fake tensors: no kernel is launched, so no GPU is needed."""
     if importlib.util.find_spec("triton") is None:
         yield

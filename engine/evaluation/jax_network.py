@@ -33,7 +33,7 @@ class JaxNetwork:
         dtype = jnp.bfloat16 if bf16 else jnp.float32
 
         @jax.jit  # compiles once per image size
-        def forward(state, images):
+        def forward(state: nnx.State, images: jax.Array) -> jax.Array:
             return nnx.merge(self.graph, state)(images, train=False, dtype=dtype)["out"]
 
         self._forward = forward

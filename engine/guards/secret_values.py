@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -113,7 +113,7 @@ def _from_environment(node: DictConfig | ListConfig, name: str = "") -> Iterator
 
 
 @contextmanager
-def _recorded_variables() -> Iterator[set[str]]:
+def _recorded_variables() -> Generator[set[str]]:
     """Yield a set that collects the names of the environment variables read by ``${oc.env:NAME}`` in the block."""
     names: set[str] = set()
 

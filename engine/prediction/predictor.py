@@ -1,6 +1,6 @@
 """Predict the label map of an image outside any data set."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -145,7 +145,7 @@ class Predictor:
         return picture.unsqueeze(0).to(self.device) / 255
 
     @contextmanager
-    def _counted(self, title: str | None, number: int) -> Iterator[Any]:
+    def _counted(self, title: str | None, number: int) -> Generator[Any]:
         """Yield the network, wrapped so that it shows its progress if there are many passes."""
         if title is None or number < _MANY_PASSES:
             yield self.network

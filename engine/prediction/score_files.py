@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def open_scores(
     logits: bool = False,
     normalised: bool = False,
     orientation: int = 1,
-) -> Iterator[ScoreFile]:
+) -> Generator[ScoreFile]:
     """Collect the scores of an image and write them when the ``with`` block succeeds.
 
     Args:
@@ -112,7 +112,7 @@ def wanted_scores(
     logits: bool,
     normalised: bool,
     orientation: int,
-) -> Iterator[Callable[[Tile], None] | None]:
+) -> Generator[Callable[[Tile], None] | None]:
     """Yield a function that adds the scores of a tile to every requested file; None if no file is requested.
 
     Args:

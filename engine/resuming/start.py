@@ -4,7 +4,7 @@ From then on, the folder of the run is locked, so that no other process can writ
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from shlex import quote
@@ -65,7 +65,7 @@ class _FoundRun(NamedTuple):
 
 
 @contextmanager
-def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
+def find_start(config: DictConfig, folder: Path) -> Generator[Start]:
     """Lock the folder of a run for the duration of the block, and yield it with the checkpoint to resume from.
 
     All processes of the run must call this; the first one decides for all.
@@ -84,7 +84,7 @@ def find_start(config: DictConfig, folder: Path) -> Iterator[Start]:
     """
     with ExitStack() as held:
         start = Start(folder, None) if rank() else _find(config, folder, held)
-        folder, path = from_first((start.folder, start.saved and start.saved.source))
+        folder, path = from_first((start.folder, start.saved.source if start.saved else None))
         saved = load(path) if rank() and path else start.saved
         iterations = from_all(saved.iteration if saved else 0)
         if len(set(iterations)) > 1:

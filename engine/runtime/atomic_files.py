@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def given_path(value: str | int | float | Path | None) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the block ends and is removed if the block fails.
 
     The file's permissions follow the umask, however the block creates it. If the process is killed, the temporary file
@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Generator[None]:
     """Add `path` to an OSError that lacks a file name."""
     try:
         yield

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -31,7 +31,7 @@ _ROLL_CALL = 10.0  # seconds for all processes to report that a collective opera
 
 
 @contextmanager
-def processes(device: torch.device, *, timeout: float = 600) -> Iterator[torch.device]:
+def processes(device: torch.device, *, timeout: float = 600) -> Generator[torch.device]:
     """Join the process group of a ``torchrun`` job for the duration of the block.
 
     Args:
@@ -75,7 +75,7 @@ def _check_environment(device: torch.device) -> None:
 
 
 @contextmanager
-def _joined(device: torch.device, timeout: float) -> Iterator[None]:
+def _joined(device: torch.device, timeout: float) -> Generator[None]:
     limit = timedelta(seconds=timeout)
     try:
         shared, own, size = _rendezvous(limit)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 @contextmanager
-def enough_memory(work: str, advice: str) -> Iterator[None]:
+def enough_memory(work: str, advice: str) -> Generator[None]:
     """Turn torch's out-of-memory errors, on GPU or CPU, into a MemoryError that says what to reduce.
 
     Args:

@@ -1,6 +1,6 @@
 """The overrides of this run, and whether it is part of a sweep."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -37,7 +37,7 @@ def called_from_python() -> bool:
 
 
 @contextmanager
-def as_command_line(overrides: Sequence[str]) -> Iterator[None]:
+def as_command_line(overrides: Sequence[str]) -> Generator[None]:
     """Treat overrides passed in a Python call as command-line overrides for the duration of the block."""
     token = _called_with.set(overrides)
     try:

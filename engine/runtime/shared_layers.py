@@ -1,5 +1,7 @@
 """Batch norm and dropout whose results do not depend on the number of processes that a batch is split across."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from timm.layers.norm_act import convert_sync_batchnorm
@@ -24,7 +26,8 @@ class SharedBatchNorm(_BatchNorm):
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
-        self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
+        self.drop: Any = getattr(norm, "drop", nn.Identity())
+        self.act: Any = getattr(norm, "act", nn.Identity())
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel of (N, C, *S); the shape is unchanged."""

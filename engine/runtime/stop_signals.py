@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -36,7 +36,7 @@ class Stopped(SystemExit):
 @contextmanager
 def second_signal_ends(
     signals: Collection[int] = _SIGNALS, first: Collection[int | None] = (*_SIGNALS, _REQUEUE)
-) -> Iterator[None]:
+) -> Generator[None]:
     """Within the block, let a second SIGTERM or SIGINT end this process immediately, whatever it is waiting for.
 
     Args:
@@ -80,7 +80,7 @@ def _end_at_second(reader: int, signals: Collection[int], first: Collection[int 
 
 
 @contextmanager
-def stopped_like_ctrl_c() -> Iterator[None]:
+def stopped_like_ctrl_c() -> Generator[None]:
     """Within the block, let SIGTERM and SIGHUP raise KeyboardInterrupt as well, so that ``with`` blocks clean up.
 
     Signals that are ignored, as SIGHUP is under nohup, and those with a handler of the program's own are left alone.
@@ -135,7 +135,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self) -> Generator[None]:
         """Raise :class:`Stopped` as soon as a request arrives, even mid-block; unfinished work may be lost."""
         self._raise = True
         try:

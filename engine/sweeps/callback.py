@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -101,7 +101,7 @@ class SweepReport(OutputFolder):
 
 
 @contextmanager
-def _writable(option: str, folder: Path) -> Iterator[None]:
+def _writable(option: str, folder: Path) -> Generator[None]:
     """Exit with one message if the block cannot write to the output folder that `option` selects."""
     try:
         yield

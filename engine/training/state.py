@@ -151,8 +151,8 @@ class TrainingState:
         if rank():
             return
         if best:
-            averaged = {"weights": self.ema.network.state_dict()} if self.ema else {}
-            writing.save(replace(checkpoint, **averaged), folder / BEST)
+            averaged = replace(checkpoint, weights=self.ema.network.state_dict()) if self.ema else checkpoint
+            writing.save(averaged, folder / BEST)
         writing.save(checkpoint, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
         self._saved = self.iteration
         self._last_is_whole = True

@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
@@ -173,7 +173,7 @@ class WandbRun:
                 run.finish(exit_code=int(failed))
 
     @contextmanager
-    def _expendable(self) -> Iterator[wandb.Run | None]:
+    def _expendable(self) -> Generator[wandb.Run | None]:
         """Yield the run, and continue without W&B if the block fails.
 
         W&B's process may have died, as after a signal to all processes of a job. One that does not respond is ended.
@@ -199,7 +199,7 @@ class WandbRun:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def _time_limit(seconds: float) -> Generator[None]:
     """End W&B's process if the block takes longer: W&B would wait for it for ever, but raises an error once it ends."""
     timer = threading.Timer(seconds, _end_service)
     timer.daemon = True

@@ -8,9 +8,6 @@ read pointer in the signature is therefore passed as an uninitialised operand wh
 Call :func:`launch` only in a lowering rule for the "cuda" platform, because it compiles the kernel immediately.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
-# Triton and JAX's library for it are untyped.
-
 import zlib
 from collections.abc import Mapping
 from functools import cache
@@ -171,7 +168,7 @@ def triton_library() -> Any:
         ValueError: JAX's CUDA plugin, which provides the library, is not installed.
     """
     # jaxlib does not expose it publicly.
-    from jax._src.lib import gpu_triton  # pyright: ignore[reportPrivateImportUsage]
+    from jax._src.lib import gpu_triton
 
     if not hasattr(gpu_triton, "TritonKernel"):
         raise ValueError(

@@ -1,8 +1,5 @@
 """Choose between the Triton kernels and the reference for JAX arrays, as far as possible before lowering."""
 
-# pyright: reportUnknownMemberType=false
-# jax.numpy leaves some of its functions untyped.
-
 from collections.abc import Sequence
 from typing import Any, cast
 

@@ -1,8 +1,5 @@
 """Support for meshes with explicit axis types, on which JAX tracks the sharding of every array in its type."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# JAX's meshes are untyped.
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -7,9 +7,6 @@ The primitives take dense channels-last arrays, (N, *S, channels). For other lay
 XLA implements as a copy.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# JAX leaves some of its functions untyped.
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -3,10 +3,6 @@
 The functions take and return the arrays listed in ``primitives.py``, channels-last.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false
-# Triton and some JAX functions are untyped.
-
 from collections.abc import Callable
 from typing import Any
 
@@ -144,7 +140,7 @@ def _obstacle() -> str | None:
     """Return why the kernels cannot run on this machine's CUDA devices, or None if they can."""
     import triton
 
-    if triton.knobs.runtime.interpret:  # pyright: ignore[reportAttributeAccessIssue]
+    if triton.knobs.runtime.interpret:
         return "Triton is in interpreter mode (TRITON_INTERPRET=1)"
     from .binding import triton_library
     from .targets import device

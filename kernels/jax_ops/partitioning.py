@@ -4,9 +4,6 @@ The batch, the spatial axes that are not attended along and the value channels m
 since every position needs whole lines and all query channels.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# JAX leaves custom partitioning untyped.
-
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from jax._src import dispatch  # pyright: ignore[reportPrivateImportUsage]
+from jax._src import dispatch
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.sharding import NamedSharding, PartitionSpec

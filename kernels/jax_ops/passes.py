@@ -5,9 +5,6 @@ S spatial sizes, D query channels and C value channels. XLA owns all memory, so 
 reads, updates or writes, and a result may reuse the buffer of a read-only pointer.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# Triton and JAX's devices are untyped.
-
 from collections.abc import Mapping
 from typing import Any
 

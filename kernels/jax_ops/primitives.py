@@ -13,9 +13,6 @@ The kernels compute forward and backward. Tangents, which only forward mode comp
 which only higher derivatives need, use the reference on every platform.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-# JAX leaves primitives and their registration untyped.
-
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any

@@ -7,9 +7,6 @@ Shapes: N images, S spatial sizes, D query channels, C value channels, L the len
 axes other than that of the line.
 """
 
-# pyright: reportUnknownMemberType=false
-# jax.numpy leaves some of its functions untyped.
-
 from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple

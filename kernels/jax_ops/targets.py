@@ -1,8 +1,5 @@
 """The GPU that a call is lowered for: the one that runs it, or a named target, such as on a machine without a GPU."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# JAX's devices are untyped.
-
 import logging
 import os
 from collections.abc import Generator

@@ -5,10 +5,6 @@ Triton's wheel, and for AMD GPUs from the assembly. The tests check them for eve
 uses them to reject candidates.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false
-# Triton is untyped.
-
 import re
 import subprocess
 import tempfile

@@ -160,7 +160,7 @@ def weakness(report: "Report", case: Case, shared_memory: int) -> str | None:
 
 def main() -> int:
     """Compile all launches in parallel, report each GPU as soon as it is done, and return the exit status."""
-    import triton  # pyright: ignore[reportMissingTypeStubs]
+    import triton
 
     started = time.monotonic()
     number = failed = 0

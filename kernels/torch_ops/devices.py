@@ -1,8 +1,5 @@
 """The properties of a GPU, NVIDIA or AMD, as torch reports them."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# torch's GPU properties are untyped.
-
 from functools import cache
 
 import torch
@@ -23,7 +20,7 @@ def device_of(index: int | None) -> plan.Device:
         (properties.major, properties.minor),
         properties.multi_processor_count,
         # Not reported by torch on ROCm.
-        plan.AMD_SHARED_MEMORY[arch] if arch else properties.shared_memory_per_block_optin,
+        plan.AMD_SHARED_MEMORY[arch] if arch else properties.shared_memory_per_block_optin,  # pyrefly: ignore[missing-attribute]
         arch,
         descriptors=hopper,
         overlaps=hopper,

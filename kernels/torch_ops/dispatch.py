@@ -1,8 +1,5 @@
 """Choose between the Triton kernels, the CPU operators and the reference for torch tensors."""
 
-# pyright: reportUnknownMemberType=false
-# torch leaves some of its decorators untyped.
-
 from collections.abc import Sequence
 from functools import cache
 from typing import Any

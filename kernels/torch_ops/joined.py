@@ -5,9 +5,6 @@ slices of one tensor, the operators write their gradients into a single buffer, 
 operator may not return several views of one buffer, so theirs return the buffer, and autograd's formula splits it.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# torch leaves Tensor.split untyped.
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +19,7 @@ def split_channels(projected: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...
     plain = torch.compiler.is_compiling() or transforms.is_exporting()  # torch.jit.trace rejects Python functions
     if plain or not projected.requires_grad or transforms.are_active(projected):
         return torch.split(projected, list(sizes), dim=1)
-    return _Split.apply(projected, sizes)  # pyright: ignore[reportReturnType]
+    return _Split.apply(projected, sizes)
 
 
 class _Split(torch.autograd.Function):
@@ -58,4 +55,4 @@ def split_like(joined: Tensor, arrays: Sequence[Tensor], dim: int) -> tuple[Tens
 
 def storage_id(tensor: Tensor) -> int:
     """Return an identifier of the tensor's storage; unlike a data pointer, fake tensors have it too."""
-    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    return tensor.untyped_storage()._cdata

@@ -5,9 +5,6 @@ keeps passing arguments with the same properties, so each planned launch caches 
 that Triton specialises on, and calls them directly. Timings are in results/kernels_log.md.
 """
 
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# Triton is untyped.
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +18,7 @@ from ..launches.plan import Launch
 
 def is_interpreted() -> bool:
     """Return whether Triton is in interpreter mode, in which kernels run on the CPU."""
-    return triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
+    return triton.knobs.runtime.interpret
 
 
 def run(

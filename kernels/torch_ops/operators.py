@@ -9,9 +9,6 @@ A torch operator takes a flat list of tensors and numbers, so a :class:`Call` is
 operator.
 """
 
-# pyright: reportUnknownMemberType=false, reportUntypedFunctionDecorator=false
-# torch leaves the registration of operators untyped.
-
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 

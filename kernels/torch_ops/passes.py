@@ -5,9 +5,6 @@ single stride between pixels in every array. channels_last tensors and channel s
 this and are read in place; other arrays are copied into that layout once.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# Triton is untyped.
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

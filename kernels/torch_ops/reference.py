@@ -4,9 +4,6 @@ Shapes: N images, S spatial sizes, D query channels, C value channels, L the len
 axes other than that of the line.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# torch leaves Tensor.split untyped.
-
 from collections.abc import Sequence
 from typing import Any
 

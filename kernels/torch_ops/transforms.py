@@ -4,7 +4,6 @@ The kernels only support reverse-mode differentiation. Under a transform the ref
 operations have every derivative and batching rule.
 """
 
-# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # torch has no public API for these queries.
 
 from contextlib import AbstractContextManager, nullcontext
@@ -35,14 +34,14 @@ def are_intercepted(*arrays: Tensor) -> bool:
 
 
 def _is_intercepted(array: Tensor) -> bool:
-    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    functorch: Any = torch._C._functorch
     return type(array) not in (Tensor, Parameter) or functorch.is_legacy_batchedtensor(array)
 
 
 def is_exporting() -> bool:
     """Return whether torch.export or torch.jit.trace is running, whose programs should run without this package."""
     # Not torch.compiler.is_exporting(), which torch.compile evaluates to True in torch 2.11.
-    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
 
 
 def has_no_data(array: Tensor) -> bool:
@@ -55,7 +54,7 @@ def can_hook_saved_tensors() -> bool:
 
     torch calls only the innermost of nested hooks, so another one would hide the tensors from the caller's.
     """
-    hooks: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    hooks: Any = torch._C._autograd
     return hooks._saved_tensors_hooks_is_enabled() and hooks._top_saved_tensors_default_hooks(False) is None
 
 

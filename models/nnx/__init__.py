@@ -4,9 +4,6 @@ A twin is built from a torch module and copies its settings and weights, so the 
 and this project's checkpoints work with both frameworks; :func:`state_dict` converts the weights back.
 """
 
-# pyright: basic
-# lazy_loader is untyped; __init__.pyi declares the names of this package.
-
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

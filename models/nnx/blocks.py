@@ -1,7 +1,6 @@
 """Flax NNX twins of the blocks of timm's convolutional networks, with (N, H, W, C) arrays."""
 
 # Some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false
 
 from typing import Any
 

@@ -1,7 +1,6 @@
 """Flax NNX twins of timm's channel attention: squeeze-and-excitation, and efficient channel attention (ECA)."""
 
 # Some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false
 
 from typing import Any
 

@@ -1,7 +1,6 @@
 """Channels-last Flax NNX twins of the context modules."""
 
 # Some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from typing import Any
 

@@ -7,7 +7,6 @@ contain the plain convolution, as do those for several devices unless the kernel
 """
 
 # Some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,6 @@
 """Counterparts of torch layers for (N, H, W, C) arrays; they compute in the dtype of their input."""
 
 # Some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any

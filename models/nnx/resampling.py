@@ -1,7 +1,6 @@
 """Pooling and resizing of (N, H, W, C) arrays with torch's conventions at the borders."""
 
 # Some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false
 
 import math
 from collections.abc import Sequence

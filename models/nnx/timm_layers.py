@@ -1,7 +1,6 @@
 """Flax NNX twins of layers in timm's newer backbones, for (N, H, W, C) arrays."""
 
 # Some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from collections.abc import Sequence
 from itertools import accumulate

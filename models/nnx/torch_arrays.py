@@ -1,7 +1,6 @@
 """Conversion between torch tensors and the variables of a twin, which differ in layout."""
 
 # Some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false
 
 from typing import TYPE_CHECKING, Any
 

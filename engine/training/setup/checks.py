@@ -34,7 +34,7 @@ def check_statistics(config: DictConfig) -> None:
 
 def check_outputs(model: nn.Module, criterion: nn.Module) -> None:
     """Raise ValueError if a term of the loss reads an output that the network does not return in training."""
-    names = getattr(model, "training_outputs", None)
+    names: Any = getattr(model, "training_outputs", None)
     if names is not None and isinstance(criterion, WeightedSum):
         criterion.check_outputs(names)
 

@@ -26,8 +26,12 @@ from ...runtime.provenance import provenance
 from .nonfinite import Outcome
 
 # The per-parameter state of torch's optimisers, under torch's names.
-_KEPT = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
+_KEPT: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+}
 _UNSUPPORTED = ("dampening", "maximize", "amsgrad")
+_Tree = dict[str, Any]
 
 
 class JaxStep:
@@ -155,14 +159,14 @@ class JaxStep:
         states = [_state(parameters, nnx.Param), _state(statistics, nnx.BatchStat)]
         return nnx.merge(self._graph, *states, copy=True)
 
-    def _update(self, state, hyper, batch, key, iteration):
+    def _update(self, state: Any, hyper: _Tree, batch: Any, key: jax.Array, iteration: Any) -> tuple[Any, Outcome]:
         parameters, statistics, kept = state
         images, labels = batch
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) * np.float32(1 / 255)
         trained = {name: parameters[name] for name in self._names.values()}
 
-        def objective(trained):
+        def objective(trained: _Tree) -> tuple[jax.Array, Any]:
             network = self._network(parameters | trained, statistics)
             output = network(images, train=True, key=key, dtype=jnp.bfloat16 if self.bf16 else jnp.float32)
             output = {name: jnp.moveaxis(x, -1, 1) for name, x in output.items()}
@@ -180,7 +184,7 @@ class JaxStep:
         kept_or_changed = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, state)
         return kept_or_changed, Outcome(loss, terms, grad_norm)
 
-    def _optax(self, gradients, parameters, kept, hyper):
+    def _optax(self, gradients: _Tree, parameters: _Tree, kept: _Tree, hyper: _Tree) -> tuple[_Tree, _Tree]:
         """Return the updates and the new optimiser state."""
         decay = jax.tree.map(lambda rate, parameter: rate * parameter, hyper["weight_decay"], parameters)
         if isinstance(self.optimizer, torch.optim.SGD):

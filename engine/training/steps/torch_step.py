@@ -214,7 +214,8 @@ def train_step(
     total: Any = 0
     report: dict[str, Any] = {}
     for last, share, images_part, labels_part in _pieces(images, labels, accumulate):
-        unsynchronised = nullcontext() if last else getattr(model, "no_sync", nullcontext)()
+        no_sync: Any = getattr(model, "no_sync", nullcontext)
+        unsynchronised = nullcontext() if last else no_sync()
         with unsynchronised:
             with torch.autocast(images[0].device.type, torch.bfloat16, enabled=bf16):
                 output = task.forward(model, images_part, labels_part)

@@ -3,9 +3,6 @@
 Shapes: N images, S spatial sizes, D query channels, C value channels, K keys per pixel.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# torch leaves Tensor.split untyped.
-
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial

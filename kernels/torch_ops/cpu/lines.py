@@ -5,9 +5,6 @@ batched matrix products read in place. The scores along all axes share one array
 softmax normalises its rows.
 """
 
-# pyright: reportUnknownMemberType=false
-# torch leaves its `out` arguments partly untyped.
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

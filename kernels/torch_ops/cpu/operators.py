@@ -4,10 +4,6 @@ They compute the same results as the reference with fewer copies and temporaries
 backward pass. Results are channels-last in memory regardless of the input layout.
 """
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUntypedFunctionDecorator=false
-# torch leaves Tensor.split and the registration of operators untyped.
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -4,9 +4,6 @@ torch multiplies bfloat16 with oneDNN, and float32 with MKL, which reaches only 
 with AVX-512.
 """
 
-# pyright: reportUnknownMemberType=false
-# torch leaves its `out` arguments partly untyped.
-
 from functools import cache
 
 import torch
@@ -101,7 +98,7 @@ def steps(lines: int, numbers: int) -> list[slice]:
 
 def multiplies_natively(dtype: torch.dtype) -> bool:
     """Return whether torch multiplies large arrays of a half-precision dtype faster than converted ones."""
-    has_instructions = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    has_instructions = torch.cpu._is_avx512_bf16_supported()
     return dtype == torch.bfloat16 and has_instructions and bool(torch.backends.mkldnn.enabled)
 
 

@@ -1,7 +1,6 @@
 """Comparison of a backbone's twin with timm's network, before the twin is used."""
 
 # Some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import copy
 from collections.abc import Callable

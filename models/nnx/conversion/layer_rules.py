@@ -108,7 +108,7 @@ LAYERS: dict[type[torch.nn.Module], Rule] = {
     LayerNorm2d: Rule(leaf(LayerNormTwin), {"elementwise_affine": True}, ("normalized_shape",)),
     GlobalResponseNorm2d: Rule(leaf(GlobalResponseNorm), unused=("spatial_dim", "channel_dim", "wb_shape")),
     LayerScale2d: _LAYER_SCALE,
-    efficientnet.LayerScale2d: _LAYER_SCALE,  # pyright: ignore[reportPrivateImportUsage] # its own before timm 1.0.21
+    efficientnet.LayerScale2d: _LAYER_SCALE,  # its own before timm 1.0.21
     torch.nn.ReLU: _activation("relu"),
     torch.nn.ReLU6: Rule(leaf(_relu6), {"min_val": 0.0, "max_val": 6.0}, ("inplace",)),
     torch.nn.LeakyReLU: _activation("leaky_relu", "negative_slope"),

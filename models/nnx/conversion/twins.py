@@ -1,7 +1,6 @@
 """Conversion of torch modules to their Flax NNX twins, and of the weights back to torch."""
 
 # Flax states are only partially typed.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from typing import Any
 

@@ -1,7 +1,6 @@
 """Load a network from a weight file and a configuration."""
 
 # Flax states and some JAX functions are only partially typed.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import json
 import os
