@@ -13,7 +13,7 @@ Detection networks are scored by COCO AP, and their detections are saved in COCO
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,13 @@ def main(config: DictConfig) -> float:
     dataset: Any = data.build_dataset(config.dataset, config.split, task.eval_transform())
     task.check_classes(saved.classes, dataset)
     framework = training.choose_framework(config.framework, config.device)
-    with runtime.processes(framework.device, timeout=config.collective_timeout):
+    with runtime.processes(framework.device, timeout=config.collective_timeout), ExitStack() as held:
         # Hydra's folder contains the time, which differs between processes.
         stem = runtime.from_first(_stem(config, path, protocol_name if task.predicts_label_maps else ""))
         about = _subject(config, saved, path, protocol_node, bf16)
+        with _writable(stem.parent):
+            if runtime.rank() == 0:
+                held.enter_context(runtime.FolderLock(stem.parent, "output", stem.name))
         evaluation.check_replaceable(Path(f"{stem}.json"), about)
         with _writable(stem.parent):
             files = _prediction_files(config, stem, dataset) if task.predicts_label_maps else []

@@ -203,6 +203,18 @@ def test_only_one_process_writes_predictions_to_a_folder(finished, tmp_path, run
     assert sorted(path.name for path in output.iterdir()) == ["one.png", "one_overlay.png"]
 
 
+def test_only_one_process_writes_the_same_scores(finished, tmp_path, run_entry):
+    output = tmp_path / "scores"
+    command = ("evaluate.py", f"checkpoint={finished / 'best'}", f"output={output}", "device=cpu", "num_workers=0")
+    with runtime.FolderLock(output, "output", "best_val_whole"):
+        done = run_entry(*command, ok=False)
+        assert f"error: {output / 'best_val_whole'} is in use by process {os.getpid()}" in done.stderr
+        assert [path.name for path in output.iterdir()] == ["best_val_whole.lock"]
+        run_entry(*command, "protocol=slide")
+    run_entry(*command)
+    assert {path.stem.removesuffix("_confusion") for path in output.iterdir()} == {"best_val_whole", "best_val_slide"}
+
+
 def test_errors_in_predict_leave_no_files_behind(finished, tmp_path, run_entry):
     picture = tmp_path / "one.png"
     Image.new("RGB", (57, 41)).save(picture)

@@ -1,4 +1,4 @@
-"""The folder of a run: its file names, and the lock that admits one process to it or to a folder of predictions.
+"""The folder of a run: its file names, and the lock that admits one process to it or to a folder of results.
 
 Does not import torch.
 """
@@ -36,7 +36,7 @@ class FolderTaken(ValueError):
 
 
 class FolderLock:
-    """An exclusive lock on a folder of a run or of predictions, held until the ``with`` block ends or the process dies.
+    """An exclusive lock on a folder of a run or of results, held until the ``with`` block ends or the process dies.
 
     The kernel releases the lock when the last descriptor of its file is closed, however the process ends. Forked
     processes, such as data workers, close their copy immediately, so that they cannot hold the lock after the run has
@@ -46,14 +46,16 @@ class FolderLock:
     Args:
         folder: the folder, created if needed.
         option: the command-line option that selects the folder, for the error message.
+        stem: lock only the files whose names start with it; others can be written to the folder at the same time.
 
     Raises:
         FolderTaken: another process holds the lock. If it is on another machine, this process first waits for two
             minutes, because a file server holds the locks of a dead machine for a while.
     """
 
-    def __init__(self, folder: Path, option: str = "hydra.run.dir"):
-        self.folder, self._path, self._option = folder, folder / LOCK, option
+    def __init__(self, folder: Path, option: str = "hydra.run.dir", stem: str = ""):
+        self.folder, self._locked, self._option = folder, folder / stem, option
+        self._path = folder / (f"{stem}.lock" if stem else LOCK)
         self._descriptor = self._acquire()
         _HELD.add(self._descriptor)
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -83,12 +85,12 @@ class FolderLock:
             remote = holder.get("host", socket.gethostname()) != socket.gethostname()
             if time.monotonic() - began > (_LEASE if remote else 0 if holder else 1):
                 raise FolderTaken(
-                    f"{self.folder} is in use by {_named(holder)}: wait for it to end, or stop it, or choose another "
+                    f"{self._locked} is in use by {_named(holder)}: wait for it to end, or stop it, or choose another "
                     f"folder with {self._option}=DIR"
                 )
             if remote and not waiting:
                 waiting = True
-                print(f"{self.folder} is in use by {_named(holder)}: waiting for {_LEASE:.0f} s", file=sys.stderr)
+                print(f"{self._locked} is in use by {_named(holder)}: waiting for {_LEASE:.0f} s", file=sys.stderr)
             time.sleep(5 if remote else 0.02)
         return descriptor
 
@@ -114,8 +116,8 @@ class FolderLock:
             except OSError as error:
                 if error.errno in _NO_LOCKS:
                     print(
-                        f"{self.folder} cannot be locked ({error.strerror}): start no second process that writes to "
-                        "this folder",
+                        f"{self._locked} cannot be locked ({error.strerror}): start no second process that "
+                        "writes to it",
                         file=sys.stderr,
                     )
                     return descriptor
