@@ -11,7 +11,7 @@ from typing import Any
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import check_files, find_files, inside, read_list
+from ..reading.file_lists import check_files, find_files, inside, read_list, without_image
 from ..reading.label_files import LabelFormat
 from . import layouts
 
@@ -87,6 +87,7 @@ class CamVidFull(ImagePairs):
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         images, labels = layouts.CAMVID_FULL.find(root, split)
+        self._folders, self._split = [(images, labels)], split
         frames = find_files(images, pattern="*.png")
         chosen = [path for path in frames if _in_split(path, split)]
         if not chosen:
@@ -103,6 +104,11 @@ class CamVidFull(ImagePairs):
         """Return the format of the label images; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
         merged = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
         return LabelFormat(merged | {_VOID: IGNORE_INDEX}, label_name="*_L")
+
+    def masks_without_image(self) -> list[Path]:
+        """Return the label images of the split whose frame is missing, as after an incomplete download."""
+        unused = without_image(self._folders, image_name="*", label_name="*_L")
+        return [path for path in unused if _in_split(path, self._split)]
 
 
 def frame_of(path: Path) -> tuple[str, int]:

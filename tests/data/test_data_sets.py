@@ -18,6 +18,7 @@ from PIL import Image
 
 from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.camvid import CLASSES, PALETTE, CamVid, CamVidFull
+from ccnet.data.sets.camvid_video import CamVidVideo
 from ccnet.data.sets.cityscapes import Cityscapes
 from ccnet.data.sets.class_table import read_classes
 from ccnet.data.sets.colours import distinct_colours
@@ -129,6 +130,37 @@ def test_voc_reads_lists_of_names_or_paths_and_ignores_outlines(tmp_path):
     (listed / "trainaug.txt").write_text("/JPEGImages/2007_000001.jpg /SegmentationClassAug/2007_000001.png\n")
     other = VOC(root, split="train_aug", transform=eval_transform())
     assert [other.name(index) for index in range(len(other))] == ["2007_000001"]
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "image", "mask"),
+    [
+        (
+            write_cityscapes,
+            lambda root: Cityscapes(root, split="train", transform=None),
+            "leftImg8bit/train/aachen/aachen_000001_000019_leftImg8bit.png",
+            "gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds.png",
+        ),
+        (
+            write_ade20k,
+            lambda root: ADE20K(root, split="training", transform=None),
+            "ADEChallengeData2016/images/training/ADE_train_00000002.jpg",
+            "ADEChallengeData2016/annotations/training/ADE_train_00000002.png",
+        ),
+        (
+            write_camvid_full,
+            lambda root: CamVidVideo(root, split="val", frames=2, full=True, transform=None),
+            "701_StillsRaw_full/0016E5_07961.png",
+            "LabeledApproved_full/0016E5_07961_L.png",
+        ),
+    ],
+    ids=["cityscapes", "ade20k", "camvid"],
+)
+def test_masks_without_an_image_show_that_a_download_is_incomplete(write, read, image, mask, tmp_path):
+    root = write(tmp_path)
+    assert read(root).masks_without_image() == []
+    (root / image).unlink()
+    assert read(root).masks_without_image() == [root / mask]
 
 
 @pytest.mark.parametrize(
