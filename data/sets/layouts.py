@@ -134,7 +134,8 @@ CAMVID_FULL = Layout(
     name="CamVid at 720x960",
     tree="""    ROOT/701_StillsRaw_full/NAME.png        701 frames, 960x720
     ROOT/LabeledApproved_full/NAME_L.png    labels in the colours of 32 classes""",
-    source="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ (research use only)",
+    source="701_StillsRaw_full.zip and LabeledApproved_full.zip, to be unpacked in a folder of that name, from "
+    "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ (research use only)",
     required=lambda split: ["701_StillsRaw_full", "LabeledApproved_full"],
     splits=("train", "val", "test"),
 )
@@ -207,8 +208,9 @@ VOC = Layout(
     ROOT/VOC2012/ImageSets/Segmentation/train.txt          1464 names; val.txt 1449, trainval.txt, test.txt
     ROOT/VOC2012/SegmentationClassAug/2007_000032.png      for train_aug: VOC's and SBD's labels as PNG
     ROOT/VOC2012/ImageSets/Segmentation/train_aug.txt      for train_aug: 10582 names (or trainaug.txt)""",
-    source="VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012; SBD's labels as PNG are "
-    "those made for DeepLab (SegmentationClassAug.zip)",
+    source="VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012, and VOC2012test.tar with "
+    "test.txt and its images from http://host.robots.ox.ac.uk:8080 (registration). SBD's labels as PNG are those made "
+    "for DeepLab (SegmentationClassAug.zip); to train without them, set dataset.train.split=train",
     required=_voc,
     splits=("train", "val", "trainval", "test", "train_aug"),
     folder="VOC2012",
