@@ -6,7 +6,7 @@ from typing import Any
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import match_by_stem, without_image
+from ..reading.file_lists import find_files, match_by_stem, without_image
 from ..reading.label_files import LabelFormat
 from . import layouts
 from .class_table import read_classes
@@ -17,16 +17,19 @@ class ADE20K(ImagePairs):
 
     Args:
         root: the folder that contains ``ADEChallengeData2016``, or that folder itself.
-        split: "training" or "validation".
+        split: "training", "validation", or "testing", whose labels are not public.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
-        images, labels = layouts.ADE20K.find(root, split)
-        self._folders = [(images, labels)]
+        images, *labels = layouts.ADE20K.find(root, split)
+        self._folders = [(images, folder) for folder in labels]
+        pairs = match_by_stem(images, labels[0]) if labels else [(path, None) for path in find_files(images)]
+        if not pairs:
+            raise FileNotFoundError(f"{images} contains no images")
         classes = read_classes("ade20k")
         super().__init__(
-            match_by_stem(images, labels),
+            pairs,
             classes=[entry["name"] for entry in classes],
             palette=[entry["colour"] for entry in classes],
             result_values=range(1, len(classes) + 1),

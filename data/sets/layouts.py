@@ -107,14 +107,22 @@ def folders_in_options(images: Any, masks: Any, split: str) -> dict[str, Any]:
     )
 
 
+def _ade20k(split: str) -> list[str]:
+    if split == "testing":  # the test labels are not public
+        return ["release_test/testing"]
+    return [f"ADEChallengeData2016/{part}/{split}" for part in ("images", "annotations")]
+
+
 ADE20K = Layout(
     name="ADE20K",
     tree="""    ROOT/ADEChallengeData2016/images/training/ADE_train_00000001.jpg          20210 images
     ROOT/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg           2000 images
     ROOT/ADEChallengeData2016/annotations/training/ADE_train_00000001.png      0 unlabelled, 1 to 150 a class
-    ROOT/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png""",
-    source="ADEChallengeData2016.zip (923 MB) from http://sceneparsing.csail.mit.edu (non-commercial research)",
-    required=lambda split: [f"ADEChallengeData2016/{part}/{split}" for part in ("images", "annotations")],
+    ROOT/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png
+    ROOT/release_test/testing/ADE_test_00000001.jpg                            3352 images without labels""",
+    source="ADEChallengeData2016.zip (923 MB) and release_test.zip (202 MB, the test images) from "
+    "http://sceneparsing.csail.mit.edu (non-commercial research)",
+    required=_ade20k,
     folder="ADEChallengeData2016",
 )
 

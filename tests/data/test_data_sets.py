@@ -113,8 +113,9 @@ def test_cityscapes_maps_label_ids_or_reads_train_ids(tmp_path):
 
 
 def test_results_use_the_label_values_of_the_benchmarks(tmp_path):
-    ade = ADE20K(write_ade20k(tmp_path), split="training", transform=None)
+    ade = ADE20K(write_ade20k(tmp_path), split="testing", transform=None)
     assert ade.result_values == tuple(range(1, 151))
+    assert (ade.name(0), ade.has_labels) == ("ADE_test_00000001", False)
     lip = LIP(write_lip(tmp_path / "lip"), split="test", transform=None)
     assert lip.result_values == tuple(range(20))
     assert lip.name(0) == "10_100"
