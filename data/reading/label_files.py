@@ -257,7 +257,7 @@ def _grey(image: Image.Image, path: Path) -> np.ndarray:
     colours = dict(zip(map(_colour, codes.tolist()), numbers.tolist(), strict=True))
     raise UnknownLabels(
         f"{path} is a colour image (mode {image.mode}), but a label image must hold one class number per pixel: map "
-        f"its colours ({shown_values(colours)}) to classes with dataset.values",
+        f"its colours ({shown_values(colours)}) to classes with dataset.values, an option of dataset=folder",
         colours,
         sum(colours.values()),
     )
