@@ -50,7 +50,8 @@ class Layout:
                 f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{description}"
             )
         root = expanded_path(root)
-        if self.folder and root.absolute().name == self.folder:  # "." has no name of its own
+        nested = self.folder and (root / self.folder).is_dir()  # an archive unpacked in a folder of the same name
+        if root.absolute().name == self.folder and not nested:  # "." has no name of its own
             root = root.absolute().parent
         if not root.is_dir():
             raise FileNotFoundError(

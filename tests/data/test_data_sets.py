@@ -51,7 +51,10 @@ def test_ade20k_layout(tmp_path, monkeypatch):
         base = tmp_path / "ADEChallengeData2016"
         write_pair(base / "images" / split / f"{stem}.jpg", base / "annotations" / split / f"{stem}.png", classes=4)
     monkeypatch.chdir(tmp_path / "ADEChallengeData2016")
-    for root in (tmp_path, tmp_path / "ADEChallengeData2016", "."):
+    nested = tmp_path / "unpacked" / "ADEChallengeData2016"  # by programs that make a folder with the archive's name
+    nested.mkdir(parents=True)
+    (nested / "ADEChallengeData2016").symlink_to(tmp_path / "ADEChallengeData2016")
+    for root in (tmp_path, tmp_path / "ADEChallengeData2016", ".", nested):
         dataset = ADE20K(root, split="training", transform=eval_transform())
         assert dataset[0][1].unique().tolist() == [0, 1, 2, 255]  # 0 is unlabelled, 1 the first class
         assert len(dataset.classes) == 150
