@@ -42,6 +42,7 @@ CLASSES = tuple(_CLASSES)
 PALETTE = tuple(colour for colour, _ in _CLASSES.values())
 UNLABELLED = 11
 _VOID = (0, 0, 0)
+_SMOOTHED = ("Seq05VD_f02610_L.png",)  # in the original data, 175 pixels on outlines have a mixture of two colours
 
 # SegNet's split as ranges of frame numbers; the val clip is from a gap in a training sequence.
 _SPLITS = {
@@ -79,6 +80,8 @@ class CamVid(ImagePairs):
 class CamVidFull(ImagePairs):
     """Frames of driving videos, 720x960 pixels; the 32 classes are merged into SegNet's 11, and void is ignored.
 
+    In the labels of the test frame Seq05VD_f02610, whose outlines are partly smoothed, so are pixels of other colours.
+
     Args:
         root: the folder that contains ``701_StillsRaw_full`` and ``LabeledApproved_full``.
         split: "train", "val" or "test": 367, 101 and 233 frames, as in SegNet.
@@ -103,7 +106,7 @@ class CamVidFull(ImagePairs):
     def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
         """Return the format of the label images; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
         merged = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
-        return LabelFormat(merged | {_VOID: IGNORE_INDEX}, label_name="*_L")
+        return LabelFormat(merged | {_VOID: IGNORE_INDEX}, label_name="*_L", smoothed=_SMOOTHED)
 
     def masks_without_image(self) -> list[Path]:
         """Return the label images of the split whose frame is missing, as after an incomplete download."""

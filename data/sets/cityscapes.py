@@ -60,8 +60,8 @@ class Cityscapes(ImagePairs):
 
     def masks_without_image(self) -> list[Path]:
         """Return the label images whose image is missing, as after an incomplete download."""
-        _, image_name, label_name = self.label_format(self.classes, labels=self._labels)
-        return without_image(self._folders, image_name=image_name, label_name=label_name)
+        stored = self.label_format(self.classes, labels=self._labels)
+        return without_image(self._folders, image_name=stored.image_name, label_name=stored.label_name)
 
 
 def _label_path(image: Path, labels: str) -> Path:
