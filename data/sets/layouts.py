@@ -212,7 +212,7 @@ def _voc(split: str) -> list[str]:
 
 VOC = Layout(
     name="PASCAL VOC 2012",
-    tree="""    ROOT/VOC2012/JPEGImages/2007_000032.jpg
+    tree="""    ROOT/VOC2012/JPEGImages/2007_000032.jpg                ROOT is the folder VOCdevkit of the archive
     ROOT/VOC2012/SegmentationClass/2007_000032.png         palette images, 255 the void outline
     ROOT/VOC2012/ImageSets/Segmentation/train.txt          1464 names; val.txt 1449, trainval.txt, test.txt
     ROOT/VOC2012/SegmentationClassAug/2007_000032.png      for train_aug: VOC's and SBD's labels as PNG
