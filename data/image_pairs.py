@@ -68,7 +68,8 @@ class ImagePairs(Dataset[tuple[Tensor, Tensor]]):
         self.value_range = value_range and tuple(value_range)
         self.result_values = tuple(result_values or range(len(self.classes)))
         self.result_folder = result_folder
-        self.label_reader = LabelReader(self.label_format(self.classes).label_ids if label_ids is None else label_ids)
+        stored = self.label_format(self.classes) if label_ids is None else LabelFormat(label_ids)
+        self.label_reader = LabelReader(stored.label_ids, stored.smoothed)
 
     @classmethod
     def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:

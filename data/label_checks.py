@@ -67,7 +67,8 @@ def undefined(dataset: Any, report: DatasetReport) -> str:
     many = "; if the masks were smoothed, resized or saved as JPEG, export them again as PNG"
     hint = many * (len(report.unknown) > _SMOOTH)
     if any(isinstance(value, tuple) for value in report.unknown):
-        return f"colours that the data set does not define (dataset.values maps colours to classes){hint}"
+        remedy = "with dataset=folder, dataset.values maps colours to classes"
+        return f"colours that the data set does not define ({remedy}){hint}"
     return f"values that the data set does not define{hint}"
 
 

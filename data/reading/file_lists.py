@@ -142,7 +142,7 @@ def match_by_name(
     if without and not (skip_unlabelled and some):
         expected = labels / without[0].parent / label_name.replace("*", without[0].name)
         label_files = find_files(labels, LABEL_SUFFIXES)
-        present = label_files or sorted(path for path in labels.rglob("*") if path.is_file())
+        present = label_files or sorted(_files_below(labels))
         shown = [str(path.relative_to(labels)) for path in present]
         there = [path.relative_to(labels) for path in label_files]
         raise FileNotFoundError(
@@ -234,7 +234,7 @@ def _suggestion(there: Sequence[PurePath], without: Sequence[PurePath], label_na
     if key not in stems and str(key).casefold() in {str(stem).casefold() for stem in stems}:
         return ". Upper and lower case differ: rename the files, so that an image and its mask have the same name"
     if some:
-        return ". Remove the images without one, or, with dataset=folder, list the others in dataset.lists"
+        return ". Add the missing ones or remove these images; with dataset=folder, dataset.lists can name the others"
     patterns = {
         stem.name.replace(key.name, "*", 1) for stem in stems if stem.parent == key.parent and key.name in stem.name
     }

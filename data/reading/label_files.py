@@ -1,6 +1,6 @@
 """Read label images, whose pixels are class numbers or colours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +30,13 @@ class LabelFormat(NamedTuple):
         label_ids: maps pixel values to class indices or ``IGNORE_INDEX``; see :class:`LabelReader`.
         image_name, label_name: patterns for the names of images and label images; see
             :func:`~ccnet.data.reading.file_lists.match_by_name`.
+        smoothed: see :class:`LabelReader`.
     """
 
     label_ids: Mapping[Any, int]
     image_name: str = "*"
     label_name: str = "*"
+    smoothed: Collection[str] = ()
 
 
 class UnknownLabels(ValueError):
@@ -78,10 +80,16 @@ class LabelReader:
     Args:
         label_ids: maps pixel values to class indices or ``IGNORE_INDEX``. The values are either numbers below 2^16, for
             grey and palette images, or RGB triples, for colour images.
+        smoothed: the names of label images in which some outlines are known to be smoothed; pixels of other values are
+            ignored in them.
     """
 
-    def __init__(self, label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | Mapping[Value, int]):
-        self.label_ids = label_ids
+    def __init__(
+        self,
+        label_ids: Mapping[int, int] | Mapping[tuple[int, int, int], int] | Mapping[Value, int],
+        smoothed: Collection[str] = (),
+    ):
+        self.label_ids, self.smoothed = label_ids, smoothed
         values = np.array(list(label_ids))
         self.colour = values.ndim == 2
         self._index = np.full(2 ** (24 if self.colour else 16), _UNKNOWN, dtype=np.uint8)
@@ -105,8 +113,11 @@ class LabelReader:
         else:
             inside = codes.min() >= 0 and codes.max() < len(self._index)
             labels = self._index.take(codes) if inside else np.full(codes.shape, _UNKNOWN, dtype=np.uint8)
-        if (labels == _UNKNOWN).any():
-            raise self._unknown(path, codes)
+        unknown = labels == _UNKNOWN
+        if unknown.any():
+            if path.name not in self.smoothed:
+                raise self._unknown(path, codes)
+            labels[unknown] = IGNORE_INDEX
         return torch.from_numpy(labels)
 
     def _codes(self, path: Path) -> np.ndarray:
@@ -257,7 +268,7 @@ def _grey(image: Image.Image, path: Path) -> np.ndarray:
     colours = dict(zip(map(_colour, codes.tolist()), numbers.tolist(), strict=True))
     raise UnknownLabels(
         f"{path} is a colour image (mode {image.mode}), but a label image must hold one class number per pixel: map "
-        f"its colours ({shown_values(colours)}) to classes with dataset.values",
+        f"its colours ({shown_values(colours)}) to classes with dataset.values, an option of dataset=folder",
         colours,
         sum(colours.values()),
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import match_by_stem
+from ..reading.file_lists import find_files, match_by_stem, without_image
 from ..reading.label_files import LabelFormat
 from . import layouts
 from .class_table import read_classes
@@ -17,15 +17,19 @@ class ADE20K(ImagePairs):
 
     Args:
         root: the folder that contains ``ADEChallengeData2016``, or that folder itself.
-        split: "training" or "validation".
+        split: "training", "validation", or "testing", whose labels are not public.
         transform: see :class:`~ccnet.data.image_pairs.ImagePairs`.
     """
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
-        images, labels = layouts.ADE20K.find(root, split)
+        images, *labels = layouts.ADE20K.find(root, split)
+        self._folders = [(images, folder) for folder in labels]
+        pairs = match_by_stem(images, labels[0]) if labels else [(path, None) for path in find_files(images)]
+        if not pairs:
+            raise FileNotFoundError(f"{images} contains no images")
         classes = read_classes("ade20k")
         super().__init__(
-            match_by_stem(images, labels),
+            pairs,
             classes=[entry["name"] for entry in classes],
             palette=[entry["colour"] for entry in classes],
             result_values=range(1, len(classes) + 1),
@@ -36,3 +40,7 @@ class ADE20K(ImagePairs):
     def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
         """Return the format of the label images; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
         return LabelFormat({0: IGNORE_INDEX} | {index + 1: index for index in range(len(classes))})
+
+    def masks_without_image(self) -> list[Path]:
+        """Return the label images whose image is missing, as after an incomplete download."""
+        return without_image(self._folders, image_name="*", label_name="*")

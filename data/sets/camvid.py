@@ -11,7 +11,7 @@ from typing import Any
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import check_files, find_files, inside, read_list
+from ..reading.file_lists import check_files, find_files, inside, read_list, without_image
 from ..reading.label_files import LabelFormat
 from . import layouts
 
@@ -42,6 +42,7 @@ CLASSES = tuple(_CLASSES)
 PALETTE = tuple(colour for colour, _ in _CLASSES.values())
 UNLABELLED = 11
 _VOID = (0, 0, 0)
+_SMOOTHED = ("Seq05VD_f02610_L.png",)  # in the original data, 175 pixels on outlines have a mixture of two colours
 
 # SegNet's split as ranges of frame numbers; the val clip is from a gap in a training sequence.
 _SPLITS = {
@@ -79,6 +80,8 @@ class CamVid(ImagePairs):
 class CamVidFull(ImagePairs):
     """Frames of driving videos, 720x960 pixels; the 32 classes are merged into SegNet's 11, and void is ignored.
 
+    In the labels of the test frame Seq05VD_f02610, whose outlines are partly smoothed, so are pixels of other colours.
+
     Args:
         root: the folder that contains ``701_StillsRaw_full`` and ``LabeledApproved_full``.
         split: "train", "val" or "test": 367, 101 and 233 frames, as in SegNet.
@@ -87,6 +90,7 @@ class CamVidFull(ImagePairs):
 
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         images, labels = layouts.CAMVID_FULL.find(root, split)
+        self._folders, self._split = [(images, labels)], split
         frames = find_files(images, pattern="*.png")
         chosen = [path for path in frames if _in_split(path, split)]
         if not chosen:
@@ -102,7 +106,12 @@ class CamVidFull(ImagePairs):
     def label_format(cls, classes: Sequence[str], **options: Any) -> LabelFormat:
         """Return the format of the label images; see :meth:`~ccnet.data.image_pairs.ImagePairs.label_format`."""
         merged = {colour: index for index, (_, colours) in enumerate(_CLASSES.values()) for colour in colours}
-        return LabelFormat(merged | {_VOID: IGNORE_INDEX}, label_name="*_L")
+        return LabelFormat(merged | {_VOID: IGNORE_INDEX}, label_name="*_L", smoothed=_SMOOTHED)
+
+    def masks_without_image(self) -> list[Path]:
+        """Return the label images of the split whose frame is missing, as after an incomplete download."""
+        unused = without_image(self._folders, image_name="*", label_name="*_L")
+        return [path for path in unused if _in_split(path, self._split)]
 
 
 def frame_of(path: Path) -> tuple[str, int]:

@@ -93,6 +93,10 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
         """Return the name of the labelled frame and the sizes of its files, which determine the clip."""
         return self._stills.stamp(self.clips[index][-1])
 
+    def masks_without_image(self) -> list[Path]:
+        """Return the label images of the split whose frame is missing; SegNet's lists name those to use."""
+        return getattr(self._stills, "masks_without_image", list)()
+
     def _runs(self) -> list[list[int]]:
         """Split the frames into runs without gaps; return the frame indices of each run."""
         frames = sorted((*frame_of(path), index) for index, (path, _) in enumerate(self._stills.pairs))

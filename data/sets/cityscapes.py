@@ -6,7 +6,7 @@ from typing import Any
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import check_files, find_files
+from ..reading.file_lists import check_files, find_files, without_image
 from ..reading.label_files import LabelFormat
 from . import layouts
 from .class_table import read_classes
@@ -34,6 +34,8 @@ class Cityscapes(ImagePairs):
         images = [path for folder in folders for path in find_files(folder, pattern="*/*_leftImg8bit.png")]
         if not images:
             raise FileNotFoundError(f"{folders[0]} contains no CITY/*_leftImg8bit.png\n{layouts.CITYSCAPES.tree}")
+        self._folders = [(folder, folder.parents[1] / "gtFine" / folder.name) for folder in folders]
+        self._labels = labels
         pairs = [(path, None if split == "test" else _label_path(path, labels)) for path in images]
         super().__init__(
             check_files(pairs, str(folders[0].parent)),
@@ -55,6 +57,11 @@ class Cityscapes(ImagePairs):
         if labels not in label_ids:
             raise ValueError(f"labels is {labels!r}: choose one of {', '.join(label_ids)}")
         return LabelFormat(label_ids[labels], image_name="*_leftImg8bit", label_name=f"*_gtFine_{labels}")
+
+    def masks_without_image(self) -> list[Path]:
+        """Return the label images whose image is missing, as after an incomplete download."""
+        stored = self.label_format(self.classes, labels=self._labels)
+        return without_image(self._folders, image_name=stored.image_name, label_name=stored.label_name)
 
 
 def _label_path(image: Path, labels: str) -> Path:

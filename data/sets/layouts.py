@@ -50,7 +50,8 @@ class Layout:
                 f"dataset.root is not set: pass the folder of {self.name} as dataset.root=DIR.\n{description}"
             )
         root = expanded_path(root)
-        if self.folder and root.absolute().name == self.folder:  # "." has no name of its own
+        nested = self.folder and (root / self.folder).is_dir()  # an archive unpacked in a folder of the same name
+        if root.absolute().name == self.folder and not nested:  # "." has no name of its own
             root = root.absolute().parent
         if not root.is_dir():
             raise FileNotFoundError(
@@ -107,14 +108,22 @@ def folders_in_options(images: Any, masks: Any, split: str) -> dict[str, Any]:
     )
 
 
+def _ade20k(split: str) -> list[str]:
+    if split == "testing":  # the test labels are not public
+        return ["release_test/testing"]
+    return [f"ADEChallengeData2016/{part}/{split}" for part in ("images", "annotations")]
+
+
 ADE20K = Layout(
     name="ADE20K",
     tree="""    ROOT/ADEChallengeData2016/images/training/ADE_train_00000001.jpg          20210 images
     ROOT/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg           2000 images
     ROOT/ADEChallengeData2016/annotations/training/ADE_train_00000001.png      0 unlabelled, 1 to 150 a class
-    ROOT/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png""",
-    source="ADEChallengeData2016.zip (923 MB) from http://sceneparsing.csail.mit.edu (non-commercial research)",
-    required=lambda split: [f"ADEChallengeData2016/{part}/{split}" for part in ("images", "annotations")],
+    ROOT/ADEChallengeData2016/annotations/validation/ADE_val_00000001.png
+    ROOT/release_test/testing/ADE_test_00000001.jpg                            3352 images without labels""",
+    source="ADEChallengeData2016.zip (923 MB) and release_test.zip (202 MB, the test images) from "
+    "http://sceneparsing.csail.mit.edu (non-commercial research)",
+    required=_ade20k,
     folder="ADEChallengeData2016",
 )
 
@@ -134,7 +143,8 @@ CAMVID_FULL = Layout(
     name="CamVid at 720x960",
     tree="""    ROOT/701_StillsRaw_full/NAME.png        701 frames, 960x720
     ROOT/LabeledApproved_full/NAME_L.png    labels in the colours of 32 classes""",
-    source="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ (research use only)",
+    source="701_StillsRaw_full.zip and LabeledApproved_full.zip, to be unpacked in a folder of that name, from "
+    "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ (research use only)",
     required=lambda split: ["701_StillsRaw_full", "LabeledApproved_full"],
     splits=("train", "val", "test"),
 )
@@ -202,13 +212,14 @@ def _voc(split: str) -> list[str]:
 
 VOC = Layout(
     name="PASCAL VOC 2012",
-    tree="""    ROOT/VOC2012/JPEGImages/2007_000032.jpg
+    tree="""    ROOT/VOC2012/JPEGImages/2007_000032.jpg                ROOT is the folder VOCdevkit of the archive
     ROOT/VOC2012/SegmentationClass/2007_000032.png         palette images, 255 the void outline
     ROOT/VOC2012/ImageSets/Segmentation/train.txt          1464 names; val.txt 1449, trainval.txt, test.txt
     ROOT/VOC2012/SegmentationClassAug/2007_000032.png      for train_aug: VOC's and SBD's labels as PNG
     ROOT/VOC2012/ImageSets/Segmentation/train_aug.txt      for train_aug: 10582 names (or trainaug.txt)""",
-    source="VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012; SBD's labels as PNG are "
-    "those made for DeepLab (SegmentationClassAug.zip)",
+    source="VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012, and VOC2012test.tar with "
+    "test.txt and its images from http://host.robots.ox.ac.uk:8080 (registration). SBD's labels as PNG are those made "
+    "for DeepLab (SegmentationClassAug.zip); to train without them, set dataset.train.split=train",
     required=_voc,
     splits=("train", "val", "trainval", "test", "train_aug"),
     folder="VOC2012",

@@ -109,7 +109,7 @@ def _shortened(names: Sequence[str]) -> list[str]:
             parts = [part[1:] for part in parts]
         while min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
             parts = [part[:-1] for part in parts]
-    return ["/".join(part) for part in parts]
+    return [Path(*part).as_posix() for part in parts]
 
 
 def save_grid(

@@ -26,7 +26,7 @@ class GroundTruth:
     def __init__(self, images: Sequence[InputImage], folder: Path, stored: LabelFormat, channels: int):
         self._images, self._channels = images, channels
         self._paths = find_labels(images, folder, image_name=stored.image_name, label_name=stored.label_name)
-        self._read = LabelReader(stored.label_ids)
+        self._read = LabelReader(stored.label_ids, stored.smoothed)
 
     def of(self, index: int, size: Sequence[int]) -> np.ndarray:
         """Return the class indices (H, W) of image `index`; raise ValueError unless they have the image's `size`."""

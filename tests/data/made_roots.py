@@ -82,6 +82,9 @@ def write_ade20k(root: Path) -> Path:
             stem = f"ADE_{prefix}_{index + 1:08d}"
             label = base / "annotations" / split / f"{stem}.png"
             write_pair(base / "images" / split / f"{stem}.jpg", label, classes=12, seed=index)
+    test = root / "release_test" / "testing"
+    test.mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(test / "ADE_test_00000001.jpg")
     return root
 
 

@@ -1,7 +1,7 @@
 """CamVid in both layouts, as frames and as clips."""
 
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -10,9 +10,11 @@ from conftest import SHARED
 from made_roots import FULL_FRAMES, write_camvid, write_camvid_full
 from PIL import Image
 
-from ccnet.data.sets.camvid import CamVid, CamVidFull, _in_split, frame_of
+from ccnet.data.sets.camvid import CLASSES, CamVid, CamVidFull, _in_split, frame_of
 from ccnet.data.sets.camvid_video import CamVidVideo
 from ccnet.data.transforms import eval_transform
+from ccnet.engine.prediction.ground_truth import GroundTruth
+from ccnet.engine.prediction.inputs import InputImage
 
 CAMVID = SHARED / "data" / "camvid"
 
@@ -52,6 +54,21 @@ def test_camvid_full_merges_32_colours_into_11_classes(tmp_path):
         ValueError, match=r"_L\.png contains unknown label values: 1 2 3; this data set defines 32 values"
     ):
         dataset[0]
+
+
+def test_camvid_full_ignores_the_smoothed_outlines_in_one_of_the_original_label_images(tmp_path):
+    root = write_camvid_full(tmp_path)
+    image, label = root / "701_StillsRaw_full" / "Seq05VD_f00000.png", root / "LabeledApproved_full"
+    image = image.rename(image.with_stem("Seq05VD_f02610"))
+    label = (label / "Seq05VD_f00000_L.png").rename(label / "Seq05VD_f02610_L.png")
+    want = CamVidFull(root, split="test", transform=None).read_labels(1)
+    pixels = np.array(Image.open(label))
+    pixels[0, :2] = [(26, 26, 26), (128, 128, 102)]  # sky blended with void and with tree
+    Image.fromarray(pixels).save(label)
+    want[0, :2] = 255
+    assert torch.equal(CamVidFull(root, split="test", transform=None).read_labels(1), want)
+    truth = GroundTruth([InputImage(image, PurePath(image.stem))], label.parent, CamVidFull.label_format(CLASSES), 3)
+    assert np.array_equal(truth.of(0, want.shape), want.numpy())
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="no ../shared/data/camvid on this machine")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ccnet.data.sets.ade20k import ADE20K
 from ccnet.data.sets.camvid import CLASSES, PALETTE, CamVid, CamVidFull
+from ccnet.data.sets.camvid_video import CamVidVideo
 from ccnet.data.sets.cityscapes import Cityscapes
 from ccnet.data.sets.class_table import read_classes
 from ccnet.data.sets.colours import distinct_colours
@@ -50,7 +51,10 @@ def test_ade20k_layout(tmp_path, monkeypatch):
         base = tmp_path / "ADEChallengeData2016"
         write_pair(base / "images" / split / f"{stem}.jpg", base / "annotations" / split / f"{stem}.png", classes=4)
     monkeypatch.chdir(tmp_path / "ADEChallengeData2016")
-    for root in (tmp_path, tmp_path / "ADEChallengeData2016", "."):
+    nested = tmp_path / "unpacked" / "ADEChallengeData2016"  # by programs that make a folder with the archive's name
+    nested.mkdir(parents=True)
+    (nested / "ADEChallengeData2016").symlink_to(tmp_path / "ADEChallengeData2016")
+    for root in (tmp_path, tmp_path / "ADEChallengeData2016", ".", nested):
         dataset = ADE20K(root, split="training", transform=eval_transform())
         assert dataset[0][1].unique().tolist() == [0, 1, 2, 255]  # 0 is unlabelled, 1 the first class
         assert len(dataset.classes) == 150
@@ -112,8 +116,9 @@ def test_cityscapes_maps_label_ids_or_reads_train_ids(tmp_path):
 
 
 def test_results_use_the_label_values_of_the_benchmarks(tmp_path):
-    ade = ADE20K(write_ade20k(tmp_path), split="training", transform=None)
+    ade = ADE20K(write_ade20k(tmp_path), split="testing", transform=None)
     assert ade.result_values == tuple(range(1, 151))
+    assert (ade.name(0), ade.has_labels) == ("ADE_test_00000001", False)
     lip = LIP(write_lip(tmp_path / "lip"), split="test", transform=None)
     assert lip.result_values == tuple(range(20))
     assert lip.name(0) == "10_100"
@@ -129,6 +134,37 @@ def test_voc_reads_lists_of_names_or_paths_and_ignores_outlines(tmp_path):
     (listed / "trainaug.txt").write_text("/JPEGImages/2007_000001.jpg /SegmentationClassAug/2007_000001.png\n")
     other = VOC(root, split="train_aug", transform=eval_transform())
     assert [other.name(index) for index in range(len(other))] == ["2007_000001"]
+
+
+@pytest.mark.parametrize(
+    ("write", "read", "image", "mask"),
+    [
+        (
+            write_cityscapes,
+            lambda root: Cityscapes(root, split="train", transform=None),
+            "leftImg8bit/train/aachen/aachen_000001_000019_leftImg8bit.png",
+            "gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds.png",
+        ),
+        (
+            write_ade20k,
+            lambda root: ADE20K(root, split="training", transform=None),
+            "ADEChallengeData2016/images/training/ADE_train_00000002.jpg",
+            "ADEChallengeData2016/annotations/training/ADE_train_00000002.png",
+        ),
+        (
+            write_camvid_full,
+            lambda root: CamVidVideo(root, split="val", frames=2, full=True, transform=None),
+            "701_StillsRaw_full/0016E5_07961.png",
+            "LabeledApproved_full/0016E5_07961_L.png",
+        ),
+    ],
+    ids=["cityscapes", "ade20k", "camvid"],
+)
+def test_masks_without_an_image_show_that_a_download_is_incomplete(write, read, image, mask, tmp_path):
+    root = write(tmp_path)
+    assert read(root).masks_without_image() == []
+    (root / image).unlink()
+    assert read(root).masks_without_image() == [root / mask]
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_images_without_a_mask(tmp_path):
         masks(tmp_path / "masks", "10.png", "11.png"),  # whose names contain 1
     )
     with pytest.raises(
-        FileNotFoundError, match=r"1 of 3 .* there is 10\.png, 11\.png\. Remove the images without .* dataset\.lists$"
+        FileNotFoundError, match=r"1 of 3 .* there is 10\.png, 11\.png\. Add the missing ones .* dataset\.lists can"
     ):
         folder(images, there)
     for split, name in (("train", "10"), ("val", "11")):

@@ -77,7 +77,7 @@ def test_colours(tmp_path):
     ):
         classes = ["sky", "road", "car"] if isinstance(values, list) else None
         assert np.array_equal(labels(path, values, classes), MASK)
-    with pytest.raises(ValueError, match=r"a\.png is a colour image .*\(0 0 0, 64 0 128, 128 0 0\) .*dataset\.values"):
+    with pytest.raises(ValueError, match=r"a\.png is a colour image .*\(0 0 0, 64 0 128, 128 0 0\) .*dataset=folder"):
         labels(path)
     with pytest.raises(ValueError, match=r"a\.png contains unknown label values: 64 0 128; this .* defines 2 values"):
         labels(path, {"0 0 0": "sky", "128 0 0": "road"}, None)

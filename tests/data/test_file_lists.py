@@ -14,6 +14,14 @@ def test_errors_name_an_image_without_labels(folder_data):
         read_folder(images, masks)
 
 
+def test_errors_do_not_list_hidden_files(folder_data):
+    images, masks = folder_data
+    for path in masks.iterdir():
+        path.rename(masks / f"._{path.name}")
+    with pytest.raises(FileNotFoundError, match=r"6 of 6 images have no label image.*; there is nothing$"):
+        read_folder(images, masks)
+
+
 def test_errors_name_a_listed_file_that_is_missing(camvid_root):
     (camvid_root / "trainannot" / "0001TP_000002.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"train\.txt: missing images.*trainannot/0001TP_000002\.png"):

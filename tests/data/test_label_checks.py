@@ -159,7 +159,7 @@ def test_check_data_lists_the_colours_of_masks_in_one_table(tmp_path, run_entry)
         colours[24:, :, 0] = 128 + index
         Image.fromarray(colours).save(masks / f"{index}.png")
     done = check(run_entry, images, masks, ok=False)
-    head = "  all: label images contain colours that the data set does not define (dataset.values maps colours to"
+    head = "  all: label images contain colours that the data set does not define (with dataset=folder, dataset"
     table = done.stderr.partition(head)[2].splitlines()
     assert [line.split() for line in table[3:6]] == [
         ["0", "0", "0", "49.25", "2", "0"],

@@ -55,6 +55,16 @@ def test_errors_show_the_layout_of_every_data_set_on_disk(name, tmp_path):
         check_root(dataset_config(f"dataset={name}", f"dataset.root={tmp_path}"))
 
 
+def test_the_error_for_voc_without_sbd_says_how_to_train_without_it(tmp_path):
+    for part in ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass"):
+        (tmp_path / "VOC2012" / part).mkdir(parents=True)
+    for split in ("train", "val"):
+        (tmp_path / "VOC2012" / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("2007_000032\n")
+    with pytest.raises(FileNotFoundError, match=r"(?s)lacks .*train_aug\.txt.*set dataset\.train\.split=train$"):
+        check_root(dataset_config("dataset=voc", f"dataset.root={tmp_path}"))
+    check_root(dataset_config("dataset=voc", f"dataset.root={tmp_path}", "dataset.train.split=train"))
+
+
 def test_the_chosen_splits_are_checked(camvid_root):
     config = dataset_config("dataset=camvid", f"dataset.root={camvid_root}")
     check_root(config)

@@ -19,7 +19,7 @@ from ccnet.engine.drawing.legend import (
     line_height,
     most_frequent_first,
 )
-from ccnet.engine.drawing.panels import _wrapped, save_grid
+from ccnet.engine.drawing.panels import _shortened, _wrapped, save_grid
 
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
@@ -108,6 +108,11 @@ def test_titles_fit_their_columns(inches):
         lines = _wrapped(title, inches).split("\n")
         assert max(map(len, lines)) <= max(inches / 0.078, 6)
         assert len(lines) <= 5
+
+
+def test_titles_of_checkpoints_omit_what_their_paths_share():
+    assert _shortened(["/a/run"]) == ["/a/run"]
+    assert _shortened(["/a/1/best.safetensors", "/a/2/best.safetensors"]) == ["1", "2"]
 
 
 def drawn_figure(monkeypatch, module, draw):
