@@ -80,7 +80,7 @@ class CamVid(ImagePairs):
 class CamVidFull(ImagePairs):
     """Frames of driving videos, 720x960 pixels; the 32 classes are merged into SegNet's 11, and void is ignored.
 
-    In the labels of the test frame Seq05VD_f02610, whose outlines are partly smoothed, so are pixels of other colours.
+    The original label image of test frame Seq05VD_f02610 has partly smoothed outlines, whose mixed colours are ignored.
 
     Args:
         root: the folder that contains ``701_StillsRaw_full`` and ``LabeledApproved_full``.
