@@ -2,8 +2,7 @@
 
 import reprlib
 import warnings
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from ..drawing.label_images import blend
 from ..drawing.objects import draw_objects
 from ..evaluation.average_precision import MASK_THRESHOLD
 from ..evaluation.detection import detect, likely_objects
+from ..evaluation.eval_mode import in_eval_mode
 from ..evaluation.protocols import Tile, averages_probabilities
 from ..evaluation.tasks import task_of
 from ..runtime.atomic_files import given_path, write_text
@@ -132,7 +132,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
             MemoryError: the device ran out of memory.
         """
         pixels = _pixels(image, self.value_range, self.channels)
-        with _in_eval_mode(self.module):
+        with in_eval_mode(self.module):
             return self._detect(pixels) if self._predictor is None else self._segment(pixels, self._predictor)
 
     @classmethod
@@ -187,18 +187,6 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
-
-
-@contextmanager
-def _in_eval_mode(module: nn.Module) -> Generator[None]:
-    """Put a module into eval mode, and each of its parts back into its own mode afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def load(path: str | Path, *, device: str = "auto", **published: Any) -> TrainedNetwork:
