@@ -321,6 +321,9 @@ def test_a_backbone_without_stride_8_raises_an_error_that_names_others(name):
 def test_errors_for_unknown_names_suggest_the_nearest():
     with pytest.raises(ValueError, match=r"no backbone 'resnet11'.*resnet"):
         TimmBackbone("resnet11")
+    for name in ("timm/resnet18.a1_in1k", "hf-hub:timm/resnet18.a1_in1k"):
+        with pytest.raises(ValueError, match=f"no backbone '{name}': did you mean resnet18, "):
+            TimmBackbone(name)
     with pytest.raises(ValueError, match="no model 'ccnett': did you mean ccnet"):
         create_model("ccnett", num_classes=2)
     for given, meant in {
