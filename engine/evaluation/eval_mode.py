@@ -11,7 +11,7 @@ from torch import nn
 def in_eval_mode(model: Any) -> Generator[None]:
     """Put a network into eval mode, and afterwards each of its modules back into its own mode.
 
-    Frozen parts of a network in training may be in eval mode, to which ``model.train()`` would put an end. A
+    Frozen modules are in eval mode even during training, but ``model.train()`` would put them into training mode. A
     :class:`JaxNetwork` is always in eval mode.
     """
     modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
