@@ -1,3 +1,6 @@
+from . import kernels as kernels
+from . import losses as losses
+from . import models as models
 from .engine.prediction.trained_network import from_pretrained as from_pretrained
 from .engine.prediction.trained_network import load as load
 from .kernels import criss_cross_attention as criss_cross_attention

@@ -48,7 +48,7 @@ def main(config: DictConfig) -> float | None:
 def run(*overrides: str, folder: str | Path) -> float | None:
     """Start or resume a run from Python; return its best validation score, or None if it has none.
 
-    The score is ``recipe.monitor``, in percent: by default mIoU, or mask AP for object detection.
+    The score is ``recipe.monitor``, in [0, 1]: by default mIoU, or mask AP for object detection.
 
     Args:
         *overrides: command-line options, such as ``"dataset=folder"`` and ``"dataset.images=photos"``.

@@ -6,7 +6,7 @@ This module imports no framework, so that ``import ccnet.kernels`` stays cheap.
 from collections.abc import Sequence
 from typing import Any
 
-from .call import Array, Call
+from .call import Array, ArrayLike, Call
 from .validation import check_residual, checked_options, checked_position, is_jax, is_torch
 
 
@@ -16,7 +16,7 @@ def criss_cross_attention(
     value: Array,
     *,
     axes: Sequence[int] | None = None,
-    scale: float = 1.0,
+    scale: float | ArrayLike = 1.0,
     channel_axis: int = 1,
     backend: str = "auto",
 ) -> Array:
@@ -82,7 +82,7 @@ def criss_cross_residual(
     gamma: Array,
     *,
     axes: Sequence[int] | None = None,
-    scale: float = 1.0,
+    scale: float | ArrayLike = 1.0,
     channel_axis: int = 1,
     backend: str = "auto",
 ) -> Array:
@@ -120,7 +120,7 @@ def criss_cross_weights(
     *,
     recurrence: int = 1,
     axes: Sequence[int] | None = None,
-    scale: float = 1.0,
+    scale: float | ArrayLike = 1.0,
     channel_axis: int = 1,
     backend: str = "auto",
 ) -> Array:

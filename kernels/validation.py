@@ -17,7 +17,11 @@ MAX_SPATIAL_AXES = 3
 
 
 def checked_options(
-    arrays: Mapping[str, ArrayLike], axes: Sequence[int] | None, scale: float, channel_axis: int, backend: str
+    arrays: Mapping[str, ArrayLike],
+    axes: Sequence[int] | None,
+    scale: float | ArrayLike,
+    channel_axis: int,
+    backend: str,
 ) -> Options:
     """Return a call's options; raise ValueError unless its arrays and axes are consistent.
 
@@ -26,9 +30,9 @@ def checked_options(
         axes, scale, channel_axis, backend: as passed to the public functions.
     """
     check_backend(backend)
-    scale = _checked_scale(scale)
+    number = _checked_scale(scale)
     spatial = _check_arrays(arrays, channel_axis)
-    return Options(_checked_axes(axes, spatial), scale, float32_precision(), channel_axis, backend)
+    return Options(_checked_axes(axes, spatial), number, float32_precision(), channel_axis, backend)
 
 
 def check_residual(value: ArrayLike, residual: ArrayLike, gamma: ArrayLike) -> None:

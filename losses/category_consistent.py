@@ -9,6 +9,7 @@ from einops import rearrange
 
 from .all_reduce import mean_over_processes, sum_over_processes
 from .label_resizing import check_label_size, nearest_labels
+from .network_outputs import output_named
 from .torch_and_jax import Array, Module, arange, as_index, at_least_float32, cast, is_readable, namespace, segment_sum
 
 # One bin per value of an 8-bit label. The fixed number keeps shapes static for compilers and avoids a device
@@ -177,5 +178,5 @@ class CategoryConsistent(Module):
 
     def forward(self, output: dict[str, Array], labels: Array) -> CategoryConsistentLoss:
         """Return the loss and its terms for labels (N, H, W), or (N, T, H, W) for clips."""
-        embedding = output[self.output]
+        embedding = output_named(output, self.output)
         return category_consistent_loss(embedding, nearest_labels(labels, embedding.shape[-2:]), **self.options)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from .all_reduce import sum_over_processes
 from .label_resizing import check_label_size
+from .network_outputs import output_named
 from .torch_and_jax import Array, Module, at_least_float32, cast, float_array, pixel_cross_entropy
 
 
@@ -57,6 +58,5 @@ class CrossEntropy(Module):
 
     def forward(self, output: dict[str, Array], labels: Array) -> Array:
         """Return the scalar loss of the network output for labels (N, H, W)."""
-        return cross_entropy(
-            output[self.output], labels, ignore_index=self.ignore_index, class_weights=self.class_weights
-        )
+        logits = output_named(output, self.output)
+        return cross_entropy(logits, labels, ignore_index=self.ignore_index, class_weights=self.class_weights)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d
 
 from .all_reduce import sum_over_processes
+from .network_outputs import output_named
 from .torch_and_jax import at_least_float32
 
 _DILATION = 3  # side of the square structuring element, pixels
@@ -79,4 +80,4 @@ class EdgeCrossEntropy(nn.Module):
     def forward(self, output: dict[str, Tensor], labels: Tensor) -> Tensor:
         """Return the scalar loss of the network output for labels (N, H, W)."""
         edges = edge_targets(labels, ignore_index=self.ignore_index)
-        return balanced_edge_loss(output[self.output], edges, ignore_index=self.ignore_index)
+        return balanced_edge_loss(output_named(output, self.output), edges, ignore_index=self.ignore_index)

@@ -7,11 +7,16 @@ from .torch_and_jax import Array, evenly_spaced
 
 def check_label_size(labels: Array, output: Array, name: str) -> None:
     """Raise ValueError unless labels (N, *S) have the size of the output ``name``, (N, channels, *S)."""
-    if labels.shape != output.shape[:1] + output.shape[2:]:
-        raise ValueError(
-            f"labels {tuple(labels.shape)} must match the size of the {name} {tuple(output.shape)}: "
-            "resize them with ccnet.losses.label_resizing.nearest_labels"
-        )
+    expected = output.shape[:1] + output.shape[2:]
+    if labels.shape == expected:
+        return
+    if labels.shape == output.shape[:-1]:
+        advice = f"move the channels of the {name} to axis 1"
+    elif labels.shape[:1] == expected[:1] and labels.ndim == len(expected):
+        advice = "resize them with ccnet.losses.label_resizing.nearest_labels"
+    else:
+        advice = f"expected {tuple(expected)}"
+    raise ValueError(f"labels {tuple(labels.shape)} must match the size of the {name} {tuple(output.shape)}: {advice}")
 
 
 def nearest_labels(labels: Array, size: Sequence[int]) -> Array:

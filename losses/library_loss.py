@@ -7,6 +7,8 @@ import inspect
 from typing import Any
 
 from .all_reduce import concatenate_processes, gather_from_processes
+from .label_resizing import check_label_size
+from .network_outputs import output_named
 from .torch_and_jax import Array, Module, is_torch
 
 _CLASSES = {"dice": "DiceLoss", "focal": "FocalLoss", "lovasz": "LovaszLoss"}
@@ -47,12 +49,21 @@ class LibraryLoss(Module):
         self.loss: Module = loss("multiclass", ignore_index=ignore_index, **options)
 
     def forward(self, output: dict[str, Array], labels: Array) -> Array:
-        """Return the scalar loss of the network output for labels (N, H, W), or (N, T, H, W) for clips."""
-        logits = output[self.output]
+        """Return the scalar loss of the network output for labels (N, H, W), or (N, T, H, W) for clips.
+
+        Raises:
+            ValueError: the labels do not have the size of the logits, or one is neither a class nor ``ignore_index``.
+        """
+        logits = output_named(output, self.output)
         if not is_torch(logits):
             raise ValueError("the losses of segmentation_models.pytorch support torch only: set framework=torch")
+        check_label_size(labels, logits, "logits")
         logits = concatenate_processes(logits.float()).flatten(3)  # the library expects float32 and two spatial axes
         labels = gather_from_processes(labels).flatten(2)
-        if not (labels != self.ignore_index).any():
+        valid = labels[labels != self.ignore_index]
+        if not len(valid):
             return logits.sum() * 0
+        low, high = valid.aminmax()
+        if low < 0 or high >= logits.shape[1]:  # which focal and lovasz would accept
+            raise ValueError(f"labels range from {low} to {high}: expected values in [0, {logits.shape[1] - 1}]")
         return self.loss(logits, labels)

@@ -7,6 +7,7 @@ from einops import rearrange
 from .all_reduce import gather_from_processes
 from .cross_entropy_loss import CrossEntropy, cross_entropy
 from .label_resizing import check_label_size, nearest_labels
+from .network_outputs import output_named
 from .torch_and_jax import (
     Array,
     at_least_float32,
@@ -125,7 +126,7 @@ class OhemCrossEntropy(CrossEntropy):
     def forward(self, output: dict[str, Array], labels: Array) -> Array:
         """Return the scalar loss of the network output for labels (N, H, W), or (N, T, H, W) for clips."""
         return ohem_cross_entropy(
-            output[self.output],
+            output_named(output, self.output),
             labels,
             ignore_index=self.ignore_index,
             threshold=self.threshold,

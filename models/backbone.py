@@ -129,7 +129,8 @@ class TimmBackbone(nn.Module):
     ):
         super().__init__()
         if not timm.is_model(name):
-            close = difflib.get_close_matches(name, timm.list_models(), n=4)
+            architecture = name.rpartition("/")[2].partition(".")[0]  # of names such as timm/resnet18.a1_in1k
+            close = difflib.get_close_matches(architecture, timm.list_models(), n=4)
             raise ValueError(
                 f"timm has no backbone {name!r}" + (f": did you mean {', '.join(close)}?" if close else "")
             )

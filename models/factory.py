@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
@@ -194,13 +194,26 @@ def _with_settings(config: DictConfig, name: str, settings: Mapping[str, Any]) -
     for setting, value in settings.items():
         key = "model." + setting.replace("__", ".")
         if OmegaConf.select(changed, key, default=_MISSING) is _MISSING:
-            raise _no_setting(name, setting)
+            raise _no_setting(name, setting, _settings(OmegaConf.to_container(changed.model)))
         OmegaConf.update(changed, key, value)
     return changed
 
 
-def _no_setting(name: str, setting: str) -> ValueError:
-    return ValueError(f"model {name!r} has no setting {setting!r}: conf/model/{name}.yaml lists its settings")
+def _settings(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the names of all settings in a ``model`` node, with two underscores in place of each dot."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if not str(key).startswith("_"):
+            yield f"{prefix}{key}"
+            yield from _settings(value, f"{prefix}{key}__")
+
+
+def _no_setting(name: str, setting: str, settings: Iterable[str] = ()) -> ValueError:
+    """Return the error for an unknown setting, which names those of `settings` whose last part is similar."""
+    last = {each: each.rpartition("__")[2] for each in settings}
+    similar = difflib.get_close_matches(setting.rpartition("__")[2], set(last.values()), n=1)
+    meant = " or ".join(each for each, part in last.items() if part in similar)
+    hint = f"did you mean {meant}? " if meant else ""
+    return ValueError(f"model {name!r} has no setting {setting!r}: {hint}conf/model/{name}.yaml lists its settings")
 
 
 def _file(group: str, value: str) -> str:

@@ -48,3 +48,8 @@ def test_entry_points_import_what_they_need_to_start_without_posix():
     commands = ["app", "benchmark", "check_data", "evaluate", "export", "predict", "publish", "train"]
     code = WITHOUT_POSIX + "".join(f"import ccnet.{name}\n" for name in [*commands, "engine.sweeps.report"])
     run_python("-c", f"{code}sys.platform = 'win32'\nwith ccnet.engine.runtime.StopRequest(): pass")
+
+
+@pytest.mark.parametrize("name", ["kernels.set_float32_precision", "losses.cross_entropy", "models.list_models"])
+def test_public_packages_need_no_import_of_their_own(name):
+    assert run_python("-c", f"import ccnet; print(callable(ccnet.{name}))").strip() == "True"

@@ -1,13 +1,11 @@
 """Render the configuration for ``--help``, with the comments from the YAML files."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-
-from ...conf import CONF
 
 _ADDED = ("experiment", "sweep")  # groups that are not in the defaults list of conf/config.yaml
 _COLUMN = 30  # where the comments start
@@ -23,11 +21,11 @@ def config_groups(*, _root_: DictConfig) -> str:
     """
     chosen = {group.partition("/")[0] for group in _root_.hydra.runtime.choices}
     added = _ADDED if "model" in chosen else ()
+    paths = [path.relative_to(folder) for folder in _folders(_root_) for path in folder.glob("*/**/*.yaml")]
     files: dict[str, list[str]] = {}
-    for path in sorted(CONF.glob("*/**/*.yaml")):
-        group = path.parent.relative_to(CONF).as_posix()
-        if group.partition("/")[0] in (*(chosen - {"hydra"}), *added):
-            files.setdefault(group, []).append(path.stem)
+    for path in sorted({*paths}):
+        if path.parts[0] in (*(chosen - {"hydra"}), *added):
+            files.setdefault(path.parent.as_posix(), []).append(path.stem)
     if not files:
         return ""
     note = f"; {' and '.join(added)} with +" if added else ""
@@ -43,11 +41,12 @@ def commented_config(*, _root_: DictConfig) -> str:
     """
     chosen = {group: name for group, name in _root_.hydra.runtime.choices.items() if not group.startswith("hydra/")}
     comments: dict[str, str] = {}
+    folders = _folders(_root_)
     for group, names in chosen.items():
         folder, _, package = group.partition("@")
         for name in [names] if isinstance(names, str) else names or []:
-            comments |= _comments_in(CONF / folder, name, package or folder.replace("/", "."))
-    comments |= _comments_in(CONF, _root_.hydra.job.config_name, "")
+            comments |= _comments_in(folders, folder, name, package or folder.replace("/", "."))
+    comments |= _comments_in(folders, "", _root_.hydra.job.config_name, "")
     shown = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
     lines = [
         f"{line:<{_COLUMN}}  # {comments[option]}" if option in comments else line
@@ -56,10 +55,15 @@ def commented_config(*, _root_: DictConfig) -> str:
     return "\n".join(lines).replace("$", "$$")
 
 
-def _comments_in(folder: Path, name: str, package: str) -> dict[str, str]:
+def _folders(root: DictConfig) -> list[Path]:
+    """Return the folders of config files in the order of precedence: ``conf/``, and the user's own (--config-dir)."""
+    return [Path(source.path) for source in root.hydra.runtime.config_sources if source.schema == "file"]
+
+
+def _comments_in(folders: Sequence[Path], group: str, name: str, package: str) -> dict[str, str]:
     """Return {option: comment} for a config file, by default in `package`, and for the files in its defaults list."""
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
+    path = next((path for folder in folders if (path := folder / group / f"{name}.yaml").is_file()), None)
+    if path is None:
         return {}
     text = path.read_text(encoding="utf-8")
     if header := _PACKAGE.search(text):
@@ -69,7 +73,7 @@ def _comments_in(folder: Path, name: str, package: str) -> dict[str, str]:
     for included in content.get("defaults", []):
         if isinstance(included, str) and included != "_self_":
             file, _, inside = included.partition("@")
-            comments |= _comments_in(folder, file, ".".join(filter(None, [package, inside])))
+            comments |= _comments_in(folders, group, file, ".".join(filter(None, [package, inside])))
     for option, line in _options(text):
         if option and (comment := _COMMENT.search(line)):
             comments[f"{package}.{option}" if package else option] = comment[1]

@@ -1,8 +1,10 @@
 """Name existing options that are similar to one that does not exist."""
 
+import argparse
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -25,15 +27,24 @@ def similar_options(overrides: Iterable[str], name: str) -> str:
         overrides: arguments that Hydra accepts, or has rejected.
         name: the file in ``conf/`` that the command starts from.
     """
+    overrides = list(overrides)
     parsed = [override for override in map(parse_override, overrides) if override is not None]
     with suppress(HydraException, OmegaConfBaseException):
-        configs = [compose_conf(groups, name) for groups in _choices(parsed)]
+        configs = [compose_conf([*groups, *_own_files(overrides)], name) for groups in _choices(parsed)]
         options = list(dict.fromkeys(option for config in configs for option in _names(config)))
         unknown = [
             each.key_or_group for each in parsed if all(_is_unknown(each, options, config) for config in configs)
         ]
         return "\n".join(_of_argument(option, configs) or _line(option, options) for option in unknown)
     return ""
+
+
+def _own_files(arguments: list[str]) -> list[str]:
+    """Return an override that finds what the user's folder of configuration files, --config-dir, adds to ``conf/``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    folder = parser.parse_known_args(arguments)[0].config_dir
+    return [] if folder is None else [f"hydra.searchpath=['file://{Path(folder).absolute()}']"]
 
 
 def _choices(parsed: Iterable[Override]) -> list[list[str]]:

@@ -76,19 +76,32 @@ class ConfusionMatrix:
         """Add the pixel counts of a prediction and its labels, integers of any dtype and of the same shape.
 
         Raises:
-            ValueError: a label is neither a class nor ``ignore_index``.
+            ValueError: the shapes differ, a label is neither a class nor ``ignore_index``, or a prediction is no class.
         """
-        valid = labels != self.ignore_index
-        true = labels[valid].long()  # the products below would overflow uint8
-        true.masked_fill_(true < 0, self.num_classes)  # also beyond the classes, because bincount takes no negatives
-        counts = torch.bincount(true * self.num_classes + prediction[valid], minlength=self.counts.numel())
-        if len(counts) > self.counts.numel():
-            foreign = labels[valid & ((labels < 0) | (labels >= self.num_classes))].unique().tolist()
+        if prediction.shape != labels.shape:
             raise ValueError(
-                f"the labels contain {', '.join(map(str, foreign[:5]))}: expected classes from 0 to "
-                f"{self.num_classes - 1}, or {self.ignore_index} for pixels that are not counted"
+                f"the prediction has the shape {tuple(prediction.shape)} and its labels {tuple(labels.shape)}: pass "
+                "the class of every pixel, such as logits.argmax(1)"
+            )
+        valid = labels != self.ignore_index
+        true, predicted = labels[valid].long(), prediction[valid]  # the products below would overflow uint8
+        index = true * self.num_classes + predicted
+        index.masked_fill_(self._foreign(true) | self._foreign(predicted), self.counts.numel())  # beyond the counts
+        counts = torch.bincount(index, minlength=self.counts.numel())
+        if len(counts) > self.counts.numel():
+            ignored = f", or {self.ignore_index} for pixels that are not counted"
+            named = ("labels contain", true, ignored), ("prediction contains", predicted, "")
+            source, values, otherwise = named[0] if self._foreign(true).any() else named[1]
+            foreign = values[self._foreign(values)].unique().tolist()
+            raise ValueError(
+                f"the {source} {', '.join(map(str, foreign[:5]))}: expected classes from 0 to {self.num_classes - 1}"
+                f"{otherwise}"
             )
         self.counts += counts.view_as(self.counts)
+
+    def _foreign(self, values: Tensor) -> Tensor:
+        """Return where values are no classes."""
+        return (values < 0) | (values >= self.num_classes)
 
     def reduce(self) -> None:
         """Sum the counts over all processes."""

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...models.criss_cross import CrissCrossAttention
+from .eval_mode import in_eval_mode
 
 
 class Cost(NamedTuple):
@@ -37,20 +38,16 @@ class Cost(NamedTuple):
 
 def network_cost(model: nn.Module, shape: tuple[int, ...]) -> Cost:
     """Return the cost for one input of shape (C, H, W) or (C, T, H, W); the network is left unchanged."""
-    was_training = model.training
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            state = _without_data(model, torch.device("cpu"))  # the counts do not depend on the device
-            image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm after global pooling needs two
-            with FlopCounterMode(display=False) as counter, _AttentionFormula():
-                functional_call(model.eval(), state, (image,))
-            with _triton_path(model), Storages() as storages, _FusedAttention():
-                output = functional_call(model.train(), state, (pair,))
-            known = {array.untyped_storage()._cdata for array in (pair, *state.values())}
-            saved = sum(size for key, size in storages.alive().items() if key not in known) / len(pair)
-            del output
-    finally:
-        model.train(was_training)
+    with in_eval_mode(model), FakeTensorMode(allow_non_fake_inputs=True):
+        state = _without_data(model, torch.device("cpu"))  # the counts do not depend on the device
+        image, pair = torch.empty(1, *shape), torch.empty(2, *shape)  # batch norm after global pooling needs two
+        with FlopCounterMode(display=False) as counter, _AttentionFormula():
+            functional_call(model, state, (image,))
+        with _triton_path(model), Storages() as storages, _FusedAttention():
+            output = functional_call(model.train(), state, (pair,))
+        known = {array.untyped_storage()._cdata for array in (pair, *state.values())}
+        saved = sum(size for key, size in storages.alive().items() if key not in known) / len(pair)
+        del output
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Cost(parameters / 1e6, counter.get_total_flops() / 1e9, saved / 1e6)
 
@@ -63,16 +60,12 @@ def peak_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
         shape: (C, H, W) or (C, T, H, W).
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            state = _without_data(model, device)
-            kernels = _triton_path(model) if device.type == "cuda" else nullcontext()
-            with kernels, _FusedAttention(), Storages() as storages:
-                image = torch.empty(1, *shape, device=device)
-                functional_call(model.eval(), state, (image,))["out"].argmax(dim=1)
-    finally:
-        model.train(was_training)
+    with in_eval_mode(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        state = _without_data(model, device)
+        kernels = _triton_path(model) if device.type == "cuda" else nullcontext()
+        with kernels, _FusedAttention(), Storages() as storages:
+            image = torch.empty(1, *shape, device=device)
+            functional_call(model, state, (image,))["out"].argmax(dim=1)
     return storages.peak
 
 

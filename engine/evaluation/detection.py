@@ -12,6 +12,7 @@ from ...data.reading.bands import drawn_channels
 from ...data.reading.image_files import as_stored
 from ..runtime.distributed import from_all
 from .average_precision import MASK_THRESHOLD, DetectionScores, average_precision, coco_results
+from .eval_mode import in_eval_mode
 from .own_samples import own_samples
 
 DRAWN_SCORE = 0.5  # the minimum score of the objects that are drawn
@@ -86,20 +87,18 @@ def evaluate_objects(
         num_workers: the number of processes that load images.
         keep_samples: the number of samples to keep for drawing, evenly spaced over the data set.
     """
-    was_training = model.training
-    model.eval()
     found, samples = {}, []
     start = time.perf_counter()
-    for index, ((image,), (target,)), keep in own_samples(
-        dataset, num_workers=num_workers, keep_samples=keep_samples, collate_fn=collate
-    ):
-        output = detect(model, image.to(device, non_blocking=True), bf16=bf16)
-        found[index] = coco_results(output, target["image_id"].item(), dataset.category_ids)
-        if keep:
-            samples.append((drawn_channels(image, getattr(dataset, "rgb", None)), target, likely_objects(output)))
+    with in_eval_mode(model):
+        for index, ((image,), (target,)), keep in own_samples(
+            dataset, num_workers=num_workers, keep_samples=keep_samples, collate_fn=collate
+        ):
+            output = detect(model, image.to(device, non_blocking=True), bf16=bf16)
+            found[index] = coco_results(output, target["image_id"].item(), dataset.category_ids)
+            if keep:
+                samples.append((drawn_channels(image, getattr(dataset, "rgb", None)), target, likely_objects(output)))
     found = {index: objects for part in from_all(found) for index, objects in part.items()}
     seconds = time.perf_counter() - start
-    model.train(was_training)
     results = [entry for index in sorted(found) for entry in found[index]]
     return DetectionEvaluation(
         average_precision(dataset.ground_truth(), results), len(dataset) / seconds, samples, results

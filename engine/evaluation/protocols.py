@@ -1,9 +1,9 @@
 """Test protocols, which turn an image into logits: whole image, sliding windows, multiple scales and flipping.
 
-Each protocol is called with a network and images (N, C, H, W) in [0, 1] and returns logits or probabilities
-(N, K, H, W); clips (N, C, T, H, W) keep their T. Sums are accumulated in-place, so the peak memory is two score maps of
-the image's size plus the memory of a single pass, however many passes there are. Sliding windows need less memory: see
-:func:`tiles`.
+Each protocol is called with a network, which returns its logits as "out" and has the mean colour, used for padding, as
+its buffer ``mean``, and with images (N, C, H, W) in [0, 1]. It returns logits or probabilities (N, K, H, W); clips
+(N, C, T, H, W) keep their T. Sums are accumulated in-place, so the peak memory is two score maps of the image's size
+plus the memory of a single pass, however many passes there are. Sliding windows need less memory: see :func:`tiles`.
 """
 
 import math

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...data.reading.bands import drawn_channels
 from ..runtime.memory import enough_memory
 from .confusion import ConfusionMatrix, Scores
+from .eval_mode import in_eval_mode
 from .own_samples import own_samples
 from .protocols import Protocol, Tile, tiles
 
@@ -114,29 +115,27 @@ def evaluate(
                 "with the same classes"
             )
 
-    was_training = model.training
-    model.eval()
     confusion = ConfusionMatrix(number, ignore_index=dataset.ignore_index, device=device)
     samples = []
     start = time.perf_counter()
-    for index, (image, labels), keep in own_samples(
-        dataset, num_workers=num_workers, keep_samples=keep_samples, pin_memory=device.type == "cuda"
-    ):
-        try:
-            prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16, on_tile=check)
-            confusion.update(prediction, labels.to(device, non_blocking=True))
-        except ValueError as error:
-            raise ValueError(f"image {dataset.name(index)}: {error}") from error
-        if keep or on_prediction:
-            picture = drawn_channels(image[0], getattr(dataset, "rgb", None))
-            sample = _supervised_frame(picture, labels[0], prediction[0].cpu())
-            if keep:
-                samples.append(sample)
-            if on_prediction:
-                on_prediction(index, sample[2])
+    with in_eval_mode(model):
+        for index, (image, labels), keep in own_samples(
+            dataset, num_workers=num_workers, keep_samples=keep_samples, pin_memory=device.type == "cuda"
+        ):
+            try:
+                prediction = predict(model, image.to(device, non_blocking=True), protocol, bf16=bf16, on_tile=check)
+                confusion.update(prediction, labels.to(device, non_blocking=True))
+            except ValueError as error:
+                raise ValueError(f"image {dataset.name(index)}: {error}") from error
+            if keep or on_prediction:
+                picture = drawn_channels(image[0], getattr(dataset, "rgb", None))
+                sample = _supervised_frame(picture, labels[0], prediction[0].cpu())
+                if keep:
+                    samples.append(sample)
+                if on_prediction:
+                    on_prediction(index, sample[2])
     confusion.reduce()
     scores = confusion.scores()
-    model.train(was_training)
     return Evaluation(scores, len(dataset) / (time.perf_counter() - start), samples, confusion.counts.cpu())
 
 

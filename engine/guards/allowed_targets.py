@@ -27,6 +27,7 @@ _PACKAGES = {
     "logger": ("ccnet.engine.training.wandb_logger",),
 }
 _TRUSTED = "CCNET_TRUSTED_PACKAGES"  # the environment variable with the user's own packages, separated by commas
+_PROBLEM = "which checkpoints may not name, so those of this run could not be loaded"
 _DEPTH = 16  # the project's own configurations are at most 6 levels deep; recursion fails near 100
 
 
@@ -54,25 +55,39 @@ def check_loadable(config: dict[str, Any]) -> None:
     Args:
         config: plain dicts and lists with interpolations resolved.
     """
-    for part, target in _untrusted(config):
-        try:
-            home = get_object(target).__module__.split(".")
-        except Exception as error:  # it does not exist, or importing it fails
-            raise ValueError(f"{part} uses {_shown(target)}, which cannot be loaded: {error}") from error
-        problem = f"{part} uses {target}, which checkpoints may not name, so those of this run could not be loaded"
-        shared = takewhile(lambda names: names[0] == names[1], zip(target.split(".")[:-1], home, strict=False))
-        package = ".".join(name for name, _ in shared)
-        if not package:
-            raise ValueError(f"{problem}: name it by the module that defines it, {'.'.join(home)}")
+    packages = {f"{part} uses {target}": _package_of(part, target) for part, target in _untrusted(config)}
+    if packages:
+        trusted = ",".join(dict.fromkeys([*_trusted_packages(), *packages.values()]))
         raise ValueError(
-            f"{problem}: if you trust the package, set the environment variable {_TRUSTED}={package}, now and whenever "
-            "you use the checkpoints"
+            f"{' and '.join(packages)}, {_PROBLEM}: if you trust this code, set the environment variable "
+            f"{_TRUSTED}={trusted}, now and whenever you use the checkpoints"
         )
+
+
+def _package_of(part: str, target: str) -> str:
+    """Return the package to trust for `target`.
+
+    Raises:
+        ValueError: it does not exist, or another package defines it.
+    """
+    try:
+        home = get_object(target).__module__.split(".")
+    except Exception as error:  # it does not exist, or importing it fails
+        raise ValueError(f"{part} uses {_shown(target)}, which cannot be loaded: {error}") from error
+    shared = takewhile(lambda names: names[0] == names[1], zip(target.split(".")[:-1], home, strict=False))
+    package = ".".join(name for name, _ in shared)
+    if not package:
+        raise ValueError(f"{part} uses {target}, {_PROBLEM}: name it by the module that defines it, {'.'.join(home)}")
+    return package
+
+
+def _trusted_packages() -> list[str]:
+    return [package.strip() for package in os.environ.get(_TRUSTED, "").split(",") if package.strip()]
 
 
 def _untrusted(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield (part, target) for every target in the configuration that is not allowed there."""
-    own = [(package.strip(), None) for package in os.environ.get(_TRUSTED, "").split(",") if package.strip()]
+    own = [(package, None) for package in _trusted_packages()]
     for part, node in config.items():
         allowed = [*((package, part) for package in _PACKAGES.get(part, ())), *own]
         for key, value in _leaves(node):

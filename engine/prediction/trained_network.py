@@ -25,6 +25,7 @@ from ..drawing.label_images import blend
 from ..drawing.objects import draw_objects
 from ..evaluation.average_precision import MASK_THRESHOLD
 from ..evaluation.detection import detect, likely_objects
+from ..evaluation.eval_mode import in_eval_mode
 from ..evaluation.protocols import Tile, averages_probabilities
 from ..evaluation.tasks import task_of
 from ..runtime.atomic_files import given_path, write_text
@@ -96,6 +97,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         self._saved = replace(saved, weights={}, training={})
         self.device = choose_device(device)
         self.module: nn.Module = networks.network(saved).to(self.device)
+        self._shapes = _shapes(self.module)
         self.classes, self.palette = list(saved.classes), [list(colour) for colour in saved.palette]
         self.crop_size = saved.config.get("recipe", {}).get("train_transform", {}).get("crop_size")
         self.dataset, self.channels, self.value_range = saved.dataset, saved.channels, saved.value_range
@@ -112,7 +114,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         return f"TrainedNetwork(source={self._saved.source}, classes={classes}, device={self.device})"
 
     def predict(self, image: str | Path | np.ndarray | Image.Image) -> Prediction | DetectedObjects:
-        """Predict one image with the protocol that the run was validated with.
+        """Predict one image with the protocol that the run was validated with, in eval mode.
 
         Args:
             image: the path of an image file, a Pillow image, or an array (H, W, C) or (C, H, W) of the C channels that
@@ -130,7 +132,8 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
             MemoryError: the device ran out of memory.
         """
         pixels = _pixels(image, self.value_range, self.channels)
-        return self._detect(pixels) if self._predictor is None else self._segment(pixels, self._predictor)
+        with in_eval_mode(self.module):
+            return self._detect(pixels) if self._predictor is None else self._segment(pixels, self._predictor)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "TrainedNetwork":
@@ -141,6 +144,11 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         if holds_run(save_directory):
             raise ValueError(
                 f"{save_directory} holds a run, whose folder would no longer stand for its best weights: choose another"
+            )
+        if changed := [name for name, _ in self._shapes.items() ^ _shapes(self.module).items()]:
+            raise ValueError(
+                "config.json would not describe this network, because layers were replaced after it was loaded, such "
+                f"as that of {min(changed)}: save module.state_dict() instead"
             )
         saved = replace(self._saved, weights=self.module.state_dict())
         write_folder(saved, save_directory)
@@ -156,6 +164,11 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         normalised = averages_probabilities(predictor.protocol)
 
         def add(tile: Tile) -> None:
+            if (number := tile.scores.shape[1]) != len(self.classes):
+                raise ValueError(
+                    f"the network returns {number} classes, but has {len(self.classes)} names: set the attributes "
+                    "classes and palette to those of the replaced classifier"
+                )
             scores = tile.scores[0].float()
             probabilities[:, tile.rows, tile.columns] = (scores if normalised else scores.softmax(dim=0)).cpu()
 
@@ -170,6 +183,10 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         arrays = {name: value.cpu().numpy() for name, value in objects.items()}
         masks = arrays["masks"][:, 0] > MASK_THRESHOLD
         return DetectedObjects(arrays["labels"] - 1, arrays["scores"], arrays["boxes"], masks, _last_axis(drawn))
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
 def load(path: str | Path, *, device: str = "auto", **published: Any) -> TrainedNetwork:

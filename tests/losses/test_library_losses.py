@@ -65,6 +65,17 @@ def test_clips_count_as_one_set_of_pixels(library, kind):
     assert torch.allclose(loss({"out": clip}, frames), loss({"out": logits}, labels))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_are_no_class_are_refused(library, kind, label):
+    logits, labels = example()
+    labels[0, 4, 4] = label
+    with pytest.raises(ValueError, match=rf"^labels range from {min(label, 0)} to {max(label, 2)}: .* in \[0, 2\]$"):
+        LibraryLoss(kind)({"out": logits}, labels)
+    with pytest.raises(ValueError, match=r"must match the size of the logits .*: resize them"):
+        LibraryLoss(kind)({"out": logits[..., ::2]}, labels)
+
+
 def test_an_unknown_option_is_refused_with_those_that_exist(library):
     with pytest.raises(ValueError, match="the dice loss has no option foo: choose from classes, log_loss, "):
         LibraryLoss("dice", foo=1)

@@ -1,6 +1,7 @@
 """Losses equal explicit loops over their definitions, and stay finite where naive formulas give NaN."""
 
 import math
+import re
 from functools import partial
 
 import numpy as np
@@ -165,9 +166,25 @@ def test_gradients_per_image(loss):
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
-def test_labels_of_another_size_are_an_error(loss):
-    with pytest.raises(ValueError, match=r"labels \(1, 3, 3\) must match the size of the logits \(2, 4, 3, 3\)"):
-        loss(torch.zeros(2, 4, 3, 3), torch.zeros(1, 3, 3).long())
+@pytest.mark.parametrize(
+    ("logits", "labels", "advice"),
+    [
+        ((2, 4, 3, 3), (1, 3, 3), r"expected \(2, 3, 3\)"),
+        ((2, 4, 3, 5), (2, 1, 3, 5), r"expected \(2, 3, 5\)"),
+        ((2, 4, 3, 5), (2, 9, 15), r"resize them with ccnet\.losses\.label_resizing\.nearest_labels"),
+        ((2, 3, 5, 4), (2, 3, 5), "move the channels of the logits to axis 1"),
+    ],
+)
+def test_labels_of_another_size_are_an_error(loss, logits, labels, advice):
+    sizes = re.escape(f"labels {labels} must match the size of the logits {logits}: ")
+    with pytest.raises(ValueError, match=f"^{sizes}{advice}$"):
+        loss(torch.zeros(logits), torch.zeros(labels).long())
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), OhemCrossEntropy(), CategoryConsistent(), EdgeCrossEntropy()])
+def test_an_array_in_place_of_outputs_by_name_is_an_error(loss):
+    with pytest.raises(TypeError, match=rf"by name, got an array \(1, 2, 3, 3\): pass {{'{loss.output}': array}}, "):
+        loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3).long())
 
 
 def test_ccl_module_resizes_labels_to_the_embedding():

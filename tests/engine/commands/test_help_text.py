@@ -52,6 +52,16 @@ def test_a_reader_that_stops_early_gets_no_traceback():
     assert process.returncode == 1
 
 
+def test_the_users_own_files_are_listed_with_their_comments(help_of, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "foo.yaml").write_text("defaults: [fcn, _self_]\nwidth: 3  # of foo\n")
+    text = help_of("train.py", "--config-dir", tmp_path, "model=foo")
+    assert re.search("^model: ccnet, .*, fcn, foo, gcn, ", text, re.MULTILINE)
+    options = options_of(text)
+    assert options["model.width"] == "of foo"
+    assert options["model.head.recurrence"].startswith("R, the number of times")  # of the file that it includes
+
+
 @pytest.mark.slow
 def test_what_people_ask_for_is_listed_with_the_comments_of_the_chosen_files(help_of):
     text = help_of("train.py", *CHOICES)

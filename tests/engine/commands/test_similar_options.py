@@ -28,6 +28,16 @@ def test_options_are_those_of_the_chosen_files_and_the_command():
     assert "did you mean input?" in similar_options(["inputs=photo.jpg"], "predict")
 
 
+@pytest.mark.parametrize("flag", ["--config-dir {}", "--config-dir={}", "-cd {}"])
+def test_options_are_also_those_of_the_users_own_files(tmp_path, flag):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "foo.yaml").write_text("defaults: [fcn, _self_]\nwidth: 3\n")
+    given = [*flag.format(tmp_path).split(), "model=foo"]
+    assert "did you mean model.width?" in similar_options([*given, "model.widht=4"], "config")
+    assert "did you mean recipe.max_iters?" in similar_options([*given, "recipe.max_iter=3"], "config")
+    assert similar_options([*given, "model.width=4"], "config") == ""
+
+
 def test_an_argument_that_conf_leaves_at_its_default_takes_a_plus():
     hint = similar_options(["recipe.train_transform.flip=0"], "config")
     assert hint.endswith("conf/ leaves at its default: +recipe.train_transform.flip=VALUE sets it.")

@@ -69,6 +69,21 @@ def test_labels_of_no_class_are_named(label, dtype):
     assert not matrix.counts.any()
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(3, torch.uint8), (4, torch.int64), (-1, torch.int64)])
+def test_predictions_of_no_class_are_named_instead_of_counted_as_another(value, dtype):
+    matrix = ConfusionMatrix(3)
+    with pytest.raises(ValueError, match=rf"^the prediction contains {value}: expected classes from 0 to 2$"):
+        matrix.update(torch.tensor([0, 1, value], dtype=dtype), torch.tensor([0, 2, 1]))
+    assert not matrix.counts.any()
+    matrix.update(torch.tensor([0, 1, value], dtype=dtype), torch.tensor([0, 2, 255]))
+    assert matrix.counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+
+
+def test_logits_in_place_of_classes_are_an_error():
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 4, 5\) and its labels \(1, 4, 5\): .*logits\.argmax\(1\)"):
+        ConfusionMatrix(3).update(torch.zeros(1, 3, 4, 5), torch.zeros(1, 4, 5, dtype=torch.int64))
+
+
 def test_counts_of_a_whole_data_set_are_not_rounded():
     """Cityscapes has 10^9 pixels, far above the 2^24 that float32 counts exactly."""
     matrix = ConfusionMatrix(2)

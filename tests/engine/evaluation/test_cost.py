@@ -49,17 +49,17 @@ def test_counts_equal_those_of_the_layers():
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.convolution = torch.nn.Conv2d(3, 5, 3, padding=1)
+            self.convolution = torch.nn.Conv2d(3, 5, 3, padding=1).eval()  # as if frozen
 
         def forward(self, image):
             return {"out": self.convolution(image).square()}
 
-    network = Network().train()
+    network = Network()
     cost = network_cost(network, (3, 7, 9))
     assert cost.parameters == (3 * 9 + 1) * 5 / 1e6
     assert cost.gflops == pytest.approx(2 * 3 * 9 * 5 * 7 * 9 / 1e9)
     # The output of the convolution, which the square saves, and the output of the square, which the caller holds.
     assert cost.saved_mb == pytest.approx(2 * 5 * 7 * 9 * 4 / 1e6)
-    assert network.training
+    assert network.training and not network.convolution.training
     assert network.convolution.weight.device.type == "cpu"
     assert not isinstance(network.convolution.weight, torch._subclasses.FakeTensor)

@@ -1,5 +1,6 @@
 """Validation of a network on a data set: which samples are kept, and what is handed over."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -53,6 +54,16 @@ def test_no_sample_is_kept_unless_asked_for():
     model = Classify().eval()
     assert evaluate(model, Frames(), Whole(), device=torch.device("cpu")).samples == []
     assert not model.training
+
+
+@pytest.mark.parametrize("classes", [("a", "b", "c"), ("a",)], ids=["success", "failure"])
+def test_frozen_parts_of_a_network_in_training_stay_in_eval_mode(classes):
+    model, dataset = Classify(), Frames()
+    model.frozen, model.trained = nn.BatchNorm2d(3).eval(), nn.BatchNorm2d(3)
+    dataset.classes, dataset.name = classes, str
+    with nullcontext() if len(classes) == 3 else pytest.raises(ValueError, match="the data set has 1"):
+        evaluate(model, dataset, Whole(), device=torch.device("cpu"))
+    assert model.training and model.trained.training and not model.frozen.training
 
 
 def test_a_network_with_more_classes_than_the_data_set_is_refused():

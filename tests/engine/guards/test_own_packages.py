@@ -43,6 +43,18 @@ def test_a_run_refuses_a_class_that_its_checkpoints_could_not_name(tmp_path):
 
 
 @pytest.mark.usefixtures("own_package")
+def test_the_refusal_names_every_package_to_trust(tmp_path, monkeypatch):
+    (tmp_path / "second.py").write_text(OWN)
+    config = {"model": {"_target_": "own_package.Head"}, "loss": {"_target_": "second.Head"}}
+    both = r"^model uses own_package\.Head and loss uses second\.Head, .*_PACKAGES=own_package,second, now"
+    with pytest.raises(ValueError, match=both):
+        check_loadable(config)
+    monkeypatch.setenv("CCNET_TRUSTED_PACKAGES", "third, own_package")
+    with pytest.raises(ValueError, match=r"^loss uses second\.Head, .*_PACKAGES=third,own_package,second, now"):
+        check_loadable(config)
+
+
+@pytest.mark.usefixtures("own_package")
 def test_a_class_that_trusting_its_package_would_not_allow(tmp_path, monkeypatch):
     monkeypatch.setenv("CCNET_TRUSTED_PACKAGES", "own_package")
     with pytest.raises(ValueError, match=r"name it by the module that defines it, torch\.nn\.modules\.linear$"):

@@ -87,6 +87,32 @@ def test_options_from_python_are_checked_like_those_of_the_command_line(trained)
         run(*TINY, folder=trained[0])
 
 
+def test_a_network_in_training_predicts_in_eval_mode(trained):
+    folder, images = trained
+    network = ccnet.load(folder, device="cpu")
+    expected = network.predict(images / "0.png").probabilities
+    network.module.train()
+    network.module.backbone.eval()
+    before = {key: tensor.clone() for key, tensor in network.module.state_dict().items()}
+    assert np.array_equal(network.predict(images / "0.png").probabilities, expected)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.module.state_dict().items())
+    assert network.module.training and network.module.head.training and not network.module.backbone.net.training
+
+
+def test_a_network_with_another_classifier_needs_its_classes_and_is_not_saved(trained, tmp_path):
+    folder, images = trained
+    network = ccnet.load(folder, device="cpu")
+    network.save_pretrained(tmp_path / "same")
+    network.module.head.classify = torch.nn.Conv2d(network.module.head.classify.in_channels, 2, kernel_size=1)
+    with pytest.raises(ValueError, match="returns 2 classes, but has 3 names: set the attributes classes and palette"):
+        network.predict(images / "0.png")
+    network.classes, network.palette = ["a", "b"], [[0, 0, 0], [9, 9, 9]]
+    assert network.predict(images / "0.png").probabilities.shape[0] == 2
+    with pytest.raises(ValueError, match=r"config\.json .* replaced .*, such as that of head\.classify\.bias: save"):
+        network.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other" / "config.json").exists()
+
+
 @pytest.mark.slow
 def test_a_detection_network_returns_objects():
     made = ccnet.create_model("mask_rcnn", num_classes=2, backbone="resnet10t", channels=16, frozen=False)
