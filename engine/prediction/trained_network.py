@@ -97,7 +97,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         self._saved = replace(saved, weights={}, training={})
         self.device = choose_device(device)
         self.module: nn.Module = networks.network(saved).to(self.device)
-        self._shapes = _shapes(self.module)
+        self._loaded = _structure(self.module)
         self.classes, self.palette = list(saved.classes), [list(colour) for colour in saved.palette]
         self.crop_size = saved.config.get("recipe", {}).get("train_transform", {}).get("crop_size")
         self.dataset, self.channels, self.value_range = saved.dataset, saved.channels, saved.value_range
@@ -145,10 +145,10 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
             raise ValueError(
                 f"{save_directory} holds a run, whose folder would no longer stand for its best weights: choose another"
             )
-        if changed := [name for name, _ in self._shapes.items() ^ _shapes(self.module).items()]:
+        if changed := [name for name, _ in self._loaded.items() ^ _structure(self.module).items()]:
             raise ValueError(
-                "config.json would not describe this network, because layers were replaced after it was loaded, such "
-                f"as that of {min(changed)}: save module.state_dict() instead"
+                f"config.json would not describe this network, because {min(changed)} was changed after it was loaded: "
+                "save module.state_dict() instead"
             )
         saved = replace(self._saved, weights=self.module.state_dict())
         write_folder(saved, save_directory)
@@ -185,8 +185,11 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
         return DetectedObjects(arrays["labels"] - 1, arrays["scores"], arrays["boxes"], masks, _last_axis(drawn))
 
 
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+def _structure(network: nn.Module) -> dict[str, Any]:
+    """Return what its configuration determines and its user may change: the shapes of the weights, and each R."""
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    modules = [(name, module) for name, module in network.named_modules() if hasattr(module, "recurrence")]
+    return shapes | {f"{name}.recurrence": module.recurrence for name, module in modules}
 
 
 def load(path: str | Path, *, device: str = "auto", **published: Any) -> TrainedNetwork:

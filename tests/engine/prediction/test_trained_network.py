@@ -108,9 +108,19 @@ def test_a_network_with_another_classifier_needs_its_classes_and_is_not_saved(tr
         network.predict(images / "0.png")
     network.classes, network.palette = ["a", "b"], [[0, 0, 0], [9, 9, 9]]
     assert network.predict(images / "0.png").probabilities.shape[0] == 2
-    with pytest.raises(ValueError, match=r"config\.json .* replaced .*, such as that of head\.classify\.bias: save"):
+    with pytest.raises(ValueError, match=r"config\.json .*head\.classify\.bias was changed .*: save module"):
         network.save_pretrained(tmp_path / "other")
     assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_a_network_with_another_recurrence_is_not_saved(trained, tmp_path):
+    """The configuration, and so a network loaded from the folder, would have the R of the run."""
+    network = ccnet.load(trained[0], device="cpu")
+    network.module.head.recurrence += 1
+    with pytest.raises(ValueError, match=r"head\.recurrence was changed after it was loaded: save module"):
+        network.save_pretrained(tmp_path / "other")
+    network.module.head.recurrence -= 1
+    network.save_pretrained(tmp_path / "other")
 
 
 @pytest.mark.slow
