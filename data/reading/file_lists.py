@@ -106,18 +106,8 @@ def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) 
                 yield folder / entry.name
 
 
-def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Pair each image in one folder with the label image of the same name in another; suffixes may differ.
-
-    Raises:
-        FileNotFoundError: there are no images, or some have no label image.
-        ValueError: two files in a folder have the same name without suffix.
-    """
-    return match_by_name(images, labels, image_name="*", label_name="*")
-
-
 def match_by_name(
-    images: Path, labels: Path, *, image_name: str, label_name: str, skip_unlabelled: bool = False
+    images: Path, labels: Path, *, image_name: str = "*", label_name: str = "*", skip_unlabelled: bool = False
 ) -> list[tuple[Path, Path]]:
     """Pair the images in one folder with the label images in another, which must have the same subfolders.
 
@@ -155,7 +145,7 @@ def match_by_name(
     return [(path, labels_by_key[key]) for key, path in images_by_key.items() if key in labels_by_key]
 
 
-def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, label_name: str) -> list[Path]:
+def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str = "*", label_name: str = "*") -> list[Path]:
     """Return the label images that :func:`match_by_name`, with each of the pairs of folders, pairs with no image."""
     masks: dict[Path, None] = {}
     used: set[Path] = set()
