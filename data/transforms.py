@@ -279,7 +279,7 @@ def train_transform(
                 "0, and hue of at most 0.5"
             )
         steps.append(Jitter(*color_jitter))
-    return v2.Compose([*steps, _plain_pair])
+    return v2.Compose([*steps, v2.ToPureTensor()])
 
 
 def warp_transform(
@@ -298,7 +298,7 @@ def warp_transform(
         flip, flip_pairs: see :class:`Flip`.
     """
     warp = RandomWarp(crop_size, scale_std=scale_std, angle_std=angle_std, angle_share=angle_share)
-    return v2.Compose([warp, Flip(flip, flip_pairs), _plain_pair])
+    return v2.Compose([warp, Flip(flip, flip_pairs), v2.ToPureTensor()])
 
 
 def eval_transform() -> v2.Compose:
@@ -318,7 +318,3 @@ def as_float(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         return images
     return images.to(torch.float32).mul_(1 / 255)  # a uint8-float product is slower
-
-
-def _plain_pair(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return _plain(image), _plain(labels)
