@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import UnreadableImage
-from .grey_levels import scaled
+from .grey_levels import needs_value_range, scaled
 from .size_limit import check_size
 
 _NUMPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -174,11 +174,7 @@ def eight_bits(values: np.ndarray, value_range: Sequence[float] | None, subject:
     if values.dtype.kind not in "iuf":
         raise ValueError(f"{subject} has values of type {values.dtype}: expected real numbers")
     if value_range is None and values.dtype != np.uint16:
-        low, high = np.nanmin(values), np.nanmax(values)
-        raise ValueError(
-            f"{subject} has values of type {values.dtype} (here from {low:.6g} to {high:.6g}): train with those of "
-            "black and white, dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
-        )
+        raise needs_value_range(f"{subject} has values of type {values.dtype}", values)
     return scaled(values, value_range or (0, 2**16 - 1))
 
 
