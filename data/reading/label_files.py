@@ -48,6 +48,7 @@ class UnknownLabels(ValueError):
         total: the number of pixels in the file.
     """
 
+    # torch's loader recreates the error of a worker from its message alone.
     def __init__(self, message: str, pixels: Mapping[Value, int] | None = None, total: int = 0):
         super().__init__(message)
         self.pixels, self.total = pixels or {}, total
