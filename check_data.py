@@ -131,7 +131,7 @@ def _inspect_objects(config: DictConfig, split: str, dataset: Any) -> "tuple[Obj
 
 def _track(split: str) -> "Track":
     """Return a function that shows the progress of the check of a split."""
-    return lambda samples, number: runtime.tracked(samples, split, f"{split}: checked image", number)
+    return lambda samples: runtime.tracked(samples, split, f"{split}: checked image")
 
 
 def _problems(split: str, dataset: Any, report: Any) -> list[str]:

@@ -229,7 +229,7 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
 
 
 def _tracked(images: Sequence["InputImage"]) -> Iterator["InputImage"]:
-    return runtime.tracked(images, "predict", "predicted image", len(images))
+    return runtime.tracked(images, "predict", "predicted image")
 
 
 def _as_list(value: Any) -> list[Any]:
