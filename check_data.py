@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.engine import drawing, guards, runtime
@@ -37,7 +37,7 @@ _MOST_VALUES = 30  # maximum number of rows in the table of undefined label valu
 @entry_point("check_data")
 def main(config: DictConfig) -> None:
     """Check the chosen splits."""
-    splits = list(config.splits) if isinstance(config.splits, ListConfig) else [config.splits]
+    splits = guards.as_list(config.splits)
     if not splits:
         raise ValueError("splits is empty: name the splits to check, such as splits=[train,val]")
     data.check_root(config.dataset, splits)

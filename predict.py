@@ -27,10 +27,10 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
@@ -58,9 +58,9 @@ def _predict(config: DictConfig, output: Path) -> None:
             f"training_crop={config.training_crop} cannot be set here, because the checkpoint determines it: set the "
             "windows with protocol=slide protocol.crop_size=[HEIGHT,WIDTH]"
         )
-    names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
+    names = [str(name) for name in guards.as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
-    images = prediction.find_inputs(_as_list(config.input), output)
+    images = prediction.find_inputs(guards.as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
     checkpoints.check_published(loaded)
     images = prediction.with_frames(images, loaded[0].channels)
@@ -144,7 +144,7 @@ def _check_options(config: DictConfig) -> None:
     if config.probabilities not in (None, *prediction.FORMATS):
         raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(prediction.FORMATS)}")
     point = config.attention
-    if point is not None and [type(part) for part in _as_list(point)] != [int, int]:
+    if point is not None and [type(part) for part in guards.as_list(point)] != [int, int]:
         raise ValueError(
             f"attention={point} is not a point: set its row and column in pixels, as in attention=[200,310]"
         )
@@ -230,10 +230,6 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
 
 def _tracked(images: Sequence["InputImage"]) -> Iterator["InputImage"]:
     return runtime.tracked(images, "predict", "predicted image")
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, ListConfig) else [value]
 
 
 if __name__ == "__main__":
