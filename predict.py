@@ -23,7 +23,6 @@ earlier prediction left for the images in the same folder, such as NAME_attentio
 process at a time writes to a folder.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -112,7 +111,7 @@ def _segment(
             shown = images if len(images) == 1 else _tracked(images)
             for index, image in enumerate(shown):
                 (output / image.name).parent.mkdir(parents=True, exist_ok=True)
-                predicted = skipped.attempt(image, functools.partial(maps.predicted, index))
+                predicted = skipped.attempt(image, maps.predicted, index)
                 if predicted is not None:
                     maps.write(image, predicted, video)
         if video and video.fitted:
@@ -188,7 +187,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     with runtime.FolderLock(output, "output"):
         for image in _tracked(images):
             (output / image.name).parent.mkdir(parents=True, exist_ok=True)
-            detected = skipped.attempt(image, functools.partial(files.predicted, image))
+            detected = skipped.attempt(image, files.predicted, image)
             if detected is not None:
                 files.write(image, detected)
         if done := len(images) - len(skipped.images):
