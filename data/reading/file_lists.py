@@ -113,8 +113,8 @@ def match_by_name(
 
     Args:
         images: the folder of the images, searched recursively.
-        labels: the folder of the label images, which may be the same folder, or one inside it. If their names are equal
-            in the same folder, a label image is the one with a suffix of ``LABEL_SUFFIXES`` of two files.
+        labels: the folder of the label images, which may be the same folder, or one inside it. If two files in one
+            folder have the same name, the label image is the one whose suffix is in ``LABEL_SUFFIXES``.
         image_name, label_name: patterns for the names of an image and of its label image, without suffix. ``*`` stands
             for the part that both have in common, as in "*" and "*_mask", or "image_*" and "mask_*".
         skip_unlabelled: whether to leave out the images without a label image; an error if none has one.
@@ -146,7 +146,7 @@ def match_by_name(
 
 
 def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str = "*", label_name: str = "*") -> list[Path]:
-    """Return the label images that :func:`match_by_name`, with each of the pairs of folders, pairs with no image."""
+    """Return the label images that :func:`match_by_name` leaves unused in all of the pairs (images, label images)."""
     masks: dict[Path, None] = {}
     used: set[Path] = set()
     for images, labels in folders:
