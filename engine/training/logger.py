@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -90,8 +91,9 @@ class RunLog:
         self.task.save_panel(self.folder / "predictions.png", result.samples, self.classes, self.palette)
         if self._wandb:
             self._wandb.scalars(iteration, {f"val/{name}": value for name, value in summary.items()})
-            panels = self.task.wandb_panels(result.samples, self.classes)
-            self._wandb.validation(iteration, table.header, table.rows, panels)
+            pixels = [(image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for image, *_ in result.samples]
+            drawn = self.task.wandb_panels(result.samples, self.classes)
+            self._wandb.validation(iteration, table.header, table.rows, [*zip(pixels, drawn, strict=True)])
 
     def __enter__(self) -> "RunLog":
         return self
