@@ -14,6 +14,7 @@ from ..evaluation.tasks import Task, TaskEvaluation, reported_scores
 from ..guards.settings import plain
 from ..runtime.atomic_files import write_text
 from ..runtime.distributed import rank
+from ..runtime.run_folder import CONFIG
 from .state import TrainingState
 
 if TYPE_CHECKING:  # importing W&B takes a second; runs without it skip that
@@ -126,5 +127,5 @@ def open_log(config: DictConfig, folder: Path, **options: Any) -> RunLog | NoLog
     if rank():
         return NoLog()
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     return RunLog(config, folder, **options)
