@@ -11,9 +11,9 @@ nor the server needs internet access. Requires Gradio: ``pip install 'ccnet-segm
 
 import importlib.util
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from ccnet.engine import app, checkpoints, prediction, runtime
+from ccnet.engine import app, checkpoints, guards, prediction, runtime
 from ccnet.engine.commands.entry_point import entry_point
 
 
@@ -22,8 +22,7 @@ def main(config: DictConfig) -> None:
     """Load the networks and serve the page until Ctrl-C or SIGTERM."""
     if importlib.util.find_spec("gradio") is None:
         raise OSError("ccnet-app needs Gradio, which is not installed: pip install 'ccnet-segmentation[app]'")
-    given = config.checkpoint or checkpoints.DEFAULT
-    names = [str(name) for name in (given if isinstance(given, ListConfig) else [given])]
+    names = [str(name) for name in guards.as_list(config.checkpoint or checkpoints.DEFAULT)]
     loaded = {name: checkpoints.load(checkpoints.find(name), **config.published) for name in names}
     checkpoints.check_published([*loaded.values()])
     networks = {name: prediction.TrainedNetwork(saved, device=config.device) for name, saved in loaded.items()}

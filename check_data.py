@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.engine import drawing, guards, runtime
@@ -37,7 +37,7 @@ _MOST_VALUES = 30  # maximum number of rows in the table of undefined label valu
 @entry_point("check_data")
 def main(config: DictConfig) -> None:
     """Check the chosen splits."""
-    splits = list(config.splits) if isinstance(config.splits, ListConfig) else [config.splits]
+    splits = guards.as_list(config.splits)
     if not splits:
         raise ValueError("splits is empty: name the splits to check, such as splits=[train,val]")
     data.check_root(config.dataset, splits)
@@ -51,19 +51,19 @@ def main(config: DictConfig) -> None:
     for split in dict.fromkeys([*splits, *map(str, config.dataset)]):
         for name in _files(folder, split):
             name.unlink(missing_ok=True)
-    found = {split: _check_split(config, split, dataset, folder) for split, dataset in datasets.items()}
+    reports = {split: _check_split(config, split, dataset, folder) for split, dataset in datasets.items()}
 
     from ccnet.data.label_checks import absent_classes, differing_classes, shared_images
 
-    problems = [problem for _, _, lines in found.values() for problem in lines]
+    problems = [line for split, report in reports.items() for line in _problems(split, datasets[split], report)]
+    classes = {split: dataset.classes for split, dataset in datasets.items()}
     counts = {
-        split: report.counts(len(dataset.classes))
-        for split, (dataset, report, _) in found.items()
-        if getattr(dataset, "has_labels", True) and report.sizes
+        split: report.counts(len(classes[split]))
+        for split, report in reports.items()
+        if getattr(datasets[split], "has_labels", True) and report.sizes
     }
-    classes = {split: dataset.classes for split, (dataset, *_) in found.items()}
     problems += differing_classes(classes) or absent_classes(counts, next(iter(classes.values())))
-    for note in shared_images({split: report for split, (_, report, _) in found.items()}):
+    for note in shared_images(reports):
         print(f"\nnote: {note}")
     print(f"\ntables and samples in {folder}")
     if problems:
@@ -76,10 +76,8 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
     return folder / f"{split}_classes.csv", folder / f"{split}_samples.png"
 
 
-def _check_split(
-    config: DictConfig, split: str, dataset: Any, folder: Path
-) -> "tuple[Any, DatasetReport | ObjectReport, list[str]]":
-    """Print a summary of a split, write its table and samples, and return the data set, its report and its problems."""
+def _check_split(config: DictConfig, split: str, dataset: Any, folder: Path) -> "DatasetReport | ObjectReport":
+    """Print a summary of a split, write its table and samples, and return its report."""
     from ccnet.data.label_checks import unpaired_sides
 
     sides = unpaired_sides(dataset.classes, config.recipe.train_transform)  # raises ValueError before anything is read
@@ -105,7 +103,7 @@ def _check_split(
         table.write_csv(table_path)
     if config.samples > 0 and not report.invalid:
         _draw_samples(samples_path, dataset, config)
-    return dataset, report, _problems(split, dataset, report)
+    return report
 
 
 def _nearly_black(mean: "Sequence[float]", kinds: "Iterable[str]") -> bool:
@@ -131,7 +129,7 @@ def _inspect_objects(config: DictConfig, split: str, dataset: Any) -> "tuple[Obj
 
 def _track(split: str) -> "Track":
     """Return a function that shows the progress of the check of a split."""
-    return lambda samples, number: runtime.tracked(samples, split, f"{split}: checked image", number)
+    return lambda samples: runtime.tracked(samples, split, f"{split}: checked image")
 
 
 def _problems(split: str, dataset: Any, report: Any) -> list[str]:

@@ -11,9 +11,9 @@ Triton kernels.
 
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from ccnet.engine import checkpoints, evaluation, runtime
+from ccnet.engine import checkpoints, evaluation, guards, runtime
 from ccnet.engine.commands.entry_point import entry_point
 
 
@@ -43,7 +43,7 @@ def _size(given: Any) -> tuple[int, int] | None:
     """Return the option ``size`` as (H, W); None if it is not set."""
     if given is None:
         return None
-    sides = list(given) if isinstance(given, ListConfig) else []
+    sides = guards.as_list(given)
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(f"size={given} is not an image size: set size=[HEIGHT,WIDTH], in pixels")
     return sides[0], sides[1]

@@ -23,14 +23,13 @@ earlier prediction left for the images in the same folder, such as NAME_attentio
 process at a time writes to a folder.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from ccnet import data
 from ccnet.engine import checkpoints, drawing, evaluation, guards, prediction, runtime, training
@@ -58,9 +57,9 @@ def _predict(config: DictConfig, output: Path) -> None:
             f"training_crop={config.training_crop} cannot be set here, because the checkpoint determines it: set the "
             "windows with protocol=slide protocol.crop_size=[HEIGHT,WIDTH]"
         )
-    names = [str(name) for name in _as_list(config.checkpoint or checkpoints.DEFAULT)]
+    names = [str(name) for name in guards.as_list(config.checkpoint or checkpoints.DEFAULT)]
     files = [checkpoints.find(name) for name in names]
-    images = prediction.find_inputs(_as_list(config.input), output)
+    images = prediction.find_inputs(guards.as_list(config.input), output)
     loaded = [checkpoints.load(file, **config.published) for file in files]
     checkpoints.check_published(loaded)
     images = prediction.with_frames(images, loaded[0].channels)
@@ -112,7 +111,7 @@ def _segment(
             shown = images if len(images) == 1 else _tracked(images)
             for index, image in enumerate(shown):
                 (output / image.name).parent.mkdir(parents=True, exist_ok=True)
-                predicted = skipped.attempt(image, functools.partial(maps.predicted, index))
+                predicted = skipped.attempt(image, maps.predicted, index)
                 if predicted is not None:
                     maps.write(image, predicted, video)
         if video and video.fitted:
@@ -144,7 +143,7 @@ def _check_options(config: DictConfig) -> None:
     if config.probabilities not in (None, *prediction.FORMATS):
         raise ValueError(f"probabilities={config.probabilities}: choose one of {', '.join(prediction.FORMATS)}")
     point = config.attention
-    if point is not None and [type(part) for part in _as_list(point)] != [int, int]:
+    if point is not None and [type(part) for part in guards.as_list(point)] != [int, int]:
         raise ValueError(
             f"attention={point} is not a point: set its row and column in pixels, as in attention=[200,310]"
         )
@@ -188,7 +187,7 @@ def _detect(config: DictConfig, saved: "Checkpoint", images: Sequence["InputImag
     with runtime.FolderLock(output, "output"):
         for image in _tracked(images):
             (output / image.name).parent.mkdir(parents=True, exist_ok=True)
-            detected = skipped.attempt(image, functools.partial(files.predicted, image))
+            detected = skipped.attempt(image, files.predicted, image)
             if detected is not None:
                 files.write(image, detected)
         if done := len(images) - len(skipped.images):
@@ -229,11 +228,7 @@ def _predictor(config: DictConfig, saved: "Checkpoint", framework: "Framework") 
 
 
 def _tracked(images: Sequence["InputImage"]) -> Iterator["InputImage"]:
-    return runtime.tracked(images, "predict", "predicted image", len(images))
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, ListConfig) else [value]
+    return runtime.tracked(images, "predict", "predicted image")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from .reading.image_files import describe
 from .reading.label_files import UnknownLabels
 from .reading.label_values import Value, shown_value
 
-Track = Callable[[Iterable[Any], int], Iterable[Any]]
+Track = Callable[[Any], Iterable[Any]]
 
 _VALUES = 256  # number of possible label values, since labels are uint8
 _MOST_UNKNOWN = 10_000  # limit of the undefined values counted: interpolated colour masks may have millions
@@ -167,7 +167,7 @@ def inspect_dataset(
         indices: the samples to read; None reads all of them.
         labels_only: whether to read only the labels.
         num_workers: the number of worker processes; 0 reads in this process.
-        track: called with the inspected samples and their number; yields the samples and shows the progress.
+        track: called with a loader of the inspected samples; yields the samples and shows the progress.
     """
     report = DatasetReport()
     chosen = range(len(dataset)) if indices is None else indices
@@ -179,7 +179,7 @@ def inspect_dataset(
 def inspected(samples: Dataset, num_workers: int, track: Track | None) -> Iterable[Any]:
     """Return the items of a data set that inspects one sample per item; see :func:`inspect_dataset`."""
     loader = Loader(samples, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    return loader if track is None else track(loader, len(loader))
+    return loader if track is None else track(loader)
 
 
 def still(array: Tensor, ndim: int = 2) -> Tensor:

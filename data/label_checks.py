@@ -14,7 +14,7 @@ from .transforms import swapped_classes
 if TYPE_CHECKING:
     from .object_inspection import ObjectReport
 
-# Patterns of the left in lower-case class names, and what stands for the right in its place
+# Patterns for "left" in lower-case class names, and the text that replaces it in the name of the right counterpart.
 _SIDES = (("left", "right"), (r"(?<![a-z])l(?![a-z])", "r"), ("links", "rechts"), ("linke", "rechte"), ("左", "右"))
 _SMOOTH = 20  # more undefined values than this may be mixtures of the values of neighbouring classes
 _LOOKED_AT = 32  # masks per split that training checks before its first step; few, to start quickly

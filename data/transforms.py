@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from .dataset import IGNORE_INDEX
 from .letterbox import Placement, resample
-from .reading.size_limit import check_size
+from .reading.size_limit import checked_crop_size
 
 MEAN_COLOUR = (124, 116, 104)  # padding that normalises to about zero, as in the authors' code
 
@@ -46,8 +46,11 @@ class ScaleCrop:
     ):
         if scale is not None and short_sides is not None:
             raise ValueError(f"set either scale or short_sides, not both: got {list(scale)} and {list(short_sides)}")
-        _check(crop_size, short_sides, scale)
-        self.crop_size, self.scale, self.short_sides = tuple(crop_size), scale, short_sides
+        self.crop_size, self.scale, self.short_sides = checked_crop_size(crop_size), scale, short_sides
+        if short_sides is not None and not (short_sides and min(short_sides) >= 1):
+            raise ValueError(f"short_sides is {list(short_sides)}: set it to one or more lengths in pixels")
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
+            raise ValueError(f"scale is {list(scale)}: set it to [smallest, largest], both above 0")
         self._blank = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).expand(*crop_size, 3).contiguous()
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
@@ -85,17 +88,6 @@ class ScaleCrop:
         if self.short_sides is not None:
             return self.short_sides[int(torch.randint(len(self.short_sides), ()))] / min(sides)
         return 1.0
-
-
-def _check(crop_size: Sequence[int], short_sides: Sequence[int] | None, scale: Sequence[float] | None) -> None:
-    if len(crop_size) != 2:
-        raise ValueError(f"crop_size is {list(crop_size)}: set it to [height, width]")
-    height, width = crop_size
-    check_size(height, width, f"crop_size={list(crop_size)}")
-    if short_sides is not None and not (short_sides and min(short_sides) >= 1):
-        raise ValueError(f"short_sides is {list(short_sides)}: set it to one or more lengths in pixels")
-    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1]):
-        raise ValueError(f"scale is {list(scale)}: set it to [smallest, largest], both above 0")
 
 
 def _window(side: int, scaled: int, crop: int) -> tuple[slice, slice]:
@@ -192,13 +184,11 @@ class RandomWarp:
     """
 
     def __init__(self, size: Sequence[int], *, scale_std: float, angle_std: float, angle_share: float):
-        _check(size, None, None)
+        self.size = checked_crop_size(size)
         if not (0 <= scale_std < 1 and 0 <= angle_share <= 1):
             raise ValueError(
                 f"scale_std is {scale_std} and angle_share {angle_share}: set numbers from 0 to 1, scale_std below 1"
             )
-        height, width = size
-        self.size = height, width
         self.scale_std, self.angle_std, self.angle_share = scale_std, angle_std, angle_share
 
     def __call__(self, image: Tensor, labels: Tensor) -> Pair:
@@ -279,7 +269,7 @@ def train_transform(
                 "0, and hue of at most 0.5"
             )
         steps.append(Jitter(*color_jitter))
-    return v2.Compose([*steps, _plain_pair])
+    return v2.Compose([*steps, v2.ToPureTensor()])
 
 
 def warp_transform(
@@ -298,7 +288,7 @@ def warp_transform(
         flip, flip_pairs: see :class:`Flip`.
     """
     warp = RandomWarp(crop_size, scale_std=scale_std, angle_std=angle_std, angle_share=angle_share)
-    return v2.Compose([warp, Flip(flip, flip_pairs), _plain_pair])
+    return v2.Compose([warp, Flip(flip, flip_pairs), v2.ToPureTensor()])
 
 
 def eval_transform() -> v2.Compose:
@@ -318,7 +308,3 @@ def as_float(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         return images
     return images.to(torch.float32).mul_(1 / 255)  # a uint8-float product is slower
-
-
-def _plain_pair(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return _plain(image), _plain(labels)

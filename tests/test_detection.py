@@ -151,9 +151,9 @@ def test_wandb_accepts_the_boxes(root):
     empty = {key: value[:0] for key, value in target.items() if key != "image_id"} | {"scores": torch.zeros(0)}
     found = target | {"scores": torch.full((len(target["labels"]),), 0.75)}
     panels = Detection().wandb_panels([(image, target, found), (image, target, empty)], ["bar", "disc", "wedge"])
-    for pixels, drawn in panels:
-        wandb.Image(pixels, **drawn)
-    assert panels[0][1]["boxes"]["prediction"]["box_data"][0]["box_caption"].endswith("0.75")
+    for drawn in panels:
+        wandb.Image(image.permute(1, 2, 0).numpy(), **drawn)
+    assert panels[0]["boxes"]["prediction"]["box_data"][0]["box_caption"].endswith("0.75")
 
 
 @pytest.mark.parametrize(

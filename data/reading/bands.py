@@ -1,6 +1,7 @@
 """Images with any number of channels: NumPy arrays, multi-band TIFFs, and images decoded by Pillow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import UnreadableImage
-from .grey_levels import scaled
+from .grey_levels import needs_value_range, scaled
 from .size_limit import check_size
 
 _NUMPY, _TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -76,38 +77,29 @@ def read_array(path: Path, channels: int) -> np.ndarray | None:
     """
     if not is_array(path, channels):
         return None
-    try:  # each kind of damage raises a different error
+    with _reading(path):
         stored_shape, _, decode = _stored(path)
-    except Exception as error:
-        raise _unreadable(path, error) from error
     shape, first = _layout(stored_shape, channels, path)
     height, width = shape[1:] if first else shape[:2]
     check_size(height, width, path)
-    try:
+    with _reading(path):
         return decode()
-    except Exception as error:
-        raise _unreadable(path, error) from error
 
 
 def array_bits(path: Path) -> int:
     """Return the number of bits of each value in a file that :func:`read_array` decodes, without decoding it."""
-    try:
+    with _reading(path):
         _, kind, _ = _stored(path)
         return 8 * kind.itemsize
-    except Exception as error:
-        raise _unreadable(path, error) from error
 
 
 def array_orientation(path: Path) -> int:
     """Return the orientation tag, from 1 to 8, of a file that :func:`read_array` decodes; 1 for NumPy arrays."""
     if _is_numpy(path):
         return 1
-    try:
-        with _tifffile().TiffFile(path) as file:
-            tag = file.pages[0].tags.get(_ORIENTATION)
-            return int(tag.value) if tag else 1
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    with _reading(path), _tifffile().TiffFile(path) as file:
+        tag = file.pages[0].tags.get(_ORIENTATION)
+        return int(tag.value) if tag else 1
 
 
 def channels_last(values: np.ndarray, channels: int, subject: object) -> np.ndarray:
@@ -150,13 +142,18 @@ def _stored(path: Path) -> tuple[tuple[int, ...], np.dtype, Callable[[], np.ndar
         return shape, kind, lambda: library.imread(path, series=0)
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    if "'imagecodecs'" in str(error):  # not damage, which `skip_broken` would tolerate
-        return ValueError(
-            f"{path} is compressed in a way that tifffile cannot read: pip install imagecodecs, or save it "
-            f"without compression ({error})"
-        )
-    return UnreadableImage(f"{path} cannot be read as an image and may be damaged: {error}")
+@contextmanager
+def _reading(path: Path) -> Generator[None]:
+    """Replace the errors of NumPy and tifffile, of many kinds, by ones that name the file."""
+    try:
+        yield
+    except Exception as error:
+        if "'imagecodecs'" in str(error):  # not damage, which `skip_broken` would tolerate
+            raise ValueError(
+                f"{path} is compressed in a way that tifffile cannot read: pip install imagecodecs, or save it "
+                f"without compression ({error})"
+            ) from error
+        raise UnreadableImage(f"{path} cannot be read as an image and may be damaged: {error}") from error
 
 
 def eight_bits(values: np.ndarray, value_range: Sequence[float] | None, subject: object) -> np.ndarray:
@@ -177,11 +174,7 @@ def eight_bits(values: np.ndarray, value_range: Sequence[float] | None, subject:
     if values.dtype.kind not in "iuf":
         raise ValueError(f"{subject} has values of type {values.dtype}: expected real numbers")
     if value_range is None and values.dtype != np.uint16:
-        low, high = np.nanmin(values), np.nanmax(values)
-        raise ValueError(
-            f"{subject} has values of type {values.dtype} (here from {low:.6g} to {high:.6g}): train with those of "
-            "black and white, dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
-        )
+        raise needs_value_range(f"{subject} has values of type {values.dtype}", values)
     return scaled(values, value_range or (0, 2**16 - 1))
 
 

@@ -106,25 +106,15 @@ def _files_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) 
                 yield folder / entry.name
 
 
-def match_by_stem(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Pair each image in one folder with the label image of the same name in another; suffixes may differ.
-
-    Raises:
-        FileNotFoundError: there are no images, or some have no label image.
-        ValueError: two files in a folder have the same name without suffix.
-    """
-    return match_by_name(images, labels, image_name="*", label_name="*")
-
-
 def match_by_name(
-    images: Path, labels: Path, *, image_name: str, label_name: str, skip_unlabelled: bool = False
+    images: Path, labels: Path, *, image_name: str = "*", label_name: str = "*", skip_unlabelled: bool = False
 ) -> list[tuple[Path, Path]]:
     """Pair the images in one folder with the label images in another, which must have the same subfolders.
 
     Args:
         images: the folder of the images, searched recursively.
-        labels: the folder of the label images, which may be the same folder, or one inside it. If their names are equal
-            in the same folder, a label image is the one with a suffix of ``LABEL_SUFFIXES`` of two files.
+        labels: the folder of the label images, which may be the same folder, or one inside it. If two files in one
+            folder have the same name, the label image is the one whose suffix is in ``LABEL_SUFFIXES``.
         image_name, label_name: patterns for the names of an image and of its label image, without suffix. ``*`` stands
             for the part that both have in common, as in "*" and "*_mask", or "image_*" and "mask_*".
         skip_unlabelled: whether to leave out the images without a label image; an error if none has one.
@@ -155,8 +145,8 @@ def match_by_name(
     return [(path, labels_by_key[key]) for key, path in images_by_key.items() if key in labels_by_key]
 
 
-def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str, label_name: str) -> list[Path]:
-    """Return the label images that :func:`match_by_name`, with each of the pairs of folders, pairs with no image."""
+def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str = "*", label_name: str = "*") -> list[Path]:
+    """Return the label images that :func:`match_by_name` leaves unused in all of the pairs (images, label images)."""
     masks: dict[Path, None] = {}
     used: set[Path] = set()
     for images, labels in folders:

@@ -87,17 +87,20 @@ def rgb_pixels(
         return _by_rows(image, lambda part: np.asarray(part if part.mode == "RGB" else part.convert("RGB")))
     if value_range is None:
         if samples.bits > 16 or samples.signed:
-            values = grey_values(image, samples)
-            low, high = np.nanmin(values), np.nanmax(values)
-            kind = _DEEP.get(image.mode, image.mode) if samples.bits > 16 else f"signed {samples.bits}-bit numbers"
-            raise ValueError(
-                f"{path} has mode {image.mode}, {kind} (here from {low:.6g} to {high:.6g}): train with those of "
-                "black and white, dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
-            )
+            kind = _DEEP[image.mode] if samples.bits > 16 else f"signed {samples.bits}-bit numbers"
+            raise needs_value_range(f"{path} has mode {image.mode}, {kind}", grey_values(image, samples))
         highest = 2**samples.bits - 1
         value_range = (highest, 0) if samples.white_is_zero else (0, highest)
     bounds = value_range
     return _by_rows(image, lambda part: scaled(grey_values(part, samples), bounds)[..., None])
+
+
+def needs_value_range(found: str, values: np.ndarray) -> ValueError:
+    """Return the error for values that are not scaled by their full range; `found` begins the message."""
+    return ValueError(
+        f"{found} (here from {np.nanmin(values):.6g} to {np.nanmax(values):.6g}): train with those of black and white, "
+        "dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"
+    )
 
 
 def is_deep(image: Image.Image, samples: SampleFormat) -> bool:

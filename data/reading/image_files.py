@@ -146,11 +146,11 @@ def _fast_upright(path: Path, mode: str, *, lossless: bool = False) -> np.ndarra
     With ``lossless``, only PNGs are decoded.
     """
     content = fast_decoders.read(path)
-    if content and (_is_damaged(content, path) or (lossless and not fast_decoders.is_png(content))):
+    if content is None or _is_damaged(content, path) or (lossless and not fast_decoders.is_png(content)):
         return None
-    header = content and fast_decoders.header_of(content)
+    header = fast_decoders.header_of(content)
     # To find the orientation of a PNG, Pillow decodes it, so a faster decoder would gain nothing.
-    if not (content and header and header.mode == mode) or (header.may_be_turned and header.kind == "PNG"):
+    if header is None or header.mode != mode or (header.may_be_turned and header.kind == "PNG"):
         return None
     check_size(header.height, header.width, path)
     pixels = fast_decoders.decode(content, header)

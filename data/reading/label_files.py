@@ -48,6 +48,7 @@ class UnknownLabels(ValueError):
         total: the number of pixels in the file.
     """
 
+    # torch's loader recreates the error of a worker from its message alone.
     def __init__(self, message: str, pixels: Mapping[Value, int] | None = None, total: int = 0):
         super().__init__(message)
         self.pixels, self.total = pixels or {}, total
@@ -168,7 +169,7 @@ class LabelReader:
     def _indices_or_greys(self, path: Path, image: Image.Image) -> np.ndarray:
         """Return the indices of a palette image, or its grey values if these are the class numbers.
 
-        Some encoders save a grey image of few values with a palette of these values, which numbers them anew.
+        Some encoders save a grey image of few values with a palette of these values, which renumbers them.
 
         Raises:
             ValueError: both are class numbers, but they differ.

@@ -1,6 +1,7 @@
 """A limit on the size of images that are decoded or created, because a small untrusted file may claim any size."""
 
 import os
+from collections.abc import Sequence
 
 from .errors import ImageTooLarge
 
@@ -33,3 +34,12 @@ def check_size(height: int, width: int, subject: object) -> None:
             f"{subject} has {width}x{height} pixels, {height * width} in all, more than the limit of {limit}: if that "
             f"is intended, raise the limit with the environment variable {_VARIABLE}={height * width}"
         )
+
+
+def checked_crop_size(crop_size: Sequence[int]) -> tuple[int, int]:
+    """Return the option ``crop_size`` as (H, W); raise ValueError unless it is the size of an image."""
+    if len(crop_size) != 2:
+        raise ValueError(f"crop_size is {list(crop_size)}: set it to [height, width]")
+    height, width = crop_size
+    check_size(height, width, f"crop_size={list(crop_size)}")
+    return height, width

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..dataset import IGNORE_INDEX
 from ..image_pairs import ImagePairs, PairTransform
-from ..reading.file_lists import find_files, match_by_stem, without_image
+from ..reading.file_lists import find_files, match_by_name, without_image
 from ..reading.label_files import LabelFormat
 from . import layouts
 from .class_table import read_classes
@@ -24,7 +24,7 @@ class ADE20K(ImagePairs):
     def __init__(self, root: str | Path | None, *, split: str, transform: PairTransform | None):
         images, *labels = layouts.ADE20K.find(root, split)
         self._folders = [(images, folder) for folder in labels]
-        pairs = match_by_stem(images, labels[0]) if labels else [(path, None) for path in find_files(images)]
+        pairs = match_by_name(images, labels[0]) if labels else [(path, None) for path in find_files(images)]
         if not pairs:
             raise FileNotFoundError(f"{images} contains no images")
         classes = read_classes("ade20k")
@@ -43,4 +43,4 @@ class ADE20K(ImagePairs):
 
     def masks_without_image(self) -> list[Path]:
         """Return the label images whose image is missing, as after an incomplete download."""
-        return without_image(self._folders, image_name="*", label_name="*")
+        return without_image(self._folders)

@@ -110,7 +110,7 @@ class CamVidFull(ImagePairs):
 
     def masks_without_image(self) -> list[Path]:
         """Return the label images of the split whose frame is missing, as after an incomplete download."""
-        unused = without_image(self._folders, image_name="*", label_name="*_L")
+        unused = without_image(self._folders, label_name="*_L")
         return [path for path in unused if _in_split(path, self._split)]
 
 

@@ -1,9 +1,10 @@
 """CamVid as clips: T consecutive frames of a sequence, of which the last is labelled."""
 
-from collections import Counter
+import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import torch
@@ -100,16 +101,15 @@ class CamVidVideo(Dataset[tuple[Tensor, Tensor]]):
     def _runs(self) -> list[list[int]]:
         """Split the frames into runs without gaps; return the frame indices of each run."""
         frames = sorted((*frame_of(path), index) for index, (path, _) in enumerate(self._stills.pairs))
-        steps = {
-            sequence: Counter(b[1] - a[1] for a, b in pairwise(frames) if a[0] == b[0] == sequence)
-            for sequence in {sequence for sequence, *_ in frames}
-        }
-        runs = [[frames[0][2]]] if frames else []
-        for (sequence, number, _), (next_sequence, next_number, index) in pairwise(frames):
-            if sequence == next_sequence and next_number - number <= 1.5 * steps[sequence].most_common(1)[0][0]:
+        runs: list[list[int]] = []
+        for _, sequence in groupby(frames, key=lambda frame: frame[0]):
+            _, numbers, indices = zip(*sequence, strict=True)
+            steps = [after - before for before, after in pairwise(numbers)]
+            longest = 1.5 * mode(steps or [0])
+            for step, index in zip([math.inf, *steps], indices, strict=True):
+                if step > longest:
+                    runs.append([])
                 runs[-1].append(index)
-            else:
-                runs.append([index])
         return runs
 
 

@@ -105,8 +105,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        entry = self.images[index]
-        path = self.folder / entry["file_name"]
+        entry, path = self.images[index], self.image_path(index)
         image = read_image(path, self.value_range, self.channels)
         size = image.shape[1], image.shape[2]
         if size != (entry["height"], entry["width"]):
@@ -146,8 +145,7 @@ class Coco(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def stamp(self, index: int) -> str:
         """Return the name of the image, the size of its file, and a checksum of its objects."""
-        path = self.folder / self.images[index]["file_name"]
-        return f"{with_sizes(self.name(index), [path])} {zlib.crc32(self._objects[index])}"
+        return f"{with_sizes(self.name(index), [self.image_path(index)])} {zlib.crc32(self._objects[index])}"
 
     def ground_truth(self) -> dict[str, Any]:
         """Return the annotations of this data set's images in COCO's format, for COCO's metrics.

@@ -70,7 +70,9 @@ class Layout:
 
 
 def find_folders(images: Any, masks: Any, split: str) -> tuple[Path, Path]:
-    """Return the folders of a user's own images and masks for a split; masks within the images' folder as a path in it.
+    """Return the folders of a user's own images and masks for a split.
+
+    If the folder of the masks is inside that of the images, its path starts with that of the images.
 
     Args:
         images, masks: one folder for all splits, or a mapping from splits to folders; splits that are not in it use the

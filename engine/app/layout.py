@@ -61,6 +61,8 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
         gr.Markdown("## Attention")
         hint = gr.Markdown(_HINT, elem_id="hint")
         rows = [_AttentionRow(title, index) for index, title in enumerate(viewer.titles)]
+        outputs = [part for panel in panels for part in panel.outputs]
+        attention = [part for row in rows for part in row.outputs]
 
         def segment(upload: dict[str, Any] | None, shown: float, request: gr.Request) -> list[Any]:
             """Segment the upload; return the answer and the updates of all panels and attention rows."""
@@ -69,7 +71,7 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
             updates = [
                 update for index in range(len(panels)) for update in _panel_updates(viewer, answer, index, shown, files)
             ]
-            return [answer, *updates, gr.update(visible=True), *_hiding_updates(rows)]
+            return [answer, *updates, gr.update(visible=True), *(gr.update(visible=False) for _ in attention)]
 
         def blend(answer: Answer | None, shown: float) -> list[Any]:
             """Return the overlays with the chosen opacity."""
@@ -78,15 +80,13 @@ def build_page(viewer: Viewer, examples: Sequence[Path], folder: Path) -> gr.Blo
         def attend(answer: Answer | None, event: gr.SelectData) -> list[Any]:
             """Return the updates that show the attention of the clicked point."""
             if answer is None:
-                return [gr.update(), *(gr.update() for row in rows for _ in row.outputs)]
+                return [gr.update(), *(gr.update() for _ in attention)]
             point = viewer.point_of(answer, event.index)
             shown = [row.drawn(viewer.attention(answer, row.index, point)) for row in rows]
             return [gr.update(visible=False), *(value for row in shown for value in row)]
 
         # One image at a time: attention is read with hooks on the networks, which must not run concurrently.
         alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network", "api_visibility": "private"}
-        outputs = [part for panel in panels for part in panel.outputs]
-        attention = [part for row in rows for part in row.outputs]
         # With preprocess=True, Gradio would open the file before this project's own checks.
         photo.change(segment, [photo, opacity], [answer_state, *outputs, hint, *attention], preprocess=False, **alone)
         opacity.release(blend, [answer_state, opacity], [panel.overlay for panel in panels], **alone)
@@ -133,10 +133,6 @@ class _AttentionRow:
             gr.update(visible=True),
             *(gr.update(value=attention.image, label=attention.title, visible=True) for attention in maps),
         ]
-
-
-def _hiding_updates(rows: Sequence[_AttentionRow]) -> list[Any]:
-    return [gr.update(visible=False) for row in rows for _ in row.outputs]
 
 
 def _answer(viewer: Viewer, path: str) -> Answer | None:

@@ -1,6 +1,6 @@
 """The public data sets that a network's weights are derived from: their terms apply to the weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ...data import layout_of
@@ -13,14 +13,9 @@ def own_data(saved: Checkpoint) -> dict[str, str]:
 
     A data set in COCO's format is taken for COCO if it has COCO's 80 classes, from person to toothbrush.
     """
-    layout = layout_of(saved.dataset.get("train") or {})
-    if layout is None or (layout == COCO and not _are_cocos(saved.classes)):
-        return {}
-    return {layout.name: layout.source}
-
-
-def _are_cocos(classes: Sequence[str]) -> bool:
-    return len(classes) == 80 and (classes[0], classes[-1]) == ("person", "toothbrush")
+    layout, classes = layout_of(saved.dataset.get("train") or {}), saved.classes
+    is_coco = len(classes) == 80 and (classes[0], classes[-1]) == ("person", "toothbrush")
+    return {} if layout is None or (layout == COCO and not is_coco) else {layout.name: layout.source}
 
 
 def inherited_data(saved: Checkpoint) -> dict[str, str]:

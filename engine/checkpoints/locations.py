@@ -58,17 +58,17 @@ def moved(config: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
         places = [
             name for name in options if is_location(name) and part in name.split(".") and name.endswith(f".{key}")
         ]
-        if not places and (extended := _with_split(config, option, absolute(value))) != config:
+        if places:
+            for place in places:
+                config = with_option(config, place, absolute(value))
+        elif (extended := _with_split(config, option, absolute(value))) != config:
             config = extended
-            continue
-        if not places:
+        else:
             own = " and ".join(name for name in locations_in(options) if name.startswith(part))
             raise ValueError(
                 f"{option}={value} does not apply to this checkpoint, "
                 + (f"which uses {own}" if own else f"whose {part} reads no files")
             )
-        for place in places:
-            config = with_option(config, place, absolute(value))
     return config
 
 

@@ -199,16 +199,12 @@ def _shown(name: str, options: Mapping[str, Any], saved: Checkpoint) -> str | No
     """Format an option for the card: classes without their module, mappings as lists; None if it is not set."""
     if name in options:
         value = options[name]
-        if name.endswith(".scale"):
-            return " to ".join(map(str, value))
-        return str(value).rpartition(".")[2] if name.endswith("_target_") else _text(value)
+        if isinstance(value, list):
+            return (" to " if name.endswith(".scale") else " x ").join(map(str, value))
+        return str(value).rpartition(".")[2] if name.endswith("_target_") else str(value)
     inside = {key.removeprefix(f"{name}."): value for key, value in options.items() if key.startswith(f"{name}.")}
     inside = {key: value for key, value in inside.items() if "." not in key and value != 0}
     return ", ".join(f"{key} {value}" for key, value in inside.items()) or None
-
-
-def _text(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _initial_weights(options: Mapping[str, Any]) -> str:

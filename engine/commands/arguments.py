@@ -54,34 +54,29 @@ def accepted(overrides: Iterable[str]) -> list[str]:
             flags.append(argument)
             continue
         override = _quoted(argument, multirun)
-        if _sweeps_over_entry(override):
+        match = _ENTRY.fullmatch(override)
+        parsed = parse_override(override) if match else None
+        if match is None or parsed is None or (parsed.is_sweep_override() and match[2] is None):
+            kept.append(override)
+        elif parsed.is_sweep_override():
             swept.append(f"++{override.lstrip('+')}")
-            continue
-        option, entries = _entries(override)
-        if entries and option in places:
-            kept[places[option]] = f"{kept[places[option]][:-1]},{entries}}}"
-            continue
-        if entries:
-            places[option] = len(kept)
-        kept.append(f"{option}={{{entries}}}" if entries else override)
+        elif not (entries := _entries(match, parsed.value())):
+            kept.append(override)
+        elif match[1] in places:
+            place = places[match[1]]
+            kept[place] = f"{kept[place][:-1]},{entries}}}"
+        else:
+            places[match[1]] = len(kept)
+            kept.append(f"{match[1]}={{{entries}}}")
     return flags + kept + swept
 
 
-def _sweeps_over_entry(override: str) -> bool:
-    parsed, match = parse_override(override), _ENTRY.fullmatch(override)
-    return parsed is not None and parsed.is_sweep_override() and match is not None and match[2] is not None
-
-
-def _entries(override: str) -> tuple[str, str]:
-    """Return the option that an override sets, and the entries of the mapping in it as text; "" if it has none."""
-    parsed, match = parse_override(override), _ENTRY.fullmatch(override)
-    if parsed is None or parsed.is_sweep_override() or match is None:
-        return override, ""
-    option, key, text = match.groups()
-    value = parsed.value()
+def _entries(match: re.Match[str], value: Any) -> str:
+    """Return the entries of the mapping that an override sets, given its match and its value; "" if it sets none."""
+    _, key, text = match.groups()
     if key is None:
-        return option, text.strip()[1:-1].strip() if isinstance(value, dict) else ""
-    return option, f"{key}:{_string(value) if isinstance(value, str) else text}"
+        return text.strip()[1:-1].strip() if isinstance(value, dict) else ""
+    return f"{key}:{_string(value) if isinstance(value, str) else text}"
 
 
 def _quoted(override: str, multirun: bool) -> str:

@@ -139,9 +139,7 @@ def save_trend(path: Path, option: str, settings: Mapping[str, Mapping[float, Se
     elif every[0] > 0 and every[-1] > 10 * every[0]:
         axis.set_xscale("log")
     axis.set(xlabel=option, ylabel=f"validation {score}, percent")
-    axis.grid(alpha=0.3)
-    _legend_beside(axis)
-    write_figure(path, figure, bbox_inches="tight")
+    _write_with_legend(path, figure, axis)
 
 
 def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]], score: str) -> None:
@@ -164,9 +162,7 @@ def save_cost(path: Path, settings: Mapping[str, tuple[float, Sequence[float]]],
     axis.set_xlim(low - room, high + room)
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.ticklabel_format(useOffset=False)
-    axis.grid(alpha=0.3)
-    _legend_beside(axis)
-    write_figure(path, figure, bbox_inches="tight")
+    _write_with_legend(path, figure, axis)
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -174,10 +170,12 @@ def _spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=min(len(values) - 1, 1)))
 
 
-def _legend_beside(axis: Axes) -> None:
-    """Put the legend to the right of the axes, where it hides nothing; omit it if the names would not fit."""
+def _write_with_legend(path: Path, figure: Figure, axis: Axes) -> None:
+    """Write a chart with its legend to the right, where it hides nothing; omit a legend whose names would not fit."""
+    axis.grid(alpha=0.3)
     if 0 < len(axis.get_legend_handles_labels()[0]) <= _NAMED:
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    write_figure(path, figure, bbox_inches="tight")
 
 
 def save_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:

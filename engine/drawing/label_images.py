@@ -16,7 +16,6 @@ from .legend import count_classes, draw_legend, entries, hatch
 from .png_files import write_png
 
 _OPACITY = 0.55  # opacity of the class colours over an image
-_UNKNOWN = (0, 0, 0)
 _RIGHT, _WRONG = (225, 228, 232), (214, 39, 40)
 _LARGEST_OVERLAY = 2**25  # pixels; viewers and web pages fail on larger images
 _BAND = 256  # number of rows blended at a time, to save memory
@@ -26,7 +25,7 @@ Palette = Sequence[Sequence[int]]
 
 def colourise(labels: np.ndarray, palette: Palette) -> np.ndarray:
     """Convert class indices (H, W) to an RGB uint8 image (H, W, 3); ignored pixels are hatched."""
-    table = np.full((256, 3), _UNKNOWN, dtype=np.uint8)
+    table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(palette)] = palette
     return _hatch_ignored(table[labels], labels)
 

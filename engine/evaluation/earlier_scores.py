@@ -55,10 +55,10 @@ def subject(checkpoint: Path, dataset: Mapping[str, Any], settings: Mapping[str,
 
 
 def check_replaceable(scores: Path, about: Mapping[str, Any]) -> None:
-    """Raise ValueError if a file of scores belongs to another checkpoint or other data that still exist.
+    """Raise ValueError if a file holds the scores of another checkpoint, of other data or with other settings.
 
-    Also raise it if the scores were measured with other settings. Scores may be replaced if their checkpoint or data no
-    longer exist, because these have been moved or removed. So may files that are not readable as scores.
+    A checkpoint or data that no longer exist, because they have been moved or removed, do not count as others. Files
+    that are not readable as scores may be replaced.
 
     Args:
         scores: the file that the evaluation will write; it need not exist.

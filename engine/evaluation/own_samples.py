@@ -25,6 +25,6 @@ def own_samples(
     own = range(rank(), len(dataset), world_size())
     kept = own[:: max(len(own) // max(keep_samples, 1), 1)][:keep_samples]
     loader = Loader(Subset(dataset, own), batch_size=1, num_workers=num_workers, **options)
-    samples = tracked(loader, "validate", "validated image", len(own), leave=False)
+    samples = tracked(loader, "validate", "validated image", leave=False)
     for index, sample in zip(own, samples, strict=True):
         yield index, sample, index in kept

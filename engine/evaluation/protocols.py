@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from ...data.letterbox import Placement, resample, restore
-from ...data.reading.size_limit import check_size
+from ...data.reading.size_limit import check_size, checked_crop_size
 from ...data.transforms import swapped_classes
 
 Protocol = Callable[[nn.Module, Tensor], Tensor]
@@ -72,7 +72,7 @@ class Slide:
     def __init__(self, crop_size: Sequence[int], *, stride: float = 2 / 3):
         if not 0 < stride <= 1:
             raise ValueError(f"stride is {stride}: set a fraction of the window size in (0, 1]")
-        self.crop_size, self.stride = _checked_crop_size(crop_size), stride
+        self.crop_size, self.stride = _recorded_crop_size(crop_size), stride
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, C, H, W)."""
@@ -166,7 +166,7 @@ class Letterbox:
     """
 
     def __init__(self, crop_size: Sequence[int]):
-        self.crop_size = _checked_crop_size(crop_size)
+        self.crop_size = _recorded_crop_size(crop_size)
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits (N, K, H, W) of images (N, C, H, W)."""
@@ -273,13 +273,10 @@ def _scaled(size: Sequence[int], scale: float) -> list[int]:
     return [max(round(side * scale), 1) for side in size]
 
 
-def _checked_crop_size(crop_size: Sequence[int] | None) -> tuple[int, int]:
+def _recorded_crop_size(crop_size: Sequence[int] | None) -> tuple[int, int]:
     if crop_size is None:
         raise ValueError("the checkpoint does not record its training crop size: set protocol.crop_size=[H,W]")
-    if len(crop_size) != 2:
-        raise ValueError(f"crop_size is {list(crop_size)}: set it to [height, width]")
-    check_size(crop_size[0], crop_size[1], f"crop_size={list(crop_size)}")
-    return crop_size[0], crop_size[1]
+    return checked_crop_size(crop_size)
 
 
 def _mean(model: Any, images: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
+from ..runtime.overrides import in_sweep
+
 _NAMED = re.compile(
     r"(^|_)(API_?KEY|ACCESS_?KEY|KEY|TOKEN|PAT|SECRET|PASS(WORD|WD)?|PWD|CREDENTIALS?)(_|$)", re.IGNORECASE
 )
@@ -30,8 +32,8 @@ def refuse_environment(config: DictConfig) -> None:
     allowed = allowed_variables(config.get("allow_env"))
     sources = [_from_environment(config)]
     if HydraConfig.initialized():
+        node = "sweep" if in_sweep() else "run"  # this node names the run's folder
         hydra: Any = HydraConfig.get()
-        node = "run" if OmegaConf.is_missing(hydra.job, "num") else "sweep"  # this node names the run's folder
         sources.append(_from_environment(hydra[node], f"hydra.{node}"))
     for option, names in itertools.chain(*sources):
         for name in sorted(names.difference(allowed)):

@@ -7,7 +7,7 @@ classes, are passed in and set on a copy.
 import copy
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 
 def plain(config: DictConfig, **values: Any) -> dict[str, Any]:
@@ -25,3 +25,8 @@ def replaced(config: DictConfig, **values: Any) -> DictConfig:
     with open_dict(result):
         result.update(values)
     return result
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return the value of an option that takes one item or a list of them, as a list."""
+    return list(value) if isinstance(value, ListConfig) else [value]

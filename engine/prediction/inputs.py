@@ -144,10 +144,10 @@ class SkippedImages:
     def __init__(self):
         self._errors: list[tuple[InputImage, Exception]] = []
 
-    def attempt(self, image: InputImage, work: Callable[[], Result]) -> Result | None:
-        """Return the result of reading or predicting an image; if that fails, record the error and return None."""
+    def attempt(self, image: InputImage, work: Callable[..., Result], *arguments: Any) -> Result | None:
+        """Return the result of a function that reads or predicts an image; if it fails, record why and return None."""
         try:
-            return work()
+            return work(*arguments)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno in _UNWRITABLE:
                 raise

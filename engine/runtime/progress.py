@@ -1,15 +1,13 @@
 """Show the progress of long work: a bar in a terminal or notebook, and a line every few minutes in a log file."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
 from .launchers import is_first, shows_bars
-
-Item = TypeVar("Item")
 
 EVERY = 300.0  # seconds between two lines in a log file
 
@@ -65,9 +63,9 @@ class Progress:
         self._bar.close()
 
 
-def tracked(items: Iterable[Item], title: str, step: str, total: int, *, leave: bool = True) -> Iterator[Item]:
-    """Yield the items, and show the progress of the loop over them; see :class:`Progress` for the arguments."""
-    with Progress(title, step, total, leave=leave) as progress:
+def tracked(items: Any, title: str, step: str, *, leave: bool = True) -> Iterator[Any]:
+    """Yield the items of a collection or loader, and show the progress; see :class:`Progress` for the arguments."""
+    with Progress(title, step, len(items), leave=leave) as progress:
         for item in items:
             yield item
             progress.advance()

@@ -39,14 +39,15 @@ class SharedBatchNorm(_BatchNorm):
         own = wide.new_full((1,), features.numel() // features.shape[1])
         sums = sum_over_processes(torch.cat([wide.sum(axes), own]))
         number = sums[-1].detach()
-        mean = self._by_channel(sums[:-1] / number, features.ndim)
+        by_channel = (1, -1, *[1] * (features.ndim - 2))
+        mean = (sums[:-1] / number).reshape(by_channel)
         centred = wide - mean
         variance = sum_over_processes((centred * centred).sum(axes)) / number
         if self.track_running_stats:
             self._remember(mean.detach().flatten(), variance.detach() * number / (number - 1).clamp(min=1))
-        normal = centred * self._by_channel((variance + self.eps).rsqrt(), features.ndim)
+        normal = centred * (variance + self.eps).rsqrt().reshape(by_channel)
         if self.affine:
-            normal = normal * self._by_channel(self.weight, features.ndim) + self._by_channel(self.bias, features.ndim)
+            normal = normal * self.weight.reshape(by_channel) + self.bias.reshape(by_channel)
         return self.act(self.drop(normal.to(features.dtype)))
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
@@ -56,10 +57,6 @@ class SharedBatchNorm(_BatchNorm):
         share = 1 / tracked if self.momentum is None else self.momentum
         running_mean.lerp_(mean.to(running_mean.dtype), share)
         running_var.lerp_(variance.to(running_var.dtype), share)
-
-    @staticmethod
-    def _by_channel(values: Tensor, axes: int) -> Tensor:
-        return values.reshape(1, -1, *[1] * (axes - 2))
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept inputs with any number of dimensions."""

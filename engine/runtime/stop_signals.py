@@ -39,14 +39,14 @@ def second_signal_ends(
 ) -> Generator[None]:
     """Within the block, let a second SIGTERM or SIGINT end this process immediately, whatever it is waiting for.
 
-    Args:
-        signals: those of the two that end the process.
-        first: the signals that may come before it.
-
     Python runs signal handlers in the main thread between two bytecodes, hence never while that thread waits in C++ for
     a peer or a GPU. Its C-level handler, however, writes every signal to a file descriptor immediately, and another
     thread reads it here. Signals within a second of the first are treated as the same request, because wrappers forward
     signals that all processes receive anyway. The block has no effect outside the main thread, or on Windows.
+
+    Args:
+        signals: those of the two that end the process.
+        first: the signals that may come before it.
     """
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield

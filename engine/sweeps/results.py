@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from ..runtime.atomic_files import read_json, write_json
 from ..runtime.overrides import given_overrides, in_sweep
-from ..runtime.run_folder import RESULT
+from ..runtime.run_folder import CONFIG, RESULT
 
 if TYPE_CHECKING:
     from ..checkpoints.record import Checkpoint
@@ -84,5 +84,5 @@ def set_aside_result(folder: Path) -> None:
 
 def unfinished(folder: Path) -> list[Path]:
     """Return the folders of runs that have started but have no result, because they are running or were killed."""
-    runs = sorted(path.parent for path in folder.rglob("config.yaml"))
+    runs = sorted(path.parent for path in folder.rglob(CONFIG))
     return [run for run in runs if not (run / RESULT).exists() and "wandb" not in run.relative_to(folder).parts]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,6 +14,7 @@ from ..evaluation.tasks import Task, TaskEvaluation, reported_scores
 from ..guards.settings import plain
 from ..runtime.atomic_files import write_text
 from ..runtime.distributed import rank
+from ..runtime.run_folder import CONFIG
 from .state import TrainingState
 
 if TYPE_CHECKING:  # importing W&B takes a second; runs without it skip that
@@ -90,8 +92,9 @@ class RunLog:
         self.task.save_panel(self.folder / "predictions.png", result.samples, self.classes, self.palette)
         if self._wandb:
             self._wandb.scalars(iteration, {f"val/{name}": value for name, value in summary.items()})
-            panels = self.task.wandb_panels(result.samples, self.classes)
-            self._wandb.validation(iteration, table.header, table.rows, panels)
+            pixels = [(image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for image, *_ in result.samples]
+            drawn = self.task.wandb_panels(result.samples, self.classes)
+            self._wandb.validation(iteration, table.header, table.rows, [*zip(pixels, drawn, strict=True)])
 
     def __enter__(self) -> "RunLog":
         return self
@@ -124,5 +127,5 @@ def open_log(config: DictConfig, folder: Path, **options: Any) -> RunLog | NoLog
     if rank():
         return NoLog()
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
     return RunLog(config, folder, **options)

@@ -153,13 +153,10 @@ class TrainingState:
         if best:
             averaged = replace(checkpoint, weights=self.ema.network.state_dict()) if self.ema else checkpoint
             writing.save(averaged, folder / BEST)
-        writing.save(checkpoint, folder / LAST, before=folder / PREVIOUS if self._keep_last else None)
+        keep_last = self._saved != self.iteration and self._last_is_whole
+        writing.save(checkpoint, folder / LAST, before=folder / PREVIOUS if keep_last else None)
         self._saved = self.iteration
         self._last_is_whole = True
-
-    @property
-    def _keep_last(self) -> bool:
-        return self._saved != self.iteration and self._last_is_whole
 
     def restore(self, saved: Checkpoint, *, max_iters: int | None = None) -> None:
         """Continue from a checkpoint whose weights the network already has.

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.tasks import Task, score_table
+from ..runtime.run_folder import BEST
 from .loop import Run
 from .state import TrainingState
 
@@ -62,7 +63,7 @@ def closing_lines(run: Run, *, unreadable: int) -> str:
         "scores": "val.csv",
         "curves": "curves.png",
         "predictions": "predictions.png",
-        "best weights": "best.safetensors",
+        "best weights": BEST,
     }
     lines = [f"\n{score_table(scores, run.samples.dataset.classes)}\n"]
     lines += [f"{what:13}{folder / name}" for what, name in files.items() if (folder / name).exists()]

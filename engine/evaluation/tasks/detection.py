@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -114,17 +113,18 @@ class Detection:
         save_object_panel(Path(f"{stem}.png"), result.samples, dataset.classes)
         return f"table        {stem}.csv, .json\nresults      {stem}_results.json\npredictions  {stem}.png"
 
-    def wandb_panels(self, samples: Sequence, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
-        """Return images with boxes, which W&B draws with the class names."""
-        names = {index + 1: name for index, name in enumerate(classes)}
-        panels = []
-        for image, *found in samples:
-            boxes = {
-                kind: {"box_data": _wandb_boxes(objects, names), "class_labels": names}
-                for kind, objects in zip(("truth", "prediction"), found, strict=True)
+    def wandb_panels(self, samples: Sequence, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the boxes of each sample, which W&B draws with the class names."""
+        names = dict(enumerate(classes, 1))
+        return [
+            {
+                "boxes": {
+                    "truth": {"box_data": _wandb_boxes(truth, names), "class_labels": names},
+                    "prediction": {"box_data": _wandb_boxes(prediction, names), "class_labels": names},
+                }
             }
-            panels.append(((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8), {"boxes": boxes}))
-        return panels
+            for _, truth, prediction in samples
+        ]
 
 
 def _wandb_boxes(objects: dict[str, Tensor], names: dict[int, str]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -117,20 +116,17 @@ class Semantic:
         save_panel(Path(f"{stem}.png"), result.samples, dataset.classes, dataset.palette)
         return f"table        {stem}.csv, .json\npredictions  {stem}.png\nconfusion    {stem}_confusion.csv, .png"
 
-    def wandb_panels(self, samples: Sequence, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
-        """Return images with label maps, which W&B shows with the class names."""
+    def wandb_panels(self, samples: Sequence, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the label maps of each sample, which W&B shows with the class names."""
         names = dict(enumerate(classes)) | {IGNORE_INDEX: "ignored"}
         return [
-            (
-                (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8),
-                {
-                    "masks": {
-                        "truth": {"mask_data": labels.numpy(), "class_labels": names},
-                        "prediction": {"mask_data": prediction.numpy(), "class_labels": names},
-                    }
-                },
-            )
-            for image, labels, prediction in samples
+            {
+                "masks": {
+                    "truth": {"mask_data": labels.numpy(), "class_labels": names},
+                    "prediction": {"mask_data": prediction.numpy(), "class_labels": names},
+                }
+            }
+            for _, labels, prediction in samples
         ]
 
 

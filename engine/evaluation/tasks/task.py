@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -138,8 +137,8 @@ class Task(Protocol):
         """
         ...
 
-    def wandb_panels(self, samples: list, classes: Sequence[str]) -> list[tuple[np.ndarray, dict]]:
-        """Return RGB uint8 images, each with the ``wandb.Image`` arguments that draw ground truth and prediction."""
+    def wandb_panels(self, samples: list, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Return, for each sample, the arguments of ``wandb.Image`` that draw ground truth and prediction."""
         ...
 
 

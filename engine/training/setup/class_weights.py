@@ -1,7 +1,7 @@
 """Class weights of the loss: given, or computed from the training labels."""
 
 import math
-from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,17 +39,14 @@ def with_class_weights(config: DictConfig, dataset: Any) -> DictConfig:
 def _median_frequency(dataset: Any, num_workers: int) -> list[float]:
     own = range(rank(), len(dataset), world_size())
     with torch.random.fork_rng(devices=()):  # a loader draws a seed; the initial weights must not depend on "auto"
-        report = inspect_dataset(dataset, indices=own, labels_only=True, num_workers=num_workers, track=_track)
+        track = partial(tracked, title="class weights", step="class weights: read image")
+        report = inspect_dataset(dataset, indices=own, labels_only=True, num_workers=num_workers, track=track)
     total = DatasetReport()
     for pixels, pixels_with in from_all((report.pixels, report.pixels_with)):
         total.pixels += pixels
         total.pixels_with += pixels_with
     weights = total.weights(len(dataset.classes)).tolist()
     return [1.0 if math.isnan(weight) else round(weight, 6) for weight in weights]
-
-
-def _track(samples: Iterable[Any], number: int) -> Iterator[Any]:
-    return tracked(samples, "class weights", "class weights: read image", number)
 
 
 def _is_weight(value: Any) -> bool:

@@ -33,6 +33,11 @@ def freeze(config: DictConfig, model: nn.Module) -> None:
             f"frozen_stages={config.frozen_stages} freezes random weights: start from pretrained ones with "
             "backbone.weights=FILE, backbone.pretrained=true or init=RUN, or set frozen_stages=0"
         )
-    for module in first_stages(model, config.frozen_stages).values():
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(False)
+    for parameter in frozen_parameters(config, model):
+        parameter.requires_grad_(False)
+
+
+def frozen_parameters(config: DictConfig, model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the first ``frozen_stages`` of the backbone."""
+    modules = first_stages(model, config.frozen_stages).values()
+    return [parameter for module in modules for parameter in module.parameters(recurse=False)]

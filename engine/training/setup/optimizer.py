@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ....models.stages import first_stages
+from .freezing import frozen_parameters
 
 _PEAKS = ("max_lr", "base_lr")  # arguments of torch's schedules that are learning rates and accept one per group
 
@@ -23,11 +23,7 @@ def make_optimizer(config: DictConfig, model: nn.Module) -> torch.optim.Optimize
     Raises:
         ValueError: ``optimizer.lr_factors`` names a part that no trained parameter has in its name.
     """
-    frozen = {
-        parameter
-        for module in first_stages(model, config.frozen_stages).values()
-        for parameter in module.parameters(recurse=False)
-    }
+    frozen = {*frozen_parameters(config, model)}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter not in frozen}
     factors, decay = config.optimizer.lr_factors or {}, config.optimizer.norm_weight_decay
     if not factors and decay is None:

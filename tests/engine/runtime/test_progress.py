@@ -35,16 +35,16 @@ def ticking(monkeypatch, seconds):
 
 
 def test_a_loop_that_takes_minutes_writes_lines_and_a_short_one_none(monkeypatch, capsys):
-    assert list(progress.tracked("abc", "predict", "predicted image", 3)) == ["a", "b", "c"]
+    assert list(progress.tracked("abc", "predict", "predicted image")) == ["a", "b", "c"]
     assert capsys.readouterr().out == ""
     ticking(monkeypatch, 200)
-    assert list(progress.tracked("abcd", "predict", "predicted image", 4)) == ["a", "b", "c", "d"]
+    assert list(progress.tracked("abcd", "predict", "predicted image")) == ["a", "b", "c", "d"]
     out, err = capsys.readouterr()
     assert out.splitlines() == ["predicted image 2 of 4: 0:06:40 left", "predicted image 4 of 4: 0:00:00 left"]
     assert err == ""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert [*progress.tracked("abcd", "predict", "predicted image", 4)] and capsys.readouterr().out == ""
+    assert [*progress.tracked("abcd", "predict", "predicted image")] and capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_a_terminal_and_a_notebook_have_a_bar(monkeypatch, capsys, where):
     with progress.Progress("train", "iteration", 2, first_line=True) as shown:
         shown.advance()
         shown.show({"loss": "0.5"}, seconds_per_step=1.0)
-    assert list(progress.tracked("abc", "predict", "image", 3)) == ["a", "b", "c"]
+    assert list(progress.tracked("abc", "predict", "image")) == ["a", "b", "c"]
     out, err = capsys.readouterr()
     assert out == ""
     assert "1/2" in err and "loss=0.5" in err and "3/3" in err
