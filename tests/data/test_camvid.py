@@ -56,6 +56,38 @@ def test_camvid_full_merges_32_colours_into_11_classes(tmp_path):
         dataset[0]
 
 
+# label_colors.txt of CamVid, in the order of SegNet's classes.
+ORIGINAL = {
+    "Sky": {"Sky": (128, 128, 128)},
+    "Building": {
+        "Building": (128, 0, 0), "Archway": (192, 0, 128), "Bridge": (0, 128, 64), "Tunnel": (64, 0, 64),
+        "Wall": (64, 192, 0),
+    },
+    "Pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
+    "Road": {"Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64)},
+    "Pavement": {"Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192)},
+    "Tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
+    "SignSymbol": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64)},
+    "Fence": {"Fence": (64, 64, 128)},
+    "Car": {
+        "Car": (64, 0, 128), "SUVPickupTruck": (64, 128, 192), "Truck_Bus": (192, 128, 192), "Train": (192, 64, 128),
+        "OtherMoving": (128, 64, 64),
+    },
+    "Pedestrian": {
+        "Pedestrian": (64, 64, 0), "Child": (192, 128, 64), "CartLuggagePram": (64, 0, 192), "Animal": (64, 128, 64),
+    },
+    "Bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
+}  # fmt: skip
+
+
+def test_camvid_full_knows_the_colours_of_the_original_label_images(tmp_path):
+    root = write_camvid_full(tmp_path)
+    dataset = CamVidFull(root, split="train", transform=None)
+    for index, (name, merged) in enumerate(ORIGINAL.items()):
+        Image.fromarray(np.array([list(merged.values())], np.uint8)).save(dataset.pairs[0][1])
+        assert (dataset.classes[index], dataset.read_labels(0).tolist()) == (name, [[index] * len(merged)])
+
+
 def test_camvid_full_ignores_the_smoothed_outlines_in_one_of_the_original_label_images(tmp_path):
     root = write_camvid_full(tmp_path)
     image, label = root / "701_StillsRaw_full" / "Seq05VD_f00000.png", root / "LabeledApproved_full"

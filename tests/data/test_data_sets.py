@@ -99,6 +99,7 @@ def test_class_tables_match_the_published_ones():
 
 def test_cityscapes_maps_label_ids_or_reads_train_ids(tmp_path):
     root = write_cityscapes(tmp_path)
+    (root / "leftImg8bit" / "train" / "aachen" / "preview.png").touch()  # not named like an image of the data set
     dataset = Cityscapes(root, split="train", transform=eval_transform())
     raw = np.array(Image.open(dataset.pairs[0][1]))
     ids = {e["id"]: e["train_id"] for e in read_classes("cityscapes")}
@@ -167,6 +168,11 @@ def test_masks_without_an_image_show_that_a_download_is_incomplete(write, read, 
     assert read(root).masks_without_image() == [root / mask]
 
 
+def with_folder(root, name):
+    (root / name).mkdir(parents=True)
+    return root
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -174,6 +180,11 @@ def test_masks_without_an_image_show_that_a_download_is_incomplete(write, read, 
         (lambda root: CamVid(root / "no", split="train", transform=None), r"dataset\.root=.*no is not a folder"),
         (lambda root: CamVid(root, split="train", transform=None), r"lacks train\.txt of CamVid"),
         (lambda root: ADE20K(root, split="training", transform=None), r"lacks ADEChallengeData2016/images/training"),
+        (lambda root: ADE20K(with_folder(root, "release_test/testing"), split="testing", transform=None), "no images"),
+        (
+            lambda root: Cityscapes(with_folder(root, "leftImg8bit/test"), split="test", transform=None),
+            r"leftImg8bit/test contains no CITY/\*_leftImg8bit.png.*ROOT/leftImg8bit/train/CITY/",
+        ),
         (lambda root: read_folder(root / "a", root), r"dataset\.images=.*a is not a folder"),
         (lambda root: read_folder(root, root), "contains no images"),
         (lambda root: read_folder(root, root, classes=None), r"dataset\.classes is not set"),

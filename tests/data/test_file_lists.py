@@ -26,3 +26,12 @@ def test_errors_name_a_listed_file_that_is_missing(camvid_root):
     (camvid_root / "trainannot" / "0001TP_000002.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"train\.txt: missing images.*trainannot/0001TP_000002\.png"):
         CamVid(camvid_root, split="train", transform=eval_transform())
+
+
+def test_errors_name_a_line_that_is_not_a_pair(camvid_root):
+    with open(camvid_root / "train.txt", "a") as file:
+        file.write("train/0001TP_000002.png\n")
+    with pytest.raises(
+        ValueError, match=r"train\.txt, line \d+: expected 'image label', got 'train/0001TP_000002\.png'"
+    ):
+        CamVid(camvid_root, split="train", transform=None)

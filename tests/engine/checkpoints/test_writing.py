@@ -43,6 +43,22 @@ def test_a_full_disk_before_the_first_checkpoint_does_not_promise_one(tmp_path, 
 
 
 @pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "could not be written. There is no .*Input/output error"),
+        (RuntimeError("[enforce fail at inline_container.cc:664]"), "the disk may be full.*enforce fail"),  # torch's
+    ],
+)
+def test_only_an_error_that_may_mean_a_full_disk_is_called_one(tmp_path, monkeypatch, error, message):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(writing.torch, "save", fails)
+    with pytest.raises(OSError, match=message):
+        checkpoints.save(Checkpoint({"w": torch.ones(2)}, {}, ["a"], [[0, 0, 0]], 1, {}), tmp_path / "last.pt")
+
+
+@pytest.mark.parametrize(
     "write", [checkpoints.write_folder, lambda saved, to: checkpoints.save(saved, to / "a.safetensors")]
 )
 def test_a_full_disk_is_an_oserror_whichever_library_writes(tmp_path, monkeypatch, write):

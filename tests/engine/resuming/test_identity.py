@@ -215,6 +215,9 @@ def test_initial_weights_are_compared_by_content(tmp_path):
     assert differences(saved, config("gone.pth"))[0].startswith("other backbone.weights (")
     assert differences(saved, config(None))[0].endswith("instead of nothing)")
     assert differences(run_of(config(None)), config("a.pth"))[0].startswith("other backbone.weights (nothing")
+    earlier = run_of(config("a.pth"), contents=contents(config("a.pth")))  # earlier code did not hash weights
+    assert differences(earlier, config("a.pth")) == []
+    assert differences(earlier, config("b.pth"))[0].startswith("other backbone.weights (nothing")
     (tmp_path / "a.pth").unlink()  # the run does not need it any more
     assert differences(saved, config("a.pth")) == []
 

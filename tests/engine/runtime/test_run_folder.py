@@ -59,6 +59,8 @@ def test_a_second_process_is_refused_until_the_first_has_died(tmp_path, holder):
     process.kill()
     process.wait(PATIENCE)
     os.kill(worker, 0)  # it is alive, but does not hold the lock
+    with open(folder / LOCK, "a") as file:
+        file.write(" on a machine with a long name")
     with FolderLock(folder):
         assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
         with pytest.raises(FolderTaken):
@@ -106,6 +108,15 @@ def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr(run_folder.fcntl, "flock", flock)
     FolderLock(tmp_path).release()
     assert f"{tmp_path} cannot be locked ({os.strerror(number)})" in capsys.readouterr().err
+
+
+def test_an_error_of_the_file_system_is_not_taken_for_a_lack_of_locks(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error"):
+        FolderLock(tmp_path)
 
 
 def test_windows_is_reported_as_a_system_without_locks(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import torch
 from conftest import composed
 from two_processes import together
 
+from ccnet.engine import checkpoints
 from ccnet.engine.evaluation.confusion import Scores
 from ccnet.engine.evaluation.segmentation import Evaluation
 from ccnet.engine.resuming import Identity
@@ -151,9 +152,29 @@ def ask(loop):
     loop.request.received = "SIGTERM"
 
 
+def kept(loop, name="last.pt"):
+    """Return the iteration of a checkpoint, from which the run would continue if it were killed now; 0 without one."""
+    path = loop.folder / name
+    return checkpoints.load(path).iteration if path.exists() else 0
+
+
+@pytest.mark.parametrize(("every", "before_each_step"), [("2", [0, 0, 2, 2, 4]), ("null", [0] * 5)])
+def test_a_kill_loses_the_steps_since_the_last_checkpoint_and_a_request_to_stop_none(tmp_path, every, before_each_step):
+    options = ["recipe.max_iters=5", "recipe.val_every=9", f"save_every={every}"]
+    seen = []
+    loop = Loop(tmp_path, *options, step=lambda loop: seen.append(kept(loop))).fit()
+    assert (seen, kept(loop)) == (before_each_step, 5)
+    assert kept(loop, "previous.pt") == before_each_step[-1]  # not also 5, although a validation saves twice
+    (tmp_path / "stopped").mkdir()
+    stopped = Loop(tmp_path / "stopped", *options, step=lambda loop: loop.state.iteration == 2 and ask(loop))
+    with pytest.raises(Stopped):
+        stopped.fit()
+    assert kept(stopped) == 3
+
+
 def test_a_run_that_has_just_finished_is_not_stopped(tmp_path):
     loop = Loop(tmp_path, "recipe.val_every=4", validation=ask).fit()
-    assert loop.state.iteration == loop.state.validated == 4
+    assert loop.request.received and loop.state.iteration == loop.state.validated == 4
 
 
 def test_a_run_that_has_run_out_of_patience_is_not_continued(tmp_path):
