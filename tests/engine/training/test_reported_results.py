@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import composed
@@ -43,7 +44,7 @@ def recorded(monkeypatch):
 
 
 def opened(folder, *overrides, state):
-    task = SimpleNamespace(save_panel=lambda *_: None, wandb_panels=lambda *_: ["panel"])
+    task = SimpleNamespace(save_panel=lambda *_: None, wandb_panels=lambda samples, _: ["drawn"] * len(samples))
     return open_log(
         composed("logger=wandb", *overrides), folder, task=task, dataset=DATASET, state=state, group="sweep"
     )
@@ -53,16 +54,18 @@ def test_wandb_receives_the_configuration_and_every_number(recorded, tmp_path):
     state = SimpleNamespace(iteration=0, validated=0, wandb_id=None)
     with pytest.raises(KeyError), opened(tmp_path / "runs" / "new", state=state) as log:
         log.train(1, {"loss": 2.0})
-        log.validation(1, Evaluation(SCORES, 10.0, [], torch.zeros(2, 2)))
+        log.validation(1, Evaluation(SCORES, 10.0, [(torch.full((3, 1, 2), 0.2),)], torch.zeros(2, 2)))
         raise KeyError
     (run,) = recorded
+    ((pixels, drawn),) = panels = run.calls[3][-1]
+    assert pixels.tolist() == [[[51] * 3] * 2] and pixels.dtype == np.uint8 and drawn == "drawn"
     about = {"name": "runs/new", "group": "sweep", "config": plain(composed("logger=wandb")), "run_id": None}
     rows = [("road", 12.5, 50), ("car", 37.5, 100), ("mean", 25, 75)]
     assert run.calls == [
         ("start", about),
         ("scalars", 1, {"train/loss": 2.0}),
         ("scalars", 1, {"val/mIoU": 25, "val/pixel_acc": 50, "val/mean_acc": 75}),
-        ("validation", 1, ("class", "IoU", "accuracy"), rows, ["panel"]),
+        ("validation", 1, ("class", "IoU", "accuracy"), rows, panels),
         ("close", ("failed", True)),
     ]
     assert state.wandb_id == "assigned"
