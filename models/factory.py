@@ -208,7 +208,7 @@ def _settings(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _no_setting(name: str, setting: str, settings: Iterable[str] = ()) -> ValueError:
-    """Return the error for an unknown setting, which names those of `settings` whose last part is similar."""
+    """Return the error for an unknown setting, which suggests those of ``settings`` with a similar last part."""
     last = {each: each.rpartition("__")[2] for each in settings}
     similar = difflib.get_close_matches(setting.rpartition("__")[2], set(last.values()), n=1)
     meant = " or ".join(each for each, part in last.items() if part in similar)

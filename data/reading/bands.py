@@ -144,7 +144,7 @@ def _stored(path: Path) -> tuple[tuple[int, ...], np.dtype, Callable[[], np.ndar
 
 @contextmanager
 def _reading(path: Path) -> Generator[None]:
-    """Replace the errors of NumPy and tifffile, of many kinds, by ones that name the file."""
+    """Re-raise any error of NumPy or tifffile as one that names the file."""
     try:
         yield
     except Exception as error:

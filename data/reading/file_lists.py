@@ -146,7 +146,7 @@ def match_by_name(
 
 
 def without_image(folders: Iterable[tuple[Path, Path]], *, image_name: str = "*", label_name: str = "*") -> list[Path]:
-    """Return the label images that :func:`match_by_name` leaves unused in all of the pairs (images, label images)."""
+    """Return the label images that :func:`match_by_name` pairs with no image in any of the (images, labels) folders."""
     masks: dict[Path, None] = {}
     used: set[Path] = set()
     for images, labels in folders:

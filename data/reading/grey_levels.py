@@ -96,7 +96,7 @@ def rgb_pixels(
 
 
 def needs_value_range(found: str, values: np.ndarray) -> ValueError:
-    """Return the error for values that are not scaled by their full range; `found` begins the message."""
+    """Return the error for values that need ``dataset.value_range``; ``found`` is the beginning of the message."""
     return ValueError(
         f"{found} (here from {np.nanmin(values):.6g} to {np.nanmax(values):.6g}): train with those of black and white, "
         "dataset.value_range=[BLACK,WHITE], or convert it to 8 bits"

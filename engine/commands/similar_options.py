@@ -40,7 +40,7 @@ def similar_options(overrides: Iterable[str], name: str) -> str:
 
 
 def _own_files(arguments: list[str]) -> list[str]:
-    """Return an override that finds what the user's folder of configuration files, --config-dir, adds to ``conf/``."""
+    """Return an override that adds the user's own configuration folder, --config-dir, to Hydra's search path."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
     folder = parser.parse_known_args(arguments)[0].config_dir

@@ -100,7 +100,7 @@ class ConfusionMatrix:
         self.counts += counts.view_as(self.counts)
 
     def _foreign(self, values: Tensor) -> Tensor:
-        """Return where values are no classes."""
+        """Return a mask of the values that are not classes."""
         return (values < 0) | (values >= self.num_classes)
 
     def reduce(self) -> None:

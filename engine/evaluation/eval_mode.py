@@ -1,4 +1,4 @@
-"""Evaluate a network that may be in training."""
+"""Switch a network to eval mode for the time of an evaluation."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

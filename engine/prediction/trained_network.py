@@ -186,7 +186,7 @@ class TrainedNetwork(ModelHubMixin, library_name="ccnet"):
 
 
 def _structure(network: nn.Module) -> dict[str, Any]:
-    """Return what its configuration determines and its user may change: the shapes of the weights, and each R."""
+    """Return what the configuration fixes but a user can change: the shapes of the weights, and every R."""
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     modules = [(name, module) for name, module in network.named_modules() if hasattr(module, "recurrence")]
     return shapes | {f"{name}.recurrence": module.recurrence for name, module in modules}

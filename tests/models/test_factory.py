@@ -1,4 +1,4 @@
-"""Networks by name, built in several threads at once and inside programs launched by Hydra."""
+"""Networks by name: errors for unknown names, several threads at once, and programs launched by Hydra."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -67,3 +67,19 @@ def test_errors_about_the_backbone_are_those_of_the_backbone():
 def test_a_network_has_at_least_one_class(number):
     with pytest.raises(ValueError, match=f"^num_classes is {number}: set it to an integer of at least 1$"):
         create_model("ccnet", num_classes=number, backbone="resnet10t")
+
+
+def test_errors_for_unknown_models_and_settings_suggest_the_nearest():
+    with pytest.raises(ValueError, match="no model 'ccnett': did you mean ccnet"):
+        create_model("ccnett", num_classes=2)
+    for given, meant in {
+        "head__recurence": r"head__recurrence\? ",
+        "in_chans": r"backbone__in_channels\? ",
+        "channels": r"head__channels or aux_head__channels\? ",
+    }.items():
+        with pytest.raises(ValueError, match=f"^model 'ccnet' has no setting '{given}': did you mean {meant}"):
+            create_model("ccnet", num_classes=2, backbone="resnet10t", **{given: 3})
+    with pytest.raises(ValueError, match=r"has no setting 'encoder': conf/model/ccnet\.yaml lists"):
+        create_model("ccnet", num_classes=2, backbone="resnet10t", encoder="resnet18")
+    with pytest.raises(ValueError, match="model 'ccnet' has no setting 'context'"):
+        create_model("ccnet", num_classes=2, backbone="resnet10t", context="nonlocal")  # as for mask_rcnn
