@@ -83,21 +83,22 @@ class ConfusionMatrix:
                 f"the prediction has the shape {tuple(prediction.shape)} and its labels {tuple(labels.shape)}: pass "
                 "the class of every pixel, such as logits.argmax(1)"
             )
-        valid = labels != self.ignore_index
-        true, predicted = labels[valid].long(), prediction[valid]  # the products below would overflow uint8
-        index = true * self.num_classes + predicted
-        index.masked_fill_(self._foreign(true) | self._foreign(predicted), self.counts.numel())  # beyond the counts
-        counts = torch.bincount(index, minlength=self.counts.numel())
-        if len(counts) > self.counts.numel():
+        cells = self.counts.numel()
+        index = labels.long() * self.num_classes + prediction  # uint8 would overflow
+        index.masked_fill_(self._foreign(labels) | self._foreign(prediction), cells + 1)
+        index.masked_fill_(labels == self.ignore_index, cells)  # selecting the others would take three times as long
+        counts = torch.bincount(index.flatten(), minlength=cells + 1)
+        if len(counts) > cells + 1:
+            valid = labels != self.ignore_index
             ignored = f", or {self.ignore_index} for pixels that are not counted"
-            named = ("labels contain", true, ignored), ("prediction contains", predicted, "")
-            source, values, otherwise = named[0] if self._foreign(true).any() else named[1]
+            named = ("labels contain", labels[valid], ignored), ("prediction contains", prediction[valid], "")
+            source, values, otherwise = named[0] if self._foreign(labels[valid]).any() else named[1]
             foreign = values[self._foreign(values)].unique().tolist()
             raise ValueError(
                 f"the {source} {', '.join(map(str, foreign[:5]))}: expected classes from 0 to {self.num_classes - 1}"
                 f"{otherwise}"
             )
-        self.counts += counts.view_as(self.counts)
+        self.counts += counts[:cells].view_as(self.counts)
 
     def _foreign(self, values: Tensor) -> Tensor:
         """Return a mask of the values that are not classes."""
