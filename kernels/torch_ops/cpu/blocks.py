@@ -20,9 +20,9 @@ SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
 LARGEST_SCORES = 2**25
 # Lines with fewer multiplications are faster in float32, even if they must be converted from bfloat16.
 NATIVE_WORK = 2**18
-# NCHW arrays are copied this many channels at a time. Their channels lie far apart: reading more of them at once evicts
-# cache lines before they are used up, above all if a channel takes a multiple of 4 KiB.
-CHANNELS_PER_COPY = 64
+# NCHW arrays are copied this many channels at a time, as many as a set of a first-level cache has ways. Their channels
+# lie far apart: reading more of them at once evicts cache lines before they are used up.
+CHANNELS_PER_COPY = 8
 
 
 class Blocks:
