@@ -20,8 +20,8 @@ SCORES_PER_BLOCK = 2**21  # upper limit, unless a single image exceeds it
 LARGEST_SCORES = 2**25
 # Lines with fewer multiplications are faster in float32, even if they must be converted from bfloat16.
 NATIVE_WORK = 2**18
-# NCHW arrays are copied this many channels at a time, as many as a set of a first-level cache has ways. Their channels
-# lie far apart: reading more of them at once evicts cache lines before they are used up.
+# NCHW arrays are copied this many channels at a time. Their channels lie far apart: at many sizes, such as 97x97 and
+# 128x256, reading more of them at once takes up to twice as long.
 CHANNELS_PER_COPY = 8
 
 
