@@ -7,7 +7,7 @@ TRITON := 3.6 3.7 3.8 3.9
 
 .PHONY: demo check test lint compile-all bench gpu
 
-demo: .venv/installed  ## train CCNet on the embedded data set, two to four minutes on two cores
+demo: .venv/installed  ## train CCNet on the embedded data set, two to six minutes on two cores
 	$(BIN)/python train.py
 
 # Processes of one thread each: small networks do not get faster with more threads.
