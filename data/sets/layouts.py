@@ -217,11 +217,12 @@ VOC = Layout(
     tree="""    ROOT/VOC2012/JPEGImages/2007_000032.jpg                ROOT is the folder VOCdevkit of the archive
     ROOT/VOC2012/SegmentationClass/2007_000032.png         palette images, 255 the void outline
     ROOT/VOC2012/ImageSets/Segmentation/train.txt          1464 names; val.txt 1449, trainval.txt, test.txt
-    ROOT/VOC2012/SegmentationClassAug/2007_000032.png      for train_aug: VOC's and SBD's labels as PNG
+    ROOT/VOC2012/SegmentationClassAug/2008_000002.png      for train_aug: SBD's labels as PNG
     ROOT/VOC2012/ImageSets/Segmentation/train_aug.txt      for train_aug: 10582 names (or trainaug.txt)""",
     source="VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012, and VOC2012test.tar with "
     "test.txt and its images from http://host.robots.ox.ac.uk:8080 (registration). SBD's labels as PNG are those made "
-    "for DeepLab (SegmentationClassAug.zip); to train without them, set dataset.train.split=train",
+    "for DeepLab (SegmentationClassAug.zip) or by mmsegmentation's voc_aug.py; to train without them, set "
+    "dataset.train.split=train",
     required=_voc,
     splits=("train", "val", "trainval", "test", "train_aug"),
     folder="VOC2012",

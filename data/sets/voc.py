@@ -21,7 +21,14 @@ class VOC(ImagePairs):
         listed, images, *labels = layouts.VOC.find(root, split)
         # Some lists contain paths such as "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png".
         names = [Path(line.split()[0]).stem for _, line in read_list(listed)]
-        pairs = [(images / f"{name}.jpg", labels[0] / f"{name}.png" if labels else None) for name in names]
+        # VOC's own labels, where there are any, are finer than SBD's and outline the objects. SegmentationClassAug has
+        # copies of them if it comes from DeepLab, but if mmsegmentation wrote it, SBD's labels, and not for every name.
+        own = images.parent / "SegmentationClass"
+        labelled = {path.stem for path in own.glob("*.png")}
+        pairs = [
+            (images / f"{name}.jpg", (own if name in labelled else labels[0]) / f"{name}.png" if labels else None)
+            for name in names
+        ]
         classes = read_classes("voc")
         super().__init__(
             check_files(pairs, str(listed)),

@@ -137,6 +137,18 @@ def test_voc_reads_lists_of_names_or_paths_and_ignores_outlines(tmp_path):
     assert [other.name(index) for index in range(len(other))] == ["2007_000001"]
 
 
+def test_voc_takes_its_own_labels_where_sbd_has_others_or_none(tmp_path):
+    """As mmsegmentation's voc_aug.py leaves them: one image of train_aug is not in SBD, one has two labels."""
+    folder = write_voc(tmp_path) / "VOC2012"
+    (folder / "SegmentationClassAug" / "2007_000000.png").unlink()
+    coarse = folder / "SegmentationClassAug" / "2007_000001.png"
+    Image.new("L", Image.open(coarse).size, 20).save(coarse)
+    dataset = VOC(tmp_path, split="train_aug", transform=None)
+    for index, labels in enumerate(["SegmentationClass", "SegmentationClass", "SegmentationClassAug"]):
+        expected = np.asarray(Image.open(folder / labels / f"2007_{index:06d}.png"))
+        assert np.array_equal(dataset[index][1], expected)
+
+
 @pytest.mark.parametrize(
     ("write", "read", "image", "mask"),
     [
@@ -204,7 +216,7 @@ def test_errors_name_a_missing_root_folder_or_label(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"(?s)lacks .*The layout of .*Where to get it: "):
         read(tmp_path)
     dataset = read(write(tmp_path))
-    label = dataset.pairs[1][1]
+    label = dataset.pairs[-1][1]
     label.unlink()
     with pytest.raises(FileNotFoundError, match=rf"missing images or label images \(1\): .*{label.name}"):
         read(tmp_path)
