@@ -49,7 +49,8 @@ def ohem_cross_entropy(
         threshold: probability above which a pixel is easy.
         min_kept: minimum number of pixels to keep in the batch.
         class_weights: (K,) weights, or None.
-        sync: treat the batches of all ranks as one; otherwise each rank has its own p_k and keeps ``min_kept`` pixels.
+        sync: treat the batches of all ranks, which must have the same shape, as one; otherwise each rank has its own
+            p_k and keeps ``min_kept`` pixels.
 
     Returns:
         A scalar in float32 (float64 for float64 logits).

@@ -48,9 +48,10 @@ class SegmentationNetwork(nn.Module):
     def features(self, image: Tensor) -> list[Tensor]:
         """Map images (N, C, H, W) in [0, 1] to the backbone's feature maps (N, channels[i], h_i, w_i).
 
-        Images of any floating-point dtype are converted to that of the network.
+        Images of any floating-point dtype are converted to that of the backbone's weights.
         """
-        return self.backbone(((image - self.mean) / self.std).to(self.mean.dtype))
+        weight = next(self.backbone.parameters(), self.mean)  # FSDP can convert weights, but not buffers, to bfloat16
+        return self.backbone(((image - self.mean) / self.std).to(weight.dtype))
 
     def upsample(self, logits: Tensor, size: torch.Size) -> Tensor:
         """Upsample logits bilinearly: (N, K, h, w) -> (N, K, *size)."""

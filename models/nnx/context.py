@@ -2,6 +2,7 @@
 
 # Some JAX functions are only partially typed.
 
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax import Array
 
 from ...kernels import criss_cross_residual
 from ...kernels.jax_ops.gradients import KEPT
-from .layers import Twin
+from .layers import Conv, Twin
 from .resampling import adaptive_average, resize
 from .torch_arrays import parameter
 
@@ -27,8 +28,14 @@ class CrissCrossAttention(nnx.Module):
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the attention; the shape (N, *S, C), with one to three spatial dimensions S, is unchanged."""
-        weights = [(conv.weight[0, 0], conv.bias[...]) for conv in (self.query_conv, self.key_conv, self.value_conv)]
+        convolutions = (self.query_conv, self.key_conv, self.value_conv)
         gamma = jnp.ones(1) if self.gamma is None else self.gamma[...]
+        if not all(map(_is_plain, convolutions)):
+            query, key, value = (_project(conv, x) for conv in convolutions)
+            return criss_cross_residual(
+                query, key, value, x, gamma, axes=self.axes, channel_axis=-1, backend=self.backend
+            )
+        weights = [(conv.weight[0, 0], conv.bias[...]) for conv in convolutions]
 
         def attend(x: Array, weights: list[tuple[Array, Array]], gamma: Array) -> Array:
             query, key, value = (x @ weight.astype(x.dtype) + bias.astype(x.dtype) for weight, bias in weights)
@@ -39,6 +46,24 @@ class CrissCrossAttention(nnx.Module):
         if self.recompute:  # only the projections: the arrays that the attention saves are named
             attend = jax.checkpoint(attend, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
         return attend(x, weights, gamma)
+
+
+def _is_plain(conv: Any) -> bool:
+    """Return False for a projection that must be called as a module: it was replaced, for example by a LoRA layer."""
+    return (
+        type(conv) is Conv
+        and conv.weight.shape[:2] == conv.stride == (1, 1)
+        and conv.groups == 1
+        and conv.bias is not None
+    )
+
+
+def _project(conv: Any, x: Array) -> Array:
+    """Apply a projection to (N, *S, C); one that was replaced gets an image, whose height combines all axes but one."""
+    if _is_plain(conv):
+        return conv.pointwise(x)
+    projected = conv(x.reshape(x.shape[0], math.prod(x.shape[1:-2]), *x.shape[-2:]))
+    return projected.reshape(*x.shape[:-1], projected.shape[-1])
 
 
 class ParallelHorizontalVertical(nnx.Module):
@@ -62,8 +87,9 @@ class NonLocal(nnx.Module):
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Apply the module; the shape (N, H, W, C) is unchanged."""
-        pixels = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[-1])  # the batch may be empty
-        query, key, value = (conv.pointwise(pixels) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        projected = (_project(conv, x) for conv in (self.query_conv, self.key_conv, self.value_conv))
+        pixels = x.shape[0], x.shape[1] * x.shape[2]  # not -1, because the batch may be empty
+        query, key, value = (array.reshape(*pixels, array.shape[-1]) for array in projected)
         energy = jnp.einsum("npd,nqd->npq", query, key, preferred_element_type=jnp.float32)
         context = (jax.nn.softmax(energy).astype(value.dtype) @ value).reshape(x.shape)
         if self.gamma is not None:

@@ -315,6 +315,16 @@ def test_images_of_another_precision_are_converted_to_that_of_the_network(dtype)
     assert model.bfloat16()(image)["out"].dtype == torch.bfloat16
 
 
+def test_images_are_converted_to_the_dtype_of_weights_that_differs_from_that_of_buffers():
+    """As under the mixed precision of FSDP."""
+    model = small().eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):  # batch norm with weights in bfloat16 needs a GPU
+            layer.bfloat16()
+    assert model.mean.dtype == torch.float32
+    assert model(torch.rand(1, 3, 32, 40))["out"].dtype == torch.bfloat16
+
+
 def test_errors_for_unsuitable_images_mention_clips_and_the_range():
     with pytest.raises(ValueError, match=r"RGB images \(N, 3, H, W\) or clips .* of at least 8x8"):
         small()(torch.rand(1, 3, 7, 64))
