@@ -47,11 +47,12 @@ def main(config: DictConfig) -> None:
     if runtime.holds_run(folder):
         raise ValueError(f"output={folder} holds a training run, whose tables would be replaced: set output=FOLDER")
     datasets = {split: data.build_dataset(config.dataset, split, None) for split in splits}  # all, before any is read
-    # Remove the files of an earlier run, which may have checked other splits or another data set.
-    for split in dict.fromkeys([*splits, *map(str, config.dataset)]):
-        for name in _files(folder, split):
-            name.unlink(missing_ok=True)
-    reports = {split: _check_split(config, split, dataset, folder) for split, dataset in datasets.items()}
+    with runtime.FolderLock(folder, "output"):
+        # Remove the files of an earlier run, which may have checked other splits or another data set.
+        for split in dict.fromkeys([*splits, *map(str, config.dataset)]):
+            for name in _files(folder, split):
+                name.unlink(missing_ok=True)
+        reports = {split: _check_split(config, split, dataset, folder) for split, dataset in datasets.items()}
 
     from ccnet.data.label_checks import absent_classes, differing_classes, shared_images
 
