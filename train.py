@@ -224,7 +224,7 @@ def _checked_framework(config: DictConfig, folder: Path, *, resumed: bool) -> "t
 
 def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.ImageDataset, data.ImageDataset, list[str]]":
     """Return the training and validation sets, with warnings from a first look at their labels."""
-    from ccnet.data.label_checks import differing_classes, unpaired_sides
+    from ccnet.data.label_checks import differing_classes, unpaired_sides, unused_masks
 
     train_set = data.build_dataset(config.dataset, "train", instantiate(config.recipe.train_transform))
     val_set = data.build_dataset(config.dataset, "val", task.eval_transform())
@@ -236,6 +236,7 @@ def _data_sets(config: DictConfig, task: "evaluation.Task") -> "tuple[data.Image
         [
             *data.first_look(train_set, "train", skip_broken=config.skip_broken),
             *data.first_look(val_set, "val"),
+            *unused_masks([train_set, val_set]),
             *unpaired_sides(train_set.classes, config.recipe.train_transform),
         ],
     )
